@@ -1,0 +1,213 @@
+"""Builds everything, starts it downstream first, stops it upstream first."""
+
+import asyncio
+import signal
+from contextlib import suppress
+
+import structlog
+
+from bridge import __version__
+from bridge.broker.consumer import Consumer, Source
+from bridge.broker.link import Node
+from bridge.broker.rejects import Rejects
+from bridge.broker.status import PROOF_VALID_S, State
+from bridge.contract import catalog
+from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.pipeline import Pipeline
+from bridge.errors import ConfigurationError
+from bridge.fanout.access import Access
+from bridge.fanout.hub import Hub
+from bridge.fanout.log import Log
+from bridge.fanout.pages import Pages
+from bridge.fanout.server import Limits, Server
+from bridge.fanout.tls import Tls
+from bridge.metrics import Metrics
+from bridge.relay import Relay
+from bridge.settings import Settings
+
+_log = structlog.get_logger("bridge")
+
+
+class Bridge:
+    """The whole program in one process. Made inside a running event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigurationError where the schema files or the certificate can't be used."""
+        self._settings = settings
+        self._stopping = False
+        self.metrics = metrics = Metrics()
+        try:
+            schemas = catalog.load([catalog.PACKAGED, *((settings.schemas,) if settings.schemas else ())])
+        except catalog.SchemaError as error:
+            raise ConfigurationError([str(error)]) from error
+        for exchange, update_type in settings.exchanges.items():
+            if update_type not in schemas.types:
+                known = ", ".join(sorted(schemas.types))
+                raise ConfigurationError(
+                    [f"BRIDGE_EXCHANGES: {exchange}={update_type}: there is no schema for this type; known: {known}"]
+                )
+        self._tls = _tls(settings)
+        log = Log(settings.log_bytes)
+        self._hub = Hub(log, metrics, asyncio.get_running_loop().call_soon, settings.log_bytes)
+        metrics.watch("bridge_log_bytes", "Bytes that the shared log of updates takes.", lambda: log.size_bytes)
+        metrics.watch("bridge_log_updates", "Updates in the shared log.", lambda: len(log))
+        nodes = tuple(Node(url) for url in settings.amqp_url)
+        self._rejects = Rejects(nodes, settings.reject_exchange, settings.instance, metrics, settings.wait)
+        window = DuplicateWindow(settings.duplicate_window)
+        pipeline = Pipeline(schemas, settings.max_message_bytes)
+        relay = Relay(settings.exchanges, pipeline, window, self._hub, self._rejects, metrics)
+        source = Source(
+            nodes,
+            tuple(settings.exchanges),
+            settings.queue,
+            settings.prefetch,
+            f"edk-bridge@{settings.instance}",
+        )
+        self._consumer = Consumer(source, relay.deliver, metrics, settings.wait)
+        self._server = Server(
+            self._hub,
+            Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins),
+            Pages(self.readiness, metrics, schemas.documents, settings.path),
+            settings.path,
+            Limits(
+                settings.max_connections,
+                settings.handshake_timeout,
+                settings.idle_timeout,
+                settings.ping_interval,
+            ),
+            metrics,
+            self._tls,
+        )
+        self.addresses: list[tuple[str, int]] = []
+        """Where clients may connect; empty until `start`."""
+        self._working: list[asyncio.Task[None]] = []
+
+    def readiness(self) -> tuple[bool, dict[str, object]]:
+        """Whether the bridge is ready, and what `/readyz` says."""
+        consumer, rejects = self._consumer.status, self._rejects.status
+        missing = []
+        if self._stopping:
+            missing.append("the bridge is stopping")
+        if consumer.state is not State.WORKING:
+            missing.append("the broker is not being consumed from")
+        elif not consumer.proven:
+            missing.append(f"the broker has not answered for {PROOF_VALID_S:g} s")
+        if self._settings.reject_exchange and rejects.state is not State.WORKING:
+            missing.append("rejected events can't be published, and are held")
+        body: dict[str, object] = {
+            "ready": not missing,
+            "missing": missing,
+            "broker": consumer.report(),
+            "rejects": {**rejects.report(), "waiting": self._rejects.waiting}
+            if self._settings.reject_exchange
+            else None,
+            "connections": len(self._hub),
+            "instance": self._settings.instance,
+            "version": __version__,
+        }
+        return not missing, body
+
+    async def start(self) -> None:
+        """Listens, then starts to consume. Raises ConfigurationError where an address can't be listened on."""
+        settings = self._settings
+        try:
+            self.addresses = await self._server.listen(settings.host, settings.port, settings.reuse_port)
+        except OSError as error:
+            raise ConfigurationError([f"BRIDGE_HOST, BRIDGE_PORT: can't listen on {error.strerror}"]) from error
+        scheme = "wss" if self._tls else "ws"
+        for address, port in self.addresses:
+            host = f"[{address}]" if ":" in address else address
+            _log.info("listening", url=f"{scheme}://{host}:{port}{settings.path}")
+        self._working = [
+            asyncio.create_task(self._rejects.run(), name="rejects"),
+            asyncio.create_task(self._consumer.run(), name="consumer"),
+        ]
+
+    async def failure(self) -> None:
+        """Waits until the broker refuses in a way that ends the program; raises that BrokerRefusal."""
+        done, _ = await asyncio.wait(self._working, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """Stops in order, within the shutdown timeout: nothing that was acknowledged is lost to a client that reads."""
+        deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout
+        self._stopping = True
+        _log.info("stopping", connections=len(self._hub))
+        self._server.stop_listening()
+        self._consumer.stop()
+        # The rejects' connection outlives the consumer's: what is in hand may have to be published yet.
+        await _finish(self._working[1:], BROKER_SHARE * self._settings.shutdown_timeout)
+        self._rejects.stop()
+        await self._rejects.close()
+        await self._server.drain(max(0.0, deadline_s - asyncio.get_running_loop().time()))
+        await _finish(self._working, max(0.1, deadline_s - asyncio.get_running_loop().time()))
+        _log.info("stopped")
+
+    def reload(self) -> None:
+        """Reads the certificate and its key again (SIGHUP)."""
+        if self._tls is None:
+            return
+        try:
+            self._tls.reload()
+            _log.info("certificate read again")
+        except OSError as error:
+            _log.error("the certificate can't be read; the old one stays", error=str(error))
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+BROKER_SHARE = 0.5
+"""Of the shutdown timeout, for the broker: the rest is for the clients."""
+
+
+async def _finish(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
+    """Waits for the tasks, and cancels those that are not done in time."""
+    if not tasks:
+        return
+    await asyncio.wait(tasks, timeout=timeout_s)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tls(settings: Settings) -> Tls | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    try:
+        return Tls(settings.tls_certificate, settings.tls_key)
+    except OSError as error:
+        raise ConfigurationError([f"BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: {error}"]) from error
+
+
+async def serve(settings: Settings) -> None:
+    """Runs the bridge until SIGTERM or SIGINT; a second signal ends it at once.
+
+    Raises ConfigurationError and BrokerRefusal (see Bridge).
+    """
+    loop = asyncio.get_running_loop()
+    bridge = Bridge(settings)
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        stopping.set()
+        for number in STOP_SIGNALS:
+            # A second one does what it does to any program.
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, bridge.reload)
+    await bridge.start()
+    failing = asyncio.create_task(bridge.failure(), name="failure")
+    asked = asyncio.create_task(stopping.wait(), name="stop signal")
+    await asyncio.wait([failing, asked], return_when=asyncio.FIRST_COMPLETED)
+    await bridge.stop()
+    asked.cancel()
+    if failing.done():
+        failing.result()
+    failing.cancel()
+    with suppress(asyncio.CancelledError):
+        await failing

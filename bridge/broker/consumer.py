@@ -1,0 +1,225 @@
+"""One supervised life after another: connect, set up, consume, until something ends it; then again.
+
+A delivery goes to `deliver` at once and in order; whoever got it says `settle()` when nothing more is to be done, and
+the acknowledgements follow in runs. This file must never know what becomes of a delivery.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiormq
+import structlog
+from pamqp import commands
+
+from bridge.broker import topology
+from bridge.broker.life import keep_alive
+from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
+from bridge.broker.settlement import Settlement
+from bridge.broker.status import State, Status
+from bridge.metrics import Metrics
+
+CHECK_INTERVAL_S = 1.5
+"""How often the topology is looked at. A handful of small requests; it is what finds an exchange that was made anew."""
+
+CHECK_TIMEOUT_S = 20.0
+"""A busy broker may take its time: giving up on it would cost an exclusive queue's messages."""
+
+CANCEL_TIMEOUT_S = 2.0
+"""For the broker to confirm that it sends no more. One that is stopped never does."""
+
+SETTLE_TIMEOUT_S = 3.0
+"""For what is in hand when the bridge stops. What is not settled then stays with the broker."""
+
+FRAME_BUFFER = 1000
+"""AMQP frames, three a message, that may wait between aiormq's two readers: its default of 10 makes each message a
+round through the event loop, and each flush a small one."""
+
+_log = structlog.get_logger("bridge.broker")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where events come from."""
+
+    nodes: tuple[Node, ...]
+    exchanges: tuple[str, ...]
+    queue: str | None
+    """A durable queue's name; None for an exclusive one of each connection."""
+    prefetch: int
+    """Deliveries that may be unsettled at once: the bound of everything between broker and clients."""
+    name: str
+    """What the broker shows as the connection's name."""
+
+
+class Delivery:
+    """A message, and the duty to settle it once."""
+
+    __slots__ = ("_epoch", "body", "exchange", "properties", "received_s", "redelivered", "routing_key", "tag")
+
+    def __init__(self, message: aiormq.abc.DeliveredMessage, epoch: "_Epoch", received_s: float) -> None:
+        delivery = message.delivery
+        assert isinstance(delivery, commands.Basic.Deliver)
+        assert delivery.delivery_tag is not None
+        self.tag = delivery.delivery_tag
+        self.body: bytes = message.body
+        self.properties: commands.Basic.Properties = message.header.properties
+        self.exchange: str = delivery.exchange or ""
+        self.routing_key: str = delivery.routing_key or ""
+        self.redelivered = bool(delivery.redelivered)
+        self.received_s = received_s
+        """When it came (monotonic seconds)."""
+        self._epoch = epoch
+
+    @property
+    def current(self) -> bool:
+        """False once its channel is gone: the broker has taken the message back, and will deliver it again."""
+        return self._epoch.current
+
+    def settle(self) -> None:
+        """Nothing more is to be done: the broker may forget the message."""
+        self._epoch.settle(self.tag)
+
+
+class _Epoch:
+    """One channel's deliveries, from consuming to its end."""
+
+    def __init__(self, deliver: Callable[[Delivery], None]) -> None:
+        self.settlement = Settlement()
+        self.progress = asyncio.Event()
+        """Set when something was settled, or is not to be waited for any more."""
+        self.current = True
+        self.ending = False
+        """Once True, no delivery comes any more: the last acknowledgement ends the epoch."""
+        self._deliver = deliver
+
+    async def receive(self, message: aiormq.abc.DeliveredMessage) -> None:
+        # aiormq runs each delivery in a task of its own, in their order, as long as nothing is awaited here.
+        delivery = Delivery(message, self, time.monotonic())
+        self.settlement.deliver(delivery.tag)
+        self._deliver(delivery)
+
+    def settle(self, tag: int) -> None:
+        self.settlement.settle(tag)
+        self.progress.set()
+
+    async def acknowledge(self, channel: aiormq.abc.AbstractChannel) -> None:
+        """Acknowledges in runs: what is settled while one is on its way goes with the next."""
+        while True:
+            await self.progress.wait()
+            self.progress.clear()
+            tag = self.settlement.take()
+            if tag is not None:
+                await channel.basic_ack(tag, multiple=True)
+            if self.ending and self.settlement.outstanding == 0 and not self.progress.is_set():
+                return
+
+
+class Consumer:
+    """Consumes for as long as it runs, whatever the broker does."""
+
+    def __init__(self, source: Source, deliver: Callable[[Delivery], None], metrics: Metrics, wait: bool) -> None:
+        """`wait` False lets a refusal end `run` while nothing has ever been consumed."""
+        self.status = Status()
+        self._source = source
+        self._deliver = deliver
+        self._metrics = metrics
+        self._wait = wait
+        self._stopping = asyncio.Event()
+        metrics.watch(
+            "bridge_consuming", "1 while the bridge consumes.", lambda: float(self.status.state is State.WORKING)
+        )
+
+    async def run(self) -> None:
+        """Consumes until `stop`. Raises BrokerRefusal where the broker refuses from the start (see `wait`)."""
+        await keep_alive(self._consume, self.status, self._lost, self._stopping, self._wait)
+
+    def stop(self) -> None:
+        """Lets `run` end: cancels the consumer, waits for what is in hand to be settled, acknowledges it, closes."""
+        self._stopping.set()
+
+    async def _consume(self) -> str:
+        """One life. Returns what ended it, in the broker's words."""
+        source = self._source
+        self._metrics.broker_attempts.inc()
+        async with connected(source.nodes, source.name) as amqp:
+            epoch = _Epoch(self._deliver)
+            tasks: list[asyncio.Task[object]] = []
+            try:
+                async with asyncio.timeout(SETUP_TIMEOUT_S):
+                    channel = await amqp.channel(publisher_confirms=False, frame_buffer_size=FRAME_BUFFER)
+                    watcher = await amqp.channel(publisher_confirms=False)
+                    queue = await topology.set_up(amqp, channel, source.exchanges, source.queue)
+                    await channel.basic_qos(prefetch_count=source.prefetch)
+                    ended = end_of(amqp, channel)
+                    consuming = await channel.basic_consume(queue, epoch.receive)
+                self._recovered(queue)
+                tasks = [
+                    asyncio.create_task(epoch.acknowledge(channel), name="acknowledge"),
+                    asyncio.create_task(self._watch(watcher, queue), name="check topology"),
+                    asyncio.create_task(self._stopping.wait(), name="await stop"),
+                ]
+                ends: list[asyncio.Future[Any]] = [ended, *tasks]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    return ended.result()
+                if self._stopping.is_set():
+                    await self._finish(channel, consuming.consumer_tag or "", epoch, tasks[0])
+                    return "stopped"
+                return next(_failure(task) for task in tasks if task.done())
+            finally:
+                epoch.current = False
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, channel: aiormq.abc.AbstractChannel, queue: str) -> None:
+        """Looks at the topology again and again; raises when something is missing, or the broker does not answer."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await topology.check(channel, self._source.exchanges, queue)
+            self.status.prove()
+
+    async def _finish(
+        self, channel: aiormq.abc.AbstractChannel, consumer_tag: str, epoch: _Epoch, acknowledging: asyncio.Task[object]
+    ) -> None:
+        try:
+            await channel.basic_cancel(consumer_tag, timeout=CANCEL_TIMEOUT_S)
+        except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
+            _log.warning("the broker did not confirm the end of consuming", error=sentence(error))
+            return
+        epoch.ending = True
+        epoch.progress.set()
+        await asyncio.wait([acknowledging], timeout=SETTLE_TIMEOUT_S)
+        if epoch.settlement.outstanding:
+            _log.warning(
+                "stopped with unsettled deliveries; the broker keeps them", deliveries=epoch.settlement.outstanding
+            )
+
+    def _recovered(self, queue: str) -> None:
+        status = self.status
+        fields = {"queue": queue, "exchanges": self._source.exchanges, "attempts": status.attempts}
+        if status.worked:
+            after_s = round(time.monotonic() - status.since_s, 1)
+            # What was published meanwhile went to nobody's queue, unless the queue was there all the time.
+            _log.info("broker recovered", after_s=after_s, gap_possible=self._source.queue is None, **fields)
+        else:
+            _log.info("consuming", **fields)
+        status.enter(State.WORKING)
+
+    def _lost(self, state: State, error: str) -> None:
+        if self.status.state is State.WORKING:
+            self._metrics.broker_losses.inc()
+            _log.warning("broker lost", error=error)
+        elif self.status.state is not state:
+            _log.warning("broker refuses" if state is State.REFUSED else "broker not available", error=error)
+
+
+def _failure(task: "asyncio.Task[object]") -> str:
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, TimeoutError):
+        return f"the broker has not answered for {CHECK_TIMEOUT_S:g} s"
+    return sentence(error) if error is not None else "the channel was closed"

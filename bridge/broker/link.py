@@ -1,0 +1,171 @@
+"""Connections to RabbitMQ: which node, how long to wait, when to try again, and what a refusal means.
+
+Plain connections, not aio-pika's robust ones: those ask for the same exclusive queue again while the broker still
+thinks the old connection lives, and retry for ever after they were cancelled. Whoever holds a connection here starts
+anew when it is lost.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+import aio_pika
+import aiormq
+from pamqp import commands
+
+from bridge.contract.text import printable
+from bridge.errors import BrokerRefusal
+
+HEARTBEAT_S = 10
+"""A dead link is noticed after three heartbeats and a bit, 33 s; aio-pika's default of 60 s makes that 183."""
+
+CONNECT_TIMEOUT_S = 5.0
+"""For the whole of connecting: a broker may accept and say nothing."""
+
+SETUP_TIMEOUT_S = 20.0
+"""For everything between connecting and working."""
+
+CLOSE_TIMEOUT_S = 2.0
+"""For saying goodbye. A broker that is stopped never answers, and aio-pika waits for it."""
+
+PORTS = {"amqp": 5672, "amqps": 5671}
+
+NOT_ALLOWED = 530
+"""The reply code for a virtual host that does not exist, that the user may not use, or that is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The address of one node, with credentials. Its text never shows the password."""
+
+    url: str = field(repr=False)
+
+    def __str__(self) -> str:
+        parts = urlsplit(self.url)
+        user = f"{parts.username}:***@" if parts.username else ""
+        return f"{parts.scheme}://{user}{parts.hostname}:{parts.port or PORTS[parts.scheme]}{parts.path}"
+
+    @property
+    def virtual_host(self) -> str:
+        """The virtual host that the URL's path names; `/` where it names none."""
+        return unquote(urlsplit(self.url).path[1:]) or "/"
+
+
+class Backoff:
+    """Pauses between attempts: growing, jittered, never long, so that the end of an outage is soon seen."""
+
+    def __init__(self, first_s: float = 0.1, longest_s: float = 1.5) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._next_s = first_s
+
+    def reset(self) -> None:
+        """To be called when an attempt has succeeded."""
+        self._next_s = self._first_s
+
+    def pause_s(self) -> float:
+        """The next pause: between half of it and all of it, so that many bridges don't come back at once."""
+        pause_s, self._next_s = self._next_s, min(self._next_s * 2, self._longest_s)
+        return pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+
+
+@asynccontextmanager
+async def connected(nodes: Sequence[Node], name: str) -> AsyncIterator[aiormq.abc.AbstractConnection]:
+    """A connection to the first node that takes one, closed at the end (within CLOSE_TIMEOUT_S).
+
+    `name` is what the broker's management page shows. Raises BrokerRefusal where the broker says no, ConnectionError
+    where none can be reached; of several nodes' errors, the last.
+    """
+    connection = await _connect_to_any(nodes, name)
+    transport = connection.transport
+    assert transport is not None
+    try:
+        yield transport.connection
+    finally:
+        await _close(connection)
+
+
+def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel) -> asyncio.Future[str]:
+    """Done when the connection, the channel or the consumer ends, with the reason."""
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def end(reason: str) -> None:
+        if not ended.done():
+            ended.set_result(reason)
+
+    def closed(closing: "asyncio.Future[object]") -> None:
+        error = None if closing.cancelled() else closing.exception()
+        end(sentence(error) if error is not None else "the connection was closed")
+
+    amqp.closing.add_done_callback(closed)
+    channel.closing.add_done_callback(closed)
+    # The only sign of a queue that was deleted, or of a consumer that the broker cancelled.
+    channel.on_consumer_cancel_callbacks.add(lambda frame: end("the broker cancelled the consumer: its queue is gone"))
+    return ended
+
+
+async def _connect_to_any(nodes: Sequence[Node], name: str) -> aio_pika.abc.AbstractConnection:
+    for node in nodes[:-1]:
+        try:
+            return await _connect(node, name)
+        except (ConnectionError, BrokerRefusal):
+            continue
+    return await _connect(nodes[-1], name)
+
+
+async def _connect(node: Node, name: str) -> aio_pika.abc.AbstractConnection:
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await aio_pika.connect(
+                node.url, heartbeat=HEARTBEAT_S, client_properties={"connection_name": name, "product": "edk-bridge"}
+            )
+    except TimeoutError as error:
+        raise ConnectionError(f"{node} does not answer within {CONNECT_TIMEOUT_S:g} s") from error
+    except aiormq.exceptions.ProbableAuthenticationError as error:
+        raise BrokerRefusal(
+            f"{node} refuses the user name or the password in BRIDGE_AMQP_URL: {sentence(error)}"
+        ) from error
+    except aiormq.exceptions.AMQPError as error:
+        close = _close_frame(error)
+        if close is not None and close.reply_code == NOT_ALLOWED:
+            raise BrokerRefusal(
+                f"{node} does not let this user into the virtual host {node.virtual_host!r}; "
+                f"make it, or grant permissions on it: {printable(str(close.reply_text))}"
+            ) from error
+        words = printable(str(close.reply_text)) if close is not None else sentence(error)
+        raise ConnectionError(f"{node}: {words}") from error
+    except OSError as error:
+        raise ConnectionError(f"{node}: {sentence(error)}") from error
+
+
+def _close_frame(error: BaseException) -> commands.Connection.Close | None:
+    """What the broker said when it closed the connection instead of opening the virtual host.
+
+    aiormq puts only the frame's address into its error; the frame itself is still in the frames of the traceback.
+    """
+    step = error.__traceback__
+    while step is not None:
+        frame = step.tb_frame.f_locals.get("frame")
+        if isinstance(frame, commands.Connection.Close):
+            return frame
+        step = step.tb_next
+    return None
+
+
+async def _close(connection: aio_pika.abc.AbstractConnection) -> None:
+    # Whatever happens here, the connection is over: the broker may be gone, or stopped, or closing it itself.
+    closing = asyncio.ensure_future(connection.close())
+    await asyncio.wait([closing], timeout=CLOSE_TIMEOUT_S)
+    closing.cancel()
+    await asyncio.wait([closing])
+    if not closing.cancelled():
+        closing.exception()
+
+
+def sentence(error: BaseException) -> str:
+    """The broker's or the system's own words, without the library's around them."""
+    words = str(error.args[-1]) if error.args else type(error).__name__
+    return printable(words) or type(error).__name__

@@ -1,0 +1,171 @@
+"""Rejected events on their way out: to an exchange of their own, with the reasons in headers, confirmed.
+
+On a connection of its own: a broker that is short of memory or disk blocks connections that publish, whole. What can't
+be published is held, unacknowledged, until it can; the consumer's prefetch bounds how much that may be.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import aiormq
+import structlog
+from pamqp import commands
+from pamqp.common import FieldTable
+from pamqp.header import ContentHeader
+
+from bridge.broker import topology
+from bridge.broker.consumer import Delivery
+from bridge.broker.life import cancelled_from_outside, keep_alive
+from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
+from bridge.broker.status import State, Status
+from bridge.contract.pipeline import Rejected
+from bridge.errors import BrokerRefusal
+from bridge.metrics import Metrics
+
+CONFIRM_TIMEOUT_S = 30.0
+"""For the broker's confirm. Longer than a pause of it should be: after this the event is published a second time."""
+
+MAX_HEADER_BYTES = 100_000
+"""Of a message's properties: they must fit into one AMQP frame, of 128 KiB unless the broker is told otherwise."""
+
+QUEUE_ARGUMENTS: FieldTable = {"x-max-length-bytes": 256 * 1024 * 1024}
+"""Of the rejects' queue: the oldest go first. Rejects are there to be looked at, not to fill the broker's disk."""
+
+_log = structlog.get_logger("bridge.rejects")
+
+
+class Rejects:
+    """Publishes rejected events, and settles each once the broker has confirmed it."""
+
+    def __init__(
+        self, nodes: Sequence[Node], exchange: str | None, instance: str, metrics: Metrics, wait: bool
+    ) -> None:
+        """`exchange` None only counts; `instance` goes into the headers; `wait` as for the consumer."""
+        self.status = Status()
+        self._nodes = nodes
+        self._exchange = exchange
+        self._instance = instance
+        self._metrics = metrics
+        self._wait = wait
+        self._channel: asyncio.Future[aiormq.abc.AbstractChannel] = asyncio.get_running_loop().create_future()
+        self._publishing: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        metrics.watch("bridge_rejects_waiting", "Rejected events not confirmed yet.", lambda: len(self._publishing))
+
+    @property
+    def waiting(self) -> int:
+        """Rejected events that are not confirmed yet."""
+        return len(self._publishing)
+
+    def reject(self, delivery: Delivery, rejected: Rejected) -> None:
+        """Takes over a delivery: it is settled when the broker has confirmed the rejected event."""
+        self._metrics.rejects.labels(rejected.reason.value).inc()
+        if self._exchange is None:
+            delivery.settle()
+            return
+        task = asyncio.create_task(self._publish(delivery, rejected), name="reject")
+        # The loop itself refers to a task only weakly.
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+    async def run(self) -> None:
+        """Keeps a channel to publish on until `stop`. Raises BrokerRefusal as the consumer does."""
+        if self._exchange is not None:
+            await keep_alive(self._keep_channel, self.status, self._lost, self._stopping, self._wait)
+
+    def stop(self) -> None:
+        """Lets `run` end."""
+        self._stopping.set()
+
+    async def close(self) -> None:
+        """Gives up what still waits: the broker keeps it."""
+        for task in tuple(self._publishing):
+            task.cancel()
+        await asyncio.gather(*self._publishing, return_exceptions=True)
+
+    async def _keep_channel(self) -> str:
+        assert self._exchange is not None
+        async with connected(self._nodes, f"edk-bridge rejects@{self._instance}") as amqp:
+            try:
+                async with asyncio.timeout(SETUP_TIMEOUT_S):
+                    channel = await amqp.channel(publisher_confirms=True)
+                    await topology.ensure_exchange(amqp, self._exchange)
+                    await topology.ensure_queue(amqp, self._exchange, QUEUE_ARGUMENTS)
+                    await channel.queue_bind(self._exchange, self._exchange)
+            except aiormq.exceptions.ChannelAccessRefused as error:
+                raise BrokerRefusal(
+                    f"rejected events can't be published to {self._exchange!r}: {sentence(error)}; grant that, name "
+                    "another exchange in BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
+                ) from error
+            self._found(channel)
+            ended = end_of(amqp, channel)
+            stopping = asyncio.create_task(self._stopping.wait(), name="await stop")
+            try:
+                await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stopping.cancel()
+                self._channel = asyncio.get_running_loop().create_future()
+            return ended.result() if ended.done() else "stopped"
+
+    async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
+        while delivery.current:
+            channel = await asyncio.shield(self._channel)
+            try:
+                await channel.basic_publish(
+                    delivery.body,
+                    exchange=self._exchange or "",
+                    routing_key=delivery.routing_key,
+                    properties=self._properties(delivery, rejected),
+                    mandatory=True,
+                    timeout=CONFIRM_TIMEOUT_S,
+                )
+            except (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
+                if cancelled_from_outside():
+                    raise
+                # Also when the broker returned it, because nobody's queue is bound: setting up anew binds ours.
+                _log.debug("a rejected event was not confirmed", error=sentence(error))
+                await channel.close()
+                continue
+            delivery.settle()
+            return
+
+    def _properties(self, delivery: Delivery, rejected: Rejected) -> commands.Basic.Properties:
+        """The message's own properties, and the reasons among its headers."""
+        came = delivery.properties
+        reasons = {
+            "x-reject-reason": rejected.reason.value,
+            "x-reject-detail": rejected.detail,
+            "x-reject-pointer": rejected.pointer,
+            "x-reject-schema": rejected.schema,
+            "x-reject-exchange": delivery.exchange,
+            "x-reject-instance": self._instance,
+            "x-reject-time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        values = {name: getattr(came, name) for name in commands.Basic.Properties.attributes()}
+        if came.user_id:
+            # The broker takes a user id only from that user.
+            values["user_id"] = None
+            reasons["x-reject-user-id"] = came.user_id
+        values["headers"] = {**(came.headers or {}), **reasons}
+        properties = commands.Basic.Properties(**values)
+        try:
+            size = len(ContentHeader(0, len(delivery.body), properties).marshal())
+        except Exception:  # a header that can be read, but not written: there is no bound to what they raise
+            size = MAX_HEADER_BYTES + 1
+        if size > MAX_HEADER_BYTES:
+            # A header frame that the broker would not take closes the connection, for ever again.
+            properties.headers = {**reasons, "x-reject-headers": "left out: they can't be published again"}
+        return properties
+
+    def _found(self, channel: aiormq.abc.AbstractChannel) -> None:
+        if self.status.worked:
+            after_s = round(time.monotonic() - self.status.since_s, 1)
+            _log.info("rejected events can be published again", after_s=after_s, waiting=self.waiting)
+        self.status.enter(State.WORKING)
+        self._channel.set_result(channel)
+
+    def _lost(self, state: State, error: str) -> None:
+        if self.status.state is not state:
+            _log.warning("rejected events can't be published; they are held", error=error, waiting=self.waiting)

@@ -1,0 +1,64 @@
+"""What `/readyz` says of a connection to the broker: its state, since when, and the last error."""
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+PROOF_VALID_S = 10.0
+"""A proof older than this is none: the broker may be gone without a word."""
+
+
+class State(StrEnum):
+    """What a connection to the broker is doing."""
+
+    CONNECTING = "connecting"
+    WORKING = "working"
+    LOST = "lost"
+    REFUSED = "refused"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Status:
+    """One connection's state, as it changes. Times are of the monotonic clock, in seconds."""
+
+    state: State = State.CONNECTING
+    since_s: float = field(default_factory=time.monotonic)
+    worked: bool = False
+    """True once it has worked for the first time."""
+    attempts: int = 0
+    """Attempts to connect since it last worked."""
+    error: str | None = None
+    """The last error, in the broker's own words; kept after recovery."""
+    proven_s: float | None = None
+    """When the broker last answered."""
+
+    def enter(self, state: State, error: str | None = None) -> None:
+        """Changes the state; the same state again only changes the error."""
+        if error is not None:
+            self.error = error
+        if state is not self.state:
+            self.state = state
+            self.since_s = time.monotonic()
+        if state is State.WORKING:
+            self.worked = True
+            self.attempts = 0
+            self.prove()
+
+    def prove(self) -> None:
+        """Notes that the broker has just answered."""
+        self.proven_s = time.monotonic()
+
+    @property
+    def proven(self) -> bool:
+        """True while the last answer is not too long ago."""
+        return self.proven_s is not None and time.monotonic() - self.proven_s <= PROOF_VALID_S
+
+    def report(self) -> dict[str, object]:
+        """For `/readyz`."""
+        return {
+            "state": self.state.value,
+            "for_s": round(time.monotonic() - self.since_s, 1),
+            "attempts": self.attempts,
+            "error": self.error,
+        }

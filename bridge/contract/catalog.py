@@ -1,0 +1,136 @@
+"""The schema files: which update types there are, and what the data of each must look like.
+
+A type is a file: `statistics.json` describes the data of updates of the type `statistics`. A file that describes
+something else (the envelope, say) names its `x-role` and is no type. Validators are compiled once, when the catalog is
+loaded. This file must never know where events come from or updates go.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import orjson
+
+from bridge.contract.text import json_pointer, printable
+
+PACKAGED = next(
+    folder
+    for folder in (Path(__file__).parents[1] / "schemas", Path(__file__).parents[2] / "schemas")
+    if folder.is_dir()
+)
+"""The schema files that come with the bridge: inside the installed package, or beside it in a checkout."""
+
+Identity = tuple[str, str | float]
+"""The update type, and the value of the member that identifies an update of that type."""
+
+
+class SchemaError(ValueError):
+    """A schema file can't be used. Its text names the file, and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Where data breaks its schema, and how: the first of possibly many."""
+
+    pointer: str
+    """JSON Pointer into the data; for a missing member, where it should be."""
+    sentence: str
+    """What came and what was expected: printable and bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateType:
+    """One kind of update, with its compiled schema."""
+
+    name: str
+    schema_id: str
+    validator: jsonschema_rs.Draft202012Validator
+    identity: str | None
+    """The top-level member that identifies an update (the schema's `x-identity`), or None."""
+
+    def violation(self, data: object) -> Violation | None:
+        """What is wrong with the data; None where it is valid, which is the case to be quick in."""
+        if self.validator.is_valid(data):
+            return None
+        errors = list(self.validator.iter_errors(data))
+        first = errors[0]
+        path: list[str | int] = list(first.instance_path)
+        kind = first.kind
+        if isinstance(kind, jsonschema_rs.ValidationErrorKind.Required):
+            path.append(str(kind.property))
+            sentence = f"the member {kind.property!r} is missing"
+        else:
+            sentence = printable(first.message)
+        if len(errors) > 1:
+            sentence += f" (and {len(errors) - 1} more)"
+        return Violation(json_pointer(path), sentence)
+
+    def identity_of(self, data: object) -> Identity | None:
+        """What makes this update the same as another of its type; None where the schema or the data names nothing."""
+        if self.identity is None or not isinstance(data, dict):
+            return None
+        value = data.get(self.identity)
+        return (self.name, value) if isinstance(value, (str, int, float)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All update types, and the schema files as they are served to clients."""
+
+    types: Mapping[str, UpdateType]
+    documents: Mapping[str, bytes]
+    """File name to content, byte for byte."""
+
+
+def load(folders: Sequence[Path]) -> Catalog:
+    """Reads every `*.json` of the folders (later folders add to earlier ones) and compiles the update types.
+
+    Raises SchemaError for the first file that is unreadable, not JSON, not a JSON Schema of draft 2020-12, or has the
+    name of another.
+    """
+    documents: dict[str, bytes] = {}
+    schemas: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        files = sorted(folder.glob("*.json"))
+        if not files:
+            raise SchemaError(f"{folder}: there are no schema files (*.json) in this folder")
+        for file in files:
+            if file.name in documents:
+                raise SchemaError(f"{file}: there is a {file.name} already; give the type another name")
+            documents[file.name], schemas[file.stem] = _read(file)
+    registry = jsonschema_rs.Registry([(schema["$id"], schema) for schema in schemas.values()])
+    types = {name: _compile(name, schema, registry) for name, schema in schemas.items() if schema.get("x-role") is None}
+    return Catalog(types, documents)
+
+
+def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        content = file.read_bytes()
+        schema = orjson.loads(content)
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise SchemaError(f"{file}: can't be read as JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise SchemaError(f"{file}: a schema file must hold a JSON object")
+    schema.setdefault("$id", f"urn:edk-bridge:schema:{file.stem}")
+    return content, schema
+
+
+def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry) -> UpdateType:
+    try:
+        validator = jsonschema_rs.Draft202012Validator(
+            schema, registry=registry, validate_formats=True, ignore_unknown_formats=False
+        )
+    except ValueError as error:
+        raise SchemaError(f"{name}.json: not a usable JSON Schema (draft 2020-12): {printable(str(error))}") from error
+    identity = schema.get("x-identity")
+    if identity is not None and not (
+        isinstance(identity, str) and identity.startswith("/") and "/" not in identity[1:] and len(identity) > 1
+    ):
+        raise SchemaError(f"{name}.json: x-identity must name a top-level member, as in /killmailId; got {identity!r}")
+    return UpdateType(name, schema["$id"], validator, None if identity is None else _unescape(identity[1:]))
+
+
+def _unescape(step: str) -> str:
+    return step.replace("~1", "/").replace("~0", "~")

@@ -1,0 +1,32 @@
+"""Which updates were sent already: a bounded window of identities that forgets the oldest first."""
+
+from collections import deque
+
+from bridge.contract.catalog import Identity
+
+
+class DuplicateWindow:
+    """Several fetchers may see the same kill, and a broker redelivers after a lost connection: each is sent once."""
+
+    def __init__(self, size: int) -> None:
+        """`size` is in identities; 0 remembers nothing."""
+        # A deque beside the set: taking the first key of a dict that is always emptied from the front gets slower
+        # with every key that was there before it.
+        self._order: deque[Identity] = deque()
+        self._known: set[Identity] = set()
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, identity: Identity) -> bool:
+        return identity in self._known
+
+    def remember(self, identity: Identity) -> None:
+        """Notes that an update of this identity, not in the window yet, has been sent."""
+        if self._size == 0:
+            return
+        if len(self._order) == self._size:
+            self._known.remove(self._order.popleft())
+        self._order.append(identity)
+        self._known.add(identity)

@@ -1,0 +1,12 @@
+"""The envelope: what every client receives, `{type, data, timestamp}` in this order and nothing more."""
+
+import orjson
+
+
+def wrap(update_type: str, data: object, timestamp_ms: int) -> bytes:
+    """The update as compact UTF-8 JSON.
+
+    `timestamp_ms` is Unix milliseconds, the moment the update is sent. Raises orjson.JSONEncodeError (a TypeError)
+    where the data is nested more than about 250 levels deep: orjson reads deeper than it writes.
+    """
+    return orjson.dumps({"type": update_type, "data": data, "timestamp": timestamp_ms})

@@ -1,0 +1,131 @@
+"""From an event to an update: bytes and properties in, Accepted or Rejected out, never an exception for any input.
+
+What is done with either is for others to decide: this file must never know about deliveries, clients or time.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import orjson
+
+from bridge.contract.catalog import Catalog, Identity
+from bridge.contract.envelope import wrap
+from bridge.contract.text import printable
+
+ENVELOPE_MEMBERS = frozenset({"type", "data", "timestamp"})
+PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8"})
+
+
+class Reason(StrEnum):
+    """Why an event can't become an update: the value of `x-reject-reason`, and a metric's label."""
+
+    NOT_JSON = "not-json"
+    TOO_LARGE = "too-large"
+    UNKNOWN_TYPE = "unknown-type"
+    SCHEMA_VIOLATION = "schema-violation"
+    UNSUPPORTED_ENCODING = "unsupported-encoding"
+    INTERNAL_ERROR = "internal-error"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What came in: a message's body and what its properties say of it."""
+
+    body: bytes
+    type: str | None
+    """The message's own `type` property."""
+    default_type: str | None
+    """What the exchange carries where the message does not say."""
+    content_encoding: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A valid update, ready to be sent."""
+
+    type: str
+    payload: bytes
+    """The envelope as JSON: what every client gets."""
+    identity: Identity | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An event that can't become an update, and why, for its publisher to read."""
+
+    reason: Reason
+    detail: str
+    """One sentence: printable and bounded."""
+    pointer: str = ""
+    """JSON Pointer into the event; empty for the event as a whole."""
+    schema: str = ""
+    """The `$id` of the schema that was broken, where it was one."""
+
+
+class Pipeline:
+    """Decodes, unwraps, validates and wraps events by the schemas of a catalog."""
+
+    def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
+        self._types = catalog.types
+        self._max_message_bytes = max_message_bytes
+
+    def process(self, event: Event, now_ms: int) -> Accepted | Rejected:
+        """The event's fate; `now_ms` (Unix milliseconds) becomes the update's timestamp."""
+        encoding = event.content_encoding
+        if encoding is not None and encoding.lower() not in PLAIN_ENCODINGS:
+            return Rejected(
+                Reason.UNSUPPORTED_ENCODING,
+                f"content_encoding is {printable(encoding, 40)!r}; publish plain UTF-8 JSON",
+            )
+        if len(event.body) > self._max_message_bytes:
+            return Rejected(
+                Reason.TOO_LARGE,
+                f"the body has {len(event.body)} bytes; BRIDGE_MAX_MESSAGE_BYTES allows {self._max_message_bytes}",
+            )
+        try:
+            data = orjson.loads(event.body)
+        except orjson.JSONDecodeError as error:
+            return Rejected(Reason.NOT_JSON, f"the body is not JSON: {printable(str(error))}")
+
+        name, prefix = event.type, ""
+        if (
+            isinstance(data, dict)
+            and "data" in data
+            and isinstance(data.get("type"), str)
+            and data.keys() <= ENVELOPE_MEMBERS
+        ):
+            wrapped_type: str = data["type"]
+            if name is not None and name != wrapped_type:
+                return Rejected(
+                    Reason.SCHEMA_VIOLATION,
+                    f"the envelope says {printable(wrapped_type, 80)!r}, "
+                    f"the message's type property {printable(name, 80)!r}",
+                    "/type",
+                )
+            name, data, prefix = wrapped_type, data["data"], "/data"
+        name = name or event.default_type
+        update_type = self._types.get(name) if name is not None else None
+        if update_type is None:
+            return Rejected(Reason.UNKNOWN_TYPE, self._unknown(name), "/type" if prefix else "")
+
+        try:
+            # Before validation: it bounds the depth of what the validator walks through.
+            payload = wrap(update_type.name, data, now_ms)
+        except TypeError:
+            return Rejected(Reason.NOT_JSON, "the event is nested too deeply (about 250 levels are allowed)")
+        violation = update_type.violation(data)
+        if violation is not None:
+            pointer = prefix + violation.pointer
+            return Rejected(
+                Reason.SCHEMA_VIOLATION,
+                f"{pointer or 'the event'}: {violation.sentence}",
+                pointer,
+                update_type.schema_id,
+            )
+        return Accepted(update_type.name, payload, update_type.identity_of(data))
+
+    def _unknown(self, name: str | None) -> str:
+        known = ", ".join(sorted(self._types))
+        if name is None:
+            return f"the message has no type property and its exchange no default type; known types: {known}"
+        return f"there is no schema for the type {printable(name, 80)!r}; known types: {known}"

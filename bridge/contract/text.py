@@ -1,0 +1,22 @@
+"""Other people's text, made fit for a header, a log line or an error: printable, on one line, bounded."""
+
+LIMIT = 400
+"""Characters: a sentence and a value, not a killmail with its thousands of attackers."""
+
+
+def printable(text: str, limit: int = LIMIT) -> str:
+    """Escapes what is not printable, and cuts the middle out of what is longer than `limit` characters.
+
+    The middle, because a violation starts with the value that came and ends with what was expected.
+    """
+    if len(text) > limit:
+        half = limit // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def json_pointer(path: "list[str | int]") -> str:
+    """RFC 6901: `["a/b", 0]` is `/a~1b/0`; the whole document is the empty string."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)

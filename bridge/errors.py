@@ -1,0 +1,29 @@
+"""Errors that end the program, each with whose fault it is.
+
+Errors that do not end it live where they are found: a rejected event in `contract`, a refused client in `fanout`, a
+broker that is away in `broker`.
+"""
+
+from collections.abc import Sequence
+
+
+class BridgeError(Exception):
+    """Ends the program with `exit_code`; its text is for the person who started it."""
+
+    exit_code = 1
+
+
+class ConfigurationError(BridgeError):
+    """The operator's settings or schema files can't be used as they are. Holds every problem, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class BrokerRefusal(BridgeError):
+    """The broker answers, and says no in a way that retrying alone won't change: password, vhost, permission, kind."""
+
+    exit_code = 3

@@ -1,0 +1,24 @@
+"""Why the bridge closes a connection: a named reason, with the code that the client sees and what it should do."""
+
+from enum import Enum
+
+
+class CloseReason(Enum):
+    """Each with its close code (RFC 6455, section 7.4, or 4000-4999 for private use) and its phrase."""
+
+    STOPPING = (1001, "the bridge is stopping; reconnect")
+    PROTOCOL_ERROR = (1002, "protocol error")
+    INVALID_UTF8 = (1007, "a text message that is not UTF-8")
+    INTERNAL = (1011, "internal error; reconnect")
+    FULL = (1013, "the bridge is full; reconnect later")
+    TOO_SLOW = (4008, "too slow: updates that were not read in time are gone; reconnect")
+    IDLE = (4009, "nothing was heard from the client for too long; answer pings, and reconnect")
+
+    def __init__(self, code: int, phrase: str) -> None:
+        self.code = code
+        self.phrase = phrase
+
+    @property
+    def slug(self) -> str:
+        """The name as a metric's label and in logs."""
+        return self.name.lower().replace("_", "-")

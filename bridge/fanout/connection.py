@@ -1,0 +1,176 @@
+"""One client's connection after its handshake: what it is sent, what it says, when it ends.
+
+Nothing of a client's is kept: its bytes arrive in one buffer that all connections share, and a parser exists only while
+a frame is incomplete. An idle connection is this object and its transport.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.frames import PING, close_frame, pong_frame
+from bridge.fanout.hub import Hub
+from bridge.fanout.inbound import Close, Inbound, Ping, Violation
+
+RECEIVED = memoryview(bytearray(65536))
+"""What a read brings. Shared by all connections: each read is dealt with before the next one is made."""
+
+REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
+
+
+class Clock:
+    """The loop's time as of the last tick: one float that all connections share, instead of one for each."""
+
+    __slots__ = ("now_s",)
+
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Sends what the hub gives it, answers pings and closes, and ignores everything else a client says."""
+
+    __slots__ = (
+        "_hub",
+        "_inbound",
+        "_on_close",
+        "_on_lost",
+        "_pong",
+        "_transport",
+        "clock",
+        "closed_at",
+        "congested",
+        "cursor",
+        "heard_at",
+        "opened_at",
+        "pinged_at",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        hub: Hub,
+        clock: Clock,
+        on_close: "Callable[[Connection, CloseReason, dict[str, object]], None]",
+        on_lost: "Callable[[Connection], None]",
+    ) -> None:
+        """`on_close` is told why the bridge closes the connection, `on_lost` when nothing is left of it."""
+        self._transport: asyncio.Transport | None = transport
+        self._hub = hub
+        self._inbound: Inbound | None = None
+        self._pong: bytes | None = None
+        """The newest ping's payload, while it can't be answered: the ones before need no answer (RFC 6455, 5.5.3)."""
+        self._on_close = on_close
+        self._on_lost = on_lost
+        self.clock = clock
+        self.cursor = 0
+        self.congested = False
+        self.opened_at = self.heard_at = self.pinged_at = clock.now_s
+        self.closed_at: float | None = None
+        """When the closing handshake began."""
+        transport.set_protocol(self)
+        # With no room in its buffer the transport writes to the socket at once, and says so when not all of it fits.
+        transport.set_write_buffer_limits(high=0)
+
+    @property
+    def peer(self) -> str:
+        """The client's address and port, for logs."""
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return f"{name[0]} port {name[1]}" if name else "gone"
+
+    def send(self, frames: bytes) -> int:
+        """Sends whole frames: bytes written, -1 if some of them wait in the transport, 0 if they are dropped."""
+        if self.closed_at is not None or self._transport is None:
+            return 0
+        self._transport.write(frames)
+        return -1 if self.congested else len(frames)
+
+    def ping(self) -> None:
+        """Asks the client for a sign of life. Two bytes, so it may wait behind what a slow client has not read."""
+        if self._transport is not None and self.closed_at is None:
+            self.pinged_at = self.clock.now_s
+            self._transport.write(PING)
+
+    def close(self, reason: CloseReason, **details: object) -> None:
+        """Starts the closing handshake; the client has until the next sweeps to answer it."""
+        if self.closed_at is None and self._transport is not None:
+            self._on_close(self, reason, details)
+            self._farewell(close_frame(reason.code, reason.phrase))
+
+    def abort(self) -> None:
+        """Ends the connection at once, whatever still waits in its transport."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _farewell(self, frame: bytes) -> None:
+        assert self._transport is not None
+        self.closed_at = self.clock.now_s
+        self._hub.leave(self)
+        self._transport.write(frame)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return RECEIVED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received(RECEIVED[:nbytes])
+
+    def received(self, data: memoryview | bytes) -> None:
+        """Deals with a client's bytes."""
+        self.heard_at = self.clock.now_s
+        inbound = self._inbound or Inbound()
+        for event in inbound.feed(data):
+            match event:
+                case Ping(payload):
+                    self._answer(payload)
+                case Violation(code, sentence):
+                    self._fail(REASONS[code], sentence)
+                case Close(code):
+                    self._closed_by_client(code)
+        self._inbound = None if inbound.idle else inbound
+
+    def _answer(self, payload: bytes) -> None:
+        if self._transport is None or self.closed_at is not None:
+            return
+        if self.congested:
+            self._pong = payload
+        else:
+            self._transport.write(pong_frame(payload))
+
+    def _fail(self, reason: CloseReason, sentence: str) -> None:
+        if self._transport is None or self.closed_at is not None:
+            return
+        self.close(reason, violation=sentence)
+        # No closing handshake with a client that breaks the protocol (RFC 6455, section 7.1.7). Only our side ends:
+        # closing the socket with bytes unread would reset it, and the close frame might never be seen.
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _closed_by_client(self, code: int | None) -> None:
+        if self._transport is None:
+            return
+        if self.closed_at is None:
+            self._farewell(close_frame(code))
+        # The server closes the TCP connection first (RFC 6455, section 7.1.1).
+        self._transport.close()
+
+    def eof_received(self) -> None:
+        """The transport closes itself."""
+
+    def pause_writing(self) -> None:
+        self.congested = True
+
+    def resume_writing(self) -> None:
+        self.congested = False
+        if self._pong is not None:
+            payload, self._pong = self._pong, None
+            self._answer(payload)
+        self._hub.drained(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._hub.leave(self)
+        # Transport and protocol refer to each other: without this they wait for the garbage collector.
+        self._transport = None
+        self._inbound = None
+        self._on_lost(self)

@@ -1,0 +1,165 @@
+"""Who is connected, and what each has had: one log, many cursors.
+
+A connection is *live* (it has had all that was flushed, and its transport is empty) or *lagging* (its transport could
+not take everything: its cursor stays where it is, and it reads on from the log whenever the transport drains). What
+waits for a slow client is a position in the log, not a copy. One that falls off the log's tail is closed: this is the
+whole slow-consumer policy, and it bounds the memory of all clients together.
+
+This file must never know what an update means, or how a frame reaches a socket.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.frames import text_frame
+from bridge.fanout.log import Log
+from bridge.metrics import Metrics
+
+FLUSH_BYTES = 65536
+"""What one write to a connection may hold. Larger writes gain nothing: a frame costs the kernel more than the call."""
+
+CATCH_UP_BYTES = 16384
+"""What a lagging connection is given at once: this much of each may lie in its transport beside the log."""
+
+
+class Subscriber(Protocol):
+    """A connection, as the hub sees it."""
+
+    cursor: int
+    """The position of the next frame to send. Meaningful while the connection lags."""
+    congested: bool
+    """True while the transport still holds something."""
+
+    def send(self, frames: bytes) -> int:
+        """Bytes written; -1 where (a part of) them is enqueued behind earlier ones; 0 where they are dropped."""
+
+    def close(self, reason: CloseReason, **details: object) -> None:
+        """Closes with a reason; `details` are numbers for the log."""
+
+
+class Hub:
+    """Publishes updates to all connections. Few verbs: join, leave, publish, drain."""
+
+    def __init__(self, log: Log, metrics: Metrics, schedule: Callable[..., object], log_bytes: int) -> None:
+        """`schedule` is the event loop's `call_soon`; `log_bytes` the bound that `log` was made with."""
+        self._log = log
+        self._metrics = metrics
+        self._schedule = schedule
+        # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
+        self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
+        self._live: set[Subscriber] = set()
+        self._lagging: set[Subscriber] = set()
+        self._flushed = 0
+        self._pending_bytes = 0
+        self._flush_due = False
+        self._slowest = 0
+        """A lower bound of the lagging connections' cursors: they are looked through only when the tail passes it."""
+        self._draining = False
+        self.on_flush: Callable[[], None] = lambda: None
+        """Called after each flush: all that was published before has been handed out."""
+
+    def __len__(self) -> int:
+        return len(self._live) + len(self._lagging)
+
+    @property
+    def lagging(self) -> int:
+        """How many connections are behind."""
+        return len(self._lagging)
+
+    def join(self, connection: Subscriber) -> None:
+        """Adds a connection, from now on."""
+        self._live.add(connection)
+        self._metrics.opened.inc()
+
+    def leave(self, connection: Subscriber) -> None:
+        """Forgets a connection that is closed or closing. What it has not had yet is dropped."""
+        self._live.discard(connection)
+        if connection in self._lagging:
+            self._lagging.remove(connection)
+            self._metrics.dropped.inc(self._flushed - connection.cursor)
+
+    def publish(self, payload: bytes) -> None:
+        """Broadcasts an update (UTF-8 JSON): in this turn of the loop, together with all others of this turn."""
+        frame = text_frame(payload)
+        if self._pending_bytes + len(frame) > self._flush_bytes:
+            self.flush()
+        self._log.append(frame)
+        self._pending_bytes += len(frame)
+        if not self._flush_due:
+            self._flush_due = True
+            self._schedule(self.flush)
+
+    def flush(self) -> None:
+        """Gives every live connection all that was published since the last flush."""
+        self._flush_due = False
+        self._pending_bytes = 0
+        log = self._log
+        while self._flushed < log.head:
+            start = self._flushed
+            frames, self._flushed = log.read(start, log.head, self._flush_bytes)
+            written = len(self._live)
+            behind = len(self._lagging)
+            for connection in tuple(self._live):
+                try:
+                    sent = connection.send(frames)
+                except Exception as error:  # one connection's failure is not the others'
+                    connection.close(CloseReason.INTERNAL, error=repr(error))
+                    sent = 0
+                if sent <= 0:
+                    written -= 1
+                    self._live.discard(connection)
+                    if sent < 0:
+                        behind += 1
+                        self._lag(connection, self._flushed)
+            self._metrics.written.inc(written * (self._flushed - start))
+            self._metrics.enqueued.inc(behind * (self._flushed - start))
+        if log.tail > self._slowest:
+            self._evict_too_slow()
+        self.on_flush()
+
+    def drained(self, connection: Subscriber) -> None:
+        """To be called when the transport of a congested connection is empty again."""
+        self._catch_up(connection)
+
+    def drain(self) -> None:
+        """Closes every connection once it has had everything: now, or when it has caught up."""
+        self.flush()
+        self._draining = True
+        for connection in tuple(self._live):
+            connection.close(CloseReason.STOPPING)
+
+    def _lag(self, connection: Subscriber, position: int) -> None:
+        connection.cursor = position
+        if not self._lagging or position < self._slowest:
+            self._slowest = position
+        self._lagging.add(connection)
+
+    def _catch_up(self, connection: Subscriber) -> None:
+        if connection not in self._lagging or connection.congested:
+            return
+        if connection.cursor < self._log.tail:
+            self._evict(connection)
+            return
+        if connection.cursor < self._flushed:
+            frames, connection.cursor = self._log.read(connection.cursor, self._flushed, CATCH_UP_BYTES)
+            if connection.send(frames) < 0:
+                return
+        if connection.cursor < self._flushed:
+            # One piece a turn: a client far behind must not hold up the others.
+            self._schedule(self._catch_up, connection)
+            return
+        self._lagging.discard(connection)
+        self._live.add(connection)
+        if self._draining:
+            connection.close(CloseReason.STOPPING)
+
+    def _evict_too_slow(self) -> None:
+        tail = self._log.tail
+        for connection in tuple(self._lagging):
+            if connection.cursor < tail:
+                self._evict(connection)
+        self._slowest = min((connection.cursor for connection in self._lagging), default=self._flushed)
+
+    def _evict(self, connection: Subscriber) -> None:
+        connection.close(CloseReason.TOO_SLOW, updates_behind=self._flushed - connection.cursor)

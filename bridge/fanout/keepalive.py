@@ -1,0 +1,62 @@
+"""Signs of life: pings to clients that are silent, an end for those that stay so.
+
+One pass over all connections at each tick, instead of timers for each: at 10,000 connections a pass takes about a
+millisecond, and an idle connection owns no timer.
+"""
+
+import asyncio
+from collections.abc import Collection
+from typing import Protocol
+
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.connection import Clock
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long a client may take to answer a close frame, or to read what lies before it."""
+
+
+class Living(Protocol):
+    """A connection, as seen by who watches over it."""
+
+    heard_at: float
+    pinged_at: float
+    closed_at: float | None
+
+    def ping(self) -> None: ...
+    def close(self, reason: CloseReason, **details: object) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Keepalive:
+    """Pings, evicts the idle, and aborts closes that are not answered."""
+
+    def __init__(
+        self, connections: Collection[Living], clock: Clock, idle_timeout_s: float, ping_interval_s: float
+    ) -> None:
+        self._connections = connections
+        self._clock = clock
+        self._idle_timeout_s = idle_timeout_s
+        self._ping_interval_s = ping_interval_s
+        self.tick_s = min(1.0, idle_timeout_s / 4, ping_interval_s / 4)
+        """Seconds between two passes: how exact all times here are."""
+
+    async def run(self) -> None:
+        """Ticks until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.tick_s)
+            self.tick(loop.time())
+
+    def tick(self, now_s: float) -> None:
+        """One pass. Only what a client sends counts as a sign of life, never what it is sent."""
+        self._clock.now_s = now_s
+        for connection in tuple(self._connections):
+            if connection.closed_at is not None:
+                if now_s - connection.closed_at >= CLOSE_TIMEOUT_S:
+                    connection.abort()
+                continue
+            silent_s = now_s - connection.heard_at
+            if silent_s >= self._idle_timeout_s:
+                connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
+            elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
+                connection.ping()

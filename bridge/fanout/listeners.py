@@ -1,0 +1,72 @@
+"""The sockets that clients connect to: every address of every host, on one port."""
+
+import errno
+import socket
+from collections.abc import Sequence
+
+LOCALHOST = ("127.0.0.1", "::1")
+"""Both, because many clients try ::1 first."""
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted: everyone reconnects at once after a restart."""
+
+PORT_ATTEMPTS = 20
+"""How often another port is tried, where any will do and one of the addresses has it taken."""
+
+NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+
+
+def open_listeners(hosts: Sequence[str], port: int, reuse_port: bool) -> list[socket.socket]:
+    """Bound, not yet accepting sockets, all on the same port; `port` 0 picks one that is free on all addresses.
+
+    `localhost` is 127.0.0.1 and, where the machine has it, ::1. Raises OSError, its text naming the address.
+    """
+    addresses = [address for host in hosts for address in (LOCALHOST if host == "localhost" else (host,))]
+    for _ in range(PORT_ATTEMPTS):
+        try:
+            return _bind_all(addresses, port, reuse_port, optional=LOCALHOST[1] if "localhost" in hosts else None)
+        except OSError as error:
+            if port != 0 or error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, "no port is free on all of " + ", ".join(addresses))
+
+
+def _bind_all(addresses: Sequence[str], port: int, reuse_port: bool, optional: str | None) -> list[socket.socket]:
+    listeners: list[socket.socket] = []
+    try:
+        for address in addresses:
+            try:
+                listener = _bind(address, port, reuse_port)
+            except OSError as error:
+                if address == optional and error.errno in NO_SUCH_ADDRESS:
+                    continue  # a machine without IPv6
+                raise
+            listeners.append(listener)
+            port = listener.getsockname()[1]
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _bind(address: str, port: int, reuse_port: bool) -> socket.socket:
+    try:
+        [(family, kind, protocol, _, name), *_] = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise OSError(error.errno, f"{address} port {port}: {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(name)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"{address} port {port}: {error.strerror}") from error
+    return listener

@@ -1,0 +1,139 @@
+"""The WebSocket and HTTP server: accepts, limits, watches over and lets go of clients."""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from bridge.fanout.access import Access
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.connection import Clock, Connection
+from bridge.fanout.handshake import Handshake
+from bridge.fanout.hub import Hub
+from bridge.fanout.keepalive import Keepalive
+from bridge.fanout.listeners import BACKLOG, open_listeners
+from bridge.fanout.pages import Pages
+from bridge.fanout.tls import Tls
+from bridge.metrics import Metrics
+
+_log = structlog.get_logger("bridge.fanout")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may use."""
+
+    max_connections: int
+    handshake_timeout_s: float
+    idle_timeout_s: float
+    ping_interval_s: float
+
+
+class Server:
+    """Everything that has a socket to a client."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        access: Access,
+        pages: Pages,
+        path: str,
+        limits: Limits,
+        metrics: Metrics,
+        tls: Tls | None = None,
+    ) -> None:
+        self.access = access
+        self.pages = pages
+        self.path = path
+        self.handshake_timeout_s = limits.handshake_timeout_s
+        self._hub = hub
+        self._limits = limits
+        self._metrics = metrics
+        self._tls = tls
+        self._clock = Clock(asyncio.get_running_loop().time())
+        self._handshakes: set[Handshake] = set()
+        self._connections: set[Connection] = set()
+        self._keepalive = Keepalive(self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s)
+        self._keeping: asyncio.Task[None] | None = None
+        self._servers: list[asyncio.Server] = []
+        self._empty = asyncio.Event()
+        self._empty.set()
+        metrics.watch("bridge_connections", "WebSocket connections that are open.", lambda: len(hub))
+        metrics.watch("bridge_connections_lagging", "Of these, connections that are behind.", lambda: hub.lagging)
+        metrics.watch(
+            "bridge_handshakes_pending", "Connections without a complete request.", lambda: len(self._handshakes)
+        )
+
+    async def listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
+        """Starts to accept clients; returns the addresses and ports. Raises OSError that names the address."""
+        loop = asyncio.get_running_loop()
+        listeners = open_listeners(hosts, port, reuse_port)
+        for listener in listeners:
+            server = await loop.create_server(
+                lambda: Handshake(self, self._handshakes.add),
+                sock=listener,
+                backlog=BACKLOG,
+                ssl=self._tls.context if self._tls else None,
+                ssl_handshake_timeout=self._limits.handshake_timeout_s if self._tls else None,
+            )
+            self._servers.append(server)
+        self._keeping = loop.create_task(self._keepalive.run(), name="keepalive")
+        return [listener.getsockname()[:2] for listener in listeners]
+
+    def stop_listening(self) -> None:
+        """Accepts no one any more; who is connected stays."""
+        for server in self._servers:
+            server.close()
+        for handshake in tuple(self._handshakes):
+            handshake.abort()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Closes every client with 1001 once it has had everything, and aborts those that are not gone in time."""
+        self._hub.drain()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            _log.warning("clients did not close in time", clients=len(self._connections), timeout_s=timeout_s)
+            for connection in tuple(self._connections):
+                connection.abort()
+            # An abort takes one turn of the loop; nothing can hold it up.
+            await self._empty.wait()
+        if self._keeping is not None:
+            self._keeping.cancel()
+
+    def upgraded(self, transport: asyncio.Transport, rest: bytes) -> None:
+        connection = Connection(transport, self._hub, self._clock, self._closed, self._lost)
+        self._connections.add(connection)
+        self._empty.clear()
+        self._hub.join(connection)
+        if len(self._hub) > self._limits.max_connections:
+            connection.close(CloseReason.FULL, max_connections=self._limits.max_connections)
+        if rest:
+            connection.received(rest)
+
+    def refused(self, rule: str, peer: str, detail: str) -> None:
+        self._metrics.refused.labels(rule).inc()
+        _log.info("client refused", rule=rule, peer=peer, detail=detail)
+
+    def over(self, handshake: Handshake) -> None:
+        self._handshakes.discard(handshake)
+
+    def _closed(self, connection: Connection, reason: CloseReason, details: dict[str, object]) -> None:
+        if reason is CloseReason.STOPPING:
+            return
+        self._metrics.evictions.labels(reason.slug).inc()
+        connected_s = round(self._clock.now_s - connection.opened_at, 1)
+        _log.info(
+            "client evicted",
+            reason=reason.slug,
+            code=reason.code,
+            peer=connection.peer,
+            connected_s=connected_s,
+            **details,
+        )
+
+    def _lost(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()

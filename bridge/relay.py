@@ -1,0 +1,84 @@
+"""Where the broker's side and the clients' side meet: each delivery's way to an update, or to the rejects.
+
+One visible branch decides: Accepted goes to the hub and is settled after the flush, Rejected goes to the rejects and is
+settled after the confirm.
+"""
+
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from bridge.broker.consumer import Delivery
+from bridge.broker.rejects import Rejects
+from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from bridge.fanout.hub import Hub
+from bridge.metrics import Metrics
+
+_log = structlog.get_logger("bridge.relay")
+
+
+class Relay:
+    """Takes deliveries in order, and sees to it that each is settled once."""
+
+    def __init__(
+        self,
+        exchanges: Mapping[str, str],
+        pipeline: Pipeline,
+        window: DuplicateWindow,
+        hub: Hub,
+        rejects: Rejects,
+        metrics: Metrics,
+    ) -> None:
+        """`exchanges` maps an exchange to the update type that it carries by default."""
+        self._exchanges = exchanges
+        # A message that came through another exchange bears that one's name; where all carry the same type, it's clear.
+        types = set(exchanges.values())
+        self._only_type = types.pop() if len(types) == 1 else None
+        self._pipeline = pipeline
+        self._window = window
+        self._hub = hub
+        self._rejects = rejects
+        self._metrics = metrics
+        self._unflushed: list[Delivery] = []
+        hub.on_flush = self._flushed
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Takes a delivery. Never raises: what goes wrong in here is the delivery's rejection."""
+        self._metrics.deliveries.inc()
+        if delivery.redelivered:
+            self._metrics.redeliveries.inc()
+        try:
+            outcome = self._outcome(delivery)
+        except Exception:
+            _log.exception("an event could not be processed")
+            outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log says how")
+        if isinstance(outcome, Rejected):
+            self._rejects.reject(delivery, outcome)
+        elif outcome.identity is not None and outcome.identity in self._window:
+            self._metrics.duplicates.labels(outcome.type).inc()
+            delivery.settle()
+        else:
+            if outcome.identity is not None:
+                self._window.remember(outcome.identity)
+            self._metrics.updates.labels(outcome.type).inc()
+            self._unflushed.append(delivery)
+            self._hub.publish(outcome.payload)
+
+    def _outcome(self, delivery: Delivery) -> Accepted | Rejected:
+        properties = delivery.properties
+        event = Event(
+            delivery.body,
+            properties.message_type or None,
+            self._exchanges.get(delivery.exchange, self._only_type),
+            properties.content_encoding,
+        )
+        return self._pipeline.process(event, time.time_ns() // 1_000_000)
+
+    def _flushed(self) -> None:
+        settled, self._unflushed = self._unflushed, []
+        now_s = time.monotonic()
+        for delivery in settled:
+            self._metrics.receipt_to_flush.observe(now_s - delivery.received_s)
+            delivery.settle()

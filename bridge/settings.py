@@ -1,0 +1,212 @@
+"""One frozen Settings, from flags, the environment and a `.env` file, with every problem said at once.
+
+Flags win over the environment, the environment over `.env`, `.env` over the defaults. Each setting `X` may also come
+from a file that `X_FILE` names (a Docker secret, say). Names that start with the prefix and are no setting are errors:
+a misspelt setting must not become a default in silence.
+"""
+
+import dataclasses
+import difflib
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+from bridge import values
+from bridge.errors import ConfigurationError
+from bridge.fanout.access import DEFAULT_NETWORKS, Network
+
+PREFIX = "BRIDGE_"
+
+
+def _setting(default: str | None, parse: Callable[[str], Any], meaning: str, *, secret: bool = False) -> Any:
+    """A field: its default as an operator would write it (None: not set), how it is read, and what it means."""
+    return dataclasses.field(
+        default_factory=lambda: None if default is None else parse(default),
+        metadata={"default": default, "parse": parse, "meaning": meaning, "secret": secret},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set. Times are in seconds, sizes in bytes. A field `x` is the variable `BRIDGE_X`."""
+
+    amqp_url: tuple[str, ...] = _setting(
+        "amqp://guest:guest@localhost:5672/",
+        values.amqp_urls,
+        "the broker: amqp:// or amqps://; several nodes, separated by commas, are tried in turn",
+        secret=True,
+    )
+    exchanges: Mapping[str, str] = _setting(
+        "killmails=killmail",
+        values.exchanges,
+        "exchanges to consume, each with the update type that it carries by default, separated by commas",
+    )
+    queue: str | None = _setting(
+        None,
+        values.name,
+        "a durable queue to consume instead of an exclusive one, so that nothing is lost while the bridge is away; "
+        "one for each bridge",
+    )
+    prefetch: int = _setting(
+        "200", values.whole(1, 65535), "messages that the broker may send before the first is settled"
+    )
+    reject_exchange: str | None = _setting(
+        "bridge.rejected",
+        values.unless_off(values.name),
+        "where events go that can't become an update; off: they are only counted",
+    )
+    schemas: Path | None = _setting(
+        None, values.folder, "a folder with schema files of your own, one for each update type"
+    )
+    max_message_bytes: int = _setting("4 MiB", values.size(1024, 512 * 2**20), "the largest event that is taken")
+    duplicate_window: int = _setting(
+        "65536",
+        values.whole(0, 10_000_000),
+        "identities of sent updates to remember, so that none is sent twice; 0: none",
+    )
+    host: tuple[str, ...] = _setting(
+        "localhost", values.names, "addresses to listen on, separated by commas; localhost is 127.0.0.1 and ::1"
+    )
+    port: int = _setting("3000", values.whole(0, 65535), "the port to listen on; 0 picks one and says which")
+    path: str = _setting("/updates", values.path, "the path of the WebSocket endpoint")
+    allowed_networks: tuple[Network, ...] = _setting(
+        ",".join(map(str, DEFAULT_NETWORKS)),
+        values.networks,
+        "networks that clients may connect from, separated by commas",
+    )
+    allowed_hosts: frozenset[str] = _setting(
+        "", values.host_names, "names, beside localhost and internal ones, that clients may use for this host"
+    )
+    allowed_origins: frozenset[str] = _setting(
+        "",
+        values.origins,
+        "origins of web pages, beside this host's own, that may connect, as in https://kills.example.org",
+    )
+    idle_timeout: float = _setting(
+        "120s", values.duration(0.1, 86400), "a client from which nothing is heard for this long is closed"
+    )
+    ping_interval: float = _setting(
+        "30s", values.duration(0.05, 86400), "a client that is silent for this long is pinged"
+    )
+    handshake_timeout: float = _setting("5s", values.duration(0.1, 300), "how long a client may take for its request")
+    max_connections: int = _setting("10000", values.whole(1, 1_000_000), "clients at once; more are closed with 1013")
+    log_bytes: int = _setting(
+        "16 MiB", values.size(64 * 1024, 2**40), "memory for the newest updates: how far behind a slow client may be"
+    )
+    shutdown_timeout: float = _setting(
+        "8s", values.duration(0.1, 3600), "how long stopping may take before clients that do not close are cut off"
+    )
+    reuse_port: bool = _setting("false", values.boolean, "let several bridges listen on the same port")
+    tls_certificate: Path | None = _setting(
+        None, values.file, "certificate chain (PEM), for wss://; read again on SIGHUP"
+    )
+    tls_key: Path | None = _setting(None, values.file, "the certificate's private key (PEM)")
+    wait: bool = _setting(
+        "false",
+        values.boolean,
+        "wait at the start also where the broker refuses (password, permissions), instead of ending",
+    )
+    log_level: str = _setting(
+        "info", values.one_of("debug", "info", "warning", "error"), "debug, info, warning or error"
+    )
+    log_format: str = _setting(
+        "auto", values.one_of("auto", "text", "json"), "text or json; auto: text on a terminal, json otherwise"
+    )
+    instance: str = _setting(socket.gethostname(), values.name, "this bridge's name, for logs, headers and the broker")
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    text: str
+    source: str
+    """Where it was found, as an operator would name it."""
+
+
+def load(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path) -> Settings:
+    """The effective settings. `flags` are by field name; `dotenv` need not exist.
+
+    Raises ConfigurationError with every problem, each naming the setting, the value (never a secret one) and what was
+    expected.
+    """
+    problems: list[str] = []
+    layers = [{name: _Found(text, f"--{name.replace('_', '-')}") for name, text in flags.items()}]
+    layers.append(_variables(environment, "environment", problems))
+    if dotenv.is_file():
+        file = {name: text or "" for name, text in dotenv_values(dotenv).items()}
+        layers.append(_variables(file, str(dotenv), problems))
+    effective: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        found = next((layer[name] for layer in layers if name in layer), None)
+        if found is None:
+            continue
+        try:
+            effective[name] = _parse(field, found.text)
+        except ValueError as error:
+            shown = "its value" if field.metadata["secret"] else repr(found.text)
+            problems.append(f"{PREFIX}{name.upper()} ({found.source}): {shown} won't do: expected {error}")
+    if not problems:
+        settings = Settings(**effective)
+        problems = _contradictions(settings)
+    if problems:
+        raise ConfigurationError(problems)
+    return settings
+
+
+def _parse(field: "dataclasses.Field[Any]", text: str) -> Any:
+    text = text.strip()
+    if not text and field.metadata["default"] is None:
+        return None
+    return field.metadata["parse"](text)
+
+
+def _variables(variables: Mapping[str, str], source: str, problems: list[str]) -> dict[str, _Found]:
+    """The settings among the variables, `_FILE` variants read; unknown names and unreadable files become problems."""
+    found: dict[str, _Found] = {}
+    for variable, text in variables.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name in FIELDS:
+            found.setdefault(name, _Found(text, source))
+        elif (name := name.removesuffix("_file")) in FIELDS:
+            if PREFIX + name.upper() in variables:
+                problems.append(f"{variable} ({source}): {PREFIX}{name.upper()} is set as well; set one of them")
+                continue
+            try:
+                found[name] = _Found(
+                    Path(text).read_text(encoding="utf-8").rstrip("\r\n"), f"{variable} in the {source}"
+                )
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(
+                    f"{variable} ({source}): can't read {text!r}: {getattr(error, 'strerror', None) or error}"
+                )
+        else:
+            close = difflib.get_close_matches(variable, [PREFIX + field.upper() for field in FIELDS], n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
+            problems.append(f"{variable} ({source}): there is no such setting{hint}")
+    return found
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """Settings that are right one by one, and wrong together."""
+    problems = []
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        problems.append("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other; TLS needs both")
+    if settings.ping_interval >= settings.idle_timeout:
+        problems.append(
+            f"BRIDGE_PING_INTERVAL: {settings.ping_interval:g} s is not below BRIDGE_IDLE_TIMEOUT "
+            f"({settings.idle_timeout:g} s): clients that only listen would be closed"
+        )
+    if settings.log_bytes < settings.max_message_bytes:
+        problems.append(
+            f"BRIDGE_LOG_BYTES: {settings.log_bytes} is less than BRIDGE_MAX_MESSAGE_BYTES "
+            f"({settings.max_message_bytes}): one update must fit into the log"
+        )
+    return problems

@@ -1,0 +1,415 @@
+"""What a client may send, byte by byte: answers to what needs one, the right code for a breach, nothing kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from websockets.exceptions import ProtocolError
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.utils import apply_mask
+
+from bridge.fanout import inbound
+from bridge.fanout.inbound import CONTROL_PAYLOAD_BYTES, HEADER_BYTES, TEXT_PIECE_BYTES, Close, Inbound, Ping, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bridge.fanout.inbound import Event
+
+CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+MASK = b"\x37\xfa\x21\x3d"
+
+
+def frame(  # every part of a frame may be wrong
+    opcode: int,
+    payload: bytes = b"",
+    *,
+    fin: bool = True,
+    reserved: int = 0,
+    mask: bytes | None = MASK,
+    length_bytes: int | None = None,
+    length: int | None = None,
+) -> bytes:
+    """A client's frame; ``length_bytes`` 0, 2 or 8 and ``length`` overrule what the payload asks for."""
+    length = len(payload) if length is None else length
+    if length_bytes is None:
+        length_bytes = 0 if length < 126 else 2 if length < 65536 else 8
+    short = {0: length, 2: 126, 8: 127}[length_bytes]
+    head = bytes([fin << 7 | reserved << 4 | opcode, (mask is not None) << 7 | short])
+    head += length.to_bytes(length_bytes, "big") if length_bytes else b""
+    return head + (payload if mask is None else mask + apply_mask(payload, mask))
+
+
+def close(code: int, reason: bytes = b"") -> bytes:
+    return frame(CLOSE, code.to_bytes(2, "big") + reason)
+
+
+def fed(*reads: bytes | memoryview) -> list[Event]:
+    connection = Inbound()
+    return list(itertools.chain.from_iterable(connection.feed(read) for read in reads))
+
+
+def fed_in_bytes(data: bytes) -> list[Event]:
+    return fed(*(data[at : at + 1] for at in range(len(data))))
+
+
+def outcome(events: Iterable[Event]) -> list[Event | int]:
+    """Events with a violation as its code: the sentence is for people."""
+    return [event.code if isinstance(event, Violation) else event for event in events]
+
+
+def held_bytes(connection: Inbound) -> int:
+    decoder = connection._decoder
+    pending = b"" if decoder is None else decoder.getstate()[0]
+    return len(connection._head) + len(connection._mask) + len(connection._payload) + len(pending)
+
+
+HELD_AT_MOST = HEADER_BYTES + CONTROL_PAYLOAD_BYTES + 3
+
+KEPT = [
+    ("pong", frame(PONG, b"late"), []),
+    ("ping", frame(PING, b"hello"), [Ping(b"hello")]),
+    ("empty ping", frame(PING), [Ping(b"")]),
+    ("longest ping", frame(PING, b"x" * 125), [Ping(b"x" * 125)]),
+    ("ping masked with zeros", frame(PING, b"hello", mask=bytes(4)), [Ping(b"hello")]),
+    ("several pings", frame(PING, b"1") + frame(PONG) + frame(PING, b"2"), [Ping(b"1"), Ping(b"2")]),
+    ("text", frame(TEXT, "grüße \U0001f680".encode()), []),
+    ("empty text", frame(TEXT), []),
+    ("binary that is not UTF-8", frame(BINARY, b"\xff\xfe"), []),
+    ("text of 126 bytes", frame(TEXT, b"x" * 126), []),
+    ("text of 64 KiB", frame(TEXT, b"x" * 65536), []),
+    ("text longer than a piece", frame(TEXT, "€".encode() * (TEXT_PIECE_BYTES // 2)), []),
+    ("fragments", frame(TEXT, b"a", fin=False) + frame(CONT, b"b", fin=False) + frame(CONT, b"c"), []),
+    ("fragments within a character", frame(TEXT, b"\xe2\x82", fin=False) + frame(CONT, b"\xac"), []),
+    ("empty fragments", frame(TEXT, fin=False) + frame(CONT, fin=False) + frame(CONT), []),
+    (
+        "ping between fragments",
+        frame(TEXT, b"\xe2", fin=False) + frame(PING, b"p") + frame(CONT, b"\x82\xac"),
+        [Ping(b"p")],
+    ),
+    ("binary fragments", frame(BINARY, b"\xff", fin=False) + frame(CONT, b"\xfe"), []),
+    ("text after binary fragments", frame(BINARY, fin=False) + frame(CONT, b"\xff") + frame(TEXT, b"a"), []),
+    ("ping with a longer length", frame(PING, b"x" * 124, length_bytes=2), [Ping(b"x" * 124)]),
+    (
+        "length in more bytes than needed",
+        frame(TEXT, b"abc", length_bytes=8) + frame(PING, b"p", length_bytes=2),
+        [Ping(b"p")],
+    ),
+]
+
+CLOSED = [
+    ("close without a code", frame(CLOSE), Close(None)),
+    ("close with a reason", close(1000, "grüße".encode()), Close(1000)),
+    ("close with the longest reason", close(1001, b"x" * 123), Close(1001)),
+    ("close between fragments", frame(TEXT, b"a", fin=False) + close(1000), Close(1000)),
+    *((f"close {code}", close(code), Close(code)) for code in (1000, 1003, 1007, 1011, 1014, 3000, 3999, 4000, 4999)),
+]
+
+BROKEN = [
+    ("unmasked text", frame(TEXT, b"a", mask=None), 1002),
+    ("unmasked ping", frame(PING, mask=None), 1002),
+    ("unmasked close", frame(CLOSE, mask=None), 1002),
+    *((f"reserved bits {bits}", frame(TEXT, b"a", reserved=bits), 1002) for bits in range(1, 8)),
+    ("reserved bit on a ping", frame(PING, reserved=4), 1002),
+    *((f"opcode {opcode}", frame(opcode, b"a"), 1002) for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)),
+    *((f"fragmented control {opcode}", frame(opcode, fin=False), 1002) for opcode in (CLOSE, PING, PONG)),
+    *((f"long control {opcode}", frame(opcode, b"a" * 126), 1002) for opcode in (CLOSE, PING, PONG)),
+    ("ping of 64 KiB", frame(PING, b"a" * 65536), 1002),
+    ("continuation of nothing", frame(CONT, b"a"), 1002),
+    ("unfinished continuation of nothing", frame(CONT, b"a", fin=False), 1002),
+    ("continuation after a whole message", frame(TEXT, b"a") + frame(CONT, b"b"), 1002),
+    ("text within a message", frame(TEXT, b"a", fin=False) + frame(TEXT, b"b"), 1002),
+    ("binary within a message", frame(TEXT, b"a", fin=False) + frame(BINARY, b"b", fin=False), 1002),
+    ("highest bit of a length", frame(BINARY, length_bytes=8, length=1 << 63), 1002),
+    ("longest length", frame(BINARY, length_bytes=8, length=(1 << 64) - 1), 1002),
+    ("half a close code", frame(CLOSE, b"\x03"), 1002),
+    *(
+        (f"close {code}", close(code), 1002)
+        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535)
+    ),
+    ("close reason that is not UTF-8", close(1000, b"\xce\xba\xed\xa0\x80"), 1007),
+    ("close reason cut short", close(1000, b"\xe2\x82"), 1007),
+    ("text that is not UTF-8", frame(TEXT, b"abc\xff"), 1007),
+    ("text with a surrogate", frame(TEXT, b"\xed\xa0\x80"), 1007),
+    ("text with an overlong character", frame(TEXT, b"\xc0\xaf"), 1007),
+    ("text beyond Unicode", frame(TEXT, b"\xf4\x90\x80\x80"), 1007),
+    ("text that ends within a character", frame(TEXT, b"abc\xe2\x82"), 1007),
+    ("fragments that end within a character", frame(TEXT, b"\xe2", fin=False) + frame(CONT, b"\x82"), 1007),
+    ("empty last fragment within a character", frame(TEXT, b"\xe2", fin=False) + frame(CONT), 1007),
+    ("bad byte after a ping in between", frame(TEXT, b"\xe2", fin=False) + frame(PING) + frame(CONT, b"a"), 1007),
+    ("bad byte in a later piece", frame(TEXT, b"a" * (2 * TEXT_PIECE_BYTES + 1) + b"\xff"), 1007),
+]  # fmt: skip
+
+
+def cases(table: list[tuple[str, bytes, list[Event]]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("data", "expected"), [pytest.param(*rest, id=name) for name, *rest in table])
+
+
+@cases([(name, data, list(events)) for name, data, events in KEPT])
+def test_what_keeps_the_protocol_is_answered_or_dropped(data: bytes, expected: list[Event]) -> None:
+    connection = Inbound()
+    assert connection.feed(data) == expected
+    assert connection.idle
+    assert fed(data, data) == expected * 2
+    if len(data) < 1000:
+        assert fed_in_bytes(data) == expected
+
+
+@pytest.mark.parametrize(("data", "expected"), [pytest.param(*rest, id=name) for name, *rest in CLOSED])
+def test_close_is_reported_once_and_nothing_after_it(data: bytes, expected: Close) -> None:
+    for connection_events in (fed(data), fed_in_bytes(data), fed(data + frame(PING)), fed(data, frame(PING), b"\xff")):
+        assert connection_events == [expected]
+
+
+@pytest.mark.parametrize(("data", "code"), [pytest.param(*rest, id=name) for name, *rest in BROKEN])
+def test_breach_is_reported_once_and_nothing_after_it(data: bytes, code: int) -> None:
+    connection = Inbound()
+    events = [event for event in connection.feed(data) if not isinstance(event, Ping)]
+    assert outcome(events) == [code]
+    assert not connection.idle
+    assert held_bytes(connection) == 0
+    assert connection.feed(frame(PING)) == []
+    assert outcome(event for event in fed(data + frame(PING)) if not isinstance(event, Ping)) == [code]
+    if len(data) < 1000:
+        assert outcome(event for event in fed_in_bytes(data) if not isinstance(event, Ping)) == [code]
+
+
+@pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data, _ in BROKEN])
+def test_sentence_of_a_breach_fits_into_a_close_frame(data: bytes) -> None:
+    breach = fed(data)[-1]
+    assert isinstance(breach, Violation)
+    assert 0 < len(breach.sentence.encode()) <= CONTROL_PAYLOAD_BYTES - 2
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        pytest.param(b"\x81\x00", 1002, id="unmasked, after two bytes"),
+        pytest.param(b"\xf1\x80", 1002, id="reserved bits, after two bytes"),
+        pytest.param(b"\x80\x80", 1002, id="continuation of nothing, after two bytes"),
+        pytest.param(frame(PING, b"a" * 126)[:8], 1002, id="long ping, before its payload"),
+        pytest.param(frame(BINARY, length_bytes=8, length=1 << 63), 1002, id="impossible length, before its payload"),
+        pytest.param(frame(TEXT, b"\xff", length=1000), 1007, id="invalid byte, before the end of its frame"),
+        pytest.param(frame(TEXT, b"\xf4\x90", length=1000), 1007, id="beyond Unicode, after two bytes of four"),
+        pytest.param(frame(TEXT, b"\xed\xa0", length=1000), 1007, id="surrogate, after two bytes of three"),
+        pytest.param(frame(TEXT, b"\xed\xbf", fin=False), 1007, id="surrogate, before the next fragment"),
+    ],
+)
+def test_breach_is_reported_as_soon_as_it_is_certain(data: bytes, code: int) -> None:
+    assert outcome(fed(data)) == [code]
+    assert outcome(fed_in_bytes(data)) == [code]
+
+
+@pytest.mark.parametrize("start", [b"\xed", b"\xed\x9f", b"\xee\x80", b"\xf4\x8f", b"\xf0\x9f\x9a"])
+def test_beginning_of_a_valid_character_is_waited_for(start: bytes) -> None:
+    assert fed(frame(TEXT, start, fin=False)) == []
+    assert fed(frame(TEXT, start, length=1000)) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "idle"),
+    [
+        pytest.param(b"", True, id="at first"),
+        pytest.param(b"\x8a", False, id="after a byte of a header"),
+        pytest.param(frame(BINARY, b"abc")[:7], False, id="within a header and payload"),
+        pytest.param(frame(BINARY, b"abc")[:6], False, id="before a payload"),
+        pytest.param(frame(PING, b"abc")[:8], False, id="within a ping"),
+        pytest.param(frame(BINARY, b"abc", fin=False), False, id="between fragments"),
+        pytest.param(frame(BINARY, b"abc", fin=False) + frame(CONT), True, id="after the last fragment"),
+        pytest.param(frame(PING, b"abc"), True, id="after a ping"),
+        pytest.param(close(1000), False, id="after a close"),
+        pytest.param(b"\x70\x00", False, id="after a breach"),
+    ],
+)
+def test_idle_exactly_where_a_new_one_would_do_as_well(data: bytes, idle: bool) -> None:
+    connection = Inbound()
+    connection.feed(data)
+    assert connection.idle is idle
+
+
+def test_whole_control_frame_within_an_unfinished_one_is_payload() -> None:
+    assert fed(frame(BINARY, b"\0" * 9, mask=bytes(4))[:7], frame(PING, b"xx", mask=bytes(4)), frame(PONG)) == []
+    assert fed(b"\x89", b"\x88" + bytes(4) + b"\x8a\x80abcdef"[:8]) == [Ping(b"\x8a\x80abcdef")]
+
+
+def test_ping_outlives_the_buffer_that_it_was_read_into() -> None:
+    buffer = bytearray(frame(PING, b"hello", mask=bytes(4)) * 2)
+    events = Inbound().feed(memoryview(buffer))
+    single = Inbound().feed(memoryview(buffer)[: len(buffer) // 2])
+    buffer[:] = bytes(len(buffer))
+    assert events == [Ping(b"hello"), Ping(b"hello")]
+    assert single == [Ping(b"hello")]
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
+    # Longer reads than sockets give, because tracing makes each of them slow.
+    size, read = 1 << 30, memoryview(bytes(1 << 24))
+    connection = Inbound()
+    tracemalloc.start()
+    try:
+        assert connection.feed(frame(opcode, length_bytes=8, length=size, mask=bytes(4))) == []
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(size // len(read)):
+            assert connection.feed(read) == []
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert connection.idle
+    assert peak - before < 4 * TEXT_PIECE_BYTES
+
+
+def test_without_the_compiled_mask_the_one_in_python_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets.speedups", None)
+    spec = importlib.util.spec_from_file_location("bridge.fanout.inbound_in_python", inbound.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    assert module.apply_mask is apply_mask
+    assert module.Inbound().feed(memoryview(frame(PING, b"hello"))) == [module.Ping(b"hello")]
+    assert module.Inbound().feed(memoryview(frame(TEXT, "grüße".encode()) + frame(PING))) == [module.Ping(b"")]
+
+
+# Whatever the bytes, and however they are split
+
+# Without a limit on time a busy machine fails nothing.
+FAST = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+MASKS = st.binary(min_size=4, max_size=4)
+SIZES = st.sampled_from([0, 1, 2, 3, 5, 124, 125, 126, 127, 300])
+
+
+@st.composite
+def valid_messages(draw: st.DrawFn) -> tuple[bytes, list[Event]]:
+    """A data message in one or more fragments with control frames between them, or a control frame."""
+    pieces: list[bytes] = []
+    events: list[Event] = []
+
+    def draw_control() -> None:
+        opcode, payload = draw(st.sampled_from([PING, PONG])), draw(st.binary(max_size=20))
+        pieces.append(frame(opcode, payload, mask=draw(MASKS)))
+        if opcode == PING:
+            events.append(Ping(payload))
+
+    opcode = draw(st.sampled_from([TEXT, BINARY, PING]))
+    if opcode == PING:
+        draw_control()
+    else:
+        payload = draw(st.text(max_size=60)).encode() if opcode == TEXT else draw(st.binary(max_size=60))
+        payload *= draw(st.sampled_from([1, 1, 5]))
+        cuts = [0, *sorted(draw(st.lists(st.integers(0, len(payload)), max_size=3))), len(payload)]
+        for number, (start, end) in enumerate(itertools.pairwise(cuts)):
+            fin, code = number == len(cuts) - 2, CONT if number else opcode
+            pieces.append(frame(code, payload[start:end], fin=fin, mask=draw(MASKS)))
+            if not fin and draw(st.booleans()):
+                draw_control()
+    return b"".join(pieces), events
+
+
+def split(data: bytes, cuts: list[int]) -> list[memoryview]:
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [memoryview(data)[start:end] for start, end in itertools.pairwise(edges)]
+
+
+CUTS = st.lists(st.integers(0, 5000), max_size=12)
+
+
+@FAST
+@given(messages=st.lists(valid_messages(), max_size=4), cuts=CUTS, ending=st.sampled_from([None, 1000, 4999]))
+def test_valid_messages_bring_the_same_events_in_every_split(
+    messages: list[tuple[bytes, list[Event]]], cuts: list[int], ending: int | None
+) -> None:
+    data = b"".join(piece for piece, _ in messages)
+    expected = [event for _, events in messages for event in events]
+    connection = Inbound()
+    got = [event for read in split(data, cuts) for event in connection.feed(read)]
+    assert got == expected
+    assert connection.idle
+    assert fed(data + frame(CLOSE) + frame(PING)) == [*expected, Close(None)]
+    if ending is not None:
+        assert fed(*split(data + close(ending), cuts)) == [*expected, Close(ending)]
+
+
+@st.composite
+def frames_of_any_kind(draw: st.DrawFn) -> bytes:
+    """A whole frame, valid or broken in any way but two: text is ASCII, and no length is longer than its payload."""
+    opcode = draw(st.sampled_from([CONT, CONT, TEXT, TEXT, BINARY, PING, PONG, CLOSE]) | st.integers(0, 15))
+    payload = b"a" * draw(SIZES) if opcode in {CONT, TEXT} else draw(st.binary(max_size=3)) * draw(SIZES)
+    if opcode == CLOSE and draw(st.booleans()):
+        codes = st.sampled_from([1000, 1004, 1005, 1012, 3000, 4999, 5000]) | st.integers(0, 65535)
+        payload = draw(codes).to_bytes(2, "big") + draw(st.sampled_from([b"", b"bye", b"\xff"]))
+    return frame(
+        opcode,
+        payload,
+        fin=draw(st.sampled_from([True, True, False])),
+        reserved=draw(st.sampled_from([0] * 12 + [1, 2, 4])),
+        mask=None if draw(st.integers(0, 11)) == 11 else draw(MASKS),
+        length_bytes=draw(st.sampled_from([None, None, 2, 8])),
+    )
+
+
+def oracle(data: bytes) -> list[Event | int]:
+    """What websockets' own parser makes of these bytes, in our words."""
+    protocol = ServerProtocol(state=State.OPEN, max_size=None)
+    protocol.receive_data(data)
+    received = [event for event in protocol.events_received() if isinstance(event, Frame)]
+    events: list[Event | int] = [Ping(bytes(ping.data)) for ping in received if ping.opcode is Opcode.PING]
+    if isinstance(protocol.parser_exc, UnicodeDecodeError):
+        events.append(1007)
+    elif protocol.close_rcvd is not None:
+        # Also where it stood between fragments: that is a violation there, and none here.
+        code = protocol.close_rcvd.code
+        events.append(Close(None if code == CloseCode.NO_STATUS_RCVD else int(code)))
+    elif isinstance(protocol.parser_exc, ProtocolError):
+        events.append(1002)
+    return events
+
+
+@settings(FAST, max_examples=200)
+@given(frames=st.lists(frames_of_any_kind(), max_size=5), cuts=CUTS)
+def test_frames_of_any_kind_come_to_the_same_as_in_the_library(frames: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(frames)
+    assert outcome(fed(data)) == oracle(data)
+    assert outcome(fed(*split(data, cuts))) == oracle(data)
+
+
+# The library waits for the 2^63 bytes of a length with its highest bit.
+BROKEN_THERE = [pytest.param(data, id=name) for name, data, code in BROKEN if code == 1002 and "length" not in name]
+
+
+@pytest.mark.parametrize("data", BROKEN_THERE)
+def test_breach_of_the_protocol_is_one_for_the_library_too(data: bytes) -> None:
+    assert outcome(fed(data)) == oracle(data)
+
+
+@settings(FAST, max_examples=120)
+@given(
+    start=st.lists(valid_messages().map(lambda message: message[0]), max_size=2).map(b"".join),
+    keep=st.integers(0, 400),
+    noise=st.binary(max_size=300),
+    cuts=CUTS,
+)
+def test_garbage_after_any_beginning_is_judged_the_same_in_every_split_and_never_kept(
+    start: bytes, keep: int, noise: bytes, cuts: list[int]
+) -> None:
+    data = start[:keep] + noise
+    connection = Inbound()
+    events: list[Event] = []
+    for read in split(data, cuts):
+        events += connection.feed(read)
+        assert held_bytes(connection) <= HELD_AT_MOST
+    assert events == fed(data)
+    assert not any(isinstance(event, Close | Violation) for event in events[:-1])
+    if 1002 in oracle(data):
+        assert isinstance(events[-1], Violation)
