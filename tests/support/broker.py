@@ -1,0 +1,35 @@
+"""The broker that tests run against: TEST_AMQP_URL, else a container, else a private node of rabbitmq-server."""
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+import pytest
+
+from bridge.demo.broker import Broker, NoBroker, find_broker
+
+URL = os.environ.get("TEST_AMQP_URL")
+IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE", "rabbitmq:4-management")
+
+
+def running(url: str | None = None) -> Iterator[Broker]:
+    """One broker, stopped at the end: the one at the URL, or one of our own that a test may kill."""
+    try:
+        broker = find_broker(url, IMAGE, say, may_install=False)
+    except NoBroker as error:
+        unavailable(str(error))
+    yield broker
+    broker.stop()
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip the test on a person's machine; fail it in CI, where a broker is part of the deal."""
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def say(line: str) -> None:
+    """What takes long, for whoever looks at the test's output."""
+    sys.stderr.write(f"{line}\n")

@@ -1,0 +1,205 @@
+"""WebSocket clients that show what websockets' own client hides: bytes, frames, and not reading."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Sequence
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
+
+
+def request(port: int, path: str = "/updates", headers: Sequence[str] = (), host: str = "localhost") -> bytes:
+    """A handshake."""
+    lines = [
+        f"GET {path} HTTP/1.1",
+        f"Host: {host}:{port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {KEY}",
+        "Sec-WebSocket-Version: 13",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def client_frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
+    """A masked frame."""
+    first = opcode | (0x80 if fin else 0)
+    length = len(payload)
+    if length < 126:
+        head = struct.pack("!BB", first, 0x80 | length)
+    elif length < 65536:
+        head = struct.pack("!BBH", first, 0x80 | 126, length)
+    else:
+        head = struct.pack("!BBQ", first, 0x80 | 127, length)
+    mask = os.urandom(4)
+    return head + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
+
+
+def server_frames(data: bytes) -> list[tuple[int, bytes]]:
+    """The whole frames at the start of what a server sent, as opcode and payload."""
+    frames = []
+    at = 0
+    while at + 2 <= len(data):
+        length, start = data[at + 1], at + 2
+        if length == 126:
+            [length], start = struct.unpack_from("!H", data, start), start + 2
+        elif length == 127:
+            [length], start = struct.unpack_from("!Q", data, start), start + 8
+        if start + length > len(data):
+            break
+        frames.append((data[at] & 15, data[start : start + length]))
+        at = start + length
+    return frames
+
+
+def close_code(payload: bytes) -> int:
+    """The code of a close frame's payload."""
+    return int.from_bytes(payload[:2], "big")
+
+
+class RawClient:
+    """A client that reads frame by frame, when it is asked to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(
+        cls,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        path: str = "/updates",
+        headers: Sequence[str] = (),
+        receive_bytes: int | None = None,
+    ) -> "RawClient":
+        """Connects and upgrades. `receive_bytes` bounds the kernel's receive buffer: a client that is soon full."""
+        client_socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        client_socket.setblocking(False)
+        if receive_bytes is not None:
+            client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        await asyncio.get_running_loop().sock_connect(client_socket, (host, port))
+        reader, writer = await asyncio.open_connection(sock=client_socket, limit=4096 if receive_bytes else 2**16)
+        client = cls(reader, writer)
+        client.send(request(port, path, headers))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        return client
+
+    def send(self, data: bytes) -> None:
+        """Writes bytes as they are."""
+        self._writer.write(data)
+
+    async def frame(self) -> tuple[int, bytes]:
+        """The next frame, of whatever kind."""
+        first, length = await self._reader.readexactly(2)
+        assert first & 0x70 == 0, "a reserved bit is set"
+        assert length < 128, "a server frame must not be masked"
+        if length == 126:
+            length = int.from_bytes(await self._reader.readexactly(2), "big")
+        elif length == 127:
+            length = int.from_bytes(await self._reader.readexactly(8), "big")
+        return first & 15, await self._reader.readexactly(length)
+
+    async def text(self) -> bytes:
+        """The next text message; pings are passed over, unanswered."""
+        while True:
+            opcode, payload = await self.frame()
+            if opcode == TEXT:
+                return payload
+            assert opcode == PING, (opcode, payload)
+
+    async def closed(self) -> int:
+        """Reads on until the server's close frame; answers it, and returns its code."""
+        while True:
+            opcode, payload = await self.frame()
+            if opcode == CLOSE:
+                self.send(client_frame(CLOSE, payload))
+                return close_code(payload)
+
+    async def rest(self) -> bytes:
+        """All bytes until the server ends the connection."""
+        try:
+            return await self._reader.read(-1)
+        except ConnectionResetError:
+            return b""
+
+    def pause(self) -> None:
+        """Stops reading from the socket altogether."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # a write transport by its type only
+
+    async def close(self) -> None:
+        """Ends the TCP connection."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
+class Collector(asyncio.Protocol):
+    """Keeps every byte that comes after the handshake: cheap enough for a thousand of them."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._head = b""
+        self.open = asyncio.get_running_loop().create_future()
+        self.lost = asyncio.get_running_loop().create_future()
+        self.received = bytearray()
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(request(self._port))
+
+    def data_received(self, data: bytes) -> None:
+        if self.open.done():
+            self.received += data
+            return
+        self._head += data
+        head, separator, rest = self._head.partition(b"\r\n\r\n")
+        if separator:
+            assert head.startswith(b"HTTP/1.1 101 "), head
+            self.received += rest
+            self.open.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+        if not self.open.done():
+            self.open.set_exception(ConnectionError("lost before the handshake was done"))
+
+
+async def collectors(port: int, count: int) -> list[Collector]:
+    """That many clients, all connected."""
+    loop = asyncio.get_running_loop()
+    clients = []
+    for _ in range(count):
+        _, client = await loop.create_connection(lambda: Collector(port), "127.0.0.1", port)
+        clients.append(client)
+    await asyncio.gather(*(client.open for client in clients))
+    return clients
+
+
+def close_all(clients: Sequence[Collector]) -> None:
+    """Ends the TCP connections."""
+    for client in clients:
+        if client.transport is not None:
+            client.transport.abort()
+
+
+async def get(port: int, path: str, *headers: str, method: str = "GET", host: str = "localhost") -> tuple[int, bytes]:
+    """Status and body of a plain HTTP request. A header `Host` among the headers stands for the default one."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    if not any(header.lower().startswith("host:") for header in headers):
+        headers = (f"Host: {host}:{port}", *headers)
+    writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *headers, "", ""]).encode())
+    answer = await reader.read(-1)
+    writer.close()
+    await writer.wait_closed()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), body

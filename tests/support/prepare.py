@@ -1,0 +1,52 @@
+"""`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
+
+A broker and Node's WebSocket client. What can't be had is said here, in a line, and is no error yet: the tests that
+need it skip, or fail where they must not.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from bridge.demo import apt
+from bridge.demo.broker import NoBroker, container_possible, find_server
+from tests.support.broker import IMAGE, URL, say
+
+NODE = Path(__file__).parent.parent / "node"
+_NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
+
+
+def prepare_broker() -> None:
+    """Make sure that some broker can be had, installing one where that is allowed."""
+    if URL or container_possible(IMAGE, say):
+        return
+    try:
+        find_server(say)
+    except NoBroker as error:
+        say(f"tests that need a broker can't run: {error}")
+
+
+def prepare_node() -> None:
+    """Make sure that Node's `ws` is there, in the locked version."""
+    try:
+        missing = [package for command, package in _NODE_PACKAGES.items() if shutil.which(command) is None]
+        if missing:
+            apt.install(missing, say)
+        _npm_ci()
+    except RuntimeError as error:
+        say(f"tests that need Node can't run: {error}")
+
+
+def _npm_ci() -> None:
+    installed, locked = NODE / "node_modules/.package-lock.json", NODE / "package-lock.json"
+    if installed.exists() and installed.stat().st_mtime >= locked.stat().st_mtime:
+        return
+    say("installing Node's ws with npm")
+    done = subprocess.run(["npm", "ci"], cwd=NODE, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"npm ci: {' | '.join(done.stderr.splitlines()[-5:])}")
+
+
+if __name__ == "__main__":
+    prepare_broker()
+    prepare_node()

@@ -1,0 +1,63 @@
+"""A fetcher: publishes events to an exchange, with confirms."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import aio_pika
+import orjson
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+
+BATCH = 500
+"""Confirms that may be outstanding at once."""
+
+
+async def publish(connection: AbstractConnection, exchange: str, *events: object, **properties: Any) -> None:
+    """Publishes each event (bytes as they are, anything else as JSON), and waits for its confirm."""
+    channel = await connection.channel(publisher_confirms=True)
+    try:
+        target = await channel.get_exchange(exchange, ensure=False)
+        for batch in _batches(events):
+            await asyncio.gather(
+                *(target.publish(aio_pika.Message(_body(event), **properties), routing_key="") for event in batch)
+            )
+    finally:
+        await channel.close()
+
+
+async def take(
+    connection: AbstractConnection, queue: str, count: int, limit_s: float = 20.0
+) -> list[AbstractIncomingMessage]:
+    """The next `count` messages of a queue, acknowledged."""
+    channel = await connection.channel()
+    await channel.set_qos(prefetch_count=count)
+    messages = []
+    try:
+        source = await channel.get_queue(queue, ensure=False)
+        async with asyncio.timeout(limit_s), source.iterator() as iterator:
+            async for message in iterator:
+                await message.ack()
+                messages.append(message)
+                if len(messages) == count:
+                    break
+    finally:
+        await channel.close()
+    return messages
+
+
+async def depth(connection: AbstractConnection, queue: str) -> int:
+    """How many messages wait in a queue."""
+    channel = await connection.channel()
+    try:
+        declared = await channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+    finally:
+        await channel.close()
+
+
+def _batches(events: tuple[object, ...]) -> Iterable[tuple[object, ...]]:
+    return (events[at : at + BATCH] for at in range(0, len(events), BATCH))
+
+
+def _body(event: object) -> bytes:
+    return event if isinstance(event, bytes) else orjson.dumps(event)

@@ -1,0 +1,118 @@
+"""A bridge that runs: in the test's own loop, or as a process, as its operator runs it."""
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bridge import settings
+from bridge.app import Bridge
+from tests.support.waiting import LIMIT_S, eventually
+
+NOWHERE = Path("/nonexistent/.env")
+
+
+def unique(kind: str) -> str:
+    """A name for an exchange or a queue that no other test uses."""
+    return f"test.{kind}.{uuid.uuid4().hex[:12]}"
+
+
+@asynccontextmanager
+async def running(amqp_url: str, **flags: object) -> AsyncIterator[Bridge]:
+    """A bridge on a free port of 127.0.0.1, ready. `flags` are settings by name."""
+    async with started(amqp_url, **flags) as bridge:
+        await eventually("the bridge is ready", lambda: bridge.readiness()[0])
+        yield bridge
+
+
+@asynccontextmanager
+async def started(amqp_url: str, **flags: object) -> AsyncIterator[Bridge]:
+    """The same, whether it gets ready or not."""
+    texts = {"amqp_url": amqp_url, "host": "127.0.0.1", "port": "0", "shutdown_timeout": "5s"}
+    texts |= {name: str(value) for name, value in flags.items()}
+    bridge = Bridge(settings.load(texts, {}, NOWHERE))
+    await bridge.start()
+    try:
+        yield bridge
+    finally:
+        await bridge.stop()
+
+
+def port_of(bridge: Bridge) -> int:
+    """The port that a running bridge listens on."""
+    return bridge.addresses[0][1]
+
+
+def sample(bridge: Bridge, name: str, **labels: str) -> float:
+    """A metric's value; 0 where it has none yet."""
+    return bridge.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+class BridgeProcess:
+    """`python -m bridge serve` as a child process. Its log lines, JSON, are kept in `lines`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, object]] = []
+        self.texts: list[str] = []
+        """Lines that are no JSON: what a person would read."""
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                self.texts.append(line.decode().rstrip())
+
+    def logged(self, event: str) -> dict[str, object] | None:
+        """The first log line with this phrase."""
+        return next((line for line in self.lines if line["event"] == event), None)
+
+    async def port(self) -> int:
+        """The port that it listens on, once it says so."""
+        await eventually("the bridge listens", lambda: self.logged("listening") or self.process.returncode is not None)
+        line = self.logged("listening")
+        assert line is not None, self.texts
+        return int(str(line["url"]).rsplit(":", 1)[1].partition("/")[0])
+
+    async def consuming(self) -> None:
+        """Returns once it consumes."""
+        await eventually("the bridge consumes", lambda: self.logged("consuming"))
+
+    async def ended(self, limit_s: float = LIMIT_S) -> int:
+        """Its exit code, once it has ended."""
+        async with asyncio.timeout(limit_s):
+            code = await self.process.wait()
+            await self._reading
+        return code
+
+
+@asynccontextmanager
+async def bridge_process(amqp_url: str, *arguments: str, **variables: str) -> AsyncIterator[BridgeProcess]:
+    """A bridge as a process, on a free port of 127.0.0.1; killed at the end if it still runs."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
+    environment |= {"BRIDGE_AMQP_URL": amqp_url, "BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": "0", **variables}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "bridge",
+        "serve",
+        *arguments,
+        env=environment,
+        stderr=asyncio.subprocess.PIPE,
+        # Away from any .env of the developer's own.
+        cwd=Path(__file__).parent,
+    )
+    running_process = BridgeProcess(process)
+    try:
+        yield running_process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await running_process.ended()

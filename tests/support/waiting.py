@@ -1,0 +1,22 @@
+"""Waiting for the thing itself, with a limit."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+LIMIT_S = 20.0
+"""Generous: a test that waits this long fails, and says what for."""
+
+
+async def eventually(what: str, holds: Callable[[], object | Awaitable[object]], limit_s: float = LIMIT_S) -> None:
+    """Returns as soon as `holds` gives something true; raises AssertionError, naming `what`, when it never does."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + limit_s
+    while True:
+        result = holds()
+        if isinstance(result, Awaitable):
+            result = await result
+        if result:
+            return
+        if loop.time() > deadline:
+            raise AssertionError(f"not within {limit_s:g} s: {what}")
+        await asyncio.sleep(0.01)
