@@ -5,6 +5,7 @@ program where nothing ever worked) and from a fault of ours (said in full, and n
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -14,6 +15,9 @@ import structlog
 from bridge.broker.link import Backoff, sentence
 from bridge.broker.status import State, Status
 from bridge.errors import BrokerRefusal
+
+STABLE_S = 5.0
+"""A life that lasted this long was a good one: what ended it is news, and the next attempt follows at once."""
 
 _log = structlog.get_logger("bridge.broker")
 
@@ -34,10 +38,9 @@ async def keep_alive(
     while not stopping.is_set():
         pauses = soon
         status.attempts += 1
+        began_s = time.monotonic()
         try:
             state, reason = State.LOST, await live()
-            soon, patient = Backoff(), Backoff(first_s=0.5, longest_s=15.0)
-            pauses = soon
         except BrokerRefusal as error:
             if not status.worked and not wait:
                 raise
@@ -54,6 +57,9 @@ async def keep_alive(
             state, reason = State.LOST, repr(error)
         if stopping.is_set():
             break
+        if time.monotonic() - began_s >= STABLE_S:
+            soon.reset()
+            patient.reset()
         lost(state, reason)
         status.enter(state, reason)
         with suppress(TimeoutError):

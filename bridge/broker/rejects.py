@@ -18,7 +18,7 @@ from pamqp.header import ContentHeader
 from bridge.broker import topology
 from bridge.broker.consumer import Delivery
 from bridge.broker.life import cancelled_from_outside, keep_alive
-from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
+from bridge.broker.link import SETUP_TIMEOUT_S, Backoff, Node, connected, end_of, sentence
 from bridge.broker.status import State, Status
 from bridge.contract.pipeline import Rejected
 from bridge.errors import BrokerRefusal
@@ -29,6 +29,9 @@ CONFIRM_TIMEOUT_S = 30.0
 
 MAX_HEADER_BYTES = 100_000
 """Of a message's properties: they must fit into one AMQP frame, of 128 KiB unless the broker is told otherwise."""
+
+RETRY_S = 5.0
+"""The longest pause before an event that was not confirmed is published again."""
 
 QUEUE_ARGUMENTS: FieldTable = {"x-max-length-bytes": 256 * 1024 * 1024}
 """Of the rejects' queue: the oldest go first. Rejects are there to be looked at, not to fill the broker's disk."""
@@ -50,6 +53,8 @@ class Rejects:
         self._metrics = metrics
         self._wait = wait
         self._channel: asyncio.Future[aiormq.abc.AbstractChannel] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[str] | None = None
+        """Of the channel: done when it, or its connection, is over."""
         self._publishing: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         metrics.watch("bridge_rejects_waiting", "Rejected events not confirmed yet.", lambda: len(self._publishing))
@@ -99,17 +104,22 @@ class Rejects:
                     f"rejected events can't be published to {self._exchange!r}: {sentence(error)}; grant that, name "
                     "another exchange in BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
                 ) from error
-            self._found(channel)
+            self._channel.set_result(channel)
+            if not self._publishing:
+                # Otherwise the first confirm says whether it works.
+                self._confirmed()
             ended = end_of(amqp, channel)
+            self._ended = ended
             stopping = asyncio.create_task(self._stopping.wait(), name="await stop")
             try:
                 await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 stopping.cancel()
-                self._channel = asyncio.get_running_loop().create_future()
+                self._withdraw(channel)
             return ended.result() if ended.done() else "stopped"
 
     async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
+        pauses = Backoff(longest_s=RETRY_S)
         while delivery.current:
             channel = await asyncio.shield(self._channel)
             try:
@@ -121,15 +131,45 @@ class Rejects:
                     mandatory=True,
                     timeout=CONFIRM_TIMEOUT_S,
                 )
-            except (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError) as error:
+            except (Exception, asyncio.CancelledError) as error:
+                # However it fails, it is tried again: aiormq raises a bare Exception, or a cancellation that nobody
+                # asked for, where the connection is lost at the wrong moment.
                 if cancelled_from_outside():
                     raise
-                # Also when the broker returned it, because nobody's queue is bound: setting up anew binds ours.
-                _log.debug("a rejected event was not confirmed", error=sentence(error))
-                await channel.close()
-                continue
-            delivery.settle()
+                self._unconfirmed(channel, error)
+                await asyncio.sleep(pauses.pause_s())
+            else:
+                self._confirmed()
+                delivery.settle()
+                return
+
+    def _unconfirmed(self, channel: aiormq.abc.AbstractChannel, error: BaseException) -> None:
+        if isinstance(error, aiormq.exceptions.PublishError):
+            reason = "no queue is bound to the exchange"
+            self._withdraw(channel, reason)
+        elif isinstance(error, aiormq.exceptions.DeliveryError):
+            reason = "the broker does not take it (nack): a queue that is full, perhaps"
+        elif isinstance(error, TimeoutError):
+            reason = f"no confirm within {CONFIRM_TIMEOUT_S:g} s"
+        else:
+            reason = sentence(error)
+        self._lost(State.LOST, reason)
+        self.status.enter(State.LOST, reason)
+
+    def _confirmed(self) -> None:
+        if self.status.state is State.WORKING:
             return
+        if self.status.worked:
+            after_s = round(time.monotonic() - self.status.since_s, 1)
+            _log.info("rejected events are published again", after_s=after_s, waiting=self.waiting)
+        self.status.enter(State.WORKING)
+
+    def _withdraw(self, channel: aiormq.abc.AbstractChannel, reason: str | None = None) -> None:
+        """Lets nobody publish on this channel any more; with a reason, sets everything up anew for that."""
+        if self._channel.done() and self._channel.result() is channel:
+            self._channel = asyncio.get_running_loop().create_future()
+            if reason is not None and self._ended is not None and not self._ended.done():
+                self._ended.set_result(reason)
 
     def _properties(self, delivery: Delivery, rejected: Rejected) -> commands.Basic.Properties:
         """The message's own properties, and the reasons among its headers."""
@@ -158,13 +198,6 @@ class Rejects:
             # A header frame that the broker would not take closes the connection, for ever again.
             properties.headers = {**reasons, "x-reject-headers": "left out: they can't be published again"}
         return properties
-
-    def _found(self, channel: aiormq.abc.AbstractChannel) -> None:
-        if self.status.worked:
-            after_s = round(time.monotonic() - self.status.since_s, 1)
-            _log.info("rejected events can be published again", after_s=after_s, waiting=self.waiting)
-        self.status.enter(State.WORKING)
-        self._channel.set_result(channel)
 
     def _lost(self, state: State, error: str) -> None:
         if self.status.state is not state:

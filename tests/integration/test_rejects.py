@@ -22,7 +22,7 @@ def said(message: AbstractIncomingMessage) -> dict[str, object]:
     [
         (b"{", {}, "not-json", "", "not JSON"),
         (b'{"killmailId": NaN}', {}, "not-json", "", "not JSON"),
-        (b"[" * 5000, {}, "not-json", "", "depth"),
+        (b"[" * 2000, {}, "not-json", "", "depth"),
         (b"x" * 5000, {}, "too-large", "", "5000 bytes; BRIDGE_MAX_MESSAGE_BYTES allows 4096"),
         (b"{}", {"type": "nonsense"}, "unknown-type", "", "'nonsense'"),
         (b"{}", {"content_encoding": "gzip"}, "unsupported-encoding", "", "'gzip'"),

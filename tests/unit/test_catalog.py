@@ -1,0 +1,240 @@
+"""The schema files: what becomes an update type, what is wrong with one that does not, what identifies an update."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from bridge.contract import catalog
+from bridge.contract.catalog import Catalog, SchemaError, Violation
+from tests.support.killmail import EXAMPLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAXIMUM = 2**53 - 1
+PACKAGED = catalog.load([catalog.PACKAGED])
+KILLMAIL = PACKAGED.types["killmail"]
+
+
+def folder_of(folder: Path, **files: bytes | dict[str, Any] | list[Any] | bool) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_bytes(content if isinstance(content, bytes) else orjson.dumps(content))
+    return folder
+
+
+def load(folder: Path, **files: bytes | dict[str, Any] | list[Any] | bool) -> Catalog:
+    return catalog.load([folder_of(folder, **files)])
+
+
+# What comes with the bridge
+
+
+def test_packaged_types_are_killmail_alone() -> None:
+    assert set(PACKAGED.types) == {"killmail"}
+
+
+def test_packaged_files_are_served_byte_for_byte() -> None:
+    assert set(PACKAGED.documents) == {"killmail.json", "update.json"}
+    for name, content in PACKAGED.documents.items():
+        assert content == (catalog.PACKAGED / name).read_bytes()
+
+
+def test_example_of_the_specification_is_valid() -> None:
+    assert KILLMAIL.violation(EXAMPLE) is None
+
+
+def test_examples_in_the_schema_are_valid() -> None:
+    examples = orjson.loads(PACKAGED.documents["killmail.json"])["examples"]
+    assert examples == [EXAMPLE]
+
+
+@pytest.mark.parametrize("member", ["victimId", "victimCorporationId", "victimAllianceId"])
+def test_absent_victim_id_is_valid_in_all_three_ways(member: str) -> None:
+    without = {name: value for name, value in EXAMPLE.items() if name != member}
+    assert KILLMAIL.violation(without) is None
+    assert KILLMAIL.violation({**EXAMPLE, member: None}) is None
+    assert KILLMAIL.violation({**EXAMPLE, member: 0}) is None
+
+
+IDS = ["killmailId", "victimId", "victimCorporationId", "victimAllianceId", "systemId", "shipTypeId", "attackerCount"]
+
+
+@pytest.mark.parametrize("member", IDS)
+@pytest.mark.parametrize("value", [0, 1, 2**31, 2**32, MAXIMUM])
+def test_id_up_to_2_to_the_53rd_is_valid(member: str, value: int) -> None:
+    assert KILLMAIL.violation({**EXAMPLE, member: value}) is None
+
+
+@pytest.mark.parametrize("member", IDS)
+@pytest.mark.parametrize("value", [-1, MAXIMUM + 1, 2**63, 2**64 - 1, 1e300, 1.5, "1", True, [], {}])
+def test_other_id_is_a_violation_at_that_member(member: str, value: object) -> None:
+    violation = KILLMAIL.violation({**EXAMPLE, member: value})
+    assert violation is not None
+    assert violation.pointer == f"/{member}"
+
+
+@pytest.mark.parametrize("member", ["killmailId", "timestamp", "systemId", "shipTypeId", "attackerCount"])
+def test_missing_member_is_named(member: str) -> None:
+    data = {name: value for name, value in EXAMPLE.items() if name != member}
+    assert KILLMAIL.violation(data) == Violation(f"/{member}", f"the member '{member}' is missing")
+
+
+@pytest.mark.parametrize("member", ["killmailId", "systemId", "shipTypeId", "attackerCount", "timestamp"])
+def test_null_is_no_value_of_a_required_member(member: str) -> None:
+    violation = KILLMAIL.violation({**EXAMPLE, member: None})
+    assert violation is not None
+    assert violation.pointer == f"/{member}"
+
+
+@pytest.mark.parametrize("timestamp", ["2024-10-22T10:30:00Z", "2024-10-22T10:30:00+00:00", "1999-12-31T23:59:59.1Z"])
+def test_timestamp_may_be_any_date_time(timestamp: str) -> None:
+    assert KILLMAIL.violation({**EXAMPLE, "timestamp": timestamp}) is None
+
+
+@pytest.mark.parametrize("timestamp", ["", "yesterday", "2024-10-22", "2024-13-22T10:30:00Z", 1697962000000])
+def test_timestamp_that_is_no_date_time_is_a_violation(timestamp: object) -> None:
+    violation = KILLMAIL.violation({**EXAMPLE, "timestamp": timestamp})
+    assert violation is not None
+    assert violation.pointer == "/timestamp"
+
+
+def test_member_that_the_schema_does_not_name_is_let_through() -> None:
+    assert KILLMAIL.violation({**EXAMPLE, "killmailTime": "2024-10-22T10:29:00Z", "zkb": {"points": 1}}) is None
+
+
+@pytest.mark.parametrize("data", [None, True, 1, "killmail", [], [EXAMPLE]])
+def test_data_that_is_no_object_is_a_violation_of_the_whole(data: object) -> None:
+    violation = KILLMAIL.violation(data)
+    assert violation is not None
+    assert violation.pointer == ""
+
+
+def test_several_violations_are_counted() -> None:
+    violation = KILLMAIL.violation({})
+    assert violation is not None
+    assert violation.sentence.endswith("is missing (and 4 more)")
+
+
+# A folder of one's own
+
+
+def test_adding_a_type_is_adding_a_file(tmp_path: Path) -> None:
+    loaded = catalog.load([catalog.PACKAGED, folder_of(tmp_path, statistics={"type": "object"})])
+    assert set(loaded.types) == {"killmail", "statistics"}
+    assert set(loaded.documents) == {"killmail.json", "update.json", "statistics.json"}
+
+
+def test_file_with_a_role_is_served_and_no_type(tmp_path: Path) -> None:
+    loaded = load(tmp_path, statistics={}, envelope={"x-role": "envelope"})
+    assert set(loaded.types) == {"statistics"}
+    assert set(loaded.documents) == {"statistics.json", "envelope.json"}
+
+
+def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("not a schema")
+    assert set(load(tmp_path, event={}).documents) == {"event.json"}
+
+
+def test_schema_has_an_id_of_its_own_or_one_from_its_name(tmp_path: Path) -> None:
+    types = load(tmp_path, event={}, statistics={"$id": "urn:example:statistics"}).types
+    assert types["event"].schema_id == "urn:edk-bridge:schema:event"
+    assert types["statistics"].schema_id == "urn:example:statistics"
+
+
+def test_schema_may_refer_to_another_file(tmp_path: Path) -> None:
+    own = folder_of(
+        tmp_path,
+        event={"properties": {"systemId": {"$ref": "urn:edk-bridge:schema:killmail#/$defs/id"}}},
+        other={"items": {"$ref": "urn:edk-bridge:schema:event"}},
+    )
+    types = catalog.load([catalog.PACKAGED, own]).types
+    assert types["event"].violation({"systemId": 30000142}) is None
+    violation = types["other"].violation([{"systemId": 1}, {"systemId": -1}])
+    assert violation is not None
+    assert violation.pointer == "/1/systemId"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "can't be read as JSON"),
+        (b"{", "can't be read as JSON"),
+        (b'{"type": NaN}', "can't be read as JSON"),
+        (b"\xff", "can't be read as JSON"),
+        ([], "must hold a JSON object"),
+        (True, "must hold a JSON object"),
+        ({"type": "killmail"}, "not a usable JSON Schema"),
+        ({"type": "string", "format": "killtime"}, "killtime"),
+        ({"pattern": "("}, "not a usable JSON Schema"),
+        ({"$ref": "#/$defs/id"}, "/$defs/id"),
+        ({"minimum": "0"}, "not a usable JSON Schema"),
+        ({"x-identity": "killmailId"}, "x-identity"),
+        ({"x-identity": "/"}, "x-identity"),
+        ({"x-identity": ""}, "x-identity"),
+        ({"x-identity": "/a/b"}, "x-identity"),
+        ({"x-identity": 1}, "x-identity"),
+    ],
+    ids=repr,
+)
+def test_unusable_schema_is_an_error_that_names_its_file(
+    tmp_path: Path, content: bytes | dict[str, Any] | list[Any] | bool, said: str
+) -> None:
+    with pytest.raises(SchemaError) as raised:
+        load(tmp_path, aaa={}, event=content, zzz={})
+    assert "event.json" in str(raised.value)
+    assert said in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
+def test_name_that_is_there_already_is_an_error(tmp_path: Path) -> None:
+    own = folder_of(tmp_path, killmail={})
+    with pytest.raises(SchemaError, match=r"killmail\.json already") as raised:
+        catalog.load([catalog.PACKAGED, own])
+    assert str(own / "killmail.json") in str(raised.value)
+
+
+def test_folder_without_schema_files_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="no schema files") as raised:
+        catalog.load([tmp_path])
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_schema_file_that_is_a_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "event.json").mkdir()
+    with pytest.raises(SchemaError, match=r"event\.json"):
+        catalog.load([tmp_path])
+
+
+# What identifies an update
+
+
+def test_killmail_is_identified_by_its_id() -> None:
+    assert KILLMAIL.identity_of(EXAMPLE) == ("killmail", 123456789)
+
+
+@pytest.mark.parametrize(
+    ("schema", "data", "identity"),
+    [
+        ({}, {"id": 1}, None),
+        ({"x-identity": None}, {"id": 1}, None),
+        ({"x-identity": "/id"}, {"id": 1}, ("event", 1)),
+        ({"x-identity": "/id"}, {"id": 1.5}, ("event", 1.5)),
+        ({"x-identity": "/id"}, {"id": "a"}, ("event", "a")),
+        ({"x-identity": "/id"}, {"id": None}, None),
+        ({"x-identity": "/id"}, {"id": [1]}, None),
+        ({"x-identity": "/id"}, {"id": {}}, None),
+        ({"x-identity": "/id"}, {}, None),
+        ({"x-identity": "/id"}, [1], None),
+        ({"x-identity": "/a~1b~0"}, {"a/b~": 1}, ("event", 1)),
+        ({"x-identity": "/~01"}, {"~1": 1}, ("event", 1)),
+    ],
+    ids=repr,
+)
+def test_identity_is_the_value_of_the_member_that_the_schema_names(
+    tmp_path: Path, schema: dict[str, Any], data: object, identity: tuple[str, str | float] | None
+) -> None:
+    assert load(tmp_path, event=schema).types["event"].identity_of(data) == identity

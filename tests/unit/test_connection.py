@@ -1,0 +1,393 @@
+"""One connection over a transport that a test fills, drains and ends: what is written, and in which state."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.connection import RECEIVED, Clock, Connection
+from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
+from bridge.fanout.hub import Hub
+from bridge.fanout.log import Log
+from bridge.metrics import Metrics
+from tests.support.fakes import FakeTransport, Turns
+
+UPDATE = text_frame(b"update")
+HALF_A_TEXT = Frame(Opcode.TEXT, b"x" * 100).serialize(mask=True)[:50]
+
+
+class Scene:
+    """A connection at a hub of its own."""
+
+    def __init__(
+        self, *, peername: tuple[object, ...] | None = ("127.0.0.1", 54321), half_closes: bool = True
+    ) -> None:
+        self.turns = Turns()
+        self.hub = Hub(Log(100_000), Metrics(), self.turns.call_soon, 100_000)
+        self.clock = Clock(1000.0)
+        self.transport = FakeTransport(self.turns.call_soon, peername=peername, half_closes=half_closes)
+        self.closed: list[tuple[CloseReason, dict[str, object]]] = []
+        self.lost: list[Connection] = []
+        self.connection = Connection(
+            self.transport,
+            self.hub,
+            self.clock,
+            lambda _, reason, details: self.closed.append((reason, details)),
+            self.lost.append,
+        )
+        self.hub.join(self.connection)
+
+    @property
+    def written(self) -> bytes:
+        return b"".join(self.transport.written)
+
+    def says(self, opcode: Opcode, payload: bytes = b"", *, mask: bool = True) -> None:
+        """The client sends a frame."""
+        self.hears(Frame(opcode, payload).serialize(mask=mask))
+
+    def hears(self, data: bytes) -> None:
+        """Bytes arrive, as the event loop delivers them."""
+        buffer = self.connection.get_buffer(-1)
+        buffer[: len(data)] = data
+        self.connection.buffer_updated(len(data))
+
+    def congest(self) -> None:
+        self.transport.full = True
+        assert self.connection.send(UPDATE) == -1
+        self.transport.written.clear()
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+# Sending
+
+
+def test_connection_takes_over_its_transport_and_leaves_it_no_buffer(scene: Scene) -> None:
+    assert scene.transport.get_protocol() is scene.connection
+    assert scene.transport.high == 0
+
+
+def test_send_answers_with_the_bytes_written(scene: Scene) -> None:
+    assert scene.connection.send(UPDATE) == len(UPDATE)
+    assert scene.transport.written == [UPDATE]
+
+
+def test_send_answers_minus_one_where_not_all_of_it_fits(scene: Scene) -> None:
+    scene.transport.full = True
+    assert scene.connection.send(UPDATE) == -1
+    assert scene.transport.written == [UPDATE]
+    assert scene.connection.congested
+
+
+def test_send_answers_minus_one_behind_what_still_waits(scene: Scene) -> None:
+    scene.congest()
+    assert scene.connection.send(UPDATE) == -1
+    assert scene.transport.written == [UPDATE]
+
+
+def test_send_answers_zero_after_closing(scene: Scene) -> None:
+    scene.connection.close(CloseReason.STOPPING)
+    scene.transport.written.clear()
+    assert scene.connection.send(UPDATE) == 0
+    assert scene.transport.written == []
+
+
+def test_send_answers_zero_when_the_connection_is_lost(scene: Scene) -> None:
+    scene.connection.connection_lost(None)
+    assert scene.connection.send(UPDATE) == 0
+    assert scene.transport.written == []
+
+
+def test_published_updates_reach_the_transport(scene: Scene) -> None:
+    scene.hub.publish(b"update")
+    scene.turns.turn()
+    assert scene.transport.written == [UPDATE]
+
+
+def test_congested_connection_catches_up_when_its_transport_drains(scene: Scene) -> None:
+    scene.transport.full = True
+    for payload in (b"1", b"2", b"3"):
+        scene.hub.publish(payload)
+        scene.turns.turn()
+    assert scene.written == text_frame(b"1")
+    assert scene.hub.lagging == 1
+    scene.transport.drain()
+    assert not scene.connection.congested
+    assert scene.written == b"".join(map(text_frame, [b"1", b"2", b"3"]))
+    assert scene.hub.lagging == 0
+
+
+# Pings
+
+
+def test_ping_of_a_client_is_answered_with_its_payload(scene: Scene) -> None:
+    scene.says(Opcode.PING, b"hello")
+    assert scene.transport.written == [pong_frame(b"hello")]
+
+
+def test_each_ping_is_answered_while_the_transport_takes_it(scene: Scene) -> None:
+    for payload in (b"1", b"2"):
+        scene.says(Opcode.PING, payload)
+    assert scene.transport.written == [pong_frame(b"1"), pong_frame(b"2")]
+
+
+def test_only_the_newest_ping_of_a_congested_client_is_answered_once_it_drains(scene: Scene) -> None:
+    scene.congest()
+    for payload in (b"1", b"2", b"3"):
+        scene.says(Opcode.PING, payload)
+    assert scene.transport.written == []
+    scene.transport.drain()
+    assert scene.transport.written == [pong_frame(b"3")]
+    scene.says(Opcode.PING, b"4")
+    scene.congest()
+    scene.transport.drain()
+    assert scene.transport.written == []
+
+
+def test_pong_that_fills_the_transport_again_goes_before_the_updates(scene: Scene) -> None:
+    scene.transport.full = True
+    scene.hub.publish(b"1")
+    scene.turns.turn()
+    scene.hub.publish(b"2")
+    scene.turns.turn()
+    scene.says(Opcode.PING, b"ping")
+    scene.transport.written.clear()
+    scene.transport.drain(full=True)
+    assert scene.transport.written == [pong_frame(b"ping")]
+    scene.transport.drain()
+    assert scene.transport.written == [pong_frame(b"ping"), text_frame(b"2")]
+
+
+def test_own_ping_is_written_and_noted(scene: Scene) -> None:
+    scene.clock.now_s = 1030.0
+    scene.connection.ping()
+    assert scene.transport.written == [PING]
+    assert scene.connection.pinged_at == 1030.0
+
+
+def test_congested_client_is_pinged_all_the_same(scene: Scene) -> None:
+    scene.congest()
+    scene.connection.ping()
+    assert scene.transport.written == [PING]
+
+
+# What a client says
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 60_000])
+@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY, Opcode.PONG])
+def test_whatever_a_client_sends_is_ignored(scene: Scene, opcode: Opcode, size: int) -> None:
+    scene.says(opcode, b"x" * (min(size, 125) if opcode is Opcode.PONG else size))
+    assert scene.transport.written == []
+    assert scene.transport.ended == []
+    assert scene.closed == []
+    assert scene.connection._inbound is None
+
+
+def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: Scene) -> None:
+    message = Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)
+    for at in range(0, len(message), len(RECEIVED)):
+        scene.hears(message[at : at + len(RECEIVED)])
+    assert scene.connection._inbound is None
+    scene.says(Opcode.PING, b"after")
+    assert scene.transport.written == [pong_frame(b"after")]
+
+
+def test_bytes_that_came_with_the_handshake_are_dealt_with(scene: Scene) -> None:
+    scene.connection.received(Frame(Opcode.PING, b"early").serialize(mask=True))
+    assert scene.transport.written == [pong_frame(b"early")]
+
+
+def test_parser_is_kept_only_while_a_frame_is_incomplete(scene: Scene) -> None:
+    message = Frame(Opcode.PING, b"hello").serialize(mask=True)
+    scene.hears(message[:3])
+    assert scene.connection._inbound is not None
+    scene.hears(message[3:])
+    assert scene.connection._inbound is None
+    assert scene.transport.written == [pong_frame(b"hello")]
+
+
+def test_any_bytes_are_a_sign_of_life(scene: Scene) -> None:
+    assert scene.connection.heard_at == 1000.0
+    scene.clock.now_s = 1042.0
+    scene.hears(HALF_A_TEXT)
+    assert scene.connection.heard_at == 1042.0
+
+
+def test_what_is_sent_is_no_sign_of_life(scene: Scene) -> None:
+    scene.clock.now_s = 1042.0
+    scene.connection.send(UPDATE)
+    scene.connection.ping()
+    assert scene.connection.heard_at == 1000.0
+
+
+# Ends
+
+
+@pytest.mark.parametrize(
+    ("payload", "answer"),
+    [
+        (b"", b"\x88\x00"),
+        (b"\x03\xe8", b"\x88\x02\x03\xe8"),
+        (b"\x03\xe9going away", b"\x88\x02\x03\xe9"),
+        (b"\x0f\xa0", b"\x88\x02\x0f\xa0"),
+    ],
+)
+def test_close_of_a_client_is_answered_with_its_code_and_the_transport_closed(
+    scene: Scene, payload: bytes, answer: bytes
+) -> None:
+    scene.says(Opcode.CLOSE, payload)
+    assert scene.transport.written == [answer]
+    assert scene.transport.ended == ["close"]
+    assert scene.closed == [], "a client that leaves is not evicted"
+    assert len(scene.hub) == 0
+
+
+def test_own_close_is_written_told_and_left_open_for_the_answer(scene: Scene) -> None:
+    scene.clock.now_s = 1001.0
+    scene.connection.close(CloseReason.TOO_SLOW, updates_behind=7)
+    assert scene.transport.written == [close_frame(4008, CloseReason.TOO_SLOW.phrase)]
+    assert scene.closed == [(CloseReason.TOO_SLOW, {"updates_behind": 7})]
+    assert scene.transport.ended == []
+    assert scene.connection.closed_at == 1001.0
+    assert len(scene.hub) == 0
+
+
+def test_answer_to_the_own_close_closes_the_transport_and_is_not_answered(scene: Scene) -> None:
+    scene.connection.close(CloseReason.STOPPING)
+    scene.transport.written.clear()
+    scene.says(Opcode.CLOSE, b"\x03\xe9")
+    assert scene.transport.written == []
+    assert scene.transport.ended == ["close"]
+
+
+def test_connection_is_closed_once(scene: Scene) -> None:
+    scene.connection.close(CloseReason.STOPPING)
+    scene.connection.close(CloseReason.IDLE)
+    assert scene.closed == [(CloseReason.STOPPING, {})]
+    assert len(scene.transport.written) == 1
+
+
+@pytest.mark.parametrize(
+    ("violation", "reason"),
+    [
+        (Frame(Opcode.TEXT, b"not masked").serialize(mask=False), CloseReason.PROTOCOL_ERROR),
+        (b"\xc1\x80\x00\x00\x00\x00", CloseReason.PROTOCOL_ERROR),
+        (Frame(Opcode.CLOSE, b"\x03").serialize(mask=True), CloseReason.PROTOCOL_ERROR),
+        (Frame(Opcode.TEXT, b"\xff").serialize(mask=True), CloseReason.INVALID_UTF8),
+    ],
+    ids=["not masked", "reserved bit", "half a code", "not UTF-8"],
+)
+def test_violation_is_answered_with_a_close_and_the_end_of_our_side(
+    scene: Scene, violation: bytes, reason: CloseReason
+) -> None:
+    scene.hears(violation)
+    assert scene.transport.written == [close_frame(reason.code, reason.phrase)]
+    assert scene.transport.ended == ["eof"]
+    assert [told for told, _ in scene.closed] == [reason]
+    assert scene.closed[0][1]["violation"]
+    assert len(scene.hub) == 0
+
+
+def test_violation_closes_a_transport_that_can_not_end_one_side() -> None:
+    scene = Scene(half_closes=False)
+    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
+    assert scene.transport.ended == ["close"]
+
+
+def test_what_follows_a_violation_is_not_read(scene: Scene) -> None:
+    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
+    scene.transport.written.clear()
+    scene.says(Opcode.PING)
+    scene.says(Opcode.CLOSE)
+    assert scene.transport.written == []
+
+
+def test_violation_after_the_own_close_changes_nothing(scene: Scene) -> None:
+    scene.connection.close(CloseReason.IDLE)
+    scene.transport.written.clear()
+    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
+    assert scene.transport.written == []
+    assert [reason for reason, _ in scene.closed] == [CloseReason.IDLE]
+
+
+def test_nothing_is_written_after_the_own_close(scene: Scene) -> None:
+    scene.connection.close(CloseReason.STOPPING)
+    scene.transport.written.clear()
+    scene.says(Opcode.PING, b"late")
+    scene.connection.ping()
+    scene.hub.publish(b"late")
+    scene.turns.settle()
+    assert scene.transport.written == []
+
+
+def test_ping_that_waited_is_not_answered_after_the_own_close(scene: Scene) -> None:
+    scene.congest()
+    scene.says(Opcode.PING, b"waits")
+    scene.connection.close(CloseReason.STOPPING)
+    scene.transport.written.clear()
+    scene.transport.drain()
+    assert scene.transport.written == []
+
+
+def test_abort_ends_the_transport_at_once(scene: Scene) -> None:
+    scene.congest()
+    scene.connection.abort()
+    assert scene.transport.ended == ["abort"]
+    scene.turns.settle()
+    assert scene.lost == [scene.connection]
+
+
+def test_end_of_a_client_leaves_the_end_to_the_transport(scene: Scene) -> None:
+    # A protocol that answers with anything true would keep the transport open.
+    answer = asyncio.Protocol.eof_received(scene.connection)  # type: ignore[arg-type]  # both know the same callback
+    scene.connection.eof_received()
+    assert not answer
+    assert scene.transport.written == []
+
+
+def test_lost_connection_is_told_and_forgets_its_transport(scene: Scene) -> None:
+    scene.hears(HALF_A_TEXT)
+    scene.transport.abort()
+    scene.turns.settle()
+    assert scene.lost == [scene.connection]
+    assert len(scene.hub) == 0
+    assert scene.connection._transport is None
+    assert scene.connection._inbound is None
+    assert scene.connection.peer == "gone"
+
+
+def test_lost_connection_takes_everything_without_a_word(scene: Scene) -> None:
+    scene.connection.connection_lost(ConnectionResetError())
+    scene.connection.ping()
+    scene.connection.close(CloseReason.STOPPING)
+    scene.connection.abort()
+    scene.says(Opcode.PING)
+    scene.says(Opcode.CLOSE)
+    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
+    assert scene.transport.written == []
+    assert scene.transport.ended == []
+    assert scene.closed == []
+
+
+@pytest.mark.parametrize(
+    ("peername", "peer"),
+    [
+        (("127.0.0.1", 54321), "127.0.0.1 port 54321"),
+        (("::1", 54321, 0, 0), "::1 port 54321"),
+        (None, "gone"),
+    ],
+)
+def test_peer_is_the_address_and_port_of_the_client(peername: tuple[object, ...] | None, peer: str) -> None:
+    assert Scene(peername=peername).connection.peer == peer
+
+
+def test_idle_connection_has_no_dict() -> None:
+    assert "__dict__" not in Connection.__slots__
+    assert not hasattr(Scene().connection, "__dict__")

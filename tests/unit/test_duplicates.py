@@ -1,0 +1,65 @@
+"""The window of identities: what it remembers, and what it forgets first."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.contract.duplicates import DuplicateWindow
+
+
+def test_new_window_knows_nothing() -> None:
+    window = DuplicateWindow(2)
+    assert ("killmail", 1) not in window
+    assert len(window) == 0
+
+
+def test_identity_is_known_once_it_is_remembered() -> None:
+    window = DuplicateWindow(2)
+    window.remember(("killmail", 1))
+    assert ("killmail", 1) in window
+
+
+@pytest.mark.parametrize("other", [("event", 1), ("killmail", 2), ("killmail", "1")])
+def test_other_type_or_value_is_another_identity(other: tuple[str, str | float]) -> None:
+    window = DuplicateWindow(2)
+    window.remember(("killmail", 1))
+    assert other not in window
+
+
+def test_full_window_forgets_nothing() -> None:
+    window = DuplicateWindow(3)
+    for number in range(3):
+        window.remember(("killmail", number))
+    assert all(("killmail", number) in window for number in range(3))
+
+
+def test_one_more_makes_it_forget_the_oldest() -> None:
+    window = DuplicateWindow(3)
+    for number in range(4):
+        window.remember(("killmail", number))
+    assert ("killmail", 0) not in window
+    assert all(("killmail", number) in window for number in (1, 2, 3))
+    assert len(window) == 3
+
+
+def test_window_of_no_size_remembers_nothing() -> None:
+    window = DuplicateWindow(0)
+    window.remember(("killmail", 1))
+    assert ("killmail", 1) not in window
+    assert len(window) == 0
+
+
+@given(size=st.integers(0, 5), values=st.lists(st.integers(0, 9)))
+def test_window_holds_the_newest_identities_whatever_comes(size: int, values: list[int]) -> None:
+    window, newest = DuplicateWindow(size), deque[int](maxlen=size)
+    for value in values:
+        if ("killmail", value) not in window:
+            assert value not in newest
+            window.remember(("killmail", value))
+            newest.append(value)
+        assert {value for value in range(10) if ("killmail", value) in window} == set(newest)
+        assert len(window) == len(newest) <= size

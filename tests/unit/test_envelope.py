@@ -1,0 +1,58 @@
+"""The envelope, to the byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.contract.envelope import wrap
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+def nested(levels: int) -> object:
+    data: object = 0
+    for _ in range(levels):
+        data = [data]
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "payload"),
+    [
+        ({}, b'{"type":"event","data":{},"timestamp":1697962000000}'),
+        (None, b'{"type":"event","data":null,"timestamp":1697962000000}'),
+        ([1, 2.5, True], b'{"type":"event","data":[1,2.5,true],"timestamp":1697962000000}'),
+        ("\u2603", b'{"type":"event","data":"\xe2\x98\x83","timestamp":1697962000000}'),
+    ],
+)
+def test_update_is_compact_utf8_json_in_a_fixed_order(data: object, payload: bytes) -> None:
+    assert wrap("event", data, 1697962000000) == payload
+
+
+@given(name=st.text(), data=JSON, timestamp_ms=st.integers(0, 2**53 - 1))
+def test_any_data_is_in_the_envelope_as_it_came(name: str, data: object, timestamp_ms: int) -> None:
+    update = orjson.loads(wrap(name, data, timestamp_ms))
+    assert update == {"type": name, "data": data, "timestamp": timestamp_ms}
+    assert list(update) == ["type", "data", "timestamp"]
+
+
+def test_data_of_250_levels_is_written() -> None:
+    assert orjson.loads(wrap("event", nested(250), 0))["data"] == nested(250)
+
+
+def test_data_of_300_levels_raises() -> None:
+    with pytest.raises(TypeError):
+        wrap("event", nested(300), 0)

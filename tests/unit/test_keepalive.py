@@ -1,0 +1,147 @@
+"""Signs of life, by a clock that a test turns."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.connection import Clock
+from bridge.fanout.keepalive import CLOSE_TIMEOUT_S, Keepalive
+
+IDLE_S, PING_S = 120.0, 30.0
+
+
+class Client:
+    """A connection, as seen by who watches over it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.heard_at = self.pinged_at = clock.now_s
+        self.closed_at: float | None = None
+        self.said: list[tuple[float, str]] = []
+        self.details: dict[str, object] = {}
+
+    def ping(self) -> None:
+        self.pinged_at = self._clock.now_s
+        self.said.append((self._clock.now_s, "ping"))
+
+    def close(self, reason: CloseReason, **details: object) -> None:
+        self.closed_at = self._clock.now_s
+        self.details = details
+        self.said.append((self._clock.now_s, reason.slug))
+
+    def abort(self) -> None:
+        self.said.append((self._clock.now_s, "abort"))
+
+
+class Scene:
+    """Connections, watched over with the default times."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.clock = Clock(0.0)
+        self.clients = [Client(self.clock) for _ in range(count)]
+        self.client = self.clients[0]
+        self.watched = set(self.clients)
+        self.keepalive = Keepalive(self.watched, self.clock, IDLE_S, PING_S)
+
+    def until(self, now_s: int) -> None:
+        """Ticks once a second."""
+        while self.clock.now_s < now_s:
+            self.keepalive.tick(self.clock.now_s + 1)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_tick_sets_the_clock_that_all_connections_share(scene: Scene) -> None:
+    scene.keepalive.tick(12.5)
+    assert scene.clock.now_s == 12.5
+
+
+def test_silent_client_is_pinged_at_the_interval_and_not_before(scene: Scene) -> None:
+    scene.until(29)
+    assert scene.client.said == []
+    scene.until(30)
+    assert scene.client.said == [(30, "ping")]
+
+
+def test_client_that_stays_silent_is_pinged_at_each_interval_and_then_evicted(scene: Scene) -> None:
+    scene.until(119)
+    assert scene.client.said == [(30, "ping"), (60, "ping"), (90, "ping")]
+    scene.until(120)
+    assert scene.client.said[3:] == [(120, "idle")]
+    assert scene.client.details == {"silent_s": 120.0}
+
+
+def test_client_that_answers_its_pings_stays(scene: Scene) -> None:
+    for now_s in range(1, 1000):
+        scene.keepalive.tick(now_s)
+        if scene.client.pinged_at == now_s:
+            scene.client.heard_at = now_s
+    assert {what for _, what in scene.client.said} == {"ping"}
+
+
+def test_client_that_talks_is_not_pinged(scene: Scene) -> None:
+    for now_s in range(0, 1000, 20):
+        scene.client.heard_at = now_s
+        scene.keepalive.tick(now_s + 19)
+    assert scene.client.said == []
+
+
+def test_only_what_is_heard_puts_off_the_eviction(scene: Scene) -> None:
+    for now_s in range(1, 121):
+        scene.client.pinged_at = now_s
+        scene.keepalive.tick(now_s)
+    assert scene.client.said == [(120, "idle")]
+
+
+def test_close_that_is_not_answered_is_aborted_at_its_timeout(scene: Scene) -> None:
+    scene.until(5)
+    scene.client.close(CloseReason.STOPPING)
+    scene.until(5 + int(CLOSE_TIMEOUT_S) - 1)
+    assert scene.client.said == [(5, "stopping")]
+    scene.until(5 + int(CLOSE_TIMEOUT_S))
+    assert scene.client.said[1:] == [(15, "abort")]
+
+
+def test_closing_client_is_neither_pinged_nor_evicted(scene: Scene) -> None:
+    scene.client.close(CloseReason.STOPPING)
+    scene.client.heard_at = -1000.0
+    scene.until(9)
+    assert scene.client.said == [(0, "stopping")]
+
+
+def test_client_that_is_removed_while_it_is_watched_over_disturbs_nobody() -> None:
+    scene = Scene(count=5)
+    for client in scene.clients:
+        client.closed_at = -CLOSE_TIMEOUT_S
+        client.abort = scene.watched.clear  # type: ignore[method-assign]  # the first end ends them all
+    scene.keepalive.tick(1)
+    assert not scene.watched
+
+
+@pytest.mark.parametrize(
+    ("idle_s", "ping_s", "tick_s"), [(120, 30, 1.0), (120, 2, 0.5), (1, 0.5, 0.125), (2, 1000, 0.5)]
+)
+def test_tick_is_a_second_or_a_quarter_of_the_shorter_time(idle_s: float, ping_s: float, tick_s: float) -> None:
+    assert Keepalive([], Clock(0.0), idle_s, ping_s).tick_s == tick_s
+
+
+async def test_run_ticks_with_the_time_of_the_loop_until_it_is_cancelled() -> None:
+    loop = asyncio.get_running_loop()
+    clock = Clock(0.0)
+    client = Client(clock)
+    client.heard_at = loop.time()
+    closed = asyncio.Event()
+    client.close = lambda *_, **__: closed.set()  # type: ignore[method-assign]  # the moment that is waited for
+    running = asyncio.create_task(Keepalive([client], clock, 0.004, 0.002).run())
+    async with asyncio.timeout(5):
+        await closed.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert clock.now_s <= loop.time()

@@ -1,0 +1,355 @@
+"""From bytes to an update or a rejection, for what fetchers publish, and for anything else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.contract import catalog
+from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from tests.support.killmail import EXAMPLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW_MS = 1697962000000
+GOLDEN = (
+    b'{"type":"killmail","data":{"killmailId":123456789,"timestamp":"2024-10-22T10:30:00.000Z",'
+    b'"victimId":2112625428,"victimCorporationId":98765432,"victimAllianceId":99999999,"systemId":30000142,'
+    b'"shipTypeId":587,"attackerCount":15},"timestamp":1697962000000}'
+)
+SPECIFIED = b"""{"type":"killmail","timestamp":1697962000000,"data":{"killmailId":123456789,\
+"timestamp":"2024-10-22T10:30:00.000Z",
+       "victimId":2112625428,"victimCorporationId":98765432,"victimAllianceId":99999999,"systemId":30000142,
+       "shipTypeId":587,"attackerCount":15}}"""
+MAX_BYTES = 20_000
+KILLMAILS = Pipeline(catalog.load([catalog.PACKAGED]), MAX_BYTES)
+
+
+@pytest.fixture(scope="module")
+def anything(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A pipeline whose type `any` takes whatever is JSON, and `event` whatever is an object."""
+    folder = tmp_path_factory.mktemp("schemas")
+    (folder / "any.json").write_text("{}")
+    (folder / "event.json").write_text('{"type": "object"}')
+    return Pipeline(catalog.load([folder]), MAX_BYTES)
+
+
+def processed(
+    body: object,
+    *,
+    kind: str | None = None,
+    default: str | None = "killmail",
+    encoding: str | None = None,
+    pipeline: Pipeline = KILLMAILS,
+) -> Accepted | Rejected:
+    return pipeline.process(
+        Event(body if isinstance(body, bytes) else orjson.dumps(body), kind, default, encoding), NOW_MS
+    )
+
+
+def accepted(body: object, **options: Any) -> Accepted:
+    outcome = processed(body, **options)
+    assert isinstance(outcome, Accepted), outcome
+    return outcome
+
+
+def rejected(body: object, **options: Any) -> Rejected:
+    outcome = processed(body, **options)
+    assert isinstance(outcome, Rejected), outcome
+    assert outcome.detail
+    assert outcome.detail.isprintable()
+    return outcome
+
+
+# What is accepted
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        EXAMPLE,
+        {"type": "killmail", "data": EXAMPLE},
+        {"type": "killmail", "data": EXAMPLE, "timestamp": 1},
+        {"timestamp": None, "data": EXAMPLE, "type": "killmail"},
+        SPECIFIED,
+    ],
+    ids=["bare", "wrapped", "with timestamp", "in another order", "as specified"],
+)
+@pytest.mark.parametrize(("kind", "default"), [(None, "killmail"), ("killmail", None), ("killmail", "event")])
+def test_example_of_the_specification_becomes_the_golden_update(
+    body: object, kind: str | None, default: str | None
+) -> None:
+    assert processed(body, kind=kind, default=default) == Accepted("killmail", GOLDEN, ("killmail", 123456789))
+
+
+def test_type_of_the_envelope_counts_before_the_default() -> None:
+    assert accepted({"type": "killmail", "data": EXAMPLE}, default="event").type == "killmail"
+
+
+def test_type_of_the_message_counts_before_the_default(anything: Pipeline) -> None:
+    assert accepted({}, kind="event", default="any", pipeline=anything).type == "event"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"type": "event", "data": {}, "id": 1},
+        {"type": 1, "data": {}},
+        {"type": None, "data": {}},
+        {"type": "event"},
+        {"data": {}},
+        ["type", "data"],
+        "type",
+    ],
+    ids=repr,
+)
+def test_data_that_only_resembles_an_envelope_is_data(anything: Pipeline, body: object) -> None:
+    outcome = accepted(body, default="any", pipeline=anything)
+    assert orjson.loads(outcome.payload) == {"type": "any", "data": body, "timestamp": NOW_MS}
+
+
+def test_only_one_envelope_is_unwrapped(anything: Pipeline) -> None:
+    inner = {"type": "any", "data": 1}
+    outcome = accepted({"type": "event", "data": inner}, pipeline=anything)
+    assert orjson.loads(outcome.payload)["data"] == inner
+
+
+@pytest.mark.parametrize("absent", [{}, {"victimAllianceId": None}, {"victimAllianceId": 0}], ids=repr)
+def test_absent_alliance_is_delivered_as_published(absent: dict[str, None | int]) -> None:
+    data = {name: value for name, value in EXAMPLE.items() if name != "victimAllianceId"} | absent
+    assert orjson.loads(accepted(data).payload)["data"] == data
+
+
+@pytest.mark.parametrize("encoding", [None, "", "identity", "utf-8", "UTF-8", "utf8", "Identity"])
+def test_plain_encoding_is_accepted(encoding: str | None) -> None:
+    assert accepted(EXAMPLE, encoding=encoding).payload == GOLDEN
+
+
+def test_last_of_two_members_of_one_name_wins(anything: Pipeline) -> None:
+    assert orjson.loads(accepted(b'{"a":1,"a":2}', default="event", pipeline=anything).payload)["data"] == {"a": 2}
+    last = rejected(orjson.dumps(EXAMPLE)[:-1] + b',"killmailId":"x"}')
+    assert last.pointer == "/killmailId"
+
+
+def test_body_of_the_largest_size_is_accepted(anything: Pipeline) -> None:
+    accepted(b'"' + b"x" * (MAX_BYTES - 2) + b'"', default="any", pipeline=anything)
+
+
+def test_body_of_250_levels_is_accepted(anything: Pipeline) -> None:
+    accepted(b"[" * 250 + b"]" * 250, default="any", pipeline=anything)
+
+
+# What is rejected, and why
+
+
+def test_body_of_one_byte_more_is_too_large(anything: Pipeline) -> None:
+    outcome = rejected(b'"' + b"x" * (MAX_BYTES - 1) + b'"', default="any", pipeline=anything)
+    assert outcome.reason is Reason.TOO_LARGE
+    assert "20001 bytes" in outcome.detail
+    assert "BRIDGE_MAX_MESSAGE_BYTES allows 20000" in outcome.detail
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "utf-16", "x\x00" * 1000])
+def test_other_encoding_is_unsupported(encoding: str) -> None:
+    outcome = rejected(EXAMPLE, encoding=encoding)
+    assert outcome.reason is Reason.UNSUPPORTED_ENCODING
+    assert encoding[:10].split("\x00")[0] in outcome.detail
+    assert len(outcome.detail) < 500
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"killmail",
+        b"NaN",
+        b"[Infinity]",
+        b"1e400",
+        b'{"killmailId":NaN}',
+        b'"\\ud800"',
+        b'{"\\udfff":1}',
+        b'"\xed\xa0\x80"',
+        GOLDEN[:-1],
+        GOLDEN + b"x",
+        b"\xef\xbb\xbf" + GOLDEN,
+        b'"\xff"',
+        GOLDEN.decode().encode("utf-16"),
+        b"{'killmailId':1}",
+        b"[1,]",
+        b"[1\x00]",
+        b'"\x01"',
+        b"01",
+        b"\x1f\x8b\x08\x00",
+        b"[" * 5000 + b"]" * 5000,
+        b"[" * 5000,
+        b'{"a":' * 3000 + b"1" + b"}" * 3000,
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+def test_body_that_is_not_json_is_rejected(anything: Pipeline, body: bytes) -> None:
+    outcome = rejected(body, default="any", pipeline=anything)
+    assert outcome.reason is Reason.NOT_JSON
+    assert outcome.detail.startswith("the body is not JSON: ")
+    assert len(outcome.detail) < 500
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_body_of_300_levels_is_nested_too_deeply(anything: Pipeline, *, wrapped: bool) -> None:
+    body = b"[" * 300 + b"]" * 300
+    outcome = rejected(b'{"type":"any","data":' + body + b"}" if wrapped else body, default="any", pipeline=anything)
+    assert outcome.reason is Reason.NOT_JSON
+    assert "nested too deeply" in outcome.detail
+
+
+@pytest.mark.parametrize("kind", ["statistics", "Killmail", "killmail ", "killmail.json", "x\n" * 5000])
+def test_type_without_a_schema_is_unknown_and_the_known_ones_are_named(kind: str) -> None:
+    outcome = rejected(EXAMPLE, kind=kind)
+    assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
+    assert outcome.detail.endswith("known types: killmail")
+    assert len(outcome.detail) < 500
+
+
+def test_wrapped_type_without_a_schema_is_pointed_at() -> None:
+    outcome = rejected({"type": "statistics", "data": {}})
+    assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "/type")
+    assert "'statistics'" in outcome.detail
+
+
+@pytest.mark.parametrize("kind", [None, ""])
+def test_no_type_anywhere_is_unknown(kind: str | None) -> None:
+    outcome = rejected(EXAMPLE, kind=kind, default=None)
+    assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
+    assert "no default type" in outcome.detail
+
+
+def test_type_property_that_contradicts_the_envelope_is_a_violation() -> None:
+    outcome = rejected({"type": "killmail", "data": EXAMPLE}, kind="event")
+    assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "/type")
+    assert "'killmail'" in outcome.detail
+    assert "'event'" in outcome.detail
+
+
+@pytest.mark.parametrize(("wrapped", "prefix"), [(False, ""), (True, "/data")])
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"killmailId": "1"}, "/killmailId"),
+        ({"killmailId": 2**53}, "/killmailId"),
+        ({"systemId": -1}, "/systemId"),
+        ({"attackerCount": None}, "/attackerCount"),
+        ({"timestamp": "today"}, "/timestamp"),
+    ],
+    ids=repr,
+)
+def test_violation_points_to_where_it_is_in_the_event(
+    change: dict[str, object], pointer: str, prefix: str, *, wrapped: bool
+) -> None:
+    data = EXAMPLE | change
+    outcome = rejected({"type": "killmail", "data": data} if wrapped else data)
+    assert outcome.reason is Reason.SCHEMA_VIOLATION
+    assert outcome.pointer == prefix + pointer
+    assert outcome.schema == "urn:edk-bridge:schema:killmail"
+    assert outcome.detail.startswith(prefix + pointer + ": ")
+
+
+@pytest.mark.parametrize(("wrapped", "prefix"), [(False, ""), (True, "/data")])
+def test_missing_member_is_named_and_pointed_at(prefix: str, *, wrapped: bool) -> None:
+    data = {name: value for name, value in EXAMPLE.items() if name != "systemId"}
+    outcome = rejected({"type": "killmail", "data": data} if wrapped else data)
+    assert outcome.pointer == prefix + "/systemId"
+    assert outcome.detail == f"{prefix}/systemId: the member 'systemId' is missing"
+
+
+def test_violation_of_the_whole_says_so() -> None:
+    outcome = rejected([EXAMPLE])
+    assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "")
+    assert outcome.detail.startswith("the event: ")
+
+
+def test_violation_of_the_whole_data_points_to_the_data() -> None:
+    assert rejected({"type": "killmail", "data": []}).pointer == "/data"
+
+
+@pytest.mark.parametrize("value", ["x" * 15_000, list(range(3000)), {"x" * 10_000: 1}], ids=["text", "array", "object"])
+def test_huge_value_is_bounded_in_the_detail(value: object) -> None:
+    assert len(rejected({**EXAMPLE, "systemId": value}).detail) < 500
+
+
+def test_control_characters_are_escaped_in_the_detail() -> None:
+    detail = rejected({**EXAMPLE, "systemId": "a\x1b[31m\r\n\u2028b"}).detail
+    assert "\\u2028b" in detail
+
+
+def test_update_of_another_shape_carries_no_schema_of_killmails(tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_text('{"$id": "urn:example:event", "type": "object"}')
+    pipeline = Pipeline(catalog.load([catalog.PACKAGED, tmp_path]), MAX_BYTES)
+    assert rejected([], kind="event", pipeline=pipeline).schema == "urn:example:event"
+    assert rejected([], kind="killmail", pipeline=pipeline).schema == "urn:edk-bridge:schema:killmail"
+
+
+# Whatever comes
+
+FAST = settings(
+    max_examples=80
+)
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["type", "data", "timestamp", *EXAMPLE]) | st.text(max_size=5), inner)
+        | st.fixed_dictionaries({"type": st.sampled_from(["any", "event", "killmail"]), "data": inner})
+    ),
+    max_leaves=10,
+)
+NAMES = st.none() | st.sampled_from(["any", "event", "killmail", ""]) | st.text(max_size=10)
+
+
+@FAST
+@given(
+    body=st.binary(max_size=200) | JSON.map(orjson.dumps) | st.text(max_size=50).map(str.encode),
+    kind=NAMES,
+    default=NAMES,
+    encoding=st.none() | st.sampled_from(["", "utf-8", "gzip"]) | st.text(max_size=10),
+)
+def test_any_event_is_accepted_or_rejected_and_never_raises(
+    anything: Pipeline, body: bytes, kind: str | None, default: str | None, encoding: str | None
+) -> None:
+    for pipeline in (anything, KILLMAILS):
+        outcome = processed(body, kind=kind, default=default, encoding=encoding, pipeline=pipeline)
+        if isinstance(outcome, Rejected):
+            assert outcome.detail.isprintable()
+            assert len(outcome.detail) < 5000
+            assert outcome.pointer == "" or outcome.pointer.startswith("/")
+            continue
+        update, published = orjson.loads(outcome.payload), orjson.loads(body)
+        assert set(update) == {"type", "data", "timestamp"}
+        assert update["type"] == outcome.type
+        assert update["timestamp"] == NOW_MS
+        is_wrapped = (
+            isinstance(published, dict)
+            and isinstance(published.get("type"), str)
+            and "data" in published
+            and published.keys() <= {"type", "data", "timestamp"}
+        )
+        assert update["data"] == (published["data"] if is_wrapped else published)
+
+
+@FAST
+@given(changes=st.dictionaries(st.sampled_from([*EXAMPLE, "more"]), JSON), without=st.sets(st.sampled_from([*EXAMPLE])))
+def test_any_killmail_is_delivered_as_published_or_rejected_with_its_schema(
+    changes: dict[str, Any], without: set[str]
+) -> None:
+    data = {name: value for name, value in (EXAMPLE | changes).items() if name not in without}
+    outcome = processed(data)
+    if isinstance(outcome, Accepted):
+        assert orjson.loads(outcome.payload)["data"] == orjson.loads(orjson.dumps(data))
+        assert outcome.identity == ("killmail", data["killmailId"])
+    else:
+        assert outcome.schema == "urn:edk-bridge:schema:killmail"
+        assert outcome.pointer == "" or outcome.pointer.removeprefix("/") in EXAMPLE

@@ -1,0 +1,70 @@
+"""Other people's text: what becomes of it on its way into a header or a log line."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.contract.text import LIMIT, json_pointer, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("plain", "plain"),
+        ("Jita IV \u2013 \u2603", "Jita IV \u2013 \u2603"),
+        ("a\nb", "a\\nb"),
+        ("\x00\x1b[31m", "\\x00\\x1b[31m"),
+        ("\x7f\x85", "\\x7f\\x85"),
+        ("\u202egnp", "\\u202egnp"),
+        ("\ud800", "\\ud800"),
+        ("\U000e0001", "\\U000e0001"),
+    ],
+)
+def test_what_is_not_printable_is_escaped_and_the_rest_stays(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_text_of_the_longest_length_stays_whole() -> None:
+    assert printable("x" * LIMIT) == "x" * LIMIT
+
+
+def test_longer_text_loses_its_middle() -> None:
+    text = "value" + "x" * LIMIT + "expected"
+    shown = printable(text)
+    assert shown.startswith("value")
+    assert shown.endswith("expected")
+    assert shown == text[: LIMIT // 2] + " ... " + text[-LIMIT // 2 :]
+
+
+def test_limit_may_be_given() -> None:
+    assert printable("abcdef", 4) == "ab ... ef"
+
+
+@given(text=st.text(alphabet=st.characters(), max_size=1000), limit=st.integers(2, 500))
+def test_any_text_becomes_printable_and_bounded(text: str, limit: int) -> None:
+    shown = printable(text, limit)
+    assert shown.isprintable()
+    # Ten characters are the longest escape.
+    assert len(shown) <= 10 * (limit + len(" ... "))
+
+
+@pytest.mark.parametrize(
+    ("path", "pointer"),
+    [
+        ([], ""),
+        (["killmailId"], "/killmailId"),
+        (["a/b", 0], "/a~1b/0"),
+        (["~", "~1", ""], "/~0/~01/"),
+    ],
+)
+def test_path_becomes_a_json_pointer(path: list[str | int], pointer: str) -> None:
+    assert json_pointer(path) == pointer
+
+
+@given(path=st.lists(st.text(), max_size=5))
+def test_any_pointer_can_be_read_back(path: list[str]) -> None:
+    steps = json_pointer(list(path)).split("/")[1:]
+    assert [step.replace("~1", "/").replace("~0", "~") for step in steps] == path
