@@ -70,7 +70,8 @@ class Connection(asyncio.BufferedProtocol):
         """When the closing handshake began."""
         transport.set_protocol(self)
         # With no room in its buffer the transport writes to the socket at once, and says so when not all of it fits.
-        transport.set_write_buffer_limits(high=0)
+        # TLS counts "at least" where TCP counts "more than": with 0 it would say so of an empty buffer, and stay so.
+        transport.set_write_buffer_limits(high=1 if transport.get_extra_info("sslcontext") else 0, low=0)
 
     @property
     def peer(self) -> str:

@@ -133,6 +133,10 @@ class RawClient:
         """Stops reading from the socket altogether."""
         self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # a write transport by its type only
 
+    def resume(self) -> None:
+        """Reads from the socket again."""
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]  # a write transport by its type only
+
     async def close(self) -> None:
         """Ends the TCP connection."""
         self._writer.close()

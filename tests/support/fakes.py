@@ -1,4 +1,4 @@
-"""What stands in for the other side in unit tests: a loop that is turned by hand, a subscriber, a transport, a delivery.
+"""What stands in for the other side in unit tests: a loop turned by hand, a subscriber, a transport, a delivery.
 
 None of them sleeps, opens a socket, or needs an event loop.
 """
@@ -6,6 +6,7 @@ None of them sleeps, opens a socket, or needs an event loop.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,7 @@ class FakeDelivery(Delivery):
         self.exchange = exchange
         self.routing_key = ""
         self.redelivered = redelivered
-        self.received_s = 0.0
+        self.received_s = time.monotonic()
         self.settled = 0
 
     def settle(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 from websockets.frames import Frame, Opcode
@@ -15,6 +15,9 @@ from bridge.fanout.log import Log
 from bridge.metrics import Metrics
 from tests.support.fakes import FakeTransport, Turns
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 UPDATE = text_frame(b"update")
 HALF_A_TEXT = Frame(Opcode.TEXT, b"x" * 100).serialize(mask=True)[:50]
 
@@ -22,9 +25,7 @@ HALF_A_TEXT = Frame(Opcode.TEXT, b"x" * 100).serialize(mask=True)[:50]
 class Scene:
     """A connection at a hub of its own."""
 
-    def __init__(
-        self, *, peername: tuple[object, ...] | None = ("127.0.0.1", 54321), half_closes: bool = True
-    ) -> None:
+    def __init__(self, *, peername: tuple[object, ...] | None = ("127.0.0.1", 54321), half_closes: bool = True) -> None:
         self.turns = Turns()
         self.hub = Hub(Log(100_000), Metrics(), self.turns.call_soon, 100_000)
         self.clock = Clock(1000.0)
@@ -314,6 +315,7 @@ def test_violation_after_the_own_close_changes_nothing(scene: Scene) -> None:
     scene.transport.written.clear()
     scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
     assert scene.transport.written == []
+    assert scene.transport.ended == []
     assert [reason for reason, _ in scene.closed] == [CloseReason.IDLE]
 
 
@@ -345,10 +347,9 @@ def test_abort_ends_the_transport_at_once(scene: Scene) -> None:
 
 
 def test_end_of_a_client_leaves_the_end_to_the_transport(scene: Scene) -> None:
-    # A protocol that answers with anything true would keep the transport open.
-    answer = asyncio.Protocol.eof_received(scene.connection)  # type: ignore[arg-type]  # both know the same callback
-    scene.connection.eof_received()
-    assert not answer
+    eof_received: Callable[[], object] = scene.connection.eof_received
+    # A protocol that answers with anything true keeps the transport open.
+    assert not eof_received()
     assert scene.transport.written == []
 
 
@@ -363,14 +364,21 @@ def test_lost_connection_is_told_and_forgets_its_transport(scene: Scene) -> None
     assert scene.connection.peer == "gone"
 
 
-def test_lost_connection_takes_everything_without_a_word(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    "late",
+    [
+        Frame(Opcode.PING, b"late").serialize(mask=True),
+        Frame(Opcode.CLOSE, b"").serialize(mask=True),
+        Frame(Opcode.TEXT, b"").serialize(mask=False),
+    ],
+    ids=["ping", "close", "violation"],
+)
+def test_lost_connection_takes_everything_without_a_word(scene: Scene, late: bytes) -> None:
     scene.connection.connection_lost(ConnectionResetError())
     scene.connection.ping()
     scene.connection.close(CloseReason.STOPPING)
     scene.connection.abort()
-    scene.says(Opcode.PING)
-    scene.says(Opcode.CLOSE)
-    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
+    scene.hears(late)
     assert scene.transport.written == []
     assert scene.transport.ended == []
     assert scene.closed == []
@@ -389,5 +397,4 @@ def test_peer_is_the_address_and_port_of_the_client(peername: tuple[object, ...]
 
 
 def test_idle_connection_has_no_dict() -> None:
-    assert "__dict__" not in Connection.__slots__
     assert not hasattr(Scene().connection, "__dict__")

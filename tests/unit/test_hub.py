@@ -308,6 +308,7 @@ def test_connection_that_raises_is_closed_and_the_others_get_theirs(scene: Scene
     assert broken.details == {"error": "RuntimeError('the transport is gone')"}
     assert all(subscriber.writes == [frames] for subscriber in subscribers if subscriber is not broken)
     assert len(scene.hub) == 4
+    assert scene.sends()[:2] == (4, 0)
 
 
 # A connection that falls off the tail

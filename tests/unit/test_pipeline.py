@@ -120,7 +120,7 @@ def test_only_one_envelope_is_unwrapped(anything: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("absent", [{}, {"victimAllianceId": None}, {"victimAllianceId": 0}], ids=repr)
-def test_absent_alliance_is_delivered_as_published(absent: dict[str, None | int]) -> None:
+def test_absent_alliance_is_delivered_as_published(absent: dict[str, int | None]) -> None:
     data = {name: value for name, value in EXAMPLE.items() if name != "victimAllianceId"} | absent
     assert orjson.loads(accepted(data).payload)["data"] == data
 
@@ -154,11 +154,11 @@ def test_body_of_one_byte_more_is_too_large(anything: Pipeline) -> None:
     assert "BRIDGE_MAX_MESSAGE_BYTES allows 20000" in outcome.detail
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "utf-16", "x\x00" * 1000])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "utf-16", "gzip\x00" * 1000])
 def test_other_encoding_is_unsupported(encoding: str) -> None:
     outcome = rejected(EXAMPLE, encoding=encoding)
     assert outcome.reason is Reason.UNSUPPORTED_ENCODING
-    assert encoding[:10].split("\x00")[0] in outcome.detail
+    assert f"content_encoding is '{encoding[:4]}" in outcome.detail
     assert len(outcome.detail) < 500
 
 
@@ -295,9 +295,7 @@ def test_update_of_another_shape_carries_no_schema_of_killmails(tmp_path: Path) 
 
 # Whatever comes
 
-FAST = settings(
-    max_examples=80
-)
+FAST = settings(max_examples=80)
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: (

@@ -1,0 +1,73 @@
+# Everything that a person or CI does here. Needs Python 3.11 or newer, and installs the rest.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Its name says which Python .venv was made with: another one makes it anew, and so does a change of what is installed.
+READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
+TOO_OLD := this needs Python 3.11 or newer, and $(PYTHON) is %d.%d: PYTHON=python3.12 make setup takes another
+
+# Nothing but the default index, whatever this machine is configured with: the hashes are of what everybody gets.
+COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
+  $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
+
+.PHONY: help setup demo test test-quick lint format lock clean
+
+help:
+	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
+	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
+	@echo 'make test        all tests, against a real RabbitMQ'
+	@echo 'make test-quick  style, types and the unit tests, in a minute'
+	@echo 'make lint        style and types only'
+	@echo 'make format      put the code into shape'
+	@echo 'make lock        write the lock files anew (FLAGS=--upgrade takes the newest of everything)'
+	@echo 'make clean       remove whatever was made here'
+	@echo 'PYTHON=python3.12 make ...  takes another Python'
+
+setup: $(READY)
+
+$(READY): requirements-dev.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo 'there is no $(PYTHON): PYTHON=python3.12 make setup takes another'; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "$(TOO_OLD)" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(PYTHON) -P bridge/demo/apt.py \
+	  "$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+	@echo 'making .venv'
+	@$(PYTHON) -m venv --clear .venv
+	@echo 'installing the locked packages into it, which takes a minute'
+	@$(BIN)/pip install -qq --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo 'ready: $(BIN)/edk-bridge'
+
+demo: $(READY)
+	@$(BIN)/edk-bridge demo $(FLAGS)
+
+test: test-quick
+	@$(BIN)/python -m tests.support.prepare
+	$(BIN)/pytest --cov --cov-fail-under=95
+
+# The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
+test-quick: lint
+	$(BIN)/pytest tests/unit --cov --cov-config=tests/unit/.coveragerc
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: $(READY)
+	$(COMPILE) pyproject.toml --output-file requirements.lock
+	echo '-e .' | $(COMPILE) - --group dev --no-emit-package edk-bridge --constraint requirements.lock \
+	  --output-file requirements-dev.lock
+	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements.lock requirements-dev.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	  tests/node/node_modules
+	find bridge tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,216 @@
+"""`edk-bridge demo`: a broker, the bridge and a stand-in for a fetcher, until Ctrl-C.
+
+Whatever was started here ends here, however the demo ends.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import aiormq
+import click
+from dotenv import dotenv_values
+
+from bridge import logs, settings
+from bridge.broker.life import cancelled_from_outside
+from bridge.broker.link import Node
+from bridge.demo.broker import Broker, find_broker
+from bridge.demo.child import Child
+from bridge.demo.fetcher import Fetcher
+from bridge.errors import BridgeError, ConfigurationError
+from bridge.fanout.listeners import open_listeners
+
+_DOTENV = Path(".env")
+_IMAGE = "rabbitmq:4-management"
+_READY_TIMEOUT_S = 30.0
+_TELL_EVERY_S = 10.0
+
+_OWN_EXCHANGE = "killmails"
+# Invented killmails must never reach the clients of a real exchange, nor real ones stay unread in a real queue.
+_EXCHANGE_ELSEWHERE = "bridge.demo"
+
+
+class _Stopped(BaseException):
+    """Somebody asked the demo to end while it was not in its event loop."""
+
+
+class _Signals:
+    """The first of SIGINT, SIGTERM and SIGHUP ends what is going on; all later ones would only end the tidying up."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._task: asyncio.Task[int] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._handle)
+
+    def ignore(self) -> None:
+        """From now on nothing is interrupted."""
+        self._asked = True
+
+    async def interrupt(self, work: Coroutine[object, object, int]) -> int:
+        """Run it; a signal cancels it, and 0 is the answer then."""
+        self._task = asyncio.create_task(work)
+        try:
+            return await self._task
+        except asyncio.CancelledError:
+            return 0
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            return
+        self._asked = True
+        if self._task is None:
+            raise _Stopped
+        with suppress(RuntimeError):  # the loop has just been closed
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+
+def run(port: int = 3000, rate: float = 1.0) -> int:
+    """Run the demo until a signal; returns the process's exit code. `rate` is in killmails a second."""
+    signals = _Signals()
+    logs.configure("warning", "text")
+    broker: Broker | None = None
+    try:
+        named = _named_broker()
+        effective = _settings(port, named)
+        broker = find_broker(
+            ",".join(effective.amqp_url) if named else None,
+            os.environ.get("DEMO_RABBITMQ_IMAGE") or os.environ.get("TEST_RABBITMQ_IMAGE") or _IMAGE,
+            _say,
+        )
+        return asyncio.run(signals.interrupt(_demonstrate(signals, effective, broker, named, rate)))
+    except _Stopped:
+        return 0
+    except BridgeError as error:
+        for line in str(error).splitlines():
+            _say(f"edk-bridge: {line}", err=True)
+        return error.exit_code
+    finally:
+        signals.ignore()
+        if broker is not None:
+            broker.stop()
+            _say("stopped")
+
+
+async def _demonstrate(
+    signals: _Signals, effective: settings.Settings, broker: Broker, named: bool, rate: float
+) -> int:
+    nodes = [Node(url) for url in effective.amqp_url] if named else [Node(broker.url)]
+    fetcher = Fetcher(nodes, _exchange(named), lasting=not named, say=_say)
+    # A broker that was named is where the bridge finds it itself; its password must not appear among the arguments.
+    environment = {**os.environ, **({} if named else {"BRIDGE_AMQP_URL": broker.url})}
+    flags = _flags(effective.port, named)
+    if effective.log_format == "auto":
+        flags["log_format"] = "text"
+    words = [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
+    child = Child(words, environment, lambda line: _say(f"  bridge | {line}"))
+    try:
+        await _usable(fetcher)
+        _say("starting the bridge")
+        await child.start()
+        tls = effective.tls_certificate is not None
+        await child.ready(_host(effective.host[0]), effective.port, tls, _READY_TIMEOUT_S)
+        _say(_guide(effective, broker, named, rate))
+        await _first_end(fetcher.publish(rate), _tell(fetcher), child.ended())
+    finally:
+        signals.ignore()
+        _say("stopping")
+        await child.stop(effective.shutdown_timeout + 3)
+        await fetcher.remove()
+    return 0
+
+
+async def _usable(fetcher: Fetcher) -> None:
+    try:
+        await fetcher.declare()
+    except (aiormq.exceptions.AMQPError, OSError, asyncio.CancelledError) as error:
+        if cancelled_from_outside():
+            raise
+        raise BridgeError(f"the broker can't be used: {error}") from error
+
+
+async def _first_end(*ways: Coroutine[object, object, None]) -> None:
+    """Run them until the first ends, and let its error out."""
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _tell(fetcher: Fetcher) -> NoReturn:
+    while True:
+        await asyncio.sleep(_TELL_EVERY_S)
+        _say(f"{fetcher.published} killmails published")
+
+
+def _named_broker() -> bool:
+    """Whether the operator named a broker, in one of the places where the bridge looks for it."""
+    names = {*os.environ, *(dotenv_values(_DOTENV) if _DOTENV.is_file() else ())}
+    return not names.isdisjoint({"BRIDGE_AMQP_URL", "BRIDGE_AMQP_URL_FILE"})
+
+
+def _settings(port: int, named: bool) -> settings.Settings:
+    """The settings that the bridge will find. Raises ConfigurationError, also where its port is taken."""
+    effective = settings.load(_flags(port, named), os.environ, _DOTENV)
+    try:
+        for listener in open_listeners(effective.host, port, effective.reuse_port):
+            listener.close()
+    except OSError as error:
+        raise ConfigurationError([f"the bridge can't listen: {error.strerror}; --port takes another"]) from error
+    return effective
+
+
+def _flags(port: int, named: bool) -> dict[str, str]:
+    """What the demo decides about the bridge; all other settings are the operator's."""
+    flags = {"port": str(port), "exchanges": f"{_exchange(named)}=killmail"}
+    return {**flags, "queue": "", "reject_exchange": "off"} if named else flags
+
+
+def _exchange(named: bool) -> str:
+    return _EXCHANGE_ELSEWHERE if named else _OWN_EXCHANGE
+
+
+def _host(listening: str) -> str:
+    """A name by which a client on this machine reaches an address that is listened on."""
+    return "localhost" if listening in {"localhost", "0.0.0.0", "::"} else listening  # noqa: S104 - compared, not bound
+
+
+def _guide(effective: settings.Settings, broker: Broker, named: bool, rate: float) -> str:
+    host, tls = _host(effective.host[0]), "s" if effective.tls_certificate else ""
+    authority = f"[{host}]:{effective.port}" if ":" in host else f"{host}:{effective.port}"
+    updates = f"ws{tls}://{authority}{effective.path}"
+    python = Path(sys.executable)
+    with suppress(ValueError):
+        python = python.relative_to(Path.cwd())
+    where = broker.origin if named else f"{broker.url} ({broker.origin})"
+    only = ", which only this demo uses; rejected events are only counted" if named else ""
+    return f"""
+  updates    {updates}
+  state      http{tls}://{authority}/readyz and http{tls}://{authority}/metrics
+  broker     {where}
+  killmails  invented, {rate:g} a second, published to the exchange {_exchange(named)}{only}
+
+Watch them arrive, in another terminal or in the console of a browser:
+
+  {python} -m websockets {updates}
+  new WebSocket("{updates}").onmessage = e => console.log(e.data)
+
+Ctrl-C stops it all.
+"""
+
+
+def _say(line: str, err: bool = False) -> None:
+    # The terminal may be gone: that is what SIGHUP is about, and it must not keep anything from being stopped.
+    with suppress(OSError):
+        click.echo(line, err=err)

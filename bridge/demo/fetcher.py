@@ -1,0 +1,101 @@
+"""What stands in for a fetcher: publishes invented killmails, confirmed, to an exchange that it declares."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import chain
+
+import aiormq
+import orjson
+from pamqp.commands import Basic
+
+from bridge.broker.life import keep_alive
+from bridge.broker.link import Node, connected
+from bridge.broker.status import State, Status
+from bridge.broker.topology import ensure_exchange
+from bridge.demo.killmails import killmails, pace
+
+_NAME = "edk-bridge demo"
+_CONFIRM_TIMEOUT_S = 10.0
+_PERSISTENT = 2
+_LONGEST_LAG_S = 1.0
+
+
+class Fetcher:
+    """Publishes to one exchange, at one rate, and comes back when the broker was away."""
+
+    def __init__(self, nodes: Sequence[Node], exchange: str, lasting: bool, say: Callable[[str], None]) -> None:
+        """`lasting`: whether the exchange is durable and stays, as a fetcher's own would be."""
+        self.published = 0
+        self._nodes = nodes
+        self._exchange = exchange
+        self._lasting = lasting
+        self._say = say
+        self._status = Status()
+
+    async def declare(self) -> None:
+        """Make the exchange. Raises ConnectionError or BrokerRefusal where the broker can't be used."""
+        async with connected(self._nodes, _NAME) as amqp:
+            await self._declare(amqp)
+
+    async def publish(self, rate: float) -> None:
+        """Publish until cancelled, `rate` killmails a second. Raises BrokerRefusal where that was never possible."""
+        rng = random.Random()  # noqa: S311 - not a secret
+        bodies = (orjson.dumps(data) for data in killmails(rng, lambda: datetime.now(UTC)))
+        pauses = pace(rng, rate)
+        unconfirmed: list[bytes] = []
+
+        async def live() -> str:
+            async with connected(self._nodes, _NAME) as amqp:
+                await self._declare(amqp)
+                channel = await amqp.channel(publisher_confirms=True)
+                self._found()
+                due_s = time.monotonic()
+                for body in chain(unconfirmed.copy(), bodies):
+                    unconfirmed[:] = [body]
+                    await self._send(channel, body)
+                    unconfirmed.clear()
+                    # What a slow confirm held up is caught up with; what an outage did is not.
+                    due_s = max(due_s + next(pauses), time.monotonic() - _LONGEST_LAG_S)
+                    await asyncio.sleep(due_s - time.monotonic())
+            return "no more killmails"
+
+        await keep_alive(live, self._status, self._lost, asyncio.Event(), wait=False)
+
+    async def remove(self) -> None:
+        """Remove the exchange where it was not to last, unless somebody uses it. Never raises for the broker's sake."""
+        if self._lasting:
+            return
+        with suppress(aiormq.exceptions.AMQPError, OSError, RuntimeError):
+            async with connected(self._nodes, _NAME) as amqp:
+                channel = await amqp.channel()
+                await channel.exchange_delete(self._exchange, if_unused=True)
+
+    async def _declare(self, amqp: aiormq.abc.AbstractConnection) -> None:
+        if self._lasting:
+            await ensure_exchange(amqp, self._exchange)
+            return
+        # The bridge may have been faster after an outage, and then the exchange is durable.
+        with suppress(aiormq.exceptions.ChannelPreconditionFailed):
+            channel = await amqp.channel()
+            await channel.exchange_declare(self._exchange, exchange_type="fanout", auto_delete=True)
+            await channel.close()
+
+    async def _send(self, channel: aiormq.abc.AbstractChannel, body: bytes) -> None:
+        properties = Basic.Properties(
+            content_type="application/json", delivery_mode=_PERSISTENT, message_type="killmail", app_id=_NAME
+        )
+        await channel.basic_publish(body, exchange=self._exchange, properties=properties, timeout=_CONFIRM_TIMEOUT_S)
+        self.published += 1
+
+    def _found(self) -> None:
+        if self._status.worked:
+            self._say("the broker is back; publishing again")
+        self._status.enter(State.WORKING)
+
+    def _lost(self, state: State, reason: str) -> None:
+        if self._status.state is not state:
+            self._say(reason if state is State.REFUSED else "the broker is away; trying to reach it again")

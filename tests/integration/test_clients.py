@@ -1,0 +1,223 @@
+"""Clients that behave and clients that do not: what each gets, and why it is let go."""
+
+import asyncio
+import signal
+import ssl
+import subprocess
+from pathlib import Path
+
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+from websockets.asyncio.client import connect
+
+from bridge.demo.broker import Broker
+from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, close_code, server_frames
+from tests.support.killmail import EXAMPLE, killmail
+from tests.support.publishing import publish
+from tests.support.running import bridge_process, port_of, running, sample
+from tests.support.waiting import eventually
+
+
+async def test_everything_that_a_client_sends_is_ignored(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    async with (
+        running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
+        connect(f"ws://127.0.0.1:{port_of(bridge)}/updates") as client,
+    ):
+        await client.send('{"subscribe": "everything"}')
+        await client.send(b"\x00" * 1_000_000)
+        await client.send(["frag", "ment", "ed"])
+        await publish(amqp, exchange, EXAMPLE)
+        assert orjson.loads(await client.recv())["data"] == EXAMPLE
+
+
+async def test_ping_of_a_client_is_answered_with_its_payload(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        client.send(client_frame(PING, b"are you there"))
+        assert await client.frame() == (PONG, b"are you there")
+        await client.close()
+
+
+async def test_close_of_a_client_is_answered_with_its_code_and_the_connection_ends(
+    broker: Broker, exchange: str
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        client.send(client_frame(CLOSE, (3001).to_bytes(2, "big") + b"done"))
+        [(opcode, payload)] = server_frames(await client.rest())
+        assert (opcode, close_code(payload)) == (CLOSE, 3001)
+        await eventually("it is gone", lambda: sample(bridge, "bridge_connections") == 0)
+        await client.close()
+
+
+async def test_frame_without_a_mask_ends_with_1002(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        client.send(b"\x81\x02hi")
+        [(opcode, payload)] = server_frames(await client.rest())
+        assert (opcode, close_code(payload)) == (CLOSE, 1002)
+        assert sample(bridge, "bridge_evictions_total", reason="protocol-error") == 1
+        await client.close()
+
+
+async def test_silent_client_is_pinged_and_closed_with_4009(broker: Broker, exchange: str) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "idle_timeout": "600ms", "ping_interval": "200ms"}
+    async with running(broker.url, **flags) as bridge:
+        silent = await RawClient.open(port_of(bridge))
+        assert (await silent.frame())[0] == PING
+        assert await silent.closed() == 4009
+        assert sample(bridge, "bridge_evictions_total", reason="idle") == 1
+        await silent.close()
+
+
+async def test_client_that_only_answers_pings_stays(broker: Broker, exchange: str) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "idle_timeout": "600ms", "ping_interval": "200ms"}
+    async with running(broker.url, **flags) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        # Ten pings, at 200 ms each, are more than three idle timeouts.
+        for _ in range(10):
+            assert (await client.frame())[0] == PING
+            client.send(client_frame(PONG, b""))
+        assert sample(bridge, "bridge_connections") == 1
+        await client.close()
+
+
+async def test_being_sent_to_does_not_keep_a_silent_client(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "idle_timeout": "600ms", "ping_interval": "500ms"}
+    async with running(broker.url, **flags) as bridge:
+        silent = await RawClient.open(port_of(bridge))
+        closing = asyncio.create_task(silent.closed())
+        number = 0
+        while not closing.done():
+            number += 1
+            await publish(amqp, exchange, killmail(number))
+        assert closing.result() == 4009
+        await silent.close()
+
+
+async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose_nothing(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    padding = "x" * 50_000
+    count = 400
+    flags = {"exchanges": f"{exchange}=killmail", "log_bytes": "1 MiB", "max_message_bytes": "100 KiB"}
+    async with running(broker.url, **flags) as bridge:
+        stalled = await RawClient.open(port_of(bridge), receive_bytes=4096)
+        stalled.pause()
+        reader = await RawClient.open(port_of(bridge))
+
+        async def read_all() -> list[int]:
+            return [orjson.loads(await reader.text())["data"]["killmailId"] for _ in range(count)]
+
+        reading = asyncio.create_task(read_all())
+        await publish(amqp, exchange, *(killmail(number, padding=padding) for number in range(count)))
+        assert await reading == list(range(count))
+        await eventually(
+            "the stalled client is evicted", lambda: sample(bridge, "bridge_evictions_total", reason="too-slow") == 1
+        )
+        assert sample(bridge, "bridge_sends_total", outcome="dropped") > 0
+        assert sample(bridge, "bridge_log_bytes") <= 2**20
+        await stalled.close()
+        await reader.close()
+
+
+async def test_client_that_pauses_and_reads_on_gets_everything(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    padding = "x" * 50_000
+    count = 200
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge), receive_bytes=4096)
+        client.pause()
+        await publish(amqp, exchange, *(killmail(number, padding=padding) for number in range(count)))
+        await eventually("it lags", lambda: sample(bridge, "bridge_connections_lagging") == 1)
+        client.resume()
+        ids = [orjson.loads(await client.text())["data"]["killmailId"] for _ in range(count)]
+        assert ids == list(range(count))
+        await eventually("it has caught up", lambda: sample(bridge, "bridge_connections_lagging") == 0)
+        await publish(amqp, exchange, killmail(count))
+        assert orjson.loads(await client.text())["data"]["killmailId"] == count
+        await client.close()
+
+
+async def test_client_beyond_the_limit_is_closed_with_1013_and_the_others_stay(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=2) as bridge:
+        first, second = await RawClient.open(port_of(bridge)), await RawClient.open(port_of(bridge))
+        third = await RawClient.open(port_of(bridge))
+        assert await third.closed() == 1013
+        assert sample(bridge, "bridge_connections") == 2
+        await first.close()
+        await eventually("there is room", lambda: sample(bridge, "bridge_connections") == 1)
+        fourth = await RawClient.open(port_of(bridge))
+        fourth.send(client_frame(PING, b""))
+        assert (await fourth.frame())[0] == PONG
+        for client in (second, third, fourth):
+            await client.close()
+
+
+async def test_stopping_closes_every_client_with_1001(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        clients = [await RawClient.open(port_of(bridge)) for _ in range(3)]
+        codes = [asyncio.create_task(client.closed()) for client in clients]
+    assert [await code for code in codes] == [1001] * 3
+    for client in clients:
+        await client.close()
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    files = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
+            *("-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-out", files[0], "-keyout", files[1]),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
+async def test_wss_delivers_and_reads_a_new_certificate_on_sighup(
+    broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    chain, key = certificate(tmp_path, "first")
+
+    def trust() -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=chain)
+
+    variables = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables) as process:
+        await process.consuming()
+        url = f"wss://127.0.0.1:{await process.port()}/updates"
+        old = trust()
+        async with connect(url, ssl=old) as client:
+            await publish(amqp, exchange, killmail(1))
+            assert orjson.loads(await client.recv())["data"]["killmailId"] == 1
+            certificate(tmp_path, "second")
+            process.process.send_signal(signal.SIGHUP)
+            await eventually("the certificate is read again", lambda: process.logged("certificate read again"))
+            async with connect(url, ssl=trust()) as second:
+                await publish(amqp, exchange, killmail(2))
+                for each in (client, second):
+                    assert orjson.loads(await each.recv())["data"]["killmailId"] == 2
+            with pytest.raises(ssl.SSLError):
+                await connect(url, ssl=old)
+
+
+async def test_both_addresses_of_localhost_answer_on_one_port(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
+        assert [address for address, _ in bridge.addresses] == ["127.0.0.1", "::1"]
+        clients = [await RawClient.open(port_of(bridge), host=host) for host in ("127.0.0.1", "::1")]
+        await publish(amqp, exchange, EXAMPLE)
+        texts = [await client.text() for client in clients]
+        assert texts[0] == texts[1]
+        for client in clients:
+            await client.close()

@@ -1,0 +1,102 @@
+"""The HTTP side of a running bridge: pages, refusals, limits of a handshake."""
+
+import asyncio
+
+import orjson
+import pytest
+
+from bridge.demo.broker import Broker
+from tests.support.clients import get, request
+from tests.support.running import port_of, running, sample
+
+UPGRADE = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version: 13",
+)
+
+
+async def test_every_page_answers(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", instance="here") as bridge:
+        port = port_of(bridge)
+        assert await get(port, "/healthz") == (200, b"alive\n")
+        status, body = await get(port, "/readyz")
+        assert status == 200
+        ready = orjson.loads(body)
+        assert (ready["ready"], ready["missing"], ready["instance"]) == (True, [], "here")
+        status, body = await get(port, "/metrics")
+        assert status == 200
+        assert b"bridge_consuming 1.0" in body
+        status, body = await get(port, "/schemas/")
+        assert status == 200
+        for name in orjson.loads(body):
+            status, schema = await get(port, f"/schemas/{name}")
+            assert (status, orjson.loads(schema)["$id"]) == (200, f"urn:edk-bridge:schema:{name.removesuffix('.json')}")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "method", "status", "words"),
+    [
+        pytest.param("/nothing", (), "GET", 404, b"/updates is the WebSocket endpoint", id="unknown-path"),
+        pytest.param("/schemas/../settings.py", (), "GET", 404, b"nothing here", id="path-outside-the-schemas"),
+        pytest.param("/healthz", (), "POST", 405, b"Only GET", id="other-method"),
+        pytest.param("/updates", (), "GET", 426, b"WebSocket", id="no-upgrade"),
+        pytest.param("/updates?type=killmail", UPGRADE, "GET", 400, b"no query parameters", id="query"),
+        pytest.param("/updates", (*UPGRADE, "Origin: https://evil.example"), "GET", 403, b"ORIGINS", id="origin"),
+        pytest.param("/metrics", ("Origin: https://evil.example",), "GET", 403, b"ORIGINS", id="origin-of-a-page"),
+        pytest.param("/updates", (*UPGRADE, "Host: evil.example"), "GET", 403, b"ALLOWED_HOSTS", id="host"),
+        pytest.param("/updates", (*UPGRADE, "Host: localhost", "Host: a"), "GET", 400, b"exactly one", id="two-hosts"),
+        pytest.param("/updates", (*UPGRADE, "X-Forwarded-For: 203.0.113.9"), "GET", 403, b"NETWORKS", id="forwarded"),
+        pytest.param("/updates", ("X-Much: " + "x" * 17_000,), "GET", 431, b"too large", id="too-large"),
+        pytest.param("no path", (), "GET", 400, b"not an HTTP request", id="malformed"),
+    ],
+)
+async def test_request_that_is_not_served_is_told_why(
+    broker: Broker, exchange: str, path: str, headers: tuple[str, ...], method: str, status: int, words: bytes
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        answered, body = await get(port_of(bridge), path, *headers, method=method)
+        assert (answered, words in body) == (status, True), body
+        assert sample(bridge, "bridge_connections") == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Origin: http://localhost:8080",),
+        ("Origin: http://127.0.0.1",),
+        ("X-Forwarded-For: 10.1.2.3, 192.168.0.9",),
+        ("Origin: https://kills.example.org",),
+    ],
+    ids=["local-page", "loopback-page", "internal-proxy-chain", "allowed-origin"],
+)
+async def test_client_that_may_connect_is_upgraded(broker: Broker, exchange: str, headers: tuple[str, ...]) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "allowed_origins": "https://kills.example.org"}
+    async with running(broker.url, **flags) as bridge:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
+        writer.write(request(port_of(bridge), headers=headers))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_networks_that_do_not_hold_the_peer_refuse_it(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", allowed_networks="10.0.0.0/8") as bridge:
+        status, body = await get(port_of(bridge), "/updates", *UPGRADE)
+        assert (status, b"ALLOWED_NETWORKS" in body) == (403, True)
+        assert sample(bridge, "bridge_refused_total", rule="peer") == 1
+
+
+async def test_request_that_is_never_complete_is_ended_after_the_handshake_timeout(
+    broker: Broker, exchange: str
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", handshake_timeout="200ms") as bridge:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
+        writer.write(b"GET /updates HTTP/1.1\r\nHost: local")
+        async with asyncio.timeout(5):
+            answer = await reader.read(-1)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert sample(bridge, "bridge_handshakes_pending") == 0
+        writer.close()
+        await writer.wait_closed()

@@ -1,0 +1,155 @@
+"""Who may import whom, how long a module may be, and that each says what it is for: read from the source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import bridge
+
+ROOT = Path(bridge.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+AMQP = {"aio_pika", "aiormq", "pamqp"}
+MAX_LINES = 300
+
+
+class Import(NamedTuple):
+    """A name that a module imports, and whether that happens as soon as the module is loaded."""
+
+    name: str
+    at_once: bool
+
+    def is_of(self, package: str) -> bool:
+        return self.name == package or self.name.startswith(package + ".")
+
+
+def name_of(path: Path) -> str:
+    parts = ("bridge", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(source: str, package: str) -> list[Import]:
+    """Everything that the source of a module in `package` imports, wherever it stands in it."""
+    tree = ast.parse(source)
+    later = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            # What is imported from a package may be a module of it.
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found += [Import(name, at_once=node not in later) for name in names]
+    return found
+
+
+def imports(path: Path) -> list[Import]:
+    name = name_of(path)
+    return imports_of(path.read_text(), name if path.name == "__init__.py" else name.rpartition(".")[0])
+
+
+def under(*packages: str) -> list[Path]:
+    """The modules of some packages; each has some, lest a rule hold because nothing is looked at."""
+    found = [path for path in MODULES if any(name_of(path) == p or name_of(path).startswith(p + ".") for p in packages)]
+    assert len(found) > 1
+    return found
+
+
+def breaches(paths: list[Path], *forbidden: str, but: tuple[str, ...] = ()) -> list[str]:
+    return [
+        f"{name_of(path)} imports {imported.name}"
+        for path in paths
+        for imported in imports(path)
+        if any(imported.is_of(package) for package in forbidden) and not any(imported.is_of(package) for package in but)
+    ]
+
+
+def without(*packages: str) -> list[Path]:
+    inside = set(under(*packages))
+    return [path for path in MODULES if path not in inside]
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "names"),
+    [
+        ("import os.path, a", "bridge", [Import("os.path", True), Import("a", True)]),
+        ("from bridge import broker", "bridge", [Import("bridge.broker", True)]),
+        ("from . import link", "bridge.broker", [Import("bridge.broker.link", True)]),
+        ("from .link import Node", "bridge.broker", [Import("bridge.broker.link.Node", True)]),
+        ("from ..fanout import hub", "bridge.broker", [Import("bridge.fanout.hub", True)]),
+        ("if x:\n import a", "bridge", [Import("a", True)]),
+        ("class C:\n import a", "bridge", [Import("a", True)]),
+        ("async def f():\n if x:\n  import a", "bridge", [Import("a", False)]),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(source: str, package: str, names: list[Import]) -> None:
+    assert imports_of(source, package) == names
+
+
+def test_contract_imports_nothing_else_of_the_bridge() -> None:
+    assert breaches(under("bridge.contract"), "bridge", but=("bridge.contract",)) == []
+
+
+def test_contract_knows_no_sockets_and_no_clock() -> None:
+    assert breaches(under("bridge.contract"), "asyncio", "socket", "time", "datetime", "structlog", "logging") == []
+
+
+def test_broker_and_fanout_do_not_import_each_other() -> None:
+    assert breaches(under("bridge.broker"), "bridge.fanout") == []
+    assert breaches(under("bridge.fanout"), "bridge.broker") == []
+
+
+def test_broker_and_fanout_import_nothing_that_joins_them() -> None:
+    joining = ("bridge.app", "bridge.relay", "bridge.cli", "bridge.settings")
+    assert breaches(under("bridge.broker", "bridge.fanout"), *joining) == []
+
+
+def test_only_the_broker_and_the_demo_import_an_amqp_library() -> None:
+    assert breaches(without("bridge.broker", "bridge.demo"), *AMQP) == []
+
+
+def test_only_fanout_imports_websockets() -> None:
+    assert breaches(without("bridge.fanout"), "websockets") == []
+
+
+def test_only_the_demo_imports_testcontainers() -> None:
+    assert breaches(without("bridge.demo"), "testcontainers", "docker") == []
+
+
+def test_demo_is_imported_by_the_command_alone_and_only_when_it_is_asked_for() -> None:
+    found = [
+        (name_of(path), imported.at_once)
+        for path in without("bridge.demo")
+        for imported in imports(path)
+        if imported.is_of("bridge.demo")
+    ]
+    assert set(found) == {("bridge.cli", False)}
+
+
+@pytest.mark.parametrize("name", ["bridge.broker.settlement", "bridge.fanout.log", "bridge.fanout.frames"])
+def test_pure_module_imports_nothing_that_is_not(name: str) -> None:
+    [path] = [path for path in MODULES if name_of(path) == name]
+    assert breaches([path], "asyncio", "socket", "time", "structlog", "bridge", *AMQP) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_module_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < MAX_LINES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_module_that_holds_anything_says_what_it_is_for(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert not tree.body or ast.get_docstring(tree)

@@ -1,0 +1,263 @@
+"""One life after another, with lives that a test scripts and pauses of no length."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import aiormq
+import pytest
+import structlog
+
+from bridge.broker import life
+from bridge.broker.life import STABLE_S, cancelled_from_outside, keep_alive
+from bridge.broker.status import State, Status
+from bridge.errors import BrokerRefusal
+
+End = str | BaseException
+
+
+class NoBackoff:
+    """A Backoff whose pauses are none; it notes which one was asked, and which ones were reset."""
+
+    asked: list[float]
+    resets: list[float]
+
+    def __init__(self, first_s: float = 0.1, longest_s: float = 1.5) -> None:
+        self._longest_s = longest_s
+
+    def pause_s(self) -> float:
+        NoBackoff.asked.append(self._longest_s)
+        return 0.0
+
+    def reset(self) -> None:
+        NoBackoff.resets.append(self._longest_s)
+
+
+class Time:
+    """The monotonic clock, turned by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 500.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+SOON_S, PATIENT_S = 1.5, 15.0
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    NoBackoff.asked = []
+    NoBackoff.resets = []
+    monkeypatch.setattr(life, "Backoff", NoBackoff)
+
+
+class Scene:
+    """Lives that end as they are told to; after the last of them, `stop` is asked for."""
+
+    def __init__(self, *ends: End, works: bool = False, wait: bool = False) -> None:
+        self.status = Status()
+        self.stopping = asyncio.Event()
+        self.wait = wait
+        self.lost: list[tuple[State, str]] = []
+        self.lives = 0
+        self._ends = deque(ends)
+        self._works = works
+
+    async def live(self) -> str:
+        self.lives += 1
+        if self._works:
+            self.status.enter(State.WORKING)
+        if not self._ends:
+            self.stopping.set()
+            return "stopped"
+        end = self._ends.popleft()
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    async def run(self) -> None:
+        async with asyncio.timeout(5):
+            await keep_alive(self.live, self.status, lambda *told: self.lost.append(told), self.stopping, self.wait)
+
+
+async def test_life_that_ends_is_followed_by_another() -> None:
+    scene = Scene("channel closed", "queue gone")
+    await scene.run()
+    assert scene.lives == 3
+    assert scene.lost == [(State.LOST, "channel closed"), (State.LOST, "queue gone")]
+    assert NoBackoff.asked == [SOON_S, SOON_S]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (TimeoutError(), "TimeoutError"),
+        (aiormq.exceptions.ChannelClosed("NOT_FOUND"), "NOT_FOUND"),
+        (RuntimeError("the writer is closed"), "the writer is closed"),
+        (asyncio.CancelledError(), "CancelledError"),
+    ],
+    ids=repr,
+)
+async def test_lost_connection_is_followed_by_another(error: BaseException, reason: str) -> None:
+    scene = Scene(error)
+    await scene.run()
+    assert scene.lives == 2
+    assert scene.lost == [(State.LOST, reason)]
+    assert NoBackoff.asked == [SOON_S]
+
+
+async def test_refusal_from_the_start_is_raised() -> None:
+    scene = Scene(BrokerRefusal("no such virtual host"))
+    with pytest.raises(BrokerRefusal, match="no such virtual host"):
+        await scene.run()
+    assert (scene.lives, scene.lost) == (1, [])
+
+
+async def test_refusal_after_only_lost_connections_is_raised() -> None:
+    scene = Scene(OSError("connection refused"), BrokerRefusal("wrong password"))
+    with pytest.raises(BrokerRefusal):
+        await scene.run()
+    assert scene.lives == 2
+
+
+@pytest.mark.parametrize(("works", "wait"), [(True, False), (False, True)])
+async def test_refusal_after_having_worked_or_with_wait_is_tried_again_patiently(*, works: bool, wait: bool) -> None:
+    scene = Scene(BrokerRefusal("wrong password"), works=works, wait=wait)
+    await scene.run()
+    assert scene.lives == 2
+    assert scene.lost == [(State.REFUSED, "wrong password")]
+    assert NoBackoff.asked == [PATIENT_S]
+
+
+async def test_unexpected_error_is_logged_in_full_and_the_next_life_begins() -> None:
+    scene = Scene(KeyError("frame"))
+    with structlog.testing.capture_logs() as logged:
+        await scene.run()
+    assert scene.lives == 2
+    assert scene.lost == [(State.LOST, "KeyError('frame')")]
+    [entry] = logged
+    assert entry["log_level"] == "error"
+    assert entry["exc_info"]
+
+
+@pytest.mark.parametrize(("lasted_s", "resets"), [(STABLE_S - 0.1, []), (STABLE_S, [SOON_S, PATIENT_S])])
+@pytest.mark.parametrize("end", ["channel closed", OSError("reset by peer"), BrokerRefusal("no permission")], ids=repr)
+async def test_pauses_begin_anew_after_a_life_that_lasted_and_only_then(
+    monkeypatch: pytest.MonkeyPatch, end: End, lasted_s: float, resets: list[float]
+) -> None:
+    clock = Time()
+    monkeypatch.setattr(life, "time", clock)
+    scene = Scene(end, works=True)
+    live = scene.live
+
+    async def live_for_a_while() -> str:
+        clock.now_s += lasted_s
+        return await live()
+
+    scene.live = live_for_a_while  # type: ignore[method-assign]  # a life that takes its time
+    await scene.run()
+    assert scene.lives == 2
+    assert NoBackoff.resets == resets
+
+
+async def test_each_attempt_is_counted_until_one_works() -> None:
+    scene = Scene(OSError("1"), OSError("2"), OSError("3"))
+    await scene.run()
+    assert scene.status.attempts == 4
+    working = Scene("lost", works=True)
+    await working.run()
+    assert working.status.attempts == 0
+
+
+async def test_end_is_told_before_the_status_changes() -> None:
+    status, stopping, seen = Status(), asyncio.Event(), []
+
+    async def live() -> str:
+        status.enter(State.WORKING)
+        return "gone"
+
+    def lost(state: State, reason: str) -> None:
+        seen.append((status.state, state, reason))
+        stopping.set()
+
+    async with asyncio.timeout(5):
+        await keep_alive(live, status, lost, stopping, wait=False)
+    assert seen == [(State.WORKING, State.LOST, "gone")]
+    assert status.state is State.STOPPED
+    assert status.error == "gone"
+
+
+async def test_stop_before_the_start_lives_not_once() -> None:
+    scene = Scene()
+    scene.stopping.set()
+    await scene.run()
+    assert scene.lives == 0
+    assert scene.status.state is State.STOPPED
+
+
+async def test_stop_within_a_life_is_the_end_and_no_loss() -> None:
+    scene = Scene()
+    await scene.run()
+    assert (scene.lives, scene.lost, scene.status.state) == (1, [], State.STOPPED)
+
+
+async def test_error_while_stopping_is_no_loss() -> None:
+    scene = Scene(OSError("closed by us"))
+    live = scene.live
+
+    async def live_and_stop() -> str:
+        scene.stopping.set()
+        return await live()
+
+    scene.live = live_and_stop  # type: ignore[method-assign]  # the life that is stopped while it lives
+    await scene.run()
+    assert (scene.lives, scene.lost, scene.status.state) == (1, [], State.STOPPED)
+
+
+async def test_stop_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NoBackoff, "pause_s", lambda _: 3600.0)
+    scene = Scene("lost")
+    asyncio.get_running_loop().call_soon(scene.stopping.set)
+    await scene.run()
+    assert scene.lives == 1
+    assert scene.lost == [(State.LOST, "lost")]
+
+
+async def test_cancellation_from_outside_ends_it() -> None:
+    begun = asyncio.Event()
+
+    async def live() -> str:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    scene = Scene()
+    scene.live = live  # type: ignore[method-assign]  # a life without an end
+    running = asyncio.create_task(scene.run())
+    await begun.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert scene.lost == []
+
+
+async def test_cancellation_from_outside_is_told_from_a_stray_one() -> None:
+    assert not cancelled_from_outside()
+    seen = []
+
+    async def waiting() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append(cancelled_from_outside())
+
+    task = asyncio.create_task(waiting())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == [True]

@@ -1,0 +1,178 @@
+"""Listening sockets: which addresses, which port, and what is said where one can't be had."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bridge.fanout.listeners import PORT_ATTEMPTS, open_listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+def ipv6_is_there() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not ipv6_is_there(), reason="this machine has no ::1")
+
+
+@contextmanager
+def opened(*hosts: str, port: int = 0, reuse_port: bool = False) -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(listener) for listener in open_listeners(hosts, port, reuse_port)]
+
+
+def addresses(opened_listeners: Sequence[socket.socket]) -> list[str]:
+    return [listener.getsockname()[0] for listener in opened_listeners]
+
+
+def ports(opened_listeners: Sequence[socket.socket]) -> set[int]:
+    return {listener.getsockname()[1] for listener in opened_listeners}
+
+
+class Machine:
+    """A machine on which sockets of one family, or binding to them, fails with an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.made: list[socket.socket] = []
+
+    def refuse(self, family: socket.AddressFamily, error: int, *, when: str, times: int = 1_000) -> None:
+        made, left = self.made, iter(range(times))
+
+        class Socket(socket.socket):
+            def __init__(self, family_: int = -1, *arguments: Any) -> None:
+                if when == "made" and family_ == family and next(left, None) is not None:
+                    raise OSError(error, "refused in this test")
+                super().__init__(family_, *arguments)
+                made.append(self)
+
+            def bind(self, address: Any, /) -> None:
+                if when == "bound" and self.family == family and next(left, None) is not None:
+                    raise OSError(error, "refused in this test")
+                super().bind(address)
+
+        self._monkeypatch.setattr("bridge.fanout.listeners.socket.socket", Socket)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    machine = Machine(monkeypatch)
+    yield machine
+    assert all(made.fileno() == -1 for made in machine.made), "a socket was left open"
+
+
+@needs_ipv6
+def test_localhost_is_both_addresses_on_one_port() -> None:
+    with opened("localhost") as both:
+        assert addresses(both) == ["127.0.0.1", "::1"]
+        assert len(ports(both)) == 1
+        assert ports(both) != {0}
+
+
+def test_single_address_is_one_listener_that_does_not_block() -> None:
+    with opened("127.0.0.1") as [listener]:
+        assert listener.family == socket.AF_INET
+        assert not listener.getblocking()
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+
+
+@needs_ipv6
+def test_ipv6_listener_takes_no_ipv4_clients() -> None:
+    # Bound to a single address, it would take none in any case.
+    with opened("::") as [listener]:
+        assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+def test_several_addresses_share_a_port() -> None:
+    with opened("127.0.0.1", "127.0.0.2") as both:
+        assert addresses(both) == ["127.0.0.1", "127.0.0.2"]
+        assert len(ports(both)) == 1
+
+
+def test_port_that_is_asked_for_is_the_port() -> None:
+    with opened("127.0.0.1") as [first]:
+        port = first.getsockname()[1]
+    with opened("127.0.0.1", port=port) as again:
+        assert ports(again) == {port}
+
+
+def test_taken_port_is_an_error_that_names_address_and_port() -> None:
+    with opened("127.0.0.1") as [listener]:
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(OSError, match=rf"127\.0\.0\.1 port {port}: Address already in use") as raised:
+            open_listeners(["127.0.0.1"], port, reuse_port=False)
+    assert raised.value.errno == errno.EADDRINUSE
+
+
+def test_second_address_that_is_taken_leaves_no_first_one_open(machine: Machine) -> None:
+    with opened("127.0.0.2") as [taken]:
+        taken.listen()
+        port = taken.getsockname()[1]
+        machine.refuse(socket.AF_INET6, 0, when="never")
+        with pytest.raises(OSError, match=r"127\.0\.0\.2 port"):
+            open_listeners(["127.0.0.1", "127.0.0.2"], port, reuse_port=False)
+
+
+def test_port_may_be_shared_by_several_bridges() -> None:
+    with opened("127.0.0.1", reuse_port=True) as [first]:
+        first.listen()
+        port = first.getsockname()[1]
+        with opened("127.0.0.1", port=port, reuse_port=True) as second:
+            assert ports(second) == {port}
+
+
+@pytest.mark.parametrize(("error", "when"), [(errno.EAFNOSUPPORT, "made"), (errno.EADDRNOTAVAIL, "bound")])
+def test_localhost_is_ipv4_alone_where_the_machine_has_no_ipv6(machine: Machine, error: int, when: str) -> None:
+    machine.refuse(socket.AF_INET6, error, when=when)
+    with opened("localhost") as one:
+        assert addresses(one) == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(("error", "when"), [(errno.EAFNOSUPPORT, "made"), (errno.EADDRNOTAVAIL, "bound")])
+def test_address_asked_for_by_name_must_be_there(machine: Machine, error: int, when: str) -> None:
+    machine.refuse(socket.AF_INET6, error, when=when)
+    with pytest.raises(OSError, match=r"::1 port \d+: refused in this test"):
+        open_listeners(["127.0.0.1", "::1"], 0, reuse_port=False)
+
+
+def test_localhost_without_ipv4_is_an_error(machine: Machine) -> None:
+    machine.refuse(socket.AF_INET, errno.EADDRNOTAVAIL, when="bound")
+    with pytest.raises(OSError, match=r"127\.0\.0\.1"):
+        open_listeners(["localhost"], 0, reuse_port=False)
+
+
+@needs_ipv6
+def test_another_port_is_tried_where_the_second_address_has_the_first_one_taken(machine: Machine) -> None:
+    machine.refuse(socket.AF_INET6, errno.EADDRINUSE, when="bound", times=3)
+    with opened("localhost") as both:
+        assert addresses(both) == ["127.0.0.1", "::1"]
+    assert len(machine.made) == 8
+
+
+def test_no_port_that_is_free_everywhere_is_an_error_after_some_attempts(machine: Machine) -> None:
+    machine.refuse(socket.AF_INET6, errno.EADDRINUSE, when="bound")
+    with pytest.raises(OSError, match=r"no port is free on all of 127\.0\.0\.1, ::1"):
+        open_listeners(["localhost"], 0, reuse_port=False)
+    assert len(machine.made) == 2 * PORT_ATTEMPTS
+
+
+def test_name_that_nobody_knows_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("bridge.fanout.listeners.socket.getaddrinfo", unknown)
+    with pytest.raises(OSError, match="kills port 3000: Name or service not known"):
+        open_listeners(["kills"], 3000, reuse_port=False)

@@ -1,0 +1,166 @@
+"""What reaches standard error, in both styles, from the bridge and from its libraries."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+import structlog
+
+from bridge import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in logs.NOISY}
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, noisy_level in levels.items():
+        logging.getLogger(name).setLevel(noisy_level)
+
+
+class Output:
+    """Standard error, as it was written."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def lines(self) -> list[str]:
+        captured = self._capsys.readouterr()
+        assert captured.out == ""
+        return captured.err.splitlines()
+
+    def objects(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.lines()]
+
+
+@pytest.fixture
+def output(capsys: pytest.CaptureFixture[str]) -> Output:
+    return Output(capsys)
+
+
+def fail() -> None:
+    raise ValueError("broken")
+
+
+def test_json_line_holds_the_event_its_fields_level_logger_and_time(output: Output) -> None:
+    logs.configure("info", "json")
+    structlog.get_logger("bridge.test").info("client evicted", reason="idle", silent_s=120.5)
+    [line] = output.objects()
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "client evicted",
+        "level": "info",
+        "logger": "bridge.test",
+        "reason": "idle",
+        "silent_s": 120.5,
+    }
+
+
+def test_value_that_json_does_not_know_is_written_as_text(output: Output) -> None:
+    logs.configure("info", "json")
+    structlog.get_logger("bridge").info("listening", address=ValueError("x"))
+    assert output.objects()[0]["address"] == "x"
+
+
+def test_control_characters_do_not_break_a_json_line(output: Output) -> None:
+    logs.configure("info", "json")
+    structlog.get_logger("bridge").info("client refused", detail="a\n\x1b[31m\x00b")
+    [line] = output.objects()
+    assert line["detail"] == "a\n\x1b[31m\x00b"
+
+
+def test_text_line_holds_the_same_for_people(output: Output) -> None:
+    logs.configure("info", "text")
+    structlog.get_logger("bridge.test").info("client evicted", reason="idle", silent_s=120.5)
+    [line] = output.lines()
+    for part in ("client evicted", "reason=idle", "silent_s=120.5", "info", "bridge.test"):
+        assert part in line
+    assert "\x1b" not in line, "there are no colours where there is no terminal"
+
+
+def test_exception_is_one_json_line_with_its_traceback(output: Output) -> None:
+    logs.configure("info", "json")
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger("bridge").exception("an event could not be processed")
+    [line] = output.objects()
+    assert (line["event"], line["level"]) == ("an event could not be processed", "error")
+    assert "ValueError: broken" in line["exception"]
+    assert "in fail" in line["exception"]
+
+
+def test_exception_is_a_traceback_in_text(output: Output) -> None:
+    logs.configure("info", "text")
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger("bridge").exception("an event could not be processed")
+    text = "\n".join(output.lines())
+    assert "an event could not be processed" in text
+    assert "ValueError: broken" in text
+
+
+def test_record_of_another_library_is_written_the_same_way(output: Output) -> None:
+    logs.configure("info", "json")
+    try:
+        fail()
+    except ValueError:
+        logging.getLogger("asyncio").exception("in task %s", "7")
+    [line] = output.objects()
+    assert (line["event"], line["level"], line["logger"]) == ("in task 7", "error", "asyncio")
+    assert "ValueError: broken" in line["exception"]
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_only_what_is_at_the_level_or_above_is_written(output: Output, level: str, shown: list[str]) -> None:
+    logs.configure(level, "json")
+    log = structlog.get_logger("bridge")
+    for name in logs.LEVELS:
+        getattr(log, name)("said")
+    assert [line["level"] for line in output.objects()] == shown
+
+
+@pytest.mark.parametrize("name", [*logs.NOISY, "aio_pika.robust_connection", "aiormq.connection", "websockets.server"])
+@pytest.mark.parametrize(("level", "count"), [("info", 0), ("error", 0), ("debug", 1)])
+def test_noisy_library_is_heard_from_debug_on_only(output: Output, name: str, level: str, count: int) -> None:
+    logs.configure(level, "json")
+    logging.getLogger(name).critical("connection lost")
+    assert len(output.lines()) == count
+
+
+@pytest.mark.parametrize(("is_terminal", "is_json"), [(True, False), (False, True)])
+def test_automatic_style_is_text_on_a_terminal_and_json_otherwise(
+    output: Output, monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool, is_json: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    logs.configure("info", "auto")
+    structlog.get_logger("bridge").info("listening")
+    [line] = output.lines()
+    assert line.startswith("{") is is_json
+
+
+def test_configuring_twice_writes_once(output: Output) -> None:
+    logs.configure("info", "json")
+    logs.configure("info", "json")
+    structlog.get_logger("bridge").info("listening")
+    assert len(output.lines()) == 1

@@ -1,0 +1,84 @@
+"""Every page by its path."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from bridge.fanout.pages import Page, Pages, sentence
+from bridge.metrics import CONTENT_TYPE, Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMAS: Mapping[str, bytes] = {"update.json": b"{ }\n", "killmail.json": b'{"type": "object"}'}
+
+
+def pages(*, ready: bool = True, metrics: Metrics | None = None) -> Pages:
+    return Pages(lambda: (ready, {"ready": ready, "missing": []}), metrics or Metrics(), SCHEMAS, "/kills")
+
+
+def test_health_is_a_word() -> None:
+    assert pages().get("/healthz") == Page(HTTPStatus.OK, b"alive\n", "text/plain; charset=utf-8")
+
+
+@pytest.mark.parametrize(("ready", "status"), [(True, HTTPStatus.OK), (False, HTTPStatus.SERVICE_UNAVAILABLE)])
+def test_readiness_is_a_status_and_its_body_says_why(*, ready: bool, status: HTTPStatus) -> None:
+    page = pages(ready=ready).get("/readyz")
+    assert (page.status, page.content_type) == (status, "application/json; charset=utf-8")
+    assert orjson.loads(page.body) == {"ready": ready, "missing": []}
+    assert page.body.endswith(b"}\n")
+
+
+def test_metrics_are_the_exposition_as_it_is_now() -> None:
+    metrics = Metrics()
+    all_pages = pages(metrics=metrics)
+    metrics.deliveries.inc()
+    page = all_pages.get("/metrics")
+    assert (page.status, page.content_type) == (HTTPStatus.OK, CONTENT_TYPE)
+    assert b"\nbridge_deliveries_total 1.0\n" in page.body
+
+
+def test_schemas_are_listed_in_order() -> None:
+    page = pages().get("/schemas/")
+    assert (page.status, page.content_type) == (HTTPStatus.OK, "application/json; charset=utf-8")
+    assert page.body == b'["killmail.json","update.json"]'
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_is_served_byte_for_byte(name: str) -> None:
+    page = pages().get(f"/schemas/{name}")
+    assert (page.status, page.content_type) == (HTTPStatus.OK, "application/schema+json; charset=utf-8")
+    assert page.body == SCHEMAS[name]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/kills",
+        "/healthz/",
+        "/HEALTHZ",
+        "/schemas",
+        "/schemas/statistics.json",
+        "/schemas/killmail",
+        "/schemas//killmail.json",
+        "/schemas/../killmail.json",
+        "/schemas/../../pyproject.toml",
+        "/schemas/%2e%2e/killmail.json",
+        "/killmail.json",
+        "/favicon.ico",
+    ],
+)
+def test_anything_else_is_not_found_and_says_what_there_is(path: str) -> None:
+    page = pages().get(path)
+    assert page.status == HTTPStatus.NOT_FOUND
+    assert b"/kills is the WebSocket endpoint" in page.body
+
+
+def test_sentence_is_a_line_of_plain_text_with_its_headers() -> None:
+    page = sentence(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET.", ("Allow", "GET"))
+    assert page == Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n", "text/plain; charset=utf-8", (("Allow", "GET"),))

@@ -1,0 +1,202 @@
+"""A delivery's way through the relay: when it is settled, and by whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+import structlog
+
+from bridge.contract import catalog
+from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.pipeline import Pipeline, Reason
+from bridge.fanout.hub import Hub
+from bridge.fanout.log import Log
+from bridge.metrics import Metrics
+from bridge.relay import Relay
+from tests.support.fakes import FakeDelivery, FakeRejects, FakeSubscriber, Turns
+from tests.support.killmail import killmail
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class Scene:
+    """A relay with one client, and a loop that is turned by hand."""
+
+    def __init__(self, folder: Path, exchanges: Mapping[str, str]) -> None:
+        (folder / "event.json").write_text('{"type": "object"}')
+        self.pipeline = Pipeline(catalog.load([catalog.PACKAGED, folder]), 100_000)
+        self.turns = Turns()
+        self.metrics = Metrics()
+        self.hub = Hub(Log(2**20), self.metrics, self.turns.call_soon, 2**20)
+        self.rejects = FakeRejects()
+        self.relay = Relay(exchanges, self.pipeline, DuplicateWindow(10), self.hub, self.rejects, self.metrics)
+        self.client = FakeSubscriber(self.hub)
+        self.hub.join(self.client)
+
+    def deliver(self, body: object, **options: Any) -> FakeDelivery:
+        delivery = FakeDelivery(body if isinstance(body, bytes) else orjson.dumps(body), **options)
+        self.relay.deliver(delivery)
+        return delivery
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    @property
+    def sent(self) -> list[dict[str, Any]]:
+        """The updates that the client has, of less than 126 bytes or of less than 65536 each."""
+        rest, updates = self.client.received, []
+        while rest:
+            start, length = (4, int.from_bytes(rest[2:4], "big")) if rest[1] == 126 else (2, rest[1])
+            updates.append(orjson.loads(rest[start : start + length]))
+            rest = rest[start + length :]
+        return updates
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path, {"killmails": "killmail"})
+
+
+def test_accepted_delivery_is_settled_after_the_flush_and_not_before(scene: Scene) -> None:
+    delivery = scene.deliver(killmail(1))
+    assert delivery.settled == 0
+    scene.turns.turn()
+    assert delivery.settled == 1
+    [update] = scene.sent
+    assert (update["type"], update["data"]) == ("killmail", killmail(1))
+    assert update["timestamp"] > 1_700_000_000_000
+    assert scene.rejects.taken == []
+
+
+def test_each_delivery_of_a_turn_is_settled_once(scene: Scene) -> None:
+    deliveries = [scene.deliver(killmail(number)) for number in range(5)]
+    scene.turns.turn()
+    scene.deliver(killmail(5))
+    scene.turns.turn()
+    assert [delivery.settled for delivery in deliveries] == [1] * 5
+    assert len(scene.sent) == 6
+
+
+def test_accepted_delivery_is_counted_and_timed(scene: Scene) -> None:
+    scene.deliver(killmail(1))
+    scene.turns.turn()
+    assert scene.count("bridge_deliveries_total") == 1
+    assert scene.count("bridge_updates_total", type="killmail") == 1
+    assert scene.count("bridge_receipt_to_flush_seconds_count") == 1
+    assert 0 <= scene.count("bridge_receipt_to_flush_seconds_sum") < 60
+
+
+def test_rejected_delivery_is_handed_over_unsettled(scene: Scene) -> None:
+    delivery = scene.deliver(b"not JSON")
+    scene.turns.settle()
+    [(taken, rejected)] = scene.rejects.taken
+    assert taken is delivery
+    assert rejected.reason is Reason.NOT_JSON
+    assert delivery.settled == 0
+    assert scene.sent == []
+    assert scene.count("bridge_deliveries_total") == 1
+
+
+def test_duplicate_is_settled_at_once_counted_and_not_sent(scene: Scene) -> None:
+    scene.deliver(killmail(1))
+    scene.turns.turn()
+    duplicate = scene.deliver(killmail(1, attackerCount=99))
+    assert duplicate.settled == 1
+    scene.turns.settle()
+    assert duplicate.settled == 1
+    assert len(scene.sent) == 1
+    assert scene.count("bridge_duplicates_total", type="killmail") == 1
+    assert scene.count("bridge_updates_total", type="killmail") == 1
+
+
+def test_duplicate_within_one_turn_is_not_sent(scene: Scene) -> None:
+    scene.deliver(killmail(1))
+    scene.deliver(killmail(1))
+    scene.turns.turn()
+    assert len(scene.sent) == 1
+
+
+def test_identity_that_has_left_the_window_is_sent_again(scene: Scene) -> None:
+    for number in [*range(11), 0]:
+        scene.deliver(killmail(number))
+    scene.turns.turn()
+    assert len(scene.sent) == 12
+
+
+def test_rejected_event_does_not_make_a_later_one_a_duplicate(scene: Scene) -> None:
+    scene.deliver(killmail(1, systemId=None))
+    scene.deliver(killmail(1))
+    scene.turns.turn()
+    assert len(scene.sent) == 1
+
+
+def test_update_without_an_identity_is_sent_each_time(scene: Scene) -> None:
+    for _ in range(2):
+        scene.deliver({}, message_type="event")
+    scene.turns.turn()
+    assert len(scene.sent) == 2
+    assert scene.count("bridge_updates_total", type="event") == 2
+
+
+def test_redelivery_is_counted_and_sent_where_it_was_not_sent_before(scene: Scene) -> None:
+    scene.deliver(killmail(1), redelivered=True)
+    scene.turns.turn()
+    assert scene.count("bridge_redeliveries_total") == 1
+    assert len(scene.sent) == 1
+
+
+def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Pipeline, "process", fail)
+    with structlog.testing.capture_logs() as logged:
+        delivery = scene.deliver(killmail(1))
+    [(taken, rejected)] = scene.rejects.taken
+    assert taken is delivery
+    assert rejected.reason is Reason.INTERNAL_ERROR
+    assert [entry["log_level"] for entry in logged] == ["error"]
+    monkeypatch.undo()
+    scene.deliver(killmail(1))
+    scene.turns.turn()
+    assert len(scene.sent) == 1
+
+
+def test_encoding_of_the_message_is_looked_at(scene: Scene) -> None:
+    scene.deliver(killmail(1), content_encoding="gzip")
+    assert scene.rejects.taken[0][1].reason is Reason.UNSUPPORTED_ENCODING
+
+
+BOTH = {"killmails": "killmail", "events": "event"}
+
+
+@pytest.mark.parametrize(
+    ("exchanges", "exchange", "message_type", "update_type"),
+    [
+        (BOTH, "killmails", None, "killmail"),
+        (BOTH, "events", None, "event"),
+        (BOTH, "events", "", "event"),
+        (BOTH, "events", "killmail", "killmail"),
+        (BOTH, "elsewhere", "event", "event"),
+        ({"killmails": "killmail"}, "elsewhere", None, "killmail"),
+        ({"killmails": "killmail"}, "", None, "killmail"),
+        ({"killmails": "killmail", "more": "killmail"}, "elsewhere", None, "killmail"),
+    ],
+)
+def test_type_is_the_messages_own_or_the_default_of_its_exchange(
+    tmp_path: Path, exchanges: Mapping[str, str], exchange: str, message_type: str | None, update_type: str
+) -> None:
+    scene = Scene(tmp_path, exchanges)
+    scene.deliver(killmail(1), exchange=exchange, message_type=message_type)
+    scene.turns.turn()
+    assert [update["type"] for update in scene.sent] == [update_type]
+
+
+def test_exchange_that_is_not_known_has_no_default_where_the_known_ones_differ(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, BOTH)
+    scene.deliver(killmail(1), exchange="elsewhere")
+    assert scene.rejects.taken[0][1].reason is Reason.UNKNOWN_TYPE

@@ -1,0 +1,319 @@
+"""Where settings come from, which source wins, and what is said of everything that is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridge.errors import ConfigurationError
+from bridge.fanout.access import DEFAULT_NETWORKS
+from bridge.settings import FIELDS, PREFIX, Settings, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class Sources:
+    """Flags, environment and a `.env` file in an empty folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.dotenv = folder / ".env"
+
+    def load(
+        self, flags: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None, dotenv: str | None = None
+    ) -> Settings:
+        if dotenv is not None:
+            self.dotenv.write_text(dotenv)
+        return load(flags or {}, env or {}, self.dotenv)
+
+    def problems(
+        self, flags: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None, dotenv: str | None = None
+    ) -> list[str]:
+        with pytest.raises(ConfigurationError) as raised:
+            self.load(flags, env, dotenv)
+        return list(raised.value.problems)
+
+    def file(self, name: str, content: str | bytes) -> str:
+        path = self.folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    return Sources(tmp_path)
+
+
+# Defaults
+
+
+def test_nothing_set_means_the_defaults(sources: Sources) -> None:
+    assert sources.load() == Settings()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_default_may_be_written_as_it_is_documented(sources: Sources, name: str) -> None:
+    default = FIELDS[name].metadata["default"]
+    settings = sources.load({name: default or ""})
+    assert getattr(settings, name) == getattr(Settings(), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("amqp_url", ("amqp://guest:guest@localhost:5672/",)),
+        ("exchanges", {"killmails": "killmail"}),
+        ("queue", None),
+        ("prefetch", 200),
+        ("reject_exchange", "bridge.rejected"),
+        ("max_message_bytes", 4 * 2**20),
+        ("duplicate_window", 65536),
+        ("host", ("localhost",)),
+        ("port", 3000),
+        ("path", "/updates"),
+        ("allowed_networks", DEFAULT_NETWORKS),
+        ("allowed_hosts", frozenset()),
+        ("idle_timeout", 120.0),
+        ("ping_interval", 30.0),
+        ("handshake_timeout", 5.0),
+        ("max_connections", 10_000),
+        ("log_bytes", 16 * 2**20),
+        ("shutdown_timeout", 8.0),
+        ("reuse_port", False),
+        ("tls_certificate", None),
+        ("wait", False),
+    ],
+)
+def test_default_is_the_specified_one(name: str, value: object) -> None:
+    assert getattr(Settings(), name) == value
+
+
+def test_settings_can_not_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 3001  # type: ignore[misc]  # this is what is tested
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_says_what_it_means(name: str) -> None:
+    assert FIELDS[name].metadata["meaning"]
+
+
+# Sources
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "dotenv", "port"),
+    [
+        ({"port": "1"}, {"BRIDGE_PORT": "2"}, "BRIDGE_PORT=3", 1),
+        ({}, {"BRIDGE_PORT": "2"}, "BRIDGE_PORT=3", 2),
+        ({}, {}, "BRIDGE_PORT=3", 3),
+        ({}, {}, "", 3000),
+        ({"port": "1"}, {}, "BRIDGE_PORT=3", 1),
+        ({"port": "1"}, {"BRIDGE_PORT": "2"}, None, 1),
+    ],
+)
+def test_flags_win_over_the_environment_over_dotenv_over_the_default(
+    sources: Sources, flags: dict[str, str], env: dict[str, str], dotenv: str | None, port: int
+) -> None:
+    assert sources.load(flags, env, dotenv).port == port
+
+
+def test_each_setting_is_looked_for_by_itself(sources: Sources) -> None:
+    settings = sources.load({"port": "1"}, {"BRIDGE_PATH": "/a", "BRIDGE_PORT": "2"}, "BRIDGE_QUEUE=q\nBRIDGE_PATH=/b")
+    assert (settings.port, settings.path, settings.queue) == (1, "/a", "q")
+
+
+def test_variables_of_others_are_left_alone(sources: Sources) -> None:
+    assert sources.load(env={"PORT": "x", "BRIDGES_PORT": "x", "PATH": "x"}, dotenv="PORT=x\nAPP_PORT=x") == Settings()
+
+
+def test_name_may_be_in_lower_case(sources: Sources) -> None:
+    assert sources.load(env={"BRIDGE_port": "3001"}).port == 3001
+
+
+def test_spaces_around_a_value_do_not_count(sources: Sources) -> None:
+    assert sources.load(env={"BRIDGE_PORT": " 3001\n"}).port == 3001
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_empty_value_of_a_setting_without_a_default_means_not_set(sources: Sources, text: str) -> None:
+    assert sources.load(env={"BRIDGE_QUEUE": text, "BRIDGE_TLS_KEY": text, "BRIDGE_SCHEMAS": text}) == Settings()
+
+
+def test_dotenv_name_without_a_value_means_an_empty_one(sources: Sources) -> None:
+    assert sources.load(dotenv="BRIDGE_QUEUE\n") == Settings()
+
+
+def test_dotenv_may_have_quotes_comments_and_exports(sources: Sources) -> None:
+    settings = sources.load(dotenv="# the port\nexport BRIDGE_PORT=\"3001\"  # here\n\nBRIDGE_PATH='/kills'\n")
+    assert (settings.port, settings.path) == (3001, "/kills")
+
+
+def test_dotenv_that_is_a_folder_counts_for_nothing(sources: Sources) -> None:
+    sources.dotenv.mkdir()
+    assert sources.load() == Settings()
+
+
+# Files
+
+
+@pytest.mark.parametrize("content", ["3001", "3001\n", "3001\r\n"])
+def test_setting_may_come_from_a_file(sources: Sources, content: str) -> None:
+    assert sources.load(env={"BRIDGE_PORT_FILE": sources.file("port", content)}).port == 3001
+
+
+def test_dotenv_may_name_a_file_too(sources: Sources) -> None:
+    path = sources.file("url", "amqp://u:secret@mq/\n")
+    assert sources.load(dotenv=f"BRIDGE_AMQP_URL_FILE={path}").amqp_url == ("amqp://u:secret@mq/",)
+
+
+def test_flag_wins_over_a_file_and_a_file_over_dotenv(sources: Sources) -> None:
+    env = {"BRIDGE_PORT_FILE": sources.file("port", "2")}
+    assert sources.load({"port": "1"}, env).port == 1
+    assert sources.load({}, env, "BRIDGE_PORT=3").port == 2
+
+
+@pytest.mark.parametrize("dotenv", [False, True])
+def test_setting_and_its_file_are_not_both_set(sources: Sources, *, dotenv: bool) -> None:
+    variables = {"BRIDGE_PORT": "1", "BRIDGE_PORT_FILE": sources.file("port", "2")}
+    text = "\n".join(f"{name}={value}" for name, value in variables.items())
+    [problem] = sources.problems(dotenv=text) if dotenv else sources.problems(env=variables)
+    source = str(sources.dotenv) if dotenv else "environment"
+    assert problem == f"BRIDGE_PORT_FILE ({source}): BRIDGE_PORT is set as well; set one of them"
+
+
+def test_file_that_is_missing_is_a_problem_that_names_it(sources: Sources) -> None:
+    path = sources.folder / "missing"
+    [problem] = sources.problems(env={"BRIDGE_PORT_FILE": str(path)})
+    assert problem == f"BRIDGE_PORT_FILE (environment): can't read '{path}': No such file or directory"
+
+
+def test_file_that_is_not_text_is_a_problem(sources: Sources) -> None:
+    [problem] = sources.problems(env={"BRIDGE_PORT_FILE": sources.file("port", b"\xff")})
+    assert problem.startswith("BRIDGE_PORT_FILE (environment): can't read ")
+    assert "utf-8" in problem
+
+
+def test_value_from_a_file_that_will_not_do_names_the_file_variable(sources: Sources) -> None:
+    [problem] = sources.problems(env={"BRIDGE_PORT_FILE": sources.file("port", "x")})
+    assert problem.startswith("BRIDGE_PORT (BRIDGE_PORT_FILE in the environment): 'x' won't do")
+
+
+# Problems
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "dotenv", "source"),
+    [
+        ({"port": "x"}, {}, None, "--port"),
+        ({}, {"BRIDGE_PORT": "x"}, None, "environment"),
+        ({}, {}, "BRIDGE_PORT=x", ".env"),
+    ],
+)
+def test_problem_names_setting_source_value_and_what_was_expected(
+    sources: Sources, flags: dict[str, str], env: dict[str, str], dotenv: str | None, source: str
+) -> None:
+    [problem] = sources.problems(flags, env, dotenv)
+    shown = str(sources.dotenv) if source == ".env" else source
+    assert problem == f"BRIDGE_PORT ({shown}): 'x' won't do: expected a whole number from 0 to 65535"
+
+
+def test_flag_of_two_words_is_named_as_it_is_written(sources: Sources) -> None:
+    [problem] = sources.problems({"idle_timeout": "x"})
+    assert "(--idle-timeout)" in problem
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("BRIDGE_PROT", "did you mean BRIDGE_PORT?"),
+        ("BRIDGE_AMQP_URI", "did you mean BRIDGE_AMQP_URL?"),
+        ("BRIDGE_ALLOWED_ORIGIN", "did you mean BRIDGE_ALLOWED_ORIGINS?"),
+        ("BRIDGE_XXXXXXXXXXXXXXXX", "`edk-bridge serve --help` lists them all"),
+    ],
+)
+@pytest.mark.parametrize("dotenv", [False, True])
+def test_unknown_name_is_a_problem_with_a_suggestion(
+    sources: Sources, variable: str, hint: str, *, dotenv: bool
+) -> None:
+    [problem] = sources.problems(dotenv=f"{variable}=1") if dotenv else sources.problems(env={variable: "1"})
+    source = str(sources.dotenv) if dotenv else "environment"
+    assert problem == f"{variable} ({source}): there is no such setting; {hint}"
+
+
+def test_all_problems_are_said_at_once(sources: Sources) -> None:
+    problems = sources.problems(
+        {"path": "kills"},
+        {"BRIDGE_PORT": "x", "BRIDGE_PROT": "1", "BRIDGE_QUEUE_FILE": "/nowhere"},
+        "BRIDGE_LOG_LEVEL=loud\nBRIDGE_HOTS=x",
+    )
+    assert sorted(problem.split()[0] for problem in problems) == [
+        "BRIDGE_HOTS",
+        "BRIDGE_LOG_LEVEL",
+        "BRIDGE_PATH",
+        "BRIDGE_PORT",
+        "BRIDGE_PROT",
+        "BRIDGE_QUEUE_FILE",
+    ]
+
+
+def test_error_is_one_problem_a_line_and_ends_with_exit_code_2() -> None:
+    error = ConfigurationError(["one", "two"])
+    assert str(error) == "one\ntwo"
+    assert error.exit_code == 2
+
+
+@pytest.mark.parametrize("url", ["amqp://guest:s3cret@", "s3cret", "http://guest:s3cret@mq/", "amqp://u:s3cret@mq:x/"])
+def test_value_with_a_password_is_never_shown(sources: Sources, url: str) -> None:
+    for problems in (
+        sources.problems({"amqp_url": url}),
+        sources.problems(env={"BRIDGE_AMQP_URL": url}),
+        sources.problems(env={"BRIDGE_AMQP_URL_FILE": sources.file("url", url)}),
+        sources.problems(env={"BRIDGE_AMQP_URI": url}),
+        sources.problems(dotenv=f"BRIDGE_AMQP_URL={url}"),
+    ):
+        assert problems
+        assert "s3cret" not in "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"ping_interval": "120", "idle_timeout": "120"}, ["BRIDGE_PING_INTERVAL"]),
+        ({"log_bytes": "1 MiB", "max_message_bytes": "2 MiB"}, ["BRIDGE_LOG_BYTES"]),
+        (
+            {"ping_interval": "3m", "log_bytes": "64k"},
+            ["BRIDGE_PING_INTERVAL", "BRIDGE_LOG_BYTES"],
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_problems(
+    sources: Sources, flags: dict[str, str], said: list[str]
+) -> None:
+    assert [problem.split(":")[0] for problem in sources.problems(flags)] == said
+
+
+@pytest.mark.parametrize("name", ["tls_certificate", "tls_key"])
+def test_certificate_and_key_are_set_together(sources: Sources, name: str) -> None:
+    path = sources.file("tls.pem", "")
+    [problem] = sources.problems({name: path})
+    assert problem.startswith("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other")
+    settings = sources.load({"tls_certificate": path, "tls_key": path})
+    assert str(settings.tls_key) == path
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"ping_interval": "119.9", "idle_timeout": "120"}, {"log_bytes": "1 MiB", "max_message_bytes": "1 MiB"}],
+)
+def test_settings_at_the_edge_of_a_contradiction_are_fine(sources: Sources, flags: dict[str, str]) -> None:
+    sources.load(flags)
+
+
+def test_every_variable_begins_with_the_prefix() -> None:
+    assert PREFIX == "BRIDGE_"
+    assert all(name == name.lower() and name.isidentifier() for name in FIELDS)

@@ -1,0 +1,81 @@
+"""What is said of a connection to the broker, by a clock that a test turns."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.broker import status
+from bridge.broker.status import PROOF_VALID_S, State, Status
+
+
+class Time:
+    """The monotonic clock, turned by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 500.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    clock = Time()
+    monkeypatch.setattr(status, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def since(clock: Time) -> Status:
+    """A status that was made just now."""
+    return Status(since_s=clock.now_s)
+
+
+def test_new_status_is_connecting_and_proves_nothing(since: Status) -> None:
+    assert (since.state, since.worked, since.proven, since.attempts) == (State.CONNECTING, False, False, 0)
+    assert since.report() == {"state": "connecting", "for_s": 0.0, "attempts": 0, "error": None}
+
+
+def test_status_is_of_the_moment_it_is_made() -> None:
+    assert Status().report()["for_s"] == 0.0
+
+
+def test_change_is_dated(since: Status, clock: Time) -> None:
+    clock.now_s += 10
+    since.enter(State.LOST, "no route to host")
+    clock.now_s += 2.54
+    assert since.report() == {"state": "lost", "for_s": 2.5, "attempts": 0, "error": "no route to host"}
+
+
+def test_same_state_again_only_changes_the_error(since: Status, clock: Time) -> None:
+    since.enter(State.LOST, "first")
+    clock.now_s += 5
+    since.enter(State.LOST, "second")
+    assert (since.report()["for_s"], since.error) == (5.0, "second")
+
+
+def test_working_forgets_the_attempts_and_keeps_the_last_error(since: Status) -> None:
+    since.attempts = 7
+    since.enter(State.LOST, "connection refused")
+    since.enter(State.WORKING)
+    assert (since.worked, since.attempts, since.error) == (True, 0, "connection refused")
+
+
+def test_status_that_worked_once_has_worked(since: Status) -> None:
+    since.enter(State.WORKING)
+    since.enter(State.LOST, "gone")
+    assert since.worked
+
+
+@pytest.mark.parametrize(("age_s", "proven"), [(0.0, True), (PROOF_VALID_S, True), (PROOF_VALID_S + 0.1, False)])
+def test_working_is_a_proof_that_grows_old(since: Status, clock: Time, age_s: float, *, proven: bool) -> None:
+    since.enter(State.WORKING)
+    clock.now_s += age_s
+    assert since.proven is proven
+
+
+def test_answer_of_the_broker_proves_anew(since: Status, clock: Time) -> None:
+    since.enter(State.WORKING)
+    clock.now_s += 2 * PROOF_VALID_S
+    since.prove()
+    assert since.proven

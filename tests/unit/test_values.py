@@ -1,0 +1,177 @@
+"""How the text of each kind of setting is read, and what is expected where it can't be."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge import values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+WHOLE = values.whole(1, 65535)
+SIZE = values.size(1024, 2**40)
+DURATION = values.duration(0.1, 86400)
+LEVEL = values.one_of("info", "debug")
+MAYBE = values.unless_off(values.name)
+
+GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
+    (WHOLE, "1", 1),
+    (WHOLE, "65535", 65535),
+    (WHOLE, "0080", 80),
+    (SIZE, "1024", 1024),
+    (SIZE, "1024b", 1024),
+    (SIZE, "4 MiB", 4 * 2**20),
+    (SIZE, "4MiB", 4 * 2**20),
+    (SIZE, "4m", 4 * 2**20),
+    (SIZE, "4MB", 4_000_000),
+    (SIZE, "2k", 2048),
+    (SIZE, "2kB", 2000),
+    (SIZE, "2 KiB", 2048),
+    (SIZE, "1G", 2**30),
+    (SIZE, "1024 GiB", 2**40),
+    (DURATION, "120", 120.0),
+    (DURATION, "120s", 120.0),
+    (DURATION, "2m", 120.0),
+    (DURATION, "2 min", 120.0),
+    (DURATION, "24h", 86400.0),
+    (DURATION, "100ms", 0.1),
+    (DURATION, "1.5 S", 1.5),
+    (values.boolean, "true", True),
+    (values.boolean, "YES", True),
+    (values.boolean, "on", True),
+    (values.boolean, "1", True),
+    (values.boolean, "False", False),
+    (values.boolean, "no", False),
+    (values.boolean, "off", False),
+    (values.boolean, "0", False),
+    (LEVEL, "info", "info"),
+    (LEVEL, "DEBUG", "debug"),
+    (values.name, "killmails", "killmails"),
+    (values.name, "kill mails \u2603", "kill mails \u2603"),
+    (values.name, "x" * 255, "x" * 255),
+    (MAYBE, "bridge.rejected", "bridge.rejected"),
+    (MAYBE, "off", None),
+    (MAYBE, "OFF", None),
+    (values.names, "localhost", ("localhost",)),
+    (values.names, " 127.0.0.1, ::1,", ("127.0.0.1", "::1")),
+    (values.exchanges, "killmails=killmail", {"killmails": "killmail"}),
+    (values.exchanges, " b = event , a=killmail,", {"b": "event", "a": "killmail"}),
+    (values.exchanges, "a=b=c", {"a": "b=c"}),
+    (values.amqp_urls, "amqp://localhost", ("amqp://localhost",)),
+    (values.amqp_urls, "amqps://u:p@mq:5671/vhost", ("amqps://u:p@mq:5671/vhost",)),
+    (values.amqp_urls, "amqp://a/, amqps://b/", ("amqp://a/", "amqps://b/")),
+    (values.amqp_urls, "amqp://u:p,w@a/,amqp://b/", ("amqp://u:p,w@a/", "amqp://b/")),
+    (values.amqp_urls, "amqp://[::1]:5672/", ("amqp://[::1]:5672/",)),
+    (values.path, "/", "/"),
+    (values.path, "/updates", "/updates"),
+    (values.path, "/a/b-c_d.e~f", "/a/b-c_d.e~f"),
+    (values.networks, "10.0.0.0/8", (ipaddress.ip_network("10.0.0.0/8"),)),
+    (
+        values.networks,
+        "192.168.1.5, fd00::/8",
+        (ipaddress.ip_network("192.168.1.5/32"), ipaddress.ip_network("fd00::/8")),
+    ),
+    (values.host_names, "", frozenset()),
+    (values.host_names, "Kills.Example.org., my_host", frozenset({"kills.example.org", "my_host"})),
+    (values.origins, "", frozenset()),
+    (
+        values.origins,
+        "https://Kills.example.org/, http://[::1]:8080, null",
+        frozenset({"https://kills.example.org", "http://[::1]:8080", "null"}),
+    ),
+]
+
+BAD: list[tuple[Callable[[str], Any], str, str]] = [
+    *((WHOLE, text, "a whole number from 1 to 65535") for text in ("", "0", "65536", "-1", "+1", "1.0", "1e3", "x")),
+    *((WHOLE, text, "a whole number") for text in ("\u0661", "1\n", "9" * 13, "9" * 10_000)),
+    *((SIZE, text, "a size from 1024 to") for text in ("", "1023", "1025 GiB", "4 TiB", "-4k", "1.5 MiB", "MiB")),
+    *((SIZE, text, "as in 4194304 or 4 MiB") for text in ("4 4", "9" * 16, "\u0664k")),
+    *((DURATION, text, "a time from 0.1 to 86400 seconds") for text in ("", "0", "99ms", "25h", "-1s", "1d", "nan")),
+    *((DURATION, text, "as in 120, 2m or 500ms") for text in ("inf", "1e3", ".5", "1.", "s")),
+    *((values.boolean, text, "true or false") for text in ("", "2", "maybe")),
+    *((LEVEL, text, "info or debug") for text in ("", "trace", "information")),
+    *((values.name, text, "a name of 1 to 255 bytes") for text in ("", "x" * 256, "\u2603" * 86, "a\nb", "\x00")),
+    *((MAYBE, text, "a name of 1 to 255 bytes") for text in ("", "a\tb")),
+    *((values.names, text, "separated by commas") for text in ("", " ", ",")),
+    *((values.exchanges, text, "exchange=type") for text in ("", ",", "killmails", "=killmail", "a=", "a=b,a=c")),
+    (values.exchanges, "x" * 256 + "=killmail", "a name of 1 to 255 bytes"),
+    *((values.amqp_urls, text, "amqp://user:password@host") for text in ("", "localhost", "http://mq", "amqp://")),
+    *(
+        (values.amqp_urls, text, "amqps://")
+        for text in ("amqp://u:p@", "amqp://mq:x", "amqp://mq:70000", "amqp://mq:0")
+    ),
+    *((values.amqp_urls, text, "amqps://") for text in ("amqp://[::1", "amqp://a,amqp://", "amqp:mq")),
+    *(
+        (values.path, text, "a path such as /updates")
+        for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9")
+    ),
+    *(
+        (values.networks, text, "networks such as 10.0.0.0/8")
+        for text in ("", ",", "10.0.0.1/8", "localhost", "10.0.0.0/33")
+    ),
+    *((values.host_names, text, "host names without scheme") for text in ("http://a", "a:80", "a b", "*", "\xe9")),
+    *(
+        (values.origins, text, "origins such as")
+        for text in ("kills.example.org", "https://", "https://a/b", "http://a@b")
+    ),
+]
+
+
+@pytest.mark.parametrize(("parse", "text", "value"), GOOD, ids=lambda part: repr(part)[:40])
+def test_text_is_read(parse: Callable[[str], Any], text: str, value: Any) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(("parse", "text", "expected"), BAD, ids=lambda part: repr(part)[:40])
+def test_text_that_will_not_do_is_answered_with_what_was_expected(
+    parse: Callable[[str], Any], text: str, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        parse(text)
+
+
+def test_exchanges_keep_their_order_and_can_not_be_changed() -> None:
+    exchanges = values.exchanges("b=event,a=killmail")
+    assert list(exchanges) == ["b", "a"]
+    with pytest.raises(TypeError):
+        exchanges["c"] = "event"  # type: ignore[index]  # this is what is tested
+
+
+def test_folder_must_exist(tmp_path: Path) -> None:
+    assert values.folder(str(tmp_path)) == tmp_path
+    (tmp_path / "file").touch()
+    for name in ("file", "missing"):
+        with pytest.raises(ValueError, match="a folder that exists"):
+            values.folder(str(tmp_path / name))
+
+
+def test_file_must_be_readable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert values.file(str(tmp_path / "file")) == tmp_path / "file"
+    with pytest.raises(ValueError, match=r"a file that can be read \(No such file or directory\)"):
+        values.file(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match=r"a file that can be read \(Is a directory\)"):
+        values.file(str(tmp_path))
+
+
+PURE = [WHOLE, SIZE, DURATION, LEVEL, MAYBE, values.boolean, values.name, values.names, values.exchanges]
+PURE += [values.amqp_urls, values.path, values.networks, values.host_names, values.origins]
+
+
+@given(
+    text=st.text(max_size=30) | st.sampled_from([text for _, text, *_ in GOOD]).flatmap(st.permutations).map("".join)
+)
+def test_any_text_has_a_value_or_a_sentence(text: str) -> None:
+    for parse in PURE:
+        try:
+            parse(text)
+        except ValueError as error:
+            assert str(error)  # noqa: PT017 - either is fine
