@@ -63,8 +63,9 @@ class Relay:
             if outcome.identity is not None:
                 self._window.remember(outcome.identity)
             self._metrics.updates.labels(outcome.type).inc()
-            self._unflushed.append(delivery)
+            # In this order: publishing may flush what came before, and must not settle this one for it.
             self._hub.publish(outcome.payload)
+            self._unflushed.append(delivery)
 
     def _outcome(self, delivery: Delivery) -> Accepted | Rejected:
         properties = delivery.properties

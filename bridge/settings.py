@@ -26,6 +26,7 @@ def _setting(default: str | None, parse: Callable[[str], Any], meaning: str, *, 
     """A field: its default as an operator would write it (None: not set), how it is read, and what it means."""
     return dataclasses.field(
         default_factory=lambda: None if default is None else parse(default),
+        repr=not secret,
         metadata={"default": default, "parse": parse, "meaning": meaning, "secret": secret},
     )
 
@@ -139,8 +140,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path)
     layers = [{name: _Found(text, f"--{name.replace('_', '-')}") for name, text in flags.items()}]
     layers.append(_variables(environment, "environment", problems))
     if dotenv.is_file():
-        file = {name: text or "" for name, text in dotenv_values(dotenv).items()}
-        layers.append(_variables(file, str(dotenv), problems))
+        layers.append(_variables(_dotenv(dotenv, problems), str(dotenv), problems))
     effective: dict[str, Any] = {}
     for name, field in FIELDS.items():
         found = next((layer[name] for layer in layers if name in layer), None)
@@ -157,6 +157,16 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path)
     if problems:
         raise ConfigurationError(problems)
     return settings
+
+
+def _dotenv(file: Path, problems: list[str]) -> dict[str, str]:
+    try:
+        found = dotenv_values(file)
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{file}: can't be read: {error}")
+        return {}
+    problems += [f"{name} ({file}): there is no = behind it" for name, text in found.items() if text is None]
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _parse(field: "dataclasses.Field[Any]", text: str) -> Any:
@@ -183,10 +193,11 @@ def _variables(variables: Mapping[str, str], source: str, problems: list[str]) -
                 found[name] = _Found(
                     Path(text).read_text(encoding="utf-8").rstrip("\r\n"), f"{variable} in the {source}"
                 )
-            except (OSError, UnicodeDecodeError) as error:
-                problems.append(
-                    f"{variable} ({source}): can't read {text!r}: {getattr(error, 'strerror', None) or error}"
-                )
+            except (OSError, ValueError) as error:
+                # The content may have been put where its file's name belongs.
+                shown = "the file that it names" if FIELDS[name].metadata["secret"] else repr(text)
+                reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+                problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
         else:
             close = difflib.get_close_matches(variable, [PREFIX + field.upper() for field in FIELDS], n=1)
             hint = f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"

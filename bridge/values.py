@@ -123,7 +123,7 @@ def exchanges(text: str) -> Mapping[str, str]:
 def amqp_urls(text: str) -> tuple[str, ...]:
     """One or more broker URLs. Checked here, because aio-pika takes any and then retries for ever."""
     # A comma may also stand in a password: only one before a scheme separates.
-    urls = tuple(url.strip() for url in re.split(r",\s*(?=amqps?://)", text))
+    urls = tuple(url.strip() for url in re.split(r",\s*(?=amqps?://)", text.rstrip(", ")))
     for url in urls:
         try:
             parts = urlsplit(url)

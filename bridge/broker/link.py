@@ -46,7 +46,8 @@ class Node:
     def __str__(self) -> str:
         parts = urlsplit(self.url)
         user = f"{parts.username}:***@" if parts.username else ""
-        return f"{parts.scheme}://{user}{parts.hostname}:{parts.port or PORTS[parts.scheme]}{parts.path}"
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{parts.scheme}://{user}{host}:{parts.port or PORTS[parts.scheme]}{parts.path}"
 
     @property
     def virtual_host(self) -> str:

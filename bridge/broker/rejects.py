@@ -73,7 +73,13 @@ class Rejects:
         task = asyncio.create_task(self._publish(delivery, rejected), name="reject")
         # The loop itself refers to a task only weakly.
         self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._publishing.discard(task)
+        if not self._publishing and self._channel.done():
+            # Nothing is held any more, be it that the broker took it all back.
+            self._confirmed()
 
     async def run(self) -> None:
         """Keeps a channel to publish on until `stop`. Raises BrokerRefusal as the consumer does."""
@@ -120,8 +126,11 @@ class Rejects:
 
     async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
         pauses = Backoff(longest_s=RETRY_S)
-        while delivery.current:
+        while True:
             channel = await asyncio.shield(self._channel)
+            if not delivery.current:
+                # The broker has taken it back, and delivers it again.
+                return
             try:
                 await channel.basic_publish(
                     delivery.body,

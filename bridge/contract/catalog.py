@@ -35,7 +35,8 @@ class Violation:
     """Where data breaks its schema, and how: the first of possibly many."""
 
     pointer: str
-    """JSON Pointer into the data; for a missing member, where it should be."""
+    """JSON Pointer into the data; for a missing member, where it should be. Printable and bounded: names may be a
+    publisher's own."""
     sentence: str
     """What came and what was expected: printable and bounded."""
 
@@ -60,12 +61,12 @@ class UpdateType:
         kind = first.kind
         if isinstance(kind, jsonschema_rs.ValidationErrorKind.Required):
             path.append(str(kind.property))
-            sentence = f"the member {kind.property!r} is missing"
+            sentence = printable(f"the member {kind.property!r} is missing")
         else:
             sentence = printable(first.message)
         if len(errors) > 1:
             sentence += f" (and {len(errors) - 1} more)"
-        return Violation(json_pointer(path), sentence)
+        return Violation(printable(json_pointer(path)), sentence)
 
     def identity_of(self, data: object) -> Identity | None:
         """What makes this update the same as another of its type; None where the schema or the data names nothing."""
@@ -100,7 +101,7 @@ def load(folders: Sequence[Path]) -> Catalog:
             if file.name in documents:
                 raise SchemaError(f"{file}: there is a {file.name} already; give the type another name")
             documents[file.name], schemas[file.stem] = _read(file)
-    registry = jsonschema_rs.Registry([(schema["$id"], schema) for schema in schemas.values()])
+    registry = _registry(schemas)
     types = {name: _compile(name, schema, registry) for name, schema in schemas.items() if schema.get("x-role") is None}
     return Catalog(types, documents)
 
@@ -117,12 +118,44 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
     return content, schema
 
 
+def _registry(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
+    """All schemas by their `$id`, so that one file can refer to another."""
+    owners: dict[str, str] = {}
+    for name, schema in schemas.items():
+        identifier = schema["$id"]
+        if not isinstance(identifier, str):
+            raise SchemaError(f"{name}.json: $id must be a URI; got {identifier!r}")
+        if identifier in owners:
+            raise SchemaError(f"{name}.json: its $id {identifier!r} is that of {owners[identifier]}.json")
+        owners[identifier] = name
+    try:
+        return _register(schemas)
+    except (ValueError, TypeError) as error:
+        # The library does not say which schema it can't use: it is the one without which it can use the others.
+        for name in schemas:
+            if _usable({other: schema for other, schema in schemas.items() if other != name}):
+                raise SchemaError(f"{name}.json: not a usable JSON Schema: {printable(str(error))}") from error
+        raise SchemaError(f"several schema files are no usable JSON Schemas: {printable(str(error))}") from error
+
+
+def _register(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
+    return jsonschema_rs.Registry([(schema["$id"], schema) for schema in schemas.values()])
+
+
+def _usable(schemas: Mapping[str, dict[str, Any]]) -> bool:
+    try:
+        _register(schemas)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
 def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry) -> UpdateType:
     try:
         validator = jsonschema_rs.Draft202012Validator(
             schema, registry=registry, validate_formats=True, ignore_unknown_formats=False
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise SchemaError(f"{name}.json: not a usable JSON Schema (draft 2020-12): {printable(str(error))}") from error
     identity = schema.get("x-identity")
     if identity is not None and not (

@@ -21,7 +21,7 @@ def pong_frame(payload: bytes) -> bytes:
 
 def close_frame(code: int | None, phrase: str = "") -> bytes:
     """A close with a code and a phrase of at most 123 bytes, or an empty one where `code` is None (section 5.5.1)."""
-    payload = b"" if code is None else struct.pack("!H", code) + phrase.encode()[:123]
+    payload = b"" if code is None else struct.pack("!H", code) + phrase.encode()[:123].decode(errors="ignore").encode()
     return _header(0x88, len(payload)) + payload
 
 

@@ -9,11 +9,12 @@ This file must never know what an update means, or how a frame reaches a socket.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
-from bridge.fanout.log import Log
+from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536
@@ -48,6 +49,7 @@ class Hub:
         self._schedule = schedule
         # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
         self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
+        self._flush_updates = log_bytes // 2 // ENTRY_BYTES
         self._live: set[Subscriber] = set()
         self._lagging: set[Subscriber] = set()
         self._flushed = 0
@@ -82,7 +84,8 @@ class Hub:
     def publish(self, payload: bytes) -> None:
         """Broadcasts an update (UTF-8 JSON): in this turn of the loop, together with all others of this turn."""
         frame = text_frame(payload)
-        if self._pending_bytes + len(frame) > self._flush_bytes:
+        unflushed = self._log.head - self._flushed
+        if self._pending_bytes + len(frame) > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
         self._log.append(frame)
         self._pending_bytes += len(frame)
@@ -98,22 +101,21 @@ class Hub:
         while self._flushed < log.head:
             start = self._flushed
             frames, self._flushed = log.read(start, log.head, self._flush_bytes)
-            written = len(self._live)
-            behind = len(self._lagging)
+            written, behind, dropped = len(self._live), len(self._lagging), 0
             for connection in tuple(self._live):
-                try:
-                    sent = connection.send(frames)
-                except Exception as error:  # one connection's failure is not the others'
-                    connection.close(CloseReason.INTERNAL, error=repr(error))
-                    sent = 0
+                sent = self._send(connection, frames)
                 if sent <= 0:
                     written -= 1
                     self._live.discard(connection)
                     if sent < 0:
                         behind += 1
                         self._lag(connection, self._flushed)
-            self._metrics.written.inc(written * (self._flushed - start))
-            self._metrics.enqueued.inc(behind * (self._flushed - start))
+                    else:
+                        dropped += 1
+            updates = self._flushed - start
+            self._metrics.written.inc(written * updates)
+            self._metrics.enqueued.inc(behind * updates)
+            self._metrics.dropped.inc(dropped * updates)
         if log.tail > self._slowest:
             self._evict_too_slow()
         self.on_flush()
@@ -129,6 +131,15 @@ class Hub:
         for connection in tuple(self._live):
             connection.close(CloseReason.STOPPING)
 
+    def _send(self, connection: Subscriber, frames: bytes) -> int:
+        try:
+            return connection.send(frames)
+        except Exception as error:  # one connection's failure is not the others'
+            with suppress(Exception):
+                connection.close(CloseReason.INTERNAL, error=repr(error))
+            self.leave(connection)
+            return 0
+
     def _lag(self, connection: Subscriber, position: int) -> None:
         connection.cursor = position
         if not self._lagging or position < self._slowest:
@@ -143,7 +154,8 @@ class Hub:
             return
         if connection.cursor < self._flushed:
             frames, connection.cursor = self._log.read(connection.cursor, self._flushed, CATCH_UP_BYTES)
-            if connection.send(frames) < 0:
+            sent = self._send(connection, frames)
+            if sent <= 0:
                 return
         if connection.cursor < self._flushed:
             # One piece a turn: a client far behind must not hold up the others.

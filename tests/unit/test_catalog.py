@@ -238,3 +238,29 @@ def test_identity_is_the_value_of_the_member_that_the_schema_names(
     tmp_path: Path, schema: dict[str, Any], data: object, identity: tuple[str, str | float] | None
 ) -> None:
     assert load(tmp_path, event=schema).types["event"].identity_of(data) == identity
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"$id": 5},
+        {"$id": "http://[bad"},
+        {"$schema": "https://example.org/x"},
+        {"$ref": "urn:nothing"},
+        {"$ref": "http://127.0.0.1:1/x.json"},
+    ],
+    ids=repr,
+)
+def test_unusable_reference_or_id_names_its_file(tmp_path: Path, content: dict[str, object]) -> None:
+    with pytest.raises(SchemaError, match=r"event\.json"):
+        load(tmp_path, event=content)
+
+
+def test_id_that_is_there_already_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match=r"that of a\.json"):
+        load(tmp_path, a={"$id": "urn:x", "type": "string"}, b={"$id": "urn:x", "type": "integer"})
+
+
+def test_two_unusable_files_are_an_error_too(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="several schema files"):
+        load(tmp_path, a={"$ref": "urn:nothing"}, b={"$ref": "urn:nothing"})

@@ -521,3 +521,36 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 test_every_connection_gets_everything_since_it_joined_or_is_too_slow = AnyOrder.TestCase
+
+
+def test_many_tiny_updates_of_one_turn_reach_everyone() -> None:
+    scene = Scene(log_bytes=65536)
+    subscriber = scene.join()
+    frames = scene.publish(*[b'{"type":"a","data":1,"timestamp":1700000000000}'] * 400)
+    assert subscriber.received == frames
+
+
+def test_connection_whose_close_raises_too_holds_up_nobody(scene: Scene) -> None:
+    subscribers = [scene.join() for _ in range(5)]
+    broken = subscribers[2]
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("again")
+
+    broken.fault = RuntimeError("gone")
+    broken.close = fail  # type: ignore[method-assign]  # the fault that the test is about
+    frames = scene.publish(b"update")
+    assert all(each.writes == [frames] for each in subscribers if each is not broken)
+
+
+def test_connection_that_raises_while_it_catches_up_is_closed(scene: Scene) -> None:
+    subscriber = scene.lagging(b"second")
+    subscriber.fault = RuntimeError("gone")
+    subscriber.drain()
+    assert subscriber.closed is CloseReason.INTERNAL
+
+
+def test_update_lost_with_an_internal_error_is_counted_as_dropped(scene: Scene) -> None:
+    scene.join().fault = RuntimeError("gone")
+    scene.publish(b"update")
+    assert scene.sends() == (0, 0, 1)

@@ -351,3 +351,13 @@ def test_any_killmail_is_delivered_as_published_or_rejected_with_its_schema(
     else:
         assert outcome.schema == "urn:edk-bridge:schema:killmail"
         assert outcome.pointer == "" or outcome.pointer.removeprefix("/") in EXAMPLE
+
+
+def test_huge_member_name_is_bounded_and_escaped(tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_text('{"additionalProperties": {"type": "integer"}}')
+    pipeline = Pipeline(catalog.load([tmp_path]), 100_000)
+    outcome = rejected({"\x1b\n" + "k" * 10_000: "x"}, kind="event", pipeline=pipeline)
+    assert len(outcome.detail) < 2000
+    assert len(outcome.pointer) < 1000
+    assert outcome.detail.isprintable()
+    assert outcome.pointer.isprintable()

@@ -200,3 +200,12 @@ def test_exchange_that_is_not_known_has_no_default_where_the_known_ones_differ(t
     scene = Scene(tmp_path, BOTH)
     scene.deliver(killmail(1), exchange="elsewhere")
     assert scene.rejects.taken[0][1].reason is Reason.UNKNOWN_TYPE
+
+
+def test_large_delivery_is_settled_after_its_own_flush(scene: Scene) -> None:
+    assert scene.deliver(killmail(1, more="x" * 70_000)).settled == 0
+
+
+def test_early_flush_settles_only_what_it_handed_out(scene: Scene) -> None:
+    found = [scene.deliver(killmail(number, more="x" * 20_000)) for number in range(4)]
+    assert [delivery.settled for delivery in found] == [1, 1, 1, 0]
