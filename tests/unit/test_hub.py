@@ -130,7 +130,7 @@ def test_bound_of_a_write_follows_a_small_log() -> None:
     scene = Scene(log_bytes=4000)
     subscriber = scene.join()
     scene.publish(*[SMALL] * 20)
-    assert [len(write) for write in subscriber.writes] == [960, 240]
+    assert [len(write) for write in subscriber.writes] == [12 * 60, 8 * 60]
 
 
 def test_update_larger_than_the_log_is_sent_all_the_same() -> None:
@@ -183,7 +183,7 @@ def test_flush_ahead_of_its_turn_is_announced_before_the_next_update_is_taken() 
     seen: list[int] = []
     scene.hub.on_flush = lambda: seen.append(len(subscriber.received))
     scene.publish(*[SMALL] * 17)
-    assert seen[:2] == [16 * 60, 17 * 60]
+    assert seen[:2] == [12 * 60, 17 * 60]
 
 
 # A connection that does not keep up
