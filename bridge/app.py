@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import structlog
 
-from bridge import __version__
+from bridge import __version__, descriptors
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.link import Node
 from bridge.broker.rejects import Rejects
@@ -187,6 +187,7 @@ async def serve(settings: Settings) -> None:
     Raises ConfigurationError and BrokerRefusal (see Bridge).
     """
     loop = asyncio.get_running_loop()
+    descriptors.allow(settings.max_connections)
     bridge = Bridge(settings)
     stopping = asyncio.Event()
 
