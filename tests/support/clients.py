@@ -56,6 +56,19 @@ def server_frames(data: bytes) -> list[tuple[int, bytes]]:
     return frames
 
 
+def frame_size(data: bytes | bytearray, at: int) -> int:
+    """How many bytes the server's frame at `at` takes; 0 where its head is not whole yet."""
+    if at + 2 > len(data):
+        return 0
+    length, head = data[at + 1], 2
+    if length >= 126:
+        head = 4 if length == 126 else 10
+        if at + head > len(data):
+            return 0
+        length = int.from_bytes(data[at + 2 : at + head], "big")
+    return head + length
+
+
 def close_code(payload: bytes) -> int:
     """The code of a close frame's payload."""
     return int.from_bytes(payload[:2], "big")
@@ -178,12 +191,29 @@ class Collector(asyncio.Protocol):
             self.open.set_exception(ConnectionError("lost before the handshake was done"))
 
 
-async def collectors(port: int, count: int) -> list[Collector]:
+class ClosingCollector(Collector):
+    """Answers the server's close frame, so that nobody has to wait for it."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self._at = 0
+        """Where the first frame starts that is not whole yet."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        while (size := frame_size(self.received, self._at)) and self._at + size <= len(self.received):
+            frame = self.received[self._at : self._at + size]
+            self._at += size
+            if frame[0] & 15 == CLOSE and self.transport is not None:
+                self.transport.write(client_frame(CLOSE, bytes(frame[2:4])))
+
+
+async def collectors(port: int, count: int, kind: type[Collector] = Collector) -> list[Collector]:
     """That many clients, all connected."""
     loop = asyncio.get_running_loop()
     clients = []
     for _ in range(count):
-        _, client = await loop.create_connection(lambda: Collector(port), "127.0.0.1", port)
+        _, client = await loop.create_connection(lambda: kind(port), "127.0.0.1", port)
         clients.append(client)
     await asyncio.gather(*(client.open for client in clients))
     return clients

@@ -1,0 +1,42 @@
+"""What pamqp can't read in a message's properties, read leniently.
+
+pamqp raises, aiormq closes the connection for it, and the broker delivers the message again: one publisher's timestamp
+in microseconds would keep the bridge from consuming for ever. A property that can't be read is no reason to refuse an
+event: none of them but `type` and `content_encoding` matters here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pamqp import decode
+
+Decoder = Callable[[bytes], tuple[int, Any]]
+
+
+def _short_string(value: bytes) -> tuple[int, str]:
+    """Bytes that are not UTF-8 become U+FFFD."""
+    end = 1 + value[0]
+    return end, value[1:end].decode("utf-8", "replace")
+
+
+def _leniently(strict: Decoder, size: Callable[[bytes], int], otherwise: Any) -> Decoder:
+    """The same decoder, but for what it can't read: `size` says how long that is, `otherwise` is its value."""
+
+    def decoded(value: bytes) -> tuple[int, Any]:
+        try:
+            return strict(value)
+        except (ValueError, OverflowError, OSError):  # UnicodeDecodeError is a ValueError
+            return size(value), otherwise
+
+    return decoded
+
+
+def install() -> None:
+    """Puts the lenient decoders into pamqp's tables. Idempotent."""
+    methods: dict[str, Any] = decode.METHODS
+    if methods["shortstr"] is _short_string:
+        return
+    methods["shortstr"] = _short_string
+    methods["timestamp"] = _leniently(methods["timestamp"], lambda value: 8, None)
+    # A table that holds something unreadable is left out as a whole: within it, nothing says where that ends.
+    methods["table"] = _leniently(methods["table"], lambda value: 4 + int.from_bytes(value[:4], "big"), None)

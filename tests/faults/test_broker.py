@@ -1,0 +1,308 @@
+"""The broker goes away, comes back, loses what it held, says nothing or says no: what the bridge promises then."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from bridge.app import Bridge
+from bridge.broker.link import Node
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient, get
+from tests.support.killmail import killmail
+from tests.support.publishing import publish
+from tests.support.running import bridge_process, port_of, running, sample, started, unique
+from tests.support.waiting import eventually
+
+RECOVERY_LIMIT_S = 5.0
+"""From the moment when the broker answers again until the bridge is ready."""
+
+WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
+
+
+@pytest.fixture
+async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
+    """The name of an exchange, which the test or the bridge makes."""
+    name = unique("exchange")
+    yield name
+    channel = await amqp.channel()
+    await channel.exchange_delete(name)
+
+
+@pytest.fixture
+async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
+    """The name of a queue, which the bridge makes."""
+    name = unique("queue")
+    yield name
+    channel = await amqp.channel()
+    await channel.queue_delete(name)
+
+
+@asynccontextmanager
+async def observer(broker: Broker) -> AsyncIterator[AbstractConnection]:
+    """A connection to a broker that is up."""
+    connection = await aio_pika.connect(broker.url, timeout=10)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[int]:
+    """The port of a server that accepts connections and says nothing."""
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def state(port: int) -> tuple[int, dict[str, Any]]:
+    """What `/readyz` says."""
+    status, body = await get(port, "/readyz")
+    return status, orjson.loads(body)
+
+
+async def not_ready(bridge: Bridge) -> dict[str, Any]:
+    """What `/readyz` says, once it is 503 with an error of the broker's connection."""
+    await eventually(
+        "the bridge says why it is not ready",
+        lambda: not bridge.readiness()[0] and bridge._consumer.status.error is not None,
+    )
+    status, body = await state(port_of(bridge))
+    assert status == 503
+    return body
+
+
+async def ready_again(bridge: Bridge, since_s: float) -> None:
+    """Returns when the bridge is ready, which must be soon after the broker was."""
+    await eventually("the bridge is ready", lambda: bridge.readiness()[0])
+    took_s = time.monotonic() - since_s
+    assert took_s <= RECOVERY_LIMIT_S, f"{took_s:.1f} s"
+    assert (await state(port_of(bridge)))[0] == 200
+
+
+async def next_id(client: RawClient) -> int:
+    """The id of the next killmail that a client gets."""
+    killmail_id = orjson.loads(await client.text())["data"]["killmailId"]
+    assert isinstance(killmail_id, int)
+    return killmail_id
+
+
+async def arrives(amqp: AbstractConnection, exchange: str, client: RawClient) -> int:
+    """Publishes killmails until one arrives; says which. Those before it went to an exchange without the bridge."""
+    arriving = asyncio.create_task(next_id(client))
+    number = 1000
+
+    async def publish_one() -> bool:
+        nonlocal number
+        number += 1
+        await publish(amqp, exchange, killmail(number))
+        return arriving.done()
+
+    await eventually("a killmail arrives", publish_one)
+    return await arriving
+
+
+async def test_killed_broker_that_starts_again_is_consumed_from_within_five_seconds(mortal_broker: Broker) -> None:
+    """A client stays connected through an outage of the broker, and gets what is published once it is over."""
+    exchange = unique("exchange")
+    async with running(mortal_broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        await asyncio.to_thread(mortal_broker.kill)
+        body = await not_ready(bridge)
+        assert "the broker is not being consumed from" in body["missing"]
+        assert body["broker"]["state"] == "lost"
+        assert body["broker"]["error"]
+        await asyncio.to_thread(mortal_broker.start)
+        await ready_again(bridge, time.monotonic())
+        assert sample(bridge, "bridge_broker_losses_total") == 1
+        async with observer(mortal_broker) as amqp:
+            await publish(amqp, exchange, killmail(7))
+        assert await next_id(client) == 7
+        assert sample(bridge, "bridge_connections") == 1
+        await client.close()
+
+
+async def test_named_queue_delivers_every_confirmed_event_once_through_a_crash_of_the_broker(
+    mortal_broker: Broker,
+) -> None:
+    """With BRIDGE_QUEUE, no event that the broker has confirmed is lost or sent twice when the broker is killed."""
+    exchange, queue = unique("exchange"), unique("queue")
+    confirmed: list[int] = []
+    async with running(mortal_broker.url, exchanges=f"{exchange}=killmail", queue=queue) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        received: list[int] = []
+
+        async def read() -> None:
+            while True:
+                received.append(await next_id(client))
+
+        async def fetch(first: int, count: int) -> None:
+            async with observer(mortal_broker) as amqp:
+                channel = await amqp.channel(publisher_confirms=True)
+                target = await channel.get_exchange(exchange, ensure=False)
+
+                async def publish_one(number: int) -> None:
+                    body = orjson.dumps(killmail(number))
+                    message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+                    await target.publish(message, routing_key="")
+                    confirmed.append(number)
+
+                for start in range(first, first + count, 50):
+                    await asyncio.gather(*(publish_one(number) for number in range(start, start + 50)))
+
+        reading = asyncio.create_task(read())
+        fetching = asyncio.create_task(fetch(0, 1_000_000))
+        await eventually("many events are confirmed", lambda: len(confirmed) >= 300)
+        await asyncio.to_thread(mortal_broker.kill)
+        await asyncio.wait([fetching], timeout=10)
+        assert fetching.cancelled() or fetching.exception() is not None
+        before = len(confirmed)
+        await asyncio.to_thread(mortal_broker.start)
+        await ready_again(bridge, time.monotonic())
+        await fetch(2_000_000, 300)
+        assert len(confirmed) == before + 300
+        await eventually("the last event arrives", lambda: max(confirmed) in received)
+        reading.cancel()
+        await asyncio.wait([reading])
+        assert [number for number in confirmed if number not in set(received)] == []
+        assert len(received) == len(set(received))
+        await client.close()
+
+
+async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_broker: Broker) -> None:
+    """A bridge may start before its broker: it says so, takes clients, and needs nobody when the broker comes."""
+    exchange = unique("exchange")
+    await asyncio.to_thread(mortal_broker.kill)
+    async with started(mortal_broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        body = await not_ready(bridge)
+        assert body["missing"][0] == "the broker is not being consumed from"
+        assert str(Node(mortal_broker.url)) in body["broker"]["error"]
+        client = await RawClient.open(port_of(bridge))
+        await asyncio.to_thread(mortal_broker.start)
+        await ready_again(bridge, time.monotonic())
+        async with observer(mortal_broker) as amqp:
+            await publish(amqp, exchange, killmail(7))
+        assert await next_id(client) == 7
+        assert sample(bridge, "bridge_broker_losses_total") == 0
+        await client.close()
+
+
+async def test_deleted_queue_is_made_again(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
+    """A consumer that the broker cancels, its queue being deleted, comes back with a new queue."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail", queue=queue) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        channel = await amqp.channel()
+        await channel.queue_delete(queue)
+        await eventually("the loss is noticed", lambda: sample(bridge, "bridge_broker_losses_total") == 1)
+        await ready_again(bridge, time.monotonic())
+        assert "its queue is gone" in str((await state(port_of(bridge)))[1]["broker"]["error"])
+        await publish(amqp, exchange, killmail(7))
+        assert await next_id(client) == 7
+        await client.close()
+
+
+async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """An exchange that is replaced takes the binding with it without a word: the bridge finds that out by itself."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        channel = await amqp.channel()
+        await channel.exchange_delete(exchange)
+        await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+        since_s = time.monotonic()
+        assert await arrives(amqp, exchange, client) > 1000
+        assert time.monotonic() - since_s <= RECOVERY_LIMIT_S
+        await client.close()
+
+
+async def test_exchange_that_is_deleted_for_good_is_made_by_the_bridge(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """An exchange that is deleted under the bridge is missed within seconds, and made again as at the start."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        channel = await amqp.channel()
+        await channel.exchange_delete(exchange)
+        await eventually("the loss is noticed", lambda: sample(bridge, "bridge_broker_losses_total") == 1)
+        await ready_again(bridge, time.monotonic())
+        await publish(amqp, exchange, killmail(7))
+        assert await next_id(client) == 7
+        await client.close()
+
+
+async def test_node_that_says_nothing_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
+    """Of several nodes, one that accepts and says nothing costs a few seconds, and not the bridge."""
+    async with silent_server() as silent:
+        urls = f"amqp://guest:guest@127.0.0.1:{silent}/,{broker.url}"
+        async with running(urls, exchanges=f"{exchange}=killmail") as bridge:
+            client = await RawClient.open(port_of(bridge))
+            await publish(amqp, exchange, killmail(7))
+            assert await next_id(client) == 7
+            await client.close()
+
+
+async def test_broker_that_says_nothing_is_named_in_readyz() -> None:
+    """A broker that accepts and says nothing does not hold the bridge: /readyz names it and how long it was given."""
+    async with silent_server() as silent:
+        url = f"amqp://guest:{WRONG_PASSWORD}@127.0.0.1:{silent}/"
+        async with started(url) as bridge:
+            body = await not_ready(bridge)
+            assert body["broker"]["error"] == f"amqp://guest:***@127.0.0.1:{silent}/ does not answer within 5 s"
+
+
+async def refused(kind: str, broker: Broker, amqp: AbstractConnection, exchange: str) -> tuple[str, str]:
+    """Makes the broker refuse the bridge: the URL to give to it, and what it should say then."""
+    parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
+    if kind == "password":
+        netloc = f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}"
+        return parts._replace(netloc=netloc).geturl(), "refuses the user name or the password in BRIDGE_AMQP_URL"
+    if kind == "virtual host":
+        return parts._replace(path="/nowhere").geturl(), "the virtual host 'nowhere'"
+    channel = await amqp.channel()
+    await channel.declare_exchange(exchange, aio_pika.ExchangeType.DIRECT, durable=True)
+    return broker.url, f"the exchange {exchange!r} is a direct exchange"
+
+
+KINDS = ["password", "virtual host", "kind of exchange"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_refusal_at_the_start_ends_the_bridge_with_3(
+    kind: str, broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """What only the operator can mend ends the start at once, in one line, and without the password."""
+    url, words = await refused(kind, broker, amqp, exchange)
+    async with bridge_process(url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        assert await process.ended() == 3
+        [line] = process.texts
+        assert line.startswith("edk-bridge: ")
+        assert words in line
+        assert str(urlsplit(url).password) + "@" not in line + str(process.lines)
+        assert WRONG_PASSWORD not in line + str(process.lines)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_refusal_with_wait_leaves_the_bridge_up_and_readyz_tells(
+    kind: str, broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """With BRIDGE_WAIT, the bridge outlasts a refusal, and says all the while what is wrong."""
+    url, words = await refused(kind, broker, amqp, exchange)
+    async with started(url, exchanges=f"{exchange}=killmail", wait="true") as bridge:
+        body = await not_ready(bridge)
+        assert body["broker"]["state"] == "refused"
+        assert words in body["broker"]["error"]
+        assert str(urlsplit(url).password) + "@" not in str(body)
+        client = await RawClient.open(port_of(bridge))
+        await client.close()

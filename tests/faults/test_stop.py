@@ -1,0 +1,123 @@
+"""Stopping while everything happens at once: what clients that read get, and what those that do not may cost."""
+
+import asyncio
+import resource
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from bridge.demo.broker import Broker
+from tests.support.clients import (
+    CLOSE,
+    TEXT,
+    ClosingCollector,
+    RawClient,
+    close_all,
+    close_code,
+    collectors,
+    get,
+    server_frames,
+)
+from tests.support.killmail import killmail
+from tests.support.publishing import publish
+from tests.support.running import bridge_process, unique
+from tests.support.waiting import eventually
+
+READERS, STALLED = 990, 10
+
+SHUTDOWN_TIMEOUT_S, GRACE_S = 4, 1
+
+PAUSE_S = 0.02
+"""Between two publications: load enough for a thousand clients, whose reader is this one process."""
+
+FILES = 4096
+"""A thousand clients need as many sockets here, and in the bridge."""
+
+
+@pytest.fixture
+async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
+    """The name of an exchange, which the bridge makes."""
+    name = unique("exchange")
+    yield name
+    channel = await amqp.channel()
+    await channel.exchange_delete(name)
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """A limit on open files that leaves room for everybody, here and in child processes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES:
+        pytest.skip(f"only {hard} open files are allowed here")
+    raised = soft if soft == resource.RLIM_INFINITY else max(soft, FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def metric(port: int, name: str) -> float:
+    """A metric without labels, as `/metrics` gives it."""
+    _, body = await get(port, "/metrics")
+    return next(float(line.split()[1]) for line in body.decode().splitlines() if line.startswith(f"{name} "))
+
+
+@pytest.mark.usefixtures("many_files")
+async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """SIGTERM ends the bridge with 0 within its timeout, however few clients read; each reader gets all, then 1001."""
+    variables = {
+        "BRIDGE_EXCHANGES": f"{exchange}=killmail",
+        "BRIDGE_SHUTDOWN_TIMEOUT": f"{SHUTDOWN_TIMEOUT_S}s",
+        # So much that nobody falls off the log: those who do not read stay, and are behind.
+        "BRIDGE_LOG_BYTES": "64 MiB",
+    }
+    async with bridge_process(broker.url, **variables) as process:
+        await process.consuming()
+        port = await process.port()
+        stalled = [await RawClient.open(port, receive_bytes=4096) for _ in range(STALLED)]
+        for client in stalled:
+            client.pause()
+        number = 0
+
+        async def all_are_stuck() -> bool:
+            nonlocal number
+            number += 10
+            await publish(amqp, exchange, *(killmail(number + i, padding="x" * 100_000) for i in range(10)))
+            return await metric(port, "bridge_connections_lagging") == STALLED
+
+        await eventually("the sockets of those who do not read are full", all_are_stuck)
+        readers = await collectors(port, READERS, ClosingCollector)
+
+        async def fetch() -> None:
+            channel = await amqp.channel(publisher_confirms=True)
+            target = await channel.get_exchange(exchange, ensure=False)
+            for killmail_id in range(1_000_000, 2_000_000):
+                await target.publish(aio_pika.Message(orjson.dumps(killmail(killmail_id))), routing_key="")
+                await asyncio.sleep(PAUSE_S)
+
+        fetching = asyncio.create_task(fetch())
+        await eventually("every reader reads", lambda: all(len(client.received) > 5000 for client in readers))
+        assert await metric(port, "bridge_connections") == READERS + STALLED
+        assert await metric(port, "bridge_connections_lagging") >= STALLED
+        since_s = time.monotonic()
+        process.process.send_signal(signal.SIGTERM)
+        assert await process.ended() == 0
+        took_s = time.monotonic() - since_s
+        assert took_s <= SHUTDOWN_TIMEOUT_S + GRACE_S, f"{took_s:.1f} s"
+        assert not fetching.done()
+        fetching.cancel()
+        await asyncio.gather(*(client.lost for client in readers))
+        everything = [server_frames(bytes(client.received)) for client in readers]
+        ends = [frames[-1] for frames in everything]
+        assert {(opcode, close_code(payload)) for opcode, payload in ends} == {(CLOSE, 1001)}
+        lasts = {[payload for opcode, payload in frames if opcode == TEXT][-1] for frames in everything}
+        assert len(lasts) == 1, "some readers got less than others"
+        close_all(readers)
+        for client in stalled:
+            await client.close()

@@ -1,0 +1,118 @@
+"""The bridge as a process, from its start to its end: what it prints, and what its exit code says."""
+
+import signal
+import socket
+import sys
+
+import orjson
+import pytest
+
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient, get
+from tests.support.running import bridge_process
+from tests.support.waiting import eventually
+
+UNREACHABLE = "amqp://guest:guest@127.0.0.1:1/"
+"""Nothing listens on port 1: for tests that end before the broker matters."""
+
+
+async def test_port_0_is_printed_and_healthz_and_readyz_answer_there(broker: Broker, exchange: str) -> None:
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        port = await process.port()
+        assert port > 0
+        assert (await get(port, "/healthz"))[0] == 200
+
+        async def ready() -> bool:
+            return (await get(port, "/readyz"))[0] == 200
+
+        await eventually("the bridge is ready", ready)
+        _, body = await get(port, "/readyz")
+        assert orjson.loads(body)["ready"] is True
+
+
+async def test_healthz_answers_while_the_broker_is_away_and_readyz_says_so(exchange: str) -> None:
+    async with bridge_process(UNREACHABLE, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        port = await process.port()
+        assert (await get(port, "/healthz"))[0] == 200
+        status, body = await get(port, "/readyz")
+        assert status == 503
+        assert "the broker is not being consumed from" in orjson.loads(body)["missing"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_ends_the_bridge_with_0(number: signal.Signals, broker: Broker, exchange: str) -> None:
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        await process.consuming()
+        client = await RawClient.open(await process.port())
+        process.process.send_signal(number)
+        assert await client.closed() == 1001
+        assert await process.ended() == 0
+        assert process.texts == []
+        assert process.logged("stopping") is not None
+        assert process.lines[-1]["event"] == "stopped"
+        await client.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_ends_a_bridge_that_never_found_its_broker_with_0(number: signal.Signals) -> None:
+    async with bridge_process(UNREACHABLE) as process:
+        await process.port()
+        await eventually("the broker is missed", lambda: process.logged("broker not available"))
+        process.process.send_signal(number)
+        assert await process.ended() == 0
+
+
+async def test_settings_that_will_not_do_end_with_2_and_all_problems_at_once() -> None:
+    variables = {
+        "BRIDGE_PREFETCH": "many",
+        "BRIDGE_IDLE_TIMEOUT": "soon",
+        "BRIDGE_EXCHANGE": "killmails",
+    }
+    async with bridge_process("http://guest:correct-horse@localhost", "--log-bytes", "1", **variables) as process:
+        assert await process.ended() == 2
+        assert process.lines == []
+        assert all(line.startswith("edk-bridge: BRIDGE_") for line in process.texts)
+        names = [line.removeprefix("edk-bridge: ").split(" ", 1)[0] for line in process.texts]
+        assert sorted(names) == [
+            "BRIDGE_AMQP_URL",
+            "BRIDGE_EXCHANGE",
+            "BRIDGE_IDLE_TIMEOUT",
+            "BRIDGE_LOG_BYTES",
+            "BRIDGE_PREFETCH",
+        ]
+        assert any("did you mean BRIDGE_EXCHANGES?" in line for line in process.texts)
+        assert "correct-horse" not in "\n".join(process.texts)
+
+
+async def test_settings_that_contradict_each_other_end_with_2() -> None:
+    async with bridge_process(UNREACHABLE, BRIDGE_PING_INTERVAL="10s", BRIDGE_IDLE_TIMEOUT="5s") as process:
+        assert await process.ended() == 2
+        [line] = process.texts
+        assert "BRIDGE_PING_INTERVAL" in line
+        assert "BRIDGE_IDLE_TIMEOUT" in line
+
+
+async def test_type_without_a_schema_ends_with_2_and_the_known_types() -> None:
+    async with bridge_process(UNREACHABLE, BRIDGE_EXCHANGES="battles=battle") as process:
+        assert await process.ended() == 2
+        assert process.texts == [
+            "edk-bridge: BRIDGE_EXCHANGES: battles=battle: there is no schema for this type; known: killmail"
+        ]
+
+
+async def test_port_that_is_taken_ends_with_2_and_the_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with bridge_process(UNREACHABLE, BRIDGE_PORT=str(port)) as process:
+            assert await process.ended() == 2
+            [line] = process.texts
+            assert f"can't listen on 127.0.0.1 port {port}: Address already in use" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SO_REUSEPORT is not known there")
+async def test_two_bridges_share_a_port_where_that_is_asked_for(broker: Broker, exchange: str) -> None:
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REUSE_PORT": "true"}
+    async with bridge_process(broker.url, **variables) as first:
+        port = await first.port()
+        async with bridge_process(broker.url, "--port", str(port), **variables) as second:
+            assert await second.port() == port
