@@ -1,8 +1,8 @@
 """Builds everything, starts it downstream first, stops it upstream first."""
 
 import asyncio
+import os
 import signal
-from contextlib import suppress
 
 import structlog
 
@@ -10,7 +10,7 @@ from bridge import __version__, descriptors
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.link import Node
 from bridge.broker.rejects import Rejects
-from bridge.broker.status import PROOF_VALID_S, State
+from bridge.broker.status import PROOF_VALID_S, State, Status
 from bridge.contract import catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
@@ -64,6 +64,7 @@ class Bridge:
             f"edk-bridge@{settings.instance}",
         )
         self._consumer = Consumer(source, relay.deliver, metrics, settings.wait)
+        self._consumer.on_epoch_over = self._rejects.forget_stale
         self._server = Server(
             self._hub,
             Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins),
@@ -138,17 +139,27 @@ class Bridge:
         self._server.stop_listening()
         self._consumer.stop()
         # The rejects' connection outlives the consumer's: what is in hand may have to be published yet.
-        await _finish(self._working[1:], BROKER_SHARE * self._settings.shutdown_timeout)
+        await self._end(self._working[1:], self._consumer.status)
         self._rejects.stop()
         await self._rejects.close()
         await self._server.drain(max(0.0, deadline_s - asyncio.get_running_loop().time()))
-        await _finish(self._working, max(0.1, deadline_s - asyncio.get_running_loop().time()))
+        await self._end(self._working[:1], self._rejects.status)
         _log.info("stopped")
+
+    async def _end(self, tasks: list[asyncio.Task[None]], status: Status) -> None:
+        """Gives a connection to the broker its share of the time to end; one that only tries to connect needs none."""
+        if not tasks:
+            return
+        share_s = BROKER_SHARE * self._settings.shutdown_timeout if status.state is State.WORKING else 0.0
+        await asyncio.wait(tasks, timeout=share_s)
+        for task in tasks:
+            task.cancel()
+        # Bounded once more: a cancelled task may still wait for the library to let go of its connection.
+        await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
 
     def reload(self) -> None:
         """Reads the certificate and its key again (SIGHUP)."""
-        if self._tls is None:
-            return
+        assert self._tls is not None
         try:
             self._tls.reload()
             _log.info("certificate read again")
@@ -161,15 +172,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BROKER_SHARE = 0.5
 """Of the shutdown timeout, for the broker: the rest is for the clients."""
 
-
-async def _finish(tasks: list[asyncio.Task[None]], timeout_s: float) -> None:
-    """Waits for the tasks, and cancels those that are not done in time."""
-    if not tasks:
-        return
-    await asyncio.wait(tasks, timeout=timeout_s)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+CANCEL_TIMEOUT_S = 0.5
+"""For a connection to the broker that did not end by itself."""
 
 
 def _tls(settings: Settings) -> Tls | None:
@@ -188,27 +192,26 @@ async def serve(settings: Settings) -> None:
     """
     loop = asyncio.get_running_loop()
     descriptors.allow(settings.max_connections)
-    bridge = Bridge(settings)
     stopping = asyncio.Event()
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
+        if stopping.is_set():
+            # Not left to the default action, which the first process of a container does not have.
+            os._exit(128 + number)
         stopping.set()
-        for number in STOP_SIGNALS:
-            # A second one does what it does to any program.
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
 
     for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, on_signal)
-    loop.add_signal_handler(signal.SIGHUP, bridge.reload)
+        loop.add_signal_handler(number, on_signal, number)
+    bridge = Bridge(settings)
+    if settings.tls_certificate is not None:
+        loop.add_signal_handler(signal.SIGHUP, bridge.reload)
     await bridge.start()
     failing = asyncio.create_task(bridge.failure(), name="failure")
     asked = asyncio.create_task(stopping.wait(), name="stop signal")
     await asyncio.wait([failing, asked], return_when=asyncio.FIRST_COMPLETED)
+    failed = failing.done()
+    for task in (failing, asked):
+        task.cancel()
     await bridge.stop()
-    asked.cancel()
-    if failing.done():
+    if failed:
         failing.result()
-    failing.cancel()
-    with suppress(asyncio.CancelledError):
-        await failing

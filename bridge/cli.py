@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import uvloop
@@ -32,13 +32,14 @@ def _options() -> list[click.Parameter]:
         shown = "not set" if not default else "the host name" if name == "instance" else default
         # A flag without a value, as in --wait, means true.
         is_switch = field.type is bool
+        # With these, click takes a flag without a value; no other setting may be given without one.
+        switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_switch else {}
         options.append(
             click.Option(
                 [f"--{name.replace('_', '-')}"],
                 metavar="[true|false]" if is_switch else "TEXT",
                 help=f"{field.metadata['meaning']}  [{PREFIX}{name.upper()}; {shown}]",
-                is_flag=False,
-                flag_value="true" if is_switch else None,
+                **switch,
             )
         )
     return options

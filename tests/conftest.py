@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import aio_pika
 import pytest
+from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from tests.support.broker import URL, running
+from tests.support.running import unique
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +24,37 @@ def mortal_broker() -> Iterator[Broker]:
 
 
 @pytest.fixture
-async def amqp(broker: Broker) -> AsyncIterator[aio_pika.abc.AbstractConnection]:
+async def amqp(broker: Broker) -> AsyncIterator[AbstractConnection]:
     """An observer's connection to `broker`."""
     connection = await aio_pika.connect(broker.url, timeout=10)
     yield connection
     await connection.close()
+
+
+async def _own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
+    name = unique(kind)
+    yield name
+    channel = await amqp.channel()
+    await channel.queue_delete(name)
+    await channel.exchange_delete(name)
+
+
+@pytest.fixture
+async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
+    """An exchange's name; the test or the bridge makes it."""
+    async for name in _own(amqp, "exchange"):
+        yield name
+
+
+@pytest.fixture
+async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
+    """A queue's name; the test or the bridge makes it."""
+    async for name in _own(amqp, "queue"):
+        yield name
+
+
+@pytest.fixture
+async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
+    """The name of an exchange for rejected events, and of its queue; the bridge makes both."""
+    async for name in _own(amqp, "rejects"):
+        yield name

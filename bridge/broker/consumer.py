@@ -86,8 +86,8 @@ class Delivery:
 class _Epoch:
     """One channel's deliveries, from consuming to its end."""
 
-    def __init__(self, deliver: Callable[[Delivery], None]) -> None:
-        self.settlement = Settlement()
+    def __init__(self, deliver: Callable[[Delivery], None], prefetch: int) -> None:
+        self.settlement = Settlement(patience=prefetch // 2)
         self.progress = asyncio.Event()
         """Set when something was settled, or is not to be waited for any more."""
         self.current = True
@@ -110,9 +110,8 @@ class _Epoch:
         while True:
             await self.progress.wait()
             self.progress.clear()
-            tag = self.settlement.take()
-            if tag is not None:
-                await channel.basic_ack(tag, multiple=True)
+            for tag, multiple in self.settlement.take():
+                await channel.basic_ack(tag, multiple=multiple)
             if self.ending and self.settlement.outstanding == 0 and not self.progress.is_set():
                 return
 
@@ -128,6 +127,8 @@ class Consumer:
         self._metrics = metrics
         self._wait = wait
         self._stopping = asyncio.Event()
+        self.on_epoch_over: Callable[[], None] = lambda: None
+        """Called when deliveries that are not settled have become the broker's again."""
         metrics.watch(
             "bridge_consuming", "1 while the bridge consumes.", lambda: float(self.status.state is State.WORKING)
         )
@@ -145,7 +146,7 @@ class Consumer:
         source = self._source
         self._metrics.broker_attempts.inc()
         async with connected(source.nodes, source.name) as amqp:
-            epoch = _Epoch(self._deliver)
+            epoch = _Epoch(self._deliver, source.prefetch)
             tasks: list[asyncio.Task[object]] = []
             try:
                 async with asyncio.timeout(SETUP_TIMEOUT_S):
@@ -171,6 +172,7 @@ class Consumer:
                 return next(_failure(task) for task in tasks if task.done())
             finally:
                 epoch.current = False
+                self.on_epoch_over()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)

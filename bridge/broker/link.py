@@ -16,6 +16,7 @@ import aio_pika
 import aiormq
 from pamqp import commands
 
+from bridge.broker import decoding
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 
@@ -34,7 +35,11 @@ CLOSE_TIMEOUT_S = 2.0
 PORTS = {"amqp": 5672, "amqps": 5671}
 
 NOT_ALLOWED = 530
-"""The reply code for a virtual host that does not exist, that the user may not use, or that is full."""
+"""The reply code for a virtual host that does not exist or that the user may not use; and, which passes, for one whose
+limit of connections is reached."""
+
+
+decoding.install()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ async def _connect(node: Node, name: str) -> aio_pika.abc.AbstractConnection:
         ) from error
     except aiormq.exceptions.AMQPError as error:
         close = _close_frame(error)
-        if close is not None and close.reply_code == NOT_ALLOWED:
+        if close is not None and close.reply_code == NOT_ALLOWED and "limit" not in str(close.reply_text):
             raise BrokerRefusal(
                 f"{node} does not let this user into the virtual host {node.virtual_host!r}; "
                 f"make it, or grant permissions on it: {printable(str(close.reply_text))}"

@@ -7,7 +7,9 @@ be published is held, unacknowledged, until it can; the consumer's prefetch boun
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from weakref import WeakValueDictionary
 
 import aiormq
 import structlog
@@ -55,7 +57,8 @@ class Rejects:
         self._channel: asyncio.Future[aiormq.abc.AbstractChannel] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[str] | None = None
         """Of the channel: done when it, or its connection, is over."""
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._publishing: dict[asyncio.Task[None], Delivery] = {}
+        self._of_this_id: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._stopping = asyncio.Event()
         metrics.watch("bridge_rejects_waiting", "Rejected events not confirmed yet.", lambda: len(self._publishing))
 
@@ -72,14 +75,20 @@ class Rejects:
             return
         task = asyncio.create_task(self._publish(delivery, rejected), name="reject")
         # The loop itself refers to a task only weakly.
-        self._publishing.add(task)
+        self._publishing[task] = delivery
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._publishing.discard(task)
+        del self._publishing[task]
         if not self._publishing and self._channel.done():
             # Nothing is held any more, be it that the broker took it all back.
             self._confirmed()
+
+    def forget_stale(self) -> None:
+        """Gives up what the broker has taken back: it delivers it again."""
+        for task, delivery in tuple(self._publishing.items()):
+            if not delivery.current:
+                task.cancel()
 
     async def run(self) -> None:
         """Keeps a channel to publish on until `stop`. Raises BrokerRefusal as the consumer does."""
@@ -92,9 +101,10 @@ class Rejects:
 
     async def close(self) -> None:
         """Gives up what still waits: the broker keeps it."""
-        for task in tuple(self._publishing):
+        tasks = tuple(self._publishing)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._publishing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep_channel(self) -> str:
         assert self._exchange is not None
@@ -111,6 +121,7 @@ class Rejects:
                     "another exchange in BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
                 ) from error
             self._channel.set_result(channel)
+            self.status.worked = True
             if not self._publishing:
                 # Otherwise the first confirm says whether it works.
                 self._confirmed()
@@ -125,18 +136,27 @@ class Rejects:
             return ended.result() if ended.done() else "stopped"
 
     async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
+        properties = self._properties(delivery, rejected)
+        # aiormq tells which of its publishes the broker returned by the message id alone: two of the same id at once,
+        # and one that nobody got would count as confirmed.
+        lock = (
+            self._of_this_id.setdefault(properties.message_id, asyncio.Lock())
+            if properties.message_id
+            else nullcontext()
+        )
+        async with lock:
+            await self._publish_until_confirmed(delivery, properties)
+
+    async def _publish_until_confirmed(self, delivery: Delivery, properties: commands.Basic.Properties) -> None:
         pauses = Backoff(longest_s=RETRY_S)
         while True:
             channel = await asyncio.shield(self._channel)
-            if not delivery.current:
-                # The broker has taken it back, and delivers it again.
-                return
             try:
                 await channel.basic_publish(
                     delivery.body,
                     exchange=self._exchange or "",
                     routing_key=delivery.routing_key,
-                    properties=self._properties(delivery, rejected),
+                    properties=properties,
                     mandatory=True,
                     timeout=CONFIRM_TIMEOUT_S,
                 )
@@ -183,7 +203,7 @@ class Rejects:
     def _properties(self, delivery: Delivery, rejected: Rejected) -> commands.Basic.Properties:
         """The message's own properties, and the reasons among its headers."""
         came = delivery.properties
-        reasons = {
+        reasons: FieldTable = {
             "x-reject-reason": rejected.reason.value,
             "x-reject-detail": rejected.detail,
             "x-reject-pointer": rejected.pointer,
@@ -193,20 +213,24 @@ class Rejects:
             "x-reject-time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         values = {name: getattr(came, name) for name in commands.Basic.Properties.attributes()}
-        if came.user_id:
-            # The broker takes a user id only from that user.
-            values["user_id"] = None
-            reasons["x-reject-user-id"] = came.user_id
+        # What the broker or the library takes from nobody but the sender: said, but not sent again.
+        for name in ("user_id", "cluster_id"):
+            if values[name]:
+                reasons[f"x-reject-{name.replace('_', '-')}"] = values[name]
+            values[name] = "" if name == "cluster_id" else None
+        if values["delivery_mode"] not in (None, 1, 2):
+            values["delivery_mode"] = None
         values["headers"] = {**(came.headers or {}), **reasons}
         properties = commands.Basic.Properties(**values)
         try:
             size = len(ContentHeader(0, len(delivery.body), properties).marshal())
-        except Exception:  # a header that can be read, but not written: there is no bound to what they raise
+        except Exception:  # a value that can be read, but not written: there is no bound to what they raise
             size = MAX_HEADER_BYTES + 1
-        if size > MAX_HEADER_BYTES:
-            # A header frame that the broker would not take closes the connection, for ever again.
-            properties.headers = {**reasons, "x-reject-headers": "left out: they can't be published again"}
-        return properties
+        if size <= MAX_HEADER_BYTES:
+            return properties
+        # A header frame that the broker would not take closes the connection, for ever again.
+        reasons["x-reject-headers"] = "the event's own properties are left out: they can't be published again"
+        return commands.Basic.Properties(headers=dict(reasons), message_type=came.message_type, delivery_mode=2)
 
     def _lost(self, state: State, error: str) -> None:
         if self.status.state is not state:

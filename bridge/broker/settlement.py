@@ -1,44 +1,64 @@
-"""Which delivery tags may be acknowledged: in runs, and never past one that is not settled yet.
+"""Which delivery tags may be acknowledged: in runs, and never one that is not settled yet.
 
-Pure arithmetic over the tags of one channel, which the broker counts up from 1.
+Pure arithmetic over the tags of one channel, which the broker counts up from 1. Everything here is bounded by the
+channel's prefetch.
 """
+
+from typing import NamedTuple
+
+
+class Acknowledgement(NamedTuple):
+    """One `basic.ack`."""
+
+    tag: int
+    multiple: bool
+    """True for this tag and all before it."""
 
 
 class Settlement:
-    """The deliveries of one channel: settled in any order, acknowledged in order."""
+    """The deliveries of one channel: settled in any order, acknowledged in runs."""
 
-    __slots__ = ("_ahead", "_delivered", "_settled", "_taken")
+    __slots__ = ("_open", "_patience", "_settled")
 
-    def __init__(self) -> None:
-        self._delivered = 0
-        self._settled = 0
-        """Every tag up to this one is settled."""
-        self._taken = 0
-        self._ahead: set[int] = set()
-        """Settled tags behind a gap. Bounded by the channel's prefetch."""
+    def __init__(self, patience: int) -> None:
+        """`patience`: how many settled deliveries may wait behind one that is not, before each is acknowledged alone.
+
+        Without that, one rejected event that can't be published would hold up every update after it.
+        """
+        self._open: dict[int, None] = {}
+        """Delivered and not settled, in order."""
+        self._settled: list[int] = []
+        """Settled and not acknowledged."""
+        self._patience = patience
 
     @property
     def outstanding(self) -> int:
         """Deliveries that are not settled yet."""
-        return self._delivered - self._settled - len(self._ahead)
+        return len(self._open)
 
     def deliver(self, tag: int) -> None:
         """Notes a delivery. Tags come in order."""
-        self._delivered = tag
+        self._open[tag] = None
 
     def settle(self, tag: int) -> None:
         """Notes that nothing more is to be done for this delivery. Must be called once for each."""
-        if tag != self._settled + 1:
-            self._ahead.add(tag)
-            return
-        self._settled = tag
-        while self._ahead and self._settled + 1 in self._ahead:
-            self._settled += 1
-            self._ahead.remove(self._settled)
+        del self._open[tag]
+        self._settled.append(tag)
 
-    def take(self) -> int | None:
-        """The tag up to which all may now be acknowledged at once (`multiple`); None where none is new."""
-        if self._settled == self._taken:
-            return None
-        self._taken = self._settled
-        return self._taken
+    def take(self) -> list[Acknowledgement]:
+        """What may be acknowledged now, and counts as acknowledged from now on."""
+        if not self._settled:
+            return []
+        first_open = next(iter(self._open), None)
+        if first_open is None:
+            run, ahead = self._settled, []
+        else:
+            run = [tag for tag in self._settled if tag < first_open]
+            ahead = [tag for tag in self._settled if tag > first_open]
+        # The broker knows no tag that is acknowledged already: the run ends with one that is not.
+        acknowledgements = [Acknowledgement(max(run), True)] if run else []
+        if len(ahead) > self._patience:
+            acknowledgements += [Acknowledgement(tag, False) for tag in ahead]
+            ahead = []
+        self._settled = ahead
+        return acknowledgements

@@ -5,7 +5,7 @@ time. What is left of a client after its upgrade is a `Connection`, and nothing 
 """
 
 import asyncio
-from collections.abc import Callable
+import re
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -13,12 +13,17 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from bridge.fanout.access import Access
+from bridge.fanout.access import Access, Refusal
 from bridge.fanout.connection import RECEIVED
 from bridge.fanout.pages import Page, Pages, sentence
 
 MAX_REQUEST_BYTES = 16384
 """Request line and headers. A browser with a full jar of cookies for localhost sends about 8 KiB."""
+
+
+OTHER_METHOD = re.compile(rb"(?!GET )[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n")
+
+ONLY_GET = sentence(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET is answered here.", ("Allow", "GET"))
 
 
 class Host(Protocol):
@@ -28,6 +33,9 @@ class Host(Protocol):
     pages: Pages
     path: str
     handshake_timeout_s: float
+
+    def began(self, handshake: "Handshake") -> bool:
+        """A client has connected; False where there is no place even to refuse it."""
 
     def upgraded(self, transport: asyncio.Transport, rest: bytes) -> None:
         """The handshake is done; `rest` is what the client sent after it."""
@@ -42,9 +50,8 @@ class Host(Protocol):
 class Handshake(asyncio.BufferedProtocol):
     """Reads one request and answers it."""
 
-    def __init__(self, host: Host, on_start: "Callable[[Handshake], None]") -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
-        self._on_start = on_start
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -53,8 +60,14 @@ class Handshake(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        if not self._host.began(self):
+            self._transport.abort()
+            return
         self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s, self._too_late)
-        self._on_start(self)
+        address = self._address()
+        if not self._host.access.admits_peer(address):
+            # At once: nothing that a stranger says is read.
+            self._turn_away(self._host.access.refusal(address, (), ""))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return RECEIVED
@@ -89,17 +102,21 @@ class Handshake(asyncio.BufferedProtocol):
         protocol.receive_data(head)
         events = protocol.events_received()
         if not events:
-            self._refuse("malformed", HTTPStatus.BAD_REQUEST, f"This is not an HTTP request: {protocol.handshake_exc}.")
+            # Also a request with a body, which no page takes.
+            if OTHER_METHOD.match(head):
+                self._answer(ONLY_GET)
+            else:
+                self._refuse("malformed", HTTPStatus.BAD_REQUEST, "This is not an HTTP request that can be read.")
             return
         request = events[0]
         assert isinstance(request, Request)
         refusal = self._host.access.refusal(self._address(), list(request.headers.raw_items()), request.path)
         if refusal is not None:
-            self._refuse(refusal.rule, HTTPStatus(refusal.status), refusal.sentence, refusal.detail)
+            self._turn_away(refusal)
             return
         path, query = _split(request.path)
         if request.method != "GET":
-            self._answer(sentence(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET is answered here.", ("Allow", "GET")))
+            self._answer(ONLY_GET)
         elif path != self._host.path:
             self._answer(self._host.pages.get(path))
         elif query:
@@ -127,6 +144,10 @@ class Handshake(asyncio.BufferedProtocol):
         seconds = self._host.handshake_timeout_s
         self._refuse("timeout", HTTPStatus.REQUEST_TIMEOUT, f"No complete request within {seconds:g} seconds.")
 
+    def _turn_away(self, refusal: Refusal | None) -> None:
+        assert refusal is not None
+        self._refuse(refusal.rule, HTTPStatus(refusal.status), refusal.sentence, refusal.detail)
+
     def _refuse(self, rule: str, status: HTTPStatus, text: str, detail: str = "") -> None:
         self._host.refused(rule, self._address(), detail or text)
         self._answer(sentence(status, text))
@@ -149,8 +170,12 @@ class Handshake(asyncio.BufferedProtocol):
         self._answered = True
         self._received.clear()
         self._transport.write(response.serialize())
-        # The timer runs on: it ends the connection of a client that does not read its answer.
-        self._transport.close()
+        # Only our side ends: closing the socket with bytes unread would reset it, and the answer might never be seen.
+        # The timer runs on: it ends the connection of a client that does not end it.
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
     def _end(self) -> None:
         if self._timer is not None:

@@ -8,8 +8,12 @@ import asyncio
 from collections.abc import Collection
 from typing import Protocol
 
+import structlog
+
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock
+
+_log = structlog.get_logger("bridge.fanout")
 
 CLOSE_TIMEOUT_S = 10.0
 """How long a client may take to answer a close frame, or to read what lies before it."""
@@ -51,12 +55,19 @@ class Keepalive:
         """One pass. Only what a client sends counts as a sign of life, never what it is sent."""
         self._clock.now_s = now_s
         for connection in tuple(self._connections):
-            if connection.closed_at is not None:
-                if now_s - connection.closed_at >= CLOSE_TIMEOUT_S:
-                    connection.abort()
-                continue
-            silent_s = now_s - connection.heard_at
-            if silent_s >= self._idle_timeout_s:
-                connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
-            elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
-                connection.ping()
+            try:
+                self._look_after(connection, now_s)
+            except Exception:  # one connection's failure must not end the watch over all others
+                _log.exception("a connection could not be pinged or closed")
+                connection.abort()
+
+    def _look_after(self, connection: Living, now_s: float) -> None:
+        if connection.closed_at is not None:
+            if now_s - connection.closed_at >= CLOSE_TIMEOUT_S:
+                connection.abort()
+            return
+        silent_s = now_s - connection.heard_at
+        if silent_s >= self._idle_timeout_s:
+            connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
+        elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
+            connection.ping()

@@ -19,6 +19,11 @@ from bridge.metrics import Metrics
 _log = structlog.get_logger("bridge.fanout")
 
 
+RESERVE = 256
+"""Clients beyond the limit that are told so, in HTTP or with a close code. Any more are dropped without a word: what a
+full bridge says must not use up the descriptors that it needs for its broker."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What clients may use."""
@@ -54,6 +59,7 @@ class Server:
         self._handshakes: set[Handshake] = set()
         self._connections: set[Connection] = set()
         self._keepalive = Keepalive(self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s)
+        self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
@@ -70,7 +76,7 @@ class Server:
         listeners = open_listeners(hosts, port, reuse_port)
         for listener in listeners:
             server = await loop.create_server(
-                lambda: Handshake(self, self._handshakes.add),
+                lambda: Handshake(self),
                 sock=listener,
                 backlog=BACKLOG,
                 ssl=self._tls.context if self._tls else None,
@@ -82,6 +88,7 @@ class Server:
 
     def stop_listening(self) -> None:
         """Accepts no one any more; who is connected stays."""
+        self._stopping = True
         for server in self._servers:
             server.close()
         for handshake in tuple(self._handshakes):
@@ -102,12 +109,20 @@ class Server:
         if self._keeping is not None:
             self._keeping.cancel()
 
+    def began(self, handshake: Handshake) -> bool:
+        # Also one whose TLS handshake began before the bridge was asked to stop.
+        if self._stopping or len(self._connections) + len(self._handshakes) >= self._limits.max_connections + RESERVE:
+            return False
+        self._handshakes.add(handshake)
+        return True
+
     def upgraded(self, transport: asyncio.Transport, rest: bytes) -> None:
         connection = Connection(transport, self._hub, self._clock, self._closed, self._lost)
         self._connections.add(connection)
         self._empty.clear()
         self._hub.join(connection)
-        if len(self._hub) > self._limits.max_connections:
+        # All that take a descriptor count, those that are being closed too.
+        if len(self._connections) > self._limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=self._limits.max_connections)
         if rest:
             connection.received(rest)

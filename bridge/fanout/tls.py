@@ -15,10 +15,15 @@ class Tls:
     def reload(self) -> None:
         """New connections get what the files hold now; where they are unusable, raises OSError and changes nothing."""
         _context(*self._files)
-        self.context.load_cert_chain(*self._files)
+        self.context.load_cert_chain(*self._files, password=_no_password)
 
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate, key, password=_no_password)
     return context
+
+
+def _no_password() -> str:
+    """For an encrypted key, instead of OpenSSL's question at the terminal, which nobody may be there to answer."""
+    return ""

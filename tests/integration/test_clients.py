@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import ssl
-import subprocess
 from pathlib import Path
 
 import orjson
@@ -12,6 +11,7 @@ from aio_pika.abc import AbstractConnection
 from websockets.asyncio.client import connect
 
 from bridge.demo.broker import Broker
+from tests.support.certificates import certificate
 from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, close_code, server_frames
 from tests.support.killmail import EXAMPLE, killmail
 from tests.support.publishing import publish
@@ -167,20 +167,6 @@ async def test_stopping_closes_every_client_with_1001(broker: Broker, exchange: 
     assert [await code for code in codes] == [1001] * 3
     for client in clients:
         await client.close()
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    files = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
-            *("-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-out", files[0], "-keyout", files[1]),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return files
 
 
 async def test_wss_delivers_and_reads_a_new_certificate_on_sighup(

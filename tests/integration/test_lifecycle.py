@@ -1,14 +1,18 @@
 """The bridge as a process, from its start to its end: what it prints, and what its exit code says."""
 
+import asyncio
 import signal
 import socket
+import ssl
 import sys
+from pathlib import Path
 
 import orjson
 import pytest
 
 from bridge.demo.broker import Broker
-from tests.support.clients import RawClient, get
+from tests.support.certificates import certificate
+from tests.support.clients import CLOSE, RawClient, get, request
 from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 
@@ -116,3 +120,63 @@ async def test_two_bridges_share_a_port_where_that_is_asked_for(broker: Broker, 
         port = await first.port()
         async with bridge_process(broker.url, "--port", str(port), **variables) as second:
             assert await second.port() == port
+
+
+async def test_sigterm_while_the_broker_says_nothing_ends_with_0() -> None:
+    """A server that accepts and is silent: nothing is in hand, so nothing is waited for."""
+    held: list[asyncio.StreamWriter] = []
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with bridge_process(f"amqp://guest:guest@127.0.0.1:{port}/") as process:
+        await process.port()
+        await eventually("it has connected", lambda: held)
+        process.process.send_signal(signal.SIGTERM)
+        assert await process.ended(limit_s=5) == 0
+        assert process.texts == []
+    for writer in held:
+        writer.close()
+    server.close()
+
+
+async def test_second_signal_ends_at_once_though_a_client_does_not_close(broker: Broker) -> None:
+    async with bridge_process(broker.url, BRIDGE_SHUTDOWN_TIMEOUT="60s") as process:
+        client = await RawClient.open(await process.port())
+        await process.consuming()
+        process.process.send_signal(signal.SIGTERM)
+        assert (await client.frame())[0] == CLOSE
+        process.process.send_signal(signal.SIGTERM)
+        assert await process.ended(limit_s=5) == 128 + signal.SIGTERM
+        await client.close()
+
+
+async def test_tls_handshake_that_began_before_the_stop_does_not_become_a_client(
+    broker: Broker, tmp_path: Path
+) -> None:
+    chain, key = certificate(tmp_path, "stopping")
+    variables = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key), "BRIDGE_SHUTDOWN_TIMEOUT": "60s"}
+    async with bridge_process(broker.url, **variables) as process:
+        port = await process.port()
+        await process.consuming()
+        trust = ssl.create_default_context(cafile=chain)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trust)
+        writer.write(request(port))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        late = socket.create_connection(("127.0.0.1", port))
+        process.process.send_signal(signal.SIGTERM)
+        # The first client keeps the bridge from ending until the second has tried.
+        assert (await reader.readexactly(2))[0] == 0x88
+
+        async def upgrade_late() -> bytes:
+            late_reader, late_writer = await asyncio.open_connection(sock=late, ssl=trust, server_hostname="127.0.0.1")
+            late_writer.write(request(port))
+            return await late_reader.readuntil(b"\r\n\r\n")
+
+        with pytest.raises((OSError, asyncio.IncompleteReadError)):
+            await upgrade_late()
+        writer.transport.abort()
+        late.close()
+        assert await process.ended(limit_s=5) == 0

@@ -1,83 +1,78 @@
-"""Whatever the order in which deliveries are settled, acknowledgements are runs without a gap."""
+"""Acknowledgements: settled in any order, taken in runs, never one that is not settled."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broker.settlement import Settlement
+from bridge.broker.settlement import Acknowledgement, Settlement
+
+NEVER = 1_000_000
 
 
-def delivered(count: int) -> Settlement:
-    settlement = Settlement()
+def delivered(count: int, patience: int = NEVER) -> Settlement:
+    settlement = Settlement(patience)
     for tag in range(1, count + 1):
         settlement.deliver(tag)
     return settlement
 
 
-def test_nothing_delivered_means_nothing_to_take() -> None:
-    settlement = Settlement()
-    assert settlement.take() is None
-    assert settlement.outstanding == 0
+def test_nothing_settled_gives_nothing_to_acknowledge() -> None:
+    assert delivered(3).take() == []
 
 
-@pytest.mark.parametrize(
-    ("order", "takes"),
-    [
-        ([1, 2, 3], [1, 2, 3]),
-        ([3, 2, 1], [None, None, 3]),
-        ([2, 1, 3], [None, 2, 3]),
-        ([1, 3, 2], [1, None, 3]),
-        ([2, 3], [None, None]),
-    ],
-)
-def test_run_ends_before_the_first_unsettled_delivery(order: list[int], takes: list[int | None]) -> None:
+def test_all_settled_is_one_run_up_to_the_last() -> None:
     settlement = delivered(3)
-    taken = []
-    for tag in order:
+    for tag in (2, 3, 1):
         settlement.settle(tag)
-        taken.append(settlement.take())
-    assert taken == takes
-    assert settlement.outstanding == 3 - len(order)
+    assert settlement.take() == [Acknowledgement(3, multiple=True)]
+    assert settlement.take() == []
 
 
-def test_what_was_taken_is_not_taken_again() -> None:
-    settlement = delivered(2)
-    settlement.settle(1)
-    assert settlement.take() == 1
-    assert settlement.take() is None
-
-
-def test_several_settled_deliveries_are_one_run() -> None:
-    settlement = delivered(3)
-    settlement.settle(1)
-    settlement.settle(2)
-    assert settlement.take() == 2
+def test_run_ends_before_the_first_unsettled() -> None:
+    settlement = delivered(4)
+    for tag in (1, 2, 4):
+        settlement.settle(tag)
+    assert settlement.take() == [Acknowledgement(2, multiple=True)]
     assert settlement.outstanding == 1
+    settlement.settle(3)
+    assert settlement.take() == [Acknowledgement(4, multiple=True)]
 
 
-@given(data=st.data(), count=st.integers(1, 30))
-def test_any_order_of_settling_takes_everything_once_and_nothing_unsettled(data: st.DataObject, count: int) -> None:
-    settlement = Settlement()
-    waiting: list[int] = []
-    settled: set[int] = set()
-    taken = came = 0
-    while came < count or waiting:
-        if came < count and (not waiting or data.draw(st.booleans())):
-            came += 1
-            settlement.deliver(came)
-            waiting.append(came)
-        else:
-            tag = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
-            settlement.settle(tag)
-            settled.add(tag)
-        assert settlement.outstanding == len(waiting)
-        if data.draw(st.booleans()):
-            tag_or_none = settlement.take()
-            if tag_or_none is not None:
-                assert tag_or_none > taken
-                assert settled.issuperset(range(1, tag_or_none + 1))
-                taken = tag_or_none
-    assert (settlement.take() or taken) == count
+def test_settled_ones_behind_a_gap_wait_while_they_are_few() -> None:
+    settlement = delivered(3, patience=2)
+    settlement.settle(2)
+    settlement.settle(3)
+    assert settlement.take() == []
+
+
+def test_settled_ones_behind_a_gap_are_acknowledged_alone_once_they_are_many() -> None:
+    settlement = delivered(4, patience=2)
+    for tag in (2, 3, 4):
+        settlement.settle(tag)
+    assert settlement.take() == [Acknowledgement(tag, multiple=False) for tag in (2, 3, 4)]
+    settlement.settle(1)
+    assert settlement.take() == [Acknowledgement(1, multiple=True)]
     assert settlement.outstanding == 0
+
+
+@given(st.permutations(range(1, 21)), st.integers(0, 20), st.sets(st.integers(0, 19)))
+def test_any_order_acknowledges_each_settled_tag_once_and_no_other(
+    order: list[int], patience: int, looks: set[int]
+) -> None:
+    settlement = delivered(20, patience)
+    settled: set[int] = set()
+    acknowledged: set[int] = set()
+    for at, tag in enumerate(order):
+        settlement.settle(tag)
+        settled.add(tag)
+        if at not in looks and at != len(order) - 1:
+            continue
+        for upto, multiple in settlement.take():
+            # The broker closes the channel for a tag that it does not know any more.
+            assert upto not in acknowledged
+            covered = set(range(1, upto + 1)) if multiple else {upto}
+            assert covered <= settled
+            acknowledged |= covered
+        assert settlement.outstanding == 20 - len(settled)
+    assert acknowledged == set(range(1, 21))
