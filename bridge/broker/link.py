@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import aio_pika
 import aiormq
 from pamqp import commands
+from yarl import URL
 
 from bridge.broker import decoding
 from bridge.contract.text import printable
@@ -123,11 +124,13 @@ async def _connect_to_any(nodes: Sequence[Node], name: str) -> aio_pika.abc.Abst
 
 
 async def _connect(node: Node, name: str) -> aio_pika.abc.AbstractConnection:
+    url = URL(node.url)
+    if "heartbeat" not in url.query:
+        url = url.update_query(heartbeat=HEARTBEAT_S)
+    connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            return await aio_pika.connect(
-                node.url, heartbeat=HEARTBEAT_S, client_properties={"connection_name": name, "product": "edk-bridge"}
-            )
+            await connection.connect()
     except TimeoutError as error:
         raise ConnectionError(f"{node} does not answer within {CONNECT_TIMEOUT_S:g} s") from error
     except aiormq.exceptions.ProbableAuthenticationError as error:
@@ -145,6 +148,12 @@ async def _connect(node: Node, name: str) -> aio_pika.abc.AbstractConnection:
         raise ConnectionError(f"{node}: {words}") from error
     except OSError as error:
         raise ConnectionError(f"{node}: {sentence(error)}") from error
+    else:
+        return connection
+    finally:
+        if connection.transport is None:
+            # One that is not closed closes itself when it is collected, wherever that happens to be.
+            await connection.close()
 
 
 def _close_frame(error: BaseException) -> commands.Connection.Close | None:
@@ -169,6 +178,8 @@ async def _close(connection: aio_pika.abc.AbstractConnection) -> None:
     await asyncio.wait([closing])
     if not closing.cancelled():
         closing.exception()
+    # At once, where the first attempt was given up: it only marks the connection as closed (see _connect).
+    await connection.close()
 
 
 def sentence(error: BaseException) -> str:

@@ -7,7 +7,7 @@ be published is held, unacknowledged, until it can; the consumer's prefetch boun
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
@@ -221,14 +221,11 @@ class Rejects:
         if values["delivery_mode"] not in (None, 1, 2):
             values["delivery_mode"] = None
         values["headers"] = {**(came.headers or {}), **reasons}
-        properties = commands.Basic.Properties(**values)
-        try:
-            size = len(ContentHeader(0, len(delivery.body), properties).marshal())
-        except Exception:  # a value that can be read, but not written: there is no bound to what they raise
-            size = MAX_HEADER_BYTES + 1
-        if size <= MAX_HEADER_BYTES:
-            return properties
-        # A header frame that the broker would not take closes the connection, for ever again.
+        with suppress(Exception):  # a value that can be read, but not written: there is no bound to what they raise
+            properties = commands.Basic.Properties(**values)
+            # A header frame that the broker would not take closes the connection, for ever again.
+            if len(ContentHeader(0, len(delivery.body), properties).marshal()) <= MAX_HEADER_BYTES:
+                return properties
         reasons["x-reject-headers"] = "the event's own properties are left out: they can't be published again"
         return commands.Basic.Properties(headers=dict(reasons), message_type=came.message_type, delivery_mode=2)
 
