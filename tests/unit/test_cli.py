@@ -180,3 +180,16 @@ def test_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         runpy.run_module("bridge", run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"edk-bridge, version {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--queue"], ["--queue", "--log-level", "debug"], ["--log-bytes"]], ids=" ".join)
+def test_flag_without_its_value_is_an_error(runs: Runs, arguments: list[str]) -> None:
+    result = invoke("serve", *arguments)
+    assert result.exit_code == 2
+    assert runs.settings == []
+
+
+def test_value_that_begins_with_a_dash_reaches_the_settings(runs: Runs) -> None:
+    result = invoke("serve", "--prefetch=-5")
+    assert result.exit_code == 2
+    assert "BRIDGE_PREFETCH (--prefetch): '-5' won't do" in result.output

@@ -145,3 +145,16 @@ async def test_run_ticks_with_the_time_of_the_loop_until_it_is_cancelled() -> No
     with pytest.raises(asyncio.CancelledError):
         await running
     assert clock.now_s <= loop.time()
+
+
+def test_connection_that_raises_is_aborted_and_the_others_are_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(count=3)
+    broken = scene.clients[1]
+
+    def fail() -> None:
+        raise RuntimeError("gone")
+
+    monkeypatch.setattr(broken, "ping", fail)
+    scene.until(30)
+    assert broken.said == [(30.0, "abort")]
+    assert all(client.said == [(30.0, "ping")] for client in scene.clients if client is not broken)

@@ -125,3 +125,11 @@ def test_old_protocols_are_off_and_clients_need_no_certificate(files: Files) -> 
     context = Tls(files.certificate, files.key).context
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
     assert context.verify_mode is ssl.CERT_NONE
+
+
+def test_encrypted_key_is_an_error_and_not_a_question_at_the_terminal(files: Files) -> None:
+    files.hold("a", "a")
+    encrypted = ["ec", "-in", str(files.key), "-aes256", "-passout", "pass:secret", "-out", str(files.key)]
+    subprocess.run([str(OPENSSL), *encrypted], check=True, capture_output=True)
+    with pytest.raises(OSError, match=r"SSL|PEM"):
+        Tls(files.certificate, files.key)
