@@ -5,6 +5,7 @@ settled after the confirm.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 import structlog
@@ -13,6 +14,7 @@ from bridge.broker.consumer import Delivery
 from bridge.broker.rejects import Rejects
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from bridge.contract.text import printable
 from bridge.fanout.hub import Hub
 from bridge.metrics import Metrics
 
@@ -42,6 +44,7 @@ class Relay:
         self._rejects = rejects
         self._metrics = metrics
         self._unflushed: list[Delivery] = []
+        self._rejected: Counter[Reason] = Counter()
         hub.on_flush = self._flushed
 
     def deliver(self, delivery: Delivery) -> None:
@@ -55,6 +58,7 @@ class Relay:
             _log.exception("an event could not be processed")
             outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log says how")
         if isinstance(outcome, Rejected):
+            self._say(delivery, outcome)
             self._rejects.reject(delivery, outcome)
         elif outcome.identity is not None and outcome.identity in self._window:
             self._metrics.duplicates.labels(outcome.type).inc()
@@ -66,6 +70,19 @@ class Relay:
             # In this order: publishing may flush what came before, and must not settle this one for it.
             self._hub.publish(outcome.payload)
             self._unflushed.append(delivery)
+
+    def _say(self, delivery: Delivery, rejected: Rejected) -> None:
+        """One line for the first event of a reason, and for each that doubles their number: a flood stays short."""
+        self._rejected[rejected.reason] += 1
+        count = self._rejected[rejected.reason]
+        if count & (count - 1) == 0:
+            _log.warning(
+                "event rejected",
+                reason=rejected.reason.value,
+                detail=rejected.detail,
+                exchange=printable(delivery.exchange),
+                rejected_so_far=count,
+            )
 
     def _outcome(self, delivery: Delivery) -> Accepted | Rejected:
         properties = delivery.properties

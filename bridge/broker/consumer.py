@@ -217,7 +217,10 @@ class Consumer:
             self._metrics.broker_losses.inc()
             _log.warning("broker lost", error=error)
         elif self.status.state is not state:
-            _log.warning("broker refuses" if state is State.REFUSED else "broker not available", error=error)
+            _log.warning(
+                "broker refuses; trying again" if state is State.REFUSED else "broker not available; trying again",
+                error=error,
+            )
 
 
 def _failure(task: "asyncio.Task[object]") -> str:

@@ -188,7 +188,7 @@ class Rejects:
     def _confirmed(self) -> None:
         if self.status.state is State.WORKING:
             return
-        if self.status.worked:
+        if self.status.state is not State.CONNECTING:
             after_s = round(time.monotonic() - self.status.since_s, 1)
             _log.info("rejected events are published again", after_s=after_s, waiting=self.waiting)
         self.status.enter(State.WORKING)
@@ -231,4 +231,5 @@ class Rejects:
 
     def _lost(self, state: State, error: str) -> None:
         if self.status.state is not state:
-            _log.warning("rejected events can't be published; they are held", error=error, waiting=self.waiting)
+            say = _log.warning if self.waiting or state is State.REFUSED else _log.info
+            say("rejected events can't be published; they are held", error=error, waiting=self.waiting)

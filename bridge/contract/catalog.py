@@ -156,7 +156,9 @@ def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry
             schema, registry=registry, validate_formats=True, ignore_unknown_formats=False
         )
     except (ValueError, TypeError) as error:
-        raise SchemaError(f"{name}.json: not a usable JSON Schema (draft 2020-12): {printable(str(error))}") from error
+        raise SchemaError(
+            f"{name}.json: not a usable JSON Schema (draft 2020-12): {printable(getattr(error, 'message', str(error)))}"
+        ) from error
     identity = schema.get("x-identity")
     if identity is not None and not (
         isinstance(identity, str) and identity.startswith("/") and "/" not in identity[1:] and len(identity) > 1

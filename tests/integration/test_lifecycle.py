@@ -61,7 +61,7 @@ async def test_signal_ends_the_bridge_with_0(number: signal.Signals, broker: Bro
 async def test_signal_ends_a_bridge_that_never_found_its_broker_with_0(number: signal.Signals) -> None:
     async with bridge_process(UNREACHABLE) as process:
         await process.port()
-        await eventually("the broker is missed", lambda: process.logged("broker not available"))
+        await eventually("the broker is missed", lambda: process.logged("broker not available; trying again"))
         process.process.send_signal(number)
         assert await process.ended() == 0
 

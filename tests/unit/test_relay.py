@@ -209,3 +209,10 @@ def test_large_delivery_is_settled_after_its_own_flush(scene: Scene) -> None:
 def test_early_flush_settles_only_what_it_handed_out(scene: Scene) -> None:
     found = [scene.deliver(killmail(number, more="x" * 20_000)) for number in range(4)]
     assert [delivery.settled for delivery in found] == [1, 1, 1, 0]
+
+
+def test_rejected_events_are_logged_at_the_first_and_at_each_doubling(scene: Scene) -> None:
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(9):
+            scene.deliver(b"poison")
+    assert [line["rejected_so_far"] for line in logged if line["event"] == "event rejected"] == [1, 2, 4, 8]
