@@ -159,7 +159,7 @@ def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: Scene, monkeypatch:
     [(taken, rejected)] = scene.rejects.taken
     assert taken is delivery
     assert rejected.reason is Reason.INTERNAL_ERROR
-    assert [entry["log_level"] for entry in logged] == ["error"]
+    assert [entry["log_level"] for entry in logged] == ["error", "warning"]
     monkeypatch.undo()
     scene.deliver(killmail(1))
     scene.turns.turn()
