@@ -5,7 +5,7 @@ get in their way.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import aiormq
 from pamqp.common import FieldTable
@@ -14,6 +14,7 @@ from bridge.broker.link import sentence
 from bridge.errors import BrokerRefusal
 
 Amqp = aiormq.abc.AbstractConnection
+Request = Callable[[aiormq.abc.AbstractChannel], Awaitable[object]]
 
 ROUTING_KEY = "#"
 """Everything, where the exchange is a topic exchange; a fanout exchange does not look at it."""
@@ -64,27 +65,31 @@ async def check(channel: aiormq.abc.AbstractChannel, exchanges: Sequence[str], q
 
 async def ensure_exchange(amqp: Amqp, exchange: str) -> None:
     """Makes a durable fanout exchange where none of that name exists; one that exists is used as it is."""
-    # On a channel of its own: the broker closes a channel on which something is missing.
-    probe = await amqp.channel(publisher_confirms=False)
-    try:
-        await probe.exchange_declare(exchange, passive=True)
-        await probe.close()
-    except aiormq.exceptions.ChannelNotFoundEntity:
-        maker = await amqp.channel(publisher_confirms=False)
-        await maker.exchange_declare(exchange, exchange_type="fanout", durable=True)
-        await maker.close()
+    await _ensure(
+        amqp,
+        lambda channel: channel.exchange_declare(exchange, passive=True),
+        lambda channel: channel.exchange_declare(exchange, exchange_type="fanout", durable=True),
+    )
 
 
 async def ensure_queue(amqp: Amqp, queue: str, arguments: FieldTable) -> None:
     """Makes a durable queue with the arguments where none of that name exists; one that exists is used as it is."""
-    probe = await amqp.channel(publisher_confirms=False)
+    await _ensure(
+        amqp,
+        lambda channel: channel.queue_declare(queue, passive=True),
+        lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments),
+    )
+
+
+async def _ensure(amqp: Amqp, look: Request, make: Request) -> None:
+    # On channels of their own: the broker closes a channel on which something is missing.
+    channel = await amqp.channel(publisher_confirms=False)
     try:
-        await probe.queue_declare(queue, passive=True)
-        await probe.close()
+        await look(channel)
     except aiormq.exceptions.ChannelNotFoundEntity:
-        maker = await amqp.channel(publisher_confirms=False)
-        await maker.queue_declare(queue, durable=True, arguments=arguments)
-        await maker.close()
+        channel = await amqp.channel(publisher_confirms=False)
+        await make(channel)
+    await channel.close()
 
 
 async def _refuse_direct(amqp: Amqp, exchange: str) -> None:

@@ -27,24 +27,6 @@ RECOVERY_LIMIT_S = 5.0
 WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
 
 
-@pytest.fixture
-async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """The name of an exchange, which the test or the bridge makes."""
-    name = unique("exchange")
-    yield name
-    channel = await amqp.channel()
-    await channel.exchange_delete(name)
-
-
-@pytest.fixture
-async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """The name of a queue, which the bridge makes."""
-    name = unique("queue")
-    yield name
-    channel = await amqp.channel()
-    await channel.queue_delete(name)
-
-
 @asynccontextmanager
 async def observer(broker: Broker) -> AsyncIterator[AbstractConnection]:
     """A connection to a broker that is up."""

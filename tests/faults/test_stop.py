@@ -4,7 +4,7 @@ import asyncio
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import aio_pika
 import orjson
@@ -25,7 +25,7 @@ from tests.support.clients import (
 )
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
-from tests.support.running import bridge_process, unique
+from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 
 READERS, STALLED = 990, 10
@@ -37,15 +37,6 @@ PAUSE_S = 0.02
 
 FILES = 4096
 """A thousand clients need as many sockets here, and in the bridge."""
-
-
-@pytest.fixture
-async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """The name of an exchange, which the bridge makes."""
-    name = unique("exchange")
-    yield name
-    channel = await amqp.channel()
-    await channel.exchange_delete(name)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import signal
 import socket
 import ssl
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -138,8 +139,9 @@ async def test_sigterm_while_the_broker_says_nothing_ends_with_0() -> None:
         assert await process.ended(limit_s=5) == 0
         assert process.texts == []
     for writer in held:
-        writer.close()
+        await gone(writer)
     server.close()
+    await server.wait_closed()
 
 
 async def test_second_signal_ends_at_once_though_a_client_does_not_close(broker: Broker) -> None:
@@ -151,6 +153,14 @@ async def test_second_signal_ends_at_once_though_a_client_does_not_close(broker:
         process.process.send_signal(signal.SIGTERM)
         assert await process.ended(limit_s=5) == 128 + signal.SIGTERM
         await client.close()
+
+
+async def gone(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection without a word, and leaves nothing of it."""
+    writer.transport.abort()
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def test_tls_handshake_that_began_before_the_stop_does_not_become_a_client(
@@ -172,11 +182,14 @@ async def test_tls_handshake_that_began_before_the_stop_does_not_become_a_client
 
         async def upgrade_late() -> bytes:
             late_reader, late_writer = await asyncio.open_connection(sock=late, ssl=trust, server_hostname="127.0.0.1")
-            late_writer.write(request(port))
-            return await late_reader.readuntil(b"\r\n\r\n")
+            try:
+                late_writer.write(request(port))
+                return await late_reader.readuntil(b"\r\n\r\n")
+            finally:
+                await gone(late_writer)
 
         with pytest.raises((OSError, asyncio.IncompleteReadError)):
             await upgrade_late()
-        writer.transport.abort()
+        await gone(writer)
         late.close()
         assert await process.ended(limit_s=5) == 0
