@@ -4,13 +4,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.support.broker import unavailable
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     """A self-signed certificate for 127.0.0.1, and its key."""
     if shutil.which("openssl") is None:
-        pytest.skip("the openssl command, which makes the certificates, is missing")
+        unavailable("the openssl command, which makes the certificates, is missing")
     files = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
         [

@@ -1,9 +1,10 @@
 """`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
 
-A broker and Node's WebSocket client. What can't be had is said here, in a line, and is no error yet: the tests that
-need it skip, or fail where they must not.
+A broker, the openssl command, and Node's WebSocket client. What can't be had is said here, in a line, and is no error
+yet: the tests that need it skip, or fail where they must not.
 """
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,13 +18,26 @@ _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
 
 def prepare_broker() -> None:
-    """Make sure that some broker can be had, installing one where that is allowed."""
-    if URL or container_possible(IMAGE, say):
+    """Make sure that some broker can be had, installing one where that is allowed.
+
+    In CI rabbitmq-server itself, whatever else there is: the tests of private nodes need it.
+    """
+    if not os.environ.get("CI") and (URL or container_possible(IMAGE, say)):
         return
     try:
         find_server(say)
     except NoBroker as error:
         say(f"tests that need a broker can't run: {error}")
+
+
+def prepare_openssl() -> None:
+    """Make sure that the command is there which makes the certificates for tests of TLS."""
+    if shutil.which("openssl") is not None:
+        return
+    try:
+        apt.install(["openssl"], say)
+    except RuntimeError as error:
+        say(f"tests of TLS can't run: {error}")
 
 
 def prepare_node() -> None:
@@ -49,4 +63,5 @@ def _npm_ci() -> None:
 
 if __name__ == "__main__":
     prepare_broker()
+    prepare_openssl()
     prepare_node()
