@@ -41,7 +41,7 @@ def prepare_openssl() -> None:
 
 
 def prepare_node() -> None:
-    """Make sure that Node's `ws` is there, in the locked version."""
+    """Make sure that Node's packages are there, in the locked versions."""
     try:
         missing = [package for command, package in _NODE_PACKAGES.items() if shutil.which(command) is None]
         if missing:
@@ -55,7 +55,7 @@ def _npm_ci() -> None:
     installed, locked = NODE / "node_modules/.package-lock.json", NODE / "package-lock.json"
     if installed.exists() and installed.stat().st_mtime >= locked.stat().st_mtime:
         return
-    say("installing Node's ws with npm")
+    say("installing the tests' Node packages with npm")
     done = subprocess.run(["npm", "ci"], cwd=NODE, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"npm ci: {' | '.join(done.stderr.splitlines()[-5:])}")
