@@ -1,17 +1,19 @@
 """The schema files: which update types there are, and what the data of each must look like.
 
 A type is a file: `statistics.json` describes the data of updates of the type `statistics`. A file that describes
-something else (the envelope, say) names its `x-role` and is no type. Validators are compiled once, when the catalog is
-loaded. This file must never know where events come from or updates go.
+something else names its `x-role` and is no type: `form` is a foreign form that updates are made from, `envelope` what
+goes around them. Validators are compiled once, when the catalog is loaded. This file must never know where events come
+from or updates go.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import orjson
+from jsonschema_rs import ValidationErrorKind as Kind
 
 from bridge.contract.text import json_pointer, printable
 
@@ -32,7 +34,7 @@ class SchemaError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Where data breaks its schema, and how: the first of possibly many."""
+    """Where data breaks its schema, and how."""
 
     pointer: str
     """JSON Pointer into the data; for a missing member, where it should be. Printable and bounded: names may be a
@@ -42,8 +44,8 @@ class Violation:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateType:
-    """One kind of update, with its compiled schema."""
+class Schema:
+    """One schema file, compiled: of an update type, or of a foreign form."""
 
     name: str
     schema_id: str
@@ -52,21 +54,19 @@ class UpdateType:
     """The top-level member that identifies an update (the schema's `x-identity`), or None."""
 
     def violation(self, data: object) -> Violation | None:
-        """What is wrong with the data; None where it is valid, which is the case to be quick in."""
+        """The first thing that is wrong with the data; None where it is valid, which is the case to be quick in."""
         if self.validator.is_valid(data):
             return None
-        errors = list(self.validator.iter_errors(data))
-        first = errors[0]
-        path: list[str | int] = list(first.instance_path)
-        kind = first.kind
-        if isinstance(kind, jsonschema_rs.ValidationErrorKind.Required):
-            path.append(str(kind.property))
-            sentence = printable(f"the member {kind.property!r} is missing")
-        else:
-            sentence = printable(first.message)
-        if len(errors) > 1:
-            sentence += f" (and {len(errors) - 1} more)"
-        return Violation(printable(json_pointer(path)), sentence)
+        try:
+            # Not the first of all errors: looking for all of them takes 20 s for a body with a million of them.
+            self.validator.validate(data)
+        except jsonschema_rs.ValidationError as error:
+            return _violation(error)
+        raise AssertionError("the validator contradicts itself")
+
+    def violations(self, data: object) -> Iterator[Violation]:
+        """Everything that is wrong with the data. Slow where that is much: for a person who waits, not for a stream."""
+        return map(_violation, self.validator.iter_errors(data))
 
     def identity_of(self, data: object) -> Identity | None:
         """What makes this update the same as another of its type; None where the schema or the data names nothing."""
@@ -78,9 +78,10 @@ class UpdateType:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All update types, and the schema files as they are served to clients."""
+    """All update types and foreign forms by name, and the schema files as they are served to clients."""
 
-    types: Mapping[str, UpdateType]
+    types: Mapping[str, Schema]
+    forms: Mapping[str, Schema]
     documents: Mapping[str, bytes]
     """File name to content, byte for byte."""
 
@@ -102,8 +103,20 @@ def load(folders: Sequence[Path]) -> Catalog:
                 raise SchemaError(f"{file}: there is a {file.name} already; give the type another name")
             documents[file.name], schemas[file.stem] = _read(file)
     registry = _registry(schemas)
-    types = {name: _compile(name, schema, registry) for name, schema in schemas.items() if schema.get("x-role") is None}
-    return Catalog(types, documents)
+
+    def compiled(role: str | None) -> dict[str, Schema]:
+        return {n: _compile(n, schema, registry) for n, schema in schemas.items() if schema.get("x-role") == role}
+
+    return Catalog(compiled(None), compiled("form"), documents)
+
+
+def _violation(error: jsonschema_rs.ValidationError) -> Violation:
+    path: list[str | int] = list(error.instance_path)
+    kind = error.kind
+    if isinstance(kind, Kind.Required):
+        path.append(str(kind.property))
+        return Violation(printable(json_pointer(path)), printable(f"the member {kind.property!r} is missing"))
+    return Violation(printable(json_pointer(path)), printable(error.message))
 
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
@@ -150,7 +163,7 @@ def _usable(schemas: Mapping[str, dict[str, Any]]) -> bool:
     return True
 
 
-def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry) -> UpdateType:
+def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry) -> Schema:
     try:
         validator = jsonschema_rs.Draft202012Validator(
             schema, registry=registry, validate_formats=True, ignore_unknown_formats=False
@@ -164,7 +177,7 @@ def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry
         isinstance(identity, str) and identity.startswith("/") and "/" not in identity[1:] and len(identity) > 1
     ):
         raise SchemaError(f"{name}.json: x-identity must name a top-level member, as in /killmailId; got {identity!r}")
-    return UpdateType(name, schema["$id"], validator, None if identity is None else _unescape(identity[1:]))
+    return Schema(name, schema["$id"], validator, None if identity is None else _unescape(identity[1:]))
 
 
 def _unescape(step: str) -> str:

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import orjson
 
-from bridge.contract.catalog import Catalog, Identity
+from bridge.contract import forms
+from bridge.contract.catalog import Catalog, Identity, Schema, Violation
 from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
 
@@ -23,6 +24,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too-large"
     UNKNOWN_TYPE = "unknown-type"
     SCHEMA_VIOLATION = "schema-violation"
+    PLACEHOLDER = "placeholder"
     UNSUPPORTED_ENCODING = "unsupported-encoding"
     INTERNAL_ERROR = "internal-error"
 
@@ -62,15 +64,59 @@ class Rejected:
     """The `$id` of the schema that was broken, where it was one."""
 
 
+@dataclass(slots=True)
+class _Reading:
+    """A decoded event: what it would be, and what has to be held against which schema before it is that."""
+
+    type: Schema
+    schema: Schema
+    document: object
+    pointer: str
+    """JSON Pointer to the document, in the event."""
+    foreign: forms.Foreign | None
+
+
 class Pipeline:
-    """Decodes, unwraps, validates and wraps events by the schemas of a catalog."""
+    """Decodes, unwraps, validates, converts and wraps events by the schemas of a catalog."""
 
     def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
         self._types = catalog.types
+        self._forms = catalog.forms
         self._max_message_bytes = max_message_bytes
 
     def process(self, event: Event, now_ms: int) -> Accepted | Rejected:
         """The event's fate; `now_ms` (Unix milliseconds) becomes the update's timestamp."""
+        reading = self._read(event)
+        if isinstance(reading, Rejected):
+            return reading
+        name = reading.type.name
+        try:
+            # Before validation, also where it is not what will be sent: this bounds the depth of what the validator
+            # walks through.
+            payload = wrap(name, reading.document, now_ms)
+        except TypeError:
+            return _TOO_DEEP
+        violation = reading.schema.violation(reading.document)
+        if violation is not None:
+            return _violated(reading, violation)
+        if reading.foreign is None:
+            return Accepted(name, payload, reading.type.identity_of(reading.document))
+        data = forms.convert(reading.foreign, now_ms)
+        return Accepted(name, wrap(name, data, now_ms), reading.type.identity_of(data))
+
+    def problems(self, event: Event) -> list[Rejected]:
+        """Everything that is wrong with the event, where `process` names the first; empty where it is valid."""
+        reading = self._read(event)
+        if isinstance(reading, Rejected):
+            return [reading]
+        try:
+            wrap(reading.type.name, reading.document, 0)
+        except TypeError:
+            return [_TOO_DEEP]
+        return [_violated(reading, violation) for violation in reading.schema.violations(reading.document)]
+
+    def _read(self, event: Event) -> _Reading | Rejected:
+        """Decodes the body, takes it out of its envelope, and finds out what it is."""
         encoding = event.content_encoding
         if encoding is not None and encoding.lower() not in PLAIN_ENCODINGS:
             return Rejected(
@@ -87,7 +133,7 @@ class Pipeline:
         except orjson.JSONDecodeError as error:
             return Rejected(Reason.NOT_JSON, f"the body is not JSON: {printable(str(error))}")
 
-        name, prefix = event.type, ""
+        name, pointer = event.type, ""
         if (
             isinstance(data, dict)
             and "data" in data
@@ -102,30 +148,43 @@ class Pipeline:
                     f"the message's type property {printable(name, 80)!r}",
                     "/type",
                 )
-            name, data, prefix = wrapped_type, data["data"], "/data"
+            name, data, pointer = wrapped_type, data["data"], "/data"
         name = name or event.default_type
         update_type = self._types.get(name) if name is not None else None
         if update_type is None:
-            return Rejected(Reason.UNKNOWN_TYPE, self._unknown(name), "/type" if prefix else "")
+            return Rejected(Reason.UNKNOWN_TYPE, self._unknown(name), "/type" if pointer else "")
+        if name == forms.UPDATE_TYPE and isinstance(data, dict):
+            return self._recognised(update_type, data, pointer)
+        return _Reading(update_type, update_type, data, pointer, None)
 
-        try:
-            # Before validation: it bounds the depth of what the validator walks through.
-            payload = wrap(update_type.name, data, now_ms)
-        except TypeError:
-            return Rejected(Reason.NOT_JSON, "the event is nested too deeply (about 250 levels are allowed)")
-        violation = update_type.violation(data)
-        if violation is not None:
-            pointer = prefix + violation.pointer
-            return Rejected(
-                Reason.SCHEMA_VIOLATION,
-                f"{pointer or 'the event'}: {violation.sentence}",
-                pointer,
-                update_type.schema_id,
-            )
-        return Accepted(update_type.name, payload, update_type.identity_of(data))
+    def _recognised(self, update_type: Schema, data: dict[str, object], pointer: str) -> _Reading | Rejected:
+        """A killmail's data, in whichever form it came."""
+        found = forms.recognise(data)
+        schema = self._forms.get(found.form) if found is not None else None
+        if found is None or schema is None:
+            return _Reading(update_type, update_type, data, pointer, None)
+        pointer += found.pointer
+        if isinstance(found, forms.Placeholder):
+            return Rejected(Reason.PLACEHOLDER, found.detail, pointer, schema.schema_id)
+        return _Reading(update_type, schema, found.document, pointer, found)
 
     def _unknown(self, name: str | None) -> str:
         known = ", ".join(sorted(self._types))
         if name is None:
             return f"the message has no type property and its exchange no default type; known types: {known}"
+        if name in self._forms:
+            return f"{name} is a form of a killmail, not an update type: publish it with the type {forms.UPDATE_TYPE}"
         return f"there is no schema for the type {printable(name, 80)!r}; known types: {known}"
+
+
+_TOO_DEEP = Rejected(Reason.NOT_JSON, "the event is nested too deeply (about 250 levels are allowed)")
+
+
+def _violated(reading: _Reading, violation: Violation) -> Rejected:
+    pointer = reading.pointer + violation.pointer
+    return Rejected(
+        Reason.SCHEMA_VIOLATION,
+        f"{pointer or 'the event'}: {violation.sentence}",
+        pointer,
+        reading.schema.schema_id,
+    )

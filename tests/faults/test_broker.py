@@ -11,6 +11,7 @@ import aio_pika
 import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
+from pamqp.common import FieldTable
 
 from bridge.app import Bridge
 from bridge.broker.link import Node
@@ -159,6 +160,37 @@ async def test_named_queue_delivers_every_confirmed_event_once_through_a_crash_o
         await asyncio.wait([reading])
         assert [number for number in confirmed if number not in set(received)] == []
         assert len(received) == len(set(received))
+        await client.close()
+
+
+async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after_a_reconnect(
+    mortal_broker: Broker,
+) -> None:
+    """What the broker delivers a second time is acknowledged and counted, and no client sees it twice."""
+    exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
+    async with observer(mortal_broker) as amqp:
+        channel = await amqp.channel()
+        await channel.declare_exchange(rejects, "fanout", durable=True)
+        full: FieldTable = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        await channel.declare_queue(rejects, durable=True, arguments=full)
+    flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "reject_exchange": rejects}
+    async with running(mortal_broker.url, **flags) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        async with observer(mortal_broker) as amqp:
+            # The event that can't be rejected keeps those behind it from being acknowledged.
+            await publish(amqp, exchange, b"poison", killmail(1), killmail(2), delivery_mode=2)
+        assert [await next_id(client), await next_id(client)] == [1, 2]
+        await asyncio.to_thread(mortal_broker.kill)
+        await not_ready(bridge)
+        await asyncio.to_thread(mortal_broker.start)
+        await eventually(
+            "both are delivered again",
+            lambda: sample(bridge, "bridge_duplicates_total", type="killmail") == 2,
+        )
+        assert sample(bridge, "bridge_redeliveries_total") == 3
+        async with observer(mortal_broker) as amqp:
+            await publish(amqp, exchange, killmail(3))
+        assert await next_id(client) == 3
         await client.close()
 
 

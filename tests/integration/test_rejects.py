@@ -34,7 +34,7 @@ def said(message: AbstractIncomingMessage) -> dict[str, object]:
             '"Jita" is not of type "integer"',
         ),
         (orjson.dumps(killmail(2**53)), {}, "schema-violation", "/killmailId", "maximum of 9007199254740991"),
-        (orjson.dumps(killmail(1, timestamp="noon")), {}, "schema-violation", "/timestamp", "date-time"),
+        (orjson.dumps(killmail(1, timestamp="noon")), {}, "schema-violation", "/timestamp", '"noon" does not match'),
         (
             orjson.dumps({"type": "killmail", "data": {**EXAMPLE, "shipTypeId": None}}),
             {},
@@ -42,7 +42,7 @@ def said(message: AbstractIncomingMessage) -> dict[str, object]:
             "/data/shipTypeId",
             'null is not of type "integer"',
         ),
-        (b"{}", {}, "schema-violation", "/killmailId", "'killmailId' is missing (and 4 more)"),
+        (b"{}", {}, "schema-violation", "/killmailId", "'killmailId' is missing"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

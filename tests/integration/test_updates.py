@@ -76,25 +76,25 @@ async def test_ten_thousand_events_reach_a_hundred_clients_in_order(
 async def test_type_property_chooses_the_schema(
     broker: Broker, amqp: AbstractConnection, tmp_path: Path, exchange: str
 ) -> None:
-    (tmp_path / "statistics.json").write_text(SCHEMA)
+    (tmp_path / "sightings.json").write_text(SCHEMA)
     async with running(broker.url, exchanges=f"{exchange}=killmail", schemas=tmp_path) as bridge:
         client = await RawClient.open(port_of(bridge))
-        await publish(amqp, exchange, {"kills": 7}, type="statistics")
+        await publish(amqp, exchange, {"kills": 7}, type="sightings")
         await publish(amqp, exchange, EXAMPLE)
         update = orjson.loads(await client.text())
-        assert (update["type"], update["data"]) == ("statistics", {"kills": 7})
+        assert (update["type"], update["data"]) == ("sightings", {"kills": 7})
         assert orjson.loads(await client.text())["type"] == "killmail"
         await client.close()
 
 
 async def test_each_exchange_has_its_default_type(broker: Broker, amqp: AbstractConnection, tmp_path: Path) -> None:
-    (tmp_path / "statistics.json").write_text(SCHEMA)
-    killmails, statistics = unique("exchange"), unique("exchange")
-    both = f"{killmails}=killmail,{statistics}=statistics"
+    (tmp_path / "sightings.json").write_text(SCHEMA)
+    killmails, sightings = unique("exchange"), unique("exchange")
+    both = f"{killmails}=killmail,{sightings}=sightings"
     async with running(broker.url, exchanges=both, schemas=tmp_path) as bridge:
         client = await RawClient.open(port_of(bridge))
-        await publish(amqp, statistics, {"kills": 1})
-        assert orjson.loads(await client.text())["type"] == "statistics"
+        await publish(amqp, sightings, {"kills": 1})
+        assert orjson.loads(await client.text())["type"] == "sightings"
         await publish(amqp, killmails, EXAMPLE)
         assert orjson.loads(await client.text())["type"] == "killmail"
         await client.close()
