@@ -1,5 +1,31 @@
-"""A bridge from a RabbitMQ fanout exchange to WebSocket clients, for killmails and other updates of a killboard."""
+"""A bridge from a RabbitMQ fanout exchange to WebSocket clients, for killmails and other updates of a killboard.
+
+For fetchers in Python there is `Publisher`; everything else is the program's own.
+"""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bridge.broker.publisher import InvalidUpdate, NotConfirmed, Publisher
+    from bridge.errors import BrokerRefusal
+
+__all__ = ["BrokerRefusal", "InvalidUpdate", "NotConfirmed", "Publisher", "__version__"]
 
 __version__ = version("edk-bridge")
+
+_FOR_PUBLISHERS = {
+    "BrokerRefusal": "bridge.errors",
+    "InvalidUpdate": "bridge.broker.publisher",
+    "NotConfirmed": "bridge.broker.publisher",
+    "Publisher": "bridge.broker.publisher",
+}
+
+
+def __getattr__(name: str) -> object:
+    # When it is asked for: every module of the bridge imports this one first, and most need no broker.
+    if name not in _FOR_PUBLISHERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - as above
+
+    return getattr(import_module(_FOR_PUBLISHERS[name]), name)

@@ -1,0 +1,135 @@
+"""The way out: a channel with publisher confirms on a connection of its own, there again after every loss.
+
+One attempt to publish has one of three ends: confirmed, not confirmed, or given up by whoever asked for it. Whether to
+try again is for them to decide. A connection of its own, because a broker that is short of memory or disk blocks
+connections that publish, whole.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
+from weakref import WeakValueDictionary
+
+import aiormq
+from pamqp import commands
+
+from bridge.broker.life import cancelled_from_outside
+from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
+
+CONFIRM_TIMEOUT_S = 30.0
+"""For the broker's confirm. Longer than a pause of it should be: after this the message may be published twice."""
+
+Channel = aiormq.abc.AbstractChannel
+SetUp = Callable[[aiormq.abc.AbstractConnection, Channel], Awaitable[None]]
+
+
+class Unconfirmed(Exception):
+    """A message was not confirmed; the broker may have it all the same. Its text says why."""
+
+    def __init__(self, reason: str, channel: Channel) -> None:
+        super().__init__(reason)
+        self.channel = channel
+        """The channel on which it was tried."""
+
+
+class Unrouted(Unconfirmed):
+    """No queue is bound to the exchange: the broker has dropped the message."""
+
+
+class Outlet:
+    """Publishes with confirms, on whichever channel is open at the time."""
+
+    def __init__(self, nodes: Sequence[Node], name: str, set_up: SetUp) -> None:
+        """`name` is what the broker shows; `set_up` makes what must exist, on each new channel.
+
+        Made inside a running event loop.
+        """
+        self._nodes = nodes
+        self._name = name
+        self._set_up = set_up
+        self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[str] | None = None
+        """Of the channel: done when it, or its connection, is over."""
+        self._of_this_id: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def open(self) -> bool:
+        """True while there is a channel to publish on."""
+        return self._channel.done()
+
+    async def live(self, stopping: asyncio.Event, opened: Callable[[], None]) -> str:
+        """One life, as `keep_alive` wants it: keeps a channel open until it or `stopping` ends it; returns the reason.
+
+        `opened` is told when the channel can be published on.
+        """
+        async with connected(self._nodes, self._name) as amqp:
+            async with asyncio.timeout(SETUP_TIMEOUT_S):
+                channel = await amqp.channel(publisher_confirms=True)
+                await self._set_up(amqp, channel)
+            self._channel.set_result(channel)
+            opened()
+            ended = end_of(amqp, channel)
+            self._ended = ended
+            stop = asyncio.create_task(stopping.wait(), name="await stop")
+            try:
+                await asyncio.wait((ended, stop), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stop.cancel()
+                self._withdraw(channel)
+            return ended.result() if ended.done() else "stopped"
+
+    async def publish(
+        self, body: bytes, exchange: str, routing_key: str, properties: commands.Basic.Properties
+    ) -> None:
+        """One attempt: waits for a channel, however long, then for the confirm. Raises Unconfirmed."""
+        # aiormq tells which of its publishes the broker returned by the message id alone: two of the same id at once,
+        # and one that nobody got would count as confirmed.
+        lock = (
+            self._of_this_id.setdefault(properties.message_id, asyncio.Lock())
+            if properties.message_id
+            else nullcontext()
+        )
+        async with lock:
+            channel = await asyncio.shield(self._channel)
+            try:
+                await channel.basic_publish(
+                    body,
+                    exchange=exchange,
+                    routing_key=routing_key,
+                    properties=properties,
+                    mandatory=True,
+                    timeout=CONFIRM_TIMEOUT_S,
+                )
+            except aiormq.exceptions.PublishError as error:
+                raise Unrouted("no queue is bound to the exchange", channel) from error
+            except aiormq.exceptions.DeliveryError as error:
+                raise Unconfirmed(
+                    "the broker does not take it (nack): a queue that is full, perhaps", channel
+                ) from error
+            except TimeoutError as error:
+                raise Unconfirmed(f"no confirm within {CONFIRM_TIMEOUT_S:g} s", channel) from error
+            except (Exception, asyncio.CancelledError) as error:
+                # aiormq raises a bare Exception, or a cancellation that nobody asked for, where the connection is lost
+                # at the wrong moment.
+                if cancelled_from_outside():
+                    raise
+                raise Unconfirmed(sentence(error), channel) from error
+
+    def renew(self, channel: Channel, reason: str) -> None:
+        """Ends the life of this channel, so that everything is set up anew; one that is over already stays so."""
+        if self._withdraw(channel) and self._ended is not None and not self._ended.done():
+            self._ended.set_result(reason)
+
+    def fail(self, error: Exception) -> None:
+        """Lets everybody who waits for a channel have this error instead: there will be none."""
+        if not self._channel.done():
+            self._channel.set_exception(error)
+            # There may be nobody who waits.
+            self._channel.exception()
+
+    def _withdraw(self, channel: Channel) -> bool:
+        """Lets nobody publish on this channel any more; False where nobody does."""
+        if not self._channel.done() or self._channel.result() is not channel:
+            return False
+        self._channel = asyncio.get_running_loop().create_future()
+        return True

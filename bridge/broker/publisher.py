@@ -1,0 +1,185 @@
+"""For fetchers in Python: publishes updates, each validated before it leaves and confirmed by the broker.
+
+Works without anything else of the bridge running: a bridge that consumes is found by the exchange alone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiormq
+import orjson
+from pamqp import commands
+
+from bridge import values
+from bridge.broker import topology
+from bridge.broker.life import keep_alive
+from bridge.broker.link import Backoff, Node, sentence
+from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
+from bridge.broker.status import State, Status
+from bridge.contract import catalog
+from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
+from bridge.errors import BrokerRefusal
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""What a bridge takes unless it is told otherwise."""
+
+PERSISTENT = 2
+"""The delivery mode that survives a restart of the broker, where the queue does."""
+
+# Not structlog, as everywhere else in here: this runs in other people's programs.
+_log = logging.getLogger("bridge.publisher")
+
+
+class InvalidUpdate(ValueError):
+    """What should be published is no valid update; nothing was sent. Its text says why."""
+
+    def __init__(self, rejected: Rejected) -> None:
+        super().__init__(f"{rejected.reason.value}: {rejected.detail}")
+        self.rejected = rejected
+        self.reason = rejected.reason
+        """As a bridge would have it in `x-reject-reason`."""
+        self.pointer = rejected.pointer
+        """JSON Pointer to what is wrong in the update; empty for the whole of it."""
+        self.schema = rejected.schema
+        """The `$id` of the schema that it breaks, where it is one."""
+        self.detail = rejected.detail
+
+
+class NotConfirmed(ConnectionError):
+    """The broker did not confirm in time. It may have the update all the same: publishing it again does no harm."""
+
+
+class Publisher:
+    """Publishes updates to an exchange, over one connection that comes back by itself.
+
+    An asynchronous context manager; it connects at its start, or with the first update. Any number of updates may be
+    under way at once: they go out in the order in which they were asked for, as long as the connection lasts.
+    """
+
+    def __init__(
+        self,
+        amqp_url: str = "amqp://guest:guest@localhost:5672/",
+        exchange: str = "killmails",
+        *,
+        schemas: Path | None = None,
+        timeout_s: float = 30.0,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        """`amqp_url` may be several, separated by commas; the exchange is made, a durable fanout, where there is none.
+
+        `schemas` is a folder of schema files beside the packaged ones; `timeout_s` bounds each update's way, connecting
+        included. Raises ValueError for a URL that is none and for schema files that can't be used.
+        """
+        try:
+            self._nodes: Sequence[Node] = tuple(map(Node, values.amqp_urls(amqp_url)))
+        except ValueError as error:
+            raise ValueError(f"amqp_url: expected {error}") from None
+        self._exchange = exchange
+        self._timeout_s = timeout_s
+        self._pipeline = Pipeline(catalog.load([catalog.PACKAGED, *((schemas,) if schemas else ())]), max_message_bytes)
+        self._status = Status()
+        self._trouble: str | None = None
+        """What keeps updates from being confirmed at the moment, where that is known."""
+        self._outlet: Outlet | None = None
+        self._stopping = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._connected()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def broadcast(self, update_type: str, data: object) -> bool:
+        """Publishes an update and waits for the broker's confirm; True when at least one queue has it.
+
+        False means that nobody is bound to the exchange: no bridge is consuming, and the update is gone. For the type
+        `killmail`, `data` may also be one of the foreign forms. Raises InvalidUpdate (nothing was sent), NotConfirmed
+        and BrokerRefusal (password, virtual host, permission).
+        """
+        try:
+            body = orjson.dumps(data)
+        except TypeError as error:
+            raise InvalidUpdate(Rejected(Reason.NOT_JSON, f"the data can't be written as JSON: {error}")) from error
+        return await self.publish(body, update_type)
+
+    async def publish(self, body: bytes, update_type: str | None = None, default_type: str | None = None) -> bool:
+        """The same for an event that is JSON already; one that is wrapped as `{type, data}` may say its type itself."""
+        outcome = self._pipeline.process(Event(body, update_type, default_type, None), 0)
+        if isinstance(outcome, Rejected):
+            raise InvalidUpdate(outcome)
+        properties = commands.Basic.Properties(
+            content_type="application/json", message_type=outcome.type, delivery_mode=PERSISTENT
+        )
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._publish(body, properties)
+        except TimeoutError as error:
+            why = self._trouble or "it is silent (short of memory or disk, perhaps)"
+            raise NotConfirmed(f"the broker did not confirm within {self._timeout_s:g} s: {why}") from error
+
+    async def close(self) -> None:
+        """Ends the connection. What is still under way is given up: await it first."""
+        self._stopping.set()
+        if self._running is not None and self._outlet is not None:
+            await asyncio.wait([self._running])
+            self._outlet.fail(_closed())
+
+    def _connected(self) -> Outlet:
+        """The outlet, with somebody who keeps it alive."""
+        if self._stopping.is_set():
+            raise _closed()
+        if self._outlet is None or self._running is None or self._running.done():
+            self._outlet = Outlet(self._nodes, "edk-bridge publisher", self._set_up)
+            self._running = asyncio.create_task(self._run(self._outlet), name="publisher")
+        return self._outlet
+
+    async def _run(self, outlet: Outlet) -> None:
+        try:
+            await keep_alive(
+                lambda: outlet.live(self._stopping, self._opened), self._status, self._lost, self._stopping, wait=False
+            )
+        except BrokerRefusal as error:
+            outlet.fail(error)
+
+    async def _set_up(self, amqp: aiormq.abc.AbstractConnection, channel: Channel) -> None:
+        try:
+            await topology.ensure_exchange(amqp, self._exchange)
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {sentence(error)}") from error
+
+    async def _publish(self, body: bytes, properties: commands.Basic.Properties) -> bool:
+        pauses = Backoff()
+        while True:
+            try:
+                await self._connected().publish(body, self._exchange, "", properties)
+            except Unrouted:
+                return False
+            except Unconfirmed as error:
+                self._trouble = str(error)
+                await asyncio.sleep(pauses.pause_s())
+            else:
+                self._trouble = None
+                return True
+
+    def _opened(self) -> None:
+        if self._status.state is not State.CONNECTING:
+            _log.info("the connection to the broker is back")
+        self._status.enter(State.WORKING)
+        self._trouble = None
+
+    def _lost(self, state: State, error: str) -> None:
+        self._trouble = error
+        if self._status.state is not state:
+            _log.warning("no connection to the broker: %s", error)
+
+
+def _closed() -> RuntimeError:
+    return RuntimeError("this publisher is closed")
