@@ -13,7 +13,7 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup demo test test-quick lint format lock clean
+.PHONY: help setup demo test test-quick lint format contract lock clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
@@ -22,6 +22,7 @@ help:
 	@echo 'make test-quick  style, types and the unit tests, in a minute'
 	@echo 'make lint        style and types only'
 	@echo 'make format      put the code into shape'
+	@echo 'make contract    write schemas/generated anew, from the schema files'
 	@echo 'make lock        write the lock files anew (FLAGS=--upgrade takes the newest of everything)'
 	@echo 'make clean       remove whatever was made here'
 	@echo 'PYTHON=python3.12 make ...  takes another Python'
@@ -60,6 +61,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+contract: $(READY)
+	$(BIN)/python -m tests.support.contract
 
 lock: $(READY)
 	$(COMPILE) pyproject.toml --output-file requirements.lock

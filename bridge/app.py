@@ -11,7 +11,7 @@ from bridge.broker.consumer import Consumer, Source
 from bridge.broker.link import Node
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import PROOF_VALID_S, State, Status
-from bridge.contract import catalog
+from bridge.contract import asyncapi, catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
 from bridge.errors import ConfigurationError
@@ -36,10 +36,7 @@ class Bridge:
         self._settings = settings
         self._stopping = False
         self.metrics = metrics = Metrics()
-        try:
-            schemas = catalog.load([catalog.PACKAGED, *((settings.schemas,) if settings.schemas else ())])
-        except catalog.SchemaError as error:
-            raise ConfigurationError([str(error)]) from error
+        self._schemas = schemas = load_schemas(settings)
         for exchange, update_type in settings.exchanges.items():
             if update_type not in schemas.types:
                 known = ", ".join(sorted(schemas.types))
@@ -65,10 +62,11 @@ class Bridge:
         )
         self._consumer = Consumer(source, relay.deliver, metrics, settings.wait)
         self._consumer.on_epoch_over = self._rejects.forget_stale
+        self._pages = Pages(self.readiness, metrics, schemas.documents, settings.path)
         self._server = Server(
             self._hub,
             Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins),
-            Pages(self.readiness, metrics, schemas.documents, settings.path),
+            self._pages,
             settings.path,
             Limits(
                 settings.max_connections,
@@ -115,6 +113,7 @@ class Bridge:
             self.addresses = await self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
             raise ConfigurationError([f"BRIDGE_HOST, BRIDGE_PORT: can't listen on {error.strerror}"]) from error
+        self._pages.asyncapi = self._described(self.addresses[0][1])
         scheme = "wss" if self._tls else "ws"
         for address, port in self.addresses:
             host = f"[{address}]" if ":" in address else address
@@ -123,6 +122,20 @@ class Bridge:
             asyncio.create_task(self._rejects.run(), name="rejects"),
             asyncio.create_task(self._consumer.run(), name="consumer"),
         ]
+
+    def _described(self, port: int) -> bytes:
+        settings = self._settings
+        return asyncapi.document(
+            self._schemas.documents,
+            asyncapi.Deployment(
+                version=__version__,
+                host=f"localhost:{port}",
+                secure=self._tls is not None,
+                path=settings.path,
+                exchanges=settings.exchanges,
+                reject_exchange=settings.reject_exchange,
+            ),
+        )
 
     async def failure(self) -> None:
         """Waits until the broker refuses in a way that ends the program; raises that BrokerRefusal."""
@@ -183,6 +196,14 @@ def _tls(settings: Settings) -> Tls | None:
         return Tls(settings.tls_certificate, settings.tls_key)
     except OSError as error:
         raise ConfigurationError([f"BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: {error}"]) from error
+
+
+def load_schemas(settings: Settings) -> catalog.Catalog:
+    """The packaged schema files and the operator's own. Raises ConfigurationError where one can't be used."""
+    try:
+        return catalog.load([catalog.PACKAGED, *((settings.schemas,) if settings.schemas else ())])
+    except catalog.SchemaError as error:
+        raise ConfigurationError([str(error)]) from error
 
 
 async def serve(settings: Settings) -> None:

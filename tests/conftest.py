@@ -1,13 +1,16 @@
 """Fixtures for all tests. None of them does anything for a test that does not ask for it."""
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import aio_pika
+import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from tests.support.broker import URL, running
+from tests.support.broker import URL, running, unavailable
+from tests.support.prepare import NODE
 from tests.support.running import unique
 
 
@@ -58,3 +61,16 @@ async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
     """The name of an exchange for rejected events, and of its queue; the bridge makes both."""
     async for name in _own(amqp, "rejects"):
         yield name
+
+
+@pytest.fixture
+def node() -> str:
+    """Node's command, with the packages that the tests need of it."""
+    command = shutil.which("node")
+    if command is None:
+        unavailable("node is not installed")
+    packages = orjson.loads((NODE / "package.json").read_bytes())["dependencies"]
+    missing = [package for package in packages if not (NODE / "node_modules" / package).is_dir()]
+    if missing:
+        unavailable(f"not installed: {', '.join(missing)} (Node); `python -m tests.support.prepare` installs them")
+    return command

@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 import orjson
 
+from bridge.contract import asyncapi
 from bridge.metrics import CONTENT_TYPE, Metrics
 
 JSON = "application/json; charset=utf-8"
@@ -44,10 +45,12 @@ class Pages:
         self._readiness = readiness
         self._metrics = metrics
         self._schemas = schemas
+        self.asyncapi: bytes | None = None
+        """The AsyncAPI document, once it is known which port it must name."""
         self._not_found = sentence(
             HTTPStatus.NOT_FOUND,
             f"There is nothing here. {updates_path} is the WebSocket endpoint; "
-            "the pages are /healthz, /readyz, /metrics and /schemas/.",
+            "the pages are /healthz, /readyz, /metrics, /schemas/ and /asyncapi.json.",
         )
 
     def get(self, path: str) -> Page:
@@ -63,6 +66,8 @@ class Pages:
                 return Page(HTTPStatus.OK, self._metrics.exposition(), CONTENT_TYPE)
             case "/schemas/":
                 return Page(HTTPStatus.OK, orjson.dumps(sorted(self._schemas)), JSON)
+            case "/asyncapi.json" if self.asyncapi is not None:
+                return Page(HTTPStatus.OK, self.asyncapi, asyncapi.MEDIA_TYPE)
         if path.startswith("/schemas/") and (document := self._schemas.get(path.removeprefix("/schemas/"))) is not None:
             return Page(HTTPStatus.OK, document, "application/schema+json; charset=utf-8")
         return self._not_found

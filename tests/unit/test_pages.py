@@ -55,6 +55,14 @@ def test_schema_is_served_byte_for_byte(name: str) -> None:
     assert page.body == SCHEMAS[name]
 
 
+def test_asyncapi_document_is_served_once_it_is_there() -> None:
+    all_pages = pages()
+    assert all_pages.get("/asyncapi.json").status == HTTPStatus.NOT_FOUND
+    all_pages.asyncapi = b'{"asyncapi": "3.0.0"}'
+    page = all_pages.get("/asyncapi.json")
+    assert page == Page(HTTPStatus.OK, b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0")
+
+
 @pytest.mark.parametrize(
     "path",
     [

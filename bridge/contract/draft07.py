@@ -1,0 +1,127 @@
+"""Schemas of draft 2020-12 as AsyncAPI takes them: as a superset of draft 7, all in one document.
+
+In draft 2020-12 a reference names the `$id` and anchor of its target, here the target's place in the document. Only
+keywords of draft 2020-12 and extensions (`x-...`) come along: what others mean, a reader of draft 7 may know otherwise.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urldefrag, urljoin
+
+Steps = tuple[str | int, ...]
+
+_SCHEMA = frozenset[str]().union(
+    ("items", "contains", "additionalProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
+    ("if", "then", "else", "not", "contentSchema"),
+)
+_SCHEMAS_BY_NAME = frozenset(
+    ("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties")
+)
+_LISTS_OF_SCHEMAS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
+_PLAIN = frozenset[str]().union(
+    ("$comment", "title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples"),
+    ("type", "enum", "const", "format", "contentEncoding", "contentMediaType"),
+    ("multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum"),
+    ("maxLength", "minLength", "pattern"),
+    ("maxItems", "minItems", "uniqueItems", "maxContains", "minContains"),
+    ("maxProperties", "minProperties", "required", "dependentRequired"),
+)
+_REFERENCES = ("$ref", "$dynamicRef")
+_ANCHORS = ("$anchor", "$dynamicAnchor")
+
+
+def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, Any]:
+    """The same schemas for draft 7. Each needs its `$id`; `place` is where all of them will be: `#/components/schemas`.
+
+    A reference to what is none of them becomes a schema that takes everything.
+    """
+    places: dict[str, str] = {}
+    for name, schema in schemas.items():
+        _find(schema, schema["$id"], (), f"{place}/{_step(name)}", places)
+    return {name: _converted(schema, schema["$id"], places) for name, schema in schemas.items()}
+
+
+def _find(schema: Any, base: str, uris: tuple[str, ...], place: str, places: dict[str, str]) -> None:
+    """Notes where each schema within this one will be, by every URI that a reference may use for it."""
+    if isinstance(schema, dict):
+        if "$id" in schema:
+            base = _base(schema, base)
+            uris = (*uris, f"{base}#")
+        places.update((f"{base}#{schema[anchor]}", place) for anchor in _ANCHORS if anchor in schema)
+        for old, new, part in _parts(schema):
+            below = tuple("/".join((uri, *map(_escaped, old))) for uri in uris)
+            _find(part, base, below, "/".join((place, *map(_step, new))), places)
+    places.update((uri, place) for uri in uris)
+
+
+def _converted(schema: Any, base: str, places: Mapping[str, str]) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    base = _base(schema, base)
+    result: dict[Any, Any] = {
+        keyword: value
+        for keyword, value in schema.items()
+        if (keyword in _PLAIN or keyword.startswith("x-")) and not _seems_reference(value)
+    }
+    for _, new, part in _parts(schema):
+        converted = _converted(part, base, places)
+        keyword, *within = new
+        if not within:
+            result[keyword] = converted
+        elif isinstance(within[0], str):
+            result.setdefault(keyword, {})[within[0]] = converted
+        else:
+            result.setdefault(keyword, []).append(converted)
+    references = [_reference(schema[keyword], base, places) for keyword in _REFERENCES if keyword in schema]
+    if len(references) == 1 and not result:
+        return references[0]
+    if references:
+        # Draft 7 ignores whatever stands beside a reference.
+        result.setdefault("allOf", []).extend(references)
+    return result
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, Steps, Any]]:
+    """The schemas right within this one: the steps to each in draft 2020-12, and in draft 7."""
+    for keyword, value in schema.items():
+        new = keyword
+        if keyword == "$defs":
+            new = "definitions"
+        elif keyword == "prefixItems":
+            new = "items"
+        elif keyword == "items" and "prefixItems" in schema:
+            new = "additionalItems"
+        if keyword in _SCHEMA:
+            yield (keyword,), (new,), value
+        elif keyword in _SCHEMAS_BY_NAME:
+            # A member with the name $ref is no reference, but tools fall over it.
+            yield from (((keyword, name), (new, name), part) for name, part in value.items() if name != "$ref")
+        elif keyword in _LISTS_OF_SCHEMAS:
+            yield from (((keyword, at), (new, at), part) for at, part in enumerate(value))
+
+
+def _reference(reference: str, base: str, places: Mapping[str, str]) -> dict[str, str]:
+    uri, fragment = urldefrag(reference)
+    target = f"{urljoin(base, uri) if uri else base}#{unquote(fragment)}"
+    return {"$ref": places[target]} if target in places else {"$comment": f"as {reference} says"}
+
+
+def _base(schema: Mapping[str, Any], base: str) -> str:
+    """What references within the schema are relative to."""
+    return urldefrag(urljoin(base, schema["$id"]))[0] if "$id" in schema else base
+
+
+def _seems_reference(value: Any) -> bool:
+    """Whether an example, say, holds what tools would follow as a reference: they do so wherever it stands."""
+    if isinstance(value, dict):
+        return isinstance(value.get("$ref"), str) or any(map(_seems_reference, value.values()))
+    return isinstance(value, list) and any(map(_seems_reference, value))
+
+
+def _escaped(step: str | int) -> str:
+    return str(step).replace("~", "~0").replace("/", "~1")
+
+
+def _step(step: str | int) -> str:
+    """A step of a JSON Pointer in a URI's fragment."""
+    return quote(_escaped(step), safe="~$")

@@ -1,0 +1,697 @@
+// Generated from the schema files by `make contract`: change those instead.
+
+/** The update types, and what the data of each is. An interface, so that you can declare types of your own in it. */
+export interface UpdateData {
+  "entity-activity": EntityActivity;
+  event: KillboardEvent;
+  killmail: Killmail;
+  "price-update": PriceUpdate;
+  statistics: Statistics;
+}
+
+export type UpdateType = keyof UpdateData;
+
+/** Any update: switch on its type, and its data is known. */
+export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
+
+/**
+ * The envelope: what every WebSocket text message of the bridge holds.
+ */
+export interface UpdateOf<Type extends UpdateType> {
+  /**
+   * The update type: the name of the schema file that describes data.
+   */
+  type: Type;
+  /**
+   * The update itself, as the schema of its type says.
+   */
+  data: UpdateData[Type];
+  /**
+   * When the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
+   */
+  timestamp: number;
+}
+
+/**
+ * The data of an update of the type entity-activity: what one character, corporation, alliance or place did or suffered in a period. Each update replaces the one before it for the same entity and period.
+ */
+export interface EntityActivity {
+  /**
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of what it tells of.
+   */
+  timestamp: string;
+  /**
+   * What kind of entity entityId names.
+   */
+  entityType: "character" | "corporation" | "alliance" | "faction" | "shipType" | "system" | "constellation" | "region";
+  /**
+   * The entity's id, as ESI knows it for its kind.
+   */
+  entityId: number;
+  /**
+   * The first moment of the period, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   */
+  periodStart: string;
+  /**
+   * The end of the period, which is no part of it: an RFC 3339 date-time with upper-case T and Z. A running period ends in the future.
+   */
+  periodEnd: string;
+  /**
+   * How many killmails of the period name the entity among the attackers (for a place: how many happened there).
+   */
+  killCount: number;
+  /**
+   * How many killmails of the period name the entity as the victim; 0 for a place.
+   */
+  lossCount: number;
+  /**
+   * The value of what was lost on the kills, in ISK.
+   */
+  iskDestroyed?: number;
+  /**
+   * The value of what was lost on the losses, in ISK.
+   */
+  iskLost?: number;
+  /**
+   * The id of the newest killmail that was counted; left out, null or 0 where there is none.
+   */
+  lastKillmailId?: number | null;
+  /**
+   * The id of the solar system of that killmail; left out, null or 0 where there is none.
+   */
+  lastSystemId?: number | null;
+  /**
+   * The time of that kill, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   */
+  lastActivityTime?: string;
+  [k: string]: unknown;
+}
+
+/**
+ * A raw killmail, as EVE's ESI gives it (GET /killmails/{killmail_id}/{killmail_hash}/). The bridge makes an update of the type killmail of it, and requires what it needs for that; everything else may be missing.
+ */
+export interface EsiKillmail {
+  /**
+   * The killmail's id; becomes killmailId.
+   */
+  killmail_id: number;
+  /**
+   * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z; becomes killmailTime. ESI always gives it.
+   */
+  killmail_time?: string;
+  /**
+   * The killmail's hash. ESI does not repeat it; some fetchers add it.
+   */
+  killmail_hash?: string | null;
+  /**
+   * The id of the solar system; becomes systemId.
+   */
+  solar_system_id: number;
+  /**
+   * The id of the moon, where it happened at one.
+   */
+  moon_id?: number | null;
+  /**
+   * The id of the war, where it is part of one.
+   */
+  war_id?: number | null;
+  /**
+   * Who lost what.
+   */
+  victim: {
+    /**
+     * The victim's character id; a structure has none. Becomes victimId, as it is.
+     */
+    character_id?: number | null;
+    /**
+     * The victim's corporation id; becomes victimCorporationId, as it is.
+     */
+    corporation_id?: number | null;
+    /**
+     * The victim's alliance id; becomes victimAllianceId, as it is.
+     */
+    alliance_id?: number | null;
+    /**
+     * The victim's faction id.
+     */
+    faction_id?: number | null;
+    /**
+     * The type id of the ship that was lost; becomes shipTypeId.
+     */
+    ship_type_id: number;
+    /**
+     * The damage that was done to the victim, in hit points.
+     */
+    damage_taken?: number | null;
+    /**
+     * What the ship carried, as ESI lists it; not read by the bridge.
+     */
+    items?: unknown;
+    /**
+     * Where in the solar system, in metres from its star; not read by the bridge.
+     */
+    position?: unknown;
+    [k: string]: unknown;
+  };
+  /**
+   * Everybody who took part; their number becomes attackerCount.
+   *
+   * Items: One attacker: a character, or an NPC.
+   */
+  attackers: {
+    /**
+     * The attacker's character id; none for an NPC.
+     */
+    character_id?: number | null;
+    /**
+     * The attacker's corporation id.
+     */
+    corporation_id?: number | null;
+    /**
+     * The attacker's alliance id.
+     */
+    alliance_id?: number | null;
+    /**
+     * The attacker's faction id.
+     */
+    faction_id?: number | null;
+    /**
+     * The damage that this attacker did, in hit points.
+     */
+    damage_done?: number | null;
+    /**
+     * Whether this attacker did the last of it.
+     */
+    final_blow?: boolean | null;
+    /**
+     * The attacker's security status, -10 to 10.
+     */
+    security_status?: number | null;
+    /**
+     * The type id of the attacker's ship.
+     */
+    ship_type_id?: number | null;
+    /**
+     * The type id of the attacker's weapon.
+     */
+    weapon_type_id?: number | null;
+    [k: string]: unknown;
+  }[];
+  /**
+   * What zKillboard adds; not read by the bridge, and of any shape.
+   */
+  zkb?: {
+    /**
+     * The id of the nearest celestial.
+     */
+    locationID?: unknown;
+    /**
+     * The killmail's hash, which ESI asks for together with its id.
+     */
+    hash?: unknown;
+    /**
+     * The value of what was fitted, in ISK.
+     */
+    fittedValue?: unknown;
+    /**
+     * The value of what dropped, in ISK.
+     */
+    droppedValue?: unknown;
+    /**
+     * The value of what was destroyed, in ISK.
+     */
+    destroyedValue?: unknown;
+    /**
+     * The value of all of it, in ISK.
+     */
+    totalValue?: unknown;
+    /**
+     * zKillboard's points for the kill.
+     */
+    points?: unknown;
+    /**
+     * Whether all attackers are NPCs.
+     */
+    npc?: unknown;
+    /**
+     * Whether zKillboard counts it as a solo kill.
+     */
+    solo?: unknown;
+    /**
+     * Whether an attacker is of the victim's own corporation.
+     */
+    awox?: unknown;
+    /**
+     * zKillboard's labels for the kill.
+     */
+    labels?: unknown;
+    /**
+     * How many attackers there are.
+     */
+    attackerCount?: unknown;
+    /**
+     * Where ESI has the killmail.
+     */
+    href?: unknown;
+    [k: string]: unknown;
+  };
+  [k: string]: unknown;
+}
+
+/**
+ * The data of an update of the type event: something that the killboard has to say and that is no killmail: a battle that it found, a campaign that began, maintenance.
+ */
+export interface KillboardEvent {
+  /**
+   * What identifies the event, in its publisher's own way. A second update with the same id is not sent again: news of the same matter are an event of their own, with relatedEventId.
+   */
+  eventId: string;
+  /**
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of what it tells of.
+   */
+  timestamp: string;
+  /**
+   * What kind of event it is, as a slug: battle, campaign or maintenance, say. New kinds may come at any time: ignore those that you do not know.
+   */
+  kind: string;
+  /**
+   * What happened, in one line of plain text, for people.
+   */
+  title: string;
+  /**
+   * The same at length, in plain text.
+   */
+  message?: string;
+  /**
+   * Where there is more about it: an absolute http or https URL, in ASCII.
+   */
+  url?: string;
+  /**
+   * When it began or will begin, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   */
+  startTime?: string;
+  /**
+   * When it ended or will end, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   */
+  endTime?: string;
+  /**
+   * The id of the solar system where it happens; left out, null or 0 where it is no one place.
+   */
+  systemId?: number | null;
+  /**
+   * The killmails that belong to it.
+   *
+   * @maxItems 10000
+   *
+   * Items: A killmail's id.
+   */
+  killmailIds?: number[];
+  /**
+   * The eventId of the event that this one continues.
+   */
+  relatedEventId?: string;
+  [k: string]: unknown;
+}
+
+/**
+ * The data of an update of the type killmail: sent when a new killmail has been fetched and processed.
+ */
+export interface Killmail {
+  /**
+   * The killmail's id, as ESI and zKillboard know it. It identifies the update: a second one with the same id is not sent again.
+   */
+  killmailId: number;
+  /**
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of the kill, which is killmailTime.
+   */
+  timestamp: string;
+  /**
+   * The victim's character id. A structure has none: left out, null or 0.
+   */
+  victimId?: number | null;
+  /**
+   * The victim's corporation id; left out, null or 0 where there is none.
+   */
+  victimCorporationId?: number | null;
+  /**
+   * The victim's alliance id; left out, null or 0 where the corporation is in no alliance.
+   */
+  victimAllianceId?: number | null;
+  /**
+   * The id of the solar system in which the ship was lost.
+   */
+  systemId: number;
+  /**
+   * The type id of the ship (or structure, deployable, ...) that was lost.
+   */
+  shipTypeId: number;
+  /**
+   * How many attackers the killmail names, NPCs included.
+   */
+  attackerCount: number;
+  /**
+   * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. An extension: updates made from a raw killmail have it, others may.
+   */
+  killmailTime?: string;
+  [k: string]: unknown;
+}
+
+/**
+ * The data of an update of the type price-update: a new price of one type of item, as the killboard values killmails with.
+ */
+export interface PriceUpdate {
+  /**
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of what it tells of.
+   */
+  timestamp: string;
+  /**
+   * The type id of the item.
+   */
+  typeId: number;
+  /**
+   * The new price of one unit, in ISK.
+   */
+  price: number;
+  /**
+   * The price of one unit that held before, in ISK; left out or null where none was known.
+   */
+  previousPrice?: number | null;
+  /**
+   * The id of the region whose market the price is of; left out, null or 0 for a price of the whole of New Eden.
+   */
+  regionId?: number | null;
+  /**
+   * Since when the price holds, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   */
+  priceTime?: string;
+  /**
+   * Where the price comes from, in a word: esi-average, say, or jita-sell.
+   */
+  source?: string;
+  [k: string]: unknown;
+}
+
+/**
+ * A document of zKillboard's R2Z2 (ephemeral/<sequence>.json). The bridge makes an update of the type killmail of it. Where esi is null or empty, it is rejected as a placeholder.
+ */
+export interface R2Z2Document {
+  /**
+   * The killmail's id as R2Z2 says it; the one in esi counts.
+   */
+  killmail_id?: unknown;
+  /**
+   * The killmail's hash.
+   */
+  hash?: unknown;
+  esi: EsiKillmail;
+  /**
+   * What zKillboard adds; not read by the bridge, and of any shape.
+   */
+  zkb?: {
+    /**
+     * The id of the nearest celestial.
+     */
+    locationID?: unknown;
+    /**
+     * The killmail's hash, which ESI asks for together with its id.
+     */
+    hash?: unknown;
+    /**
+     * The value of what was fitted, in ISK.
+     */
+    fittedValue?: unknown;
+    /**
+     * The value of what dropped, in ISK.
+     */
+    droppedValue?: unknown;
+    /**
+     * The value of what was destroyed, in ISK.
+     */
+    destroyedValue?: unknown;
+    /**
+     * The value of all of it, in ISK.
+     */
+    totalValue?: unknown;
+    /**
+     * zKillboard's points for the kill.
+     */
+    points?: unknown;
+    /**
+     * Whether all attackers are NPCs.
+     */
+    npc?: unknown;
+    /**
+     * Whether zKillboard counts it as a solo kill.
+     */
+    solo?: unknown;
+    /**
+     * Whether an attacker is of the victim's own corporation.
+     */
+    awox?: unknown;
+    /**
+     * zKillboard's labels for the kill.
+     */
+    labels?: unknown;
+    /**
+     * How many attackers there are.
+     */
+    attackerCount?: unknown;
+    /**
+     * Where ESI has the killmail.
+     */
+    href?: unknown;
+    [k: string]: unknown;
+  };
+  /**
+   * When zKillboard made the document, in Unix seconds.
+   */
+  uploaded_at?: unknown;
+  /**
+   * The document's place in the sequence of all documents.
+   */
+  sequence_id?: unknown;
+  [k: string]: unknown;
+}
+
+/**
+ * A package of zKillboard's RedisQ: the content of {"package": ...}, which the bridge takes with or without that around it, and makes an update of the type killmail of. A package without its killmail can't become an update: it is rejected as a placeholder.
+ */
+export interface RedisqPackage {
+  /**
+   * The killmail's id as RedisQ says it; the one in killmail counts.
+   */
+  killID?: unknown;
+  killmail: EsiKillmail;
+  /**
+   * What zKillboard adds; not read by the bridge, and of any shape.
+   */
+  zkb?: {
+    /**
+     * The id of the nearest celestial.
+     */
+    locationID?: unknown;
+    /**
+     * The killmail's hash, which ESI asks for together with its id.
+     */
+    hash?: unknown;
+    /**
+     * The value of what was fitted, in ISK.
+     */
+    fittedValue?: unknown;
+    /**
+     * The value of what dropped, in ISK.
+     */
+    droppedValue?: unknown;
+    /**
+     * The value of what was destroyed, in ISK.
+     */
+    destroyedValue?: unknown;
+    /**
+     * The value of all of it, in ISK.
+     */
+    totalValue?: unknown;
+    /**
+     * zKillboard's points for the kill.
+     */
+    points?: unknown;
+    /**
+     * Whether all attackers are NPCs.
+     */
+    npc?: unknown;
+    /**
+     * Whether zKillboard counts it as a solo kill.
+     */
+    solo?: unknown;
+    /**
+     * Whether an attacker is of the victim's own corporation.
+     */
+    awox?: unknown;
+    /**
+     * zKillboard's labels for the kill.
+     */
+    labels?: unknown;
+    /**
+     * How many attackers there are.
+     */
+    attackerCount?: unknown;
+    /**
+     * Where ESI has the killmail.
+     */
+    href?: unknown;
+    [k: string]: unknown;
+  };
+  [k: string]: unknown;
+}
+
+/**
+ * The data of an update of the type statistics: what happened on the whole killboard in a period, as its front page shows it. Each update replaces the one before it for the same period.
+ */
+export interface Statistics {
+  /**
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of what it tells of.
+   */
+  timestamp: string;
+  /**
+   * The first moment of the period, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   */
+  periodStart: string;
+  /**
+   * The end of the period, which is no part of it: an RFC 3339 date-time with upper-case T and Z. A running period ends in the future.
+   */
+  periodEnd: string;
+  /**
+   * How many killmails there are of the period: those whose kill is in it.
+   */
+  killmailCount: number;
+  /**
+   * Of these, killmails with a single attacker that is a player.
+   */
+  soloKillmailCount?: number;
+  /**
+   * Of these, killmails whose attackers are all NPCs.
+   */
+  npcKillmailCount?: number;
+  /**
+   * The value of all ships and cargo that were destroyed, in ISK.
+   */
+  iskDestroyed?: number;
+  /**
+   * The value of all cargo that survived, in ISK.
+   */
+  iskDropped?: number;
+  /**
+   * How many different characters were a victim or an attacker.
+   */
+  activePilotCount?: number;
+  /**
+   * The characters with the most killmails in the period, most first.
+   *
+   * @maxItems 100
+   *
+   * Items: One entry of the list.
+   */
+  topCharacters?: {
+    /**
+     * The character's id.
+     */
+    id: number;
+    /**
+     * How many killmails of the period it has a part in.
+     */
+    killmailCount: number;
+    /**
+     * The value of what was lost on them, in ISK.
+     */
+    iskDestroyed?: number;
+    [k: string]: unknown;
+  }[];
+  /**
+   * The corporations with the most killmails in the period, most first.
+   *
+   * @maxItems 100
+   *
+   * Items: One entry of the list.
+   */
+  topCorporations?: {
+    /**
+     * The corporation's id.
+     */
+    id: number;
+    /**
+     * How many killmails of the period it has a part in.
+     */
+    killmailCount: number;
+    /**
+     * The value of what was lost on them, in ISK.
+     */
+    iskDestroyed?: number;
+    [k: string]: unknown;
+  }[];
+  /**
+   * The alliances with the most killmails in the period, most first.
+   *
+   * @maxItems 100
+   *
+   * Items: One entry of the list.
+   */
+  topAlliances?: {
+    /**
+     * The alliance's id.
+     */
+    id: number;
+    /**
+     * How many killmails of the period it has a part in.
+     */
+    killmailCount: number;
+    /**
+     * The value of what was lost on them, in ISK.
+     */
+    iskDestroyed?: number;
+    [k: string]: unknown;
+  }[];
+  /**
+   * The types of ship lost with the most killmails in the period, most first.
+   *
+   * @maxItems 100
+   *
+   * Items: One entry of the list.
+   */
+  topShipTypes?: {
+    /**
+     * The type's id.
+     */
+    id: number;
+    /**
+     * How many killmails of the period it has a part in.
+     */
+    killmailCount: number;
+    /**
+     * The value of what was lost on them, in ISK.
+     */
+    iskDestroyed?: number;
+    [k: string]: unknown;
+  }[];
+  /**
+   * The solar systems with the most killmails in the period, most first.
+   *
+   * @maxItems 100
+   *
+   * Items: One entry of the list.
+   */
+  topSystems?: {
+    /**
+     * The solar system's id.
+     */
+    id: number;
+    /**
+     * How many killmails of the period it has a part in.
+     */
+    killmailCount: number;
+    /**
+     * The value of what was lost on them, in ISK.
+     */
+    iskDestroyed?: number;
+    [k: string]: unknown;
+  }[];
+  [k: string]: unknown;
+}

@@ -1,0 +1,137 @@
+"""The AsyncAPI document, as AsyncAPI's own parser reads it: the committed one, a running bridge's, an operator's."""
+
+import asyncio
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bridge.contract import catalog
+from bridge.demo.broker import Broker
+from tests.support.certificates import certificate
+from tests.support.clients import get
+from tests.support.contract import ASYNCAPI, asyncapi_document
+from tests.support.prepare import NODE
+from tests.support.running import port_of, running
+from tests.support.waiting import LIMIT_S
+
+Find = Callable[[bytes], list[str]]
+
+OWN = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "urn:example:fleet-move",
+    "title": "FleetMove",
+    "type": "object",
+    # Nothing to draft 2020-12, but something else to AsyncAPI.
+    "schema": 5,
+    "discriminator": {"propertyName": "kind"},
+    "externalDocs": "see the wiki",
+    "$defs": {
+        "place": {
+            "$anchor": "place",
+            "properties": {
+                "system": {"$ref": "urn:edk-bridge:schema:killmail#/properties/systemId"},
+                "next": {"$ref": "#place", "description": "A schema within itself."},
+            },
+        },
+        "größe %/~": {"type": "number"},
+        "inner": {"$id": "urn:example:inner", "$defs": {"x": {}}, "properties": {"x": {"$ref": "#/$defs/x"}}},
+        "never": False,
+    },
+    "properties": {
+        "$ref": {"type": "string"},
+        "from": {"$ref": "#/$defs/place"},
+        "size": {"$ref": "#/$defs/gr%C3%B6%C3%9Fe%20%25~1~0"},
+        "pair": {"prefixItems": [{"type": "string"}, {"$ref": "#place"}], "items": {"type": "integer"}},
+        "again": {"$ref": "#/properties/pair/prefixItems/1"},
+        "inner": {"$ref": "urn:example:inner"},
+        "none": {"$ref": "#/$defs/never"},
+        "self": {"$ref": "#"},
+        "kill": {"$ref": "urn:edk-bridge:schema:killmail"},
+        "shape": {"$ref": "https://json-schema.org/draft/2020-12/schema"},
+    },
+    "unevaluatedProperties": False,
+    "examples": [{"$ref": "nowhere"}],
+}
+
+
+@pytest.fixture
+def find(node: str) -> Find:
+    """What the parser has to say of a document, but that there is a newer version of AsyncAPI."""
+
+    def found(document: bytes) -> list[str]:
+        done = subprocess.run(
+            [node, "asyncapi.mjs"], cwd=NODE, input=document, capture_output=True, timeout=60, check=False
+        )
+        assert done.stderr == b""
+        lines = done.stdout.decode().splitlines()
+        assert done.returncode == any(line.startswith("error ") for line in lines)
+        return [line for line in lines if not line.startswith("information /asyncapi: The latest version")]
+
+    return found
+
+
+def test_committed_document_is_up_to_date() -> None:
+    assert ASYNCAPI.read_bytes() == asyncapi_document(), "`make contract` writes it anew"
+
+
+def test_committed_document_is_valid(find: Find) -> None:
+    assert find(ASYNCAPI.read_bytes()) == []
+
+
+async def test_bridge_serves_a_valid_document_that_leads_to_it(
+    find: Find, broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fleet move.json").write_bytes(orjson.dumps(OWN))
+    async with running(broker.url, exchanges=f"{exchange}=fleet move", schemas=tmp_path, path="/kills") as bridge:
+        port = port_of(bridge)
+        status, document = await get(port, "/asyncapi.json")
+        assert status == 200
+    assert find(document) == []
+    made = orjson.loads(document)
+    assert made["servers"]["websocket"]["host"] == f"localhost:{port}"
+    assert made["channels"]["updates"]["address"] == "/kills"
+    assert set(made["channels"]["updates"]["messages"]) == {*catalog.load([catalog.PACKAGED]).types, "fleet_20_move"}
+    [channel] = [channel for channel in made["channels"].values() if channel["title"] == exchange]
+    assert "`fleet move`" in channel["description"]
+    assert broker.url not in document.decode()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        pytest.param(b'"action": "send"', b'"action": "shout"', "allowed values", id="action"),
+        pytest.param(b'"type": "fanout"', b'"type": "fan"', "allowed values", id="binding"),
+        pytest.param(b'"minimum": 0', b'"minimum": "none"', "number", id="schema"),
+        pytest.param(b"schemas/killmail", b"schemas/killmall", "killmall", id="reference"),
+        pytest.param(b'"asyncapi": "3.0.0"', b'"asyncapi": "2.0.0"', "must", id="version"),
+    ],
+)
+def test_broken_document_is_found_out(find: Find, old: bytes, new: bytes, words: str) -> None:
+    document = asyncapi_document()
+    assert old in document
+    found = find(document.replace(old, new))
+    assert any(line.startswith("error ") and words in line for line in found), found
+
+
+async def test_bridge_with_a_certificate_says_wss(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    certificate_file, key_file = certificate(tmp_path, "here")
+    flags = {"exchanges": f"{exchange}=killmail", "tls_certificate": certificate_file, "tls_key": key_file}
+    trusting = ssl.create_default_context(cafile=str(certificate_file))
+    async with running(broker.url, **flags) as bridge:
+        port = port_of(bridge)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+        writer.write(f"GET /asyncapi.json HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode())
+        async with asyncio.timeout(LIMIT_S):
+            head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+    assert b"application/vnd.aai.asyncapi+json;version=3.0.0" in head
+    assert orjson.loads(body)["servers"]["websocket"] | {"description": ""} == {
+        "host": f"localhost:{port}",
+        "protocol": "wss",
+        "description": "",
+    }

@@ -1,0 +1,37 @@
+// Judges values by the schemas of the folder that is named, as Ajv does in strict mode.
+//
+// Reads a line {"schema": "killmail", "text": "<JSON text>"} for each value, and answers each with a line: the JSON
+// Pointers of all that is wrong with it, [] where it is valid.
+
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { createInterface } from "node:readline";
+
+import Ajv from "ajv/dist/2020.js";
+import addFormats from "ajv-formats";
+
+const folder = process.argv[2];
+// Without strictTypes: zkb may be anything, and has properties that say what it has where it is an object.
+const ajv = new Ajv({ strict: true, strictTypes: false, allErrors: true });
+addFormats(ajv);
+ajv.addVocabulary(["x-identity", "x-role", "x-form-of"]);
+
+const validators = {};
+const files = readdirSync(folder).filter((file) => file.endsWith(".json"));
+const schemas = files.map((file) => JSON.parse(readFileSync(join(folder, file), "utf8")));
+schemas.forEach((schema) => ajv.addSchema(schema));
+files.forEach((file, i) => (validators[file.slice(0, -".json".length)] = ajv.getSchema(schemas[i].$id)));
+
+// A missing member has no place of its own: it is where it should be, as in the bridge's own words.
+const pointer = ({ instancePath, keyword, params }) =>
+  keyword === "required"
+    ? `${instancePath}/${params.missingProperty.replaceAll("~", "~0").replaceAll("/", "~1")}`
+    : instancePath;
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { schema, text } = JSON.parse(line);
+  const validate = validators[schema];
+  const pointers = validate(JSON.parse(text)) ? [] : [...new Set(validate.errors.map(pointer))];
+  process.stdout.write(`${JSON.stringify(pointers)}\n`);
+}

@@ -1,0 +1,77 @@
+// Prints TypeScript declarations for the schema files in the folder given: an interface for each file, a map of the
+// update types, and the union of all updates.
+
+import { readdirSync, readFileSync } from "node:fs";
+import path from "node:path";
+import process from "node:process";
+
+import { compile } from "json-schema-to-typescript";
+import { format } from "prettier";
+
+const HEADER = `// Generated from the schema files by \`make contract\`: change those instead.
+`;
+
+const UPDATES = `/** The update types, and what the data of each is. An interface, so that you can declare types of your own in it. */
+export interface UpdateData {
+  TYPES
+}
+
+export type UpdateType = keyof UpdateData;
+
+/** Any update: switch on its type, and its data is known. */
+export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
+`;
+
+const folder = process.argv[2];
+const schemas = new Map(
+  readdirSync(folder)
+    .filter((file) => file.endsWith(".json"))
+    .sort()
+    .map((file) => [path.basename(file, ".json"), JSON.parse(readFileSync(path.join(folder, file), "utf8"))]),
+);
+const byId = new Map([...schemas.values()].map((schema) => [schema.$id, schema]));
+
+const OPTIONS = {
+  bannerComment: "",
+  // What a file refers to is declared by its own.
+  declareExternallyReferenced: false,
+  format: false,
+  ignoreMinAndMaxItems: true,
+  unknownAny: true,
+  $refOptions: {
+    resolve: {
+      urn: { order: 1, canRead: ({ url }) => byId.has(url), read: ({ url }) => JSON.stringify(byId.get(url)) },
+    },
+  },
+};
+
+/** The same schema, in which what says nothing of a value says so: the generator takes it for an object. */
+function outspoken(schema) {
+  return JSON.parse(JSON.stringify(schema), (key, value) =>
+    typeof value?.description === "string" && Object.keys(value).length === 1 ? { ...value, tsType: "unknown" } : value,
+  );
+}
+
+const declared = (schema) => compile(outspoken(schema), schema.title, OPTIONS);
+
+// Generic, so that its type and its data belong together.
+const envelope = structuredClone(schemas.get("update"));
+envelope.title = "UpdateOf";
+envelope.properties.type.tsType = "Type";
+envelope.properties.data.tsType = "UpdateData[Type]";
+
+const types = [...schemas].filter(([, schema]) => schema["x-role"] === undefined);
+const interfaces = [];
+for (const schema of schemas.values()) {
+  if (schema["x-role"] !== "envelope") {
+    interfaces.push(await declared(schema));
+  }
+}
+const updates = UPDATES.replace("TYPES", () =>
+  types.map(([name, { title }]) => `${JSON.stringify(name)}: ${title};`).join("\n"),
+);
+const generic = (await declared(envelope)).replace("interface UpdateOf", "interface UpdateOf<Type extends UpdateType>");
+
+process.stdout.write(
+  await format([HEADER, updates, generic, ...interfaces].join("\n"), { parser: "typescript", printWidth: 120 }),
+);

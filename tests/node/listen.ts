@@ -1,0 +1,41 @@
+// A typed client: connects to the URL given, and prints a line of each update's own fields. What is declared in
+// schemas/generated/updates.d.ts is all that it knows; `tsc --strict` says whether that is enough.
+
+import process from "node:process";
+
+import { WebSocket } from "ws";
+
+import type { Update } from "../../schemas/generated/updates";
+
+function line(update: Update): string {
+  switch (update.type) {
+    case "killmail": {
+      const id: number = update.data.killmailId;
+      const alliance: number | null | undefined = update.data.victimAllianceId;
+      return `killmail ${id} in ${update.data.systemId.toFixed()} of alliance ${alliance ?? "none"}`;
+    }
+    case "price-update": {
+      const price: number = update.data.price;
+      return `price of ${update.data.typeId.toFixed()}: ${price.toFixed(2)} ISK`;
+    }
+    case "statistics":
+      return `${update.data.killmailCount.toFixed()} killmails since ${update.data.periodStart.slice(0, 10)}`;
+    case "entity-activity":
+      return `${update.data.entityType} ${update.data.entityId.toFixed()}: ${update.data.killCount.toFixed()} kills`;
+    case "event":
+      return `${update.data.kind.toUpperCase()}: ${update.data.title}`;
+    default: {
+      const nothing: never = update;
+      return nothing;
+    }
+  }
+}
+
+const client = new WebSocket(process.argv[2] ?? "ws://localhost:3000/updates");
+
+client.on("open", () => console.log("open"));
+
+client.on("message", (text: Buffer) => {
+  const update: Update = JSON.parse(text.toString());
+  console.log(line(update));
+});

@@ -1,0 +1,200 @@
+"""The AsyncAPI document for schema files and a deployment. Whether it is valid is for tests/conformance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jsonschema_rs
+import orjson
+
+from bridge.contract import asyncapi, catalog
+from bridge.contract.asyncapi import Deployment
+from bridge.contract.pipeline import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PACKAGED = catalog.load([catalog.PACKAGED])
+
+
+def document(
+    documents: Mapping[str, bytes] = PACKAGED.documents,
+    *,
+    secure: bool = False,
+    exchanges: Mapping[str, str] | None = None,
+    reject_exchange: str | None = "bridge.rejected",
+) -> Any:
+    content = asyncapi.document(
+        documents,
+        Deployment(
+            version="1.2.3",
+            host="localhost:3001",
+            secure=secure,
+            path="/kills",
+            exchanges=exchanges or {"killmails": "killmail"},
+            reject_exchange=reject_exchange,
+        ),
+    )
+    assert content.endswith(b"}\n")
+    return orjson.loads(content)
+
+
+def references(value: Any) -> Iterator[str]:
+    """Every reference in the document."""
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def resolve(value: Any, reference: str) -> Any:
+    for step in reference.removeprefix("#/").split("/"):
+        value = value[step]
+    return value
+
+
+def test_every_reference_has_its_target() -> None:
+    made = document()
+    found = set(references(made))
+    assert len(found) > 30
+    for reference in found:
+        assert resolve(made, reference) is not None
+
+
+def test_clients_find_the_endpoint() -> None:
+    made = document()
+    assert (made["asyncapi"], made["info"]["version"]) == ("3.0.0", "1.2.3")
+    server = made["servers"]["websocket"]
+    assert (server["host"], server["protocol"]) == ("localhost:3001", "ws")
+    channel = made["channels"]["updates"]
+    assert (channel["address"], channel["servers"]) == ("/kills", [{"$ref": "#/servers/websocket"}])
+    operation = made["operations"]["sendUpdates"]
+    assert (operation["action"], operation["channel"]) == ("send", {"$ref": "#/channels/updates"})
+    assert operation["messages"] == [{"$ref": f"#/channels/updates/messages/{name}"} for name in channel["messages"]]
+
+
+def test_secure_bridge_is_wss() -> None:
+    assert document(secure=True)["servers"]["websocket"]["protocol"] == "wss"
+
+
+def test_every_update_type_is_a_message_to_clients() -> None:
+    made = document()
+    messages = made["channels"]["updates"]["messages"]
+    assert set(messages) == set(PACKAGED.types)
+    for name, reference in messages.items():
+        message = resolve(made, reference["$ref"])
+        members = message["payload"]["properties"]
+        assert members["type"]["const"] == name
+        assert members["data"] == {"$ref": f"#/components/schemas/{name}"}
+        assert list(message["payload"]["required"]) == ["type", "data", "timestamp"]
+        for example in message["examples"]:
+            assert PACKAGED.types[name].violation(example["payload"]["data"]) is None
+
+
+def test_example_is_that_of_the_specification() -> None:
+    made = document()
+    [example] = made["components"]["messages"]["update.killmail"]["examples"]
+    assert [example["payload"]] == orjson.loads(PACKAGED.documents["update.json"])["examples"]
+
+
+def test_broker_is_not_named() -> None:
+    server = document()["servers"]["rabbitmq"]
+    assert (server["host"], server["protocol"]) == ("{broker}", "amqp")
+    assert server["variables"]["broker"]["default"] == "localhost:5672"
+
+
+def test_every_exchange_is_received_from() -> None:
+    made = document(exchanges={"kills": "killmail", "böard/news": "event"})
+    assert list(made["channels"]) == ["updates", "exchange.kills", "exchange.b_f6_ard_2f_news", "rejected"]
+    for key, name, default in [("kills", "kills", "killmail"), ("b_f6_ard_2f_news", "böard/news", "event")]:
+        channel = made["channels"][f"exchange.{key}"]
+        assert channel["bindings"]["amqp"]["exchange"] == {
+            "name": name,
+            "type": "fanout",
+            "durable": True,
+            "autoDelete": False,
+            "vhost": "/",
+        }
+        assert f"`{default}`" in channel["description"]
+        operation = made["operations"][f"receive.{key}"]
+        assert (operation["action"], operation["channel"]) == ("receive", {"$ref": f"#/channels/exchange.{key}"})
+        assert len(operation["messages"]) == len(channel["messages"])
+
+
+def test_every_form_of_every_type_may_be_published() -> None:
+    made = document()
+    messages = made["channels"]["exchange.killmails"]["messages"]
+    forms = {"form.esi-killmail", "form.redisq-package", "form.r2z2-document"}
+    assert set(messages) == forms | {f"{kind}.{name}" for kind in ("event", "wrapped") for name in PACKAGED.types}
+    for key, reference in messages.items():
+        message = resolve(made, reference["$ref"])
+        expected = "killmail" if key in forms else key.partition(".")[2]
+        assert message["bindings"]["amqp"]["messageType"] == expected
+
+
+def test_wrapped_event_names_its_type_and_may_hold_a_foreign_form() -> None:
+    messages = document()["components"]["messages"]
+    members = messages["wrapped.statistics"]["payload"]["properties"]
+    assert members["type"] == {"type": "string", "const": "statistics"}
+    assert members["data"] == {"$ref": "#/components/schemas/statistics"}
+    forms = messages["wrapped.killmail"]["payload"]["properties"]["data"]["anyOf"]
+    assert forms[:2] == [{"$ref": f"#/components/schemas/{name}"} for name in ("killmail", "esi-killmail")]
+
+
+def test_redisq_package_may_be_in_its_package() -> None:
+    bare, packed = document()["components"]["messages"]["form.redisq-package"]["payload"]["anyOf"]
+    assert bare == packed["properties"]["package"] == {"$ref": "#/components/schemas/redisq-package"}
+    assert packed["required"] == ["package"]
+
+
+def test_rejected_event_says_why() -> None:
+    made = document()
+    assert made["channels"]["rejected"]["bindings"]["amqp"]["exchange"]["name"] == "bridge.rejected"
+    assert made["operations"]["sendRejected"]["action"] == "send"
+    headers = made["components"]["messages"]["rejected"]["headers"]["properties"]
+    assert headers["x-reject-reason"]["enum"] == list(Reason)
+
+
+def test_rejected_events_that_are_only_counted_are_not_described() -> None:
+    made = document(reject_exchange=None)
+    assert "rejected" not in made["channels"]
+    assert "sendRejected" not in made["operations"]
+    assert "rejected" not in made["components"]["messages"]
+
+
+def test_own_type_is_described_like_ours() -> None:
+    own = b'{"$defs": {"id": {"type": "integer"}}, "properties": {"id": {"$ref": "#/$defs/id"}}}'
+    made = document({**PACKAGED.documents, "fleet move.json": own})
+    message = made["components"]["messages"]["update.fleet_20_move"]
+    assert (message["name"], message["title"], "examples" in message) == ("update.fleet move", "fleet move", False)
+    assert message["payload"]["properties"]["type"]["const"] == "fleet move"
+    assert "event.fleet_20_move" in made["channels"]["exchange.killmails"]["messages"]
+    assert made["components"]["schemas"]["fleet_20_move"] == {
+        "definitions": {"id": {"type": "integer"}},
+        "properties": {"id": {"$ref": "#/components/schemas/fleet_20_move/definitions/id"}},
+    }
+
+
+def test_envelope_that_is_missing_is_still_three_members() -> None:
+    members = document({"fleet.json": b"{}"})["components"]["messages"]["update.fleet"]["payload"]["properties"]
+    assert members == {
+        "type": {"const": "fleet"},
+        "data": {"$ref": "#/components/schemas/fleet"},
+        "timestamp": {"type": "integer"},
+    }
+
+
+def test_draft_7_finds_the_examples_valid_and_others_not() -> None:
+    made = document()
+    checked = 0
+    for message in made["components"]["messages"].values():
+        validator = jsonschema_rs.Draft7Validator({**message["payload"], "components": made["components"]})
+        for example in message.get("examples", []):
+            assert validator.is_valid(example["payload"])
+            assert not validator.is_valid(1)
+            checked += 1
+    assert checked >= 3 * len(PACKAGED.types)

@@ -1,0 +1,133 @@
+"""Schemas of draft 2020-12, made into schemas of draft 7 in one document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridge.contract.draft07 import convert
+
+PLACE = "#/components/schemas"
+OTHER: dict[str, Any] = {
+    "$id": "https://example.org/schemas/other.json",
+    "type": "object",
+    "$defs": {"count": {"$anchor": "count", "type": "integer"}, "never": False},
+    "properties": {"a/b ü": {"type": "string"}},
+}
+
+
+def converted(schema: dict[str, Any]) -> Any:
+    """What becomes of the schema, which may refer to OTHER."""
+    return convert({"mine": {"$id": "urn:example:mine", **schema}, "other": OTHER}, PLACE)["mine"]
+
+
+def test_what_both_drafts_say_alike_stays_as_it_is() -> None:
+    schema = {
+        "title": "T",
+        "description": "D",
+        "x-identity": "/id",
+        "type": ["object", "null"],
+        "required": ["id"],
+        "examples": [{"id": 1}],
+        "properties": {"id": {"type": "integer", "minimum": 0, "enum": [1, 2]}, "any": True},
+        "additionalProperties": {"const": None},
+        "oneOf": [{"minProperties": 1}, {"not": {"maxProperties": 0}}],
+        "dependencies": {"a": ["b"], "c": {"required": ["d"]}},
+    }
+    assert converted(schema) == schema
+
+
+def test_keywords_of_no_draft_are_left_out() -> None:
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$vocabulary": {},
+        "schema": 1,
+        "additionalItems": 7,
+        "discriminator": {"propertyName": "kind"},
+        "title": "T",
+    }
+    assert converted(schema) == {"title": "T"}
+
+
+def test_definitions_and_tuples_get_their_old_names() -> None:
+    schema = {
+        "$defs": {"a": {"type": "string"}},
+        "properties": {
+            "pair": {"prefixItems": [{"type": "string"}, {"$ref": "#/$defs/a"}], "items": {"type": "integer"}},
+            "list": {"items": {"type": "number"}},
+        },
+    }
+    assert converted(schema) == {
+        "definitions": {"a": {"type": "string"}},
+        "properties": {
+            "pair": {
+                "items": [{"type": "string"}, {"$ref": f"{PLACE}/mine/definitions/a"}],
+                "additionalItems": {"type": "integer"},
+            },
+            "list": {"items": {"type": "number"}},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("reference", "place"),
+    [
+        ("#", "/mine"),
+        ("#/properties/list/prefixItems/0", "/mine/properties/list/items/0"),
+        ("#/properties/list/items", "/mine/properties/list/additionalItems"),
+        ("urn:example:mine", "/mine"),
+        ("https://example.org/schemas/other.json", "/other"),
+        ("https://example.org/schemas/other.json#", "/other"),
+        ("https://example.org/schemas/other.json#count", "/other/definitions/count"),
+        ("https://example.org/schemas/other.json#/$defs/never", "/other/definitions/never"),
+        ("https://example.org/schemas/other.json#/properties/a~1b%20%C3%BC", "/other/properties/a~1b%20%C3%BC"),
+        ("urn:example:inner", "/mine/definitions/inner"),
+        ("urn:example:inner#/$defs/x", "/mine/definitions/inner/definitions/x"),
+        ("#/$defs/inner/$defs/x", "/mine/definitions/inner/definitions/x"),
+        ("#tree", "/mine/definitions/tree"),
+    ],
+)
+@pytest.mark.parametrize("keyword", ["$ref", "$dynamicRef"])
+def test_reference_names_the_place_of_its_target(keyword: str, reference: str, place: str) -> None:
+    schema = {
+        "$defs": {
+            "inner": {"$id": "urn:example:inner", "$defs": {"x": {"type": "string"}}},
+            "tree": {"$dynamicAnchor": "tree"},
+        },
+        "properties": {"list": {"prefixItems": [{}], "items": {}}, "it": {keyword: reference}},
+    }
+    assert converted(schema)["properties"]["it"] == {"$ref": PLACE + place}
+
+
+def test_reference_is_relative_to_the_schema_that_it_stands_in() -> None:
+    inner = {"$id": "https://example.org/schemas/inner.json", "allOf": [{"$ref": "other.json"}, {"$ref": "#/$defs/x"}]}
+    schema = {"$defs": {"inner": {**inner, "$defs": {"x": {}}}, "x": {}}}
+    assert converted(schema)["definitions"]["inner"]["allOf"] == [
+        {"$ref": f"{PLACE}/other"},
+        {"$ref": f"{PLACE}/mine/definitions/inner/definitions/x"},
+    ]
+
+
+@pytest.mark.parametrize("reference", ["https://json-schema.org/draft/2020-12/schema", "#/x-own/shape", "#nowhere"])
+def test_reference_to_what_is_not_here_takes_everything(reference: str) -> None:
+    assert converted({"items": {"$ref": reference}})["items"] == {"$comment": f"as {reference} says"}
+
+
+def test_what_stands_beside_a_reference_still_holds() -> None:
+    schema = {"description": "D", "allOf": [{"minProperties": 1}], "$ref": "#/$defs/a", "$defs": {"a": {}}}
+    assert converted(schema) == {
+        "description": "D",
+        "definitions": {"a": {}},
+        "allOf": [{"minProperties": 1}, {"$ref": f"{PLACE}/mine/definitions/a"}],
+    }
+    assert schema["allOf"] == [{"minProperties": 1}]
+
+
+def test_what_tools_would_take_for_a_reference_is_left_out() -> None:
+    schema = {
+        "examples": [{"a": [{"$ref": "nowhere"}]}],
+        "default": {"$ref": 1},
+        "properties": {"$ref": {"type": "string"}, "a": {}},
+    }
+    assert converted(schema) == {"default": {"$ref": 1}, "properties": {"a": {}}}
