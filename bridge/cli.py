@@ -2,16 +2,27 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import click
 import uvloop
 
 from bridge import __version__, logs, settings
+from bridge.app import load_schemas
 from bridge.app import serve as run_bridge
-from bridge.errors import BridgeError
-from bridge.settings import FIELDS, PREFIX
+from bridge.broker.publisher import Publisher
+from bridge.commands.check import check as check_events
+from bridge.commands.progress import Progress
+from bridge.commands.publish import Count
+from bridge.commands.publish import publish as publish_events
+from bridge.contract.pipeline import Pipeline
+from bridge.errors import BridgeError, ConfigurationError
+from bridge.settings import FIELDS, PREFIX, Settings
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 EXIT_CODES = """\b
 Exit codes: 0 stopped as asked, 2 settings or schema files that can't be used, 3 the broker refuses (password,
@@ -24,10 +35,11 @@ def cli() -> None:
     """Broadcasts killmail events from RabbitMQ to WebSocket clients."""
 
 
-def _options() -> list[click.Parameter]:
+def _options(*names: str) -> list[click.Parameter]:
     """A flag for each setting. All are text here: the settings read them, and say all that is wrong at once."""
     options: list[click.Parameter] = []
-    for name, field in FIELDS.items():
+    for name in names:
+        field = FIELDS[name]
         default = field.metadata["default"]
         shown = "not set" if not default else "the host name" if name == "instance" else default
         # A flag without a value, as in --wait, means true.
@@ -45,11 +57,13 @@ def _options() -> list[click.Parameter]:
     return options
 
 
+def _settings(flags: Mapping[str, str | None]) -> Settings:
+    return settings.load({name: text for name, text in flags.items() if text is not None}, os.environ, Path(".env"))
+
+
 def _serve(**flags: str | None) -> None:
     try:
-        effective = settings.load(
-            {name: text for name, text in flags.items() if text is not None}, os.environ, Path(".env")
-        )
+        effective = _settings(flags)
         logs.configure(effective.log_level, effective.log_format)
         uvloop.run(run_bridge(effective))
     except BridgeError as error:
@@ -66,13 +80,121 @@ cli.add_command(
     click.Command(
         "serve",
         callback=_serve,
-        params=_options(),
+        params=_options(*FIELDS),
         help="Runs the bridge until SIGTERM or SIGINT.\n\nEach setting may be given as a flag, as a variable of the "
         "environment, as a line of the file .env, or, with _FILE behind the variable's name, in a file of its own. "
         "Brackets show the variable and the default.",
         epilog=EXIT_CODES,
     )
 )
+
+# Lazy: as many as a shell's pattern finds, each open only while it is read.
+_FILES: click.Parameter = click.Argument(
+    ["files"], type=click.File("rb", lazy=True), nargs=-1, default=["-"], metavar="[FILE|-]..."
+)
+_TYPE: click.Parameter = click.Option(
+    ["--type", "update_type"],
+    help="the update type of all events; without it, each may say its own, and is a killmail if it does not",
+)
+_EVENTS = "FILE (standard input unless given) holds JSON, or one event a line (NDJSON), as a bridge would get them."
+
+Files = tuple[BinaryIO, ...]
+
+
+def _check(files: Files, update_type: str | None, **flags: str | None) -> None:
+    try:
+        pipeline = _pipeline(_settings(flags), update_type)
+    except BridgeError as error:
+        _fail(error)
+    events = invalid = 0
+    for file in files:
+        with file:
+            found = check_events(file, file.name, update_type, pipeline, click.echo)
+        events, invalid = events + found[0], invalid + found[1]
+    click.echo(f"{events:,} events, {invalid:,} invalid", err=True)
+    sys.exit(1 if invalid else 0)
+
+
+cli.add_command(
+    click.Command(
+        "check",
+        callback=_check,
+        params=[_TYPE, *_options("schemas", "max_message_bytes"), _FILES],
+        help=f"Says what is wrong with events, without a broker: a line for each violation.\n\n{_EVENTS}",
+        epilog="Exit codes: 0 all are valid, 1 some are not, 2 options or files that can't be used.",
+    )
+)
+
+
+def _publish(files: Files, update_type: str | None, exchange: str | None, **flags: str | None) -> None:
+    count = Count()
+    progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
+    try:
+        effective = _settings(flags)
+        _pipeline(effective, update_type)
+
+        async def run() -> None:
+            async with Publisher(
+                ",".join(effective.amqp_url),
+                exchange or _exchange_of(effective, update_type),
+                schemas=effective.schemas,
+                max_message_bytes=effective.max_message_bytes,
+            ) as publisher:
+                for file in files:
+                    with file:
+                        await publish_events(
+                            file, file.name, update_type, publisher, count, progress.say, progress.tick
+                        )
+
+        uvloop.run(run())
+    except BridgeError as error:
+        progress.say(_summary(count))
+        _fail(error)
+    except KeyboardInterrupt:
+        progress.say(f"interrupted: {_summary(count)}")
+        # At once: a thread may be waiting for a pipe, and holds what an orderly end would close.
+        os._exit(INTERRUPTED)
+    progress.say(_summary(count))
+    sys.exit(1 if count.invalid else 0)
+
+
+cli.add_command(
+    click.Command(
+        "publish",
+        callback=_publish,
+        params=[
+            _TYPE,
+            click.Option(
+                ["--exchange"], help="where to; without it, the exchange that BRIDGE_EXCHANGES has for the type"
+            ),
+            *_options("amqp_url", "schemas", "max_message_bytes"),
+            _FILES,
+        ],
+        help="Publishes events to RabbitMQ, each validated before and confirmed after; says what is wrong with those "
+        f"that are invalid, and goes on.\n\n{_EVENTS}",
+        epilog="""\b
+Exit codes: 0 all are published, 1 some are invalid or were not confirmed, 2 options or files that can't be used,
+3 the broker refuses.""",
+    )
+)
+
+
+def _pipeline(effective: Settings, update_type: str | None) -> Pipeline:
+    schemas = load_schemas(effective)
+    if update_type is not None and update_type not in schemas.types:
+        known = ", ".join(sorted(schemas.types))
+        raise ConfigurationError([f"--type {update_type}: there is no schema for this type; known: {known}"])
+    return Pipeline(schemas, effective.max_message_bytes)
+
+
+def _exchange_of(effective: Settings, update_type: str | None) -> str:
+    exchanges = effective.exchanges
+    return next((name for name, carried in exchanges.items() if carried == update_type), next(iter(exchanges)))
+
+
+def _summary(count: Count) -> str:
+    unheard = f"; {count.unheard:,} of them reached no queue: no bridge is consuming" if count.unheard else ""
+    return f"{count.published:,} published, {count.invalid:,} invalid{unheard}"
 
 
 @cli.command()

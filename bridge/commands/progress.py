@@ -1,0 +1,47 @@
+"""One line that says how far a long command is, and lines of its own between."""
+
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+FIRST_S = 1.0
+"""What takes less time than this needs no line."""
+
+ON_TERMINAL_S, IN_LOG_S = 0.2, 10.0
+"""How often it is said: over itself on a terminal, as one more line elsewhere."""
+
+
+class Progress:
+    """Says how far it is on `stream`, now and then."""
+
+    def __init__(self, stream: TextIO, text: Callable[[], str]) -> None:
+        self._stream = stream
+        self._text = text
+        self._on_terminal = stream.isatty()
+        self._next_s = time.monotonic() + FIRST_S
+        self._shown = False
+
+    def tick(self) -> None:
+        """To be called often: says how far it is where it is time for that."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + (ON_TERMINAL_S if self._on_terminal else IN_LOG_S)
+        if self._on_terminal:
+            self._clear()
+            self._stream.write(self._text())
+            self._stream.flush()
+            self._shown = True
+        else:
+            self.say(self._text())
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._clear()
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _clear(self) -> None:
+        if self._shown:
+            self._stream.write("\r\x1b[K")
+            self._shown = False

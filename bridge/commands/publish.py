@@ -1,0 +1,106 @@
+"""`edk-bridge publish`: events from a file or a pipe to the broker, in order, each validated and confirmed."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+
+from bridge.broker.publisher import InvalidUpdate, Publisher
+from bridge.commands.check import DEFAULT_TYPE, sentence
+from bridge.commands.documents import Document, documents
+from bridge.errors import BridgeError
+
+UNDER_WAY = 500
+"""Confirms that may be outstanding at once: enough to keep the line to the broker full."""
+
+
+class Interrupted(BridgeError):
+    """Publishing ended before the end of the input. Its text says where."""
+
+    def __init__(self, text: str, cause: Exception) -> None:
+        super().__init__(text)
+        if isinstance(cause, BridgeError):
+            self.exit_code = cause.exit_code
+
+
+@dataclass(slots=True)
+class Count:
+    """How far it is, in events."""
+
+    published: int = 0
+    """Confirmed by the broker."""
+    unheard: int = 0
+    """Of these, those for which no queue was bound to the exchange."""
+    invalid: int = 0
+    line: int = 0
+    """Where the newest one begins that was read."""
+
+
+async def publish(
+    lines: Iterable[bytes],
+    name: str,
+    update_type: str | None,
+    publisher: Publisher,
+    count: Count,
+    say: Callable[[str], None],
+    progress: Callable[[], None],
+) -> None:
+    """Publishes every valid event and says what is wrong with the others, counting both; `progress` hears of each.
+
+    Raises Interrupted where the broker no longer confirms.
+    """
+    free = asyncio.Semaphore(UNDER_WAY)
+    # By their number, the oldest first; to the lines where they begin.
+    under_way: dict[int, int] = {}
+
+    async def send(number: int, document: Document) -> None:
+        try:
+            heard = await publisher.publish(document.body, update_type, DEFAULT_TYPE)
+        except InvalidUpdate as error:
+            count.invalid += 1
+            say(f"{name}:{sentence(document, error.rejected)}")
+        else:
+            count.published += 1
+            count.unheard += not heard
+        free.release()
+        del under_way[number]
+        progress()
+
+    try:
+        async with asyncio.TaskGroup() as sending:
+            number = 0
+            async for document in _read(lines):
+                await free.acquire()
+                number += 1
+                count.line = under_way[number] = document.line
+                sending.create_task(send(number, document))
+    except* (OSError, BridgeError) as group:
+        first, cause = next(iter(under_way.values()), count.line), group.exceptions[0]
+        raise Interrupted(
+            f"{cause}\n{name}:{first}: not confirmed; what follows may not be published either", cause
+        ) from None
+
+
+async def _read(lines: Iterable[bytes]) -> AsyncIterator[Document]:
+    """The events, read in a thread that nobody waits for: a pipe may be silent for ever, and Ctrl-C ends it all."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Queue[Document | Exception | None] = asyncio.Queue()
+    room = threading.Semaphore(UNDER_WAY)
+
+    def read() -> None:
+        end = None
+        try:
+            for document in documents(lines):
+                room.acquire()
+                loop.call_soon_threadsafe(found.put_nowait, document)
+        except Exception as error:
+            end = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(found.put_nowait, end)
+
+    threading.Thread(target=read, name="read events", daemon=True).start()
+    while (document := await found.get()) is not None:
+        if isinstance(document, Exception):
+            raise document
+        room.release()
+        yield document
