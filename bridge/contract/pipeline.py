@@ -133,7 +133,7 @@ class Pipeline:
         except orjson.JSONDecodeError as error:
             return Rejected(Reason.NOT_JSON, f"the body is not JSON: {printable(str(error))}")
 
-        name, pointer = event.type, ""
+        name, pointer = event.type or None, ""
         if (
             isinstance(data, dict)
             and "data" in data
@@ -149,7 +149,8 @@ class Pipeline:
                     "/type",
                 )
             name, data, pointer = wrapped_type, data["data"], "/data"
-        name = name or event.default_type
+        if name is None:
+            name = event.default_type
         update_type = self._types.get(name) if name is not None else None
         if update_type is None:
             return Rejected(Reason.UNKNOWN_TYPE, self._unknown(name), "/type" if pointer else "")

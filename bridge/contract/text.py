@@ -5,16 +5,21 @@ LIMIT = 400
 
 
 def printable(text: str, limit: int = LIMIT) -> str:
-    """Escapes what is not printable, and cuts the middle out of what is longer than `limit` characters.
+    """Escapes what is not printable, and cuts the middle out of what is longer than `limit` characters then.
 
     The middle, because a violation starts with the value that came and ends with what was expected.
     """
-    if len(text) > limit:
-        half = limit // 2
-        text = f"{text[:half]} ... {text[-half:]}"
+    text = _cut(text, limit)
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def json_pointer(path: "list[str | int]") -> str:

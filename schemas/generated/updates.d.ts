@@ -198,63 +198,9 @@ export interface EsiKillmail {
     [k: string]: unknown;
   }[];
   /**
-   * What zKillboard adds; not read by the bridge, and of any shape.
+   * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
    */
-  zkb?: {
-    /**
-     * The id of the nearest celestial.
-     */
-    locationID?: unknown;
-    /**
-     * The killmail's hash, which ESI asks for together with its id.
-     */
-    hash?: unknown;
-    /**
-     * The value of what was fitted, in ISK.
-     */
-    fittedValue?: unknown;
-    /**
-     * The value of what dropped, in ISK.
-     */
-    droppedValue?: unknown;
-    /**
-     * The value of what was destroyed, in ISK.
-     */
-    destroyedValue?: unknown;
-    /**
-     * The value of all of it, in ISK.
-     */
-    totalValue?: unknown;
-    /**
-     * zKillboard's points for the kill.
-     */
-    points?: unknown;
-    /**
-     * Whether all attackers are NPCs.
-     */
-    npc?: unknown;
-    /**
-     * Whether zKillboard counts it as a solo kill.
-     */
-    solo?: unknown;
-    /**
-     * Whether an attacker is of the victim's own corporation.
-     */
-    awox?: unknown;
-    /**
-     * zKillboard's labels for the kill.
-     */
-    labels?: unknown;
-    /**
-     * How many attackers there are.
-     */
-    attackerCount?: unknown;
-    /**
-     * Where ESI has the killmail.
-     */
-    href?: unknown;
-    [k: string]: unknown;
-  };
+  zkb?: unknown;
   [k: string]: unknown;
 }
 
@@ -405,63 +351,9 @@ export interface R2Z2Document {
   hash?: unknown;
   esi: EsiKillmail;
   /**
-   * What zKillboard adds; not read by the bridge, and of any shape.
+   * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
    */
-  zkb?: {
-    /**
-     * The id of the nearest celestial.
-     */
-    locationID?: unknown;
-    /**
-     * The killmail's hash, which ESI asks for together with its id.
-     */
-    hash?: unknown;
-    /**
-     * The value of what was fitted, in ISK.
-     */
-    fittedValue?: unknown;
-    /**
-     * The value of what dropped, in ISK.
-     */
-    droppedValue?: unknown;
-    /**
-     * The value of what was destroyed, in ISK.
-     */
-    destroyedValue?: unknown;
-    /**
-     * The value of all of it, in ISK.
-     */
-    totalValue?: unknown;
-    /**
-     * zKillboard's points for the kill.
-     */
-    points?: unknown;
-    /**
-     * Whether all attackers are NPCs.
-     */
-    npc?: unknown;
-    /**
-     * Whether zKillboard counts it as a solo kill.
-     */
-    solo?: unknown;
-    /**
-     * Whether an attacker is of the victim's own corporation.
-     */
-    awox?: unknown;
-    /**
-     * zKillboard's labels for the kill.
-     */
-    labels?: unknown;
-    /**
-     * How many attackers there are.
-     */
-    attackerCount?: unknown;
-    /**
-     * Where ESI has the killmail.
-     */
-    href?: unknown;
-    [k: string]: unknown;
-  };
+  zkb?: unknown;
   /**
    * When zKillboard made the document, in Unix seconds.
    */
@@ -483,63 +375,9 @@ export interface RedisqPackage {
   killID?: unknown;
   killmail: EsiKillmail;
   /**
-   * What zKillboard adds; not read by the bridge, and of any shape.
+   * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
    */
-  zkb?: {
-    /**
-     * The id of the nearest celestial.
-     */
-    locationID?: unknown;
-    /**
-     * The killmail's hash, which ESI asks for together with its id.
-     */
-    hash?: unknown;
-    /**
-     * The value of what was fitted, in ISK.
-     */
-    fittedValue?: unknown;
-    /**
-     * The value of what dropped, in ISK.
-     */
-    droppedValue?: unknown;
-    /**
-     * The value of what was destroyed, in ISK.
-     */
-    destroyedValue?: unknown;
-    /**
-     * The value of all of it, in ISK.
-     */
-    totalValue?: unknown;
-    /**
-     * zKillboard's points for the kill.
-     */
-    points?: unknown;
-    /**
-     * Whether all attackers are NPCs.
-     */
-    npc?: unknown;
-    /**
-     * Whether zKillboard counts it as a solo kill.
-     */
-    solo?: unknown;
-    /**
-     * Whether an attacker is of the victim's own corporation.
-     */
-    awox?: unknown;
-    /**
-     * zKillboard's labels for the kill.
-     */
-    labels?: unknown;
-    /**
-     * How many attackers there are.
-     */
-    attackerCount?: unknown;
-    /**
-     * Where ESI has the killmail.
-     */
-    href?: unknown;
-    [k: string]: unknown;
-  };
+  zkb?: unknown;
   [k: string]: unknown;
 }
 

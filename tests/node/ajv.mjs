@@ -12,8 +12,7 @@ import Ajv from "ajv/dist/2020.js";
 import addFormats from "ajv-formats";
 
 const folder = process.argv[2];
-// Without strictTypes: zkb may be anything, and has properties that say what it has where it is an object.
-const ajv = new Ajv({ strict: true, strictTypes: false, allErrors: true });
+const ajv = new Ajv({ strict: true, allErrors: true });
 addFormats(ajv);
 ajv.addVocabulary(["x-identity", "x-role", "x-form-of"]);
 

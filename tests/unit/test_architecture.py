@@ -13,6 +13,7 @@ import bridge
 ROOT = Path(bridge.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 AMQP = {"aio_pika", "aiormq", "pamqp"}
+CLOCKS = {"now", "today", "utcnow"}
 MAX_LINES = 300
 
 
@@ -76,6 +77,16 @@ def breaches(paths: list[Path], *forbidden: str, but: tuple[str, ...] = ()) -> l
     ]
 
 
+def clocks_of(source: str) -> list[str]:
+    """The names in a source by which it would read the clock; `datetime` itself may be imported, to format."""
+    names = [
+        node.attr if isinstance(node, ast.Attribute) else node.id
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute | ast.Name)
+    ]
+    return [name for name in names if name in CLOCKS]
+
+
 def without(*packages: str) -> list[Path]:
     inside = set(under(*packages))
     return [path for path in MODULES if path not in inside]
@@ -103,7 +114,23 @@ def test_contract_imports_nothing_else_of_the_bridge() -> None:
 
 
 def test_contract_knows_no_sockets_and_no_clock() -> None:
-    assert breaches(under("bridge.contract"), "asyncio", "socket", "time", "datetime", "structlog", "logging") == []
+    contract = under("bridge.contract")
+    assert breaches(contract, "asyncio", "socket", "time", "structlog", "logging") == []
+    assert [f"{name_of(path)} {clock}" for path in contract for clock in clocks_of(path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "clocks"),
+    [
+        ("datetime.now(UTC)", ["now"]),
+        ("x = datetime.datetime.utcnow", ["utcnow"]),
+        ("def f():\n return date.today()", ["today"]),
+        ("now()", ["now"]),
+        ("datetime.fromtimestamp(now_ms, UTC)", []),
+    ],
+)
+def test_clocks_are_found_wherever_they_stand(source: str, clocks: list[str]) -> None:
+    assert clocks_of(source) == clocks
 
 
 def test_broker_and_fanout_do_not_import_each_other() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import orjson
 import pytest
 
 from bridge.contract import catalog
-from bridge.contract.catalog import Catalog, SchemaError, Violation
+from bridge.contract.catalog import Catalog, Schema, SchemaError, Violation
 from tests.support.killmail import EXAMPLE
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 MAXIMUM = 2**53 - 1
 PACKAGED = catalog.load([catalog.PACKAGED])
 KILLMAIL = PACKAGED.types["killmail"]
+TYPES = {"killmail", "statistics", "entity-activity", "price-update", "event"}
+FORMS = {"esi-killmail", "redisq-package", "r2z2-document"}
 
 
 def folder_of(folder: Path, **files: bytes | dict[str, Any] | list[Any] | bool) -> Path:
@@ -33,12 +37,17 @@ def load(folder: Path, **files: bytes | dict[str, Any] | list[Any] | bool) -> Ca
 # What comes with the bridge
 
 
-def test_packaged_types_are_killmail_alone() -> None:
-    assert set(PACKAGED.types) == {"killmail"}
+def test_packaged_types_are_those_of_the_specification() -> None:
+    assert set(PACKAGED.types) == TYPES
+
+
+def test_packaged_forms_are_those_that_sources_give() -> None:
+    assert set(PACKAGED.forms) == FORMS
+    assert {form.identity for form in PACKAGED.forms.values()} == {None}
 
 
 def test_packaged_files_are_served_byte_for_byte() -> None:
-    assert set(PACKAGED.documents) == {"killmail.json", "update.json"}
+    assert set(PACKAGED.documents) == {f"{name}.json" for name in TYPES | FORMS | {"update"}}
     for name, content in PACKAGED.documents.items():
         assert content == (catalog.PACKAGED / name).read_bytes()
 
@@ -47,9 +56,18 @@ def test_example_of_the_specification_is_valid() -> None:
     assert KILLMAIL.violation(EXAMPLE) is None
 
 
-def test_examples_in_the_schema_are_valid() -> None:
-    examples = orjson.loads(PACKAGED.documents["killmail.json"])["examples"]
-    assert examples == [EXAMPLE]
+def test_example_in_the_schema_of_killmails_is_that_of_the_specification() -> None:
+    assert orjson.loads(PACKAGED.documents["killmail.json"])["examples"] == [EXAMPLE]
+
+
+@pytest.mark.parametrize("schema", [*PACKAGED.types.values(), *PACKAGED.forms.values()], ids=lambda schema: schema.name)
+def test_examples_in_each_schema_are_valid_and_another_shape_is_not(schema: Schema) -> None:
+    examples = orjson.loads(PACKAGED.documents[f"{schema.name}.json"])["examples"]
+    assert examples
+    for example in examples:
+        assert schema.violation(example) is None
+        assert list(schema.violations(example)) == []
+    assert schema.violation({}) is not None
 
 
 @pytest.mark.parametrize("member", ["victimId", "victimCorporationId", "victimAllianceId"])
@@ -113,25 +131,33 @@ def test_data_that_is_no_object_is_a_violation_of_the_whole(data: object) -> Non
     assert violation.pointer == ""
 
 
-def test_several_violations_are_counted() -> None:
-    violation = KILLMAIL.violation({})
-    assert violation is not None
-    assert violation.sentence.endswith("is missing (and 4 more)")
+def test_one_violation_is_named_where_there_are_several_and_all_of_them_on_demand() -> None:
+    data = {**EXAMPLE, "killmailId": -1, "systemId": "x", "shipTypeId": None}
+    found = list(KILLMAIL.violations(data))
+    assert {violation.pointer for violation in found} == {"/killmailId", "/systemId", "/shipTypeId"}
+    assert KILLMAIL.violation(data) in found
+
+
+def test_validator_that_contradicts_itself_is_a_fault_of_ours() -> None:
+    contradictory = Mock(is_valid=Mock(return_value=False))
+    with pytest.raises(AssertionError, match="contradicts itself"):
+        dataclasses.replace(KILLMAIL, validator=contradictory).violation({})
 
 
 # A folder of one's own
 
 
 def test_adding_a_type_is_adding_a_file(tmp_path: Path) -> None:
-    loaded = catalog.load([catalog.PACKAGED, folder_of(tmp_path, statistics={"type": "object"})])
-    assert set(loaded.types) == {"killmail", "statistics"}
-    assert set(loaded.documents) == {"killmail.json", "update.json", "statistics.json"}
+    loaded = catalog.load([catalog.PACKAGED, folder_of(tmp_path, weather={"type": "object"})])
+    assert set(loaded.types) == TYPES | {"weather"}
+    assert set(loaded.documents) == {*PACKAGED.documents, "weather.json"}
 
 
 def test_file_with_a_role_is_served_and_no_type(tmp_path: Path) -> None:
-    loaded = load(tmp_path, statistics={}, envelope={"x-role": "envelope"})
+    loaded = load(tmp_path, statistics={}, envelope={"x-role": "envelope"}, raw={"x-role": "form"})
     assert set(loaded.types) == {"statistics"}
-    assert set(loaded.documents) == {"statistics.json", "envelope.json"}
+    assert set(loaded.forms) == {"raw"}
+    assert set(loaded.documents) == {"statistics.json", "envelope.json", "raw.json"}
 
 
 def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
@@ -148,11 +174,11 @@ def test_schema_has_an_id_of_its_own_or_one_from_its_name(tmp_path: Path) -> Non
 def test_schema_may_refer_to_another_file(tmp_path: Path) -> None:
     own = folder_of(
         tmp_path,
-        event={"properties": {"systemId": {"$ref": "urn:edk-bridge:schema:killmail#/$defs/id"}}},
-        other={"items": {"$ref": "urn:edk-bridge:schema:event"}},
+        weather={"properties": {"systemId": {"$ref": "urn:edk-bridge:schema:killmail#/properties/systemId"}}},
+        other={"items": {"$ref": "urn:edk-bridge:schema:weather"}},
     )
     types = catalog.load([catalog.PACKAGED, own]).types
-    assert types["event"].violation({"systemId": 30000142}) is None
+    assert types["weather"].violation({"systemId": 30000142}) is None
     violation = types["other"].violation([{"systemId": 1}, {"systemId": -1}])
     assert violation is not None
     assert violation.pointer == "/1/systemId"

@@ -207,18 +207,28 @@ def test_body_of_300_levels_is_nested_too_deeply(anything: Pipeline, *, wrapped:
     assert "nested too deeply" in outcome.detail
 
 
-@pytest.mark.parametrize("kind", ["statistics", "Killmail", "killmail ", "killmail.json", "x\n" * 5000])
+KNOWN = "known types: entity-activity, event, killmail, price-update, statistics"
+
+
+@pytest.mark.parametrize("kind", ["update", "Killmail", "killmail ", "killmail.json", "x\n" * 5000])
 def test_type_without_a_schema_is_unknown_and_the_known_ones_are_named(kind: str) -> None:
     outcome = rejected(EXAMPLE, kind=kind)
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
-    assert outcome.detail.endswith("known types: killmail")
+    assert outcome.detail.endswith(KNOWN)
     assert len(outcome.detail) < 500
 
 
 def test_wrapped_type_without_a_schema_is_pointed_at() -> None:
-    outcome = rejected({"type": "statistics", "data": {}})
+    outcome = rejected({"type": "weather", "data": {}})
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "/type")
-    assert "'statistics'" in outcome.detail
+    assert "'weather'" in outcome.detail
+
+
+@pytest.mark.parametrize("form", ["esi-killmail", "redisq-package", "r2z2-document"])
+def test_form_named_as_a_type_is_unknown_and_the_right_type_is_said(form: str) -> None:
+    outcome = rejected({}, kind=form)
+    assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
+    assert outcome.detail.endswith("publish it with the type killmail")
 
 
 @pytest.mark.parametrize("kind", [None, ""])
@@ -226,6 +236,7 @@ def test_no_type_anywhere_is_unknown(kind: str | None) -> None:
     outcome = rejected(EXAMPLE, kind=kind, default=None)
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
     assert "no default type" in outcome.detail
+    assert outcome.detail.endswith(KNOWN)
 
 
 def test_type_property_that_contradicts_the_envelope_is_a_violation() -> None:
@@ -287,9 +298,9 @@ def test_control_characters_are_escaped_in_the_detail() -> None:
 
 
 def test_update_of_another_shape_carries_no_schema_of_killmails(tmp_path: Path) -> None:
-    (tmp_path / "event.json").write_text('{"$id": "urn:example:event", "type": "object"}')
+    (tmp_path / "weather.json").write_text('{"$id": "urn:example:weather", "type": "object"}')
     pipeline = Pipeline(catalog.load([catalog.PACKAGED, tmp_path]), MAX_BYTES)
-    assert rejected([], kind="event", pipeline=pipeline).schema == "urn:example:event"
+    assert rejected([], kind="weather", pipeline=pipeline).schema == "urn:example:weather"
     assert rejected([], kind="killmail", pipeline=pipeline).schema == "urn:edk-bridge:schema:killmail"
 
 

@@ -27,7 +27,7 @@ class Scene:
     """A relay with one client, and a loop that is turned by hand."""
 
     def __init__(self, folder: Path, exchanges: Mapping[str, str]) -> None:
-        (folder / "event.json").write_text('{"type": "object"}')
+        (folder / "weather.json").write_text('{"type": "object"}')
         self.pipeline = Pipeline(catalog.load([catalog.PACKAGED, folder]), 100_000)
         self.turns = Turns()
         self.metrics = Metrics()
@@ -136,10 +136,10 @@ def test_rejected_event_does_not_make_a_later_one_a_duplicate(scene: Scene) -> N
 
 def test_update_without_an_identity_is_sent_each_time(scene: Scene) -> None:
     for _ in range(2):
-        scene.deliver({}, message_type="event")
+        scene.deliver({}, message_type="weather")
     scene.turns.turn()
     assert len(scene.sent) == 2
-    assert scene.count("bridge_updates_total", type="event") == 2
+    assert scene.count("bridge_updates_total", type="weather") == 2
 
 
 def test_redelivery_is_counted_and_sent_where_it_was_not_sent_before(scene: Scene) -> None:
@@ -171,17 +171,17 @@ def test_encoding_of_the_message_is_looked_at(scene: Scene) -> None:
     assert scene.rejects.taken[0][1].reason is Reason.UNSUPPORTED_ENCODING
 
 
-BOTH = {"killmails": "killmail", "events": "event"}
+BOTH = {"killmails": "killmail", "events": "weather"}
 
 
 @pytest.mark.parametrize(
     ("exchanges", "exchange", "message_type", "update_type"),
     [
         (BOTH, "killmails", None, "killmail"),
-        (BOTH, "events", None, "event"),
-        (BOTH, "events", "", "event"),
+        (BOTH, "events", None, "weather"),
+        (BOTH, "events", "", "weather"),
         (BOTH, "events", "killmail", "killmail"),
-        (BOTH, "elsewhere", "event", "event"),
+        (BOTH, "elsewhere", "weather", "weather"),
         ({"killmails": "killmail"}, "elsewhere", None, "killmail"),
         ({"killmails": "killmail"}, "", None, "killmail"),
         ({"killmails": "killmail", "more": "killmail"}, "elsewhere", None, "killmail"),

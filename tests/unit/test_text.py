@@ -47,8 +47,12 @@ def test_limit_may_be_given() -> None:
 def test_any_text_becomes_printable_and_bounded(text: str, limit: int) -> None:
     shown = printable(text, limit)
     assert shown.isprintable()
-    # Ten characters are the longest escape.
-    assert len(shown) <= 10 * (limit + len(" ... "))
+    assert len(shown) <= limit + len(" ... ")
+
+
+def test_escapes_count_towards_the_limit() -> None:
+    shown = printable("\U000e0001" * LIMIT)
+    assert shown == "\\U000e0001" * (LIMIT // 20) + " ... " + "\\U000e0001" * (LIMIT // 20)
 
 
 @pytest.mark.parametrize(

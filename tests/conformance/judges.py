@@ -1,0 +1,51 @@
+"""Two validators that must agree: jsonschema-rs, as the bridge uses it, and Ajv, as many clients will.
+
+A case is the name of a schema and a JSON text; a judgement is the JSON Pointers of all that is wrong, empty where the
+text is valid. Each parses the text with its own language's means: orjson, and JSON.parse.
+"""
+
+import subprocess
+from collections.abc import Sequence
+
+import jsonschema_rs
+import orjson
+
+from bridge.contract.catalog import PACKAGED
+from bridge.contract.text import json_pointer
+from tests.support.prepare import NODE
+
+Case = tuple[str, bytes]
+Judgement = frozenset[str]
+
+SCHEMAS = {file.stem: orjson.loads(file.read_bytes()) for file in sorted(PACKAGED.glob("*.json"))}
+"""All schema files by name, those that the bridge validates nothing with included."""
+
+_REGISTRY = jsonschema_rs.Registry([(schema["$id"], schema) for schema in SCHEMAS.values()])
+_VALIDATORS = {
+    name: jsonschema_rs.Draft202012Validator(schema, registry=_REGISTRY, validate_formats=True)
+    for name, schema in SCHEMAS.items()
+}
+
+
+def jsonschema(cases: Sequence[Case]) -> list[Judgement]:
+    """As jsonschema-rs judges."""
+    return [frozenset(map(_pointer, _VALIDATORS[schema].iter_errors(orjson.loads(text)))) for schema, text in cases]
+
+
+def _pointer(error: jsonschema_rs.ValidationError) -> str:
+    path: list[str | int] = list(error.instance_path)
+    kind = error.kind
+    if isinstance(kind, jsonschema_rs.ValidationErrorKind.Required):
+        path.append(str(kind.property))
+    return json_pointer(path)
+
+
+def ajv(node: str, cases: Sequence[Case]) -> list[Judgement]:
+    """As Ajv judges, in one process of the node command that is given."""
+    lines = b"".join(orjson.dumps({"schema": schema, "text": text.decode()}) + b"\n" for schema, text in cases)
+    answer = subprocess.run(
+        [node, "ajv.mjs", str(PACKAGED.resolve())], cwd=NODE, input=lines, stdout=subprocess.PIPE, check=True
+    ).stdout
+    judgements = [frozenset[str](orjson.loads(line)) for line in answer.splitlines()]
+    assert len(judgements) == len(cases)
+    return judgements

@@ -1,0 +1,423 @@
+"""The foreign forms of a killmail: recognised by shape, held against their own schema, made into the update's data."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.contract import catalog, forms
+from bridge.contract.envelope import date_time
+from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from tests.support.forms import ESI, ZKB, packaged, r2z2, redisq, wrapped
+from tests.support.killmail import EXAMPLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOW_MS = 1729593000007
+NOW = "2024-10-22T10:30:00.007Z"
+PIPELINE = Pipeline(catalog.load([catalog.PACKAGED]), 4 * 2**20)
+CONVERTED = {
+    **{name: value for name, value in EXAMPLE.items() if name != "timestamp"},
+    "timestamp": NOW,
+    "attackerCount": 2,
+    "killmailTime": "2024-10-22T10:14:51Z",
+}
+VICTIM = [("victimId", "character_id"), ("victimCorporationId", "corporation_id"), ("victimAllianceId", "alliance_id")]
+
+
+class Form(NamedTuple):
+    """A way in which a raw killmail may come."""
+
+    name: str
+    made_of: Callable[[Any], Any]
+    pointer: str
+    """Where the raw killmail is in it."""
+    schema: str
+
+
+def in_envelope(form: Form) -> Form:
+    return Form(f"{form.name}, wrapped", lambda raw: wrapped(form.made_of(raw)), f"/data{form.pointer}", form.schema)
+
+
+FORMS = [
+    Form("ESI", lambda raw: raw, "", "esi-killmail"),
+    Form("RedisQ", redisq, "/killmail", "redisq-package"),
+    Form("RedisQ in a package", lambda raw: packaged(redisq(raw)), "/package/killmail", "redisq-package"),
+    Form("R2Z2", r2z2, "/esi", "r2z2-document"),
+]
+FORMS += map(in_envelope, FORMS.copy())
+each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+
+
+def processed(body: object, *, default: str = "killmail", pipeline: Pipeline = PIPELINE) -> Accepted | Rejected:
+    event = Event(json.dumps(body).encode(), None, default, None)
+    outcome = pipeline.process(event, NOW_MS)
+    assert isinstance(outcome, Accepted) == (pipeline.problems(event) == [])
+    return outcome
+
+
+def accepted(body: object, **options: Any) -> Accepted:
+    outcome = processed(body, **options)
+    assert isinstance(outcome, Accepted), outcome
+    return outcome
+
+
+def data_of(body: object, **options: Any) -> dict[str, Any]:
+    """The data of the update that the body becomes, its members in order."""
+    update = json.loads(accepted(body, **options).payload)
+    assert list(update) == ["type", "data", "timestamp"]
+    assert update["timestamp"] == NOW_MS
+    data = update["data"]
+    assert isinstance(data, dict)
+    return data
+
+
+def rejected(body: object, **options: Any) -> Rejected:
+    outcome = processed(body, **options)
+    assert isinstance(outcome, Rejected), outcome
+    assert outcome.detail.isprintable()
+    return outcome
+
+
+def without(document: dict[str, Any], *members: str) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in members}
+
+
+def with_victim(**members: Any) -> dict[str, Any]:
+    return {**ESI, "victim": {**ESI["victim"], **members}}
+
+
+# What becomes of a killmail
+
+
+@each_form
+def test_killmail_in_any_form_becomes_the_data_of_an_update_in_the_order_of_the_specification(form: Form) -> None:
+    data = data_of(form.made_of(ESI))
+    assert data == CONVERTED
+    assert list(data) == [*EXAMPLE, "killmailTime"]
+
+
+@each_form
+@pytest.mark.parametrize(("ours", "theirs"), VICTIM)
+@pytest.mark.parametrize("value", [1, 0, None, 2**31, 2**53 - 1])
+def test_victim_id_is_delivered_as_it_is(form: Form, ours: str, theirs: str, value: int | None) -> None:
+    assert data_of(form.made_of(with_victim(**{theirs: value}))) == {**CONVERTED, ours: value}
+
+
+@each_form
+@pytest.mark.parametrize(("ours", "theirs"), VICTIM)
+def test_victim_id_that_is_missing_is_left_out(form: Form, ours: str, theirs: str) -> None:
+    data = data_of(form.made_of({**ESI, "victim": without(ESI["victim"], theirs)}))
+    assert list(data) == list(without(dict.fromkeys([*EXAMPLE, "killmailTime"]), ours))
+
+
+@each_form
+def test_victim_without_any_id_leaves_five_members_and_the_time(form: Form) -> None:
+    data = data_of(form.made_of({**ESI, "victim": {"ship_type_id": 35832}}))
+    assert list(data) == ["killmailId", "timestamp", "systemId", "shipTypeId", "attackerCount", "killmailTime"]
+    assert data["shipTypeId"] == 35832
+
+
+@each_form
+def test_killmail_without_its_time_becomes_an_update_without_one(form: Form) -> None:
+    assert data_of(form.made_of(without(ESI, "killmail_time"))) == without(CONVERTED, "killmailTime")
+
+
+@each_form
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_attackers_are_counted(form: Form, count: int) -> None:
+    assert data_of(form.made_of({**ESI, "attackers": [{}] * count}))["attackerCount"] == count
+
+
+@each_form
+def test_members_that_no_update_has_do_not_come_along(form: Form) -> None:
+    raw = with_victim(faction_id=500001, zkb=ZKB, more=1)
+    raw |= {"killmail_hash": "0123", "zkb": ZKB, "moon_id": 40000001, "war_id": 1, "more": {"deep": [1]}}
+    assert data_of(form.made_of(raw)) == CONVERTED
+
+
+@each_form
+def test_id_in_the_killmail_counts_before_the_one_beside_it(form: Form) -> None:
+    assert data_of(form.made_of({**ESI, "killmail_id": 7}))["killmailId"] == 7
+
+
+def test_raw_killmail_that_names_its_hash_or_not_is_the_same() -> None:
+    with_hash = accepted({**ESI, "killmail_hash": ZKB["hash"], "zkb": ZKB})
+    assert with_hash == accepted(ESI)
+
+
+def test_whatever_is_beside_a_package_is_let_through() -> None:
+    assert data_of({**packaged(redisq(ESI)), "more": 1, "killID": None}) == CONVERTED
+
+
+@pytest.mark.parametrize("timestamp_ms", [NOW_MS, 0])
+def test_timestamp_of_the_data_is_the_moment_of_conversion(timestamp_ms: int) -> None:
+    foreign = forms.recognise(ESI)
+    assert isinstance(foreign, forms.Foreign)
+    assert forms.convert(foreign, timestamp_ms)["timestamp"] == date_time(timestamp_ms)
+
+
+# What identifies it
+
+
+@each_form
+def test_identity_of_a_kill_is_the_same_in_any_form_and_as_an_update(form: Form) -> None:
+    assert accepted(form.made_of(ESI)).identity == accepted(EXAMPLE).identity == ("killmail", 123456789)
+
+
+@each_form
+def test_identity_of_another_kill_is_another(form: Form) -> None:
+    assert accepted(form.made_of({**ESI, "killmail_id": 0})).identity == ("killmail", 0)
+
+
+# Which form it is
+
+
+@pytest.mark.parametrize(
+    ("data", "form", "pointer", "killmail"),
+    [
+        (ESI, "esi-killmail", "", None),
+        ({"killmail_id": 1}, "esi-killmail", "", None),
+        ({"victim": 1, "attackers": 1}, "esi-killmail", "", None),
+        ({"killID": 1, "killmail": 1}, "redisq-package", "", "killmail"),
+        ({"killmail": {"killmail_id": 1}}, "redisq-package", "", "killmail"),
+        ({"killmail": 5, "killmail_id": 1}, "redisq-package", "", "killmail"),
+        ({"esi": 1}, "r2z2-document", "", "esi"),
+        ({"esi": {"killmail_id": 1}, "sequence_id": 1}, "r2z2-document", "", "esi"),
+        ({"esi": {"victim": None, "x": 0}}, "r2z2-document", "", "esi"),
+        ({"killmail_id": 1, "victim": 1, "attackers": 1, "esi": 1}, "r2z2-document", "", "esi"),
+    ],
+    ids=str,
+)
+def test_form_is_recognised_by_the_members_that_only_it_has(
+    data: dict[str, Any], form: str, pointer: str, killmail: str | None
+) -> None:
+    assert forms.recognise(data) == forms.Foreign(form, data, pointer, killmail)
+
+
+@pytest.mark.parametrize(
+    "package", [{"killmail": 1}, {"killmail": {"killmail_id": 1}}, 1, "", False, [0], [[]]], ids=str
+)
+def test_package_that_is_not_empty_is_what_the_schema_is_held_against(package: object) -> None:
+    assert forms.recognise({"package": package}) == forms.Foreign("redisq-package", package, "/package", "killmail")
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"victim": {}}, {"attackers": []}, {"zkb": {}}, {"hash": "0"}, {"systemId": 1}], ids=str
+)
+def test_data_that_names_no_member_of_a_form_is_none(data: dict[str, Any]) -> None:
+    assert forms.recognise(data) is None
+
+
+@pytest.mark.parametrize("member", ["package", "killmail", "killID", "esi", "sequence_id", "killmail_id"])
+@pytest.mark.parametrize("value", [None, 1, {}, ESI])
+def test_update_that_names_a_member_of_a_form_stays_itself(member: str, value: object) -> None:
+    data = {**EXAMPLE, member: value}
+    assert forms.recognise(data) is None
+    assert data_of(data) == data
+
+
+def test_update_with_a_victim_and_attackers_stays_itself() -> None:
+    data = {**EXAMPLE, **ESI}
+    assert data_of(data) == data
+
+
+@pytest.mark.parametrize("kind", ["statistics", "entity-activity", "price-update", "event"])
+@pytest.mark.parametrize("extra", [packaged(None), packaged(redisq(ESI)), redisq(ESI), r2z2(None), ESI])
+def test_update_of_another_type_is_never_taken_for_a_form(kind: str, extra: dict[str, Any]) -> None:
+    [example] = orjson.loads((catalog.PACKAGED / f"{kind}.json").read_bytes())["examples"]
+    data = {**example, **extra}
+    assert data_of(data, default=kind) == data
+    assert rejected(extra, default=kind).schema == f"urn:edk-bridge:schema:{kind}"
+
+
+def test_killmail_of_another_type_is_a_violation_of_that_type() -> None:
+    assert rejected({"type": "event", "data": ESI}).schema == "urn:edk-bridge:schema:event"
+
+
+@each_form
+def test_form_without_a_schema_is_held_against_that_of_the_update(form: Form, tmp_path: Path) -> None:
+    (tmp_path / "killmail.json").write_bytes((catalog.PACKAGED / "killmail.json").read_bytes())
+    pipeline = Pipeline(catalog.load([tmp_path]), 2**20)
+    for killmail in (ESI, None):
+        outcome = rejected(form.made_of(killmail) or {}, pipeline=pipeline)
+        assert (outcome.reason, outcome.schema) == (Reason.SCHEMA_VIOLATION, "urn:edk-bridge:schema:killmail")
+
+
+# What is wrong with one
+
+
+@each_form
+@pytest.mark.parametrize(
+    ("change", "at"),
+    [
+        ({"killmail_id": "1"}, "/killmail_id"),
+        ({"killmail_id": None}, "/killmail_id"),
+        ({"solar_system_id": -1}, "/solar_system_id"),
+        ({"killmail_time": "yesterday"}, "/killmail_time"),
+        ({"killmail_time": None}, "/killmail_time"),
+        ({"victim": None}, "/victim"),
+        ({"victim": {}}, "/victim/ship_type_id"),
+        ({"victim": {"ship_type_id": 1, "character_id": 2**53}}, "/victim/character_id"),
+        ({"attackers": {}}, "/attackers"),
+        ({"attackers": [{}, {}, None]}, "/attackers/2"),
+        ({"attackers": [{}, {"ship_type_id": "x"}]}, "/attackers/1/ship_type_id"),
+    ],
+    ids=str,
+)
+def test_violation_names_the_schema_of_the_form_and_points_into_the_event(
+    form: Form, change: dict[str, Any], at: str
+) -> None:
+    outcome = rejected(form.made_of({**ESI, **change}))
+    assert outcome.reason is Reason.SCHEMA_VIOLATION
+    assert outcome.pointer == form.pointer + at
+    assert outcome.schema == f"urn:edk-bridge:schema:{form.schema}"
+    assert outcome.detail.startswith(f"{outcome.pointer}: ")
+
+
+@each_form
+@pytest.mark.parametrize("member", ["killmail_id", "solar_system_id", "victim", "attackers"])
+def test_member_that_is_missing_is_pointed_at(form: Form, member: str) -> None:
+    outcome = rejected(form.made_of(without(ESI, member)))
+    pointer = f"{form.pointer}/{member}"
+    assert (outcome.pointer, outcome.detail) == (pointer, f"{pointer}: the member '{member}' is missing")
+    assert outcome.schema == f"urn:edk-bridge:schema:{form.schema}"
+
+
+@each_form
+def test_all_that_is_wrong_is_listed_and_points_into_the_event(form: Form) -> None:
+    body = form.made_of({**ESI, "killmail_id": -1, "victim": {}, "attackers": [1]})
+    found = PIPELINE.problems(Event(orjson.dumps(body), None, "killmail", None))
+    at = {"/killmail_id", "/victim/ship_type_id", "/attackers/0"}
+    assert {problem.pointer for problem in found} == {form.pointer + pointer for pointer in at}
+    assert {problem.schema for problem in found} == {f"urn:edk-bridge:schema:{form.schema}"}
+    assert rejected(body) in found
+
+
+@pytest.mark.parametrize("package", [1, "x", [0], False], ids=repr)
+def test_package_that_is_no_object_is_a_violation_at_the_package(package: object) -> None:
+    outcome = rejected(packaged(package))
+    assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "/package")
+    assert outcome.schema == "urn:edk-bridge:schema:redisq-package"
+
+
+# What sources send when they have none
+
+REDISQ_SCHEMA, R2Z2_SCHEMA = "urn:edk-bridge:schema:redisq-package", "urn:edk-bridge:schema:r2z2-document"
+EMPTY: list[object] = [None, [], {}, {"killmail_id": None, "victim": None}]
+
+
+@pytest.mark.parametrize(("around", "prefix"), [(lambda data: data, ""), (wrapped, "/data")], ids=["bare", "wrapped"])
+@pytest.mark.parametrize(
+    ("placeholder", "pointer", "schema"),
+    [
+        *((packaged(empty), "/package", REDISQ_SCHEMA) for empty in [*EMPTY, {"killID": None, "killmail": None}]),
+        *((packaged(redisq(empty)), "/package/killmail", REDISQ_SCHEMA) for empty in EMPTY),
+        *((redisq(empty), "/killmail", REDISQ_SCHEMA) for empty in EMPTY),
+        (packaged({"killID": 1}), "/package/killmail", REDISQ_SCHEMA),
+        ({"killID": 1}, "/killmail", REDISQ_SCHEMA),
+        ({"killmail": None}, "/killmail", REDISQ_SCHEMA),
+        *((r2z2(empty), "/esi", R2Z2_SCHEMA) for empty in EMPTY),
+        ({"esi": None}, "/esi", R2Z2_SCHEMA),
+        ({"killmail_id": 1, "sequence_id": 1}, "/esi", R2Z2_SCHEMA),
+    ],
+    ids=str,
+)
+def test_placeholder_is_rejected_as_one_and_points_to_where_the_killmail_should_be(
+    placeholder: object,
+    pointer: str,
+    schema: str,
+    around: Callable[[object], object],
+    prefix: str,
+) -> None:
+    outcome = rejected(around(placeholder))
+    assert (outcome.reason, outcome.pointer, outcome.schema) == (Reason.PLACEHOLDER, prefix + pointer, schema)
+    assert outcome.detail
+
+
+def test_placeholder_is_the_one_problem_of_its_event() -> None:
+    event = Event(b'{"package":null}', None, "killmail", None)
+    assert PIPELINE.problems(event) == [PIPELINE.process(event, NOW_MS)]
+
+
+# The moment as text
+
+
+@pytest.mark.parametrize(
+    ("timestamp_ms", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1, "1970-01-01T00:00:00.001Z"),
+        (999, "1970-01-01T00:00:00.999Z"),
+        (1000, "1970-01-01T00:00:01.000Z"),
+        (1704067199999, "2023-12-31T23:59:59.999Z"),
+        (1704067200000, "2024-01-01T00:00:00.000Z"),
+        (1709164800010, "2024-02-29T00:00:00.010Z"),
+        (1729593000000, "2024-10-22T10:30:00.000Z"),
+        (4102444799999, "2099-12-31T23:59:59.999Z"),
+        (253402300799999, "9999-12-31T23:59:59.999Z"),
+    ],
+)
+def test_date_time_has_three_digits_of_milliseconds_and_ends_in_z(timestamp_ms: int, text: str) -> None:
+    assert date_time(timestamp_ms) == text
+
+
+@given(timestamp_ms=st.integers(0, 253402300799999))
+def test_date_time_of_any_moment_is_that_moment_and_valid(timestamp_ms: int) -> None:
+    text = date_time(timestamp_ms)
+    since = datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)
+    assert since == timedelta(milliseconds=timestamp_ms)
+    assert data_of({**EXAMPLE, "timestamp": text})["timestamp"] == text
+
+
+# Killmails that players left behind
+
+COLLECTION = Path(__file__).parents[2].parent / "shared" / "killmails"
+COLLECTED: list[Any] = (
+    [pytest.param(entry, id=entry["file"]) for entry in json.loads((COLLECTION / "INDEX.json").read_text())]
+    if (COLLECTION / "INDEX.json").is_file()
+    else [pytest.param({}, marks=pytest.mark.skip("there is no collection of real killmails beside this checkout"))]
+)
+INDEXED = {
+    "killmailId": "killmail_id",
+    "victimId": "victim_character_id",
+    "victimCorporationId": "victim_corporation_id",
+    "victimAllianceId": "victim_alliance_id",
+    "systemId": "solar_system_id",
+    "shipTypeId": "ship_type_id",
+    "attackerCount": "attacker_count",
+}
+
+
+@pytest.mark.parametrize("entry", COLLECTED)
+def test_real_killmail_becomes_what_its_source_and_the_index_say(entry: dict[str, Any]) -> None:
+    body = (COLLECTION / entry["file"]).read_bytes()
+    outcome = PIPELINE.process(Event(body, None, "killmail", None), NOW_MS)
+    assert isinstance(outcome, Accepted), outcome
+    data = json.loads(outcome.payload)["data"]
+
+    document = json.loads(body)
+    raw = document.get("esi") or document.get("killmail") or document
+    victim = raw["victim"]
+    expected = {
+        "killmailId": raw["killmail_id"],
+        "timestamp": NOW,
+        **{ours: victim[theirs] for ours, theirs in VICTIM if theirs in victim},
+        "systemId": raw["solar_system_id"],
+        "shipTypeId": victim["ship_type_id"],
+        "attackerCount": len(raw["attackers"]),
+        "killmailTime": raw["killmail_time"],
+    }
+    assert data == expected
+    assert list(data) == list(expected)
+    assert {ours: data.get(ours) for ours in INDEXED} == {ours: entry[theirs] for ours, theirs in INDEXED.items()}
+    assert {ours for ours, theirs in INDEXED.items() if entry[theirs] is None} == INDEXED.keys() - data.keys()
+    assert outcome.identity == ("killmail", entry["killmail_id"])

@@ -1,0 +1,84 @@
+"""The schema files are written in one style, so that people and programs find in each what they found in another."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bridge.contract import catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FILES = sorted(catalog.PACKAGED.glob("*.json"))
+CATALOG = catalog.load([catalog.PACKAGED])
+MAX_ID = 2**53 - 1
+
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.stem))
+
+
+def members(schema: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every member that a schema describes, at any depth, with its path."""
+    for member, inner in schema.get("properties", {}).items():
+        yield f"{name}.{member}", inner
+        yield from members(inner, f"{name}.{member}")
+    if "items" in schema:
+        yield f"{name}[]", schema["items"]
+        yield from members(schema["items"], f"{name}[]")
+
+
+@each_file
+def test_file_says_what_it_is(file: Path) -> None:
+    schema = json.loads(file.read_text())
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["$id"] == f"urn:edk-bridge:schema:{file.stem}"
+    assert schema["title"]
+    assert schema["description"].endswith(".")
+    assert schema["type"] == "object"
+    assert schema.get("x-role") in {None, "envelope", "form"}
+    assert ("x-form-of" in schema) == (schema.get("x-role") == "form")
+
+
+@each_file
+def test_every_member_is_described(file: Path) -> None:
+    found = list(members(json.loads(file.read_text()), file.stem))
+    assert found
+    assert [name for name, inner in found if not inner.get("description", "$ref" in inner and ".")] == []
+
+
+@each_file
+def test_every_id_and_count_is_exact_in_every_language(file: Path) -> None:
+    for name, inner in members(json.loads(file.read_text()), file.stem):
+        if "integer" in inner.get("type", []):
+            assert (inner["minimum"], inner["maximum"]) == (0, MAX_ID), name
+
+
+@each_file
+def test_examples_are_valid(file: Path) -> None:
+    examples = json.loads(file.read_text())["examples"]
+    assert examples
+    schema = {**CATALOG.types, **CATALOG.forms}.get(file.stem)
+    if schema is not None:
+        assert [list(schema.violations(example)) for example in examples] == [[]] * len(examples)
+
+
+@pytest.mark.parametrize("name", sorted(CATALOG.types))
+def test_every_type_has_the_moment_at_which_it_was_sent(name: str) -> None:
+    schema = json.loads(CATALOG.documents[f"{name}.json"])
+    assert "timestamp" in schema["required"]
+    killmail = json.loads(CATALOG.documents["killmail.json"])["properties"]["timestamp"]
+    timestamp = schema["properties"]["timestamp"]
+    assert (timestamp["format"], timestamp["pattern"]) == (killmail["format"], killmail["pattern"])
+
+
+def test_every_time_is_read_alike() -> None:
+    times = {
+        inner["pattern"]
+        for file in FILES
+        for _, inner in members(json.loads(file.read_text()), file.stem)
+        if inner.get("format") == "date-time"
+    }
+    assert len(times) == 1
