@@ -48,7 +48,7 @@ class Settings:
     )
     queue: str | None = _setting(
         None,
-        values.name,
+        values.amqp_name,
         "a durable queue to consume instead of an exclusive one, so that nothing is lost while the bridge is away; "
         "one for each bridge",
     )
@@ -57,7 +57,7 @@ class Settings:
     )
     reject_exchange: str | None = _setting(
         "bridge.rejected",
-        values.unless_off(values.name),
+        values.unless_off(values.amqp_name),
         "where events go that can't become an update; off: they are only counted",
     )
     schemas: Path | None = _setting(

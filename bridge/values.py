@@ -23,8 +23,11 @@ SIZES = {
 }
 DURATIONS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
 
-AMQP_NAME_BYTES = 255
-"""What an exchange's or a queue's name may have (AMQP 0-9-1, short strings)."""
+NAME_BYTES = 255
+"""Of a name that the broker shows (AMQP 0-9-1, short strings)."""
+
+AMQP_NAME = re.compile(r"[A-Za-z0-9_.:@#,/+ -]{1,127}")
+"""An exchange or a queue: not all that the broker would take, but what the library lets through (pamqp 4.0)."""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -86,9 +89,16 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def name(text: str) -> str:
-    """The name of an exchange, a queue, an instance."""
-    if not text or not text.isprintable() or len(text.encode()) > AMQP_NAME_BYTES:
-        raise ValueError(f"a name of 1 to {AMQP_NAME_BYTES} bytes without control characters")
+    """The name of an instance."""
+    if not text or not text.isprintable() or len(text.encode()) > NAME_BYTES:
+        raise ValueError(f"a name of 1 to {NAME_BYTES} bytes without control characters")
+    return text
+
+
+def amqp_name(text: str) -> str:
+    """The name of an exchange or a queue."""
+    if not AMQP_NAME.fullmatch(text):
+        raise ValueError("a name of 1 to 127 letters, digits, spaces or -_.:@#,/+ (the AMQP library takes no others)")
     return text
 
 
@@ -114,7 +124,7 @@ def exchanges(text: str) -> Mapping[str, str]:
             raise ValueError(
                 "exchange=type, or several separated by commas, each exchange once, as in killmails=killmail"
             )
-        found[name(exchange.strip())] = update_type.strip()
+        found[amqp_name(exchange.strip())] = update_type.strip()
     if not found:
         raise ValueError("exchange=type, as in killmails=killmail")
     return MappingProxyType(found)

@@ -101,7 +101,8 @@ async def test_type_without_a_schema_ends_with_2_and_the_known_types() -> None:
     async with bridge_process(UNREACHABLE, BRIDGE_EXCHANGES="battles=battle") as process:
         assert await process.ended() == 2
         assert process.texts == [
-            "edk-bridge: BRIDGE_EXCHANGES: battles=battle: there is no schema for this type; known: killmail"
+            "edk-bridge: BRIDGE_EXCHANGES: battles=battle: there is no schema for this type; "
+            "known: entity-activity, event, killmail, price-update, statistics"
         ]
 
 

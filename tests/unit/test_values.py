@@ -20,7 +20,7 @@ WHOLE = values.whole(1, 65535)
 SIZE = values.size(1024, 2**40)
 DURATION = values.duration(0.1, 86400)
 LEVEL = values.one_of("info", "debug")
-MAYBE = values.unless_off(values.name)
+MAYBE = values.unless_off(values.amqp_name)
 
 GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (WHOLE, "1", 1),
@@ -57,6 +57,8 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (values.name, "killmails", "killmails"),
     (values.name, "kill mails \u2603", "kill mails \u2603"),
     (values.name, "x" * 255, "x" * 255),
+    (values.amqp_name, "kill mails-_.:@#,/+9", "kill mails-_.:@#,/+9"),
+    (values.amqp_name, "x" * 127, "x" * 127),
     (MAYBE, "bridge.rejected", "bridge.rejected"),
     (MAYBE, "off", None),
     (MAYBE, "OFF", None),
@@ -99,10 +101,11 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((values.boolean, text, "true or false") for text in ("", "2", "maybe")),
     *((LEVEL, text, "info or debug") for text in ("", "trace", "information")),
     *((values.name, text, "a name of 1 to 255 bytes") for text in ("", "x" * 256, "\u2603" * 86, "a\nb", "\x00")),
-    *((MAYBE, text, "a name of 1 to 255 bytes") for text in ("", "a\tb")),
+    *((values.amqp_name, text, "a name of 1 to 127") for text in ("", "x" * 128, "\u2603", "a\n", "a=b", "a*")),
+    *((MAYBE, text, "a name of 1 to 127") for text in ("", "a\tb")),
     *((values.names, text, "separated by commas") for text in ("", " ", ",")),
     *((values.exchanges, text, "exchange=type") for text in ("", ",", "killmails", "=killmail", "a=", "a=b,a=c")),
-    (values.exchanges, "x" * 256 + "=killmail", "a name of 1 to 255 bytes"),
+    (values.exchanges, "x" * 128 + "=killmail", "a name of 1 to 127"),
     *((values.amqp_urls, text, "amqp://user:password@host") for text in ("", "localhost", "http://mq", "amqp://")),
     *(
         (values.amqp_urls, text, "amqps://")
