@@ -22,10 +22,16 @@ _FOR_PUBLISHERS = {
 }
 
 
-def __getattr__(name: str) -> object:
-    # When it is asked for: every module of the bridge imports this one first, and most need no broker.
-    if name not in _FOR_PUBLISHERS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415 - as above
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
-    return getattr(import_module(_FOR_PUBLISHERS[name]), name)
+    def __getattr__(name: str) -> object:
+        # When it is asked for: every module of the bridge imports this one first, and most need no broker.
+        if name not in _FOR_PUBLISHERS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module  # noqa: PLC0415 - as above
+
+        return getattr(import_module(_FOR_PUBLISHERS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

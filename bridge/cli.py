@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import click
 import uvloop
@@ -14,6 +14,7 @@ from bridge.app import load_schemas
 from bridge.app import serve as run_bridge
 from bridge.broker.publisher import Publisher
 from bridge.commands.check import check as check_events
+from bridge.commands.documents import lines_of
 from bridge.commands.progress import Progress
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events
@@ -88,9 +89,13 @@ cli.add_command(
     )
 )
 
-# Lazy: as many as a shell's pattern finds, each open only while it is read.
+# Names: as many as a shell's pattern finds, each open only while it is read, and only once, for it may be a pipe.
 _FILES: click.Parameter = click.Argument(
-    ["files"], type=click.File("rb", lazy=True), nargs=-1, default=["-"], metavar="[FILE|-]..."
+    ["files"],
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    nargs=-1,
+    default=["-"],
+    metavar="[FILE|-]...",
 )
 _TYPE: click.Parameter = click.Option(
     ["--type", "update_type"],
@@ -98,19 +103,30 @@ _TYPE: click.Parameter = click.Option(
 )
 _EVENTS = "FILE (standard input unless given) holds JSON, or one event a line (NDJSON), as a bridge would get them."
 
-Files = tuple[BinaryIO, ...]
+
+def _lines(name: str) -> Iterator[bytes]:
+    """The lines of a file, or of standard input for `-`."""
+    if name == "-":
+        stdin = sys.stdin.buffer
+        yield from lines_of(getattr(stdin, "raw", stdin))
+    else:
+        with Path(name).open("rb", buffering=0) as file:
+            yield from lines_of(file)
 
 
-def _check(files: Files, update_type: str | None, **flags: str | None) -> None:
+def _check(files: tuple[str, ...], update_type: str | None, **flags: str | None) -> None:
     try:
         pipeline = _pipeline(_settings(flags), update_type)
     except BridgeError as error:
         _fail(error)
     events = invalid = 0
-    for file in files:
-        with file:
-            found = check_events(file, file.name, update_type, pipeline, click.echo)
-        events, invalid = events + found[0], invalid + found[1]
+    try:
+        for name in files:
+            found = check_events(_lines(name), name, update_type, pipeline, click.echo)
+            events, invalid = events + found[0], invalid + found[1]
+    except KeyboardInterrupt:
+        # Not click's 1, which says that something is invalid.
+        sys.exit(INTERRUPTED)
     click.echo(f"{events:,} events, {invalid:,} invalid", err=True)
     sys.exit(1 if invalid else 0)
 
@@ -126,34 +142,31 @@ cli.add_command(
 )
 
 
-def _publish(files: Files, update_type: str | None, exchange: str | None, **flags: str | None) -> None:
-    count = Count()
-    progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
+def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | None, **flags: str | None) -> None:
     try:
         effective = _settings(flags)
+        # For a person, whatever is set: what is lost and back again, but not the libraries' tracebacks of it.
+        logs.configure("info", "text")
         _pipeline(effective, update_type)
+        publisher = _publisher(effective, exchange or _exchange_of(effective, update_type))
+    except BridgeError as error:
+        _fail(error)
+    count = Count()
+    progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
 
-        async def run() -> None:
-            async with Publisher(
-                ",".join(effective.amqp_url),
-                exchange or _exchange_of(effective, update_type),
-                schemas=effective.schemas,
-                max_message_bytes=effective.max_message_bytes,
-            ) as publisher:
-                for file in files:
-                    with file:
-                        await publish_events(
-                            file, file.name, update_type, publisher, count, progress.say, progress.tick
-                        )
+    async def run() -> None:
+        async with publisher:
+            for name in files:
+                await publish_events(_lines(name), name, update_type, publisher, count, progress.say, progress.tick)
 
+    try:
         uvloop.run(run())
     except BridgeError as error:
         progress.say(_summary(count))
         _fail(error)
     except KeyboardInterrupt:
         progress.say(f"interrupted: {_summary(count)}")
-        # At once: a thread may be waiting for a pipe, and holds what an orderly end would close.
-        os._exit(INTERRUPTED)
+        sys.exit(INTERRUPTED)
     progress.say(_summary(count))
     sys.exit(1 if count.invalid else 0)
 
@@ -185,6 +198,18 @@ def _pipeline(effective: Settings, update_type: str | None) -> Pipeline:
         known = ", ".join(sorted(schemas.types))
         raise ConfigurationError([f"--type {update_type}: there is no schema for this type; known: {known}"])
     return Pipeline(schemas, effective.max_message_bytes)
+
+
+def _publisher(effective: Settings, exchange: str) -> Publisher:
+    try:
+        return Publisher(
+            ",".join(effective.amqp_url),
+            exchange,
+            schemas=effective.schemas,
+            max_message_bytes=effective.max_message_bytes,
+        )
+    except ValueError as error:
+        raise ConfigurationError([str(error)]) from error
 
 
 def _exchange_of(effective: Settings, update_type: str | None) -> str:

@@ -50,6 +50,7 @@ class Outlet:
         self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[str] | None = None
         """Of the channel: done when it, or its connection, is over."""
+        self._turn = asyncio.Lock()
         self._of_this_id: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
@@ -90,7 +91,9 @@ class Outlet:
             else nullcontext()
         )
         async with lock:
-            channel = await asyncio.shield(self._channel)
+            # Who comes when there is a channel at last would overtake those who have waited for it.
+            async with self._turn:
+                channel = await asyncio.shield(self._channel)
             try:
                 await channel.basic_publish(
                     body,

@@ -72,13 +72,16 @@ class Publisher:
         """`amqp_url` may be several, separated by commas; the exchange is made, a durable fanout, where there is none.
 
         `schemas` is a folder of schema files beside the packaged ones; `timeout_s` bounds each update's way, connecting
-        included. Raises ValueError for a URL that is none and for schema files that can't be used.
+        included. Raises ValueError for a URL or a name that is none and for schema files that can't be used.
         """
         try:
             self._nodes: Sequence[Node] = tuple(map(Node, values.amqp_urls(amqp_url)))
         except ValueError as error:
             raise ValueError(f"amqp_url: expected {error}") from None
-        self._exchange = exchange
+        try:
+            self._exchange = values.amqp_name(exchange)
+        except ValueError as error:
+            raise ValueError(f"exchange: {exchange!r} won't do: expected {error}") from None
         self._timeout_s = timeout_s
         self._pipeline = Pipeline(catalog.load([catalog.PACKAGED, *((schemas,) if schemas else ())]), max_message_bytes)
         self._status = Status()
@@ -129,6 +132,9 @@ class Publisher:
         """Ends the connection. What is still under way is given up: await it first."""
         self._stopping.set()
         if self._running is not None and self._outlet is not None:
+            if not self._outlet.open:
+                # Connecting does not look whether to stop.
+                self._running.cancel()
             await asyncio.wait([self._running])
             self._outlet.fail(_closed())
 
@@ -161,8 +167,11 @@ class Publisher:
             try:
                 await self._connected().publish(body, self._exchange, "", properties)
             except Unrouted:
+                self._trouble = None
                 return False
             except Unconfirmed as error:
+                if isinstance(error.__cause__, aiormq.exceptions.ChannelAccessRefused):
+                    raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {error}") from error
                 self._trouble = str(error)
                 await asyncio.sleep(pauses.pause_s())
             else:

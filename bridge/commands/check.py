@@ -39,9 +39,20 @@ def sentence(document: Document, problem: Rejected) -> str:
         try:
             orjson.loads(document.body)
         except orjson.JSONDecodeError as error:
-            # Lines and columns of the file, not of the document in it.
-            return f"{document.line + error.lineno - 1}:{error.colno}: {error.msg} [{problem.reason}]"
+            line, column = _where(document.body, error)
+            # The line of the file, not of the document in it.
+            return f"{document.line + line - 1}:{column}: {error.msg} [{problem.reason}]"
     line = document.line + line_of(document.body, problem.pointer)
     # A violation's detail begins with its pointer, other reasons' do not.
     begins = f"{problem.pointer}: " if problem.pointer else ""
     return f"{line}: {begins}{problem.detail.removeprefix(begins)} [{problem.reason}]"
+
+
+def _where(body: bytes, error: orjson.JSONDecodeError) -> tuple[int, int]:
+    """Line and column, counted from 1. Of what is no UTF-8 the error itself does not know them."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as broken:
+        before = body[: broken.start].decode()
+        return before.count("\n") + 1, len(before) - before.rfind("\n")
+    return error.lineno, error.colno

@@ -4,13 +4,25 @@ Only where each begins and ends is found here; whether it is JSON at all is for 
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
+from typing import Protocol
 
 import orjson
 
+CHUNK_BYTES = 64 * 1024
+"""How much is read at once; a pipe gives less, as soon as it has some."""
+
 _SPACE = frozenset(" \t\r\n")
+
+
+class Readable(Protocol):
+    """What is read from: a raw stream, which holds no lock while it waits."""
+
+    def read(self, size: int, /) -> bytes | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +32,23 @@ class Document:
     body: bytes
     line: int
     """Where it begins, counted from 1."""
+
+
+def lines_of(stream: Readable) -> Iterator[bytes]:
+    """The lines of a stream, each as soon as it is there.
+
+    Not by a buffered stream: Python can't end while another thread waits in one.
+    """
+    begun: list[bytes] = []
+    while chunk := stream.read(CHUNK_BYTES):
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            yield b"".join((*begun, end, b"\n"))
+            begun.clear()
+        if rest:
+            begun.append(rest)
+    if begun:
+        yield b"".join(begun)
 
 
 def documents(lines: Iterable[bytes]) -> Iterator[Document]:
@@ -36,10 +65,16 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
         second = next(filled, None)
         if second is not None:
             begun.append(second)
-        if second is None or not second[1].startswith(b"{") or not _is_document(second[1]):
+        if second is None or not _begins_anew(first[1], second[1]):
             yield from _of_several_lines([*begun, *filled])
             return
     yield from (Document(line.strip(), number) for number, line in chain(begun, filled))
+
+
+def _begins_anew(first: bytes, second: bytes) -> bool:
+    """Whether the second line is an event of its own, the first not being one: with [, a comma or a colon at its end,
+    the first goes on."""
+    return second.startswith(b"{") and not first.rstrip().endswith((b"[", b",", b":")) and _is_document(second)
 
 
 def _is_document(line: bytes) -> bool:
@@ -74,38 +109,54 @@ def _of_several_lines(numbered: list[tuple[int, bytes]]) -> Iterator[Document]:
 def line_of(body: bytes, pointer: str) -> int:
     """The line, counted from 0, of what a JSON Pointer names in a document; of the nearest around it that is there."""
     try:
-        text = body.decode()
-        steps = [step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]]
-        return text.count("\n", 0, _position(text, steps))
-    except (ValueError, RecursionError):
+        return _places(body).line_of([step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]])
+    except (ValueError, IndexError, RecursionError):
         return 0
 
 
-def _position(text: str, steps: list[str]) -> int:
-    decoder = json.JSONDecoder()
-    at = _skip(text, 0)
-    for step in steps:
-        found = None
+class _Places:
+    """Where the values of a document stand, looked up once in each object and array that is asked for."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._ends = [at for at, character in enumerate(text) if character == "\n"]
+        self._inside: dict[int, dict[str, int]] = {}
+
+    def line_of(self, steps: list[str]) -> int:
+        at = _skip(self._text, 0)
+        for step in steps:
+            if at not in self._inside:
+                self._inside[at] = self._members(at)
+            if step not in self._inside[at]:
+                break
+            at = self._inside[at][step]
+        return bisect_left(self._ends, at)
+
+    def _members(self, at: int) -> dict[str, int]:
+        """The positions of an object's members, the last of several with the same name, or of an array's items."""
+        text, decoder = self._text, json.JSONDecoder()
         is_object = text[at] == "{"
         if not is_object and text[at] != "[":
-            return at
+            return {}
+        found: dict[str, int] = {}
         inner, index = _skip(text, at + 1), 0
         while text[inner] not in "}]":
             key = str(index)
             if is_object:
                 key, inner = decoder.raw_decode(text, inner)
                 inner = _skip(text, _skip(text, inner) + 1)
-            if key == step:
-                # The last of several with the same name counts.
-                found = inner
+            found[key] = inner
             inner = _skip(text, decoder.raw_decode(text, inner)[1])
             if text[inner] == ",":
                 inner = _skip(text, inner + 1)
             index += 1
-        if found is None:
-            return at
-        at = found
-    return at
+        return found
+
+
+@lru_cache(maxsize=1)
+def _places(body: bytes) -> _Places:
+    # One event may have thousands of violations, and is searched once for all of them.
+    return _Places(body.decode())
 
 
 def _skip(text: str, at: int) -> int:

@@ -29,7 +29,8 @@ class Progress:
         self._next_s = now_s + (ON_TERMINAL_S if self._on_terminal else IN_LOG_S)
         if self._on_terminal:
             self._clear()
-            self._stream.write(self._text())
+            # The cursor goes back, so that a line which somebody else writes stands in its place, not behind it.
+            self._stream.write(self._text() + "\r")
             self._stream.flush()
             self._shown = True
         else:
@@ -43,5 +44,5 @@ class Progress:
 
     def _clear(self) -> None:
         if self._shown:
-            self._stream.write("\r\x1b[K")
+            self._stream.write("\x1b[K")
             self._shown = False

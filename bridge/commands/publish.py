@@ -66,6 +66,7 @@ async def publish(
         del under_way[number]
         progress()
 
+    failed: Exception | None = None
     try:
         async with asyncio.TaskGroup() as sending:
             number = 0
@@ -75,10 +76,11 @@ async def publish(
                 count.line = under_way[number] = document.line
                 sending.create_task(send(number, document))
     except* (OSError, BridgeError) as group:
-        first, cause = next(iter(under_way.values()), count.line), group.exceptions[0]
-        raise Interrupted(
-            f"{cause}\n{name}:{first}: not confirmed; what follows may not be published either", cause
-        ) from None
+        # Raised below: from in here, early releases of 3.11 would raise it in a group of its own.
+        failed = group.exceptions[0]
+    if failed is not None:
+        first = next(iter(under_way.values()), count.line)
+        raise Interrupted(f"{failed}\n{name}:{first}: not confirmed; what follows may not be published either", failed)
 
 
 async def _read(lines: Iterable[bytes]) -> AsyncIterator[Document]:

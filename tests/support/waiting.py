@@ -1,7 +1,11 @@
 """Waiting for the thing itself, with a limit."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import ParamSpec
+
+Parameters = ParamSpec("Parameters")
 
 LIMIT_S = 20.0
 """Generous: a test that waits this long fails, and says what for."""
@@ -20,3 +24,18 @@ async def eventually(what: str, holds: Callable[[], object | Awaitable[object]],
         if loop.time() > deadline:
             raise AssertionError(f"not within {limit_s:g} s: {what}")
         await asyncio.sleep(0.01)
+
+
+def no_task_left(
+    test: Callable[Parameters, Coroutine[None, None, None]],
+) -> Callable[Parameters, Coroutine[None, None, None]]:
+    """A test that fails where a task still runs at its end that did not at its start."""
+
+    @functools.wraps(test)
+    async def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        before = asyncio.all_tasks()
+        await test(*args, **kwargs)
+        left = asyncio.all_tasks() - before
+        assert left == set()
+
+    return checked

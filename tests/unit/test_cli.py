@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import runpy
+import subprocess
 import sys
+import threading
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
 
+import bridge
 from bridge import __version__, cli, logs
+from bridge.broker.publisher import NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.settings import FIELDS
+from tests.support.forms import ESI, packaged, redisq
+from tests.support.killmail import EXAMPLE, killmail
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import NoReturn, Self
 
     from click.testing import Result
 
@@ -57,8 +65,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(monkeypatch)
 
 
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.cli, arguments)
+def invoke(*arguments: str, stdin: str | bytes = "") -> Result:
+    return CliRunner().invoke(cli.cli, arguments, input=stdin)
 
 
 def test_version_is_the_packages() -> None:
@@ -70,8 +78,8 @@ def test_version_is_the_packages() -> None:
 def test_help_names_the_commands(flag: str) -> None:
     result = invoke(flag)
     assert result.exit_code == 0
-    assert "serve" in result.output
-    assert "demo" in result.output
+    for command in ("serve", "check", "publish", "demo"):
+        assert command in result.output
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -193,3 +201,251 @@ def test_value_that_begins_with_a_dash_reaches_the_settings(runs: Runs) -> None:
     result = invoke("serve", "--prefetch=-5")
     assert result.exit_code == 2
     assert "BRIDGE_PREFETCH (--prefetch): '-5' won't do" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("check", ["without a broker", "[FILE|-]...", "--type", "BRIDGE_SCHEMAS", "0 all are valid, 1 some are not"]),
+        ("publish", ["to RabbitMQ", "[FILE|-]...", "--type", "--exchange", "BRIDGE_AMQP_URL", "3 the broker refuses"]),
+    ],
+)
+def test_help_of_a_command_says_what_it_takes_and_how_it_ends(command: str, words: list[str]) -> None:
+    text = " ".join(invoke(command, "--help").output.split())
+    assert [word for word in words if word not in text] == []
+
+
+def ndjson(*events: object) -> str:
+    return "".join(json.dumps(event) + "\n" for event in events)
+
+
+WRONG = {"killmailId": "x", "timestamp": "noon"}
+"""An event with five violations."""
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]], ids=["nothing", "dash"])
+def test_check_reads_standard_input(arguments: list[str]) -> None:
+    result = invoke("check", *arguments, stdin=ndjson(EXAMPLE, ESI, packaged(redisq(ESI))))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "3 events, 0 invalid\n")
+
+
+def test_check_of_no_events_finds_none_invalid() -> None:
+    result = invoke("check")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "0 events, 0 invalid\n")
+
+
+def test_check_says_every_violation_on_a_line_and_exits_with_1() -> None:
+    result = invoke("check", stdin=ndjson(EXAMPLE, WRONG))
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == [
+        "/attackerCount",
+        "/killmailId",
+        "/shipTypeId",
+        "/systemId",
+        "/timestamp",
+        "/timestamp",
+    ]
+    assert all(line.startswith("-:2: ") and line.endswith(" [schema-violation]") for line in lines)
+    assert result.stderr == "2 events, 1 invalid\n"
+
+
+def test_check_takes_several_files_and_counts_over_all(tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text(json.dumps(EXAMPLE, indent=2))
+    (tmp_path / "bad.ndjson").write_text(ndjson(EXAMPLE, {**EXAMPLE, "systemId": "Jita"}))
+    result = invoke("check", "good.json", "bad.ndjson", "-", stdin='{"package": null}')
+    assert result.exit_code == 1
+    assert [line.split(": ")[:2] for line in result.stdout.splitlines()] == [
+        ["bad.ndjson:2", "/systemId"],
+        ["-:1", "/package"],
+    ]
+    assert result.stderr == "4 events, 2 invalid\n"
+
+
+@pytest.mark.parametrize("command", ["check", "publish"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["good.json", "missing.json"], "'missing.json' does not exist"),
+        (["."], "'.' is a directory"),
+        (
+            ["--type", "nonsense"],
+            "--type nonsense: there is no schema for this type; known: entity-activity, ",
+        ),
+        (["--type", "esi-killmail"], "--type esi-killmail: there is no schema for this type"),
+        (["--schemas", "nowhere"], "BRIDGE_SCHEMAS (--schemas): 'nowhere' won't do"),
+        (["--max-message-bytes", "lots"], "BRIDGE_MAX_MESSAGE_BYTES (--max-message-bytes): 'lots' won't do"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_what_cannot_be_used_exits_with_2_before_anything_is_read(
+    command: str, arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "good.json").write_text(ndjson(WRONG))
+    result = invoke(command, *arguments, stdin=ndjson(WRONG))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+
+
+def test_schema_file_that_is_none_exits_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "broken.json").write_text("{")
+    monkeypatch.setenv("BRIDGE_SCHEMAS", "own")
+    result = invoke("check", stdin=ndjson(EXAMPLE))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("edk-bridge: own/broken.json: can't be read as JSON")
+
+
+def test_schema_folder_adds_a_type_that_check_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "duel.json").write_text('{"type": "object", "required": ["winner"]}')
+    assert invoke("check", "--type", "duel", stdin="{}").exit_code == 2
+    monkeypatch.setenv("BRIDGE_SCHEMAS", "own")
+    assert invoke("check", "--type", "duel", stdin='{"winner": 1}').exit_code == 0
+    assert invoke("check", stdin=ndjson({"type": "duel", "data": {"winner": 1}}, EXAMPLE)).exit_code == 0
+    result = invoke("check", "--type", "duel", stdin="{}")
+    assert result.exit_code == 1
+    assert result.stdout == "-:1: /winner: the member 'winner' is missing [schema-violation]\n"
+
+
+def test_type_holds_for_all_events() -> None:
+    statistics = {"type": "statistics", "data": {}}
+    result = invoke("check", "--type", "killmail", stdin=ndjson(EXAMPLE, {"type": "killmail", "data": ESI}, statistics))
+    assert result.exit_code == 1
+    assert result.stdout.startswith("-:3: /type: the envelope says 'statistics'")
+
+
+def test_largest_message_is_as_set() -> None:
+    result = invoke("check", "--max-message-bytes", "1024", stdin=ndjson(killmail(1, note="x" * 2000)))
+    assert result.exit_code == 1
+    assert "[too-large]" in result.stdout
+
+
+def test_pipe_with_a_name_is_read_once(tmp_path: Path) -> None:
+    """Opened a second time, what its writer wrote would be gone."""
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=[ndjson(EXAMPLE, EXAMPLE)])
+    writing.start()
+    result = invoke("check", "pipe")
+    writing.join()
+    assert (result.exit_code, result.stderr) == (0, "2 events, 0 invalid\n")
+
+
+def test_check_that_is_interrupted_says_nothing_of_what_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "check_events", interrupted)
+    result = invoke("check")
+    assert (result.exit_code, result.output) == (130, "")
+
+
+class Published:
+    """Stands in for the publisher: notes what it is made with and what it gets, and answers as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[str, str]] = []
+        self.bodies: list[bytes] = []
+        self.error: BaseException | None = None
+        self.heard = True
+        monkeypatch.setattr(cli, "Publisher", self.make)
+
+    def make(self, amqp_url: str, exchange: str, **options: object) -> Self:
+        self.made.append((amqp_url, exchange))
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *ended: object) -> None:
+        pass
+
+    async def publish(self, body: bytes, update_type: str | None, default_type: str | None) -> bool:
+        if self.error is not None:
+            raise self.error
+        self.bodies.append(body)
+        return self.heard
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Published:
+    return Published(monkeypatch)
+
+
+def test_publish_publishes_all_events_and_says_how_many(published: Published, tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(EXAMPLE, indent=2))
+    result = invoke("publish", "one.json", "-", stdin=ndjson(*map(killmail, range(1200))))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "1,201 published, 0 invalid\n")
+    assert [json.loads(body) for body in published.bodies] == [EXAMPLE, *map(killmail, range(1200))]
+
+
+def test_publish_says_what_nobody_has_got(published: Published) -> None:
+    published.heard = False
+    result = invoke("publish", stdin=ndjson(EXAMPLE))
+    assert result.exit_code == 0
+    assert result.stderr == "1 published, 0 invalid; 1 of them reached no queue: no bridge is consuming\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exchange"),
+    [
+        ([], "first"),
+        (["--type", "statistics"], "second"),
+        (["--type", "price-update"], "first"),
+        (["--type", "statistics", "--exchange", "mine"], "mine"),
+    ],
+)
+def test_publish_chooses_the_exchange_by_the_type(
+    published: Published, monkeypatch: pytest.MonkeyPatch, arguments: list[str], exchange: str
+) -> None:
+    monkeypatch.setenv("BRIDGE_EXCHANGES", "first=killmail,second=statistics")
+    monkeypatch.setenv("BRIDGE_AMQP_URL", "amqp://one,amqp://two")
+    assert invoke("publish", *arguments).exit_code == 0
+    assert published.made == [("amqp://one,amqp://two", exchange)]
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "a\tb", "\N{SNOWMAN}"])
+def test_publish_to_what_can_be_no_exchange_exits_with_2(name: str) -> None:
+    result = invoke("publish", "--exchange", name, stdin=ndjson(EXAMPLE))
+    assert result.exit_code == 2
+    assert "expected a name of 1 to 127" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"), [(NotConfirmed("no broker"), 1), (BrokerRefusal("wrong password"), 3), (OSError("disk"), 1)]
+)
+def test_publish_that_fails_names_the_first_line_that_is_not_confirmed(
+    published: Published, logging_as: list[tuple[str, str]], error: Exception, exit_code: int
+) -> None:
+    published.error = error
+    result = invoke("publish", stdin="\n" + ndjson(EXAMPLE, EXAMPLE))
+    assert logging_as == [("info", "text")]
+    assert result.exit_code == exit_code
+    assert result.stderr.splitlines() == [
+        "0 published, 0 invalid",
+        f"edk-bridge: {error}",
+        "edk-bridge: -:2: not confirmed; what follows may not be published either",
+    ]
+
+
+def test_publish_that_is_interrupted_says_how_far_it_was(published: Published) -> None:
+    published.error = KeyboardInterrupt()
+    result = invoke("publish", stdin=ndjson(EXAMPLE))
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted: 0 published, 0 invalid\n"
+
+
+def test_package_offers_publishers_what_they_need() -> None:
+    assert bridge.Publisher is Publisher
+    assert all(hasattr(bridge, name) for name in bridge.__all__)
+    assert {*bridge.__all__} <= {*dir(bridge)}
+    with pytest.raises(AttributeError, match="'bridge' has no attribute 'nonsense'"):
+        vars(bridge)["__getattr__"]("nonsense")
+
+
+def test_package_alone_loads_no_broker_library() -> None:
+    script = (
+        "import bridge, sys; print(sorted({'aio_pika', 'aiormq', 'pamqp', 'structlog', 'uvloop'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

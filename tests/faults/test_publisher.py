@@ -1,0 +1,187 @@
+"""The broker goes away under a publisher: what was confirmed is there, and the rest follows by itself."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from bridge import NotConfirmed, Publisher
+from bridge.demo.broker import Broker
+from tests.support.killmail import killmail
+from tests.support.proxy import proxy
+from tests.support.publishing import depth, take
+from tests.support.running import unique
+from tests.support.waiting import eventually, no_task_left
+
+AT_ONCE = 20
+
+
+class Stream:
+    """Broadcasts killmails, counted up, some at once, until it is told to stop; keeps what became of each."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._stopping = False
+        self._number = 0
+        self.heard: list[int] = []
+        self.unheard: list[int] = []
+        self.unconfirmed: list[int] = []
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(AT_ONCE)]
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._number = number = self._number + 1
+            try:
+                heard = await self._publisher.broadcast("killmail", killmail(number))
+            except NotConfirmed:
+                self.unconfirmed.append(number)
+            else:
+                (self.heard if heard else self.unheard).append(number)
+
+    async def further(self, count: int) -> None:
+        """Returns when that many more were heard."""
+        enough = len(self.heard) + count
+        await eventually("more updates are confirmed", lambda: len(self.heard) >= enough)
+
+    async def stop(self) -> None:
+        """Lets what is under way come to its end."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+
+
+async def bind(amqp: AbstractConnection, exchange: str, queue: str) -> None:
+    """A durable queue, bound to a durable fanout exchange."""
+    channel = await amqp.channel()
+    target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+    bound = await channel.declare_queue(queue, durable=True)
+    await bound.bind(target)
+    await channel.close()
+
+
+async def all_of(amqp: AbstractConnection, queue: str) -> list[int]:
+    """The ids of all killmails in a queue."""
+    messages = await take(amqp, queue, await depth(amqp, queue))
+    return [orjson.loads(message.body)["killmailId"] for message in messages]
+
+
+def missing(wanted: list[int], found: list[int]) -> set[int]:
+    return set(wanted) - set(found)
+
+
+@no_task_left
+async def test_broker_that_is_killed_and_started_again_has_all_that_it_confirmed(mortal_broker: Broker) -> None:
+    exchange, queue = unique("exchange"), unique("queue")
+    amqp = await aio_pika.connect(mortal_broker.url, timeout=10)
+    await bind(amqp, exchange, queue)
+    async with Publisher(mortal_broker.url, exchange) as publisher:
+        stream = Stream(publisher)
+        await stream.further(300)
+        await asyncio.to_thread(mortal_broker.kill)
+        await amqp.close()
+        before = len(stream.heard)
+        await asyncio.to_thread(mortal_broker.start)
+        await stream.further(300)
+        await stream.stop()
+    assert before < len(stream.heard)
+    assert stream.unheard == stream.unconfirmed == []
+    amqp = await aio_pika.connect(mortal_broker.url, timeout=10)
+    assert missing(stream.heard, await all_of(amqp, queue)) == set()
+    await amqp.close()
+
+
+@no_task_left
+async def test_connection_that_is_cut_comes_back_and_nothing_is_lost(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bridge.publisher")
+    await bind(amqp, exchange, queue)
+    async with proxy(broker.url) as line:
+        await line.open()
+        async with Publisher(line.url, exchange) as publisher:
+            stream = Stream(publisher)
+            for _ in range(3):
+                await stream.further(100)
+                line.cut()
+            await stream.further(100)
+            await stream.stop()
+    assert stream.unheard == stream.unconfirmed == []
+    assert missing(stream.heard, await all_of(amqp, queue)) == set()
+    said = [record.message for record in caplog.records if record.name == "bridge.publisher"]
+    assert len(said) == 6
+    assert all(message.startswith("no connection to the broker: ") for message in said[::2])
+    assert set(said[1::2]) == {"the connection to the broker is back"}
+
+
+@no_task_left
+async def test_exchange_that_is_deleted_is_made_anew(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    channel = await amqp.channel()
+    async with Publisher(broker.url, exchange) as publisher:
+        stream = Stream(publisher)
+        await stream.further(100)
+        await channel.exchange_delete(exchange)
+        await channel.close()
+        await eventually("the exchange is there, without the queue", lambda: len(stream.unheard) >= 100)
+        await bind(amqp, exchange, queue)
+        await stream.further(100)
+        await stream.stop()
+    assert stream.unconfirmed == []
+    assert missing(stream.heard, await all_of(amqp, queue)) == set()
+
+
+@no_task_left
+async def test_update_that_is_cancelled_leaves_the_others_alone(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """Whether it waits for a connection, for its turn or for its confirm."""
+    await bind(amqp, exchange, queue)
+    async with proxy(broker.url) as line, Publisher(line.url, exchange) as publisher:
+        early = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100)]
+        await eventually("all wait", lambda: publisher._trouble is not None)
+        for task in early[::3]:
+            task.cancel()
+        await line.open()
+        await asyncio.wait(early)
+        late = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100, 400)]
+        # So that some are at the broker, others not yet.
+        await late[150]
+        cancelled = [task for task in late[::3] if task.cancel()]
+        await asyncio.wait(late)
+        assert cancelled
+    given_up = [n for n, task in enumerate([*early, *late]) if task.cancelled()]
+    assert given_up[:34] == list(range(0, 100, 3))
+    assert len(given_up) == 34 + len(cancelled)
+    assert all(task.result() for task in [*early, *late] if not task.cancelled())
+    arrived = await all_of(amqp, queue)
+    assert missing([n for n in range(400) if n not in given_up], arrived) == set()
+    assert arrived == sorted(arrived)
+    assert not set(arrived) & set(given_up[:34])
+
+
+@no_task_left
+async def test_time_that_runs_out_during_an_outage_is_told_with_the_reason(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    async with AsyncExitStack() as stack:
+        line = await stack.enter_async_context(proxy(broker.url))
+        publisher = await stack.enter_async_context(Publisher(line.url, exchange, timeout_s=1))
+        await line.open()
+        assert await publisher.broadcast("killmail", killmail(1))
+        await line.close()
+        outcomes: list[Any] = await asyncio.gather(
+            *(publisher.broadcast("killmail", killmail(n)) for n in range(2, 12)), return_exceptions=True
+        )
+        assert {type(outcome) for outcome in outcomes} == {NotConfirmed}
+        assert all("127.0.0.1" in str(outcome) for outcome in outcomes)
+        await line.open()
+        stream = Stream(publisher)
+        await stream.further(10)
+        await stream.stop()

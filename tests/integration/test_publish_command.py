@@ -1,0 +1,346 @@
+"""`edk-bridge publish` as its user runs it: a process, a real broker, files and pipes."""
+
+import asyncio
+import os
+import pty
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+
+from bridge.demo.broker import Broker
+from tests.support.forms import ESI, packaged
+from tests.support.killmail import EXAMPLE, killmail
+from tests.support.proxy import proxy
+from tests.support.publishing import depth, take
+from tests.support.waiting import LIMIT_S, eventually
+
+WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
+
+IMPATIENT = "import sys; from bridge.commands import progress; progress.FIRST_S = progress.IN_LOG_S = 0.0; "
+MAIN = "from bridge.cli import main; main()"
+
+
+@dataclass
+class Ended:
+    """What is left of a process."""
+
+    code: int
+    said: list[str]
+    """On standard error, line by line."""
+
+
+class Command:
+    """`edk-bridge publish` while it runs."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self._said = bytearray()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        while chunk := await self.process.stderr.read(2**16):
+            self._said += chunk
+
+    def write(self, data: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+
+    async def ended(self) -> Ended:
+        """What is left of it, once it has ended by itself; standard output stays empty, and nothing is a traceback."""
+        async with asyncio.timeout(LIMIT_S):
+            code = await self.process.wait()
+            await self._reading
+        said = self._said.decode()
+        assert "Traceback" not in said, said
+        assert "Fatal" not in said, said
+        return Ended(code, said.splitlines())
+
+
+@asynccontextmanager
+async def command(
+    folder: Path, url: str, *arguments: str, script: str = MAIN, **variables: Any
+) -> AsyncIterator[Command]:
+    """The command, its standard input a pipe; killed at the end if it still runs."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
+    environment |= {"BRIDGE_AMQP_URL": url, **variables}
+    start = ["-m", "bridge"] if script == MAIN else ["-c", script]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *start, "publish", *arguments),
+        env=environment,
+        cwd=folder,
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    running = Command(process)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+        await running._reading
+
+
+async def published(folder: Path, url: str, *arguments: str, stdin: bytes = b"", **variables: Any) -> Ended:
+    """What is left of the command, after all of its input."""
+    async with command(folder, url, *arguments, **variables) as running:
+        running.write(stdin)
+        assert running.process.stdin is not None
+        running.process.stdin.close()
+        return await running.ended()
+
+
+async def bind(amqp: AbstractConnection, exchange: str, queue: str) -> None:
+    """A durable queue, bound to a durable fanout exchange."""
+    channel = await amqp.channel()
+    target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+    bound = await channel.declare_queue(queue, durable=True)
+    await bound.bind(target)
+    await channel.close()
+
+
+def ndjson(*events: object) -> bytes:
+    return b"".join(orjson.dumps(event) + b"\n" for event in events)
+
+
+def contents(messages: list[AbstractIncomingMessage]) -> list[Any]:
+    return [orjson.loads(message.body) for message in messages]
+
+
+async def test_events_of_a_file_and_of_a_pipe_arrive_in_order_with_their_types(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
+) -> None:
+    await bind(amqp, exchange, queue)
+    in_file = [killmail(n) for n in range(1000)]
+    in_pipe = [{"type": "killmail", "data": ESI}, killmail(1000), packaged({"killmail": ESI, "zkb": {}, "killID": 1})]
+    (tmp_path / "events.ndjson").write_bytes(ndjson(*in_file))
+    (tmp_path / "one.json").write_bytes(orjson.dumps(killmail(7), option=orjson.OPT_INDENT_2))
+    ended = await published(
+        tmp_path,
+        broker.url,
+        *("events.ndjson", "one.json", "-"),
+        stdin=ndjson(*in_pipe),
+        BRIDGE_EXCHANGES=f"{exchange}=killmail",
+    )
+    assert (ended.code, ended.said) == (0, ["1,004 published, 0 invalid"])
+    messages = await take(amqp, queue, 1004)
+    assert contents(messages) == [*in_file, killmail(7), *in_pipe]
+    assert {(message.type, message.delivery_mode) for message in messages} == {("killmail", 2)}
+    assert await depth(amqp, queue) == 0
+
+
+async def test_invalid_events_are_said_with_their_line_and_passed_over(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
+) -> None:
+    await bind(amqp, exchange, queue)
+    wrong = ndjson(killmail(2, systemId="Jita"))
+    (tmp_path / "events.ndjson").write_bytes(ndjson(killmail(1)) + b"\n" + wrong + b"x\n" + ndjson(killmail(5)))
+    ended = await published(tmp_path, broker.url, "--exchange", exchange, "events.ndjson")
+    assert ended.code == 1
+    assert ended.said == [
+        'events.ndjson:3: /systemId: "Jita" is not of type "integer" [schema-violation]',
+        "events.ndjson:4:1: unexpected character, expected a JSON value [not-json]",
+        "2 published, 2 invalid",
+    ]
+    assert contents(await take(amqp, queue, 2)) == [killmail(1), killmail(5)]
+
+
+async def test_summary_says_what_has_reached_no_queue(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    ended = await published(tmp_path, broker.url, "--exchange", exchange, stdin=ndjson(EXAMPLE, EXAMPLE))
+    assert ended.code == 0
+    assert ended.said == ["2 published, 0 invalid; 2 of them reached no queue: no bridge is consuming"]
+
+
+async def test_exchange_is_that_of_the_type_with_a_schema_of_ones_own(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "duel.json").write_text('{"type": "object", "required": ["winner"]}')
+    await bind(amqp, exchange, queue)
+    ended = await published(
+        tmp_path,
+        broker.url,
+        *("--type", "duel"),
+        stdin=b'{\n "winner": 1\n}\n{\n "winner": 2\n}\n',
+        BRIDGE_EXCHANGES=f"amq.fanout=killmail,{exchange}=duel",
+        BRIDGE_SCHEMAS="own",
+    )
+    assert (ended.code, ended.said) == (0, ["2 published, 0 invalid"])
+    messages = await take(amqp, queue, 2)
+    assert contents(messages) == [{"winner": 1}, {"winner": 2}]
+    assert {message.type for message in messages} == {"duel"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["missing.ndjson"], {}),
+        (["--type", "nonsense"], {}),
+        (["--exchange", "\N{SNOWMAN}"], {}),
+        ([], {"BRIDGE_AMQP_URL": "http://localhost"}),
+        ([], {"BRIDGE_PROT": "1"}),
+    ],
+    ids=["file", "type", "exchange", "URL", "variable"],
+)
+async def test_what_cannot_be_used_ends_with_2(
+    broker: Broker, tmp_path: Path, arguments: list[str], variables: dict[str, Any]
+) -> None:
+    ended = await published(tmp_path, broker.url, *arguments, **variables)
+    assert ended.code == 2
+    assert ended.said
+
+
+@pytest.mark.parametrize("source", ["standard input", "pipe with a name"])
+async def test_refusal_of_the_broker_ends_with_3_though_the_pipe_is_still_open(
+    broker: Broker, exchange: str, tmp_path: Path, source: str
+) -> None:
+    parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
+    wrong = parts._replace(netloc=f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}").geturl()
+    async with silent_pipe(tmp_path, wrong, source, exchange) as running:
+        ended = await running.ended()
+    assert ended.code == 3
+    assert ended.said[0] == "0 published, 0 invalid"
+    assert ended.said[1].startswith("edk-bridge: amqp://")
+    assert "refuses the user name or the password" in ended.said[1]
+    assert ended.said[2].endswith(":1: not confirmed; what follows may not be published either")
+    assert WRONG_PASSWORD not in str(ended.said)
+
+
+@pytest.mark.parametrize("source", ["standard input", "pipe with a name"])
+async def test_interrupt_while_the_pipe_is_silent_ends_with_130(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path, source: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    async with silent_pipe(tmp_path, broker.url, source, exchange) as running:
+        assert contents(await take(amqp, queue, 1)) == [EXAMPLE]
+        running.process.send_signal(signal.SIGINT)
+        ended = await running.ended()
+    # The confirm may still be on its way when the queue has the event.
+    assert (ended.code, ended.said[0].partition(" ")[0], len(ended.said)) == (130, "interrupted:", 1)
+    assert ended.said[0].split()[1] in "01"
+    assert ended.said[0].endswith(" published, 0 invalid")
+
+
+@asynccontextmanager
+async def silent_pipe(folder: Path, url: str, source: str, exchange: str) -> AsyncIterator[Command]:
+    """The command, at a pipe that has had one event and stays open."""
+    if source == "standard input":
+        async with command(folder, url, "--exchange", exchange) as running:
+            running.write(ndjson(EXAMPLE))
+            yield running
+        return
+    os.mkfifo(folder / "pipe")
+    # For reading too: opening it does not wait for the command.
+    descriptor = os.open(folder / "pipe", os.O_RDWR)
+    try:
+        os.write(descriptor, ndjson(EXAMPLE))
+        async with command(folder, url, "--exchange", exchange, "pipe") as running:
+            yield running
+    finally:
+        os.close(descriptor)
+
+
+async def test_broker_that_is_lost_names_the_first_event_that_is_not_confirmed(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
+) -> None:
+    await bind(amqp, exchange, queue)
+    soon = "import functools; from bridge import cli; cli.Publisher = functools.partial(cli.Publisher, timeout_s=1); "
+    async with proxy(broker.url) as line:
+        await line.open()
+        async with command(tmp_path, line.url, "--exchange", exchange, script=soon + MAIN) as running:
+            running.write(b"\n" + ndjson(*(killmail(n) for n in range(10))))
+
+            async def all_there() -> bool:
+                return await depth(amqp, queue) == 10
+
+            await eventually("the first events are there", all_there)
+            await line.close()
+            running.write(ndjson(*(killmail(n) for n in range(10, 20))))
+            ended = await running.ended()
+    assert ended.code == 1
+    # What follows the last confirm; the last confirms may have been lost with the connection.
+    summary, [reason], where = ended.said[-3], [ended.said[-2]], ended.said[-1]
+    count = int(summary.split()[0])
+    assert summary == f"{count} published, 0 invalid"
+    assert reason.startswith("edk-bridge: the broker did not confirm within 1 s: amqp://")
+    assert where == f"edk-bridge: -:{count + 2}: not confirmed; what follows may not be published either"
+    assert count <= 10
+
+
+async def test_broker_that_is_not_there_ends_with_1(broker: Broker, tmp_path: Path) -> None:
+    soon = "import functools; from bridge import cli; cli.Publisher = functools.partial(cli.Publisher, timeout_s=0.5); "
+    async with (
+        proxy(broker.url) as away,
+        command(tmp_path, away.url, script=soon + MAIN) as running,
+    ):
+        running.write(ndjson(EXAMPLE))
+        ended = await running.ended()
+    assert ended.code == 1
+    assert ended.said[-3:] == [
+        "0 published, 0 invalid",
+        ended.said[-2],
+        "edk-bridge: -:1: not confirmed; what follows may not be published either",
+    ]
+    assert "did not confirm within 0.5 s: amqp://" in ended.said[-2]
+
+
+async def test_long_input_has_a_line_now_and_then_in_a_log(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    (tmp_path / "events.ndjson").write_bytes(ndjson(*map(killmail, range(50))))
+    async with command(
+        tmp_path, broker.url, "--exchange", exchange, "events.ndjson", script=IMPATIENT + MAIN
+    ) as running:
+        ended = await running.ended()
+    assert ended.code == 0
+    assert ended.said[:-1] == [f"{n} published, 0 invalid" for n in range(1, 51)]
+    assert ended.said[-1].startswith("50 published, 0 invalid; 50 of them reached no queue")
+
+
+async def test_long_input_has_one_line_on_a_terminal(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    (tmp_path / "events.ndjson").write_bytes(ndjson(*map(killmail, range(50))) + b"{}\n")
+    script = IMPATIENT.replace("IN_LOG_S", "ON_TERMINAL_S") + MAIN
+    ours, theirs = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script, "publish", "--amqp-url", broker.url, "--exchange", exchange),
+            "events.ndjson",
+            cwd=tmp_path,
+            stderr=theirs,
+        )
+    finally:
+        os.close(theirs)
+    said = await asyncio.to_thread(all_of, ours)
+    assert await process.wait() == 1
+    shown = said.split("\r\n")
+    assert shown.pop() == ""
+    # Each line as it is left behind, and what stood there before.
+    assert [line.split("\r\x1b[K")[-1] for line in shown] == [
+        "events.ndjson:51: /killmailId: the member 'killmailId' is missing [schema-violation]",
+        "50 published, 1 invalid; 50 of them reached no queue: no bridge is consuming",
+    ]
+    assert [text for line in shown for text in line.split("\r\x1b[K")[:-1]][-1] == "50 published, 1 invalid"
+
+
+def all_of(descriptor: int) -> str:
+    """All that is written to a terminal until its other side is closed."""
+    said = b""
+    try:
+        while chunk := os.read(descriptor, 4096):
+            said += chunk
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return said.decode()

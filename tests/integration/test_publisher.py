@@ -1,0 +1,416 @@
+"""A fetcher in Python: what the broker gets from it, and what it is told."""
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, assert_type
+from urllib.parse import urlsplit
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+
+from bridge import BrokerRefusal, InvalidUpdate, NotConfirmed, Publisher
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient
+from tests.support.forms import ESI, redisq
+from tests.support.killmail import EXAMPLE, killmail
+from tests.support.proxy import proxy
+from tests.support.publishing import depth, take
+from tests.support.running import port_of, running
+from tests.support.waiting import eventually, no_task_left
+
+WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
+
+
+async def bind(amqp: AbstractConnection, exchange: str, queue: str, **arguments: Any) -> None:
+    """A durable queue, bound to a durable fanout exchange."""
+    channel = await amqp.channel()
+    target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+    bound = await channel.declare_queue(queue, durable=True, arguments=arguments)
+    await bound.bind(target)
+    await channel.close()
+
+
+def ids(messages: list[AbstractIncomingMessage]) -> list[int]:
+    return [orjson.loads(message.body)["killmailId"] for message in messages]
+
+
+async def test_update_arrives_persistent_and_with_its_type(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    async with Publisher(broker.url, exchange) as publisher:
+        assert assert_type(await publisher.broadcast("killmail", EXAMPLE), bool) is True
+    [message] = await take(amqp, queue, 1)
+    assert orjson.loads(message.body) == EXAMPLE
+    assert (message.type, message.content_type, message.delivery_mode) == ("killmail", "application/json", 2)
+    assert not message.headers
+
+
+async def test_update_that_no_queue_gets_is_told_by_false(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    async with Publisher(broker.url, exchange) as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE) is False
+        await bind(amqp, exchange, queue)
+        assert await publisher.broadcast("killmail", EXAMPLE) is True
+
+
+async def test_client_of_a_running_bridge_gets_what_is_broadcast(broker: Broker, exchange: str) -> None:
+    async with (
+        running(broker.url, exchanges=f"{exchange}=statistics") as bridge,
+        Publisher(broker.url, exchange) as publisher,
+    ):
+        client = await RawClient.open(port_of(bridge))
+        assert await publisher.broadcast("killmail", EXAMPLE)
+        update = orjson.loads(await client.text())
+        assert (update["type"], update["data"]) == ("killmail", EXAMPLE)
+        assert await publisher.broadcast("killmail", {**ESI, "killmail_id": 7})
+        update = orjson.loads(await client.text())
+        assert update["data"]["killmailId"] == 7
+        assert update["data"]["attackerCount"] == len(ESI["attackers"])
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("update_type", "data", "reason", "pointer", "schema", "words"),
+    [
+        (
+            "killmail",
+            killmail(1, systemId="Jita"),
+            "schema-violation",
+            "/systemId",
+            "killmail",
+            'not of type "integer"',
+        ),
+        ("killmail", {}, "schema-violation", "/killmailId", "killmail", "is missing"),
+        ("killmail", killmail(2**53), "schema-violation", "/killmailId", "killmail", "maximum"),
+        ("killmail", killmail(1, systemId=float("nan")), "schema-violation", "/systemId", "killmail", "null"),
+        ("killmail", {**ESI, "killmail_id": None}, "schema-violation", "/killmail_id", "esi-killmail", "null"),
+        ("killmail", {"package": None}, "placeholder", "/package", "redisq-package", "no new killmail"),
+        ("nonsense", {}, "unknown-type", "", "", "'nonsense'"),
+        ("killmail", killmail(1, note="x" * 5000), "too-large", "", "", "4096"),
+        ("killmail", killmail(1, price=Decimal(1)), "not-json", "", "", "Decimal"),
+        ("killmail", killmail(1, tags={1}), "not-json", "", "", "set"),
+        ("killmail", killmail(1, by={1: 2}), "not-json", "", "", "key"),
+        ("killmail", killmail(2**64), "not-json", "", "", "64-bit"),
+        ("killmail", killmail(1, note="\ud800"), "not-json", "", "", "surrogates"),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
+)
+async def test_what_is_no_valid_update_is_refused_and_not_published(
+    broker: Broker,
+    amqp: AbstractConnection,
+    exchange: str,
+    queue: str,
+    update_type: str,
+    data: object,
+    reason: str,
+    pointer: str,
+    schema: str,
+    words: str,
+) -> None:
+    await bind(amqp, exchange, queue)
+    async with Publisher(broker.url, exchange, max_message_bytes=4096) as publisher:
+        with pytest.raises(InvalidUpdate) as refused:
+            await publisher.broadcast(update_type, data)
+        assert await publisher.broadcast("killmail", killmail(7))
+    error = refused.value
+    assert (error.reason, error.pointer) == (reason, pointer)
+    assert error.schema == (f"urn:edk-bridge:schema:{schema}" if schema else "")
+    assert words in error.detail
+    assert str(error) == f"{reason}: {error.detail}"
+    assert isinstance(error, ValueError)
+    assert ids(await take(amqp, queue, 1)) == [7]
+    assert await depth(amqp, queue) == 0
+
+
+async def test_what_json_has_no_word_for_is_written_as_orjson_does(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """A datetime becomes a date-time; NaN and infinity become null, which a member may or may not be."""
+    await bind(amqp, exchange, queue)
+    moment = datetime(2024, 10, 22, 10, 30, tzinfo=UTC)
+    async with Publisher(broker.url, exchange) as publisher:
+        await publisher.broadcast("killmail", killmail(1, timestamp=moment, victimId=float("nan")))
+    [message] = await take(amqp, queue, 1)
+    data = orjson.loads(message.body)
+    assert datetime.fromisoformat(data["timestamp"]) == moment
+    assert data["victimId"] is None
+
+
+@pytest.mark.parametrize("data", [ESI, redisq(ESI)], ids=["ESI", "RedisQ"])
+async def test_foreign_form_is_published_as_it_is(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, data: object
+) -> None:
+    await bind(amqp, exchange, queue)
+    async with Publisher(broker.url, exchange) as publisher:
+        assert await publisher.broadcast("killmail", data)
+    [message] = await take(amqp, queue, 1)
+    assert (message.type, orjson.loads(message.body)) == ("killmail", data)
+
+
+async def test_type_of_ones_own_is_validated_by_ones_own_schema(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
+) -> None:
+    (tmp_path / "duel.json").write_text('{"type": "object", "required": ["winner"]}')
+    await bind(amqp, exchange, queue)
+    async with Publisher(broker.url, exchange, schemas=tmp_path) as publisher:
+        with pytest.raises(InvalidUpdate, match="'winner' is missing"):
+            await publisher.broadcast("duel", {})
+        await publisher.broadcast("duel", {"winner": 1})
+        await publisher.broadcast("killmail", EXAMPLE)
+    assert [message.type for message in await take(amqp, queue, 2)] == ["duel", "killmail"]
+
+
+async def test_bytes_of_an_envelope_say_their_type_themselves(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    body = b' {"type": "killmail", "data": %s} ' % orjson.dumps(EXAMPLE)
+    async with Publisher(broker.url, exchange) as publisher:
+        assert await publisher.publish(body)
+        with pytest.raises(InvalidUpdate, match="unknown-type"):
+            await publisher.publish(orjson.dumps(EXAMPLE))
+        with pytest.raises(InvalidUpdate, match="not-json"):
+            await publisher.publish(b"{", "killmail")
+    [message] = await take(amqp, queue, 1)
+    assert (message.type, message.body) == ("killmail", body)
+
+
+async def test_thousand_updates_at_once_arrive_in_their_order(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    async with Publisher(broker.url, exchange) as publisher:
+        heard = await asyncio.gather(*(publisher.broadcast("killmail", killmail(n)) for n in range(1000)))
+    assert heard == [True] * 1000
+    assert ids(await take(amqp, queue, 1000)) == list(range(1000))
+
+
+async def test_updates_that_come_while_it_connects_keep_their_order(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """Those who have waited for the connection are not overtaken by who comes when it is there."""
+    await bind(amqp, exchange, queue)
+    async with Publisher(broker.url, exchange) as publisher, asyncio.TaskGroup() as tasks:
+        sent = [tasks.create_task(publisher.broadcast("killmail", killmail(0)))]
+        while not sent[0].done():
+            # Enough of them for one to begin in each turn of the loop.
+            sent.append(tasks.create_task(publisher.broadcast("killmail", killmail(len(sent)))))
+            await asyncio.sleep(0)
+    assert ids(await take(amqp, queue, len(sent))) == list(range(len(sent)))
+
+
+async def test_missing_exchange_is_made_a_durable_fanout(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    async with Publisher(broker.url, exchange) as publisher:
+        await publisher.broadcast("killmail", EXAMPLE)
+    # Refused, were it anything else.
+    await (await amqp.channel()).declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": aio_pika.ExchangeType.TOPIC, "durable": True},
+        {"type": aio_pika.ExchangeType.FANOUT, "durable": False},
+        {"type": aio_pika.ExchangeType.FANOUT, "auto_delete": True},
+    ],
+    ids=["topic", "transient", "auto-delete"],
+)
+async def test_exchange_that_exists_is_used_as_it_is(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, options: dict[str, Any]
+) -> None:
+    channel = await amqp.channel()
+    target = await channel.declare_exchange(exchange, **options)
+    await (await channel.declare_queue(queue, exclusive=True)).bind(target, "#")
+    async with Publisher(broker.url, exchange) as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
+    assert await depth(amqp, queue) == 1
+    await channel.declare_exchange(exchange, **options)
+
+
+async def test_several_publishers_do_not_disturb_each_other(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    publishers = [Publisher(broker.url, exchange) for _ in range(4)]
+    await asyncio.gather(*(publisher.broadcast("killmail", killmail(n)) for publisher in publishers for n in range(50)))
+    await publishers[0].close()
+    assert await publishers[1].broadcast("killmail", killmail(50))
+    for publisher in publishers[1:]:
+        await publisher.close()
+    arrived = ids(await take(amqp, queue, 201))
+    assert sorted(arrived) == sorted([*range(50)] * 4 + [50])
+
+
+@no_task_left
+async def test_publisher_needs_no_context(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
+    await bind(amqp, exchange, queue)
+    publisher = Publisher(broker.url, exchange)
+    assert await publisher.broadcast("killmail", EXAMPLE)
+    await publisher.close()
+    await publisher.close()
+    with pytest.raises(RuntimeError, match="this publisher is closed"):
+        await publisher.broadcast("killmail", EXAMPLE)
+    with pytest.raises(RuntimeError, match="this publisher is closed"):
+        await publisher.__aenter__()
+
+
+async def test_publisher_that_is_never_used_closes() -> None:
+    await Publisher().close()
+
+
+@no_task_left
+async def test_close_ends_what_waits_for_a_connection(broker: Broker, exchange: str) -> None:
+    async with proxy(broker.url) as line:
+        publisher = Publisher(line.url, exchange)
+        waiting = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(3)]
+        await eventually("it has tried to connect", lambda: publisher._trouble is not None)
+        await publisher.close()
+        assert [str(error) for error in await asyncio.gather(*waiting, return_exceptions=True)] == [
+            "this publisher is closed"
+        ] * 3
+
+
+@no_task_left
+async def test_close_does_not_wait_for_a_broker_that_says_nothing(exchange: str) -> None:
+    accepted = asyncio.Event()
+
+    class Silent(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set()
+
+    server = await asyncio.get_running_loop().create_server(Silent, "127.0.0.1", 0)
+    publisher = Publisher(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/", exchange)
+    waiting = asyncio.create_task(publisher.broadcast("killmail", EXAMPLE))
+    await accepted.wait()
+    async with asyncio.timeout(2):
+        await publisher.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await waiting
+    server.close()
+
+
+@no_task_left
+async def test_close_ends_what_waits_for_a_confirm(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """What a full queue refuses is published again and again, until the publisher is closed."""
+    await bind(amqp, exchange, queue, **FULL)
+    publisher = Publisher(broker.url, exchange)
+    assert await publisher.broadcast("killmail", EXAMPLE)
+    waiting = asyncio.create_task(publisher.broadcast("killmail", EXAMPLE))
+    await eventually("it was refused", lambda: publisher._trouble is not None)
+    await publisher.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await waiting
+
+
+FULL = {"x-overflow": "reject-publish", "x-max-length": 1}
+
+
+async def test_queue_that_is_full_is_named_and_is_no_loss_once_there_is_room(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue, **FULL)
+    async with Publisher(broker.url, exchange, timeout_s=1) as publisher:
+        assert await publisher.broadcast("killmail", killmail(1))
+        with pytest.raises(
+            NotConfirmed, match=r"within 1 s: the broker does not take it \(nack\): a queue that is full"
+        ):
+            await publisher.broadcast("killmail", killmail(2))
+        waiting = asyncio.create_task(publisher.broadcast("killmail", killmail(3)))
+        await eventually("it was refused", lambda: publisher._trouble is not None)
+        assert ids(await take(amqp, queue, 1)) == [1]
+        assert await waiting is True
+        assert ids(await take(amqp, queue, 1)) == [3]
+
+
+async def test_broker_that_is_down_is_named_and_used_once_it_is_up(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    async with proxy(broker.url) as line, Publisher(line.url, exchange, timeout_s=0.5) as publisher:
+        with pytest.raises(NotConfirmed, match=r"within 0\.5 s: amqp://.*:\*\*\*@127\.0\.0\.1:\d+/.*: ") as failed:
+            await publisher.broadcast("killmail", killmail(1))
+        assert isinstance(failed.value, ConnectionError)
+        assert str(urlsplit(line.url).password) + "@" not in str(failed.value)
+        await line.open()
+        await eventually("it is published", lambda: heard(publisher, 2))
+        assert ids(await take(amqp, queue, 1)) == [2]
+
+
+async def heard(publisher: Publisher, number: int) -> bool:
+    with contextlib.suppress(NotConfirmed):
+        return await publisher.broadcast("killmail", killmail(number))
+    return False
+
+
+async def test_broker_that_says_nothing_is_not_waited_for(exchange: str) -> None:
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
+    url = f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with Publisher(url, exchange, timeout_s=0.2) as publisher:
+        with pytest.raises(NotConfirmed, match="it is silent"):
+            await publisher.broadcast("killmail", EXAMPLE)
+    server.close()
+
+
+@no_task_left
+async def test_refusal_is_told_at_once_and_again_with_the_next_update(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
+    channel = await amqp.channel()
+    await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True, internal=True)
+    await channel.close()
+    wrong = parts._replace(netloc=f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}").geturl()
+    for url, name, words in (
+        (wrong, exchange, "refuses the user name or the password"),
+        (parts._replace(path="/nowhere").geturl(), exchange, "the virtual host 'nowhere'"),
+        (broker.url, "amq.nonsense", "the exchange 'amq.nonsense' can't be used: ACCESS_REFUSED"),
+        (broker.url, exchange, f"the exchange '{exchange}' can't be used: ACCESS_REFUSED"),
+    ):
+        async with Publisher(url, name) as publisher:
+            for _ in range(2):
+                with pytest.raises(BrokerRefusal) as refused:
+                    await publisher.broadcast("killmail", EXAMPLE)
+                assert words in str(refused.value)
+                assert WRONG_PASSWORD not in str(refused.value)
+            both = await asyncio.gather(
+                *(publisher.broadcast("killmail", killmail(n)) for n in range(2)), return_exceptions=True
+            )
+            assert [type(error) for error in both] == [BrokerRefusal] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["http://localhost/"], "amqp_url: expected amqp://"),
+        (["amqp://"], "amqp_url: expected amqp://"),
+        (["amqp://localhost", ""], "exchange: '' won't do"),
+        (["amqp://localhost", "x" * 200], "a name of 1 to 127"),
+    ],
+)
+def test_what_can_be_no_address_is_refused_at_once(arguments: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Publisher(*arguments)
+
+
+def test_folder_without_schemas_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there are no schema files"):
+        Publisher(schemas=tmp_path)
+
+
+async def test_first_of_several_nodes_that_answers_is_used(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    async with proxy(broker.url) as away, Publisher(f"{away.url},{broker.url}", exchange) as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)

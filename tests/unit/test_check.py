@@ -1,0 +1,162 @@
+"""What is said of events without a broker: every violation, with its line, its pointer and its reason."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from bridge.commands.check import check
+from bridge.contract import catalog
+from bridge.contract.pipeline import Pipeline
+from tests.support.forms import ESI, packaged, r2z2, redisq, wrapped
+from tests.support.killmail import EXAMPLE, killmail
+
+SCHEMAS = catalog.load([catalog.PACKAGED])
+GOOD = json.dumps(EXAMPLE).encode()
+
+
+def said(
+    text: bytes | str, update_type: str | None = None, max_message_bytes: int = 2**20
+) -> tuple[int, int, list[str]]:
+    """How many events, how many invalid ones, and the lines."""
+    lines: list[str] = []
+    content = text.encode() if isinstance(text, str) else text
+    counts = check(io.BytesIO(content), "f", update_type, Pipeline(SCHEMAS, max_message_bytes), lines.append)
+    return *counts, lines
+
+
+def without(*members: str) -> dict[str, Any]:
+    return {name: value for name, value in EXAMPLE.items() if name not in members}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        EXAMPLE,
+        ESI,
+        redisq(ESI),
+        packaged(redisq(ESI)),
+        r2z2(ESI),
+        wrapped(EXAMPLE),
+        wrapped(ESI),
+        {**wrapped(EXAMPLE), "timestamp": "whenever"},
+    ],
+)
+def test_nothing_is_said_of_what_a_bridge_takes(event: object) -> None:
+    assert said(json.dumps(event)) == (1, 0, [])
+    assert said(json.dumps(event, indent=2), "killmail") == (1, 0, [])
+
+
+def test_nothing_at_all_is_no_event() -> None:
+    assert said("\n\n") == (0, 0, [])
+
+
+def test_every_violation_of_an_event_has_a_line_of_its_own() -> None:
+    event = json.dumps({**without("shipTypeId"), "systemId": "Jita", "victimId": -1}, indent=2)
+    events, invalid, lines = said(f"\n{event}\n")
+    assert (events, invalid) == (1, 1)
+    assert sorted(lines) == [
+        "f:2: /shipTypeId: the member 'shipTypeId' is missing [schema-violation]",
+        "f:5: /victimId: -1 is less than the minimum of 0 [schema-violation]",
+        'f:8: /systemId: "Jita" is not of type "integer" [schema-violation]',
+    ]
+
+
+def test_lines_are_those_of_the_file_one_event_a_line() -> None:
+    events = [killmail(1), without("systemId"), killmail(3), {}, killmail(5, systemId=None)]
+    text = "\n\n".join(map(json.dumps, events))
+    count, invalid, lines = said(text)
+    assert (count, invalid) == (5, 3)
+    assert [line.split(":")[1] for line in lines] == ["3", "7", "7", "7", "7", "7", "9"]
+
+
+def test_pointer_leads_into_the_envelope() -> None:
+    event = json.dumps(wrapped({**EXAMPLE, "systemId": "Jita"}), indent=2)
+    [line] = said(event)[2]
+    assert line == 'f:9: /data/systemId: "Jita" is not of type "integer" [schema-violation]'
+    assert '"Jita"' in event.splitlines()[8]
+
+
+def test_pointer_leads_into_a_foreign_form() -> None:
+    event = json.dumps(packaged(redisq({**ESI, "solar_system_id": "Jita"})), indent=2)
+    [line] = said(event)[2]
+    assert "/package/killmail/solar_system_id: " in line
+    number = int(line.split(":")[1])
+    assert '"Jita"' in event.splitlines()[number - 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "update_type", "line"),
+    [
+        ('{"package": null}', None, "f:1: /package: an empty RedisQ package: there was no new killmail [placeholder]"),
+        (
+            '\n{\n "type": "nonsense",\n "data": {}\n}',
+            None,
+            "f:3: /type: there is no schema for the type 'nonsense'; known types: "
+            f"{', '.join(sorted(SCHEMAS.types))} [unknown-type]",
+        ),
+        (
+            '{\n "data": {},\n "type": "statistics"\n}',
+            "killmail",
+            "f:3: /type: the envelope says 'statistics', the message's type property 'killmail' [schema-violation]",
+        ),
+        ("[]", None, 'f:1: the event: [] is not of type "object" [schema-violation]'),
+        (
+            "[" * 300 + "]" * 300,
+            None,
+            "f:1: the event is nested too deeply (about 250 levels are allowed) [not-json]",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_where_it_is(text: str, update_type: str | None, line: str) -> None:
+    assert said(text, update_type) == (1, 1, [line])
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (b'\n{\n "killmailId": x\n}\n', "f:3:16: "),
+        (b'{"killmailId": NaN}\n', "f:1:16: "),
+        (GOOD + b'\n{"a": "\xc3\xa4", "b": x}\n', "f:2:17: "),
+        (GOOD + b'\n\n{"a": "\xc3\xa4\xff"}\n', "f:3:9: "),
+        (b'\n{\n "a": "\xc3\xa4",\n "b": "\xc3\xa4\xed\xa0\x80"\n}', "f:4:9: "),
+        (b'{"a": "\\ud800"}', "f:1:8: "),
+        (b"\n" + b"[" * 100_000 + b"]" * 100_000, "f:2:1026: "),
+    ],
+    ids=["word", "NaN", "after an umlaut", "no UTF-8", "half a pair in UTF-8", "half a pair", "deep"],
+)
+def test_what_is_no_json_is_said_with_line_and_column(text: bytes, place: str) -> None:
+    events, invalid, [line] = said(text)
+    assert (events, invalid) == (1 + text.startswith(GOOD), 1)
+    assert line.startswith(place)
+    assert line.endswith(" [not-json]")
+
+
+def test_event_that_is_too_large_is_said_to_be() -> None:
+    big = json.dumps(killmail(1, note="x" * 5000))
+    events, invalid, [line] = said(f"{json.dumps(EXAMPLE)}\n{big}\n", max_message_bytes=4096)
+    assert (events, invalid) == (2, 1)
+    assert line.startswith("f:2: the body has ")
+    assert line.endswith("[too-large]")
+
+
+def test_members_with_odd_names_are_found() -> None:
+    data = [{"a/b": {"~": 1}}, {"a/b": {"~": "x"}}]
+    schema = {"items": {"properties": {"a/b": {"properties": {"~": {"type": "integer"}}}}}}
+    own = catalog.Schema("odd", "urn:odd", jsonschema_rs.Draft202012Validator(schema), None)
+    pipeline = Pipeline(catalog.Catalog({"odd": own}, {}, {}), 2**20)
+    lines: list[str] = []
+    text = json.dumps(data, indent=1).encode()
+    assert check(io.BytesIO(text), "f", "odd", pipeline, lines.append) == (1, 1)
+    assert lines == ['f:9: /1/a~1b/~0: "x" is not of type "integer" [schema-violation]']
+
+
+def test_thousands_of_violations_are_each_said_with_their_line() -> None:
+    event = json.dumps({**ESI, "attackers": [{"character_id": "x"}] * 3000}, indent=1)
+    events, invalid, lines = said(event)
+    assert (events, invalid, len(lines)) == (1, 1, 3000)
+    assert len({line.split(":")[1] for line in lines}) == 3000

@@ -1,0 +1,77 @@
+"""The line that says how far a long command is: when it is said, and how on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from bridge.commands.progress import FIRST_S, IN_LOG_S, ON_TERMINAL_S, Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that is looked at, turned by hand."""
+    turned = Clock()
+    monkeypatch.setattr("bridge.commands.progress.time", turned)
+    return turned
+
+
+def test_what_is_soon_done_needs_no_line(clock: Clock) -> None:
+    for stream in (io.StringIO(), Terminal()):
+        progress = Progress(stream, lambda: "never said")
+        clock.now_s += FIRST_S * 0.9
+        progress.tick()
+        assert stream.getvalue() == ""
+
+
+def test_log_gets_a_line_now_and_then(clock: Clock) -> None:
+    stream, count = io.StringIO(), 0
+    progress = Progress(stream, lambda: f"{count} done")
+    clock.now_s += FIRST_S
+    for count in range(1, 101):  # noqa: B007 - the text reads it
+        progress.tick()
+        clock.now_s += IN_LOG_S / 40
+    assert stream.getvalue() == "1 done\n41 done\n81 done\n"
+
+
+def test_line_on_a_terminal_is_written_over_itself(clock: Clock) -> None:
+    stream, count = Terminal(), 0
+    progress = Progress(stream, lambda: f"{count} done")
+    clock.now_s += FIRST_S
+    for count in range(1, 10):  # noqa: B007 - the text reads it
+        progress.tick()
+        clock.now_s += ON_TERMINAL_S * 0.3
+    assert stream.getvalue() == "1 done\r\x1b[K5 done\r\x1b[K9 done\r"
+
+
+def test_line_that_stays_takes_the_place_of_the_one_that_does_not(clock: Clock) -> None:
+    stream = Terminal()
+    progress = Progress(stream, lambda: "half")
+    clock.now_s += FIRST_S
+    progress.tick()
+    progress.say("an error")
+    progress.say("the end")
+    assert stream.getvalue() == "half\r\x1b[Kan error\nthe end\n"
+
+
+def test_line_that_stays_is_all_of_it_in_a_log(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream, lambda: "half")
+    clock.now_s += FIRST_S
+    progress.tick()
+    progress.say("the end")
+    assert stream.getvalue() == "half\nthe end\n"
