@@ -76,7 +76,8 @@ async def command(
     environment |= {"BRIDGE_AMQP_URL": url, **variables}
     start = ["-m", "bridge"] if script == MAIN else ["-c", script]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *start, "publish", *arguments),
+        # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
+        *("env", "--default-signal=INT", sys.executable, *start, "publish", *arguments),
         env=environment,
         cwd=folder,
         stdin=asyncio.subprocess.PIPE,
