@@ -19,6 +19,7 @@ from bridge.commands.progress import Progress
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events
 from bridge.contract.pipeline import Pipeline
+from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.settings import FIELDS, PREFIX, Settings
 
@@ -99,31 +100,35 @@ _FILES: click.Parameter = click.Argument(
 )
 _TYPE: click.Parameter = click.Option(
     ["--type", "update_type"],
-    help="the update type of all events; without it, each may say its own, and is a killmail if it does not",
+    help="the update type of all events; without it, each may say its own, or is what its exchange carries",
 )
 _EVENTS = "FILE (standard input unless given) holds JSON, or one event a line (NDJSON), as a bridge would get them."
 
 
 def _lines(name: str) -> Iterator[bytes]:
-    """The lines of a file, or of standard input for `-`."""
-    if name == "-":
-        stdin = sys.stdin.buffer
-        yield from lines_of(getattr(stdin, "raw", stdin))
-    else:
-        with Path(name).open("rb", buffering=0) as file:
-            yield from lines_of(file)
+    """The lines of a file, or of standard input for `-`. Raises ConfigurationError where it can't be read."""
+    try:
+        if name == "-":
+            stdin = sys.stdin.buffer
+            yield from lines_of(getattr(stdin, "raw", stdin))
+        else:
+            with Path(name).open("rb", buffering=0) as file:
+                yield from lines_of(file)
+    except OSError as error:
+        raise ConfigurationError([f"{printable(name)}: can't be read: {error.strerror}"]) from error
 
 
 def _check(files: tuple[str, ...], update_type: str | None, **flags: str | None) -> None:
-    try:
-        pipeline = _pipeline(_settings(flags), update_type)
-    except BridgeError as error:
-        _fail(error)
     events = invalid = 0
     try:
+        effective = _settings(flags)
+        pipeline = _pipeline(effective, update_type)
+        _, default_type = _exchange_for(effective, update_type)
         for name in files:
-            found = check_events(_lines(name), name, update_type, pipeline, click.echo)
+            found = check_events(_lines(name), name, update_type, default_type, pipeline, click.echo)
             events, invalid = events + found[0], invalid + found[1]
+    except BridgeError as error:
+        _fail(error)
     except KeyboardInterrupt:
         # Not click's 1, which says that something is invalid.
         sys.exit(INTERRUPTED)
@@ -148,7 +153,9 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
         # For a person, whatever is set: what is lost and back again, but not the libraries' tracebacks of it.
         logs.configure("info", "text")
         _pipeline(effective, update_type)
-        publisher = _publisher(effective, exchange or _exchange_of(effective, update_type))
+        usual, default_type = _exchange_for(effective, update_type)
+        exchange = exchange or usual
+        publisher = _publisher(effective, exchange)
     except BridgeError as error:
         _fail(error)
     count = Count()
@@ -157,18 +164,20 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
     async def run() -> None:
         async with publisher:
             for name in files:
-                await publish_events(_lines(name), name, update_type, publisher, count, progress.say, progress.tick)
+                await publish_events(
+                    _lines(name), name, update_type, default_type, publisher, count, progress.say, progress.tick
+                )
 
     try:
         uvloop.run(run())
     except BridgeError as error:
-        progress.say(_summary(count))
+        progress.say(_summary(count, exchange))
         _fail(error)
     except KeyboardInterrupt:
-        progress.say(f"interrupted: {_summary(count)}")
+        progress.say(f"interrupted: {_summary(count, exchange)}")
         sys.exit(INTERRUPTED)
-    progress.say(_summary(count))
-    sys.exit(1 if count.invalid else 0)
+    progress.say(_summary(count, exchange))
+    sys.exit(1 if count.invalid or count.unheard else 0)
 
 
 cli.add_command(
@@ -178,7 +187,8 @@ cli.add_command(
         params=[
             _TYPE,
             click.Option(
-                ["--exchange"], help="where to; without it, the exchange that BRIDGE_EXCHANGES has for the type"
+                ["--exchange"],
+                help="where to; without it, the exchange that BRIDGE_EXCHANGES has for the type, or its first one",
             ),
             *_options("amqp_url", "schemas", "max_message_bytes"),
             _FILES,
@@ -186,8 +196,8 @@ cli.add_command(
         help="Publishes events to RabbitMQ, each validated before and confirmed after; says what is wrong with those "
         f"that are invalid, and goes on.\n\n{_EVENTS}",
         epilog="""\b
-Exit codes: 0 all are published, 1 some are invalid or were not confirmed, 2 options or files that can't be used,
-3 the broker refuses.""",
+Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, 2 options or files that
+can't be used, 3 the broker refuses.""",
     )
 )
 
@@ -196,7 +206,8 @@ def _pipeline(effective: Settings, update_type: str | None) -> Pipeline:
     schemas = load_schemas(effective)
     if update_type is not None and update_type not in schemas.types:
         known = ", ".join(sorted(schemas.types))
-        raise ConfigurationError([f"--type {update_type}: there is no schema for this type; known: {known}"])
+        hint = "" if effective.schemas else " (and BRIDGE_SCHEMAS, for types of your own, is not set)"
+        raise ConfigurationError([f"--type {update_type}: there is no schema for this type; known: {known}{hint}"])
     return Pipeline(schemas, effective.max_message_bytes)
 
 
@@ -212,13 +223,18 @@ def _publisher(effective: Settings, exchange: str) -> Publisher:
         raise ConfigurationError([str(error)]) from error
 
 
-def _exchange_of(effective: Settings, update_type: str | None) -> str:
-    exchanges = effective.exchanges
-    return next((name for name, carried in exchanges.items() if carried == update_type), next(iter(exchanges)))
+def _exchange_for(effective: Settings, update_type: str | None) -> tuple[str, str]:
+    """The exchange that carries the type, or else the first one; and the type that it carries by default."""
+    exchanges = list(effective.exchanges.items())
+    return next((each for each in exchanges if each[1] == update_type), exchanges[0])
 
 
-def _summary(count: Count) -> str:
-    unheard = f"; {count.unheard:,} of them reached no queue: no bridge is consuming" if count.unheard else ""
+def _summary(count: Count, exchange: str) -> str:
+    unheard = (
+        f"; {count.unheard:,} of them reached no queue: no bridge consumes from the exchange {exchange}"
+        if count.unheard
+        else ""
+    )
     return f"{count.published:,} published, {count.invalid:,} invalid{unheard}"
 
 

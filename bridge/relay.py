@@ -52,24 +52,29 @@ class Relay:
         self._metrics.deliveries.inc()
         if delivery.redelivered:
             self._metrics.redeliveries.inc()
+        duplicate = False
         try:
             outcome = self._outcome(delivery)
+            if isinstance(outcome, Accepted):
+                duplicate = outcome.identity is not None and outcome.identity in self._window
+                if not duplicate:
+                    self._hub.publish(outcome.payload)
         except Exception:
             _log.exception("an event could not be processed")
             outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log says how")
         if isinstance(outcome, Rejected):
             self._say(delivery, outcome)
             self._rejects.reject(delivery, outcome)
-        elif outcome.identity is not None and outcome.identity in self._window:
+        elif duplicate:
             self._metrics.duplicates.labels(outcome.type).inc()
             delivery.settle()
         else:
+            # All of it once the update is in the log. Publishing may flush what came before, and must not settle this
+            # one for it; and what failed to get there is no duplicate when it comes again.
+            self._unflushed.append(delivery)
+            self._metrics.updates.labels(outcome.type).inc()
             if outcome.identity is not None:
                 self._window.remember(outcome.identity)
-            self._metrics.updates.labels(outcome.type).inc()
-            # In this order: publishing may flush what came before, and must not settle this one for it.
-            self._hub.publish(outcome.payload)
-            self._unflushed.append(delivery)
 
     def _say(self, delivery: Delivery, rejected: Rejected) -> None:
         """One line for the first event of a reason, and for each that doubles their number: a flood stays short."""

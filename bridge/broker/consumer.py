@@ -14,7 +14,7 @@ import aiormq
 import structlog
 from pamqp import commands
 
-from bridge.broker import topology
+from bridge.broker import decoding, topology
 from bridge.broker.life import keep_alive
 from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
 from bridge.broker.settlement import Settlement
@@ -38,6 +38,8 @@ FRAME_BUFFER = 1000
 round through the event loop, and each flush a small one."""
 
 _log = structlog.get_logger("bridge.broker")
+
+decoding.install()
 
 
 @dataclass(frozen=True, slots=True)

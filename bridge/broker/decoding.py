@@ -14,9 +14,12 @@ Decoder = Callable[[bytes], tuple[int, Any]]
 
 
 def _short_string(value: bytes) -> tuple[int, str]:
-    """Bytes that are not UTF-8 become U+FFFD."""
+    """Bytes that are not UTF-8 become question marks: what is longer than it came can't be published again."""
     end = 1 + value[0]
-    return end, value[1:end].decode("utf-8", "replace")
+    try:
+        return end, value[1:end].decode()
+    except UnicodeDecodeError:
+        return end, value[1:end].decode("utf-8", "replace").replace("\ufffd", "?")
 
 
 def _leniently(strict: Decoder, size: Callable[[bytes], int], otherwise: Any) -> Decoder:

@@ -5,12 +5,12 @@ program where nothing ever worked) and from a fault of ours (said in full, and n
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import aiormq
-import structlog
 
 from bridge.broker.link import Backoff, sentence
 from bridge.broker.status import State, Status
@@ -19,7 +19,8 @@ from bridge.errors import BrokerRefusal
 STABLE_S = 5.0
 """A life that lasted this long was a good one: what ended it is news, and the next attempt follows at once."""
 
-_log = structlog.get_logger("bridge.broker")
+# Not structlog, as elsewhere: a Publisher has this in other people's programs.
+_log = logging.getLogger("bridge.broker")
 
 
 async def keep_alive(
@@ -34,6 +35,7 @@ async def keep_alive(
     `lost` is told of each end, before the status changes. Raises BrokerRefusal for a refusal while nothing has ever
     worked, unless `wait` is set.
     """
+    before = cancel_requests()
     soon, patient = Backoff(), Backoff(first_s=0.5, longest_s=15.0)
     while not stopping.is_set():
         pauses = soon
@@ -49,7 +51,7 @@ async def keep_alive(
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
             state, reason = State.LOST, sentence(error)
         except asyncio.CancelledError as error:
-            if cancelled_from_outside():
+            if cancel_requests() > before:
                 raise
             state, reason = State.LOST, sentence(error)
         except Exception as error:
@@ -68,10 +70,11 @@ async def keep_alive(
     status.enter(State.STOPPED)
 
 
-def cancelled_from_outside() -> bool:
-    """True where somebody asked the running task to end.
+def cancel_requests() -> int:
+    """How often somebody has asked the running task to end; more than before, and a CancelledError is theirs.
 
-    aiormq cancels whoever waits for a connection that goes away: a CancelledError alone says nothing.
+    aiormq cancels whoever waits for a connection that goes away: a CancelledError alone says nothing. Nor does the
+    number: it stays with a task that went on after a cancellation, to say a last word, perhaps.
     """
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return 0 if task is None else task.cancelling()

@@ -17,7 +17,6 @@ import aiormq
 from pamqp import commands
 from yarl import URL
 
-from bridge.broker import decoding
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 
@@ -38,9 +37,6 @@ PORTS = {"amqp": 5672, "amqps": 5671}
 NOT_ALLOWED = 530
 """The reply code for a virtual host that does not exist or that the user may not use; and, which passes, for one whose
 limit of connections is reached."""
-
-
-decoding.install()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +130,7 @@ async def _connect(node: Node, name: str) -> aio_pika.abc.AbstractConnection:
     except TimeoutError as error:
         raise ConnectionError(f"{node} does not answer within {CONNECT_TIMEOUT_S:g} s") from error
     except aiormq.exceptions.ProbableAuthenticationError as error:
-        raise BrokerRefusal(
-            f"{node} refuses the user name or the password in BRIDGE_AMQP_URL: {sentence(error)}"
-        ) from error
+        raise BrokerRefusal(f"{node} refuses the user name or the password in its URL: {sentence(error)}") from error
     except aiormq.exceptions.AMQPError as error:
         close = _close_frame(error)
         if close is not None and close.reply_code == NOT_ALLOWED and "limit" not in str(close.reply_text):

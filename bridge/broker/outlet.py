@@ -13,11 +13,10 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
-from bridge.broker.life import cancelled_from_outside
+from bridge.broker.life import cancel_requests
 from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
 
-CONFIRM_TIMEOUT_S = 30.0
-"""For the broker's confirm. Longer than a pause of it should be: after this the message may be published twice."""
+_LOST = "the connection was lost"
 
 Channel = aiormq.abc.AbstractChannel
 SetUp = Callable[[aiormq.abc.AbstractConnection, Channel], Awaitable[None]]
@@ -82,7 +81,11 @@ class Outlet:
     async def publish(
         self, body: bytes, exchange: str, routing_key: str, properties: commands.Basic.Properties
     ) -> None:
-        """One attempt: waits for a channel, however long, then for the confirm. Raises Unconfirmed."""
+        """One attempt: waits for a channel, then for the confirm, however long. Raises Unconfirmed.
+
+        There is no time after which it would be given up while the connection lives: a broker that is short of memory
+        takes nothing for as long as that lasts, and would get another copy with each attempt.
+        """
         # aiormq tells which of its publishes the broker returned by the message id alone: two of the same id at once,
         # and one that nobody got would count as confirmed.
         lock = (
@@ -94,6 +97,7 @@ class Outlet:
             # Who comes when there is a channel at last would overtake those who have waited for it.
             async with self._turn:
                 channel = await asyncio.shield(self._channel)
+            before = cancel_requests()
             try:
                 await channel.basic_publish(
                     body,
@@ -101,7 +105,6 @@ class Outlet:
                     routing_key=routing_key,
                     properties=properties,
                     mandatory=True,
-                    timeout=CONFIRM_TIMEOUT_S,
                 )
             except aiormq.exceptions.PublishError as error:
                 raise Unrouted("no queue is bound to the exchange", channel) from error
@@ -109,13 +112,15 @@ class Outlet:
                 raise Unconfirmed(
                     "the broker does not take it (nack): a queue that is full, perhaps", channel
                 ) from error
-            except TimeoutError as error:
-                raise Unconfirmed(f"no confirm within {CONFIRM_TIMEOUT_S:g} s", channel) from error
-            except (Exception, asyncio.CancelledError) as error:
-                # aiormq raises a bare Exception, or a cancellation that nobody asked for, where the connection is lost
-                # at the wrong moment.
-                if cancelled_from_outside():
+            except asyncio.CancelledError as error:
+                if cancel_requests() > before:
                     raise
+                raise Unconfirmed(_LOST, channel) from error
+            except aiormq.exceptions.ChannelInvalidStateError as error:
+                raise Unconfirmed(_LOST, channel) from error
+            except Exception as error:
+                # aiormq raises a bare one, or a cancellation that nobody asked for, where the connection is lost at the
+                # wrong moment.
                 raise Unconfirmed(sentence(error), channel) from error
 
     def renew(self, channel: Channel, reason: str) -> None:

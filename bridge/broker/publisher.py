@@ -4,6 +4,7 @@ Works without anything else of the bridge running: a bridge that consumes is fou
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ PERSISTENT = 2
 # Not structlog, as everywhere else in here: this runs in other people's programs.
 _log = logging.getLogger("bridge.publisher")
 
+# Where nobody has configured logging, Python prints what these say of every lost connection, with its traceback: the
+# publisher says it in a line. Who has configured logging decides.
+for _noisy in ("aio_pika", "aiormq"):
+    logging.getLogger(_noisy).addHandler(logging.NullHandler())
+
 
 class InvalidUpdate(ValueError):
     """What should be published is no valid update; nothing was sent. Its text says why."""
@@ -50,7 +56,10 @@ class InvalidUpdate(ValueError):
 
 
 class NotConfirmed(ConnectionError):
-    """The broker did not confirm in time. It may have the update all the same: publishing it again does no harm."""
+    """The broker did not confirm in time. It may have the update all the same.
+
+    Publishing it again does no harm to a type whose schema names an `x-identity`: the bridge sends it once.
+    """
 
 
 class Publisher:
@@ -104,12 +113,17 @@ class Publisher:
         """Publishes an update and waits for the broker's confirm; True when at least one queue has it.
 
         False means that nobody is bound to the exchange: no bridge is consuming, and the update is gone. For the type
-        `killmail`, `data` may also be one of the foreign forms. Raises InvalidUpdate (nothing was sent), NotConfirmed
-        and BrokerRefusal (password, virtual host, permission).
+        `killmail`, `data` may also be one of the foreign forms. A datetime is written as RFC 3339 has it.
+
+        Raises InvalidUpdate (nothing was sent), NotConfirmed and BrokerRefusal (password, virtual host, permission;
+        where all of that was right before, NotConfirmed says it).
         """
         try:
             body = orjson.dumps(data)
-        except TypeError as error:
+            if b"null" in body:
+                # May have been NaN, of which orjson makes null, and which would pass for an id that is absent.
+                json.dumps(data, allow_nan=False, default=str)
+        except (TypeError, ValueError) as error:
             raise InvalidUpdate(Rejected(Reason.NOT_JSON, f"the data can't be written as JSON: {error}")) from error
         return await self.publish(body, update_type)
 
@@ -135,8 +149,10 @@ class Publisher:
             if not self._outlet.open:
                 # Connecting does not look whether to stop.
                 self._running.cancel()
-            await asyncio.wait([self._running])
-            self._outlet.fail(_closed())
+            try:
+                await asyncio.wait([self._running])
+            finally:
+                self._outlet.fail(_closed())
 
     def _connected(self) -> Outlet:
         """The outlet, with somebody who keeps it alive."""

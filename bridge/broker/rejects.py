@@ -28,6 +28,9 @@ from bridge.metrics import Metrics
 MAX_HEADER_BYTES = 100_000
 """Of a message's properties: they must fit into one AMQP frame, of 128 KiB unless the broker is told otherwise."""
 
+CONFIRM_S = 30.0
+"""A confirm that takes longer than this is missed: `/readyz` and the log say so."""
+
 RETRY_S = 5.0
 """The longest pause before an event that was not confirmed is published again."""
 
@@ -72,9 +75,9 @@ class Rejects:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._publishing[task]
-        if not self._publishing and self._outlet.open:
+        if not self._publishing and self._outlet.open and not self._stopping.is_set():
             # Nothing is held any more, be it that the broker took it all back.
-            self._confirmed()
+            self._working("no rejected event is held any more")
 
     def forget_stale(self) -> None:
         """Gives up what the broker has taken back: it delivers it again."""
@@ -120,32 +123,42 @@ class Rejects:
         self.status.worked = True
         if not self._publishing:
             # Otherwise the first confirm says whether it works.
-            self._confirmed()
+            self._working("rejected events can be published again")
 
     async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
         properties = self._properties(delivery, rejected)
         pauses = Backoff(longest_s=RETRY_S)
         while True:
+            late = asyncio.get_running_loop().call_later(CONFIRM_S, self._late)
             try:
                 await self._outlet.publish(delivery.body, self._exchange or "", delivery.routing_key, properties)
             except Unconfirmed as error:
                 # However it fails, it is tried again.
                 if isinstance(error, Unrouted):
                     self._outlet.renew(error.channel, str(error))
-                self._lost(State.LOST, str(error))
-                self.status.enter(State.LOST, str(error))
+                self._failed(str(error))
                 await asyncio.sleep(pauses.pause_s())
             else:
-                self._confirmed()
+                self._working("rejected events are published again")
                 delivery.settle()
                 return
+            finally:
+                late.cancel()
 
-    def _confirmed(self) -> None:
+    def _late(self) -> None:
+        if self._outlet.open:
+            self._failed(f"no confirm within {CONFIRM_S:g} s: the broker may be short of memory or disk")
+
+    def _failed(self, reason: str) -> None:
+        self._lost(State.LOST, reason)
+        self.status.enter(State.LOST, reason)
+
+    def _working(self, phrase: str) -> None:
         if self.status.state is State.WORKING:
             return
         if self.status.state is not State.CONNECTING:
             after_s = round(time.monotonic() - self.status.since_s, 1)
-            _log.info("rejected events are published again", after_s=after_s, waiting=self.waiting)
+            _log.info(phrase, after_s=after_s, waiting=self.waiting)
         self.status.enter(State.WORKING)
 
     def _properties(self, delivery: Delivery, rejected: Rejected) -> commands.Basic.Properties:
@@ -161,14 +174,17 @@ class Rejects:
             "x-reject-time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         values = {name: getattr(came, name) for name in commands.Basic.Properties.attributes()}
-        # What the broker or the library takes from nobody but the sender: said, but not sent again.
-        for name in ("user_id", "cluster_id"):
+        # What the broker or the library takes from nobody but the sender, and what would end the reject before anybody
+        # has looked at it: said, but not sent again.
+        for name in ("user_id", "cluster_id", "expiration"):
             if values[name]:
                 reasons[f"x-reject-{name.replace('_', '-')}"] = values[name]
             values[name] = "" if name == "cluster_id" else None
         if values["delivery_mode"] not in (None, 1, 2):
             values["delivery_mode"] = None
-        values["headers"] = {**(came.headers or {}), **reasons}
+        # An event that was rejected before, and is still, or that would pass for one: the reasons are ours.
+        own = {name: value for name, value in (came.headers or {}).items() if not name.startswith("x-reject-")}
+        values["headers"] = {**own, **reasons}
         with suppress(Exception):  # a value that can be read, but not written: there is no bound to what they raise
             properties = commands.Basic.Properties(**values)
             # A header frame that the broker would not take closes the connection, for ever again.

@@ -6,31 +6,32 @@ import orjson
 
 from bridge.commands.documents import Document, documents, line_of
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
+from bridge.contract.text import printable
 
-DEFAULT_TYPE = "killmail"
-"""Of an event that does not say its type, as on an exchange of the default settings."""
+A_LIST = "; a list is one event here: have its items one a line, as `jq -c '.[]'` writes them"
 
 
 def check(
-    lines: Iterable[bytes], name: str, update_type: str | None, pipeline: Pipeline, say: Callable[[str], None]
+    lines: Iterable[bytes],
+    name: str,
+    update_type: str | None,
+    default_type: str,
+    pipeline: Pipeline,
+    say: Callable[[str], None],
 ) -> tuple[int, int]:
     """Says every violation, a line each: `name:line: pointer: what is wrong [reason]`.
 
-    Returns how many events there were, and how many of them are invalid.
+    The types are the message's `type` property, where there is one, and that of the exchange. Returns how many events
+    there were, and how many of them are invalid.
     """
     events = invalid = 0
     for document in documents(lines):
         events += 1
-        problems = pipeline.problems(event_of(document, update_type))
+        problems = pipeline.problems(Event(document.body, update_type, default_type, None))
         invalid += bool(problems)
         for problem in problems:
-            say(f"{name}:{sentence(document, problem)}")
+            say(f"{printable(name)}:{sentence(document, problem)}")
     return events, invalid
-
-
-def event_of(document: Document, update_type: str | None) -> Event:
-    """The event as a bridge would get it; `update_type` None leaves its type to the envelope, or to the default."""
-    return Event(document.body, update_type, DEFAULT_TYPE, None)
 
 
 def sentence(document: Document, problem: Rejected) -> str:
@@ -39,20 +40,22 @@ def sentence(document: Document, problem: Rejected) -> str:
         try:
             orjson.loads(document.body)
         except orjson.JSONDecodeError as error:
-            line, column = _where(document.body, error)
+            line, column, words = _syntax(document.body, error)
             # The line of the file, not of the document in it.
-            return f"{document.line + line - 1}:{column}: {error.msg} [{problem.reason}]"
+            return f"{document.line + line - 1}:{column}: {words} [{problem.reason}]"
     line = document.line + line_of(document.body, problem.pointer)
     # A violation's detail begins with its pointer, other reasons' do not.
     begins = f"{problem.pointer}: " if problem.pointer else ""
-    return f"{line}: {begins}{problem.detail.removeprefix(begins)} [{problem.reason}]"
+    is_list = problem.reason is Reason.SCHEMA_VIOLATION and not problem.pointer and document.body.startswith(b"[")
+    hint = A_LIST if is_list else ""
+    return f"{line}: {begins}{problem.detail.removeprefix(begins)}{hint} [{problem.reason}]"
 
 
-def _where(body: bytes, error: orjson.JSONDecodeError) -> tuple[int, int]:
-    """Line and column, counted from 1. Of what is no UTF-8 the error itself does not know them."""
+def _syntax(body: bytes, error: orjson.JSONDecodeError) -> tuple[int, int, str]:
+    """Line and column, counted from 1, and what is wrong there. Of what is no UTF-8 the error itself knows none."""
     try:
         body.decode()
     except UnicodeDecodeError as broken:
         before = body[: broken.start].decode()
-        return before.count("\n") + 1, len(before) - before.rfind("\n")
-    return error.lineno, error.colno
+        return before.count("\n") + 1, len(before) - before.rfind("\n"), "not UTF-8"
+    return error.lineno, error.colno, error.msg

@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 from bridge.broker.publisher import InvalidUpdate, Publisher
-from bridge.commands.check import DEFAULT_TYPE, sentence
+from bridge.commands.check import sentence
 from bridge.commands.documents import Document, documents
-from bridge.errors import BridgeError
+from bridge.contract.text import printable
+from bridge.errors import BridgeError, ConfigurationError
 
 UNDER_WAY = 500
 """Confirms that may be outstanding at once: enough to keep the line to the broker full."""
+
+READ_AHEAD = 50
+"""Events that may wait for their turn."""
 
 
 class Interrupted(BridgeError):
@@ -40,6 +44,7 @@ async def publish(
     lines: Iterable[bytes],
     name: str,
     update_type: str | None,
+    default_type: str,
     publisher: Publisher,
     count: Count,
     say: Callable[[str], None],
@@ -47,7 +52,7 @@ async def publish(
 ) -> None:
     """Publishes every valid event and says what is wrong with the others, counting both; `progress` hears of each.
 
-    Raises Interrupted where the broker no longer confirms.
+    The types are as for `check`. Raises Interrupted where the broker no longer confirms.
     """
     free = asyncio.Semaphore(UNDER_WAY)
     # By their number, the oldest first; to the lines where they begin.
@@ -55,7 +60,7 @@ async def publish(
 
     async def send(number: int, document: Document) -> None:
         try:
-            heard = await publisher.publish(document.body, update_type, DEFAULT_TYPE)
+            heard = await publisher.publish(document.body, update_type, default_type)
         except InvalidUpdate as error:
             count.invalid += 1
             say(f"{name}:{sentence(document, error.rejected)}")
@@ -66,6 +71,7 @@ async def publish(
         del under_way[number]
         progress()
 
+    name = printable(name)
     failed: Exception | None = None
     try:
         async with asyncio.TaskGroup() as sending:
@@ -78,6 +84,8 @@ async def publish(
     except* (OSError, BridgeError) as group:
         # Raised below: from in here, early releases of 3.11 would raise it in a group of its own.
         failed = group.exceptions[0]
+    if isinstance(failed, ConfigurationError):
+        raise failed
     if failed is not None:
         first = next(iter(under_way.values()), count.line)
         raise Interrupted(f"{failed}\n{name}:{first}: not confirmed; what follows may not be published either", failed)
@@ -87,7 +95,7 @@ async def _read(lines: Iterable[bytes]) -> AsyncIterator[Document]:
     """The events, read in a thread that nobody waits for: a pipe may be silent for ever, and Ctrl-C ends it all."""
     loop = asyncio.get_running_loop()
     found: asyncio.Queue[Document | Exception | None] = asyncio.Queue()
-    room = threading.Semaphore(UNDER_WAY)
+    room = threading.Semaphore(READ_AHEAD)
 
     def read() -> None:
         end = None

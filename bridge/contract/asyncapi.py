@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from bridge.contract.catalog import schema_id
 from bridge.contract.draft07 import convert
 from bridge.contract.forms import REDISQ
 from bridge.contract.pipeline import Reason
@@ -141,10 +142,7 @@ def document(documents: Mapping[str, bytes], deployment: Deployment) -> bytes:
 
 def _files(documents: Mapping[str, bytes]) -> list[_File]:
     names = {_key(name): name for name in (file.removesuffix(".json") for file in documents)}
-    schemas = {
-        key: {"$id": f"urn:edk-bridge:schema:{name}", **orjson.loads(documents[f"{name}.json"])}
-        for key, name in names.items()
-    }
+    schemas = {key: {"$id": schema_id(name), **orjson.loads(documents[f"{name}.json"])} for key, name in names.items()}
     converted = convert(schemas, "#/components/schemas")
     return [_File(name, key, converted[key]) for key, name in names.items()]
 
@@ -188,7 +186,7 @@ def _exchange_channel(exchange: str, description: str, messages: Iterable[str]) 
         "bindings": {
             "amqp": {
                 "is": "routingKey",
-                "exchange": {"name": exchange, "type": "fanout", "durable": True, "autoDelete": False, "vhost": "/"},
+                "exchange": {"name": exchange, "type": "fanout", "durable": True, "autoDelete": False},
                 "bindingVersion": _AMQP,
             }
         },
@@ -290,5 +288,5 @@ def _at(*steps: str) -> Object:
 
 
 def _key(name: str) -> str:
-    """The name as AsyncAPI allows it in a key: other characters than these by their numbers."""
-    return re.sub(r"[^A-Za-z0-9._-]", lambda found: f"_{ord(found[0]):x}_", name)
+    """The name as AsyncAPI allows it in a key: other characters than these by their numbers, no two names alike."""
+    return re.sub(r"[^A-Za-z0-9._-]|_(?=[0-9a-f]+_)", lambda found: f"_{ord(found[0]):x}_", name)

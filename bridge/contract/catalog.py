@@ -2,14 +2,16 @@
 
 A type is a file: `statistics.json` describes the data of updates of the type `statistics`. A file that describes
 something else names its `x-role` and is no type: `form` is a foreign form that updates are made from, `envelope` what
-goes around them. Validators are compiled once, when the catalog is loaded. This file must never know where events come
-from or updates go.
+goes around them, `definitions` what other files refer to. Validators are compiled once, when the catalog is loaded.
+This file must never know where events come from or updates go.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jsonschema_rs
 import orjson
@@ -23,6 +25,18 @@ PACKAGED = next(
     if folder.is_dir()
 )
 """The schema files that come with the bridge: inside the installed package, or beside it in a checkout."""
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+ROLES = (None, "definitions")
+PACKAGED_ROLES = (*ROLES, "form", "envelope")
+"""What a form becomes, and what an envelope goes around, is code: only the packaged ones mean something."""
+
+LONGEST_IDENTITY = 200
+"""Characters of an identity that is remembered as it is; of a longer one, it is its digest."""
+
+EXACT = 2**53
+"""Up to here a floating point number is the number that was published."""
 
 Identity = tuple[str, str | float]
 """The update type, and the value of the member that identifies an update of that type."""
@@ -73,7 +87,12 @@ class Schema:
         if self.identity is None or not isinstance(data, dict):
             return None
         value = data.get(self.identity)
-        return (self.name, value) if isinstance(value, (str, int, float)) else None
+        if isinstance(value, str):
+            return self.name, value if len(value) <= LONGEST_IDENTITY else hashlib.sha256(value.encode()).hexdigest()
+        # Not true, which is 1 to Python; nor a number that stands for others as well.
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        return (self.name, value) if isinstance(value, int) or abs(value) <= EXACT else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +122,17 @@ def load(folders: Sequence[Path]) -> Catalog:
                 raise SchemaError(f"{file}: there is a {file.name} already; give the type another name")
             documents[file.name], schemas[file.stem] = _read(file)
     registry = _registry(schemas)
+    compiled = {name: _compile(name, schema, registry) for name, schema in schemas.items()}
 
-    def compiled(role: str | None) -> dict[str, Schema]:
-        return {n: _compile(n, schema, registry) for n, schema in schemas.items() if schema.get("x-role") == role}
+    def of(role: str | None) -> dict[str, Schema]:
+        return {name: schema for name, schema in compiled.items() if schemas[name].get("x-role") == role}
 
-    return Catalog(compiled(None), compiled("form"), documents)
+    return Catalog(of(None), of("form"), documents)
+
+
+def schema_id(name: str) -> str:
+    """The `$id` of a schema file that does not say it."""
+    return f"urn:edk-bridge:schema:{quote(name, safe='')}"
 
 
 def _violation(error: jsonschema_rs.ValidationError) -> Violation:
@@ -127,7 +152,12 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
         raise SchemaError(f"{file}: can't be read as JSON: {error}") from error
     if not isinstance(schema, dict):
         raise SchemaError(f"{file}: a schema file must hold a JSON object")
-    schema.setdefault("$id", f"urn:edk-bridge:schema:{file.stem}")
+    if schema.get("$schema", DRAFT) != DRAFT:
+        raise SchemaError(f"{file}: $schema must be {DRAFT}, or left out; got {schema['$schema']!r}")
+    roles = PACKAGED_ROLES if file.parent == PACKAGED else ROLES
+    if schema.get("x-role") not in roles:
+        raise SchemaError(f"{file}: x-role must be definitions, or left out; got {schema['x-role']!r}")
+    schema.setdefault("$id", schema_id(file.stem))
     return content, schema
 
 
@@ -147,7 +177,10 @@ def _registry(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
         # The library does not say which schema it can't use: it is the one without which it can use the others.
         for name in schemas:
             if _usable({other: schema for other, schema in schemas.items() if other != name}):
-                raise SchemaError(f"{name}.json: not a usable JSON Schema: {printable(str(error))}") from error
+                raise SchemaError(
+                    f"{name}.json: not a usable JSON Schema: {printable(str(error))} (other files are referred to by "
+                    f"their $id, as in {schema_id('killmail')})"
+                ) from error
         raise SchemaError(f"several schema files are no usable JSON Schemas: {printable(str(error))}") from error
 
 
@@ -169,9 +202,10 @@ def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry
             schema, registry=registry, validate_formats=True, ignore_unknown_formats=False
         )
     except (ValueError, TypeError) as error:
-        raise SchemaError(
-            f"{name}.json: not a usable JSON Schema (draft 2020-12): {printable(getattr(error, 'message', str(error)))}"
-        ) from error
+        words = printable(str(error))
+        if isinstance(error, jsonschema_rs.ValidationError):
+            words = f"{json_pointer(list(error.instance_path)) or 'the schema'}: {printable(error.message)}"
+        raise SchemaError(f"{name}.json: not a usable JSON Schema (draft 2020-12): {words}") from error
     identity = schema.get("x-identity")
     if identity is not None and not (
         isinstance(identity, str) and identity.startswith("/") and "/" not in identity[1:] and len(identity) > 1

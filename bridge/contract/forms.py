@@ -1,7 +1,8 @@
 """The foreign forms of a killmail: what sources give their fetchers, told apart by shape, made into an update's data.
 
-ESI gives the raw killmail; zKillboard's RedisQ and R2Z2 put it into a document of their own. All of them name a member
-that no update has, so one look says which form it is. Each form has a schema file; what is converted has passed it.
+ESI gives the raw killmail; zKillboard's RedisQ and R2Z2 put it into a document of their own. Where a killmail is, there
+it is taken from, whatever members stand beside it: a placeholder is only what has none, because nobody looks at those
+again. Each form has a schema file; what is converted has passed it.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,11 @@ UPDATE_TYPE = "killmail"
 """The update type that all of these forms become."""
 
 ESI, REDISQ, R2Z2 = "esi-killmail", "redisq-package", "r2z2-document"
+
+_MARKS = frozenset({"esi", "sequence_id", "killID", "killmail"})
+"""Each says of a document that it is one of R2Z2 or RedisQ, though it has no killmail."""
+
+_NOTHING: tuple[object, ...] = (None, [], {})
 
 _VICTIM = {"victimId": "character_id", "victimCorporationId": "corporation_id", "victimAllianceId": "alliance_id"}
 
@@ -46,18 +52,16 @@ def recognise(data: Mapping[str, Any]) -> Foreign | Placeholder | None:
     """The foreign form of a killmail's data; None where it is none, but the update's data itself."""
     if "killmailId" in data:
         return None
+    # Before package: to a document that has its killmail, package is a member that its schema does not name.
+    foreign = _foreign(data, "")
+    if foreign is not None:
+        return foreign
     if "package" in data:
-        package = data["package"]
-        if _empty(package):
-            return Placeholder(REDISQ, "/package", "an empty RedisQ package: there was no new killmail")
-        return _redisq(package, "/package")
-    if "killID" in data or "killmail" in data:
-        return _redisq(data, "")
-    if "esi" in data or "sequence_id" in data:
-        if _empty(data.get("esi")):
-            return Placeholder(R2Z2, "/esi", "an R2Z2 document without its killmail: esi is empty")
-        return Foreign(R2Z2, data, "", "esi")
-    if "killmail_id" in data or ("victim" in data and "attackers" in data):
+        return _packaged(data["package"])
+    if not _MARKS.isdisjoint(data):
+        return _without_killmail(data, "")
+    if "killmail_id" in data:
+        # Incomplete: its schema says what is missing.
         return Foreign(ESI, data, "", None)
     return None
 
@@ -80,16 +84,36 @@ def convert(foreign: Foreign, timestamp_ms: int) -> dict[str, Any]:
     return data
 
 
-def _redisq(package: object, pointer: str) -> Foreign | Placeholder:
-    if isinstance(package, dict) and _empty(package.get("killmail")):
-        return Placeholder(
-            REDISQ, f"{pointer}/killmail", "a RedisQ package without its killmail: fetch it from ESI, and publish that"
-        )
-    return Foreign(REDISQ, package, pointer, "killmail")
+def _foreign(document: Mapping[str, Any], pointer: str) -> Foreign | None:
+    """The form of a document that has something where the killmail should be; None where it has not."""
+    if "victim" in document and "attackers" in document:
+        return Foreign(ESI, document, pointer, None)
+    if not _empty(document.get("killmail")):
+        return Foreign(REDISQ, document, pointer, "killmail")
+    if not _empty(document.get("esi")):
+        return Foreign(R2Z2, document, pointer, "esi")
+    return None
+
+
+def _packaged(package: object) -> Foreign | Placeholder:
+    """What is in a package: RedisQ's own document, or what a fetcher put there in its stead."""
+    if _empty(package):
+        return Placeholder(REDISQ, "/package", "an empty RedisQ package: there was no new killmail")
+    if not isinstance(package, dict):
+        return Foreign(REDISQ, package, "/package", "killmail")
+    return _foreign(package, "/package") or _without_killmail(package, "/package")
+
+
+def _without_killmail(document: Mapping[str, Any], pointer: str) -> Placeholder:
+    if "esi" in document or "sequence_id" in document:
+        return Placeholder(R2Z2, f"{pointer}/esi", "an R2Z2 document without its killmail: esi is empty or missing")
+    return Placeholder(
+        REDISQ, f"{pointer}/killmail", "a RedisQ package without its killmail: fetch it from ESI, and publish that"
+    )
 
 
 def _empty(value: object) -> bool:
-    """True for null, for nothing but nulls, and for the list that PHP makes of an empty object."""
-    if isinstance(value, dict):
-        return all(inner is None for inner in value.values())
-    return value is None or value == []
+    """True for null, [] and {}, and for an object of nothing but these, as PHP fills its placeholders."""
+    if value in _NOTHING:
+        return True
+    return isinstance(value, dict) and all(inner in _NOTHING for inner in value.values())

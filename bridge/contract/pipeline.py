@@ -14,6 +14,8 @@ from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
 
 ENVELOPE_MEMBERS = frozenset({"type", "data", "timestamp"})
+ENVELOPE_BYTES = 1024
+"""What an update may have beyond its event: the envelope's own members."""
 PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8"})
 
 
@@ -83,6 +85,7 @@ class Pipeline:
         self._types = catalog.types
         self._forms = catalog.forms
         self._max_message_bytes = max_message_bytes
+        self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
     def process(self, event: Event, now_ms: int) -> Accepted | Rejected:
         """The event's fate; `now_ms` (Unix milliseconds) becomes the update's timestamp."""
@@ -100,6 +103,9 @@ class Pipeline:
         if violation is not None:
             return _violated(reading, violation)
         if reading.foreign is None:
+            if len(payload) > self._max_update_bytes:
+                # 1e15, published in 4 bytes, is delivered in 18.
+                return Rejected(Reason.TOO_LARGE, f"written out in full, the update has {len(payload)} bytes")
             return Accepted(name, payload, reading.type.identity_of(reading.document))
         data = forms.convert(reading.foreign, now_ms)
         return Accepted(name, wrap(name, data, now_ms), reading.type.identity_of(data))
@@ -131,7 +137,7 @@ class Pipeline:
         try:
             data = orjson.loads(event.body)
         except orjson.JSONDecodeError as error:
-            return Rejected(Reason.NOT_JSON, f"the body is not JSON: {printable(str(error))}")
+            return Rejected(Reason.NOT_JSON, _not_json(event.body, error))
 
         name, pointer = event.type or None, ""
         if (
@@ -176,6 +182,16 @@ class Pipeline:
         if name in self._forms:
             return f"{name} is a form of a killmail, not an update type: publish it with the type {forms.UPDATE_TYPE}"
         return f"there is no schema for the type {printable(name, 80)!r}; known types: {known}"
+
+
+def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
+    if not body:
+        return "the body is empty"
+    try:
+        body.decode()
+    except UnicodeDecodeError as broken:
+        return f"the body is not UTF-8: byte {broken.start} can't be read"
+    return f"the body is not JSON: {printable(str(error))}"
 
 
 _TOO_DEEP = Rejected(Reason.NOT_JSON, "the event is nested too deeply (about 250 levels are allowed)")

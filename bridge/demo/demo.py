@@ -18,7 +18,7 @@ import click
 from dotenv import dotenv_values
 
 from bridge import logs, settings
-from bridge.broker.life import cancelled_from_outside
+from bridge.broker.life import cancel_requests
 from bridge.broker.link import Node
 from bridge.demo.broker import Broker, find_broker
 from bridge.demo.child import Child
@@ -127,10 +127,11 @@ async def _demonstrate(
 
 
 async def _usable(fetcher: Fetcher) -> None:
+    before = cancel_requests()
     try:
         await fetcher.declare()
     except (aiormq.exceptions.AMQPError, OSError, asyncio.CancelledError) as error:
-        if cancelled_from_outside():
+        if cancel_requests() > before:
             raise
         raise BridgeError(f"the broker can't be used: {error}") from error
 

@@ -11,7 +11,7 @@ export interface UpdateData {
 
 export type UpdateType = keyof UpdateData;
 
-/** Any update: switch on its type, and its data is known. */
+/** Any update: switch on its type, and its data is known. One of a type that is not here may come: ignore it. */
 export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
 
 /**
@@ -84,7 +84,6 @@ export interface EntityActivity {
    * The time of that kill, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   lastActivityTime?: string;
-  [k: string]: unknown;
 }
 
 /**
@@ -151,7 +150,6 @@ export interface EsiKillmail {
      * Where in the solar system, in metres from its star; not read by the bridge.
      */
     position?: unknown;
-    [k: string]: unknown;
   };
   /**
    * Everybody who took part; their number becomes attackerCount.
@@ -195,13 +193,11 @@ export interface EsiKillmail {
      * The type id of the attacker's weapon.
      */
     weapon_type_id?: number | null;
-    [k: string]: unknown;
   }[];
   /**
    * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
    */
   zkb?: unknown;
-  [k: string]: unknown;
 }
 
 /**
@@ -256,7 +252,6 @@ export interface KillboardEvent {
    * The eventId of the event that this one continues.
    */
   relatedEventId?: string;
-  [k: string]: unknown;
 }
 
 /**
@@ -299,7 +294,6 @@ export interface Killmail {
    * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. An extension: updates made from a raw killmail have it, others may.
    */
   killmailTime?: string;
-  [k: string]: unknown;
 }
 
 /**
@@ -334,7 +328,6 @@ export interface PriceUpdate {
    * Where the price comes from, in a word: esi-average, say, or jita-sell.
    */
   source?: string;
-  [k: string]: unknown;
 }
 
 /**
@@ -362,7 +355,6 @@ export interface R2Z2Document {
    * The document's place in the sequence of all documents.
    */
   sequence_id?: unknown;
-  [k: string]: unknown;
 }
 
 /**
@@ -378,7 +370,6 @@ export interface RedisqPackage {
    * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
    */
   zkb?: unknown;
-  [k: string]: unknown;
 }
 
 /**
@@ -441,7 +432,6 @@ export interface Statistics {
      * The value of what was lost on them, in ISK.
      */
     iskDestroyed?: number;
-    [k: string]: unknown;
   }[];
   /**
    * The corporations with the most killmails in the period, most first.
@@ -463,7 +453,6 @@ export interface Statistics {
      * The value of what was lost on them, in ISK.
      */
     iskDestroyed?: number;
-    [k: string]: unknown;
   }[];
   /**
    * The alliances with the most killmails in the period, most first.
@@ -485,7 +474,6 @@ export interface Statistics {
      * The value of what was lost on them, in ISK.
      */
     iskDestroyed?: number;
-    [k: string]: unknown;
   }[];
   /**
    * The types of ship lost with the most killmails in the period, most first.
@@ -507,7 +495,6 @@ export interface Statistics {
      * The value of what was lost on them, in ISK.
      */
     iskDestroyed?: number;
-    [k: string]: unknown;
   }[];
   /**
    * The solar systems with the most killmails in the period, most first.
@@ -529,7 +516,5 @@ export interface Statistics {
      * The value of what was lost on them, in ISK.
      */
     iskDestroyed?: number;
-    [k: string]: unknown;
   }[];
-  [k: string]: unknown;
 }

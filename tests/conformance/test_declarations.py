@@ -58,7 +58,7 @@ def test_committed_declarations_are_up_to_date(node: str) -> None:
     ("old", "new", "words"),
     [
         pytest.param(
-            "update.data.killmailCount.toFixed()", "update.data.killmailId.toFixed()", "'unknown'", id="other-type"
+            "update.data.killmailCount.toFixed()", "update.data.killmailId.toFixed()", "does not exist", id="other-type"
         ),
         pytest.param('case "statistics":', 'case "statistic":', "not comparable", id="misspelt-type"),
         pytest.param("const price: number", "const price: string", "not assignable", id="wrong-type"),

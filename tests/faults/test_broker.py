@@ -281,7 +281,7 @@ async def refused(kind: str, broker: Broker, amqp: AbstractConnection, exchange:
     parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
     if kind == "password":
         netloc = f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}"
-        return parts._replace(netloc=netloc).geturl(), "refuses the user name or the password in BRIDGE_AMQP_URL"
+        return parts._replace(netloc=netloc).geturl(), "refuses the user name or the password in its URL"
     if kind == "virtual host":
         return parts._replace(path="/nowhere").geturl(), "the virtual host 'nowhere'"
     channel = await amqp.channel()

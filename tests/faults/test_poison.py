@@ -17,11 +17,13 @@ from tests.support.publishing import depth, publish, take
 from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
-TIMESTAMP, MESSAGE_ID, HEADERS, CLUSTER_ID = 1 << 6, 1 << 7, 1 << 13, 1 << 2
+TIMESTAMP, MESSAGE_ID, HEADERS, CLUSTER_ID, TYPE = 1 << 6, 1 << 7, 1 << 13, 1 << 2, 1 << 5
 
 
-def publish_raw(url: str, exchange_name: str, body: bytes, flags: int, properties: bytes) -> None:
-    """Publishes a message with properties as bytes, which no library would write."""
+def publish_raw(
+    url: str, exchange_name: str, body: bytes, flags: int, properties: bytes, routing_key: bytes = b""
+) -> None:
+    """Publishes a message with properties and a routing key as bytes, which no library would write."""
     address = URL(url)
     with socket.create_connection((address.host or "", address.port or 5672), timeout=10) as connection:
         received = b""
@@ -48,8 +50,15 @@ def publish_raw(url: str, exchange_name: str, body: bytes, flags: int, propertie
         send(commands.Channel.Open())
         send(commands.Confirm.Select())
         header = b"\x00\x3c\x00\x00" + len(body).to_bytes(8, "big") + flags.to_bytes(2, "big") + properties
+        name = exchange_name.encode()
+        method = (
+            b"\x00\x3c\x00\x28\x00\x00" + bytes([len(name)]) + name + bytes([len(routing_key)]) + routing_key + b"\x00"
+        )
         connection.sendall(
-            frame.marshal(commands.Basic.Publish(exchange=exchange_name, routing_key=""), 1)
+            b"\x01\x00\x01"
+            + len(method).to_bytes(4, "big")
+            + method
+            + b"\xce"
             + b"\x02\x00\x01"
             + len(header).to_bytes(4, "big")
             + header
@@ -91,6 +100,18 @@ async def test_rejected_event_with_a_property_that_can_not_be_published_is_publi
         publish_raw(broker.url, exchange, b"poison", CLUSTER_ID, encode.short_string("abc"))
         [message] = await take(amqp, rejects, 1)
         assert message.headers["x-reject-cluster-id"] == "abc"
+
+
+async def test_rejected_event_whose_names_are_no_text_does_not_block_the_rejects(
+    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
+) -> None:
+    """Promise: what was short enough to come is short enough to go, however it was read."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects, prefetch=1):
+        publish_raw(broker.url, exchange, b"poison", TYPE, b"\xfa" + b"\xff" * 250, routing_key=b"\xff" * 250)
+        [message] = await take(amqp, rejects, 1)
+        assert message.type == "?" * 250
+        assert message.routing_key == "?" * 250
+        assert message.headers["x-reject-reason"] == "not-json"
 
 
 async def test_rejected_event_that_is_held_does_not_hold_up_the_updates_behind_it(

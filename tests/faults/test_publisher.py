@@ -118,6 +118,37 @@ async def test_connection_that_is_cut_comes_back_and_nothing_is_lost(
 
 
 @no_task_left
+async def test_task_that_went_on_after_a_cancellation_publishes_like_any_other(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """A last word on the way out, say: a lost connection is no reason to raise what nobody has documented."""
+    await bind(amqp, exchange, queue)
+
+    async def last_words(publisher: Publisher) -> bool:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return all([await publisher.broadcast("killmail", killmail(number)) for number in range(300)])
+        raise AssertionError("nobody sets it")
+
+    async with proxy(broker.url) as line:
+        await line.open()
+        async with Publisher(line.url, exchange) as publisher:
+            tasks = [asyncio.create_task(last_words(publisher)) for _ in range(5)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            for enough in (50, 100, 200):
+                await eventually("some have arrived", lambda n=enough: _at_least(amqp, queue, n))  # type: ignore[misc]
+                line.cut()
+            assert await asyncio.gather(*tasks) == [True] * 5
+
+
+async def _at_least(amqp: AbstractConnection, queue: str, count: int) -> bool:
+    return await depth(amqp, queue) >= count
+
+
+@no_task_left
 async def test_exchange_that_is_deleted_is_made_anew(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:

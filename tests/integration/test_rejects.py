@@ -120,6 +120,34 @@ async def test_user_id_that_the_broker_would_refuse_becomes_a_header(
         assert message.headers["x-reject-user-id"] == "guest"
 
 
+async def test_event_that_would_expire_is_kept_and_its_expiration_becomes_a_header(
+    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects):
+        # In seconds here, in milliseconds on the line: long enough to be delivered.
+        await publish(amqp, exchange, b"[]", expiration=60)
+        [message] = await take(amqp, rejects, 1)
+        assert message.expiration is None
+        assert message.headers["x-reject-expiration"] == "60000"
+
+
+async def test_reasons_are_the_bridges_own_whatever_the_event_says(
+    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
+) -> None:
+    said = {
+        "x-reject-user-id": "root",
+        "x-reject-reason": "placeholder",
+        "x-reject-headers": "?",
+        "source": "fetcher-1",
+    }
+    async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects):
+        await publish(amqp, exchange, b"[]", headers=said)
+        [message] = await take(amqp, rejects, 1)
+        assert message.headers["x-reject-reason"] == "schema-violation"
+        assert message.headers["source"] == "fetcher-1"
+        assert not {"x-reject-user-id", "x-reject-headers"} & set(message.headers)
+
+
 async def test_valid_events_overtake_rejected_ones_in_their_own_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:

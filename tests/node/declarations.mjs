@@ -18,7 +18,7 @@ export interface UpdateData {
 
 export type UpdateType = keyof UpdateData;
 
-/** Any update: switch on its type, and its data is known. */
+/** Any update: switch on its type, and its data is known. One of a type that is not here may come: ignore it. */
 export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
 `;
 
@@ -32,6 +32,8 @@ const schemas = new Map(
 const byId = new Map([...schemas.values()].map((schema) => [schema.$id, schema]));
 
 const OPTIONS = {
+  // Members that nobody declared may come, but a misspelt one should not compile.
+  additionalProperties: false,
   bannerComment: "",
   // What a file refers to is declared by its own.
   declareExternallyReferenced: false,

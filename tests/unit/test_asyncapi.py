@@ -117,7 +117,6 @@ def test_every_exchange_is_received_from() -> None:
             "type": "fanout",
             "durable": True,
             "autoDelete": False,
-            "vhost": "/",
         }
         assert f"`{default}`" in channel["description"]
         operation = made["operations"][f"receive.{key}"]
@@ -198,3 +197,11 @@ def test_draft_7_finds_the_examples_valid_and_others_not() -> None:
             assert not validator.is_valid(1)
             checked += 1
     assert checked >= 3 * len(PACKAGED.types)
+
+
+def test_no_two_types_share_a_key() -> None:
+    names = ["a b", "a_20_b", "a_b", "a.b", "entity_x"]
+    made = document({f"{name}.json": b"{}" for name in names})
+    messages = [key for key in made["components"]["messages"] if key.startswith("update.")]
+    assert len(messages) == len(set(messages)) == len(names)
+    assert {"update.a_b", "update.a.b", "update.entity_x"} <= set(messages)

@@ -154,10 +154,10 @@ def test_adding_a_type_is_adding_a_file(tmp_path: Path) -> None:
 
 
 def test_file_with_a_role_is_served_and_no_type(tmp_path: Path) -> None:
-    loaded = load(tmp_path, statistics={}, envelope={"x-role": "envelope"}, raw={"x-role": "form"})
+    loaded = load(tmp_path, statistics={}, shared={"x-role": "definitions"})
     assert set(loaded.types) == {"statistics"}
-    assert set(loaded.forms) == {"raw"}
-    assert set(loaded.documents) == {"statistics.json", "envelope.json", "raw.json"}
+    assert set(loaded.forms) == set()
+    assert set(loaded.documents) == {"statistics.json", "shared.json"}
 
 
 def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
@@ -251,6 +251,12 @@ def test_killmail_is_identified_by_its_id() -> None:
         ({"x-identity": "/id"}, {"id": 1.5}, ("event", 1.5)),
         ({"x-identity": "/id"}, {"id": "a"}, ("event", "a")),
         ({"x-identity": "/id"}, {"id": None}, None),
+        ({"x-identity": "/id"}, {"id": True}, None),
+        ({"x-identity": "/id"}, {"id": 2**53 + 1}, ("event", 2**53 + 1)),
+        ({"x-identity": "/id"}, {"id": 2.0**53}, ("event", 2**53)),
+        ({"x-identity": "/id"}, {"id": 2.0**64}, None),
+        ({"x-identity": "/id"}, {"id": -(2.0**64)}, None),
+        ({"x-identity": "/id"}, {"id": "x" * 200}, ("event", "x" * 200)),
         ({"x-identity": "/id"}, {"id": [1]}, None),
         ({"x-identity": "/id"}, {"id": {}}, None),
         ({"x-identity": "/id"}, {}, None),
@@ -290,3 +296,52 @@ def test_id_that_is_there_already_is_an_error(tmp_path: Path) -> None:
 def test_two_unusable_files_are_an_error_too(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="several schema files"):
         load(tmp_path, a={"$ref": "urn:nothing"}, b={"$ref": "urn:nothing"})
+
+
+def test_long_identity_takes_no_more_memory_than_its_digest(tmp_path: Path) -> None:
+    type_ = load(tmp_path, event={"x-identity": "/id"}).types["event"]
+    one, other = (type_.identity_of({"id": "x" * 4_000_000 + end}) for end in ("a", "b"))
+    assert one is not None
+    assert other is not None
+    assert one != other
+    assert one == type_.identity_of({"id": "x" * 4_000_000 + "a"})
+    assert len(str(one[1])) == 64
+
+
+def test_file_of_definitions_is_no_type_and_can_be_referred_to(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"x-role": "definitions", "$defs": {"id": {"type": "integer"}}}
+    own: dict[str, Any] = {"properties": {"id": {"$ref": "urn:edk-bridge:schema:shared%20parts#/$defs/id"}}}
+    catalog_ = load(tmp_path, **{"shared parts": shared, "own": own})
+    assert set(catalog_.types) == {"own"}
+    assert catalog_.types["own"].violation({"id": "x"}) is not None
+
+
+@pytest.mark.parametrize("role", ["form", "envelope", "Form", "types", "", 5])
+def test_role_that_an_own_file_can_not_have_is_refused(tmp_path: Path, role: object) -> None:
+    with pytest.raises(SchemaError, match=r"own.json: x-role must be definitions, or left out; got "):
+        load(tmp_path, own={"x-role": role})
+
+
+def test_file_of_definitions_must_be_a_schema_all_the_same(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match=r"own\.json"):
+        load(tmp_path, own={"x-role": "definitions", "properties": 5})
+
+
+def test_other_draft_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match=r"own.json: \$schema must be .*2020-12.*draft-07"):
+        load(tmp_path, own={"$schema": "http://json-schema.org/draft-07/schema#"})
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "objekt"}, '/type: "objekt" is not'),
+        ({"properties": {"a": {"minimum": "x"}}}, '/properties/a/minimum: "x" is not'),
+        ({"$ref": "urn:edk-bridge:schema:killmal"}, "as in urn:edk-bridge:schema:killmail"),
+        ({"$ref": "killmail.json"}, "as in urn:edk-bridge:schema:killmail"),
+    ],
+)
+def test_mistake_in_a_schema_is_said_with_its_place(tmp_path: Path, schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(SchemaError) as raised:
+        load(tmp_path, own=schema)
+    assert words in str(raised.value)

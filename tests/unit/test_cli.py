@@ -382,8 +382,10 @@ def test_publish_publishes_all_events_and_says_how_many(published: Published, tm
 def test_publish_says_what_nobody_has_got(published: Published) -> None:
     published.heard = False
     result = invoke("publish", stdin=ndjson(EXAMPLE))
-    assert result.exit_code == 0
-    assert result.stderr == "1 published, 0 invalid; 1 of them reached no queue: no bridge is consuming\n"
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "1 published, 0 invalid; 1 of them reached no queue: no bridge consumes from the exchange killmails\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ decoding.install()
     ("kind", "data", "value"),
     [
         pytest.param("shortstr", b"\x03abc", "abc", id="string"),
-        pytest.param("shortstr", b"\x02\xffa", "\ufffda", id="string-that-is-not-utf8"),
+        pytest.param("shortstr", b"\x02\xffa", "?a", id="string-that-is-not-utf8"),
+        pytest.param("shortstr", b"\x04\xef\xbf\xbda", "\ufffda", id="string-with-a-replacement-character"),
+        pytest.param("shortstr", b"\xff" + b"\xff" * 255, "?" * 255, id="string-that-must-not-grow"),
         pytest.param("timestamp", (10**18).to_bytes(8, "big"), None, id="time-beyond-the-calendar"),
         pytest.param("table", encode.field_table({"a": 1}), {"a": 1}, id="table"),
         pytest.param("table", b"\x00\x00\x00\x05\x02\xff\xfet\x01", None, id="table-with-an-unreadable-name"),

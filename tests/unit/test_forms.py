@@ -30,6 +30,7 @@ CONVERTED = {
     "attackerCount": 2,
     "killmailTime": "2024-10-22T10:14:51Z",
 }
+REDISQ_SCHEMA, R2Z2_SCHEMA = "urn:edk-bridge:schema:redisq-package", "urn:edk-bridge:schema:r2z2-document"
 VICTIM = [("victimId", "character_id"), ("victimCorporationId", "corporation_id"), ("victimAllianceId", "alliance_id")]
 
 
@@ -52,6 +53,8 @@ FORMS = [
     Form("RedisQ", redisq, "/killmail", "redisq-package"),
     Form("RedisQ in a package", lambda raw: packaged(redisq(raw)), "/package/killmail", "redisq-package"),
     Form("R2Z2", r2z2, "/esi", "r2z2-document"),
+    Form("ESI in a package", packaged, "/package", "esi-killmail"),
+    Form("R2Z2 in a package", lambda raw: packaged(r2z2(raw)), "/package/esi", "r2z2-document"),
 ]
 FORMS += map(in_envelope, FORMS.copy())
 each_form = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
@@ -154,10 +157,6 @@ def test_raw_killmail_that_names_its_hash_or_not_is_the_same() -> None:
     assert with_hash == accepted(ESI)
 
 
-def test_whatever_is_beside_a_package_is_let_through() -> None:
-    assert data_of({**packaged(redisq(ESI)), "more": 1, "killID": None}) == CONVERTED
-
-
 @pytest.mark.parametrize("timestamp_ms", [NOW_MS, 0])
 def test_timestamp_of_the_data_is_the_moment_of_conversion(timestamp_ms: int) -> None:
     foreign = forms.recognise(ESI)
@@ -181,33 +180,67 @@ def test_identity_of_another_kill_is_another(form: Form) -> None:
 # Which form it is
 
 
+RAW, IN_KILLMAIL, IN_ESI = (forms.ESI, None), (forms.REDISQ, "killmail"), (forms.R2Z2, "esi")
+NOT_EMPTY = [1, 0, False, "", "x", [0], [None], [[]], {"a": 0}, {"a": ""}, {"a": [None]}, {"a": {"b": None}}]
+EMPTY: list[Any] = [
+    *(None, [], {}),
+    *({"a": None}, {"a": []}, {"a": {}}),
+    {"killmail_id": None, "attackers": [], "victim": None, "zkb": {}},
+]
+BARE_OR_PACKAGED = [(lambda data: data, ""), (packaged, "/package")]
+bare_or_packaged = pytest.mark.parametrize(("around", "prefix"), BARE_OR_PACKAGED, ids=["bare", "packaged"])
+
+
+@bare_or_packaged
 @pytest.mark.parametrize(
-    ("data", "form", "pointer", "killmail"),
+    ("data", "expected"),
     [
-        (ESI, "esi-killmail", "", None),
-        ({"killmail_id": 1}, "esi-killmail", "", None),
-        ({"victim": 1, "attackers": 1}, "esi-killmail", "", None),
-        ({"killID": 1, "killmail": 1}, "redisq-package", "", "killmail"),
-        ({"killmail": {"killmail_id": 1}}, "redisq-package", "", "killmail"),
-        ({"killmail": 5, "killmail_id": 1}, "redisq-package", "", "killmail"),
-        ({"esi": 1}, "r2z2-document", "", "esi"),
-        ({"esi": {"killmail_id": 1}, "sequence_id": 1}, "r2z2-document", "", "esi"),
-        ({"esi": {"victim": None, "x": 0}}, "r2z2-document", "", "esi"),
-        ({"killmail_id": 1, "victim": 1, "attackers": 1, "esi": 1}, "r2z2-document", "", "esi"),
+        (ESI, RAW),
+        ({"victim": 1, "attackers": 1}, RAW),
+        ({"victim": 1, "attackers": None}, RAW),
+        ({"victim": 1, "attackers": 1, "esi": ESI}, RAW),
+        ({"victim": 1, "attackers": 1, "killmail": ESI, "killID": 1}, RAW),
+        ({"victim": 1, "attackers": 1, "package": redisq(ESI)}, RAW),
+        ({"victim": 1, "attackers": 1, "package": None, "killmail": None, "esi": None, "sequence_id": 1}, RAW),
+        *(({"killmail": value}, IN_KILLMAIL) for value in NOT_EMPTY),
+        *(({"esi": value}, IN_ESI) for value in NOT_EMPTY),
+        *(({"killmail": 1, "esi": empty, "sequence_id": 1}, IN_KILLMAIL) for empty in EMPTY),
+        *(({"esi": 1, "killmail": empty, "killID": 1}, IN_ESI) for empty in EMPTY),
+        *(({"killmail": 1, "package": value}, IN_KILLMAIL) for value in [*EMPTY, 1, redisq(ESI)]),
+        *(({"esi": 1, "package": value}, IN_ESI) for value in [*EMPTY, 1, redisq(ESI)]),
+        ({"killmail": 1, "esi": 1}, IN_KILLMAIL),
+        ({"killmail": {"killmail_id": 1}, "killmail_id": 1}, IN_KILLMAIL),
+        ({"killmail": 1, "attackers": 1}, IN_KILLMAIL),
+        ({"esi": 1, "victim": 1}, IN_ESI),
     ],
     ids=str,
 )
-def test_form_is_recognised_by_the_members_that_only_it_has(
-    data: dict[str, Any], form: str, pointer: str, killmail: str | None
+def test_form_is_told_by_where_its_killmail_is_whatever_stands_beside_it(
+    data: dict[str, Any], expected: tuple[str, str | None], around: Callable[[Any], Any], prefix: str
 ) -> None:
-    assert forms.recognise(data) == forms.Foreign(form, data, pointer, killmail)
+    form, killmail = expected
+    assert forms.recognise(around(data)) == forms.Foreign(form, data, prefix, killmail)
 
 
-@pytest.mark.parametrize(
-    "package", [{"killmail": 1}, {"killmail": {"killmail_id": 1}}, 1, "", False, [0], [[]]], ids=str
-)
-def test_package_that_is_not_empty_is_what_the_schema_is_held_against(package: object) -> None:
-    assert forms.recognise({"package": package}) == forms.Foreign("redisq-package", package, "/package", "killmail")
+@pytest.mark.parametrize("data", [{"killmail_id": 1}, {"killmail_id": None}, without(ESI, "victim")], ids=str)
+def test_killmail_id_without_anything_of_another_form_makes_it_an_incomplete_raw_killmail(data: dict[str, Any]) -> None:
+    assert forms.recognise(data) == forms.Foreign("esi-killmail", data, "", None)
+
+
+@pytest.mark.parametrize("package", [1, 0, "", "x", False, [0], [None], [[]], [ESI]], ids=str)
+def test_package_that_is_no_object_is_what_the_schema_is_held_against(package: object) -> None:
+    for beside in ({}, {"killmail": None, "killID": 1}, {"esi": None, "sequence_id": 1}, {"killmail_id": 1}):
+        found = forms.recognise({"package": package, **beside})
+        assert found == forms.Foreign("redisq-package", package, "/package", "killmail")
+
+
+@pytest.mark.parametrize("empty", EMPTY, ids=str)
+@pytest.mark.parametrize("beside", [{"killmail_id": 1}, {"killID": 1}, {"sequence_id": 1}, {"victim": ESI["victim"]}])
+def test_killmail_in_a_package_is_found_whatever_stands_beside_the_package(
+    beside: dict[str, Any], empty: object
+) -> None:
+    for inner in (ESI, redisq(ESI), r2z2(ESI)):
+        assert data_of({**packaged(inner), **beside, "killmail": empty, "esi": empty}) == CONVERTED
 
 
 @pytest.mark.parametrize(
@@ -252,6 +285,56 @@ def test_form_without_a_schema_is_held_against_that_of_the_update(form: Form, tm
         assert (outcome.reason, outcome.schema) == (Reason.SCHEMA_VIOLATION, "urn:edk-bridge:schema:killmail")
 
 
+# What may stand beside a killmail
+
+SCALARS: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5)
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.sampled_from([None, [], {}, ESI]) | SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+MARKERS = ["package", "killmail", "killID", "esi", "sequence_id"]
+NAMED = {"killmailId", *MARKERS} | {
+    member
+    for form in (forms.ESI, forms.REDISQ, forms.R2Z2)
+    for member in orjson.loads((catalog.PACKAGED / f"{form}.json").read_bytes())["properties"]
+}
+UNNAMED = st.dictionaries(st.text(max_size=8).filter(lambda name: name not in NAMED), JSON, max_size=4)
+
+
+@given(markers=st.dictionaries(st.sampled_from(MARKERS), JSON), unnamed=UNNAMED)
+def test_raw_killmail_becomes_the_same_update_with_any_members_beside_its_own(
+    markers: dict[str, Any], unnamed: dict[str, Any]
+) -> None:
+    for raw in ({**markers, **unnamed, **ESI}, {**ESI, **unnamed, **markers}):
+        assert accepted(raw) == accepted(packaged(raw)) == accepted(ESI)
+
+
+@given(unnamed=UNNAMED, package=JSON, mark=JSON, empty=st.sampled_from(EMPTY))
+def test_document_becomes_the_same_update_with_any_members_beside_its_own(
+    unnamed: dict[str, Any], package: object, mark: object, empty: object
+) -> None:
+    beside = {**unnamed, "package": package}
+    of_r2z2, of_redisq = {"esi": mark, "sequence_id": mark}, {"killmail": empty, "killID": mark}
+    for document in ({**beside, **of_r2z2, **redisq(ESI)}, {**beside, **of_redisq, **r2z2(ESI)}):
+        assert accepted(document) == accepted(packaged(document)) == accepted(ESI)
+
+
+@given(unnamed=UNNAMED, mark=JSON, empty=st.sampled_from(EMPTY))
+def test_package_becomes_the_same_update_with_any_members_beside_it(
+    unnamed: dict[str, Any], mark: object, empty: object
+) -> None:
+    beside = {**unnamed, "killmail": empty, "killID": mark, "esi": empty, "sequence_id": mark, "killmail_id": mark}
+    for inner in (ESI, redisq(ESI), r2z2(ESI)):
+        assert accepted({**beside, **packaged(inner)}) == accepted(ESI)
+
+
+@given(unnamed=UNNAMED)
+def test_placeholder_stays_one_with_unknown_members_beside_its_own(unnamed: dict[str, Any]) -> None:
+    for placeholder in (packaged(None), packaged(redisq(None)), redisq(None), r2z2(None)):
+        assert rejected({**unnamed, **placeholder}) == rejected(placeholder)
+
+
 # What is wrong with one
 
 
@@ -283,8 +366,17 @@ def test_violation_names_the_schema_of_the_form_and_points_into_the_event(
     assert outcome.detail.startswith(f"{outcome.pointer}: ")
 
 
-@each_form
-@pytest.mark.parametrize("member", ["killmail_id", "solar_system_id", "victim", "attackers"])
+@pytest.mark.parametrize(
+    ("form", "member"),
+    [
+        (form, member)
+        for form in FORMS
+        for member in ("killmail_id", "solar_system_id", "victim", "attackers")
+        # Without either of the last two, a package is RedisQ's, and without its killmail.
+        if "ESI in a package" not in form.name or member in {"killmail_id", "solar_system_id"}
+    ],
+    ids=lambda each: each if isinstance(each, str) else each.name,
+)
 def test_member_that_is_missing_is_pointed_at(form: Form, member: str) -> None:
     outcome = rejected(form.made_of(without(ESI, member)))
     pointer = f"{form.pointer}/{member}"
@@ -302,6 +394,19 @@ def test_all_that_is_wrong_is_listed_and_points_into_the_event(form: Form) -> No
     assert rejected(body) in found
 
 
+@pytest.mark.parametrize(
+    ("around", "prefix"), [*BARE_OR_PACKAGED, (lambda data: wrapped(packaged(data)), "/data/package")]
+)
+@pytest.mark.parametrize("value", NOT_EMPTY, ids=str)
+def test_what_is_no_killmail_where_one_should_be_is_a_violation_there(
+    value: object, around: Callable[[Any], Any], prefix: str
+) -> None:
+    for document, at, schema in ((redisq(value), "/killmail", REDISQ_SCHEMA), (r2z2(value), "/esi", R2Z2_SCHEMA)):
+        outcome = rejected(around(document))
+        assert (outcome.reason, outcome.schema) == (Reason.SCHEMA_VIOLATION, schema)
+        assert outcome.pointer.startswith(prefix + at)
+
+
 @pytest.mark.parametrize("package", [1, "x", [0], False], ids=repr)
 def test_package_that_is_no_object_is_a_violation_at_the_package(package: object) -> None:
     outcome = rejected(packaged(package))
@@ -311,8 +416,18 @@ def test_package_that_is_no_object_is_a_violation_at_the_package(package: object
 
 # What sources send when they have none
 
-REDISQ_SCHEMA, R2Z2_SCHEMA = "urn:edk-bridge:schema:redisq-package", "urn:edk-bridge:schema:r2z2-document"
-EMPTY: list[object] = [None, [], {}, {"killmail_id": None, "victim": None}]
+WITHOUT: list[tuple[dict[str, Any], str, str]] = [
+    *((redisq(empty), "/killmail", REDISQ_SCHEMA) for empty in EMPTY),
+    ({"killID": 1}, "/killmail", REDISQ_SCHEMA),
+    ({"killID": 1, "killmail_id": 1}, "/killmail", REDISQ_SCHEMA),
+    ({"killmail": None, "killmail_id": 1}, "/killmail", REDISQ_SCHEMA),
+    *((r2z2(empty), "/esi", R2Z2_SCHEMA) for empty in EMPTY),
+    ({"esi": {}, "killmail_id": 1}, "/esi", R2Z2_SCHEMA),
+    ({"sequence_id": 1}, "/esi", R2Z2_SCHEMA),
+    ({"sequence_id": 1, "killmail_id": 1, "hash": "0"}, "/esi", R2Z2_SCHEMA),
+    ({"sequence_id": None, "killID": 1}, "/esi", R2Z2_SCHEMA),
+    ({"esi": None, "killmail": [], "killID": 1}, "/esi", R2Z2_SCHEMA),
+]
 
 
 @pytest.mark.parametrize(("around", "prefix"), [(lambda data: data, ""), (wrapped, "/data")], ids=["bare", "wrapped"])
@@ -320,14 +435,14 @@ EMPTY: list[object] = [None, [], {}, {"killmail_id": None, "victim": None}]
     ("placeholder", "pointer", "schema"),
     [
         *((packaged(empty), "/package", REDISQ_SCHEMA) for empty in [*EMPTY, {"killID": None, "killmail": None}]),
-        *((packaged(redisq(empty)), "/package/killmail", REDISQ_SCHEMA) for empty in EMPTY),
-        *((redisq(empty), "/killmail", REDISQ_SCHEMA) for empty in EMPTY),
-        (packaged({"killID": 1}), "/package/killmail", REDISQ_SCHEMA),
-        ({"killID": 1}, "/killmail", REDISQ_SCHEMA),
+        *(({**packaged(None), **data}, "/package", REDISQ_SCHEMA) for data, _, _ in WITHOUT),
+        *WITHOUT,
         ({"killmail": None}, "/killmail", REDISQ_SCHEMA),
-        *((r2z2(empty), "/esi", R2Z2_SCHEMA) for empty in EMPTY),
         ({"esi": None}, "/esi", R2Z2_SCHEMA),
-        ({"killmail_id": 1, "sequence_id": 1}, "/esi", R2Z2_SCHEMA),
+        *((packaged(data), f"/package{pointer}", schema) for data, pointer, schema in WITHOUT),
+        (packaged({"killmail_id": 1}), "/package/killmail", REDISQ_SCHEMA),
+        (packaged({"more": 1}), "/package/killmail", REDISQ_SCHEMA),
+        *((packaged(packaged(inner)), "/package/killmail", REDISQ_SCHEMA) for inner in (ESI, redisq(ESI), r2z2(ESI))),
     ],
     ids=str,
 )

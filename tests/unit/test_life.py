@@ -7,10 +7,9 @@ from collections import deque
 
 import aiormq
 import pytest
-import structlog
 
 from bridge.broker import life
-from bridge.broker.life import STABLE_S, cancelled_from_outside, keep_alive
+from bridge.broker.life import STABLE_S, cancel_requests, keep_alive
 from bridge.broker.status import State, Status
 from bridge.errors import BrokerRefusal
 
@@ -133,15 +132,14 @@ async def test_refusal_after_having_worked_or_with_wait_is_tried_again_patiently
     assert NoBackoff.asked == [PATIENT_S]
 
 
-async def test_unexpected_error_is_logged_in_full_and_the_next_life_begins() -> None:
+async def test_unexpected_error_is_logged_in_full_and_the_next_life_begins(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene(KeyError("frame"))
-    with structlog.testing.capture_logs() as logged:
-        await scene.run()
+    await scene.run()
     assert scene.lives == 2
     assert scene.lost == [(State.LOST, "KeyError('frame')")]
-    [entry] = logged
-    assert entry["log_level"] == "error"
-    assert entry["exc_info"]
+    [entry] = caplog.records
+    assert entry.levelname == "ERROR"
+    assert entry.exc_info
 
 
 @pytest.mark.parametrize(("lasted_s", "resets"), [(STABLE_S - 0.1, []), (STABLE_S, [SOON_S, PATIENT_S])])
@@ -245,19 +243,36 @@ async def test_cancellation_from_outside_ends_it() -> None:
     assert scene.lost == []
 
 
-async def test_cancellation_from_outside_is_told_from_a_stray_one() -> None:
-    assert not cancelled_from_outside()
+async def test_cancellation_that_somebody_asked_for_is_told_from_a_stray_one() -> None:
+    assert cancel_requests() == 0
     seen = []
 
     async def waiting() -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            seen.append(cancelled_from_outside())
+            seen.append(cancel_requests())
 
     task = asyncio.create_task(waiting())
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert seen == [True]
+    assert seen == [1]
+
+
+async def test_task_that_went_on_after_a_cancellation_is_kept_alive_through_a_stray_one() -> None:
+    scene = Scene(asyncio.CancelledError("stray"))
+    task = asyncio.create_task(_run_after_a_cancellation(scene))
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+    assert scene.lost == [(State.LOST, "stray")]
+    assert scene.lives == 2
+
+
+async def _run_after_a_cancellation(scene: Scene) -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await scene.run()

@@ -195,8 +195,15 @@ def test_other_encoding_is_unsupported(encoding: str) -> None:
 def test_body_that_is_not_json_is_rejected(anything: Pipeline, body: bytes) -> None:
     outcome = rejected(body, default="any", pipeline=anything)
     assert outcome.reason is Reason.NOT_JSON
-    assert outcome.detail.startswith("the body is not JSON: ")
+    assert outcome.detail.startswith(("the body is not JSON: ", "the body is not UTF-8: byte ", "the body is empty"))
     assert len(outcome.detail) < 500
+
+
+def test_body_that_is_empty_or_no_text_is_said_to_be(anything: Pipeline) -> None:
+    assert rejected(b"", default="any", pipeline=anything).detail == "the body is empty"
+    assert (
+        rejected(b'"a\xff"', default="any", pipeline=anything).detail == "the body is not UTF-8: byte 2 can't be read"
+    )
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -372,3 +379,16 @@ def test_huge_member_name_is_bounded_and_escaped(tmp_path: Path) -> None:
     assert len(outcome.pointer) < 1000
     assert outcome.detail.isprintable()
     assert outcome.pointer.isprintable()
+
+
+def test_update_that_grows_beyond_the_limit_when_it_is_written_is_too_large() -> None:
+    pipeline = Pipeline(catalog.load([catalog.PACKAGED]), 20_000)
+    few, many = (
+        orjson.dumps({**EXAMPLE, "x": 0}).replace(b'"x":0', b'"x":[' + b"1e15," * n + b"1]") for n in (9, 3000)
+    )
+    assert len(many) < 20_000
+    assert isinstance(pipeline.process(Event(few, None, "killmail", None), 0), Accepted)
+    rejected = pipeline.process(Event(many, None, "killmail", None), 0)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason is Reason.TOO_LARGE
+    assert "written out in full" in rejected.detail

@@ -166,6 +166,23 @@ def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: Scene, monkeypatch:
     assert len(scene.sent) == 1
 
 
+def test_update_that_does_not_get_into_the_log_is_rejected_and_no_duplicate_when_it_comes_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(payload: bytes) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scene.hub, "publish", fail)
+        first = scene.deliver(killmail(1))
+    assert [rejected.reason for _, rejected in scene.rejects.taken] == [Reason.INTERNAL_ERROR]
+    second = scene.deliver(killmail(1))
+    scene.turns.turn()
+    assert (first.settled, second.settled) == (0, 1)
+    assert scene.count("bridge_duplicates_total", type="killmail") == 0
+    assert scene.count("bridge_updates_total", type="killmail") == 1
+
+
 def test_encoding_of_the_message_is_looked_at(scene: Scene) -> None:
     scene.deliver(killmail(1), content_encoding="gzip")
     assert scene.rejects.taken[0][1].reason is Reason.UNSUPPORTED_ENCODING
