@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
-from bridge.commands.documents import Document, documents, line_of
+from bridge.commands.documents import Document, documents
+from bridge.commands.places import line_of
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
 

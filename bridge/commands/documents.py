@@ -3,12 +3,10 @@
 Only where each begins and ends is found here; whether it is JSON at all is for the pipeline to say.
 """
 
-import json
-from bisect import bisect_left
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
+from select import select
 from typing import Protocol
 
 import orjson
@@ -16,13 +14,19 @@ import orjson
 CHUNK_BYTES = 64 * 1024
 """How much is read at once; a pipe gives less, as soon as it has some."""
 
-_SPACE = frozenset(" \t\r\n")
+_OPENING = b"[{"
+_OPENED_BY = {ord("]"): ord("["), ord("}"): ord("{")}
+# Brackets, and the strings in which they mean nothing. A string ends with its line: JSON has no line break in one.
+# Possessive, because what is remembered for going back would be many times as long as the string.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 
 class Readable(Protocol):
     """What is read from: a raw stream, which holds no lock while it waits."""
 
     def read(self, size: int, /) -> bytes | None: ...
+
+    def fileno(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,11 @@ def lines_of(stream: Readable) -> Iterator[bytes]:
     Not by a buffered stream: Python can't end while another thread waits in one.
     """
     begun: list[bytes] = []
-    while chunk := stream.read(CHUNK_BYTES):
+    while (chunk := stream.read(CHUNK_BYTES)) != b"":
+        if chunk is None:
+            # Nothing yet, which is not the end: a program that shares the pipe may have made it one that never waits.
+            select([stream], [], [])
+            continue
         *ends, rest = chunk.split(b"\n")
         for end in ends:
             yield b"".join((*begun, end, b"\n"))
@@ -52,29 +60,25 @@ def lines_of(stream: Readable) -> Iterator[bytes]:
 
 
 def documents(lines: Iterable[bytes]) -> Iterator[Document]:
-    """The events among the lines, each as soon as it is there: a pipe that never ends is fine, if it has one a line.
+    """The events among the lines, each as soon as its last line is there: a pipe that never ends is fine.
 
-    Whether there is one a line shows in the first line that is not empty, or else in the second.
+    What is broken ends with its line or, with brackets left open, before a line whose first character begins an object
+    where none may stand: it hides no event behind that.
     """
-    filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    first = next(filled, None)
-    if first is None:
-        return
-    begun = [first]
-    if not _is_document(first[1]):
-        second = next(filled, None)
-        if second is not None:
-            begun.append(second)
-        if second is None or not _begins_anew(first[1], second[1]):
-            yield from _of_several_lines([*begun, *filled])
-            return
-    yield from (Document(line.strip(), number) for number, line in chain(begun, filled))
-
-
-def _begins_anew(first: bytes, second: bytes) -> bool:
-    """Whether the second line is an event of its own, the first not being one: with [, a comma or a colon at its end,
-    the first goes on."""
-    return second.startswith(b"{") and not first.rstrip().endswith((b"[", b",", b":")) and _is_document(second)
+    begun = _Begun()
+    for number, line in enumerate(lines, 1):
+        if begun.is_cut_off_by(line):
+            yield begun.cut_off()
+        if begun:
+            yield from begun.go_on(line, number)
+        elif not line.isspace():
+            # As below, only faster: most input has one event a line.
+            if _is_document(line):
+                yield Document(line.strip(), number)
+            else:
+                yield from begun.go_on(line, number)
+    if begun:
+        yield begun.cut_off()
 
 
 def _is_document(line: bytes) -> bool:
@@ -85,81 +89,76 @@ def _is_document(line: bytes) -> bool:
     return True
 
 
-def _of_several_lines(numbered: list[tuple[int, bytes]]) -> Iterator[Document]:
-    """Documents one after another, as a program prints them for people. What can't be taken apart is one document."""
-    line = following = numbered[0][0]
-    pieces = []
-    for number, content in numbered:
-        # The empty lines, which were left out: every line counts.
-        pieces.append(b"\n" * (number - following) + content)
-        following = number + 1
-    text = b"".join(pieces).decode("utf-8", "surrogateescape")
-    decoder = json.JSONDecoder()
-    at = 0
-    while (begin := _skip(text, at)) < len(text):
-        line += text.count("\n", at, begin)
-        try:
-            at = decoder.raw_decode(text, begin)[1]
-        except (ValueError, RecursionError):
-            at = len(text)
-        yield Document(text[begin:at].rstrip().encode("utf-8", "surrogateescape"), line)
-        line += text.count("\n", begin, at)
+class _Begun:
+    """The document that has begun and has not ended yet; between two lines it may be none."""
 
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._line = 0
+        self._open = bytearray()
+        """The brackets around what comes next, the innermost last."""
+        self._last = 0
+        """The last character that is not whitespace; of a string, its opening quote."""
+        self._spoilt = False
+        """Whether there is something outside of all brackets, beside which no bracket may stand."""
 
-def line_of(body: bytes, pointer: str) -> int:
-    """The line, counted from 0, of what a JSON Pointer names in a document; of the nearest around it that is there."""
-    try:
-        return _places(body).line_of([step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]])
-    except (ValueError, IndexError, RecursionError):
-        return 0
+    def __bool__(self) -> bool:
+        return bool(self._open)
 
+    def is_cut_off_by(self, line: bytes) -> bool:
+        """Whether a line can only begin another document: with an object where JSON has no place for a value."""
+        if not line.startswith(b"{") or not self._open:
+            return False
+        in_array = self._open[-1] == ord("[")
+        return self._spoilt or self._last not in (b"[," if in_array else b":")
 
-class _Places:
-    """Where the values of a document stand, looked up once in each object and array that is asked for."""
+    def cut_off(self) -> Document:
+        """The document as far as it has come."""
+        self._open.clear()
+        return self._ended()
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._ends = [at for at, character in enumerate(text) if character == "\n"]
-        self._inside: dict[int, dict[str, int]] = {}
+    def go_on(self, line: bytes, number: int) -> Iterator[Document]:
+        """The documents that end on a line; one that does not is what has begun from now on."""
+        begin = 0
+        for end in self._ends_on(line):
+            self._add(line[begin:end], number)
+            yield self._ended()
+            begin = end
+        if self._open:
+            self._add(line[begin:], number)
 
-    def line_of(self, steps: list[str]) -> int:
-        at = _skip(self._text, 0)
-        for step in steps:
-            if at not in self._inside:
-                self._inside[at] = self._members(at)
-            if step not in self._inside[at]:
-                break
-            at = self._inside[at][step]
-        return bisect_left(self._ends, at)
+    def _ends_on(self, line: bytes) -> list[int]:
+        """Where documents end on a line: each where its brackets are closed, but all at once if something else stands
+        beside them. Of `{"a":1},{"b":2}` nobody knows what it was meant to be."""
+        ends = []
+        at = 0
+        for token in _TOKEN.finditer(line):
+            begin = token.start()
+            self._last = line[begin]
+            if not self._open and (self._last not in _OPENING or line[at:begin].strip()):
+                self._spoilt = True
+            at = token.end()
+            if self._last in _OPENING:
+                self._open.append(self._last)
+            # A bracket that fits nothing closes nothing, lest what is inside of a broken document be taken for events.
+            elif self._open and self._open[-1] == _OPENED_BY.get(self._last):
+                self._open.pop()
+                if not self._open:
+                    ends.append(at)
+        if rest := line[at:].strip():
+            self._last = rest[-1]
+            self._spoilt |= not self._open
+        if self._spoilt:
+            return [] if self._open else [len(line)]
+        return ends
 
-    def _members(self, at: int) -> dict[str, int]:
-        """The positions of an object's members, the last of several with the same name, or of an array's items."""
-        text, decoder = self._text, json.JSONDecoder()
-        is_object = text[at] == "{"
-        if not is_object and text[at] != "[":
-            return {}
-        found: dict[str, int] = {}
-        inner, index = _skip(text, at + 1), 0
-        while text[inner] not in "}]":
-            key = str(index)
-            if is_object:
-                key, inner = decoder.raw_decode(text, inner)
-                inner = _skip(text, _skip(text, inner) + 1)
-            found[key] = inner
-            inner = _skip(text, decoder.raw_decode(text, inner)[1])
-            if text[inner] == ",":
-                inner = _skip(text, inner + 1)
-            index += 1
-        return found
+    def _add(self, piece: bytes, number: int) -> None:
+        if not self._pieces:
+            self._line = number
+        self._pieces.append(piece)
 
-
-@lru_cache(maxsize=1)
-def _places(body: bytes) -> _Places:
-    # One event may have thousands of violations, and is searched once for all of them.
-    return _Places(body.decode())
-
-
-def _skip(text: str, at: int) -> int:
-    while text[at : at + 1] in _SPACE:
-        at += 1
-    return at
+    def _ended(self) -> Document:
+        document = Document(b"".join(self._pieces).strip(), self._line)
+        self._pieces.clear()
+        self._spoilt = False
+        return document

@@ -202,9 +202,9 @@ def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry
             schema, registry=registry, validate_formats=True, ignore_unknown_formats=False
         )
     except (ValueError, TypeError) as error:
-        words = printable(str(error))
-        if isinstance(error, jsonschema_rs.ValidationError):
-            words = f"{json_pointer(list(error.instance_path)) or 'the schema'}: {printable(error.message)}"
+        # Nearly always a ValidationError, which says where.
+        place = json_pointer(list(getattr(error, "instance_path", ()))) or "the schema"
+        words = f"{place}: {printable(getattr(error, 'message', str(error)))}"
         raise SchemaError(f"{name}.json: not a usable JSON Schema (draft 2020-12): {words}") from error
     identity = schema.get("x-identity")
     if identity is not None and not (
