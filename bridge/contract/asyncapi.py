@@ -34,6 +34,10 @@ _REJECT_HEADERS = {
     "x-reject-exchange": "The exchange that the event came from.",
     "x-reject-instance": "The name of the bridge that rejected it.",
     "x-reject-time": "When that was: an RFC 3339 date-time.",
+    "x-reject-user-id": "The event's user_id, where it had one: the broker takes it from nobody else.",
+    "x-reject-cluster-id": "The event's cluster_id, where it had one: no library sends it.",
+    "x-reject-expiration": "The event's expiration in milliseconds, where it had one: a reject does not expire.",
+    "x-reject-headers": "There where the event's own properties are left out, because they can't be published again.",
 }
 
 Object = dict[str, Any]
