@@ -109,6 +109,8 @@ def _lines(name: str) -> Iterator[bytes]:
     """The lines of a file, or of standard input for `-`. Raises ConfigurationError where it can't be read."""
     try:
         if name == "-":
+            if sys.stdin is None:
+                raise ConfigurationError(["-: can't be read: standard input is closed"])
             stdin = sys.stdin.buffer
             yield from lines_of(getattr(stdin, "raw", stdin))
         else:
@@ -155,6 +157,7 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
         _pipeline(effective, update_type)
         usual, default_type = _exchange_for(effective, update_type)
         exchange = exchange or usual
+        default_type = effective.exchanges.get(exchange, default_type)
         publisher = _publisher(effective, exchange)
     except BridgeError as error:
         _fail(error)

@@ -82,13 +82,13 @@ async def connected(nodes: Sequence[Node], name: str) -> AsyncIterator[aiormq.ab
     `name` is what the broker's management page shows. Raises BrokerRefusal where the broker says no, ConnectionError
     where none can be reached; of several nodes' errors, the last.
     """
-    connection = await _connect_to_any(nodes, name)
+    connection, line = await _connect_to_any(nodes, name)
     transport = connection.transport
     assert transport is not None
     try:
         yield transport.connection
     finally:
-        await _close(connection)
+        await _close(connection, line)
 
 
 def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel) -> asyncio.Future[str]:
@@ -110,7 +110,29 @@ def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChan
     return ended
 
 
-async def _connect_to_any(nodes: Sequence[Node], name: str) -> aio_pika.abc.AbstractConnection:
+class _Line(aiormq.connection.TransportFactory):
+    """What aiormq gets its transport from, and keeps to itself: only who has it can cut the line."""
+
+    def __init__(self, encrypted: bool) -> None:
+        self._factory = (
+            aiormq.connection.TLSTransportFactory() if encrypted else aiormq.connection.TCPTransportFactory()
+        )
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self._writer = await self._factory.create(url, **kwargs)
+        return reader, self._writer
+
+    def cut(self) -> None:
+        """Ends the connection without a word, and without what was not sent yet."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+Linked = tuple[aio_pika.abc.AbstractConnection, _Line]
+
+
+async def _connect_to_any(nodes: Sequence[Node], name: str) -> Linked:
     for node in nodes[:-1]:
         try:
             return await _connect(node, name)
@@ -119,11 +141,13 @@ async def _connect_to_any(nodes: Sequence[Node], name: str) -> aio_pika.abc.Abst
     return await _connect(nodes[-1], name)
 
 
-async def _connect(node: Node, name: str) -> aio_pika.abc.AbstractConnection:
+async def _connect(node: Node, name: str) -> Linked:
     url = URL(node.url)
     if "heartbeat" not in url.query:
         url = url.update_query(heartbeat=HEARTBEAT_S)
     connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
+    line = _Line(url.scheme == "amqps")
+    connection.kwargs["transport_factory"] = line
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await connection.connect()
@@ -143,7 +167,7 @@ async def _connect(node: Node, name: str) -> aio_pika.abc.AbstractConnection:
     except OSError as error:
         raise ConnectionError(f"{node}: {sentence(error)}") from error
     else:
-        return connection
+        return connection, line
     finally:
         if connection.transport is None:
             # One that is not closed closes itself when it is collected, wherever that happens to be.
@@ -164,10 +188,13 @@ def _close_frame(error: BaseException) -> commands.Connection.Close | None:
     return None
 
 
-async def _close(connection: aio_pika.abc.AbstractConnection) -> None:
+async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line) -> None:
     # Whatever happens here, the connection is over: the broker may be gone, or stopped, or closing it itself.
     closing = asyncio.ensure_future(connection.close())
     await asyncio.wait([closing], timeout=CLOSE_TIMEOUT_S)
+    # A broker that is short of memory reads no more, and aiormq waits until it has read everything, also when it is
+    # told to give up.
+    line.cut()
     closing.cancel()
     await asyncio.wait([closing])
     if not closing.cancelled():

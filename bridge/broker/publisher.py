@@ -4,9 +4,11 @@ Works without anything else of the bridge running: a bridge that consumes is fou
 """
 
 import asyncio
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -122,7 +124,7 @@ class Publisher:
             body = orjson.dumps(data)
             if b"null" in body:
                 # May have been NaN, of which orjson makes null, and which would pass for an id that is absent.
-                json.dumps(data, allow_nan=False, default=str)
+                json.dumps(data, allow_nan=False, default=_plain)
         except (TypeError, ValueError) as error:
             raise InvalidUpdate(Rejected(Reason.NOT_JSON, f"the data can't be written as JSON: {error}")) from error
         return await self.publish(body, update_type)
@@ -204,6 +206,13 @@ class Publisher:
         self._trouble = error
         if self._status.state is not state:
             _log.warning("no connection to the broker: %s", error)
+
+
+def _plain(value: object) -> object:
+    """What orjson knows how to write, and json does not: only numbers within it are of interest here."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value.value if isinstance(value, Enum) else str(value)
 
 
 def _closed() -> RuntimeError:

@@ -129,7 +129,7 @@ class Rejects:
         properties = self._properties(delivery, rejected)
         pauses = Backoff(longest_s=RETRY_S)
         while True:
-            late = asyncio.get_running_loop().call_later(CONFIRM_S, self._late)
+            watching = asyncio.create_task(self._watch(), name="await confirm")
             try:
                 await self._outlet.publish(delivery.body, self._exchange or "", delivery.routing_key, properties)
             except Unconfirmed as error:
@@ -143,11 +143,14 @@ class Rejects:
                 delivery.settle()
                 return
             finally:
-                late.cancel()
+                watching.cancel()
 
-    def _late(self) -> None:
-        if self._outlet.open:
-            self._failed(f"no confirm within {CONFIRM_S:g} s: the broker may be short of memory or disk")
+    async def _watch(self) -> None:
+        """Says again and again that a confirm is missed, whatever others say meanwhile."""
+        while True:
+            await asyncio.sleep(CONFIRM_S)
+            if self._outlet.open:
+                self._failed(f"no confirm within {CONFIRM_S:g} s: the broker may be short of memory or disk")
 
     def _failed(self, reason: str) -> None:
         self._lost(State.LOST, reason)

@@ -110,7 +110,7 @@ class _Begun:
         if not line.startswith(b"{") or not self._open:
             return False
         in_array = self._open[-1] == ord("[")
-        return self._spoilt or self._last not in (b"[," if in_array else b":")
+        return self._last not in (b"[," if in_array else b":")
 
     def cut_off(self) -> Document:
         """The document as far as it has come."""

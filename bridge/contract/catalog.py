@@ -36,7 +36,7 @@ LONGEST_IDENTITY = 200
 """Characters of an identity that is remembered as it is; of a longer one, it is its digest."""
 
 EXACT = 2**53
-"""Up to here a floating point number is the number that was published."""
+"""Below this a floating point number is the number that was published."""
 
 Identity = tuple[str, str | float]
 """The update type, and the value of the member that identifies an update of that type."""
@@ -92,7 +92,7 @@ class Schema:
         # Not true, which is 1 to Python; nor a number that stands for others as well.
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
-        return (self.name, value) if isinstance(value, int) or abs(value) <= EXACT else None
+        return (self.name, value) if isinstance(value, int) or abs(value) < EXACT else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def load(folders: Sequence[Path]) -> Catalog:
 
 def schema_id(name: str) -> str:
     """The `$id` of a schema file that does not say it."""
-    return f"urn:edk-bridge:schema:{quote(name, safe='')}"
+    return f"urn:edk-bridge:schema:{quote(name, safe='', errors='surrogateescape')}"
 
 
 def _violation(error: jsonschema_rs.ValidationError) -> Violation:
@@ -152,7 +152,7 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
         raise SchemaError(f"{file}: can't be read as JSON: {error}") from error
     if not isinstance(schema, dict):
         raise SchemaError(f"{file}: a schema file must hold a JSON object")
-    if schema.get("$schema", DRAFT) != DRAFT:
+    if str(schema.get("$schema", DRAFT)).removesuffix("#") != DRAFT:
         raise SchemaError(f"{file}: $schema must be {DRAFT}, or left out; got {schema['$schema']!r}")
     roles = PACKAGED_ROLES if file.parent == PACKAGED else ROLES
     if schema.get("x-role") not in roles:
@@ -168,9 +168,9 @@ def _registry(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
         identifier = schema["$id"]
         if not isinstance(identifier, str):
             raise SchemaError(f"{name}.json: $id must be a URI; got {identifier!r}")
-        if identifier in owners:
-            raise SchemaError(f"{name}.json: its $id {identifier!r} is that of {owners[identifier]}.json")
-        owners[identifier] = name
+        for each in {identifier, *_identifiers(schema)}:
+            if owners.setdefault(each, name) != name:
+                raise SchemaError(f"{name}.json: its $id {each!r} is that of {owners[each]}.json")
     try:
         return _register(schemas)
     except (ValueError, TypeError) as error:
@@ -182,6 +182,17 @@ def _registry(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
                     f"their $id, as in {schema_id('killmail')})"
                 ) from error
         raise SchemaError(f"several schema files are no usable JSON Schemas: {printable(str(error))}") from error
+
+
+def _identifiers(value: object) -> Iterator[str]:
+    """Every `$id` in a schema: one that is within it would take the place of another file's, too."""
+    if isinstance(value, dict):
+        if isinstance(value.get("$id"), str):
+            yield value["$id"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _identifiers(inner)
 
 
 def _register(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:

@@ -93,19 +93,13 @@ class Pipeline:
         if isinstance(reading, Rejected):
             return reading
         name = reading.type.name
-        try:
-            # Before validation, also where it is not what will be sent: this bounds the depth of what the validator
-            # walks through.
-            payload = wrap(name, reading.document, now_ms)
-        except TypeError:
-            return _TOO_DEEP
+        payload = self._written(reading, now_ms)
+        if isinstance(payload, Rejected):
+            return payload
         violation = reading.schema.violation(reading.document)
         if violation is not None:
             return _violated(reading, violation)
         if reading.foreign is None:
-            if len(payload) > self._max_update_bytes:
-                # 1e15, published in 4 bytes, is delivered in 18.
-                return Rejected(Reason.TOO_LARGE, f"written out in full, the update has {len(payload)} bytes")
             return Accepted(name, payload, reading.type.identity_of(reading.document))
         data = forms.convert(reading.foreign, now_ms)
         return Accepted(name, wrap(name, data, now_ms), reading.type.identity_of(data))
@@ -115,11 +109,24 @@ class Pipeline:
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return [reading]
-        try:
-            wrap(reading.type.name, reading.document, 0)
-        except TypeError:
-            return [_TOO_DEEP]
+        payload = self._written(reading, 0)
+        if isinstance(payload, Rejected):
+            return [payload]
         return [_violated(reading, violation) for violation in reading.schema.violations(reading.document)]
+
+    def _written(self, reading: _Reading, now_ms: int) -> bytes | Rejected:
+        """The document in an envelope: the update itself, where it is no foreign form.
+
+        Before validation in any case: this bounds the depth of what the validator walks through.
+        """
+        try:
+            payload = wrap(reading.type.name, reading.document, now_ms)
+        except TypeError:
+            return _TOO_DEEP
+        if len(payload) > self._max_update_bytes:
+            # 1e15, published in 4 bytes, is delivered in 18.
+            return Rejected(Reason.TOO_LARGE, f"written out in full, the event has {len(payload)} bytes")
+        return payload
 
     def _read(self, event: Event) -> _Reading | Rejected:
         """Decodes the body, takes it out of its envelope, and finds out what it is."""

@@ -149,6 +149,26 @@ async def _at_least(amqp: AbstractConnection, queue: str, count: int) -> bool:
 
 
 @no_task_left
+async def test_close_does_not_wait_for_a_broker_that_reads_nothing(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """A broker that is short of memory leaves the line full; aiormq would wait until it is empty."""
+    await bind(amqp, exchange, queue)
+    async with proxy(broker.url) as line:
+        await line.open()
+        async with Publisher(line.url, exchange) as publisher:
+            assert await publisher.broadcast("killmail", killmail(1))
+            line.hold()
+            large = killmail(2, padding="x" * 2_000_000)
+            waiting = [asyncio.create_task(publisher.broadcast("killmail", large)) for _ in range(20)]
+            await asyncio.wait(waiting, timeout=0.5)
+            async with asyncio.timeout(10):
+                await publisher.close()
+                ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(error) for error in ended] == ["this publisher is closed"] * 20
+
+
+@no_task_left
 async def test_exchange_that_is_deleted_is_made_anew(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -146,6 +147,8 @@ async def test_number_that_json_does_not_have_is_refused_and_not_taken_for_null(
     publisher = Publisher("amqp://localhost", exchange)
     with pytest.raises(InvalidUpdate, match="not JSON compliant"):
         await publisher.broadcast("killmail", killmail(1, victimId=number))
+    with pytest.raises(InvalidUpdate, match="not JSON compliant"):
+        await publisher.broadcast("killmail", killmail(1, victim=dataclasses.make_dataclass("Victim", ["id"])(number)))
 
 
 @pytest.mark.parametrize("data", [ESI, redisq(ESI)], ids=["ESI", "RedisQ"])

@@ -18,6 +18,8 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}").geturl()
         """The broker's, by way of this proxy."""
 
@@ -27,6 +29,7 @@ class Proxy:
 
     async def close(self) -> None:
         """Takes none any more, and cuts those that are there."""
+        self._flowing.set()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -38,6 +41,10 @@ class Proxy:
         """Ends all connections, without a word to either side."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def hold(self) -> None:
+        """Reads nothing more from either side, as a broker does that is short of memory."""
+        self._flowing.clear()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))
@@ -63,6 +70,7 @@ class Proxy:
             while data := await reader.read(2**16):
                 writer.write(data)
                 await writer.drain()
+                await self._flowing.wait()
 
 
 @asynccontextmanager

@@ -253,7 +253,8 @@ def test_killmail_is_identified_by_its_id() -> None:
         ({"x-identity": "/id"}, {"id": None}, None),
         ({"x-identity": "/id"}, {"id": True}, None),
         ({"x-identity": "/id"}, {"id": 2**53 + 1}, ("event", 2**53 + 1)),
-        ({"x-identity": "/id"}, {"id": 2.0**53}, ("event", 2**53)),
+        ({"x-identity": "/id"}, {"id": 2.0**53 - 1}, ("event", 2**53 - 1)),
+        ({"x-identity": "/id"}, {"id": 2.0**53}, None),
         ({"x-identity": "/id"}, {"id": 2.0**64}, None),
         ({"x-identity": "/id"}, {"id": -(2.0**64)}, None),
         ({"x-identity": "/id"}, {"id": "x" * 200}, ("event", "x" * 200)),
@@ -345,3 +346,14 @@ def test_mistake_in_a_schema_is_said_with_its_place(tmp_path: Path, schema: dict
     with pytest.raises(SchemaError) as raised:
         load(tmp_path, own=schema)
     assert words in str(raised.value)
+
+
+def test_draft_with_an_empty_fragment_is_the_same(tmp_path: Path) -> None:
+    assert "own" in load(tmp_path, own={"$schema": "https://json-schema.org/draft/2020-12/schema#"}).types
+
+
+def test_id_of_another_file_is_refused_within_a_schema_too(tmp_path: Path) -> None:
+    theirs = {"$defs": {"k": {"$id": "urn:edk-bridge:schema:esi-killmail"}}, "anyOf": [{}]}
+    (tmp_path / "own.json").write_bytes(orjson.dumps(theirs))
+    with pytest.raises(SchemaError, match=r"own.json: its \$id 'urn:edk-bridge:schema:esi-killmail' is that of esi-"):
+        catalog.load([catalog.PACKAGED, tmp_path])

@@ -143,10 +143,7 @@ BROKEN = [
     b'["a":',
     b"{",
     b"nonsense",
-    b"nonsense [",
-    b'nonsense {"a":',
     b"don't \"quote",
-    b'{"a":1},{"b":',
     b'"systemId":3}',
     b'{"a": NaN}',
     b"\xff\xfe",
@@ -229,8 +226,14 @@ def test_object_at_the_start_of_a_line_where_a_value_may_stand_begins_no_documen
     assert found(b"{}\n" + text + b"\n{}") == [(1, b"{}"), (2, text), (3 + text.count(b"\n"), b"{}")]
 
 
-def test_line_cut_off_where_a_value_may_stand_takes_one_more_with_it() -> None:
-    assert found(b'{"a":\n{"a":2}\n{"a":3}\n') == [(1, b'{"a":\n{"a":2}'), (3, b'{"a":3}')]
+@pytest.mark.parametrize("line", [b'{"a":', b"nonsense [", b'nonsense {"a":', b'{"a":1},{"b":', b"\xef\xbb\xbf["])
+def test_line_cut_off_where_a_value_may_stand_takes_one_more_with_it(line: bytes) -> None:
+    """It may be the inside of a document, of which no part is an event."""
+    assert found(line + b'\n{"a":2}\n{"a":3}\n') == [(1, line + b'\n{"a":2}'), (3, b'{"a":3}')]
+
+
+def test_list_behind_a_byte_order_mark_is_taken_for_no_events() -> None:
+    assert found(b'\xef\xbb\xbf[\n{"a":1},\n{"a":2}\n]\n') == [(1, b'\xef\xbb\xbf[\n{"a":1},\n{"a":2}\n]')]
 
 
 @pytest.mark.parametrize("event", [b'{"a":%d}\n', b'{\n "a": %d\n}\n', b'{"a":%d}}\n', b"nonsense %d\n"])

@@ -392,3 +392,4 @@ def test_update_that_grows_beyond_the_limit_when_it_is_written_is_too_large() ->
     assert isinstance(rejected, Rejected)
     assert rejected.reason is Reason.TOO_LARGE
     assert "written out in full" in rejected.detail
+    assert pipeline.problems(Event(many, None, "killmail", None)) == [rejected]
