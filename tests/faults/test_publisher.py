@@ -14,7 +14,7 @@ from bridge import NotConfirmed, Publisher
 from bridge.demo.broker import Broker
 from tests.support.killmail import killmail
 from tests.support.proxy import proxy
-from tests.support.publishing import depth, take
+from tests.support.publishing import bind, depth, take
 from tests.support.running import unique
 from tests.support.waiting import eventually, no_task_left
 
@@ -52,15 +52,6 @@ class Stream:
         """Lets what is under way come to its end."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
-
-
-async def bind(amqp: AbstractConnection, exchange: str, queue: str) -> None:
-    """A durable queue, bound to a durable fanout exchange."""
-    channel = await amqp.channel()
-    target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
-    bound = await channel.declare_queue(queue, durable=True)
-    await bound.bind(target)
-    await channel.close()
 
 
 async def all_of(amqp: AbstractConnection, queue: str) -> list[int]:

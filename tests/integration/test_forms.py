@@ -1,7 +1,6 @@
 """Killmails as sources give them, through a real RabbitMQ, to a real client."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -10,24 +9,12 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
+from tests.support.collected import FOLDER, INDEX, INDEXED
 from tests.support.forms import ESI, packaged, r2z2, redisq, wrapped
 from tests.support.killmail import EXAMPLE
 from tests.support.publishing import depth, publish, take
 from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
-
-REAL = Path(__file__).parents[2].parent / "shared/killmails"
-"""Killmails that happened, with what they should become, on machines that have them."""
-
-MEMBERS = {
-    "killmailId": "killmail_id",
-    "victimId": "victim_character_id",
-    "victimCorporationId": "victim_corporation_id",
-    "victimAllianceId": "victim_alliance_id",
-    "systemId": "solar_system_id",
-    "shipTypeId": "ship_type_id",
-    "attackerCount": "attacker_count",
-}
 
 
 def esi(killmail_id: int) -> dict[str, Any]:
@@ -105,17 +92,17 @@ async def test_placeholder_is_rejected_as_one(
 
 
 async def test_real_killmails_become_the_right_updates(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
-    if not REAL.is_dir():
+    if not INDEX.is_file():
         pytest.skip("there are no real killmails on this machine")
-    index = json.loads((REAL / "INDEX.json").read_text())
-    bodies = [(REAL / entry["file"]).read_bytes() for entry in index]
+    index = json.loads(INDEX.read_text())
+    bodies = [(FOLDER / entry["file"]).read_bytes() for entry in index]
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         client = await RawClient.open(port_of(bridge))
         await publish(amqp, exchange, *bodies)
         for entry in index:
             data = orjson.loads(await client.text())["data"]
-            assert {ours: data.get(ours) for ours in MEMBERS} == {ours: entry[key] for ours, key in MEMBERS.items()}
-            assert data.keys() == {ours for ours, key in MEMBERS.items() if entry[key] is not None} | {
+            assert {ours: data.get(ours) for ours in INDEXED} == {ours: entry[key] for ours, key in INDEXED.items()}
+            assert data.keys() == {ours for ours, key in INDEXED.items() if entry[key] is not None} | {
                 "timestamp",
                 "killmailTime",
             }

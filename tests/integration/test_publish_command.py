@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aio_pika
 import orjson
 import pytest
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
@@ -21,7 +20,7 @@ from bridge.demo.broker import Broker
 from tests.support.forms import ESI, packaged
 from tests.support.killmail import EXAMPLE, killmail
 from tests.support.proxy import proxy
-from tests.support.publishing import depth, take
+from tests.support.publishing import bind, depth, take
 from tests.support.waiting import LIMIT_S, eventually
 
 WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
@@ -102,15 +101,6 @@ async def published(folder: Path, url: str, *arguments: str, stdin: bytes = b"",
         assert running.process.stdin is not None
         running.process.stdin.close()
         return await running.ended()
-
-
-async def bind(amqp: AbstractConnection, exchange: str, queue: str) -> None:
-    """A durable queue, bound to a durable fanout exchange."""
-    channel = await amqp.channel()
-    target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
-    bound = await channel.declare_queue(queue, durable=True)
-    await bound.bind(target)
-    await channel.close()
 
 
 def ndjson(*events: object) -> bytes:

@@ -20,20 +20,11 @@ from tests.support.clients import RawClient
 from tests.support.forms import ESI, redisq
 from tests.support.killmail import EXAMPLE, killmail
 from tests.support.proxy import proxy
-from tests.support.publishing import depth, take
+from tests.support.publishing import bind, depth, take
 from tests.support.running import port_of, running
 from tests.support.waiting import eventually, no_task_left
 
 WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
-
-
-async def bind(amqp: AbstractConnection, exchange: str, queue: str, **arguments: Any) -> None:
-    """A durable queue, bound to a durable fanout exchange."""
-    channel = await amqp.channel()
-    target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
-    bound = await channel.declare_queue(queue, durable=True, arguments=arguments)
-    await bound.bind(target)
-    await channel.close()
 
 
 def ids(messages: list[AbstractIncomingMessage]) -> list[int]:

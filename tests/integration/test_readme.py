@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
-from tests.support.publishing import take
+from tests.support.publishing import bind, take
 from tests.support.running import bridge_process
 from tests.support.waiting import LIMIT_S
 
@@ -84,9 +84,7 @@ async def test_publishers_example_works(
     example = found[1].replace("amqp://guest:guest@localhost:5672/", broker.url).replace("killmails", exchange)
     assert old in example
     (tmp_path / "example.py").write_text(example.replace(old, new))
-    channel = await amqp.channel()
-    target = await channel.declare_exchange(exchange, "fanout", durable=True)
-    await (await channel.declare_queue(queue, durable=True)).bind(target)
+    await bind(amqp, exchange, queue)
     assert await run("python example.py", tmp_path) == says
     if old == new:
         [message] = await take(amqp, queue, 1)

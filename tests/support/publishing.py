@@ -1,4 +1,4 @@
-"""A fetcher: publishes events to an exchange, with confirms."""
+"""A fetcher: publishes events to an exchange, with confirms; and what comes of them in a queue."""
 
 import asyncio
 from collections.abc import Iterable
@@ -43,6 +43,15 @@ async def take(
     finally:
         await channel.close()
     return messages
+
+
+async def bind(connection: AbstractConnection, exchange: str, queue: str, **arguments: Any) -> None:
+    """Makes a durable queue, bound to a durable fanout exchange, so that what is published can be looked at."""
+    channel = await connection.channel()
+    target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+    bound = await channel.declare_queue(queue, durable=True, arguments=arguments)
+    await bound.bind(target)
+    await channel.close()
 
 
 async def depth(connection: AbstractConnection, queue: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -15,11 +14,13 @@ from hypothesis import strategies as st
 from bridge.contract import catalog, forms
 from bridge.contract.envelope import date_time
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from tests.support.collected import FOLDER, INDEX, INDEXED
 from tests.support.forms import ESI, ZKB, packaged, r2z2, redisq, wrapped
 from tests.support.killmail import EXAMPLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 NOW_MS = 1729593000007
 NOW = "2024-10-22T10:30:00.007Z"
@@ -495,26 +496,16 @@ def test_date_time_of_any_moment_is_that_moment_and_valid(timestamp_ms: int) -> 
 
 # Killmails that players left behind
 
-COLLECTION = Path(__file__).parents[2].parent / "shared" / "killmails"
 COLLECTED: list[Any] = (
-    [pytest.param(entry, id=entry["file"]) for entry in json.loads((COLLECTION / "INDEX.json").read_text())]
-    if (COLLECTION / "INDEX.json").is_file()
+    [pytest.param(entry, id=entry["file"]) for entry in json.loads(INDEX.read_text())]
+    if INDEX.is_file()
     else [pytest.param({}, marks=pytest.mark.skip("there is no collection of real killmails beside this checkout"))]
 )
-INDEXED = {
-    "killmailId": "killmail_id",
-    "victimId": "victim_character_id",
-    "victimCorporationId": "victim_corporation_id",
-    "victimAllianceId": "victim_alliance_id",
-    "systemId": "solar_system_id",
-    "shipTypeId": "ship_type_id",
-    "attackerCount": "attacker_count",
-}
 
 
 @pytest.mark.parametrize("entry", COLLECTED)
 def test_real_killmail_becomes_what_its_source_and_the_index_say(entry: dict[str, Any]) -> None:
-    body = (COLLECTION / entry["file"]).read_bytes()
+    body = (FOLDER / entry["file"]).read_bytes()
     outcome = PIPELINE.process(Event(body, None, "killmail", None), NOW_MS)
     assert isinstance(outcome, Accepted), outcome
     data = json.loads(outcome.payload)["data"]
