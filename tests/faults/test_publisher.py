@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import aio_pika
@@ -130,7 +131,7 @@ async def test_task_that_went_on_after_a_cancellation_publishes_like_any_other(
             for task in tasks:
                 task.cancel()
             for enough in (50, 100, 200):
-                await eventually("some have arrived", lambda n=enough: _at_least(amqp, queue, n))  # type: ignore[misc]
+                await eventually("some have arrived", partial(_at_least, amqp, queue, enough))
                 line.cut()
             assert await asyncio.gather(*tasks) == [True] * 5
 
