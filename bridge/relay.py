@@ -90,12 +90,12 @@ class Relay:
             )
 
     def _outcome(self, delivery: Delivery) -> Accepted | Rejected:
-        properties = delivery.properties
+        content = delivery.content
         event = Event(
             delivery.body,
-            properties.message_type or None,
+            content.type or None,
             self._exchanges.get(delivery.exchange, self._only_type),
-            properties.content_encoding,
+            content.encoding,
         )
         return self._pipeline.process(event, time.time_ns() // 1_000_000)
 

@@ -7,14 +7,15 @@ the acknowledgements follow in runs. This file must never know what becomes of a
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import aiormq
 import structlog
-from pamqp import commands
 
 from bridge.broker import decoding, topology
+from bridge.broker.lane import Content, Lane
 from bridge.broker.life import keep_alive
 from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
 from bridge.broker.settlement import Settlement
@@ -32,10 +33,6 @@ CANCEL_TIMEOUT_S = 2.0
 
 SETTLE_TIMEOUT_S = 3.0
 """For what is in hand when the bridge stops. What is not settled then stays with the broker."""
-
-FRAME_BUFFER = 1000
-"""AMQP frames, three a message, that may wait between aiormq's two readers: its default of 10 makes each message a
-round through the event loop, and each flush a small one."""
 
 _log = structlog.get_logger("bridge.broker")
 
@@ -59,21 +56,28 @@ class Source:
 class Delivery:
     """A message, and the duty to settle it once."""
 
-    __slots__ = ("_epoch", "body", "exchange", "properties", "received_s", "redelivered", "routing_key", "tag")
+    __slots__ = ("_epoch", "body", "content", "exchange", "received_s", "redelivered", "routing_key", "tag")
 
-    def __init__(self, message: aiormq.abc.DeliveredMessage, epoch: "_Epoch", received_s: float) -> None:
-        delivery = message.delivery
-        assert isinstance(delivery, commands.Basic.Deliver)
-        assert delivery.delivery_tag is not None
-        self.tag = delivery.delivery_tag
-        self.body: bytes = message.body
-        self.properties: commands.Basic.Properties = message.header.properties
-        self.exchange: str = delivery.exchange or ""
-        self.routing_key: str = delivery.routing_key or ""
-        self.redelivered = bool(delivery.redelivered)
+    def __init__(
+        self,
+        epoch: "_Epoch",
+        tag: int,
+        redelivered: bool,
+        exchange: str,
+        routing_key: str,
+        content: Content,
+        body: bytes,
+        received_s: float,
+    ) -> None:
+        self._epoch = epoch
+        self.tag = tag
+        self.redelivered = redelivered
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.content = content
+        self.body = body
         self.received_s = received_s
         """When it came (monotonic seconds)."""
-        self._epoch = epoch
 
     @property
     def current(self) -> bool:
@@ -89,33 +93,41 @@ class _Epoch:
     """One channel's deliveries, from consuming to its end."""
 
     def __init__(self, deliver: Callable[[Delivery], None], prefetch: int) -> None:
-        self.settlement = Settlement(patience=prefetch // 2)
-        self.progress = asyncio.Event()
-        """Set when something was settled, or is not to be waited for any more."""
+        self.lane = Lane(self._receive)
         self.current = True
-        self.ending = False
-        """Once True, no delivery comes any more: the last acknowledgement ends the epoch."""
+        self.settled = asyncio.Event()
+        """Set when there was nothing left to acknowledge."""
+        self._settlement = Settlement(patience=prefetch // 2)
+        self._due = False
         self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
 
-    async def receive(self, message: aiormq.abc.DeliveredMessage) -> None:
-        # aiormq runs each delivery in a task of its own, in their order, as long as nothing is awaited here.
-        delivery = Delivery(message, self, time.monotonic())
-        self.settlement.deliver(delivery.tag)
-        self._deliver(delivery)
+    @property
+    def outstanding(self) -> int:
+        """Deliveries that are not settled."""
+        return self._settlement.outstanding
+
+    def _receive(
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+    ) -> None:
+        self._settlement.deliver(tag)
+        received_s = time.monotonic()
+        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s))
 
     def settle(self, tag: int) -> None:
-        self.settlement.settle(tag)
-        self.progress.set()
+        self._settlement.settle(tag)
+        if not self._due:
+            self._due = True
+            # In runs: all that a turn of the loop settles goes in one write.
+            self._loop.call_soon(self.acknowledge)
 
-    async def acknowledge(self, channel: aiormq.abc.AbstractChannel) -> None:
-        """Acknowledges in runs: what is settled while one is on its way goes with the next."""
-        while True:
-            await self.progress.wait()
-            self.progress.clear()
-            for tag, multiple in self.settlement.take():
-                await channel.basic_ack(tag, multiple=multiple)
-            if self.ending and self.settlement.outstanding == 0 and not self.progress.is_set():
-                return
+    def acknowledge(self) -> None:
+        """Sends what may be acknowledged. Needed only by who can't wait for the end of the turn."""
+        self._due = False
+        if self.current:
+            self.lane.acknowledge(self._settlement.take())
+            if not self.outstanding:
+                self.settled.set()
 
 
 class Consumer:
@@ -147,20 +159,21 @@ class Consumer:
         """One life. Returns what ended it, in the broker's words."""
         source = self._source
         self._metrics.broker_attempts.inc()
-        async with connected(source.nodes, source.name) as amqp:
-            epoch = _Epoch(self._deliver, source.prefetch)
+        epoch = _Epoch(self._deliver, source.prefetch)
+        async with connected(source.nodes, source.name, epoch.lane) as amqp:
             tasks: list[asyncio.Task[object]] = []
             try:
                 async with asyncio.timeout(SETUP_TIMEOUT_S):
-                    channel = await amqp.channel(publisher_confirms=False, frame_buffer_size=FRAME_BUFFER)
+                    channel = await amqp.channel(publisher_confirms=False)
                     watcher = await amqp.channel(publisher_confirms=False)
                     queue = await topology.set_up(amqp, channel, source.exchanges, source.queue)
                     await channel.basic_qos(prefetch_count=source.prefetch)
                     ended = end_of(amqp, channel)
-                    consuming = await channel.basic_consume(queue, epoch.receive)
+                    # Before the first delivery: it comes right behind the broker's consent.
+                    epoch.lane.channel = channel.number
+                    consuming = await channel.basic_consume(queue, _never)
                 self._recovered(queue)
                 tasks = [
-                    asyncio.create_task(epoch.acknowledge(channel), name="acknowledge"),
                     asyncio.create_task(self._watch(watcher, queue), name="check topology"),
                     asyncio.create_task(self._stopping.wait(), name="await stop"),
                 ]
@@ -169,7 +182,7 @@ class Consumer:
                 if ended.done():
                     return ended.result()
                 if self._stopping.is_set():
-                    await self._finish(channel, consuming.consumer_tag or "", epoch, tasks[0])
+                    await self._finish(channel, consuming.consumer_tag or "", epoch)
                     return "stopped"
                 return next(_failure(task) for task in tasks if task.done())
             finally:
@@ -187,21 +200,21 @@ class Consumer:
                 await topology.check(channel, self._source.exchanges, queue)
             self.status.prove()
 
-    async def _finish(
-        self, channel: aiormq.abc.AbstractChannel, consumer_tag: str, epoch: _Epoch, acknowledging: asyncio.Task[object]
-    ) -> None:
+    async def _finish(self, channel: aiormq.abc.AbstractChannel, consumer_tag: str, epoch: _Epoch) -> None:
         try:
             await channel.basic_cancel(consumer_tag, timeout=CANCEL_TIMEOUT_S)
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
             _log.warning("the broker did not confirm the end of consuming", error=sentence(error))
             return
-        epoch.ending = True
-        epoch.progress.set()
-        await asyncio.wait([acknowledging], timeout=SETTLE_TIMEOUT_S)
-        if epoch.settlement.outstanding:
-            _log.warning(
-                "stopped with unsettled deliveries; the broker keeps them", deliveries=epoch.settlement.outstanding
-            )
+        # No delivery comes any more.
+        epoch.settled.clear()
+        if epoch.outstanding:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    await epoch.settled.wait()
+        epoch.acknowledge()
+        if epoch.outstanding:
+            _log.warning("stopped with unsettled deliveries; the broker keeps them", deliveries=epoch.outstanding)
 
     def _recovered(self, queue: str) -> None:
         status = self.status
@@ -223,6 +236,11 @@ class Consumer:
                 "broker refuses; trying again" if state is State.REFUSED else "broker not available; trying again",
                 error=error,
             )
+
+
+async def _never(message: aiormq.abc.DeliveredMessage) -> None:
+    """What aiormq would call for a delivery, if one came past the lane."""
+    raise AssertionError("a delivery went past its lane")
 
 
 def _failure(task: "asyncio.Task[object]") -> str:

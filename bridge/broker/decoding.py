@@ -13,8 +13,11 @@ from pamqp import decode
 Decoder = Callable[[bytes], tuple[int, Any]]
 
 
-def _short_string(value: bytes) -> tuple[int, str]:
-    """Bytes that are not UTF-8 become question marks: what is longer than it came can't be published again."""
+def short_string(value: bytes) -> tuple[int, str]:
+    """A string of up to 255 bytes behind its length: how long both are, and the string.
+
+    Bytes that are not UTF-8 become question marks: what is longer than it came can't be published again.
+    """
     end = 1 + value[0]
     try:
         return end, value[1:end].decode()
@@ -37,9 +40,9 @@ def _leniently(strict: Decoder, size: Callable[[bytes], int], otherwise: Any) ->
 def install() -> None:
     """Puts the lenient decoders into pamqp's tables. Idempotent."""
     methods: dict[str, Any] = decode.METHODS
-    if methods["shortstr"] is _short_string:
+    if methods["shortstr"] is short_string:
         return
-    methods["shortstr"] = _short_string
+    methods["shortstr"] = short_string
     methods["timestamp"] = _leniently(methods["timestamp"], lambda value: 8, None)
     # A table that holds something unreadable is left out as a whole: within it, nothing says where that ends.
     methods["table"] = _leniently(methods["table"], lambda value: 4 + int.from_bytes(value[:4], "big"), None)

@@ -17,6 +17,7 @@ import aiormq
 from pamqp import commands
 from yarl import URL
 
+from bridge.broker.lane import Lane
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 
@@ -76,13 +77,15 @@ class Backoff:
 
 
 @asynccontextmanager
-async def connected(nodes: Sequence[Node], name: str) -> AsyncIterator[aiormq.abc.AbstractConnection]:
+async def connected(
+    nodes: Sequence[Node], name: str, lane: Lane | None = None
+) -> AsyncIterator[aiormq.abc.AbstractConnection]:
     """A connection to the first node that takes one, closed at the end (within CLOSE_TIMEOUT_S).
 
-    `name` is what the broker's management page shows. Raises BrokerRefusal where the broker says no, ConnectionError
-    where none can be reached; of several nodes' errors, the last.
+    `name` is what the broker's management page shows; `lane` gets the deliveries of its channel. Raises BrokerRefusal
+    where the broker says no, ConnectionError where none can be reached; of several nodes' errors, the last.
     """
-    connection, line = await _connect_to_any(nodes, name)
+    connection, line = await _connect_to_any(nodes, name, lane)
     transport = connection.transport
     assert transport is not None
     try:
@@ -110,43 +113,73 @@ def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChan
     return ended
 
 
-class _Line(aiormq.connection.TransportFactory):
-    """What aiormq gets its transport from, and keeps to itself: only who has it can cut the line."""
+class _Reader(asyncio.StreamReaderProtocol):
+    """Where a connection's bytes arrive: the lane's part goes into the lane, the rest to aiormq."""
 
-    def __init__(self, encrypted: bool) -> None:
-        self._factory = (
-            aiormq.connection.TLSTransportFactory() if encrypted else aiormq.connection.TCPTransportFactory()
-        )
-        self._writer: asyncio.StreamWriter | None = None
+    def __init__(self, reader: asyncio.StreamReader, lane: Lane) -> None:
+        super().__init__(reader)
+        self._feed = lane.feed
+
+    def data_received(self, data: bytes) -> None:
+        others = self._feed(data)
+        if others:
+            super().data_received(others)
+
+
+class _Line(aiormq.connection.TransportFactory):
+    """What aiormq gets its transport from, and keeps to itself: only who has it can share the line, or cut it."""
+
+    def __init__(self, lane: Lane | None) -> None:
+        self._lane = lane
+        self._transport: asyncio.Transport | None = None
 
     async def create(self, url: URL, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, self._writer = await self._factory.create(url, **kwargs)
-        return reader, self._writer
+        provider = kwargs["ssl_context_provider"]
+        assert isinstance(provider, aiormq.connection.SSLContextProvider)
+        context = await provider.get_context() if url.scheme == "amqps" else None
+        assert url.host is not None
+        assert url.port is not None
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader) if self._lane is None else _Reader(reader, self._lane)
+        try:
+            transport, _ = await loop.create_connection(lambda: protocol, url.host, url.port, ssl=context)
+        except OSError as error:
+            raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
+        self._transport = transport
+        if self._lane is not None:
+            self._lane.write = self._send
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    def _send(self, frames: bytes) -> None:
+        # Whole frames may go between aiormq's own, but not behind its last: that one ended our side.
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames)
 
     def cut(self) -> None:
         """Ends the connection without a word, and without what was not sent yet."""
-        if self._writer is not None:
-            self._writer.transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
 
 Linked = tuple[aio_pika.abc.AbstractConnection, _Line]
 
 
-async def _connect_to_any(nodes: Sequence[Node], name: str) -> Linked:
+async def _connect_to_any(nodes: Sequence[Node], name: str, lane: Lane | None) -> Linked:
     for node in nodes[:-1]:
         try:
-            return await _connect(node, name)
+            return await _connect(node, name, lane)
         except (ConnectionError, BrokerRefusal):
             continue
-    return await _connect(nodes[-1], name)
+    return await _connect(nodes[-1], name, lane)
 
 
-async def _connect(node: Node, name: str) -> Linked:
+async def _connect(node: Node, name: str, lane: Lane | None) -> Linked:
     url = URL(node.url)
     if "heartbeat" not in url.query:
         url = url.update_query(heartbeat=HEARTBEAT_S)
     connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
-    line = _Line(url.scheme == "amqps")
+    line = _Line(lane)
     connection.kwargs["transport_factory"] = line
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -166,7 +166,7 @@ class Rejects:
 
     def _properties(self, delivery: Delivery, rejected: Rejected) -> commands.Basic.Properties:
         """The message's own properties, and the reasons among its headers."""
-        came = delivery.properties
+        came = delivery.content.properties
         reasons: FieldTable = {
             "x-reject-reason": rejected.reason.value,
             "x-reject-detail": rejected.detail,
