@@ -41,9 +41,11 @@ class Connection(asyncio.BufferedProtocol):
         "closed_at",
         "congested",
         "cursor",
+        "descriptor",
         "heard_at",
         "opened_at",
         "pinged_at",
+        "slot",
     )
 
     def __init__(
@@ -64,14 +66,17 @@ class Connection(asyncio.BufferedProtocol):
         self._on_lost = on_lost
         self.clock = clock
         self.cursor = 0
+        self.slot = -1
         self.congested = False
         self.opened_at = self.heard_at = self.pinged_at = clock.now_s
         self.closed_at: float | None = None
         """When the closing handshake began."""
         transport.set_protocol(self)
+        encrypted = transport.get_extra_info("sslcontext") is not None
         # With no room in its buffer the transport writes to the socket at once, and says so when not all of it fits.
         # TLS counts "at least" where TCP counts "more than": with 0 it would say so of an empty buffer, and stay so.
-        transport.set_write_buffer_limits(high=1 if transport.get_extra_info("sslcontext") else 0, low=0)
+        transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
+        self.descriptor: int | None = None if encrypted else transport.get_extra_info("socket").fileno()
 
     @property
     def peer(self) -> str:
@@ -79,8 +84,8 @@ class Connection(asyncio.BufferedProtocol):
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
         return f"{name[0]} port {name[1]}" if name else "gone"
 
-    def send(self, frames: bytes) -> int:
-        """Sends whole frames: bytes written, -1 if some of them wait in the transport, 0 if they are dropped."""
+    def send(self, frames: bytes | memoryview) -> int:
+        """Sends through the transport: bytes written, -1 if some of them wait in it, 0 if they are dropped."""
         if self.closed_at is not None or self._transport is None:
             return 0
         self._transport.write(frames)
@@ -161,6 +166,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self.congested = True
+        self._hub.congested(self)
 
     def resume_writing(self) -> None:
         self.congested = False

@@ -1,9 +1,9 @@
 """Who is connected, and what each has had: one log, many cursors.
 
-A connection is *live* (it has had all that was flushed, and its transport is empty) or *lagging* (its transport could
-not take everything: its cursor stays where it is, and it reads on from the log whenever the transport drains). What
-waits for a slow client is a position in the log, not a copy. One that falls off the log's tail is closed: this is the
-whole slow-consumer policy, and it bounds the memory of all clients together.
+A connection is *live* (it has had all that was flushed, and its transport is empty) or *lagging* (its socket could not
+take everything: its cursor stays where it is, and it reads on from the log whenever the transport drains). What waits
+for a slow client is a position in the log, not a copy: its transport holds the rest of one frame. One that falls off
+the log's tail is closed: this is the whole slow-consumer policy, and it bounds the memory of all clients together.
 
 This file must never know what an update means, or how a frame reaches a socket.
 """
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
+from bridge.fanout.live import Live, Place, write_one
 from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.metrics import Metrics
 
@@ -21,10 +22,10 @@ FLUSH_BYTES = 65536
 """What one write to a connection may hold. Larger writes gain nothing: a frame costs the kernel more than the call."""
 
 CATCH_UP_BYTES = 16384
-"""What a lagging connection is given at once: this much of each may lie in its transport beside the log."""
+"""What a lagging connection is given in one turn of the loop."""
 
 
-class Subscriber(Protocol):
+class Subscriber(Place, Protocol):
     """A connection, as the hub sees it."""
 
     cursor: int
@@ -32,8 +33,8 @@ class Subscriber(Protocol):
     congested: bool
     """True while the transport still holds something."""
 
-    def send(self, frames: bytes) -> int:
-        """Bytes written; -1 where (a part of) them is enqueued behind earlier ones; 0 where they are dropped."""
+    def send(self, frames: bytes | memoryview) -> int:
+        """Through the transport: bytes written; -1 where (a part of) them is enqueued; 0 where they are dropped."""
 
     def close(self, reason: CloseReason, **details: object) -> None:
         """Closes with a reason; `details` are numbers for the log."""
@@ -50,7 +51,7 @@ class Hub:
         # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
         self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
         self._flush_updates = log_bytes // 2 // ENTRY_BYTES
-        self._live: set[Subscriber] = set()
+        self._live: Live[Subscriber] = Live()
         self._lagging: set[Subscriber] = set()
         self._flushed = 0
         self._pending_bytes = 0
@@ -71,11 +72,17 @@ class Hub:
 
     def join(self, connection: Subscriber) -> None:
         """Adds a connection, from now on."""
-        self._live.add(connection)
         self._metrics.opened.inc()
+        if connection.congested:
+            self._lag(connection, self._flushed)
+        else:
+            self._live.add(connection)
 
     def leave(self, connection: Subscriber) -> None:
-        """Forgets a connection that is closed or closing. What it has not had yet is dropped."""
+        """Forgets a connection that is closed or closing. What it has not had yet is dropped.
+
+        To be called before its descriptor is closed: the next socket to be opened gets the same one.
+        """
         self._live.discard(connection)
         if connection in self._lagging:
             self._lagging.remove(connection)
@@ -99,26 +106,28 @@ class Hub:
         self._pending_bytes = 0
         log = self._log
         while self._flushed < log.head:
-            start = self._flushed
+            start, present = self._flushed, len(self)
             frames, self._flushed = log.read(start, log.head, self._flush_bytes)
-            written, behind, dropped = len(self._live), len(self._lagging), 0
-            for connection in tuple(self._live):
-                sent = self._send(connection, frames)
-                if sent <= 0:
-                    written -= 1
-                    self._live.discard(connection)
-                    if sent < 0:
-                        behind += 1
-                        self._lag(connection, self._flushed)
-                    else:
-                        dropped += 1
-            updates = self._flushed - start
-            self._metrics.written.inc(written * updates)
+            for connection, taken in self._live.write(frames):
+                self._live.discard(connection)
+                self._lag(connection, start)
+                self._hand_over(connection, taken)
+            for connection in self._live.indirect:
+                self._live.discard(connection)
+                self._lag(connection, start)
+                self._catch_up(connection)
+            updates, behind = self._flushed - start, len(self._lagging)
             self._metrics.enqueued.inc(behind * updates)
-            self._metrics.dropped.inc(dropped * updates)
+            self._metrics.written.inc((present - behind) * updates)
         if log.tail > self._slowest:
             self._evict_too_slow()
         self.on_flush()
+
+    def congested(self, connection: Subscriber) -> None:
+        """To be called when a connection's transport could not take everything: nothing may be written past it."""
+        if connection in self._live:
+            self._live.discard(connection)
+            self._lag(connection, self._flushed)
 
     def drained(self, connection: Subscriber) -> None:
         """To be called when the transport of a congested connection is empty again."""
@@ -128,23 +137,34 @@ class Hub:
         """Closes every connection once it has had everything: now, or when it has caught up."""
         self.flush()
         self._draining = True
-        for connection in tuple(self._live):
+        for connection in self._live:
             connection.close(CloseReason.STOPPING)
 
-    def _send(self, connection: Subscriber, frames: bytes) -> int:
+    def _send(self, connection: Subscriber, frames: bytes | memoryview) -> None:
         try:
-            return connection.send(frames)
+            connection.send(frames)
         except Exception as error:  # one connection's failure is not the others'
             with suppress(Exception):
                 connection.close(CloseReason.INTERNAL, error=repr(error))
             self.leave(connection)
-            return 0
 
     def _lag(self, connection: Subscriber, position: int) -> None:
         connection.cursor = position
         if not self._lagging or position < self._slowest:
             self._slowest = position
         self._lagging.add(connection)
+
+    def _hand_over(self, connection: Subscriber, taken: int) -> None:
+        """Goes on after a socket took only so many bytes of the run at the cursor.
+
+        The frame that it stopped in must be finished, and by the transport: it says when there is room again. The rest
+        of the run stays in the log.
+        """
+        position, rest = self._log.split(connection.cursor, taken)
+        connection.cursor = position + 1
+        self._send(connection, rest)
+        # Not at once: a client that reads just then could keep it going.
+        self._schedule(self._catch_up, connection)
 
     def _catch_up(self, connection: Subscriber) -> None:
         if connection not in self._lagging or connection.congested:
@@ -153,10 +173,18 @@ class Hub:
             self._evict(connection)
             return
         if connection.cursor < self._flushed:
-            frames, connection.cursor = self._log.read(connection.cursor, self._flushed, CATCH_UP_BYTES)
-            sent = self._send(connection, frames)
-            if sent <= 0:
-                return
+            frames, position = self._log.read(connection.cursor, self._flushed, CATCH_UP_BYTES)
+            if connection.descriptor is None:
+                connection.cursor = position
+                self._send(connection, frames)
+            else:
+                taken = write_one(connection.descriptor, frames)
+                if taken < len(frames):
+                    self._hand_over(connection, taken)
+                    return
+                connection.cursor = position
+        if connection not in self._lagging or connection.congested:
+            return
         if connection.cursor < self._flushed:
             # One piece a turn: a client far behind must not hold up the others.
             self._schedule(self._catch_up, connection)
