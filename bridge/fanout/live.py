@@ -1,0 +1,97 @@
+"""The connections that have had everything, and the one loop in which all of them get what is new.
+
+Their sockets' descriptors lie side by side in one list. A pass over it touches nothing else of a connection: with 1000
+clients the objects behind it, transport and protocol, are cold by the time that the kernel comes back from the client
+before, and cost more than the call (`make bench`, paced: 1.27 times a bare loop in C then, 1.1 now).
+
+Writing past a transport is right only as long as the transport holds nothing, and as long as the descriptor is its own:
+who is congested or closing must not be in here. One whose bytes must go through a transport (TLS) is here, but has no
+descriptor: whoever broadcasts looks after it.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+
+class Place(Protocol):
+    """Where a connection is to be found."""
+
+    descriptor: int | None
+    """Of the socket; None where nothing may be written past the transport."""
+    slot: int
+    """The connection's place in the list, for `Live` alone; -1 while it is not there."""
+
+
+P = TypeVar("P", bound=Place)
+
+
+class Live(Generic[P]):
+    """A set of connections, in no particular order."""
+
+    __slots__ = ("_connections", "_descriptors", "_indirect")
+
+    def __init__(self) -> None:
+        self._connections: list[P] = []
+        self._descriptors: list[int] = []
+        self._indirect: set[P] = set()
+
+    def __len__(self) -> int:
+        return len(self._connections) + len(self._indirect)
+
+    def __contains__(self, connection: P) -> bool:
+        return connection.slot >= 0 or connection in self._indirect
+
+    def __iter__(self) -> Iterator[P]:
+        """Over a copy: whoever is come by may be discarded."""
+        return iter((*self._connections, *self._indirect))
+
+    @property
+    def indirect(self) -> tuple[P, ...]:
+        """Those without a descriptor."""
+        return tuple(self._indirect)
+
+    def add(self, connection: P) -> None:
+        """Adds one that is not here."""
+        if connection.descriptor is None:
+            self._indirect.add(connection)
+        else:
+            connection.slot = len(self._connections)
+            self._connections.append(connection)
+            self._descriptors.append(connection.descriptor)
+
+    def discard(self, connection: P) -> None:
+        """Removes one, if it is here."""
+        self._indirect.discard(connection)
+        slot = connection.slot
+        if slot < 0:
+            return
+        connection.slot = -1
+        last, descriptor = self._connections.pop(), self._descriptors.pop()
+        if last is not connection:
+            # The last takes its place: nobody else moves.
+            last.slot = slot
+            self._connections[slot] = last
+            self._descriptors[slot] = descriptor
+
+    def write(self, frames: bytes) -> list[tuple[P, int]]:
+        """Writes to every socket; returns those that did not take everything, each with the bytes that it took."""
+        short: list[tuple[P, int]] = []
+        size, write = len(frames), os.write
+        for slot, descriptor in enumerate(self._descriptors):
+            try:
+                taken = write(descriptor, frames)
+            except OSError:
+                # Full, or broken: the transport will find out.
+                taken = 0
+            if taken != size:
+                short.append((self._connections[slot], taken))
+        return short
+
+
+def write_one(descriptor: int, frames: bytes) -> int:
+    """Writes to one socket; returns the bytes that it took."""
+    try:
+        return os.write(descriptor, frames)
+    except OSError:
+        return 0
