@@ -60,7 +60,7 @@ class Bridge:
             settings.prefetch,
             f"edk-bridge@{settings.instance}",
         )
-        self._consumer = Consumer(source, relay.deliver, metrics, settings.wait)
+        self._consumer = Consumer(source, relay, metrics, settings.wait)
         self._consumer.on_epoch_over = self._rejects.forget_stale
         self._pages = Pages(self.readiness, metrics, schemas.documents, settings.path)
         self._server = Server(

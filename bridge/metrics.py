@@ -1,20 +1,26 @@
 """Everything that is counted, in one place: names, labels and meanings, as Prometheus reads them at `/metrics`.
 
 One instance, with a registry of its own, for each bridge: two bridges in one process (in a test, say) don't mix.
+
+What every update touches is a plain number here, and becomes a metric when it is asked for: the library's own counters
+took 8 of the 30 microseconds that an update cost (`make bench`, saturated with one client).
 """
 
-from collections.abc import Callable
+import collections
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 # The time at which each counter was made doubles what is scraped, and the process's start time says as much.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
@@ -22,18 +28,51 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Metrics:
+RECEIPT_TO_FLUSH_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Durations:
+    """How many durations there were up to each of some bounds."""
+
+    __slots__ = ("_bounds_s", "_counts", "_sum_s")
+
+    def __init__(self, bounds_s: tuple[float, ...]) -> None:
+        self._bounds_s = bounds_s
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Counts one."""
+        self._counts[bisect_left(self._bounds_s, seconds)] += 1
+        self._sum_s += seconds
+
+    def family(self, name: str, meaning: str) -> Metric:
+        """As a histogram: each bucket holds those of the smaller bounds too."""
+        family = HistogramMetricFamily(name, meaning)
+        bounds = [*map(str, map(float, self._bounds_s)), "+Inf"]
+        so_far = 0
+        buckets = [(bound, so_far := so_far + count) for bound, count in zip(bounds, self._counts, strict=True)]
+        family.add_metric([], buckets, self._sum_s)
+        return family
+
+
+class Metrics(Collector):
     """The counters are incremented where things happen; what has a state is read when it is asked for (`watch`)."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
-        self.deliveries = Counter("bridge_deliveries", "Messages that the broker delivered.", registry=registry)
-        self.redeliveries = Counter(
-            "bridge_redeliveries", "Of these, messages that it had delivered before.", registry=registry
-        )
-        self.updates = Counter("bridge_updates", "Updates broadcast, by type.", ["type"], registry=registry)
+        self.deliveries = 0
+        self.redeliveries = 0
+        self.updates: collections.Counter[str] = collections.Counter()
+        """By type."""
+        self.written = 0
+        """Updates times connections, as are the next two."""
+        self.enqueued = 0
+        self.dropped = 0
+        self.receipt_to_flush = Durations(RECEIPT_TO_FLUSH_S)
+        registry.register(self)
         self.duplicates = Counter(
             "bridge_duplicates",
             "Updates not sent again, because one of the same identity was.",
@@ -61,20 +100,23 @@ class Metrics:
         self.evictions = Counter(
             "bridge_evictions", "Connections that the bridge closed, by reason.", ["reason"], registry=registry
         )
-        sends = Counter(
+
+    def collect(self) -> Iterable[Metric]:
+        """The plain numbers, for the registry."""
+        yield _counter("bridge_deliveries", "Messages that the broker delivered.", {"": self.deliveries})
+        yield _counter(
+            "bridge_redeliveries", "Of these, messages that it had delivered before.", {"": self.redeliveries}
+        )
+        yield _counter("bridge_updates", "Updates broadcast, by type.", self.updates, "type")
+        yield _counter(
             "bridge_sends",
             "Updates times connections: written at once, enqueued behind earlier ones, or dropped with an eviction.",
-            ["outcome"],
-            registry=registry,
+            {"written": self.written, "enqueued": self.enqueued, "dropped": self.dropped},
+            "outcome",
         )
-        self.written = sends.labels("written")
-        self.enqueued = sends.labels("enqueued")
-        self.dropped = sends.labels("dropped")
-        self.receipt_to_flush = Histogram(
+        yield self.receipt_to_flush.family(
             "bridge_receipt_to_flush_seconds",
             "From a delivery's receipt until its update has been handed to every connection that keeps up.",
-            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
-            registry=registry,
         )
 
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
@@ -84,3 +126,10 @@ class Metrics:
     def exposition(self) -> bytes:
         """All metrics in the text format that `CONTENT_TYPE` names."""
         return generate_latest(self.registry)
+
+
+def _counter(name: str, meaning: str, values: Mapping[str, int], label: str | None = None) -> Metric:
+    family = CounterMetricFamily(name, meaning, labels=[label] if label else None)
+    for value, count in values.items():
+        family.add_metric([value] if label else [], count)
+    return family

@@ -48,10 +48,13 @@ class Relay:
         hub.on_flush = self._flushed
 
     def deliver(self, delivery: Delivery) -> None:
-        """Takes a delivery. Never raises: what goes wrong in here is the delivery's rejection."""
-        self._metrics.deliveries.inc()
+        """Takes a delivery; its update waits for `flush`.
+
+        Never raises: what goes wrong in here is the delivery's rejection.
+        """
+        self._metrics.deliveries += 1
         if delivery.redelivered:
-            self._metrics.redeliveries.inc()
+            self._metrics.redeliveries += 1
         duplicate = False
         try:
             outcome = self._outcome(delivery)
@@ -72,9 +75,13 @@ class Relay:
             # All of it once the update is in the log. Publishing may flush what came before, and must not settle this
             # one for it; and what failed to get there is no duplicate when it comes again.
             self._unflushed.append(delivery)
-            self._metrics.updates.labels(outcome.type).inc()
+            self._metrics.updates[outcome.type] += 1
             if outcome.identity is not None:
                 self._window.remember(outcome.identity)
+
+    def flush(self) -> None:
+        """Hands out the updates of all deliveries so far."""
+        self._hub.flush()
 
     def _say(self, delivery: Delivery, rejected: Rejected) -> None:
         """One line for the first event of a reason, and for each that doubles their number: a flood stays short."""
@@ -102,6 +109,7 @@ class Relay:
     def _flushed(self) -> None:
         settled, self._unflushed = self._unflushed, []
         now_s = time.monotonic()
+        observe = self._metrics.receipt_to_flush.observe
         for delivery in settled:
-            self._metrics.receipt_to_flush.observe(now_s - delivery.received_s)
+            observe(now_s - delivery.received_s)
             delivery.settle()

@@ -1,7 +1,7 @@
 """One supervised life after another: connect, set up, consume, until something ends it; then again.
 
-A delivery goes to `deliver` at once and in order; whoever got it says `settle()` when nothing more is to be done, and
-the acknowledgements follow in runs. This file must never know what becomes of a delivery.
+A delivery goes to the recipient at once and in order; whoever got it says `settle()` when nothing more is to be done,
+and the acknowledgements follow in runs. This file must never know what becomes of a delivery.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import aiormq
 import structlog
@@ -89,17 +89,28 @@ class Delivery:
         self._epoch.settle(self.tag)
 
 
+class Recipient(Protocol):
+    """Who gets the deliveries."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Takes a delivery, at once and in order. Must not raise."""
+
+    def flush(self) -> None:
+        """Called after the last of the deliveries that came together: nothing more is to be waited for."""
+
+
 class _Epoch:
     """One channel's deliveries, from consuming to its end."""
 
-    def __init__(self, deliver: Callable[[Delivery], None], prefetch: int) -> None:
-        self.lane = Lane(self._receive)
+    def __init__(self, recipient: Recipient, prefetch: int) -> None:
+        self.lane = Lane(self._receive, self._received)
         self.current = True
         self.settled = asyncio.Event()
         """Set when there was nothing left to acknowledge."""
         self._settlement = Settlement(patience=prefetch // 2)
         self._due = False
-        self._deliver = deliver
+        self._deliver = recipient.deliver
+        self._flush = recipient.flush
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -110,19 +121,26 @@ class _Epoch:
     def _receive(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
     ) -> None:
+        self._due = True  # see _received
         self._settlement.deliver(tag)
         received_s = time.monotonic()
         self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s))
+
+    def _received(self) -> None:
+        # All in the turn of the loop that brought it. Alone, an update leaves at once; what comes faster than it can be
+        # sent comes in larger reads, and leaves in fewer writes. Another turn, be it for the acknowledgement alone,
+        # would cost each update 40 microseconds (`make bench`, paced with 100 clients).
+        self._flush()
+        self.acknowledge()
 
     def settle(self, tag: int) -> None:
         self._settlement.settle(tag)
         if not self._due:
             self._due = True
-            # In runs: all that a turn of the loop settles goes in one write.
             self._loop.call_soon(self.acknowledge)
 
     def acknowledge(self) -> None:
-        """Sends what may be acknowledged. Needed only by who can't wait for the end of the turn."""
+        """Sends what may be acknowledged, in one piece."""
         self._due = False
         if self.current:
             self.lane.acknowledge(self._settlement.take())
@@ -133,11 +151,11 @@ class _Epoch:
 class Consumer:
     """Consumes for as long as it runs, whatever the broker does."""
 
-    def __init__(self, source: Source, deliver: Callable[[Delivery], None], metrics: Metrics, wait: bool) -> None:
+    def __init__(self, source: Source, recipient: Recipient, metrics: Metrics, wait: bool) -> None:
         """`wait` False lets a refusal end `run` while nothing has ever been consumed."""
         self.status = Status()
         self._source = source
-        self._deliver = deliver
+        self._recipient = recipient
         self._metrics = metrics
         self._wait = wait
         self._stopping = asyncio.Event()
@@ -159,7 +177,7 @@ class Consumer:
         """One life. Returns what ended it, in the broker's words."""
         source = self._source
         self._metrics.broker_attempts.inc()
-        epoch = _Epoch(self._deliver, source.prefetch)
+        epoch = _Epoch(self._recipient, source.prefetch)
         async with connected(source.nodes, source.name, epoch.lane) as amqp:
             tasks: list[asyncio.Task[object]] = []
             try:

@@ -65,12 +65,14 @@ class Receiver(Protocol):
 class Lane:
     """Takes deliveries out of a connection's bytes, and puts acknowledgements in."""
 
-    def __init__(self, receive: Receiver) -> None:
+    def __init__(self, receive: Receiver, received: Callable[[], None]) -> None:
+        """`received` is called after the last delivery of what came together."""
         self.channel: int | None = None
         """The number of the channel whose deliveries are taken; its own, with nothing else consuming on it."""
         self.write: Callable[[bytes], None] = lambda frames: None
         """Sends whole frames to the broker. Nothing is sent while there is no connection."""
         self._receive = receive
+        self._received = received
         self._held = b""
         self._method: tuple[int, bool, str, str] | None = None
         """What the broker delivers, while its content is still to come."""
@@ -79,6 +81,7 @@ class Lane:
         self._missing = 0
         """Bytes of the body that are still to come."""
         self._broken = False
+        self._handed_out = False
 
     def feed(self, data: bytes) -> bytes:
         """Hands out the deliveries in what the broker sent; returns the frames that are not the lane's.
@@ -106,6 +109,9 @@ class Lane:
         if self._broken:
             others.append(self._held)
             self._held = b""
+        if self._handed_out:
+            self._handed_out = False
+            self._received()
         return b"".join(others)
 
     def acknowledge(self, acknowledgements: list[Acknowledgement]) -> None:
@@ -145,6 +151,7 @@ class Lane:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._method = self._content = None
         self._body = []
+        self._handed_out = True
         self._receive(tag, redelivered, exchange, routing_key, content, body)
 
 

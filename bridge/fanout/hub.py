@@ -55,7 +55,6 @@ class Hub:
         self._lagging: set[Subscriber] = set()
         self._flushed = 0
         self._pending_bytes = 0
-        self._flush_due = False
         self._slowest = 0
         """A lower bound of the lagging connections' cursors: they are looked through only when the tail passes it."""
         self._draining = False
@@ -86,23 +85,19 @@ class Hub:
         self._live.discard(connection)
         if connection in self._lagging:
             self._lagging.remove(connection)
-            self._metrics.dropped.inc(self._flushed - connection.cursor)
+            self._metrics.dropped += self._flushed - connection.cursor
 
     def publish(self, payload: bytes) -> None:
-        """Broadcasts an update (UTF-8 JSON): in this turn of the loop, together with all others of this turn."""
+        """Adds an update (UTF-8 JSON) to the log; it leaves with the next `flush`, together with all others by then."""
         frame = text_frame(payload)
         unflushed = self._log.head - self._flushed
         if self._pending_bytes + len(frame) > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
         self._log.append(frame)
         self._pending_bytes += len(frame)
-        if not self._flush_due:
-            self._flush_due = True
-            self._schedule(self.flush)
 
     def flush(self) -> None:
         """Gives every live connection all that was published since the last flush."""
-        self._flush_due = False
         self._pending_bytes = 0
         log = self._log
         while self._flushed < log.head:
@@ -117,8 +112,8 @@ class Hub:
                 self._lag(connection, start)
                 self._catch_up(connection)
             updates, behind = self._flushed - start, len(self._lagging)
-            self._metrics.enqueued.inc(behind * updates)
-            self._metrics.written.inc((present - behind) * updates)
+            self._metrics.enqueued += behind * updates
+            self._metrics.written += (present - behind) * updates
         if log.tail > self._slowest:
             self._evict_too_slow()
         self.on_flush()
