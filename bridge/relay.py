@@ -56,8 +56,16 @@ class Relay:
         if delivery.redelivered:
             self._metrics.redeliveries += 1
         duplicate = False
+        outcome: Accepted | Rejected
         try:
-            outcome = self._outcome(delivery)
+            content = delivery.content
+            event = Event(
+                delivery.body,
+                content.type or None,
+                self._exchanges.get(delivery.exchange, self._only_type),
+                content.encoding,
+            )
+            outcome = self._pipeline.process(event, time.time_ns() // 1_000_000)
             if isinstance(outcome, Accepted):
                 duplicate = outcome.identity is not None and outcome.identity in self._window
                 if not duplicate:
@@ -95,16 +103,6 @@ class Relay:
                 exchange=printable(delivery.exchange),
                 rejected_so_far=count,
             )
-
-    def _outcome(self, delivery: Delivery) -> Accepted | Rejected:
-        content = delivery.content
-        event = Event(
-            delivery.body,
-            content.type or None,
-            self._exchanges.get(delivery.exchange, self._only_type),
-            content.encoding,
-        )
-        return self._pipeline.process(event, time.time_ns() // 1_000_000)
 
     def _flushed(self) -> None:
         settled, self._unflushed = self._unflushed, []

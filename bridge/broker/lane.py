@@ -74,6 +74,10 @@ class Lane:
         self._receive = receive
         self._received = received
         self._held = b""
+        self._route = (b"", "", "")
+        """Exchange and routing key as they came last, and as text: they are mostly the same again."""
+        self._properties: tuple[bytes, Content] | None = None
+        """The same for properties."""
         self._method: tuple[int, bool, str, str] | None = None
         """What the broker delivers, while its content is still to come."""
         self._content: Content | None = None
@@ -130,16 +134,20 @@ class Lane:
                 return False
             at = start + 5 + data[start + 4]  # behind the consumer's tag
             tag, redelivered = TAG.unpack_from(data, at)
-            at += TAG.size
-            length, exchange = short_string(data[at:end])
-            _, routing_key = short_string(data[at + length : end])
-            self._method = (tag, bool(redelivered), exchange, routing_key)
+            route = data[at + TAG.size : end]
+            if route != self._route[0]:
+                length, exchange = short_string(route)
+                self._route = (route, exchange, short_string(route[length:])[1])
+            self._method = (tag, bool(redelivered), self._route[1], self._route[2])
             return True
         if self._method is None:
             return False
         if kind == HEADER:
             self._missing = int.from_bytes(data[start + 4 : start + 12], "big")
-            self._content = Content(data[start:end])
+            properties = data[start + 12 : end]
+            if self._properties is None or properties != self._properties[0]:
+                self._properties = (properties, Content(data[start:end]))
+            self._content = self._properties[1]
         else:
             self._missing -= end - start
             self._body.append(data[start:end])

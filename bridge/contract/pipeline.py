@@ -5,6 +5,7 @@ What is done with either is for others to decide: this file must never know abou
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import orjson
 
@@ -31,9 +32,11 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal-error"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What came in: a message's body and what its properties say of it."""
+class Event(NamedTuple):
+    """What came in: a message's body and what its properties say of it.
+
+    A tuple, as Accepted is: a frozen dataclass takes three times as long to make, for each event again.
+    """
 
     body: bytes
     type: str | None
@@ -43,8 +46,7 @@ class Event:
     content_encoding: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """A valid update, ready to be sent."""
 
     type: str

@@ -5,6 +5,9 @@ A server frame carries no mask, and no extension is ever negotiated, so one byte
 
 import struct
 
+_MEDIUM = struct.Struct("!BBH")
+_LONG = struct.Struct("!BBQ")
+
 PING = b"\x89\x00"
 """An empty ping: the connection knows that something answered, and needs no more."""
 
@@ -29,5 +32,5 @@ def _header(first: int, length: int) -> bytes:
     if length < 126:
         return bytes((first, length))
     if length < 65536:
-        return struct.pack("!BBH", first, 126, length)
-    return struct.pack("!BBQ", first, 127, length)
+        return _MEDIUM.pack(first, 126, length)
+    return _LONG.pack(first, 127, length)

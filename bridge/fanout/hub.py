@@ -107,7 +107,7 @@ class Hub:
                 self._live.discard(connection)
                 self._lag(connection, start)
                 self._hand_over(connection, taken)
-            for connection in self._live.indirect:
+            for connection in tuple(self._live.indirect):
                 self._live.discard(connection)
                 self._lag(connection, start)
                 self._catch_up(connection)

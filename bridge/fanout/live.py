@@ -30,34 +30,30 @@ P = TypeVar("P", bound=Place)
 class Live(Generic[P]):
     """A set of connections, in no particular order."""
 
-    __slots__ = ("_connections", "_descriptors", "_indirect")
+    __slots__ = ("_connections", "_descriptors", "indirect")
 
     def __init__(self) -> None:
         self._connections: list[P] = []
         # Not a list: its numbers would be objects, scattered among what each connection had allocated, and each one a
         # miss of the cache (2 % of the paced fan-out).
         self._descriptors = array("i")
-        self._indirect: set[P] = set()
+        self.indirect: set[P] = set()
+        """Those without a descriptor: to be read only."""
 
     def __len__(self) -> int:
-        return len(self._connections) + len(self._indirect)
+        return len(self._connections) + len(self.indirect)
 
     def __contains__(self, connection: P) -> bool:
-        return connection.slot >= 0 or connection in self._indirect
+        return connection.slot >= 0 or connection in self.indirect
 
     def __iter__(self) -> Iterator[P]:
         """Over a copy: whoever is come by may be discarded."""
-        return iter((*self._connections, *self._indirect))
-
-    @property
-    def indirect(self) -> tuple[P, ...]:
-        """Those without a descriptor."""
-        return tuple(self._indirect)
+        return iter((*self._connections, *self.indirect))
 
     def add(self, connection: P) -> None:
         """Adds one that is not here."""
         if connection.descriptor is None:
-            self._indirect.add(connection)
+            self.indirect.add(connection)
         else:
             connection.slot = len(self._connections)
             self._connections.append(connection)
@@ -65,7 +61,7 @@ class Live(Generic[P]):
 
     def discard(self, connection: P) -> None:
         """Removes one, if it is here."""
-        self._indirect.discard(connection)
+        self.indirect.discard(connection)
         slot = connection.slot
         if slot < 0:
             return
