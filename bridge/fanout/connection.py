@@ -41,7 +41,6 @@ class Connection(asyncio.BufferedProtocol):
         "closed_at",
         "congested",
         "cursor",
-        "descriptor",
         "heard_at",
         "opened_at",
         "pinged_at",
@@ -76,7 +75,15 @@ class Connection(asyncio.BufferedProtocol):
         # With no room in its buffer the transport writes to the socket at once, and says so when not all of it fits.
         # TLS counts "at least" where TCP counts "more than": with 0 it would say so of an empty buffer, and stay so.
         transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
-        self.descriptor: int | None = None if encrypted else transport.get_extra_info("socket").fileno()
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the socket; None where nothing may be written past the transport. Asked for again: it costs no memory."""
+        transport = self._transport
+        if transport is None or transport.get_extra_info("sslcontext") is not None:
+            return None
+        descriptor: int = transport.get_extra_info("socket").fileno()
+        return descriptor
 
     @property
     def peer(self) -> str:

@@ -169,11 +169,12 @@ class Hub:
             return
         if connection.cursor < self._flushed:
             frames, position = self._log.read(connection.cursor, self._flushed, CATCH_UP_BYTES)
-            if connection.descriptor is None:
+            descriptor = connection.descriptor
+            if descriptor is None:
                 connection.cursor = position
                 self._send(connection, frames)
             else:
-                taken = write_one(connection.descriptor, frames)
+                taken = write_one(descriptor, frames)
                 if taken < len(frames):
                     self._hand_over(connection, taken)
                     return

@@ -18,8 +18,10 @@ from typing import Generic, Protocol, TypeVar
 class Place(Protocol):
     """Where a connection is to be found."""
 
-    descriptor: int | None
-    """Of the socket; None where nothing may be written past the transport."""
+    @property
+    def descriptor(self) -> int | None:
+        """Of the socket; None where nothing may be written past the transport."""
+
     slot: int
     """The connection's place in the list, for `Live` alone; -1 while it is not there."""
 
@@ -52,12 +54,13 @@ class Live(Generic[P]):
 
     def add(self, connection: P) -> None:
         """Adds one that is not here."""
-        if connection.descriptor is None:
+        descriptor = connection.descriptor
+        if descriptor is None:
             self.indirect.add(connection)
         else:
             connection.slot = len(self._connections)
             self._connections.append(connection)
-            self._descriptors.append(connection.descriptor)
+            self._descriptors.append(descriptor)
 
     def discard(self, connection: P) -> None:
         """Removes one, if it is here."""

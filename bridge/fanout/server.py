@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from bridge import memory
 from bridge.fanout.access import Access
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
@@ -22,6 +23,13 @@ _log = structlog.get_logger("bridge.fanout")
 RESERVE = 256
 """Clients beyond the limit that are told so, in HTTP or with a close code. Any more are dropped without a word: what a
 full bridge says must not use up the descriptors that it needs for its broker."""
+
+
+MANY = 1000
+"""Connections of which, when half have gone, the memory is given back."""
+
+EBB_S = 1.0
+"""How long that waits: who goes does not go alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,12 @@ class Server:
         self._tls = tls
         self._clock = Clock(asyncio.get_running_loop().time())
         self._handshakes: set[Handshake] = set()
-        self._connections: set[Connection] = set()
+        # A dict takes a third of a set's memory at 5000.
+        self._connections: dict[Connection, None] = {}
+        # Made once: a bound method has 64 bytes, and would have them for each connection.
+        self._callbacks = (self._closed, self._lost)
+        self._most = 0
+        """The most connections since memory was released."""
         self._keepalive = Keepalive(self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s)
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
@@ -117,8 +130,9 @@ class Server:
         return True
 
     def upgraded(self, transport: asyncio.Transport, rest: bytes) -> None:
-        connection = Connection(transport, self._hub, self._clock, self._closed, self._lost)
-        self._connections.add(connection)
+        connection = Connection(transport, self._hub, self._clock, *self._callbacks)
+        self._connections[connection] = None
+        self._most = max(self._most, len(self._connections))
         self._empty.clear()
         self._hub.join(connection)
         # All that take a descriptor count, those that are being closed too.
@@ -149,6 +163,11 @@ class Server:
         )
 
     def _lost(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if not self._connections:
+            # Empty it is, but as large as it ever was.
+            self._connections.clear()
             self._empty.set()
+        if self._most >= MANY and len(self._connections) <= self._most // 2:
+            self._most = len(self._connections)
+            asyncio.get_running_loop().call_later(EBB_S, memory.release)
