@@ -101,7 +101,7 @@ class Hub:
         self._pending_bytes = 0
         log = self._log
         while self._flushed < log.head:
-            start, present = self._flushed, len(self)
+            start = self._flushed
             frames, self._flushed = log.read(start, log.head, self._flush_bytes)
             for connection, taken in self._live.write(frames):
                 self._live.discard(connection)
@@ -111,9 +111,9 @@ class Hub:
                 self._live.discard(connection)
                 self._lag(connection, start)
                 self._catch_up(connection)
-            updates, behind = self._flushed - start, len(self._lagging)
-            self._metrics.enqueued += behind * updates
-            self._metrics.written += (present - behind) * updates
+            updates = self._flushed - start
+            self._metrics.written += len(self._live) * updates
+            self._metrics.enqueued += len(self._lagging) * updates
         if log.tail > self._slowest:
             self._evict_too_slow()
         self.on_flush()

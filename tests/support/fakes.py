@@ -1,20 +1,24 @@
 """What stands in for the other side in unit tests: a loop turned by hand, a subscriber, a transport, a delivery.
 
-None of them sleeps, opens a socket, or needs an event loop.
+None of them sleeps or needs an event loop. One has a socket, whose other end the test reads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from pamqp import commands
+from pamqp.header import ContentHeader
 
 from bridge.broker.consumer import Delivery
+from bridge.broker.lane import Content
 from bridge.broker.rejects import Rejects
 from bridge.fanout.closing import CloseReason
+from bridge.fanout.frames import close_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,16 +53,18 @@ class Turns:
 
 
 class FakeSubscriber:
-    """A connection, as the hub sees it: takes writes until it is told to be full."""
+    """A connection without a descriptor, as the hub sees it: takes writes until it is told to be full."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self.descriptor: int | None = None
+        self.slot = -1
         self.cursor = 0
         self.congested = False
         self.full = False
         """The next write does not fit."""
-        self.drops = False
-        """Writes are dropped."""
+        self.leaves = False
+        """The next write is its end: it leaves, and drops it."""
         self.fault: Exception | None = None
         """What a write raises."""
         self.writes: list[bytes] = []
@@ -69,13 +75,14 @@ class FakeSubscriber:
     def received(self) -> bytes:
         return b"".join(self.writes)
 
-    def send(self, frames: bytes) -> int:
+    def send(self, frames: bytes | memoryview) -> int:
         assert self.closed is None, "a closed connection is sent nothing"
         if self.fault is not None:
             raise self.fault
-        if self.drops:
+        if self.leaves:
+            self.hub.leave(self)
             return 0
-        self.writes.append(frames)
+        self.writes.append(bytes(frames))
         self.congested = self.congested or self.full
         return -1 if self.congested else len(frames)
 
@@ -92,10 +99,104 @@ class FakeSubscriber:
         self.hub.drained(self)
 
 
+class SocketSubscriber(FakeSubscriber):
+    """A connection with a descriptor: a real socket with little room, and what its transport holds.
+
+    What was written past the transport while that held something has the wrong place in what the client reads.
+    """
+
+    def __init__(self, hub: Hub, call_soon: Callable[..., object], room_bytes: int | None = None) -> None:
+        """`room_bytes` is the socket's, of which the kernel makes what it likes; None for as much as there is."""
+        super().__init__(hub)
+        self._call_soon = call_soon
+        self._near, self._far = socket.socketpair()
+        for end in (self._near, self._far):
+            end.setblocking(False)
+        if room_bytes is not None:
+            self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room_bytes)
+        self.descriptor = self._near.fileno()
+        self.held = b""
+        """What the transport holds."""
+        self.gone = False
+        """It has left, because its client has."""
+        self._read = bytearray()
+
+    @property
+    def received(self) -> bytes:
+        """What the client has read."""
+        return bytes(self._read)
+
+    def read(self, max_bytes: int = 2**24) -> bytes:
+        """The client reads; returns what it got."""
+        read = bytearray()
+        while len(read) < max_bytes:
+            try:
+                piece = self._far.recv(max_bytes - len(read))
+            except BlockingIOError:
+                break
+            if not piece:
+                break
+            read += piece
+        self._read += read
+        return bytes(read)
+
+    def vanish(self) -> None:
+        """The client ends without a word."""
+        self._far.close()
+
+    @property
+    def vanished(self) -> bool:
+        return self._far.fileno() < 0
+
+    def end(self) -> None:
+        """The descriptor is free: the next socket to be opened gets it."""
+        self._near.close()
+        self._far.close()
+
+    def send(self, frames: bytes | memoryview) -> int:
+        assert not self.held, "what is more than the transport takes stays in the log"
+        if super().send(frames) == 0:
+            return 0
+        self.write(bytes(frames))
+        return -1 if self.congested else len(frames)
+
+    def write(self, data: bytes) -> None:
+        """Through the transport, behind what it holds."""
+        self.held += data
+        self._push()
+        if self.held and not self.congested:
+            self.congested = True
+            self.hub.congested(self)
+
+    def close(self, reason: CloseReason, **details: object) -> None:
+        super().close(reason, **details)
+        self.write(close_frame(reason.code, reason.phrase))
+
+    def drain(self, *, full: bool = False) -> None:
+        """The transport goes on as far as the socket takes it; `full` is for others."""
+        self._push()
+        if not self.held:
+            super().drain()
+
+    def _push(self) -> None:
+        try:
+            self.held = self.held[os.write(self._near.fileno(), self.held) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.held = b""
+            self._call_soon(self._lost)
+
+    def _lost(self) -> None:
+        self.gone = True
+        self.hub.leave(self)
+
+
 class FakeTransport(asyncio.Transport):
     """Records what is written. `full` makes it say, as a transport with no room in its buffer does, that it is.
 
-    Its end is scheduled with `call_soon`, as a real transport's is.
+    Its end is scheduled with `call_soon`, as a real transport's is. Unless it is given another, its socket is a closed
+    one, which takes nothing: all goes through the transport.
     """
 
     def __init__(
@@ -104,8 +205,13 @@ class FakeTransport(asyncio.Transport):
         *,
         peername: tuple[object, ...] | None = ("127.0.0.1", 54321),
         half_closes: bool = True,
+        encrypted: bool = False,
+        line: socket.socket | None = None,
     ) -> None:
-        super().__init__({"peername": peername})
+        if line is None:
+            line = socket.socket()
+            line.close()
+        super().__init__({"peername": peername, "socket": line} | ({"sslcontext": object()} if encrypted else {}))
         self._call_soon = call_soon
         self._half_closes = half_closes
         self._protocol: asyncio.BaseProtocol | None = None
@@ -175,7 +281,8 @@ class FakeDelivery(Delivery):
     ) -> None:
         self.tag = 1
         self.body = body
-        self.properties = commands.Basic.Properties(message_type=message_type, content_encoding=content_encoding)
+        self.content = Content(ContentHeader(body_size=len(body)).marshal())
+        self.content.type, self.content.encoding = message_type, content_encoding
         self.exchange = exchange
         self.routing_key = ""
         self.redelivered = redelivered

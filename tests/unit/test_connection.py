@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from bridge.metrics import Metrics
 from tests.support.fakes import FakeTransport, Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 UPDATE = text_frame(b"update")
 HALF_A_TEXT = Frame(Opcode.TEXT, b"x" * 100).serialize(mask=True)[:50]
@@ -25,11 +26,20 @@ HALF_A_TEXT = Frame(Opcode.TEXT, b"x" * 100).serialize(mask=True)[:50]
 class Scene:
     """A connection at a hub of its own."""
 
-    def __init__(self, *, peername: tuple[object, ...] | None = ("127.0.0.1", 54321), half_closes: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        peername: tuple[object, ...] | None = ("127.0.0.1", 54321),
+        half_closes: bool = True,
+        encrypted: bool = False,
+        line: socket.socket | None = None,
+    ) -> None:
         self.turns = Turns()
         self.hub = Hub(Log(100_000), Metrics(), self.turns.call_soon, 100_000)
         self.clock = Clock(1000.0)
-        self.transport = FakeTransport(self.turns.call_soon, peername=peername, half_closes=half_closes)
+        self.transport = FakeTransport(
+            self.turns.call_soon, peername=peername, half_closes=half_closes, encrypted=encrypted, line=line
+        )
         self.closed: list[tuple[CloseReason, dict[str, object]]] = []
         self.lost: list[Connection] = []
         self.connection = Connection(
@@ -60,10 +70,26 @@ class Scene:
         assert self.connection.send(UPDATE) == -1
         self.transport.written.clear()
 
+    def publishes(self, *payloads: bytes) -> None:
+        """Updates come together."""
+        for payload in payloads:
+            self.hub.publish(payload)
+        self.hub.flush()
+
 
 @pytest.fixture
 def scene() -> Scene:
     return Scene()
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Ours and the client's."""
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        yield near, far
 
 
 # Sending
@@ -105,21 +131,90 @@ def test_send_answers_zero_when_the_connection_is_lost(scene: Scene) -> None:
     assert scene.transport.written == []
 
 
-def test_published_updates_reach_the_transport(scene: Scene) -> None:
-    scene.hub.publish(b"update")
-    scene.turns.turn()
+def test_connection_has_the_descriptor_of_its_socket(ends: tuple[socket.socket, socket.socket]) -> None:
+    connection = Scene(line=ends[0]).connection
+    assert connection.descriptor == ends[0].fileno() >= 0
+
+
+def test_encrypted_connection_has_no_descriptor_and_a_transport_that_says_when_it_is_empty() -> None:
+    scene = Scene(encrypted=True)
+    assert scene.connection.descriptor is None
+    assert scene.transport.high == 1
+
+
+def test_published_updates_go_past_the_transport(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, far = ends
+    scene = Scene(line=near)
+    scene.publishes(b"update")
+    assert far.recv(1000) == UPDATE
+    assert scene.transport.written == []
+
+
+def test_published_updates_of_an_encrypted_connection_go_through_the_transport(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = ends
+    scene = Scene(line=near, encrypted=True)
+    scene.publishes(b"update")
+    assert scene.transport.written == [UPDATE]
+    with pytest.raises(BlockingIOError):
+        far.recv(1000)
+
+
+def test_published_updates_that_the_socket_does_not_take_reach_the_transport(scene: Scene) -> None:
+    scene.publishes(b"update")
     assert scene.transport.written == [UPDATE]
 
 
-def test_congested_connection_catches_up_when_its_transport_drains(scene: Scene) -> None:
+@pytest.mark.parametrize("what", ["ping", "pong"])
+def test_nothing_goes_past_a_transport_that_a_ping_or_pong_has_filled(
+    ends: tuple[socket.socket, socket.socket], what: str
+) -> None:
+    near, far = ends
+    scene = Scene(line=near)
+    scene.transport.full = True
+    if what == "ping":
+        scene.connection.ping()
+    else:
+        scene.says(Opcode.PING)
+    assert scene.hub.lagging == 1
+    scene.publishes(b"update")
+    with pytest.raises(BlockingIOError):
+        far.recv(1000)
+    scene.transport.drain()
+    assert far.recv(1000) == UPDATE
+    assert scene.hub.lagging == 0
+
+
+@pytest.mark.parametrize("end", ["own close", "close of the client", "loss"])
+def test_nothing_goes_past_the_transport_after_the_end(ends: tuple[socket.socket, socket.socket], end: str) -> None:
+    near, far = ends
+    scene = Scene(line=near)
+    match end:
+        case "own close":
+            scene.connection.close(CloseReason.IDLE)
+        case "close of the client":
+            scene.says(Opcode.CLOSE)
+        case _:
+            scene.connection.connection_lost(None)
+    scene.publishes(b"late")
+    scene.turns.settle()
+    with pytest.raises(BlockingIOError):
+        far.recv(1000)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_congested_connection_catches_up_when_its_transport_drains(*, encrypted: bool) -> None:
+    scene = Scene(encrypted=encrypted)
     scene.transport.full = True
     for payload in (b"1", b"2", b"3"):
-        scene.hub.publish(payload)
-        scene.turns.turn()
+        scene.publishes(payload)
+        scene.turns.settle()
     assert scene.written == text_frame(b"1")
     assert scene.hub.lagging == 1
     scene.transport.drain()
     assert not scene.connection.congested
+    scene.turns.settle()
     assert scene.written == b"".join(map(text_frame, [b"1", b"2", b"3"]))
     assert scene.hub.lagging == 0
 
@@ -153,10 +248,8 @@ def test_only_the_newest_ping_of_a_congested_client_is_answered_once_it_drains(s
 
 def test_pong_that_fills_the_transport_again_goes_before_the_updates(scene: Scene) -> None:
     scene.transport.full = True
-    scene.hub.publish(b"1")
-    scene.turns.turn()
-    scene.hub.publish(b"2")
-    scene.turns.turn()
+    scene.publishes(b"1")
+    scene.publishes(b"2")
     scene.says(Opcode.PING, b"ping")
     scene.transport.written.clear()
     scene.transport.drain(full=True)
@@ -324,7 +417,7 @@ def test_nothing_is_written_after_the_own_close(scene: Scene) -> None:
     scene.transport.written.clear()
     scene.says(Opcode.PING, b"late")
     scene.connection.ping()
-    scene.hub.publish(b"late")
+    scene.publishes(b"late")
     scene.turns.settle()
     assert scene.transport.written == []
 

@@ -110,3 +110,43 @@ def test_log_agrees_with_a_list_of_everything_whatever_is_appended(
         assert after == log.head or len(piece) + len(frames[after]) > piece_bytes
         position, read = after, read + piece
     assert read == b"".join(frames[log.tail :])
+
+
+@given(
+    frames=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8),
+    first=st.integers(0, 7),
+    share=st.floats(0, 1, exclude_max=True),
+)
+def test_run_is_split_where_its_bytes_were_counted_off(frames: list[bytes], first: int, share: float) -> None:
+    log = Log(1_000_000)
+    for frame in frames:
+        log.append(frame)
+    position = min(first, len(frames) - 1)
+    run = b"".join(frames[position:])
+    taken = int(share * len(run))
+    stopped, rest = log.split(position, taken)
+    # What is left of its frame, and all frames behind it, is what was not taken; and there is something left of it.
+    assert bytes(rest) + b"".join(frames[stopped + 1 :]) == run[taken:]
+    assert 0 < len(rest) <= len(frames[stopped])
+    assert rest.obj is frames[stopped], "a view of the very frame, no copy"
+
+
+def test_run_that_stopped_between_two_frames_is_split_before_the_second() -> None:
+    frames = [b"aa", b"bbb", b"c"]
+    log = filled(*frames)
+    assert [(position, bytes(rest)) for position, rest in (log.split(0, taken) for taken in range(6))] == [
+        (0, b"aa"),
+        (0, b"a"),
+        (1, b"bbb"),
+        (1, b"bb"),
+        (1, b"b"),
+        (2, b"c"),
+    ]
+
+
+def test_rest_of_a_frame_outlives_the_frames_place_in_the_log() -> None:
+    log = filled(b"aa", b"bb", max_bytes=2 * (2 + ENTRY_BYTES))
+    _, rest = log.split(0, 1)
+    log.append(b"cc")
+    assert log.tail == 1
+    assert bytes(rest) == b"a"

@@ -5,9 +5,43 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
-from bridge.metrics import CONTENT_TYPE, Metrics
+from bridge.metrics import CONTENT_TYPE, RECEIPT_TO_FLUSH_S, Durations, Metrics
+
+TYPES = {
+    "bridge_broker_connection_attempts_total": "counter",
+    "bridge_broker_losses_total": "counter",
+    "bridge_connections_opened_total": "counter",
+    "bridge_deliveries_total": "counter",
+    "bridge_duplicates_total": "counter",
+    "bridge_evictions_total": "counter",
+    "bridge_receipt_to_flush_seconds": "histogram",
+    "bridge_redeliveries_total": "counter",
+    "bridge_refused_total": "counter",
+    "bridge_rejects_total": "counter",
+    "bridge_sends_total": "counter",
+    "bridge_updates_total": "counter",
+}
+"""What dashboards and alerts ask for."""
+
+MEANINGS = {
+    "bridge_deliveries_total": "Messages that the broker delivered.",
+    "bridge_redeliveries_total": "Of these, messages that it had delivered before.",
+    "bridge_updates_total": "Updates broadcast, by type.",
+    "bridge_sends_total": (
+        "Updates times connections: written at once, enqueued behind earlier ones, or dropped with an eviction."
+    ),
+    "bridge_receipt_to_flush_seconds": (
+        "From a delivery's receipt until its update has been handed to every connection that keeps up."
+    ),
+}
+"""Of those that are plain numbers."""
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -45,7 +79,7 @@ def test_each_outcome_of_a_send_begins_at_zero(outcome: str) -> None:
 
 def test_what_is_counted_is_shown_with_its_label() -> None:
     metrics = Metrics()
-    metrics.updates.labels("killmail").inc()
+    metrics.updates["killmail"] += 1
     metrics.rejects.labels("not-json").inc(2)
     metrics.evictions.labels("too-slow").inc(3)
     metrics.refused.labels("origin").inc(4)
@@ -66,7 +100,7 @@ def test_watched_value_is_asked_for_at_each_scrape() -> None:
 
 def test_two_bridges_in_one_process_do_not_mix() -> None:
     one, other = Metrics(), Metrics()
-    one.deliveries.inc()
+    one.deliveries += 1
     assert samples(one)["bridge_deliveries_total", ()] == 1
     assert samples(other)["bridge_deliveries_total", ()] == 0
 
@@ -78,3 +112,64 @@ def test_there_is_no_time_of_making_for_each_counter() -> None:
 def test_every_metric_of_the_bridge_says_what_it_means() -> None:
     lines = Metrics().exposition().decode().splitlines()
     assert all(re.fullmatch(r"# HELP \w+ [A-Z].*\.", line) for line in lines if line.startswith("# HELP bridge_"))
+
+
+def test_every_metric_has_its_name_and_type() -> None:
+    lines = Metrics().exposition().decode().splitlines()
+    shown = dict(line.split(" ")[2:] for line in lines if line.startswith("# TYPE bridge_"))
+    assert shown == TYPES
+
+
+def test_plain_number_has_its_meaning() -> None:
+    lines = Metrics().exposition().decode().splitlines()
+    shown = dict(line.removeprefix("# HELP ").split(" ", 1) for line in lines if line.startswith("# HELP bridge_"))
+    assert MEANINGS.items() <= shown.items()
+
+
+def test_plain_number_is_shown_as_what_it_counts() -> None:
+    metrics = Metrics()
+    metrics.deliveries, metrics.redeliveries, metrics.written, metrics.enqueued, metrics.dropped = 1, 2, 3, 4, 5
+    metrics.updates["a"] += 6
+    metrics.updates['q"\\\n'] += 7
+    metrics.receipt_to_flush.observe(0.002)
+    shown = samples(metrics)
+    assert shown["bridge_deliveries_total", ()] == 1
+    assert shown["bridge_redeliveries_total", ()] == 2
+    assert [shown["bridge_sends_total", (("outcome", name),)] for name in ("written", "enqueued", "dropped")] == [
+        3,
+        4,
+        5,
+    ]
+    assert shown["bridge_updates_total", (("type", "a"),)] == 6
+    assert shown["bridge_updates_total", (("type", 'q"\\\n'),)] == 7
+    assert shown["bridge_receipt_to_flush_seconds_count", ()] == 1
+
+
+class Alone(Collector):
+    """Durations in a registry of their own."""
+
+    def __init__(self, durations: Durations) -> None:
+        self._durations = durations
+
+    def collect(self) -> list[Metric]:
+        return [self._durations.family("lasted_seconds", "How long it lasted.")]
+
+
+@given(
+    bounds_s=st.just(RECEIPT_TO_FLUSH_S)
+    | st.lists(st.integers(0, 1000).map(lambda number: number / 8), min_size=1, unique=True).map(sorted).map(tuple),
+    durations_s=st.lists(
+        st.floats(0, 10) | st.sampled_from(RECEIPT_TO_FLUSH_S) | st.integers(0, 1100).map(lambda number: number / 8)
+    ),
+)
+def test_durations_are_shown_as_the_librarys_own_histogram_shows_them(
+    bounds_s: tuple[float, ...], durations_s: list[float]
+) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    durations = Durations(bounds_s)
+    ours.register(Alone(durations))
+    histogram = Histogram("lasted_seconds", "How long it lasted.", buckets=bounds_s, registry=theirs)
+    for duration_s in durations_s:
+        durations.observe(duration_s)
+        histogram.observe(duration_s)
+    assert generate_latest(ours) == generate_latest(theirs)

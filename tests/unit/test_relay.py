@@ -64,7 +64,9 @@ def scene(tmp_path: Path) -> Scene:
 def test_accepted_delivery_is_settled_after_the_flush_and_not_before(scene: Scene) -> None:
     delivery = scene.deliver(killmail(1))
     assert delivery.settled == 0
-    scene.turns.turn()
+    assert not scene.turns.scheduled, "nothing flushes but who delivers"
+    assert scene.sent == []
+    scene.relay.flush()
     assert delivery.settled == 1
     [update] = scene.sent
     assert (update["type"], update["data"]) == ("killmail", killmail(1))
@@ -72,18 +74,18 @@ def test_accepted_delivery_is_settled_after_the_flush_and_not_before(scene: Scen
     assert scene.rejects.taken == []
 
 
-def test_each_delivery_of_a_turn_is_settled_once(scene: Scene) -> None:
+def test_each_delivery_of_a_flush_is_settled_once(scene: Scene) -> None:
     deliveries = [scene.deliver(killmail(number)) for number in range(5)]
-    scene.turns.turn()
+    scene.relay.flush()
     scene.deliver(killmail(5))
-    scene.turns.turn()
+    scene.relay.flush()
     assert [delivery.settled for delivery in deliveries] == [1] * 5
     assert len(scene.sent) == 6
 
 
 def test_accepted_delivery_is_counted_and_timed(scene: Scene) -> None:
     scene.deliver(killmail(1))
-    scene.turns.turn()
+    scene.relay.flush()
     assert scene.count("bridge_deliveries_total") == 1
     assert scene.count("bridge_updates_total", type="killmail") == 1
     assert scene.count("bridge_receipt_to_flush_seconds_count") == 1
@@ -92,7 +94,7 @@ def test_accepted_delivery_is_counted_and_timed(scene: Scene) -> None:
 
 def test_rejected_delivery_is_handed_over_unsettled(scene: Scene) -> None:
     delivery = scene.deliver(b"not JSON")
-    scene.turns.settle()
+    scene.relay.flush()
     [(taken, rejected)] = scene.rejects.taken
     assert taken is delivery
     assert rejected.reason is Reason.NOT_JSON
@@ -103,48 +105,48 @@ def test_rejected_delivery_is_handed_over_unsettled(scene: Scene) -> None:
 
 def test_duplicate_is_settled_at_once_counted_and_not_sent(scene: Scene) -> None:
     scene.deliver(killmail(1))
-    scene.turns.turn()
+    scene.relay.flush()
     duplicate = scene.deliver(killmail(1, attackerCount=99))
     assert duplicate.settled == 1
-    scene.turns.settle()
+    scene.relay.flush()
     assert duplicate.settled == 1
     assert len(scene.sent) == 1
     assert scene.count("bridge_duplicates_total", type="killmail") == 1
     assert scene.count("bridge_updates_total", type="killmail") == 1
 
 
-def test_duplicate_within_one_turn_is_not_sent(scene: Scene) -> None:
+def test_duplicate_before_the_flush_is_not_sent(scene: Scene) -> None:
     scene.deliver(killmail(1))
     scene.deliver(killmail(1))
-    scene.turns.turn()
+    scene.relay.flush()
     assert len(scene.sent) == 1
 
 
 def test_identity_that_has_left_the_window_is_sent_again(scene: Scene) -> None:
     for number in [*range(11), 0]:
         scene.deliver(killmail(number))
-    scene.turns.turn()
+    scene.relay.flush()
     assert len(scene.sent) == 12
 
 
 def test_rejected_event_does_not_make_a_later_one_a_duplicate(scene: Scene) -> None:
     scene.deliver(killmail(1, systemId=None))
     scene.deliver(killmail(1))
-    scene.turns.turn()
+    scene.relay.flush()
     assert len(scene.sent) == 1
 
 
 def test_update_without_an_identity_is_sent_each_time(scene: Scene) -> None:
     for _ in range(2):
         scene.deliver({}, message_type="weather")
-    scene.turns.turn()
+    scene.relay.flush()
     assert len(scene.sent) == 2
     assert scene.count("bridge_updates_total", type="weather") == 2
 
 
 def test_redelivery_is_counted_and_sent_where_it_was_not_sent_before(scene: Scene) -> None:
     scene.deliver(killmail(1), redelivered=True)
-    scene.turns.turn()
+    scene.relay.flush()
     assert scene.count("bridge_redeliveries_total") == 1
     assert len(scene.sent) == 1
 
@@ -162,7 +164,7 @@ def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: Scene, monkeypatch:
     assert [entry["log_level"] for entry in logged] == ["error", "warning"]
     monkeypatch.undo()
     scene.deliver(killmail(1))
-    scene.turns.turn()
+    scene.relay.flush()
     assert len(scene.sent) == 1
 
 
@@ -177,7 +179,7 @@ def test_update_that_does_not_get_into_the_log_is_rejected_and_no_duplicate_when
         first = scene.deliver(killmail(1))
     assert [rejected.reason for _, rejected in scene.rejects.taken] == [Reason.INTERNAL_ERROR]
     second = scene.deliver(killmail(1))
-    scene.turns.turn()
+    scene.relay.flush()
     assert (first.settled, second.settled) == (0, 1)
     assert scene.count("bridge_duplicates_total", type="killmail") == 0
     assert scene.count("bridge_updates_total", type="killmail") == 1
@@ -209,7 +211,7 @@ def test_type_is_the_messages_own_or_the_default_of_its_exchange(
 ) -> None:
     scene = Scene(tmp_path, exchanges)
     scene.deliver(killmail(1), exchange=exchange, message_type=message_type)
-    scene.turns.turn()
+    scene.relay.flush()
     assert [update["type"] for update in scene.sent] == [update_type]
 
 

@@ -1,0 +1,392 @@
+"""A connection's bytes, with the lane's deliveries taken out: the same whatever pieces they come in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import accumulate, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import body, commands, frame, heartbeat
+from pamqp.header import ContentHeader, ProtocolHeader
+
+from bridge.broker import decoding
+from bridge.broker.lane import Content, Lane
+from bridge.broker.settlement import Acknowledgement
+
+decoding.install()
+
+OWN = 3
+"""The lane's channel."""
+
+Delivered = tuple[int, bool, str, str, bytes]
+RECEIVED = None
+"""Stands for a call of `received` among the deliveries."""
+
+
+class Scene:
+    """A lane, and what comes out of it."""
+
+    def __init__(self, channel: int | None = OWN) -> None:
+        self.log: list[Delivered | None] = []
+        self.contents: list[Content] = []
+        self.sent: list[bytes] = []
+        self.lane = Lane(self._receive, lambda: self.log.append(RECEIVED))
+        self.lane.channel = channel
+        self.lane.write = self.sent.append
+
+    def _receive(
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+    ) -> None:
+        assert type(body) is bytes
+        self.log.append((tag, redelivered, exchange, routing_key, body))
+        self.contents.append(content)
+
+    @property
+    def delivered(self) -> list[Delivered]:
+        return [entry for entry in self.log if entry is not RECEIVED]
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def method(tag: int = 1, *, redelivered: bool = False, exchange: str = "killmails", routing_key: str = "") -> bytes:
+    """The first frame of a delivery."""
+    return frame.marshal(commands.Basic.Deliver("consumer", tag, redelivered, exchange, routing_key), OWN)
+
+
+def header(size: int, properties: commands.Basic.Properties | None = None) -> bytes:
+    """The second."""
+    return frame.marshal(ContentHeader(body_size=size, properties=properties), OWN)
+
+
+def part(data: bytes) -> bytes:
+    """One of those that follow."""
+    return frame.marshal(body.ContentBody(data), OWN)
+
+
+def delivery(*parts: bytes, tag: int = 1) -> bytes:
+    return method(tag) + header(sum(map(len, parts))) + b"".join(map(part, parts))
+
+
+DELIVERED: Delivered = (1, False, "killmails", "", b"body")
+
+
+# Deliveries
+
+
+def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(scene: Scene) -> None:
+    assert scene.lane.feed(delivery(b"body")) == b""
+    assert scene.log == [DELIVERED, RECEIVED]
+
+
+def test_everything_of_the_method_is_handed_out(scene: Scene) -> None:
+    data = method(2**63 - 1, redelivered=True, exchange="x" * 127, routing_key="ä" * 127) + header(1) + part(b"1")
+    scene.lane.feed(data)
+    assert scene.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
+
+
+def test_names_that_are_not_utf8_have_question_marks(scene: Scene) -> None:
+    data = method(exchange="ab", routing_key="cde").replace(b"\x02ab\x03cde", b"\x02a\xff\x03\xfed\xfd")
+    scene.lane.feed(data + header(0))
+    assert scene.delivered == [(1, False, "a?", "?d?", b"")]
+
+
+def test_body_in_several_frames_is_handed_out_in_one_piece(scene: Scene) -> None:
+    scene.lane.feed(delivery(b"bo", b"d", b"y"))
+    assert scene.log == [DELIVERED, RECEIVED]
+
+
+def test_empty_body_is_handed_out_with_the_header(scene: Scene) -> None:
+    scene.lane.feed(delivery())
+    assert scene.log == [(1, False, "killmails", "", b""), RECEIVED]
+
+
+def test_delivery_waits_for_the_last_of_its_frames(scene: Scene) -> None:
+    for piece in (method(), header(4), part(b"bod")):
+        assert scene.lane.feed(piece) == b""
+        assert scene.log == []
+    scene.lane.feed(part(b"y"))
+    assert scene.log == [DELIVERED, RECEIVED]
+
+
+def test_deliveries_that_come_together_are_handed_out_in_order_and_announced_once(scene: Scene) -> None:
+    scene.lane.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
+    assert [entry and entry[0] for entry in scene.log] == [1, 2, 3, RECEIVED]
+
+
+def test_one_delivery_leaves_nothing_to_the_next(scene: Scene) -> None:
+    scene.lane.feed(delivery(b"bo", b"dy"))
+    scene.lane.feed(delivery(tag=2))
+    scene.lane.feed(delivery(b"2", tag=3))
+    assert [(tag, content) for tag, _, _, _, content in scene.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
+
+
+# Everything else
+
+
+OTHERS = [
+    frame.marshal(heartbeat.Heartbeat(), 0),
+    frame.marshal(commands.Basic.Deliver("other", 9, False, "elsewhere", "key"), OWN + 1),
+    frame.marshal(ContentHeader(body_size=3), OWN + 1),
+    frame.marshal(body.ContentBody(b"abc"), OWN + 1),
+    frame.marshal(commands.Basic.ConsumeOk("consumer"), OWN),
+    frame.marshal(commands.Channel.Close(404, "NOT_FOUND", 0, 0), OWN),
+    frame.marshal(commands.Basic.Return(312, "NO_ROUTE", "x", "y"), OWN)
+    + frame.marshal(ContentHeader(body_size=1), OWN)
+    + frame.marshal(body.ContentBody(b"1"), OWN),
+]
+"""Of other channels, and of the lane's own what is no delivery, a returned message with its content among it."""
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_frame_that_is_no_delivery_of_the_lanes_is_returned_unchanged(scene: Scene, other: bytes) -> None:
+    assert scene.lane.feed(other) == other
+    assert scene.log == []
+
+
+def test_frames_that_are_not_the_lanes_are_returned_in_order(scene: Scene) -> None:
+    between = [delivery(b"body", tag=tag) for tag in range(len(OTHERS))]
+    data = b"".join(mine + other for mine, other in zip(between, OTHERS, strict=True))
+    assert scene.lane.feed(data) == b"".join(OTHERS)
+    assert [tag for tag, *_ in scene.delivered] == list(range(len(OTHERS)))
+
+
+def test_frame_of_another_channel_within_a_delivery_is_returned_and_does_not_disturb_it(scene: Scene) -> None:
+    other = b"".join(OTHERS[:4])
+    assert scene.lane.feed(method() + other + header(4) + other + part(b"bo") + other + part(b"dy")) == other * 3
+    assert scene.log == [DELIVERED, RECEIVED]
+
+
+def test_everything_is_returned_before_the_channel_is_known() -> None:
+    scene = Scene(channel=None)
+    data = b"".join(OTHERS) + delivery(b"body")
+    assert scene.lane.feed(data) == data
+    assert scene.log == []
+    scene.lane.channel = OWN
+    assert scene.lane.feed(data) == b"".join(OTHERS)
+    assert scene.log == [DELIVERED, RECEIVED]
+
+
+# In any pieces
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Frames that come one after the other, and what they are."""
+
+    frames: list[bytes]
+    delivered: Delivered | None
+
+
+@st.composite
+def deliveries(draw: st.DrawFn) -> Stretch:
+    parts = draw(st.lists(st.binary(min_size=1, max_size=30), max_size=3))
+    tag, redelivered = draw(st.integers(1, 2**63 - 1)), draw(st.booleans())
+    exchange, routing_key = draw(st.text("abc.-", max_size=20)), draw(st.text(max_size=60))
+    properties = commands.Basic.Properties(message_type=draw(st.none() | st.text(max_size=5)))
+    frames = [
+        method(tag, redelivered=redelivered, exchange=exchange, routing_key=routing_key),
+        header(sum(map(len, parts)), properties),
+        *map(part, parts),
+    ]
+    return Stretch(frames, (tag, redelivered, exchange, routing_key, b"".join(parts)))
+
+
+streams = st.lists(deliveries() | st.sampled_from(OTHERS).map(lambda other: Stretch([other], None)), max_size=12)
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    """The data, cut at these places (of any length of data)."""
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in pairwise(places)]
+
+
+@given(stream=streams, cuts=st.lists(st.integers(0, 5000), max_size=20) | st.just(list(range(5000))))
+def test_same_comes_out_in_whatever_pieces_it_comes(stream: list[Stretch], cuts: list[int]) -> None:
+    scene = Scene()
+    data = b"".join(b"".join(stretch.frames) for stretch in stream)
+    ends = list(accumulate(sum(map(len, stretch.frames)) for stretch in stream))
+    fed, returned = 0, b""
+    for piece in pieces(data, cuts):
+        before = len(scene.log)
+        due = [
+            stretch.delivered
+            for stretch, end in zip(stream, ends, strict=True)
+            if stretch.delivered is not None and fed < end <= fed + len(piece)
+        ]
+        returned += scene.lane.feed(piece)
+        fed += len(piece)
+        assert scene.log[before:] == [*due, *([RECEIVED] if due else [])]
+        whole = [stretch for stretch, end in zip(stream, ends, strict=True) if stretch.delivered is None and end <= fed]
+        others = b"".join(frames for stretch in whole for frames in stretch.frames)
+        assert returned.startswith(others), "what is complete is not held back"
+    assert returned == b"".join(b"".join(stretch.frames) for stretch in stream if stretch.delivered is None)
+
+
+# What is not AMQP
+
+BROKEN = {
+    "another protocol": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "protocol header": ProtocolHeader().marshal(),
+    "unknown frame type": b"\x04" + frame.marshal(heartbeat.Heartbeat(), 0)[1:],
+    "wrong frame end": OTHERS[4][:-1] + b"\xcd",
+    "wrong end of a frame of a delivery": method()[:-1] + b"\x00",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_what_is_not_amqp_is_returned_as_it_came_from_there_on(scene: Scene, broken: bytes) -> None:
+    behind = delivery(b"body", tag=2) + OTHERS[0]
+    assert scene.lane.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0] + broken + behind
+    assert scene.log == [DELIVERED, RECEIVED]
+    for more in (behind, b"\x01", b""):
+        assert scene.lane.feed(more) == more
+    assert scene.log == [DELIVERED, RECEIVED]
+
+
+@given(kind=st.sampled_from(sorted(BROKEN)), cuts=st.lists(st.integers(0, 500), max_size=10))
+def test_what_is_not_amqp_is_returned_whole_in_whatever_pieces_it_comes(kind: str, cuts: list[int]) -> None:
+    scene = Scene()
+    rest = BROKEN[kind] + delivery(b"body", tag=2) + OTHERS[0]
+    data = delivery(b"body") + OTHERS[4] + rest
+    assert b"".join(map(scene.lane.feed, pieces(data, cuts))) == OTHERS[4] + rest
+    assert scene.delivered == [DELIVERED]
+
+
+def test_protocol_header_of_a_broker_that_speaks_another_version_is_not_held_back() -> None:
+    scene = Scene(channel=None)
+    reply = ProtocolHeader(0, 8, 0).marshal()
+    assert len(reply) == 8
+    assert scene.lane.feed(reply[:7]) == b""
+    assert scene.lane.feed(reply[7:]) == reply
+
+
+# Properties
+
+
+texts = st.none() | st.text(max_size=63)
+values = st.recursive(
+    st.booleans() | st.integers(-(2**31), 2**31 - 1) | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=5,
+)
+all_properties = st.builds(
+    commands.Basic.Properties,
+    content_type=texts,
+    content_encoding=texts,
+    headers=st.none() | st.dictionaries(st.text(max_size=10), values, max_size=4),
+    delivery_mode=st.none() | st.sampled_from([1, 2]),
+    priority=st.none() | st.integers(0, 9),
+    correlation_id=texts,
+    reply_to=texts,
+    expiration=texts,
+    message_id=texts,
+    timestamp=st.none() | st.integers(0, 4_000_000_000).map(lambda second: datetime.fromtimestamp(second, UTC)),
+    message_type=texts,
+    user_id=texts,
+    app_id=texts,
+)
+
+
+@given(properties=all_properties)
+def test_type_and_encoding_are_what_the_library_reads_whatever_else_there_is(
+    properties: commands.Basic.Properties,
+) -> None:
+    payload = ContentHeader(body_size=5, properties=properties).marshal()
+    theirs = ContentHeader()
+    theirs.unmarshal(payload)
+    content = Content(payload)
+    assert (content.type, content.encoding) == (theirs.properties.message_type, theirs.properties.content_encoding)
+    assert (content.type or "", content.encoding or "") == (
+        properties.message_type or "",
+        properties.content_encoding or "",
+    )
+    assert dict(content.properties) == dict(theirs.properties)
+
+
+def content_with(flags: int, data: bytes) -> Content:
+    return Content(b"\x00\x3c\x00\x00" + bytes(8) + flags.to_bytes(2, "big") + data)
+
+
+@pytest.mark.parametrize(
+    ("flags", "data", "kind", "encoding"),
+    [
+        pytest.param(0x0000, b"", None, None, id="nothing"),
+        pytest.param(0x0020, b"\x01a", "a", None, id="type"),
+        pytest.param(0x4000, b"\x04gzip", None, "gzip", id="encoding"),
+        pytest.param(0x4020, b"\x00\x00", "", "", id="both-empty"),
+        pytest.param(0x4020, b"\x02\xffg\x02t\xff", "t?", "?g", id="not-utf8"),
+        pytest.param(0x0020, b"\xff" + b"\xff" * 255, "?" * 255, None, id="not-utf8-must-not-grow"),
+        pytest.param(0x0060, b"\xff" * 8 + b"\x01a", "a", None, id="behind-a-time-beyond-the-calendar"),
+        pytest.param(0x2020, b"\x00\x00\x00\x05\x02\xff\xfet\x01" + b"\x01a", "a", None, id="behind-a-table"),
+        pytest.param(0x003C, b"\x01a\x01u\x01p\x01c", "a", None, id="before-all-others"),
+    ],
+)
+def test_type_and_encoding_are_read_leniently(flags: int, data: bytes, kind: str | None, encoding: str | None) -> None:
+    content = content_with(flags, data)
+    assert (content.type, content.encoding) == (kind, encoding)
+    properties = content.properties
+    assert (properties.message_type, properties.content_encoding) == (kind, encoding)
+
+
+EVERYTHING = ContentHeader(
+    body_size=5,
+    properties=commands.Basic.Properties(
+        "text/plain", "gzip", {"a": 1}, 2, 5, "c", "r", "e", "m", datetime(2024, 1, 1, tzinfo=UTC), "kind"
+    ),
+).marshal()
+
+
+@pytest.mark.parametrize("end", range(len(EVERYTHING) - len("kind")))
+def test_properties_that_end_before_the_type_give_none(end: int) -> None:
+    content = Content(EVERYTHING[:end])
+    assert (content.type, content.encoding) == (None, None)
+
+
+def test_delivery_with_properties_that_end_too_early_is_handed_out(scene: Scene) -> None:
+    payload = EVERYTHING[:-6]
+    damaged = b"\x02\x00\x03" + len(payload).to_bytes(4, "big") + payload + b"\xce"
+    assert scene.lane.feed(method() + damaged + part(b"lives")) == b""
+    assert [content for *_, content in scene.delivered] == [b"lives"]
+    assert (scene.contents[0].type, scene.contents[0].encoding) == (None, None)
+
+
+def test_content_of_a_delivery_is_its_own(scene: Scene) -> None:
+    for kind in ("a", None, "b"):
+        scene.lane.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
+    assert [content.type for content in scene.contents] == ["a", None, "b"]
+    assert [content.properties.priority for content in scene.contents] == [3, 3, 3]
+
+
+# Acknowledgements
+
+
+@given(
+    acknowledgements=st.lists(st.builds(Acknowledgement, st.integers(1, 2**63 - 1), st.booleans()), min_size=1),
+    channel=st.integers(1, 65535),
+)
+def test_acknowledgements_are_what_the_library_would_send_in_one_write(
+    acknowledgements: list[Acknowledgement], channel: int
+) -> None:
+    scene = Scene(channel)
+    scene.lane.acknowledge(acknowledgements)
+    assert scene.sent == [
+        b"".join(frame.marshal(commands.Basic.Ack(tag, multiple), channel) for tag, multiple in acknowledgements)
+    ]
+
+
+def test_no_acknowledgement_is_no_write(scene: Scene) -> None:
+    scene.lane.acknowledge([])
+    assert scene.sent == []
+
+
+def test_acknowledgement_without_a_connection_goes_nowhere() -> None:
+    lane = Lane(lambda *_: None, lambda: None)
+    lane.channel = OWN
+    lane.acknowledge([Acknowledgement(1, True)])
+    assert lane.feed(OTHERS[0]) == OTHERS[0]

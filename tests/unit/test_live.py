@@ -1,0 +1,226 @@
+"""The connections that have had everything: each gets what is new, and who does not is returned with what it took."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.fanout.live import Live, write_one
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FRAMES = bytes(range(256)) * 1000
+"""More than a socket with little room takes."""
+
+
+class Peer:
+    """A connection's place, without a connection."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self.descriptor = descriptor
+        self.slot = -1
+
+
+class Client(Peer):
+    """A place with a real socket, and its other end."""
+
+    def __init__(self, *, little_room: bool = False) -> None:
+        self.near, self.far = socket.socketpair()
+        for end in (self.near, self.far):
+            end.setblocking(False)
+        if little_room:
+            self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        super().__init__(self.near.fileno())
+
+    def read(self) -> bytes:
+        read = bytearray()
+        while True:
+            try:
+                read += self.far.recv(65536)
+            except BlockingIOError:
+                return bytes(read)
+
+    def fill(self) -> None:
+        """Until it takes nothing any more."""
+        while True:
+            try:
+                self.near.send(FRAMES)
+            except BlockingIOError:
+                return
+
+    def end(self) -> None:
+        self.near.close()
+        self.far.close()
+
+
+class Scene:
+    """Live ones with sockets."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self.live: Live[Peer] = Live()
+
+    def client(self, *, little_room: bool = False) -> Client:
+        client = Client(little_room=little_room)
+        self._stack.callback(client.end)
+        self.live.add(client)
+        return client
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with ExitStack() as stack:
+        yield Scene(stack)
+
+
+# Writing
+
+
+def test_everybody_gets_everything_and_nobody_is_returned(scene: Scene) -> None:
+    clients = [scene.client() for _ in range(10)]
+    assert scene.live.write(b"first") == []
+    assert scene.live.write(b"second") == []
+    assert [client.read() for client in clients] == [b"firstsecond"] * 10
+
+
+def test_nobody_at_all_is_written_to_without_a_word() -> None:
+    live: Live[Peer] = Live()
+    assert live.write(b"frames") == []
+
+
+def test_one_that_takes_a_part_is_returned_with_how_much_and_the_others_get_everything(scene: Scene) -> None:
+    before, slow, after = scene.client(), scene.client(little_room=True), scene.client()
+    frames = FRAMES[:50_000]
+    [(returned, taken)] = scene.live.write(frames)
+    assert returned is slow
+    assert 0 < taken < len(frames)
+    assert slow.read() == frames[:taken]
+    assert before.read() == after.read() == frames
+
+
+def test_one_that_is_full_is_returned_with_nothing_taken_and_the_others_get_everything(scene: Scene) -> None:
+    before, full, after = scene.client(), scene.client(little_room=True), scene.client()
+    full.fill()
+    assert scene.live.write(b"frames") == [(full, 0)]
+    assert b"frames" not in full.read()
+    assert before.read() == after.read() == b"frames"
+
+
+def test_one_whose_peer_has_closed_is_returned_with_nothing_taken_and_the_others_get_everything(scene: Scene) -> None:
+    before, gone, after = scene.client(), scene.client(), scene.client()
+    gone.far.close()
+    with pytest.raises(BrokenPipeError):
+        os.write(gone.near.fileno(), b"frames")
+    assert scene.live.write(b"frames") == [(gone, 0)]
+    assert before.read() == after.read() == b"frames"
+
+
+def test_all_that_did_not_take_everything_are_returned_each_with_its_own_bytes(scene: Scene) -> None:
+    clients = [scene.client(little_room=number % 2 == 0) for number in range(6)]
+    clients[1].far.close()
+    clients[2].fill()
+    frames = FRAMES[:50_000]
+    returned = scene.live.write(frames)
+    assert [client for client, _ in returned] == [clients[number] for number in (0, 1, 2, 4)]
+    assert [taken for _, taken in returned][1:3] == [0, 0]
+    for slow, taken in returned:
+        if slow in (clients[0], clients[4]):
+            assert isinstance(slow, Client)
+            assert slow.read() == frames[:taken] != b""
+    assert clients[3].read() == clients[5].read() == frames
+
+
+def test_those_returned_are_still_there_and_may_be_discarded_while_they_are_gone_through(scene: Scene) -> None:
+    clients = [scene.client() for _ in range(5)]
+    for client in clients[:4]:
+        client.far.close()
+    for short, _ in scene.live.write(b"frames"):
+        assert short in scene.live
+        scene.live.discard(short)
+    assert list(scene.live) == [clients[4]]
+    assert scene.live.write(b"frames") == []
+
+
+def test_one_that_was_discarded_is_not_written_to(scene: Scene) -> None:
+    clients = [scene.client() for _ in range(3)]
+    scene.live.discard(clients[0])
+    scene.live.write(b"frames")
+    assert [client.read() for client in clients] == [b"", b"frames", b"frames"]
+
+
+def test_one_without_a_descriptor_is_there_and_not_written_to(scene: Scene) -> None:
+    client, indirect = scene.client(), Peer(None)
+    scene.live.add(indirect)
+    assert set(scene.live.indirect) == {indirect}
+    assert (len(scene.live), set(scene.live)) == (2, {client, indirect})
+    assert indirect in scene.live
+    assert scene.live.write(b"frames") == []
+    scene.live.discard(indirect)
+    assert not scene.live.indirect
+    assert indirect not in scene.live
+
+
+def test_one_socket_is_written_to_as_all_are(scene: Scene) -> None:
+    client, slow, full, gone = [scene.client(little_room=True) for _ in range(4)]
+    full.fill()
+    gone.far.close()
+    assert write_one(client.near.fileno(), b"frames") == 6
+    assert client.read() == b"frames"
+    taken = write_one(slow.near.fileno(), FRAMES)
+    assert 0 < taken < len(FRAMES)
+    assert slow.read() == FRAMES[:taken]
+    assert write_one(full.near.fileno(), b"frames") == 0
+    assert write_one(gone.near.fileno(), b"frames") == 0
+
+
+# Who is there
+
+
+def test_whoever_is_come_by_may_be_discarded() -> None:
+    live: Live[Peer] = Live()
+    peers = [Peer(None if number % 3 == 0 else number) for number in range(9)]
+    for peer in peers:
+        live.add(peer)
+    seen = []
+    for peer in live:
+        seen.append(peer)
+        live.discard(peer)
+    assert sorted(map(id, seen)) == sorted(map(id, peers))
+    assert len(live) == 0
+    for peer in peers:
+        live.add(peer)
+    for peer in tuple(live.indirect):
+        live.discard(peer)
+    assert len(live) == 6
+
+
+@given(st.lists(st.integers(0, 11), max_size=60))
+def test_live_agrees_with_a_set_whatever_is_added_and_discarded(numbers: list[int]) -> None:
+    """Each number adds the peer that has it, or discards it where it is there; twice, as closing and losing do."""
+    live: Live[Peer] = Live()
+    peers = [Peer(None if number % 4 == 3 else 100 + number) for number in range(12)]
+    model: set[Peer] = set()
+    for number in numbers:
+        peer = peers[number]
+        if peer in model:
+            model.remove(peer)
+            live.discard(peer)
+            live.discard(peer)
+        else:
+            model.add(peer)
+            live.add(peer)
+        assert len(live) == len(model)
+        assert set(live) == model
+        assert [each in live for each in peers] == [each in model for each in peers]
+        direct = [each for each in live if each.descriptor is not None]
+        assert [each.slot for each in direct] == list(range(len(direct)))
+        assert list(live._descriptors) == [each.descriptor for each in direct]
+        assert set(live.indirect) == {each for each in model if each.descriptor is None}
+        assert {each.slot for each in peers if each not in model} <= {-1}
