@@ -13,13 +13,14 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup demo test test-quick lint format contract lock clean
+.PHONY: help setup demo test test-quick bench lint format contract lock clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
 	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
 	@echo 'make test        all tests, against a real RabbitMQ'
 	@echo 'make test-quick  style, types and the unit tests, in a minute'
+	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
 	@echo 'make lint        style and types only'
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'
@@ -53,6 +54,9 @@ test: test-quick
 test-quick: lint
 	$(BIN)/pytest tests/unit --cov --cov-config=tests/unit/.coveragerc
 
+bench: $(READY)
+	@$(BIN)/python -m tests.bench $(FLAGS)
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -72,6 +76,6 @@ lock: $(READY)
 	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements.lock requirements-dev.lock
 
 clean:
-	rm -rf .venv build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
-	  tests/node/node_modules
+	rm -rf .venv .bench build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	  tests/node/node_modules tests/bench/node/node_modules
 	find bridge tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,148 @@
+"""`python -m tests.bench [SCENARIO ...]`: what the bridge costs, beside other programs that do the same.
+
+Each round measures all candidates in turn, so that ratios hold where the machine is faster at one time than at
+another. It asserts nothing about time; it fails where the bridge lost, doubled or misplaced an update.
+"""
+
+import argparse
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+from bridge.demo.broker import Broker, NoBroker, find_broker
+from tests.bench import build, machine
+from tests.bench.amqp import Channel
+from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
+from tests.bench.cases import Case, Row, faults, table
+from tests.bench.process import Failed
+from tests.bench.scenarios import connect, delivery, memory, rest, slow
+from tests.support.broker import IMAGE, URL, say
+from tests.support.running import unique
+
+SCENARIOS = {
+    "paced": delivery.paced,
+    "saturated": delivery.saturated,
+    "memory": memory.cases,
+    "slow": slow.cases,
+    "connect": connect.cases,
+    "rest": rest.cases,
+}
+SPARE_DESCRIPTORS = 200
+
+
+def out(text: str) -> None:
+    """The result; what is said meanwhile goes to standard error."""
+    print(text, flush=True)  # noqa: T201 - its output
+
+
+def candidates_of(words: Iterable[str]) -> list[Candidate]:
+    """Those of the named candidates that can be had here."""
+    found = []
+    for word in words:
+        try:
+            found.append(named(word))
+        except Failed as reason:
+            say(f"without {word}: {reason}")
+    return found
+
+
+def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) -> tuple[dict[str, list[Row]], bool]:
+    """The rows by candidate, and whether the bridge could be measured in every round."""
+    taking = [candidate for candidate in candidates if case.takes(candidate)]
+    rows: dict[str, list[Row]] = {candidate.name: [] for candidate in taking}
+    whole = True
+    for number in range(1, rounds + 1):
+        for candidate in taking:
+            say(f"{case.title}; round {number} of {rounds}: {candidate.name}")
+            try:
+                rows[candidate.name].append(case.measure(place, candidate))
+            except Failed as reason:
+                say(f"{candidate.name} could not be measured: {reason}")
+                # A row all the same: ratios compare rows of the same round.
+                rows[candidate.name].append({})
+                whole = whole and candidate.name != OURS
+    return rows, whole
+
+
+def run(place: Place, cases: list[Case], candidates: list[Candidate], rounds: int) -> bool:
+    """Prints a table for each case; whether nothing is wrong with the bridge."""
+    good = True
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for case in cases:
+        if case.clients + SPARE_DESCRIPTORS > descriptors:
+            say(f"without {case.title}: a process may have only {descriptors} file descriptors here")
+            continue
+        rows, whole = measure(case, place, candidates, case.rounds or rounds)
+        out(table(case, rows))
+        wrong = faults(case, rows)
+        for sentence in wrong:
+            out(f"WRONG: {sentence}")
+        good = good and whole and not wrong
+    return good
+
+
+def parsed(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(SCENARIOS)}; all without any")
+    parser.add_argument("--candidates", default=",".join(NAMES), help=f"of {','.join(NAMES)}")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help="a further candidate")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="fewer clients and updates: to see that it works")
+    asked = parser.parse_intermixed_args(words)
+    # A word with = is a candidate wherever it stands.
+    asked.also += [word for word in asked.scenarios if "=" in word]
+    asked.scenarios = [word for word in asked.scenarios if "=" not in word] or list(SCENARIOS)
+    if unknown := [word for word in asked.scenarios if word not in SCENARIOS]:
+        parser.error(f"no such scenario: {', '.join(unknown)}")
+    return asked
+
+
+def on_broker(broker: Broker, asked: argparse.Namespace) -> bool:
+    """Everything that was asked for, on an exchange of its own that does not stay."""
+    build.build()
+    place = Place(broker.url, unique("bench"), build.BUILT / "servers.log")
+    place.log.write_bytes(b"")
+    candidates = candidates_of([*asked.candidates.split(","), *asked.also])
+    out(f"{machine.line(broker.url)}\n")
+    with Channel(broker.url) as channel:
+        channel.declare(place.exchange)
+    try:
+        cases = [case for name in asked.scenarios for case in SCENARIOS[name](asked.quick)]
+        return run(place, cases, candidates, asked.rounds)
+    finally:
+        with Channel(broker.url) as channel:
+            channel.delete(place.exchange)
+
+
+def interrupted(_number: int, _frame: object) -> NoReturn:
+    """SIGTERM is Ctrl-C: everything that was started ends before we do."""
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """The program; its exit code."""
+    asked = parsed()
+    signal.signal(signal.SIGTERM, interrupted)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the children inherit it
+    try:
+        broker = find_broker(URL, IMAGE, say)
+    except NoBroker as error:
+        say(str(error))
+        return 1
+    try:
+        return 0 if on_broker(broker, asked) else 1
+    except Failed as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        broker.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The least of an AMQP client: what the benchmark asks of the broker, in frames written and read one by one.
+
+It costs so little that the publisher does not compete with the servers that are measured on the same machine.
+"""
+
+import socket
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from pamqp import base, commands, frame
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+from yarl import URL
+
+_HEADER = b"AMQP\x00\x00\x09\x01"
+_CHANNEL = 1
+
+Method = TypeVar("Method")
+
+
+class Channel:
+    """A connection with one channel on it."""
+
+    def __init__(self, url: str, timeout_s: float | None = 60) -> None:
+        parts = URL(url)
+        assert parts.host is not None
+        self._socket = socket.create_connection((parts.host, parts.port or 5672), timeout=timeout_s)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._received = memoryview(b"")
+        self._socket.sendall(_HEADER)
+        start = self._expect(commands.Connection.Start)
+        self.version = str(start.server_properties.get("version", "?"))
+        """The broker's."""
+        user, password = parts.user or "guest", parts.password or "guest"
+        self._send(commands.Connection.StartOk({}, "PLAIN", f"\0{user}\0{password}", "en_US"), 0)
+        tune = self._expect(commands.Connection.Tune)
+        self._send(commands.Connection.TuneOk(tune.channel_max, tune.frame_max, 0), 0)
+        self._send(commands.Connection.Open(parts.path.removeprefix("/") or "/"), 0)
+        self._expect(commands.Connection.OpenOk)
+        self._send(commands.Channel.Open())
+        self._expect(commands.Channel.OpenOk)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._socket.close()
+
+    def declare(self, exchange: str) -> None:
+        """Makes the fanout exchange, if it is not there."""
+        self._send(commands.Exchange.Declare(exchange=exchange, exchange_type="fanout", durable=True))
+        self._expect(commands.Exchange.DeclareOk)
+
+    def delete(self, exchange: str) -> None:
+        """Removes the exchange."""
+        self._send(commands.Exchange.Delete(exchange=exchange))
+        self._expect(commands.Exchange.DeleteOk)
+
+    def write(self, frames: bytes) -> None:
+        """Sends frames that were made beforehand."""
+        self._socket.sendall(frames)
+
+    def close(self) -> None:
+        """Returns when the broker has taken everything that was written."""
+        self._send(commands.Channel.Close(0, "", 0, 0))
+        self._expect(commands.Channel.CloseOk)
+
+    def routed(self, exchange: str, body: bytes) -> bool:
+        """Publishes an event; whether a queue was there for it."""
+        self._send(commands.Confirm.Select())
+        self._expect(commands.Confirm.SelectOk)
+        self.write(Publication(exchange, mandatory=True).of(body))
+        while True:
+            answer = self._receive()
+            if isinstance(answer, commands.Basic.Return):
+                return False
+            if isinstance(answer, commands.Basic.Ack):
+                return True
+
+    def _send(self, method: base.Frame, channel: int = _CHANNEL) -> None:
+        self._socket.sendall(frame.marshal(method, channel))
+
+    def _expect(self, kind: type[Method]) -> Method:
+        answer = self._receive()
+        if not isinstance(answer, kind):
+            raise TypeError(f"the broker answered {answer} instead of {kind.__name__}")
+        return answer
+
+    def consume(self, exchange: str) -> Iterator[bytes]:
+        """The bodies of what is published to the exchange from now on, acknowledged by being sent."""
+        self.declare(exchange)
+        self._send(commands.Queue.Declare(exclusive=True))
+        queue = self._expect(commands.Queue.DeclareOk).queue or ""
+        self._send(commands.Queue.Bind(queue=queue, exchange=exchange, routing_key=""))
+        self._expect(commands.Queue.BindOk)
+        self._send(commands.Basic.Consume(queue=queue, no_ack=True))
+        self._expect(commands.Basic.ConsumeOk)
+        while True:
+            part = self._receive()
+            if isinstance(part, ContentBody) and part.value:
+                yield part.value
+
+    def _receive(self) -> object:
+        while True:
+            size, _, value = frame.unmarshal(bytes(self._next_frame()))
+            self._received = self._received[size:]
+            if value is not None:
+                return value
+
+    def _next_frame(self) -> memoryview:
+        """The bytes of one frame (AMQP 0-9-1, section 4.2.3): seven of a header with its size, the payload, an end."""
+        while len(self._received) < 7 or len(self._received) < (size := self._frame_size()):
+            more = self._socket.recv(1 << 20)
+            if not more:
+                raise ConnectionError("the broker closed the connection")
+            self._received = memoryview(bytes(self._received) + more)
+        return self._received[:size]
+
+    def _frame_size(self) -> int:
+        return 8 + int.from_bytes(self._received[3:7], "big")
+
+
+class Publication:
+    """The three frames of a message, of which only the body's content changes from one to the next."""
+
+    def __init__(self, exchange: str, mandatory: bool = False) -> None:
+        publish = commands.Basic.Publish(exchange=exchange, routing_key="", mandatory=mandatory)
+        self._publish = frame.marshal(publish, _CHANNEL)
+        self._properties = commands.Basic.Properties(content_type="application/json", delivery_mode=1)
+        self._heads: dict[int, bytes] = {}
+
+    def of(self, body: bytes) -> bytes:
+        """The frames of the message with this body."""
+        head = self._heads.get(len(body))
+        if head is None:
+            header = frame.marshal(ContentHeader(0, len(body), self._properties), _CHANNEL)
+            head = self._heads[len(body)] = self._publish + header
+        return head + frame.marshal(ContentBody(body), _CHANNEL)

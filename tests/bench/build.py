@@ -1,0 +1,50 @@
+"""What the benchmark needs beside the tests' own packages: two C programs and, where npm is there, Bun.
+
+Everything that is built goes to `.bench` at the top of the tree.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from bridge.demo import apt
+from tests.bench.process import Failed
+from tests.support.broker import say
+
+HERE = Path(__file__).parent
+BUILT = HERE.parents[1] / ".bench"
+NODE = HERE / "node"
+_MACHINES = {"x86_64": "x64", "aarch64": "aarch64"}
+
+
+def build() -> None:
+    """Compiles the C programs that are older than their sources."""
+    BUILT.mkdir(exist_ok=True)
+    newest = max(source.stat().st_mtime for source in HERE.glob("*.[ch]"))
+    for name in ("load", "floor"):
+        if not (BUILT / name).exists() or (BUILT / name).stat().st_mtime < newest:
+            if shutil.which("gcc") is None:
+                apt.install(["gcc", "libc6-dev"], say)
+            _run("gcc", "-O2", "-Wall", "-Wextra", "-o", str(BUILT / name), str(HERE / f"{name}.c"))
+
+
+def bun() -> Path:
+    """Bun's program, installed if need be. Raises Failed where it can't be had."""
+    program = NODE / f"node_modules/@oven/bun-linux-{_MACHINES.get(platform.machine(), '')}/bin/bun"
+    installed, locked = NODE / "node_modules/.package-lock.json", NODE / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < locked.stat().st_mtime:
+        if shutil.which("npm") is None:
+            raise Failed("Bun comes from npm, which is not installed")
+        say("installing Bun with npm")
+        _run("npm", "ci", cwd=NODE)
+    if not program.exists():
+        raise Failed(f"there is no Bun for {platform.machine()}")
+    return program
+
+
+def _run(*command: str, cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, env=os.environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"{' '.join(command[:2])}: {' | '.join(done.stderr.splitlines()[-5:])}")

@@ -1,0 +1,238 @@
+// One WebSocket client after another: from connect to its end, and what it saw meanwhile.
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "frames.h"
+#include "latency.h"
+
+#define MARK "\"killmailId\":"
+#define MARK_WITHIN 64
+#define STALLED_BUFFER 4096
+
+enum state { IDLE, CONNECTING, SHAKING, OPEN, ENDED };
+
+struct client {
+  int fd;
+  uint8_t state, stalled;
+  int error; // that it ended with
+  unsigned answered;
+  uint16_t code; // of the server's close frame
+  uint64_t updates, last;
+  struct frames frames;
+  char answer[512];
+};
+
+static struct {
+  int port, epoll;
+  unsigned clients, stalled, inflight, reconnect, hold;
+  uint64_t frames, quiet_us;
+  const char *ready;
+} ask = {.inflight = 256, .quiet_us = 10000000};
+
+static struct client *all;
+static unsigned *waiting; // a ring: who is to be opened next
+static unsigned ring, ring_first, ring_count;
+static unsigned opening, refused, cut;
+static uint64_t frames_total, disorder, doubled, complete, pings;
+static uint64_t first_us, last_us, stalled_us; // when the first and the last update came, and anything to the stalled
+static struct latency latency;
+static char request[256];
+static uint8_t buffer[1 << 18];
+static uint64_t arrived_us;
+
+static uint64_t now_us(void) {
+  struct timespec at;
+  clock_gettime(CLOCK_MONOTONIC, &at);
+  return (uint64_t)at.tv_sec * 1000000 + (uint64_t)at.tv_nsec / 1000;
+}
+
+static void fail(const char *what) {
+  perror(what);
+  exit(1);
+}
+
+static void enqueue(unsigned index) {
+  waiting[(ring_first + ring_count++) % ring] = index;
+}
+
+// The update's number, or 0. Updates look alike: the place where the last one had it is tried first.
+static uint64_t number_of(const struct frames *frame) {
+  static size_t place;
+  size_t length = sizeof MARK - 1, within = frame->kept < MARK_WITHIN ? frame->kept : MARK_WITHIN;
+  if (place + length > within || memcmp(frame->payload + place, MARK, length)) {
+    const uint8_t *found = memmem(frame->payload, within, MARK, length);
+    if (!found)
+      return 0;
+    place = (size_t)(found - frame->payload);
+  }
+  uint64_t number = 0;
+  for (size_t at = place + length; at < frame->kept && frame->payload[at] >= '0' && frame->payload[at] <= '9'; at++)
+    number = number * 10 + (frame->payload[at] - '0');
+  return number;
+}
+
+static void on_update(struct client *client, const struct frames *frame) {
+  uint64_t number = number_of(frame);
+  if (client->updates && number == client->last)
+    doubled++;
+  else if (client->updates && number < client->last)
+    disorder++;
+  client->last = number;
+  if (number)
+    latency_add(&latency, arrived_us > number ? arrived_us - number : 0);
+  if (++client->updates == ask.frames)
+    complete++;
+  frames_total++;
+}
+
+// A client's frame must be masked (section 5.3); a mask of zeros leaves the payload as it is.
+static void reply(struct client *client, uint8_t opcode, const struct frames *frame) {
+  uint8_t answer[6 + KEPT] = {0x80 | opcode, 0x80 | frame->kept};
+  memcpy(answer + 6, frame->payload, frame->kept);
+  if (send(client->fd, answer, 6u + frame->kept, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno != EPIPE &&
+      errno != ECONNRESET && errno != EAGAIN)
+    fail("send");
+}
+
+static void on_complete(void *owner, const struct frames *frame) {
+  struct client *client = owner;
+  if (frame->opcode == TEXT && !client->stalled) {
+    on_update(client, frame);
+  } else if (frame->opcode == PING) {
+    pings++;
+    reply(client, 10, frame);
+  } else if (frame->opcode == CLOSE) {
+    client->code = frame->kept < 2 ? 1005 : (uint16_t)(frame->payload[0] << 8 | frame->payload[1]);
+    reply(client, CLOSE, frame);
+  }
+}
+
+static void watch(struct client *client, int how, uint32_t events) {
+  struct epoll_event event = {.events = events, .data.u32 = (uint32_t)(client - all)};
+  if (epoll_ctl(ask.epoll, how, client->fd, &event))
+    fail("epoll_ctl");
+}
+
+// Whatever state it was in; in a crowd that reconnects it is opened again.
+static void end(struct client *client, int error) {
+  unsigned was = client->state;
+  close(client->fd);
+  client->state = ENDED;
+  client->error = error;
+  if (was == OPEN) {
+    cut += !client->stalled;
+  } else {
+    opening--;
+    refused++;
+  }
+  if (ask.reconnect) {
+    client->state = IDLE;
+    enqueue((unsigned)(client - all));
+  }
+}
+
+static void begin(struct client *client) {
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)ask.port)};
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  client->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+  if (client->fd < 0)
+    fail("socket");
+  int small = STALLED_BUFFER;
+  // Before connect: the window that the handshake agrees on depends on it.
+  if (client->stalled && setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small))
+    fail("setsockopt");
+  client->state = CONNECTING;
+  client->answered = client->code = 0;
+  memset(&client->frames, 0, sizeof client->frames);
+  opening++;
+  int status = connect(client->fd, (struct sockaddr *)&address, sizeof address);
+  if (status && errno != EINPROGRESS)
+    end(client, errno);
+  else
+    watch(client, EPOLL_CTL_ADD, EPOLLOUT);
+}
+
+static void on_connected(struct client *client) {
+  int error = 0;
+  socklen_t size = sizeof error;
+  getsockopt(client->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+  ssize_t length = (ssize_t)strlen(request);
+  if (error || send(client->fd, request, (size_t)length, MSG_NOSIGNAL) != length) {
+    end(client, error);
+    return;
+  }
+  client->state = SHAKING;
+  watch(client, EPOLL_CTL_MOD, EPOLLIN);
+}
+
+static void on_answer(struct client *client) {
+  ssize_t got = recv(client->fd, client->answer + client->answered, sizeof client->answer - client->answered, 0);
+  if (got < 0 && (errno == EAGAIN || errno == EINTR))
+    return;
+  if (got <= 0) {
+    end(client, errno);
+    return;
+  }
+  client->answered += (unsigned)got;
+  char *blank = memmem(client->answer, client->answered, "\r\n\r\n", 4);
+  int wrong = client->answered >= 12 && memcmp(client->answer, "HTTP/1.1 101", 12);
+  if (wrong || (!blank && client->answered == sizeof client->answer)) {
+    end(client, 0);
+    return;
+  }
+  if (!blank)
+    return;
+  client->state = OPEN;
+  opening--;
+  if (client->stalled)
+    watch(client, EPOLL_CTL_DEL, 0);
+  size_t size = (size_t)(blank + 4 - client->answer);
+  arrived_us = now_us();
+  frames_feed(&client->frames, (uint8_t *)client->answer + size, client->answered - size, on_complete, client);
+}
+
+// A short read has emptied the socket: asking once more would double the calls.
+static void on_bytes(struct client *client) {
+  ssize_t got = recv(client->fd, buffer, sizeof buffer, 0);
+  if (got > 0) {
+    arrived_us = now_us();
+    if (client->stalled)
+      stalled_us = arrived_us;
+    frames_feed(&client->frames, buffer, (size_t)got, on_complete, client);
+  } else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
+    end(client, got ? errno : 0);
+  }
+}
+
+static void turn(int timeout_ms) {
+  static struct epoll_event events[512];
+  while (ring_count && opening < ask.inflight) {
+    unsigned index = waiting[ring_first];
+    ring_first = (ring_first + 1) % ring;
+    ring_count--;
+    begin(&all[index]);
+  }
+  uint64_t before = frames_total;
+  int count = epoll_wait(ask.epoll, events, 512, timeout_ms);
+  for (int i = 0; i < count; i++) {
+    struct client *client = &all[events[i].data.u32];
+    if (client->state == CONNECTING)
+      on_connected(client);
+    else if (client->state == SHAKING)
+      on_answer(client);
+    else if (client->state == OPEN)
+      on_bytes(client);
+  }
+  if (frames_total > before) {
+    last_us = arrived_us;
+    first_us = first_us ? first_us : arrived_us;
+  }
+}

@@ -1,0 +1,201 @@
+// load PORT CLIENTS [OPTION ...]: a crowd of WebSocket clients of ws://127.0.0.1:PORT/updates, in one thread.
+//
+// It opens the connections, reads what the server sends, prints one line of JSON (what arrived, how late, in which order)
+// and stays connected until SIGTERM. A number behind "killmailId": near the start of an update is its publisher's CLOCK_MONOTONIC microseconds.
+//
+//   --inflight W   connections that may be on their way to being open at once (256)
+//   --frames F     print when each client has had F updates; without it and --hold, as soon as all are open
+//   --quiet-s S    print also when nothing arrived for so long (10)
+//   --stalled K    that many more clients, with a small receive buffer, that read nothing until the others are done
+//   --hold         read until SIGTERM, and print then
+//   --reconnect    the same, and at SIGUSR1 drop all connections and open them anew
+//   --ready FILE   made when all are open, and again when all are open anew
+
+#define _GNU_SOURCE
+#include <signal.h>
+#include <sys/resource.h>
+
+#include "crowd.h"
+
+#define LINGER_US 100000 // what is sent twice comes right after what was waited for
+#define STALLED_QUIET_US 3000000
+
+static volatile sig_atomic_t stopped, dropped;
+
+static uint64_t cpu_us(void) {
+  struct rusage used;
+  getrusage(RUSAGE_SELF, &used);
+  return (uint64_t)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1000000 +
+         (uint64_t)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+}
+
+static void on_signal(int number) {
+  if (number == SIGUSR1)
+    dropped = 1;
+  else
+    stopped = 1;
+}
+
+static void say_ready(void) {
+  FILE *file = ask.ready ? fopen(ask.ready, "w") : NULL;
+  if (file)
+    fclose(file);
+}
+
+// Until all are open or refused. Returns how long that took.
+static uint64_t open_all(void) {
+  uint64_t began = now_us();
+  while (!stopped && (ring_count || opening))
+    turn(100);
+  uint64_t took = now_us() - began;
+  say_ready();
+  return took;
+}
+
+static uint64_t drop_and_return(void) {
+  uint64_t began = now_us();
+  dropped = 0;
+  for (unsigned i = 0; i < ask.clients; i++)
+    if (all[i].state == OPEN) {
+      close(all[i].fd);
+      all[i].state = IDLE;
+      enqueue(i);
+    }
+  open_all();
+  return now_us() - began;
+}
+
+// Returns how long the crowd took to come back, if it had to.
+static uint64_t read_on(unsigned readers) {
+  uint64_t ready_us = now_us(), done_us = 0, back_us = 0;
+  while (!stopped && (ask.hold || ask.frames)) {
+    turn(20);
+    if (dropped && ask.reconnect)
+      back_us = drop_and_return();
+    if (ask.hold)
+      continue;
+    uint64_t now = now_us(), heard_us = last_us > ready_us ? last_us : ready_us;
+    if (!done_us && (complete >= readers || cut >= readers))
+      done_us = now;
+    if ((done_us && now - done_us > LINGER_US) || now > heard_us + ask.quiet_us)
+      break;
+  }
+  return back_us;
+}
+
+static void read_stalled(void) {
+  for (unsigned i = ask.clients; i < ask.clients + ask.stalled; i++)
+    if (all[i].state == OPEN)
+      watch(&all[i], EPOLL_CTL_ADD, EPOLLIN);
+  stalled_us = now_us();
+  while (!stopped && now_us() < stalled_us + STALLED_QUIET_US)
+    turn(100);
+}
+
+static void print_ends(const char *name, unsigned first, unsigned count) {
+  static unsigned codes[65536];
+  unsigned reset = 0, eof = 0, connected = 0;
+  memset(codes, 0, sizeof codes);
+  for (struct client *client = all + first; client < all + first + count; client++) {
+    connected += client->state == OPEN;
+    if (client->code)
+      codes[client->code]++;
+    else if (client->state == ENDED)
+      client->error ? reset++ : eof++;
+  }
+  printf(",\"%s\":{\"connected\":%u,\"reset\":%u,\"eof\":%u,\"codes\":{", name, connected, reset, eof);
+  const char *comma = "";
+  for (unsigned code = 1; code < 65536; code++)
+    if (codes[code]) {
+      printf("%s\"%u\":%u", comma, code, codes[code]);
+      comma = ",";
+    }
+  printf("}}");
+}
+
+static void print_updates(uint64_t cpu) {
+  uint64_t lost = 0, extra = 0;
+  for (unsigned i = 0; i < ask.clients && ask.frames; i++) {
+    lost += all[i].updates < ask.frames ? ask.frames - all[i].updates : 0;
+    extra += all[i].updates > ask.frames ? all[i].updates - ask.frames : 0;
+  }
+  printf(",\"frames\":%lu,\"lost\":%lu,\"extra\":%lu,\"doubled\":%lu,\"disorder\":%lu,\"cut\":%u,\"pings\":%lu",
+         frames_total, lost, extra, doubled, disorder, cut, pings);
+  printf(",\"span_s\":%.6f,\"cpu_us\":%lu", (double)(last_us - first_us) / 1e6, cpu);
+  printf(",\"p50_us\":%lu,\"p90_us\":%lu,\"p99_us\":%lu,\"p999_us\":%lu,\"max_us\":%lu", latency_quantile(&latency, .5),
+         latency_quantile(&latency, .9), latency_quantile(&latency, .99), latency_quantile(&latency, .999),
+         latency.largest);
+}
+
+static void parse(int count, char **words) {
+  if (count < 3)
+    exit(2);
+  ask.port = atoi(words[1]);
+  ask.clients = (unsigned)atoi(words[2]);
+  for (int i = 3; i < count; i++) {
+    const char *value = i + 1 < count ? words[i + 1] : "";
+    if (!strcmp(words[i], "--hold")) {
+      ask.hold = 1;
+      continue;
+    }
+    if (!strcmp(words[i], "--reconnect")) {
+      ask.hold = ask.reconnect = 1;
+      continue;
+    }
+    i++;
+    if (!strcmp(words[i - 1], "--inflight"))
+      ask.inflight = (unsigned)atoi(value);
+    else if (!strcmp(words[i - 1], "--frames"))
+      ask.frames = strtoull(value, NULL, 10);
+    else if (!strcmp(words[i - 1], "--quiet-s"))
+      ask.quiet_us = strtoull(value, NULL, 10) * 1000000;
+    else if (!strcmp(words[i - 1], "--stalled"))
+      ask.stalled = (unsigned)atoi(value);
+    else if (!strcmp(words[i - 1], "--ready"))
+      ask.ready = value;
+    else
+      exit(2);
+  }
+}
+
+static void prepare(void) {
+  ring = ask.clients + ask.stalled;
+  all = calloc(ring, sizeof *all);
+  waiting = calloc(ring, sizeof *waiting);
+  ask.epoll = epoll_create1(0);
+  if (!all || !waiting || ask.epoll < 0)
+    fail("prepare");
+  for (unsigned i = 0; i < ring; i++) {
+    all[i].stalled = i >= ask.clients;
+    enqueue(i);
+  }
+  snprintf(request, sizeof request,
+           "GET /updates HTTP/1.1\r\nHost: localhost:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+           "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+           ask.port);
+  struct sigaction action = {.sa_handler = on_signal};
+  sigaction(SIGTERM, &action, NULL);
+  sigaction(SIGINT, &action, NULL);
+  sigaction(SIGUSR1, &action, NULL);
+}
+
+int main(int count, char **words) {
+  parse(count, words);
+  prepare();
+  uint64_t open_us = open_all(), cpu_before = cpu_us();
+  unsigned opened = ask.clients > refused ? ask.clients - refused : 0, refused_first = refused;
+  uint64_t back_us = read_on(opened), cpu = cpu_us() - cpu_before;
+  if (ask.stalled)
+    read_stalled();
+  printf("{\"refused\":%u,\"open_s\":%.6f,\"refused_back\":%u,\"back_s\":%.6f", refused_first, (double)open_us / 1e6,
+         refused - refused_first, (double)back_us / 1e6);
+  print_updates(cpu);
+  print_ends("readers", 0, ask.clients);
+  print_ends("stalled", ask.clients, ask.stalled);
+  printf("}\n");
+  fflush(stdout);
+  // What the server does when everybody leaves is not what was measured: they stay until they are told to go.
+  while (!stopped)
+    turn(100);
+  return 0;
+}

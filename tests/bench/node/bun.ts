@@ -1,0 +1,42 @@
+// The same on Bun: its own WebSocket server, and amqplib. TOPICS=1 leaves the fan-out to Bun's topics, which may merge
+// writes; without it each client gets a send of its own. Validates nothing.
+import { connect } from "amqplib";
+
+const { AMQP, EXCHANGE, PORT, TOPICS } = process.env;
+const TOPIC = "updates";
+const clients = new Set<Bun.ServerWebSocket>();
+
+const server = Bun.serve({
+  hostname: "127.0.0.1",
+  port: Number(PORT),
+  fetch(request, server) {
+    return server.upgrade(request) ? undefined : new Response("only WebSocket", { status: 426 });
+  },
+  websocket: {
+    open(client) {
+      if (TOPICS) client.subscribe(TOPIC);
+      else clients.add(client);
+    },
+    close(client) {
+      clients.delete(client);
+    },
+    message() {},
+  },
+});
+
+const send = TOPICS
+  ? (update: string) => server.publish(TOPIC, update)
+  : (update: string) => {
+      for (const client of clients) client.send(update);
+    };
+
+const channel = await (await connect(AMQP!)).createChannel();
+await channel.assertExchange(EXCHANGE!, "fanout", { durable: true });
+const { queue } = await channel.assertQueue("", { exclusive: true });
+await channel.bindQueue(queue, EXCHANGE!, "");
+await channel.prefetch(200);
+await channel.consume(queue, (message) => {
+  const data = JSON.parse(message!.content.toString());
+  send(JSON.stringify({ type: "killmail", data, timestamp: Date.now() }));
+  channel.ack(message!);
+});

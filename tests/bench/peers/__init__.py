@@ -1,0 +1,1 @@
+"""Other programs that do what the bridge is for, to be measured beside it."""

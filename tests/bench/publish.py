@@ -1,0 +1,55 @@
+"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD]`: killmails at RATE a second, or as fast as they go (0).
+
+The broker is the one in AMQP. A killmail's id is the microsecond of CLOCK_MONOTONIC at which it was published: on the
+same machine whoever receives it can tell how old it is, and ids that do not grow are a lost order.
+"""
+
+import os
+import sys
+import time
+
+import orjson
+
+from tests.bench.amqp import Channel, Publication
+from tests.support.killmail import killmail
+
+BATCH = 100
+"""Events in one write, at full speed."""
+
+
+class Events:
+    """Bodies of events, each with a larger id than the one before; `pad` bytes longer than a usual killmail."""
+
+    def __init__(self, pad: int = 0) -> None:
+        event = killmail(0, pad="x" * pad) if pad else killmail(0)
+        self._before, self._after = orjson.dumps(event).split(b'"killmailId":0', 1)
+        self._before += b'"killmailId":'
+        self._last = 0
+
+    def next(self) -> bytes:
+        """The event of this moment."""
+        self._last = max(self._last + 1, time.monotonic_ns() // 1000)
+        return b"%b%d%b" % (self._before, self._last, self._after)
+
+
+def publish(channel: Channel, exchange: str, count: int, rate: float, events: Events) -> None:
+    """Returns when the broker has them all."""
+    publication = Publication(exchange)
+    batch = 1 if rate else BATCH
+    began = time.monotonic()
+    for sent in range(0, count, batch):
+        if rate:
+            time.sleep(max(0.0, began + sent / rate - time.monotonic()))
+        channel.write(b"".join(publication.of(events.next()) for _ in range(min(batch, count - sent))))
+    channel.close()
+
+
+def main(exchange: str, count: str, rate: str, pad: str = "0") -> None:
+    """The program."""
+    with Channel(os.environ["AMQP"]) as channel:
+        channel.declare(exchange)
+        publish(channel, exchange, int(count), float(rate), Events(int(pad)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

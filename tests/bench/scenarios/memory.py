@@ -1,0 +1,38 @@
+"""What connections cost in memory, and what stays behind when they go: several crowds of one process."""
+
+import functools
+
+from tests.bench.candidates import FLOOR, Candidate, Place, serving
+from tests.bench.cases import Case, Column, Row
+from tests.bench.crowd import crowd
+
+ROUNDS = 3
+
+
+def cases(quick: bool) -> list[Case]:
+    """One case, whose rounds are inside it."""
+    clients = 500 if quick else 5000
+    numbers = range(1, ROUNDS + 1)
+    columns = [
+        Column("ready_mb", "MB at ready", 1),
+        *(Column(f"each_{number}", f"KB a connection over that, {number}.", 2) for number in numbers),
+        *(Column(f"left_{number}", f"MB after they left, {number}.", 1) for number in numbers),
+    ]
+    title = f"memory: {clients} clients that come, idle and go, {ROUNDS} times, of one process"
+    measure = functools.partial(_measure, clients=clients)
+    return [Case("memory", title, columns, measure, clients, not_for=frozenset({FLOOR}), rounds=1)]
+
+
+def _measure(place: Place, candidate: Candidate, *, clients: int) -> Row:
+    row = {}
+    with serving(candidate, place) as server:
+        ready_kb = server.rss_kb()
+        row["ready_mb"] = ready_kb / 1024
+        for number in range(1, ROUNDS + 1):
+            with crowd(place, server, clients, hold=True) as idle:
+                idle.ready()
+                server.settle()
+                row[f"each_{number}"] = (server.rss_kb() - ready_kb) / clients
+            server.settle()
+            row[f"left_{number}"] = server.rss_kb() / 1024
+    return row

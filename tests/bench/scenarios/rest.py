@@ -1,0 +1,64 @@
+"""How long a start takes, and what a server costs that has nothing to do."""
+
+import functools
+import time
+from http.client import HTTPConnection, HTTPException
+
+from bridge.demo.ports import LOOPBACK
+from tests.bench.candidates import FLOOR, READY_LIMIT_S, Candidate, Place, launched, serving
+from tests.bench.cases import Case, Column, Row
+from tests.bench.crowd import crowd
+from tests.bench.process import await_true
+
+STARTS = 5
+
+
+def cases(quick: bool) -> list[Case]:
+    """The start of the bridge, and the rest of everybody."""
+    clients, span_s = (100, 5) if quick else (1000, 20)
+    return [
+        Case(
+            "rest",
+            f"start: until /readyz says yes, median of {STARTS}",
+            (Column("ready_s", "s", 2),),
+            _start,
+            0,
+            only_ours=True,
+            rounds=STARTS,
+        ),
+        Case(
+            "rest",
+            f"rest: {clients} clients to whom nothing is sent, {span_s} s",
+            (Column("percent", "CPU % of a core", 2),),
+            functools.partial(_rest, clients=clients, span_s=span_s),
+            clients,
+            not_for=frozenset({FLOOR}),
+        ),
+    ]
+
+
+def _start(place: Place, candidate: Candidate) -> Row:
+    began = time.monotonic()
+    with launched(candidate, place) as server:
+        await_true("the bridge is ready", lambda: _says_yes(server.port), READY_LIMIT_S, 0.005)
+        return {"ready_s": time.monotonic() - began}
+
+
+def _says_yes(port: int) -> bool:
+    connection = HTTPConnection(LOOPBACK, port, timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _rest(place: Place, candidate: Candidate, *, clients: int, span_s: float) -> Row:
+    with serving(candidate, place) as server, crowd(place, server, clients, hold=True) as idle:
+        idle.ready()
+        server.settle()
+        before_us, began = server.cpu_us(), time.monotonic()
+        time.sleep(span_s)
+        return {"percent": (server.cpu_us() - before_us) / (time.monotonic() - began) / 1e4}
