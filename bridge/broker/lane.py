@@ -24,6 +24,8 @@ FRAME_END = 0xCE
 OVERHEAD = FRAME.size + 1
 METHOD, HEADER, BODY = 1, 2, 3
 TYPES = frozenset({METHOD, HEADER, BODY, 8})
+EMPTY_HEADER = 14
+"""Bytes of a content header without properties: class, weight, body size, flags."""
 DELIVER = b"\x00\x3c\x00\x3c"
 """Class and method id of `basic.deliver`."""
 TAG = struct.Struct(">QB")
@@ -74,7 +76,7 @@ class Lane:
         self._receive = receive
         self._received = received
         self._held = b""
-        self._route = (b"", "", "")
+        self._route = (b"\0\0", "", "")
         """Exchange and routing key as they came last, and as text: they are mostly the same again."""
         self._properties: tuple[bytes, Content] | None = None
         """The same for properties."""
@@ -106,7 +108,12 @@ class Lane:
                 break
             if end > size:
                 break
-            if channel != self.channel or not self._take(kind, data, at + FRAME.size, end - 1):
+            try:
+                taken = channel == self.channel and self._take(kind, data, at + FRAME.size, end - 1)
+            except (IndexError, struct.error):  # a delivery that is cut short
+                self._broken = True
+                break
+            if not taken:
                 others.append(data[at:end])
             at = end
         self._held = data[at:]
@@ -136,13 +143,15 @@ class Lane:
             tag, redelivered = TAG.unpack_from(data, at)
             route = data[at + TAG.size : end]
             if route != self._route[0]:
-                length, exchange = short_string(route)
-                self._route = (route, exchange, short_string(route[length:])[1])
+                length, exchange = _string(route)
+                self._route = (route, exchange, _string(route[length:])[1])
             self._method = (tag, bool(redelivered), self._route[1], self._route[2])
             return True
         if self._method is None:
             return False
         if kind == HEADER:
+            if end - start < EMPTY_HEADER:
+                raise IndexError(f"a content header of {end - start} bytes")
             self._missing = int.from_bytes(data[start + 4 : start + 12], "big")
             properties = data[start + 12 : end]
             if self._properties is None or properties != self._properties[0]:
@@ -171,7 +180,7 @@ def _type_and_encoding(header: bytes) -> tuple[str | None, str | None]:
     if flags & 0x8000:  # content_type
         at += 1 + header[at]
     if flags & 0x4000:
-        length, encoding = short_string(header[at : at + 256])
+        length, encoding = _string(header[at : at + 256])
         at += length
     if flags & 0x2000:  # headers
         at += 4 + int.from_bytes(header[at : at + 4], "big")
@@ -185,5 +194,13 @@ def _type_and_encoding(header: bytes) -> tuple[str | None, str | None]:
     if flags & 0x0040:  # timestamp
         at += 8
     if flags & 0x0020:
-        _, kind = short_string(header[at : at + 256])
+        _, kind = _string(header[at : at + 256])
     return kind, encoding
+
+
+def _string(data: bytes) -> tuple[int, str]:
+    """A short string, and how long it is with its length. Raises IndexError where it is cut short."""
+    size, text = short_string(data)
+    if size > len(data):
+        raise IndexError(f"a string of {size - 1} bytes in {len(data) - 1}")
+    return size, text

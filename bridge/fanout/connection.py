@@ -5,15 +5,22 @@ a frame is incomplete. An idle connection is this object and its transport.
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import PING, close_frame, pong_frame
 from bridge.fanout.hub import Hub
 from bridge.fanout.inbound import Close, Inbound, Ping, Violation
+from bridge.fanout.listeners import SEND_BUFFER_BYTES
 
 RECEIVED = memoryview(bytearray(65536))
 """What a read brings. Shared by all connections: each read is dealt with before the next one is made."""
+
+LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
+"""What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to
+80 KB, and for the close frame. With a longer one the client may find the end of the connection without its reason."""
 
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
@@ -120,6 +127,11 @@ class Connection(asyncio.BufferedProtocol):
         self.closed_at = self.clock.now_s
         self._hub.leave(self)
         self._transport.write(frame)
+        if self.congested:
+            # The kernel takes it behind all that the client has not read, and the client finds it there, however late.
+            with suppress(OSError):
+                stream = self._transport.get_extra_info("socket")
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return RECEIVED

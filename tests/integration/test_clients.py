@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 
 from bridge.demo.broker import Broker
 from tests.support.certificates import certificate
-from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, close_code, server_frames
+from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, close_code, get, server_frames
 from tests.support.killmail import EXAMPLE, killmail
 from tests.support.publishing import publish
 from tests.support.running import bridge_process, port_of, running, sample
@@ -124,6 +124,29 @@ async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose
         assert sample(bridge, "bridge_log_bytes") <= 2**20
         await stalled.close()
         await reader.close()
+
+
+async def test_client_that_reads_on_late_finds_why_it_was_closed_even_where_the_bridge_is_gone(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    variables = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **variables) as process:
+        port = await process.port()
+        await process.consuming()
+        stalled = await RawClient.open(port, receive_bytes=4096)
+        stalled.pause()
+        await publish(amqp, exchange, *(killmail(number, padding="x" * 50_000) for number in range(60)))
+        await eventually("it is evicted", lambda: process.logged("client evicted"))
+        # One more turn of the bridge's loop, in which the kernel takes what was left.
+        assert (await get(port, "/livez"))[0] == 200
+        process.process.kill()
+        stalled.resume()
+        frames = server_frames(await stalled.rest())
+        assert [opcode for opcode, _ in frames[:-1]] == [TEXT] * (len(frames) - 1)
+        assert (frames[-1][0], close_code(frames[-1][1])) == (CLOSE, 4008)
+        ids = [orjson.loads(payload)["data"]["killmailId"] for _, payload in frames[:-1]]
+        assert ids == list(range(len(ids))), "what it had begun to get, it gets whole"
+        await stalled.close()
 
 
 async def test_client_that_pauses_and_reads_on_gets_everything(

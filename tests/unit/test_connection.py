@@ -12,6 +12,7 @@ from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import RECEIVED, Clock, Connection
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
 from bridge.fanout.hub import Hub
+from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.log import Log
 from bridge.metrics import Metrics
 from tests.support.fakes import FakeTransport, Turns
@@ -351,6 +352,37 @@ def test_own_close_is_written_told_and_left_open_for_the_answer(scene: Scene) ->
     assert scene.transport.ended == []
     assert scene.connection.closed_at == 1001.0
     assert len(scene.hub) == 0
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_kernel_gets_room_for_the_close_frame_of_a_client_that_does_not_read(
+    ends: tuple[socket.socket, socket.socket], full: bool
+) -> None:
+    near, _ = ends
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    room = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    scene = Scene(line=near)
+    if full:
+        scene.congest()
+    scene.connection.close(CloseReason.TOO_SLOW)
+    assert scene.transport.written == [close_frame(4008, CloseReason.TOO_SLOW.phrase)]
+    assert (near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > room) is full
+
+
+def test_close_frame_that_fills_the_transport_makes_room_for_itself(ends: tuple[socket.socket, socket.socket]) -> None:
+    near, _ = ends
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    room = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    scene = Scene(line=near)
+    scene.transport.full = True
+    scene.connection.close(CloseReason.IDLE)
+    assert near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > room
+
+
+def test_connection_whose_socket_is_gone_is_closed_all_the_same(scene: Scene) -> None:
+    scene.congest()
+    scene.connection.close(CloseReason.TOO_SLOW)
+    assert [reason for reason, _ in scene.closed] == [CloseReason.TOO_SLOW]
 
 
 def test_answer_to_the_own_close_closes_the_transport_and_is_not_answered(scene: Scene) -> None:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
-from bridge.fanout.hub import CATCH_UP_BYTES, FLUSH_BYTES, Hub
+from bridge.fanout.hub import CATCH_UP_BYTES, EVICTIONS, FLUSH_BYTES, Hub
 from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.metrics import Metrics
 from tests.support.fakes import FakeSubscriber, SocketSubscriber, Turns
@@ -456,6 +456,29 @@ def test_only_connections_behind_the_tail_are_closed() -> None:
     assert less_slow.closed is None
     scene.publish(SMALL)
     assert less_slow.closed is CloseReason.TOO_SLOW
+
+
+def test_many_that_fall_off_together_are_closed_a_few_in_a_turn() -> None:
+    scene = Scene(log_bytes=ROOM)
+    subscribers = [scene.join(full=True) for _ in range(2 * EVICTIONS + 1)]
+
+    def closed() -> int:
+        return sum(subscriber.closed is CloseReason.TOO_SLOW for subscriber in subscribers)
+
+    for _ in range(6):
+        scene.publish(SMALL)
+    assert closed() == EVICTIONS
+    scene.publish(SMALL)
+    assert closed() == EVICTIONS, "an update does not hurry it"
+    scene.turns.turn()
+    assert closed() == 2 * EVICTIONS
+    scene.turns.turn()
+    assert closed() == len(subscribers)
+    assert not scene.turns.scheduled
+    late = scene.join(full=True)
+    for _ in range(6):
+        scene.publish(SMALL)
+    assert late.closed is CloseReason.TOO_SLOW, "and those that come after are looked at again"
 
 
 def test_connection_that_drains_between_the_append_and_the_flush_is_closed() -> None:

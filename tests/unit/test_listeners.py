@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bridge.fanout.listeners import PORT_ATTEMPTS, open_listeners
+from bridge.fanout.listeners import PORT_ATTEMPTS, SEND_BUFFER_BYTES, open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -176,3 +176,12 @@ def test_name_that_nobody_knows_is_an_error_that_names_it(monkeypatch: pytest.Mo
     monkeypatch.setattr("bridge.fanout.listeners.socket.getaddrinfo", unknown)
     with pytest.raises(OSError, match="kills port 3000: Name or service not known"):
         open_listeners(["kills"], 3000, reuse_port=False)
+
+
+def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
+    with opened("127.0.0.1") as [listener]:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * SEND_BUFFER_BYTES
