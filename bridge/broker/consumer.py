@@ -23,7 +23,9 @@ from bridge.broker.status import State, Status
 from bridge.metrics import Metrics
 
 CHECK_INTERVAL_S = 1.5
-"""How often the topology is looked at. A handful of small requests; it is what finds an exchange that was made anew."""
+"""How often the topology is looked at. A handful of small requests; it is what finds an exchange that was made anew.
+
+And what the library takes for a sign of life: under load the broker sends no heartbeats, and deliveries go past it."""
 
 CHECK_TIMEOUT_S = 20.0
 """A busy broker may take its time: giving up on it would cost an exclusive queue's messages."""

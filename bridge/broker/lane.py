@@ -86,16 +86,18 @@ class Lane:
         self._body: list[bytes] = []
         self._missing = 0
         """Bytes of the body that are still to come."""
-        self._broken = False
+        self.broken: str | None = None
+        """What was not AMQP in the broker's bytes: nothing behind it can be told apart any more."""
         self._handed_out = False
 
     def feed(self, data: bytes) -> bytes:
         """Hands out the deliveries in what the broker sent; returns the frames that are not the lane's.
 
-        What is not AMQP is returned from there on as it came: to complain is the library's business.
+        Where something is not AMQP, `broken` says what, and the lane ends. Before it has a channel, all bytes from
+        there on are returned: what another protocol's answer means is the library's business. Afterwards none are.
         """
-        if self._broken:
-            return data
+        if self.broken:
+            return b"" if self.channel else data
         if self._held:
             data = self._held + data
         others: list[bytes] = []
@@ -103,22 +105,26 @@ class Lane:
         while size - at >= OVERHEAD:
             kind, channel, length = FRAME.unpack_from(data, at)
             end = at + OVERHEAD + length
-            if kind not in TYPES or (end <= size and data[end - 1] != FRAME_END):
-                self._broken = True
+            if kind not in TYPES:
+                self.broken = f"a frame of type {kind}"
                 break
             if end > size:
                 break
+            if data[end - 1] != FRAME_END:
+                self.broken = "a frame without its end"
+                break
             try:
                 taken = channel == self.channel and self._take(kind, data, at + FRAME.size, end - 1)
-            except (IndexError, struct.error):  # a delivery that is cut short
-                self._broken = True
+            except (IndexError, struct.error):
+                self.broken = "a delivery that is cut short"
                 break
             if not taken:
                 others.append(data[at:end])
             at = end
         self._held = data[at:]
-        if self._broken:
-            others.append(self._held)
+        if self.broken:
+            if not self.channel:
+                others.append(self._held)
             self._held = b""
         if self._handed_out:
             self._handed_out = False
@@ -138,6 +144,8 @@ class Lane:
         """Takes a frame with the payload `data[start:end]`, if it is part of a delivery."""
         if kind == METHOD:
             if data[start : start + 4] != DELIVER:
+                if end - start < len(DELIVER):
+                    raise IndexError(f"a method of {end - start} bytes")
                 return False
             at = start + 5 + data[start + 4]  # behind the consumer's tag
             tag, redelivered = TAG.unpack_from(data, at)

@@ -118,12 +118,16 @@ class _Reader(asyncio.StreamReaderProtocol):
 
     def __init__(self, reader: asyncio.StreamReader, lane: Lane) -> None:
         super().__init__(reader)
-        self._feed = lane.feed
+        self._reader = reader
+        self._lane = lane
 
     def data_received(self, data: bytes) -> None:
-        others = self._feed(data)
+        others = self._lane.feed(data)
         if others:
             super().data_received(others)
+        if self._lane.broken and self._lane.channel:
+            # aiormq gives the connection up: what it has not read yet counts for nothing.
+            self._reader.set_exception(aiormq.exceptions.InvalidFrameError(f"the broker sent {self._lane.broken}"))
 
 
 class _Line(aiormq.connection.TransportFactory):

@@ -1,7 +1,7 @@
 """A TCP proxy before the broker: a line that can be cut, and that need not be there from the start."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -20,6 +20,8 @@ class Proxy:
         self._serving: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self.alteration: Callable[[], Callable[[bytes], bytes]] = lambda: bytes
+        """Makes, for each connection, what the broker's bytes go through on their way to the client."""
         self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}").geturl()
         """The broker's, by way of this proxy."""
 
@@ -56,7 +58,10 @@ class Proxy:
         with suppress(OSError):
             up_reader, up_writer = await asyncio.open_connection(*self._target)
             self._writers.add(up_writer)
-            pumps = [asyncio.create_task(self._pump(*pair)) for pair in ((reader, up_writer), (up_reader, writer))]
+            pumps = [
+                asyncio.create_task(self._pump(reader, up_writer, bytes)),
+                asyncio.create_task(self._pump(up_reader, writer, self.alteration())),
+            ]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             writer.transport.abort()
             up_writer.transport.abort()
@@ -65,10 +70,12 @@ class Proxy:
         writer.transport.abort()
         self._writers.discard(writer)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alter: Callable[[bytes], bytes]
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(2**16):
-                writer.write(data)
+                writer.write(alter(data))
                 await writer.drain()
                 await self._flowing.wait()
 

@@ -13,13 +13,11 @@ from pamqp import body, commands, frame, heartbeat
 from pamqp.header import ContentHeader, ProtocolHeader
 
 from bridge.broker import decoding
-from bridge.broker.lane import Content, Lane
+from bridge.broker.lane import EMPTY_HEADER, Content, Lane
 from bridge.broker.settlement import Acknowledgement
+from tests.support.frames import OWN, delivery, header, method, part, payload_of, with_payload
 
 decoding.install()
-
-OWN = 3
-"""The lane's channel."""
 
 Delivered = tuple[int, bool, str, str, bytes]
 RECEIVED = None
@@ -52,25 +50,6 @@ class Scene:
 @pytest.fixture
 def scene() -> Scene:
     return Scene()
-
-
-def method(tag: int = 1, *, redelivered: bool = False, exchange: str = "killmails", routing_key: str = "") -> bytes:
-    """The first frame of a delivery."""
-    return frame.marshal(commands.Basic.Deliver("consumer", tag, redelivered, exchange, routing_key), OWN)
-
-
-def header(size: int, properties: commands.Basic.Properties | None = None) -> bytes:
-    """The second."""
-    return frame.marshal(ContentHeader(body_size=size, properties=properties), OWN)
-
-
-def part(data: bytes) -> bytes:
-    """One of those that follow."""
-    return frame.marshal(body.ContentBody(data), OWN)
-
-
-def delivery(*parts: bytes, tag: int = 1) -> bytes:
-    return method(tag) + header(sum(map(len, parts))) + b"".join(map(part, parts))
 
 
 DELIVERED: Delivered = (1, False, "killmails", "", b"body")
@@ -240,22 +219,97 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_what_is_not_amqp_is_returned_as_it_came_from_there_on(scene: Scene, broken: bytes) -> None:
+def test_what_is_not_amqp_ends_the_lane(scene: Scene, broken: bytes) -> None:
     behind = delivery(b"body", tag=2) + OTHERS[0]
-    assert scene.lane.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0] + broken + behind
+    assert scene.lane.broken is None
+    assert scene.lane.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
     assert scene.log == [DELIVERED, RECEIVED]
+    assert scene.lane.broken
     for more in (behind, b"\x01", b""):
-        assert scene.lane.feed(more) == more
+        assert scene.lane.feed(more) == b""
     assert scene.log == [DELIVERED, RECEIVED]
 
 
 @given(kind=st.sampled_from(sorted(BROKEN)), cuts=st.lists(st.integers(0, 500), max_size=10))
-def test_what_is_not_amqp_is_returned_whole_in_whatever_pieces_it_comes(kind: str, cuts: list[int]) -> None:
+def test_what_is_not_amqp_is_returned_whole_before_the_channel_is_known(kind: str, cuts: list[int]) -> None:
+    scene = Scene(channel=None)
+    data = OTHERS[4] + BROKEN[kind] + delivery(b"body", tag=2) + OTHERS[0]
+    assert b"".join(map(scene.lane.feed, pieces(data, cuts))) == data
+    assert scene.lane.broken
+    assert scene.log == []
+
+
+# What is AMQP, and no delivery
+
+PAYLOAD = payload_of(method(exchange="killmails", routing_key="key"))
+IDENTIFIED = 4
+"""Bytes of a method that say which one it is."""
+AT_EXCHANGE = PAYLOAD.index(b"\x09killmails")
+
+
+def promising(payload: bytes, at: int, length: int) -> bytes:
+    """The payload with a length octet that says something else."""
+    return payload[:at] + bytes([length]) + payload[at + 1 :]
+
+
+CUT_SHORT = {
+    **{f"{end} bytes of a method": with_payload(method(), PAYLOAD[:end]) for end in range(len(PAYLOAD))},
+    **{
+        f"{name} of {length} bytes": with_payload(method(), promising(PAYLOAD, at, length))
+        for name, at, length in [
+            ("consumer's tag", IDENTIFIED, 255),
+            ("consumer's tag", IDENTIFIED, len(PAYLOAD) - IDENTIFIED - 1),
+            ("exchange", AT_EXCHANGE, 255),
+            ("exchange", AT_EXCHANGE, len(PAYLOAD) - AT_EXCHANGE - 1),
+            ("routing key", AT_EXCHANGE + 10, 255),
+            ("routing key", AT_EXCHANGE + 10, 4),
+        ]
+    },
+    **{
+        f"{end} bytes of a header": method() + with_payload(header(4), payload_of(header(4))[:end])
+        for end in range(EMPTY_HEADER)
+    },
+}
+"""Deliveries that end too early, or whose strings do, in frames that are whole."""
+
+
+@pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
+@pytest.mark.parametrize("before", [b"", OTHERS[0], delivery(b"body")], ids=["first", "second", "after-a-delivery"])
+def test_delivery_that_is_cut_short_ends_the_lane(scene: Scene, before: bytes, cut_short: bytes) -> None:
+    """None of it is handed out; what was handed out before is announced."""
+    handed_out = [DELIVERED, RECEIVED] if before == delivery(b"body") else []
+    behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
+    assert scene.lane.feed(before + cut_short + behind) == (b"" if handed_out else before)
+    assert scene.lane.broken == "a delivery that is cut short"
+    assert scene.log == handed_out
+    assert scene.lane.feed(behind) == b""
+    assert scene.log == handed_out
+
+
+@given(
+    kind=st.sampled_from(sorted(CUT_SHORT)), cuts=st.lists(st.integers(0, 500), max_size=10) | st.just([*range(500)])
+)
+def test_delivery_that_is_cut_short_ends_the_lane_in_whatever_pieces_it_comes(kind: str, cuts: list[int]) -> None:
     scene = Scene()
-    rest = BROKEN[kind] + delivery(b"body", tag=2) + OTHERS[0]
-    data = delivery(b"body") + OTHERS[4] + rest
-    assert b"".join(map(scene.lane.feed, pieces(data, cuts))) == OTHERS[4] + rest
+    behind = header(4) + part(b"late") + delivery(b"body", tag=2)
+    data = delivery(b"body") + OTHERS[4] + CUT_SHORT[kind] + behind
+    assert b"".join(map(scene.lane.feed, pieces(data, cuts))) == OTHERS[4]
     assert scene.delivered == [DELIVERED]
+
+
+def test_header_of_the_smallest_size_is_not_cut_short(scene: Scene) -> None:
+    assert len(payload_of(header(0))) == EMPTY_HEADER
+    assert scene.lane.feed(method() + header(0)) == b""
+    assert scene.log == [(1, False, "killmails", "", b""), RECEIVED]
+
+
+def test_cut_short_delivery_of_another_channel_is_no_business_of_the_lanes() -> None:
+    scene = Scene(OWN + 1)
+    broken = b"".join(CUT_SHORT.values())
+    assert scene.lane.feed(broken) == broken
+    scene.lane.channel = OWN
+    assert scene.lane.feed(delivery(b"body")) == b""
+    assert scene.log == [DELIVERED, RECEIVED]
 
 
 def test_protocol_header_of_a_broker_that_speaks_another_version_is_not_held_back() -> None:
@@ -332,6 +386,25 @@ def test_type_and_encoding_are_read_leniently(flags: int, data: bytes, kind: str
     assert (content.type, content.encoding) == (kind, encoding)
     properties = content.properties
     assert (properties.message_type, properties.content_encoding) == (kind, encoding)
+
+
+@pytest.mark.parametrize(
+    ("flags", "data"),
+    [
+        pytest.param(0x0020, b"", id="type-missing"),
+        pytest.param(0x0020, b"\x01", id="type-empty"),
+        pytest.param(0x0020, b"\x05kind", id="type"),
+        pytest.param(0x0020, b"\xff" + b"x" * 254, id="longest-type"),
+        pytest.param(0x4000, b"", id="encoding-missing"),
+        pytest.param(0x4000, b"\x05gzip", id="encoding"),
+        pytest.param(0x4020, b"\x06gzip\x04kind"[:6], id="encoding-before-a-type-that-is-missing"),
+        pytest.param(0x4020, b"\x04gzip\x05kind", id="type-behind-an-encoding"),
+        pytest.param(0x4060, b"\x04gzip" + bytes(8) + b"\x05kind", id="type-behind-a-time"),
+    ],
+)
+def test_type_or_encoding_that_is_cut_short_gives_neither(flags: int, data: bytes) -> None:
+    content = content_with(flags, data)
+    assert (content.type, content.encoding) == (None, None)
 
 
 EVERYTHING = ContentHeader(

@@ -1,0 +1,330 @@
+"""Many writes past the transports, and what could go wrong with them: every client's bytes, compared with each other's.
+
+The bridge runs as a process, on the loop that its operator gets. A client's stream must be the same bytes as those of a
+client that was there from the start, from the beginning of some frame on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+import struct
+from contextlib import asynccontextmanager
+from itertools import accumulate
+from typing import TYPE_CHECKING, Protocol, Self
+
+import aio_pika
+import orjson
+import uvloop
+
+from bridge.fanout.server import Limits, Server
+from bridge.fanout.tls import Tls
+from bridge.metrics import Metrics
+from tests.support.certificates import certificate
+from tests.support.clients import TEXT, frame_size, get, request, server_frames
+from tests.support.killmail import killmail
+from tests.support.publishing import publish
+from tests.support.running import bridge_process, port_of, running
+from tests.support.waiting import LIMIT_S, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from aio_pika.abc import AbstractConnection
+
+    from bridge.demo.broker import Broker
+
+TINY = 2304
+"""The smallest receive buffer that Linux gives, in bytes."""
+
+LARGE = 200_000
+RESET = struct.pack("ii", 1, 0)
+"""A socket that lingers for no time ends with a reset, whatever it holds."""
+
+
+class Line(Protocol):
+    """A client's end of a connection."""
+
+    async def read(self, max_bytes: int) -> bytes:
+        """What is there, up to so many bytes; waits for some. Empty at the end."""
+
+
+class Plain:
+    """A socket that is read when it is read, and not a byte further."""
+
+    def __init__(self, client_socket: socket.socket) -> None:
+        self.socket = client_socket
+
+    async def read(self, max_bytes: int) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self.socket, max_bytes)
+
+
+class Client:
+    """Keeps every byte that it reads."""
+
+    def __init__(self, line: Line, client_socket: socket.socket) -> None:
+        self._line = line
+        self.socket = client_socket
+        self.received = bytearray()
+        """What followed the handshake."""
+        self.head = b""
+        self.updates = 0
+        """Whole frames."""
+        self._at = 0
+
+    async def read(self, max_bytes: int = 2**18) -> int:
+        """Reads once; returns how much."""
+        data = await self._line.read(max_bytes)
+        if not self.head.endswith(b"\r\n\r\n"):
+            head, separator, rest = (self.head + data).partition(b"\r\n\r\n")
+            self.head = head + separator
+            self.received += rest
+        else:
+            self.received += data
+        while (size := frame_size(self.received, self._at)) and self._at + size <= len(self.received):
+            self._at += size
+            self.updates += 1
+        return len(data)
+
+    async def read_until(self, updates: int, piece: int = 2**18) -> None:
+        """Reads in pieces of so many bytes until it has had so many updates."""
+        async with asyncio.timeout(LIMIT_S):
+            while self.updates < updates:
+                assert await self.read(piece), "the connection has ended"
+
+    async def upgraded(self) -> None:
+        """Reads until the handshake is answered."""
+        async with asyncio.timeout(LIMIT_S):
+            while not self.head.endswith(b"\r\n\r\n"):
+                assert await self.read(), "the connection has ended"
+
+    def leave(self, *, reset: bool = False) -> None:
+        """Ends the TCP connection."""
+        if reset and self.socket.fileno() >= 0:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.socket.close()
+
+
+class Crowd:
+    """Clients of one port, none of which outlives the test."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.clients: list[Client] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self.clients:
+            client.leave()
+
+    async def join(self, receive_bytes: int | None = None) -> Client:
+        """A client that has asked for the upgrade, and has read nothing yet."""
+        client_socket = made(receive_bytes)
+        client = Client(Plain(client_socket), client_socket)
+        self.clients.append(client)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client_socket, ("127.0.0.1", self._port))
+        await loop.sock_sendall(client_socket, request(self._port))
+        return client
+
+
+@asynccontextmanager
+async def encrypted(port: int, chain: Path, receive_bytes: int | None = None) -> AsyncIterator[Client]:
+    """The same over TLS."""
+    client_socket = made(receive_bytes)
+    context = ssl.create_default_context(cafile=chain)
+    await asyncio.get_running_loop().sock_connect(client_socket, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(
+        sock=client_socket, ssl=context, server_hostname="127.0.0.1", limit=receive_bytes or 2**16
+    )
+    writer.write(request(port))
+    yield Client(reader, client_socket)
+    writer.transport.abort()
+
+
+def made(receive_bytes: int | None) -> socket.socket:
+    """A socket that is not connected yet."""
+    client_socket = socket.socket()
+    client_socket.setblocking(False)
+    if receive_bytes is not None:
+        client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    return client_socket
+
+
+def event(number: int) -> dict[str, object]:
+    """A killmail with padding of its own: some large, some middling, most of them small."""
+    size = LARGE if number % 8 == 3 else 30_000 if number % 8 == 6 else number % 300
+    return killmail(number, padding=f"{number:06d}" * (size // 6))
+
+
+def checked(stream: bytearray, events: Sequence[object]) -> list[int]:
+    """Where each frame starts in a stream that holds these events, in order, and nothing else."""
+    frames = server_frames(bytes(stream))
+    assert [opcode for opcode, _ in frames] == [TEXT] * len(events)
+    for (_, payload), published in zip(frames, events, strict=True):
+        update = orjson.loads(payload)
+        assert (update["type"], update["data"]) == ("killmail", published)
+    heads = [2 if len(payload) < 126 else 4 if len(payload) < 65536 else 10 for _, payload in frames]
+    starts = [0, *accumulate(head + len(payload) for head, (_, payload) in zip(heads, frames, strict=True))]
+    assert starts.pop() == len(stream)
+    return starts
+
+
+def is_part(stream: bytearray, whole: bytearray, starts: Sequence[int]) -> bool:
+    """Whether the whole holds this stream, from the start of one of its frames on."""
+    return any(whole.startswith(stream, start) for start in starts)
+
+
+async def metric(port: int, name: str) -> float:
+    """A metric's value, by its name and labels."""
+    async with asyncio.timeout(LIMIT_S):
+        _, body = await get(port, "/metrics")
+    return next(float(line.split()[-1]) for line in body.decode().splitlines() if line.startswith(name + " "))
+
+
+async def test_clients_that_read_little_by_little_get_the_same_bytes_as_those_that_read_at_once(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """Each socket takes a part of a large update, a different one each time: what follows must be its rest."""
+    events = [event(number) for number in range(160)]
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        await process.consuming()
+        port = await process.port()
+        pieces = {TINY: 700, 4096: 1500, 9000: 3001, 30_000: 5000}
+        with Crowd(port) as crowd:
+            fast = [await crowd.join() for _ in range(3)]
+            slow = {await crowd.join(receive_bytes): piece for receive_bytes, piece in pieces.items()}
+            for client in crowd.clients:
+                await client.upgraded()
+            reading = [client.read_until(len(events)) for client in fast]
+            reading += [client.read_until(len(events), piece) for client, piece in slow.items()]
+            await asyncio.gather(publish(amqp, exchange, *events), *reading)
+            checked(fast[0].received, events)
+            for client in crowd.clients:
+                assert client.received == fast[0].received
+        assert await metric(port, 'bridge_sends_total{outcome="enqueued"}') > len(events)
+
+
+async def test_clients_that_come_and_go_during_a_flood_get_nothing_of_each_others(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """The kernel gives a descriptor to the next client as soon as the last one's is closed."""
+    chance = random.Random(7)
+    published = 0
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        await process.consuming()
+        with Crowd(await process.port()) as crowd:
+            witness = await crowd.join()
+            await witness.upgraded()
+
+            async def seat() -> None:
+                """One client after the other; how long each stays, and how fast it reads, is left to chance."""
+                while True:
+                    client = await crowd.join(chance.choice([TINY, 8192, 65536]))
+                    quota, piece = chance.choice([0, 500, 20_000, 400_000]), chance.choice([500, 4000, 2**18])
+                    while len(client.received) < quota and await client.read(piece):
+                        pass
+                    client.leave(reset=chance.random() < 0.5)
+
+            seats = [asyncio.create_task(seat()) for _ in range(12)]
+            while len(crowd.clients) < 400:
+                await publish(amqp, exchange, *(event(number) for number in range(published, published + 8)))
+                published += 8
+                await witness.read_until(published)
+                assert not any(task.done() for task in seats), seats
+            for task in seats:
+                task.cancel()
+            await asyncio.wait(seats)
+            starts = checked(witness.received, [event(number) for number in range(published)])
+            for client in crowd.clients:
+                assert client.head.startswith(b"HTTP/1.1 101 ") or not client.head
+                assert is_part(client.received, witness.received, starts)
+            assert sum(client.updates > 0 for client in crowd.clients) > 100
+
+
+def test_encrypted_and_plain_clients_of_one_hub_get_the_same_bytes(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    """TLS goes through the transports, everyone else past them."""
+    uvloop.run(_encrypted_beside_plain(broker, exchange, tmp_path))
+
+
+async def _encrypted_beside_plain(broker: Broker, exchange: str, folder: Path) -> None:
+    events = [event(number) for number in range(80)]
+    chain, key = certificate(folder, "hub")
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        plain = bridge._server
+        limits = Limits(100, handshake_timeout_s=5, idle_timeout_s=120, ping_interval_s=30)
+        secure = Server(bridge._hub, plain.access, bridge._pages, plain.path, limits, Metrics(), Tls(chain, key))
+        [(_, secure_port)] = await secure.listen(("127.0.0.1",), 0, reuse_port=False)
+        with Crowd(port_of(bridge)) as crowd:
+            async with (
+                encrypted(secure_port, chain) as first,
+                encrypted(secure_port, chain, 4096) as second,
+                await aio_pika.connect(broker.url, timeout=10) as amqp,
+            ):
+                third, fourth = await crowd.join(), await crowd.join(4096)
+                pieces = {first: 2**18, second: 1500, third: 2**18, fourth: 1500}
+                for client in pieces:
+                    await client.upgraded()
+                reading = [client.read_until(len(events), piece) for client, piece in pieces.items()]
+                await asyncio.gather(publish(amqp, exchange, *events), *reading)
+                checked(third.received, events)
+                for client in pieces:
+                    assert client.received == third.received
+        secure.stop_listening()
+        await secure.drain(5)
+
+
+async def test_client_that_joins_a_flood_without_reading_its_handshake_gets_a_whole_stream_once_it_reads(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """What it is sent, from the handshake on, lies with the kernel, and then in the log."""
+    published = 0
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        await process.consuming()
+        port = await process.port()
+        with Crowd(port) as crowd:
+            witness = await crowd.join()
+            await witness.upgraded()
+
+            async def lagging() -> float:
+                """Publishes some more; how many clients lag then."""
+                nonlocal published
+                await publish(amqp, exchange, *(event(number) for number in range(published, published + 8)))
+                published += 8
+                await witness.read_until(published)
+                return await metric(port, "bridge_connections_lagging")
+
+            await lagging()
+            flooding = asyncio.create_task(lagging())
+            silent = [await crowd.join(TINY) for _ in range(5)]
+            await flooding
+
+            async def all_lag() -> bool:
+                return await lagging() == len(silent)
+
+            await eventually("none of them takes any more", all_lag)
+            await lagging()
+            starts = checked(witness.received, [event(number) for number in range(published)])
+            for client in silent:
+                async with asyncio.timeout(LIMIT_S):
+                    while not client.received.endswith(witness.received[starts[-1] :]):
+                        assert await client.read(5000), "the connection has ended"
+                assert client.head.startswith(b"HTTP/1.1 101 ")
+                assert len(client.received) < len(witness.received)
+                assert is_part(client.received, witness.received, starts)
+
+            async def none_lags() -> bool:
+                return await metric(port, "bridge_connections_lagging") == 0
+
+            await eventually("all have caught up", none_lags)
+            await publish(amqp, exchange, event(published))
+            for client in crowd.clients:
+                await client.read_until(client.updates + 1)
+                assert witness.received.endswith(client.received)

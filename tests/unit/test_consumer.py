@@ -1,0 +1,254 @@
+"""One channel's deliveries on their way to whoever settles them, and the acknowledgements on their way back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from pamqp import commands, frame
+from pamqp.header import ContentHeader
+
+from bridge.broker.consumer import Delivery, _Epoch, _never
+from tests.support.frames import OWN, delivery, header, method, part, split_frames
+
+PREFETCH = 8
+PATIENCE = PREFETCH // 2
+FLUSH = "flush"
+
+Sent = tuple[int, bool]
+"""A tag that was acknowledged; True for it and all before it."""
+
+
+class Scene:
+    """An epoch, between a recipient and a line to the broker."""
+
+    def __init__(self) -> None:
+        self.log: list[int | str | list[Sent]] = []
+        """In order: tags delivered, FLUSH, and a list of acknowledgements for each write to the line."""
+        self.deliveries: list[Delivery] = []
+        self.held: set[int] = set()
+        """Tags that a flush does not settle."""
+        self._settled: set[int] = set()
+        self.settles_at_once = False
+        """Each delivery is settled while it is delivered, as a duplicate is."""
+        self.epoch = _Epoch(self, PREFETCH)
+        self.epoch.lane.channel = OWN
+        self.epoch.lane.write = self._write
+
+    def deliver(self, delivery: Delivery) -> None:
+        self.log.append(delivery.tag)
+        self.deliveries.append(delivery)
+        if self.settles_at_once:
+            self.settle(delivery.tag)
+
+    def flush(self) -> None:
+        self.log.append(FLUSH)
+        self.settle(*(each.tag for each in self.deliveries if each.tag not in self.held | self._settled))
+
+    def _write(self, data: bytes) -> None:
+        frames, rest = split_frames(data)
+        assert rest == b""
+        sent = []
+        for each in frames:
+            _, channel, ack = frame.unmarshal(each)
+            assert channel == OWN
+            assert isinstance(ack, commands.Basic.Ack)
+            assert ack.delivery_tag is not None
+            sent.append((ack.delivery_tag, bool(ack.multiple)))
+        self.log.append(sent)
+
+    def come(self, *tags: int) -> None:
+        """These deliveries come together."""
+        assert self.epoch.lane.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
+
+    def settle(self, *tags: int) -> None:
+        """Whoever has them settles them."""
+        self._settled.update(tags)
+        for tag in tags:
+            next(each for each in self.deliveries if each.tag == tag).settle()
+
+    def new(self) -> list[int | str | list[Sent]]:
+        """What was added to the log since it was asked for last."""
+        log, self.log = self.log, []
+        return log
+
+
+@pytest.fixture
+async def scene() -> Scene:
+    return Scene()
+
+
+async def turn() -> None:
+    """One turn of the loop: what was scheduled before has run."""
+    await asyncio.sleep(0)
+
+
+# Deliveries that come together
+
+
+async def test_deliveries_that_come_together_are_flushed_once_and_acknowledged_in_one_write(scene: Scene) -> None:
+    """All in the call that brings them: there is no other turn of the loop in between."""
+    scene.come(1, 2, 3)
+    assert scene.new() == [1, 2, 3, FLUSH, [(3, True)]]
+    scene.come(4)
+    assert scene.new() == [4, FLUSH, [(4, True)]]
+    await turn()
+    assert scene.new() == [], "nothing is left to do"
+
+
+async def test_delivery_is_what_came() -> None:
+    scene = Scene()
+    content = ContentHeader(
+        body_size=4, properties=commands.Basic.Properties(message_type="kill", content_encoding="br")
+    )
+    frames = method(7, redelivered=True, exchange="kills", routing_key="a.b") + frame.marshal(content, OWN)
+    scene.epoch.lane.feed(frames + part(b"bo") + part(b"dy"))
+    [came] = scene.deliveries
+    assert (came.tag, came.redelivered, came.exchange, came.routing_key) == (7, True, "kills", "a.b")
+    assert (came.content.type, came.content.encoding, came.body) == ("kill", "br", b"body")
+    assert came.current
+
+
+async def test_delivery_that_is_not_complete_is_not_flushed(scene: Scene) -> None:
+    scene.epoch.lane.feed(method(1) + header(4) + part(b"bo"))
+    assert scene.new() == []
+    scene.epoch.lane.feed(part(b"dy"))
+    assert scene.new() == [1, FLUSH, [(1, True)]]
+
+
+async def test_delivery_that_is_settled_while_it_is_delivered_is_acknowledged_with_the_others(scene: Scene) -> None:
+    scene.settles_at_once = True
+    scene.come(1, 2)
+    assert scene.new() == [1, 2, FLUSH, [(2, True)]]
+    await turn()
+    assert scene.new() == []
+
+
+async def test_nothing_is_written_where_nothing_was_settled(scene: Scene) -> None:
+    scene.held = {1, 2}
+    scene.come(1, 2)
+    await turn()
+    assert scene.new() == [1, 2, FLUSH]
+    assert scene.epoch.outstanding == 2
+
+
+# Settled later
+
+
+async def test_what_is_settled_later_is_acknowledged_in_the_next_turn_and_once(scene: Scene) -> None:
+    scene.held = {1, 2, 3}
+    scene.come(1, 2, 3)
+    scene.new()
+    scene.settle(2, 1)
+    assert scene.new() == [], "there may be more to settle in this turn"
+    scene.settle(3)
+    await turn()
+    assert scene.new() == [[(3, True)]]
+    await turn()
+    assert scene.new() == []
+
+
+async def test_each_turn_in_which_something_is_settled_has_its_own_acknowledgement(scene: Scene) -> None:
+    scene.held = {1, 2}
+    scene.come(1, 2)
+    scene.new()
+    for tag in (1, 2):
+        scene.settle(tag)
+        await turn()
+        assert scene.new() == [[(tag, True)]]
+
+
+async def test_what_is_settled_before_the_next_deliveries_come_is_acknowledged_with_them(scene: Scene) -> None:
+    scene.held = {1}
+    scene.come(1)
+    scene.settle(1)
+    scene.come(2)
+    assert scene.new() == [1, FLUSH, 2, FLUSH, [(2, True)]]
+    await turn()
+    assert scene.new() == []
+
+
+# Not settled
+
+
+async def test_delivery_that_is_not_settled_holds_back_those_behind_it(scene: Scene) -> None:
+    scene.held = {2}
+    scene.come(1, 2, 3)
+    assert scene.new() == [1, 2, 3, FLUSH, [(1, True)]]
+    scene.come(4)
+    assert scene.new() == [4, FLUSH]
+    scene.settle(2)
+    await turn()
+    assert scene.new() == [[(4, True)]]
+    assert scene.epoch.outstanding == 0
+
+
+async def test_those_behind_it_are_acknowledged_alone_when_they_are_half_of_the_prefetch(scene: Scene) -> None:
+    """One delivery that nobody can settle must not use up the prefetch: the broker would send nothing more."""
+    scene.held = {1}
+    patient = range(2, 2 + PATIENCE)
+    scene.come(1, *patient)
+    assert scene.new() == [1, *patient, FLUSH]
+    last = patient.stop
+    scene.come(last)
+    assert scene.new() == [last, FLUSH, [(tag, False) for tag in (*patient, last)]]
+    assert scene.epoch.outstanding == 1
+    scene.settle(1)
+    await turn()
+    assert scene.new() == [[(1, True)]]
+
+
+# The end of the channel
+
+
+async def test_nothing_is_acknowledged_once_the_channel_is_gone(scene: Scene) -> None:
+    scene.held = {1, 2}
+    scene.come(1, 2)
+    scene.settle(1)
+    scene.epoch.current = False
+    scene.settle(2)
+    await turn()
+    scene.epoch.acknowledge()
+    assert scene.new() == [1, 2, FLUSH]
+    assert not any(each.current for each in scene.deliveries)
+    assert not scene.epoch.settled.is_set()
+
+
+async def test_delivery_that_comes_after_the_end_is_not_acknowledged(scene: Scene) -> None:
+    scene.epoch.current = False
+    scene.come(1)
+    await turn()
+    assert scene.new() == [1, FLUSH]
+
+
+async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_before(scene: Scene) -> None:
+    settled = scene.epoch.settled
+    scene.held = {1, 2}
+    scene.come(1, 2)
+    assert not settled.is_set()
+    waiting = asyncio.create_task(settled.wait())
+    scene.settle(1)
+    await turn()
+    assert not settled.is_set()
+    scene.settle(2)
+    assert not settled.is_set(), "it is settled, and the broker does not know yet"
+    await turn()
+    assert scene.new()[-1] == [(2, True)]
+    assert await waiting
+
+
+async def test_settled_can_be_cleared_and_is_set_again(scene: Scene) -> None:
+    scene.come(1)
+    assert scene.epoch.settled.is_set()
+    scene.epoch.settled.clear()
+    scene.held = {2}
+    scene.come(2)
+    assert not scene.epoch.settled.is_set()
+    scene.settle(2)
+    await turn()
+    assert scene.epoch.settled.is_set()
+
+
+async def test_delivery_past_the_lane_is_a_fault_of_ours() -> None:
+    with pytest.raises(AssertionError, match="past its lane"):
+        await _never(object())  # type: ignore[arg-type]  # nothing of it is looked at
