@@ -123,6 +123,8 @@ class _Epoch:
     def _receive(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
     ) -> None:
+        if not self.current:
+            return  # it could not be acknowledged any more, and comes again: nobody needs it twice
         self._due = True  # see _received
         self._settlement.deliver(tag)
         received_s = time.monotonic()

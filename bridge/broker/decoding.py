@@ -31,7 +31,8 @@ def _leniently(strict: Decoder, size: Callable[[bytes], int], otherwise: Any) ->
     def decoded(value: bytes) -> tuple[int, Any]:
         try:
             return strict(value)
-        except (ValueError, OverflowError, OSError):  # UnicodeDecodeError is a ValueError
+        # UnicodeDecodeError is a ValueError; tables may lie in each other deeper than Python's calls.
+        except (ValueError, OverflowError, OSError, RecursionError):
             return size(value), otherwise
 
     return decoded

@@ -50,9 +50,12 @@ class Content:
 
     @property
     def properties(self) -> commands.Basic.Properties:
-        """All of them, leniently decoded (see `decoding`)."""
+        """All of them, leniently decoded (see `decoding`); the two above alone, where even that can't be done."""
         header = ContentHeader()
-        header.unmarshal(self._header)
+        try:
+            header.unmarshal(self._header)
+        except Exception:  # there is no bound to what the library raises, and the message is somebody's event
+            return commands.Basic.Properties(message_type=self.type, content_encoding=self.encoding)
         return header.properties
 
 
@@ -75,7 +78,9 @@ class Lane:
         """Sends whole frames to the broker. Nothing is sent while there is no connection."""
         self._receive = receive
         self._received = received
-        self._held = b""
+        self._held: list[bytes] = []
+        self._held_bytes = self._wanted_bytes = 0
+        """What is kept of a frame that is not whole yet, and how much it takes to look at it again."""
         self._route = (b"\0\0", "", "")
         """Exchange and routing key as they came last, and as text: they are mostly the same again."""
         self._properties: tuple[bytes, Content] | None = None
@@ -90,6 +95,11 @@ class Lane:
         """What was not AMQP in the broker's bytes: nothing behind it can be told apart any more."""
         self._handed_out = False
 
+    def begin(self) -> None:
+        """To be called for each connection: what another one left behind is not this one's."""
+        self._held = []
+        self.broken = None
+
     def feed(self, data: bytes) -> bytes:
         """Hands out the deliveries in what the broker sent; returns the frames that are not the lane's.
 
@@ -99,9 +109,13 @@ class Lane:
         if self.broken:
             return b"" if self.channel else data
         if self._held:
-            data = self._held + data
+            self._held.append(data)
+            self._held_bytes += len(data)
+            if self._held_bytes < self._wanted_bytes:
+                return b""
+            data = b"".join(self._held)
         others: list[bytes] = []
-        at, size = 0, len(data)
+        at, size, end = 0, len(data), OVERHEAD
         while size - at >= OVERHEAD:
             kind, channel, length = FRAME.unpack_from(data, at)
             end = at + OVERHEAD + length
@@ -115,17 +129,18 @@ class Lane:
                 break
             try:
                 taken = channel == self.channel and self._take(kind, data, at + FRAME.size, end - 1)
-            except (IndexError, struct.error):
-                self.broken = "a delivery that is cut short"
+            except (IndexError, ValueError, struct.error) as error:
+                self.broken = f"a malformed delivery: {error}"
                 break
             if not taken:
                 others.append(data[at:end])
-            at = end
-        self._held = data[at:]
-        if self.broken:
-            if not self.channel:
-                others.append(self._held)
-            self._held = b""
+            at, end = end, end + OVERHEAD
+        rest = data[at:]
+        if not self.broken:
+            self._held = [rest] if rest else []
+            self._held_bytes, self._wanted_bytes = len(rest), end - at
+        elif not self.channel:
+            others.append(rest)
         if self._handed_out:
             self._handed_out = False
             self._received()
@@ -141,25 +156,19 @@ class Lane:
             self.write(b"".join(frames))
 
     def _take(self, kind: int, data: bytes, start: int, end: int) -> bool:
-        """Takes a frame with the payload `data[start:end]`, if it is part of a delivery."""
+        """Takes a frame with the payload `data[start:end]`, if it is part of a delivery.
+
+        Raises IndexError, struct.error or ValueError where a delivery is cut short or contradicts itself.
+        """
         if kind == METHOD:
-            if data[start : start + 4] != DELIVER:
-                if end - start < len(DELIVER):
-                    raise IndexError(f"a method of {end - start} bytes")
-                return False
-            at = start + 5 + data[start + 4]  # behind the consumer's tag
-            tag, redelivered = TAG.unpack_from(data, at)
-            route = data[at + TAG.size : end]
-            if route != self._route[0]:
-                length, exchange = _string(route)
-                self._route = (route, exchange, _string(route[length:])[1])
-            self._method = (tag, bool(redelivered), self._route[1], self._route[2])
-            return True
+            return self._take_method(data, start, end)
         if self._method is None:
             return False
         if kind == HEADER:
             if end - start < EMPTY_HEADER:
-                raise IndexError(f"a content header of {end - start} bytes")
+                raise ValueError(f"a content header of {end - start} bytes")
+            if self._content is not None:
+                raise ValueError("a second content header")
             self._missing = int.from_bytes(data[start + 4 : start + 12], "big")
             properties = data[start + 12 : end]
             if self._properties is None or properties != self._properties[0]:
@@ -167,9 +176,27 @@ class Lane:
             self._content = self._properties[1]
         else:
             self._missing -= end - start
+            if self._content is None or self._missing < 0:
+                raise ValueError("a body that its content header does not announce")
             self._body.append(data[start:end])
-        if self._missing <= 0 and self._content is not None:
+        if not self._missing:
             self._hand_out(*self._method, self._content)
+        return True
+
+    def _take_method(self, data: bytes, start: int, end: int) -> bool:
+        if data[start : start + 4] != DELIVER:
+            if end - start < len(DELIVER):
+                raise ValueError(f"a method of {end - start} bytes")
+            return False
+        if self._method is not None:
+            raise ValueError("the content of the one before is missing")
+        at = start + 5 + data[start + 4]  # behind the consumer's tag
+        tag, redelivered = TAG.unpack_from(data, at)
+        route = data[at + TAG.size : end]
+        if route != self._route[0]:
+            length, exchange = _string(route)
+            self._route = (route, exchange, _string(route[length:])[1])
+        self._method = (tag, bool(redelivered), self._route[1], self._route[2])
         return True
 
     def _hand_out(self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content) -> None:

@@ -145,6 +145,8 @@ class _Line(aiormq.connection.TransportFactory):
         assert url.port is not None
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
+        if self._lane is not None:
+            self._lane.begin()
         protocol = asyncio.StreamReaderProtocol(reader) if self._lane is None else _Reader(reader, self._lane)
         try:
             transport, _ = await loop.create_connection(lambda: protocol, url.host, url.port, ssl=context)

@@ -74,7 +74,11 @@ class Rejects:
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        del self._publishing[task]
+        delivery = self._publishing.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # One event less, and said so, rather than a bridge that waits for it for ever.
+            _log.error("a rejected event could not be published, and is lost", exc_info=error)
+            delivery.settle()
         if not self._publishing and self._outlet.open and not self._stopping.is_set():
             # Nothing is held any more, be it that the broker took it all back.
             self._working("no rejected event is held any more")

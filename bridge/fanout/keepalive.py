@@ -22,6 +22,8 @@ TICK_S = 5.0
 """Often enough. A pass finds what it looks at far from the processor: once a second, it was 1 % of what the bridge does
 for 8000 clients (`make bench`, paced)."""
 
+LEAST_TICK_S = 0.05
+
 
 class Living(Protocol):
     """A connection, as seen by who watches over it."""
@@ -45,7 +47,9 @@ class Keepalive:
         self._clock = clock
         self._idle_timeout_s = idle_timeout_s
         self._ping_interval_s = ping_interval_s
-        self.tick_s = min(TICK_S, idle_timeout_s / 4, ping_interval_s / 4)
+        # Between the ping and the end there must be a pass or two, or who would have answered is never asked.
+        room_s = max(LEAST_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
+        self.tick_s = min(TICK_S, idle_timeout_s / 4, ping_interval_s / 4, room_s)
         """Seconds between two passes: how exact all times here are."""
 
     async def run(self) -> None:
@@ -70,8 +74,9 @@ class Keepalive:
             if now_s - connection.closed_at >= CLOSE_TIMEOUT_S:
                 connection.abort()
             return
+        # Up to a tick more than it is: what a client sends is put down with the time of the pass before it.
         silent_s = now_s - connection.heard_at
-        if silent_s >= self._idle_timeout_s:
+        if silent_s >= self._idle_timeout_s + self.tick_s:
             connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
         elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
             connection.ping()

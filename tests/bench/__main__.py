@@ -1,7 +1,8 @@
 """`python -m tests.bench [SCENARIO ...]`: what the bridge costs, beside other programs that do the same.
 
 Each round measures all candidates in turn, so that ratios hold where the machine is faster at one time than at
-another. It asserts nothing about time; it fails where the bridge lost, doubled or misplaced an update.
+another. It asserts nothing about time; it fails where the bridge lost, doubled or misplaced an update, or turned a
+client away.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from bridge.demo.broker import Broker, NoBroker, find_broker
 from tests.bench import build, machine
 from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
-from tests.bench.cases import Case, Row, faults, table
+from tests.bench.cases import Case, Row, faults, head, lines
 from tests.bench.process import Failed
 from tests.bench.scenarios import connect, delivery, memory, rest, slow
 from tests.support.broker import IMAGE, URL, say
@@ -67,20 +68,21 @@ def measure(case: Case, place: Place, candidates: list[Candidate], rounds: int) 
 
 
 def run(place: Place, cases: list[Case], candidates: list[Candidate], rounds: int) -> bool:
-    """Prints a table for each case; whether nothing is wrong with the bridge."""
-    good = True
+    """Prints a table, line by line; whether nothing is wrong with the bridge."""
+    wrong: list[str] = []
+    names = [candidate.name for candidate in candidates]
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    out(head(names))
     for case in cases:
         if case.clients + SPARE_DESCRIPTORS > descriptors:
             say(f"without {case.title}: a process may have only {descriptors} file descriptors here")
             continue
         rows, whole = measure(case, place, candidates, case.rounds or rounds)
-        out(table(case, rows))
-        wrong = faults(case, rows)
-        for sentence in wrong:
-            out(f"WRONG: {sentence}")
-        good = good and whole and not wrong
-    return good
+        out(lines(case, names, rows))
+        wrong += faults(case, rows) if whole else [f"{case.title}: {OURS} could not be measured"]
+    for sentence in wrong:
+        out(f"\nWRONG: {sentence}")
+    return not wrong
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What a case is: one table, made of one measurement of each candidate a round."""
+"""What a case is: a few rows of the one table that is printed, made of one measurement of each candidate a round."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -7,17 +7,24 @@ from dataclasses import dataclass
 from tests.bench.candidates import OURS, Candidate, Place
 
 Row = Mapping[str, float]
-"""What one measurement of one candidate gave, by a column's key."""
+"""What one measurement of one candidate gave, by a figure's key."""
 
-LOST, MISPLACED = "lost", "misplaced"
+LOST, MISPLACED, CUT, REFUSED = "lost", "misplaced", "cut", "refused"
+FAULTS = {
+    LOST: "updates lost",
+    MISPLACED: "updates doubled or out of order",
+    CUT: "clients that read cut off",
+    REFUSED: "clients refused",
+}
+"""What the bridge never may do, whatever the machine is like."""
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A figure of each candidate: the median over the rounds."""
+class Figure:
+    """A line of the table: for each candidate the median over the rounds."""
 
     key: str
-    head: str
+    name: str
     digits: int = 0
     against: str | None = None
     """The figure is its ratio to that candidate's, of the same round: what the machine did to both cancels out."""
@@ -25,11 +32,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One table."""
+    """One set of circumstances, and what is measured in it."""
 
-    scenario: str
     title: str
-    columns: Sequence[Column]
+    figures: Sequence[Figure]
     measure: Callable[[Place, Candidate], Row]
     clients: int
     """The most at once, each of which takes a file descriptor."""
@@ -44,32 +50,39 @@ class Case:
 
 
 def faults(case: Case, rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """What the bridge did that it never may, whatever the machine is like: sentences."""
-    found = []
-    for number, row in enumerate(rows.get(OURS, ()), 1):
-        for key, what in ((LOST, "lost"), (MISPLACED, "doubled or out of order")):
-            if row.get(key, 0):
-                found.append(f"{case.title}, round {number}: {row[key]:.0f} updates {what}")
-    return found
-
-
-def table(case: Case, rows: Mapping[str, Sequence[Row]]) -> str:
-    """The case as a Markdown table with its title."""
-    lines = [
-        ["candidate", *(column.head for column in case.columns)],
-        ["---", *("---:" for _ in case.columns)],
-        *([name, *(_cell(column, name, rows) for column in case.columns)] for name in rows if rows[name]),
+    """What the bridge did that it never may: sentences."""
+    return [
+        f"{case.title}, round {number}: {row[key]:.0f} {what}"
+        for number, row in enumerate(rows.get(OURS, ()), 1)
+        for key, what in FAULTS.items()
+        if row.get(key, 0)
     ]
-    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return f"### {case.title}\n\n{text}\n"
 
 
-def _cell(column: Column, name: str, rows: Mapping[str, Sequence[Row]]) -> str:
-    values = [row.get(column.key) for row in rows[name]]
-    if column.against is not None:
+def head(names: Sequence[str]) -> str:
+    """The first lines of the table, in Markdown."""
+    return "\n".join([_line(["", "", *names]), _line(["---", "---", *("---:" for _ in names)])])
+
+
+def lines(case: Case, names: Sequence[str], rows: Mapping[str, Sequence[Row]]) -> str:
+    """The case's lines of the table."""
+    titles = [case.title, *("" for _ in case.figures)]
+    return "\n".join(
+        _line([title, figure.name, *(_cell(figure, name, rows) for name in names)])
+        for title, figure in zip(titles, case.figures, strict=False)
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(figure: Figure, name: str, rows: Mapping[str, Sequence[Row]]) -> str:
+    values = [row.get(figure.key) for row in rows.get(name, ())]
+    if figure.against is not None:
         # Rounds of the other may be missing, where it could not be measured.
-        others = [row.get(column.key) for row in rows.get(column.against, ())]
+        others = [row.get(figure.key) for row in rows.get(figure.against, ())]
         pairs = zip(values, others, strict=False)
         values = [None if not other or value is None else value / other for value, other in pairs]
     known = [value for value in values if value is not None]
-    return f"{statistics.median(known):,.{column.digits}f}" if known else "-"
+    return f"{statistics.median(known):,.{figure.digits}f}" if known else ""

@@ -267,6 +267,35 @@ async def test_node_that_says_nothing_is_passed_over(broker: Broker, amqp: Abstr
             await client.close()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="http"),
+        pytest.param(b"\x15\x03\x01\x00\x02\x02\x16", id="tls-alert"),
+        pytest.param(b"AMQP\x00\x01\x00\x00", id="another-version"),
+        pytest.param(b"\x01\x00\x00\x00\x00\x01\xf5\x00\x0a\x00\x0a", id="half-a-frame"),
+    ],
+)
+async def test_node_that_answers_with_something_else_is_passed_over(
+    answer: bytes, broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """What one node left behind is not the next one's."""
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as odd:
+        urls = f"amqp://guest:guest@127.0.0.1:{odd.sockets[0].getsockname()[1]}/,{broker.url}"
+        async with running(urls, exchanges=f"{exchange}=killmail") as bridge:
+            client = await RawClient.open(port_of(bridge))
+            await publish(amqp, exchange, killmail(7))
+            assert await next_id(client) == 7
+            await client.close()
+
+
 async def test_broker_that_says_nothing_is_named_in_readyz() -> None:
     """A broker that accepts and says nothing does not hold the bridge: /readyz names it and how long it was given."""
     async with silent_server() as silent:

@@ -114,6 +114,22 @@ async def test_rejected_event_whose_names_are_no_text_does_not_block_the_rejects
         assert message.headers["x-reject-reason"] == "not-json"
 
 
+async def test_rejected_event_with_tables_in_tables_leaves_without_its_headers(
+    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
+) -> None:
+    """Promise: headers deeper than the library can go cost an event its headers, and not the bridge a delivery."""
+    table = b""
+    for _ in range(700):
+        table = b"\x01aF" + len(table).to_bytes(4, "big") + table
+    async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects, prefetch=1):
+        for _ in range(2):
+            publish_raw(broker.url, exchange, b"poison", HEADERS, len(table).to_bytes(4, "big") + table)
+        for message in await take(amqp, rejects, 2):
+            assert message.body == b"poison"
+            assert message.headers["x-reject-reason"] == "not-json"
+            assert "a" not in message.headers
+
+
 async def test_rejected_event_that_is_held_does_not_hold_up_the_updates_behind_it(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:

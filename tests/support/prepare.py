@@ -1,7 +1,7 @@
 """`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
 
-A broker, the openssl command, and Node's WebSocket client. What can't be had is said here, in a line, and is no error
-yet: the tests that need it skip, or fail where they must not.
+A broker, the openssl command, the benchmark's C programs, and Node's WebSocket client. What can't be had is said here,
+in a line, and is no error yet: the tests that need it skip, or fail where they must not.
 """
 
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 
 from bridge.demo import apt
 from bridge.demo.broker import NoBroker, container_possible, find_server
+from tests.bench.build import build
+from tests.bench.process import Failed
 from tests.support.broker import IMAGE, URL, say
 
 NODE = Path(__file__).parent.parent / "node"
@@ -40,6 +42,14 @@ def prepare_openssl() -> None:
         say(f"tests of TLS can't run: {error}")
 
 
+def prepare_bench() -> None:
+    """Make sure that the benchmark can be run."""
+    try:
+        build()
+    except (RuntimeError, Failed) as error:
+        say(f"the test of the benchmark can't run: {error}")
+
+
 def prepare_node() -> None:
     """Make sure that Node's packages are there, in the locked versions."""
     try:
@@ -64,4 +74,5 @@ def _npm_ci() -> None:
 if __name__ == "__main__":
     prepare_broker()
     prepare_openssl()
+    prepare_bench()
     prepare_node()

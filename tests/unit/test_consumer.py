@@ -214,11 +214,11 @@ async def test_nothing_is_acknowledged_once_the_channel_is_gone(scene: Scene) ->
     assert not scene.epoch.settled.is_set()
 
 
-async def test_delivery_that_comes_after_the_end_is_not_acknowledged(scene: Scene) -> None:
+async def test_delivery_that_comes_after_the_end_is_left_to_come_again(scene: Scene) -> None:
     scene.epoch.current = False
     scene.come(1)
     await turn()
-    assert scene.new() == [1, FLUSH]
+    assert scene.new() == [FLUSH]
 
 
 async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_before(scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
@@ -280,7 +281,8 @@ def test_delivery_that_is_cut_short_ends_the_lane(scene: Scene, before: bytes, c
     handed_out = [DELIVERED, RECEIVED] if before == delivery(b"body") else []
     behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
     assert scene.lane.feed(before + cut_short + behind) == (b"" if handed_out else before)
-    assert scene.lane.broken == "a delivery that is cut short"
+    assert scene.lane.broken is not None
+    assert scene.lane.broken.startswith("a malformed delivery: ")
     assert scene.log == handed_out
     assert scene.lane.feed(behind) == b""
     assert scene.log == handed_out
@@ -295,6 +297,47 @@ def test_delivery_that_is_cut_short_ends_the_lane_in_whatever_pieces_it_comes(ki
     data = delivery(b"body") + OTHERS[4] + CUT_SHORT[kind] + behind
     assert b"".join(map(scene.lane.feed, pieces(data, cuts))) == OTHERS[4]
     assert scene.delivered == [DELIVERED]
+
+
+CONTRADICTORY = {
+    "longer body than announced": method() + header(3) + part(b"four"),
+    "further body than announced": method() + header(3) + part(b"on") + part(b"two"),
+    "body before its header": method() + part(b"four"),
+    "two headers": method() + header(4) + header(4),
+    "another delivery instead of the body": method() + header(4) + method(tag=2),
+    "another delivery instead of the header": method() + method(tag=2),
+}
+
+
+@pytest.mark.parametrize("contradictory", CONTRADICTORY.values(), ids=CONTRADICTORY)
+def test_delivery_that_contradicts_itself_ends_the_lane(scene: Scene, contradictory: bytes) -> None:
+    assert scene.lane.feed(delivery(b"body") + contradictory + delivery(b"body", tag=3)) == b""
+    assert scene.lane.broken is not None
+    assert scene.lane.broken.startswith("a malformed delivery: ")
+    assert scene.log == [DELIVERED, RECEIVED]
+
+
+@pytest.mark.parametrize("left_behind", [OTHERS[4][:9], b"HTTP/1.1 400 Bad Request"], ids=["half a frame", "no AMQP"])
+def test_next_connection_begins_with_nothing_of_the_one_before(left_behind: bytes) -> None:
+    scene = Scene(channel=None)
+    scene.lane.feed(left_behind)
+    scene.lane.begin()
+    assert scene.lane.feed(OTHERS[0]) == OTHERS[0]
+    scene.lane.channel = OWN
+    assert scene.lane.feed(delivery(b"body")) == b""
+    assert scene.log == [DELIVERED, RECEIVED]
+
+
+def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(scene: Scene) -> None:
+    """64 MB in pieces of 64 KB: together 32 GB, if each were joined to what is there."""
+    piece = bytes(65536)
+    frame_of_it = part(piece * 1024)
+    scene.lane.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])
+    began = time.process_time()
+    for at in range(7, len(frame_of_it), len(piece)):
+        scene.lane.feed(frame_of_it[at : at + len(piece)])
+    assert time.process_time() - began < 3
+    assert [len(delivered[4]) for delivered in scene.delivered] == [len(piece) * 1024]
 
 
 def test_header_of_the_smallest_size_is_not_cut_short(scene: Scene) -> None:
@@ -427,6 +470,20 @@ def test_delivery_with_properties_that_end_too_early_is_handed_out(scene: Scene)
     assert scene.lane.feed(method() + damaged + part(b"lives")) == b""
     assert [content for *_, content in scene.delivered] == [b"lives"]
     assert (scene.contents[0].type, scene.contents[0].encoding) == (None, None)
+
+
+def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("anything")
+
+    payload = ContentHeader(
+        body_size=0, properties=commands.Basic.Properties(message_type="kill", content_encoding="gzip", priority=3)
+    ).marshal()
+    content = Content(payload)
+    monkeypatch.setattr(ContentHeader, "unmarshal", fail)
+    assert content.properties.message_type == "kill"
+    assert content.properties.content_encoding == "gzip"
+    assert content.properties.priority is None
 
 
 def test_content_of_a_delivery_is_its_own(scene: Scene) -> None:

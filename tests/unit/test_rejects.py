@@ -48,3 +48,28 @@ async def test_confirm_that_is_late_is_said_and_waited_for(monkeypatch: pytest.M
     await eventually("it is confirmed", lambda: delivery.settled)
     assert (rejects.waiting, outlet.published) == (0, 1)
     assert rejects.status.state is State.WORKING
+
+
+async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and_settled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("unforeseen")
+
+    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False)
+    monkeypatch.setattr(rejects, "_properties", fail)
+    delivery = FakeDelivery(b"[]")
+    rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
+    await eventually("it is settled", lambda: delivery.settled)
+    assert rejects.waiting == 0
+    assert "is lost" in capsys.readouterr().out
+
+
+async def test_reject_that_is_given_up_is_left_to_the_broker() -> None:
+    rejects, outlet = Rejects((), "bridge.rejected", "here", Metrics(), wait=False), SilentOutlet()
+    rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
+    delivery = FakeDelivery(b"[]")
+    rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
+    await eventually("it is under way", lambda: outlet.published)
+    await rejects.close()
+    assert (rejects.waiting, delivery.settled) == (0, 0)

@@ -3,7 +3,7 @@
 import functools
 
 from tests.bench.candidates import FLOOR, Candidate, Place, serving
-from tests.bench.cases import Case, Column, Row
+from tests.bench.cases import Case, Figure, Row
 from tests.bench.crowd import crowd
 
 ROUNDS = 3
@@ -13,14 +13,14 @@ def cases(quick: bool) -> list[Case]:
     """One case, whose rounds are inside it."""
     clients = 500 if quick else 5000
     numbers = range(1, ROUNDS + 1)
-    columns = [
-        Column("ready_mb", "MB at ready", 1),
-        *(Column(f"each_{number}", f"KB a connection over that, {number}.", 2) for number in numbers),
-        *(Column(f"left_{number}", f"MB after they left, {number}.", 1) for number in numbers),
+    figures = [
+        Figure("ready_mb", "MB before the first", 1),
+        *(Figure(f"each_{number}", f"KB a connection, {number}. time", 2) for number in numbers),
+        *(Figure(f"left_{number}", f"MB when they have gone, {number}. time", 1) for number in numbers),
     ]
-    title = f"memory: {clients} clients that come, idle and go, {ROUNDS} times, of one process"
+    title = f"memory: {clients} clients come, idle and go, {ROUNDS} times"
     measure = functools.partial(_measure, clients=clients)
-    return [Case("memory", title, columns, measure, clients, not_for=frozenset({FLOOR}), rounds=1)]
+    return [Case(title, figures, measure, clients, not_for=frozenset({FLOOR}), rounds=1)]
 
 
 def _measure(place: Place, candidate: Candidate, *, clients: int) -> Row:

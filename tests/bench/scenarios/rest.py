@@ -6,7 +6,7 @@ from http.client import HTTPConnection, HTTPException
 
 from bridge.demo.ports import LOOPBACK
 from tests.bench.candidates import FLOOR, READY_LIMIT_S, Candidate, Place, launched, serving
-from tests.bench.cases import Case, Column, Row
+from tests.bench.cases import Case, Figure, Row
 from tests.bench.crowd import crowd
 from tests.bench.process import await_true
 
@@ -18,21 +18,20 @@ def cases(quick: bool) -> list[Case]:
     clients, span_s = (100, 5) if quick else (1000, 20)
     return [
         Case(
-            "rest",
-            f"start: until /readyz says yes, median of {STARTS}",
-            (Column("ready_s", "s", 2),),
+            "start",
+            (Figure("ready_s", "s until /readyz says yes", 2),),
             _start,
             0,
             only_ours=True,
             rounds=STARTS,
         ),
         Case(
-            "rest",
-            f"rest: {clients} clients to whom nothing is sent, {span_s} s",
-            (Column("percent", "CPU % of a core", 2),),
+            f"rest: {clients} clients, no updates",
+            (Figure("percent", "% of a core", 2),),
             functools.partial(_rest, clients=clients, span_s=span_s),
             clients,
             not_for=frozenset({FLOOR}),
+            rounds=1,
         ),
     ]
 

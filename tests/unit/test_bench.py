@@ -1,0 +1,34 @@
+"""What the benchmark makes of its measurements: the table's lines, and what may never be."""
+
+from __future__ import annotations
+
+from tests.bench.candidates import FLOOR, OURS
+from tests.bench.cases import CUT, LOST, Case, Figure, faults, head, lines
+
+CASE = Case(
+    "paced",
+    (Figure("cpu_us", "CPU", 2), Figure("cpu_us", "times the floor", 2, FLOOR), Figure(LOST, "lost")),
+    lambda place, candidate: {},
+    10,
+)
+ROWS = {
+    FLOOR: [{"cpu_us": 6.0, LOST: 0}, {"cpu_us": 9.0, LOST: 0}, {"cpu_us": 8.0, LOST: 0}],
+    OURS: [{"cpu_us": 12.0, LOST: 0}, {"cpu_us": 9.0, LOST: 0}, {}],
+}
+
+
+def test_table_has_a_column_for_each_candidate() -> None:
+    assert head([FLOOR, OURS]) == "|  |  | floor | ours |\n| --- | --- | ---: | ---: |"
+
+
+def test_lines_show_medians_and_ratios_of_the_same_round() -> None:
+    assert lines(CASE, [FLOOR, OURS, "naive"], ROWS).splitlines() == [
+        "| paced | CPU | 8.00 | 10.50 |  |",
+        "|  | times the floor | 1.00 | 1.50 |  |",
+        "|  | lost | 0 | 0 |  |",
+    ]
+
+
+def test_what_the_bridge_lost_is_a_fault_and_what_another_lost_is_none() -> None:
+    rows = {OURS: [{LOST: 0, CUT: 0}, {LOST: 3, CUT: 1}], "naive": [{LOST: 7}]}
+    assert faults(CASE, rows) == ["paced, round 2: 3 updates lost", "paced, round 2: 1 clients that read cut off"]
