@@ -52,7 +52,7 @@ class Child:
         assert self._process is not None
         try:
             async with asyncio.timeout(timeout_s):
-                while not await asyncio.to_thread(_is_ready, host, port, tls):
+                while not await asyncio.to_thread(is_ready, host, port, tls):
                     if self._process.returncode is not None:
                         await self.ended()
                     await asyncio.sleep(_POLL_S)
@@ -103,7 +103,8 @@ class Child:
         return "".join(f"\n  {line}" for line in ("; its last words:", *self._words)).removeprefix("\n  ")
 
 
-def _is_ready(host: str, port: int, tls: bool) -> bool:
+def is_ready(host: str, port: int, tls: bool) -> bool:
+    """Whether a bridge is there, and `/readyz` says that it consumes."""
     connection = HTTPConnection(host, port, timeout=2)
     if tls:
         # What the certificate is worth is for clients to judge: this asks a child of ours, on this machine.

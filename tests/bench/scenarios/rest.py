@@ -2,8 +2,8 @@
 
 import functools
 import time
-from http.client import HTTPConnection, HTTPException
 
+from bridge.demo.child import is_ready
 from bridge.demo.ports import LOOPBACK
 from tests.bench.candidates import FLOOR, READY_LIMIT_S, Candidate, Place, launched, serving
 from tests.bench.cases import Case, Figure, Row
@@ -39,19 +39,8 @@ def cases(quick: bool) -> list[Case]:
 def _start(place: Place, candidate: Candidate) -> Row:
     began = time.monotonic()
     with launched(candidate, place) as server:
-        await_true("the bridge is ready", lambda: _says_yes(server.port), READY_LIMIT_S, 0.005)
+        await_true("the bridge is ready", lambda: is_ready(LOOPBACK, server.port, tls=False), READY_LIMIT_S, 0.005)
         return {"ready_s": time.monotonic() - began}
-
-
-def _says_yes(port: int) -> bool:
-    connection = HTTPConnection(LOOPBACK, port, timeout=2)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _rest(place: Place, candidate: Candidate, *, clients: int, span_s: float) -> Row:
