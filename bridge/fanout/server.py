@@ -131,6 +131,7 @@ class Server:
 
     def upgraded(self, transport: asyncio.Transport, rest: bytes) -> None:
         connection = Connection(transport, self._hub, self._clock, *self._callbacks)
+        connection.opened_at = asyncio.get_running_loop().time()  # the clock's may be some seconds old
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
         self._empty.clear()
@@ -152,7 +153,7 @@ class Server:
         if reason is CloseReason.STOPPING:
             return
         self._metrics.evictions.labels(reason.slug).inc()
-        connected_s = round(self._clock.now_s - connection.opened_at, 1)
+        connected_s = round(asyncio.get_running_loop().time() - connection.opened_at, 1)
         _log.info(
             "client evicted",
             reason=reason.slug,

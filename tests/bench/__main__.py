@@ -31,6 +31,12 @@ SCENARIOS = {
     "rest": rest.cases,
 }
 SPARE_DESCRIPTORS = 200
+WHO = "; ".join(f"{name}: {what}" for name, what in NAMES.items())
+LEGEND = (
+    f"{WHO}. Medians of all rounds, and of each round's own ratio. Less is better, but for what is counted a second."
+)
+EPILOG = f"""{WHO}. A further candidate's COMMAND is started with AMQP, EXCHANGE and PORT in its environment, and the
+same in BRIDGE_AMQP_URL, BRIDGE_EXCHANGES, BRIDGE_HOST and BRIDGE_PORT."""
 
 
 def out(text: str) -> None:
@@ -87,18 +93,30 @@ def run(place: Place, cases: list[Case], candidates: list[Candidate], rounds: in
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(SCENARIOS)}; all without any")
-    parser.add_argument("--candidates", default=",".join(NAMES), help=f"of {','.join(NAMES)}")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=EPILOG)
+    known = "paced, saturated, memory, slow, connect (and a storm of reconnects), rest (and the start); all without any"
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=known)
+    parser.add_argument(
+        "--candidates", default=",".join(NAMES), help="some of the usual ones, with commas: %(default)s"
+    )
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help="a further candidate")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured: %(default)s")
     parser.add_argument("--quick", action="store_true", help="fewer clients and updates: to see that it works")
     asked = parser.parse_intermixed_args(words)
     # A word with = is a candidate wherever it stands.
     asked.also += [word for word in asked.scenarios if "=" in word]
     asked.scenarios = [word for word in asked.scenarios if "=" not in word] or list(SCENARIOS)
     if unknown := [word for word in asked.scenarios if word not in SCENARIOS]:
-        parser.error(f"no such scenario: {', '.join(unknown)}")
+        parser.error(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    asked.candidates = [word for word in asked.candidates.split(",") if word]
+    if unknown := [word for word in asked.candidates if word not in NAMES]:
+        parser.error(f"no such candidate: {', '.join(unknown)}; there are {', '.join(NAMES)}, and --also NAME=COMMAND")
+    if unknown := [word for word in asked.also if not all(word.partition("="))]:
+        parser.error(f"--also {unknown[0]}: expected NAME=COMMAND")
+    if asked.rounds < 1:
+        parser.error(f"--rounds {asked.rounds}: at least 1")
+    if not asked.candidates and not asked.also:
+        parser.error("nobody to measure: --candidates is empty")
     return asked
 
 
@@ -107,8 +125,9 @@ def on_broker(broker: Broker, asked: argparse.Namespace) -> bool:
     build.build()
     place = Place(broker.url, unique("bench"), build.BUILT / "servers.log")
     place.log.write_bytes(b"")
-    candidates = candidates_of([*asked.candidates.split(","), *asked.also])
-    out(f"{machine.line(broker.url)}\n")
+    version = machine.broker_version(broker.url)
+    candidates = candidates_of([*asked.candidates, *asked.also])
+    out(f"{machine.line(version)}\n\n{LEGEND}\n")
     with Channel(broker.url) as channel:
         channel.declare(place.exchange)
     try:
@@ -134,6 +153,9 @@ def main() -> int:
         broker = find_broker(URL, IMAGE, say)
     except NoBroker as error:
         say(str(error))
+        return 1
+    except ValueError as error:
+        say(f"TEST_AMQP_URL: {error}")
         return 1
     try:
         return 0 if on_broker(broker, asked) else 1

@@ -24,8 +24,7 @@ class Channel:
 
     def __init__(self, url: str, timeout_s: float | None = 60) -> None:
         parts = URL(url)
-        assert parts.host is not None
-        self._socket = socket.create_connection((parts.host, parts.port or 5672), timeout=timeout_s)
+        self._socket = socket.create_connection((parts.host or "localhost", parts.port or 5672), timeout=timeout_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received = memoryview(b"")
         self._socket.sendall(_HEADER)

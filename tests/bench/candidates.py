@@ -23,7 +23,13 @@ from tests.bench.publish import Events
 
 READY_LIMIT_S = 30.0
 OURS, FLOOR = "ours", "floor"
-NAMES = (FLOOR, OURS, "naive", "bun", "bun-publish")
+NAMES = {
+    FLOOR: "the least that a fan-out is: a loop of bare sends in C",
+    OURS: "this bridge",
+    "naive": "the one that anybody would write first, with aio-pika and websockets",
+    "bun": "the same on Bun with amqplib, which sends to each client",
+    "bun-publish": "the same, leaving that to Bun's own topics",
+}
 PYTHON = (sys.executable, "-m")
 
 
@@ -81,7 +87,7 @@ class Server:
 
 
 def named(word: str) -> Candidate:
-    """The candidate of this name, or the one that `name=COMMAND` makes. Raises Failed."""
+    """The candidate of this name, or the one that `name=COMMAND` makes. Raises Failed where it can't be had."""
     name, equals, command = word.partition("=")
     if equals:
         return Candidate(name, shlex.split(command))
@@ -93,7 +99,7 @@ def named(word: str) -> Candidate:
         return Candidate(name, [*PYTHON, "tests.bench.peers.naive"])
     if name in ("bun", "bun-publish"):
         return Candidate(name, [bun(), "--no-install", NODE / "bun.ts"], {"TOPICS": "1"} if name != "bun" else {})
-    raise Failed(f"there is no candidate {word}: {', '.join(NAMES)}, or name=COMMAND")
+    raise ValueError(f"there is no candidate {word!r}; there are {', '.join(NAMES)}, or NAME=COMMAND")
 
 
 @contextlib.contextmanager

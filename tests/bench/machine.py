@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from bridge.broker.link import Node
 from tests.bench import build
 from tests.bench.amqp import Channel
 from tests.bench.process import Failed
@@ -14,10 +15,23 @@ from tests.bench.process import Failed
 _PACKAGES = ("uvloop", "aio-pika", "websockets")
 
 
-def line(amqp: str) -> str:
-    """Processor, kernel, versions and the command."""
-    with Channel(amqp) as channel:
-        broker = channel.version
+BROKER_LIMIT_S = 10.0
+
+
+def broker_version(amqp: str) -> str:
+    """What the broker says that it is. Raises Failed where there is none."""
+    try:
+        with Channel(amqp, BROKER_LIMIT_S) as channel:
+            return channel.version
+    except (OSError, TypeError) as error:
+        raise Failed(
+            f"the broker at {Node(amqp)} can't be used: {error}. Are address, user, password and virtual host right? "
+            "TEST_AMQP_URL says which broker is taken; without it, one is started"
+        ) from error
+
+
+def line(broker: str) -> str:
+    """Processor, kernel, versions and the command; `broker` is RabbitMQ's."""
     words = [
         f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
         f"Python {platform.python_version()}",

@@ -1,7 +1,10 @@
-"""What the benchmark makes of its measurements: the table's lines, and what may never be."""
+"""The benchmark: what it is asked, the table's lines, and what may never be."""
 
 from __future__ import annotations
 
+import pytest
+
+from tests.bench.__main__ import parsed
 from tests.bench.candidates import FLOOR, OURS
 from tests.bench.cases import CUT, LOST, Case, Figure, faults, head, lines
 
@@ -32,3 +35,28 @@ def test_lines_show_medians_and_ratios_of_the_same_round() -> None:
 def test_what_the_bridge_lost_is_a_fault_and_what_another_lost_is_none() -> None:
     rows = {OURS: [{LOST: 0, CUT: 0}, {LOST: 3, CUT: 1}], "naive": [{LOST: 7}]}
     assert faults(CASE, rows) == ["paced, round 2: 3 updates lost", "paced, round 2: 1 clients that read cut off"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nosuch"], "no such scenario: nosuch; there are paced, saturated"),
+        (["--candidates", "ours,elixir"], "no such candidate: elixir; there are floor, ours"),
+        (["--candidates", ""], "nobody to measure"),
+        (["--also", "elixir"], "--also elixir: expected NAME=COMMAND"),
+        (["--also", "elixir="], "--also elixir=: expected NAME=COMMAND"),
+        (["--rounds", "0"], "--rounds 0: at least 1"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused_at_once(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parsed(words)
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_further_candidate_may_stand_among_the_scenarios() -> None:
+    asked = parsed(["paced", "elixir=mix run", "--candidates", "floor"])
+    assert (asked.scenarios, asked.candidates, asked.also) == (["paced"], ["floor"], ["elixir=mix run"])

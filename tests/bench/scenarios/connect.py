@@ -21,7 +21,8 @@ def cases(quick: bool) -> list[Case]:
             f"connect: {clients} clients of one program",
             (
                 Figure("many", "handshakes a second, 256 at once"),
-                Figure("one", "one by one"),
+                Figure("many", "times ours", 2, OURS),
+                Figure("one", "handshakes a second, one by one"),
                 Figure("one", "times ours", 2, OURS),
                 Figure(REFUSED, "clients refused"),
             ),

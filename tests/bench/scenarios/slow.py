@@ -16,7 +16,7 @@ TOO_SLOW = "4008"
 FIGURES = (
     Figure("alone_ms", "p99 ms of the readers alone", 1),
     Figure("beside_ms", "p99 ms beside the stalled", 1),
-    Figure("times", "times", 2),
+    Figure("times", "times that alone", 2),
     Figure(LOST, "updates lost by readers"),
     Figure(MISPLACED, "updates doubled or out of order"),
     Figure("grown_mb", "MB that it grew, at most"),
