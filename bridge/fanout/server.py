@@ -31,6 +31,9 @@ MANY = 1000
 EBB_S = 1.0
 """How long that waits: who goes does not go alone."""
 
+CLOCK_S = 1.0
+"""How exactly it is known since when a client is connected: all that come within it share one number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -130,8 +133,10 @@ class Server:
         return True
 
     def upgraded(self, transport: asyncio.Transport, rest: bytes) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._clock.now_s > CLOCK_S:
+            self._clock.now_s = now_s
         connection = Connection(transport, self._hub, self._clock, *self._callbacks)
-        connection.opened_at = asyncio.get_running_loop().time()  # the clock's may be some seconds old
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
         self._empty.clear()
@@ -153,7 +158,7 @@ class Server:
         if reason is CloseReason.STOPPING:
             return
         self._metrics.evictions.labels(reason.slug).inc()
-        connected_s = round(asyncio.get_running_loop().time() - connection.opened_at, 1)
+        connected_s = round(asyncio.get_running_loop().time() - connection.opened_at)
         _log.info(
             "client evicted",
             reason=reason.slug,
