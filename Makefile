@@ -38,7 +38,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	@echo 'making .venv'
 	@$(PYTHON) -m venv --clear .venv
 	@echo 'installing the locked packages into it, which takes a minute'
-	@$(BIN)/pip install -qq --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install -qq --require-hashes --no-deps -r requirements-dev.lock
 	@$(BIN)/pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo 'ready: $(BIN)/edk-bridge'
