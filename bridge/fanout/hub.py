@@ -14,8 +14,9 @@ from typing import Protocol
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
-from bridge.fanout.live import Live, Place, write_one
+from bridge.fanout.live import Live, Place
 from bridge.fanout.log import ENTRY_BYTES, Log
+from bridge.fanout.writing import write_one
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536
@@ -50,7 +51,8 @@ class Hub:
         """`schedule` is the event loop's `call_soon`; `log_bytes` the bound that `log` was made with."""
         self._log = log
         self._metrics = metrics
-        self._schedule = schedule
+        self.schedule = schedule
+        """Calls back in the next turn of the loop: for connections too, which then need to know no loop."""
         # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
         self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
         self._flush_updates = log_bytes // 2 // ENTRY_BYTES
@@ -164,7 +166,7 @@ class Hub:
         connection.cursor = position + 1
         self._send(connection, rest)
         # Not at once: a client that reads just then could keep it going.
-        self._schedule(self._catch_up, connection)
+        self.schedule(self._catch_up, connection)
 
     def _catch_up(self, connection: Subscriber) -> None:
         if connection not in self._lagging or connection.congested:
@@ -188,7 +190,7 @@ class Hub:
             return
         if connection.cursor < self._flushed:
             # One piece a turn: a client far behind must not hold up the others.
-            self._schedule(self._catch_up, connection)
+            self.schedule(self._catch_up, connection)
             return
         self._lagging.discard(connection)
         self._live.add(connection)
@@ -202,7 +204,7 @@ class Hub:
             self._evict(connection)
         self._evicting = len(behind) > EVICTIONS
         if self._evicting:
-            self._schedule(self._evict_too_slow)
+            self.schedule(self._evict_too_slow)
         self._slowest = min((connection.cursor for connection in self._lagging), default=self._flushed)
 
     def _evict(self, connection: Subscriber) -> None:

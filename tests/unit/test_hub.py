@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bridge.fanout import live
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
 from bridge.fanout.hub import CATCH_UP_BYTES, EVICTIONS, FLUSH_BYTES, Hub
@@ -108,8 +109,10 @@ def read_on(scene: Scene, subscriber: SocketSubscriber) -> None:
         scene.turns.settle()
 
 
-@pytest.fixture
-def scene() -> Iterator[Scene]:
+@pytest.fixture(params=["each", "many at once"])
+def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """Whichever way sockets are written to, the same must come of it."""
+    monkeypatch.setattr(live, "MANY", 1000 if request.param == "each" else 1)
     with closing(Scene()) as scene:
         yield scene
 
@@ -244,11 +247,11 @@ def test_connection_that_is_congested_when_it_joins_gets_everything_since_once_i
 
 def test_hub_knows_how_many_are_connected_and_how_many_lag(scene: Scene) -> None:
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
-    live, slow = scene.join(), scene.join(full=True)
+    ready, slow = scene.join(), scene.join(full=True)
     assert (len(scene.hub), scene.hub.lagging) == (2, 0)
     scene.publish(b"update")
     assert (len(scene.hub), scene.hub.lagging) == (2, 1)
-    scene.hub.leave(live)
+    scene.hub.leave(ready)
     scene.hub.leave(slow)
     scene.hub.leave(slow)
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
@@ -360,12 +363,12 @@ def test_update_not_flushed_yet_is_left_to_the_flush_when_a_connection_catches_u
 
 
 def test_drained_connection_that_never_lagged_or_left_is_given_nothing(scene: Scene) -> None:
-    live, gone = scene.join(), scene.lagging(b"second")
+    ready, gone = scene.join(), scene.lagging(b"second")
     scene.hub.leave(gone)
-    before = list(live.writes)
-    live.drain()
+    before = list(ready.writes)
+    ready.drain()
     gone.drain()
-    assert live.writes == before
+    assert ready.writes == before
     assert len(gone.writes) == 1
 
 
@@ -446,12 +449,12 @@ def test_only_connections_behind_the_tail_are_closed() -> None:
     scene.publish(SMALL)
     scene.publish(SMALL)
     less_slow = scene.join(full=True)
-    live = scene.join()
+    ready = scene.join()
     for _ in range(4):
         scene.publish(SMALL)
     assert slower.closed is CloseReason.TOO_SLOW
     assert less_slow.closed is None
-    assert live.closed is None
+    assert ready.closed is None
     scene.publish(SMALL)
     assert less_slow.closed is None
     scene.publish(SMALL)
@@ -567,14 +570,14 @@ def test_draining_closes_a_connection_whose_last_write_still_waits_once_that_is_
 
 
 def test_draining_closes_connections_with_a_descriptor_after_what_they_had_missed(scene: Scene) -> None:
-    live, slow = scene.join_with_socket(), scene.join_with_socket(LITTLE_ROOM)
+    ready, slow = scene.join_with_socket(), scene.join_with_socket(LITTLE_ROOM)
     frames = scene.publish(b"x" * 50_000)
     frames += scene.publish(b"last")
     scene.hub.drain()
-    assert (live.closed, slow.closed) == (CloseReason.STOPPING, None)
+    assert (ready.closed, slow.closed) == (CloseReason.STOPPING, None)
     read_on(scene, slow)
     assert slow.closed is CloseReason.STOPPING
-    assert apart(live.read())[0] == apart(slow.received)[0] == frames
+    assert apart(ready.read())[0] == apart(slow.received)[0] == frames
 
 
 # Past the transport
@@ -722,14 +725,14 @@ def test_connection_with_a_descriptor_whose_transport_raises_is_closed_and_the_o
 
 def test_connection_with_a_descriptor_that_falls_off_the_tail_is_closed_behind_the_frame_it_stopped_in() -> None:
     with closing(Scene(log_bytes=100_000)) as scene:
-        slow, live = scene.join_with_socket(LITTLE_ROOM), scene.join_with_socket()
+        slow, ready = scene.join_with_socket(LITTLE_ROOM), scene.join_with_socket()
         first = scene.publish(b"x" * 20_000)
         for _ in range(4):
             scene.publish(b"y" * 20_000)
         evicted = [slow.closed]
         scene.publish(b"y" * 20_000)
         evicted.append(slow.closed)
-        assert (evicted, live.closed) == ([None, CloseReason.TOO_SLOW], None)
+        assert (evicted, ready.closed) == ([None, CloseReason.TOO_SLOW], None)
         assert slow.details == {"updates_behind": 5}
         read_on(scene, slow)
         texts, [close], rest = apart(slow.received)
@@ -763,6 +766,11 @@ class AnyOrder(RuleBasedStateMachine):
         """Everything ever published."""
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
         """With the number of frames that had been flushed when it joined."""
+        self._many = live.MANY
+
+    @initialize(many=st.sampled_from([1, 3, 1000]))
+    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
+        live.MANY = many
 
     @property
     def with_sockets(self) -> list[SocketSubscriber]:
@@ -854,6 +862,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.scene.log.size_bytes <= LOG_BYTES or len(self.scene.log) == 1
 
     def teardown(self) -> None:
+        live.MANY = self._many
         with closing(self.scene):
             self.come_to_rest()
             assert self.scene.hub.lagging == 0

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.fanout.live import Live, write_one
+from bridge.fanout import bulk, live
+from bridge.fanout.live import Live
+from bridge.fanout.writing import write_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +76,12 @@ class Scene:
         return client
 
 
-@pytest.fixture
-def scene() -> Iterator[Scene]:
+@pytest.fixture(params=["each", "many at once", "two at once"])
+def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """Whichever way they are written to, the same must come of it."""
+    monkeypatch.setattr(live, "MANY", 1000 if request.param == "each" else 1)
+    if request.param == "two at once":
+        monkeypatch.setattr(bulk, "BATCH", 2)
     with ExitStack() as stack:
         yield Scene(stack)
 
@@ -146,6 +152,32 @@ def test_those_returned_are_still_there_and_may_be_discarded_while_they_are_gone
         scene.live.discard(short)
     assert list(scene.live) == [clients[4]]
     assert scene.live.write(b"frames") == []
+
+
+def test_what_is_written_next_may_be_longer_or_shorter(scene: Scene) -> None:
+    clients = [scene.client() for _ in range(3)]
+    for frames in (b"a", b"three", b"", b"ab"):
+        assert scene.live.write(frames) == []
+    assert [client.read() for client in clients] == [b"athreeab"] * 3
+
+
+def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(live, "MANY", 2)
+    monkeypatch.setattr(bulk, "CALLS", {})
+    with ExitStack() as stack:
+        scene = Scene(stack)
+        first = scene.client()
+        assert scene.live.write(b"one") == []
+        assert capsys.readouterr().out == ""
+        second = scene.client()
+        for frames in (b"two", b"three"):
+            assert scene.live.write(frames) == []
+        assert (first.read(), second.read()) == (b"onetwothree", b"twothree")
+    said = capsys.readouterr().out
+    assert said.count("does not take many writes at once") == 1
+    assert "Function not implemented" in said
 
 
 def test_one_that_was_discarded_is_not_written_to(scene: Scene) -> None:
