@@ -48,9 +48,17 @@ class Bridge:
         log = Log(settings.log_bytes)
         self._hub = Hub(log, metrics, asyncio.get_running_loop().call_soon, settings.log_bytes)
         metrics.watch("bridge_log_bytes", "Bytes that the shared log of updates takes.", lambda: log.size_bytes)
+        metrics.watch("bridge_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
         metrics.watch("bridge_log_updates", "Updates in the shared log.", lambda: len(log))
         nodes = tuple(Node(url) for url in settings.amqp_url)
-        self._rejects = Rejects(nodes, settings.reject_exchange, settings.instance, metrics, settings.wait)
+        self._rejects = Rejects(
+            nodes,
+            settings.reject_exchange,
+            settings.instance,
+            metrics,
+            settings.wait,
+            most_kept=None if settings.queue else settings.prefetch,
+        )
         window = DuplicateWindow(settings.duplicate_window)
         pipeline = Pipeline(schemas, settings.max_message_bytes)
         relay = Relay(settings.exchanges, pipeline, window, self._hub, self._rejects, metrics)
@@ -62,15 +70,17 @@ class Bridge:
             f"edk-bridge@{settings.instance}",
         )
         self._consumer = Consumer(source, relay, metrics, settings.wait)
-        self._consumer.on_epoch_over = self._rejects.forget_stale
+        self._consumer.on_epoch_over = self._rejects.epoch_over
         self._pages = Pages(self.readiness, metrics, schemas.documents, settings.path)
+        places = descriptors.places(settings.max_connections)
         self._server = Server(
             self._hub,
             Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins),
             self._pages,
             settings.path,
             Limits(
-                settings.max_connections,
+                places.connections,
+                places.reserve,
                 settings.handshake_timeout,
                 settings.idle_timeout,
                 settings.ping_interval,
@@ -97,7 +107,9 @@ class Bridge:
         body: dict[str, object] = {
             "ready": not missing,
             "missing": missing,
+            "warnings": self._warnings(),
             "broker": consumer.report(),
+            "last_gap": self._consumer.last_gap.report() if self._consumer.last_gap else None,
             "rejects": {**rejects.report(), "waiting": self._rejects.waiting}
             if self._settings.reject_exchange
             else None,
@@ -106,6 +118,12 @@ class Bridge:
             "version": __version__,
         }
         return not missing, body
+
+    def _warnings(self) -> list[str]:
+        """What keeps the bridge from doing all of its work, though it is ready: not an orchestrator's business."""
+        if not self._consumer.sharing:
+            return []
+        return [f"{self._consumer.sharing} other(s) consume the queue {self._settings.queue!r}: they share its events"]
 
     async def start(self) -> None:
         """Listens, then starts to consume. Raises ConfigurationError where an address can't be listened on."""
@@ -213,7 +231,7 @@ async def serve(settings: Settings) -> None:
     Raises ConfigurationError and BrokerRefusal (see Bridge).
     """
     loop = asyncio.get_running_loop()
-    descriptors.allow(settings.max_connections)
+    descriptors.allow()
     stopping = asyncio.Event()
 
     def on_signal(number: int) -> None:

@@ -82,8 +82,18 @@ class Metrics(Collector):
         self.rejects = Counter(
             "bridge_rejects", "Events that could not become an update.", ["reason"], registry=registry
         )
+        self.rejects_lost = Counter(
+            "bridge_rejects_lost",
+            "Rejected events that could not be held until they were confirmed.",
+            registry=registry,
+        )
         self.broker_losses = Counter(
             "bridge_broker_losses", "Times that consuming ended without being asked to.", registry=registry
+        )
+        self.gaps = Counter(
+            "bridge_gaps",
+            "Of these, times in which events may have been published that no queue of the bridge's got.",
+            registry=registry,
         )
         self.broker_attempts = Counter(
             "bridge_broker_connection_attempts",
@@ -93,8 +103,13 @@ class Metrics(Collector):
         self.opened = Counter("bridge_connections_opened", "WebSocket connections opened.", registry=registry)
         self.refused = Counter(
             "bridge_refused",
-            "Requests refused before the upgrade, by the rule that refused them.",
+            "Clients refused before the upgrade, by the rule that refused them.",
             ["rule"],
+            registry=registry,
+        )
+        self.descriptor_shortages = Counter(
+            "bridge_descriptor_shortages",
+            "Times that file descriptors were short, and nobody was accepted for a while.",
             registry=registry,
         )
         self.evictions = Counter(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from bridge.broker.consumer import Delivery
+from bridge.broker.epoch import Delivery
 from bridge.broker.rejects import Rejects
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected

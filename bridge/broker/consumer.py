@@ -1,7 +1,7 @@
 """One supervised life after another: connect, set up, consume, until something ends it; then again.
 
-A delivery goes to the recipient at once and in order; whoever got it says `settle()` when nothing more is to be done,
-and the acknowledgements follow in runs. This file must never know what becomes of a delivery.
+Each life has a connection, a channel and an epoch of deliveries of its own: what is left of one is never used in the
+next. This file must never know what becomes of a delivery.
 """
 
 import asyncio
@@ -9,17 +9,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import aiormq
 import structlog
+from pamqp.common import FieldTable
 
 from bridge.broker import decoding, topology
-from bridge.broker.lane import Content, Lane
+from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.life import keep_alive
 from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
-from bridge.broker.settlement import Settlement
-from bridge.broker.status import State, Status
+from bridge.broker.status import Gap, State, Status
+from bridge.broker.topology import Topology
 from bridge.metrics import Metrics
 
 CHECK_INTERVAL_S = 1.5
@@ -55,103 +56,6 @@ class Source:
     """What the broker shows as the connection's name."""
 
 
-class Delivery:
-    """A message, and the duty to settle it once."""
-
-    __slots__ = ("_epoch", "body", "content", "exchange", "received_s", "redelivered", "routing_key", "tag")
-
-    def __init__(
-        self,
-        epoch: "_Epoch",
-        tag: int,
-        redelivered: bool,
-        exchange: str,
-        routing_key: str,
-        content: Content,
-        body: bytes,
-        received_s: float,
-    ) -> None:
-        self._epoch = epoch
-        self.tag = tag
-        self.redelivered = redelivered
-        self.exchange = exchange
-        self.routing_key = routing_key
-        self.content = content
-        self.body = body
-        self.received_s = received_s
-        """When it came (monotonic seconds)."""
-
-    @property
-    def current(self) -> bool:
-        """False once its channel is gone: the broker has taken the message back, and will deliver it again."""
-        return self._epoch.current
-
-    def settle(self) -> None:
-        """Nothing more is to be done: the broker may forget the message."""
-        self._epoch.settle(self.tag)
-
-
-class Recipient(Protocol):
-    """Who gets the deliveries."""
-
-    def deliver(self, delivery: Delivery) -> None:
-        """Takes a delivery, at once and in order. Must not raise."""
-
-    def flush(self) -> None:
-        """Called after the last of the deliveries that came together: nothing more is to be waited for."""
-
-
-class _Epoch:
-    """One channel's deliveries, from consuming to its end."""
-
-    def __init__(self, recipient: Recipient, prefetch: int) -> None:
-        self.lane = Lane(self._receive, self._received)
-        self.current = True
-        self.settled = asyncio.Event()
-        """Set when there was nothing left to acknowledge."""
-        self._settlement = Settlement(patience=prefetch // 2)
-        self._due = False
-        self._deliver = recipient.deliver
-        self._flush = recipient.flush
-        self._loop = asyncio.get_running_loop()
-
-    @property
-    def outstanding(self) -> int:
-        """Deliveries that are not settled."""
-        return self._settlement.outstanding
-
-    def _receive(
-        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
-    ) -> None:
-        if not self.current:
-            return  # it could not be acknowledged any more, and comes again: nobody needs it twice
-        self._due = True  # see _received
-        self._settlement.deliver(tag)
-        received_s = time.monotonic()
-        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s))
-
-    def _received(self) -> None:
-        # All in the turn of the loop that brought it. Alone, an update leaves at once; what comes faster than it can be
-        # sent comes in larger reads, and leaves in fewer writes. Another turn, be it for the acknowledgement alone,
-        # would cost each update 40 microseconds, with 1000 clients half a percent of all (`make bench`, paced).
-        self._flush()
-        self.acknowledge()
-
-    def settle(self, tag: int) -> None:
-        self._settlement.settle(tag)
-        if not self._due:
-            self._due = True
-            self._loop.call_soon(self.acknowledge)
-
-    def acknowledge(self) -> None:
-        """Sends what may be acknowledged, in one piece."""
-        self._due = False
-        if self.current:
-            self.lane.acknowledge(self._settlement.take())
-            if not self.outstanding:
-                self.settled.set()
-
-
 class Consumer:
     """Consumes for as long as it runs, whatever the broker does."""
 
@@ -165,6 +69,13 @@ class Consumer:
         self._stopping = asyncio.Event()
         self.on_epoch_over: Callable[[], None] = lambda: None
         """Called when deliveries that are not settled have become the broker's again."""
+        self.last_gap: Gap | None = None
+        """The last time in which events may have been missed."""
+        self.sharing = 0
+        """How many others consume the named queue, as far as the broker knows."""
+        metrics.watch(
+            "bridge_queue_others", "Others that consume this bridge's named queue.", lambda: float(self.sharing)
+        )
         metrics.watch(
             "bridge_consuming", "1 while the bridge consumes.", lambda: float(self.status.state is State.WORKING)
         )
@@ -181,22 +92,22 @@ class Consumer:
         """One life. Returns what ended it, in the broker's words."""
         source = self._source
         self._metrics.broker_attempts.inc()
-        epoch = _Epoch(self._recipient, source.prefetch)
+        epoch = Epoch(self._recipient, source.prefetch)
         async with connected(source.nodes, source.name, epoch.lane) as amqp:
             tasks: list[asyncio.Task[object]] = []
             try:
                 async with asyncio.timeout(SETUP_TIMEOUT_S):
                     channel = await amqp.channel(publisher_confirms=False)
                     watcher = await amqp.channel(publisher_confirms=False)
-                    queue = await topology.set_up(amqp, channel, source.exchanges, source.queue)
+                    found = await topology.set_up(amqp, channel, source.exchanges, source.queue)
                     await channel.basic_qos(prefetch_count=source.prefetch)
                     ended = end_of(amqp, channel)
                     # Before the first delivery: it comes right behind the broker's consent.
                     epoch.lane.channel = channel.number
-                    consuming = await channel.basic_consume(queue, _never)
-                self._recovered(queue)
+                    consuming = await channel.basic_consume(found.queue, _never, arguments=self._arguments())
+                self._recovered(found)
                 tasks = [
-                    asyncio.create_task(self._watch(watcher, queue), name="check topology"),
+                    asyncio.create_task(self._watch(watcher, found), name="check topology"),
                     asyncio.create_task(self._stopping.wait(), name="await stop"),
                 ]
                 ends: list[asyncio.Future[Any]] = [ended, *tasks]
@@ -214,15 +125,36 @@ class Consumer:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, channel: aiormq.abc.AbstractChannel, queue: str) -> None:
+    def _arguments(self) -> FieldTable | None:
+        if self._source.queue is None:
+            return None
+        # The newest connection comes first. A broker that still believes in an old one, half open, would otherwise give
+        # it every other event, to keep until three heartbeats are over.
+        return {"x-priority": time.time_ns() // 1_000_000}
+
+    async def _watch(self, channel: aiormq.abc.AbstractChannel, found: Topology) -> None:
         """Looks at the topology again and again; raises when something is missing, or the broker does not answer."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                await topology.check(channel, self._source.exchanges, queue)
+                consumers = await topology.check(channel, found)
             self.status.prove()
+            if self._source.queue is not None:
+                self._count_others(consumers - 1)
 
-    async def _finish(self, channel: aiormq.abc.AbstractChannel, consumer_tag: str, epoch: _Epoch) -> None:
+    def _count_others(self, others: int) -> None:
+        if others > 0 and not self.sharing:
+            _log.error(
+                "others consume this bridge's queue, and each event goes to one of them only; give every bridge a "
+                "BRIDGE_QUEUE of its own (after a lost connection it may be that one, until the broker misses it)",
+                queue=self._source.queue,
+                others=others,
+            )
+        elif others <= 0 and self.sharing:
+            _log.info("nobody else consumes this bridge's queue any more", queue=self._source.queue)
+        self.sharing = max(0, others)
+
+    async def _finish(self, channel: aiormq.abc.AbstractChannel, consumer_tag: str, epoch: Epoch) -> None:
         try:
             await channel.basic_cancel(consumer_tag, timeout=CANCEL_TIMEOUT_S)
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
@@ -236,15 +168,26 @@ class Consumer:
                     await epoch.settled.wait()
         epoch.acknowledge()
         if epoch.outstanding:
-            _log.warning("stopped with unsettled deliveries; the broker keeps them", deliveries=epoch.outstanding)
+            # Those of an exclusive queue go with it: they are rejects, and lost where nobody else publishes them yet.
+            _log.warning(
+                "stopped with unsettled deliveries",
+                deliveries=epoch.outstanding,
+                kept_by_the_broker=self._source.queue is not None,
+            )
 
-    def _recovered(self, queue: str) -> None:
+    def _recovered(self, found: Topology) -> None:
         status = self.status
-        fields = {"queue": queue, "exchanges": self._source.exchanges, "attempts": status.attempts}
+        fields = {"queue": found.queue, "exchanges": self._source.exchanges, "attempts": status.attempts}
         if status.worked:
-            after_s = round(time.monotonic() - status.since_s, 1)
+            now_s = time.monotonic()
             # What was published meanwhile went to nobody's queue, unless the queue was there all the time.
-            _log.info("broker recovered", after_s=after_s, gap_possible=self._source.queue is None, **fields)
+            if found.made:
+                heard_s = status.proven_s if status.proven_s is not None else now_s
+                now_unix_s = time.time()
+                self.last_gap = Gap(now_unix_s - (now_s - heard_s), now_unix_s, status.error or "")
+                self._metrics.gaps.inc()
+            after_s = round(now_s - status.since_s, 1)
+            _log.info("broker recovered", after_s=after_s, gap_possible=found.made, **fields)
         else:
             _log.info("consuming", **fields)
         status.enter(State.WORKING)

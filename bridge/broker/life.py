@@ -1,7 +1,8 @@
 """One supervised life after another: whoever lives on a connection to the broker is started again when it ends.
 
-The one place that tells a lost connection (tried again soon) from a refusal (tried again patiently, or the end of the
-program where nothing ever worked) and from a fault of ours (said in full, and no reason to stop).
+The one place that tells a lost connection from a refusal (the end of the program where nothing ever worked) and from a
+fault of ours (said in full, and no reason to stop). All are tried again alike: whoever mends a password waits as little
+for the bridge as who starts a broker.
 """
 
 import asyncio
@@ -36,9 +37,8 @@ async def keep_alive(
     worked, unless `wait` is set.
     """
     before = cancel_requests()
-    soon, patient = Backoff(), Backoff(first_s=0.5, longest_s=15.0)
+    pauses = Backoff()
     while not stopping.is_set():
-        pauses = soon
         status.attempts += 1
         began_s = time.monotonic()
         try:
@@ -47,7 +47,6 @@ async def keep_alive(
             if not status.worked and not wait:
                 raise
             state, reason = State.REFUSED, str(error)
-            pauses = patient
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
             state, reason = State.LOST, sentence(error)
         except asyncio.CancelledError as error:
@@ -60,8 +59,7 @@ async def keep_alive(
         if stopping.is_set():
             break
         if time.monotonic() - began_s >= STABLE_S:
-            soon.reset()
-            patient.reset()
+            pauses.reset()
         lost(state, reason)
         status.enter(state, reason)
         with suppress(TimeoutError):

@@ -7,7 +7,7 @@ anew when it is lost.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
@@ -111,6 +111,32 @@ def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChan
     # The only sign of a queue that was deleted, or of a consumer that the broker cancelled.
     channel.on_consumer_cancel_callbacks.add(lambda frame: end("the broker cancelled the consumer: its queue is gone"))
     return ended
+
+
+def tell_of_blocking(amqp: aiormq.abc.AbstractConnection, tell: Callable[[str | None], None]) -> None:
+    """Has `tell` told when the broker takes nothing more to publish, in its own words, and None when it does again.
+
+    aiormq waits then, and tells nobody but its log; a broker that is short of memory or disk may stay so for hours.
+    """
+    on_blocked = getattr(amqp, _ON_BLOCKED, None)
+    on_unblocked = getattr(amqp, _ON_UNBLOCKED, None)
+    if on_blocked is None or on_unblocked is None:
+        return  # another version of the library: a confirm that is missed for long is noticed all the same
+
+    async def tell_blocked(frame: commands.Connection.Blocked) -> None:
+        tell(printable(str(frame.reason)))
+        await on_blocked(frame)
+
+    async def tell_unblocked(frame: commands.Connection.Unblocked) -> None:
+        tell(None)
+        await on_unblocked(frame)
+
+    setattr(amqp, _ON_BLOCKED, tell_blocked)
+    setattr(amqp, _ON_UNBLOCKED, tell_unblocked)
+
+
+_ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{what}" for what in ("blocked", "unblocked"))
+"""The library's own methods, which are private: it has no callback for either."""
 
 
 class _Reader(asyncio.StreamReaderProtocol):

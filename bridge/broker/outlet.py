@@ -14,7 +14,7 @@ import aiormq
 from pamqp import commands
 
 from bridge.broker.life import cancel_requests
-from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
+from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence, tell_of_blocking
 
 _LOST = "the connection was lost"
 
@@ -49,6 +49,10 @@ class Outlet:
         self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[str] | None = None
         """Of the channel: done when it, or its connection, is over."""
+        self.blocked: str | None = None
+        """Why the broker takes nothing to publish at the moment, in its own words."""
+        self.on_blocked: Callable[[], None] = lambda: None
+        """Called when `blocked` has changed."""
         self._turn = asyncio.Lock()
         self._of_this_id: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -66,6 +70,8 @@ class Outlet:
             async with asyncio.timeout(SETUP_TIMEOUT_S):
                 channel = await amqp.channel(publisher_confirms=True)
                 await self._set_up(amqp, channel)
+            self.blocked = None
+            tell_of_blocking(amqp, self._tell)
             self._channel.set_result(channel)
             opened()
             ended = end_of(amqp, channel)
@@ -77,6 +83,10 @@ class Outlet:
                 stop.cancel()
                 self._withdraw(channel)
             return ended.result() if ended.done() else "stopped"
+
+    def _tell(self, reason: str | None) -> None:
+        self.blocked = reason
+        self.on_blocked()
 
     async def publish(
         self, body: bytes, exchange: str, routing_key: str, properties: commands.Basic.Properties

@@ -1,6 +1,7 @@
 """Rejected events on their way out: to an exchange of their own, with the reasons in headers, confirmed.
 
-What can't be published is held, unacknowledged, until it can; the consumer's prefetch bounds how much that may be.
+What can't be published is held, unacknowledged, until it can; the consumer's prefetch bounds how much that may be. A
+lost connection gives it back to a named queue; an exclusive one is gone, and what is held here is all there is of it.
 """
 
 import asyncio
@@ -16,10 +17,11 @@ from pamqp.common import FieldTable
 from pamqp.header import ContentHeader
 
 from bridge.broker import topology
-from bridge.broker.consumer import Delivery
+from bridge.broker.epoch import Delivery
 from bridge.broker.life import keep_alive
 from bridge.broker.link import Backoff, Node, sentence
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
+from bridge.broker.retries import LONGEST_OWN_S, Retries
 from bridge.broker.status import State, Status
 from bridge.contract.pipeline import Rejected
 from bridge.errors import BrokerRefusal
@@ -31,9 +33,6 @@ MAX_HEADER_BYTES = 100_000
 CONFIRM_S = 30.0
 """A confirm that takes longer than this is missed: `/readyz` and the log say so."""
 
-RETRY_S = 5.0
-"""The longest pause before an event that was not confirmed is published again."""
-
 QUEUE_ARGUMENTS: FieldTable = {"x-max-length-bytes": 256 * 1024 * 1024}
 """Of the rejects' queue: the oldest go first. Rejects are there to be looked at, not to fill the broker's disk."""
 
@@ -44,9 +43,18 @@ class Rejects:
     """Publishes rejected events, and settles each once the broker has confirmed it."""
 
     def __init__(
-        self, nodes: Sequence[Node], exchange: str | None, instance: str, metrics: Metrics, wait: bool
+        self,
+        nodes: Sequence[Node],
+        exchange: str | None,
+        instance: str,
+        metrics: Metrics,
+        wait: bool,
+        most_kept: int | None = None,
     ) -> None:
-        """`exchange` None only counts; `instance` goes into the headers; `wait` as for the consumer."""
+        """`exchange` None only counts; `instance` goes into the headers; `wait` as for the consumer.
+
+        `most_kept` bounds the events that are held although their connection is lost; None where they come again.
+        """
         self.status = Status()
         self._outlet = Outlet(nodes, f"edk-bridge rejects@{instance}", self._set_up)
         self._exchange = exchange
@@ -54,6 +62,9 @@ class Rejects:
         self._metrics = metrics
         self._wait = wait
         self._publishing: dict[asyncio.Task[None], Delivery] = {}
+        self._retries = Retries()
+        self._most_kept = most_kept
+        self._outlet.on_blocked = self._blocked
         self._stopping = asyncio.Event()
         metrics.watch("bridge_rejects_waiting", "Rejected events not confirmed yet.", lambda: len(self._publishing))
 
@@ -78,16 +89,27 @@ class Rejects:
         if not task.cancelled() and (error := task.exception()) is not None:
             # One event less, and said so, rather than a bridge that waits for it for ever.
             _log.error("a rejected event could not be published, and is lost", exc_info=error)
+            self._metrics.rejects_lost.inc()
             delivery.settle()
-        if not self._publishing and self._outlet.open and not self._stopping.is_set():
+        if not self._publishing and self._outlet.open and not self._outlet.blocked and not self._stopping.is_set():
             # Nothing is held any more, be it that the broker took it all back.
             self._working("no rejected event is held any more")
 
-    def forget_stale(self) -> None:
-        """Gives up what the broker has taken back: it delivers it again."""
-        for task, delivery in tuple(self._publishing.items()):
-            if not delivery.current:
-                task.cancel()
+    def epoch_over(self) -> None:
+        """To be called when deliveries that are not settled are no longer the bridge's: gives up what comes again."""
+        stale = [task for task, delivery in self._publishing.items() if not delivery.current]
+        if self._most_kept is None:
+            given_up = stale
+        else:
+            given_up = stale[: max(0, len(stale) - self._most_kept)]
+            self._lose(len(given_up), "too many rejected events are held; the oldest are lost")
+        for task in given_up:
+            task.cancel()
+
+    def _lose(self, events: int, phrase: str) -> None:
+        if events:
+            self._metrics.rejects_lost.inc(events)
+            _log.error(phrase, events=events)
 
     async def run(self) -> None:
         """Keeps a channel to publish on until `stop`. Raises BrokerRefusal as the consumer does."""
@@ -105,8 +127,10 @@ class Rejects:
         self._stopping.set()
 
     async def close(self) -> None:
-        """Gives up what still waits: the broker keeps it."""
+        """Gives up what still waits: a named queue keeps it."""
         tasks = tuple(self._publishing)
+        if self._most_kept is not None:
+            self._lose(len(tasks), "stopped with rejected events that could not be published; they are lost")
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -116,7 +140,7 @@ class Rejects:
         try:
             await topology.ensure_exchange(amqp, self._exchange)
             await topology.ensure_queue(amqp, self._exchange, QUEUE_ARGUMENTS)
-            await channel.queue_bind(self._exchange, self._exchange)
+            await channel.queue_bind(self._exchange, self._exchange, topology.ROUTING_KEY)
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
                 f"rejected events can't be published to {self._exchange!r}: {sentence(error)}; grant that, name "
@@ -129,31 +153,40 @@ class Rejects:
             # Otherwise the first confirm says whether it works.
             self._working("rejected events can be published again")
 
+    def _blocked(self) -> None:
+        if self._outlet.blocked is not None:
+            self._failed(f"the broker takes nothing to publish: {self._outlet.blocked}")
+        elif not self._publishing:
+            self._working("rejected events can be published again")
+
     async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
         properties = self._properties(delivery, rejected)
-        pauses = Backoff(longest_s=RETRY_S)
+        pauses = Backoff(longest_s=LONGEST_OWN_S)
         while True:
             watching = asyncio.create_task(self._watch(), name="await confirm")
             try:
                 await self._outlet.publish(delivery.body, self._exchange or "", delivery.routing_key, properties)
             except Unconfirmed as error:
-                # However it fails, it is tried again.
+                # However it fails, it is tried again. Why a channel has ended is for `run` to say: here, less is known.
+                if isinstance(error, Unrouted) or not error.channel.is_closed:
+                    self._failed(str(error))
                 if isinstance(error, Unrouted):
                     self._outlet.renew(error.channel, str(error))
-                self._failed(str(error))
-                await asyncio.sleep(pauses.pause_s())
+                self._retries.failed()
             else:
                 self._working("rejected events are published again")
+                self._retries.confirmed()
                 delivery.settle()
                 return
             finally:
                 watching.cancel()
+            await self._retries.wait(pauses)
 
     async def _watch(self) -> None:
         """Says again and again that a confirm is missed, whatever others say meanwhile."""
         while True:
             await asyncio.sleep(CONFIRM_S)
-            if self._outlet.open:
+            if self._outlet.open and not self._outlet.blocked:
                 self._failed(f"no confirm within {CONFIRM_S:g} s: the broker may be short of memory or disk")
 
     def _failed(self, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 
 PROOF_VALID_S = 10.0
@@ -16,6 +17,19 @@ class State(StrEnum):
     LOST = "lost"
     REFUSED = "refused"
     STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A time in which events may have been published that no queue of the bridge's got. Unix seconds."""
+
+    since_s: float
+    until_s: float
+    reason: str
+
+    def report(self) -> dict[str, object]:
+        """For `/readyz`."""
+        return {"since": _rfc3339(self.since_s), "until": _rfc3339(self.until_s), "reason": self.reason}
 
 
 @dataclass(slots=True)
@@ -62,3 +76,7 @@ class Status:
             "attempts": self.attempts,
             "error": self.error,
         }
+
+
+def _rfc3339(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

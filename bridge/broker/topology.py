@@ -1,11 +1,11 @@
 """What must exist at the broker for events to flow: exchanges, the queue, bindings between them.
 
-Nothing that exists is ever declared otherwise than passively: the fetchers own their exchange, and the bridge must not
-get in their way.
+Nothing that exists is ever changed: the fetchers own their exchange, and the bridge must not get in their way.
 """
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import aiormq
 from pamqp.common import FieldTable
@@ -26,85 +26,127 @@ QUEUE_ARGUMENTS: FieldTable = {
 """For a named queue that the bridge makes: kept for a week without a consumer (milliseconds), a few days of killmails
 at most, the oldest going first, so that a bridge that never comes back does not fill the broker's disk."""
 
-KIND = re.compile(r"inequivalent arg 'type' .* but current is '([\w-]+)'")
+MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([\w-]+)'")
+"""What the broker says where an exchange is not what it was declared as."""
 
 
-async def set_up(amqp: Amqp, channel: aiormq.abc.AbstractChannel, exchanges: Sequence[str], queue: str | None) -> str:
-    """Finds or makes everything, and binds; returns the queue's name.
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One that exists, and what the broker agreed that it is."""
+
+    name: str
+    kind: str | None
+    """None where that can't be found out: no permission, or arguments of its own."""
+    durable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What events flow through."""
+
+    exchanges: tuple[Exchange, ...]
+    queue: str
+    made: bool
+    """True where the queue or an exchange had to be made: what was published before is in no queue of ours."""
+
+
+async def set_up(
+    amqp: Amqp, channel: aiormq.abc.AbstractChannel, exchanges: Sequence[str], queue: str | None
+) -> Topology:
+    """Finds or makes everything, and binds.
 
     `queue` None asks for an exclusive one that the broker names. Raises BrokerRefusal where a permission is missing or
     an exchange is of a kind that would never deliver.
     """
     try:
-        for exchange in exchanges:
-            await ensure_exchange(amqp, exchange)
-            await _refuse_direct(amqp, exchange)
+        made = [await ensure_exchange(amqp, exchange) for exchange in exchanges]
+        found = [await _recognized(amqp, exchange) for exchange in exchanges]
         if queue is None:
+            made.append(True)
             name = (await channel.queue_declare("", exclusive=True, auto_delete=True)).queue or ""
         else:
-            await ensure_queue(amqp, queue, QUEUE_ARGUMENTS)
+            made.append(await ensure_queue(amqp, queue, QUEUE_ARGUMENTS))
             name = queue
         for exchange in exchanges:
             await channel.queue_bind(name, exchange, ROUTING_KEY)
     except aiormq.exceptions.ChannelAccessRefused as error:
         raise BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {sentence(error)}") from error
-    return name
+    return Topology(tuple(found), name, any(made))
 
 
-async def check(channel: aiormq.abc.AbstractChannel, exchanges: Sequence[str], queue: str) -> None:
-    """Raises where an exchange or the queue is gone; where an exchange was made anew, binds the queue to it again.
+async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:
+    """Raises where something is gone or has become something else; binds again; returns how many consume the queue.
 
-    An exchange that is deleted and made again takes the binding with it, and nobody is told: no error, no messages.
+    An exchange that is deleted and made again takes the binding with it, and nobody is told: no error, no messages. One
+    that was made again as a direct exchange takes the binding, and delivers nothing.
     """
-    for exchange in exchanges:
-        await channel.exchange_declare(exchange, passive=True)
-    await channel.queue_declare(queue, passive=True)
-    for exchange in exchanges:
-        await channel.queue_bind(queue, exchange, ROUTING_KEY)
+    for exchange in topology.exchanges:
+        # First whether it is there: the second declaration would make it.
+        await channel.exchange_declare(exchange.name, passive=True)
+        if exchange.kind is not None:
+            await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)
+    queue = await channel.queue_declare(topology.queue, passive=True)
+    for exchange in topology.exchanges:
+        await channel.queue_bind(topology.queue, exchange.name, ROUTING_KEY)
+    return queue.consumer_count or 0
 
 
-async def ensure_exchange(amqp: Amqp, exchange: str) -> None:
-    """Makes a durable fanout exchange where none of that name exists; one that exists is used as it is."""
-    await _ensure(
+async def ensure_exchange(amqp: Amqp, exchange: str) -> bool:
+    """Makes a durable fanout exchange where none of that name exists, and says so; one that exists is used as it is."""
+    return await _ensure(
         amqp,
         lambda channel: channel.exchange_declare(exchange, passive=True),
         lambda channel: channel.exchange_declare(exchange, exchange_type="fanout", durable=True),
     )
 
 
-async def ensure_queue(amqp: Amqp, queue: str, arguments: FieldTable) -> None:
-    """Makes a durable queue with the arguments where none of that name exists; one that exists is used as it is."""
-    await _ensure(
+async def ensure_queue(amqp: Amqp, queue: str, arguments: FieldTable) -> bool:
+    """Makes a durable queue where none of that name exists, and says so; one that exists is used as it is."""
+    return await _ensure(
         amqp,
         lambda channel: channel.queue_declare(queue, passive=True),
         lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments),
     )
 
 
-async def _ensure(amqp: Amqp, look: Request, make: Request) -> None:
+async def _ensure(amqp: Amqp, look: Request, make: Request) -> bool:
     # On channels of their own: the broker closes a channel on which something is missing.
+    made = False
     channel = await amqp.channel(publisher_confirms=False)
     try:
         await look(channel)
     except aiormq.exceptions.ChannelNotFoundEntity:
         channel = await amqp.channel(publisher_confirms=False)
         await make(channel)
+        made = True
     await channel.close()
+    return made
 
 
-async def _refuse_direct(amqp: Amqp, exchange: str) -> None:
-    # A passive declaration does not tell the kind. This one changes nothing either: where the exchange is not a durable
-    # fanout, the broker refuses it and says what it is; where the user may not declare, the kind stays unknown.
-    probe = await amqp.channel(publisher_confirms=False)
-    try:
-        await probe.exchange_declare(exchange, exchange_type="fanout", durable=True)
-        await probe.close()
-    except aiormq.exceptions.ChannelPreconditionFailed as error:
-        kind = KIND.search(sentence(error))
-        if kind is not None and kind[1] == "direct":
-            raise BrokerRefusal(
-                f"the exchange {exchange!r} is a direct exchange, which would never deliver to the bridge; "
-                "name a fanout or topic exchange in BRIDGE_EXCHANGES, or bind one to it"
-            ) from error
-    except aiormq.exceptions.ChannelAccessRefused:
-        pass
+async def _recognized(amqp: Amqp, exchange: str) -> Exchange:
+    # A passive declaration does not tell the kind. Another one changes nothing either: where the exchange is something
+    # else, the broker refuses, and says what it is.
+    kind, durable = "fanout", True
+    for _ in range(3):
+        channel = await amqp.channel(publisher_confirms=False)
+        try:
+            await channel.exchange_declare(exchange, exchange_type=kind, durable=durable)
+        except aiormq.exceptions.ChannelAccessRefused:
+            break
+        except aiormq.exceptions.ChannelPreconditionFailed as error:
+            mismatch = MISMATCH.search(sentence(error))
+            if mismatch is None:
+                break
+            if mismatch[1] == "durable":
+                durable = mismatch[2] == "true"
+                continue
+            kind = mismatch[2]
+            if kind == "direct":
+                raise BrokerRefusal(
+                    f"the exchange {exchange!r} is a direct exchange, which would never deliver to the bridge; "
+                    "name a fanout or topic exchange in BRIDGE_EXCHANGES, or bind one to it"
+                ) from error
+        else:
+            await channel.close()
+            return Exchange(exchange, kind, durable)
+    return Exchange(exchange, None)

@@ -5,7 +5,7 @@ after the other, without waiting where there is no room; the second call asks wh
 seventh less than with `os.write`, and less than in a loop in C that calls `send` (`make bench`, paced).
 
 What is written here of the kernel is from its `fs/aio.c` and `include/uapi/linux/aio_abi.h`. Containers usually allow
-it, unlike io_uring, which would save no more: what is left is the network's own.
+it, unlike io_uring.
 
 This file must never know whose sockets they are.
 """

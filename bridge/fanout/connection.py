@@ -15,8 +15,11 @@ from bridge.fanout.hub import Hub
 from bridge.fanout.inbound import Close, Inbound, Ping, Violation
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 
-RECEIVED = memoryview(bytearray(65536))
-"""What a read brings. Shared by all connections: each read is dealt with before the next one is made."""
+RECEIVED = memoryview(bytearray(8192))
+"""What a read brings. Shared by all connections: each read is dealt with before the next one is made.
+
+Small, because nobody else is served while a client's frames are read: as many as fit take 5 ms at most.
+"""
 
 LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to
@@ -138,28 +141,38 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received(RECEIVED[:nbytes])
+        if nbytes == len(RECEIVED) and self._transport is not None:
+            # There may be more, and libuv would read up to 32 times: one read a turn, or a client that sends a flood of
+            # tiny frames delays all others by 0.1 to 0.4 s.
+            self._transport.pause_reading()
+            self._hub.schedule(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def received(self, data: memoryview | bytes) -> None:
         """Deals with a client's bytes."""
         self.heard_at = self.clock.now_s
         inbound = self._inbound or Inbound()
-        for event in inbound.feed(data):
-            match event:
-                case Ping(payload):
-                    self._answer(payload)
+        if events := inbound.feed(data):
+            self._answer([event.payload for event in events if isinstance(event, Ping)])
+            # Nothing comes behind a violation or a close.
+            match events[-1]:
                 case Violation(code, sentence):
                     self._fail(REASONS[code], sentence)
                 case Close(code):
                     self._closed_by_client(code)
         self._inbound = None if inbound.idle else inbound
 
-    def _answer(self, payload: bytes) -> None:
-        if self._transport is None or self.closed_at is not None:
+    def _answer(self, pings: list[bytes]) -> None:
+        """In one write: each costs as much as the reading of ten pings."""
+        if not pings or self._transport is None or self.closed_at is not None:
             return
         if self.congested:
-            self._pong = payload
+            self._pong = pings[-1]
         else:
-            self._transport.write(pong_frame(payload))
+            self._transport.write(b"".join(map(pong_frame, pings)))
 
     def _fail(self, reason: CloseReason, sentence: str) -> None:
         if self._transport is None or self.closed_at is not None:
@@ -191,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
         self.congested = False
         if self._pong is not None:
             payload, self._pong = self._pong, None
-            self._answer(payload)
+            self._answer([payload])
         self._hub.drained(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

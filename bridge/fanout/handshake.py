@@ -145,6 +145,8 @@ class Handshake(asyncio.BufferedProtocol):
             self.abort()
             return
         seconds = self._host.handshake_timeout_s
+        # Once more, for a client that does not end the connection either: it would keep its place for ever.
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
         self._refuse("timeout", HTTPStatus.REQUEST_TIMEOUT, f"No complete request within {seconds:g} seconds.")
 
     def _turn_away(self, refusal: Refusal | None) -> None:

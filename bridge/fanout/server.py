@@ -1,6 +1,7 @@
 """The WebSocket and HTTP server: accepts, limits, watches over and lets go of clients."""
 
 import asyncio
+import socket
 from dataclasses import dataclass
 
 import structlog
@@ -9,6 +10,7 @@ from bridge import memory
 from bridge.fanout.access import Access
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
+from bridge.fanout.entrance import Entrance
 from bridge.fanout.handshake import Handshake
 from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import Keepalive
@@ -18,11 +20,6 @@ from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
 
 _log = structlog.get_logger("bridge.fanout")
-
-
-RESERVE = 256
-"""Clients beyond the limit that are told so, in HTTP or with a close code. Any more are dropped without a word: what a
-full bridge says must not use up the descriptors that it needs for its broker."""
 
 
 MANY = 1000
@@ -40,6 +37,8 @@ class Limits:
     """What clients may use."""
 
     max_connections: int
+    reserve: int
+    """Clients beyond that which are told so; any more are dropped without a word."""
     handshake_timeout_s: float
     idle_timeout_s: float
     ping_interval_s: float
@@ -77,7 +76,10 @@ class Server:
         self._keepalive = Keepalive(self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s)
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
-        self._servers: list[asyncio.Server] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._entrance: Entrance | None = None
+        self._dropped = 0
+        """Clients for whom there was no place even to refuse them, since there last was one."""
         self._empty = asyncio.Event()
         self._empty.set()
         metrics.watch("bridge_connections", "WebSocket connections that are open.", lambda: len(hub))
@@ -90,23 +92,29 @@ class Server:
         """Starts to accept clients; returns the addresses and ports. Raises OSError that names the address."""
         loop = asyncio.get_running_loop()
         listeners = open_listeners(hosts, port, reuse_port)
-        for listener in listeners:
-            server = await loop.create_server(
-                lambda: Handshake(self),
-                sock=listener,
-                backlog=BACKLOG,
-                ssl=self._tls.context if self._tls else None,
-                ssl_handshake_timeout=self._limits.handshake_timeout_s if self._tls else None,
-            )
-            self._servers.append(server)
+        names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
+        self._entrance = Entrance(listeners, self._accept, self._metrics)
+        await self._entrance.open()
+        self._watching = loop.create_task(self._entrance.watch(), name="entrance")
         self._keeping = loop.create_task(self._keepalive.run(), name="keepalive")
-        return [listener.getsockname()[:2] for listener in listeners]
+        return names
+
+    async def _accept(self, listener: socket.socket) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(
+            lambda: Handshake(self),
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=self._tls.context if self._tls else None,
+            ssl_handshake_timeout=self._limits.handshake_timeout_s if self._tls else None,
+        )
 
     def stop_listening(self) -> None:
         """Accepts no one any more; who is connected stays."""
         self._stopping = True
-        for server in self._servers:
-            server.close()
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._entrance is not None:
+            self._entrance.close()
         for handshake in tuple(self._handshakes):
             handshake.abort()
 
@@ -127,8 +135,18 @@ class Server:
 
     def began(self, handshake: Handshake) -> bool:
         # Also one whose TLS handshake began before the bridge was asked to stop.
-        if self._stopping or len(self._connections) + len(self._handshakes) >= self._limits.max_connections + RESERVE:
+        if self._stopping:
             return False
+        clients = len(self._connections) + len(self._handshakes)
+        if clients >= self._limits.max_connections + self._limits.reserve:
+            self._metrics.refused.labels("full").inc()
+            if not self._dropped:
+                _log.warning("more clients than can be told that the bridge is full: they are dropped", clients=clients)
+            self._dropped += 1
+            return False
+        if self._dropped and clients <= self._limits.max_connections:
+            _log.info("there is room for clients again", dropped=self._dropped)
+            self._dropped = 0
         self._handshakes.add(handshake)
         return True
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from bridge.demo.broker import Broker
-from bridge.fanout.server import RESERVE
+from bridge.descriptors import RESERVE
 from tests.support.clients import get, request
 from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually

@@ -186,3 +186,16 @@ async def test_rejects_queue_that_is_deleted_is_made_again(
                 return False
 
         await eventually("the event is in a new queue", arrived)
+
+
+async def test_topic_exchange_for_rejects_takes_events_of_any_routing_key(
+    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
+) -> None:
+    """An exchange for rejects that exists is used as it is, and its queue is bound for everything."""
+    channel = await amqp.channel()
+    await channel.declare_exchange(rejects, aio_pika.ExchangeType.TOPIC, durable=True)
+    async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange=rejects):
+        target = await channel.get_exchange(exchange)
+        await target.publish(aio_pika.Message(b"poison"), routing_key="kill.lowsec")
+        [message] = await take(amqp, rejects, 1)
+        assert message.routing_key == "kill.lowsec"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pamqp.header import ContentHeader
 
-from bridge.broker.consumer import Delivery
+from bridge.broker.epoch import Delivery
 from bridge.broker.lane import Content
 from bridge.broker.rejects import Rejects
 from bridge.fanout.closing import CloseReason
@@ -221,6 +221,7 @@ class FakeTransport(asyncio.Transport):
         self.high: int | None = None
         self.ended: list[str] = []
         """How its end came about: eof, close, abort, in their order."""
+        self.reading = True
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
@@ -245,6 +246,13 @@ class FakeTransport(asyncio.Transport):
         self._paused = False
         self.full = full
         self.get_protocol().resume_writing()
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.is_closing()
+        self.reading = True
 
     def can_write_eof(self) -> bool:
         return self._half_closes
@@ -288,6 +296,12 @@ class FakeDelivery(Delivery):
         self.redelivered = redelivered
         self.received_s = time.monotonic()
         self.settled = 0
+        self.lost = False
+        """True once its channel is to be gone."""
+
+    @property
+    def current(self) -> bool:
+        return not self.lost
 
     def settle(self) -> None:
         self.settled += 1

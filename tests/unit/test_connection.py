@@ -62,9 +62,11 @@ class Scene:
 
     def hears(self, data: bytes) -> None:
         """Bytes arrive, as the event loop delivers them."""
-        buffer = self.connection.get_buffer(-1)
-        buffer[: len(data)] = data
-        self.connection.buffer_updated(len(data))
+        for at in range(0, len(data), len(RECEIVED)):
+            piece = data[at : at + len(RECEIVED)]
+            buffer = self.connection.get_buffer(-1)
+            buffer[: len(piece)] = piece
+            self.connection.buffer_updated(len(piece))
 
     def congest(self) -> None:
         self.transport.full = True
@@ -287,11 +289,35 @@ def test_whatever_a_client_sends_is_ignored(scene: Scene, opcode: Opcode, size: 
 
 def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: Scene) -> None:
     message = Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)
-    for at in range(0, len(message), len(RECEIVED)):
-        scene.hears(message[at : at + len(RECEIVED)])
+    scene.hears(message)
     assert scene.connection._inbound is None
     scene.says(Opcode.PING, b"after")
     assert scene.transport.written == [pong_frame(b"after")]
+
+
+def test_client_that_fills_the_buffer_is_read_on_in_the_next_turn(scene: Scene) -> None:
+    scene.hears(Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)[: len(RECEIVED)])
+    assert not scene.transport.reading
+    scene.turns.turn()
+    assert scene.transport.reading
+    scene.hears(b"x" * (len(RECEIVED) - 1))
+    assert scene.transport.reading
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: Scene, *, lost: bool) -> None:
+    scene.hears(Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)[: len(RECEIVED)])
+    if lost:
+        scene.connection.connection_lost(None)
+    else:
+        scene.connection.abort()
+    scene.turns.settle()
+    assert not scene.transport.reading
+
+
+def test_pings_that_come_together_are_answered_in_one_write(scene: Scene) -> None:
+    scene.hears(b"".join(Frame(Opcode.PING, payload).serialize(mask=True) for payload in (b"a", b"b", b"c")))
+    assert scene.transport.written == [pong_frame(b"a") + pong_frame(b"b") + pong_frame(b"c")]
 
 
 def test_bytes_that_came_with_the_handshake_are_dealt_with(scene: Scene) -> None:

@@ -1,4 +1,4 @@
-"""The limit of file descriptors: raised to what it may be, and a warning where that is not enough."""
+"""The limit of file descriptors: raised to what it may be, and the limit of connections that it leaves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge import descriptors
+from bridge.descriptors import OWN, RESERVE, Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +24,33 @@ def limits() -> Iterator[tuple[int, int]]:
 
 def test_soft_limit_becomes_the_hard_one(limits: tuple[int, int]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-    with capture_logs() as logged:
-        descriptors.allow(10)
+    descriptors.allow()
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+
+
+@pytest.mark.parametrize("limit", [100 + RESERVE + OWN, 100 + RESERVE + OWN + 1, resource.RLIM_INFINITY])
+def test_connections_that_there_are_descriptors_for_are_allowed(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr("bridge.descriptors.resource.getrlimit", lambda _: (limit, limit))
+    with capture_logs() as logged:
+        assert descriptors.places(100) == Places(100, RESERVE)
     assert logged == []
 
 
-def test_more_connections_than_descriptors_are_warned_of(limits: tuple[int, int]) -> None:
+def test_few_connections_give_up_some_of_the_reserve_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.descriptors.resource.getrlimit", lambda _: (OWN + 200, OWN + 200))
     with capture_logs() as logged:
-        descriptors.allow(limits[1])
-    assert [(line["log_level"], line["descriptors"]) for line in logged] == [("warning", limits[1])]
+        assert descriptors.places(100) == Places(100, 50)
+    assert logged == []
+
+
+@pytest.mark.parametrize("limit", [1, 70, 128, 400, 1024, 10_000])
+def test_clients_alone_cannot_use_up_the_descriptors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr("bridge.descriptors.resource.getrlimit", lambda _: (limit, limit))
+    with capture_logs() as logged:
+        found = descriptors.places(10_000)
+    assert found.connections >= 1
+    assert found.reserve >= 1
+    assert found.connections + found.reserve <= max(2, limit - OWN)
+    assert [(line["log_level"], line["descriptors"], line["connections"]) for line in logged] == [
+        ("warning", limit, found.connections)
+    ]

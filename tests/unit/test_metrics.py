@@ -17,9 +17,12 @@ from bridge.metrics import CONTENT_TYPE, RECEIPT_TO_FLUSH_S, Durations, Metrics
 TYPES = {
     "bridge_broker_connection_attempts_total": "counter",
     "bridge_broker_losses_total": "counter",
+    "bridge_gaps_total": "counter",
+    "bridge_rejects_lost_total": "counter",
     "bridge_connections_opened_total": "counter",
     "bridge_deliveries_total": "counter",
     "bridge_duplicates_total": "counter",
+    "bridge_descriptor_shortages_total": "counter",
     "bridge_evictions_total": "counter",
     "bridge_receipt_to_flush_seconds": "histogram",
     "bridge_redeliveries_total": "counter",

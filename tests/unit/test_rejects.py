@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.broker import rejects as module
 from bridge.broker.rejects import Rejects
@@ -24,6 +25,7 @@ class SilentOutlet:
 
     def __init__(self) -> None:
         self.open = True
+        self.blocked: str | None = None
         self.confirming = asyncio.Event()
         self.published = 0
 
@@ -73,3 +75,62 @@ async def test_reject_that_is_given_up_is_left_to_the_broker() -> None:
     await eventually("it is under way", lambda: outlet.published)
     await rejects.close()
     assert (rejects.waiting, delivery.settled) == (0, 0)
+
+
+async def holding(rejects: Rejects, count: int) -> list[FakeDelivery]:
+    """That many events, rejected and not confirmed, whose connection is lost by now."""
+    outlet = SilentOutlet()
+    rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
+    deliveries = [FakeDelivery(b"[%d]" % number) for number in range(count)]
+    for delivery in deliveries:
+        rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
+    await eventually("all are under way", lambda: outlet.published == count)
+    for delivery in deliveries:
+        delivery.lost = True
+    return deliveries
+
+
+async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
+    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False)
+    await holding(rejects, 3)
+    rejects.epoch_over()
+    await eventually("nothing is held", lambda: rejects.waiting == 0)
+    assert lost(rejects) == 0
+
+
+async def test_event_that_does_not_come_again_is_held_though_its_connection_is_lost() -> None:
+    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
+    await holding(rejects, 3)
+    rejects.epoch_over()
+    await asyncio.sleep(0)
+    assert (rejects.waiting, lost(rejects)) == (3, 0)
+    await rejects.close()
+    assert (rejects.waiting, lost(rejects)) == (0, 3)
+
+
+async def test_oldest_events_are_lost_where_more_are_held_than_may_be_and_it_is_said() -> None:
+    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
+    oldest = (await holding(rejects, 5))[:2]
+    with capture_logs() as logged:
+        rejects.epoch_over()
+    await eventually("some are given up", lambda: rejects.waiting == 3)
+    assert not {*oldest} & {*rejects._publishing.values()}
+    assert lost(rejects) == 2
+    assert [(line["log_level"], line["events"]) for line in logged] == [("error", 2)]
+    await rejects.close()
+
+
+def lost(rejects: Rejects) -> float | None:
+    """How many events were lost, by the metrics."""
+    return rejects._metrics.registry.get_sample_value("bridge_rejects_lost_total")
+
+
+async def test_broker_that_takes_nothing_is_said_in_its_own_words_until_it_does_again() -> None:
+    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False)
+    rejects.status.enter(State.WORKING)
+    outlet = rejects._outlet
+    outlet._tell("low on memory")
+    assert rejects.status.report()["state"] == "lost"
+    assert "low on memory" in str(rejects.status.error)
+    outlet._tell(None)
+    assert rejects.status.report()["state"] == "working"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.broker import status
-from bridge.broker.status import PROOF_VALID_S, State, Status
+from bridge.broker.status import PROOF_VALID_S, Gap, State, Status
 
 
 class Time:
@@ -79,3 +79,12 @@ def test_answer_of_the_broker_proves_anew(since: Status, clock: Time) -> None:
     clock.now_s += 2 * PROOF_VALID_S
     since.prove()
     assert since.proven
+
+
+def test_gap_is_reported_in_the_time_of_people_and_machines() -> None:
+    gap = Gap(1_697_962_000.0, 1_697_962_003.25, "Connection refused")
+    assert gap.report() == {
+        "since": "2023-10-22T08:06:40.000Z",
+        "until": "2023-10-22T08:06:43.250Z",
+        "reason": "Connection refused",
+    }

@@ -8,7 +8,8 @@ import pytest
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from bridge.broker.consumer import Delivery, _Epoch, _never
+from bridge.broker.consumer import _never
+from bridge.broker.epoch import Delivery, Epoch
 from tests.support.frames import OWN, delivery, header, method, part, split_frames
 
 PREFETCH = 8
@@ -31,7 +32,7 @@ class Scene:
         self._settled: set[int] = set()
         self.settles_at_once = False
         """Each delivery is settled while it is delivered, as a duplicate is."""
-        self.epoch = _Epoch(self, PREFETCH)
+        self.epoch = Epoch(self, PREFETCH)
         self.epoch.lane.channel = OWN
         self.epoch.lane.write = self._write
 

@@ -1,0 +1,109 @@
+"""One channel's deliveries, from consuming to its end.
+
+A delivery goes to the recipient at once and in order; whoever got it says `settle()` when nothing more is to be done,
+and the acknowledgements follow in runs. This file must never know what becomes of a delivery.
+"""
+
+import asyncio
+import time
+from typing import Protocol
+
+from bridge.broker.lane import Content, Lane
+from bridge.broker.settlement import Settlement
+
+
+class Delivery:
+    """A message, and the duty to settle it once."""
+
+    __slots__ = ("_epoch", "body", "content", "exchange", "received_s", "redelivered", "routing_key", "tag")
+
+    def __init__(
+        self,
+        epoch: "Epoch",
+        tag: int,
+        redelivered: bool,
+        exchange: str,
+        routing_key: str,
+        content: Content,
+        body: bytes,
+        received_s: float,
+    ) -> None:
+        self._epoch = epoch
+        self.tag = tag
+        self.redelivered = redelivered
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.content = content
+        self.body = body
+        self.received_s = received_s
+        """When it came (monotonic seconds)."""
+
+    @property
+    def current(self) -> bool:
+        """False once its channel is gone: the broker has taken the message back, and will deliver it again."""
+        return self._epoch.current
+
+    def settle(self) -> None:
+        """Nothing more is to be done: the broker may forget the message."""
+        self._epoch.settle(self.tag)
+
+
+class Recipient(Protocol):
+    """Who gets the deliveries."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Takes a delivery, at once and in order. Must not raise."""
+
+    def flush(self) -> None:
+        """Called after the last of the deliveries that came together: nothing more is to be waited for."""
+
+
+class Epoch:
+    """One channel's deliveries, from consuming to its end."""
+
+    def __init__(self, recipient: Recipient, prefetch: int) -> None:
+        self.lane = Lane(self._receive, self._received)
+        self.current = True
+        self.settled = asyncio.Event()
+        """Set when there was nothing left to acknowledge."""
+        self._settlement = Settlement(patience=prefetch // 2)
+        self._due = False
+        self._deliver = recipient.deliver
+        self._flush = recipient.flush
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def outstanding(self) -> int:
+        """Deliveries that are not settled."""
+        return self._settlement.outstanding
+
+    def _receive(
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+    ) -> None:
+        if not self.current:
+            return  # it could not be acknowledged any more, and comes again: nobody needs it twice
+        self._due = True  # see _received
+        self._settlement.deliver(tag)
+        received_s = time.monotonic()
+        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s))
+
+    def _received(self) -> None:
+        # All in the turn of the loop that brought it. Alone, an update leaves at once; what comes faster than it can be
+        # sent comes in larger reads, and leaves in fewer writes. Another turn, be it for the acknowledgement alone,
+        # would cost each update 40 microseconds, with 1000 clients half a percent of all (`make bench`, paced).
+        self._flush()
+        self.acknowledge()
+
+    def settle(self, tag: int) -> None:
+        self._settlement.settle(tag)
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self.acknowledge)
+
+    def acknowledge(self) -> None:
+        """Sends what may be acknowledged, in one piece."""
+        self._due = False
+        if self.current:
+            self.lane.acknowledge(self._settlement.take())
+            if not self.outstanding:
+                self.settled.set()

@@ -1,0 +1,84 @@
+"""Many who have failed: one of them at a time tries again, and soon all of them once one was confirmed."""
+
+import asyncio
+
+import pytest
+
+from bridge.broker.link import Backoff
+from bridge.broker.retries import Retries
+from tests.support.waiting import eventually
+
+MANY = 1000
+
+NEVER_S = 3600.0
+
+AT_ONCE = Backoff(first_s=0, longest_s=0)
+
+
+class Pauses:
+    """Stands for the pauses of everybody together, which it counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.length_s = 0.0
+
+        def pause_s(backoff: Backoff) -> float:
+            if backoff is AT_ONCE:
+                return 0.0
+            self.count += 1
+            return self.length_s
+
+        monkeypatch.setattr(Backoff, "pause_s", pause_s)
+
+
+async def turns() -> None:
+    """Lets everything happen that needs no time."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_one_at_a_time_tries_while_none_is_confirmed_and_all_when_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses, retries = Pauses(monkeypatch), Retries()
+    attempts, trouble = 0, True
+
+    async def try_again() -> None:
+        nonlocal attempts
+        while True:
+            await retries.wait(AT_ONCE)
+            attempts += 1
+            await asyncio.sleep(0)
+            if not trouble:
+                break
+            retries.failed()
+        retries.confirmed()
+
+    tasks = [asyncio.create_task(try_again()) for _ in range(MANY)]
+    await eventually("some have tried", lambda: attempts >= 10)
+    # Each attempt cost somebody a pause; the next in line is in one already.
+    assert attempts <= pauses.count <= attempts + 2
+    trouble, before = False, pauses.count
+    await asyncio.gather(*tasks)
+    assert pauses.count - before <= 20
+
+
+async def test_one_who_is_confirmed_lets_two_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses, retries = Pauses(monkeypatch), Retries()
+    pauses.length_s = NEVER_S
+    # What is granted while nobody waits is not kept.
+    retries.confirmed()
+    waiting = [asyncio.create_task(retries.wait(AT_ONCE)) for _ in range(5)]
+    await turns()
+    assert sum(task.done() for task in waiting) == 0
+    retries.confirmed()
+    await turns()
+    assert sum(task.done() for task in waiting) == 2
+    retries.confirmed()
+    retries.failed()
+    await turns()
+    # The first in line was let go already; nobody follows it.
+    assert sum(task.done() for task in waiting) == 3
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
