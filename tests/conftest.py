@@ -9,9 +9,15 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from tests.support.broker import URL, running, unavailable
+from tests.support.broker import URL, origins, running, unavailable
 from tests.support.prepare import NODE
 from tests.support.running import unique
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what the tests ran against."""
+    for origin in origins:
+        terminalreporter.write_line(f"RabbitMQ: {origin}")
 
 
 @pytest.fixture(scope="session")

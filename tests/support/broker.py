@@ -7,10 +7,13 @@ from typing import NoReturn
 
 import pytest
 
-from bridge.demo.broker import Broker, NoBroker, find_broker
+from bridge.demo.broker import Broker, NoBroker, PrivateNode, find_broker
 
 URL = os.environ.get("TEST_AMQP_URL")
 IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE", "rabbitmq:4-management")
+
+origins: list[str] = []
+"""Where the brokers of this run came from."""
 
 
 def running(url: str | None = None) -> Iterator[Broker]:
@@ -19,6 +22,11 @@ def running(url: str | None = None) -> Iterator[Broker]:
         broker = find_broker(url, IMAGE, say, may_install=False)
     except NoBroker as error:
         unavailable(str(error))
+    if broker.origin not in origins:
+        origins.append(broker.origin)
+    if not url and "TEST_RABBITMQ_IMAGE" in os.environ and isinstance(broker, PrivateNode):
+        broker.stop()
+        unavailable(f"no container of {IMAGE}, which TEST_RABBITMQ_IMAGE asks for, could be started")
     yield broker
     broker.stop()
 

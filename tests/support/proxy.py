@@ -1,11 +1,26 @@
-"""A TCP proxy before the broker: a line that can be cut, and that need not be there from the start."""
+"""A TCP proxy before the broker: a line that need not be there from the start, and that can be broken in every way.
+
+What is forwarded goes in two directions: up, from the client to the broker, and down. Each can be held for itself.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from enum import Enum
 from urllib.parse import urlsplit
 
 from bridge.demo.ports import free_port
+
+PIECE_BYTES = 2**16
+SLOW_PIECES_S = 20
+"""Pieces a second of a slow line."""
+
+
+class Direction(Enum):
+    """Which way bytes go."""
+
+    UP = "to the broker"
+    DOWN = "from the broker"
 
 
 class Proxy:
@@ -16,12 +31,17 @@ class Proxy:
         self._target = parts.hostname or "localhost", parts.port or 5672
         self._port = free_port()
         self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._flowing = {direction: asyncio.Event() for direction in Direction}
+        self._piece_bytes, self._pause_s = PIECE_BYTES, 0.0
+        self._forsaken: set[asyncio.StreamWriter] = set()
+        self.release()
         self.alteration: Callable[[], Callable[[bytes], bytes]] = lambda: bytes
         """Makes, for each connection, what the broker's bytes go through on their way to the client."""
+        self.accepted = 0
+        """Connections so far."""
         self.url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self._port}").geturl()
         """The broker's, by way of this proxy."""
 
@@ -31,53 +51,87 @@ class Proxy:
 
     async def close(self) -> None:
         """Takes none any more, and cuts those that are there."""
-        self._flowing.set()
+        self.release()
         if self._server is not None:
             self._server.close()
             self._server = None
         while self._serving:
             self.cut()
             await asyncio.wait(self._serving)
+        self.cut()
 
     def cut(self) -> None:
         """Ends all connections, without a word to either side."""
-        for writer in self._writers:
+        for writer in tuple(self._writers):
             writer.transport.abort()
 
-    def hold(self) -> None:
-        """Reads nothing more from either side, as a broker does that is short of memory."""
-        self._flowing.clear()
+    def forsake(self) -> None:
+        """Ends all connections for the client alone: the broker goes on to believe in them, and hears nothing more."""
+        self._forsaken |= self._clients
+        for writer in self._forsaken:
+            writer.transport.abort()
+
+    def hold(self, *directions: Direction) -> None:
+        """Forwards nothing more that way, on new connections neither; both ways where none is named."""
+        for direction in directions or Direction:
+            self._flowing[direction].clear()
+
+    def release(self) -> None:
+        """Forwards again, what was held first, and at full speed."""
+        self._piece_bytes, self._pause_s = PIECE_BYTES, 0.0
+        for flowing in self._flowing.values():
+            flowing.set()
+
+    def slow(self, bytes_s: int) -> None:
+        """Forwards so many bytes a second on each connection, each way."""
+        self._piece_bytes, self._pause_s = bytes_s // SLOW_PIECES_S, 1 / SLOW_PIECES_S
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
         task = asyncio.create_task(self._serve(reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self._clients.add(writer)
         with suppress(OSError):
             up_reader, up_writer = await asyncio.open_connection(*self._target)
             self._writers.add(up_writer)
             pumps = [
-                asyncio.create_task(self._pump(reader, up_writer, bytes)),
-                asyncio.create_task(self._pump(up_reader, writer, self.alteration())),
+                asyncio.create_task(self._pump(Direction.UP, reader, up_writer, bytes)),
+                asyncio.create_task(self._pump(Direction.DOWN, up_reader, writer, self.alteration())),
             ]
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            _, running = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             writer.transport.abort()
-            up_writer.transport.abort()
-            await asyncio.wait(pumps)
-            self._writers.discard(up_writer)
+            if writer in self._forsaken:
+                # The broker's side stays as it is: nobody reads it, and nobody ends it.
+                for pump in running:
+                    pump.cancel()
+                await asyncio.wait(pumps)
+            else:
+                up_writer.transport.abort()
+                await asyncio.wait(pumps)
+                self._writers.discard(up_writer)
         writer.transport.abort()
         self._writers.discard(writer)
+        self._clients.discard(writer)
+        self._forsaken.discard(writer)
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, alter: Callable[[bytes], bytes]
+        self,
+        direction: Direction,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        alter: Callable[[bytes], bytes],
     ) -> None:
         with suppress(OSError):
-            while data := await reader.read(2**16):
+            while data := await reader.read(self._piece_bytes):
+                await self._flowing[direction].wait()
                 writer.write(alter(data))
                 await writer.drain()
-                await self._flowing.wait()
+                if self._pause_s:
+                    await asyncio.sleep(self._pause_s)
 
 
 @asynccontextmanager

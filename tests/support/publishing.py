@@ -1,7 +1,8 @@
 """A fetcher: publishes events to an exchange, with confirms; and what comes of them in a queue."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aio_pika
@@ -10,6 +11,16 @@ from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 BATCH = 500
 """Confirms that may be outstanding at once."""
+
+
+@asynccontextmanager
+async def observer(broker_url: str) -> AsyncIterator[AbstractConnection]:
+    """A connection to a broker that is up."""
+    connection = await aio_pika.connect(broker_url, timeout=10)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 async def publish(connection: AbstractConnection, exchange: str, *events: object, **properties: Any) -> None:

@@ -1,0 +1,146 @@
+"""File descriptors run out and come back: who is connected loses nothing, and nobody has to be restarted."""
+
+import asyncio
+import resource
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aio_pika.abc import AbstractConnection
+
+from bridge.demo.broker import Broker
+from bridge.descriptors import OWN
+from bridge.fanout.entrance import SPARE
+from tests.support.clients import TEXT, RawClient, close_all, close_code, collectors, request
+from tests.support.healthy import COUNT, healthy_clients
+from tests.support.killmail import killmail
+from tests.support.measured import cpu_s, descriptors, metric
+from tests.support.proxy import proxy
+from tests.support.publishing import publish
+from tests.support.running import BridgeProcess, bridge_process
+from tests.support.waiting import eventually
+
+LIMIT = 160
+PLACES = LIMIT - OWN
+RESERVED = PLACES // 4
+CONNECTIONS = PLACES - RESERVED
+PRESSING = 200
+"""Clients that come at once, where there are so few descriptors."""
+
+WAITING = 50
+"""Clients that come while there is no descriptor for them."""
+
+CPU_SHARE = 0.5
+"""Of one processor, at most, while descriptors are short: a bridge that spins takes all of it."""
+
+SHORT = "file descriptors are short: nobody is accepted until there are more (ulimit -n, LimitNOFILE)"
+AGAIN = "file descriptors are there again: clients are accepted"
+
+
+def count(process: BridgeProcess, event: str) -> int:
+    """How often the log has this phrase."""
+    return sum(1 for line in process.lines if line["event"] == event)
+
+
+async def fate(port: int) -> tuple[str, asyncio.StreamWriter]:
+    """What becomes of a client: it is served, told a code, or dropped. It keeps its place."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request(port))
+        await reader.readuntil(b"\r\n\r\n")
+        first, _, *payload = await reader.readexactly(4)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return "dropped", writer
+    return ("served" if first & 15 == TEXT else str(close_code(bytes(payload)))), writer
+
+
+@asynccontextmanager
+async def without_descriptors(process: BridgeProcess, limit: int) -> AsyncIterator[None]:
+    """The process may open nothing whose number would be `limit` or more."""
+    pid = process.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+async def test_descriptors_that_run_out_and_come_back_cost_nobody_an_update(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """Without descriptors the bridge goes on, idles, says so once, and lets in who waited when there are some again."""
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        await process.consuming()
+        port, pid = await process.port(), process.process.pid
+        async with healthy_clients(amqp, exchange, port) as stream:
+            await stream.further(20)
+            # So few that not even the descriptor is left with which libuv turns clients away.
+            async with without_descriptors(process, 5):
+                early = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)))
+                await eventually("it is said", lambda: count(process, SHORT))
+                waiting = asyncio.create_task(collectors(port, WAITING))
+                before_s, since = cpu_s(pid), asyncio.get_running_loop().time()
+                await stream.further(100)
+                share = (cpu_s(pid) - before_s) / (asyncio.get_running_loop().time() - since)
+                assert share <= CPU_SHARE, f"{share:.0%} of a processor"
+                assert not waiting.done()
+            late = await waiting
+            assert (count(process, SHORT), count(process, AGAIN)) == (1, 1)
+            assert await metric(port, "bridge_descriptor_shortages_total") == 1
+            await stream.further(20)
+            close_all(late)
+            for _, writer in early:
+                writer.transport.abort()
+
+
+async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_again(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """A connection to the broker that ends without descriptors for another is made when there are some."""
+    async with (
+        proxy(broker.url) as line,
+        bridge_process(line.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process,
+    ):
+        await line.open()
+        await process.consuming()
+        port = await process.port()
+        client = await RawClient.open(port)
+        async with without_descriptors(process, 5):
+            await eventually("it is said", lambda: count(process, SHORT))
+            line.cut()
+            await eventually("the broker is lost", lambda: count(process, "broker lost"))
+        await eventually("it consumes again", lambda: count(process, "broker recovered"))
+        await publish(amqp, exchange, killmail(1))
+        assert b'"killmailId":1,' in await client.text()
+        await client.close()
+
+
+async def test_clients_alone_cannot_use_up_the_descriptors(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """With fewer descriptors than connections allowed, clients find 1013, and those beyond are dropped and counted."""
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        # Before it looks, which is after some tenths of a second of imports.
+        resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+        await process.consuming()
+        [warning] = [line for line in process.lines if line["level"] == "warning"]
+        assert (warning["descriptors"], warning["connections"]) == (LIMIT, CONNECTIONS)
+        port, pid = await process.port(), process.process.pid
+        async with healthy_clients(amqp, exchange, port) as stream:
+            await stream.further(20)
+            before = descriptors(pid)
+            fates = await asyncio.gather(*(fate(port) for _ in range(PRESSING)))
+            found = Counter(what for what, _ in fates)
+            assert found == {"served": CONNECTIONS - COUNT, "1013": RESERVED, "dropped": PRESSING - PLACES + COUNT}
+            assert descriptors(pid) <= LIMIT - SPARE
+            await stream.further(20)
+            for _, writer in fates:
+                writer.transport.abort()
+            await eventually("all are gone", lambda: descriptors(pid) == before)
+            assert await metric(port, 'bridge_refused_total{rule="full"}') == found["dropped"]
+            assert await metric(port, 'bridge_evictions_total{reason="full"}') == found["1013"]
+            assert await metric(port, "bridge_descriptor_shortages_total") == 0
+            assert count(process, "more clients than can be told that the bridge is full: they are dropped") == 1
+            assert process.logged("there is room for clients again")
+            assert process.logged(SHORT) is None

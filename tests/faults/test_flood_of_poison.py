@@ -1,0 +1,217 @@
+"""Invalid events by the thousand: each is in the rejects' queue before the broker may forget it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import orjson
+from aio_pika.abc import AbstractConnection
+
+from bridge.broker.lane import METHOD
+from bridge.demo.broker import Broker
+from tests.bench.amqp import Channel, Publication
+from tests.support.clients import TEXT, close_all, collectors, get, server_frames
+from tests.support.frames import payload_of, split_frames
+from tests.support.killmail import killmail
+from tests.support.proxy import proxy
+from tests.support.publishing import bind, depth, publish, take
+from tests.support.running import BridgeProcess, bridge_process
+from tests.support.waiting import eventually
+
+COUNT = 10_000
+MAX_MESSAGE_BYTES = 4096
+
+POISON: dict[str, Callable[[int], bytes]] = {
+    "not-json": lambda number: b'{"killmailId": %d' % number,
+    "unknown-type": lambda number: orjson.dumps({"type": "nonsense", "data": {"killmailId": number}}),
+    "schema-violation": lambda number: orjson.dumps(killmail(number, systemId="Jita")),
+    "too-large": lambda number: orjson.dumps(killmail(number, padding="x" * MAX_MESSAGE_BYTES)),
+    "placeholder": lambda number: orjson.dumps({"killID": number, "killmail": None, "zkb": {}}),
+}
+"""Invalid events by the reason for which they are rejected, each with a number in it."""
+
+LINES_EACH = 14
+"""Of the log, for a reason: one for each power of two up to COUNT."""
+
+LINES = 20
+"""Of the log, for everything else."""
+
+
+def poison(count: int) -> dict[bytes, str]:
+    """Invalid events of all kinds by turns, and the reason of each."""
+    kinds = tuple(POISON.items())
+    return {invalid(number): reason for number in range(count) for reason, invalid in [kinds[number % len(kinds)]]}
+
+
+def pour(url: str, exchange: str, bodies: Sequence[bytes]) -> None:
+    """Publishes as fast as the broker takes it."""
+    publication = Publication(exchange)
+    with Channel(url) as channel:
+        channel.write(b"".join(map(publication.of, bodies)))
+        channel.close()
+
+
+async def metrics(process: BridgeProcess) -> dict[str, float]:
+    """All metrics of a bridge, by name and labels as they stand there."""
+    _, body = await get(await process.port(), "/metrics")
+    lines = (line.rsplit(" ", 1) for line in body.decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
+
+
+async def waiting(process: BridgeProcess) -> float:
+    return (await metrics(process))["bridge_rejects_waiting"]
+
+
+async def all_of(amqp: AbstractConnection, queue: str) -> Counter[bytes]:
+    """The bodies in a queue, which is empty then, and how often each is there."""
+    count = await depth(amqp, queue)
+    return Counter(message.body for message in (await take(amqp, queue, count) if count else []))
+
+
+async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in_order(
+    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
+) -> None:
+    """Of as many invalid events as valid ones at full speed, each is in the rejects' queue once with its reason, every
+    update reaches the client in order, the log stays short and the metrics count them all."""
+    reasons = poison(COUNT)
+    variables = {
+        "BRIDGE_EXCHANGES": f"{exchange}=killmail",
+        "BRIDGE_REJECT_EXCHANGE": rejects,
+        "BRIDGE_MAX_MESSAGE_BYTES": str(MAX_MESSAGE_BYTES),
+    }
+    events = [body for number, invalid in enumerate(reasons) for body in (invalid, orjson.dumps(killmail(number)))]
+    async with bridge_process(broker.url, **variables) as process:
+        await process.consuming()
+        [client] = await collectors(await process.port(), 1)
+        await asyncio.to_thread(pour, broker.url, exchange, events)
+
+        async def has_all() -> bool:
+            return await depth(amqp, rejects) >= COUNT and await waiting(process) == 0
+
+        await eventually("all invalid events are rejected", has_all)
+        last = b'"killmailId":%d,' % (COUNT - 1)
+        await eventually("the last update has arrived", lambda: last in client.received)
+        frames = server_frames(bytes(client.received))
+        assert [orjson.loads(payload)["data"]["killmailId"] for opcode, payload in frames if opcode == TEXT] == list(
+            range(COUNT)
+        )
+        found = [(m.body, m.headers["x-reject-reason"]) for m in await take(amqp, rejects, COUNT)]
+        assert len(found) == COUNT
+        assert dict(found) == reasons
+        assert await depth(amqp, rejects) == 0
+        counted = await metrics(process)
+        assert counted["bridge_deliveries_total"] == 2 * COUNT
+        assert counted["bridge_redeliveries_total"] == 0
+        assert counted['bridge_updates_total{type="killmail"}'] == COUNT
+        for reason in POISON:
+            assert counted[f'bridge_rejects_total{{reason="{reason}"}}'] == COUNT / len(POISON)
+        assert len(process.lines) <= LINES_EACH * len(POISON) + LINES
+        close_all([client])
+    assert process.texts == []
+
+
+async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_one_queue_or_the_other(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+) -> None:
+    """Kill -9 amid thousands of invalid events: each is in the rejects' queue or still in the bridge's, and none in
+    neither."""
+    events = list(poison(COUNT))
+    await bind(amqp, exchange, queue)
+    await asyncio.to_thread(pour, broker.url, exchange, events)
+    variables = {
+        "BRIDGE_EXCHANGES": f"{exchange}=killmail",
+        "BRIDGE_QUEUE": queue,
+        "BRIDGE_REJECT_EXCHANGE": rejects,
+        "BRIDGE_MAX_MESSAGE_BYTES": str(MAX_MESSAGE_BYTES),
+    }
+    async with bridge_process(broker.url, **variables) as process:
+        await process.consuming()
+
+        async def amid() -> bool:
+            return await depth(amqp, rejects) > COUNT // 10
+
+        await eventually("many are rejected", amid)
+        process.process.kill()
+        await process.ended()
+    await no_consumer(amqp, queue)
+    left, rejected = await all_of(amqp, queue), await all_of(amqp, rejects)
+    assert len(left) > 0
+    assert len(rejected) > COUNT // 10
+    assert set(events) - set(left) - set(rejected) == set()
+    assert max(left.values()) == max(rejected.values()) == 1
+
+
+async def no_consumer(amqp: AbstractConnection, queue: str) -> None:
+    """Returns when nobody consumes a queue any more: what was not acknowledged is in it again."""
+
+    async def alone() -> bool:
+        channel = await amqp.channel()
+        declared = await channel.declare_queue(queue, passive=True)
+        await channel.close()
+        return declared.declaration_result.consumer_count == 0
+
+    await eventually("nobody consumes", alone)
+
+
+CONFIRM = b"\x00\x3c\x00\x50"
+"""Class and method id of `basic.ack`, which a broker sends to confirm, and for nothing else."""
+
+
+class Confirms:
+    """Lets the broker's confirms through, or loses them on the way."""
+
+    def __init__(self) -> None:
+        self.losing = False
+        self.lost = 0
+
+    def line(self) -> Callable[[bytes], bytes]:
+        """For one connection: bytes as the broker sends them, to bytes as they arrive."""
+        rest = b""
+
+        def alter(data: bytes) -> bytes:
+            nonlocal rest
+            if not self.losing:
+                return data
+            frames, rest = split_frames(rest + data)
+            through = [each for each in frames if each[0] != METHOD or not payload_of(each).startswith(CONFIRM)]
+            self.lost += len(frames) - len(through)
+            return b"".join(through)
+
+        return alter
+
+
+async def test_invalid_event_is_not_acknowledged_before_its_reject_is_confirmed(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+) -> None:
+    """Invalid events that are in the rejects' queue, but whose confirms the bridge has not got, are in its own queue
+    again when it is gone; those whose confirms came are not."""
+    events = [b"poison %d" % number for number in range(100)]
+    confirms = Confirms()
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": rejects}
+    async with proxy(broker.url) as line:
+        line.alteration = confirms.line
+        await line.open()
+        async with bridge_process(line.url, **variables) as process:
+            await process.consuming()
+
+            async def rejected(count: int) -> None:
+                async def there() -> bool:
+                    return await depth(amqp, rejects) == count
+
+                await eventually("all are in the rejects' queue", there)
+
+            async def none_waits() -> bool:
+                return await waiting(process) == 0
+
+            await publish(amqp, exchange, b"one that is confirmed")
+            await rejected(1)
+            await eventually("it is confirmed", none_waits)
+            confirms.losing = True
+            await publish(amqp, exchange, *events)
+            await rejected(1 + len(events))
+            await eventually("the broker has confirmed them", lambda: confirms.lost)
+            assert await waiting(process) == len(events)
+            process.process.kill()
+            await process.ended()
+        await no_consumer(amqp, queue)
+    assert await all_of(amqp, queue) == Counter(events)

@@ -1,0 +1,214 @@
+"""An exchange for rejected events that can't be published to: they are held, it is said, and they leave at its end."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+from pamqp import commands
+
+from bridge.app import Bridge
+from bridge.broker.outlet import Outlet
+from bridge.demo.broker import Broker
+from tests.support.clients import get
+from tests.support.publishing import depth, publish, take
+from tests.support.running import port_of, running, sample
+from tests.support.waiting import eventually
+
+PREFETCH, BEHIND = 50, 5
+"""Events that are held, and that wait for them."""
+
+LEAVE_LIMIT_S = 2.0
+"""From the end of the trouble until no event is held any more."""
+
+LASTING_S = 3.0
+"""By then the pauses between attempts are as long as they get."""
+
+ATTEMPTS = 20
+"""In LASTING_S and in the time it takes to notice it, however many events are held, after one for each."""
+
+KEY = "somewhere"
+"""The events' routing key. A fanout exchange does not look at it."""
+
+HELD = "rejected events can't be published, and are held"
+
+Trouble = Callable[[AbstractConnection, str], Awaitable[None]]
+
+
+async def declare(amqp: AbstractConnection, exchange: str, kind: str = "fanout", *, internal: bool = False) -> None:
+    channel = await amqp.channel()
+    await channel.declare_exchange(exchange, kind, durable=True, internal=internal)
+    await channel.close()
+
+
+async def delete_exchange(amqp: AbstractConnection, exchange: str) -> None:
+    channel = await amqp.channel()
+    await channel.exchange_delete(exchange)
+    await channel.close()
+
+
+async def delete_queue(amqp: AbstractConnection, queue: str) -> None:
+    channel = await amqp.channel()
+    await channel.queue_delete(queue)
+    await channel.close()
+
+
+async def unbind(amqp: AbstractConnection, name: str) -> None:
+    channel = await amqp.channel()
+    await (await channel.get_queue(name)).unbind(name, "#")
+    await channel.close()
+
+
+async def bind_with_key(amqp: AbstractConnection, name: str) -> None:
+    channel = await amqp.channel()
+    await (await channel.get_queue(name)).bind(name, KEY)
+    await channel.close()
+
+
+async def fill(amqp: AbstractConnection, name: str) -> None:
+    """A queue that has as much as it takes, and refuses everything else."""
+    size = PREFETCH + BEHIND
+    channel = await amqp.channel()
+    exchange = await channel.declare_exchange(name, "fanout", durable=True)
+    queue = await channel.declare_queue(
+        name, durable=True, arguments={"x-max-length": size, "x-overflow": "reject-publish"}
+    )
+    await queue.bind(exchange)
+    await channel.close()
+    await publish(amqp, name, *([b"old"] * size))
+
+
+async def purge(amqp: AbstractConnection, name: str) -> None:
+    channel = await amqp.channel()
+    await (await channel.get_queue(name)).purge()
+    await channel.close()
+
+
+async def direct(amqp: AbstractConnection, name: str) -> None:
+    await declare(amqp, name, "direct")
+
+
+async def internal(amqp: AbstractConnection, name: str) -> None:
+    await declare(amqp, name, internal=True)
+
+
+async def publish_all(amqp: AbstractConnection, exchange: str, events: list[bytes]) -> None:
+    channel = await amqp.channel(publisher_confirms=True)
+    target = await channel.get_exchange(exchange, ensure=False)
+    await asyncio.gather(*(target.publish(aio_pika.Message(event), routing_key=KEY) for event in events))
+    await channel.close()
+
+
+async def readyz(bridge: Bridge) -> tuple[int, dict[str, Any]]:
+    status, body = await get(port_of(bridge), "/readyz")
+    return status, orjson.loads(body)
+
+
+async def assert_all_have_left(
+    amqp: AbstractConnection, bridge: Bridge, queue: str, rejects: str, events: list[bytes], since_s: float
+) -> None:
+    """Each is in the rejects' queue once, soon after `since_s`, and the bridge is ready."""
+
+    async def left() -> bool:
+        return sample(bridge, "bridge_rejects_waiting") == 0 and await depth(amqp, queue) == 0
+
+    await eventually("no event is held any more", left)
+    took_s = time.monotonic() - since_s
+    assert took_s <= LEAVE_LIMIT_S, f"{took_s:.1f} s"
+    assert (await readyz(bridge))[0] == 200
+    assert Counter(m.body for m in await take(amqp, rejects, len(events))) == Counter(events)
+    assert await depth(amqp, rejects) == 0
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "words"),
+    [
+        pytest.param(fill, purge, "a queue that is full", id="queue-that-refuses"),
+        pytest.param(direct, bind_with_key, "no queue is bound to the exchange", id="no-queue-for-the-routing-key"),
+        pytest.param(internal, delete_exchange, "cannot publish to internal exchange", id="exchange-that-refuses"),
+    ],
+)
+async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
+    begin: Trouble,
+    end: Trouble,
+    words: str,
+    broker: Broker,
+    amqp: AbstractConnection,
+    exchange: str,
+    queue: str,
+    rejects: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What can't be published stays with the broker, with `/readyz` at 503 and the reason, is tried again seldom, and
+    leaves within two seconds of the trouble's end."""
+    attempts = 0
+    publish_once = Outlet.publish
+
+    async def counted(
+        self: Outlet, body: bytes, exchange: str, routing_key: str, properties: commands.Basic.Properties
+    ) -> None:
+        nonlocal attempts
+        attempts += 1
+        await publish_once(self, body, exchange, routing_key, properties)
+
+    monkeypatch.setattr(Outlet, "publish", counted)
+    await begin(amqp, rejects)
+    events = [b"poison %d" % number for number in range(PREFETCH + BEHIND)]
+    flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": PREFETCH, "reject_exchange": rejects}
+    async with running(broker.url, **flags) as bridge:
+        await publish_all(amqp, exchange, events)
+        await eventually("many are held", lambda: sample(bridge, "bridge_rejects_waiting") == PREFETCH)
+        await eventually("it lasts", lambda: bridge.readiness()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON
+        status, body = await readyz(bridge)
+        assert (status, body["missing"]) == (503, [HELD])
+        assert words in body["rejects"]["error"]
+        assert body["rejects"]["waiting"] == PREFETCH
+        assert sample(bridge, "bridge_rejects_waiting") == PREFETCH
+        # The broker would send more for every one that was acknowledged.
+        assert await depth(amqp, queue) == BEHIND
+        assert words in capsys.readouterr().out
+        assert PREFETCH < attempts <= PREFETCH + ATTEMPTS
+        since_s = time.monotonic()
+        await end(amqp, rejects)
+        await assert_all_have_left(amqp, bridge, queue, rejects, events, since_s)
+
+
+@pytest.mark.parametrize(
+    ("begin", "words"),
+    [
+        pytest.param(delete_exchange, "no exchange", id="exchange-that-is-deleted"),
+        pytest.param(delete_queue, "no queue is bound to the exchange", id="queue-that-is-deleted"),
+        pytest.param(unbind, "no queue is bound to the exchange", id="queue-that-is-unbound"),
+    ],
+)
+async def test_what_is_deleted_under_the_bridge_is_made_anew_and_no_reject_is_lost(
+    begin: Trouble,
+    words: str,
+    broker: Broker,
+    amqp: AbstractConnection,
+    exchange: str,
+    queue: str,
+    rejects: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without its exchange, its queue or the binding between them a rejected event is held, `/readyz` says why, and the
+    bridge makes anew what is missing: the event leaves within two seconds."""
+    events = [b"poison %d" % number for number in range(PREFETCH + BEHIND)]
+    flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": PREFETCH, "reject_exchange": rejects}
+    async with running(broker.url, **flags) as bridge:
+        await begin(amqp, rejects)
+        since_s = time.monotonic()
+        await publish_all(amqp, exchange, events)
+        # What `/readyz` would say: a request would take longer than it lasts.
+        await eventually("it is said", lambda: bridge.readiness()[1]["missing"] == [HELD])
+        body: dict[str, Any] = bridge.readiness()[1]
+        assert words in body["rejects"]["error"]
+        assert words in capsys.readouterr().out
+        assert body["rejects"]["waiting"] == sample(bridge, "bridge_rejects_waiting") > 0
+        await assert_all_have_left(amqp, bridge, queue, rejects, events, since_s)

@@ -1,0 +1,265 @@
+"""Bridges as processes that are killed, stopped and replaced under load: what the clients get between them."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import chain
+
+import aio_pika
+import orjson
+from aio_pika.abc import AbstractConnection
+
+from bridge.demo.broker import Broker
+from tests.support.clients import CLOSE, TEXT, ClosingCollector, close_all, close_code, collectors, server_frames
+from tests.support.killmail import killmail
+from tests.support.proxy import Direction, Proxy, proxy
+from tests.support.publishing import depth
+from tests.support.running import BridgeProcess, bridge_process
+from tests.support.waiting import eventually
+
+AT_ONCE = 50
+"""Confirms that are waited for at once: many hundreds of events a second."""
+
+PREFETCH = 100
+
+
+class Stream:
+    """Publishes persistent killmails, counted up, without a pause, and keeps the numbers of those confirmed."""
+
+    def __init__(self, exchange: aio_pika.abc.AbstractExchange) -> None:
+        self._exchange = exchange
+        self._number = 0
+        self._stopping = False
+        self.confirmed: list[int] = []
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(AT_ONCE)]
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._number = number = self._number + 1
+            body = orjson.dumps(killmail(number))
+            message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+            await self._exchange.publish(message, routing_key="")
+            self.confirmed.append(number)
+
+    async def further(self, count: int) -> None:
+        """Returns when that many more are confirmed."""
+        enough = len(self.confirmed) + count
+        await eventually("more events are confirmed", lambda: len(self.confirmed) >= enough)
+
+    async def stop(self) -> None:
+        """Lets what is under way come to its end."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+
+
+@asynccontextmanager
+async def streaming(amqp: AbstractConnection, exchange: str) -> AsyncIterator[Stream]:
+    """A stream to an exchange that is there."""
+    channel = await amqp.channel(publisher_confirms=True)
+    stream = Stream(await channel.get_exchange(exchange, ensure=False))
+    try:
+        yield stream
+    finally:
+        await stream.stop()
+        await channel.close()
+
+
+class Client:
+    """A client of one bridge, and what it got."""
+
+    def __init__(self, collector: ClosingCollector) -> None:
+        self._collector = collector
+
+    @classmethod
+    async def of(cls, process: BridgeProcess) -> "Client":
+        """Connected to a bridge that listens."""
+        [collector] = await collectors(await process.port(), 1, ClosingCollector)
+        assert isinstance(collector, ClosingCollector)
+        return cls(collector)
+
+    @property
+    def frames(self) -> list[tuple[int, bytes]]:
+        return server_frames(bytes(self._collector.received))
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the killmails, in the order in which they came."""
+        return [orjson.loads(payload)["data"]["killmailId"] for opcode, payload in self.frames if opcode == TEXT]
+
+    def has(self, number: int) -> bool:
+        """Whether a killmail has come."""
+        return b'"killmailId":%d,' % number in self._collector.received
+
+    async def ended(self) -> None:
+        """Returns when the connection is over, and with it what was sent to this client."""
+        await self._collector.lost
+
+    def close(self) -> None:
+        close_all([self._collector])
+
+
+@asynccontextmanager
+async def successor(broker: Broker, **variables: str) -> AsyncIterator[tuple[Proxy, Client]]:
+    """A bridge with a client, which can reach its broker only when the proxy is opened.
+
+    What waits in a queue is sent as soon as a bridge consumes: a client that should get it has to be there before.
+    """
+    async with proxy(broker.url) as line, bridge_process(line.url, BRIDGE_WAIT="true", **variables) as process:
+        client = await Client.of(process)
+        yield line, client
+        client.close()
+
+
+def named(exchange: str, queue: str) -> dict[str, str]:
+    return {
+        "BRIDGE_EXCHANGES": f"{exchange}=killmail",
+        "BRIDGE_QUEUE": queue,
+        "BRIDGE_PREFETCH": str(PREFETCH),
+    }
+
+
+def twice(*received: list[int]) -> list[int]:
+    """What came more than once."""
+    return [
+        number for number, count in Counter(number for numbers in received for number in numbers).items() if count > 1
+    ]
+
+
+async def delivered(amqp: AbstractConnection, queue: str, stream: Stream, client: Client) -> None:
+    """Returns when a client has the last event of a stream that has stopped, and nothing is left in the queue."""
+    last = max(stream.confirmed)
+    await eventually("the last event arrives", lambda: client.has(last))
+
+    async def empty() -> bool:
+        return await depth(amqp, queue) == 0
+
+    await eventually("the queue is empty", empty)
+
+
+async def handed_over(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, end: signal.Signals
+) -> tuple[list[int], Client, Client, int]:
+    """A bridge is ended under load and another takes its queue: what was confirmed, the client of each, the exit code.
+
+    Returns when everything was delivered and acknowledged.
+    """
+    variables = named(exchange, queue)
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(bridge_process(broker.url, **variables))
+        await first.consuming()
+        a = await Client.of(first)
+        stack.callback(a.close)
+        line, b = await stack.enter_async_context(successor(broker, **variables))
+        stream = await stack.enter_async_context(streaming(amqp, exchange))
+        await stream.further(1000)
+        await eventually("the first bridge is at work", lambda: a.has(500))
+        first.process.send_signal(end)
+        code = await first.ended()
+        await a.ended()
+        await stream.further(500)
+        await line.open()
+        await stream.further(500)
+        await stream.stop()
+        await delivered(amqp, queue, stream, b)
+        return stream.confirmed, a, b, code
+
+
+def assert_all_arrived(confirmed: list[int], *clients: Client) -> None:
+    """Every event at one client or another, at each once and in order."""
+    for client in clients:
+        assert client.numbers == sorted(set(client.numbers))
+    assert set(confirmed) - set(chain(*(client.numbers for client in clients))) == set()
+
+
+async def test_killed_bridge_leaves_to_its_successor_all_that_it_had_not_acknowledged(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """With BRIDGE_QUEUE and kill -9 under load, every confirmed event reaches a client of the one bridge or the next;
+    twice at most what was in flight, and each client gets its own once and in order."""
+    confirmed, a, b, _ = await handed_over(broker, amqp, exchange, queue, signal.SIGKILL)
+    assert_all_arrived(confirmed, a, b)
+    assert len(twice(a.numbers, b.numbers)) <= PREFETCH
+
+
+async def test_killed_bridge_whose_acknowledgements_were_under_way_costs_nothing_but_the_prefetch_twice(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """Of what the killed bridge had sent, the broker knows nothing that was not acknowledged: that, the prefetch at
+    most, the successor's clients get again, and no confirmed event is missing."""
+    variables = named(exchange, queue)
+    async with AsyncExitStack() as stack:
+        way = await stack.enter_async_context(proxy(broker.url))
+        await way.open()
+        first = await stack.enter_async_context(bridge_process(way.url, **variables))
+        await first.consuming()
+        a = await Client.of(first)
+        stack.callback(a.close)
+        line, b = await stack.enter_async_context(successor(broker, **variables))
+        stream = await stack.enter_async_context(streaming(amqp, exchange))
+        await eventually("the first bridge is at work", lambda: a.has(100))
+        way.hold(Direction.UP)
+
+        async def waits() -> bool:
+            return await depth(amqp, queue) > 0
+
+        await eventually("the broker sends nothing more without an acknowledgement", waits)
+        first.process.kill()
+        await first.ended()
+        await a.ended()
+        way.cut()
+        await line.open()
+        await stream.further(500)
+        await stream.stop()
+        await delivered(amqp, queue, stream, b)
+    assert_all_arrived(stream.confirmed, a, b)
+    assert 0 < len(twice(a.numbers, b.numbers)) <= PREFETCH
+
+
+async def test_stopped_bridge_leaves_to_its_successor_exactly_what_it_did_not_send(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """With BRIDGE_QUEUE and SIGTERM under load, every confirmed event reaches a client of the one bridge or the next,
+    none of them both, and the first one's clients are closed with 1001."""
+    confirmed, a, b, code = await handed_over(broker, amqp, exchange, queue, signal.SIGTERM)
+    assert code == 0
+    assert twice(a.numbers, b.numbers) == []
+    assert a.numbers + b.numbers == sorted(confirmed)
+    opcode, payload = a.frames[-1]
+    assert (opcode, close_code(payload)) == (CLOSE, 1001)
+
+
+async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_run(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """Each bridge with a queue of its own delivers all that is published while it consumes, whatever becomes of the
+    other, be that killed and started again."""
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail"}
+    async with (
+        bridge_process(broker.url, **variables) as steady,
+        bridge_process(broker.url, **variables) as killed,
+        AsyncExitStack() as stack,
+    ):
+        await steady.consuming()
+        await killed.consuming()
+        a, b = await Client.of(steady), await Client.of(killed)
+        async with streaming(amqp, exchange) as stream:
+            await stream.further(500)
+            await eventually("the other bridge is at work", lambda: b.has(300))
+            killed.process.send_signal(signal.SIGKILL)
+            await killed.ended()
+            await b.ended()
+            line, c = await stack.enter_async_context(successor(broker, **variables))
+            await line.open()
+            await eventually("it is back", lambda: c.numbers)
+            await stream.further(500)
+        everything = sorted(stream.confirmed)
+        await eventually("all have the last event", lambda: a.has(everything[-1]) and c.has(everything[-1]))
+        assert a.numbers == everything
+        assert b.numbers == everything[: len(b.numbers)]
+        assert c.numbers == everything[-len(c.numbers) :]
+        assert len(b.numbers) >= 300
+        assert len(c.numbers) >= 500
+        for client in (a, b):
+            client.close()

@@ -1,0 +1,195 @@
+"""What an operator does to a broker that runs, on purpose or not, and what is the bridges' to take."""
+
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import orjson
+
+from tests.support.clients import RawClient, get
+from tests.support.control import ControlledNode
+from tests.support.killmail import killmail
+from tests.support.publishing import depth, observer, publish, take
+from tests.support.running import bridge_process, unique
+from tests.support.scene import RECOVERY_LIMIT_S, scene
+from tests.support.waiting import eventually
+
+PASSWORD, OTHER_PASSWORD = secrets.token_hex(8), secrets.token_hex(8)
+
+
+def url_of(node: ControlledNode, *, user: str = "guest", password: str = "guest", vhost: str = "/") -> str:
+    """The node's, for another user or another virtual host."""
+    parts = urlsplit(node.url)
+    return parts._replace(
+        netloc=f"{user}:{password}@{parts.hostname}:{parts.port}", path=f"/{quote(vhost, '')}"
+    ).geturl()
+
+
+@asynccontextmanager
+async def own_user(node: ControlledNode) -> AsyncIterator[str]:
+    """A user of the bridges' own."""
+    user = unique("user")
+    await node.ctl("add_user", user, PASSWORD)
+    await node.ctl("set_permissions", user, ".*", ".*", ".*")
+    yield user
+    await node.ctl("delete_user", user)
+
+
+async def close_connections(node: ControlledNode, user: str, reason: str) -> None:
+    """Ends all of a user's connections."""
+    await node.ctl("close_all_user_connections", user, reason)
+
+
+async def test_connections_that_are_closed_by_force_come_back(node_broker: ControlledNode) -> None:
+    """Promise: the reason is the broker's own, and a second later it is over; a named queue loses nothing."""
+    async with own_user(node_broker) as user:
+        url = url_of(node_broker, user=user, password=PASSWORD)
+        async with scene(node_broker.url, url) as stage:
+            does = "connects again at once"
+            async with stage.fault("an operator closes the connections", does):
+                await close_connections(node_broker, user, "maintenance")
+            for bridge in stage.bridges.values():
+                [line] = bridge.lines("broker lost")
+                assert "maintenance" in str(line["error"])
+
+
+async def test_password_that_is_changed_is_named_until_it_is_right_again(node_broker: ControlledNode) -> None:
+    """Promise: `/readyz` says whose password it is, and consuming needs nobody but who changes it back."""
+    async with own_user(node_broker) as user:
+        url = url_of(node_broker, user=user, password=PASSWORD)
+        async with scene(node_broker.url, url) as stage:
+            does = "says so in `/readyz`, tries again"
+            async with stage.fault("the password is changed, and changed back", does) as fault:
+                await node_broker.ctl("change_password", user, OTHER_PASSWORD)
+                await close_connections(node_broker, user, "the password has changed")
+                for bridge in stage.bridges.values():
+                    body = await bridge.not_ready("refuses the user name or the password")
+                    assert body["broker"]["state"] == "refused"
+                    assert PASSWORD not in str(body) + str(bridge.process.lines)
+                await stage.fetcher.further(100)
+                await node_broker.ctl("change_password", user, PASSWORD)
+                fault.over()
+
+
+async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_again(node_broker: ControlledNode) -> None:
+    """Promise: `/readyz` names the virtual host; with it go the events, but not the bridge."""
+    vhost = unique("vhost")
+    await node_broker.ctl("add_vhost", vhost)
+    await node_broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+    async with scene(url_of(node_broker, vhost=vhost)) as stage:
+        does = "names it in `/readyz`, tries again"
+        # What waits in a queue of the virtual host goes with it.
+        async with stage.fault("the virtual host is deleted and made again", does, kept=False) as fault:
+            await node_broker.ctl("delete_vhost", vhost)
+            for bridge in stage.bridges.values():
+                body = await bridge.not_ready(f"the virtual host '{vhost}'")
+                assert body["broker"]["state"] == "refused"
+            await node_broker.ctl("add_vhost", vhost)
+            await node_broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+            fault.over()
+    await node_broker.ctl("delete_vhost", vhost)
+
+
+@asynccontextmanager
+async def rejects_are_refused(node: ControlledNode, rejects: str) -> AsyncIterator[None]:
+    """The rejects' queue is full, and stays so."""
+    policy = unique("policy")
+    full = '{"max-length":0,"overflow":"reject-publish"}'
+    await node.ctl("set_policy", "--apply-to", "queues", policy, f"^{rejects}$", full)
+    yield
+    await node.ctl("clear_policy", policy)
+
+
+@asynccontextmanager
+async def patience(node: ControlledNode, timeout_ms: int, look_ms: int) -> AsyncIterator[None]:
+    """How long the broker waits for an acknowledgement, of the channels that are opened now; it looks now and then."""
+    was = await node.ctl("eval", "[application:get_env(rabbit, N) || N <- [consumer_timeout, channel_tick_interval]].")
+    assert was == "[{ok,1800000},{ok,60000}]"
+    setting = (
+        "application:set_env(rabbit, consumer_timeout, {}), application:set_env(rabbit, channel_tick_interval, {})."
+    )
+    await node.ctl("eval", setting.format(timeout_ms, look_ms))
+    yield
+    await node.ctl("eval", setting.format(1_800_000, 60_000))
+
+
+async def test_channel_that_the_broker_closes_with_406_is_opened_again(
+    node_broker: ControlledNode,
+) -> None:
+    """Promise: a reject that waits longer than the broker has patience costs a reconnect, and is not lost itself."""
+    async with (
+        patience(node_broker, 1000, 500),
+        scene(node_broker.url) as stage,
+        observer(node_broker.url) as amqp,
+    ):
+        what, does = "the broker closes the channel (406)", "connects again at once"
+        async with stage.fault(what, does) as fault:
+            async with rejects_are_refused(node_broker, stage.rejects):
+                await publish(amqp, stage.exchange, b"poison", delivery_mode=2)
+                await stage.noticed()
+            fault.over()
+        for bridge in stage.bridges.values():
+            assert "PRECONDITION_FAILED" in str(bridge.lines("broker lost")[0]["error"])
+        for message in await take(amqp, stage.rejects, 2):
+            assert message.body == b"poison"
+        assert await depth(amqp, stage.rejects) == 0
+
+
+async def says(port: int, status: int) -> dict[str, Any]:
+    """What `/readyz` says, once it has this status."""
+    body = b""
+
+    async def has() -> bool:
+        nonlocal body
+        now, body = await get(port, "/readyz")
+        return now == status
+
+    await eventually(f"/readyz is {status}", has)
+    answer: dict[str, Any] = orjson.loads(body)
+    return answer
+
+
+@asynccontextmanager
+async def memory_alarm(node: ControlledNode) -> AsyncIterator[None]:
+    """The broker takes itself for short of memory."""
+    await node.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        yield
+    finally:
+        await node.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+async def test_broker_that_is_short_of_memory_is_consumed_from_and_what_is_rejected_is_held(
+    node_broker: ControlledNode,
+) -> None:
+    """Promise: an alarm stops no update; a reject waits, and `/readyz` says what for in the broker's own words."""
+    exchange, rejects = unique("exchange"), unique("rejects")
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects}
+    async with bridge_process(node_broker.url, **variables) as process, observer(node_broker.url) as amqp:
+        await process.consuming()
+        port = await process.port()
+        client = await RawClient.open(port)
+        process.process.send_signal(signal.SIGSTOP)
+        await publish(amqp, exchange, b"poison", killmail(1))
+        async with memory_alarm(node_broker):
+            process.process.send_signal(signal.SIGCONT)
+            assert orjson.loads(await client.text())["data"]["killmailId"] == 1
+            body = await says(port, 503)
+            assert body["missing"] == ["rejected events can't be published, and are held"]
+            assert body["rejects"]["waiting"] == 1
+            assert "low on memory" in body["rejects"]["error"]
+        since_s = time.monotonic()
+        await says(port, 200)
+        [message] = await take(amqp, rejects, 1)
+        assert message.body == b"poison"
+        assert time.monotonic() - since_s <= RECOVERY_LIMIT_S
+        assert await depth(amqp, rejects) == 0
+        await client.close()
+        channel = await amqp.channel()
+        await channel.queue_delete(rejects)
+        for name in (exchange, rejects):
+            await channel.exchange_delete(name)

@@ -1,0 +1,177 @@
+"""What the bridges consume from is taken away, or becomes something else."""
+
+from typing import Any
+
+import aio_pika
+import orjson
+from aio_pika.abc import AbstractConnection
+from pamqp import commands, frame
+
+from bridge.app import Bridge
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient
+from tests.support.frames import split_frames
+from tests.support.killmail import killmail
+from tests.support.proxy import proxy
+from tests.support.publishing import publish
+from tests.support.running import port_of, running, sample, unique
+from tests.support.scene import NAMED, scene
+from tests.support.waiting import eventually
+
+
+async def remake(amqp: AbstractConnection, exchange: str, kind: aio_pika.ExchangeType) -> None:
+    """Deletes an exchange, and makes one of the same name."""
+    channel = await amqp.channel()
+    await channel.exchange_delete(exchange)
+    await channel.declare_exchange(exchange, kind, durable=True)
+    await channel.close()
+
+
+async def test_queue_that_is_deleted_is_made_again(broker: Broker, amqp: AbstractConnection) -> None:
+    """Promise: a queue that is gone is said, and made again at once; what was in it is gone with it."""
+    async with scene(broker.url) as stage:
+        what, does = "the queue is deleted", "makes it again at once"
+        async with stage.fault(what, does, kept=False, noticed=(NAMED,)):
+            channel = await amqp.channel()
+            await channel.queue_delete(stage.queue)
+            await channel.close()
+        [line] = stage.named.lines("broker lost")
+        assert "its queue is gone" in str(line["error"])
+        [line] = stage.named.lines("broker recovered")
+        assert line["gap_possible"] is True
+
+
+class Canceller:
+    """Puts the broker's own cancellation of a consumer behind what it sends, when it is told to."""
+
+    def __init__(self) -> None:
+        self.due = 0
+        """How many consumers are to be cancelled yet."""
+
+    def line(self) -> "_Line":
+        """For one connection."""
+        return _Line(self)
+
+
+class _Line:
+    def __init__(self, canceller: Canceller) -> None:
+        self._canceller = canceller
+        self._rest = b""
+        self._consumer: tuple[int, str] | None = None
+
+    def __call__(self, data: bytes) -> bytes:
+        frames, self._rest = split_frames(self._rest + data)
+        sent = b""
+        for each in frames:
+            sent += each
+            _, channel, value = frame.unmarshal(each)
+            if isinstance(value, commands.Basic.ConsumeOk):
+                self._consumer = channel, value.consumer_tag or ""
+        if self._consumer and self._canceller.due:
+            self._canceller.due -= 1
+            channel, tag = self._consumer
+            # Between two messages: a frame may not come between the parts of one.
+            sent += frame.marshal(commands.Basic.Cancel(tag, nowait=True), channel)
+        return sent
+
+
+async def test_consumer_that_the_broker_cancels_consumes_again(broker: Broker) -> None:
+    """Promise: a cancelled consumer is no silence for ever, though the connection lives."""
+    canceller = Canceller()
+    async with proxy(broker.url) as line:
+        line.alteration = canceller.line
+        await line.open()
+        async with scene(broker.url, line.url) as stage:
+            async with stage.fault("the broker cancels the consumer", "consumes again at once"):
+                canceller.due = 2
+                await stage.noticed()
+            for bridge in stage.bridges.values():
+                [said] = bridge.lines("broker lost")
+                assert "cancelled the consumer" in str(said["error"])
+
+
+async def test_exchange_that_is_deleted_and_made_again_is_bound_again(broker: Broker, amqp: AbstractConnection) -> None:
+    """Promise: an exchange that takes its bindings with it, without a word to anybody, is found within 1.5 s.
+
+    What was published by then is in no queue, and nobody can know of it: the broker tells no one what is bound.
+    """
+    async with scene(broker.url) as stage:
+        what, does = "the exchange is deleted and made again at once", "binds its queue again within 1.5 s"
+        async with stage.fault(what, does, kept=False, noticed=()):
+            await remake(amqp, stage.exchange, aio_pika.ExchangeType.FANOUT)
+
+
+async def test_exchange_that_is_deleted_is_made_again(broker: Broker, amqp: AbstractConnection) -> None:
+    """Promise: an exchange that is gone is missed within 1.5 s, and made as at the start."""
+    what, does = "the exchange is deleted", "makes it again within 1.5 s"
+    async with scene(broker.url) as stage, stage.fault(what, does, kept=False):
+        channel = await amqp.channel()
+        await channel.exchange_delete(stage.exchange)
+        await channel.close()
+
+
+async def test_exchange_that_becomes_a_topic_exchange_is_consumed_from(
+    broker: Broker, amqp: AbstractConnection
+) -> None:
+    """Promise: another kind of exchange that delivers everything is as good."""
+    async with scene(broker.url) as stage:
+        what, does = "the exchange is made again as a topic exchange", "binds its queue to that"
+        async with stage.fault(what, does, kept=False):
+            await remake(amqp, stage.exchange, aio_pika.ExchangeType.TOPIC)
+        async with stage.fault("and that is deleted and made again", "binds it again", kept=False, noticed=()):
+            await remake(amqp, stage.exchange, aio_pika.ExchangeType.TOPIC)
+        assert [line for line in stage.named.process.lines if line["event"] == "broker refuses; trying again"] == []
+
+
+async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_another(
+    broker: Broker, amqp: AbstractConnection
+) -> None:
+    """Promise: an exchange that takes the binding and would never deliver is no silence: `/readyz` names it."""
+    async with scene(broker.url) as stage:
+        what, does = (
+            "the exchange is made again as a direct exchange, then mended",
+            "names it in `/readyz`, tries again",
+        )
+        async with stage.fault(what, does, kept=False) as fault:
+            await remake(amqp, stage.exchange, aio_pika.ExchangeType.DIRECT)
+            for bridge in stage.bridges.values():
+                body = await bridge.not_ready(f"the exchange '{stage.exchange}' is a direct exchange")
+                assert body["broker"]["state"] == "refused"
+            await remake(amqp, stage.exchange, aio_pika.ExchangeType.FANOUT)
+            fault.over()
+
+
+async def looked_at(bridge: Bridge) -> None:
+    """Returns after the next check."""
+    status = bridge._consumer.status
+    before_s = status.proven_s
+    await eventually("the topology is looked at", lambda: status.proven_s != before_s)
+
+
+KINDS: list[dict[str, Any]] = [
+    {"type": "fanout", "durable": False},
+    {"type": "topic", "durable": True},
+    {"type": "topic", "durable": False},
+    {"type": "headers", "durable": True},
+    {"type": "fanout", "durable": True, "arguments": {"alternate-exchange": "amq.fanout"}},
+]
+
+
+async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broker, amqp: AbstractConnection) -> None:
+    """Promise: looking after an exchange changes nothing about it, and is no reason for an outage."""
+    exchanges = {unique("exchange"): kind for kind in KINDS}
+    channel = await amqp.channel()
+    for name, kind in exchanges.items():
+        await channel.declare_exchange(name, **kind)
+    async with running(broker.url, exchanges=",".join(f"{name}=killmail" for name in exchanges)) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        for _ in range(2):
+            await looked_at(bridge)
+        for number, name in enumerate(exchanges):
+            await publish(amqp, name, killmail(number))
+            assert orjson.loads(await client.text())["data"]["killmailId"] == number
+        assert sample(bridge, "bridge_broker_losses_total") == 0
+        await client.close()
+    for name, kind in exchanges.items():
+        await channel.declare_exchange(name, **kind)
+        await channel.exchange_delete(name)

@@ -1,0 +1,60 @@
+"""A client whose machine is gone: nothing says so, no FIN and no RST, and the bridge finds out by itself."""
+
+import asyncio
+import time
+
+from aio_pika.abc import AbstractConnection
+
+from bridge.demo.broker import Broker
+from tests.support.clients import request
+from tests.support.healthy import healthy_clients
+from tests.support.measured import MB, Memory, descriptors, metric
+from tests.support.namespaces import FAR, island
+from tests.support.running import bridge_process
+from tests.support.waiting import eventually
+
+IDLE_TIMEOUT_S, PING_INTERVAL_S = 2.0, 0.5
+
+TICK_S = PING_INTERVAL_S / 4
+"""How exact the bridge's times are then."""
+
+GONE_LIMIT_S = 15.0
+"""From the eviction until nothing is left of the client: ten seconds to answer, and some to spare."""
+
+
+async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothing_more(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """A client that is gone without a word is evicted with 4009 within the idle timeout, and others lose nothing."""
+    variables = {
+        "BRIDGE_EXCHANGES": f"{exchange}=killmail",
+        "BRIDGE_HOST": "0.0.0.0",
+        "BRIDGE_IDLE_TIMEOUT": f"{IDLE_TIMEOUT_S}s",
+        "BRIDGE_PING_INTERVAL": f"{PING_INTERVAL_S}s",
+    }
+    async with island(broker.url) as net, bridge_process(net.broker_url, **variables) as process:
+        await process.consuming()
+        port, pid = await process.port(), process.process.pid
+        async with healthy_clients(amqp, exchange, port) as stream:
+            await stream.further(20)
+            before = descriptors(pid)
+            memory = Memory(pid)
+            client = await net.connect_from_afar(port)
+            with client:
+                await asyncio.to_thread(client.sendall, request(port))
+                received = 0
+                while received < 5000:
+                    received += len(await asyncio.to_thread(client.recv, 1000))
+                assert descriptors(pid) == before + 1
+                await net.cut()
+                since_s = time.monotonic()
+                await eventually("the client is evicted", lambda: process.logged("client evicted"))
+                took_s = time.monotonic() - since_s
+                line = process.logged("client evicted")
+                assert line is not None
+                assert (line["reason"], line["code"]) == ("idle", 4009)
+                assert str(line["peer"]).startswith(f"{FAR} port ")
+                assert took_s <= IDLE_TIMEOUT_S + 4 * TICK_S
+                await eventually("its descriptor is free", lambda: descriptors(pid) == before, limit_s=GONE_LIMIT_S)
+            assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
+            assert memory.look() <= 4 * MB

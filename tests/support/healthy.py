@@ -1,0 +1,133 @@
+"""Clients that do everything right while others do not, and what they must have got in the end: all of it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aio_pika
+import orjson
+from aio_pika.abc import AbstractConnection
+
+from tests.support.clients import CLOSE, PING, PONG, TEXT, Collector, client_frame, collectors, frame_size
+from tests.support.killmail import killmail
+from tests.support.waiting import eventually
+
+COUNT = 3
+"""Healthy clients. One would do; three show that it was no luck."""
+
+PAUSE_S = 0.01
+"""Between two updates."""
+
+
+class Healthy(Collector):
+    """Reads at once, answers every ping, and notes each update's number and when it came."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.arrivals: list[tuple[int, float]] = []
+        self.close_frames = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        now_s = time.monotonic()
+        while (size := frame_size(self.received, 0)) and size <= len(self.received):
+            frame = bytes(self.received[:size])
+            del self.received[:size]
+            opcode, payload = frame[0] & 15, frame[size - _payload_size(frame) :]
+            if opcode == TEXT:
+                self.arrivals.append((orjson.loads(payload)["data"]["killmailId"], now_s))
+            elif opcode == PING and self.transport is not None:
+                self.transport.write(client_frame(PONG, payload))
+            elif opcode == CLOSE:
+                self.close_frames += 1
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the updates that came, in their order."""
+        return [number for number, _ in self.arrivals]
+
+
+class Stream:
+    """Killmails, counted up from 0, that are published while something else happens."""
+
+    def __init__(self, clients: list[Healthy], padding: str) -> None:
+        self.clients = clients
+        self._padding = padding
+        self._running = True
+        self._sent_s: list[float] = []
+
+    @property
+    def published(self) -> int:
+        """How many updates there were so far."""
+        return len(self._sent_s)
+
+    def delays_s(self, first: int = 0) -> list[float]:
+        """How long updates took from their publication to each healthy client, the shortest first.
+
+        Of those from number `first` on.
+        """
+        return sorted(
+            at_s - self._sent_s[number]
+            for client in self.clients
+            for number, at_s in client.arrivals
+            if number >= first
+        )
+
+    async def further(self, count: int) -> None:
+        """Returns when that many more updates have arrived."""
+        enough = self.published + count
+        await eventually(
+            "healthy clients get more updates", lambda: all(len(client.arrivals) >= enough for client in self.clients)
+        )
+
+    async def run(self, channel: aio_pika.abc.AbstractChannel, exchange: str) -> None:
+        """Publishes until it is told to stop."""
+        target = await channel.get_exchange(exchange, ensure=False)
+        while self._running:
+            body = orjson.dumps(killmail(self.published, padding=self._padding))
+            self._sent_s.append(time.monotonic())
+            await target.publish(aio_pika.Message(body), routing_key="")
+            await asyncio.sleep(PAUSE_S)
+
+    def stop(self) -> None:
+        """Publishes nothing more."""
+        self._running = False
+
+
+@asynccontextmanager
+async def healthy_clients(
+    amqp: AbstractConnection, exchange: str, port: int, padding: str = ""
+) -> AsyncIterator[Stream]:
+    """A stream of updates and clients that read it. At the end, each must have had every update, in order, once."""
+    clients = await collectors(port, COUNT, Healthy)
+    healthy = [client for client in clients if isinstance(client, Healthy)]
+    stream = Stream(healthy, padding)
+    channel = await amqp.channel(publisher_confirms=True)
+    running = asyncio.create_task(stream.run(channel, exchange))
+    try:
+        yield stream
+        stream.stop()
+        await running
+        everything = list(range(stream.published))
+        await eventually(
+            "the last update arrives", lambda: all(len(client.arrivals) >= len(everything) for client in healthy)
+        )
+        for client in healthy:
+            assert client.numbers == everything, "an update is missing, came twice, or out of order"
+            assert not client.lost.done(), "a healthy client was cut off"
+            assert not client.close_frames, "a healthy client was closed"
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        for client in healthy:
+            if client.transport is not None:
+                client.transport.abort()
+        await asyncio.gather(*(client.lost for client in healthy))
+        await channel.close()
+
+
+def _payload_size(frame: bytes) -> int:
+    """Of a whole server frame."""
+    head = {126: 4, 127: 10}.get(frame[1], 2)
+    return len(frame) - head

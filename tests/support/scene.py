@@ -1,0 +1,381 @@
+"""A stage for the broker's faults: a fetcher, an exchange, and two bridges with a client each.
+
+One bridge consumes a named queue, the other an exclusive one; both are processes, as an operator runs them. The fetcher
+publishes killmails, counted up, all the time, and keeps what the broker has confirmed. What each client got, and what
+each bridge said of itself meanwhile, is held against that.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+import aio_pika
+import aiormq
+import orjson
+
+from bridge.broker.status import PROOF_VALID_S
+from tests.support import figures
+from tests.support.clients import RawClient, get
+from tests.support.killmail import killmail
+from tests.support.running import BridgeProcess, bridge_process, unique
+from tests.support.waiting import eventually
+
+NAMED, EXCLUSIVE = "named queue", "exclusive queue"
+
+PAUSE_S = 0.01
+"""Between two events: a hundred a second, a hundred times what all of EVE Online has."""
+
+RECOVERY_LIMIT_S = 2.0
+"""From the end of a cause until the bridge consumes again."""
+
+LEFTOVERS_LIMIT_S = 45.0
+"""Until the broker has missed a connection that is half open, and gives back what it had sent there."""
+
+GOODBYE_S = 5.0
+
+SAMPLE_S = 0.05
+
+CONFIRM_S = 0.5
+"""From an event's arrival at the broker until its fetcher has noted the confirm, on a busy machine."""
+
+SLACK_S = 2.0
+"""Beyond PROOF_VALID_S, before a `/readyz` that says yes while nothing comes is called a lie."""
+
+
+class Fetcher:
+    """Publishes all the time, with confirms, and comes back by itself; keeps when each event was confirmed."""
+
+    def __init__(self, broker_url: str, exchange: str) -> None:
+        self._url = broker_url
+        self._exchange = exchange
+        self._number = 0
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self.confirmed: dict[int, float] = {}
+        """By the killmail's id; monotonic seconds."""
+        self._running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            with suppress(aiormq.exceptions.AMQPError, OSError, RuntimeError, TimeoutError):
+                await self._publish()
+            await asyncio.sleep(0.1)
+
+    async def _publish(self) -> None:
+        connection = await aio_pika.connect(self._url, timeout=2)
+        try:
+            channel = await connection.channel(publisher_confirms=True)
+            target = await channel.get_exchange(self._exchange, ensure=False)
+            while True:
+                await self._flowing.wait()
+                self._number = number = self._number + 1
+                message = aio_pika.Message(orjson.dumps(killmail(number)), delivery_mode=2)
+                async with asyncio.timeout(GOODBYE_S):
+                    # Not mandatory: what nobody's queue gets, the broker confirms, and it counts as lost.
+                    await target.publish(message, routing_key="", mandatory=False)
+                self.confirmed[number] = time.monotonic()
+                await asyncio.sleep(PAUSE_S)
+        finally:
+            closing = asyncio.ensure_future(connection.close())
+            await asyncio.wait([closing], timeout=GOODBYE_S)
+            closing.cancel()
+
+    def pause(self) -> None:
+        """Publishes no more."""
+        self._flowing.clear()
+
+    def go_on(self) -> None:
+        """Publishes again."""
+        self._flowing.set()
+
+    async def further(self, count: int) -> None:
+        """Returns when that many more are confirmed."""
+        enough = len(self.confirmed) + count
+        await eventually("more events are confirmed", lambda: len(self.confirmed) >= enough)
+
+    async def stop(self) -> None:
+        """Ends it."""
+        self._running.cancel()
+        await asyncio.wait([self._running])
+
+
+class Watched:
+    """A bridge, the client that listens to it, and what it says of itself meanwhile."""
+
+    def __init__(self, process: BridgeProcess, port: int, client: RawClient, fetcher: Fetcher) -> None:
+        self.process = process
+        self.port = port
+        self.client = client
+        self.received: list[int] = []
+        self.arrived: dict[int, float] = {}
+        """When each came for the first time; monotonic seconds."""
+        self.lie_s = 0.0
+        """The longest time that `/readyz` said yes while something confirmed did not come."""
+        self._fetcher = fetcher
+        self._stopping = False
+        self._reading, self._looking = asyncio.create_task(self._read()), asyncio.create_task(self._look())
+
+    async def _read(self) -> None:
+        while True:
+            number = orjson.loads(await self.client.text())["data"]["killmailId"]
+            self.received.append(number)
+            self.arrived.setdefault(number, time.monotonic())
+
+    async def _look(self) -> None:
+        blind_since: float | None = None
+        while not self._stopping:
+            status, _ = await self.state()
+            now_s = time.monotonic()
+            # Whatever was confirmed a while ago and is newer than anything that came.
+            newest = max(self.arrived, default=0)
+            waiting = [at for number, at in self._fetcher.confirmed.items() if number > newest and now_s - at > SLACK_S]
+            if status == 200 and waiting:
+                blind_since = blind_since or now_s
+                self.lie_s = max(self.lie_s, now_s - blind_since)
+            else:
+                blind_since = None
+            await asyncio.sleep(SAMPLE_S)
+
+    async def state(self) -> tuple[int, dict[str, Any]]:
+        """What `/readyz` says."""
+        status, body = await get(self.port, "/readyz")
+        return status, orjson.loads(body)
+
+    async def metric(self, name: str) -> float:
+        """A metric without labels."""
+        _, body = await get(self.port, "/metrics")
+        return next(float(line.split()[1]) for line in body.decode().splitlines() if line.startswith(f"{name} "))
+
+    async def not_ready(self, *words: str) -> dict[str, Any]:
+        """What `/readyz` says, once it is 503 and its broker's error has all these words."""
+        body: dict[str, Any] = {}
+
+        async def says_so() -> bool:
+            nonlocal body
+            status, body = await self.state()
+            return status == 503 and all(word in str(body["broker"]["error"]) for word in words)
+
+        try:
+            await eventually(f"/readyz is 503 and says {words}", says_so, limit_s=40)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it says {body}") from None
+        return body
+
+    def lines(self, *events: str) -> list[dict[str, object]]:
+        """The log lines with one of these phrases."""
+        return [line for line in self.process.lines if line["event"] in events]
+
+    async def stop(self) -> None:
+        """Ends the bridge as its operator does."""
+        self._stopping = True
+        self._reading.cancel()
+        await asyncio.wait([self._reading, self._looking])
+        self.process.process.send_signal(signal.SIGTERM)
+        await self.client.close()
+        code = await self.process.ended()
+        self._looking.result()
+        if not self._reading.cancelled():
+            self._reading.result()
+        assert code == 0
+
+
+class Fault:
+    """One fault, from its cause to what came of it."""
+
+    def __init__(self) -> None:
+        self.began_s = time.monotonic()
+        self.is_over = False
+        self.over_s = self.over_unix_s = 0.0
+
+    @property
+    def age_s(self) -> float:
+        """How long it has lasted."""
+        return time.monotonic() - self.began_s
+
+    async def lasts(self, seconds: float) -> None:
+        """Returns when it has lasted that long."""
+        await asyncio.sleep(seconds - self.age_s)
+
+    def over(self) -> None:
+        """To be called when its cause has ended."""
+        self.is_over = True
+        self.over_s, self.over_unix_s = time.monotonic(), time.time()
+
+
+class Scene:
+    """Who takes part."""
+
+    def __init__(
+        self, exchange: str, queue: str, rejects: str, fetcher: Fetcher, named: Watched, exclusive: Watched
+    ) -> None:
+        self.exchange = exchange
+        self.queue = queue
+        self.rejects = rejects
+        self.fetcher = fetcher
+        self.named = named
+        self.exclusive = exclusive
+        self.bridges = {NAMED: named, EXCLUSIVE: exclusive}
+
+    @asynccontextmanager
+    async def fault(
+        self,
+        fault: str,
+        does: str,
+        *,
+        limit_s: float = RECOVERY_LIMIT_S,
+        kept: bool = True,
+        noticed: Collection[str] = (NAMED, EXCLUSIVE),
+    ) -> AsyncIterator[Fault]:
+        """A fault, which is caused inside; afterwards, what both bridges promise is checked, and put into the table.
+
+        `limit_s` bounds the recovery; `kept` False says that not even a named queue can keep all events; `noticed` says
+        which bridges lose their connection by it.
+        """
+        await self.fetcher.further(20)
+        before = set(self.fetcher.confirmed)
+        attempts = [await bridge.metric("bridge_broker_connection_attempts_total") for bridge in self.bridges.values()]
+        said = [len(bridge.process.lines) for bridge in self.bridges.values()]
+        this = Fault()
+        yield this
+        if not this.is_over:
+            this.over()
+        recovered_s = {
+            name: await self._recovered(bridge, this, limit_s, name in noticed) for name, bridge in self.bridges.items()
+        }
+        await self.fetcher.further(20)
+        self.fetcher.pause()
+        await asyncio.gather(*(self._everything_came(bridge) for bridge in self.bridges.values()))
+        if kept:
+            # What the broker has sent into nothing comes again once it has missed the connection.
+            with suppress(AssertionError):
+                await eventually("all came", lambda: not self._lost(self.named, before), limit_s=LEFTOVERS_LIMIT_S)
+        lost = {name: self._lost(bridge, before) for name, bridge in self.bridges.items()}
+        doubled = sum(len(bridge.received) - len(bridge.arrived) for bridge in self.bridges.values())
+        assert doubled == 0
+        assert not (kept and lost[NAMED]), f"{len(lost[NAMED])} events are lost, of a named queue: {lost[NAMED][:20]}"
+        outage_s = time.monotonic() - this.began_s
+        for (name, bridge), attempts_before, lines in zip(self.bridges.items(), attempts, said, strict=True):
+            self._tells_the_truth(bridge, lines, name in noticed)
+            tried = await bridge.metric("bridge_broker_connection_attempts_total") - attempts_before
+            # A few at once, as the pauses grow, and then one for each pause.
+            assert tried <= 6 + outage_s / 0.75, f"{tried:.0f} attempts in {outage_s:.0f} s"
+        if noticed:
+            await self._gap_is_told(lost[EXCLUSIVE])
+        published = len(self.fetcher.confirmed) - len(before)
+        figures.record(
+            fault,
+            does,
+            f"{len(lost[NAMED])} ({len(lost[EXCLUSIVE])}) of {published}",
+            str(doubled),
+            f"{recovered_s[NAMED]:.1f} s ({recovered_s[EXCLUSIVE]:.1f} s)",
+        )
+        self.fetcher.go_on()
+
+    async def noticed(self) -> None:
+        """Returns when each bridge has said that it lost its broker."""
+        for bridge in self.bridges.values():
+            await eventually("the loss is noticed", lambda bridge=bridge: bridge.lines("broker lost"))  # type: ignore[misc]
+
+    async def _recovered(self, bridge: Watched, fault: Fault, limit_s: float, noticed: bool) -> float:
+        over_s, over_unix_s = fault.over_s, fault.over_unix_s
+
+        def arrival() -> float | None:
+            confirmed = self.fetcher.confirmed
+            after = [bridge.arrived[n] for n, at in confirmed.items() if at > over_s and n in bridge.arrived]
+            return min(after, default=None)
+
+        def back() -> bool:
+            lost, recovered = bridge.lines("broker lost"), bridge.lines("broker recovered")
+            return len(lost) == len(recovered) and bool(recovered) >= noticed
+
+        await eventually("the connection is back", back)
+        await eventually("an event that was published after the fault arrives", lambda: arrival() is not None)
+        # What was under way when the fault came may arrive after it.
+        said_s = [datetime.fromisoformat(str(line["timestamp"])) for line in bridge.lines("broker recovered")][-1:]
+        took_s = max([0.0, (arrival() or 0.0) - over_s, *(at.timestamp() - over_unix_s for at in said_s)])
+        assert took_s <= limit_s, f"consuming again after {took_s:.1f} s"
+
+        async def ready() -> bool:
+            return (await bridge.state())[0] == 200
+
+        await eventually("/readyz says yes", ready)
+        return took_s
+
+    async def _everything_came(self, bridge: Watched) -> None:
+        last = max(self.fetcher.confirmed)
+        await eventually("the last event arrives", lambda: last in bridge.arrived)
+
+    def _lost(self, bridge: Watched, before: set[int]) -> list[int]:
+        return [n for n in self.fetcher.confirmed if n not in bridge.arrived and n not in before]
+
+    def _tells_the_truth(self, bridge: Watched, lines: int, noticed: bool) -> None:
+        assert bridge.process.process.returncode is None
+        assert bridge.process.texts == []
+        assert bridge.lie_s <= PROOF_VALID_S + SLACK_S, f"/readyz said yes for {bridge.lie_s:.1f} s, and nothing came"
+        new = [line for line in bridge.process.lines[lines:] if line["level"] in {"warning", "error", "info"}]
+        lost = [line for line in new if line["event"] == "broker lost"]
+        recovered = [line for line in new if line["event"] == "broker recovered"]
+        assert len(lost) == len(recovered), new
+        assert bool(lost) == noticed, new
+        # Whatever was tried how often: a line for each change, of the connection that consumes and of the one that
+        # publishes what is rejected. What is rejected has lines of its own.
+        changes = [line for line in new if line["event"] != "event rejected"]
+        assert len(changes) <= 6 * max(1, len(lost)), new
+        assert [line for line in new if "exception" in line] == []
+
+    async def _gap_is_told(self, lost: list[int]) -> None:
+        """What an exclusive queue lost must lie within the gap that the bridge tells of."""
+        if not lost:
+            return
+        _, body = await self.exclusive.state()
+        gaps = await self.exclusive.metric("bridge_gaps_total")
+        assert gaps == len(self.exclusive.lines("broker recovered"))
+        assert all(line["gap_possible"] for line in self.exclusive.lines("broker recovered"))
+        if gaps == 1:
+            since_s, until_s = (datetime.fromisoformat(body["last_gap"][end]).timestamp() for end in ("since", "until"))
+            ahead_s = time.time() - time.monotonic()
+            outside = [n for n in lost if not since_s <= self.fetcher.confirmed[n] + ahead_s <= until_s + CONFIRM_S]
+            assert outside == [], body["last_gap"]
+
+
+@asynccontextmanager
+async def scene(broker_url: str, bridge_url: str | None = None, **variables: str) -> AsyncIterator[Scene]:
+    """A stage before a broker, on which everything works.
+
+    `bridge_url` is the way that the bridges take; the fetcher goes straight. `variables` are further settings.
+    """
+    exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(_forget, broker_url, (exchange, rejects), (queue, rejects))
+        settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects, **variables}
+        url = bridge_url or broker_url
+        processes = [
+            await stack.enter_async_context(bridge_process(url, **settings, **queues))
+            for queues in ({"BRIDGE_QUEUE": queue}, {})
+        ]
+        for process in processes:
+            await process.consuming()
+        fetcher = Fetcher(broker_url, exchange)
+        stack.push_async_callback(fetcher.stop)
+        watched = []
+        for process in processes:
+            port = await process.port()
+            bridge = Watched(process, port, await RawClient.open(port), fetcher)
+            stack.push_async_callback(bridge.stop)
+            watched.append(bridge)
+        yield Scene(exchange, queue, rejects, fetcher, *watched)
+
+
+async def _forget(broker_url: str, exchanges: tuple[str, ...], queues: tuple[str, ...]) -> None:
+    """Removes what was made at the broker."""
+    connection = await aio_pika.connect(broker_url, timeout=10)
+    channel = await connection.channel()
+    for queue in queues:
+        await channel.queue_delete(queue)
+    for exchange in exchanges:
+        await channel.exchange_delete(exchange)
+    await connection.close()
