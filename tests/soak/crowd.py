@@ -1,0 +1,248 @@
+"""All clients but the healthy ones: they come and go, stall, read slowly, or break the protocol.
+
+What each of them got is held against what a healthy client got: all read from one log, so whatever a client sees from
+its first update on is a stretch of that.
+"""
+
+import array
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import Sequence
+from enum import Enum
+
+from tests.soak.plan import Plan
+from tests.soak.readers import Healthy, Reader, Slow, Stalled, connect
+from tests.support.clients import CLOSE, PING, TEXT, client_frame, request
+from tests.support.running import BridgeProcess
+
+STAY_S = 2.0
+"""How long a client that comes and goes stays at most."""
+
+READ_ON_S = 4.0
+"""How long an evicted client goes on to read nothing, at most. The bridge ends its connection after ten seconds."""
+
+LAST_WORD_S = 5.0
+"""For a close frame that must come."""
+
+STALLED_BYTES, SLOW_BYTES = 4096, 16384
+"""What the kernel holds of a client that does not read, and of one that reads slowly."""
+
+DOSE_S = 0.25
+"""Between two clients that misbehave."""
+
+TOO_SLOW = 4008
+EVICTED = "client evicted"
+
+MISBEHAVIOUR: Sequence[tuple[bytes, int | None]] = (
+    (client_frame(PING, b"x" * 100) * 1000, None),
+    (client_frame(TEXT, b"hello")[:-3], None),
+    (client_frame(TEXT, b"hello") * 100, None),
+    (b"\x81\x05hello", 1002),  # not masked
+    (client_frame(0x71, b""), 1002),  # reserved bits
+    (client_frame(CLOSE, b"x"), 1002),
+    (client_frame(TEXT, b"\xff"), 1007),
+)
+"""What is sent, and the code that it must be answered with; None where the client may stay."""
+
+
+class Going(Enum):
+    """How a client that came goes."""
+
+    CLOSING = "with a closing handshake"
+    RESET = "by a reset"
+    END = "without a word"
+    HALF = "within its handshake"
+
+
+class Half(Reader):
+    """A client that begins its handshake, and no more."""
+
+    def say_hello(self, transport: asyncio.Transport) -> None:
+        hello = request(self._port)
+        transport.write(hello[: random.randrange(len(hello))])
+
+
+class Stretches:
+    """Whether what clients got for a while is a stretch of what a healthy client got."""
+
+    def __init__(self, reference: Healthy) -> None:
+        self._reference = reference
+        self._positions: dict[int, int] = {}
+        self._read = 0
+        self._waiting: deque[tuple[str, array.array[int]]] = deque()
+        self.right = 0
+        self.wrong: list[str] = []
+
+    def add(self, who: str, numbers: "array.array[int]") -> None:
+        """All that a client got."""
+        if numbers:
+            self._waiting.append((who, numbers))
+
+    def look(self) -> None:
+        """Judges those whose last update the healthy client has had too."""
+        order = self._reference.numbers
+        for at in range(self._read, len(order)):
+            self._positions.setdefault(order[at], at)
+        self._read = len(order)
+        for _ in range(len(self._waiting)):
+            who, numbers = self._waiting.popleft()
+            if numbers[-1] in self._positions:
+                self._judge(who, numbers)
+            else:
+                self._waiting.append((who, numbers))
+
+    def rest(self) -> None:
+        """Judges all: nothing more comes to anybody."""
+        self.look()
+        while self._waiting:
+            self._judge(*self._waiting.popleft())
+
+    def _judge(self, who: str, numbers: "array.array[int]") -> None:
+        at = self._positions.get(numbers[0], len(self._reference.numbers))
+        expected = self._reference.numbers[at : at + len(numbers)]
+        if numbers == expected:
+            self.right += 1
+            return
+        first = next((i for i, pair in enumerate(zip(numbers, expected, strict=False)) if pair[0] != pair[1]), None)
+        where = (
+            f"its update {first} of {len(numbers)} is {numbers[first]}, a healthy client's is {expected[first]}"
+            if first is not None
+            else f"only {len(expected)} of its {len(numbers)} updates came to a healthy client"
+        )
+        self.wrong.append(f"{who}: {where}")
+
+
+class Crowd:
+    """All of them, for as long as it runs; `seen` counts what they did, `wrong` says what must not happen to them."""
+
+    def __init__(self, process: BridgeProcess, port: int, plan: Plan, stretches: Stretches) -> None:
+        self._process = process
+        self._port = port
+        self._plan = plan
+        self._stretches = stretches
+        self._evicted: dict[int, asyncio.Future[None]] = {}
+        """By the client's own port."""
+        self._lines = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.seen: Counter[str] = Counter()
+        self.wrong: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Lets them all come."""
+        plan = self._plan
+        players = [
+            *(self._come_and_go() for _ in range(plan.coming)),
+            *(self._stall() for _ in range(plan.stalled)),
+            *(self._read_slowly() for _ in range(plan.slow)),
+            self._misbehave(),
+        ]
+        self._tasks = [asyncio.create_task(player) for player in players]
+
+    async def end(self) -> None:
+        """Lets them all go."""
+        for task in self._tasks:
+            task.cancel()
+        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+    def look(self) -> None:
+        """To be called again and again: tells the clients that the bridge has evicted them."""
+        lines = self._process.lines
+        for line in lines[self._lines :]:
+            if line["event"] == EVICTED:
+                future = self._evicted.get(int(str(line["peer"]).rpartition(" ")[2]))
+                if future is not None and not future.done():
+                    future.set_result(None)
+        self._lines = len(lines)
+        self._stretches.look()
+
+    async def _come_and_go(self) -> None:
+        await asyncio.sleep(random.uniform(0, STAY_S))
+        while True:
+            going = random.choice(tuple(Going))
+            client = await connect(Half if going is Going.HALF else Reader, self._port)
+            try:
+                if going is not Going.HALF:
+                    await self._open(client)
+                await asyncio.sleep(random.uniform(0, STAY_S))
+                if client.ended.done():
+                    self.wrong[f"a client that came and went was ended by the bridge, {client.ended.result()}"] += 1
+                elif going is Going.CLOSING:
+                    await self._close(client)
+                elif going is Going.RESET or random.getrandbits(1):
+                    client.reset()
+            finally:
+                await client.leave()
+            self._stretches.add("a client that came and went", client.numbers)
+            self.seen[going.value] += 1
+
+    async def _close(self, client: Reader) -> None:
+        assert client.transport is not None
+        client.transport.write(client_frame(CLOSE, b"\x03\xe8"))
+        await asyncio.wait([client.ended], timeout=LAST_WORD_S)
+        if not client.ended.done() or client.ended.result() != 1000:
+            self.wrong["a closing handshake was not answered"] += 1
+
+    async def _open(self, client: Reader) -> None:
+        try:
+            async with asyncio.timeout(LAST_WORD_S):
+                await client.opened
+        except (ConnectionError, TimeoutError) as error:
+            self.wrong[f"a client was not let in: {error or 'no answer'}"] += 1
+
+    async def _stall(self) -> None:
+        await asyncio.sleep(random.uniform(0, STAY_S))
+        while True:
+            client = await connect(Stalled, self._port, STALLED_BYTES)
+            port = client.own_port
+            evicted = self._evicted[port] = asyncio.get_running_loop().create_future()
+            try:
+                await self._open(client)
+                await evicted
+                await asyncio.sleep(random.uniform(0, READ_ON_S))
+                client.read_on()
+                await asyncio.wait([client.ended], timeout=LAST_WORD_S)
+                self._ended(client, "stalled", TOO_SLOW)
+            finally:
+                del self._evicted[port]
+                await client.leave()
+            self._stretches.add("a stalled client", client.numbers)
+
+    async def _read_slowly(self) -> None:
+        while True:
+            client = await connect(Slow, self._port, SLOW_BYTES)
+            try:
+                await self._open(client)
+                await client.ended
+                self._ended(client, "slow", TOO_SLOW)
+            finally:
+                await client.leave()
+                self._stretches.add("a slow client", client.numbers)
+
+    async def _misbehave(self) -> None:
+        while True:
+            for words, code in MISBEHAVIOUR:
+                client = await connect(Reader, self._port)
+                try:
+                    await self._open(client)
+                    assert client.transport is not None
+                    client.transport.write(words)
+                    if code is None:
+                        await asyncio.sleep(DOSE_S)
+                        self.seen["misbehaved and stayed"] += 1
+                    else:
+                        await asyncio.wait([client.ended], timeout=LAST_WORD_S)
+                        self._ended(client, "misbehaving", code)
+                finally:
+                    await client.leave()
+                self._stretches.add("a misbehaving client", client.numbers)
+                await asyncio.sleep(DOSE_S)
+
+    def _ended(self, client: Reader, who: str, code: int) -> None:
+        found = client.ended.result() if client.ended.done() else None
+        self.seen[f"{who}, closed with {found}"] += 1
+        if found != code:
+            end = "no end" if found is None else f"the code {found}" if found else "an end without a code"
+            self.wrong[f"a {who} client found {end}, not {code}"] += 1

@@ -1,0 +1,196 @@
+"""WebSocket clients that take the killmail's number out of each update, and next to no time for it."""
+
+import array
+import asyncio
+import re
+import socket
+import struct
+from typing import Any, TypeVar, cast
+
+from tests.support.clients import CLOSE, PING, PONG, TEXT, client_frame, close_code, request
+
+LOOPBACK = "127.0.0.1"
+HEAD_END = b"\r\n\r\n"
+UPDATE = re.compile(rb'\{"type":"killmail","data":\{"killmailId":(\d+),')
+WHOLE_TEXT = 0x80 | TEXT
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER of a socket whose closing is a reset."""
+
+
+class Reader(asyncio.Protocol):
+    """Reads everything, answers pings and the server's close frame; keeps the numbers of the updates in `numbers`."""
+
+    def __init__(self, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._port = port
+        self._rest = b""
+        self.opened: asyncio.Future[None] = loop.create_future()
+        """An error where the bridge did not upgrade, or ended the connection before."""
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()
+        """Done when the bridge ends it: the code of its close frame, 0 without one."""
+        self.numbers = array.array("I")
+        self.pongs = 0
+        self.transport: asyncio.Transport | None = None
+        # Nobody may ask.
+        self.opened.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's are no subclass of asyncio's.
+        self.transport = cast(asyncio.Transport, transport)
+        self.say_hello(self.transport)
+
+    def say_hello(self, transport: asyncio.Transport) -> None:
+        """Asks for the upgrade."""
+        transport.write(request(self._port))
+
+    def data_received(self, data: bytes) -> None:
+        data = self._rest + data if self._rest else data
+        at = 0
+        if not self.opened.done():
+            end = data.find(HEAD_END)
+            if end < 0:
+                self._rest = data
+                return
+            at = end + len(HEAD_END)
+            if data.startswith(b"HTTP/1.1 101 "):
+                self.opened.set_result(None)
+            else:
+                self.opened.set_exception(ConnectionError(data.partition(b"\r\n")[0].decode()))
+                return
+        self._rest = data[self._frames(data, at) :]
+
+    def _frames(self, data: bytes, at: int) -> int:
+        """Takes whole frames from there on; returns where the first begins that is not whole."""
+        end = len(data)
+        while at + 2 <= end:
+            length, start = data[at + 1], at + 2
+            if length == 126:
+                length, start = int.from_bytes(data[start : at + 4], "big"), at + 4
+            elif length == 127:
+                length, start = int.from_bytes(data[start : at + 10], "big"), at + 10
+            if start + length > end:
+                break
+            if data[at] == WHOLE_TEXT:
+                update = UPDATE.match(data, start, start + length)
+                assert update is not None, data[start : start + length]
+                self.update(int(update[1]))
+            else:
+                self._control(data[at] & 15, data[start : start + length])
+            at = start + length
+        return at
+
+    def update(self, number: int) -> None:
+        """An update has come."""
+        self.numbers.append(number)
+
+    def _control(self, opcode: int, payload: bytes) -> None:
+        assert self.transport is not None
+        if opcode == PING:
+            self.transport.write(client_frame(PONG, payload))
+        elif opcode == PONG:
+            self.pongs += 1
+        elif opcode == CLOSE:
+            if not self.ended.done():
+                self.ended.set_result(close_code(payload))
+            self.transport.write(client_frame(CLOSE, payload))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(ConnectionError("ended before the upgrade"))
+        if not self.ended.done():
+            self.ended.set_result(0)
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    @property
+    def own_port(self) -> int:
+        """By which the bridge's log names this client."""
+        assert self.transport is not None
+        port: int = self.transport.get_extra_info("sockname")[1]
+        return port
+
+    def reset(self) -> None:
+        """Ends the connection by a TCP reset."""
+        assert self.transport is not None
+        if not self.transport.is_closing():
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
+
+    async def leave(self) -> None:
+        """Ends the connection, in whatever state it is."""
+        if self.transport is not None:
+            self.transport.abort()
+            await self.lost
+
+
+class Healthy(Reader):
+    """A client that is connected for the whole time: also counts how often each update came."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.counts = bytearray()
+        self.newest = 0
+        self.late = 0
+        """Updates behind newer ones: what a lost connection's deliveries become when they are delivered again."""
+
+    def update(self, number: int) -> None:
+        counts = self.counts
+        if number >= len(counts):
+            counts.extend(bytes(number + 1000 - len(counts)))
+        counts[number] = min(255, counts[number] + 1)
+        if number > self.newest:
+            self.newest = number
+        else:
+            self.late += 1
+        self.numbers.append(number)
+
+
+class Slow(Reader):
+    """A client that reads a little, and then nothing for a while."""
+
+    PAUSE_S = 0.05
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(self.PAUSE_S, self._read_on)
+
+    def _read_on(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+
+class Stalled(Reader):
+    """A client that reads nothing more once it is connected, until it is told to."""
+
+    def data_received(self, data: bytes) -> None:
+        before = self.opened.done()
+        super().data_received(data)
+        if not before and self.opened.done() and self.transport is not None:
+            self.transport.pause_reading()
+
+    def read_on(self) -> None:
+        """Reads everything."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+
+Kind = TypeVar("Kind", bound=Reader)
+
+
+async def connect(kind: type[Kind], port: int, receive_bytes: int | None = None, **more: Any) -> Kind:
+    """A client that is connected, and has asked for the upgrade. `receive_bytes` bounds what the kernel holds of it."""
+    loop = asyncio.get_running_loop()
+    client_socket = socket.socket()
+    client_socket.setblocking(False)
+    try:
+        if receive_bytes is not None:
+            client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        await loop.sock_connect(client_socket, (LOOPBACK, port))
+        _, client = await loop.create_connection(lambda: kind(port, **more), sock=client_socket)
+    except BaseException:
+        client_socket.close()
+        raise
+    return client

@@ -1,0 +1,89 @@
+"""What the bridge's process takes, looked at again and again; and whether this program itself keeps up."""
+
+import asyncio
+import re
+import resource
+import time
+from pathlib import Path
+
+from tests.soak.verdict import Sample
+from tests.support.measured import cpu_s, descriptors, metric
+from tests.support.waiting import eventually
+
+ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB$", re.MULTILINE)
+
+SAMPLES = 600
+"""In a run, where that is not more than one in SHORTEST_S."""
+
+SHORTEST_S = 0.2
+STILL_S = 1.0
+LOOK_S = 0.1
+
+BACK_LIMIT_S = 45.0
+"""Until what the others had is given back: a closing handshake that is not answered takes the bridge ten seconds, and a
+broker's connection that does not answer thirty."""
+
+
+def anonymous_kb(pid: int) -> int:
+    """Kilobytes of the process's own, as they are now: not the pages of files, which come and go with their use."""
+    found = ANONYMOUS.search(Path(f"/proc/{pid}/smaps_rollup").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+class Watch:
+    """Looks at one bridge."""
+
+    def __init__(self, pid: int, port: int) -> None:
+        self._pid = pid
+        self._port = port
+        self.samples: list[Sample] = []
+        self.bridge_cpu, self.own_cpu = 0.0, 0.0
+        """Of a core, while `run` ran."""
+        self.late_s = 0.0
+        """How late this program came to what it had to do, at most."""
+
+    async def run(self, seconds: float) -> None:
+        """Samples for so long."""
+        every_s = max(SHORTEST_S, seconds / SAMPLES)
+        began_s, bridge_s, own_s = time.monotonic(), cpu_s(self._pid), _own_cpu_s()
+        next_s = began_s
+        while next_s < began_s + seconds:
+            await asyncio.sleep(next_s - time.monotonic())
+            self.late_s = max(self.late_s, time.monotonic() - next_s)
+            self.samples.append(Sample(time.monotonic() - began_s, anonymous_kb(self._pid)))
+            next_s += every_s
+        took_s = time.monotonic() - began_s
+        self.bridge_cpu = (cpu_s(self._pid) - bridge_s) / took_s
+        self.own_cpu = (_own_cpu_s() - own_s) / took_s
+
+    async def counts(self) -> tuple[int, int]:
+        """Tasks and descriptors, now."""
+        return int(await metric(self._port, "bridge_tasks")), descriptors(self._pid)
+
+    async def settled(self) -> tuple[int, int]:
+        """The same, when they have not changed for a while."""
+        before, since_s = await self.counts(), time.monotonic()
+        while time.monotonic() - since_s < STILL_S:
+            await asyncio.sleep(LOOK_S)
+            now = await self.counts()
+            if now != before:
+                before, since_s = now, time.monotonic()
+        return before
+
+    async def back_at(self, counts: tuple[int, int]) -> tuple[int, int]:
+        """The same, as soon as they are these; or what they are in the end."""
+
+        async def are_back() -> bool:
+            return await self.counts() == counts
+
+        try:
+            await eventually("they are back", are_back, limit_s=BACK_LIMIT_S)
+        except AssertionError:
+            return await self.settled()
+        return await self.settled()
+
+
+def _own_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,179 @@
+"""The soak's verdict: each thing that may not happen, and that it is said; and what a run must have shown at all."""
+
+from __future__ import annotations
+
+import array
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.soak.__main__ import SHORTEST_S, parsed
+from tests.soak.crowd import Stretches
+from tests.soak.plan import LINE_FAULTS, Fault, plan_of, rotation
+from tests.soak.verdict import GROWTH_KB, Counted, Evidence, Received, Sample, memory_kb, wrong
+
+if TYPE_CHECKING:
+    from tests.soak.readers import Healthy
+
+SAMPLES = [Sample(float(at_s), 1000 if at_s < 20 else 2000) for at_s in range(100)]
+
+GOOD = Evidence(
+    published={1, 2, 3, 4},
+    confirmed={1, 2, 3},
+    received=[Received("a client", bytes([0, 1, 1, 1])), Received("another", bytes([0, 1, 1, 1, 1]))],
+    poison={1, 2},
+    rejected={1, 2, 3},
+    seconds=100,
+    samples=SAMPLES,
+    counted=[Counted("tasks", 7, 7)],
+    expected={"poison": 2},
+)
+
+
+def with_counts(*counts: int) -> Evidence:
+    return replace(GOOD, received=[Received("a client", bytes(counts))])
+
+
+def test_nothing_is_wrong_where_what_was_confirmed_has_come_once_and_what_was_unsure_once_or_never() -> None:
+    assert wrong(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("evidence", "line"),
+    [
+        (with_counts(0, 1, 0, 1), "a client lost 1 of 3 updates: 2"),
+        (with_counts(0, 1, 1), "a client lost 1 of 3 updates: 3"),
+        (with_counts(), "a client lost 3 of 3 updates: 1, 2, 3"),
+        (with_counts(0, 1, 2, 1), "a client got 1 updates more than once: 2"),
+        (with_counts(0, 1, 1, 1, 2), "a client got 1 updates more than once: 4"),
+        (with_counts(0, 1, 1, 1, 0, 1), "a client got 1 updates that nobody published: 5"),
+        (
+            replace(GOOD, received=[Received("a client", bytes([0, 1, 1, 1]), "code 4008")]),
+            "a client was cut off: code 4008",
+        ),
+        (replace(GOOD, rejected={2}), "1 of 2 invalid events are not among the rejects: 1"),
+        (replace(GOOD, counted=[Counted("tasks", 7, 8)]), "tasks: 8 in the end, 7 at the start, with the same clients"),
+        (replace(GOOD, counted=[Counted("tasks", 7, 6)]), "tasks: 6 in the end, 7 at the start, with the same clients"),
+        (replace(GOOD, sentences={"something broke": 3}), "something broke: 3 times"),
+        (replace(GOOD, expected={"poison": 0}), "this run shows nothing of it: poison"),
+        (
+            with_counts(0, 1, 1, 1, *[0] * 96, *[1] * 8),
+            "a client got 8 updates that nobody published: 100, 101, 102, 103, 104 and 3 more",
+        ),
+    ],
+)
+def test_what_may_not_happen_is_said_in_a_line(evidence: Evidence, line: str) -> None:
+    assert wrong(evidence) == [line]
+
+
+@pytest.mark.parametrize(("more_kb", "lines"), [(GROWTH_KB, 0), (GROWTH_KB + 1, 1)])
+def test_memory_may_grow_by_so_much_between_the_second_tenth_and_the_last(more_kb: int, lines: int) -> None:
+    samples = [*SAMPLES[:90], *(Sample(float(at_s), 1000 + more_kb) for at_s in range(90, 100))]
+    assert len(wrong(replace(GOOD, samples=samples))) == lines
+
+
+def test_memory_is_compared_by_medians_and_not_by_what_the_start_or_a_burst_takes() -> None:
+    spikes = [Sample(5.0, 900_000), Sample(15.5, 900_000), Sample(50.0, 900_000), Sample(95.5, 900_000)]
+    assert memory_kb(replace(GOOD, samples=[*SAMPLES, *spikes])) == (1000, 2000)
+
+
+# What a run consists of
+
+
+@pytest.mark.parametrize("seconds", [SHORTEST_S, 60.0, 600.0])
+def test_run_of_any_length_has_every_fault_and_bursts(seconds: float) -> None:
+    plan = plan_of(seconds)
+    faults = rotation(plan.faults, mortal=True)
+    assert set(faults) == set(Fault)
+    assert plan.warm_up_s + len(faults) * plan.fault_every_s <= seconds + 1e-6
+    assert plan.fault_s < plan.fault_every_s
+    assert plan.burst_every_s * 2 < seconds
+
+
+def test_ten_minutes_break_something_every_twenty_seconds() -> None:
+    plan = plan_of(600)
+    assert plan.fault_every_s == 20
+    assert plan.faults == 27
+    assert rotation(plan.faults, mortal=True).count(Fault.KILLED) == 2
+
+
+def test_broker_that_is_not_ours_is_not_killed_and_the_line_is_broken_all_the_more() -> None:
+    faults = rotation(12, mortal=False)
+    assert len(faults) == 12
+    assert set(faults) == set(LINE_FAULTS)
+
+
+def test_cut_comes_late_enough_behind_a_forsaken_line() -> None:
+    faults = rotation(30, mortal=False)
+    for at in (at for at, fault in enumerate(faults) if fault is Fault.FORSAKEN):
+        assert Fault.CUT not in faults[at + 1 : at + 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [([], 600), (["--minutes", "1.5"], 90), (["--seconds", "20"], 20)],
+)
+def test_length_is_asked_for_in_minutes_or_seconds(words: list[str], seconds: float) -> None:
+    assert parsed(words).seconds == seconds
+
+
+@pytest.mark.parametrize(
+    "words", [["--seconds", "19"], ["--minutes", "0"], ["--minutes", "-1"], ["--seconds", "nan"], ["--seconds", "inf"]]
+)
+def test_length_that_leaves_no_room_for_each_fault_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        parsed(words)
+    assert refusal.value.code == 2
+    assert "at least 20" in capsys.readouterr().err
+
+
+# Whether what a client got is a stretch of what a healthy client got
+
+
+class Reference:
+    """A healthy client, as far as `Stretches` looks at it."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.client = SimpleNamespace(numbers=array.array("I", numbers))
+        self.stretches = Stretches(cast("Healthy", self.client))
+
+    def judge(self, *numbers: int) -> list[str]:
+        """What is wrong with a client that got these."""
+        self.stretches.add("a client", array.array("I", numbers))
+        self.stretches.rest()
+        return self.stretches.wrong
+
+
+@pytest.mark.parametrize("numbers", [(3, 1, 2), (1,), (3, 1, 2, 5, 4), (2, 5), ()])
+def test_stretch_of_what_a_healthy_client_got_is_right_also_where_that_is_out_of_order(
+    numbers: tuple[int, ...],
+) -> None:
+    assert Reference(3, 1, 2, 5, 4).judge(*numbers) == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((1, 5), "a client: its update 1 of 2 is 5, a healthy client's is 2"),
+        ((1, 2, 2), "a client: its update 2 of 3 is 2, a healthy client's is 5"),
+        ((2, 1), "a client: its update 1 of 2 is 1, a healthy client's is 5"),
+        ((5, 4, 6), "a client: only 2 of its 3 updates came to a healthy client"),
+        ((9,), "a client: only 0 of its 1 updates came to a healthy client"),
+    ],
+)
+def test_gap_a_double_and_another_order_are_no_stretch(numbers: tuple[int, ...], words: str) -> None:
+    assert Reference(3, 1, 2, 5, 4).judge(*numbers) == [words]
+
+
+def test_stretch_is_judged_only_when_the_healthy_client_has_had_its_last_update() -> None:
+    reference = Reference(1, 2)
+    reference.stretches.add("a client", array.array("I", (2, 3)))
+    reference.stretches.look()
+    assert (reference.stretches.right, reference.stretches.wrong) == (0, [])
+    reference.client.numbers.append(3)
+    reference.stretches.look()
+    assert (reference.stretches.right, reference.stretches.wrong) == (1, [])
