@@ -8,10 +8,11 @@ import time
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
+from tests.support import figures
 from tests.support.clients import CLOSE, RawClient, client_frame, request
 from tests.support.healthy import COUNT, healthy_clients
 from tests.support.measured import MB, Memory, descriptors, metric
-from tests.support.running import bridge_process
+from tests.support.running import UNMEASURED, bridge_process
 from tests.support.waiting import eventually
 
 STALLED = 500
@@ -41,7 +42,7 @@ async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
         stalled = [await RawClient.open(port, receive_bytes=4096) for _ in range(STALLED)]
         for client in stalled:
             client.pause()
-        async with healthy_clients(amqp, exchange, port, padding="x" * 30_000):
+        async with healthy_clients(amqp, exchange, port, padding="x" * 30_000) as stream:
 
             def evicted() -> list[dict[str, object]]:
                 memory.look()
@@ -57,6 +58,11 @@ async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
                 client.resume()
             assert set(await asyncio.gather(*(client.closed() for client in stalled))) == {4008}
         assert memory.look() <= LOG_BYTES + MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
+        figures.record(
+            f"{STALLED} clients read nothing",
+            f"closes them with 4008; grows by {memory.look() / MB:.0f} MB, with a log of {LOG_BYTES // MB} MB",
+            f"0 of {stream.published}, by those who read",
+        )
         for client in stalled:
             await client.close()
 
@@ -116,7 +122,7 @@ async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """A storm of connects and disconnects costs no update, no descriptor and no memory that stays."""
-    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNMEASURED) as process:
         await process.consuming()
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
@@ -128,3 +134,8 @@ async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
             await eventually("all are gone", lambda: descriptors(pid) == before)
             assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB at {rate:.0f} a second"
             assert await metric(port, "bridge_connections") == COUNT
+            figures.record(
+                f"{rate:,.0f} clients a second come and go, for {STORM_S} s",
+                f"lets them; grows by {memory.look() / MB:.0f} MB, keeps no descriptor",
+                f"0 of {stream.published}, by those who stay",
+            )

@@ -11,6 +11,7 @@ from aio_pika.abc import AbstractConnection
 from bridge.demo.broker import Broker
 from bridge.descriptors import OWN
 from bridge.fanout.entrance import SPARE
+from tests.support import figures
 from tests.support.clients import TEXT, RawClient, close_all, close_code, collectors, request
 from tests.support.healthy import COUNT, healthy_clients
 from tests.support.killmail import killmail
@@ -89,6 +90,11 @@ async def test_descriptors_that_run_out_and_come_back_cost_nobody_an_update(
             assert (count(process, SHORT), count(process, AGAIN)) == (1, 1)
             assert await metric(port, "bridge_descriptor_shortages_total") == 1
             await stream.further(20)
+            figures.record(
+                "file descriptors run out, and come back",
+                f"says so, accepts nobody ({share:.0%} of a processor), then lets in who waits",
+                f"0 of {stream.published}",
+            )
             close_all(late)
             for _, writer in early:
                 writer.transport.abort()

@@ -13,7 +13,7 @@ from bridge.demo.broker import Broker
 from tests.support.clients import PING, PONG, TEXT, client_frame, request
 from tests.support.healthy import Stream, healthy_clients
 from tests.support.measured import MB, Memory, descriptors, metric
-from tests.support.running import BridgeProcess, bridge_process
+from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 CONTINUATION, BINARY = 0, 2
@@ -32,7 +32,7 @@ from for as long as it has more to say."""
 
 LAST = b"the last"
 
-VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
+VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB", **UNMEASURED}
 
 
 def head(opcode: int, length: int, *, fin: bool = True) -> bytes:

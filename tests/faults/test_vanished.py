@@ -6,6 +6,7 @@ import time
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
+from tests.support import figures
 from tests.support.clients import request
 from tests.support.healthy import healthy_clients
 from tests.support.measured import MB, Memory, descriptors, metric
@@ -58,3 +59,8 @@ async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothin
                 await eventually("its descriptor is free", lambda: descriptors(pid) == before, limit_s=GONE_LIMIT_S)
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
             assert memory.look() <= 4 * MB
+            figures.record(
+                "a client's machine vanishes",
+                f"closes with 4009 (`BRIDGE_IDLE_TIMEOUT`, {IDLE_TIMEOUT_S:.0f} s here)",
+                f"0 of {stream.published}, by the others",
+            )

@@ -126,7 +126,8 @@ async def test_events_of_a_file_and_of_a_pipe_arrive_in_order_with_their_types(
         stdin=ndjson(*in_pipe),
         BRIDGE_EXCHANGES=f"{exchange}=killmail",
     )
-    assert (ended.code, ended.said) == (0, ["1,004 published, 0 invalid"])
+    # On a slow machine it says in between how far it is.
+    assert (ended.code, ended.said[-1]) == (0, "1,004 published, 0 invalid")
     messages = await take(amqp, queue, 1004)
     assert contents(messages) == [*in_file, killmail(7), *in_pipe]
     assert {(message.type, message.delivery_mode) for message in messages} == {("killmail", 2)}

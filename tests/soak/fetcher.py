@@ -16,6 +16,7 @@ from aio_pika.abc import AbstractExchange
 
 from tests.soak.plan import PADDING, Plan
 from tests.support.killmail import killmail
+from tests.support.publishing import connect
 from tests.support.waiting import eventually
 
 OUTSTANDING = 500
@@ -129,7 +130,7 @@ class Fetcher:
 
     async def _publish_all(self) -> None:
         """Returns, or raises, when the connection is lost."""
-        connection = await aio_pika.connect(self._url, timeout=5)
+        connection = await connect(self._url, timeout_s=5)
         lost = asyncio.Event()
         if not self._waiting:
             self._more.clear()

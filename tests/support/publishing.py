@@ -8,9 +8,24 @@ from typing import Any
 import aio_pika
 import orjson
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+from yarl import URL
 
 BATCH = 500
 """Confirms that may be outstanding at once."""
+
+
+async def connect(broker_url: str, timeout_s: float) -> AbstractConnection:
+    """A connection, as `aio_pika.connect` makes it, to a broker that may not be there.
+
+    One that never came to be is closed: left alone, it closes itself when it is collected, be it in another test.
+    """
+    connection = aio_pika.Connection(URL(broker_url))
+    try:
+        await connection.connect(timeout=timeout_s)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
 
 @asynccontextmanager

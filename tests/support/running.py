@@ -13,6 +13,9 @@ from bridge import settings
 from bridge.app import Bridge
 from tests.support.waiting import LIMIT_S, eventually
 
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
+"""Variables for a bridge whose speed is what a test is about: to measure its coverage makes it twice as slow."""
+
 NOWHERE = Path("/nonexistent/.env")
 
 

@@ -21,6 +21,7 @@ from bridge.broker.status import PROOF_VALID_S
 from tests.support import figures
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
+from tests.support.publishing import connect, observer
 from tests.support.running import BridgeProcess, bridge_process, unique
 from tests.support.waiting import eventually
 
@@ -66,7 +67,7 @@ class Fetcher:
             await asyncio.sleep(0.1)
 
     async def _publish(self) -> None:
-        connection = await aio_pika.connect(self._url, timeout=2)
+        connection = await connect(self._url, timeout_s=2)
         try:
             channel = await connection.channel(publisher_confirms=True)
             target = await channel.get_exchange(self._exchange, ensure=False)
@@ -228,12 +229,12 @@ class Scene:
         *,
         limit_s: float = RECOVERY_LIMIT_S,
         kept: bool = True,
-        noticed: Collection[str] = (NAMED, EXCLUSIVE),
+        noticed: Collection[str] | None = (NAMED, EXCLUSIVE),
     ) -> AsyncIterator[Fault]:
         """A fault, which is caused inside; afterwards, what both bridges promise is checked, and put into the table.
 
         `limit_s` bounds the recovery; `kept` False says that not even a named queue can keep all events; `noticed` says
-        which bridges lose their connection by it.
+        which bridges lose their connection by it, None that it is whichever looks first.
         """
         await self.fetcher.further(20)
         before = set(self.fetcher.confirmed)
@@ -244,7 +245,8 @@ class Scene:
         if not this.is_over:
             this.over()
         recovered_s = {
-            name: await self._recovered(bridge, this, limit_s, name in noticed) for name, bridge in self.bridges.items()
+            name: await self._recovered(bridge, this, limit_s, noticed is not None and name in noticed)
+            for name, bridge in self.bridges.items()
         }
         await self.fetcher.further(20)
         self.fetcher.pause()
@@ -259,11 +261,13 @@ class Scene:
         assert not (kept and lost[NAMED]), f"{len(lost[NAMED])} events are lost, of a named queue: {lost[NAMED][:20]}"
         outage_s = time.monotonic() - this.began_s
         for (name, bridge), attempts_before, lines in zip(self.bridges.items(), attempts, said, strict=True):
-            self._tells_the_truth(bridge, lines, name in noticed)
+            self._tells_the_truth(bridge, lines, None if noticed is None else name in noticed)
             tried = await bridge.metric("bridge_broker_connection_attempts_total") - attempts_before
             # A few at once, as the pauses grow, and then one for each pause.
             assert tried <= 6 + outage_s / 0.75, f"{tried:.0f} attempts in {outage_s:.0f} s"
-        if noticed:
+        if noticed is None:
+            assert any(bridge.lines("broker lost") for bridge in self.bridges.values())
+        elif noticed:
             await self._gap_is_told(lost[EXCLUSIVE])
         published = len(self.fetcher.confirmed) - len(before)
         figures.record(
@@ -312,7 +316,7 @@ class Scene:
     def _lost(self, bridge: Watched, before: set[int]) -> list[int]:
         return [n for n in self.fetcher.confirmed if n not in bridge.arrived and n not in before]
 
-    def _tells_the_truth(self, bridge: Watched, lines: int, noticed: bool) -> None:
+    def _tells_the_truth(self, bridge: Watched, lines: int, noticed: bool | None) -> None:
         assert bridge.process.process.returncode is None
         assert bridge.process.texts == []
         assert bridge.lie_s <= PROOF_VALID_S + SLACK_S, f"/readyz said yes for {bridge.lie_s:.1f} s, and nothing came"
@@ -320,7 +324,7 @@ class Scene:
         lost = [line for line in new if line["event"] == "broker lost"]
         recovered = [line for line in new if line["event"] == "broker recovered"]
         assert len(lost) == len(recovered), new
-        assert bool(lost) == noticed, new
+        assert noticed is None or bool(lost) == noticed, new
         # Whatever was tried how often: a line for each change, of the connection that consumes and of the one that
         # publishes what is rejected. What is rejected has lines of its own.
         changes = [line for line in new if line["event"] != "event rejected"]
@@ -372,10 +376,9 @@ async def scene(broker_url: str, bridge_url: str | None = None, **variables: str
 
 async def _forget(broker_url: str, exchanges: tuple[str, ...], queues: tuple[str, ...]) -> None:
     """Removes what was made at the broker."""
-    connection = await aio_pika.connect(broker_url, timeout=10)
-    channel = await connection.channel()
-    for queue in queues:
-        await channel.queue_delete(queue)
-    for exchange in exchanges:
-        await channel.exchange_delete(exchange)
-    await connection.close()
+    async with observer(broker_url) as amqp:
+        channel = await amqp.channel()
+        for queue in queues:
+            await channel.queue_delete(queue)
+        for exchange in exchanges:
+            await channel.exchange_delete(exchange)
