@@ -26,9 +26,9 @@ def broker() -> Iterator[Broker]:
     yield from running(URL)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mortal_broker() -> Iterator[Broker]:
-    """A real RabbitMQ of the test's own, which it may kill and start again."""
+    """A real RabbitMQ that a test may kill and start again; shared, so leave it running."""
     yield from running()
 
 

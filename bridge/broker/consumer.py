@@ -13,6 +13,7 @@ from typing import Any
 
 import aiormq
 import structlog
+from pamqp import commands
 from pamqp.common import FieldTable
 
 from bridge.broker import decoding, topology
@@ -20,7 +21,7 @@ from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.life import keep_alive
 from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
 from bridge.broker.status import Gap, State, Status
-from bridge.broker.topology import Topology
+from bridge.broker.topology import Exchange, Topology
 from bridge.metrics import Metrics
 
 CHECK_INTERVAL_S = 1.5
@@ -73,6 +74,10 @@ class Consumer:
         """The last time in which events may have been missed."""
         self.sharing = 0
         """How many others consume the named queue, as far as the broker knows."""
+        self._known: dict[str, Exchange] = {}
+        """The exchanges as they last were: one that vanishes is made again as its owner made it, or not at all."""
+        self._priority: int | None = 0
+        """Of the newest consumer; None where the queue knows none."""
         metrics.watch(
             "bridge_queue_others", "Others that consume this bridge's named queue.", lambda: float(self.sharing)
         )
@@ -99,12 +104,13 @@ class Consumer:
                 async with asyncio.timeout(SETUP_TIMEOUT_S):
                     channel = await amqp.channel(publisher_confirms=False)
                     watcher = await amqp.channel(publisher_confirms=False)
-                    found = await topology.set_up(amqp, channel, source.exchanges, source.queue)
+                    found = await topology.set_up(amqp, channel, source.exchanges, source.queue, self._known)
+                    self._known = {exchange.name: exchange for exchange in found.exchanges}
                     await channel.basic_qos(prefetch_count=source.prefetch)
                     ended = end_of(amqp, channel)
                     # Before the first delivery: it comes right behind the broker's consent.
                     epoch.lane.channel = channel.number
-                    consuming = await channel.basic_consume(found.queue, _never, arguments=self._arguments())
+                    consuming = await self._begin(channel, found.queue)
                 self._recovered(found)
                 tasks = [
                     asyncio.create_task(self._watch(watcher, found), name="check topology"),
@@ -120,17 +126,29 @@ class Consumer:
                 return next(_failure(task) for task in tasks if task.done())
             finally:
                 epoch.current = False
+                self.sharing = 0
                 self.on_epoch_over()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _arguments(self) -> FieldTable | None:
-        if self._source.queue is None:
-            return None
-        # The newest connection comes first. A broker that still believes in an old one, half open, would otherwise give
-        # it every other event, to keep until three heartbeats are over.
-        return {"x-priority": time.time_ns() // 1_000_000}
+    async def _begin(self, channel: aiormq.abc.AbstractChannel, queue: str) -> commands.Basic.ConsumeOk:
+        arguments: FieldTable | None = None
+        if self._source.queue is not None and self._priority is not None:
+            # The newest connection comes first. A broker that still believes in an old one, half open, would otherwise
+            # give it every other event, to keep until three heartbeats are over.
+            self._priority = max(self._priority + 1, time.time_ns() // 1_000_000)
+            arguments = {"x-priority": self._priority}
+        try:
+            return await channel.basic_consume(queue, _never, arguments=arguments)
+        except aiormq.exceptions.ChannelPreconditionFailed as error:
+            if "x-priority" in sentence(error):
+                self._priority = None  # a stream, which gives everything to everybody; it goes with the next life
+            raise
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            if "exclusive" in sentence(error):
+                raise  # somebody else's, for as long as they are there
+            raise topology.lacking(error) from error
 
     async def _watch(self, channel: aiormq.abc.AbstractChannel, found: Topology) -> None:
         """Looks at the topology again and again; raises when something is missing, or the broker does not answer."""

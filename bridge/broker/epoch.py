@@ -66,7 +66,7 @@ class Epoch:
         self.current = True
         self.settled = asyncio.Event()
         """Set when there was nothing left to acknowledge."""
-        self._settlement = Settlement(patience=prefetch // 2)
+        self._settlement = Settlement(prefetch)
         self._due = False
         self._deliver = recipient.deliver
         self._flush = recipient.flush

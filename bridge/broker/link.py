@@ -27,6 +27,9 @@ HEARTBEAT_S = 10
 CONNECT_TIMEOUT_S = 5.0
 """For the whole of connecting: a broker may accept and say nothing."""
 
+GIVE_UP_S = 0.2
+"""For the library to let go of a connection that did not come to be."""
+
 SETUP_TIMEOUT_S = 20.0
 """For everything between connecting and working."""
 
@@ -213,6 +216,8 @@ async def _connect(node: Node, name: str, lane: Lane | None) -> Linked:
     connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
     line = _Line(lane)
     connection.kwargs["transport_factory"] = line
+    # aiormq, told to give up, says goodbye first: over TLS, to a broker that says nothing, that takes it 30 s.
+    cutting = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT_S + GIVE_UP_S, line.cut)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await connection.connect()
@@ -234,6 +239,7 @@ async def _connect(node: Node, name: str, lane: Lane | None) -> Linked:
     else:
         return connection, line
     finally:
+        cutting.cancel()
         if connection.transport is None:
             # One that is not closed closes itself when it is collected, wherever that happens to be.
             await connection.close()

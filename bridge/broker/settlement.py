@@ -18,18 +18,15 @@ class Acknowledgement(NamedTuple):
 class Settlement:
     """The deliveries of one channel: settled in any order, acknowledged in runs."""
 
-    __slots__ = ("_open", "_patience", "_settled")
+    __slots__ = ("_open", "_prefetch", "_settled")
 
-    def __init__(self, patience: int) -> None:
-        """`patience`: how many settled deliveries may wait behind one that is not, before each is acknowledged alone.
-
-        Without that, one rejected event that can't be published would hold up every update after it.
-        """
+    def __init__(self, prefetch: int) -> None:
+        """`prefetch`: how many deliveries the broker sends without an acknowledgement."""
         self._open: dict[int, None] = {}
         """Delivered and not settled, in order."""
         self._settled: list[int] = []
         """Settled and not acknowledged."""
-        self._patience = patience
+        self._prefetch = prefetch
 
     @property
     def outstanding(self) -> int:
@@ -57,7 +54,9 @@ class Settlement:
             ahead = [tag for tag in self._settled if tag > first_open]
         # The broker knows no tag that is acknowledged already: the run ends with one that is not.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
-        if len(ahead) > self._patience:
+        # Each alone, before the broker sends nothing more: one rejected event that can't be published must not hold up
+        # the updates behind it, nor may many together.
+        if len(ahead) > self._prefetch // 2 or len(self._open) + len(ahead) >= self._prefetch:
             acknowledgements += [Acknowledgement(tag, False) for tag in ahead]
             ahead = []
         self._settled = ahead

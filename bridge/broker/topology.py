@@ -4,7 +4,7 @@ Nothing that exists is ever changed: the fetchers own their exchange, and the br
 """
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import aiormq
@@ -51,15 +51,22 @@ class Topology:
 
 
 async def set_up(
-    amqp: Amqp, channel: aiormq.abc.AbstractChannel, exchanges: Sequence[str], queue: str | None
+    amqp: Amqp,
+    channel: aiormq.abc.AbstractChannel,
+    exchanges: Sequence[str],
+    queue: str | None,
+    known: Mapping[str, Exchange],
 ) -> Topology:
     """Finds or makes everything, and binds.
 
-    `queue` None asks for an exclusive one that the broker names. Raises BrokerRefusal where a permission is missing or
-    an exchange is of a kind that would never deliver.
+    `queue` None asks for an exclusive one that the broker names; `known` is what exchanges were like before. Raises
+    BrokerRefusal where a permission is missing or an exchange is of a kind that would never deliver, ConnectionError
+    where one is gone that only its owner can make again.
     """
     try:
-        made = [await ensure_exchange(amqp, exchange) for exchange in exchanges]
+        made = [
+            await _ensure_as_it_was(amqp, known.get(exchange, Exchange(exchange, "fanout"))) for exchange in exchanges
+        ]
         found = [await _recognized(amqp, exchange) for exchange in exchanges]
         if queue is None:
             made.append(True)
@@ -70,8 +77,13 @@ async def set_up(
         for exchange in exchanges:
             await channel.queue_bind(name, exchange, ROUTING_KEY)
     except aiormq.exceptions.ChannelAccessRefused as error:
-        raise BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {sentence(error)}") from error
+        raise lacking(error) from error
     return Topology(tuple(found), name, any(made))
+
+
+def lacking(error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
+    """The refusal that a missing permission is."""
+    return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {sentence(error)}")
 
 
 async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:
@@ -93,11 +105,18 @@ async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:
 
 async def ensure_exchange(amqp: Amqp, exchange: str) -> bool:
     """Makes a durable fanout exchange where none of that name exists, and says so; one that exists is used as it is."""
-    return await _ensure(
-        amqp,
-        lambda channel: channel.exchange_declare(exchange, passive=True),
-        lambda channel: channel.exchange_declare(exchange, exchange_type="fanout", durable=True),
-    )
+    return await _ensure_as_it_was(amqp, Exchange(exchange, "fanout"))
+
+
+async def _ensure_as_it_was(amqp: Amqp, exchange: Exchange) -> bool:
+    """One that has vanished is its owner's to declare, who would be refused for ever if it were another by then."""
+
+    async def make(channel: aiormq.abc.AbstractChannel) -> object:
+        if exchange.kind is None:
+            raise ConnectionError(f"the exchange {exchange.name!r} is gone; it is for those to make again who made it")
+        return await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)
+
+    return await _ensure(amqp, lambda channel: channel.exchange_declare(exchange.name, passive=True), make)
 
 
 async def ensure_queue(amqp: Amqp, queue: str, arguments: FieldTable) -> bool:

@@ -14,9 +14,11 @@ import ctypes
 import errno
 import os
 import platform
+import socket
 import struct
 import sys
 from array import array
+from contextlib import suppress
 from weakref import finalize
 
 from bridge.fanout.writing import write_each
@@ -47,7 +49,7 @@ class Bulk:
     """Writes to many sockets at once. Its context of the kernel's ends with it."""
 
     def __init__(self) -> None:
-        """Raises OSError where the system does not have it, does not allow it, or has no room for it."""
+        """Raises OSError where the system does not have it or allow it, has no room for it, or means files only."""
         numbers = CALLS.get(platform.machine())
         if sys.platform != "linux" or numbers is None or sys.maxsize < 2**32:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -72,6 +74,9 @@ class Bulk:
         self._numbers, self._results = words[0 :: EVENT.size // 8], words[2 :: EVENT.size // 8]
         self._whole = memoryview(array("q", [0] * BATCH))
         """What the results are when every socket has taken everything."""
+        self._broken = False
+        """True once results could not be had: what the context holds then must never pass for other writes' results."""
+        self._try()
 
     def write(self, descriptors: "array[int]", frames: bytes) -> list[tuple[int, int]]:
         """Writes to every socket; returns those that did not take everything, each with the bytes that it took."""
@@ -81,8 +86,20 @@ class Bulk:
             self._whole = memoryview(array("q", [size]) * BATCH)
         short: list[tuple[int, int]] = []
         for start in range(0, len(descriptors), BATCH):
-            self._write(descriptors[start : start + BATCH], frames, short)
+            batch = descriptors[start : start + BATCH]
+            if self._broken:
+                short += write_each(batch, frames)
+            else:
+                self._write(batch, frames, short)
         return short
+
+    def _try(self) -> None:
+        """A kernel that is not Linux itself (gVisor, say) may have the calls, and refuse each write to a socket."""
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            if self.write(array("i", [near.fileno()]), b"x") or self._broken:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def _write(self, batch: "array[int]", frames: bytes, short: list[tuple[int, int]]) -> None:
         count = len(batch)
@@ -91,15 +108,27 @@ class Bulk:
         if done < count:
             # One that the kernel will not even try ends the list before it.
             short += write_each(batch[done:], frames)
+        submitted, known = batch[:done], len(short)
         while done:
             least = ctypes.c_long(done)
             ended = self._call(self._get_events, self._context, least, least, self._events, None)
+            if ended < 0 and ctypes.get_errno() == errno.EINTR:
+                continue
             if ended < 0:
-                raise _error()
+                short[known:] = self._forsake(submitted)
+                return
             if self._results[:ended] != self._whole[:ended]:
                 results = zip(self._numbers[:ended], self._results[:ended], strict=True)
                 short += [(batch[number], max(0, taken)) for number, taken in results if taken != len(frames)]
             done -= ended
+
+    def _forsake(self, descriptors: "array[int]") -> list[tuple[int, int]]:
+        """Ends sockets of which nobody knows what they took: better a client that reconnects than one with a hole."""
+        self._broken = True
+        for descriptor in descriptors:
+            with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as forsaken:
+                forsaken.shutdown(socket.SHUT_RDWR)
+        return [(descriptor, 0) for descriptor in descriptors]
 
 
 def _address(memory: bytearray) -> int:

@@ -1,9 +1,11 @@
 """The broker goes away, comes back, loses what it held, says nothing or says no: what the bridge promises then."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,11 +16,14 @@ from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
 from bridge.app import Bridge
+from bridge.broker import link
 from bridge.broker.link import Node
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
+from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
+from tests.support.proxy import proxy
 from tests.support.publishing import observer, publish
 from tests.support.running import bridge_process, port_of, running, sample, started, unique
 from tests.support.scene import RECOVERY_LIMIT_S, scene
@@ -36,6 +41,12 @@ async def silent_server() -> AsyncIterator[int]:
     finally:
         server.close()
         await server.wait_closed()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bridge in this process gives a node one second to answer, instead of five."""
+    monkeypatch.setattr(link, "CONNECT_TIMEOUT_S", 1.0)
 
 
 async def state(port: int) -> tuple[int, dict[str, Any]]:
@@ -143,6 +154,7 @@ async def test_node_that_is_down_is_passed_over(broker: Broker, amqp: AbstractCo
         await client.close()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_node_that_says_nothing_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
     """Of several nodes, one that accepts and says nothing costs a few seconds, and not the bridge."""
     async with silent_server() as silent:
@@ -183,13 +195,34 @@ async def test_node_that_answers_with_something_else_is_passed_over(
             await client.close()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_broker_that_says_nothing_is_named_in_readyz() -> None:
     """A broker that accepts and says nothing does not hold the bridge: /readyz names it and how long it was given."""
     async with silent_server() as silent:
         url = f"amqp://guest:{WRONG_PASSWORD}@127.0.0.1:{silent}/"
         async with started(url) as bridge:
             body = await not_ready(bridge)
-            assert body["broker"]["error"] == f"amqp://guest:***@127.0.0.1:{silent}/ does not answer within 5 s"
+            assert body["broker"]["error"] == f"amqp://guest:***@127.0.0.1:{silent}/ does not answer within 1 s"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_broker_that_says_nothing_behind_tls_is_given_up_as_soon(tmp_path: Path) -> None:
+    """Promise: it takes no answer to a goodbye to give a broker up."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path, "broker"))
+
+    class Silent(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            line.hold()
+
+    server = await asyncio.get_running_loop().create_server(Silent, "127.0.0.1", 0, ssl=context)
+    async with server, proxy(f"amqps://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/") as line:
+        await line.open()
+        since_s = time.monotonic()
+        async with started(f"{line.url}?no_verify_ssl=1") as bridge:
+            body = await not_ready(bridge)
+            assert body["broker"]["error"].endswith("does not answer within 1 s")
+            assert time.monotonic() - since_s <= link.CONNECT_TIMEOUT_S + 2
 
 
 async def refused(kind: str, broker: Broker, amqp: AbstractConnection, exchange: str) -> tuple[str, str]:

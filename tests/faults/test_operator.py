@@ -139,6 +139,24 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
         assert await depth(amqp, stage.rejects) == 0
 
 
+async def test_user_who_may_not_read_the_queue_is_told_so_at_the_start(node_broker: ControlledNode) -> None:
+    """Promise: a permission that is missing for consuming alone ends the start as any other does."""
+    exchange, queue = unique("exchange"), unique("queue")
+    async with own_user(node_broker) as user:
+        await node_broker.ctl("set_permissions", user, ".*", ".*", f"^{exchange}$")
+        url = url_of(node_broker, user=user, password=PASSWORD)
+        variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": "off"}
+        async with bridge_process(url, **variables) as process:
+            assert await process.ended() == 3
+            [line] = process.texts
+            assert "lacks a permission" in line
+            assert queue in line
+    async with observer(node_broker.url) as amqp:
+        channel = await amqp.channel()
+        await channel.queue_delete(queue)
+        await channel.exchange_delete(exchange)
+
+
 async def says(port: int, status: int) -> dict[str, Any]:
     """What `/readyz` says, once it has this status."""
     body = b""

@@ -130,17 +130,20 @@ async def test_rejected_event_with_tables_in_tables_leaves_without_its_headers(
             assert "a" not in message.headers
 
 
-async def test_rejected_event_that_is_held_does_not_hold_up_the_updates_behind_it(
-    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+@pytest.mark.parametrize(("held", "prefetch"), [(1, 20), (12, 20), (19, 20), (1, 2)])
+async def test_rejected_events_that_are_held_do_not_hold_up_the_updates_behind_them(
+    held: int, prefetch: int, broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """Promise: what can't be rejected yet stays with the broker; everything else goes on and is acknowledged."""
+    """Promise: what can't be rejected yet stays with the broker; as long as that is less than the prefetch, everything
+    else goes on and is acknowledged."""
     channel = await amqp.channel()
     await channel.declare_exchange(rejects, "fanout", durable=True)
     await channel.declare_queue(rejects, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
     count = 300
-    flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": 20, "reject_exchange": rejects}
+    flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": prefetch, "reject_exchange": rejects}
     async with running(broker.url, **flags) as bridge:
-        await publish(amqp, exchange, b"poison", *(killmail(number) for number in range(count)), delivery_mode=2)
+        poison = [b"poison"] * held
+        await publish(amqp, exchange, *poison, *(killmail(number) for number in range(count)), delivery_mode=2)
         await eventually(
             "all updates are sent", lambda: sample(bridge, "bridge_updates_total", type="killmail") == count
         )
@@ -149,7 +152,7 @@ async def test_rejected_event_that_is_held_does_not_hold_up_the_updates_behind_i
         assert "held" in str(body["missing"])
 
     async def left() -> bool:
-        return await depth(amqp, queue) <= 20 // 2 + 1
+        return held <= await depth(amqp, queue) <= prefetch
 
     await eventually("the broker has the poison back, and few others", left)
 

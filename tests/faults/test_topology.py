@@ -4,6 +4,7 @@ from typing import Any
 
 import aio_pika
 import orjson
+import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp import commands, frame
 
@@ -176,3 +177,61 @@ async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broke
     for name, kind in exchanges.items():
         await channel.declare_exchange(name, **kind)
         await channel.exchange_delete(name)
+
+
+async def test_stream_is_consumed_from(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
+    """Promise: a queue of the operator's own kind is used as it is, be it one that knows no priorities of consumers."""
+    channel = await amqp.channel()
+    target = await channel.declare_exchange(exchange, "fanout", durable=True)
+    stream = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "stream"})
+    await stream.bind(target)
+    async with running(broker.url, exchanges=f"{exchange}=killmail", queue=queue) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        await publish(amqp, exchange, killmail(1))
+        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
+        await client.close()
+
+
+OWNED: list[dict[str, Any]] = [each for each in KINDS if "arguments" not in each]
+
+
+@pytest.mark.parametrize("kind", OWNED, ids=lambda kind: f"{kind['type']}-{kind['durable']}")
+async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
+    kind: dict[str, Any], broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """Promise: whoever declared an exchange can declare it again as before, after the bridge has missed it."""
+    channel = await amqp.channel()
+    await channel.declare_exchange(exchange, **kind)
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        await channel.exchange_delete(exchange)
+        await eventually("it is missed", lambda: sample(bridge, "bridge_broker_losses_total"))
+        await eventually("the bridge is ready", lambda: bridge.readiness()[0])
+        await channel.declare_exchange(exchange, **kind)
+        await publish(amqp, exchange, killmail(1))
+        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
+        await client.close()
+
+
+async def test_exchange_that_only_its_owner_can_make_again_is_waited_for(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """Promise: an exchange with arguments of its own is replaced by no other; `/readyz` names it until it is back."""
+    kind: dict[str, Any] = {"type": "fanout", "durable": True, "arguments": {"alternate-exchange": "amq.fanout"}}
+    channel = await amqp.channel()
+    await channel.declare_exchange(exchange, **kind)
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        await channel.exchange_delete(exchange)
+        words = f"the exchange '{exchange}' is gone"
+
+        def named() -> bool:
+            report = bridge.readiness()[1]["broker"]
+            return isinstance(report, dict) and words in str(report["error"])
+
+        await eventually("it is named", named)
+        await channel.declare_exchange(exchange, **kind)
+        await eventually("the bridge is ready", lambda: bridge.readiness()[0])
+        await publish(amqp, exchange, killmail(1))
+        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
+        await client.close()

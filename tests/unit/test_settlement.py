@@ -10,8 +10,8 @@ from bridge.broker.settlement import Acknowledgement, Settlement
 NEVER = 1_000_000
 
 
-def delivered(count: int, patience: int = NEVER) -> Settlement:
-    settlement = Settlement(patience)
+def delivered(count: int, prefetch: int = NEVER) -> Settlement:
+    settlement = Settlement(prefetch)
     for tag in range(1, count + 1):
         settlement.deliver(tag)
     return settlement
@@ -40,14 +40,14 @@ def test_run_ends_before_the_first_unsettled() -> None:
 
 
 def test_settled_ones_behind_a_gap_wait_while_they_are_few() -> None:
-    settlement = delivered(3, patience=2)
+    settlement = delivered(3, prefetch=4)
     settlement.settle(2)
     settlement.settle(3)
     assert settlement.take() == []
 
 
 def test_settled_ones_behind_a_gap_are_acknowledged_alone_once_they_are_many() -> None:
-    settlement = delivered(4, patience=2)
+    settlement = delivered(4, prefetch=5)
     for tag in (2, 3, 4):
         settlement.settle(tag)
     assert settlement.take() == [Acknowledgement(tag, multiple=False) for tag in (2, 3, 4)]
@@ -56,11 +56,30 @@ def test_settled_ones_behind_a_gap_are_acknowledged_alone_once_they_are_many() -
     assert settlement.outstanding == 0
 
 
-@given(st.permutations(range(1, 21)), st.integers(0, 20), st.sets(st.integers(0, 19)))
+@given(st.integers(2, 40), st.data())
+def test_broker_may_always_send_more_while_anything_but_the_held_is_settled(prefetch: int, data: st.DataObject) -> None:
+    """However many are held, as long as they are fewer than the prefetch, the others never use it up."""
+    settlement = Settlement(prefetch)
+    held: list[int] = []
+    unacknowledged: set[int] = set()
+    for tag in range(1, 3 * prefetch):
+        settlement.deliver(tag)
+        unacknowledged.add(tag)
+        if len(held) + 1 < prefetch and data.draw(st.booleans()):
+            held.append(tag)
+            continue
+        settlement.settle(tag)
+        for upto, multiple in settlement.take():
+            unacknowledged -= set(range(1, upto + 1)) if multiple else {upto}
+        assert unacknowledged >= set(held)
+        assert len(unacknowledged) < prefetch
+
+
+@given(st.permutations(range(1, 21)), st.integers(0, 40), st.sets(st.integers(0, 19)))
 def test_any_order_acknowledges_each_settled_tag_once_and_no_other(
-    order: list[int], patience: int, looks: set[int]
+    order: list[int], prefetch: int, looks: set[int]
 ) -> None:
-    settlement = delivered(20, patience)
+    settlement = delivered(20, prefetch)
     settled: set[int] = set()
     acknowledged: set[int] = set()
     for at, tag in enumerate(order):
