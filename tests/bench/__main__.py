@@ -12,14 +12,14 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-from bridge.demo.broker import Broker, NoBroker, find_broker
+from bridge.demo.broker import Broker
 from tests.bench import build, machine
 from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, head, lines
 from tests.bench.process import Failed
 from tests.bench.scenarios import connect, delivery, memory, rest, slow
-from tests.support.broker import IMAGE, URL, say
+from tests.support.broker import broker_or_reason, say
 from tests.support.running import unique
 
 SCENARIOS = {
@@ -149,13 +149,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, interrupted)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the children inherit it
-    try:
-        broker = find_broker(URL, IMAGE, say)
-    except NoBroker as error:
-        say(str(error))
-        return 1
-    except ValueError as error:
-        say(f"TEST_AMQP_URL: {error}")
+    broker = broker_or_reason()
+    if broker is None:
         return 1
     try:
         return 0 if on_broker(broker, asked) else 1

@@ -14,11 +14,11 @@ import sys
 
 import uvloop
 
-from bridge.demo.broker import Broker, NoBroker, find_broker
+from bridge.demo.broker import Broker
 from tests.soak.plan import plan_of
 from tests.soak.run import soak
 from tests.soak.verdict import memory_kb, wrong
-from tests.support.broker import IMAGE, URL, say
+from tests.support.broker import broker_or_reason, say
 
 SHORTEST_S = 20.0
 """In less there is no room for each fault, nor for the bridge to come back after it."""
@@ -82,13 +82,8 @@ def main() -> int:
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        broker = find_broker(URL, IMAGE, say)
-    except NoBroker as error:
-        say(str(error))
-        return 1
-    except ValueError as error:
-        say(f"TEST_AMQP_URL: {error}")
+    broker = broker_or_reason()
+    if broker is None:
         return 1
     try:
         return 0 if uvloop.run(judged(broker, asked.seconds)) else 1

@@ -31,6 +31,17 @@ def running(url: str | None = None) -> Iterator[Broker]:
     broker.stop()
 
 
+def broker_or_reason() -> Broker | None:
+    """For a program that is no test: a broker, or None where there is none to be had, and why is said."""
+    try:
+        return find_broker(URL, IMAGE, say)
+    except NoBroker as error:
+        say(str(error))
+    except ValueError as error:
+        say(f"TEST_AMQP_URL: {error}")
+    return None
+
+
 def unavailable(reason: str) -> NoReturn:
     """Skip the test on a person's machine; fail it in CI, where a broker is part of the deal."""
     if os.environ.get("CI"):
