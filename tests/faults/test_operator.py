@@ -191,6 +191,8 @@ async def test_broker_that_is_short_of_memory_is_consumed_from_and_what_is_rejec
         await process.consuming()
         port = await process.port()
         client = await RawClient.open(port)
+        # Both connections are there: the one for rejects must be blocked, not be made under the alarm.
+        await says(port, 200)
         process.process.send_signal(signal.SIGSTOP)
         await publish(amqp, exchange, b"poison", killmail(1))
         async with memory_alarm(node_broker):

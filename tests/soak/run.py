@@ -90,12 +90,14 @@ async def soak(broker: Broker, plan: Plan, say: Callable[[str], None]) -> Outcom
             stack.push_async_callback(client.leave)
             await client.opened
         stage = Stage(process, port, fetcher, healthy, plan)
+        say(f"priming: {plan.prime:,} updates, lest what the first ones bring in count as growth")
         await fetcher.prime()
+        say("primed; waiting until tasks and descriptors change no more")
         before = await stage.watch.settled()
-        say(f"primed with {len(fetcher.confirmed):,} updates; the time begins")
+        say("the time begins")
         breaking = Breaking(plan, line, broker, say, mortal=mortal)
         await _everything(stage, plan, breaking)
-        say("the time is over; the others have gone")
+        say("the time is over, the others have gone; waiting for what the broker has to give yet")
         async with observer(broker.url) as amqp:
             at_rest = await _rest(stage, amqp, names)
             after = await stage.watch.back_at(before)

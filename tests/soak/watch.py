@@ -18,6 +18,7 @@ SAMPLES = 600
 SHORTEST_S = 0.2
 STILL_S = 1.0
 LOOK_S = 0.1
+LOOKS = 5
 
 BACK_LIMIT_S = 45.0
 """Until what the others had is given back: a closing handshake that is not answered takes the bridge ten seconds, and a
@@ -59,13 +60,19 @@ class Watch:
 
     async def counts(self) -> tuple[int, int]:
         """Tasks and descriptors, now."""
-        return int(await metric(self._port, "bridge_tasks")), descriptors(self._pid)
+        tasks = int(await metric(self._port, "bridge_tasks"))
+        # The connection of this very question may be there for some milliseconds more.
+        seen = [descriptors(self._pid)]
+        for _ in range(LOOKS):
+            await asyncio.sleep(LOOK_S / LOOKS)
+            seen.append(descriptors(self._pid))
+        return tasks, min(seen)
 
     async def settled(self) -> tuple[int, int]:
-        """The same, when they have not changed for a while."""
-        before, since_s = await self.counts(), time.monotonic()
-        while time.monotonic() - since_s < STILL_S:
-            await asyncio.sleep(LOOK_S)
+        """The same, when they have not changed for a while, or what they are when that takes too long."""
+        began_s = time.monotonic()
+        before, since_s = await self.counts(), began_s
+        while time.monotonic() - since_s < STILL_S and time.monotonic() - began_s < BACK_LIMIT_S:
             now = await self.counts()
             if now != before:
                 before, since_s = now, time.monotonic()
