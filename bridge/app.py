@@ -103,7 +103,8 @@ class Bridge:
         elif not consumer.proven:
             missing.append(f"the broker has not answered for {PROOF_VALID_S:g} s")
         if self._settings.reject_exchange and rejects.state is not State.WORKING:
-            missing.append("rejected events can't be published, and are held")
+            held = ", and are held" if self._rejects.waiting else " at the moment; there are none"
+            missing.append(f"rejected events can't be published{held}")
         body: dict[str, object] = {
             "ready": not missing,
             "missing": missing,
@@ -123,7 +124,10 @@ class Bridge:
         """What keeps the bridge from doing all of its work, though it is ready: not an orchestrator's business."""
         if not self._consumer.sharing:
             return []
-        return [f"{self._consumer.sharing} other(s) consume the queue {self._settings.queue!r}: they share its events"]
+        return [
+            f"consumers of the queue {self._settings.queue!r} beside this bridge: {self._consumer.sharing}; each event "
+            "goes to one of them only: give every bridge a BRIDGE_QUEUE of its own"
+        ]
 
     async def start(self) -> None:
         """Listens, then starts to consume. Raises ConfigurationError where an address can't be listened on."""

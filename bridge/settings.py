@@ -215,6 +215,11 @@ def _contradictions(settings: Settings) -> list[str]:
             f"BRIDGE_PING_INTERVAL: {settings.ping_interval:g} s is not below BRIDGE_IDLE_TIMEOUT "
             f"({settings.idle_timeout:g} s): clients that only listen would be closed"
         )
+    if settings.reject_exchange is not None and settings.reject_exchange in (settings.queue, *settings.exchanges):
+        problems.append(
+            f"BRIDGE_REJECT_EXCHANGE: {settings.reject_exchange!r} is what the bridge consumes as well (BRIDGE_QUEUE, "
+            "BRIDGE_EXCHANGES): what it rejects would come back to it for ever"
+        )
     if settings.log_bytes < settings.max_message_bytes:
         problems.append(
             f"BRIDGE_LOG_BYTES: {settings.log_bytes} is less than BRIDGE_MAX_MESSAGE_BYTES "

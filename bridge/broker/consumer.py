@@ -164,7 +164,7 @@ class Consumer:
         if others > 0 and not self.sharing:
             _log.error(
                 "others consume this bridge's queue, and each event goes to one of them only; give every bridge a "
-                "BRIDGE_QUEUE of its own (after a lost connection it may be that one, until the broker misses it)",
+                "BRIDGE_QUEUE of its own (right after a lost connection it may be its own old one, and passes)",
                 queue=self._source.queue,
                 others=others,
             )

@@ -236,4 +236,5 @@ class Rejects:
     def _lost(self, state: State, error: str) -> None:
         if self.status.state is not state:
             say = _log.warning if self.waiting or state is State.REFUSED else _log.info
-            say("rejected events can't be published; they are held", error=error, waiting=self.waiting)
+            held = "; they are held" if self.waiting else " at the moment; there are none"
+            say(f"rejected events can't be published{held}", error=error, waiting=self.waiting)

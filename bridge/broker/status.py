@@ -44,6 +44,8 @@ class Status:
     """Attempts to connect since it last worked."""
     error: str | None = None
     """The last error, in the broker's own words; kept after recovery."""
+    error_unix_s: float | None = None
+    """When that was said last."""
     proven_s: float | None = None
     """When the broker last answered."""
 
@@ -51,6 +53,7 @@ class Status:
         """Changes the state; the same state again only changes the error."""
         if error is not None:
             self.error = error
+            self.error_unix_s = time.time()
         if state is not self.state:
             self.state = state
             self.since_s = time.monotonic()
@@ -75,6 +78,7 @@ class Status:
             "for_s": round(time.monotonic() - self.since_s, 1),
             "attempts": self.attempts,
             "error": self.error,
+            "error_at": None if self.error_unix_s is None else _rfc3339(self.error_unix_s),
         }
 
 

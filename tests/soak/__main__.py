@@ -34,8 +34,8 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.soak",
         description=__doc__,
-        epilog="To start, to prime and to come to rest takes a minute or two beside. The broker is TEST_AMQP_URL, where "
-        "that is set, and is left alone then; one of its own is killed too.",
+        epilog="To start, to prime and to come to rest takes a minute or two beside. The broker is TEST_AMQP_URL, where"
+        " that is set, and is left alone then; one of its own is killed too.",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=10.0, help="how long: %(default)g")

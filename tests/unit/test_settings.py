@@ -281,6 +281,8 @@ def test_value_with_a_password_is_never_shown(sources: Sources, url: str) -> Non
     [
         ({"ping_interval": "120", "idle_timeout": "120"}, ["BRIDGE_PING_INTERVAL"]),
         ({"log_bytes": "1 MiB", "max_message_bytes": "2 MiB"}, ["BRIDGE_LOG_BYTES"]),
+        ({"queue": "bridge.rejected"}, ["BRIDGE_REJECT_EXCHANGE"]),
+        ({"exchanges": "a=killmail,b=event", "reject_exchange": "b"}, ["BRIDGE_REJECT_EXCHANGE"]),
         (
             {"ping_interval": "3m", "log_bytes": "64k"},
             ["BRIDGE_PING_INTERVAL", "BRIDGE_LOG_BYTES"],
