@@ -82,15 +82,17 @@ def test_descriptors_may_change_from_one_write_to_the_next(pairs: Pairs) -> None
 
 
 def test_context_of_the_kernel_ends_with_the_object() -> None:
-    # In the unit of /proc/sys/fs/aio-max-nr; others on this machine may have some, too.
-    def taken() -> int:
-        return int(Path("/proc/sys/fs/aio-nr").read_text())
+    def contexts() -> int:
+        """Of this process: each has its results mapped into its memory."""
+        return Path("/proc/self/maps").read_text().count("/[aio]")
 
-    many = [Bulk() for _ in range(8)]
-    most = taken()
-    many.clear()
     gc.collect()
-    assert taken() <= most - 8 * BATCH
+    before = contexts()
+    some = Bulk()
+    assert contexts() == before + 1
+    del some
+    gc.collect()
+    assert contexts() == before
 
 
 def test_machine_whose_calls_are_not_known_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
