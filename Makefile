@@ -49,8 +49,7 @@ demo: $(READY)
 
 test: test-quick
 	@$(BIN)/python -m tests.support.prepare
-	$(BIN)/pytest --ignore=tests/unit -m 'not alone' --numprocesses=2 --dist=loadgroup --cov --cov-append
-	$(BIN)/pytest --ignore=tests/unit -m alone --cov --cov-append --cov-fail-under=95
+	$(BIN)/pytest --ignore=tests/unit --cov --cov-append --cov-fail-under=95
 
 # The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
 test-quick: lint

@@ -2,8 +2,6 @@
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from typing import Any
 
 import aio_pika
 import orjson
@@ -15,31 +13,10 @@ from tests.support.broker import URL, origins, running, unavailable
 from tests.support.prepare import NODE
 from tests.support.running import unique
 
-FAULTS = Path(__file__).parent / "faults"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two groups, for two processes: what breaks things mostly waits, and never breaks two at once."""
-    for item in items:
-        group = "faults" if FAULTS in item.path.parents else "everything else"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tells the process that prints the summary what this one's tests ran against."""
-    if (output := getattr(session.config, "workeroutput", None)) is not None:
-        output["origins"] = origins
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """The same, on the other side."""
-    origins.extend(getattr(node, "workeroutput", {}).get("origins", []))
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says what the tests ran against."""
-    for origin in sorted(set(origins)):
+    for origin in origins:
         terminalreporter.write_line(f"RabbitMQ: {origin}")
 
 

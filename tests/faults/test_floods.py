@@ -16,8 +16,6 @@ from tests.support.measured import MB, Memory, descriptors, metric
 from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.alone
-
 CONTINUATION, BINARY = 0, 2
 GIB = 2**30
 CHUNK = b"x" * MB
