@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import aio_pika
@@ -282,7 +283,7 @@ class Scene:
     async def noticed(self) -> None:
         """Returns when each bridge has said that it lost its broker."""
         for bridge in self.bridges.values():
-            await eventually("the loss is noticed", lambda bridge=bridge: bridge.lines("broker lost"))  # type: ignore[misc]
+            await eventually("the loss is noticed", partial(bridge.lines, "broker lost"))
 
     async def _recovered(self, bridge: Watched, fault: Fault, limit_s: float, noticed: bool) -> float:
         over_s, over_unix_s = fault.over_s, fault.over_unix_s
