@@ -81,6 +81,7 @@ class Bridge:
             Limits(
                 places.connections,
                 places.reserve,
+                settings.max_connections_per_address,
                 settings.handshake_timeout,
                 settings.idle_timeout,
                 settings.ping_interval,
@@ -133,7 +134,7 @@ class Bridge:
         """Listens, then starts to consume. Raises ConfigurationError where an address can't be listened on."""
         settings = self._settings
         try:
-            self.addresses = await self._server.listen(settings.host, settings.port, settings.reuse_port)
+            self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
             raise ConfigurationError([f"BRIDGE_HOST, BRIDGE_PORT: can't listen on {error.strerror}"]) from error
         self._pages.asyncapi = self._described(self.addresses[0][1])

@@ -95,6 +95,11 @@ class Settings:
     )
     handshake_timeout: float = _setting("5s", values.duration(0.1, 300), "how long a client may take for its request")
     max_connections: int = _setting("10000", values.whole(1, 1_000_000), "clients at once; more are closed with 1013")
+    max_connections_per_address: int = _setting(
+        "1000",
+        values.whole(1, 1_000_000),
+        "clients at once from one address, loopback excepted; more are closed with 1013",
+    )
     log_bytes: int = _setting(
         "16 MiB", values.size(64 * 1024, 2**40), "memory for the newest updates: how far behind a slow client may be"
     )

@@ -1,17 +1,25 @@
 """Fixtures for all tests. None of them does anything for a test that does not ask for it."""
 
+import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import aio_pika
 import orjson
 import pytest
+import uvloop
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from tests.support.broker import URL, origins, running, unavailable
 from tests.support.prepare import NODE
 from tests.support.running import unique
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """asyncio's own loop, and for what is marked with `both_loops` uvloop as well, which the bridge is served with."""
+    own: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    return own | {"uvloop": uvloop.new_event_loop} if item.get_closest_marker("both_loops") else own
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

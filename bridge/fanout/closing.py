@@ -11,6 +11,7 @@ class CloseReason(Enum):
     INVALID_UTF8 = (1007, "a text message that is not UTF-8")
     INTERNAL = (1011, "internal error; reconnect")
     FULL = (1013, "the bridge is full; reconnect later")
+    CROWDED = (1013, "too many connections from your address; reconnect later")
     TOO_SLOW = (4008, "too slow: updates that were not read in time are gone; reconnect")
     IDLE = (4009, "nothing was heard from the client for too long; answer pings, and reconnect")
 

@@ -1,7 +1,8 @@
 """One client's connection after its handshake: what it is sent, what it says, when it ends.
 
 Nothing of a client's is kept: its bytes arrive in one buffer that all connections share, and a parser exists only while
-a frame is incomplete. An idle connection is this object and its transport.
+a frame is incomplete. An idle connection is this object and its transport. How much a client may say is `allowance`'s
+to decide.
 """
 
 import asyncio
@@ -9,17 +10,12 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
+from bridge.fanout.allowance import RECEIVED, Allowance
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import PING, close_frame, pong_frame
 from bridge.fanout.hub import Hub
 from bridge.fanout.inbound import Close, Inbound, Ping, Violation
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
-
-RECEIVED = memoryview(bytearray(8192))
-"""What a read brings. Shared by all connections: each read is dealt with before the next one is made.
-
-Small, because nobody else is served while a client's frames are read: as many as fit take 5 ms at most.
-"""
 
 LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to
@@ -41,12 +37,14 @@ class Connection(asyncio.BufferedProtocol):
     """Sends what the hub gives it, answers pings and closes, and ignores everything else a client says."""
 
     __slots__ = (
+        "_allowance",
         "_hub",
         "_inbound",
         "_on_close",
         "_on_lost",
         "_pong",
         "_transport",
+        "address",
         "clock",
         "closed_at",
         "congested",
@@ -62,18 +60,23 @@ class Connection(asyncio.BufferedProtocol):
         transport: asyncio.Transport,
         hub: Hub,
         clock: Clock,
+        allowance: Allowance,
+        address: str,
         on_close: "Callable[[Connection, CloseReason, dict[str, object]], None]",
         on_lost: "Callable[[Connection], None]",
     ) -> None:
-        """`on_close` is told why the bridge closes the connection, `on_lost` when nothing is left of it."""
+        """`address` is the client's; `on_close` is told why the bridge closes the connection, `on_lost` when nothing is
+        left of it."""
         self._transport: asyncio.Transport | None = transport
         self._hub = hub
+        self._allowance = allowance
         self._inbound: Inbound | None = None
         self._pong: bytes | None = None
         """The newest ping's payload, while it can't be answered: the ones before need no answer (RFC 6455, 5.5.3)."""
         self._on_close = on_close
         self._on_lost = on_lost
         self.clock = clock
+        self.address = address
         self.cursor = 0
         self.slot = -1
         self.congested = False
@@ -137,22 +140,23 @@ class Connection(asyncio.BufferedProtocol):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return RECEIVED
+        return self._allowance.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.received(RECEIVED[:nbytes])
-        if nbytes == len(RECEIVED) and self._transport is not None:
+        filled = nbytes == len(self._allowance.buffer)
+        if self.received(RECEIVED[:nbytes]) and filled and self._transport is not None:
             # There may be more, and libuv would read up to 32 times: one read a turn, or a client that sends a flood of
             # tiny frames delays all others by 0.1 to 0.4 s.
             self._transport.pause_reading()
-            self._hub.schedule(self._read_on)
+            self._hub.schedule(self.read_on)
 
-    def _read_on(self) -> None:
+    def read_on(self) -> None:
+        """Listens to the client again."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def received(self, data: memoryview | bytes) -> None:
-        """Deals with a client's bytes."""
+    def received(self, data: memoryview | bytes) -> bool:
+        """Deals with a client's bytes. False where it has said too much: nothing is read of it for a while."""
         self.heard_at = self.clock.now_s
         inbound = self._inbound or Inbound()
         if events := inbound.feed(data):
@@ -164,6 +168,11 @@ class Connection(asyncio.BufferedProtocol):
                 case Close(code):
                     self._closed_by_client(code)
         self._inbound = None if inbound.idle else inbound
+        if self._transport is None or self._allowance.spend(self, len(data), inbound.frames):
+            return True
+        # Whatever comes of it: also a client that is being closed can't have all of the processor.
+        self._transport.pause_reading()
+        return False
 
     def _answer(self, pings: list[bytes]) -> None:
         """In one write: each costs as much as the reading of ten pings."""
@@ -209,6 +218,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._hub.leave(self)
+        self._allowance.forget(self)
         # Transport and protocol refer to each other: without this they wait for the garbage collector.
         self._transport = None
         self._inbound = None

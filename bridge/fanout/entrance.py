@@ -1,104 +1,120 @@
-"""Lets clients in, as long as there are file descriptors for them.
+"""Accepts clients, as long as there are file descriptors for them.
 
-Left to itself, libuv takes a client that it has no descriptor for and drops it without a word; where it can't do even
-that, it tries again and again, with all of a processor. uvloop says nothing of either. So there is a look now and then
-at what is left: with too few descriptors nobody is accepted, and who comes waits in the kernel's queue. What is left
-then is for the broker, which may have to be connected to anew.
+Sockets are accepted here and not by the event loop's own server, which makes a transport of each before anybody is
+asked, and runs a TLS handshake with whoever wants one. And left to itself, libuv takes a client that it has no
+descriptor for and drops it without a word; where it can't do even that, it tries again and again, with all of a
+processor. Here, who comes while descriptors are short waits in the kernel's queue, and what is left of them is for the
+broker, which may have to be connected to anew.
 
-This file must never know what is said to a client.
+This file must never know who may come in, or what is said to a client.
 """
 
 import asyncio
 import os
+import resource
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 
 import structlog
 
+from bridge.fanout.listeners import BACKLOG
 from bridge.metrics import Metrics
 
 _log = structlog.get_logger("bridge.fanout")
 
 SPARE = 16
-"""Descriptors that are left for the broker and for files: with fewer, nobody is accepted."""
+"""Descriptors that no client gets: they are left for the broker and for files."""
+
+AT_ONCE = 8
+"""Clients that are accepted in one turn of the loop: who is connected waits no longer than for the handshakes of these
+(2 ms)."""
 
 LOOK_S = 1.0
-"""Between two looks. One takes 10 microseconds."""
+"""Between two looks whether there are descriptors again."""
 
 
 class Entrance:
     """Listening sockets, which are accepted from or not."""
 
     def __init__(
-        self,
-        listeners: Sequence[socket.socket],
-        accept: Callable[[socket.socket], Awaitable[asyncio.Server]],
-        metrics: Metrics,
+        self, listeners: Sequence[socket.socket], let_in: Callable[[socket.socket, str], None], metrics: Metrics
     ) -> None:
-        """`accept` makes a server of a bound socket, which is that server's own from then on."""
+        """`let_in` gets each client's socket, its own from then on, and the client's address."""
         self._listeners = listeners
-        self._accept = accept
+        self._let_in = let_in
         self._metrics = metrics
-        self._servers: list[asyncio.Server] = []
         self._short_since_s: float | None = None
+        self._look: asyncio.TimerHandle | None = None
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Accepts clients. Raises OSError."""
         for listener in self._listeners:
-            # A server closes its socket when it ends. This one stays, and collects who comes meanwhile.
-            self._servers.append(await self._accept(listener.dup()))
+            listener.listen(BACKLOG)
+        self._go_on()
 
-    async def watch(self) -> None:
-        """Looks after it until it is cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            await self.look()
+    def close(self) -> None:
+        """Accepts no one any more, and turns away who waits."""
+        if self._look is not None:
+            self._look.cancel()
+        self._pause()
+        for listener in self._listeners:
+            listener.close()
 
-    async def look(self) -> None:
-        """Stops to accept where descriptors are short, and begins again where they no longer are."""
-        # The servers' own descriptors are free while nobody is accepted: without them it would go back and forth.
-        enough = _can_open(SPARE + (len(self._listeners) if self._short_since_s is not None else 0))
-        if enough and self._short_since_s is not None:
-            with suppress(OSError):  # gone again between the look and now
-                await self.open()
-                short_s = round(time.monotonic() - self._short_since_s, 1)
-                self._short_since_s = None
-                _log.info("file descriptors are there again: clients are accepted", short_s=short_s)
+    def _go_on(self) -> None:
+        for listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _pause(self) -> None:
+        for listener in self._listeners:
+            if listener.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for at in range(AT_ONCE):
+            if not _is_room(listener):
+                # Whether anybody waits beside those who were let in is not known: if so, this is called again.
+                if at == 0:
+                    self._fall_short()
                 return
-            self._stop()
-        elif not enough and self._short_since_s is None:
+            try:
+                client, name = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return  # nobody is there any more
+            except OSError:
+                self._fall_short()  # the system's own descriptors, or its memory
+                return
+            client.setblocking(False)
+            self._let_in(client, name[0])
+
+    def _fall_short(self) -> None:
+        self._pause()
+        if self._short_since_s is None:
             self._short_since_s = time.monotonic()
-            self._stop()
             self._metrics.descriptor_shortages.inc()
             _log.error(
                 "file descriptors are short: nobody is accepted until there are more (ulimit -n, LimitNOFILE)",
                 fewer_left_than=SPARE,
             )
+        self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
 
-    def close(self) -> None:
-        """Accepts no one any more, and turns away who waits."""
-        self._stop()
-        for listener in self._listeners:
-            listener.close()
+    def _look_again(self) -> None:
+        if not _is_room(self._listeners[0]):
+            self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+            return
+        assert self._short_since_s is not None
+        short_s = round(time.monotonic() - self._short_since_s, 1)
+        self._short_since_s = self._look = None
+        _log.info("file descriptors are there again: clients are accepted", short_s=short_s)
+        self._go_on()
 
-    def _stop(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
 
-
-def _can_open(count: int) -> bool:
-    """Whether so many descriptors can be had, which shows only when they are taken."""
-    taken: list[int] = []
+def _is_room(listener: socket.socket) -> bool:
+    """Whether the next descriptor is one that a client may have: the lowest that is free is what POSIX gives."""
     try:
-        taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        while len(taken) < count:
-            taken.append(os.dup(taken[0]))
+        lowest = os.dup(listener.fileno())
     except OSError:
         return False
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-    return True
+    os.close(lowest)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit == resource.RLIM_INFINITY or lowest < limit - SPARE

@@ -1,11 +1,12 @@
 """From a TCP connection to a WebSocket one, or to a page, or to a refusal: the first bytes of every client.
 
 HTTP is parsed and the upgrade is checked by websockets; who may connect is decided by `access`. Bounded in bytes and
-time. What is left of a client after its upgrade is a `Connection`, and nothing of this.
+time, TLS included. What is left of a client after its upgrade is a `Connection`, and nothing of this.
 """
 
 import asyncio
 import re
+import socket
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -13,9 +14,11 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from bridge.fanout.access import Access, Refusal
-from bridge.fanout.connection import RECEIVED
+from bridge.contract.text import printable
+from bridge.fanout.access import Access
+from bridge.fanout.allowance import RECEIVED
 from bridge.fanout.pages import Page, Pages, sentence
+from bridge.fanout.tls import Tls
 
 MAX_REQUEST_BYTES = 16384
 """Request line and headers. A browser with a full jar of cookies for localhost sends about 8 KiB."""
@@ -32,42 +35,62 @@ class Host(Protocol):
     access: Access
     pages: Pages
     path: str
+    tls: Tls | None
     handshake_timeout_s: float
 
-    def began(self, handshake: "Handshake") -> bool:
-        """A client has connected; False where there is no place even to refuse it."""
-
-    def upgraded(self, transport: asyncio.Transport, rest: bytes) -> None:
-        """The handshake is done; `rest` is what the client sent after it."""
+    def upgraded(self, handshake: "Handshake", transport: asyncio.Transport, rest: bytes) -> None:
+        """The client of this handshake has a connection now; `rest` is what it sent after its request."""
 
     def refused(self, rule: str, peer: str, detail: str) -> None:
         """A client was turned away, for a log line and a metric."""
 
     def over(self, handshake: "Handshake") -> None:
-        """This handshake is no longer pending."""
+        """The client of this handshake is gone."""
 
 
 class Handshake(asyncio.BufferedProtocol):
-    """Reads one request and answers it."""
+    """Reads one request and answers it, in the time that there is for it, which begins when it is made."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, client: socket.socket, address: str) -> None:
+        """`client` is an accepted socket, whose `address` may connect."""
+        self.address = address
         self._host = host
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._answered = False
+        loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
+        self._client: socket.socket | None = client
+        self._opening = loop.create_task(self._open(client), name="handshake")
+        self._opening.add_done_callback(self._opened)
+
+    async def _open(self, client: socket.socket) -> None:
+        """Makes a transport of the socket, with TLS where the bridge has a certificate."""
+        loop, tls = asyncio.get_running_loop(), self._host.tls
+        try:
+            await loop.connect_accepted_socket(
+                lambda: self,
+                client,
+                ssl=tls.context if tls else None,
+                # The timer of the handshake as a whole comes first.
+                ssl_handshake_timeout=2 * self._host.handshake_timeout_s if tls else None,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            # OpenSSL's own words, or none at all. What a client says in an alert is a number.
+            detail = printable(str(error)) or "The client ended the connection."
+            self._host.refused("tls" if tls else "lost", self.address, detail)
+
+    def _opened(self, opening: "asyncio.Task[None]") -> None:
+        assert self._client is not None
+        if self._transport is None:
+            # No transport ever had it, or none that would say that it is gone.
+            self._client.close()
+            self._end()
+        self._client = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
-        if not self._host.began(self):
-            self._transport.abort()
-            return
-        self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s, self._too_late)
-        address = self._address()
-        if not self._host.access.admits_peer(address):
-            # At once: nothing that a stranger says is read.
-            self._turn_away(self._host.access.refusal(address, (), ""))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return RECEIVED
@@ -92,9 +115,11 @@ class Handshake(asyncio.BufferedProtocol):
         """The transport closes itself."""
 
     def abort(self) -> None:
-        """Ends it at once: the server is stopping."""
+        """Ends it at once: the server is stopping, or needs the place."""
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self._opening.cancel()
 
     def _request(self, head: bytes, rest: bytes) -> None:
         assert self._transport is not None
@@ -113,9 +138,9 @@ class Handshake(asyncio.BufferedProtocol):
             return
         request = events[0]
         assert isinstance(request, Request)
-        refusal = self._host.access.refusal(self._address(), list(request.headers.raw_items()), request.path)
+        refusal = self._host.access.refusal(self.address, list(request.headers.raw_items()), request.path)
         if refusal is not None:
-            self._turn_away(refusal)
+            self._refuse(refusal.rule, HTTPStatus(refusal.status), refusal.sentence, refusal.detail)
             return
         path, query = _split(request.path)
         if request.method != "GET":
@@ -132,49 +157,48 @@ class Handshake(asyncio.BufferedProtocol):
         assert self._transport is not None
         response = protocol.accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._host.refused("upgrade", self._address(), str(protocol.handshake_exc))
-            self._write(response)
+            self._refuse_upgrade(HTTPStatus(response.status_code))
             return
         self._answered = True
-        self._end()
+        self._stop_timer()
         self._transport.write(response.serialize())
-        self._host.upgraded(self._transport, rest)
+        self._host.upgraded(self, self._transport, rest)
+
+    def _refuse_upgrade(self, status: HTTPStatus) -> None:
+        """In words of our own: the library's quote the client, to itself and in the log."""
+        headers: tuple[tuple[str, str], ...] = ()
+        if status is HTTPStatus.UPGRADE_REQUIRED:
+            text = f"{self._host.path} is a WebSocket endpoint: connect to it with a WebSocket client (version 13)."
+            # RFC 9110, section 15.5.22, and RFC 6455, section 4.4.
+            headers = ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")
+        else:
+            text = "This is no WebSocket handshake (RFC 6455, section 4.1): a header is missing, twice or malformed."
+        self._refuse("upgrade", status, text, headers=headers)
 
     def _too_late(self) -> None:
         if self._answered:
             self.abort()
             return
         seconds = self._host.handshake_timeout_s
+        if self._transport is None:
+            self._host.refused("timeout", self.address, f"No complete TLS handshake within {seconds:g} seconds.")
+            self._opening.cancel()
+            return
         # Once more, for a client that does not end the connection either: it would keep its place for ever.
         self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
         self._refuse("timeout", HTTPStatus.REQUEST_TIMEOUT, f"No complete request within {seconds:g} seconds.")
 
-    def _turn_away(self, refusal: Refusal | None) -> None:
-        assert refusal is not None
-        self._refuse(refusal.rule, HTTPStatus(refusal.status), refusal.sentence, refusal.detail)
-
-    def _refuse(self, rule: str, status: HTTPStatus, text: str, detail: str = "") -> None:
-        self._host.refused(rule, self._address(), detail or text)
-        self._answer(sentence(status, text))
+    def _refuse(
+        self, rule: str, status: HTTPStatus, text: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        self._host.refused(rule, self.address, detail or text)
+        self._answer(sentence(status, text, *headers))
 
     def _answer(self, page: Page) -> None:
-        headers = Headers(
-            [
-                ("Content-Type", page.content_type),
-                ("Content-Length", str(len(page.body))),
-                ("Cache-Control", "no-store"),
-                ("X-Content-Type-Options", "nosniff"),
-                ("Connection", "close"),
-                *page.headers,
-            ]
-        )
-        self._write(Response(page.status.value, page.status.phrase, headers, page.body))
-
-    def _write(self, response: Response) -> None:
         assert self._transport is not None
         self._answered = True
         self._received.clear()
-        self._transport.write(response.serialize())
+        self._transport.write(serialized(page))
         # Only our side ends: closing the socket with bytes unread would reset it, and the answer might never be seen.
         # The timer runs on: it ends the connection of a client that does not end it.
         if self._transport.can_write_eof():
@@ -183,14 +207,28 @@ class Handshake(asyncio.BufferedProtocol):
             self._transport.close()
 
     def _end(self) -> None:
+        self._stop_timer()
+        self._host.over(self)
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._host.over(self)
 
-    def _address(self) -> str:
-        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return str(peer[0]) if peer else "unknown"
+
+def serialized(page: Page) -> bytes:
+    """A response as bytes, after which the connection ends."""
+    headers = Headers(
+        [
+            ("Content-Type", page.content_type),
+            ("Content-Length", str(len(page.body))),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Connection", "close"),
+            *page.headers,
+        ]
+    )
+    return Response(page.status.value, page.status.phrase, headers, page.body).serialize()
 
 
 def _split(target: str) -> tuple[str, str]:

@@ -70,7 +70,7 @@ class _BrokenError(Exception):
 class Inbound:
     """Where a connection stands in what its client sends."""
 
-    __slots__ = ("_decoder", "_fin", "_head", "_left", "_mask", "_opcode", "_over", "_payload", "_started")
+    __slots__ = ("_decoder", "_fin", "_head", "_left", "_mask", "_opcode", "_over", "_payload", "_started", "frames")
 
     def __init__(self) -> None:
         self._head = b""  # an unfinished header
@@ -82,6 +82,8 @@ class Inbound:
         self._started = False  # a fragmented message is open
         self._decoder: codecs.IncrementalDecoder | None = None  # of the text message that is open
         self._over = False
+        self.frames = 0
+        """How many frames began, or ended as a whole, with the last bytes: what they cost to judge."""
 
     @property
     def idle(self) -> bool:
@@ -94,6 +96,7 @@ class Inbound:
         ``data`` may be overwritten afterwards. As many events can come as six-byte frames fit into it.
         """
         events: list[Event] = []
+        self.frames = 0
         if self._over:
             return events
         try:
@@ -105,6 +108,7 @@ class Inbound:
                 and len(data) == data[1] - _MASKED + 6
                 and not (self._mask or self._head)
             ):
+                self.frames = 1
                 self._end_control(data[0] & _OPCODE, bytes(data[2:6]), data[6:], events)
             else:
                 self._read(memoryview(data), events)
@@ -150,6 +154,7 @@ class Inbound:
         self._left = length
         self._mask = head[size - 4 : size]
         self._head = b""
+        self.frames += 1
         return size - held
 
     def _judge(self, first: int, second: int) -> None:

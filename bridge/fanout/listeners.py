@@ -19,6 +19,11 @@ a client that reads nothing looks for a thousand updates like one that does (`ma
 second, at 50 ms for 2.5.
 """
 
+RECEIVE_BUFFER_BYTES = 16384
+"""What the kernel may hold of what a client has said and nobody has read yet: room for a request. Clients say next to
+nothing beside that, and of one that says a lot no more is read than `allowance` lets. Left to itself the kernel takes
+up to 6 MB for each: memory of the machine's, which no limit of the process counts."""
+
 PORT_ATTEMPTS = 20
 """How often another port is tried, where any will do and one of the addresses has it taken."""
 
@@ -71,6 +76,7 @@ def _bind(address: str, port: int, reuse_port: bool) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Whoever is accepted inherits it.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         if reuse_port:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:

@@ -2,21 +2,27 @@
 
 import asyncio
 import socket
+from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import structlog
 
 from bridge import memory
 from bridge.fanout.access import Access
+from bridge.fanout.allowance import Allowance
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
-from bridge.fanout.handshake import Handshake
+from bridge.fanout.handshake import Handshake, serialized
 from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.listeners import BACKLOG, open_listeners
-from bridge.fanout.pages import Pages
+from bridge.fanout.pages import Pages, sentence
+from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
+from bridge.lines import Lines
 from bridge.metrics import Metrics
 
 _log = structlog.get_logger("bridge.fanout")
@@ -27,6 +33,16 @@ MANY = 1000
 
 EBB_S = 1.0
 """How long that waits: who goes does not go alone."""
+
+PENDING = BACKLOG
+"""Connections without a complete request, at most: as many as the kernel hands over at once. The eldest ends for a new
+one: whoever means it needs some milliseconds, and so who sends nothing, or a byte a second, keeps nobody out."""
+
+NO_PLACE = frozenset({CloseReason.FULL, CloseReason.CROWDED})
+"""Reasons to close a connection that never had one of the places that there are."""
+
+AT_WILL = NO_PLACE | {CloseReason.PROTOCOL_ERROR, CloseReason.INVALID_UTF8}
+"""Reasons that a client can cause as often as it connects. Of each of the others there is a line: who, and how much."""
 
 CLOCK_S = 1.0
 """How exactly it is known since when a client is connected: all that come within it share one number."""
@@ -39,6 +55,7 @@ class Limits:
     max_connections: int
     reserve: int
     """Clients beyond that which are told so; any more are dropped without a word."""
+    max_connections_per_address: int
     handshake_timeout_s: float
     idle_timeout_s: float
     ping_interval_s: float
@@ -60,13 +77,18 @@ class Server:
         self.access = access
         self.pages = pages
         self.path = path
+        self.tls = tls
         self.handshake_timeout_s = limits.handshake_timeout_s
         self._hub = hub
         self._limits = limits
         self._metrics = metrics
-        self._tls = tls
-        self._clock = Clock(asyncio.get_running_loop().time())
-        self._handshakes: set[Handshake] = set()
+        loop = asyncio.get_running_loop()
+        self._clock = Clock(loop.time())
+        self._allowance = Allowance(loop.time, loop.call_at)
+        self._lines = Lines(loop.time)
+        self._tally = Tally(limits.max_connections_per_address)
+        self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
+        """The eldest first. An ordinary dict looks for its first entry among all that were there before it."""
         # A dict takes a third of a set's memory at 5000.
         self._connections: dict[Connection, None] = {}
         # Made once: a bound method has 64 bytes, and would have them for each connection.
@@ -76,7 +98,6 @@ class Server:
         self._keepalive = Keepalive(self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s)
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._entrance: Entrance | None = None
         self._dropped = 0
         """Clients for whom there was no place even to refuse them, since there last was one."""
@@ -88,31 +109,18 @@ class Server:
             "bridge_handshakes_pending", "Connections without a complete request.", lambda: len(self._handshakes)
         )
 
-    async def listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
+    def listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
         """Starts to accept clients; returns the addresses and ports. Raises OSError that names the address."""
-        loop = asyncio.get_running_loop()
         listeners = open_listeners(hosts, port, reuse_port)
         names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
-        self._entrance = Entrance(listeners, self._accept, self._metrics)
-        await self._entrance.open()
-        self._watching = loop.create_task(self._entrance.watch(), name="entrance")
-        self._keeping = loop.create_task(self._keepalive.run(), name="keepalive")
+        self._entrance = Entrance(listeners, self.let_in, self._metrics)
+        self._entrance.open()
+        self._keeping = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
         return names
-
-    async def _accept(self, listener: socket.socket) -> asyncio.Server:
-        return await asyncio.get_running_loop().create_server(
-            lambda: Handshake(self),
-            sock=listener,
-            backlog=BACKLOG,
-            ssl=self._tls.context if self._tls else None,
-            ssl_handshake_timeout=self._limits.handshake_timeout_s if self._tls else None,
-        )
 
     def stop_listening(self) -> None:
         """Accepts no one any more; who is connected stays."""
         self._stopping = True
-        if self._watching is not None:
-            self._watching.cancel()
         if self._entrance is not None:
             self._entrance.close()
         for handshake in tuple(self._handshakes):
@@ -133,28 +141,60 @@ class Server:
         if self._keeping is not None:
             self._keeping.cancel()
 
-    def began(self, handshake: Handshake) -> bool:
-        # Also one whose TLS handshake began before the bridge was asked to stop.
-        if self._stopping:
-            return False
+    def let_in(self, client: socket.socket, address: str) -> None:
+        """Takes an accepted socket, and gives its client a place; or closes it, where there is none for it."""
+        if not self.access.admits_peer(address):
+            self._turn_away(client, address)
+        elif not self._tally.take(address):
+            self.refused("address", address, "There are too many connections from this address.")
+            client.close()
+        elif not self._has_place():
+            self._tally.leave(address)
+            client.close()
+        else:
+            self._handshakes[Handshake(self, client, address)] = None
+
+    def _turn_away(self, client: socket.socket, address: str) -> None:
+        """At once: nothing that a stranger says is read, and it takes no place."""
+        refusal = self.access.refusal(address, (), "")
+        assert refusal is not None
+        self.refused(refusal.rule, address, refusal.detail)
+        with client, suppress(OSError):  # gone already
+            if self.tls is None:
+                client.send(serialized(sentence(HTTPStatus(refusal.status), refusal.sentence)))
+
+    def _has_place(self) -> bool:
+        """Whether there is a place for another client: that of the eldest that has made no request yet, if need be."""
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.reserve:
             self._metrics.refused.labels("full").inc()
             if not self._dropped:
                 _log.warning("more clients than can be told that the bridge is full: they are dropped", clients=clients)
             self._dropped += 1
-            return False
+            return self._cut_eldest()
         if self._dropped and clients <= self._limits.max_connections:
             _log.info("there is room for clients again", dropped=self._dropped)
             self._dropped = 0
-        self._handshakes.add(handshake)
+        if len(self._handshakes) >= PENDING:
+            self.refused("pending", next(iter(self._handshakes)).address, "Too many had made no request yet.")
+            self._cut_eldest()
         return True
 
-    def upgraded(self, transport: asyncio.Transport, rest: bytes) -> None:
+    def _cut_eldest(self) -> bool:
+        if not self._handshakes:
+            return False
+        eldest = next(iter(self._handshakes))
+        # Its place is free from now on: its socket is closed in this turn of the loop or the next.
+        self.over(eldest)
+        eldest.abort()
+        return True
+
+    def upgraded(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> None:
+        del self._handshakes[handshake]
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_S:
             self._clock.now_s = now_s
-        connection = Connection(transport, self._hub, self._clock, *self._callbacks)
+        connection = Connection(transport, self._hub, self._clock, self._allowance, handshake.address, *self._callbacks)
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
         self._empty.clear()
@@ -162,32 +202,43 @@ class Server:
         # All that take a descriptor count, those that are being closed too.
         if len(self._connections) > self._limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=self._limits.max_connections)
+        elif self._tally.is_crowded(handshake.address):
+            connection.close(CloseReason.CROWDED, max_connections_per_address=self._limits.max_connections_per_address)
         if rest:
             connection.received(rest)
 
     def refused(self, rule: str, peer: str, detail: str) -> None:
         self._metrics.refused.labels(rule).inc()
-        _log.info("client refused", rule=rule, peer=peer, detail=detail)
+        if (unsaid := self._lines.due(rule)) is not None:
+            _log.info("client refused", rule=rule, peer=peer, detail=detail, **unsaid)
 
     def over(self, handshake: Handshake) -> None:
-        self._handshakes.discard(handshake)
+        # Once: who has lost its place to another is told so, and goes later.
+        if handshake in self._handshakes:
+            del self._handshakes[handshake]
+            self._tally.leave(handshake.address)
 
     def _closed(self, connection: Connection, reason: CloseReason, details: dict[str, object]) -> None:
         if reason is CloseReason.STOPPING:
             return
         self._metrics.evictions.labels(reason.slug).inc()
+        unsaid = self._lines.due(reason.slug) if reason in AT_WILL else {}
+        if unsaid is None:
+            return
         connected_s = round(asyncio.get_running_loop().time() - connection.opened_at)
         _log.info(
-            "client evicted",
+            "client turned away" if reason in NO_PLACE else "client evicted",
             reason=reason.slug,
             code=reason.code,
             peer=connection.peer,
             connected_s=connected_s,
             **details,
+            **unsaid,
         )
 
     def _lost(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
+        self._tally.leave(connection.address)
         if not self._connections:
             # Empty it is, but as large as it ever was.
             self._connections.clear()

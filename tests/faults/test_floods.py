@@ -1,27 +1,43 @@
-"""Clients that send what nobody asked for: it costs the bridge no memory, and the other clients next to no time."""
+"""Clients that say what nobody asked for: they are read no faster than is allowed, and cost others next to no time.
+
+What they say is bounded at its source: their writes wait, and the kernel holds little of it.
+"""
 
 import asyncio
+import multiprocessing
+import selectors
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
+from bridge.fanout.allowance import FRAME_BYTES, OF_ALL_BYTES, OF_ONE_BYTES, PERIOD_S, READ_BYTES, SCANT_BYTES
+from bridge.fanout.listeners import RECEIVE_BUFFER_BYTES
+from tests.support import figures
 from tests.support.clients import PING, PONG, TEXT, client_frame, request
 from tests.support.healthy import Stream, healthy_clients
-from tests.support.measured import MB, Memory, descriptors, metric
+from tests.support.measured import MB, Memory, cpu_s, descriptors, metric
 from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 CONTINUATION, BINARY = 0, 2
 GIB = 2**30
-CHUNK = b"x" * MB
+CHUNK = b"x" * 65536
 
-FRAMES = 150_000
-"""Tiny frames that one client sends as fast as it can."""
+FLOOD_S = 3.0
+"""How long a client sends as fast as it can."""
+
+SEND_BUFFER_BYTES = 65536
+"""What the kernel may hold of it on its own side; it takes twice as much."""
+
+FLOODERS = 400
+"""Clients that flood together."""
 
 MEMORY_BYTES = 12 * MB
 """What a bridge may grow by, whatever it is sent: its log of updates, 1 MiB here, and what an allocator rounds up."""
@@ -30,7 +46,11 @@ DELAY_S = 0.05
 """What nine of ten updates may take to a healthy client beside a flood. Most take 0.1 to 0.4 s where a client is read
 from for as long as it has more to say."""
 
-LAST = b"the last"
+TOGETHER_DELAY_S = 0.25
+"""The same beside hundreds that flood. Without a limit for all of them there is not one update in 20 s."""
+
+CPU_SHARE = 0.6
+"""Of a processor, at most, for a flood by hundreds of clients and the updates of those who behave."""
 
 VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB", **UNMEASURED}
 
@@ -40,34 +60,52 @@ def head(opcode: int, length: int, *, fin: bool = True) -> bytes:
     return struct.pack("!BBQ", opcode | (0x80 if fin else 0), 0x80 | 127, length) + b"\x00" * 4
 
 
+def may_be_read(frame_bytes: int, seconds: float) -> int:
+    """How many bytes of frames of that size are read of one client in so much time, at most.
+
+    A period is begun and one is ended on the way, and the last read is dealt with as a whole.
+    """
+    of_a_frame = frame_bytes / (frame_bytes + FRAME_BYTES)
+    return int((seconds / PERIOD_S + 2) * OF_ONE_BYTES * of_a_frame) + READ_BYTES
+
+
 class Flooder:
     """A client whose socket blocks, for a thread: it takes next to no processor time from who measures."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self.socket.settimeout(30)
+        self.socket.connect(("127.0.0.1", port))
         self.socket.sendall(request(port))
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
             answer += self.socket.recv(1)
         assert answer.startswith(b"HTTP/1.1 101 ")
+        self.sent_bytes = 0
 
-    def send(self, *pieces: bytes) -> None:
-        """All of it, as fast as the bridge reads."""
-        for piece in pieces:
-            self.socket.sendall(piece)
+    def flood(self, first: bytes, piece: bytes, seconds: float) -> None:
+        """Sends the first, and then the piece again and again, as fast as the bridge reads."""
+        self.socket.sendall(first)
+        until_s = time.monotonic() + seconds
+        rest = memoryview(piece)
+        while (left_s := until_s - time.monotonic()) > 0:
+            self.socket.settimeout(left_s)
+            with suppress(TimeoutError):
+                sent = self.socket.send(rest)
+                self.sent_bytes += sent
+                rest = rest[sent:] or memoryview(piece)
 
-    def read_until_the_last(self) -> None:
-        """Returns when the bridge has answered a ping of `LAST`, and so has read all that was sent before."""
-        tail = b""
-        while LAST not in tail:
-            received = self.socket.recv(2**16)
-            assert received, "the bridge ended the connection"
-            tail = tail[-len(LAST) :] + received
-
-    def flood(self, pieces: Sequence[bytes]) -> None:
-        """Sends everything, and then reads until the bridge has read it."""
-        self.send(*pieces, client_frame(PING, LAST))
-        self.read_until_the_last()
+    def read_for(self, seconds: float) -> int:
+        """Reads everything for so long; returns how many pongs there were."""
+        until_s = time.monotonic() + seconds
+        pongs, received = 0, b""
+        while (left_s := until_s - time.monotonic()) > 0:
+            self.socket.settimeout(left_s)
+            with suppress(TimeoutError):
+                received = self.socket.recv(2**16)
+                pongs += received.count(bytes((0x80 | PONG, 0)))
+        return pongs
 
 
 @asynccontextmanager
@@ -86,8 +124,11 @@ async def scene(
             assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
 
 
-async def beside(stream: Stream, memory: Memory, flooding: Awaitable[object]) -> None:
-    """Looks at what the bridge grows by during a flood, and at how late updates were to healthy clients meanwhile."""
+async def beside(stream: Stream, memory: Memory, flooding: Awaitable[object], limit_s: float = DELAY_S) -> float:
+    """Looks at what the bridge grows by during a flood, and at how late updates were to healthy clients meanwhile.
+
+    Nine of ten were no later than what is returned, in seconds, which is bounded.
+    """
     first = stream.published
     flood = asyncio.ensure_future(flooding)
     while not flood.done():
@@ -97,57 +138,107 @@ async def beside(stream: Stream, memory: Memory, flooding: Awaitable[object]) ->
     await stream.further(1)
     delays_s = stream.delays_s(first)
     late_s = delays_s[len(delays_s) * 9 // 10]
-    assert late_s <= DELAY_S, f"{late_s:.3f} s, and {delays_s[-1]:.3f} s at most"
+    assert late_s <= limit_s, f"{late_s:.3f} s, and {delays_s[-1]:.3f} s at most"
+    return late_s
 
 
 @pytest.mark.parametrize(
-    ("frame", "reading"),
+    ("first", "piece", "frame_bytes"),
     [
-        (client_frame(BINARY, b""), False),
-        (client_frame(TEXT, b"x"), False),
-        (client_frame(PONG, b""), False),
-        (client_frame(PING, b""), False),
-        (client_frame(PING, b""), True),
+        (b"", client_frame(BINARY, b"") * 10_000, 6),
+        (b"", client_frame(TEXT, b"x") * 10_000, 7),
+        (b"", client_frame(PONG, b"") * 10_000, 6),
+        (b"", client_frame(PING, b"") * 10_000, 6),
+        (head(BINARY, GIB), CHUNK, GIB),
+        (head(TEXT, GIB), CHUNK, GIB),
+        (client_frame(BINARY, b"", fin=False), head(CONTINUATION, len(CHUNK), fin=False) + CHUNK, len(CHUNK)),
     ],
-    ids=["binary", "text", "pong", "ping-unread", "ping-read"],
+    ids=["binary", "text", "pong", "ping-unread", "huge-binary", "huge-text", "fragments"],
 )
-async def test_flood_of_tiny_frames_delays_no_other_client(
-    broker: Broker, amqp: AbstractConnection, exchange: str, frame: bytes, *, reading: bool
+async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
+    broker: Broker, amqp: AbstractConnection, exchange: str, first: bytes, piece: bytes, frame_bytes: int
 ) -> None:
-    """One client's tiny frames, its pings included, delay no update to others, and what it does not read is bounded."""
-    async with scene(broker, amqp, exchange) as (_, port, stream, memory):
-        flooder = Flooder(port)
-        with flooder.socket:
-            if reading:
-                sending = asyncio.to_thread(flooder.send, frame * FRAMES, client_frame(PING, LAST))
-                await beside(stream, memory, asyncio.gather(sending, asyncio.to_thread(flooder.read_until_the_last)))
-            else:
-                await beside(stream, memory, asyncio.to_thread(flooder.flood, [frame * FRAMES]))
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        [head(BINARY, GIB), *[CHUNK] * (GIB // MB)],
-        [
-            head(BINARY, GIB // 4, fin=False),
-            *[CHUNK] * (GIB // MB // 4),
-            *[head(CONTINUATION, MB, fin=False) + CHUNK] * (GIB // MB * 3 // 4 - 1),
-            head(CONTINUATION, MB) + CHUNK,
-        ],
-        [head(TEXT, GIB // 4), *[CHUNK] * (GIB // MB // 4)],
-    ],
-    ids=["binary", "fragmented", "text"],
-)
-async def test_message_of_a_gibibyte_takes_no_memory(
-    broker: Broker, amqp: AbstractConnection, exchange: str, pieces: list[bytes]
-) -> None:
-    """A message as large as a client likes is dropped as it comes: it takes no memory and delays nobody."""
+    """A client that sends as fast as it can: its writes wait, no update comes late, nothing is held of it."""
     async with scene(broker, amqp, exchange) as (process, port, stream, memory):
         flooder = Flooder(port)
         with flooder.socket:
-            await beside(stream, memory, asyncio.to_thread(flooder.flood, pieces))
-            assert process.logged("client evicted") is None
+            late_s = await beside(stream, memory, asyncio.to_thread(flooder.flood, first, piece, FLOOD_S))
+        held = 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
+        most = may_be_read(frame_bytes, FLOOD_S) + held
+        assert flooder.sent_bytes <= most, f"{flooder.sent_bytes:,} bytes, of {most:,}"
+        # Not so slow either that it could not be told from one that is never read from.
+        assert flooder.sent_bytes >= most / 4
+        assert process.logged("client evicted") is None
+        if frame_bytes < FRAME_BYTES:
+            figures.record(
+                f"a client sends tiny frames (opcode {piece[0] & 15}) as fast as it can",
+                f"takes {flooder.sent_bytes / 1000 / FLOOD_S:,.0f} KB a second of it",
+                f"0 of {stream.published}, by the others; nine of ten within {late_s * 1000:.0f} ms",
+            )
+
+
+async def test_pings_that_come_too_fast_are_answered_no_faster(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """A client that reads its pongs gets as many as it may send pings, and others get their updates in time."""
+    ping = client_frame(PING, b"")
+    async with scene(broker, amqp, exchange) as (_, port, stream, memory):
+        flooder = Flooder(port)
+        with flooder.socket:
+            reading = asyncio.to_thread(flooder.read_for, FLOOD_S)
+            flooding = asyncio.to_thread(flooder.flood, b"", ping * 10_000, FLOOD_S)
+            both = asyncio.gather(reading, flooding)
+            await beside(stream, memory, both)
+        pongs, _ = await both
+        most = may_be_read(len(ping), FLOOD_S) // len(ping)
+        assert most / 4 <= pongs <= most
+
+
+async def test_hundreds_that_flood_together_leave_the_processor_to_others(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """What all clients together may say is bounded too: updates leave in time, and a pong still comes through."""
+    idle = {"BRIDGE_IDLE_TIMEOUT": "2s", "BRIDGE_PING_INTERVAL": "500ms"}
+    # In a process of its own: in a thread it would delay the healthy clients, which are in this one.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        async with scene(broker, amqp, exchange, **idle) as (process, port, stream, memory):
+            before_s, since_s = cpu_s(process.process.pid), time.monotonic()
+            sent = asyncio.get_running_loop().run_in_executor(pool, flood_together, port, FLOODERS, FLOOD_S)
+            late_s = await beside(stream, memory, sent, TOGETHER_DELAY_S)
+            share = (cpu_s(process.process.pid) - before_s) / (time.monotonic() - since_s)
+            assert share <= CPU_SHARE, f"{share:.0%} of a processor"
+            all_bytes = (FLOOD_S / PERIOD_S + 2) * (OF_ALL_BYTES * 6 / (6 + FRAME_BYTES) + FLOODERS * SCANT_BYTES)
+            assert await sent <= all_bytes + FLOODERS * 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
+            # The healthy ones were heard all the time, or they would be gone.
+            assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
+            figures.record(
+                f"{FLOODERS} clients send pings as fast as they can",
+                f"takes {share:.0%} of a processor for all of it",
+                f"0 of {stream.published}, by the others; nine of ten within {late_s * 1000:.0f} ms",
+            )
+
+
+def flood_together(port: int, count: int, seconds: float) -> int:
+    """So many clients send pings as fast as the bridge reads, and read nothing; how many bytes that was."""
+    frames = client_frame(PING, b"") * 5000
+    rests = {Flooder(port).socket: memoryview(frames) for _ in range(count)}
+    sent_bytes = 0
+    with selectors.DefaultSelector() as selector:
+        for each in rests:
+            each.setblocking(False)
+            selector.register(each, selectors.EVENT_WRITE)
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0:
+            for key, _ in selector.select(left_s):
+                client = key.fileobj
+                assert isinstance(client, socket.socket)
+                with suppress(BlockingIOError):
+                    sent = client.send(rests[client])
+                    sent_bytes += sent
+                    rests[client] = rests[client][sent:] or memoryview(frames)
+    for each in rests:
+        each.close()
+    return sent_bytes
 
 
 async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowhere(
@@ -159,11 +250,11 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
         before = descriptors(process.process.pid)
         silent, dripping = Flooder(port), Flooder(port)
         with silent.socket, dripping.socket:
-            silent.send(head(TEXT, GIB)[:7])
-            dripping.send(head(TEXT, GIB))
+            silent.socket.sendall(head(TEXT, GIB)[:7])
+            dripping.socket.sendall(head(TEXT, GIB))
 
             def evicted_beside_one_that_drips() -> bool:
-                dripping.send(b"x")
+                dripping.socket.sendall(b"x")
                 return process.logged("client evicted") is not None
 
             await eventually("the silent one is evicted", evicted_beside_one_that_drips)
@@ -174,6 +265,6 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
             silent.socket.close()
             await eventually("it is gone", lambda: descriptors(process.process.pid) == before + 1)
-            dripping.send(b"x")
+            dripping.socket.sendall(b"x")
             await stream.further(1)
         memory.look()

@@ -259,9 +259,16 @@ async def _encrypted_beside_plain(broker: Broker, exchange: str, folder: Path) -
     chain, key = certificate(folder, "hub")
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         plain = bridge._server
-        limits = Limits(100, reserve=100, handshake_timeout_s=5, idle_timeout_s=120, ping_interval_s=30)
+        limits = Limits(
+            100,
+            reserve=100,
+            max_connections_per_address=100,
+            handshake_timeout_s=5,
+            idle_timeout_s=120,
+            ping_interval_s=30,
+        )
         secure = Server(bridge._hub, plain.access, bridge._pages, plain.path, limits, Metrics(), Tls(chain, key))
-        [(_, secure_port)] = await secure.listen(("127.0.0.1",), 0, reuse_port=False)
+        [(_, secure_port)] = secure.listen(("127.0.0.1",), 0, reuse_port=False)
         with Crowd(port_of(bridge)) as crowd:
             async with (
                 encrypted(secure_port, chain) as first,

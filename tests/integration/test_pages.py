@@ -1,13 +1,11 @@
 """The HTTP side of a running bridge: pages, refusals, limits of a handshake."""
 
 import asyncio
-from contextlib import suppress
 
 import orjson
 import pytest
 
 from bridge.demo.broker import Broker
-from bridge.descriptors import RESERVE
 from tests.support.clients import get, request
 from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
@@ -118,17 +116,3 @@ async def test_body_of_another_method_does_not_hide_its_405(broker: Broker, exch
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         status, _ = await get(port_of(bridge), "/healthz", "Content-Length: 5", method="POST")
         assert status == 405
-
-
-async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
-        pending = [await asyncio.open_connection("127.0.0.1", port_of(bridge)) for _ in range(1 + RESERVE)]
-        await eventually("all are waited for", lambda: sample(bridge, "bridge_handshakes_pending") == 1 + RESERVE)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
-        pending.append((reader, writer))
-        with suppress(ConnectionResetError):
-            assert await reader.read(-1) == b""
-        for _, each in pending:
-            each.close()
-            with suppress(ConnectionResetError):
-                await each.wait_closed()

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pamqp.header import ContentHeader
 
@@ -50,6 +50,45 @@ class Turns:
             if not self.turn():
                 return
         raise AssertionError("the loop never comes to rest")
+
+
+class Hours:
+    """A clock that a test turns on, and what is due at some time of it: the event loop's `time` and `call_at`."""
+
+    def __init__(self, now_s: float = 1000.0) -> None:
+        self.now_s = now_s
+        self._due: list[tuple[float, asyncio.TimerHandle]] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_at(self, when_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        # A handle needs a loop only to tell it that it was cancelled.
+        handle = asyncio.TimerHandle(when_s, callback, (), cast("asyncio.AbstractEventLoop", _NoLoop()))
+        self._due.append((when_s, handle))
+        return handle
+
+    @property
+    def pending(self) -> int:
+        """How many timers run."""
+        return sum(1 for _, handle in self._due if not handle.cancelled())
+
+    def pass_by(self, seconds: float) -> None:
+        """So much time passes, and what is due in it happens."""
+        self.now_s += seconds
+        for when_s, handle in tuple(self._due):
+            if when_s <= self.now_s:
+                self._due.remove((when_s, handle))
+                if not handle.cancelled():
+                    handle._run()
+
+
+class _NoLoop:
+    def get_debug(self) -> bool:
+        return False
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        pass
 
 
 class FakeSubscriber:

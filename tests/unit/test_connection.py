@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 from websockets.frames import Frame, Opcode
 
+from bridge.fanout.allowance import FRAME_BYTES, OF_ALL_BYTES, OF_ONE_BYTES, PERIOD_S, RECEIVED, SCANT_BYTES, Allowance
 from bridge.fanout.closing import CloseReason
-from bridge.fanout.connection import RECEIVED, Clock, Connection
+from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
 from bridge.fanout.hub import Hub
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.log import Log
 from bridge.metrics import Metrics
-from tests.support.fakes import FakeTransport, Turns
+from tests.support.fakes import FakeTransport, Hours, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ class Scene:
         self.turns = Turns()
         self.hub = Hub(Log(100_000), Metrics(), self.turns.call_soon, 100_000)
         self.clock = Clock(1000.0)
+        self.hours = Hours()
+        self.allowance = Allowance(self.hours.time, self.hours.call_at)
         self.transport = FakeTransport(
             self.turns.call_soon, peername=peername, half_closes=half_closes, encrypted=encrypted, line=line
         )
@@ -47,6 +50,8 @@ class Scene:
             self.transport,
             self.hub,
             self.clock,
+            self.allowance,
+            "127.0.0.1",
             lambda _, reason, details: self.closed.append((reason, details)),
             self.lost.append,
         )
@@ -312,6 +317,58 @@ def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: Scene, 
     else:
         scene.connection.abort()
     scene.turns.settle()
+    assert not scene.transport.reading
+
+
+def test_client_that_says_too_much_is_not_read_from_until_it_may_say_more(scene: Scene) -> None:
+    ping = Frame(Opcode.PING, b"").serialize(mask=True)
+    most = OF_ONE_BYTES // (len(ping) + FRAME_BYTES)
+    scene.hears(ping * most)
+    assert scene.transport.reading
+    scene.hears(ping)
+    assert not scene.transport.reading
+    # What was read is answered all the same.
+    assert b"".join(scene.transport.written) == pong_frame(b"") * (most + 1)
+    scene.hours.pass_by(PERIOD_S)
+    assert scene.transport.reading
+
+
+def test_client_that_fills_the_buffer_with_too_much_is_read_on_in_the_next_period_only(scene: Scene) -> None:
+    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=True) * (len(RECEIVED) // 6 + 1))
+    assert not scene.transport.reading
+    scene.turns.settle()
+    assert not scene.transport.reading
+    passed = 0
+    while not scene.transport.reading:
+        scene.hours.pass_by(PERIOD_S)
+        passed += 1
+    # Its debt is paid, a period at a time.
+    assert passed == len(RECEIVED) * (6 + FRAME_BYTES) // 6 // OF_ONE_BYTES
+
+
+def test_read_brings_little_while_all_have_said_too_much(scene: Scene) -> None:
+    assert scene.connection.get_buffer(-1) is RECEIVED
+    others = Scene()
+    scene.allowance.spend(others.connection, OF_ALL_BYTES + 1, 0)
+    assert len(scene.connection.get_buffer(-1)) == SCANT_BYTES
+    pong = Frame(Opcode.PONG, b"").serialize(mask=True)
+    scene.connection.get_buffer(-1)[: len(pong)] = pong
+    scene.clock.now_s = 1042.0
+    scene.connection.buffer_updated(len(pong))
+    assert scene.connection.heard_at == 1042.0
+    assert not scene.transport.reading
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_client_that_said_too_much_and_is_gone_is_not_read_on(scene: Scene, *, lost: bool) -> None:
+    scene.connection.received(Frame(Opcode.BINARY, b"x" * OF_ONE_BYTES).serialize(mask=True))
+    assert not scene.transport.reading
+    if lost:
+        scene.connection.connection_lost(None)
+        assert len(scene.allowance) == 0
+    else:
+        scene.connection.abort()
+    scene.hours.pass_by(10 * PERIOD_S)
     assert not scene.transport.reading
 
 

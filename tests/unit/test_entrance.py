@@ -12,35 +12,35 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.fanout.entrance import SPARE, Entrance
+from bridge.fanout import entrance
+from bridge.fanout.entrance import AT_ONCE, SPARE, Entrance
 from bridge.metrics import Metrics
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
 class Scene:
-    """An entrance with one listening socket."""
+    """An entrance with one listening socket, and who came in by it."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.servers: list[asyncio.Server] = []
-        self.broken = False
-        self.entrance = Entrance([self.listener], self._accept, self.metrics)
+        self.listener.setblocking(False)
+        self.name = self.listener.getsockname()
+        self.let_in: list[tuple[socket.socket, str]] = []
+        self.entrance = Entrance([self.listener], lambda *client: self.let_in.append(client), self.metrics)
+        self.clients: list[socket.socket] = []
 
-    async def _accept(self, listener: socket.socket) -> asyncio.Server:
-        if self.broken:
-            listener.close()
-            raise OSError("refused in this test")
-        listener.setblocking(False)
-        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, sock=listener)
-        self.servers.append(server)
-        return server
+    def come(self, count: int = 1) -> None:
+        """Clients connect, as far as the kernel is concerned."""
+        self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
-    @property
-    def serving(self) -> int:
-        return sum(1 for server in self.servers if server.is_serving())
+    async def turns(self) -> None:
+        """The loop has looked at all of its sockets, and more than once."""
+        for _ in range(10):
+            await asyncio.sleep(0)
 
     @property
     def shortages(self) -> float:
@@ -48,13 +48,15 @@ class Scene:
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(entrance, "LOOK_S", 0.01)
     scene = Scene()
-    await scene.entrance.open()
+    scene.entrance.open()
     yield scene
     scene.entrance.close()
-    assert scene.serving == 0
     assert scene.listener.fileno() == -1
+    for each in [*scene.clients, *(client for client, _ in scene.let_in)]:
+        each.close()
 
 
 @contextmanager
@@ -74,52 +76,81 @@ def left(count: int) -> Iterator[None]:
             os.close(descriptor)
 
 
+async def test_client_comes_in_with_its_address_and_a_socket_that_does_not_block(scene: Scene) -> None:
+    scene.come()
+    await eventually("it is in", lambda: scene.let_in)
+    [(client, address)] = scene.let_in
+    assert address == "127.0.0.1"
+    assert client.getpeername() == scene.clients[0].getsockname()
+    assert not client.getblocking()
+
+
+async def test_crowd_comes_in_some_at_a_time(scene: Scene) -> None:
+    scene.come(3 * AT_ONCE)
+    most, before = 0, 0
+    while before < 3 * AT_ONCE:
+        await asyncio.sleep(0)
+        most = max(most, len(scene.let_in) - before)
+        before = len(scene.let_in)
+    assert most == AT_ONCE
+
+
 async def test_clients_are_accepted_while_there_are_descriptors_to_spare(scene: Scene) -> None:
-    with left(SPARE), capture_logs() as logged:
-        await scene.entrance.look()
-    assert (scene.serving, len(scene.servers), scene.shortages) == (1, 1, 0)
+    scene.come()
+    with left(SPARE + 1), capture_logs() as logged:
+        await eventually("it is in", lambda: scene.let_in)
+    assert scene.shortages == 0
     assert logged == []
 
 
 async def test_shortage_stops_it_and_its_end_starts_it_again_each_said_once(scene: Scene) -> None:
+    scene.come(3)
     with capture_logs() as logged:
-        with left(SPARE - 1):
-            for _ in range(3):
-                await scene.entrance.look()
-            assert scene.serving == 0
-        for _ in range(3):
-            await scene.entrance.look()
-    assert scene.serving == 1
+        with left(SPARE):
+            await eventually("it is said", lambda: logged)
+            await scene.turns()
+            assert scene.let_in == []
+        # Who came meanwhile has waited.
+        await eventually("all are in", lambda: len(scene.let_in) == 3)
     assert scene.shortages == 1
     assert [line["log_level"] for line in logged] == ["error", "info"]
 
 
-async def test_own_descriptors_that_are_free_meanwhile_do_not_count(scene: Scene) -> None:
-    with left(SPARE - 1):
-        await scene.entrance.look()
-        # The server's is free by now.
-        await asyncio.sleep(0)
-        await scene.entrance.look()
-        assert scene.serving == 0
-    await scene.entrance.look()
-    assert scene.serving == 1
+async def test_without_any_descriptor_it_is_the_same(scene: Scene) -> None:
+    scene.come()
+    with capture_logs() as logged:
+        with left(0):
+            await eventually("it is said", lambda: logged)
+            await scene.turns()
+        await eventually("it is in", lambda: scene.let_in)
+    assert [line["log_level"] for line in logged] == ["error", "info"]
 
 
-async def test_clients_that_come_meanwhile_wait(scene: Scene) -> None:
-    with left(SPARE - 1):
-        await scene.entrance.look()
-    with socket.create_connection(scene.listener.getsockname()):
-        await scene.entrance.look()
-        assert scene.serving == 1
+async def test_last_descriptors_are_not_for_clients(scene: Scene) -> None:
+    scene.come(10)
+    with left(SPARE + 4), capture_logs() as logged:
+        await eventually("it is said", lambda: logged)
+        assert len(scene.let_in) == 4
 
 
-async def test_start_that_fails_is_tried_again(scene: Scene) -> None:
-    with left(SPARE - 1):
-        await scene.entrance.look()
-    scene.broken = True
-    await scene.entrance.look()
-    assert scene.serving == 0
-    scene.broken = False
-    await scene.entrance.look()
-    assert scene.serving == 1
-    assert scene.shortages == 1
+async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(scene: Scene) -> None:
+    scene.come()
+    # A reset, not an orderly end.
+    scene.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    scene.clients[0].close()
+    scene.come()
+    await eventually("the next one is in", lambda: len(scene.let_in) >= 1)
+
+
+async def test_end_while_descriptors_are_short_leaves_no_timer() -> None:
+    scene = Scene()
+    scene.entrance.open()
+    scene.come()
+    with capture_logs() as logged, left(0):
+        await eventually("it is said", lambda: logged)
+    scene.entrance.close()
+    look = scene.entrance._look
+    assert look is not None
+    assert look.cancelled()
+    for each in scene.clients:
+        each.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bridge.fanout.listeners import PORT_ATTEMPTS, SEND_BUFFER_BYTES, open_listeners
+from bridge.fanout.listeners import PORT_ATTEMPTS, RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -185,3 +185,4 @@ def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
             accepted, _ = listener.accept()
             with accepted:
                 assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * SEND_BUFFER_BYTES
+                assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * RECEIVE_BUFFER_BYTES
