@@ -129,9 +129,11 @@ async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
+            before = descriptors(pid)
             # What the first of them brings in, modules and caches, is there for good.
             await asyncio.to_thread(come_and_go, port, RATE // 2)
-            memory, before = Memory(pid), descriptors(pid)
+            await eventually("the first are gone", lambda: descriptors(pid) == before)
+            memory = Memory(pid)
             rate = await asyncio.to_thread(come_and_go, port, RATE * STORM_S)
             await eventually("all are gone", lambda: descriptors(pid) == before)
             assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB at {rate:.0f} a second"

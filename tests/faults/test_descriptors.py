@@ -113,9 +113,12 @@ async def test_broker_that_is_lost_while_descriptors_are_short_is_consumed_from_
         port = await process.port()
         client = await RawClient.open(port)
         async with without_descriptors(process, 5):
+            # For whom there is no descriptor: only then it shows.
+            _, waiting = await asyncio.open_connection("127.0.0.1", port)
             await eventually("it is said", lambda: count(process, SHORT))
             line.cut()
             await eventually("the broker is lost", lambda: count(process, "broker lost"))
+        waiting.transport.abort()
         await eventually("it consumes again", lambda: count(process, "broker recovered"))
         await publish(amqp, exchange, killmail(1))
         assert b'"killmailId":1,' in await client.text()
