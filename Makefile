@@ -77,7 +77,8 @@ lock: $(READY)
 	$(COMPILE) pyproject.toml --output-file requirements.lock
 	echo '-e .' | $(COMPILE) - --group dev --no-emit-package edk-bridge --constraint requirements.lock \
 	  --output-file requirements-dev.lock
-	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements.lock requirements-dev.lock
+	: | $(COMPILE) - --group build --constraint requirements-dev.lock --output-file requirements-build.lock
+	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements.lock requirements-dev.lock requirements-build.lock
 
 clean:
 	rm -rf .venv .bench build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
