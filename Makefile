@@ -13,7 +13,7 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup demo test test-quick soak bench lint format contract lock clean
+.PHONY: help setup demo test test-quick soak bench lint format contract lock audit clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
@@ -26,6 +26,7 @@ help:
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'
 	@echo 'make lock        write the lock files anew (FLAGS=--upgrade takes the newest of everything)'
+	@echo 'make audit       ask whether anything in the lock files has a known vulnerability (FLAGS="-s osv" asks OSV)'
 	@echo 'make clean       remove whatever was made here'
 	@echo 'PYTHON=python3.12 make ...  takes another Python'
 
@@ -79,6 +80,9 @@ lock: $(READY)
 	  --output-file requirements-dev.lock
 	: | $(COMPILE) - --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements.lock requirements-dev.lock requirements-build.lock
+
+audit: $(READY)
+	@$(BIN)/python -m tests.support.audit $(FLAGS)
 
 clean:
 	rm -rf .venv .bench build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \

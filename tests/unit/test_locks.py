@@ -1,0 +1,101 @@
+"""The lock files: each package pinned and hashed, from nowhere in particular; and what the bridge is shipped with."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support.audit import LOCKS, ROOT
+from tests.unit.test_architecture import MODULES, imports
+
+PINNED = re.compile(
+    r"[a-z0-9][a-z0-9._-]*==[0-9][\w.+!-]*(?: ; [\w .'=!<>()]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n"
+)
+
+SHIPPED = {
+    "aio-pika": "AMQP: the broker's side",
+    "aiormq": "beneath aio-pika, whose errors are its",
+    "click": "the command line",
+    "idna": "yarl's",
+    "jsonschema-rs": "validation against the schema files",
+    "multidict": "yarl's",
+    "orjson": "JSON, strictly and fast",
+    "pamqp": "AMQP's methods and tables",
+    "prometheus-client": "/metrics",
+    "propcache": "yarl's",
+    "python-dotenv": "the file .env",
+    "structlog": "the log",
+    "uvloop": "the event loop",
+    "websockets": "WebSocket: the handshake, and unmasking",
+    "yarl": "the broker's URL, as aio-pika takes it",
+}
+"""Everything that is installed beside the bridge, and what for: one more must be somebody's decision."""
+
+DEMO = {"testcontainers", "docker"}
+"""What only the demo imports: an extra, and what comes with it."""
+
+
+def entries(lock: Path) -> str:
+    """The lock file without its comments."""
+    return "".join(line for line in lock.read_text().splitlines(keepends=True) if not line.startswith("#"))
+
+
+def pins(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+
+
+def declared() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_each_package_is_pinned_with_hashes_and_names_no_place(lock: Path) -> None:
+    text = entries(lock)
+    found = PINNED.findall(text)
+    # Nothing between and beside them: no option of pip's, no address, no path.
+    assert "".join(found) == text
+    assert len(found) == len(pins(lock))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "orjson>=3 \\\n    --hash=sha256:" + "0" * 64 + "\n",
+        "orjson==3.13.0\n",
+        "orjson==3.13.0 \\\n    --hash=md5:" + "0" * 32 + "\n",
+        "orjson @ https://example.org/orjson.whl \\\n    --hash=sha256:" + "0" * 64 + "\n",
+        "--index-url https://example.org/simple\n",
+        "-e /somewhere\n",
+    ],
+)
+def test_what_is_not_pinned_would_be_found(line: str) -> None:
+    assert not PINNED.fullmatch(line)
+
+
+@pytest.mark.parametrize("lock", LOCKS[:-1], ids=lambda lock: lock.name)
+def test_tests_run_with_the_versions_that_are_shipped(lock: Path) -> None:
+    assert pins(lock).items() <= pins(LOCKS[-1]).items()
+
+
+def test_what_is_shipped_is_known_and_has_a_reason() -> None:
+    assert set(pins(LOCKS[0])) == set(SHIPPED)
+
+
+def test_what_is_declared_is_what_is_imported() -> None:
+    sources = packages_distributions()
+    imported = {
+        canonicalize_name(source)
+        for module in MODULES
+        for found in imports(module)
+        for source in sources.get(found.name.partition(".")[0], ())
+        if found.name.partition(".")[0] not in sys.stdlib_module_names
+    }
+    assert imported - DEMO - {"edk-bridge"} == declared()
