@@ -39,9 +39,11 @@ async def test_broker_with_a_certificate_that_nobody_vouches_for_is_told_nothing
 
 
 async def test_broker_with_a_certificate_that_is_trusted_is_spoken_to(tmp_path: Path) -> None:
-    async with listener(tmp_path) as (port, chain, heard):
-        async with started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}"):
-            await eventually("the broker is spoken to", lambda: b"AMQP" in heard)
+    async with (
+        listener(tmp_path) as (port, chain, heard),
+        started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}"),
+    ):
+        await eventually("the broker is spoken to", lambda: b"AMQP" in heard)
 
 
 async def test_broker_with_a_certificate_for_another_host_is_told_nothing(tmp_path: Path) -> None:
