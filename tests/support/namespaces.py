@@ -6,12 +6,14 @@ whatever happens to it, no namespace, interface or address is left behind.
 
 import asyncio
 import ctypes
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -22,6 +24,11 @@ import pytest
 CLONE_NEWNET = 0x40000000
 NEAR, FAR = "10.99.0.1", "10.99.0.2"
 """The addresses of the two machines, for each other."""
+NEAR_V6 = "fd00:99::1"
+"""The near machine's other address."""
+
+LINK_LOCAL_S = 10.0
+"""For an address to become usable; it takes a second or two."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,10 +41,31 @@ class Island:
         """How the broker, which is outside, is reached from in here."""
         self._far = far
 
-    async def connect_from_afar(self, port: int) -> socket.socket:
-        """A connection from the other machine to a port of this one."""
+    async def connect_from_afar(self, port: int, source: str = FAR) -> socket.socket:
+        """A connection from the other machine to a port of this one, from an address that it has.
+
+        `source` is in the form that `settle` gives it back.
+        """
+        to = NEAR_V6 if ":" in source else NEAR
+        if source.startswith("fe80:"):
+            # To this machine's own link-local address, which needs a zone: there, it is the cable's end.
+            to = f"{_link_local('near')}%far"
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._far, lambda: socket.create_connection((NEAR, port), timeout=10))
+        return await loop.run_in_executor(self._far, _connected, to, port, source)
+
+    async def settle(self, source: str) -> str:
+        """Gives the other machine another address, which this one answers to; returns it as `connect_from_afar` wants.
+
+        For `fe80::` it is the link-local address that it has anyway.
+        """
+        loop = asyncio.get_running_loop()
+        if source == "fe80::":
+            found = await loop.run_in_executor(self._far, _link_local, "far")
+            return f"{found}%far"
+        length, flag = (128, " nodad") if ":" in source else (32, "")
+        await loop.run_in_executor(self._far, _ip, f"address add {source}/{length} dev far{flag}")
+        _ip(f"route add {source}/{length} dev near")
+        return source
 
     async def cut(self) -> None:
         """The other machine is off the net: nothing that it sends or is sent arrives any more."""
@@ -67,6 +95,9 @@ async def island(broker_url: str) -> AsyncIterator[Island]:
         _ip("link set near up")
         far.submit(_ip, f"address add {FAR}/24 dev far").result()
         far.submit(_ip, "link set far up").result()
+        if socket.has_ipv6:
+            _ip(f"address add {NEAR_V6}/64 dev near nodad")
+            far.submit(_ip, "address add fd00:99::2/64 dev far nodad").result()
         yield Island(await stack.enter_async_context(_forwarded(broker_url, outside)), far)
 
 
@@ -125,6 +156,33 @@ def _called(result: int) -> None:
     if result:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _connected(to: str, port: int, source: str) -> socket.socket:
+    line = socket.socket(socket.AF_INET6 if ":" in to else socket.AF_INET)
+    try:
+        line.settimeout(10)
+        # Looked up here, for the zone: what the socket's own methods look up has lost it.
+        line.bind(socket.getaddrinfo(source, 0, type=socket.SOCK_STREAM)[0][4])
+        line.connect(socket.getaddrinfo(to, port, type=socket.SOCK_STREAM)[0][4])
+    except BaseException:
+        line.close()
+        raise
+    return line
+
+
+def _link_local(device: str) -> str:
+    """The address that the kernel gave a device by itself, once it may be used: it asks the others first."""
+    deadline_s = time.monotonic() + LINK_LOCAL_S
+    while time.monotonic() < deadline_s:
+        told = subprocess.run(
+            ["ip", "-json", "-6", "address", "show", "dev", device, "scope", "link"], check=True, capture_output=True
+        )
+        for entry in filter(None, json.loads(told.stdout)[0].get("addr_info", ())):
+            if "tentative" not in entry:
+                return str(entry["local"])
+        time.sleep(0.05)
+    raise AssertionError(f"{device} has no link-local address")
 
 
 def _ip(words: str) -> None:

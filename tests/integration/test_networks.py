@@ -1,0 +1,131 @@
+"""Real connections from addresses that are not loopback: a machine beyond a cable, which has every address in turn."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bridge.demo.broker import Broker
+from tests.support.clients import request
+from tests.support.measured import descriptors, metric
+from tests.support.namespaces import NEAR, NEAR_V6, Island, island
+from tests.support.running import BridgeProcess, bridge_process
+from tests.support.waiting import eventually
+
+INTERNAL = (
+    "10.0.0.1",
+    "10.255.255.254",
+    "172.16.0.1",
+    "172.31.255.254",
+    "192.168.0.1",
+    "192.168.255.254",
+    "fc00::1",
+    "fd00:99::2:1",
+    "fdff:ffff::1",
+)
+
+EXTERNAL = (
+    "9.255.255.254",
+    "11.0.0.1",
+    "172.15.255.254",
+    "172.32.0.1",
+    "192.167.255.254",
+    "192.169.0.1",
+    "100.64.0.1",  # shared by a carrier's customers (RFC 6598)
+    "169.254.7.7",  # link-local
+    "192.0.2.7",  # for documentation, as are the next two
+    "198.51.100.7",
+    "203.0.113.7",
+    "198.18.0.7",  # for benchmarks
+    "8.8.8.8",
+    "2001:db8::7",
+    "2002:a00:1::1",  # 6to4, of 10.0.0.1
+    "64:ff9b::a00:1",  # NAT64, of 10.0.0.1
+    "fec0::1",  # site-local, given up
+    "fe00::1",
+    "2606:4700::1111",
+    "fe80::",
+)
+
+
+@asynccontextmanager
+async def scene(broker: Broker, exchange: str, **variables: str) -> AsyncIterator[tuple[Island, BridgeProcess, int]]:
+    """A bridge that listens to everything, in a network with another machine."""
+    variables |= {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_HOST": "0.0.0.0,::"}
+    async with island(broker.url) as net, bridge_process(net.broker_url, **variables) as process:
+        yield net, process, await process.port()
+
+
+async def told(net: Island, port: int, address: str, *headers: str, host: str | None = None) -> bytes:
+    """How a client from that address is answered: the beginning of it, or nothing."""
+    host = host or (f"[{NEAR_V6}]" if ":" in address else NEAR)
+    line = await net.connect_from_afar(port, address)
+    line.settimeout(0)
+    reader, writer = await asyncio.open_connection(sock=line)
+    try:
+        writer.write(request(port, headers=headers, host=host))
+        async with asyncio.timeout(10):
+            return await reader.readline()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.transport.abort()
+
+
+async def test_internal_addresses_are_let_in_and_no_others(broker: Broker, exchange: str) -> None:
+    """Whoever is beyond the internal networks is told 403, whatever it says of itself, and takes no place."""
+    async with scene(broker, exchange) as (net, process, port):
+        for address in INTERNAL:
+            answer = await told(net, port, await net.settle(address))
+            assert answer.startswith(b"HTTP/1.1 101 "), (address, answer)
+        for address in EXTERNAL:
+            source = await net.settle(address)
+            for headers in ([], ["X-Forwarded-For: 127.0.0.1"], ["Forwarded: for=10.0.0.1"], ["X-Real-IP: ::1"]):
+                answer = await told(net, port, source, *headers, host="localhost")
+                assert answer.startswith(b"HTTP/1.1 403 "), (address, headers, answer)
+        assert await metric(port, 'bridge_refused_total{rule="peer"}') == 4 * len(EXTERNAL)
+        assert await metric(port, "bridge_connections_opened_total") == len(INTERNAL)
+        refusal = process.logged("client refused")
+        assert refusal is not None
+        assert (refusal["rule"], refusal["peer"]) == ("peer", EXTERNAL[0])
+
+
+async def test_strangers_that_stay_take_no_place(broker: Broker, exchange: str) -> None:
+    """However many strangers come and say nothing, whoever may connect does: they are gone before anybody waits."""
+    async with scene(broker, exchange, BRIDGE_MAX_CONNECTIONS="1") as (net, process, port):
+        pid = process.process.pid
+        await eventually("it consumes", lambda: process.logged("consuming"))
+        stranger, friend = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
+        before = descriptors(pid)
+        # More than the places that there are, and those in which clients are told that there is none.
+        strangers = [await net.connect_from_afar(port, stranger) for _ in range(400)]
+        assert (await told(net, port, friend)).startswith(b"HTTP/1.1 101 ")
+        await eventually("nothing is left of any", lambda: descriptors(pid) == before)
+        assert await metric(port, 'bridge_refused_total{rule="peer"}') == len(strangers)
+        assert await metric(port, 'bridge_refused_total{rule="full"}') == 0
+        for each in strangers:
+            each.close()
+
+
+async def test_forwarded_address_can_only_exclude_its_sender(broker: Broker, exchange: str) -> None:
+    async with scene(broker, exchange) as (net, _, port):
+        friend = await net.settle("192.168.7.7")
+        for header, status in (
+            ("X-Forwarded-For: 192.168.7.8", b"101"),
+            ("X-Forwarded-For: 192.168.7.8, 8.8.8.8", b"403"),
+            ("Forwarded: for=10.0.0.1;proto=http", b"101"),
+            ("Forwarded: for=8.8.8.8", b"403"),
+            ("Forwarded: for=unknown", b"403"),
+            ("X-Real-IP: nobody", b"403"),
+        ):
+            assert (await told(net, port, friend, header))[9:12] == status, header
+
+
+@pytest.mark.parametrize("host", [NEAR, f"[{NEAR_V6}]", "bridge", "localhost"])
+async def test_literal_address_and_name_without_a_dot_are_hosts_for_a_client_beyond_loopback(
+    broker: Broker, exchange: str, host: str
+) -> None:
+    async with scene(broker, exchange) as (net, _, port):
+        source = await net.settle("fd00:99::2:2" if ":" in host else "10.7.7.7")
+        assert (await told(net, port, source, host=host)).startswith(b"HTTP/1.1 101 ")
