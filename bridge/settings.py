@@ -7,6 +7,7 @@ a misspelt setting must not become a default in silence.
 
 import dataclasses
 import difflib
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path)
         try:
             effective[name] = _parse(field, found.text)
         except ValueError as error:
-            shown = "its value" if field.metadata["secret"] else repr(found.text)
+            shown = "its value" if field.metadata["secret"] else repr(_without_password(found.text))
             problems.append(f"{PREFIX}{name.upper()} ({found.source}): {shown} won't do: expected {error}")
     if not problems:
         settings = Settings(**effective)
@@ -200,7 +201,7 @@ def _variables(variables: Mapping[str, str], source: str, problems: list[str]) -
                 )
             except (OSError, ValueError) as error:
                 # The content may have been put where its file's name belongs.
-                shown = "the file that it names" if FIELDS[name].metadata["secret"] else repr(text)
+                shown = "the file that it names" if FIELDS[name].metadata["secret"] else repr(_without_password(text))
                 reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
                 problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
         else:
@@ -208,6 +209,11 @@ def _variables(variables: Mapping[str, str], source: str, problems: list[str]) -
             hint = f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
             problems.append(f"{variable} ({source}): there is no such setting{hint}")
     return found
+
+
+def _without_password(text: str) -> str:
+    """A URL may have been put where another setting belongs."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", text)
 
 
 def _contradictions(settings: Settings) -> list[str]:

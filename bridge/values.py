@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from bridge.fanout.access import Network
 
@@ -142,6 +142,11 @@ def amqp_urls(text: str) -> tuple[str, ...]:
             usable = False
         if not usable:
             raise ValueError("amqp://user:password@host:port/vhost or amqps://..., several separated by commas")
+        if dict(parse_qsl(parts.query)).get("no_verify_ssl", "0") != "0":
+            raise ValueError(
+                "no no_verify_ssl in it: the password would go to whoever answers; cafile=/path/of/the/authority.pem, "
+                "or of the broker's own certificate, has it verified"
+            )
     return urls
 
 
@@ -160,6 +165,10 @@ def networks(text: str) -> tuple[Network, ...]:
         raise ValueError(f"networks such as 10.0.0.0/8, separated by commas ({error})") from error
     if not found:
         raise ValueError("networks such as 10.0.0.0/8, separated by commas")
+    for network in found:
+        # An address is taken for the IPv4 one that it maps, so that this would hold nobody.
+        if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped:
+            raise ValueError(f"IPv4 networks as such, {network.network_address.ipv4_mapped} say, and not {network}")
     return found
 
 

@@ -20,6 +20,9 @@ class Tls:
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # OpenSSL 3 does without it, unless it was built or configured otherwise: one small record asks for a handshake's
+    # work, again and again.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.load_cert_chain(certificate, key, password=_no_password)
     return context
 

@@ -317,6 +317,13 @@ def test_every_variable_begins_with_the_prefix() -> None:
     assert all(name == name.lower() and name.isidentifier() for name in FIELDS)
 
 
+@pytest.mark.parametrize("name", ["BRIDGE_PREFETCH", "BRIDGE_TLS_KEY", "BRIDGE_SCHEMAS_FILE"])
+def test_password_of_a_url_that_was_put_where_another_setting_belongs_is_not_shown(sources: Sources, name: str) -> None:
+    [problem] = sources.problems(env={name: "amqp://bridge:hunter2@mq/"})
+    assert "hunter2" not in problem
+    assert "amqp://***@mq/" in problem
+
+
 def test_secret_put_into_the_file_variable_is_not_shown(sources: Sources) -> None:
     [problem] = sources.problems(env={"BRIDGE_AMQP_URL_FILE": "amqp://u:s3cret@mq/"})
     assert "s3cret" not in problem

@@ -125,6 +125,8 @@ def test_old_protocols_are_off_and_clients_need_no_certificate(files: Files) -> 
     context = Tls(files.certificate, files.key).context
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
     assert context.verify_mode is ssl.CERT_NONE
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.options & ssl.OP_NO_COMPRESSION
 
 
 def test_encrypted_key_is_an_error_and_not_a_question_at_the_terminal(files: Files) -> None:

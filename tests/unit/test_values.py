@@ -73,6 +73,7 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (values.amqp_urls, "amqp://a/, amqps://b/", ("amqp://a/", "amqps://b/")),
     (values.amqp_urls, "amqp://u:p,w@a/,amqp://b/", ("amqp://u:p,w@a/", "amqp://b/")),
     (values.amqp_urls, "amqp://[::1]:5672/", ("amqp://[::1]:5672/",)),
+    (values.amqp_urls, "amqps://mq/?no_verify_ssl=0", ("amqps://mq/?no_verify_ssl=0",)),
     (values.path, "/", "/"),
     (values.path, "/updates", "/updates"),
     (values.path, "/a/b-c_d.e~f", "/a/b-c_d.e~f"),
@@ -113,6 +114,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         for text in ("amqp://u:p@", "amqp://mq:x", "amqp://mq:70000", "amqp://mq:0")
     ),
     *((values.amqp_urls, text, "amqps://") for text in ("amqp://[::1", "amqp://a,amqp://", "amqp:mq")),
+    (values.amqp_urls, "amqps://mq/?cafile=a&no_verify_ssl=1", "no no_verify_ssl in it"),
     *(
         (values.path, text, "a path such as /updates")
         for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9")
@@ -121,6 +123,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         (values.networks, text, "networks such as 10.0.0.0/8")
         for text in ("", ",", "10.0.0.1/8", "localhost", "10.0.0.0/33")
     ),
+    (values.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "192.168.0.0 say"),
     *((values.host_names, text, "host names without scheme") for text in ("http://a", "a:80", "a b", "*", "\xe9")),
     *(
         (values.origins, text, "origins such as")
