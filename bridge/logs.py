@@ -2,16 +2,21 @@
 
 The libraries' own loggers are shown from `debug` on only: what they have to say of a lost connection, the bridge says
 once, with what it does about it.
+
+Whatever a value is and whoever wrote the line, nothing that is not printable gets out: a terminal takes it for a
+command, and a reader of lines for another line.
 """
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import orjson
 import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
+LINES = frozenset({"exception", "stack"})
 NOISY = ("aio_pika", "aiormq", "websockets")
 
 
@@ -26,9 +31,14 @@ def configure(level: str, style: str) -> None:
     ]
     renderer: Any
     if style == "text":
-        renderer = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            pad_event_to=0,
+            # Where the package rich is there, the default shows every frame's local variables: passwords, and events.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     else:
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
+        renderer = structlog.processors.JSONRenderer(_dumps)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -43,7 +53,12 @@ def configure(level: str, style: str) -> None:
     output.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _escaped,
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()
@@ -51,6 +66,17 @@ def configure(level: str, style: str) -> None:
     root.setLevel(level.upper())
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL + 1)
+
+
+def _escaped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":
+    for name, value in fields.items():
+        if isinstance(value, str) and not value.isprintable():
+            # A traceback is the one thing that has lines.
+            kept = "\n" if name in LINES else ""
+            fields[name] = "".join(
+                c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in value
+            )
+    return fields
 
 
 def _dumps(value: Any, **_: Any) -> str:

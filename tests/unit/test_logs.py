@@ -49,8 +49,8 @@ def output(capsys: pytest.CaptureFixture[str]) -> Output:
     return Output(capsys)
 
 
-def fail() -> None:
-    raise ValueError("broken")
+def fail(words: str = "broken") -> None:
+    raise ValueError(words)
 
 
 def test_json_line_holds_the_event_its_fields_level_logger_and_time(output: Output) -> None:
@@ -73,11 +73,47 @@ def test_value_that_json_does_not_know_is_written_as_text(output: Output) -> Non
     assert output.objects()[0]["address"] == "x"
 
 
-def test_control_characters_do_not_break_a_json_line(output: Output) -> None:
-    logs.configure("info", "json")
-    structlog.get_logger("bridge").info("client refused", detail="a\n\x1b[31m\x00b")
-    [line] = output.objects()
-    assert line["detail"] == "a\n\x1b[31m\x00b"
+HOSTILE = "a\n\x1b[31m\x00\x7f\x9b\u202e\u2028b"
+ESCAPED = r"a\n\x1b[31m\x00\x7f\x9b\u202e\u2028b"
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_nothing_that_is_not_printable_gets_out(output: Output, style: str) -> None:
+    logs.configure("info", style)
+    structlog.get_logger("bridge").info("client refused", detail=HOSTILE)
+    logging.getLogger("asyncio").error("in task %s", HOSTILE)
+    refused, failed = output.lines()
+    assert refused.isprintable()
+    assert failed.isprintable()
+    if style == "json":
+        assert (orjson.loads(refused)["detail"], orjson.loads(failed)["event"]) == (ESCAPED, f"in task {ESCAPED}")
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_traceback_has_lines_and_nothing_else_that_is_not_printable(output: Output, style: str) -> None:
+    logs.configure("info", style)
+    try:
+        fail(HOSTILE)
+    except ValueError:
+        structlog.get_logger("bridge").exception("an event could not be processed")
+    lines = output.lines()
+    assert all(line.isprintable() for line in lines)
+    text = orjson.loads(lines[0])["exception"] if style == "json" else "\n".join(lines)
+    assert "\n" in text
+    assert "in fail" in text
+    assert r"\x1b[31m" in text
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_traceback_shows_no_local_variable(output: Output, style: str) -> None:
+    pytest.importorskip("rich", reason="with it, structlog shows them unless it is told not to")
+    logs.configure("info", style)
+    password = "hunter2"
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger("bridge").exception("an event could not be processed")
+    assert password not in "\n".join(output.lines()).replace('password = "hunter2"', "")
 
 
 def test_text_line_holds_the_same_for_people(output: Output) -> None:
