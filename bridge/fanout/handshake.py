@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Protocol, cast
 
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
@@ -157,15 +158,17 @@ class Handshake(asyncio.BufferedProtocol):
         assert self._transport is not None
         response = protocol.accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._refuse_upgrade(HTTPStatus(response.status_code))
+            self._refuse_upgrade(HTTPStatus(response.status_code), protocol.handshake_exc)
             return
         self._answered = True
         self._stop_timer()
         self._transport.write(response.serialize())
         self._host.upgraded(self, self._transport, rest)
 
-    def _refuse_upgrade(self, status: HTTPStatus) -> None:
+    def _refuse_upgrade(self, status: HTTPStatus, error: Exception | None) -> None:
         """In words of our own: the library's quote the client, to itself and in the log."""
+        if isinstance(error, InvalidHeader) and error.name == "Sec-WebSocket-Version" and error.value is not None:
+            status = HTTPStatus.UPGRADE_REQUIRED
         headers: tuple[tuple[str, str], ...] = ()
         if status is HTTPStatus.UPGRADE_REQUIRED:
             text = f"{self._host.path} is a WebSocket endpoint: connect to it with a WebSocket client (version 13)."

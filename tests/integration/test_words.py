@@ -1,0 +1,117 @@
+"""What peers are told, and what the log says of them: sentences of the bridge's own, and nothing raw of anybody's."""
+
+import asyncio
+from urllib.parse import urlsplit
+
+import pytest
+
+from bridge.demo.broker import Broker
+from tests.support.clients import KEY, client_frame
+from tests.support.running import bridge_process
+from tests.support.waiting import eventually
+
+ESCAPES = "\x9b2J\u202e"
+"""What a terminal takes for commands, and what the parser of HTTP lets into a header."""
+
+MARK = "planted"
+"""By which what came from a client is recognised."""
+
+HOSTILE = f"{MARK}{ESCAPES}"
+LONG = MARK + "x" * 7000
+PASSWORD = "hunter2"
+
+UPGRADE = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+
+
+def asked(*headers: str, target: str = "/updates", method: str = "GET", host: str = "localhost") -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
+
+
+REFUSED = {
+    "host": (asked(host=f"{HOSTILE}.example"), 400),
+    "long host": (asked(host=f"{LONG}.example"), 403),
+    "origin": (asked(f"Origin: http://{HOSTILE}.example", *UPGRADE), 403),
+    "forwarded": (asked(f"X-Forwarded-For: {HOSTILE}"), 403),
+    "target": (asked(target=f"http://{MARK}.example/"), 403),
+    "page": (asked(target=f"/{MARK}"), 404),
+    "query": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?{MARK}=1"), 400),
+    "method": (asked(method="POST"), 405),
+    "strange method": (asked(method=MARK.upper()), 405),
+    "no upgrade": (asked(), 426),
+    "key": (asked(f"Sec-WebSocket-Key: {HOSTILE}", *UPGRADE), 400),
+    "long key": (asked(f"Sec-WebSocket-Key: {LONG}", *UPGRADE), 400),
+    "two keys": (asked(f"Sec-WebSocket-Key: {KEY}", f"Sec-WebSocket-Key: {MARK}", *UPGRADE), 400),
+    "version": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE[:2], f"Sec-WebSocket-Version: {MARK}"), 426),
+    "other version": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE[:2], "Sec-WebSocket-Version: 8"), 426),
+    "upgrade to something else": (asked(f"Upgrade: {MARK}", *UPGRADE[1:]), 426),
+    "extensions": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, f"Sec-WebSocket-Extensions: {HOSTILE}"), 400),
+    "escape": (asked(f"X-Other: {MARK}\x1b[31m\x7f"), 400),
+    "no http": (HOSTILE.encode() + b"\r\n\r\n", 400),
+    "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 40 + b"\r\n\r\n", 400),
+}
+
+
+async def response(port: int, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    async with asyncio.timeout(10):
+        answer = await reader.read(-1)
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+async def test_refusals_are_one_sentence_for_the_refused_and_a_reason_for_the_operator(
+    broker: Broker, exchange: str, style: str
+) -> None:
+    """Whatever a client sends, it is told one printable sentence, which quotes nothing; so are the log's lines."""
+    flags = ["--log-level", "debug", "--log-format", style]
+    async with bridge_process(broker.url, *flags, BRIDGE_EXCHANGES=f"{exchange}=killmail", BRIDGE_PORT="0") as process:
+        if style == "json":
+            port = await process.port()
+        else:
+            await eventually("it listens", lambda: [line for line in process.texts if "listening" in line])
+            [listening] = [line for line in process.texts if "listening" in line]
+            port = int(listening.partition("127.0.0.1:")[2].partition("/")[0])
+        for what, (request, status) in REFUSED.items():
+            head, _, body = (await response(port, request)).partition(b"\r\n\r\n")
+            assert head.startswith(f"HTTP/1.1 {status} ".encode()), (what, head)
+            text = body.decode("ascii")
+            assert text.endswith(".\n"), (what, text)
+            assert text[:-1].isprintable(), what
+            assert MARK not in text, what
+            assert MARK.encode() not in head, what
+            for header in (b"X-Content-Type-Options: nosniff", b"Content-Type: text/plain", b"Connection: close"):
+                assert header in head, what
+        # And one that breaks the protocol behind its handshake.
+        broken = asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE) + client_frame(3, HOSTILE.encode())
+        assert MARK.encode() not in await response(port, broken)
+        process.process.terminate()
+        assert await process.ended() == 0
+    lines = [*map(str, process.lines), *process.texts]
+    assert len(lines) > len(REFUSED)
+    assert all(line.isprintable() for line in lines)
+    assert all(len(line) < 1000 for line in lines)
+    # The operator sees what it was about.
+    assert sum(MARK in line for line in lines) >= 4
+
+
+async def test_no_log_line_has_a_password_at_any_level(broker: Broker, exchange: str) -> None:
+    """A broker that refuses, one that is not there, and one that is, with everything that the libraries have to say."""
+    parts = urlsplit(broker.url)
+    wrong = parts._replace(netloc=f"guest:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
+    nowhere = f"amqp://guest:{PASSWORD}@127.0.0.1:1/"
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_WAIT": "true"}
+    for style in ("json", "text"):
+        flags = ["--log-level", "debug", "--log-format", style]
+        async with bridge_process(f"{nowhere},{wrong}", *flags, **variables) as process:
+            await eventually(
+                "it was refused twice",
+                lambda: sum("refuses the user name" in str(line) for line in [*process.lines, *process.texts]) >= 1,
+            )
+            process.process.terminate()
+            assert await process.ended() == 0
+        assert process.lines or process.texts
+        assert PASSWORD not in str(process.lines) + str(process.texts)
