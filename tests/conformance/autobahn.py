@@ -77,7 +77,7 @@ async def outcomes(url: str) -> list[dict[str, Any]]:
         {
             "case": result.case_id,
             "passed": result.passed,
-            "received": result.received,
+            "received": result.received or [],
             "code": result.remote_close_code,
             "reason": result.remote_close_reason or "",
             "clean": result.was_clean and not result.dropped_by_me,

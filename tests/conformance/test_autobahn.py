@@ -30,7 +30,11 @@ CASES_LIMIT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that a client gets from the bridge in a case, to the last octet."""
+    """All that a client gets from the bridge in a case, with each octet counted.
+
+    kosoku reads no further than to the close frame and what comes with it, and ends the TCP connection then: whether
+    the bridge would have done so is for the integration tests.
+    """
 
     passed: bool
     """The case's own verdict."""
@@ -41,7 +45,7 @@ class Outcome:
     reason: str
     closes_first: str
     clean: bool
-    """Close frames went both ways, and the bridge ended the TCP connection."""
+    """Close frames went both ways."""
     frames: int
     octets: int
 
@@ -88,7 +92,7 @@ def failed(reason: CloseReason, *pauses: str) -> Outcome:
 
 
 def refused(reason: CloseReason) -> Outcome:
-    """The client's close frame breaks the protocol, and is answered by one that says so."""
+    """It is the client's close frame that breaks the protocol, and it is answered by one that says so."""
     return owed((), reason.code, reason.phrase)
 
 
