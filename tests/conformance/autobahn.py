@@ -8,6 +8,7 @@ follows, and its pong is waited for instead: then all before it has been read, a
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from typing import Any
 
@@ -91,3 +92,6 @@ async def outcomes(url: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     sys.stdout.buffer.write(orjson.dumps(asyncio.run(outcomes(sys.argv[1]))))
+    sys.stdout.flush()
+    # Past the interpreter's own end: one of kosoku's threads may still want it then, and aborts the process.
+    os._exit(0)
