@@ -1,7 +1,7 @@
 """Logs: fixed phrases with fields, as JSON for machines or as text for people, on standard error.
 
-The libraries' own loggers are shown from `debug` on only: what they have to say of a lost connection, the bridge says
-once, with what it does about it.
+The loggers of the libraries for the broker are shown from `debug` on only: what they have to say of a lost connection,
+the bridge says once, with what it does about it.
 
 Whatever a value is and whoever wrote the line, nothing that is not printable gets out: a terminal takes it for a
 command, and a reader of lines for another line.
@@ -17,7 +17,9 @@ import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
 LINES = frozenset({"exception", "stack"})
-NOISY = ("aio_pika", "aiormq", "websockets")
+NOISY = ("aio_pika", "aiormq")
+SILENT = "websockets"
+"""Of its lines each holds a header of a client's, whole: its cookies, and 8 KiB of whatever it likes."""
 
 
 def configure(level: str, style: str) -> None:
@@ -66,6 +68,7 @@ def configure(level: str, style: str) -> None:
     root.setLevel(level.upper())
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL + 1)
+    logging.getLogger(SILENT).setLevel(logging.CRITICAL + 1)
 
 
 def _escaped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":

@@ -45,7 +45,6 @@ REFUSED = {
     "version": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE[:2], f"Sec-WebSocket-Version: {MARK}"), 426),
     "other version": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE[:2], "Sec-WebSocket-Version: 8"), 426),
     "upgrade to something else": (asked(f"Upgrade: {MARK}", *UPGRADE[1:]), 426),
-    "extensions": (asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, f"Sec-WebSocket-Extensions: {HOSTILE}"), 400),
     "escape": (asked(f"X-Other: {MARK}\x1b[31m\x7f"), 400),
     "no http": (HOSTILE.encode() + b"\r\n\r\n", 400),
     "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 40 + b"\r\n\r\n", 400),
@@ -92,8 +91,8 @@ async def test_refusals_are_one_sentence_for_the_refused_and_a_reason_for_the_op
         assert await process.ended() == 0
     lines = [*map(str, process.lines), *process.texts]
     assert len(lines) > len(REFUSED)
-    assert all(line.isprintable() for line in lines)
-    assert all(len(line) < 1000 for line in lines)
+    assert [line for line in lines if not line.isprintable()] == []
+    assert [line for line in lines if len(line) > 1000] == []
     # The operator sees what it was about.
     assert sum(MARK in line for line in lines) >= 4
 

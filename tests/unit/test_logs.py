@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in logs.NOISY}
+    levels = {name: logging.getLogger(name).level for name in (*logs.NOISY, logs.SILENT)}
     yield
     structlog.reset_defaults()
     root.handlers[:] = handlers
@@ -176,12 +176,19 @@ def test_only_what_is_at_the_level_or_above_is_written(output: Output, level: st
     assert [line["level"] for line in output.objects()] == shown
 
 
-@pytest.mark.parametrize("name", [*logs.NOISY, "aio_pika.robust_connection", "aiormq.connection", "websockets.server"])
+@pytest.mark.parametrize("name", [*logs.NOISY, "aio_pika.robust_connection", "aiormq.connection"])
 @pytest.mark.parametrize(("level", "count"), [("info", 0), ("error", 0), ("debug", 1)])
 def test_noisy_library_is_heard_from_debug_on_only(output: Output, name: str, level: str, count: int) -> None:
     logs.configure(level, "json")
     logging.getLogger(name).critical("connection lost")
     assert len(output.lines()) == count
+
+
+@pytest.mark.parametrize("level", logs.LEVELS)
+def test_what_websockets_says_of_clients_headers_is_never_written(output: Output, level: str) -> None:
+    logs.configure(level, "json")
+    logging.getLogger("websockets.server").debug("< %s: %s", "Cookie", "session=secret")
+    assert output.lines() == []
 
 
 @pytest.mark.parametrize(("is_terminal", "is_json"), [(True, False), (False, True)])
