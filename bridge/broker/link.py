@@ -18,6 +18,7 @@ import aiormq
 from pamqp import commands
 from yarl import URL
 
+from bridge.broker import tls
 from bridge.broker.lane import Lane
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
@@ -38,9 +39,6 @@ CLOSE_TIMEOUT_S = 2.0
 """For saying goodbye. A broker that is stopped never answers, and aio-pika waits for it."""
 
 PORTS = {"amqp": 5672, "amqps": 5671}
-
-FOR_ANOTHER_HOST = frozenset({62, 64})
-"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
 NOT_ALLOWED = 530
 """The reply code for a virtual host that does not exist or that the user may not use; and, which passes, for one whose
@@ -184,7 +182,7 @@ class _Line(aiormq.connection.TransportFactory):
         try:
             transport, _ = await loop.create_connection(lambda: protocol, url.host, url.port, ssl=context)
         except ssl.SSLError as error:
-            raise aiormq.exceptions.AMQPConnectionError(_of_tls(error)) from error
+            raise aiormq.exceptions.AMQPConnectionError(tls.complaint(error)) from error
         except OSError as error:
             raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
         self._transport = transport
@@ -201,21 +199,6 @@ class _Line(aiormq.connection.TransportFactory):
         """Ends the connection without a word, and without what was not sent yet."""
         if self._transport is not None:
             self._transport.abort()
-
-
-def _of_tls(error: ssl.SSLError) -> str:
-    """What is wrong with the broker's TLS, and what to do, instead of OpenSSL's words for it."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        reason = error.verify_message.rstrip(".")
-        if error.verify_code in FOR_ANOTHER_HOST:
-            return f"its certificate is for another host, so nothing is said to it: {reason}"
-        return (
-            f"its certificate is not trusted, so nothing is said to it: {reason}; where it is right, add "
-            "?cafile=/path/of/the/authority.pem to the URL"
-        )
-    if error.reason == "WRONG_VERSION_NUMBER":
-        return "it does not speak TLS on this port: amqps:// is usually on 5671, amqp:// on 5672"
-    return f"the TLS handshake failed: {error.reason or error}"
 
 
 Linked = tuple[aio_pika.abc.AbstractConnection, _Line]

@@ -1,0 +1,21 @@
+"""What is wrong with a broker's TLS, in words that say what to do, instead of OpenSSL's."""
+
+import ssl
+
+FOR_ANOTHER_HOST = frozenset({62, 64})
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+
+
+def complaint(error: ssl.SSLError) -> str:
+    """One sentence, without the broker's name."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = error.verify_message.rstrip(".")
+        if error.verify_code in FOR_ANOTHER_HOST:
+            return f"its certificate is for another host, so nothing is said to it: {reason}"
+        return (
+            f"its certificate is not trusted, so nothing is said to it: {reason}; where it is right, add "
+            "?cafile=/path/of/the/authority.pem to the URL"
+        )
+    if error.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS on this port: amqps:// is usually on 5671, amqp:// on 5672"
+    return f"the TLS handshake failed: {error.reason or error}"
