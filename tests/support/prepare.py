@@ -1,7 +1,7 @@
 """`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
 
-A broker, the openssl command, the benchmark's C programs, and Node's WebSocket client. What can't be had is said here,
-in a line, and is no error yet: the tests that need it skip, or fail where they must not.
+A broker, the openssl command, a browser, the benchmark's C programs, and Node's WebSocket client. What can't be had is
+said here, in a line, and is no error yet: the tests that need it skip, or fail where they must not.
 """
 
 import os
@@ -16,6 +16,9 @@ from tests.bench.process import Failed
 from tests.support.broker import IMAGE, URL, say
 
 NODE = Path(__file__).parent.parent / "node"
+CHROMIUM = "chromium"
+"""The command, and Debian's package that it is in."""
+
 _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
 
@@ -40,6 +43,16 @@ def prepare_openssl() -> None:
         apt.install(["openssl"], say)
     except RuntimeError as error:
         say(f"tests of TLS can't run: {error}")
+
+
+def prepare_browser() -> None:
+    """Make sure that there is a browser, which Playwright only drives."""
+    if shutil.which(CHROMIUM) is not None:
+        return
+    try:
+        apt.install([CHROMIUM], say)
+    except RuntimeError as error:
+        say(f"tests in a browser can't run: {error}")
 
 
 def prepare_bench() -> None:
@@ -74,5 +87,6 @@ def _npm_ci() -> None:
 if __name__ == "__main__":
     prepare_broker()
     prepare_openssl()
+    prepare_browser()
     prepare_bench()
     prepare_node()
