@@ -1,11 +1,14 @@
 """The HTTP side: what a GET of anything but the WebSocket endpoint answers.
 
-Pure but for what it is given to ask: readiness, metrics, schema files.
+Pure but for what it is given to ask (readiness, metrics, schema files), and for the live page's files, which are read
+once, at the start.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from http import HTTPStatus
+from pathlib import Path
 
 import orjson
 
@@ -14,6 +17,29 @@ from bridge.metrics import CONTENT_TYPE, Metrics
 
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
+
+FOLDER = Path(__file__).parents[1] / "page"
+"""The live page's files."""
+
+PARTS = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+"""The live page and what it loads: path, file, media type."""
+
+UPDATES_PATH = "@UPDATES_PATH@"
+"""What stands in index.html for the path of the WebSocket endpoint, in a quoted attribute."""
+
+NOT_IN_A_FRAME = "frame-ancestors 'none'"
+"""The policy of everything that is no page for people: no page of somebody else's shows it as its own."""
+
+LIVE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    f"base-uri 'none'; form-action 'none'; {NOT_IN_A_FRAME}"
+)
+"""What the live page may do: load its own parts and connect to the bridge. Markup that slipped in runs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +50,24 @@ class Page:
     body: bytes
     content_type: str = TEXT
     headers: tuple[tuple[str, str], ...] = ()
+    policy: str = NOT_IN_A_FRAME
+    """Its Content-Security-Policy."""
 
 
 def sentence(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Page:
     """A refusal or an error: one plain sentence."""
     return Page(status, text.encode() + b"\n", TEXT, headers)
+
+
+def _live(updates_path: str) -> dict[str, Page]:
+    """The live page's parts by their paths. Raises OSError where one can't be read."""
+    parts = {}
+    for path, (name, media_type) in PARTS.items():
+        body = (FOLDER / name).read_bytes()
+        if path == "/":
+            body = body.replace(UPDATES_PATH.encode(), escape(updates_path).encode())
+        parts[path] = Page(HTTPStatus.OK, body, media_type, (("Referrer-Policy", "no-referrer"),), LIVE_POLICY)
+    return parts
 
 
 class Pages:
@@ -47,10 +86,11 @@ class Pages:
         self._schemas = schemas
         self.asyncapi: bytes | None = None
         """The AsyncAPI document, once it is known which port it must name."""
+        self._live = _live(updates_path)
         self._not_found = sentence(
             HTTPStatus.NOT_FOUND,
             f"There is nothing here. {updates_path} is the WebSocket endpoint; "
-            "the pages are /healthz, /readyz, /metrics, /schemas/ and /asyncapi.json.",
+            "the pages are / (live), /healthz, /readyz, /metrics, /schemas/ and /asyncapi.json.",
         )
 
     def get(self, path: str) -> Page:
@@ -68,6 +108,8 @@ class Pages:
                 return Page(HTTPStatus.OK, orjson.dumps(sorted(self._schemas)), JSON)
             case "/asyncapi.json" if self.asyncapi is not None:
                 return Page(HTTPStatus.OK, self.asyncapi, asyncapi.MEDIA_TYPE)
+        if (part := self._live.get(path)) is not None:
+            return part
         if path.startswith("/schemas/") and (document := self._schemas.get(path.removeprefix("/schemas/"))) is not None:
             return Page(HTTPStatus.OK, document, "application/schema+json; charset=utf-8")
         return self._not_found

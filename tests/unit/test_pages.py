@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
-from bridge.fanout.pages import Page, Pages, sentence
+from bridge.fanout.pages import FOLDER, PARTS, UPDATES_PATH, Page, Pages, sentence
 from bridge.metrics import CONTENT_TYPE, Metrics
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 SCHEMAS: Mapping[str, bytes] = {"update.json": b"{ }\n", "killmail.json": b'{"type": "object"}'}
 
 
-def pages(*, ready: bool = True, metrics: Metrics | None = None) -> Pages:
-    return Pages(lambda: (ready, {"ready": ready, "missing": []}), metrics or Metrics(), SCHEMAS, "/kills")
+def pages(*, ready: bool = True, metrics: Metrics | None = None, updates_path: str = "/kills") -> Pages:
+    return Pages(lambda: (ready, {"ready": ready, "missing": []}), metrics or Metrics(), SCHEMAS, updates_path)
 
 
 def test_health_is_a_word() -> None:
@@ -63,6 +64,50 @@ def test_asyncapi_document_is_served_once_it_is_there() -> None:
     assert page == Page(HTTPStatus.OK, b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0")
 
 
+def test_live_page_is_told_where_the_endpoint_is() -> None:
+    page = pages(updates_path="/a\"><script>'&/b").get("/")
+    assert (page.status, page.content_type) == (HTTPStatus.OK, "text/html; charset=utf-8")
+    assert b'<body data-updates-path="/a&quot;&gt;&lt;script&gt;&#x27;&amp;/b">' in page.body
+    assert UPDATES_PATH.encode() not in page.body
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [("/page.js", "text/javascript"), ("/page.css", "text/css"), ("/icon.svg", "image/svg+xml")],
+)
+def test_part_of_the_live_page_is_served_byte_for_byte(path: str, content_type: str) -> None:
+    page = pages().get(path)
+    assert (page.status, page.content_type.partition(";")[0]) == (HTTPStatus.OK, content_type)
+    assert page.body == (FOLDER / path[1:]).read_bytes()
+
+
+@pytest.mark.parametrize("path", PARTS)
+def test_live_page_may_load_its_own_parts_and_nothing_else(path: str) -> None:
+    page = pages().get(path)
+    policy = dict(directive.split(" ", 1) for directive in page.policy.split("; "))
+    assert policy == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "connect-src": "'self'",
+        "img-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert ("Referrer-Policy", "no-referrer") in page.headers
+
+
+def test_live_page_loads_nothing_but_its_own_parts() -> None:
+    loaded = re.findall(rb'(?:src|href)="([^"]*)"', pages().get("/").body)
+    assert sorted(f"/{name.decode()}" for name in loaded) == sorted(set(PARTS) - {"/"})
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/schemas/", "/schemas/update.json", "/nothing"])
+def test_what_is_no_page_for_people_is_shown_in_no_frame(path: str) -> None:
+    assert pages().get(path).policy == "frame-ancestors 'none'"
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -79,12 +124,15 @@ def test_asyncapi_document_is_served_once_it_is_there() -> None:
         "/schemas/%2e%2e/killmail.json",
         "/killmail.json",
         "/favicon.ico",
+        "/index.html",
+        "/page.js/",
+        "/page/page.js",
     ],
 )
 def test_anything_else_is_not_found_and_says_what_there_is(path: str) -> None:
     page = pages().get(path)
     assert page.status == HTTPStatus.NOT_FOUND
-    assert b"/kills is the WebSocket endpoint" in page.body
+    assert b"/kills is the WebSocket endpoint; the pages are / (live), /healthz," in page.body
 
 
 def test_sentence_is_a_line_of_plain_text_with_its_headers() -> None:
