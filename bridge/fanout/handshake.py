@@ -227,6 +227,8 @@ def serialized(page: Page) -> bytes:
             ("Content-Length", str(len(page.body))),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+            ("Content-Security-Policy", page.policy),
             ("Connection", "close"),
             *page.headers,
         ]

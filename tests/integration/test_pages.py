@@ -63,6 +63,32 @@ async def test_request_that_is_not_served_is_told_why(
 
 
 @pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        *((path, (), 200) for path in ("/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/metrics")),
+        *((path, (), 200) for path in ("/schemas/", "/schemas/killmail.json", "/asyncapi.json")),
+        ("/nothing", (), 404),
+        ("/metrics", ("Origin: https://evil.example",), 403),
+    ],
+)
+async def test_every_answer_forbids_browsers_to_hand_it_to_another_page(
+    broker: Broker, exchange: str, path: str, headers: tuple[str, ...], status: int
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        port = port_of(bridge)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write("\r\n".join([f"GET {path} HTTP/1.1", f"Host: localhost:{port}", *headers, "", ""]).encode())
+        head, _, _ = (await reader.read(-1)).decode().partition("\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ")
+        assert "\r\nCross-Origin-Resource-Policy: same-origin\r\n" in head
+        assert "\r\nX-Content-Type-Options: nosniff\r\n" in head
+        policies = [line for line in head.splitlines() if line.startswith("Content-Security-Policy: ")]
+        assert [policy.endswith("frame-ancestors 'none'") for policy in policies] == [True]
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         ("Origin: http://localhost:8080",),
