@@ -1,0 +1,277 @@
+"""What pages of somebody else's get of the bridge beside the browser that shows them: nothing.
+
+Each attack is a function in `attacks.js`, which runs in a page as any page's script does. What it saw is held against
+the table here, and so is what the bridge did: which rule refused it, and that nobody ever got a connection. Where no
+rule refuses, because a browser does not say where such a request comes from, what is served forbids the browser to hand
+it on.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Page
+
+from bridge.app import Bridge
+from bridge.demo.broker import Broker
+from tests.support.running import port_of, running, sample
+from tests.support.site import REDIRECT, File, Site, serving
+from tests.support.waiting import LIMIT_S, eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+ATTACKER = "attacker.example"
+FILES = {
+    "/": File(
+        "text/html",
+        '<!doctype html><title>Kittens</title><link rel="icon" href="data:,"><body><script src="attacks.js"></script>',
+    ),
+    "/attacks.js": File("text/javascript", Path(__file__).with_name("attacks.js").read_text()),
+}
+RULES = ("peer", "forwarded", "host", "origin")
+METRICS = "http://localhost:{port}/metrics"
+SOCKET = "ws://localhost:{port}/updates"
+
+
+class Case(NamedTuple):
+    """An attack: what it does, from where, what the attacker sees of it, and which rule of the bridge refused it."""
+
+    attack: str
+    url: str
+    saw: str
+    rule: str | None = "origin"
+    place: str = "page"
+
+    @property
+    def name(self) -> str:
+        """For the test's id."""
+        return f"{self.attack}-{self.url.replace(':{port}', '')}-{self.place}"
+
+
+def sockets(rule: str, *hosts: str) -> list[Case]:
+    """The same socket by other names."""
+    return [Case("socket", f"ws://{host}:{{port}}/updates", "closed 1006", rule) for host in hosts]
+
+
+CASES = [
+    # A socket, by each name that this machine has.
+    *sockets("origin", "localhost", "127.0.0.1", "[::1]", "127.1", "2130706433", "[::ffff:127.0.0.1]"),
+    *sockets("origin", "kills.localhost", "LOCALHOST."),
+    # By a name of the attacker's that now leads to the bridge, and by the address that means any.
+    *sockets("host", ATTACKER, f"localhost.{ATTACKER}", f"127.0.0.1.{ATTACKER}", "0.0.0.0"),
+    # From places whose origin is null, or somebody else's to tell.
+    *(
+        Case(attack, url, saw, place=place)
+        for place in (
+            "sandboxedFrame",
+            "dataFrame",
+            "blobFrame",
+            "worker",
+            "sharedWorker",
+            "blobWorker",
+            "dataWorker",
+        )
+        for attack, url, saw in (("socket", SOCKET, "closed 1006"), ("fetch", METRICS, "TypeError"))
+    ),
+    # A script that reads.
+    *(
+        Case("fetch", f"http://localhost:{{port}}{path}", "TypeError")
+        for path in ("/readyz", "/schemas/killmail.json", "/updates", "/nothing")
+    ),
+    Case("fetch", METRICS, "TypeError"),
+    Case("fetch", f"http://{ATTACKER}:{{port}}/metrics", "TypeError", "host"),
+    Case("fetch", f"{REDIRECT}{METRICS}", "TypeError"),
+    Case("fetchWithCredentials", METRICS, "TypeError"),
+    # The browser asks for leave, with OPTIONS.
+    Case("fetchWithWords", METRICS, "TypeError"),
+    # A body: 405, whoever it is from.
+    Case("fetchPost", METRICS, "TypeError", None),
+    *(
+        Case("fetchOpaque", f"http://localhost:{{port}}{path}", "TypeError", None)
+        for path in ("/metrics", "/readyz", "/schemas/killmail.json", "/nothing")
+    ),
+    Case("request", METRICS, "error 0"),
+    Case("events", METRICS, "error 2"),
+    Case("events", "http://localhost:{port}/updates", "error 2"),
+    # A page that has it as a part of its own.
+    Case("script", "http://localhost:{port}/page.js", "error", None),
+    Case("script", f"{REDIRECT}http://localhost:{{port}}/page.js", "error", None),
+    Case("scriptWithCors", "http://localhost:{port}/page.js", "error"),
+    Case("module", "http://localhost:{port}/page.js", "TypeError"),
+    Case("importScripts", "http://localhost:{port}/page.js", "NetworkError", None, "worker"),
+    Case("image", "http://localhost:{port}/icon.svg", "error", None),
+    Case("style", "http://localhost:{port}/page.css", "error", None),
+    # A frame in which the browser shows that it shows nothing. An object has an empty page instead.
+    *(
+        Case("iframe", f"http://localhost:{{port}}{path}", "SecurityError", None)
+        for path in ("/", "/metrics", "/readyz", "/nothing")
+    ),
+    Case("embed", METRICS, "SecurityError", None),
+    Case("object", METRICS, "read", None),
+]
+
+
+def refusals(bridge: Bridge) -> dict[str, float]:
+    """How many clients each rule of access has refused."""
+    return {rule: sample(bridge, "bridge_refused_total", rule=rule) for rule in RULES}
+
+
+class Watch:
+    """What the bridge has counted since this was made."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._before = refusals(bridge)
+        self._opened = sample(bridge, "bridge_connections_opened_total")
+
+    @property
+    def refused(self) -> dict[str, float]:
+        """Clients refused, by the rules that refused any."""
+        now = refusals(self._bridge)
+        return {rule: now[rule] - before for rule, before in self._before.items() if now[rule] > before}
+
+    @property
+    def opened(self) -> float:
+        """Connections opened."""
+        return sample(self._bridge, "bridge_connections_opened_total") - self._opened
+
+
+async def attack(page: Page, name: str, url: str, place: str = "page") -> str:
+    """What the attacker saw. Raises TimeoutError where it never knew."""
+    async with asyncio.timeout(LIMIT_S):
+        saw = await page.evaluate("([place, attack, url]) => places[place](attack, url)", [place, name, url])
+    assert isinstance(saw, str)
+    return saw
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def attacked(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
+    """A bridge as it is unless it is told otherwise."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
+        yield bridge
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def site() -> AsyncIterator[Site]:
+    """The attacker's site."""
+    async with serving(FILES) as running_site:
+        yield running_site
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge, site: Site, tab: Page) -> None:
+    if "[::1]" in case.url and "::1" not in dict(attacked.addresses):
+        pytest.skip("this machine has no IPv6")
+    port = port_of(attacked)
+    # A name for each place, and so a process: Chromium makes one wait in which a dozen sockets have failed.
+    await tab.goto(f"http://{case.place}-{ATTACKER}:{site.port}/")
+    watch = Watch(attacked)
+    saw = await attack(tab, case.attack, case.url.format(port=port), case.place)
+    assert (saw, watch.refused) == (case.saw, {case.rule: 1} if case.rule else {})
+    assert (watch.opened, sample(attacked, "bridge_connections")) == (0, 0)
+    # Nor does it show anything of the bridge's as if it were its own.
+    assert [frame.url for frame in tab.frames if f":{port}" in frame.url and not frame.url.startswith("data:")] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "connections"), [("/metrics", "bridge_consuming", 0), ("/", "Connected", 1)], ids=["text", "live"]
+)
+async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
+    path: str, words: str, connections: int, attacked: Bridge, site: Site, page: Page
+) -> None:
+    await page.goto(f"http://{ATTACKER}:{site.port}/")
+    watch = Watch(attacked)
+    async with page.expect_popup() as opening:
+        assert await attack(page, "popup", f"http://localhost:{port_of(attacked)}{path}") == "a window"
+    popup = await opening.value
+    # There is something to be read, but for the person only; the live page has its own connection.
+    await popup.get_by_text(words).first.wait_for(timeout=LIMIT_S * 1000)
+    assert await page.evaluate("inside(window.opened)") == "SecurityError"
+    assert (watch.opened, watch.refused) == (connections, {})
+    await popup.close()
+    await eventually("its connection is closed", lambda: sample(attacked, "bridge_connections") == 0)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/updates"])
+@pytest.mark.parametrize(
+    ("form", "status", "words", "refused"),
+    [("form", 403, "BRIDGE_ALLOWED_ORIGINS", {"origin": 1}), ("formWithWords", 405, "Only GET", {})],
+)
+async def test_form_of_another_origin_is_not_taken(
+    path: str,
+    form: str,
+    status: int,
+    words: str,
+    refused: dict[str, float],
+    attacked: Bridge,
+    site: Site,
+    page: Page,
+) -> None:
+    await page.goto(f"http://{ATTACKER}:{site.port}/")
+    watch = Watch(attacked)
+    async with page.expect_navigation() as sending:
+        await attack(page, form, f"http://localhost:{port_of(attacked)}{path}")
+    answer = await sending.value
+    assert answer is not None
+    assert (answer.status, words in await answer.text()) == (status, True)
+    assert (watch.refused, watch.opened) == (refused, 0)
+
+
+@pytest.mark.parametrize("name", [ATTACKER, f"localhost.{ATTACKER}", f"127.0.0.1.{ATTACKER}"])
+async def test_name_of_the_attackers_that_leads_to_the_bridge_shows_a_refusal(
+    name: str, attacked: Bridge, page: Page
+) -> None:
+    watch = Watch(attacked)
+    answer = await page.goto(f"http://{name}:{port_of(attacked)}/")
+    assert answer is not None
+    assert (answer.status, "BRIDGE_ALLOWED_HOSTS" in await answer.text()) == (403, True)
+    # Some browsers ask for an icon too.
+    assert set(watch.refused) == {"host"}
+    assert watch.opened == 0
+
+
+HOSTS = "403 The host asked for is not localhost"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "saw"),
+    [
+        ("", {"socket": "closed 1006", "fetch": f"basic {HOSTS}", "request": HOSTS, "events": "error 2"}),
+        # The same attack, were it none: without this, nothing would say that the one above ever got anywhere.
+        (ATTACKER, {"socket": "open", "fetch": "basic 200 # HELP", "request": "200 # HELP", "events": "error 2"}),
+    ],
+    ids=["a stranger's", "the operator's own"],
+)
+async def test_name_that_moves_to_the_bridge_under_a_page_gets_nothing_unless_it_is_allowed(
+    allowed: str, saw: dict[str, str], broker: Broker, exchange: str, page: Page
+) -> None:
+    async with serving(FILES) as moving:
+        here = f"{ATTACKER}:{moving.port}"
+        await page.goto(f"http://{here}/")
+    # The page stays. Its name and its port, all that an origin is, are the bridge's from now on.
+    flags = {"exchanges": f"{exchange}=killmail", "port": moving.port, "allowed_hosts": allowed}
+    async with running(broker.url, **flags) as bridge:
+        watch = Watch(bridge)
+        for name, expected in saw.items():
+            got = await attack(page, name, f"ws://{here}/updates" if name == "socket" else f"http://{here}/metrics")
+            assert got.startswith(expected), name
+        refused, opened = ({}, 1) if allowed else ({"host": len(saw)}, 0)
+        assert (watch.refused, watch.opened) == (refused, opened)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "board.localhost", "board.example"])
+async def test_page_of_an_allowed_origin_has_the_socket_and_nothing_else(
+    host: str, broker: Broker, exchange: str, site: Site, page: Page
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "allowed_origins": f"http://board.example:{site.port}"}
+    async with running(broker.url, **flags) as bridge:
+        await page.goto(f"http://{host}:{site.port}/")
+        watch = Watch(bridge)
+        port = port_of(bridge)
+        assert await attack(page, "socket", SOCKET.format(port=port)) == "open"
+        assert await attack(page, "fetch", METRICS.format(port=port)) == "TypeError"
+        assert await attack(page, "script", f"http://localhost:{port}/page.js") == "error"
+        assert (watch.refused, watch.opened) == ({}, 1)

@@ -1,0 +1,223 @@
+"""The live page in a real browser: it connects, shows what comes, comes back, and does no harm with what it shows."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import orjson
+import pytest
+import pytest_asyncio
+from aio_pika.abc import AbstractConnection
+from playwright.async_api import Page, expect
+
+from bridge.app import Bridge
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient
+from tests.support.killmail import killmail
+from tests.support.publishing import publish
+from tests.support.running import port_of, running, sample
+from tests.support.site import File, serving
+from tests.support.waiting import LIMIT_S
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+LIMIT_MS = LIMIT_S * 1000
+MARKUP = '</code><img src=x onerror="harmed = 1"><script>harmed = 2</script>\u202e{{7*7}}'
+CONNECTED = "Connected"
+"""What the page says of its state."""
+
+STRANGER = "stranger"
+"""Stands for a URL of somebody else's site."""
+
+# The first violation of the page's policy, once there is one.
+VIOLATED = """() => { window.violated = new Promise((resolve) =>
+    addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective))) }"""
+
+
+class Live:
+    """The live page, and whatever the browser had to say of it meanwhile."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.said: list[str] = []
+        """Lines in the console (violations of its policy are some), errors of its script, requests that failed."""
+        self.asked: set[str] = set()
+        """Host and port of everything that was asked for, sockets too."""
+        page.on("console", lambda message: self.said.append(message.text))
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("requestfailed", lambda request: self.said.append(f"{request.url}: {request.failure}"))
+        page.on("request", lambda request: self.asked.add(urlsplit(request.url).netloc))
+        page.on("websocket", lambda socket: self.asked.add(urlsplit(socket.url).netloc))
+        self.state = page.get_by_role("status")
+        self.rows = page.locator("tbody tr")
+
+    async def open(self, port: int, host: str = "localhost") -> None:
+        """Loads it, and returns when it is connected."""
+        await self.page.goto(f"http://{host}:{port}/")
+        await self.says(CONNECTED)
+
+    async def says(self, state: str) -> None:
+        """Returns when that is the state."""
+        await expect(self.state).to_have_text(state, timeout=LIMIT_MS)
+
+    async def has(self, rows: int) -> None:
+        """Returns when it shows that many updates."""
+        await expect(self.rows).to_have_count(rows, timeout=LIMIT_MS)
+
+
+@pytest.fixture
+def live(page: Page) -> Live:
+    """The page, to be opened."""
+    return Live(page)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def watched(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
+    """A bridge as it is unless it is told otherwise."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
+        yield bridge
+
+
+@pytest.mark.parametrize(("host", "number"), [("localhost", 1), ("127.0.0.1", 2), ("[::1]", 3)])
+async def test_page_shows_a_killmail_with_links(
+    host: str, number: int, live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    if host == "[::1]" and "::1" not in dict(watched.addresses):
+        pytest.skip("this machine has no IPv6")
+    await live.open(port_of(watched), host)
+    nothing = live.page.get_by_text("Nothing has come")
+    await expect(nothing).to_be_visible()
+    await publish(amqp, exchange, killmail(number, systemId=30000142, shipTypeId=587, attackerCount=15))
+    await live.has(1)
+    await expect(live.rows).to_contain_text("15 attackers")
+    links = live.rows.get_by_role("link")
+    assert await links.evaluate_all("links => links.map(link => [link.innerText, link.href, link.rel])") == [
+        [f"kill {number}", f"https://zkillboard.com/kill/{number}/", "noreferrer noopener"],
+        ["system 30000142", "https://zkillboard.com/system/30000142/", "noreferrer noopener"],
+        ["ship 587", "https://zkillboard.com/ship/587/", "noreferrer noopener"],
+    ]
+    await expect(nothing).to_be_hidden()
+    assert (live.said, live.asked) == ([], {f"{host}:{port_of(watched)}"})
+
+
+@pytest.mark.parametrize("path", ["/kills/live", "//updates.example/kills"])
+async def test_page_connects_wherever_the_endpoint_is(path: str, live: Live, broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", path=path) as bridge:
+        await live.open(port_of(bridge))
+        assert (sample(bridge, "bridge_connections"), live.said) == (1, [])
+
+
+async def test_page_keeps_the_newest_hundred_updates_newest_first(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    await live.open(port_of(watched))
+    await publish(amqp, exchange, *(killmail(number) for number in range(1001, 1131)))
+    await live.rows.first.get_by_role("link", name="kill 1130", exact=True).wait_for(timeout=LIMIT_MS)
+    shown = await live.page.locator("tbody a[href*='/kill/']").all_inner_texts()
+    assert shown == [f"kill {number}" for number in range(1130, 1030, -1)]
+    assert live.said == []
+
+
+async def test_page_shows_markup_in_updates_as_the_text_that_it_is(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    event = {
+        "eventId": MARKUP,
+        "timestamp": "2024-10-22T10:30:00Z",
+        "kind": "battle",
+        "title": MARKUP,
+        "url": "http://a.example/<script>harmed=3</script>",
+        "__proto__": {"innerHTML": MARKUP},
+        MARKUP: [MARKUP],
+    }
+    await live.open(port_of(watched))
+    await publish(amqp, exchange, event, type="event")
+    await live.has(1)
+    await publish(amqp, exchange, killmail(4, systemId=0, victimName=MARKUP, innerHTML=MARKUP))
+    await live.has(2)
+    # What was published, to the letter.
+    assert orjson.loads(await live.rows.locator("code").inner_text()) == event
+    words = await live.rows.first.locator("a, span").all_inner_texts()
+    assert words == ["kill 4", "system 0", "ship 587", "15 attackers"]
+    elements = await live.page.evaluate("[...document.querySelectorAll('tbody *')].map(element => element.localName)")
+    assert set(elements) == {"tr", "td", "time", "code", "a", "span"}
+    assert await live.page.evaluate("typeof harmed") == "undefined"
+    assert (live.said, live.asked) == ([], {f"localhost:{port_of(watched)}"})
+
+
+async def test_page_shows_no_more_of_a_large_update_than_a_person_reads(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    event = {"eventId": "large", "timestamp": "2024-10-22T10:30:00Z", "kind": "battle", "title": "x"}
+    await live.open(port_of(watched))
+    await publish(amqp, exchange, {**event, "much": "x" * 1_000_000}, type="event")
+    await live.has(1)
+    text = await live.rows.locator("code").inner_text()
+    assert len(text) < 2100
+    assert text.endswith(" characters more)")
+
+
+async def test_page_connects_again_when_the_bridge_is_back(
+    live: Live, broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    exchanges = f"{exchange}=killmail"
+    async with running(broker.url, exchanges=exchanges) as bridge:
+        await live.open(port_of(bridge))
+    await live.says("Disconnected: the bridge is stopping. Retrying")
+    # It has tried in vain.
+    await live.says("Disconnected: the bridge can't be reached. Retrying")
+    async with running(broker.url, exchanges=exchanges, port=port_of(bridge)):
+        await live.says(CONNECTED)
+        await publish(amqp, exchange, killmail(5))
+        await live.has(1)
+
+
+async def test_page_says_that_the_bridge_is_full_and_waits_for_its_turn(
+    live: Live, broker: Broker, exchange: str
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
+        other = await RawClient.open(port_of(bridge))
+        await live.page.goto(f"http://localhost:{port_of(bridge)}/")
+        await live.says("Disconnected: the bridge is full. Retrying")
+        await other.close()
+        await live.says(CONNECTED)
+        assert live.said == []
+
+
+def append(element: str, **properties: str) -> str:
+    """A script that puts an element into the page."""
+    made = f"document.createElement('{element}')"
+    return f"document.body.append(Object.assign({made}, {orjson.dumps(properties).decode()}))"
+
+
+@pytest.mark.parametrize(
+    ("script", "directive"),
+    [
+        pytest.param(append("p", innerHTML="<img src=icon.svg onload='harmed = 1'>"), "script-src-attr", id="handler"),
+        pytest.param(append("script", text="harmed = 1"), "script-src-elem", id="script"),
+        pytest.param(append("script", src=STRANGER), "script-src-elem", id="strangers-script"),
+        pytest.param("open('javascript:harmed = 1', '_self')", "script-src-elem", id="address"),
+        pytest.param("setTimeout('harmed = 1')", "script-src", id="text"),
+        pytest.param(append("p", innerHTML="<style>p { color: red }</style>"), "style-src-elem", id="style"),
+        pytest.param(append("p", innerHTML="<i style='color: red'>"), "style-src-attr", id="style-of-an-element"),
+        pytest.param(append("img", src=STRANGER), "img-src", id="image"),
+        pytest.param(append("iframe", src=STRANGER), "frame-src", id="frame"),
+        pytest.param(append("object", data=STRANGER), "object-src", id="object"),
+        pytest.param(append("base", href=STRANGER), "base-uri", id="base"),
+        pytest.param(append("form", action=STRANGER) + ", document.forms[0].submit()", "form-action", id="form"),
+        pytest.param(f"fetch('{STRANGER}').catch(() => 0)", "connect-src", id="fetch"),
+        pytest.param(f"navigator.sendBeacon('{STRANGER}')", "connect-src", id="beacon"),
+        pytest.param(f"new WebSocket('{STRANGER}')", "connect-src", id="socket"),
+    ],
+)
+async def test_markup_that_slipped_in_neither_runs_nor_leaves(
+    script: str, directive: str, tab: Page, watched: Bridge
+) -> None:
+    async with serving({"/x": File("text/javascript", "harmed = 2")}) as stranger:
+        await tab.goto(f"http://localhost:{port_of(watched)}/")
+        await tab.evaluate(VIOLATED)
+        await tab.evaluate(f"() => {{ {script.replace(STRANGER, f'http://stranger.example:{stranger.port}/x')} }}")
+        async with asyncio.timeout(LIMIT_S):
+            assert await tab.evaluate("violated") == directive
+        assert await tab.evaluate("typeof harmed") == "undefined"
+        assert stranger.asked == []
