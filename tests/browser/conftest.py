@@ -1,4 +1,7 @@
-"""Fixtures for tests in a browser, which lives as long as all of them: so do their event loop and what runs in it."""
+"""Fixtures for tests in a browser, which lives as long as all of them, and no longer.
+
+All run in one event loop, the session's: it stands still while other tests run, so nothing of it may outlive these.
+"""
 
 from collections.abc import AsyncIterator
 
@@ -12,7 +15,7 @@ from tests.support.publishing import observer
 from tests.support.running import unique
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """Chromium."""
     async with chromium() as running:
@@ -35,7 +38,7 @@ async def tab(browser: Browser) -> AsyncIterator[Page]:
     await context.close()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def amqp(broker: Broker) -> AsyncIterator[AbstractConnection]:
     """An observer's connection to `broker`."""
     async with observer(broker.url) as connection:
