@@ -29,6 +29,9 @@ OTHER_METHOD = re.compile(rb"(?!GET )[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n")
 
 ONLY_GET = sentence(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET is answered here.", ("Allow", "GET"))
 
+FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
+"""In every answer: a browser takes it for nothing else than it is, and hands it to no page of another origin."""
+
 
 class Host(Protocol):
     """What a handshake needs of the server that it belongs to."""
@@ -226,8 +229,7 @@ def serialized(page: Page) -> bytes:
             ("Content-Type", page.content_type),
             ("Content-Length", str(len(page.body))),
             ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Cross-Origin-Resource-Policy", "same-origin"),
+            *FOR_BROWSERS,
             ("Content-Security-Policy", page.policy),
             ("Connection", "close"),
             *page.headers,

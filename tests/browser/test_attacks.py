@@ -91,7 +91,7 @@ CASES = [
     Case("fetchPost", METRICS, "TypeError", None),
     *(
         Case("fetchOpaque", f"http://localhost:{{port}}{path}", "TypeError", None)
-        for path in ("/metrics", "/readyz", "/schemas/killmail.json", "/nothing")
+        for path in ("/metrics", "/readyz", "/schemas/killmail.json", "/updates", "/nothing")
     ),
     Case("request", METRICS, "error 0"),
     Case("events", METRICS, "error 2"),
@@ -107,7 +107,7 @@ CASES = [
     # A frame in which the browser shows that it shows nothing. An object has an empty page instead.
     *(
         Case("iframe", f"http://localhost:{{port}}{path}", "SecurityError", None)
-        for path in ("/", "/metrics", "/readyz", "/nothing")
+        for path in ("/", "/metrics", "/readyz", "/updates", "/nothing")
     ),
     Case("embed", METRICS, "SecurityError", None),
     Case("object", METRICS, "read", None),

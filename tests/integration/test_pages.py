@@ -68,6 +68,8 @@ async def test_request_that_is_not_served_is_told_why(
         *((path, (), 200) for path in ("/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/metrics")),
         *((path, (), 200) for path in ("/schemas/", "/schemas/killmail.json", "/asyncapi.json")),
         ("/nothing", (), 404),
+        ("/updates", (), 426),
+        ("/updates?after=", (), 400),
         ("/metrics", ("Origin: https://evil.example",), 403),
     ],
 )
