@@ -81,13 +81,13 @@ async def test_every_answer_forbids_browsers_to_hand_it_to_another_page(
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write("\r\n".join([f"GET {path} HTTP/1.1", f"Host: localhost:{port}", *headers, "", ""]).encode())
         head, _, _ = (await reader.read(-1)).decode().partition("\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
         assert head.startswith(f"HTTP/1.1 {status} ")
         assert "\r\nCross-Origin-Resource-Policy: same-origin\r\n" in head
         assert "\r\nX-Content-Type-Options: nosniff\r\n" in head
         policies = [line for line in head.splitlines() if line.startswith("Content-Security-Policy: ")]
         assert [policy.endswith("frame-ancestors 'none'") for policy in policies] == [True]
-        writer.close()
-        await writer.wait_closed()
 
 
 @pytest.mark.parametrize(
