@@ -9,13 +9,15 @@ FOR_ANOTHER_HOST = frozenset({62, 64})
 def complaint(error: ssl.SSLError) -> str:
     """One sentence, without the broker's name."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        reason = error.verify_message.rstrip(".")
+        words = error.verify_message.rstrip(".")
         if error.verify_code in FOR_ANOTHER_HOST:
-            return f"its certificate is for another host, so nothing is said to it: {reason}"
+            return f"its certificate is for another host, so nothing is said to it: {words}"
         return (
-            f"its certificate is not trusted, so nothing is said to it: {reason}; where it is right, add "
+            f"its certificate is not trusted, so nothing is said to it: {words}; where it is right, add "
             "?cafile=/path/of/the/authority.pem to the URL"
         )
-    if error.reason == "WRONG_VERSION_NUMBER":
+    # One that was not raised by OpenSSL has none.
+    reason = getattr(error, "reason", None)
+    if reason == "WRONG_VERSION_NUMBER":
         return "it does not speak TLS on this port: amqps:// is usually on 5671, amqp:// on 5672"
-    return f"the TLS handshake failed: {error.reason or error}"
+    return f"the TLS handshake failed: {reason or error}"
