@@ -10,9 +10,11 @@ This file must never know who may come in, or what is said to a client.
 """
 
 import asyncio
+import math
 import os
 import resource
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -46,6 +48,8 @@ class Entrance:
         self._metrics = metrics
         self._short_since_s: float | None = None
         self._look: asyncio.TimerHandle | None = None
+        self._held: tuple[socket.socket, str] | None = None
+        """Who came when descriptors were found to be short: that shows only in what it is accepted with."""
 
     def open(self) -> None:
         """Accepts clients. Raises OSError."""
@@ -58,6 +62,8 @@ class Entrance:
         if self._look is not None:
             self._look.cancel()
         self._pause()
+        if self._held is not None:
+            self._held[0].close()
         for listener in self._listeners:
             listener.close()
 
@@ -71,21 +77,22 @@ class Entrance:
                 asyncio.get_running_loop().remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        for at in range(AT_ONCE):
-            if not _is_room(listener):
-                # Whether anybody waits beside those who were let in is not known: if so, this is called again.
-                if at == 0:
-                    self._fall_short()
-                return
+        border = _border()
+        for _ in range(AT_ONCE):
             try:
                 client, name = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return  # nobody is there any more
             except OSError:
-                self._fall_short()  # the system's own descriptors, or its memory
+                self._fall_short()  # no descriptor at all, or no memory for it
                 return
-            client.setblocking(False)
-            self._let_in(client, name[0])
+            # POSIX gives the lowest one that is free.
+            if client.fileno() >= border:
+                self._held = client, name[0]
+                self._fall_short()
+                return
+            # One string for all of an address: each client keeps it for as long as it is there.
+            self._let_in(client, sys.intern(name[0]))
 
     def _fall_short(self) -> None:
         self._pause()
@@ -99,22 +106,28 @@ class Entrance:
         self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
 
     def _look_again(self) -> None:
-        if not _is_room(self._listeners[0]):
+        if not self._is_room():
             self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
             return
         assert self._short_since_s is not None
         short_s = round(time.monotonic() - self._short_since_s, 1)
         self._short_since_s = self._look = None
         _log.info("file descriptors are there again: clients are accepted", short_s=short_s)
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._let_in(*held)
         self._go_on()
 
+    def _is_room(self) -> bool:
+        try:
+            lowest = os.dup(self._listeners[0].fileno())
+        except OSError:
+            return False
+        os.close(lowest)
+        return lowest < _border()
 
-def _is_room(listener: socket.socket) -> bool:
-    """Whether the next descriptor is one that a client may have: the lowest that is free is what POSIX gives."""
-    try:
-        lowest = os.dup(listener.fileno())
-    except OSError:
-        return False
-    os.close(lowest)
+
+def _border() -> float:
+    """The first descriptor that no client may have."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return limit == resource.RLIM_INFINITY or lowest < limit - SPARE
+    return math.inf if limit == resource.RLIM_INFINITY else limit - SPARE

@@ -65,32 +65,33 @@ class Handshake(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
         self._client: socket.socket | None = client
-        self._opening = loop.create_task(self._open(client), name="handshake")
-        self._opening.add_done_callback(self._opened)
-
-    async def _open(self, client: socket.socket) -> None:
-        """Makes a transport of the socket, with TLS where the bridge has a certificate."""
-        loop, tls = asyncio.get_running_loop(), self._host.tls
-        try:
-            await loop.connect_accepted_socket(
+        # Makes a transport of the socket, with TLS where the bridge has a certificate.
+        self._opening: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]] | None = loop.create_task(
+            loop.connect_accepted_socket(
                 lambda: self,
                 client,
-                ssl=tls.context if tls else None,
+                ssl=host.tls.context if host.tls else None,
                 # The timer of the handshake as a whole comes first.
-                ssl_handshake_timeout=2 * self._host.handshake_timeout_s if tls else None,
+                ssl_handshake_timeout=2 * host.handshake_timeout_s if host.tls else None,
             )
-        except OSError as error:  # ssl.SSLError is one
-            # OpenSSL's own words, or none at all. What a client says in an alert is a number.
-            detail = printable(str(error)) or "The client ended the connection."
-            self._host.refused("tls" if tls else "lost", self.address, detail)
+        )
+        self._opening.add_done_callback(self._opened)
 
-    def _opened(self, opening: "asyncio.Task[None]") -> None:
-        assert self._client is not None
-        if self._transport is None:
-            # No transport ever had it, or none that would say that it is gone.
-            self._client.close()
-            self._end()
-        self._client = None
+    def _opened(self, opening: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]") -> None:
+        client, self._client = self._client, None
+        assert client is not None
+        # Its result refers to this, which refers to it: they would be left to the garbage collector.
+        self._opening = None
+        if self._transport is not None:
+            return
+        # No transport ever had it, or none that would say that it is gone.
+        client.close()
+        error = None if opening.cancelled() else opening.exception()
+        if error is not None:
+            # OpenSSL's own words, or none at all: what a client says in an alert is a number.
+            detail = printable(str(error)) or "The client ended the connection."
+            self._host.refused("tls" if self._host.tls else "lost", self.address, detail)
+        self._end()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's.
@@ -122,7 +123,7 @@ class Handshake(asyncio.BufferedProtocol):
         """Ends it at once: the server is stopping, or needs the place."""
         if self._transport is not None:
             self._transport.abort()
-        else:
+        elif self._opening is not None:
             self._opening.cancel()
 
     def _request(self, head: bytes, rest: bytes) -> None:
@@ -188,7 +189,7 @@ class Handshake(asyncio.BufferedProtocol):
         seconds = self._host.handshake_timeout_s
         if self._transport is None:
             self._host.refused("timeout", self.address, f"No complete TLS handshake within {seconds:g} seconds.")
-            self._opening.cancel()
+            self.abort()
             return
         # Once more, for a client that does not end the connection either: it would keep its place for ever.
         self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)

@@ -161,7 +161,8 @@ class Server:
         self.refused(refusal.rule, address, refusal.detail)
         with client, suppress(OSError):  # gone already
             if self.tls is None:
-                client.send(serialized(sentence(HTTPStatus(refusal.status), refusal.sentence)))
+                answer = serialized(sentence(HTTPStatus(refusal.status), refusal.sentence))
+                client.send(answer, socket.MSG_DONTWAIT)
 
     def _has_place(self) -> bool:
         """Whether there is a place for another client: that of the eldest that has made no request yet, if need be."""
