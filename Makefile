@@ -6,6 +6,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Its name says which Python .venv was made with: another one makes it anew, and so does a change of what is installed.
 READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
+# pip-audit's own.
+AUDIT := .venv/audit/.ready
 TOO_OLD := this needs Python 3.11 or newer, and $(PYTHON) is %d.%d: PYTHON=python3.12 make setup takes another
 
 # Nothing but the default index, whatever this machine is configured with: the hashes are of what everybody gets.
@@ -79,10 +81,16 @@ lock: $(READY)
 	echo '-e .' | $(COMPILE) - --group dev --no-emit-package edk-bridge --constraint requirements.lock \
 	  --output-file requirements-dev.lock
 	: | $(COMPILE) - --group build --constraint requirements-dev.lock --output-file requirements-build.lock
-	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements.lock requirements-dev.lock requirements-build.lock
+	: | $(COMPILE) - --group audit --constraint requirements-dev.lock --output-file requirements-audit.lock
+	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements*.lock
 
-audit: $(READY)
+audit: $(READY) $(AUDIT)
 	@$(BIN)/python -m tests.support.audit $(FLAGS)
+
+$(AUDIT): requirements-audit.lock
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip install -qq --require-hashes --no-deps -r requirements-audit.lock
+	@touch $@
 
 clean:
 	rm -rf .venv .bench build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \

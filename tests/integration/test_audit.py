@@ -12,8 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bridge.demo.ports import LOOPBACK, free_port
-from tests.support.audit import CLEAN, LOCKS, NOT_AUDITED, ROOT, VULNERABLE, locked
+from tests.support.audit import CLEAN, LOCKS, NOT_AUDITED, PYTHON, ROOT, VULNERABLE, locked
+from tests.support.broker import unavailable
 
 LIMIT_S = 60
 
@@ -61,6 +64,12 @@ def service(knows: Callable[[str], dict[str, Any] | None]) -> Iterator[tuple[str
         server.shutdown()
         serving.join()
         server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def pip_audit() -> None:
+    if not PYTHON.exists():
+        unavailable("pip-audit is not installed; `make audit` installs it")
 
 
 def make_audit(url: str, folder: Path) -> tuple[int, str]:

@@ -17,7 +17,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-LOCKS = tuple(ROOT / f"requirements{kind}.lock" for kind in ("", "-build", "-dev"))
+LOCKS = tuple(ROOT / f"requirements{kind}.lock" for kind in ("", "-build", "-dev", "-audit"))
+SHIPPED, BUILD, DEV, AUDIT = LOCKS
+PYTHON = ROOT / ".venv/audit/bin/python"
+"""Of the environment that pip-audit has for itself, and make makes."""
 CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 3
 """Exit codes. 2 is what pip-audit and make have for flags that they do not know."""
 
@@ -94,7 +97,7 @@ def _not_audited(why: str, details: list[str]) -> Verdict:
 
 def audit(flags: Sequence[str]) -> Verdict:
     """Asks the service about everything in the lock files."""
-    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--progress-spinner=off"]
+    command = [str(PYTHON), "-m", "pip_audit", "--disable-pip", "--require-hashes", "--progress-spinner=off"]
     files = [argument for lock in LOCKS for argument in ("-r", str(lock))]
     done = subprocess.run([*command, "-f", "json", *files, *flags], capture_output=True, text=True, check=False)
     return judge(locked(lock.read_text() for lock in LOCKS), done.stdout, done.stderr)

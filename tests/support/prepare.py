@@ -1,7 +1,7 @@
 """`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
 
-A broker, the openssl command, a browser, the benchmark's C programs, and Node's WebSocket client. What can't be had is
-said here, in a line, and is no error yet: the tests that need it skip, or fail where they must not.
+A broker, the openssl command, a browser, pip-audit, the benchmark's C programs, and Node's WebSocket client. What can't
+be had is said here, in a line, and is no error yet: the tests that need it skip, or fail where they must not.
 """
 
 import os
@@ -15,7 +15,8 @@ from tests.bench.build import build
 from tests.bench.process import Failed
 from tests.support.broker import IMAGE, URL, say
 
-NODE = Path(__file__).parent.parent / "node"
+ROOT = Path(__file__).parents[2]
+NODE = ROOT / "tests/node"
 CHROMIUM = "chromium"
 """The command, and Debian's package that it is in."""
 
@@ -55,6 +56,13 @@ def prepare_browser() -> None:
         say(f"tests in a browser can't run: {error}")
 
 
+def prepare_audit() -> None:
+    """Make sure that pip-audit is there, which has an environment of its own."""
+    done = subprocess.run(["make", ".venv/audit/.ready"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        say(f"tests of the audit can't run: {' | '.join(done.stderr.splitlines()[-5:])}")
+
+
 def prepare_bench() -> None:
     """Make sure that the benchmark can be run."""
     try:
@@ -88,5 +96,6 @@ if __name__ == "__main__":
     prepare_broker()
     prepare_openssl()
     prepare_browser()
+    prepare_audit()
     prepare_bench()
     prepare_node()

@@ -12,7 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.audit import LOCKS, ROOT
+from tests.support.audit import AUDIT, BUILD, DEV, LOCKS, ROOT
+from tests.support.audit import SHIPPED as SHIPPED_LOCK
 from tests.unit.test_architecture import MODULES, imports
 
 PINNED = re.compile(
@@ -80,13 +81,19 @@ def test_what_is_not_pinned_would_be_found(line: str) -> None:
     assert not PINNED.fullmatch(line)
 
 
-@pytest.mark.parametrize("lock", LOCKS[:-1], ids=lambda lock: lock.name)
+@pytest.mark.parametrize("lock", [SHIPPED_LOCK, BUILD], ids=lambda lock: lock.name)
 def test_tests_run_with_the_versions_that_are_shipped(lock: Path) -> None:
-    assert pins(lock).items() <= pins(LOCKS[-1]).items()
+    assert pins(lock).items() <= pins(DEV).items()
+
+
+def test_what_only_the_audit_needs_is_not_beside_the_bridge() -> None:
+    assert "pip-audit" in pins(AUDIT)
+    # structlog loads it wherever it is: 5 MB of memory, which the benchmark would take for the bridge's.
+    assert "rich" not in pins(DEV)
 
 
 def test_what_is_shipped_is_known_and_has_a_reason() -> None:
-    assert set(pins(LOCKS[0])) == set(SHIPPED)
+    assert set(pins(SHIPPED_LOCK)) == set(SHIPPED)
 
 
 def test_what_is_declared_is_what_is_imported() -> None:
