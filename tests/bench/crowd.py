@@ -4,13 +4,14 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.build import BUILT
-from tests.bench.candidates import PYTHON, Place, Server
+from tests.bench.candidates import Place, Server
 from tests.bench.process import Failed, await_true, started
 
 OPEN_LIMIT_S = 120.0
@@ -117,6 +118,6 @@ def crowd(place: Place, server: Server, clients: int, **options: int | bool) -> 
 @contextlib.contextmanager
 def publishing(place: Place, count: int, rate: float, pad: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
     """A publisher at work; it ends by itself when the broker has everything."""
-    command = [*PYTHON, "tests.bench.publish", place.exchange, str(count), str(rate), str(pad)]
+    command = [sys.executable, "-m", "tests.bench.publish", place.exchange, str(count), str(rate), str(pad)]
     with place.log.open("ab") as log, started(command, log, place.variables()) as running:
         yield running
