@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,13 +76,12 @@ def left(count: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-async def test_client_comes_in_with_its_address_and_a_socket_that_does_not_block(scene: Scene) -> None:
+async def test_client_comes_in_with_its_address(scene: Scene) -> None:
     scene.come()
     await eventually("it is in", lambda: scene.let_in)
     [(client, address)] = scene.let_in
     assert address == "127.0.0.1"
     assert client.getpeername() == scene.clients[0].getsockname()
-    assert not client.getblocking()
 
 
 async def test_crowd_comes_in_some_at_a_time(scene: Scene) -> None:
@@ -142,13 +141,18 @@ async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(scene: Sc
     await eventually("the next one is in", lambda: len(scene.let_in) >= 1)
 
 
-async def test_end_while_descriptors_are_short_leaves_no_timer() -> None:
+@pytest.mark.parametrize("count", [0, SPARE])
+async def test_end_while_descriptors_are_short_leaves_no_timer_and_nobody_waiting(count: int) -> None:
     scene = Scene()
     scene.entrance.open()
     scene.come()
-    with capture_logs() as logged, left(0):
+    with capture_logs() as logged, left(count):
         await eventually("it is said", lambda: logged)
-    scene.entrance.close()
+        scene.entrance.close()
+    # Reset, or ended: it was never let in.
+    with suppress(ConnectionResetError):
+        assert scene.clients[0].recv(1) == b""
+    assert scene.let_in == []
     look = scene.entrance._look
     assert look is not None
     assert look.cancelled()
