@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 
 import structlog
 
@@ -45,6 +46,8 @@ class Bridge:
                     [f"BRIDGE_EXCHANGES: {exchange}={update_type}: there is no schema for this type; known: {known}"]
                 )
         self._tls = _tls(settings)
+        if beyond := ", ".join(str(network) for network in settings.allowed_networks if network.is_global):
+            _log.warning("public addresses may connect (BRIDGE_ALLOWED_NETWORKS)", networks=beyond)
         log = Log(settings.log_bytes)
         self._hub = Hub(log, metrics, asyncio.get_running_loop().call_soon, settings.log_bytes)
         metrics.watch("bridge_log_bytes", "Bytes that the shared log of updates takes.", lambda: log.size_bytes)
@@ -196,7 +199,9 @@ class Bridge:
 
     def reload(self) -> None:
         """Reads the certificate and its key again (SIGHUP)."""
-        assert self._tls is not None
+        if self._tls is None:
+            _log.info("there is no certificate to read again (BRIDGE_TLS_CERTIFICATE is not set)")
+            return
         try:
             self._tls.reload()
             _log.info("certificate read again")
@@ -245,11 +250,17 @@ async def serve(settings: Settings) -> None:
             os._exit(128 + number)
         stopping.set()
 
+    def on_hangup() -> None:
+        if settings.tls_certificate is None and sys.stderr.isatty():
+            # Its terminal is gone.
+            on_signal(signal.SIGHUP)
+        else:
+            bridge.reload()
+
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
     bridge = Bridge(settings)
-    if settings.tls_certificate is not None:
-        loop.add_signal_handler(signal.SIGHUP, bridge.reload)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
     # What is there by now stays: a full collection would walk through all of it, 10 ms in which nobody is served.
     # Reference counts free what an update leaves behind; cycles are rare, and may wait until there are some thousands.

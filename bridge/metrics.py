@@ -107,6 +107,11 @@ class Metrics(Collector):
             ["rule"],
             registry=registry,
         )
+        self.pauses = Counter(
+            "bridge_reading_pauses",
+            "Times that nothing was read of a client for a while, because it, or all of them, had said too much.",
+            registry=registry,
+        )
         self.descriptor_shortages = Counter(
             "bridge_descriptor_shortages",
             "Times that file descriptors were short, and nobody was accepted for a while.",

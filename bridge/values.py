@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -140,14 +141,41 @@ def amqp_urls(text: str) -> tuple[str, ...]:
             usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
-        if not usable:
-            raise ValueError("amqp://user:password@host:port/vhost or amqps://..., several separated by commas")
-        if dict(parse_qsl(parts.query)).get("no_verify_ssl", "0") != "0":
+        # Behind the host, an @ is the end of a password that has a / ? or # in it: the host would be a piece of that.
+        if not usable or "@" in parts.path + parts.query + parts.fragment:
             raise ValueError(
-                "no no_verify_ssl in it: the password would go to whoever answers; cafile=/path/of/the/authority.pem, "
-                "or of the broker's own certificate, has it verified"
+                "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ in the "
+                "user's name or the password are written as %2F %3F %23 %40"
             )
+        _check_query(dict(parse_qsl(parts.query, keep_blank_values=True)))
     return urls
+
+
+TLS_QUERY = ("cadata", "cafile", "capath", "certfile", "keyfile", "no_verify_ssl")
+AMQP_QUERY = ("auth", "heartbeat", "name", "timeout", *TLS_QUERY)
+"""What the library takes from the URL's query (aiormq 7.2)."""
+
+
+def _check_query(query: Mapping[str, str]) -> None:
+    unknown = sorted(query.keys() - AMQP_QUERY)
+    if unknown:
+        raise ValueError(f"nothing behind the ? but {', '.join(AMQP_QUERY)}; {', '.join(unknown)} would be ignored")
+    if query.get("no_verify_ssl", "0") != "0":
+        raise ValueError(
+            "no no_verify_ssl in it: the password would go to whoever answers; cafile=/path/of/the/authority.pem, "
+            "or of the broker's own certificate, has it verified"
+        )
+    for name in ("cafile", "certfile", "keyfile"):
+        if name in query:
+            try:
+                file(query[name])
+            except ValueError as error:
+                raise ValueError(f"{name} to be {error}: {query[name]}") from error
+    if "cafile" in query:
+        try:
+            ssl.create_default_context(cafile=query["cafile"])
+        except ssl.SSLError as error:
+            raise ValueError(f"cafile to hold certificates (PEM): {query['cafile']}") from error
 
 
 def path(text: str) -> str:

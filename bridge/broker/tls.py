@@ -5,6 +5,9 @@ import ssl
 FOR_ANOTHER_HOST = frozenset({62, 64})
 """OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
+OF_AN_UNKNOWN_AUTHORITY = frozenset({18, 19, 20, 21})
+"""OpenSSL's X509_V_ERR_ of self-signed certificates, by themselves or in a chain, and of issuers that are not known."""
+
 
 def complaint(error: ssl.SSLError) -> str:
     """One sentence, without the broker's name."""
@@ -12,10 +15,12 @@ def complaint(error: ssl.SSLError) -> str:
         words = error.verify_message.rstrip(".")
         if error.verify_code in FOR_ANOTHER_HOST:
             return f"its certificate is for another host, so nothing is said to it: {words}"
-        return (
-            f"its certificate is not trusted, so nothing is said to it: {words}; where it is right, add "
-            "?cafile=/path/of/the/authority.pem to the URL"
+        hint = (
+            "; where it is right, let ?cafile=/path/of/the/authority.pem in the URL name who vouches for it"
+            if error.verify_code in OF_AN_UNKNOWN_AUTHORITY
+            else ""
         )
+        return f"its certificate is not trusted, so nothing is said to it: {words}{hint}"
     # One that was not raised by OpenSSL has none.
     reason = getattr(error, "reason", None)
     if reason == "WRONG_VERSION_NUMBER":

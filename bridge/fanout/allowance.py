@@ -42,6 +42,10 @@ _SCANT = RECEIVED[:SCANT_BYTES]
 class Speaker(Protocol):
     """A connection, as seen by who decides whether to listen to it."""
 
+    @property
+    def peer(self) -> str:
+        """The client's address and port, for logs."""
+
     def read_on(self) -> None:
         """Listens to the client again."""
 
@@ -53,10 +57,12 @@ class Allowance:
         self,
         time: Callable[[], float],
         call_at: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
+        on_wait: "Callable[[Speaker], None]" = lambda _: None,
     ) -> None:
-        """`time` and `call_at` are the event loop's."""
+        """`time` and `call_at` are the event loop's; `on_wait` is told who is to wait."""
         self._time = time
         self._call_at = call_at
+        self._on_wait = on_wait
         self._ends_at = 0.0
         self._said: dict[Speaker, int] = {}
         self._said_by_all = 0
@@ -82,6 +88,7 @@ class Allowance:
         self._waiting.add(speaker)
         if self._timer is None:
             self._timer = self._call_at(self._ends_at, self._begin)
+        self._on_wait(speaker)
         return False
 
     def forget(self, speaker: Speaker) -> None:

@@ -9,8 +9,9 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol, cast
 
-from bridge.fanout.allowance import RECEIVED, Allowance
+from bridge.fanout.allowance import READ_BYTES, RECEIVED, Allowance
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import PING, close_frame, pong_frame
 from bridge.fanout.hub import Hub
@@ -31,6 +32,12 @@ class Clock:
 
     def __init__(self, now_s: float) -> None:
         self.now_s = now_s
+
+
+class SslTransport(Protocol):
+    """What the transports of TLS have beside, uvloop's and asyncio's."""
+
+    def set_read_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -88,6 +95,9 @@ class Connection(asyncio.BufferedProtocol):
         # With no room in its buffer the transport writes to the socket at once, and says so when not all of it fits.
         # TLS counts "at least" where TCP counts "more than": with 0 it would say so of an empty buffer, and stay so.
         transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
+        if encrypted:
+            # While nothing is read of the client, TLS goes on to read from its socket: 256 KB, left to itself.
+            cast("SslTransport", transport).set_read_buffer_limits(high=READ_BYTES, low=0)
 
     @property
     def descriptor(self) -> int | None:

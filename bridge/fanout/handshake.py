@@ -7,6 +7,7 @@ time, TLS included. What is left of a client after its upgrade is a `Connection`
 import asyncio
 import re
 import socket
+import ssl
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -24,6 +25,9 @@ from bridge.fanout.tls import Tls
 MAX_REQUEST_BYTES = 16384
 """Request line and headers. A browser with a full jar of cookies for localhost sends about 8 KiB."""
 
+
+TLS_HANDSHAKE = 0x16
+"""The first byte of whoever speaks TLS (RFC 8446, section 5.1)."""
 
 OTHER_METHOD = re.compile(rb"(?!GET )[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n")
 
@@ -90,12 +94,17 @@ class Handshake(asyncio.BufferedProtocol):
         if error is not None:
             # OpenSSL's own words, or none at all: what a client says in an alert is a number.
             detail = printable(str(error)) or "The client ended the connection."
+            if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
+                detail = "It speaks HTTP, not TLS: use wss:// and https:// here."
             self._host.refused("tls" if self._host.tls else "lost", self.address, detail)
         self._end()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        if self._answered:
+            # TLS was done in the turn in which it was given up.
+            self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return RECEIVED
@@ -105,6 +114,9 @@ class Handshake(asyncio.BufferedProtocol):
             return
         scanned = max(0, len(self._received) - 3)
         self._received += RECEIVED[:nbytes]
+        if self._received[0] == TLS_HANDSHAKE:
+            self._refuse("malformed", HTTPStatus.BAD_REQUEST, "There is no TLS here: use ws:// and http://.")
+            return
         end = self._received.find(b"\r\n\r\n", scanned)
         if end < 0 or end > MAX_REQUEST_BYTES:
             if len(self._received) > MAX_REQUEST_BYTES:
@@ -120,7 +132,8 @@ class Handshake(asyncio.BufferedProtocol):
         """The transport closes itself."""
 
     def abort(self) -> None:
-        """Ends it at once: the server is stopping, or needs the place."""
+        """Ends it at once: the server is stopping, or needs the place. Whatever comes by then is not looked at."""
+        self._answered = True
         if self._transport is not None:
             self._transport.abort()
         elif self._opening is not None:

@@ -11,7 +11,7 @@ import structlog
 
 from bridge import memory
 from bridge.fanout.access import Access
-from bridge.fanout.allowance import Allowance
+from bridge.fanout.allowance import Allowance, Speaker
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
@@ -84,7 +84,7 @@ class Server:
         self._metrics = metrics
         loop = asyncio.get_running_loop()
         self._clock = Clock(loop.time())
-        self._allowance = Allowance(loop.time, loop.call_at)
+        self._allowance = Allowance(loop.time, loop.call_at, self._waits)
         self._lines = Lines(loop.time)
         self._tally = Tally(limits.max_connections_per_address)
         self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
@@ -212,6 +212,11 @@ class Server:
         self._metrics.refused.labels(rule).inc()
         if (unsaid := self._lines.due(rule)) is not None:
             _log.info("client refused", rule=rule, peer=peer, detail=detail, **unsaid)
+
+    def _waits(self, speaker: Speaker) -> None:
+        self._metrics.pauses.inc()
+        if (unsaid := self._lines.due("flood")) is not None:
+            _log.info("client says too much: the rest of it waits", peer=speaker.peer, **unsaid)
 
     def over(self, handshake: Handshake) -> None:
         # Once: who has lost its place to another is told so, and goes later.

@@ -8,7 +8,7 @@ class Tls:
     """A server context that can read its certificate again without dropping anyone."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Raises OSError (ssl.SSLError is one) where the files can't be used."""
+        """Raises OSError, whose text says what is wrong with which file."""
         self._files = (certificate, key)
         self.context = _context(certificate, key)
 
@@ -23,10 +23,23 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     # OpenSSL 3 does without it, unless it was built or configured otherwise: one small record asks for a handshake's
     # work, again and again.
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.load_cert_chain(certificate, key, password=_no_password)
+    # Looked into first: of what is no PEM, OpenSSL says neither what it is nor in which file.
+    if b"-----BEGIN CERTIFICATE" not in certificate.read_bytes():
+        raise OSError(f"{certificate} holds no certificate (PEM)")
+    text = key.read_bytes()
+    if b"PRIVATE KEY-----" not in text:
+        raise OSError(f"{key} holds no private key (PEM)")
+    if b"ENCRYPTED" in text:
+        raise OSError(f"the key in {key} is encrypted, and must not be: nobody is there to give its passphrase")
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise OSError(f"the key in {key} is not that of the certificate in {certificate}") from error
+        raise OSError(f"{certificate}, {key}: {error.reason or error}") from error
     return context
 
 
 def _no_password() -> str:
-    """For an encrypted key, instead of OpenSSL's question at the terminal, which nobody may be there to answer."""
+    """For an encrypted key all the same, instead of OpenSSL's question at the terminal."""
     return ""

@@ -7,11 +7,13 @@ import asyncio
 import multiprocessing
 import selectors
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 from aio_pika.abc import AbstractConnection
@@ -20,6 +22,7 @@ from bridge.demo.broker import Broker
 from bridge.fanout.allowance import FRAME_BYTES, OF_ALL_BYTES, OF_ONE_BYTES, PERIOD_S, READ_BYTES, SCANT_BYTES
 from bridge.fanout.listeners import RECEIVE_BUFFER_BYTES
 from tests.support import figures
+from tests.support.certificates import certificate
 from tests.support.clients import PING, PONG, TEXT, client_frame, request
 from tests.support.healthy import Stream, healthy_clients
 from tests.support.measured import MB, Memory, cpu_s, descriptors, metric
@@ -35,6 +38,12 @@ FLOOD_S = 3.0
 
 SEND_BUFFER_BYTES = 65536
 """What the kernel may hold of it on its own side; it takes twice as much."""
+
+ENCRYPTED = 20
+"""Clients that flood through TLS."""
+
+TLS_BYTES = 128 * 1024
+"""What a bridge may hold of each of these: TLS's own buffers beside what it has read and not handed on."""
 
 FLOODERS = 400
 """Clients that flood together."""
@@ -72,11 +81,13 @@ def may_be_read(frame_bytes: int, seconds: float) -> int:
 class Flooder:
     """A client whose socket blocks, for a thread: it takes next to no processor time from who measures."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self.socket.settimeout(30)
         self.socket.connect(("127.0.0.1", port))
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
         self.socket.sendall(request(port))
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
@@ -166,6 +177,8 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
         held = 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
         most = may_be_read(frame_bytes, FLOOD_S) + held
         assert flooder.sent_bytes <= most, f"{flooder.sent_bytes:,} bytes, of {most:,}"
+        assert await metric(port, "bridge_reading_pauses_total") > 0
+        assert process.logged("client says too much: the rest of it waits") is not None
         # Not so slow either that it could not be told from one that is never read from.
         assert flooder.sent_bytes >= most / 4
         assert process.logged("client evicted") is None
@@ -175,6 +188,27 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
                 f"takes {flooder.sent_bytes / 1000 / FLOOD_S:,.0f} KB a second of it",
                 f"0 of {stream.published}, by the others; nine of ten within {late_s * 1000:.0f} ms",
             )
+
+
+async def test_client_that_floods_through_tls_is_held_nowhere(
+    broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    """TLS keeps what is not read of a client, and reads on for it: for each of many no more than without TLS."""
+    chain, key = certificate(tmp_path, "floods")
+    secure = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", **VARIABLES, **secure}
+    async with bridge_process(broker.url, **variables) as process:
+        await process.consuming()
+        port = await process.port()
+        flooders = [Flooder(port, ssl.create_default_context(cafile=chain)) for _ in range(ENCRYPTED)]
+        memory = Memory(process.process.pid)
+        most = may_be_read(GIB, FLOOD_S) + 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES) + TLS_BYTES
+        floods = [asyncio.to_thread(each.flood, head(BINARY, GIB), CHUNK, FLOOD_S) for each in flooders]
+        await asyncio.gather(*floods)
+        assert memory.look() <= ENCRYPTED * TLS_BYTES, f"{memory.look() / MB:.1f} MB"
+        for each in flooders:
+            assert each.sent_bytes <= most, f"{each.sent_bytes:,} bytes, of {most:,}"
+            each.socket.close()
 
 
 async def test_pings_that_come_too_fast_are_answered_no_faster(

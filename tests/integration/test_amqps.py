@@ -57,7 +57,7 @@ async def test_broker_with_a_certificate_that_nobody_vouches_for_is_told_nothing
     async with listener(tmp_path) as (port, _, heard):
         async with started(f"amqps://guest:guest@127.0.0.1:{port}/") as bridge:
             assert (await error(bridge)).startswith(f"amqps://guest:***@127.0.0.1:{port}/: {NOT_TRUSTED}")
-            assert "add ?cafile=" in await error(bridge)
+            assert "let ?cafile=" in await error(bridge)
         assert heard == []
 
 

@@ -93,6 +93,18 @@ async def test_nothing_can_be_written(bridge: Contained, folder: str) -> None:
     assert bridge.python(program) == (0, READ_ONLY)
 
 
+async def test_no_file_system_of_the_container_can_be_written_to(bridge: Contained) -> None:
+    """Not those either that an engine mounts by itself, shared memory say."""
+    await bridge.ready()
+    program = (
+        "import tempfile\n"
+        "for line in open('/proc/mounts'):\n"
+        "  try: tempfile.TemporaryFile(dir=line.split()[1]); print(line.split()[1])\n"
+        "  except OSError: pass"
+    )
+    assert bridge.python(program) == (0, "")
+
+
 async def test_what_is_installed_is_what_is_locked(bridge: Contained) -> None:
     locked = re.findall(r"^([\w-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     # Without site-packages of the base, which are not ours.

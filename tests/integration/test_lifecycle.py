@@ -1,6 +1,8 @@
 """The bridge as a process, from its start to its end: what it prints, and what its exit code says."""
 
 import asyncio
+import os
+import pty
 import signal
 import socket
 import ssl
@@ -12,10 +14,11 @@ import orjson
 import pytest
 
 from bridge.demo.broker import Broker
+from bridge.demo.ports import free_port
 from tests.support.certificates import certificate
-from tests.support.clients import CLOSE, RawClient, get, request
+from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, get, request
 from tests.support.running import bridge_process
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_S, eventually
 
 UNREACHABLE = "amqp://guest:guest@127.0.0.1:1/"
 """Nothing listens on port 1: for tests that end before the broker matters."""
@@ -162,6 +165,56 @@ async def gone(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with suppress(OSError):
         await writer.wait_closed()
+
+
+async def test_sighup_without_a_certificate_changes_nothing(broker: Broker, exchange: str) -> None:
+    """A service that is told to reload goes on: its clients stay, and the log says that there is nothing to reload."""
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        await process.consuming()
+        client = await RawClient.open(await process.port())
+        process.process.send_signal(signal.SIGHUP)
+        said = "there is no certificate to read again (BRIDGE_TLS_CERTIFICATE is not set)"
+        await eventually("it is said", lambda: process.logged(said))
+        client.send(client_frame(PING, b""))
+        assert (await client.frame())[0] == PONG
+        await client.close()
+
+
+async def test_sighup_of_a_bridge_whose_terminal_is_gone_stops_it_in_order(exchange: str) -> None:
+    """A bridge that somebody runs in a terminal ends with it, as with SIGTERM."""
+    ours, its = pty.openpty()
+    port = free_port()
+    flags = [
+        "--amqp-url",
+        UNREACHABLE,
+        "--exchanges",
+        f"{exchange}=killmail",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "bridge", "serve", *flags, stderr=its)
+    try:
+
+        async def listens() -> bool:
+            with suppress(OSError):
+                return (await get(port, "/healthz"))[0] == 200
+            return False
+
+        await eventually("it listens", listens)
+        client = await RawClient.open(port)
+        process.send_signal(signal.SIGHUP)
+        assert await client.closed() == 1001
+        await client.close()
+        async with asyncio.timeout(LIMIT_S):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+        os.close(its)
 
 
 async def test_tls_handshake_that_began_before_the_stop_does_not_become_a_client(

@@ -238,13 +238,22 @@ async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
                 await eventually("it has no place any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_refused_total", rule="tls") == 1
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
-        assert "http request" in str(refusal["detail"]).lower()
+        assert refusal["detail"] == "It speaks HTTP, not TLS: use wss:// and https:// here."
 
 
 def distrust(port: int) -> None:
     """A TLS handshake by a client that knows no certificate. Not asyncio's: that one ends without saying why."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
         ssl.create_default_context().wrap_socket(line, server_hostname="127.0.0.1")
+
+
+async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        with capture_logs() as logged, pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
+            await asyncio.to_thread(distrust, port_of(bridge))
+        assert [(line["rule"], line["detail"]) for line in logged] == [
+            ("malformed", "There is no TLS here: use ws:// and http://.")
+        ]
 
 
 async def test_client_that_goes_during_the_tls_handshake_is_counted(

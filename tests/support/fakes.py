@@ -258,6 +258,7 @@ class FakeTransport(asyncio.Transport):
         self.full = False
         self.written: list[bytes] = []
         self.high: int | None = None
+        self.read_high: int | None = None
         self.ended: list[str] = []
         """How its end came about: eof, close, abort, in their order."""
         self.reading = True
@@ -271,6 +272,10 @@ class FakeTransport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.high = high
+
+    def set_read_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        assert self.get_extra_info("sslcontext") is not None, "only the transports of TLS have it"
+        self.read_high = high
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         assert "eof" not in self.ended, "nothing may be written after the end of our side"

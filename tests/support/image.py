@@ -30,6 +30,7 @@ BROKER = "rabbitmq"
 
 HARDENED: dict[str, Any] = {
     "read_only": True,
+    "ipc_mode": "none",
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
     "pids_limit": 32,

@@ -22,6 +22,10 @@ class Client:
     def __init__(self) -> None:
         self.heard = 0
 
+    @property
+    def peer(self) -> str:
+        return "10.0.0.1 port 54321"
+
     def read_on(self) -> None:
         self.heard += 1
 

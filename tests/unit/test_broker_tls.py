@@ -31,7 +31,7 @@ def failed(reason: str | None) -> ssl.SSLError:
         ),
         (
             refused(10, "certificate has expired"),
-            "not trusted, so nothing is said to it: certificate has expired; where",
+            "not trusted, so nothing is said to it: certificate has expired",
         ),
         (refused(62, "Hostname mismatch, certificate is not valid for 'mq'."), "for another host"),
         (refused(64, "IP address mismatch, certificate is not valid for '10.0.0.1'."), "for another host"),

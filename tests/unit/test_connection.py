@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 from websockets.frames import Frame, Opcode
 
-from bridge.fanout.allowance import FRAME_BYTES, OF_ALL_BYTES, OF_ONE_BYTES, PERIOD_S, RECEIVED, SCANT_BYTES, Allowance
+from bridge.fanout.allowance import (
+    FRAME_BYTES,
+    OF_ALL_BYTES,
+    OF_ONE_BYTES,
+    PERIOD_S,
+    READ_BYTES,
+    RECEIVED,
+    SCANT_BYTES,
+    Allowance,
+)
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
@@ -101,6 +110,11 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 # Sending
+
+
+def test_tls_keeps_no_more_than_a_read_of_what_is_not_read_yet() -> None:
+    assert Scene(encrypted=True).transport.read_high == READ_BYTES
+    assert Scene().transport.read_high is None
 
 
 def test_connection_takes_over_its_transport_and_leaves_it_no_buffer(scene: Scene) -> None:

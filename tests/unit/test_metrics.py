@@ -23,6 +23,7 @@ TYPES = {
     "bridge_deliveries_total": "counter",
     "bridge_duplicates_total": "counter",
     "bridge_descriptor_shortages_total": "counter",
+    "bridge_reading_pauses_total": "counter",
     "bridge_evictions_total": "counter",
     "bridge_receipt_to_flush_seconds": "histogram",
     "bridge_redeliveries_total": "counter",

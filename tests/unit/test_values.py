@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,12 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         for text in ("amqp://u:p@", "amqp://mq:x", "amqp://mq:70000", "amqp://mq:0")
     ),
     *((values.amqp_urls, text, "amqps://") for text in ("amqp://[::1", "amqp://a,amqp://", "amqp:mq")),
-    (values.amqp_urls, "amqps://mq/?cafile=a&no_verify_ssl=1", "no no_verify_ssl in it"),
+    *((values.amqp_urls, f"amqp://u:{word}@mq/", "%2F %3F %23 %40") for word in ("a/b", "a@b/c", "1/2", "a#b", "a?b")),
+    (values.amqp_urls, "amqps://mq/?no_verify_ssl=1", "no no_verify_ssl in it"),
+    (values.amqp_urls, "amqps://mq/?ca_file=a&verify=0", "ca_file, verify would be ignored"),
+    (values.amqp_urls, "amqps://mq/?cafile=/nonexistent/a.pem", "/nonexistent/a.pem"),
+    (values.amqp_urls, f"amqps://mq/?certfile={Path(__file__).parent}", "Is a directory"),
+    (values.amqp_urls, f"amqps://mq/?cafile={__file__}", "cafile to hold certificates"),
     *(
         (values.path, text, "a path such as /updates")
         for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9")
