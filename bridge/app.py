@@ -16,7 +16,7 @@ from bridge.broker.status import PROOF_VALID_S, State, Status
 from bridge.contract import asyncapi, catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
-from bridge.errors import ConfigurationError
+from bridge.errors import ConfigurationError, masked
 from bridge.fanout.access import Access
 from bridge.fanout.hub import Hub
 from bridge.fanout.log import Log
@@ -42,8 +42,9 @@ class Bridge:
         for exchange, update_type in settings.exchanges.items():
             if update_type not in schemas.types:
                 known = ", ".join(sorted(schemas.types))
+                shown = masked(f"{exchange}={update_type}")
                 raise ConfigurationError(
-                    [f"BRIDGE_EXCHANGES: {exchange}={update_type}: there is no schema for this type; known: {known}"]
+                    [f"BRIDGE_EXCHANGES: {shown}: there is no schema for this type; known: {known}"]
                 )
         self._tls = _tls(settings)
         if beyond := ", ".join(str(network) for network in settings.allowed_networks if network.is_global):
@@ -84,7 +85,7 @@ class Bridge:
             Limits(
                 places.connections,
                 places.reserve,
-                settings.max_connections_per_address,
+                settings.max_connections_per_address or max(LEAST_PER_ADDRESS, places.connections // 10),
                 settings.handshake_timeout,
                 settings.idle_timeout,
                 settings.ping_interval,
@@ -139,7 +140,9 @@ class Bridge:
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
-            raise ConfigurationError([f"BRIDGE_HOST, BRIDGE_PORT: can't listen on {error.strerror}"]) from error
+            raise ConfigurationError(
+                [f"BRIDGE_HOST, BRIDGE_PORT: can't listen on {masked(str(error.strerror))}"]
+            ) from error
         self._pages.asyncapi = self._described(self.addresses[0][1])
         scheme = "wss" if self._tls else "ws"
         for address, port in self.addresses:
@@ -210,6 +213,9 @@ class Bridge:
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+LEAST_PER_ADDRESS = 16
+"""Connections, where there are few places."""
 
 BROKER_SHARE = 0.5
 """Of the shutdown timeout, for the broker: the rest is for the clients."""

@@ -4,6 +4,7 @@ Errors that do not end it live where they are found: a rejected event in `contra
 broker that is away in `broker`.
 """
 
+import re
 from collections.abc import Sequence
 
 
@@ -21,6 +22,11 @@ class ConfigurationError(BridgeError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+def masked(text: str) -> str:
+    """What an operator wrote, for an error: a URL may stand anywhere, with a password in which anything may be."""
+    return re.sub(r"\S*@", "***@", text)
 
 
 class BrokerRefusal(BridgeError):

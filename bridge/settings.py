@@ -17,7 +17,7 @@ from typing import Any
 from dotenv import dotenv_values
 
 from bridge import values
-from bridge.errors import ConfigurationError
+from bridge.errors import ConfigurationError, masked
 from bridge.fanout.access import DEFAULT_NETWORKS, Network
 
 PREFIX = "BRIDGE_"
@@ -96,10 +96,11 @@ class Settings:
     )
     handshake_timeout: float = _setting("5s", values.duration(0.1, 300), "how long a client may take for its request")
     max_connections: int = _setting("10000", values.whole(1, 1_000_000), "clients at once; more are closed with 1013")
-    max_connections_per_address: int = _setting(
-        "1000",
+    max_connections_per_address: int | None = _setting(
+        None,
         values.whole(1, 1_000_000),
-        "clients at once from one address, loopback excepted; more are closed with 1013",
+        "clients at once from one address, loopback excepted; more are closed with 1013; unless set, a tenth of "
+        "all, and 16 at least",
     )
     log_bytes: int = _setting(
         "16 MiB", values.size(64 * 1024, 2**40), "memory for the newest updates: how far behind a slow client may be"
@@ -155,7 +156,7 @@ def load(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path)
         try:
             effective[name] = _parse(field, found.text)
         except ValueError as error:
-            shown = "its value" if field.metadata["secret"] else repr(_without_password(found.text))
+            shown = "its value" if field.metadata["secret"] else repr(masked(found.text))
             problems.append(f"{PREFIX}{name.upper()} ({found.source}): {shown} won't do: expected {error}")
     if not problems:
         settings = Settings(**effective)
@@ -171,8 +172,13 @@ def _dotenv(file: Path, problems: list[str]) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{file}: can't be read: {error}")
         return {}
-    problems += [f"{name} ({file}): there is no = behind it" for name, text in found.items() if text is None]
+    problems += [f"{_shown(name)} ({file}): there is no = behind it" for name, text in found.items() if text is None]
     return {name: text for name, text in found.items() if text is not None}
+
+
+def _shown(name: str) -> str:
+    # Whatever else it is, it may hold a password.
+    return name if re.fullmatch(r"\w+", name) else "a line that begins with no name"
 
 
 def _parse(field: "dataclasses.Field[Any]", text: str) -> Any:
@@ -201,7 +207,7 @@ def _variables(variables: Mapping[str, str], source: str, problems: list[str]) -
                 )
             except (OSError, ValueError) as error:
                 # The content may have been put where its file's name belongs.
-                shown = "the file that it names" if FIELDS[name].metadata["secret"] else repr(_without_password(text))
+                shown = "the file that it names" if FIELDS[name].metadata["secret"] else repr(masked(text))
                 reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
                 problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
         else:
@@ -209,11 +215,6 @@ def _variables(variables: Mapping[str, str], source: str, problems: list[str]) -
             hint = f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
             problems.append(f"{variable} ({source}): there is no such setting{hint}")
     return found
-
-
-def _without_password(text: str) -> str:
-    """A URL may have been put where another setting belongs."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", text)
 
 
 def _contradictions(settings: Settings) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import parse_qsl, urlsplit
 
+from bridge.errors import masked
 from bridge.fanout.access import Network
 
 SIZES = {
@@ -147,7 +148,7 @@ def amqp_urls(text: str) -> tuple[str, ...]:
                 "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ in the "
                 "user's name or the password are written as %2F %3F %23 %40"
             )
-        _check_query(dict(parse_qsl(parts.query, keep_blank_values=True)))
+        _check_query(parse_qsl(parts.query, keep_blank_values=True))
     return urls
 
 
@@ -156,15 +157,18 @@ AMQP_QUERY = ("auth", "heartbeat", "name", "timeout", *TLS_QUERY)
 """What the library takes from the URL's query (aiormq 7.2)."""
 
 
-def _check_query(query: Mapping[str, str]) -> None:
+def _check_query(pairs: list[tuple[str, str]]) -> None:
+    query = dict(pairs)
     unknown = sorted(query.keys() - AMQP_QUERY)
     if unknown:
         raise ValueError(f"nothing behind the ? but {', '.join(AMQP_QUERY)}; {', '.join(unknown)} would be ignored")
-    if query.get("no_verify_ssl", "0") != "0":
+    if any(name == "no_verify_ssl" and value != "0" for name, value in pairs):
         raise ValueError(
             "no no_verify_ssl in it: the password would go to whoever answers; cafile=/path/of/the/authority.pem, "
             "or of the broker's own certificate, has it verified"
         )
+    if len(query) < len(pairs):
+        raise ValueError("each name behind the ? once: of two, the library takes one")
     for name in ("cafile", "certfile", "keyfile"):
         if name in query:
             try:
@@ -190,7 +194,8 @@ def networks(text: str) -> tuple[Network, ...]:
     try:
         found = tuple(ipaddress.ip_network(item) for item in _split(text))
     except ValueError as error:
-        raise ValueError(f"networks such as 10.0.0.0/8, separated by commas ({error})") from error
+        reason = masked(str(error))
+        raise ValueError(f"networks such as 10.0.0.0/8, separated by commas ({reason})") from error
     if not found:
         raise ValueError("networks such as 10.0.0.0/8, separated by commas")
     for network in found:

@@ -172,6 +172,8 @@ class _Line(aiormq.connection.TransportFactory):
         provider = kwargs["ssl_context_provider"]
         assert isinstance(provider, aiormq.connection.SSLContextProvider)
         context = await provider.get_context() if url.scheme == "amqps" else None
+        # Whatever the URL says, and however the library reads it: the password is for a broker that is who it says.
+        assert context is None or (context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname)
         assert url.host is not None
         assert url.port is not None
         loop = asyncio.get_running_loop()

@@ -22,6 +22,9 @@ LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to
 80 KB, and for the close frame. With a longer one the client may find the end of the connection without its reason."""
 
+ENDED = frozenset({7, 8})
+"""TCP_CLOSE, after a reset, and TCP_CLOSE_WAIT."""
+
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
 
@@ -164,6 +167,16 @@ class Connection(asyncio.BufferedProtocol):
         """Listens to the client again."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def end_if_gone(self) -> None:
+        """Ends the connection at once where its client has ended it, which only a read would tell."""
+        if self._transport is None or not hasattr(socket, "TCP_INFO"):
+            return
+        with suppress(OSError):
+            stream = self._transport.get_extra_info("socket")
+            # Its first byte is the state, numbered as in Linux' tcp_states.h.
+            if stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in ENDED:
+                self._transport.abort()
 
     def received(self, data: memoryview | bytes) -> bool:
         """Deals with a client's bytes. False where it has said too much: nothing is read of it for a while."""

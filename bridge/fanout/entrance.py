@@ -14,7 +14,6 @@ import math
 import os
 import resource
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -91,8 +90,7 @@ class Entrance:
                 self._held = client, name[0]
                 self._fall_short()
                 return
-            # One string for all of an address: each client keeps it for as long as it is there.
-            self._let_in(client, sys.intern(name[0]))
+            self._let_in(client, name[0])
 
     def _fall_short(self) -> None:
         self._pause()

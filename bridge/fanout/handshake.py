@@ -8,6 +8,8 @@ import asyncio
 import re
 import socket
 import ssl
+import struct
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -25,6 +27,18 @@ from bridge.fanout.tls import Tls
 MAX_REQUEST_BYTES = 16384
 """Request line and headers. A browser with a full jar of cookies for localhost sends about 8 KiB."""
 
+MAX_LINE_BYTES, MAX_HEADERS = 8190, 128
+"""websockets' own limits."""
+
+MAX_BEHIND_BYTES = 2**18
+"""Behind a request that is answered: a body that somebody sends along. It is read, so that the answer is not lost to a
+reset, and thrown away; what is more than that only costs time."""
+
+RESET = struct.pack("ii", 1, 0)
+"""A socket that lingers for no time."""
+
+TLS_SHUTDOWN_S = 2.0
+"""For TLS's goodbye, during which whatever the client still sends is read and thrown away."""
 
 TLS_HANDSHAKE = 0x16
 """The first byte of whoever speaks TLS (RFC 8446, section 5.1)."""
@@ -35,6 +49,9 @@ ONLY_GET = sentence(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET is answered here.",
 
 FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
 """In every answer: a browser takes it for nothing else than it is, and hands it to no page of another origin."""
+
+
+TOO_LARGE = f"Of a request {MAX_REQUEST_BYTES} bytes are read, {MAX_HEADERS} headers, {MAX_LINE_BYTES} bytes a line."
 
 
 class Host(Protocol):
@@ -66,6 +83,8 @@ class Handshake(asyncio.BufferedProtocol):
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
         self._answered = False
+        self._behind_bytes = 0
+        """What came behind a request that is answered."""
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
         self._client: socket.socket | None = client
@@ -77,6 +96,7 @@ class Handshake(asyncio.BufferedProtocol):
                 ssl=host.tls.context if host.tls else None,
                 # The timer of the handshake as a whole comes first.
                 ssl_handshake_timeout=2 * host.handshake_timeout_s if host.tls else None,
+                ssl_shutdown_timeout=TLS_SHUTDOWN_S if host.tls else None,
             )
         )
         self._opening.add_done_callback(self._opened)
@@ -111,6 +131,9 @@ class Handshake(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._answered:
+            self._behind_bytes += nbytes
+            if self._behind_bytes > MAX_BEHIND_BYTES:
+                self.abort()
             return
         scanned = max(0, len(self._received) - 3)
         self._received += RECEIVED[:nbytes]
@@ -120,7 +143,7 @@ class Handshake(asyncio.BufferedProtocol):
         end = self._received.find(b"\r\n\r\n", scanned)
         if end < 0 or end > MAX_REQUEST_BYTES:
             if len(self._received) > MAX_REQUEST_BYTES:
-                self._refuse("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too large.")
+                self._refuse("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
             return
         self._request(bytes(self._received[: end + 4]), bytes(self._received[end + 4 :]))
 
@@ -135,6 +158,10 @@ class Handshake(asyncio.BufferedProtocol):
         """Ends it at once: the server is stopping, or needs the place. Whatever comes by then is not looked at."""
         self._answered = True
         if self._transport is not None:
+            # With a reset: the kernel would keep what the client has not read, of a connection that nobody counts.
+            with suppress(OSError):
+                stream = self._transport.get_extra_info("socket")
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self._transport.abort()
         elif self._opening is not None:
             self._opening.cancel()
@@ -149,8 +176,11 @@ class Handshake(asyncio.BufferedProtocol):
         del protocol.parser
         if not events:
             # Also a request with a body, which no page takes.
+            lines = head.split(b"\r\n")
             if OTHER_METHOD.match(head):
                 self._answer(ONLY_GET)
+            elif max(map(len, lines)) > MAX_LINE_BYTES or len(lines) > MAX_HEADERS + 3:
+                self._refuse("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
             else:
                 self._refuse("malformed", HTTPStatus.BAD_REQUEST, "This is not an HTTP request that can be read.")
             return

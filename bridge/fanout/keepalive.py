@@ -5,7 +5,7 @@ millisecond, and an idle connection owns no timer.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import structlog
@@ -41,12 +41,19 @@ class Keepalive:
     """Pings, evicts the idle, and aborts closes that are not answered."""
 
     def __init__(
-        self, connections: Collection[Living], clock: Clock, idle_timeout_s: float, ping_interval_s: float
+        self,
+        connections: Collection[Living],
+        clock: Clock,
+        idle_timeout_s: float,
+        ping_interval_s: float,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_tick` is called after each pass."""
         self._connections = connections
         self._clock = clock
         self._idle_timeout_s = idle_timeout_s
         self._ping_interval_s = ping_interval_s
+        self._on_tick = on_tick
         # Between the ping and the end there must be a pass or two, or who would have answered is never asked.
         room_s = max(LEAST_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(TICK_S, idle_timeout_s / 4, ping_interval_s / 4, room_s)
@@ -68,6 +75,7 @@ class Keepalive:
             except Exception:  # one connection's failure must not end the watch over all others
                 _log.exception("a connection could not be pinged or closed")
                 connection.abort()
+        self._on_tick()
 
     def _look_after(self, connection: Living, now_s: float) -> None:
         if connection.closed_at is not None:

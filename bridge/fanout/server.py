@@ -95,7 +95,9 @@ class Server:
         self._callbacks = (self._closed, self._lost)
         self._most = 0
         """The most connections since memory was released."""
-        self._keepalive = Keepalive(self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s)
+        self._keepalive = Keepalive(
+            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._look_at_waiting
+        )
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
         self._entrance: Entrance | None = None
@@ -145,14 +147,14 @@ class Server:
         """Takes an accepted socket, and gives its client a place; or closes it, where there is none for it."""
         if not self.access.admits_peer(address):
             self._turn_away(client, address)
-        elif not self._tally.take(address):
+        elif (shared := self._tally.take(address)) is None:
             self.refused("address", address, "There are too many connections from this address.")
             client.close()
         elif not self._has_place():
             self._tally.leave(address)
             client.close()
         else:
-            self._handshakes[Handshake(self, client, address)] = None
+            self._handshakes[Handshake(self, client, shared)] = None
 
     def _turn_away(self, client: socket.socket, address: str) -> None:
         """At once: nothing that a stranger says is read, and it takes no place."""
@@ -169,12 +171,15 @@ class Server:
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.reserve:
             self._metrics.refused.labels("full").inc()
-            if not self._dropped:
-                _log.warning("more clients than can be told that the bridge is full: they are dropped", clients=clients)
+            if not self._dropped and (unsaid := self._lines.due("dropped")) is not None:
+                _log.warning(
+                    "more clients than can be told that the bridge is full: they are dropped", clients=clients, **unsaid
+                )
             self._dropped += 1
             return self._cut_eldest()
         if self._dropped and clients <= self._limits.max_connections:
-            _log.info("there is room for clients again", dropped=self._dropped)
+            if (unsaid := self._lines.due("room")) is not None:
+                _log.info("there is room for clients again", dropped=self._dropped, **unsaid)
             self._dropped = 0
         if len(self._handshakes) >= PENDING:
             self.refused("pending", next(iter(self._handshakes)).address, "Too many had made no request yet.")
@@ -212,6 +217,11 @@ class Server:
         self._metrics.refused.labels(rule).inc()
         if (unsaid := self._lines.due(rule)) is not None:
             _log.info("client refused", rule=rule, peer=peer, detail=detail, **unsaid)
+
+    def _look_at_waiting(self) -> None:
+        """Of whom nothing is read it does not show that they are gone, and there may be thousands."""
+        for speaker in self._allowance:
+            speaker.end_if_gone()
 
     def _waits(self, speaker: Speaker) -> None:
         self._metrics.pauses.inc()

@@ -17,32 +17,32 @@ class Tally:
         """`limit` is how many clients of one address are served."""
         self._limit = limit
         self._counts: dict[str, int] = {}
+        self._names: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._counts)
 
-    def take(self, address: str) -> bool:
-        """Takes a place for a client; False where its address has none left, not even to be refused."""
-        if _is_loopback(address):
-            return True
+    def take(self, address: str) -> str | None:
+        """Takes a place for a client; None where its address has none left, not even to be refused.
+
+        Returns the address, as one string for all clients that have it: each keeps it for as long as it is there.
+        """
         count = self._counts.get(address, 0)
-        if count >= self._limit + RESERVE:
-            return False
+        if count >= self._limit + RESERVE and not _is_loopback(address):
+            return None
         self._counts[address] = count + 1
-        return True
+        return self._names.setdefault(address, address)
 
     def leave(self, address: str) -> None:
         """Gives back a place that was taken."""
-        if _is_loopback(address):
-            return
         if self._counts[address] == 1:
-            del self._counts[address]
+            del self._counts[address], self._names[address]
         else:
             self._counts[address] -= 1
 
     def is_crowded(self, address: str) -> bool:
         """Whether more clients of the address are there than are served."""
-        return self._counts.get(address, 0) > self._limit
+        return self._counts[address] > self._limit and not _is_loopback(address)
 
 
 def _is_loopback(address: str) -> bool:

@@ -11,11 +11,12 @@ class Tls:
         """Raises OSError, whose text says what is wrong with which file."""
         self._files = (certificate, key)
         self.context = _context(certificate, key)
+        """For whoever connects from now on."""
 
     def reload(self) -> None:
         """New connections get what the files hold now; where they are unusable, raises OSError and changes nothing."""
-        _context(*self._files)
-        self.context.load_cert_chain(*self._files, password=_no_password)
+        # A new one: a context has a certificate for each kind of key, and would go on to show the old one beside.
+        self.context = _context(*self._files)
 
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,8 @@ from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.descriptors import RESERVE
 from bridge.fanout import server
-from bridge.fanout.handshake import MAX_REQUEST_BYTES
+from bridge.fanout.handshake import MAX_BEHIND_BYTES, MAX_REQUEST_BYTES
+from bridge.lines import MOST
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, request
 from tests.support.namespaces import NEAR, island
@@ -124,6 +126,76 @@ async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(
         assert (await reader.readline())[9:12] == (b"431" if excess else b"101")
         assert sample(bridge, "bridge_refused_total", rule="size") == excess
         writer.transport.abort()
+
+
+@pytest.mark.parametrize("header", ["Cookie: " + "a" * 8300, "\r\n".join(["X-A: b"] * 130)], ids=["line", "headers"])
+async def test_request_with_more_than_http_is_read_of_is_told_the_limits(
+    broker: Broker, exchange: str, header: str
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        async with lines(port_of(bridge), 1) as [line]:
+            line[1].write(request(port_of(bridge), headers=[header]))
+            said = await answer(line)
+        assert said.startswith(b"HTTP/1.1 431 ")
+        assert said.endswith(b"Of a request 16384 bytes are read, 128 headers, 8190 bytes a line.\n")
+
+
+async def write_for_ever(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"x" * 4096)
+        await writer.drain()
+
+
+async def read_all(client: socket.socket) -> None:
+    while await asyncio.get_running_loop().sock_recv(client, 65536):
+        pass
+
+
+async def test_client_that_goes_on_behind_its_answer_is_cut_off(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge, lines(port_of(bridge), 1) as [line]:
+        reader, writer = line
+        writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 405 ")
+        writer.write(b"x" * MAX_BEHIND_BYTES)
+        assert pending(bridge) == 1
+        with pytest.raises(ConnectionError):
+            await write_for_ever(writer)
+        await eventually("it has no place any more", lambda: pending(bridge) == 0)
+
+
+async def test_nothing_stays_in_the_kernel_for_a_client_that_does_not_read_its_page(
+    broker: Broker, exchange: str
+) -> None:
+    """With its place its bytes are gone too: what it reads later ends with a reset."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail", handshake_timeout="200ms") as bridge:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", port_of(bridge)))
+        with client:
+            await loop.sock_sendall(client, b"GET /asyncapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await eventually("it is counted", lambda: pending(bridge) == 1)
+            await eventually("it has no place any more", lambda: pending(bridge) == 0)
+            with pytest.raises(ConnectionResetError):
+                await read_all(client)
+
+
+async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
+        server, address = bridge._server, "127.0.0.1"
+        with capture_logs() as logged:
+            for _ in range(3 * MOST):
+                server._dropped = 0
+                server._connections.update(dict.fromkeys(range(1 + RESERVE)))  # type: ignore[arg-type]  # only counted
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    server.let_in(ours, address)
+                server._connections.clear()
+                server._has_place()
+        events = Counter(line["event"] for line in logged)
+        assert set(events.values()) == {MOST}
+        assert len(events) == 2
 
 
 @pytest.fixture

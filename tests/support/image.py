@@ -30,7 +30,6 @@ BROKER = "rabbitmq"
 
 HARDENED: dict[str, Any] = {
     "read_only": True,
-    "ipc_mode": "none",
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges"],
     "pids_limit": 32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -336,7 +337,7 @@ def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: Scene, 
 
 def test_client_that_says_too_much_is_not_read_from_until_it_may_say_more(scene: Scene) -> None:
     ping = Frame(Opcode.PING, b"").serialize(mask=True)
-    most = OF_ONE_BYTES // (len(ping) + FRAME_BYTES)
+    most = (OF_ONE_BYTES - FRAME_BYTES) // (len(ping) + FRAME_BYTES)
     scene.hears(ping * most)
     assert scene.transport.reading
     scene.hears(ping)
@@ -357,7 +358,7 @@ def test_client_that_fills_the_buffer_with_too_much_is_read_on_in_the_next_perio
         scene.hours.pass_by(PERIOD_S)
         passed += 1
     # Its debt is paid, a period at a time.
-    assert passed == len(RECEIVED) * (6 + FRAME_BYTES) // 6 // OF_ONE_BYTES
+    assert passed == (len(RECEIVED) * (6 + FRAME_BYTES) // 6 + FRAME_BYTES) // OF_ONE_BYTES
 
 
 def test_read_brings_little_while_all_have_said_too_much(scene: Scene) -> None:
@@ -384,6 +385,22 @@ def test_client_that_said_too_much_and_is_gone_is_not_read_on(scene: Scene, *, l
         scene.connection.abort()
     scene.hours.pass_by(10 * PERIOD_S)
     assert not scene.transport.reading
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux tells the state of a connection")
+@pytest.mark.parametrize("how", ["stays", "ends", "resets"])
+def test_client_that_is_not_read_from_is_looked_at(how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as far:
+        near, _ = listener.accept()
+        with near:
+            scene = Scene(line=near)
+            if how == "ends":
+                far.shutdown(socket.SHUT_WR)
+            elif how == "resets":
+                far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                far.close()
+            scene.connection.end_if_gone()
+            assert scene.transport.ended == ([] if how == "stays" else ["abort"])
 
 
 def test_pings_that_come_together_are_answered_in_one_write(scene: Scene) -> None:

@@ -116,7 +116,17 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     ),
     *((values.amqp_urls, text, "amqps://") for text in ("amqp://[::1", "amqp://a,amqp://", "amqp:mq")),
     *((values.amqp_urls, f"amqp://u:{word}@mq/", "%2F %3F %23 %40") for word in ("a/b", "a@b/c", "1/2", "a#b", "a?b")),
-    (values.amqp_urls, "amqps://mq/?no_verify_ssl=1", "no no_verify_ssl in it"),
+    *(
+        (values.amqp_urls, f"amqps://mq/?{query}", "no no_verify_ssl in it")
+        for query in (
+            "no_verify_ssl=1",
+            "no_verify_ssl",
+            "no_verify_ssl=",
+            "no_verify_ssl=1&no_verify_ssl=0",
+            "no_verify_ssl=00",
+        )
+    ),
+    (values.amqp_urls, "amqps://mq/?heartbeat=1&heartbeat=2", "once"),
     (values.amqp_urls, "amqps://mq/?ca_file=a&verify=0", "ca_file, verify would be ignored"),
     (values.amqp_urls, "amqps://mq/?cafile=/nonexistent/a.pem", "/nonexistent/a.pem"),
     (values.amqp_urls, f"amqps://mq/?certfile={Path(__file__).parent}", "Is a directory"),
