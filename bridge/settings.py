@@ -211,7 +211,9 @@ def _variables(variables: Mapping[str, str], source: str, problems: list[str]) -
                 reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
                 problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
         else:
-            close = difflib.get_close_matches(variable, [PREFIX + field.upper() for field in FIELDS], n=1)
+            known = [PREFIX + field.upper() for field in FIELDS]
+            # What was cut short is no close match, where another name is as short.
+            close = [each for each in known if each.startswith(variable)] or difflib.get_close_matches(variable, known)
             hint = f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
             problems.append(f"{variable} ({source}): there is no such setting{hint}")
     return found
