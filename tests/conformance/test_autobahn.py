@@ -192,9 +192,16 @@ def test_each_case_has_the_outcome_that_a_server_owes_which_only_emits(
 ) -> None:
     with capture_logs() as logged, asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_each_case(broker, exchange))
-    # A line for each client that breaks the protocol, and none for what else a client says.
+    # A line for a client that breaks the protocol or sends a message in a thousand pieces, none for what else one says.
+    said_too_much = "client says too much: the rest of it waits"
     assert {line["log_level"] for line in logged} == {"info"}
-    assert {line["event"] for line in logged} == {"listening", "consuming", "client evicted", "stopping", "stopped"}
+    assert {line["event"] for line in logged} - {said_too_much} == {
+        "listening",
+        "consuming",
+        "client evicted",
+        "stopping",
+        "stopped",
+    }
 
 
 async def _each_case(broker: Broker, exchange: str) -> None:
