@@ -146,10 +146,10 @@ class Connection(asyncio.BufferedProtocol):
         self.closed_at = self.clock.now_s
         self._hub.leave(self)
         self._transport.write(frame)
-        if self.congested:
+        # TLS that is over has no socket any more, though nobody has been told yet.
+        if self.congested and (stream := self._transport.get_extra_info("socket")) is not None:
             # The kernel takes it behind all that the client has not read, and the client finds it there, however late.
             with suppress(OSError):
-                stream = self._transport.get_extra_info("socket")
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -170,10 +170,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def end_if_gone(self) -> None:
         """Ends the connection at once where its client has ended it, which only a read would tell."""
-        if self._transport is None or not hasattr(socket, "TCP_INFO"):
+        stream = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if stream is None or not hasattr(socket, "TCP_INFO"):
             return
+        assert self._transport is not None
         with suppress(OSError):
-            stream = self._transport.get_extra_info("socket")
             # Its first byte is the state, numbered as in Linux' tcp_states.h.
             if stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in ENDED:
                 self._transport.abort()

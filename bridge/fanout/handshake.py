@@ -158,10 +158,11 @@ class Handshake(asyncio.BufferedProtocol):
         """Ends it at once: the server is stopping, or needs the place. Whatever comes by then is not looked at."""
         self._answered = True
         if self._transport is not None:
-            # With a reset: the kernel would keep what the client has not read, of a connection that nobody counts.
-            with suppress(OSError):
-                stream = self._transport.get_extra_info("socket")
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            # With a reset: the kernel would keep what the client has not read, of a connection that nobody counts. TLS
+            # that is over has no socket any more.
+            if (stream := self._transport.get_extra_info("socket")) is not None:
+                with suppress(OSError):
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self._transport.abort()
         elif self._opening is not None:
             self._opening.cancel()

@@ -387,6 +387,15 @@ def test_client_that_said_too_much_and_is_gone_is_not_read_on(scene: Scene, *, l
     assert not scene.transport.reading
 
 
+def test_connection_whose_tls_is_over_has_no_socket_and_needs_none() -> None:
+    scene = Scene(encrypted=True)
+    scene.congest()
+    scene.transport._extra["socket"] = None  # type: ignore[attr-defined]  # as get_extra_info finds it then
+    scene.connection.end_if_gone()
+    scene.connection.close(CloseReason.TOO_SLOW)
+    assert [reason for reason, _ in scene.closed] == [CloseReason.TOO_SLOW]
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux tells the state of a connection")
 @pytest.mark.parametrize("how", ["stays", "ends", "resets"])
 def test_client_that_is_not_read_from_is_looked_at(how: str) -> None:
