@@ -216,6 +216,19 @@ async def test_wss_delivers_and_reads_a_new_certificate_on_sighup(
                     assert orjson.loads(await each.recv())["data"]["killmailId"] == 2
             with pytest.raises(ssl.SSLError):
                 await connect(url, ssl=old)
+            # A renewal that went wrong: everybody stays, and new ones come in as before.
+            trusted = trust()
+            chain.write_text("not a certificate")
+            process.process.send_signal(signal.SIGHUP)
+            unread = "the certificate can't be read; the old one stays"
+            await eventually("it is said", lambda: process.logged(unread))
+            line = process.logged(unread)
+            assert line is not None
+            assert line["error"] == f"{chain} holds no certificate (PEM)"
+            async with connect(url, ssl=trusted) as third:
+                await publish(amqp, exchange, killmail(3))
+                for each in (client, third):
+                    assert orjson.loads(await each.recv())["data"]["killmailId"] == 3
 
 
 async def test_both_addresses_of_localhost_answer_on_one_port(
