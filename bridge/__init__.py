@@ -28,7 +28,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         # When it is asked for: every module of the bridge imports this one first, and most need no broker.
         if name not in _FOR_PUBLISHERS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module  # noqa: PLC0415 - as above
+        from importlib import import_module  # noqa: PLC0415 - only who publishes needs it
 
         return getattr(import_module(_FOR_PUBLISHERS[name]), name)
 

@@ -172,8 +172,10 @@ class _Line(aiormq.connection.TransportFactory):
         provider = kwargs["ssl_context_provider"]
         assert isinstance(provider, aiormq.connection.SSLContextProvider)
         context = await provider.get_context() if url.scheme == "amqps" else None
-        # Whatever the URL says, and however the library reads it: the password is for a broker that is who it says.
-        assert context is None or (context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname)
+        if context is not None:
+            # Whatever the URL says, and however the library reads it: the password is for a broker that is who it says.
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.check_hostname = True
         assert url.host is not None
         assert url.port is not None
         loop = asyncio.get_running_loop()

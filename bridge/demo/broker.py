@@ -106,7 +106,7 @@ def find_broker(url: str | None, image: str, say: Callable[[str], None], may_ins
 def container_possible(image: str, say: Callable[[str], None]) -> bool:
     """Whether an engine answers that has the image or could pull it."""
     try:
-        from bridge.demo.container import engine_answers, fetch_image  # noqa: PLC0415 - as above
+        from bridge.demo.container import engine_answers, fetch_image  # noqa: PLC0415 - not cheap, and optional
     except ImportError:
         return False
     if not engine_answers():

@@ -65,9 +65,8 @@ def without_echo(case: type) -> type:
 
 async def outcomes(url: str) -> list[dict[str, Any]]:
     """What came of each case, as kosoku recorded it."""
-    # Here, because of what else importing them does.
-    import kosoku  # noqa: PLC0415
-    from kosoku.cases import CASES  # noqa: PLC0415
+    import kosoku  # noqa: PLC0415 - it changes sys.path and binascii: nothing else is to be imported behind it
+    from kosoku.cases import CASES  # noqa: PLC0415 - the same
 
     CASES.update({number: without_echo(case) for number, case in CASES.items()})
     try:

@@ -160,7 +160,9 @@ OWED = [
 
 def cases(ranges: str) -> Iterator[str]:
     for first in ranges.split():
-        before, start, end = re.fullmatch(r"([\d.]+\.)(\d+)(?:-(\d+))?", first).groups()  # type: ignore[union-attr]
+        form = re.fullmatch(r"([\d.]+\.)(\d+)(?:-(\d+))?", first)
+        assert form is not None, first
+        before, start, end = form.groups()
         for number in range(int(start), int(end or start) + 1):
             yield f"{before}{number}"
 

@@ -153,7 +153,7 @@ def site(image: str) -> Iterator[Site]:
     """The network, with the broker in it."""
     from testcontainers.core.docker_client import DockerClient  # noqa: PLC0415 - not cheap: only where it is wanted
 
-    from bridge.demo.container import Container  # noqa: PLC0415 - as above
+    from bridge.demo.container import Container  # noqa: PLC0415 - not cheap: only where it is wanted
 
     with ExitStack() as stack:
         docker = DockerClient().client

@@ -107,7 +107,7 @@ def test_without_testcontainers_there_is_no_container(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("says", [True, False])
 def test_an_engine_that_does_not_have_the_image_is_of_no_use(monkeypatch: pytest.MonkeyPatch, says: bool) -> None:
-    container = pytest.importorskip("bridge.demo.container")
+    container = pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
     said: list[str] = []
 
     def fetch_image(image: str, _say: object) -> None:
@@ -120,13 +120,13 @@ def test_an_engine_that_does_not_have_the_image_is_of_no_use(monkeypatch: pytest
 
 
 def test_a_socket_on_which_nobody_listens_is_no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    container = pytest.importorskip("bridge.demo.container")
+    container = pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
     assert not container.engine_answers()
 
 
 def test_a_container_that_does_not_start_is_passed_over(monkeypatch: pytest.MonkeyPatch, machine: _Machine) -> None:
-    container = pytest.importorskip("bridge.demo.container")
+    container = pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
     machine.engine, machine.server = True, _SERVER
 
     class Container(_Node):

@@ -132,19 +132,14 @@ def test_reload_of_files_that_are_gone_raises_and_changes_nothing(files: Files) 
     assert shown(tls.context) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"not a certificate"])
-def test_file_without_a_certificate_raises(files: Files, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"something else"])
+@pytest.mark.parametrize(
+    ("name", "words"), [("tls.pem", r"tls\.pem holds no certificate"), ("tls.key", r"tls\.key holds no private key")]
+)
+def test_file_without_what_belongs_into_it_raises(files: Files, name: str, words: str, content: bytes) -> None:
     files.hold("a", "a")
-    files.certificate.write_bytes(content)
-    with pytest.raises(OSError, match=r"tls\.pem holds no certificate"):
-        Tls(files.certificate, files.key)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a key"])
-def test_file_without_a_key_raises(files: Files, content: bytes) -> None:
-    files.hold("a", "a")
-    files.key.write_bytes(content)
-    with pytest.raises(OSError, match=r"tls\.key holds no private key"):
+    files.certificate.with_name(name).write_bytes(content)
+    with pytest.raises(OSError, match=words):
         Tls(files.certificate, files.key)
 
 
