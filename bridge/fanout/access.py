@@ -121,13 +121,15 @@ class Access:
         parsed = _address(address)
         return parsed is not None and self._is_internal(parsed)
 
-    def refusal(self, peer: str, headers: Sequence[tuple[str, str]], target: str) -> Refusal | None:
-        """The first rule that the request breaks, if any.
+    def stranger(self, peer: str) -> Refusal | None:
+        """Why whoever has this address is turned away, before it says anything; None where it may speak."""
+        return None if self.admits_peer(peer) else _refused(_PEER, "peer", peer)
+
+    def refusal(self, headers: Sequence[tuple[str, str]], target: str) -> Refusal | None:
+        """The first rule that the request of somebody who may speak breaks, if any.
 
         ``headers`` are all that came, in order, names in any case, values decoded as Latin-1.
         """
-        if not self.admits_peer(peer):
-            return _refused(_PEER, "peer", peer)
         hosts: list[str] = []
         origins: list[str] = []
         for name, value in headers:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -87,7 +88,6 @@ class Handshake(asyncio.BufferedProtocol):
         """What came behind a request that is answered."""
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
-        self._client: socket.socket | None = client
         # Makes a transport of the socket, with TLS where the bridge has a certificate.
         self._opening: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]] | None = loop.create_task(
             loop.connect_accepted_socket(
@@ -99,11 +99,11 @@ class Handshake(asyncio.BufferedProtocol):
                 ssl_shutdown_timeout=TLS_SHUTDOWN_S if host.tls else None,
             )
         )
-        self._opening.add_done_callback(self._opened)
+        self._opening.add_done_callback(partial(self._opened, client))
 
-    def _opened(self, opening: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]") -> None:
-        client, self._client = self._client, None
-        assert client is not None
+    def _opened(
+        self, client: socket.socket, opening: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]"
+    ) -> None:
         # Its result refers to this, which refers to it: they would be left to the garbage collector.
         self._opening = None
         if self._transport is not None:
@@ -187,7 +187,7 @@ class Handshake(asyncio.BufferedProtocol):
             return
         request = events[0]
         assert isinstance(request, Request)
-        refusal = self._host.access.refusal(self.address, list(request.headers.raw_items()), request.path)
+        refusal = self._host.access.refusal(list(request.headers.raw_items()), request.path)
         if refusal is not None:
             self._refuse(refusal.rule, HTTPStatus(refusal.status), refusal.sentence, refusal.detail)
             return

@@ -10,7 +10,7 @@ from http import HTTPStatus
 import structlog
 
 from bridge import memory
-from bridge.fanout.access import Access
+from bridge.fanout.access import Access, Refusal
 from bridge.fanout.allowance import Allowance, Speaker
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
@@ -145,8 +145,8 @@ class Server:
 
     def let_in(self, client: socket.socket, address: str) -> None:
         """Takes an accepted socket, and gives its client a place; or closes it, where there is none for it."""
-        if not self.access.admits_peer(address):
-            self._turn_away(client, address)
+        if (stranger := self.access.stranger(address)) is not None:
+            self._turn_away(client, address, stranger)
         elif (shared := self._tally.take(address)) is None:
             self.refused("address", address, "There are too many connections from this address.")
             client.close()
@@ -156,10 +156,8 @@ class Server:
         else:
             self._handshakes[Handshake(self, client, shared)] = None
 
-    def _turn_away(self, client: socket.socket, address: str) -> None:
+    def _turn_away(self, client: socket.socket, address: str, refusal: Refusal) -> None:
         """At once: nothing that a stranger says is read, and it takes no place."""
-        refusal = self.access.refusal(address, (), "")
-        assert refusal is not None
         self.refused(refusal.rule, address, refusal.detail)
         with client, suppress(OSError):  # gone already
             if self.tls is None:

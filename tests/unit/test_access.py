@@ -27,7 +27,7 @@ LOCAL = ("Host", "localhost:3000")
 def verdict(
     *headers: tuple[str, str], peer: str = "127.0.0.1", target: str = "/updates", access: Access = ACCESS
 ) -> Refusal | None:
-    return access.refusal(peer, headers, target)
+    return access.stranger(peer) or access.refusal(headers, target)
 
 
 def rule(refusal: Refusal | None) -> tuple[int, str] | None:
@@ -549,7 +549,7 @@ def is_internal(address: Address) -> bool:
 def test_any_request_gets_a_verdict_in_printable_and_bounded_words(
     peer: str, headers: Sequence[tuple[str, str]], target: str
 ) -> None:
-    refusal = ACCESS.refusal(peer, headers, target)
+    refusal = verdict(*headers, peer=peer, target=target)
     if refusal is not None:
         assert refusal.status in {400, 403}
         assert refusal.rule in {"peer", "forwarded", "host", "origin"}
