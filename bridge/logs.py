@@ -15,6 +15,8 @@ from typing import Any
 import orjson
 import structlog
 
+from bridge.contract.text import escaped
+
 LEVELS = ("debug", "info", "warning", "error")
 LINES = frozenset({"exception", "stack"})
 NOISY = ("aio_pika", "aiormq")
@@ -75,10 +77,7 @@ def _escaped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> 
     for name, value in fields.items():
         if isinstance(value, str) and not value.isprintable():
             # A traceback is the one thing that has lines.
-            kept = "\n" if name in LINES else ""
-            fields[name] = "".join(
-                c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in value
-            )
+            fields[name] = escaped(value, kept="\n" if name in LINES else "")
     return fields
 
 

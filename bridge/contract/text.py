@@ -10,9 +10,12 @@ def printable(text: str, limit: int = LIMIT) -> str:
     The middle, because a violation starts with the value that came and ends with what was expected.
     """
     text = _cut(text, limit)
-    if text.isprintable():
-        return text
-    return _cut("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text), limit)
+    return text if text.isprintable() else _cut(escaped(text), limit)
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """Escapes what is not printable, but for the characters that are kept."""
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _cut(text: str, limit: int) -> str:
