@@ -1,0 +1,26 @@
+"""Ids: what is written can be read, and nothing else can."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.contract import ids
+from bridge.contract.ids import Id
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1))
+def test_an_id_that_was_given_out_is_understood(number: int, check: int) -> None:
+    assert ids.read(str(Id(number, check))) == (number, check)
+
+
+def test_an_id_looks_like_this() -> None:
+    assert str(Id(1234, 0xABC)) == "1234-00000abc"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "5", "5-", "-5-00000001", "05-00000001", "5-1", "5-0000000A", "5-00000001\n", " 5-00000001", "٥-00000001"]
+    + ["9" * 20 + "-00000001"],
+)
+def test_nothing_else_is_an_id(text: str) -> None:
+    assert ids.read(text) is None
