@@ -2,13 +2,13 @@
 
 A type is a file: `statistics.json` describes the data of updates of the type `statistics`. A file that describes
 something else names its `x-role` and is no type: `form` is a foreign form that updates are made from, `envelope` what
-goes around them, `definitions` what other files refer to. Validators are compiled once, when the catalog is loaded.
-This file must never know where events come from or updates go.
+goes around them, `message` what the bridge itself has to say, `definitions` what other files refer to. Validators are
+compiled once, when the catalog is loaded. This file must never know where events come from or updates go.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ import jsonschema_rs
 import orjson
 from jsonschema_rs import ValidationErrorKind as Kind
 
+from bridge.contract import members
 from bridge.contract.text import json_pointer, printable
 
 PACKAGED = next(
@@ -29,8 +30,9 @@ PACKAGED = next(
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 ROLES = (None, "definitions")
-PACKAGED_ROLES = (*ROLES, "form", "envelope")
-"""What a form becomes, and what an envelope goes around, is code: only the packaged ones mean something."""
+PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
+"""What a form becomes, what an envelope goes around and when a message is sent is code: only the packaged ones mean
+something."""
 
 LONGEST_IDENTITY = 200
 """Characters of an identity that is remembered as it is; of a longer one, it is its digest."""
@@ -103,6 +105,10 @@ class Catalog:
     forms: Mapping[str, Schema]
     documents: Mapping[str, bytes]
     """File name to content, byte for byte."""
+    messages: Mapping[str, Schema] = field(default_factory=dict)
+    """What the bridge itself tells its clients, by name: nobody can publish it."""
+    filterable: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The members of any type's data that a client may filter by, each with its scalar types (`integer`, `null`)."""
 
 
 def load(folders: Sequence[Path]) -> Catalog:
@@ -127,7 +133,9 @@ def load(folders: Sequence[Path]) -> Catalog:
     def of(role: str | None) -> dict[str, Schema]:
         return {name: schema for name, schema in compiled.items() if schemas[name].get("x-role") == role}
 
-    return Catalog(of(None), of("form"), documents)
+    types = of(None)
+    filterable = members.filterable({schema.schema_id: schemas[name] for name, schema in types.items()}, registry)
+    return Catalog(types, of("form"), documents, of("message"), filterable)
 
 
 def schema_id(name: str) -> str:

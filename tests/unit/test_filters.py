@@ -1,0 +1,362 @@
+"""Filters: what a query asks for, and which updates that is, held against a definition that is plain and slow."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bridge.contract import catalog
+from bridge.contract.catalog import Catalog
+from bridge.contract.filters import BadQuery, Filter, Filters, Wish
+from tests.support.killmail import EXAMPLE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+PACKAGED = Filters(catalog.load([catalog.PACKAGED]))
+JITA = "systemId=30000142"
+
+Pairs = list[tuple[str, str]]
+
+MEMBERS: dict[str, frozenset[str]] = {
+    "integer": frozenset({"integer"}),
+    "number": frozenset({"number"}),
+    "string": frozenset({"string"}),
+    "boolean": frozenset({"boolean"}),
+    "nothing": frozenset({"null"}),
+    "any": frozenset({"integer", "string", "boolean", "null"}),
+    "flag": frozenset({"boolean", "number"}),
+    "größe &=+%": frozenset({"integer", "null"}),
+}
+TYPES = dict.fromkeys(["killmail", "event", "a b"], catalog.load([catalog.PACKAGED]).types["event"])
+OWN = Filters(Catalog(TYPES, {}, {}, {}, MEMBERS))
+
+SCALARS: st.SearchStrategy[Any] = (
+    st.sampled_from(
+        [0, 1, -1, 0.0, 1.0, -0.0, 0.5, 1e3, 2**53 + 1, 2.0**53, True, False, None, "", "1", "true", "null"]
+    )
+    | st.integers(-3, 3)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3)
+)
+VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=2), SCALARS, max_size=2)
+DATA = st.dictionaries(st.sampled_from([*MEMBERS, "other"]), VALUES, max_size=6) | VALUES
+TEXTS = {
+    "integer": ["0", "1", "-1", "1.0", "1e3", "-0", "9007199254740993"],
+    "number": ["0", "1", "0.5", "5e-1", "1000", "1e300"],
+    "string": ["", "x", "1", "true", "null"],
+    "boolean": ["true", "false"],
+    "null": ["null"],
+}
+PAIRS: st.SearchStrategy[Pairs] = st.lists(
+    st.sampled_from(
+        [("type", name) for name in TYPES]
+        + [(name, text) for name, kinds in MEMBERS.items() for kind in sorted(kinds) for text in TEXTS[kind]]
+    ),
+    max_size=5,
+)
+"""What can be asked for."""
+
+
+def asked(query: str, filters: Filters = PACKAGED) -> Filter:
+    wish = filters.read(query)
+    assert wish.filter is not None
+    return wish.filter
+
+
+# The plain definition
+
+
+def kind(value: object) -> str:
+    """What JSON Schema calls it."""
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "integer" if value == int(value) else "number"
+    return "string" if isinstance(value, str) else "null" if value is None else "other"
+
+
+def same(text: str, value: object, kinds: frozenset[str]) -> bool:
+    """Whether the text asks for the value."""
+    if kind(value) not in (kinds | {"integer"} if "number" in kinds else kinds):
+        return False
+    if isinstance(value, str):
+        return text == value
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return False
+    return bool(kind(read) == kind(value) and read == value)
+
+
+def wanted(pairs: Pairs, update_type: str, data: object) -> bool:
+    """Whether a client that asked for this gets the update."""
+    types = [value for name, value in pairs if name == "type"]
+    if types and update_type not in types:
+        return False
+    return all(
+        isinstance(data, dict)
+        and name in data
+        and any(same(text, data[name], MEMBERS[name]) for other, text in pairs if other == name)
+        for name in {name for name, _ in pairs if name != "type"}
+    )
+
+
+@given(PAIRS, st.sampled_from([*TYPES, "gone"]), DATA)
+@example([("flag", "1")], "event", {"flag": True})
+@example([("flag", "true")], "event", {"flag": 1})
+@example([("flag", "true"), ("flag", "1")], "event", {"flag": 1.0})
+@example([("integer", "1")], "event", {"integer": [1]})
+@example([("any", "null")], "event", {"any": None})
+@example([("any", "null")], "event", {"any": "null"})
+@example([("any", "null")], "event", {})
+@example([("integer", "9007199254740993")], "event", {"integer": 2.0**53})
+def test_filter_agrees_with_the_plain_definition(pairs: Pairs, update_type: str, data: object) -> None:
+    wish = OWN.read(urlencode(pairs))
+    assert (wish.filter is None) == (pairs == [])
+    assert wish.filter is None or wish.filter.matches(update_type, data) == wanted(pairs, update_type, data)
+
+
+@given(PAIRS.flatmap(lambda pairs: st.tuples(st.just(pairs), st.permutations(pairs + pairs[:2]))))
+def test_order_and_repetition_ask_for_the_same(both: tuple[Pairs, Sequence[tuple[str, str]]]) -> None:
+    one, other = (OWN.read(urlencode(list(pairs))).filter for pairs in both)
+    assert one == other
+    assert hash(one) == hash(other)
+
+
+@given(PAIRS, PAIRS)
+@example([("flag", "true")], [("flag", "1")])
+@example([("flag", "1")], [("flag", "1.0")])
+@example([("any", "1")], [("integer", "1")])
+def test_filters_are_equal_only_where_they_ask_for_the_same(one: Pairs, other: Pairs) -> None:
+    same_filter = OWN.read(urlencode(one)).filter == OWN.read(urlencode(other)).filter
+    assert same_filter == (everything(one) == everything(other))
+
+
+def everything(pairs: Pairs) -> set[tuple[str, str, object]]:
+    """All that is asked for, each value with what it is, so that true is not 1."""
+    return {(name, *reading) for name, text in pairs for reading in readings_of(name, text)}
+
+
+def readings_of(name: str, text: str) -> set[tuple[str, object]]:
+    """All that a text may ask for, so that true is not 1."""
+    if name == "type":
+        return {("type", text)}
+    values: list[object] = [text]
+    with suppress(ValueError):
+        values.append(json.loads(text))
+    return {
+        ("boolean" if isinstance(value, bool) else "other", value)
+        for value in values
+        if same(text, value, MEMBERS[name])
+    }
+
+
+# Examples
+
+
+@pytest.mark.parametrize(
+    ("query", "passes"),
+    [
+        ("type=killmail", True),
+        ("type=event", False),
+        ("type=event&type=killmail", True),
+        (JITA, True),
+        ("systemId=30002187", False),
+        ("systemId=30002187&systemId=30000142", True),
+        (f"{JITA}&victimCorporationId=98765432", True),
+        (f"{JITA}&victimCorporationId=98000001", False),
+        (f"type=event&{JITA}", False),
+        ("price=5", False),
+        ("timestamp=2024-10-22T10:30:00.000Z", True),
+        ("timestamp=2024-10-22T10%3A30:00.000%5a", True),
+        ("kind=battle", False),
+        (f"&&{JITA}&", True),
+        ("attackerCount=15.0", True),
+        ("attackerCount=1.5e1", True),
+        ("victimAllianceId=null", False),
+    ],
+)
+def test_example_of_the_specification_passes_where_it_is_asked_for(query: str, passes: bool) -> None:
+    assert asked(query).matches("killmail", EXAMPLE) is passes
+
+
+def test_null_is_asked_for_apart_from_what_is_absent() -> None:
+    none = asked("victimAllianceId=null")
+    assert none.matches("killmail", {**EXAMPLE, "victimAllianceId": None})
+    assert not none.matches("killmail", {**EXAMPLE, "victimAllianceId": 0})
+    assert not none.matches("killmail", {name: EXAMPLE[name] for name in EXAMPLE if name != "victimAllianceId"})
+
+
+def test_plus_is_a_space() -> None:
+    assert asked("title=a+b").matches("event", {"title": "a b"})
+    assert asked("title=a%2Bb").matches("event", {"title": "a+b"})
+    assert asked("type=a+b", OWN).matches("a b", {})
+    assert asked("gr%C3%B6%C3%9Fe+%26%3D%2B%25=1", OWN).matches("event", {"größe &=+%": 1})
+
+
+def test_member_without_a_value_asks_for_the_empty_string() -> None:
+    for query in ("title", "title="):
+        assert asked(query).matches("event", {"title": ""})
+        assert not asked(query).matches("event", {"title": "x"})
+
+
+@pytest.mark.parametrize(
+    ("query", "wish"),
+    [
+        ("", Wish(None, None)),
+        ("&", Wish(None, None)),
+        ("after", Wish(None, "")),
+        ("after=", Wish(None, "")),
+        ("after=1234-9f86d081", Wish(None, "1234-9f86d081")),
+        ("after=no+id+at+all", Wish(None, "no id at all")),
+        ("after=&type=event", Wish(Filter(frozenset({"event"}), ()), "")),
+    ],
+)
+def test_ids_are_asked_for_with_after(query: str, wish: Wish) -> None:
+    assert PACKAGED.read(query) == wish
+
+
+def test_everything_is_asked_for_with_all_types_at_once() -> None:
+    names = catalog.load([catalog.PACKAGED]).types
+    every = asked("&".join(f"type={name}" for name in names))
+    assert all(every.matches(name, None) for name in names)
+
+
+@pytest.mark.parametrize("data", [None, True, 1, 1.5, "x", [], [EXAMPLE], {}, {"systemId": [30000142]}, object()])
+def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) -> None:
+    assert not asked(JITA).matches("killmail", data)
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        (
+            "type=kilmail",
+            "there is no update type 'kilmail'; there are entity-activity, event, killmail, price-update, s",
+        ),
+        ("type=", "there is no update type ''"),
+        ("type=esi-killmail", "there is no update type 'esi-killmail'"),
+        ("type=resume", "there is no update type 'resume'"),
+        ("systemid=1", "there is no member 'systemid' to filter by; did you mean systemId?"),
+        ("SYSTEM_ID=1", "did you mean systemId?"),
+        ("victim=1", "there is no member 'victim' to filter by; did you mean victimId?"),
+        ("qqq=1", "there is no member 'qqq' to filter by; /schemas/ says which there are"),
+        ("=1", "there is no member '' to filter by"),
+        ("solarSystemId=1", "did you mean lastSystemId?"),
+        ("killmailIds=1", "there is no member 'killmailIds' to filter by; did you mean killmailId?"),
+        ("systemId=Jita", "systemId must be an integer (30000142) or null; got 'Jita'"),
+        ("systemId=", "systemId must be an integer (30000142) or null; got ''"),
+        ("systemId=30000142,30002187", "got '30000142,30002187'"),
+        ("systemId=%2B5", "got '+5'"),
+        ("systemId=05", "got '05'"),
+        ("systemId=+5", "got ' 5'"),
+        ("systemId=5%0A", r"got '5\\n'"),
+        ("systemId=1.5", "got '1.5'"),
+        ("systemId=1e400", "got '1e400'"),
+        ("systemId=%D9%A5", "got '\u0665'"),
+        ("systemId=0x10", "got '0x10'"),
+        ("systemId=true", "got 'true'"),
+        ("systemId=NaN", "got 'NaN'"),
+        ("killmailId=null", "killmailId must be an integer (30000142); got 'null'"),
+        ("price=Infinity", "price must be a number (0.5); got 'Infinity'"),
+        ("after=1&after=1", "after is there twice"),
+        ("after&after", "after is there twice"),
+        ("type=%E9vent", "must be of UTF-8"),
+        ("%FF=1", "must be of UTF-8"),
+        ("after=%C3", "must be of UTF-8"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_would_do(query: str, words: str) -> None:
+    with pytest.raises(BadQuery, match=re.escape(words)):
+        PACKAGED.read(query)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("boolean=1", "boolean must be true or false; got '1'"),
+        ("boolean=True", "boolean must be true or false; got 'True'"),
+        ("nothing=0", "nothing must be null; got '0'"),
+        ("flag=x", "flag must be a number (0.5) or true or false; got 'x'"),
+    ],
+)
+def test_every_type_is_named(query: str, words: str) -> None:
+    with pytest.raises(BadQuery, match=re.escape(words)):
+        OWN.read(query)
+
+
+NAMES = st.sampled_from(["type", "after", *MEMBERS, "systemId", "systemid"]) | st.text(max_size=10)
+QUERIES = (
+    st.text()
+    | st.binary().map(quote)
+    | st.lists(st.tuples(NAMES, st.text() | st.sampled_from(TEXTS["integer"]))).map(
+        lambda pairs: urlencode(pairs, errors="surrogatepass")
+    )
+    | st.lists(st.sampled_from([*"&=+%;\0\ud800é", "type", "after", "systemId", "%ff", "%C3%A9"])).map("".join)
+)
+
+
+@given(QUERIES)
+@example("%")
+@example("%u0041=%zz")
+@example(f"systemId={'9' * 8000}")
+@example(f"systemId={'9' * 200}")
+@example(f"{'systemId' * 1000}=1")
+@example(f"type={'%00' * 2700}")
+@example(f"{'%F0%9F%9A%80' * 600}=")
+@example(f"{'%0A' * 2700}={'%22%27%5C' * 900}")
+@example(f"systemId={'%5C' * 2700}")
+@example("type=\ud800")
+@example("&".join(["title"] * 1300))
+def test_no_query_raises_anything_else_and_no_error_is_long_or_unprintable(query: str) -> None:
+    for filters in (PACKAGED, OWN):
+        try:
+            filters.read(query)
+        except BadQuery as error:
+            said = str(error)
+            assert said.isprintable()
+            assert len(said) < 500
+
+
+def test_error_repeats_only_a_bounded_bit_of_the_query() -> None:
+    for query in (f"type={'x' * 8000}", f"{'x' * 8000}=1", f"systemId={'x' * 8000}"):
+        with pytest.raises(BadQuery) as raised:
+            PACKAGED.read(query)
+        assert str(raised.value).count("x") < 60
+
+
+def test_error_is_short_and_printable_whatever_an_operators_own_names_are(tmp_path: Path) -> None:
+    for number in range(100):
+        schema = {"properties": {f"{'member' * 20}\n{number}": {"type": "integer"}}}
+        (tmp_path / f"{'type' * 20}\n{number}.json").write_bytes(orjson.dumps(schema))
+    filters = Filters(catalog.load([tmp_path]))
+    for query in ("type=x", f"{'member' * 20}=1", f"{'member' * 20}%0A7=x"):
+        with pytest.raises(BadQuery) as raised:
+            filters.read(query)
+        assert str(raised.value).isprintable()
+        assert len(str(raised.value)) < 500
+    assert asked(f"{'member' * 20}%0A7=7", filters).matches("any", {f"{'member' * 20}\n7": 7})
+
+
+def test_types_of_ones_own_are_filtered_like_ours(tmp_path: Path) -> None:
+    own = {"properties": {"fleetId": {"type": "string"}, "systemId": {"type": "string"}}}
+    (tmp_path / "fleet.json").write_bytes(orjson.dumps(own))
+    filters = Filters(catalog.load([catalog.PACKAGED, tmp_path]))
+    both = asked("systemId=30000142&type=fleet&type=killmail", filters)
+    assert both.matches("fleet", {"systemId": "30000142"})
+    assert both.matches("killmail", EXAMPLE)
+    assert asked("fleetId=7", filters).matches("fleet", {"fleetId": "7"})
+    assert not asked("fleetId=7", filters).matches("fleet", {"fleetId": 7})
