@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.contract.envelope import wrap
+from bridge.contract.envelope import gap, resume, unwrap, with_id, wrap
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none()
@@ -56,3 +56,34 @@ def test_data_of_250_levels_is_written() -> None:
 def test_data_of_300_levels_raises() -> None:
     with pytest.raises(TypeError):
         wrap("event", nested(300), 0)
+
+
+@given(name=st.text(), data=JSON)
+def test_what_was_wrapped_can_be_unwrapped(name: str, data: object) -> None:
+    assert unwrap(wrap(name, data, 1)) == (name, data)
+
+
+def test_id_is_the_fourth_member_and_the_last() -> None:
+    assert with_id(b'{"type":"event","data":{},"timestamp":1}', "1234-9f86d081") == (
+        b'{"type":"event","data":{},"timestamp":1,"id":"1234-9f86d081"}'
+    )
+
+
+@given(name=st.text(), data=JSON, id_=st.text())
+def test_any_update_takes_any_id(name: str, data: object, id_: str) -> None:
+    update = orjson.loads(with_id(wrap(name, data, 1), id_))
+    assert update == {"type": name, "data": data, "timestamp": 1, "id": id_}
+    assert list(update) == ["type", "data", "timestamp", "id"]
+
+
+def test_resume_says_what_follows() -> None:
+    assert resume(False, 3, "7-00000001", 1697962000000) == (
+        b'{"type":"resume","data":{"complete":false,"replayed":3,"id":"7-00000001"},"timestamp":1697962000000}'
+    )
+
+
+def test_gap_says_from_when_to_when_and_why() -> None:
+    assert gap("2024-10-22T10:30:00.000Z", "2024-10-22T10:31:00.000Z", "why", 1697962000000) == (
+        b'{"type":"gap","data":{"since":"2024-10-22T10:30:00.000Z","until":"2024-10-22T10:31:00.000Z",'
+        b'"reason":"why"},"timestamp":1697962000000}'
+    )
