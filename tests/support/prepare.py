@@ -1,7 +1,8 @@
 """`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
 
-A broker, the openssl command, a browser, pip-audit, the benchmark's C programs, and Node's WebSocket client. What can't
-be had is said here, in a line, and is no error yet: the tests that need it skip, or fail where they must not.
+A broker, the openssl command, HAProxy, a browser, pip-audit, the benchmark's C programs, and Node's WebSocket client.
+What can't be had is said here, in a line, and is no error yet: the tests that need it skip, or fail where they must
+not.
 """
 
 import os
@@ -19,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests/node"
 CHROMIUM = "chromium"
 """The command, and Debian's package that it is in."""
+
+HAPROXY = "haproxy"
+"""The same."""
 
 _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
@@ -44,6 +48,21 @@ def prepare_openssl() -> None:
         apt.install(["openssl"], say)
     except RuntimeError as error:
         say(f"tests of TLS can't run: {error}")
+
+
+def haproxy_command() -> str | None:
+    """Where HAProxy is; Debian puts it where a person's PATH may not lead. None where it is not installed."""
+    return shutil.which(HAPROXY) or shutil.which(HAPROXY, path="/usr/sbin:/usr/local/sbin")
+
+
+def prepare_haproxy() -> None:
+    """Make sure that there is a load balancer to put before several bridges."""
+    if haproxy_command() is not None:
+        return
+    try:
+        apt.install([HAPROXY], say)
+    except RuntimeError as error:
+        say(f"tests of several bridges behind a load balancer can't run: {error}")
 
 
 def prepare_browser() -> None:
@@ -95,6 +114,7 @@ def _npm_ci() -> None:
 if __name__ == "__main__":
     prepare_broker()
     prepare_openssl()
+    prepare_haproxy()
     prepare_browser()
     prepare_audit()
     prepare_bench()
