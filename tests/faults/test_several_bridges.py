@@ -1,0 +1,132 @@
+"""Several bridges on one stream behind HAProxy, ended and started again under load: what clients that resume get."""
+
+import signal
+
+from aio_pika.abc import AbstractConnection
+
+from bridge.demo.broker import Broker
+from tests.support import figures
+from tests.support.clients import close_all, collectors
+from tests.support.fleet import SIZE, Fleet, fleet
+from tests.support.healthy import Healthy
+from tests.support.insistent import SYSTEMS, Insistent, insistent
+from tests.support.killmail import killmail
+from tests.support.publishing import publish
+from tests.support.resuming import Resuming, assert_exactly_once, have_all, resuming
+from tests.support.waiting import eventually
+
+CLIENTS = 20
+"""That get every update, and half as many that ask for one solar system's only."""
+
+BETWEEN = 50
+"""Updates between two events of a test: a second of them."""
+
+
+def on_stream(exchange: str, stream: str) -> dict[str, str]:
+    """Settings of bridges whose history is a stream."""
+    return {
+        "BRIDGE_EXCHANGES": f"{exchange}=killmail",
+        "BRIDGE_HISTORY": "stream",
+        "BRIDGE_HISTORY_STREAM": stream,
+        "BRIDGE_REJECT_EXCHANGE": "off",
+    }
+
+
+async def healthy(port: int, count: int) -> list[Healthy]:
+    """So many plain clients."""
+    return [client for client in await collectors(port, count, Healthy) if isinstance(client, Healthy)]
+
+
+async def settled(fetcher: Insistent, everyone: list[Resuming], some: list[Resuming]) -> None:
+    """Ends the fetcher; every client has what it asked for of what was confirmed, and was told the truth."""
+    await fetcher.stop()
+    ours = {number for number in fetcher.confirmed if SYSTEMS[number % 2] == SYSTEMS[0]}
+    await have_all(everyone, fetcher.confirmed)
+    await have_all(some, ours)
+    assert_exactly_once(everyone, fetcher.confirmed)
+    assert_exactly_once(some, ours)
+
+
+async def ended_in_turn(bridges: Fleet, fetcher: Insistent, by: signal.Signals) -> None:
+    """Each bridge is ended, one after the other, and started again before the next one."""
+    for place in range(SIZE):
+        await fetcher.further(BETWEEN)
+        await bridges.end(place, by=by)
+        await fetcher.further(BETWEEN)
+        await bridges.start(place)
+
+
+async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move_on_when_one_is_killed(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """A load balancer needs nothing but `/readyz`: clients get every update once from whichever bridge they are on, one
+    that is killed loses only its own, and those find another one at once."""
+    settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
+    async with fleet(broker.url, **settings) as bridges:
+        clients = await healthy(bridges.port, 3 * SIZE)
+        await publish(amqp, exchange, *map(killmail, range(100)))
+        await eventually("all have all", lambda: all(len(client.arrivals) == 100 for client in clients))
+        await bridges.end(0)
+        await eventually("its clients are cut off", lambda: sum(client.lost.done() for client in clients) == 3)
+        stayed = [client for client in clients if not client.lost.done()]
+        moved = await healthy(bridges.port, 3)
+        await publish(amqp, exchange, *map(killmail, range(100, 200)))
+        await eventually("all have the rest", lambda: all(len(client.arrivals) == 100 for client in moved))
+        await eventually("those that stayed too", lambda: all(len(client.arrivals) == 200 for client in stayed))
+        assert all(client.numbers == list(range(200)) for client in stayed)
+        assert all(client.numbers == list(range(100, 200)) for client in moved)
+        await bridges.balanced()
+        await bridges.start(0)
+        close_all([*clients, *moved])
+        bridges.assert_nothing_went_wrong()
+
+
+async def test_clients_that_resume_miss_nothing_while_bridges_are_killed_and_stopped_in_turn(
+    broker: Broker, exchange: str, queue: str
+) -> None:
+    """With BRIDGE_HISTORY=stream, a client that comes back with its last id, to whichever bridge, has every confirmed
+    update exactly once and in order, and is never told that something is missing."""
+    async with (
+        fleet(broker.url, **on_stream(exchange, queue)) as bridges,
+        resuming(bridges.port, CLIENTS) as everyone,
+        resuming(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        insistent(broker.url, exchange) as fetcher,
+    ):
+        for by in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+            await ended_in_turn(bridges, fetcher, by)
+        await fetcher.further(BETWEEN)
+        await settled(fetcher, everyone, some)
+        resumes = [len(client.resumes) - 1 for client in everyone]
+        replayed = sum(answer["replayed"] for client in everyone for answer in client.resumes)
+        # Each had to move in each round, but for luck: a round ends every bridge once.
+        assert min(resumes) >= 3
+        assert replayed > 0
+        bridges.assert_nothing_went_wrong()
+        figures.record(
+            f"{SIZE} bridges on one stream, behind HAProxy, are killed and stopped in turn under load, nine times",
+            f"clients resume on another one ({sum(resumes)} times; {replayed} updates replayed)",
+            f"0 of {len(fetcher.confirmed)}",
+            "0",
+        )
+
+
+async def test_clients_that_resume_miss_nothing_when_all_bridges_are_killed_at_once(
+    broker: Broker, exchange: str, queue: str
+) -> None:
+    """What is published while no bridge is there at all waits in the stream, and bridges that were just started know
+    the ids that their predecessors gave out."""
+    async with (
+        fleet(broker.url, **on_stream(exchange, queue)) as bridges,
+        resuming(bridges.port, CLIENTS) as everyone,
+        resuming(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        insistent(broker.url, exchange) as fetcher,
+    ):
+        for _ in range(2):
+            await fetcher.further(BETWEEN)
+            await bridges.end(*range(SIZE))
+            await fetcher.further(2 * BETWEEN)
+            await bridges.start(*range(SIZE))
+        await fetcher.further(BETWEEN)
+        await settled(fetcher, everyone, some)
+        assert all(len(client.resumes) > 2 for client in everyone)
+        bridges.assert_nothing_went_wrong()
