@@ -53,6 +53,8 @@ class Accepted(NamedTuple):
     payload: bytes
     """The envelope as JSON: what every client gets."""
     identity: Identity | None
+    data: object
+    """The update's data as Python values: what a filter is asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Pipeline:
     def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
         self._types = catalog.types
         self._forms = catalog.forms
+        self._messages = catalog.messages
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
@@ -102,9 +105,9 @@ class Pipeline:
         if violation is not None:
             return _violated(reading, violation)
         if reading.foreign is None:
-            return Accepted(name, payload, reading.type.identity_of(reading.document))
+            return Accepted(name, payload, reading.type.identity_of(reading.document), reading.document)
         data = forms.convert(reading.foreign, now_ms)
-        return Accepted(name, wrap(name, data, now_ms), reading.type.identity_of(data))
+        return Accepted(name, wrap(name, data, now_ms), reading.type.identity_of(data), data)
 
     def problems(self, event: Event) -> list[Rejected]:
         """Everything that is wrong with the event, where `process` names the first; empty where it is valid."""
@@ -190,6 +193,8 @@ class Pipeline:
             return f"the message has no type property and its exchange no default type; known types: {known}"
         if name in self._forms:
             return f"{name} is a form of a killmail, not an update type: publish it with the type {forms.UPDATE_TYPE}"
+        if name in self._messages:
+            return f"{name} is what the bridge itself tells its clients, not an update type; known types: {known}"
         return f"there is no schema for the type {printable(name, 80)!r}; known types: {known}"
 
 

@@ -21,6 +21,8 @@ PACKAGED = catalog.load([catalog.PACKAGED])
 KILLMAIL = PACKAGED.types["killmail"]
 TYPES = {"killmail", "statistics", "entity-activity", "price-update", "event"}
 FORMS = {"esi-killmail", "redisq-package", "r2z2-document"}
+MESSAGES = {"resume", "gap"}
+ENVELOPES = {"update", "update-with-id"}
 
 
 def folder_of(folder: Path, **files: bytes | dict[str, Any] | list[Any] | bool) -> Path:
@@ -46,8 +48,15 @@ def test_packaged_forms_are_those_that_sources_give() -> None:
     assert {form.identity for form in PACKAGED.forms.values()} == {None}
 
 
+def test_packaged_messages_are_what_the_bridge_itself_tells_its_clients() -> None:
+    assert set(PACKAGED.messages) == MESSAGES
+    resume = PACKAGED.messages["resume"]
+    assert resume.violation({"complete": True, "replayed": 0, "id": "1-00000000"}) is None
+    assert resume.violation({"complete": True, "replayed": 0}) == Violation("/id", "the member 'id' is missing")
+
+
 def test_packaged_files_are_served_byte_for_byte() -> None:
-    assert set(PACKAGED.documents) == {f"{name}.json" for name in TYPES | FORMS | {"update"}}
+    assert set(PACKAGED.documents) == {f"{name}.json" for name in TYPES | FORMS | MESSAGES | ENVELOPES}
     for name, content in PACKAGED.documents.items():
         assert content == (catalog.PACKAGED / name).read_bytes()
 
@@ -216,11 +225,12 @@ def test_unusable_schema_is_an_error_that_names_its_file(
     assert str(raised.value).isprintable()
 
 
-def test_name_that_is_there_already_is_an_error(tmp_path: Path) -> None:
-    own = folder_of(tmp_path, killmail={})
-    with pytest.raises(SchemaError, match=r"killmail\.json already") as raised:
+@pytest.mark.parametrize("name", ["killmail", "resume", "gap", "update-with-id"])
+def test_name_that_is_there_already_is_an_error(tmp_path: Path, name: str) -> None:
+    own = folder_of(tmp_path, **{name: {}})
+    with pytest.raises(SchemaError, match=rf"{name}\.json already; give the type another name") as raised:
         catalog.load([catalog.PACKAGED, own])
-    assert str(own / "killmail.json") in str(raised.value)
+    assert str(own / f"{name}.json") in str(raised.value)
 
 
 def test_folder_without_schema_files_is_an_error(tmp_path: Path) -> None:
@@ -317,7 +327,7 @@ def test_file_of_definitions_is_no_type_and_can_be_referred_to(tmp_path: Path) -
     assert catalog_.types["own"].violation({"id": "x"}) is not None
 
 
-@pytest.mark.parametrize("role", ["form", "envelope", "Form", "types", "", 5])
+@pytest.mark.parametrize("role", ["form", "envelope", "message", "Form", "types", "", 5])
 def test_role_that_an_own_file_can_not_have_is_refused(tmp_path: Path, role: object) -> None:
     with pytest.raises(SchemaError, match=r"own.json: x-role must be definitions, or left out; got "):
         load(tmp_path, own={"x-role": role})

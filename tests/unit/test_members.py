@@ -33,35 +33,35 @@ def declared(folder: Path, **schemas: dict[str, Any]) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("schema", "types"),
     [
-        ({"type": "integer"}, {"integer"}),
-        ({"type": "number"}, {"number"}),
-        ({"type": ["number", "integer"]}, {"number"}),
-        ({"type": ["integer", "null"]}, {"integer", "null"}),
-        ({"type": ["string", "array"]}, {"string"}),
-        ({"enum": [1, 2.0, "x", None, True]}, {"integer", "string", "null", "boolean"}),
-        ({"enum": [1, 1.5, [], {}]}, {"number"}),
-        ({"const": False}, {"boolean"}),
-        ({"type": "string", "enum": ["x", 1]}, {"string"}),
-        ({"anyOf": [{"type": "string"}, {"const": None}]}, {"string", "null"}),
-        ({"oneOf": [{"type": "integer"}, {"type": "array"}, False]}, {"integer"}),
-        ({"allOf": [{"type": ["integer", "string"]}, {"type": ["string", "null"]}, True]}, {"string"}),
-        ({"allOf": [{"type": "number"}, {"type": "integer"}]}, {"integer"}),
-        ({"$ref": "#/$defs/id"}, {"integer", "null"}),
-        ({"$ref": "#/$defs/id", "type": "integer"}, {"integer"}),
-        ({"$ref": "#word"}, {"string"}),
-        ({"$dynamicRef": "#word"}, {"string"}),
-        ({"$ref": "urn:inner"}, {"boolean"}),
-        ({"$ref": "urn:edk-bridge:schema:other#/$defs/flag"}, {"boolean"}),
-        ({"$ref": "https://json-schema.org/draft/2020-12/schema"}, {"boolean"}),
-        ({"type": "integer", "$ref": "#/$defs/loop"}, {"integer"}),
+        ({"type": "integer"}, "integer"),
+        ({"type": "number"}, "number"),
+        ({"type": ["number", "integer"]}, "number"),
+        ({"type": ["integer", "null"]}, "integer null"),
+        ({"type": ["string", "array"]}, "string"),
+        ({"enum": [1, 2.0, "x", None, True]}, "integer string null boolean"),
+        ({"enum": [1, 1.5, [], {}]}, "number"),
+        ({"const": False}, "boolean"),
+        ({"type": "string", "enum": ["x", 1]}, "string"),
+        ({"anyOf": [{"type": "string"}, {"const": None}]}, "string null"),
+        ({"oneOf": [{"type": "integer"}, {"type": "array"}, False]}, "integer"),
+        ({"allOf": [{"type": ["integer", "string"]}, {"type": ["string", "null"]}, True]}, "string"),
+        ({"allOf": [{"type": "number"}, {"type": "integer"}]}, "integer"),
+        ({"$ref": "#/$defs/id"}, "integer null"),
+        ({"$ref": "#/$defs/id", "type": "integer"}, "integer"),
+        ({"$ref": "#word"}, "string"),
+        ({"$dynamicRef": "#word"}, "string"),
+        ({"$ref": "urn:inner"}, "boolean"),
+        ({"$ref": "urn:edk-bridge:schema:other#/$defs/flag"}, "boolean"),
+        ({"$ref": "https://json-schema.org/draft/2020-12/schema"}, "boolean"),
+        ({"type": "integer", "$ref": "#/$defs/loop"}, "integer"),
     ],
     ids=repr,
 )
 def test_member_has_the_scalar_types_that_all_of_its_schema_allows(
-    tmp_path: Path, schema: dict[str, Any], types: set[str]
+    tmp_path: Path, schema: dict[str, Any], types: str
 ) -> None:
     own = {"$defs": DEFS, "properties": {"a": schema}}
-    assert declared(tmp_path, own=own, other=OTHER) == {"a": types}
+    assert declared(tmp_path, own=own, other=OTHER) == {"a": set(types.split())}
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,14 @@ def rejected(body: object, **options: Any) -> Rejected:
 def test_example_of_the_specification_becomes_the_golden_update(
     body: object, kind: str | None, default: str | None
 ) -> None:
-    assert processed(body, kind=kind, default=default) == Accepted("killmail", GOLDEN, ("killmail", 123456789))
+    assert processed(body, kind=kind, default=default) == Accepted("killmail", GOLDEN, ("killmail", 123456789), EXAMPLE)
+
+
+def test_data_is_that_of_the_update_also_where_it_was_converted() -> None:
+    raw = {"killmail_id": 1, "solar_system_id": 2, "victim": {"ship_type_id": 3}, "attackers": [{}]}
+    for body in (EXAMPLE, raw):
+        outcome = accepted(body)
+        assert outcome.data == orjson.loads(outcome.payload)["data"]
 
 
 def test_type_of_the_envelope_counts_before_the_default() -> None:
@@ -236,6 +243,14 @@ def test_form_named_as_a_type_is_unknown_and_the_right_type_is_said(form: str) -
     outcome = rejected({}, kind=form)
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
     assert outcome.detail.endswith("publish it with the type killmail")
+
+
+@pytest.mark.parametrize("name", ["resume", "gap"])
+def test_message_of_the_bridges_own_named_as_a_type_is_unknown(name: str) -> None:
+    for outcome in (processed({}, kind=name), processed({"type": name, "data": {}})):
+        assert isinstance(outcome, Rejected)
+        assert outcome.reason == Reason.UNKNOWN_TYPE
+        assert f"{name} is what the bridge itself tells" in outcome.detail
 
 
 @pytest.mark.parametrize("kind", [None, ""])
