@@ -157,6 +157,7 @@ class Bridge:
         settings = self._settings
         return asyncapi.document(
             self._schemas.documents,
+            self._schemas.filterable,
             asyncapi.Deployment(
                 version=__version__,
                 host=f"localhost:{port}",

@@ -4,43 +4,18 @@ AsyncAPI speaks from the bridge's point of view: it receives events from the bro
 WebSocket clients. The schemas of both are the schema files.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
-from bridge.contract.catalog import schema_id
-from bridge.contract.draft07 import convert
-from bridge.contract.forms import REDISQ
-from bridge.contract.pipeline import Reason
+from bridge.contract import asyncapi_messages as messages
+from bridge.contract.asyncapi_messages import AMQP_BINDING, Object, at, key
 
 MEDIA_TYPE = "application/vnd.aai.asyncapi+json;version=3.0.0"
 
-_AMQP = "0.3.0"
-_WEBSOCKETS = "0.1.0"
-"""Versions of AsyncAPI's bindings."""
-
-_SENT_MS = 1697962000000
-"""The timestamp of examples: that of the specification's."""
-
-_TYPE = "The message's property `type` must say so, unless that is the exchange's default."
-
-_REJECT_HEADERS = {
-    "x-reject-detail": "One sentence that says what is wrong.",
-    "x-reject-pointer": "JSON Pointer to the member that is wrong; empty for the event as a whole.",
-    "x-reject-schema": "The $id of the schema that the event breaks; empty where it is none.",
-    "x-reject-exchange": "The exchange that the event came from.",
-    "x-reject-instance": "The name of the bridge that rejected it.",
-    "x-reject-time": "When that was: an RFC 3339 date-time.",
-    "x-reject-user-id": "The event's user_id, where it had one: the broker takes it from nobody else.",
-    "x-reject-cluster-id": "The event's cluster_id, where it had one: no library sends it.",
-    "x-reject-expiration": "The event's expiration in milliseconds, where it had one: a reject does not expire.",
-    "x-reject-headers": "There where the event's own properties are left out, because they can't be published again.",
-}
-
-Object = dict[str, Any]
+_WEBSOCKETS_BINDING = "0.1.0"
+"""Version of AsyncAPI's binding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,61 +33,43 @@ class Deployment:
     reject_exchange: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A schema file."""
+def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[str]], deployment: Deployment) -> bytes:
+    """The AsyncAPI 3.0.0 document, indented, with a newline at its end.
 
-    name: str
-    key: str
-    """Its name as AsyncAPI allows it in a key."""
-    schema: Object
-
-    @property
-    def reference(self) -> Object:
-        return _at("components", "schemas", self.key)
-
-    @property
-    def title(self) -> str:
-        title = self.schema.get("title")
-        return title if isinstance(title, str) else self.name
-
-    @property
-    def examples(self) -> list[Any]:
-        """As they came through the conversion; checked by nobody before."""
-        examples: list[Any] = self.schema.get("examples", [])
-        return examples
-
-
-def document(documents: Mapping[str, bytes], deployment: Deployment) -> bytes:
-    """The AsyncAPI 3.0.0 document for the schema files (name to content), indented, with a newline at its end.
-
-    Where the broker is stays out of it: whoever publishes knows, and nobody else has to.
+    `documents` are the schema files (name to content), `filterable` the members that clients may filter by, each with
+    its types. Where the broker is stays out of it: whoever publishes knows, and nobody else has to.
     """
-    files = _files(documents)
-    envelope = next((file for file in files if file.schema.get("x-role") == "envelope"), None)
+    files = messages.read(documents)
+    envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}
+    envelope, with_id = (envelopes.get(name, {}) for name in ("update", "update-with-id"))
     types = [file for file in files if "x-role" not in file.schema]
     forms = [file for file in files if file.schema.get("x-role") == "form"]
+    own = [file for file in files if file.schema.get("x-role") == "message"]
 
-    updates = {file.key: _update(file, envelope.schema if envelope else {}) for file in types}
+    sent = {file.key: f"update.{file.key}" for file in types} | {file.key: f"message.{file.key}" for file in own}
+    updates = {sent[file.key]: messages.update(file, envelope, with_id) for file in types}
+    updates |= {sent[file.key]: messages.told(file, envelope) for file in own}
     events: Object = {}
     for file in types:
-        own = [form for form in forms if form.schema.get("x-form-of") == file.name]
-        events[f"event.{file.key}"] = _event(file)
-        events[f"wrapped.{file.key}"] = _wrapped(file, own)
-        events |= {f"form.{form.key}": _form(form, file) for form in own}
+        of_type = [form for form in forms if form.schema.get("x-form-of") == file.name]
+        events[f"event.{file.key}"] = messages.event(file)
+        events[f"wrapped.{file.key}"] = messages.wrapped(file, of_type)
+        events |= {f"form.{form.key}": messages.form(form, file) for form in of_type}
 
-    channels = {"updates": _updates_channel(deployment.path, updates)}
-    operations = {"sendUpdates": _operation("send", "updates", updates, "Sends each update to every client.")}
+    channels = {"updates": _updates_channel(deployment.path, sent, _query([file.name for file in types], filterable))}
+    operations = {
+        "sendUpdates": _operation("send", "updates", sent, "Sends each update to every client that wants it.")
+    }
     for exchange, default in deployment.exchanges.items():
-        channel = f"exchange.{_key(exchange)}"
+        channel = f"exchange.{key(exchange)}"
         description = (
             f"Events. Where neither the message's property `type` nor its body names a type, it is `{default}`. "
             "An exchange of this name that is a topic exchange is used as it is, with any routing key."
         )
         channels[channel] = _exchange_channel(exchange, description, events)
         summary = "Takes each event, and makes an update of it."
-        operations[f"receive.{_key(exchange)}"] = _operation("receive", channel, events, summary)
-    rejected = {"rejected": _at("components", "messages", "rejected")}
+        operations[f"receive.{key(exchange)}"] = _operation("receive", channel, events, summary)
+    rejected = {"rejected": at("components", "messages", "rejected")}
     if deployment.reject_exchange is not None:
         channels["rejected"] = _exchange_channel(
             deployment.reject_exchange, "Events that can't become an update, as they came.", rejected
@@ -133,22 +90,15 @@ def document(documents: Mapping[str, bytes], deployment: Deployment) -> bytes:
             "operations": operations,
             "components": {
                 "messages": {
-                    **{f"update.{key}": message for key, message in updates.items()},
+                    **updates,
                     **events,
-                    **({} if deployment.reject_exchange is None else {"rejected": _rejected()}),
+                    **({} if deployment.reject_exchange is None else {"rejected": messages.rejected()}),
                 },
                 "schemas": {file.key: file.schema for file in files},
             },
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
     )
-
-
-def _files(documents: Mapping[str, bytes]) -> list[_File]:
-    names = {_key(name): name for name in (file.removesuffix(".json") for file in documents)}
-    schemas = {key: {"$id": schema_id(name), **orjson.loads(documents[f"{name}.json"])} for key, name in names.items()}
-    converted = convert(schemas, "#/components/schemas")
-    return [_File(name, key, converted[key]) for key, name in names.items()]
 
 
 def _servers(deployment: Deployment) -> Object:
@@ -168,129 +118,72 @@ def _servers(deployment: Deployment) -> Object:
     }
 
 
-def _updates_channel(path: str, updates: Iterable[str]) -> Object:
+def _updates_channel(path: str, sent: Mapping[str, str], query: Object) -> Object:
     return {
         "address": path,
         "title": "Updates",
-        "description": "Each text message is one update. What a client sends is ignored.",
-        "servers": [_at("servers", "websocket")],
-        "messages": {key: _at("components", "messages", f"update.{key}") for key in updates},
-        "bindings": {"ws": {"method": "GET", "bindingVersion": _WEBSOCKETS}},
+        "description": "Each text message is one update, or what the bridge itself has to say to a client that asked "
+        "for ids. What a client sends is ignored: it asks in the query of its handshake.",
+        "servers": [at("servers", "websocket")],
+        "messages": {name: at("components", "messages", message) for name, message in sent.items()},
+        "bindings": {"ws": {"method": "GET", "query": query, "bindingVersion": _WEBSOCKETS_BINDING}},
     }
 
 
-def _exchange_channel(exchange: str, description: str, messages: Iterable[str]) -> Object:
+def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object:
+    """What a client may ask for. An array is a parameter that may be there several times."""
+    return {
+        "type": "object",
+        "description": "Without a query everything comes, as {type, data, timestamp}. Of a parameter that is there "
+        "several times, one of the values must fit: ?systemId=30000142&systemId=30002187; of several parameters all.",
+        "properties": {
+            "type": {
+                "description": "Only updates of these types.",
+                "type": "array",
+                "items": {"type": "string", "enum": types},
+            },
+            "after": {
+                "description": "Asks for ids. Empty: updates from now on; an id: those after it. The first message is "
+                "a resume then, and there may be a gap.",
+                "type": "string",
+            },
+            **{
+                name: {
+                    "description": f"Only updates whose data has one of these values as its {name}.",
+                    "type": "array",
+                    "items": {"type": min(kinds) if len(kinds) == 1 else sorted(kinds)},
+                }
+                for name, kinds in filterable.items()
+                # Tools would follow it.
+                if name != "$ref"
+            },
+        },
+        "additionalProperties": False,
+    }
+
+
+def _exchange_channel(exchange: str, description: str, names: Iterable[str]) -> Object:
     return {
         # The routing key, which a fanout exchange does not look at.
         "address": "",
         "title": exchange,
         "description": description,
-        "servers": [_at("servers", "rabbitmq")],
-        "messages": {key: _at("components", "messages", key) for key in messages},
+        "servers": [at("servers", "rabbitmq")],
+        "messages": {name: at("components", "messages", name) for name in names},
         "bindings": {
             "amqp": {
                 "is": "routingKey",
                 "exchange": {"name": exchange, "type": "fanout", "durable": True, "autoDelete": False},
-                "bindingVersion": _AMQP,
+                "bindingVersion": AMQP_BINDING,
             }
         },
     }
 
 
-def _operation(action: str, channel: str, messages: Iterable[str], summary: str) -> Object:
+def _operation(action: str, channel: str, names: Iterable[str], summary: str) -> Object:
     return {
         "action": action,
-        "channel": _at("channels", channel),
+        "channel": at("channels", channel),
         "summary": summary,
-        "messages": [_at("channels", channel, "messages", key) for key in messages],
+        "messages": [at("channels", channel, "messages", name) for name in names],
     }
-
-
-def _update(file: _File, envelope: Mapping[str, Any]) -> Object:
-    """What a client gets."""
-    members = envelope.get("properties", {})
-    payload = {
-        "type": "object",
-        "required": ["type", "data", "timestamp"],
-        "properties": {
-            "type": {**members.get("type", {}), "const": file.name},
-            "data": file.reference,
-            "timestamp": members.get("timestamp", {"type": "integer"}),
-        },
-        "additionalProperties": False,
-    }
-    examples = [{"type": file.name, "data": example, "timestamp": _SENT_MS} for example in file.examples]
-    return _message(f"update.{file.name}", file.title, f"An update of the type {file.name}.", payload, examples)
-
-
-def _event(file: _File) -> Object:
-    """An event whose body is the update's data."""
-    title, summary = f"{file.title} (event)", f"The data of an update of the type {file.name}. {_TYPE}"
-    return _message(f"event.{file.name}", title, summary, file.reference, file.examples) | _typed(file)
-
-
-def _wrapped(file: _File, forms: list[_File]) -> Object:
-    """An event whose body names its type itself."""
-    payload = {
-        "type": "object",
-        "required": ["type", "data"],
-        "properties": {
-            "type": {"type": "string", "const": file.name},
-            "data": {"anyOf": [file.reference, *map(_form_schema, forms)]} if forms else file.reference,
-            "timestamp": {"description": "Replaced by the bridge's own."},
-        },
-        "additionalProperties": False,
-    }
-    title = f"{file.title} (wrapped event)"
-    summary = f"The data of an update of the type {file.name}, and the type: the property `type` may be left out."
-    examples = [{"type": file.name, "data": example} for example in file.examples]
-    return _message(f"wrapped.{file.name}", title, summary, payload, examples) | _typed(file)
-
-
-def _form(form: _File, file: _File) -> Object:
-    """An event that the bridge converts."""
-    title, summary = f"{form.title} (event)", f"Becomes an update of the type {file.name}. {_TYPE}"
-    return _message(f"form.{form.name}", title, summary, _form_schema(form), form.examples) | _typed(file)
-
-
-def _form_schema(form: _File) -> Object:
-    if form.name != REDISQ:
-        return form.reference
-    package = {"type": "object", "required": ["package"], "properties": {"package": form.reference}}
-    return {"anyOf": [form.reference, package]}
-
-
-def _rejected() -> Object:
-    return {
-        "name": "rejected",
-        "title": "Rejected event",
-        "summary": "The event's own body, properties and headers, and why it can't become an update.",
-        "headers": {
-            "type": "object",
-            "properties": {
-                "x-reject-reason": {"type": "string", "enum": [reason.value for reason in Reason]},
-                **{name: {"type": "string", "description": text} for name, text in _REJECT_HEADERS.items()},
-            },
-        },
-        "payload": {"description": "Whatever was published."},
-        "bindings": {"amqp": {"bindingVersion": _AMQP}},
-    }
-
-
-def _message(name: str, title: str, summary: str, payload: Object, examples: list[Any]) -> Object:
-    message = {"name": name, "title": title, "summary": summary, "payload": payload}
-    return {**message, "examples": [{"payload": example} for example in examples]} if examples else message
-
-
-def _typed(file: _File) -> Object:
-    """The message's property `type`."""
-    return {"bindings": {"amqp": {"messageType": file.name, "bindingVersion": _AMQP}}}
-
-
-def _at(*steps: str) -> Object:
-    return {"$ref": "/".join(("#", *steps))}
-
-
-def _key(name: str) -> str:
-    """The name as AsyncAPI allows it in a key: other characters than these by their numbers, no two names alike."""
-    return re.sub(r"[^A-Za-z0-9._-]|_(?=[0-9a-f]+_)", lambda found: f"_{ord(found[0]):x}_", name)

@@ -14,8 +14,22 @@ export type UpdateType = keyof UpdateData;
 /** Any update: switch on its type, and its data is known. One of a type that is not here may come: ignore it. */
 export type Update = { [Type in UpdateType]: UpdateOf<Type> }[UpdateType];
 
+/** The same as a client gets it that asked for ids. */
+export type UpdateWithId = { [Type in UpdateType]: UpdateWithIdOf<Type> }[UpdateType];
+
+/** What the bridge itself tells a client that asked for ids, and the data of each. */
+export interface MessageData {
+  gap: Gap;
+  resume: Resume;
+}
+
+export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof MessageData];
+
+/** Whatever a client gets that asked for ids: switch on its type. */
+export type Received = UpdateWithId | Message;
+
 /**
- * The envelope: what every WebSocket text message of the bridge holds.
+ * The envelope: what every WebSocket text message of the bridge holds, but for updates to clients that asked for ids: see update-with-id.
  */
 export interface UpdateOf<Type extends UpdateType> {
   /**
@@ -26,6 +40,34 @@ export interface UpdateOf<Type extends UpdateType> {
    * The update itself, as the schema of its type says.
    */
   data: UpdateData[Type];
+  /**
+   * When the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
+   */
+  timestamp: number;
+}
+
+/**
+ * The envelope of an update as clients get it that asked for ids (?after=): the id is its fourth member, and the last.
+ */
+export interface UpdateWithIdOf<Type extends UpdateType> extends UpdateOf<Type> {
+  /**
+   * What the update is known by, to be given back in after. Of no meaning to a client: neither its order nor its parts say anything.
+   */
+  id: string;
+}
+
+/**
+ * The envelope: what every WebSocket text message of the bridge holds, but for updates to clients that asked for ids: see update-with-id.
+ */
+export interface MessageOf<Type extends keyof MessageData> {
+  /**
+   * The update type: the name of the schema file that describes data.
+   */
+  type: Type;
+  /**
+   * The update itself, as the schema of its type says.
+   */
+  data: MessageData[Type];
   /**
    * When the update was sent, in milliseconds since 1970-01-01T00:00:00Z.
    */
@@ -255,6 +297,24 @@ export interface KillboardEvent {
 }
 
 /**
+ * The data of a message to clients that asked for ids (?after=): the bridge itself may have missed events in this time, and no resuming brings them back.
+ */
+export interface Gap {
+  /**
+   * The last moment at which nothing was missed: an RFC 3339 date-time with upper-case T and Z.
+   */
+  since: string;
+  /**
+   * Since when nothing is missed again: an RFC 3339 date-time with upper-case T and Z.
+   */
+  until: string;
+  /**
+   * What happened, in a few words, for people.
+   */
+  reason: string;
+}
+
+/**
  * The data of an update of the type killmail: sent when a new killmail has been fetched and processed.
  */
 export interface Killmail {
@@ -370,6 +430,24 @@ export interface RedisqPackage {
    * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
    */
   zkb?: unknown;
+}
+
+/**
+ * The data of the first message to a client that asked for ids (?after=): where in the stream of updates it is. What comes after data.id follows.
+ */
+export interface Resume {
+  /**
+   * Whether everything after the id that the client gave follows. False where that id is unknown or older than what is kept: all that is kept follows then, and what was before that is lost to the client.
+   */
+  complete: boolean;
+  /**
+   * How many of the updates that follow were sent before the client came.
+   */
+  replayed: number;
+  /**
+   * From now on the id to give in after, until an update brings the next one.
+   */
+  id: string;
 }
 
 /**

@@ -94,7 +94,12 @@ async def test_bridge_serves_a_valid_document_that_leads_to_it(
     made = orjson.loads(document)
     assert made["servers"]["websocket"]["host"] == f"localhost:{port}"
     assert made["channels"]["updates"]["address"] == "/kills"
-    assert set(made["channels"]["updates"]["messages"]) == {*catalog.load([catalog.PACKAGED]).types, "fleet_20_move"}
+    packaged = catalog.load([catalog.PACKAGED])
+    sent = {*packaged.types, *packaged.messages, "fleet_20_move"}
+    assert set(made["channels"]["updates"]["messages"]) == sent
+    asked = made["channels"]["updates"]["bindings"]["ws"]["query"]["properties"]
+    assert "fleet move" in asked["type"]["items"]["enum"]
+    assert asked["size"]["items"] == {"type": "number"}
     [channel] = [channel for channel in made["channels"].values() if channel["title"] == exchange]
     assert "`fleet move`" in channel["description"]
     assert broker.url not in document.decode()
@@ -105,6 +110,7 @@ async def test_bridge_serves_a_valid_document_that_leads_to_it(
     [
         pytest.param(b'"action": "send"', b'"action": "shout"', "allowed values", id="action"),
         pytest.param(b'"type": "fanout"', b'"type": "fan"', "allowed values", id="binding"),
+        pytest.param(b'"query": {\n            "type": "object"', b'"query": {\n            "type": 5', "", id="query"),
         pytest.param(b'"minimum": 0', b'"minimum": "none"', "number", id="schema"),
         pytest.param(b"schemas/killmail", b"schemas/killmall", "killmall", id="reference"),
         pytest.param(b'"asyncapi": "3.0.0"', b'"asyncapi": "2.0.0"', "must", id="version"),

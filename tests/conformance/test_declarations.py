@@ -80,6 +80,47 @@ def test_wrong_use_does_not_compile(project: Path, old: str, new: str, words: st
     assert not (project / "listen.js").exists()
 
 
+WITH_IDS = """
+import type { Received, Update } from "../../schemas/generated/updates";
+
+export function after(message: Received): string {
+  switch (message.type) {
+    case "resume":
+      return message.data.complete ? message.data.id : message.data.replayed.toFixed();
+    case "gap":
+      return `${message.data.since} ${message.data.until} ${message.data.reason.trim()}`;
+    case "killmail":
+      return message.id + message.data.killmailId.toFixed();
+    default:
+      return message.id;
+  }
+}
+
+export const plain = (message: Received): Update | null =>
+  message.type === "resume" || message.type === "gap" ? null : message;
+"""
+
+
+def test_client_that_asks_for_ids_is_typed_too(project: Path) -> None:
+    assert compiled(project, WITH_IDS) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        pytest.param('    case "gap":', '    case "hole":', "not comparable", id="misspelt-message"),
+        pytest.param('case "resume":\n', 'case "resume": return message.id;\n', "'id' does not exist", id="no-id"),
+        pytest.param("data.reason.trim", "data.reason.toFixed", "does not exist", id="wrong-type"),
+        pytest.param("(message: Received): string", "(message: Update): string", "not comparable", id="plain-has-none"),
+        pytest.param(' || message.type === "gap"', "", "not assignable", id="message-is-no-update"),
+    ],
+)
+def test_wrong_use_of_ids_does_not_compile(project: Path, old: str, new: str, words: str) -> None:
+    assert old in WITH_IDS
+    lines = compiled(project, WITH_IDS.replace(old, new))
+    assert any("error TS" in each and words in each for each in lines), lines
+
+
 async def test_typed_client_reads_updates(
     project: Path, node: str, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:

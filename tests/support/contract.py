@@ -15,8 +15,10 @@ DECLARATIONS = GENERATED / "updates.d.ts"
 def asyncapi_document() -> bytes:
     """The AsyncAPI document of a bridge whose settings are the defaults."""
     settings = Settings()
+    schemas = catalog.load([catalog.PACKAGED])
     return asyncapi.document(
-        catalog.load([catalog.PACKAGED]).documents,
+        schemas.documents,
+        schemas.filterable,
         asyncapi.Deployment(
             version=__version__,
             host=f"localhost:{settings.port}",

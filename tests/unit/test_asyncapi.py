@@ -23,9 +23,11 @@ def document(
     secure: bool = False,
     exchanges: Mapping[str, str] | None = None,
     reject_exchange: str | None = "bridge.rejected",
+    filterable: Mapping[str, frozenset[str]] = PACKAGED.filterable,
 ) -> Any:
     content = asyncapi.document(
         documents,
+        filterable,
         Deployment(
             version="1.2.3",
             host="localhost:3001",
@@ -84,15 +86,44 @@ def test_secure_bridge_is_wss() -> None:
 def test_every_update_type_is_a_message_to_clients() -> None:
     made = document()
     messages = made["channels"]["updates"]["messages"]
-    assert set(messages) == set(PACKAGED.types)
-    for name, reference in messages.items():
-        message = resolve(made, reference["$ref"])
+    assert set(messages) == set(PACKAGED.types) | set(PACKAGED.messages)
+    for name in PACKAGED.types:
+        message = resolve(made, messages[name]["$ref"])
         members = message["payload"]["properties"]
         assert members["type"]["const"] == name
         assert members["data"] == {"$ref": f"#/components/schemas/{name}"}
         assert list(message["payload"]["required"]) == ["type", "data", "timestamp"]
+        assert list(members) == ["type", "data", "timestamp", "id"]
         for example in message["examples"]:
             assert PACKAGED.types[name].violation(example["payload"]["data"]) is None
+
+
+def test_what_the_bridge_itself_tells_is_a_message_to_clients_and_no_event() -> None:
+    made = document()
+    for name, schema in PACKAGED.messages.items():
+        message = resolve(made, made["channels"]["updates"]["messages"][name]["$ref"])
+        members = message["payload"]["properties"]
+        assert list(members) == list(message["payload"]["required"]) == ["type", "data", "timestamp"]
+        assert members["type"]["const"] == name
+        assert members["data"] == {"$ref": f"#/components/schemas/{name}"}
+        [example] = message["examples"]
+        assert schema.violation(example["payload"]["data"]) is None
+        assert not any(name in key for key in made["channels"]["exchange.killmails"]["messages"])
+
+
+def test_query_has_all_that_a_client_may_ask_for() -> None:
+    query = document()["channels"]["updates"]["bindings"]["ws"]["query"]
+    asked = query["properties"]
+    assert list(asked) == ["type", "after", *PACKAGED.filterable]
+    assert asked["type"]["items"]["enum"] == sorted(PACKAGED.types)
+    assert asked["systemId"]["items"] == {"type": ["integer", "null"]}
+    assert asked["killmailId"]["items"] == {"type": "integer"}
+
+
+def test_member_that_tools_take_for_a_reference_is_left_out_of_the_query() -> None:
+    kinds = frozenset({"string"})
+    query = document(filterable={"$ref": kinds, "a b": kinds})["channels"]["updates"]["bindings"]["ws"]["query"]
+    assert list(query["properties"]) == ["type", "after", "a b"]
 
 
 def test_example_is_that_of_the_specification() -> None:
@@ -179,7 +210,9 @@ def test_own_type_is_described_like_ours() -> None:
 
 
 def test_envelope_that_is_missing_is_still_three_members() -> None:
-    members = document({"fleet.json": b"{}"})["components"]["messages"]["update.fleet"]["payload"]["properties"]
+    members = document({"fleet.json": b"{}"}, filterable={})["components"]["messages"]["update.fleet"]["payload"][
+        "properties"
+    ]
     assert members == {
         "type": {"const": "fleet"},
         "data": {"$ref": "#/components/schemas/fleet"},

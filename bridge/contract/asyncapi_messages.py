@@ -1,0 +1,184 @@
+"""The messages of the AsyncAPI document: what a client gets, and what a fetcher may publish.
+
+Each is made from the schema files alone: this file must never know on which channel a message goes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from bridge.contract.catalog import schema_id
+from bridge.contract.draft07 import convert
+from bridge.contract.forms import REDISQ
+from bridge.contract.pipeline import Reason
+
+AMQP_BINDING = "0.3.0"
+"""Version of AsyncAPI's binding."""
+
+_SENT_MS = 1697962000000
+"""The timestamp of examples: that of the specification's."""
+
+_TYPE = "The message's property `type` must say so, unless that is the exchange's default."
+
+_REJECT_HEADERS = {
+    "x-reject-detail": "One sentence that says what is wrong.",
+    "x-reject-pointer": "JSON Pointer to the member that is wrong; empty for the event as a whole.",
+    "x-reject-schema": "The $id of the schema that the event breaks; empty where it is none.",
+    "x-reject-exchange": "The exchange that the event came from.",
+    "x-reject-instance": "The name of the bridge that rejected it.",
+    "x-reject-time": "When that was: an RFC 3339 date-time.",
+    "x-reject-user-id": "The event's user_id, where it had one: the broker takes it from nobody else.",
+    "x-reject-cluster-id": "The event's cluster_id, where it had one: no library sends it.",
+    "x-reject-expiration": "The event's expiration in milliseconds, where it had one: a reject does not expire.",
+    "x-reject-headers": "There where the event's own properties are left out, because they can't be published again.",
+}
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A schema file."""
+
+    name: str
+    key: str
+    """Its name as AsyncAPI allows it in a key."""
+    schema: Object
+
+    @property
+    def reference(self) -> Object:
+        return at("components", "schemas", self.key)
+
+    @property
+    def title(self) -> str:
+        title = self.schema.get("title")
+        return title if isinstance(title, str) else self.name
+
+    @property
+    def examples(self) -> list[Any]:
+        """As they came through the conversion; checked by nobody before."""
+        examples: list[Any] = self.schema.get("examples", [])
+        return examples
+
+
+def read(documents: Mapping[str, bytes]) -> list[File]:
+    """The schema files (name to content), as AsyncAPI takes schemas."""
+    names = {key(name): name for name in (file.removesuffix(".json") for file in documents)}
+    schemas = {
+        each: {"$id": schema_id(name), **orjson.loads(documents[f"{name}.json"])} for each, name in names.items()
+    }
+    converted = convert(schemas, "#/components/schemas")
+    return [File(name, each, converted[each]) for each, name in names.items()]
+
+
+def update(file: File, envelope: Mapping[str, Any], with_id: Mapping[str, Any]) -> Object:
+    """What a client gets: by the schemas of the envelope, and of that with an id, for a client that asked for ids."""
+    members = envelope.get("properties", {})
+    ids = {"id": member} if (member := with_id.get("properties", {}).get("id")) is not None else {}
+    payload = _enveloped(file, members, ids)
+    examples = [_example(file, example) for example in file.examples]
+    return _message(f"update.{file.name}", file.title, f"An update of the type {file.name}.", payload, examples)
+
+
+def told(file: File, envelope: Mapping[str, Any]) -> Object:
+    """What the bridge itself tells a client that asked for ids."""
+    payload = _enveloped(file, envelope.get("properties", {}), {})
+    examples = [_example(file, example) for example in file.examples]
+    summary = f"A message of the type {file.name}, to clients that asked for ids. It has none itself."
+    return _message(f"message.{file.name}", file.title, summary, payload, examples)
+
+
+def _enveloped(file: File, members: Mapping[str, Any], ids: Mapping[str, Any]) -> Object:
+    return {
+        "type": "object",
+        "required": ["type", "data", "timestamp"],
+        "properties": {
+            "type": {**members.get("type", {}), "const": file.name},
+            "data": file.reference,
+            "timestamp": members.get("timestamp", {"type": "integer"}),
+            **ids,
+        },
+        "additionalProperties": False,
+    }
+
+
+def _example(file: File, data: Any) -> Object:
+    return {"type": file.name, "data": data, "timestamp": _SENT_MS}
+
+
+def event(file: File) -> Object:
+    """An event whose body is the update's data."""
+    title, summary = f"{file.title} (event)", f"The data of an update of the type {file.name}. {_TYPE}"
+    return _message(f"event.{file.name}", title, summary, file.reference, file.examples) | _typed(file)
+
+
+def wrapped(file: File, forms: list[File]) -> Object:
+    """An event whose body names its type itself."""
+    payload = {
+        "type": "object",
+        "required": ["type", "data"],
+        "properties": {
+            "type": {"type": "string", "const": file.name},
+            "data": {"anyOf": [file.reference, *map(_form_schema, forms)]} if forms else file.reference,
+            "timestamp": {"description": "Replaced by the bridge's own."},
+        },
+        "additionalProperties": False,
+    }
+    title = f"{file.title} (wrapped event)"
+    summary = f"The data of an update of the type {file.name}, and the type: the property `type` may be left out."
+    examples = [{"type": file.name, "data": example} for example in file.examples]
+    return _message(f"wrapped.{file.name}", title, summary, payload, examples) | _typed(file)
+
+
+def form(form: File, file: File) -> Object:
+    """An event that the bridge converts."""
+    title, summary = f"{form.title} (event)", f"Becomes an update of the type {file.name}. {_TYPE}"
+    return _message(f"form.{form.name}", title, summary, _form_schema(form), form.examples) | _typed(file)
+
+
+def _form_schema(form: File) -> Object:
+    if form.name != REDISQ:
+        return form.reference
+    package = {"type": "object", "required": ["package"], "properties": {"package": form.reference}}
+    return {"anyOf": [form.reference, package]}
+
+
+def rejected() -> Object:
+    """An event that the bridge gives back."""
+    return {
+        "name": "rejected",
+        "title": "Rejected event",
+        "summary": "The event's own body, properties and headers, and why it can't become an update.",
+        "headers": {
+            "type": "object",
+            "properties": {
+                "x-reject-reason": {"type": "string", "enum": [reason.value for reason in Reason]},
+                **{name: {"type": "string", "description": text} for name, text in _REJECT_HEADERS.items()},
+            },
+        },
+        "payload": {"description": "Whatever was published."},
+        "bindings": {"amqp": {"bindingVersion": AMQP_BINDING}},
+    }
+
+
+def _message(name: str, title: str, summary: str, payload: Object, examples: list[Any]) -> Object:
+    message = {"name": name, "title": title, "summary": summary, "payload": payload}
+    return {**message, "examples": [{"payload": example} for example in examples]} if examples else message
+
+
+def _typed(file: File) -> Object:
+    """The message's property `type`."""
+    return {"bindings": {"amqp": {"messageType": file.name, "bindingVersion": AMQP_BINDING}}}
+
+
+def at(*steps: str) -> Object:
+    """A reference within the document."""
+    return {"$ref": "/".join(("#", *steps))}
+
+
+def key(name: str) -> str:
+    """The name as AsyncAPI allows it in a key: other characters than these by their numbers, no two names alike."""
+    return re.sub(r"[^A-Za-z0-9._-]|_(?=[0-9a-f]+_)", lambda found: f"_{ord(found[0]):x}_", name)
