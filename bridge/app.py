@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import secrets
 import signal
 import sys
 
@@ -15,16 +16,18 @@ from bridge.broker.rejects import Rejects
 from bridge.broker.status import PROOF_VALID_S, State, Status
 from bridge.contract import asyncapi, catalog
 from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline
 from bridge.errors import ConfigurationError, masked
 from bridge.fanout.access import Access
+from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
 from bridge.fanout.server import Limits, Server
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
-from bridge.relay import Relay
+from bridge.relay import Relay, now_ms
 from bridge.settings import Settings
 
 _log = structlog.get_logger("bridge")
@@ -50,7 +53,15 @@ class Bridge:
         if beyond := ", ".join(str(network) for network in settings.allowed_networks if network.is_global):
             _log.warning("public addresses may connect (BRIDGE_ALLOWED_NETWORKS)", networks=beyond)
         log = Log(settings.log_bytes)
-        self._hub = Hub(log, metrics, asyncio.get_running_loop().call_soon, settings.log_bytes)
+        shared = settings.history == "stream"
+        self._hub = Hub(
+            History(log, None if shared else secrets.randbits(32)),
+            metrics,
+            asyncio.get_running_loop().call_soon,
+            settings.log_bytes,
+            now_ms,
+            reads_back=shared,
+        )
         metrics.watch("bridge_log_bytes", "Bytes that the shared log of updates takes.", lambda: log.size_bytes)
         metrics.watch("bridge_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
         metrics.watch("bridge_log_updates", "Updates in the shared log.", lambda: len(log))
@@ -74,12 +85,14 @@ class Bridge:
             f"edk-bridge@{settings.instance}",
         )
         self._consumer = Consumer(source, relay, metrics, settings.wait)
+        self._hub.is_fed = lambda: self._consumer.status.state is State.WORKING
         self._consumer.on_epoch_over = self._rejects.epoch_over
         self._pages = Pages(self.readiness, metrics, schemas.documents, settings.path)
         places = descriptors.places(settings.max_connections)
         self._server = Server(
             self._hub,
             Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins),
+            Filters(schemas),
             self._pages,
             settings.path,
             Limits(

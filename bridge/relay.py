@@ -12,7 +12,10 @@ import structlog
 
 from bridge.broker.epoch import Delivery
 from bridge.broker.rejects import Rejects
+from bridge.broker.status import Gap
+from bridge.contract import envelope
 from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.ids import Id
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
 from bridge.fanout.hub import Hub
@@ -32,8 +35,13 @@ class Relay:
         hub: Hub,
         rejects: Rejects,
         metrics: Metrics,
+        *,
+        reads_back: bool = False,
     ) -> None:
-        """`exchanges` maps an exchange to the update type that it carries by default."""
+        """`exchanges` maps an exchange to the update type that it carries by default.
+
+        `reads_back` says that what comes first, until `caught_up`, was published before this bridge began.
+        """
         self._exchanges = exchanges
         # A message that came through another exchange bears that one's name; where all carry the same type, it's clear.
         types = set(exchanges.values())
@@ -45,6 +53,9 @@ class Relay:
         self._metrics = metrics
         self._unflushed: list[Delivery] = []
         self._rejected: Counter[Reason] = Counter()
+        self._reading_back = reads_back
+        self._invalid_before = 0
+        """Events of before that can't become an update."""
         hub.on_flush = self._flushed
 
     def deliver(self, delivery: Delivery) -> None:
@@ -65,15 +76,20 @@ class Relay:
                 self._exchanges.get(delivery.exchange, self._only_type),
                 content.encoding,
             )
-            outcome = self._pipeline.process(event, time.time_ns() // 1_000_000)
+            outcome = self._pipeline.process(event, now_ms())
             if isinstance(outcome, Accepted):
                 duplicate = outcome.identity is not None and outcome.identity in self._window
                 if not duplicate:
-                    self._hub.publish(outcome.payload)
+                    self._hub.publish(outcome.payload, (outcome.type, outcome.data), delivery.id)
         except Exception:
             _log.exception("an event could not be processed")
             outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log says how")
         if isinstance(outcome, Rejected):
+            if self._reading_back:
+                # Whoever consumed it when it was new has said so; to say it at each start again helps nobody.
+                self._invalid_before += 1
+                delivery.settle()
+                return
             self._say(delivery, outcome)
             self._rejects.reject(delivery, outcome)
         elif duplicate:
@@ -83,13 +99,33 @@ class Relay:
             # All of it once the update is in the log. Publishing may flush what came before, and must not settle this
             # one for it; and what failed to get there is no duplicate when it comes again.
             self._unflushed.append(delivery)
-            self._metrics.updates[outcome.type] += 1
+            if not self._reading_back:
+                self._metrics.updates[outcome.type] += 1
             if outcome.identity is not None:
                 self._window.remember(outcome.identity)
 
     def flush(self) -> None:
         """Hands out the updates of all deliveries so far."""
         self._hub.flush()
+
+    def mark(self, each: Id) -> None:
+        """Notes an id that belongs to no event."""
+        self._hub.mark(each)
+
+    def caught_up(self) -> None:
+        """All that was published before this bridge began is there: what follows is new."""
+        self._reading_back = False
+        self._hub.caught_up()
+        if self._invalid_before:
+            _log.warning(
+                "events of before this bridge's start can't become updates; they are not published as rejects",
+                events=self._invalid_before,
+            )
+
+    def missed(self, gap: Gap) -> None:
+        """Events may have been published that no delivery will bring."""
+        said = gap.report()
+        self._hub.notify(envelope.gap(str(said["since"]), str(said["until"]), gap.reason, now_ms()))
 
     def _say(self, delivery: Delivery, rejected: Rejected) -> None:
         """One line for the first event of a reason, and for each that doubles their number: a flood stays short."""
@@ -111,3 +147,8 @@ class Relay:
         for delivery in settled:
             observe(now_s - delivery.received_s)
             delivery.settle()
+
+
+def now_ms() -> int:
+    """The time, in Unix milliseconds."""
+    return time.time_ns() // 1_000_000

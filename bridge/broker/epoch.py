@@ -10,12 +10,13 @@ from typing import Protocol
 
 from bridge.broker.lane import Content, Lane
 from bridge.broker.settlement import Settlement
+from bridge.contract.ids import Id
 
 
 class Delivery:
     """A message, and the duty to settle it once."""
 
-    __slots__ = ("_epoch", "body", "content", "exchange", "received_s", "redelivered", "routing_key", "tag")
+    __slots__ = ("_epoch", "body", "content", "exchange", "id", "received_s", "redelivered", "routing_key", "tag")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Delivery:
         self.routing_key = routing_key
         self.content = content
         self.body = body
+        self.id: Id | None = None
         self.received_s = received_s
         """When it came (monotonic seconds)."""
 

@@ -16,7 +16,9 @@ from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import PING, close_frame, pong_frame
 from bridge.fanout.hub import Hub
 from bridge.fanout.inbound import Close, Inbound, Ping, Violation
+from bridge.fanout.lagging import Subscriber
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
+from bridge.fanout.view import View
 
 LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to
@@ -63,6 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         "opened_at",
         "pinged_at",
         "slot",
+        "view",
     )
 
     def __init__(
@@ -89,6 +92,7 @@ class Connection(asyncio.BufferedProtocol):
         self.address = address
         self.cursor = 0
         self.slot = -1
+        self.view: View[Subscriber] | None = None
         self.congested = False
         self.opened_at = self.heard_at = self.pinged_at = clock.now_s
         self.closed_at: float | None = None

@@ -17,6 +17,12 @@ def text_frame(payload: bytes) -> bytes:
     return _header(0x81, len(payload)) + payload
 
 
+def payload_of(frame: bytes) -> bytes:
+    """What a text frame of ours holds."""
+    length = frame[1]
+    return frame[2 if length < 126 else 4 if length == 126 else 10 :]
+
+
 def pong_frame(payload: bytes) -> bytes:
     """The answer to a ping: its payload, of at most 125 bytes, unchanged (RFC 6455, section 5.5.3)."""
     return _header(0x8A, len(payload)) + payload

@@ -19,6 +19,7 @@ from websockets.exceptions import InvalidHeader
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout.access import Access
 from bridge.fanout.allowance import RECEIVED
@@ -59,12 +60,13 @@ class Host(Protocol):
     """What a handshake needs of the server that it belongs to."""
 
     access: Access
+    filters: Filters
     pages: Pages
     path: str
     tls: Tls | None
     handshake_timeout_s: float
 
-    def upgraded(self, handshake: "Handshake", transport: asyncio.Transport, rest: bytes) -> None:
+    def upgraded(self, handshake: "Handshake", transport: asyncio.Transport, wish: Wish, rest: bytes) -> None:
         """The client of this handshake has a connection now; `rest` is what it sent after its request."""
 
     def refused(self, rule: str, peer: str, detail: str) -> None:
@@ -196,13 +198,15 @@ class Handshake(asyncio.BufferedProtocol):
             self._answer(ONLY_GET)
         elif path != self._host.path:
             self._answer(self._host.pages.get(path))
-        elif query:
-            text = f"{path} takes no query parameters, yet there is one; connect without it."
-            self._refuse("query", HTTPStatus.BAD_REQUEST, text)
         else:
-            self._upgrade(protocol, request, rest)
+            try:
+                wish = self._host.filters.read(query)
+            except BadQuery as error:
+                self._refuse("query", HTTPStatus.BAD_REQUEST, str(error))
+            else:
+                self._upgrade(protocol, request, wish, rest)
 
-    def _upgrade(self, protocol: ServerProtocol, request: Request, rest: bytes) -> None:
+    def _upgrade(self, protocol: ServerProtocol, request: Request, wish: Wish, rest: bytes) -> None:
         assert self._transport is not None
         response = protocol.accept(request)
         if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
@@ -211,7 +215,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._answered = True
         self._stop_timer()
         self._transport.write(response.serialize())
-        self._host.upgraded(self, self._transport, rest)
+        self._host.upgraded(self, self._transport, wish, rest)
 
     def _refuse_upgrade(self, status: HTTPStatus, error: Exception | None) -> None:
         """In words of our own: the library's quote the client, to itself and in the log."""

@@ -1,211 +1,296 @@
 """Who is connected, and what each has had: one log, many cursors.
 
-A connection is *live* (it has had all that was flushed, and its transport is empty) or *lagging* (its socket could not
-take everything: its cursor stays where it is, and it reads on from the log whenever the transport drains). What waits
-for a slow client is a position in the log, not a copy: its transport holds the rest of one frame. One that falls off
-the log's tail is closed: this is the whole slow-consumer policy, and it bounds the memory of all clients together.
+A connection is *live* (it has had all that was flushed, and its transport is empty), *lagging* (its socket could not
+take everything, or it resumes from earlier on: it reads on from the log, see `lagging`) or *waiting* (for an update
+that it says it has had, and that is still to come here). What waits for a slow client is a position in the log, not a
+copy: its transport holds the rest of one frame.
 
 This file must never know what an update means, or how a frame reaches a socket.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
+from bridge.contract.envelope import unwrap
+from bridge.contract.ids import Id
 from bridge.fanout.closing import CloseReason
-from bridge.fanout.frames import text_frame
-from bridge.fanout.live import Live, Place
-from bridge.fanout.log import ENTRY_BYTES, Log
-from bridge.fanout.writing import write_one
+from bridge.fanout.frames import payload_of, text_frame
+from bridge.fanout.history import Filter, History
+from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging, Subscriber
+from bridge.fanout.live import Writer
+from bridge.fanout.log import ENTRY_BYTES
+from bridge.fanout.resuming import FROM_NOW_ON, Resuming
+from bridge.fanout.view import View
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536
 """What one write to a connection may hold. Larger writes gain nothing: a frame costs the kernel more than the call."""
 
-CATCH_UP_BYTES = 16384
-"""What a lagging connection is given in one turn of the loop."""
-
-EVICTIONS = 64
-"""Clients that are evicted in one turn of the loop: 3 ms, when thousands stopped to read at the same time."""
-
-
-class Subscriber(Place, Protocol):
-    """A connection, as the hub sees it."""
-
-    cursor: int
-    """The position of the next frame to send. Meaningful while the connection lags."""
-    congested: bool
-    """True while the transport still holds something."""
-
-    def send(self, frames: bytes | memoryview) -> int:
-        """Through the transport: bytes written; -1 where (a part of) them is enqueued; 0 where they are dropped."""
-
-    def close(self, reason: CloseReason, **details: object) -> None:
-        """Closes with a reason; `details` are numbers for the log."""
+Content = tuple[str, object]
+"""An update's type and data, for filters."""
 
 
 class Hub:
     """Publishes updates to all connections. Few verbs: join, leave, publish, drain."""
 
-    def __init__(self, log: Log, metrics: Metrics, schedule: Callable[..., object], log_bytes: int) -> None:
-        """`schedule` is the event loop's `call_soon`; `log_bytes` the bound that `log` was made with."""
-        self._log = log
+    def __init__(
+        self,
+        history: History,
+        metrics: Metrics,
+        schedule: Callable[..., object],
+        log_bytes: int,
+        now_ms: Callable[[], int],
+        *,
+        reads_back: bool = False,
+    ) -> None:
+        """`schedule` is the event loop's `call_soon`; `log_bytes` the bound that the history's log was made with.
+
+        `now_ms` is the clock (Unix milliseconds); `reads_back` says that what comes first, until `caught_up`, was sent
+        before this bridge began: it fills the log, and nobody gets it but who resumes from there.
+        """
+        self._history = history
+        self._log = log = history.log
         self._metrics = metrics
         self.schedule = schedule
         """Calls back in the next turn of the loop: for connections too, which then need to know no loop."""
         # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
         self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
         self._flush_updates = log_bytes // 2 // ENTRY_BYTES
-        self._live: Live[Subscriber] = Live()
-        self._lagging: set[Subscriber] = set()
-        self._flushed = 0
+        self._plain: View[Subscriber] = View(history, None, ids=False)
+        self._views: dict[tuple[Filter | None, bool], View[Subscriber]] = {}
+        """The others, by what their connections asked for."""
+        self._writer = Writer()
+        self._resuming = Resuming(history, now_ms)
+        self._lagging = Lagging(history, self._resuming, schedule, self._arrived, self.leave)
+        self._waiting: dict[Subscriber, str] = {}
+        self._impatient: set[Subscriber] = set()
+        """Those that were waiting already when somebody last looked."""
+        self._reading_back = reads_back
+        self._contents: list[Content | None] = []
+        """Of what is not flushed yet."""
         self._pending_bytes = 0
-        self._slowest = 0
-        """A lower bound of the lagging connections' cursors: they are looked through only when the tail passes it."""
-        self._evicting = False
-        """True while some wait for their eviction in a later turn."""
         self._draining = False
         self.on_flush: Callable[[], None] = lambda: None
         """Called after each flush: all that was published before has been handed out."""
+        self.is_fed: Callable[[], bool] = lambda: True
+        """Whether anything can come at all."""
+        assert log.head == 0
 
     def __len__(self) -> int:
-        return len(self._live) + len(self._lagging)
+        return self._plain.members + sum(view.members for view in self._views.values())
 
     @property
     def lagging(self) -> int:
         """How many connections are behind."""
         return len(self._lagging)
 
-    def join(self, connection: Subscriber) -> None:
-        """Adds a connection, from now on."""
+    def join(self, connection: Subscriber, wanted: Filter | None = None, after: str | None = None) -> None:
+        """Adds a connection: from now on, or where it asks for ids, from behind the one that it has had last."""
         self._metrics.opened.inc()
-        if connection.congested:
-            self._lag(connection, self._flushed)
+        connection.view = view = self._view(wanted, ids=after is not None)
+        view.members += 1
+        if after is not None:
+            self.flush()
+            self._resume(connection, after)
+        elif connection.congested:
+            self._lagging.add(connection, self._lagging.flushed)
         else:
-            self._live.add(connection)
+            view.live.add(connection)
 
     def leave(self, connection: Subscriber) -> None:
         """Forgets a connection that is closed or closing. What it has not had yet is dropped.
 
         To be called before its descriptor is closed: the next socket to be opened gets the same one.
         """
-        self._live.discard(connection)
+        view = connection.view
+        if view is None:
+            return
+        view.live.discard(connection)
+        view.members -= 1
+        if not view.members:
+            self._views.pop((view.filter, view.ids), None)
         if connection in self._lagging:
-            self._lagging.remove(connection)
-            self._metrics.dropped += self._flushed - connection.cursor
+            self._lagging.discard(connection)
+            if view.filter is None:
+                # What a filter has not been asked about is nobody's yet.
+                self._metrics.dropped += self._lagging.flushed - connection.cursor
+        self._resuming.forget(connection)
+        self._waiting.pop(connection, None)
+        connection.view = None
 
-    def publish(self, payload: bytes) -> None:
-        """Adds an update (UTF-8 JSON) to the log; it leaves with the next `flush`, together with all others by then."""
+    def publish(self, payload: bytes, content: Content | None = None, given: Id | None = None) -> None:
+        """Adds an update (UTF-8 JSON) to the log; it leaves with the next `flush`, together with all others by then.
+
+        `content` is what it holds, where that is at hand; `given` its id, where it comes with one.
+        """
         frame = text_frame(payload)
-        unflushed = self._log.head - self._flushed
+        unflushed = self._log.head - self._lagging.flushed
         if self._pending_bytes + len(frame) > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
-        self._log.append(frame)
+        self._history.append(frame, given)
+        self._contents.append(content)
         self._pending_bytes += len(frame)
+
+    def mark(self, given: Id) -> None:
+        """Notes an id of no update: nobody is sent it, but who begins here may resume after it."""
+        self._alone(lambda: self._history.mark(given))
+
+    def notify(self, payload: bytes) -> None:
+        """Sends something that is no update to those that asked for ids, in its place among the updates."""
+        self._alone(lambda: self._history.notice(payload))
+
+    def _alone(self, add: Callable[[], None]) -> None:
+        self.flush()
+        add()
+        self._contents.append(None)
+        self.flush()
+
+    def caught_up(self) -> None:
+        """All that was sent before this bridge began is in the log: what follows is for everybody."""
+        self.flush()
+        self._reading_back = False
+        self._look_at_waiting()
 
     def flush(self) -> None:
         """Gives every live connection all that was published since the last flush."""
         self._pending_bytes = 0
-        log = self._log
-        while self._flushed < log.head:
-            start = self._flushed
-            frames, self._flushed = log.read(start, log.head, self._flush_bytes)
-            for connection, taken in self._live.write(frames):
-                self._live.discard(connection)
-                self._lag(connection, start)
-                self._hand_over(connection, taken)
-            for connection in tuple(self._live.indirect):
-                self._live.discard(connection)
-                self._lag(connection, start)
-                self._catch_up(connection)
-            updates = self._flushed - start
-            self._metrics.written += len(self._live) * updates
-            self._metrics.enqueued += len(self._lagging) * updates
-        if log.tail > self._slowest and not self._evicting:
-            self._evict_too_slow()
+        log, lagging = self._log, self._lagging
+        if self._reading_back:
+            lagging.flushed = log.head
+            lagging.skip()
+            self._contents.clear()
+        while lagging.flushed < log.head:
+            start = lagging.flushed
+            frames, end = log.read(start, log.head, self._flush_bytes)
+            lagging.flushed = end
+            if not self._views:
+                if frames:
+                    self._broadcast([self._plain], start, frames, end - start)
+            else:
+                for views, piece, updates in self._groups(start, end, frames):
+                    self._broadcast(views, start, piece, updates)
+            del self._contents[: end - start]
+        lagging.evict_too_slow()
+        if self._waiting and not self._reading_back:
+            self._look_at_waiting()
         self.on_flush()
+
+    def _groups(self, start: int, end: int, frames: bytes) -> Iterator[tuple[list[View[Subscriber]], bytes, int]]:
+        """Views that show the same of what is new, that, and how many updates it is."""
+        if not frames:
+            notice = self._history.frame(start, ids=True)
+            with_ids = [view for view in self._views.values() if view.ids]
+            if notice and with_ids:
+                yield with_ids, notice, 0
+            return
+        contents = [
+            content or unwrap(payload_of(self._log.frame(position)))
+            for position, content in zip(range(start, end), self._contents, strict=False)
+        ]
+        everything = (True,) * len(contents)
+        # By what each filter is, not by what it wants: views of the same one share it (see _view).
+        known: dict[int, tuple[bool, ...]] = {}
+        groups: dict[tuple[bool, tuple[bool, ...]], list[View[Subscriber]]] = {(False, everything): [self._plain]}
+        for view in self._views.values():
+            wanted = view.filter
+            if wanted is None:
+                answers = everything
+            elif id(wanted) in known:
+                answers = known[id(wanted)]
+            else:
+                answers = known[id(wanted)] = tuple([wanted.matches(*content) for content in contents])
+            groups.setdefault((view.ids, answers), []).append(view)
+        for (with_id, answers), views in groups.items():
+            updates = sum(answers)
+            if updates and (with_id or updates < len(answers)):
+                shown = [position for position, answer in zip(range(start, end), answers, strict=True) if answer]
+                yield views, b"".join(self._history.frame(position, ids=with_id) for position in shown), updates
+            elif updates:
+                yield views, frames, updates
+
+    def _broadcast(self, views: list[View[Subscriber]], start: int, frames: bytes, updates: int) -> None:
+        lagging, end = self._lagging, self._lagging.flushed
+        for connection, taken in self._writer.write([view.live for view in views], frames):
+            view = connection.view
+            assert view is not None
+            view.live.discard(connection)
+            lagging.add(connection, start)
+            lagging.hand_over(connection, end, taken)
+        for view in views:
+            for connection in tuple(view.live.indirect):
+                if len(frames) <= CATCH_UP_BYTES:
+                    lagging.send(connection, frames)
+                    if connection.congested:
+                        self.congested(connection)
+                else:
+                    view.live.discard(connection)
+                    lagging.add(connection, start)
+                    lagging.give(connection)
+            self._metrics.written += len(view.live) * updates
+            self._metrics.enqueued += (view.members - len(view.live)) * updates
 
     def congested(self, connection: Subscriber) -> None:
         """To be called when a connection's transport could not take everything: nothing may be written past it."""
-        if connection in self._live:
-            self._live.discard(connection)
-            self._lag(connection, self._flushed)
+        view = connection.view
+        if view is not None and connection in view.live:
+            view.live.discard(connection)
+            self._lagging.add(connection, self._lagging.flushed)
 
     def drained(self, connection: Subscriber) -> None:
         """To be called when the transport of a congested connection is empty again."""
-        self._catch_up(connection)
+        if connection in self._lagging:
+            self._lagging.go_on(connection)
+
+    def tick(self) -> None:
+        """To be called every few seconds: who waits in vain for what it says it has had is told that it is unknown."""
+        if self._reading_back or not self.is_fed():
+            self._impatient.clear()
+            return
+        for connection in self._impatient & self._waiting.keys():
+            self._begin(connection, self._waiting.pop(connection))
+        self._impatient = set(self._waiting)
 
     def drain(self) -> None:
         """Closes every connection once it has had everything: now, or when it has caught up."""
         self.flush()
         self._draining = True
-        for connection in self._live:
+        for view in (self._plain, *self._views.values()):
+            for connection in view.live:
+                connection.close(CloseReason.STOPPING)
+        for connection in tuple(self._waiting):
             connection.close(CloseReason.STOPPING)
 
-    def _send(self, connection: Subscriber, frames: bytes | memoryview) -> None:
-        try:
-            connection.send(frames)
-        except Exception as error:  # one connection's failure is not the others'
-            with suppress(Exception):
-                connection.close(CloseReason.INTERNAL, error=repr(error))
-            self.leave(connection)
+    def _view(self, wanted: Filter | None, *, ids: bool) -> View[Subscriber]:
+        if wanted is None and not ids:
+            return self._plain
+        view = self._views.get((wanted, ids))
+        if view is None:
+            twin = self._views.get((wanted, not ids))
+            view = self._views[wanted, ids] = View(self._history, twin.filter if twin else wanted, ids)
+        return view
 
-    def _lag(self, connection: Subscriber, position: int) -> None:
-        connection.cursor = position
-        if not self._lagging or position < self._slowest:
-            self._slowest = position
-        self._lagging.add(connection)
+    def _resume(self, connection: Subscriber, after: str) -> None:
+        if self._reading_back or self._resuming.must_wait(after):
+            self._waiting[connection] = after
+        else:
+            self._begin(connection, after)
 
-    def _hand_over(self, connection: Subscriber, taken: int) -> None:
-        """Goes on after a socket took only so many bytes of the run at the cursor.
+    def _begin(self, connection: Subscriber, after: str) -> None:
+        assert connection.view is not None
+        self._resuming.begin(connection, connection.view.filter, after)
+        self._lagging.add(connection, connection.cursor)
+        if after == FROM_NOW_ON:
+            self._lagging.give(connection)
+        else:
+            self._lagging.go_on(connection)
 
-        The frame that it stopped in must be finished, and by the transport: it says when there is room again. The rest
-        of the run stays in the log.
-        """
-        position, rest = self._log.split(connection.cursor, taken)
-        connection.cursor = position + 1
-        self._send(connection, rest)
-        # Not at once: a client that reads just then could keep it going.
-        self.schedule(self._catch_up, connection)
+    def _look_at_waiting(self) -> None:
+        for connection, after in tuple(self._waiting.items()):
+            if not self._resuming.must_wait(after):
+                del self._waiting[connection]
+                self._begin(connection, after)
 
-    def _catch_up(self, connection: Subscriber) -> None:
-        if connection not in self._lagging or connection.congested:
-            return
-        if connection.cursor < self._log.tail:
-            self._evict(connection)
-            return
-        if connection.cursor < self._flushed:
-            frames, position = self._log.read(connection.cursor, self._flushed, CATCH_UP_BYTES)
-            descriptor = connection.descriptor
-            if descriptor is None:
-                connection.cursor = position
-                self._send(connection, frames)
-            else:
-                taken = write_one(descriptor, frames)
-                if taken < len(frames):
-                    self._hand_over(connection, taken)
-                    return
-                connection.cursor = position
-        if connection not in self._lagging or connection.congested:
-            return
-        if connection.cursor < self._flushed:
-            # One piece a turn: a client far behind must not hold up the others.
-            self.schedule(self._catch_up, connection)
-            return
-        self._lagging.discard(connection)
-        self._live.add(connection)
+    def _arrived(self, connection: Subscriber) -> None:
+        assert connection.view is not None
+        connection.view.live.add(connection)
         if self._draining:
             connection.close(CloseReason.STOPPING)
-
-    def _evict_too_slow(self) -> None:
-        tail = self._log.tail
-        behind = [connection for connection in self._lagging if connection.cursor < tail]
-        for connection in behind[:EVICTIONS]:
-            self._evict(connection)
-        self._evicting = len(behind) > EVICTIONS
-        if self._evicting:
-            self.schedule(self._evict_too_slow)
-        self._slowest = min((connection.cursor for connection in self._lagging), default=self._flushed)
-
-    def _evict(self, connection: Subscriber) -> None:
-        connection.close(CloseReason.TOO_SLOW, updates_behind=self._flushed - connection.cursor)

@@ -1,8 +1,8 @@
-"""The connections that have had everything, and the one loop in which all of them get what is new.
+"""The connections that have had everything: their sockets' descriptors, side by side in one list.
 
-Their sockets' descriptors lie side by side in one list. A pass over it touches nothing else of a connection: with 1000
-clients the objects behind it, transport and protocol, are cold by the time that the kernel comes back from the client
-before, and cost more than the call (`make bench`, paced: 1.4 times a bare loop in C then, 1.1 to 1.2 without them).
+A pass over it touches nothing else of a connection: with 1000 clients the objects behind it, transport and protocol,
+are cold by the time that the kernel comes back from the client before, and cost more than the call (`make bench`,
+paced: 1.4 times a bare loop in C then, 1.1 to 1.2 without them).
 
 Writing past a transport is right only as long as the transport holds nothing, and as long as the descriptor is its own:
 who is congested or closing must not be in here. One whose bytes must go through a transport (TLS) is here, but has no
@@ -10,7 +10,7 @@ descriptor: whoever broadcasts looks after it.
 """
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import structlog
@@ -40,26 +40,26 @@ P = TypeVar("P", bound=Place)
 class Live(Generic[P]):
     """A set of connections, in no particular order."""
 
-    __slots__ = ("_connections", "_descriptors", "_write_many", "indirect")
+    __slots__ = ("connections", "descriptors", "indirect")
 
     def __init__(self) -> None:
-        self._connections: list[P] = []
+        self.connections: list[P] = []
+        """Those with a descriptor, and behind them those descriptors: to be read only."""
         # Not a list: its numbers would be objects, scattered among what each connection had allocated, and each one a
         # miss of the cache (2 % of the paced fan-out).
-        self._descriptors = array("i")
-        self._write_many: Callable[[array[int], bytes], list[tuple[int, int]]] | None = None
+        self.descriptors = array("i")
         self.indirect: set[P] = set()
         """Those without a descriptor: to be read only."""
 
     def __len__(self) -> int:
-        return len(self._connections) + len(self.indirect)
+        return len(self.connections) + len(self.indirect)
 
     def __contains__(self, connection: P) -> bool:
         return connection.slot >= 0 or connection in self.indirect
 
     def __iter__(self) -> Iterator[P]:
         """Over a copy: whoever is come by may be discarded."""
-        return iter((*self._connections, *self.indirect))
+        return iter((*self.connections, *self.indirect))
 
     def add(self, connection: P) -> None:
         """Adds one that is not here."""
@@ -67,9 +67,9 @@ class Live(Generic[P]):
         if descriptor is None:
             self.indirect.add(connection)
         else:
-            connection.slot = len(self._connections)
-            self._connections.append(connection)
-            self._descriptors.append(descriptor)
+            connection.slot = len(self.connections)
+            self.connections.append(connection)
+            self.descriptors.append(descriptor)
 
     def discard(self, connection: P) -> None:
         """Removes one, if it is here."""
@@ -78,16 +78,26 @@ class Live(Generic[P]):
         if slot < 0:
             return
         connection.slot = -1
-        last, descriptor = self._connections.pop(), self._descriptors.pop()
+        last, descriptor = self.connections.pop(), self.descriptors.pop()
         if last is not connection:
             # The last takes its place: nobody else moves.
             last.slot = slot
-            self._connections[slot] = last
-            self._descriptors[slot] = descriptor
+            self.connections[slot] = last
+            self.descriptors[slot] = descriptor
 
-    def write(self, frames: bytes) -> list[tuple[P, int]]:
+
+class Writer:
+    """Writes the same to many: one for all that are live, whatever they asked for."""
+
+    def __init__(self) -> None:
+        self._write_many: Callable[[array[int], bytes], list[tuple[int, int]]] | None = None
+
+    def write(self, lives: Sequence[Live[P]], frames: bytes) -> list[tuple[P, int]]:
         """Writes to every socket; returns those that did not take everything, each with the bytes that it took."""
-        descriptors = self._descriptors
+        descriptors = lives[0].descriptors if len(lives) == 1 else array("i")
+        if len(lives) > 1:
+            for live in lives:
+                descriptors += live.descriptors
         if len(descriptors) < MANY:
             short = write_each(descriptors, frames)
         else:
@@ -97,8 +107,9 @@ class Live(Generic[P]):
         if not short:
             return []
         # Whose they are is asked for here alone: to count along would cost every connection of every update.
+        connections = [connection for live in lives for connection in live.connections]
         slots = {descriptor: slot for slot, descriptor in enumerate(descriptors)}
-        return [(self._connections[slots[descriptor]], taken) for descriptor, taken in short]
+        return [(connections[slots[descriptor]], taken) for descriptor, taken in short]
 
 
 def _many_at_once() -> "Callable[[array[int], bytes], list[tuple[int, int]]]":

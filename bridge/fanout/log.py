@@ -1,11 +1,13 @@
 """The shared log: the most recent framed updates, bounded in bytes, read by every connection from its own position.
 
-Pure: it knows neither connections nor time. Positions count up from 0 and are never used twice.
+Pure: it knows neither connections nor time. Positions count up from 0 and are never used twice. A frame may be empty:
+its position is for others than those who read everything from here (see `history`).
 """
 
-ENTRY_BYTES = 160
+ENTRY_BYTES = 174
 """What an entry costs beside its frame (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the position, about 95
-for a slot of the dict. Counted, because the log's bound is there to bound memory."""
+for a slot of the dict, and 14 for what `history` knows of it. Counted, because the log's bound is there to bound
+memory."""
 
 
 class Log:
@@ -32,6 +34,10 @@ class Log:
         while self.size_bytes > self._max_bytes and self.head - self.tail > 1:
             self.size_bytes -= len(self._frames.pop(self.tail)) + ENTRY_BYTES
             self.tail += 1
+
+    def frame(self, position: int) -> bytes:
+        """The frame at a position that is in the log; empty where there is nothing for everybody."""
+        return self._frames[position]
 
     def read(self, position: int, end: int, max_bytes: int) -> tuple[bytes, int]:
         """The frames from `position` on in one piece, and the position after the last of them.

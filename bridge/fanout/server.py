@@ -10,6 +10,7 @@ from http import HTTPStatus
 import structlog
 
 from bridge import memory
+from bridge.contract.filters import Filters, Wish
 from bridge.fanout.access import Access, Refusal
 from bridge.fanout.allowance import Allowance, Speaker
 from bridge.fanout.closing import CloseReason
@@ -68,6 +69,7 @@ class Server:
         self,
         hub: Hub,
         access: Access,
+        filters: Filters,
         pages: Pages,
         path: str,
         limits: Limits,
@@ -75,6 +77,7 @@ class Server:
         tls: Tls | None = None,
     ) -> None:
         self.access = access
+        self.filters = filters
         self.pages = pages
         self.path = path
         self.tls = tls
@@ -96,7 +99,7 @@ class Server:
         self._most = 0
         """The most connections since memory was released."""
         self._keepalive = Keepalive(
-            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._look_at_waiting
+            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._tick
         )
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
@@ -193,7 +196,7 @@ class Server:
         eldest.abort()
         return True
 
-    def upgraded(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> None:
+    def upgraded(self, handshake: Handshake, transport: asyncio.Transport, wish: Wish, rest: bytes) -> None:
         del self._handshakes[handshake]
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_S:
@@ -202,7 +205,7 @@ class Server:
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
         self._empty.clear()
-        self._hub.join(connection)
+        self._hub.join(connection, wish.filter, wish.after)
         # All that take a descriptor count, those that are being closed too.
         if len(self._connections) > self._limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=self._limits.max_connections)
@@ -216,8 +219,9 @@ class Server:
         if (unsaid := self._lines.due(rule)) is not None:
             _log.info("client refused", rule=rule, peer=peer, detail=detail, **unsaid)
 
-    def _look_at_waiting(self) -> None:
-        """Of whom nothing is read it does not show that they are gone, and there may be thousands."""
+    def _tick(self) -> None:
+        self._hub.tick()
+        # Of whom nothing is read it does not show that they are gone, and there may be thousands.
         for speaker in self._allowance:
             speaker.end_if_gone()
 

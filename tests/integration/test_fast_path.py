@@ -267,7 +267,9 @@ async def _encrypted_beside_plain(broker: Broker, exchange: str, folder: Path) -
             idle_timeout_s=120,
             ping_interval_s=30,
         )
-        secure = Server(bridge._hub, plain.access, bridge._pages, plain.path, limits, Metrics(), Tls(chain, key))
+        secure = Server(
+            bridge._hub, plain.access, plain.filters, bridge._pages, plain.path, limits, Metrics(), Tls(chain, key)
+        )
         [(_, secure_port)] = secure.listen(("127.0.0.1",), 0, reuse_port=False)
         with Crowd(port_of(bridge)) as crowd:
             async with (

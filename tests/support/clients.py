@@ -135,6 +135,12 @@ class RawClient:
                 self.send(client_frame(CLOSE, payload))
                 return close_code(payload)
 
+    async def some(self) -> bytes:
+        """Whatever has come, something at least."""
+        data = await self._reader.read(2**18)
+        assert data, "the server has ended the connection"
+        return data
+
     async def rest(self) -> bytes:
         """All bytes until the server ends the connection."""
         try:

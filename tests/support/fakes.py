@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from bridge.contract.pipeline import Rejected
     from bridge.fanout.hub import Hub
+    from bridge.fanout.lagging import Subscriber
+    from bridge.fanout.view import View
 
 
 class Turns:
@@ -98,6 +100,7 @@ class FakeSubscriber:
         self.hub = hub
         self.descriptor: int | None = None
         self.slot = -1
+        self.view: View[Subscriber] | None = None
         self.cursor = 0
         self.congested = False
         self.full = False
@@ -332,6 +335,7 @@ class FakeDelivery(Delivery):
         content_encoding: str | None = None,
     ) -> None:
         self.tag = 1
+        self.id = None
         self.body = body
         self.content = Content(ContentHeader(body_size=len(body)).marshal())
         self.content.type, self.content.encoding = message_type, content_encoding

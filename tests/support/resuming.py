@@ -51,6 +51,7 @@ class Resuming:
         self._port = port
         self._query = query
         self._after = ""
+        self._writer: asyncio.StreamWriter | None = None
         self._running = asyncio.create_task(self._run())
 
     @property
@@ -75,6 +76,11 @@ class Resuming:
         if self._ended():
             self._running.result()
 
+    def drop(self) -> None:
+        """Ends the connection that it has, if it has one, with whatever is on its way."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
     async def stop(self) -> None:
         """Ends it. Raises what has ended it before: a message that no client should get."""
         self._running.cancel()
@@ -96,6 +102,7 @@ class Resuming:
     async def _connection(self) -> None:
         """One connection, from its handshake to its end."""
         reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
+        self._writer = writer
         try:
             path = f"/updates?{urlencode({**self._query, 'after': self._after})}"
             writer.write(request(self._port, path))
@@ -106,6 +113,7 @@ class Resuming:
                 return
             await self._read(RawClient(reader, writer))
         finally:
+            self._writer = None
             writer.transport.abort()
 
     async def _read(self, client: RawClient) -> None:

@@ -22,6 +22,7 @@ from bridge.fanout.allowance import (
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
+from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.log import Log
@@ -47,7 +48,7 @@ class Scene:
         line: socket.socket | None = None,
     ) -> None:
         self.turns = Turns()
-        self.hub = Hub(Log(100_000), Metrics(), self.turns.call_soon, 100_000)
+        self.hub = Hub(History(Log(100_000), 7), Metrics(), self.turns.call_soon, 100_000, lambda: 0)
         self.clock = Clock(1000.0)
         self.hours = Hours()
         self.allowance = Allowance(self.hours.time, self.hours.call_at)
@@ -205,6 +206,7 @@ def test_nothing_goes_past_a_transport_that_a_ping_or_pong_has_filled(
     with pytest.raises(BlockingIOError):
         far.recv(1000)
     scene.transport.drain()
+    scene.turns.turn()
     assert far.recv(1000) == UPDATE
     assert scene.hub.lagging == 0
 
@@ -236,6 +238,7 @@ def test_congested_connection_catches_up_when_its_transport_drains(*, encrypted:
     assert scene.written == text_frame(b"1")
     assert scene.hub.lagging == 1
     scene.transport.drain()
+    scene.turns.turn()
     assert not scene.connection.congested
     scene.turns.settle()
     assert scene.written == b"".join(map(text_frame, [b"1", b"2", b"3"]))
@@ -262,10 +265,12 @@ def test_only_the_newest_ping_of_a_congested_client_is_answered_once_it_drains(s
         scene.says(Opcode.PING, payload)
     assert scene.transport.written == []
     scene.transport.drain()
+    scene.turns.turn()
     assert scene.transport.written == [pong_frame(b"3")]
     scene.says(Opcode.PING, b"4")
     scene.congest()
     scene.transport.drain()
+    scene.turns.turn()
     assert scene.transport.written == []
 
 
@@ -276,8 +281,10 @@ def test_pong_that_fills_the_transport_again_goes_before_the_updates(scene: Scen
     scene.says(Opcode.PING, b"ping")
     scene.transport.written.clear()
     scene.transport.drain(full=True)
+    scene.turns.turn()
     assert scene.transport.written == [pong_frame(b"ping")]
     scene.transport.drain()
+    scene.turns.turn()
     assert scene.transport.written == [pong_frame(b"ping"), text_frame(b"2")]
 
 
@@ -583,6 +590,7 @@ def test_ping_that_waited_is_not_answered_after_the_own_close(scene: Scene) -> N
     scene.connection.close(CloseReason.STOPPING)
     scene.transport.written.clear()
     scene.transport.drain()
+    scene.turns.turn()
     assert scene.transport.written == []
 
 

@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from bridge.fanout import live
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
-from bridge.fanout.hub import CATCH_UP_BYTES, EVICTIONS, FLUSH_BYTES, Hub
+from bridge.fanout.history import History
+from bridge.fanout.hub import FLUSH_BYTES, Hub
+from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS
 from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.metrics import Metrics
 from tests.support.fakes import FakeSubscriber, SocketSubscriber, Turns
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 SMALL = b"x" * 58
 """A payload whose frame has 60 bytes."""
 
+
+CHECK, NOW_MS = 7, 1_700_000_000_000
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
 """Something that is no update (an endless pong), and more than a socket with little room takes."""
@@ -39,7 +43,7 @@ class Scene:
         self.turns = Turns()
         self.log = Log(log_bytes)
         self.metrics = Metrics()
-        self.hub = Hub(self.log, self.metrics, self.turns.call_soon, log_bytes)
+        self.hub = Hub(History(self.log, CHECK), self.metrics, self.turns.call_soon, log_bytes, lambda: NOW_MS)
         self._sockets: list[SocketSubscriber] = []
 
     def join(self, *, full: bool = False) -> FakeSubscriber:
@@ -198,7 +202,7 @@ def test_bound_of_a_write_follows_a_small_log() -> None:
     scene = Scene(log_bytes=4000)
     subscriber = scene.join()
     scene.publish(*[SMALL] * 20)
-    assert [len(write) for write in subscriber.writes] == [12 * 60, 8 * 60]
+    assert [len(write) for write in subscriber.writes] == [11 * 60, 9 * 60]
 
 
 def test_update_larger_than_the_log_is_sent_all_the_same() -> None:
@@ -242,6 +246,7 @@ def test_connection_that_is_congested_when_it_joins_gets_everything_since_once_i
     assert subscriber.writes == []
     assert (len(scene.hub), scene.hub.lagging) == (1, 1)
     subscriber.drain()
+    scene.turns.turn()
     assert subscriber.writes == [frames]
 
 
@@ -272,7 +277,7 @@ def test_flush_of_its_own_accord_is_announced_before_the_next_update_is_taken() 
     seen: list[int] = []
     scene.hub.on_flush = lambda: seen.append(len(subscriber.received))
     scene.publish(*[SMALL] * 17)
-    assert seen[:2] == [12 * 60, 17 * 60]
+    assert seen[:2] == [11 * 60, 17 * 60]
 
 
 # A connection that does not keep up
@@ -289,6 +294,7 @@ def test_congested_connection_lags_and_gets_no_more(scene: Scene) -> None:
 def test_drained_connection_catches_up_and_is_live_again(scene: Scene) -> None:
     subscriber = scene.lagging(b"second", b"third")
     subscriber.drain()
+    scene.turns.turn()
     assert subscriber.writes[1:] == [text_frame(b"second") + text_frame(b"third")]
     assert scene.hub.lagging == 0
     frames = scene.publish(b"fourth")
@@ -298,6 +304,7 @@ def test_drained_connection_catches_up_and_is_live_again(scene: Scene) -> None:
 def test_drained_connection_that_missed_nothing_is_live_again(scene: Scene) -> None:
     subscriber = scene.lagging()
     subscriber.drain()
+    scene.turns.turn()
     assert len(subscriber.writes) == 1
     assert scene.hub.lagging == 0
 
@@ -306,6 +313,7 @@ def test_connection_far_behind_is_given_one_piece_a_turn(scene: Scene) -> None:
     large = b"x" * (CATCH_UP_BYTES // 2 - 4)
     subscriber = scene.lagging(*[large] * 5)
     subscriber.drain()
+    scene.turns.turn()
     sizes = []
     while scene.hub.lagging:
         sizes.append(len(subscriber.writes[-1]))
@@ -318,15 +326,18 @@ def test_connection_far_behind_is_given_one_piece_a_turn(scene: Scene) -> None:
 def test_update_larger_than_a_piece_is_given_whole(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * 3 * CATCH_UP_BYTES)
     subscriber.drain()
+    scene.turns.turn()
     assert subscriber.writes[1:] == [text_frame(b"x" * 3 * CATCH_UP_BYTES)]
 
 
 def test_connection_congested_again_waits_for_the_next_drain(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
     subscriber.drain(full=True)
+    scene.turns.turn()
     assert len(subscriber.writes) == 2
     assert not scene.turns.scheduled
     subscriber.drain()
+    scene.turns.turn()
     scene.turns.settle()
     assert len(subscriber.writes) == 3
     assert scene.hub.lagging == 0
@@ -335,16 +346,19 @@ def test_connection_congested_again_waits_for_the_next_drain(scene: Scene) -> No
 def test_connection_congested_by_something_else_before_its_turn_waits(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
     subscriber.drain()
+    scene.turns.turn()
     subscriber.congested = True
     scene.turns.settle()
     assert len(subscriber.writes) == 2
     subscriber.drain()
+    scene.turns.turn()
     assert len(subscriber.writes) == 3
 
 
 def test_update_published_while_a_connection_catches_up_comes_in_its_place(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
     subscriber.drain()
+    scene.turns.turn()
     scene.publish(b"new")
     scene.turns.settle()
     frames = [b"first", b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES, b"new"]
@@ -356,6 +370,7 @@ def test_update_not_flushed_yet_is_left_to_the_flush_when_a_connection_catches_u
     subscriber = scene.lagging(b"second")
     scene.hub.publish(b"third")
     subscriber.drain()
+    scene.turns.turn()
     assert scene.hub.lagging == 0
     assert subscriber.received == text_frame(b"first") + text_frame(b"second")
     scene.hub.flush()
@@ -367,7 +382,9 @@ def test_drained_connection_that_never_lagged_or_left_is_given_nothing(scene: Sc
     scene.hub.leave(gone)
     before = list(ready.writes)
     ready.drain()
+    scene.turns.turn()
     gone.drain()
+    scene.turns.turn()
     assert ready.writes == before
     assert len(gone.writes) == 1
 
@@ -375,6 +392,7 @@ def test_drained_connection_that_never_lagged_or_left_is_given_nothing(scene: Sc
 def test_connection_that_left_before_its_turn_is_given_nothing(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
     subscriber.drain()
+    scene.turns.turn()
     scene.hub.leave(subscriber)
     scene.turns.settle()
     assert len(subscriber.writes) == 2
@@ -395,6 +413,7 @@ def test_connection_that_leaves_while_it_catches_up_is_given_nothing_more(scene:
     subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
     subscriber.leaves = True
     subscriber.drain()
+    scene.turns.turn()
     subscriber.leaves = False
     scene.turns.settle()
     assert len(subscriber.writes) == 1
@@ -428,6 +447,7 @@ def test_connection_at_the_tail_stays() -> None:
     assert scene.log.tail == 1
     assert subscriber.closed is None
     subscriber.drain()
+    scene.turns.turn()
     scene.turns.settle()
     assert subscriber.received == text_frame(SMALL) * 5
 
@@ -491,6 +511,7 @@ def test_connection_that_drains_between_the_append_and_the_flush_is_closed() -> 
     assert scene.log.tail == 2
     assert subscriber.closed is None
     subscriber.drain()
+    scene.turns.turn()
     assert subscriber.closed is CloseReason.TOO_SLOW
     assert subscriber.details == {"updates_behind": 1}
 
@@ -554,6 +575,7 @@ def test_draining_lets_a_lagging_connection_catch_up_before_it_is_closed(scene: 
     scene.hub.drain()
     assert subscriber.closed is None
     subscriber.drain()
+    scene.turns.turn()
     assert subscriber.closed is None
     scene.turns.settle()
     assert subscriber.closed is CloseReason.STOPPING
@@ -566,6 +588,7 @@ def test_draining_closes_a_connection_whose_last_write_still_waits_once_that_is_
     scene.hub.drain()
     assert subscriber.closed is None
     subscriber.drain()
+    scene.turns.turn()
     assert subscriber.closed is CloseReason.STOPPING
 
 
@@ -681,6 +704,7 @@ def test_connection_with_a_descriptor_far_behind_is_given_one_piece_a_turn(scene
     subscriber.read()
     assert subscriber.received == FILLER * 10
     subscriber.drain()
+    scene.turns.turn()
     sizes = [len(subscriber.read())]
     while scene.hub.lagging:
         assert scene.turns.turn() == 1
@@ -789,11 +813,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(full=st.booleans())
     def join(self, *, full: bool) -> None:
-        self.subscribers.append((self.scene.join(full=full), self.scene.hub._flushed))
+        self.subscribers.append((self.scene.join(full=full), self.scene.hub._lagging.flushed))
 
     @rule(room_bytes=st.sampled_from([LITTLE_ROOM, 10_000, 40_000, None]))
     def join_with_socket(self, room_bytes: int | None) -> None:
-        self.subscribers.append((self.scene.join_with_socket(room_bytes), self.scene.hub._flushed))
+        self.subscribers.append((self.scene.join_with_socket(room_bytes), self.scene.hub._lagging.flushed))
 
     @rule(which=st.integers(0, 9), full=st.booleans())
     def congest(self, which: int, *, full: bool) -> None:
@@ -921,4 +945,5 @@ def test_connection_that_raises_while_it_catches_up_is_closed(scene: Scene) -> N
     subscriber = scene.lagging(b"second")
     subscriber.fault = RuntimeError("gone")
     subscriber.drain()
+    scene.turns.turn()
     assert subscriber.closed is CloseReason.INTERNAL

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.fanout import bulk, live
-from bridge.fanout.live import Live
+from bridge.fanout.live import Live, Writer
 from bridge.fanout.writing import write_one
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class Scene:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self.live: Live[Peer] = Live()
+        self._writer = Writer()
+
+    def write(self, frames: bytes) -> list[tuple[Peer, int]]:
+        return self._writer.write([self.live], frames)
 
     def client(self, *, little_room: bool = False) -> Client:
         client = Client(little_room=little_room)
@@ -91,20 +95,20 @@ def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 def test_everybody_gets_everything_and_nobody_is_returned(scene: Scene) -> None:
     clients = [scene.client() for _ in range(10)]
-    assert scene.live.write(b"first") == []
-    assert scene.live.write(b"second") == []
+    assert scene.write(b"first") == []
+    assert scene.write(b"second") == []
     assert [client.read() for client in clients] == [b"firstsecond"] * 10
 
 
 def test_nobody_at_all_is_written_to_without_a_word() -> None:
     live: Live[Peer] = Live()
-    assert live.write(b"frames") == []
+    assert Writer().write([live], b"frames") == []
 
 
 def test_one_that_takes_a_part_is_returned_with_how_much_and_the_others_get_everything(scene: Scene) -> None:
     before, slow, after = scene.client(), scene.client(little_room=True), scene.client()
     frames = FRAMES[:50_000]
-    [(returned, taken)] = scene.live.write(frames)
+    [(returned, taken)] = scene.write(frames)
     assert returned is slow
     assert 0 < taken < len(frames)
     assert slow.read() == frames[:taken]
@@ -114,7 +118,7 @@ def test_one_that_takes_a_part_is_returned_with_how_much_and_the_others_get_ever
 def test_one_that_is_full_is_returned_with_nothing_taken_and_the_others_get_everything(scene: Scene) -> None:
     before, full, after = scene.client(), scene.client(little_room=True), scene.client()
     full.fill()
-    assert scene.live.write(b"frames") == [(full, 0)]
+    assert scene.write(b"frames") == [(full, 0)]
     assert b"frames" not in full.read()
     assert before.read() == after.read() == b"frames"
 
@@ -124,7 +128,7 @@ def test_one_whose_peer_has_closed_is_returned_with_nothing_taken_and_the_others
     gone.far.close()
     with pytest.raises(BrokenPipeError):
         os.write(gone.near.fileno(), b"frames")
-    assert scene.live.write(b"frames") == [(gone, 0)]
+    assert scene.write(b"frames") == [(gone, 0)]
     assert before.read() == after.read() == b"frames"
 
 
@@ -133,7 +137,7 @@ def test_all_that_did_not_take_everything_are_returned_each_with_its_own_bytes(s
     clients[1].far.close()
     clients[2].fill()
     frames = FRAMES[:50_000]
-    returned = scene.live.write(frames)
+    returned = scene.write(frames)
     assert [client for client, _ in returned] == [clients[number] for number in (0, 1, 2, 4)]
     assert [taken for _, taken in returned][1:3] == [0, 0]
     for slow, taken in returned:
@@ -147,17 +151,17 @@ def test_those_returned_are_still_there_and_may_be_discarded_while_they_are_gone
     clients = [scene.client() for _ in range(5)]
     for client in clients[:4]:
         client.far.close()
-    for short, _ in scene.live.write(b"frames"):
+    for short, _ in scene.write(b"frames"):
         assert short in scene.live
         scene.live.discard(short)
     assert list(scene.live) == [clients[4]]
-    assert scene.live.write(b"frames") == []
+    assert scene.write(b"frames") == []
 
 
 def test_what_is_written_next_may_be_longer_or_shorter(scene: Scene) -> None:
     clients = [scene.client() for _ in range(3)]
     for frames in (b"a", b"three", b"", b"ab"):
-        assert scene.live.write(frames) == []
+        assert scene.write(frames) == []
     assert [client.read() for client in clients] == [b"athreeab"] * 3
 
 
@@ -169,11 +173,11 @@ def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
     with ExitStack() as stack:
         scene = Scene(stack)
         first = scene.client()
-        assert scene.live.write(b"one") == []
+        assert scene.write(b"one") == []
         assert capsys.readouterr().out == ""
         second = scene.client()
         for frames in (b"two", b"three"):
-            assert scene.live.write(frames) == []
+            assert scene.write(frames) == []
         assert (first.read(), second.read()) == (b"onetwothree", b"twothree")
     said = capsys.readouterr().out
     assert said.count("does not take many writes at once") == 1
@@ -183,7 +187,7 @@ def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
 def test_one_that_was_discarded_is_not_written_to(scene: Scene) -> None:
     clients = [scene.client() for _ in range(3)]
     scene.live.discard(clients[0])
-    scene.live.write(b"frames")
+    scene.write(b"frames")
     assert [client.read() for client in clients] == [b"", b"frames", b"frames"]
 
 
@@ -193,7 +197,7 @@ def test_one_without_a_descriptor_is_there_and_not_written_to(scene: Scene) -> N
     assert set(scene.live.indirect) == {indirect}
     assert (len(scene.live), set(scene.live)) == (2, {client, indirect})
     assert indirect in scene.live
-    assert scene.live.write(b"frames") == []
+    assert scene.write(b"frames") == []
     scene.live.discard(indirect)
     assert not scene.live.indirect
     assert indirect not in scene.live
@@ -253,6 +257,6 @@ def test_live_agrees_with_a_set_whatever_is_added_and_discarded(numbers: list[in
         assert [each in live for each in peers] == [each in model for each in peers]
         direct = [each for each in live if each.descriptor is not None]
         assert [each.slot for each in direct] == list(range(len(direct)))
-        assert list(live._descriptors) == [each.descriptor for each in direct]
+        assert list(live.descriptors) == [each.descriptor for each in direct]
         assert set(live.indirect) == {each for each in model if each.descriptor is None}
         assert {each.slot for each in peers if each not in model} <= {-1}

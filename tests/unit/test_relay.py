@@ -11,6 +11,7 @@ import structlog
 from bridge.contract import catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason
+from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.log import Log
 from bridge.metrics import Metrics
@@ -31,7 +32,7 @@ class Scene:
         self.pipeline = Pipeline(catalog.load([catalog.PACKAGED, folder]), 100_000)
         self.turns = Turns()
         self.metrics = Metrics()
-        self.hub = Hub(Log(2**20), self.metrics, self.turns.call_soon, 2**20)
+        self.hub = Hub(History(Log(2**20), 7), self.metrics, self.turns.call_soon, 2**20, lambda: 0)
         self.rejects = FakeRejects()
         self.relay = Relay(exchanges, self.pipeline, DuplicateWindow(10), self.hub, self.rejects, self.metrics)
         self.client = FakeSubscriber(self.hub)

@@ -1,0 +1,787 @@
+"""Coming back: what a client is told first and what it gets then; at last, whatever happens, in any order."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from bridge.contract import envelope
+from bridge.contract.ids import Id
+from bridge.fanout import live
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.history import SEGMENT_UPDATES, History
+from bridge.fanout.hub import Hub
+from bridge.fanout.lagging import CATCH_UP_BYTES, PIECES
+from bridge.fanout.log import Log
+from bridge.metrics import Metrics
+from tests.support.clients import CLOSE, server_frames
+from tests.support.fakes import FakeSubscriber, SocketSubscriber, Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHECK, NOW_MS = 0xABCD, 1_700_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """A filter for one type."""
+
+    kind: str
+
+    def matches(self, update_type: str, data: object) -> bool:
+        return update_type == self.kind
+
+
+@dataclass(slots=True)
+class Counting:
+    """A filter that counts how often it is asked. Equal to itself alone."""
+
+    asked: int = 0
+
+    def matches(self, update_type: str, data: object) -> bool:
+        self.asked += 1
+        return True
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def update(number: int, kind: str = "a", size: int = 0) -> bytes:
+    return envelope.wrap(kind, {"n": number, "pad": "." * size}, NOW_MS)
+
+
+def messages(stream: bytes) -> list[dict[str, Any]]:
+    return [orjson.loads(payload) for opcode, payload in server_frames(stream) if opcode != CLOSE]
+
+
+class Scene:
+    """A hub with a loop that is turned by hand."""
+
+    def __init__(self, log_bytes: int = 2**20, *, shared: bool = False, reads_back: bool = False) -> None:
+        self.turns = Turns()
+        self.history = History(Log(log_bytes), None if shared else CHECK)
+        self.metrics = Metrics()
+        self.hub = Hub(
+            self.history, self.metrics, self.turns.call_soon, log_bytes, lambda: NOW_MS, reads_back=reads_back
+        )
+        self.sockets: list[SocketSubscriber] = []
+        self.published = 0
+
+    def publish(self, *kinds: str, size: int = 0) -> None:
+        for kind in kinds:
+            self.published += 1
+            self.hub.publish(update(self.published, kind, size), (kind, {}))
+        self.hub.flush()
+
+    def give(self, *ids: Id) -> None:
+        """Updates with ids of their own."""
+        for each in ids:
+            self.hub.publish(update(each.number), ("a", {}), each)
+        self.hub.flush()
+
+    def join(self, after: str | None = None, wanted: Any = None, *, full: bool = False) -> FakeSubscriber:
+        subscriber = FakeSubscriber(self.hub)
+        subscriber.full = full
+        self.hub.join(subscriber, wanted, after)
+        return subscriber
+
+    def join_with_socket(
+        self, after: str | None = None, wanted: Any = None, room_bytes: int | None = None
+    ) -> SocketSubscriber:
+        subscriber = SocketSubscriber(self.hub, self.turns.call_soon, room_bytes)
+        self.sockets.append(subscriber)
+        self.hub.join(subscriber, wanted, after)
+        return subscriber
+
+    def close(self) -> None:
+        for subscriber in self.sockets:
+            subscriber.end()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with closing(Scene()) as scene:
+        yield scene
+
+
+def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
+    return {
+        "type": "resume",
+        "data": {"complete": complete, "replayed": replayed, "id": after},
+        "timestamp": NOW_MS,
+    }
+
+
+def with_id(number: int, kind: str = "a", check: int = CHECK) -> dict[str, Any]:
+    return {**orjson.loads(update(number, kind)), "id": str(Id(number, check))}
+
+
+# From now on
+
+
+def test_client_that_asks_for_ids_is_told_where_it_begins_and_gets_updates_with_them(scene: Scene) -> None:
+    scene.publish("a")
+    client = scene.join("")
+    assert messages(client.received) == [resumed(True, 0, "1-0000abcd")]
+    scene.publish("a")
+    assert messages(client.received)[1:] == [with_id(2)]
+    assert client.writes[-1][2:].endswith(b',"timestamp":1700000000000,"id":"2-0000abcd"}')
+
+
+def test_client_that_comes_before_anything_else_can_resume_from_there(scene: Scene) -> None:
+    first = scene.join("")
+    assert messages(first.received) == [resumed(True, 0, "0-0000abcd")]
+    scene.publish("a", "a")
+    second = scene.join("0-0000abcd")
+    scene.turns.settle()
+    assert messages(second.received) == [resumed(True, 2, "0-0000abcd"), with_id(1), with_id(2)]
+
+
+def test_plain_clients_see_no_difference(scene: Scene) -> None:
+    plain, _ = scene.join(), scene.join("")
+    scene.publish("a")
+    scene.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+    scene.publish("b")
+    assert messages(plain.received) == [orjson.loads(update(1)), orjson.loads(update(2, "b"))]
+    assert len(plain.writes) == 2
+
+
+# After an id
+
+
+def test_client_gets_what_it_missed_and_then_what_is_new(scene: Scene) -> None:
+    scene.publish("a", "b", "a")
+    client = scene.join("1-0000abcd")
+    scene.publish("b")
+    scene.turns.settle()
+    scene.publish("a")
+    expected = [with_id(2, "b"), with_id(3), with_id(4, "b"), with_id(5)]
+    assert messages(client.received) == [resumed(True, 3, "1-0000abcd"), *expected]
+
+
+def test_client_that_missed_nothing_is_told_so(scene: Scene) -> None:
+    scene.publish("a")
+    client = scene.join("1-0000abcd")
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, 0, "1-0000abcd")]
+    assert scene.hub.lagging == 0
+
+
+@pytest.mark.parametrize("after", ["1-00000001", "9-0000abcd", "nonsense", "1", "0-00000000", "x" * 5000])
+def test_client_with_an_unknown_id_is_told_so_and_gets_all_that_is_kept(scene: Scene, after: str) -> None:
+    scene.publish("a", "a")
+    client = scene.join(after)
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(False, 2, "0-0000abcd"), with_id(1), with_id(2)]
+
+
+def test_client_whose_id_is_too_old_is_told_so_and_gets_all_that_is_kept() -> None:
+    scene = Scene(log_bytes=1000)
+    scene.publish(*"a" * 10)
+    assert scene.history.log.tail > 2
+    tail = scene.history.log.tail
+    kept = [with_id(number) for number in range(tail + 1, 11)]
+    client = scene.join("1-0000abcd")
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(False, len(kept), str(Id(tail, CHECK))), *kept]
+    # The newest of those that are gone: whoever has had it misses nothing.
+    client = scene.join(str(Id(tail, CHECK)))
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, len(kept), str(Id(tail, CHECK))), *kept]
+
+
+def test_id_of_a_segment_that_is_gone_is_unknown() -> None:
+    scene = Scene(log_bytes=40_000)
+    scene.publish(*"a" * (3 * SEGMENT_UPDATES))
+    assert scene.history.log.tail > 2 * SEGMENT_UPDATES
+    client = scene.join("1-0000abcd")
+    scene.turns.settle()
+    assert messages(client.received)[0]["data"]["complete"] is False
+
+
+def test_what_is_dropped_before_a_client_was_told_is_not_hidden_from_it() -> None:
+    with closing(Scene(log_bytes=4000)) as scene:
+        scene.publish("a", "a")
+        client = scene.join("1-0000abcd", Only("a"), full=False)
+        scene.publish(*"a" * 100)
+        scene.turns.settle()
+        first, *rest = messages(client.received)
+        assert first == resumed(False, len(rest), str(Id(scene.history.log.tail, CHECK)))
+        assert [each["data"]["n"] for each in rest] == list(range(scene.history.log.tail + 1, 103))
+        assert client.closed is None
+
+
+def test_client_that_was_told_and_falls_off_the_log_is_too_slow() -> None:
+    scene = Scene(log_bytes=4000)
+    scene.publish("a", "a", "a")
+    client = scene.join("1-0000abcd", full=True)
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, 2, "1-0000abcd")]
+    scene.publish(*"a" * 100)
+    assert client.closed is CloseReason.TOO_SLOW
+
+
+def test_client_that_was_congested_when_it_came_is_told_once_it_drains(scene: Scene) -> None:
+    scene.publish("a", "a")
+    client = FakeSubscriber(scene.hub)
+    client.congested = True
+    scene.hub.join(client, None, "")
+    scene.publish("a")
+    scene.turns.settle()
+    assert client.writes == []
+    client.drain()
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, 1, "2-0000abcd"), with_id(3)]
+
+
+def test_client_that_leaves_before_it_was_told_is_forgotten(scene: Scene) -> None:
+    scene.publish("a")
+    client = scene.join("1-0000abcd", Only("a"))
+    scene.hub.leave(client)
+    scene.turns.settle()
+    assert client.writes == []
+    assert (len(scene.hub), scene.hub.lagging) == (0, 0)
+
+
+def test_client_that_fails_when_it_is_told_is_closed(scene: Scene) -> None:
+    client = FakeSubscriber(scene.hub)
+    client.fault = RuntimeError("gone")
+    scene.hub.join(client, None, "")
+    assert client.closed is CloseReason.INTERNAL
+    assert len(scene.hub) == 0
+
+
+# Filters
+
+
+def test_client_gets_what_its_filter_matches(scene: Scene) -> None:
+    client, with_socket = scene.join(None, Only("b")), scene.join_with_socket(None, Only("b"))
+    scene.publish("a", "b", "a", "b")
+    scene.publish("a")
+    with_socket.read()
+    for received in (client.received, with_socket.received):
+        assert messages(received) == [orjson.loads(update(2, "b")), orjson.loads(update(4, "b"))]
+    assert len(client.writes) == 1
+    assert (scene.metrics.written, scene.metrics.enqueued) == (4, 0)
+
+
+def test_filter_and_ids_go_together(scene: Scene) -> None:
+    scene.publish("a", "b", "a", "b")
+    client = scene.join("1-0000abcd", Only("b"))
+    scene.turns.settle()
+    scene.publish("a", "b")
+    expected = [with_id(2, "b"), with_id(4, "b"), with_id(6, "b")]
+    assert messages(client.received) == [resumed(True, 2, "1-0000abcd"), *expected]
+
+
+def test_update_is_asked_about_once_for_all_clients_of_a_filter(scene: Scene) -> None:
+    wanted = Counting()
+    clients = [scene.join(after, wanted) for after in (None, "") for _ in range(10)]
+    scene.publish("a", "b")
+    assert wanted.asked == 2
+    assert all(len(messages(client.received)) >= 2 for client in clients)
+
+
+def test_what_is_kept_is_asked_about_once_for_all_that_resume_with_a_filter(scene: Scene) -> None:
+    scene.publish(*"a" * 600)
+    wanted = Counting()
+    clients = [scene.join("1-0000abcd", wanted) for _ in range(20)]
+    scene.turns.settle()
+    assert all(len(messages(client.received)) == 600 for client in clients)
+    assert wanted.asked == 600
+
+
+def test_answers_of_few_filters_are_kept_and_all_are_right(scene: Scene) -> None:
+    scene.publish(*"ab" * 20)
+    wanted = [Counting() for _ in range(40)]
+    clients = [scene.join("1-0000abcd", each) for each in wanted]
+    scene.turns.settle()
+    assert all(len(messages(client.received)) == 40 for client in clients)
+    assert len(scene.history._segments[0].answers) <= 32
+
+
+def test_filter_that_has_much_to_look_at_does_so_in_many_turns(scene: Scene) -> None:
+    scene.publish(*"a" * 2000)
+    wanted = Counting()
+    scene.join("1-0000abcd", wanted)
+    most, before = 0, 0
+    while scene.turns.turn():
+        most, before = max(most, wanted.asked - before), wanted.asked
+    assert 0 < most <= SEGMENT_UPDATES
+
+
+def test_large_updates_are_looked_at_few_at_a_time(scene: Scene) -> None:
+    scene.publish(*"a" * 20, size=30_000)
+    wanted = Counting()
+    scene.join("1-0000abcd", wanted)
+    most, before = 0, 0
+    while scene.turns.turn():
+        most, before = max(most, wanted.asked - before), wanted.asked
+    assert 0 < most <= 3
+
+
+def test_view_that_nobody_has_any_more_is_gone(scene: Scene) -> None:
+    clients = [scene.join(None, Only("b")), scene.join(None, Only("b")), scene.join("", Only("b"))]
+    assert len(scene.hub._views) == 2
+    for client in clients:
+        scene.hub.leave(client)
+        scene.hub.leave(client)
+    assert scene.hub._views == {}
+    assert len(scene.hub) == 0
+
+
+def test_update_of_which_only_the_payload_is_at_hand_is_filtered_too(scene: Scene) -> None:
+    client = scene.join(None, Only("b"))
+    scene.hub.publish(update(1, "a"))
+    scene.hub.publish(update(2, "b"))
+    scene.hub.flush()
+    assert messages(client.received) == [orjson.loads(update(2, "b"))]
+
+
+# Many that come back, and those who are live
+
+
+def test_so_many_are_given_something_in_a_turn_and_no_more(scene: Scene) -> None:
+    scene.publish(*"a" * 100, size=1000)
+    clients = [scene.join("1-0000abcd") for _ in range(2 * PIECES + 1)]
+    scene.turns.turn()
+    assert sum(1 for client in clients if client.writes) == PIECES
+    scene.turns.settle()
+    assert all(len(messages(client.received)) == 100 for client in clients)
+
+
+def test_client_that_resumes_is_given_a_piece_in_a_turn(scene: Scene) -> None:
+    scene.publish(*"a" * 200, size=1000)
+    client = scene.join("1-0000abcd")
+    scene.turns.settle()
+    assert max(map(len, client.writes)) <= CATCH_UP_BYTES
+
+
+def test_client_with_little_room_gets_each_frame_whole_and_once() -> None:
+    with closing(Scene()) as scene:
+        scene.publish(*"ab" * 300, size=300)
+        client = scene.join_with_socket("1-0000abcd", Only("b"), room_bytes=1)
+        live_one = scene.join_with_socket("", Only("b"), room_bytes=1)
+        scene.turns.settle()
+        scene.publish(*"ab" * 300, size=300)
+        for each, first in ((client, 2), (live_one, 602)):
+            while each.read(700) or each.held:
+                each.drain()
+                scene.turns.settle()
+            numbers = [message["data"]["n"] for message in messages(each.received)[1:]]
+            assert numbers == list(range(first, 1201, 2))
+
+
+@pytest.mark.parametrize("room_bytes", [10_000, 40_000, 100_000])
+def test_client_that_stops_in_a_later_segment_of_what_it_is_given_goes_on_there(room_bytes: int) -> None:
+    with closing(Scene()) as scene:
+        client = scene.join_with_socket("", room_bytes=room_bytes)
+        scene.publish(*"a" * 900)
+        while client.read(3000) or client.held:
+            client.drain()
+            scene.turns.settle()
+        assert [message["data"]["n"] for message in messages(client.received)[1:]] == list(range(1, 901))
+
+
+# Notices
+
+
+def test_gap_comes_in_its_place_to_those_with_ids_whatever_they_filter(scene: Scene) -> None:
+    gap = envelope.gap("then", "now", "so it is", NOW_MS)
+    filtered, everything = scene.join("", Only("b")), scene.join("")
+    with_socket = scene.join_with_socket("", Only("x"))
+    scene.publish("a", "b")
+    scene.hub.notify(gap)
+    scene.publish("b")
+    with_socket.read()
+    assert messages(filtered.received)[1:] == [with_id(2, "b"), orjson.loads(gap), with_id(3, "b")]
+    assert messages(everything.received)[1:] == [with_id(1), with_id(2, "b"), orjson.loads(gap), with_id(3, "b")]
+    assert messages(with_socket.received)[1:] == [orjson.loads(gap)]
+    late = scene.join("1-0000abcd")
+    scene.turns.settle()
+    assert messages(late.received) == [
+        resumed(True, 2, "1-0000abcd"),
+        with_id(2, "b"),
+        orjson.loads(gap),
+        with_id(3, "b"),
+    ]
+
+
+def test_gap_behind_the_last_update_comes_again_to_who_resumes_from_that(scene: Scene) -> None:
+    gap = envelope.gap("then", "now", "so it is", NOW_MS)
+    scene.hub.notify(gap)
+    first = scene.join("0-0000abcd")
+    scene.publish("a")
+    scene.hub.notify(gap)
+    second = scene.join("1-0000abcd")
+    scene.turns.settle()
+    assert messages(first.received) == [
+        resumed(True, 1, "0-0000abcd"),
+        orjson.loads(gap),
+        with_id(1),
+        orjson.loads(gap),
+    ]
+    assert messages(second.received) == [resumed(True, 0, "1-0000abcd"), orjson.loads(gap)]
+
+
+def test_gap_finds_its_place_also_for_a_slow_client() -> None:
+    gap = envelope.gap("then", "now", "so it is", NOW_MS)
+    with closing(Scene()) as scene:
+        slow = scene.join_with_socket("", room_bytes=1)
+        scene.publish("a", size=9000)
+        scene.hub.notify(gap)
+        scene.publish("a")
+        while slow.read() or slow.held:
+            slow.drain()
+            scene.turns.settle()
+        assert [message["type"] for message in messages(slow.received)] == ["resume", "a", "gap", "a"]
+
+
+# A history that several bridges share
+
+
+def ids(*numbers: int) -> list[Id]:
+    return [Id(number, 1000 + number) for number in numbers]
+
+
+def test_what_was_sent_before_goes_to_nobody_but_who_resumes_from_there() -> None:
+    scene = Scene(shared=True, reads_back=True)
+    plain, new = scene.join(), scene.join("")
+    old, unknown = scene.join(str(ids(3)[0])), scene.join("5-00000005")
+    scene.give(*ids(3, 5, 6))
+    assert plain.writes == new.writes == old.writes == []
+    scene.hub.caught_up()
+    scene.turns.settle()
+    scene.give(*ids(9))
+    assert [message["data"]["n"] for message in messages(plain.received)] == [9]
+    last = [with_id(number, check=1000 + number) for number in (5, 6, 9)]
+    assert messages(new.received) == [resumed(True, 0, str(ids(6)[0])), last[-1]]
+    assert messages(old.received) == [resumed(True, 2, str(ids(3)[0])), *last]
+    assert messages(unknown.received)[0]["data"]["complete"] is False
+    assert len(messages(unknown.received)) == 5
+
+
+def test_plain_client_that_is_congested_meanwhile_gets_nothing_of_before() -> None:
+    scene = Scene(shared=True, reads_back=True)
+    client = FakeSubscriber(scene.hub)
+    client.congested = True
+    scene.hub.join(client)
+    scene.give(*ids(1, 2))
+    scene.hub.caught_up()
+    client.drain()
+    scene.turns.settle()
+    scene.give(*ids(3))
+    assert [message["data"]["n"] for message in messages(client.received)] == [3]
+
+
+def test_client_that_is_ahead_waits_until_its_update_has_come() -> None:
+    scene = Scene(shared=True)
+    scene.give(*ids(1))
+    client = scene.join(str(ids(3)[0]))
+    scene.give(*ids(2))
+    scene.turns.settle()
+    assert client.writes == []
+    assert len(scene.hub) == 1
+    scene.give(*ids(3, 4))
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, 1, str(ids(3)[0])), with_id(4, check=1004)]
+
+
+def test_client_that_is_ahead_of_everything_is_told_at_the_second_tick_that_it_is_unknown() -> None:
+    scene = Scene(shared=True)
+    scene.give(*ids(1))
+    client = scene.join("99-00000001")
+    scene.hub.tick()
+    assert client.writes == []
+    scene.hub.tick()
+    scene.turns.settle()
+    assert messages(client.received)[0]["data"]["complete"] is False
+    scene.hub.tick()
+
+
+def test_nobody_is_given_up_while_nothing_can_come() -> None:
+    scene = Scene(shared=True)
+    client = scene.join("99-00000001")
+    scene.hub.tick()
+    scene.hub.is_fed = lambda: False
+    for _ in range(5):
+        scene.hub.tick()
+    scene.hub.is_fed = lambda: True
+    scene.hub.tick()
+    assert client.writes == []
+    scene.hub.tick()
+    scene.turns.settle()
+    assert messages(client.received)[0]["data"]["complete"] is False
+
+
+def test_client_that_leaves_while_it_waits_is_forgotten() -> None:
+    scene = Scene(shared=True)
+    client = scene.join("99-00000001")
+    scene.hub.tick()
+    scene.hub.leave(client)
+    scene.hub.tick()
+    scene.turns.settle()
+    assert client.writes == []
+    assert len(scene.hub) == 0
+
+
+def test_whoever_waits_when_the_bridge_stops_is_closed_as_all_are() -> None:
+    scene = Scene(shared=True, reads_back=True)
+    client = scene.join("99-00000001")
+    scene.hub.drain()
+    assert client.closed is CloseReason.STOPPING
+
+
+def test_whoever_resumes_when_the_bridge_stops_gets_everything_before_it_is_closed(scene: Scene) -> None:
+    scene.publish(*"a" * 50, size=1000)
+    client, live_one = scene.join("1-0000abcd", Only("a")), scene.join("")
+    scene.hub.drain()
+    assert live_one.closed is CloseReason.STOPPING
+    scene.turns.settle()
+    assert len(messages(client.received)) == 50
+    assert client.closed is CloseReason.STOPPING
+
+
+def test_mark_is_an_id_to_resume_after_and_nobody_sees_it() -> None:
+    scene = Scene(shared=True)
+    plain, with_ids = scene.join(), scene.join("")
+    scene.hub.mark(Id(7, 77))
+    new = scene.join("")
+    assert messages(new.received) == [resumed(True, 0, "7-0000004d")]
+    scene.give(*ids(8))
+    back = scene.join("7-0000004d")
+    scene.turns.settle()
+    assert messages(back.received) == [resumed(True, 1, "7-0000004d"), with_id(8, check=1008)]
+    assert len(messages(plain.received)) == 1
+    assert len(messages(with_ids.received)) == 2
+    assert scene.metrics.written == 3
+
+
+def test_ids_of_a_stream_that_was_made_again_are_told_apart() -> None:
+    scene = Scene(shared=True)
+    scene.give(*ids(1, 2, 3))
+    scene.give(Id(0, 500), Id(1, 501), Id(2, 502))
+    new, old = scene.join("1-000001f5"), scene.join(str(ids(2)[0]))
+    scene.turns.settle()
+    assert [each["id"] for each in messages(new.received)[1:]] == ["2-000001f6"]
+    assert [each["id"] for each in messages(old.received)[1:]] == [
+        str(ids(3)[0]),
+        "0-000001f4",
+        "1-000001f5",
+        "2-000001f6",
+    ]
+
+
+# Whatever happens, in any order
+
+
+LOG_BYTES = 60_000
+
+WISHES = (None, Only("a"), Only("b"))
+
+
+class Person:
+    """Somebody who wants everything, on whichever bridge, and comes back with the last id that they have."""
+
+    def __init__(self, wanted: Only | None) -> None:
+        self.wanted = wanted
+        self.last = ""
+        self.numbers: list[int] = []
+        """What it has since it was told last that something is missing."""
+        self.begin: int | None = None
+        """The place in the stream from which on it must have everything; None where that is not said by an id."""
+        self.connection: FakeSubscriber | SocketSubscriber | None = None
+        self.bridge = 0
+        self.seen = 0
+
+    def look(self, index: dict[str, int]) -> None:
+        """Takes what has come."""
+        if self.connection is None:
+            return
+        received = messages(self.connection.received)
+        for message in received[self.seen :]:
+            if message["type"] == "resume":
+                assert self.seen == 0
+                asked, self.last = self.last, message["data"]["id"]
+                if not message["data"]["complete"]:
+                    self.numbers, self.begin = [], None
+                elif asked == "":
+                    self.numbers, self.begin = [], index[self.last]
+                else:
+                    assert asked == self.last
+            elif message["type"] != "gap":
+                assert self.seen > 0, "the resume message comes first"
+                self.last = message["id"]
+                self.numbers.append(message["data"]["n"])
+            self.seen += 1
+
+    def check(self, stream: list[tuple[Id, str]]) -> list[int]:
+        """What it has is all that it wants from where it began; returns what it must still get."""
+        wanted = [place for place, (_, kind) in enumerate(stream) if kind in "ab" and self.wanted in (None, Only(kind))]
+        begin = self.begin
+        if begin is None:
+            if not self.numbers:
+                return []
+            begin = self.numbers[0] - 1
+        wanted = [place for place in wanted if place > begin]
+        assert self.numbers == wanted[: len(self.numbers)], "once, in order, and without a hole"
+        return wanted[len(self.numbers) :]
+
+
+@settings(max_examples=60, stateful_step_count=50)
+class AnyOrder(RuleBasedStateMachine):
+    """Two bridges on one stream that start anew now and then, and people who change between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream: list[tuple[Id, str]] = [(Id(0, 0), "mark")]
+        self.index = {"0-00000000": 0}
+        self.payloads: dict[int, bytes] = {}
+        self.bridges = [self.started(), self.started()]
+        self.people: list[Person] = []
+        self._many = live.MANY
+
+    def started(self) -> tuple[Scene, list[int]]:
+        """A bridge, and the place in the stream up to which it has had everything."""
+        scene = Scene(LOG_BYTES, shared=True, reads_back=True)
+        fed = [max(0, len(self.stream) - 200)]
+        self.feed_to((scene, fed), len(self.stream))
+        scene.hub.caught_up()
+        return scene, fed
+
+    def feed_to(self, bridge: tuple[Scene, list[int]], end: int) -> None:
+        scene, fed = bridge
+        for place in range(fed[0], end):
+            each, kind = self.stream[place]
+            if kind == "mark":
+                scene.hub.mark(each)
+            elif kind in "ab":
+                scene.hub.publish(self.payloads[place], (kind, {}), each)
+        fed[0] = max(fed[0], end)
+
+    @initialize(many=st.sampled_from([1, 3, 1000]))
+    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
+        live.MANY = many
+
+    @rule(kind=st.sampled_from(["a", "b", "mark", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
+    def publish(self, kind: str, times: int, size: int) -> None:
+        for _ in range(times):
+            place = len(self.stream)
+            each = Id(2 * place, place * 7919 % 2**32)
+            self.stream.append((each, kind))
+            self.index[str(each)] = place
+            self.payloads[place] = update(place, kind, size)
+
+    @rule(which=st.integers(0, 1), count=st.integers(1, 30), flush=st.booleans())
+    def feed(self, which: int, count: int, *, flush: bool) -> None:
+        scene, fed = self.bridges[which]
+        self.feed_to(self.bridges[which], min(len(self.stream), fed[0] + count))
+        if flush:
+            scene.hub.flush()
+
+    @rule(which=st.integers(0, 1))
+    def restart(self, which: int) -> None:
+        for person in self.people:
+            if person.bridge == which:
+                self.part(person)
+        self.bridges[which][0].close()
+        self.bridges[which] = self.started()
+
+    @rule(wish=st.sampled_from(WISHES))
+    def arrive(self, wish: Only | None) -> None:
+        if len(self.people) < 6:
+            self.people.append(Person(wish))
+
+    @rule(
+        who=st.integers(0, 5),
+        which=st.integers(0, 1),
+        room_bytes=st.sampled_from([0, 1, 10_000, None]),
+        full=st.booleans(),
+    )
+    def connect(self, who: int, which: int, room_bytes: int | None, *, full: bool) -> None:
+        for person in self.people[who : who + 1]:
+            self.part(person)
+            scene, _ = self.bridges[which]
+            person.bridge, person.seen = which, 0
+            if room_bytes == 0:
+                person.connection = scene.join(person.last, person.wanted, full=full)
+            else:
+                person.connection = scene.join_with_socket(person.last, person.wanted, room_bytes)
+
+    def part(self, person: Person) -> None:
+        person.look(self.index)
+        if person.connection is not None:
+            person.connection.hub.leave(person.connection)
+        person.connection = None
+
+    @rule(who=st.integers(0, 5))
+    def disconnect(self, who: int) -> None:
+        for person in self.people[who : who + 1]:
+            self.part(person)
+
+    @rule(who=st.integers(0, 5), max_bytes=st.sampled_from([1, 100, 5000, 1_000_000]))
+    def read(self, who: int, max_bytes: int) -> None:
+        for person in self.people[who : who + 1]:
+            if isinstance(person.connection, SocketSubscriber):
+                person.connection.read(max_bytes)
+
+    @rule(who=st.integers(0, 5), full=st.booleans())
+    def drain(self, who: int, *, full: bool) -> None:
+        for person in self.people[who : who + 1]:
+            if person.connection is not None and person.connection.congested:
+                person.connection.drain(full=full)
+
+    @rule(which=st.integers(0, 1))
+    def turn(self, which: int) -> None:
+        self.bridges[which][0].turns.turn()
+
+    @rule(which=st.integers(0, 1))
+    def gap(self, which: int) -> None:
+        self.bridges[which][0].hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+
+    @invariant()
+    def nobody_has_a_hole(self) -> None:
+        for person in self.people:
+            person.look(self.index)
+            person.check(self.stream)
+
+    def teardown(self) -> None:
+        live.MANY = self._many
+        for bridge in self.bridges:
+            self.feed_to(bridge, len(self.stream))
+            bridge[0].hub.flush()
+        for person in self.people:
+            if person.connection is None or person.connection.closed is not None:
+                self.part(person)
+                person.seen = 0
+                person.connection = self.bridges[0][0].join(person.last, person.wanted)
+                person.bridge = 0
+        for _ in range(300):
+            for scene, _ in self.bridges:
+                scene.turns.settle()
+            for person in self.people:
+                connection = person.connection
+                assert connection is not None
+                if isinstance(connection, SocketSubscriber):
+                    connection.read()
+                if connection.congested:
+                    connection.drain()
+        for person in self.people:
+            person.look(self.index)
+            assert person.seen > 0
+            if person.connection is not None and person.connection.closed is None:
+                assert person.check(self.stream) == []
+        for scene, _ in self.bridges:
+            assert scene.hub.lagging == 0
+            scene.close()
+
+
+test_everybody_has_everything_once_and_in_order_or_was_told_otherwise = AnyOrder.TestCase
