@@ -58,10 +58,10 @@ class View(Generic[P]):
         """
         if self.is_plain:
             return self._history.log.split(position, taken)
-        while True:
-            positions, position = self._history.wanted(self.filter, position, end, notices=self.ids)
-            for at in positions:
-                frame = self._history.frame(at, ids=self.ids)
-                if taken < len(frame):
-                    return at, memoryview(frame)[taken:]
-                taken -= len(frame)
+        positions, reached = self._history.wanted(self.filter, position, end, notices=self.ids)
+        for at in positions:
+            frame = self._history.frame(at, ids=self.ids)
+            if taken < len(frame):
+                return at, memoryview(frame)[taken:]
+            taken -= len(frame)
+        return self.split(reached, end, taken)
