@@ -12,13 +12,21 @@ from tests.support.waiting import LIMIT_S
 async def node_program(node: str, script: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """The script, running; killed at the end if it still runs. `node` is Node's command."""
     process = await asyncio.create_subprocess_exec(
-        node, script.name, *arguments, cwd=script.parent, stdout=asyncio.subprocess.PIPE, limit=2**20
+        node,
+        script.name,
+        *arguments,
+        cwd=script.parent,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=2**20,
     )
     try:
         yield process
     finally:
         if process.returncode is None:
             process.kill()
+        assert process.stdin is not None
+        process.stdin.close()
         await process.wait()
 
 

@@ -82,3 +82,8 @@ def test_every_time_is_read_alike() -> None:
         if inner.get("format") == "date-time"
     }
     assert len(times) == 1
+
+
+def test_examples_for_clients_are_served_as_no_schema() -> None:
+    assert {path.suffix for path in (catalog.PACKAGED / "clients").iterdir()} >= {".js", ".mjs", ".py"}
+    assert set(CATALOG.documents) == {file.name for file in FILES}

@@ -1,0 +1,67 @@
+// Updates of an edk-bridge in Node (20.10 or newer), each exactly once, whatever becomes of the connection.
+// A file to copy, and `npm install ws`.
+//
+//   import { updates } from "./node.mjs";
+//   for await (const update of updates("ws://localhost:3000/updates")) console.log(update.id, update.data);
+
+import { on } from "node:events";
+import { text } from "node:stream/consumers";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { WebSocket } from "ws";
+
+const FIRST_PAUSE_MS = 1_000;
+const LONGEST_PAUSE_MS = 30_000;
+const LASTING_MS = 10_000; // What ends sooner did not work: without this, a bridge that is full is asked every second.
+const FULL = 1013;
+const TRY_AGAIN = [408, 429];
+
+// The bridge's own sentence: the query won't do (400), or whoever asks may not (403).
+export class Refused extends Error {}
+
+// `onState` is told "connected", or "disconnected" and why; `onMissed` what can't be had any more: the data of a
+// `resume` that is not complete, or of a `gap`. `after` is an id to go on from. The bridge pings every 30 s.
+export async function* updates(url, options = {}) {
+  const { after = "", onState = () => {}, onMissed = () => {}, silenceMs = 75_000, signal } = options;
+  let lastId = after; // Empty: from now on.
+  for (let failures = 0; ; failures += 1) {
+    const address = `${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`;
+    const socket = new WebSocket(address, { handshakeTimeout: 10_000, perMessageDeflate: false });
+    let [connectedMs, why, broken] = [Infinity];
+    // Whoever is slow to take updates stops the reading, of pings too: that is not the line's silence.
+    const silence = setTimeout(() => (socket.isPaused ? silence.refresh() : socket.terminate()), silenceMs);
+    for (const sign of ["ping", "message"]) socket.on(sign, () => silence.refresh());
+    socket.on("close", (code) => (why = code));
+    socket.on("error", (error) => (broken ??= error));
+    socket.on("unexpected-response", async (_, response) => {
+      const status = response.statusCode;
+      const words = `${status} ${(await text(response).catch(() => "")).trim()}`;
+      const isFinal = status >= 400 && status < 500 && !TRY_AGAIN.includes(status);
+      socket.emit("error", isFinal ? new Refused(words) : new Error(words));
+    });
+    try {
+      // Few are read ahead: what waits for a slow program waits on the bridge.
+      const limits = { highWaterMark: 64, lowWaterMark: 16 };
+      for await (const [body] of on(socket, "message", { close: ["close"], signal, ...limits })) {
+        const message = JSON.parse(body);
+        const { type, data, id } = message;
+        lastId = type === "resume" ? data.id : (id ?? lastId); // All that comes after this one follows.
+        if (type === "resume") connectedMs = performance.now();
+        if (type === "resume") onState("connected");
+        if (id !== undefined) yield message;
+        else if (type === "gap" || (type === "resume" && !data.complete)) onMissed(data);
+      }
+    } catch (error) {
+      if (error !== broken || error instanceof Refused) throw error;
+      why = error.message;
+    } finally {
+      clearTimeout(silence);
+      socket.terminate();
+    }
+    onState("disconnected", why);
+    if (performance.now() - connectedMs >= LASTING_MS) failures = 0;
+    if (why === FULL) failures = Math.max(failures, 3);
+    const pauseMs = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** failures) * (0.5 + Math.random() / 2);
+    await sleep(pauseMs, undefined, { signal });
+  }
+}

@@ -1,0 +1,292 @@
+"""The examples in `schemas/clients` do what they promise: each update exactly once, whatever becomes of the connection.
+
+All three against a bridge that has every fault when it is wanted.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser
+
+from tests.support.browser import chromium
+from tests.support.followers import Follower, InBrowser, InNode, in_browser, in_node, in_python, updates_of
+from tests.support.scripted import CHECK, ScriptedBridge, scripted_bridge
+from tests.support.waiting import eventually
+
+# In one event loop, so that one browser serves all.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LONG_S = 60.0
+"""A silence that no test lasts."""
+
+SHORT_S = 0.3
+
+Following = Callable[..., AbstractAsyncContextManager[Any]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """Chromium."""
+    async with chromium() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def bridge() -> AsyncIterator[ScriptedBridge]:
+    """A bridge that does what it is told, and pings often."""
+    async with scripted_bridge(ping_interval_s=0.05) as running:
+        yield running
+
+
+@pytest.fixture(params=["browser", "node", "python"])
+def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
+    """One of the examples, to be run with a URL."""
+    if request.param == "python":
+        return lambda url, silence_s=LONG_S, **pauses_s: in_python(url, silence_s, pauses_s)
+    if request.param == "node":
+        node = request.getfixturevalue("node")
+        return lambda url, silence_s=LONG_S, **pauses_s: in_node(node, tmp_path, url, silence_s, pauses_s)
+    browser = request.getfixturevalue("browser")
+    return lambda url, silence_s=LONG_S, **pauses_s: in_browser(browser, url, silence_s, pauses_s)
+
+
+async def told(follower: Follower, *words: Any) -> None:
+    """Returns when it has been told so."""
+
+    async def is_told() -> bool:
+        return list(words) in await follower.told()
+
+    await eventually(f"it is told {words}", is_told)
+
+
+async def has(follower: Follower, *texts: bytes) -> None:
+    """Returns when it has had that many updates; they are these, in this order, and no other."""
+
+    async def is_had() -> bool:
+        return len(await updates_of(follower)) >= len(texts)
+
+    await eventually(f"it has {len(texts)} updates", is_had)
+    assert await updates_of(follower) == [orjson.loads(text) for text in texts]
+
+
+async def connected(bridge: ScriptedBridge, times: int = 1) -> None:
+    """Returns when a client is connected for the so many-eth time, and no other is."""
+    await eventually("it is connected", lambda: len(bridge.asked) >= times and len(bridge.connections) == 1)
+
+
+async def test_updates_come_exactly_once_over_every_kind_of_end(bridge: ScriptedBridge, following: Following) -> None:
+    texts = []
+    async with following(f"{bridge.url}?type=killmail&systemId=30000142") as follower:
+        await connected(bridge)
+        assert bridge.asked == ["type=killmail&systemId=30000142&after="]
+        texts += [bridge.emit(number) for number in range(3)]
+        for code in (None, 1001, 1011, 4008, 4009):
+            await has(follower, *texts)
+            if code is None:
+                bridge.drop()
+            else:
+                await bridge.close(code)
+            await told(follower, "disconnected", code or 1006)
+            texts += [bridge.emit(f"{code} {number}") for number in range(3)]
+        await has(follower, *texts)
+        assert bridge.asked[1].endswith(f"&after=3-{CHECK}")
+        assert [words for words in await follower.told() if words[0] == "missed"] == []
+
+
+async def test_restart_of_the_bridge_is_survived(bridge: ScriptedBridge, following: Following) -> None:
+    async with following(bridge.url) as follower:
+        await connected(bridge)
+        before = bridge.emit(1)
+        await has(follower, before)
+        await bridge.stop()
+        await told(follower, "disconnected", 1001)
+        # In vain.
+        await eventually("it has tried again", lambda: _lost(follower, 2))
+        after = bridge.emit(2)
+        await bridge.start()
+        await has(follower, before, after)
+
+
+async def _lost(follower: Follower, times: int) -> bool:
+    return [words[0] for words in await follower.told()].count("disconnected") >= times
+
+
+async def test_client_that_has_had_no_update_misses_none(bridge: ScriptedBridge, following: Following) -> None:
+    bridge.emit("before it came")
+    async with following(bridge.url) as follower:
+        await told(follower, "connected")
+        bridge.drop()
+        await told(follower, "disconnected", 1006)
+        await has(follower, bridge.emit("while it was away"))
+        assert bridge.asked[:2] == ["after=", f"after=1-{CHECK}"]
+
+
+async def test_what_is_missing_is_told_and_what_is_kept_follows(bridge: ScriptedBridge, following: Following) -> None:
+    async with following(bridge.url) as follower:
+        await connected(bridge)
+        had = bridge.emit(1)
+        await has(follower, had)
+        await bridge.stop()
+        bridge.emit(2)
+        bridge.forget()
+        kept = bridge.emit(3)
+        await bridge.start()
+        await has(follower, had, kept)
+        await told(follower, "missed", {"complete": False, "replayed": 1, "id": f"2-{CHECK}"})
+        gap = {"since": "2024-10-22T10:30:00.000Z", "until": "2024-10-22T10:31:00.000Z", "reason": "connection lost"}
+        bridge.tell_gap(**gap)
+        bridge.say(b'{"type":"of a newer bridge","data":{},"timestamp":1}')
+        await has(follower, had, kept, bridge.emit(4))
+        assert [words for words in await follower.told() if words[0] == "missed"][1:] == [["missed", gap]]
+
+
+async def test_dead_line_is_found_and_nothing_is_missed(bridge: ScriptedBridge, following: Following) -> None:
+    async with following(bridge.url, SHORT_S) as follower:
+        await connected(bridge)
+        before = bridge.emit(1)
+        await has(follower, before)
+        bridge.mute()
+        meanwhile = [bridge.emit(number) for number in range(2, 5)]
+        await has(follower, before, *meanwhile)
+        await has(follower, before, *meanwhile, bridge.emit(5))
+
+
+async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge, following: Following) -> None:
+    bridge.closing = 1011
+    began_at = asyncio.get_running_loop().time()
+    async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=LONG_S):
+        await eventually("it has tried often", lambda: len(bridge.asked) > 8)
+        # Half of 10 ms, doubled seven times, is the least that the eight pauses can be.
+        assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
+
+
+async def test_pauses_are_short_again_after_a_connection_that_has_lasted(
+    bridge: ScriptedBridge, following: Following
+) -> None:
+    async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=0.0):
+        # Pauses that only grew would take more than a minute.
+        for times in range(1, 16):
+            await connected(bridge, times)
+            bridge.drop()
+            await eventually("it is gone", lambda: not bridge.connections or len(bridge.asked) > times)  # noqa: B023
+
+
+async def test_bridge_that_is_full_is_given_time(bridge: ScriptedBridge, following: Following) -> None:
+    bridge.closing = 1013
+    async with following(bridge.url, FIRST_PAUSE=0.1, LONGEST_PAUSE=LONG_S, LASTING=LONG_S) as follower:
+        await told(follower, "disconnected", 1013)
+        began_at = asyncio.get_running_loop().time()
+        bridge.closing = None
+        await told(follower, "connected")
+        assert asyncio.get_running_loop().time() - began_at >= 0.3
+
+
+async def test_client_that_is_stopped_stays_away(bridge: ScriptedBridge, following: Following) -> None:
+    async with following(bridge.url) as follower:
+        await connected(bridge)
+        await follower.stop()
+        await eventually("it is gone", lambda: not bridge.connections)
+        if isinstance(follower, InNode):
+            assert await follower.ended() == 0
+    assert len(bridge.asked) == 1
+
+
+@pytest.mark.parametrize("status", [HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN])
+async def test_refusal_ends_a_client_with_the_bridges_own_sentence(
+    bridge: ScriptedBridge, following: Following, status: HTTPStatus
+) -> None:
+    bridge.refusal = status, "There is no member systemID: did you mean systemId?"
+    async with following(bridge.url) as follower:
+        if isinstance(follower, InBrowser):
+            # A script is told neither status nor sentence.
+            await told(follower, "disconnected", 1006)
+            bridge.refusal = None
+            await told(follower, "connected")
+        else:
+            await told(follower, "refused", f"{status.value} There is no member systemID: did you mean systemId?")
+            assert len(bridge.asked) == 1
+
+
+async def test_answer_that_may_be_another_soon_is_no_refusal(bridge: ScriptedBridge, following: Following) -> None:
+    bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server is available to handle this request."
+    async with following(bridge.url) as follower:
+        await eventually("it has tried again", lambda: len(bridge.asked) > 2)
+        bridge.refusal = None
+        await told(follower, "connected")
+
+
+async def test_browsers_old_socket_stays_until_the_new_one_is_answered(
+    bridge: ScriptedBridge, browser: Browser
+) -> None:
+    async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
+        await told(follower, "connected")
+        for times in range(2, 5):
+            await eventually("it asks again", lambda: len(bridge.asked) >= times)  # noqa: B023
+            await connected(bridge, times)
+        await has(follower, bridge.emit(1))
+        assert [words for words in await follower.told() if words[0] != "update"] == [["connected"]]
+        assert await follower.last_id() == bridge.last_id
+
+
+async def test_browsers_old_socket_that_speaks_first_is_the_one(bridge: ScriptedBridge, browser: Browser) -> None:
+    async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
+        await told(follower, "connected")
+        bridge.resumes = False
+        await eventually("a second is opened", lambda: len(bridge.connections) == 2)
+        [old, new] = bridge.connections
+        text = bridge.emit(1)
+        await has(follower, text)
+        await eventually("one is left", lambda: bridge.connections[:1] == [old] and new not in bridge.connections)
+        assert [words for words in await follower.told() if words[0] != "update"] == [["connected"]]
+
+
+async def test_browsers_old_socket_is_kept_while_the_bridge_is_full(bridge: ScriptedBridge, browser: Browser) -> None:
+    async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
+        await told(follower, "connected")
+        bridge.closing = 1013
+        await eventually("it has asked again", lambda: len(bridge.asked) > 2)
+        await has(follower, bridge.emit(1))
+        assert [words for words in await follower.told() if words[0] != "update"] == [["connected"]]
+
+
+async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBridge, browser: Browser) -> None:
+    async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
+        await told(follower, "connected")
+        bridge.resumes = False
+        await told(follower, "disconnected", 1006)
+        bridge.resumes = True
+        await has(follower, bridge.emit(1))
+
+
+async def test_nodes_quiet_line_is_not_taken_for_a_dead_one(bridge: ScriptedBridge, node: str, tmp_path: Path) -> None:
+    async with in_node(node, tmp_path, bridge.url, SHORT_S, {}) as follower:
+        await connected(bridge)
+        until = asyncio.get_running_loop().time() + 3 * SHORT_S
+        while asyncio.get_running_loop().time() < until:
+            await (await bridge.connections[0].ping())
+        await has(follower, bridge.emit(1))
+        assert len(bridge.asked) == 1
+
+
+async def test_what_a_slow_program_in_node_has_not_taken_waits_with_the_bridge(
+    bridge: ScriptedBridge, node: str, tmp_path: Path
+) -> None:
+    async with in_node(node, tmp_path, bridge.url, SHORT_S, {}, "slow") as follower:
+        await connected(bridge)
+        texts = [bridge.emit("x" * 2**16) for _ in range(500)]
+        transport = bridge.connections[0].transport
+        until = asyncio.get_running_loop().time() + 3 * SHORT_S
+        # Longer than a silence, in which pings are not read either.
+        await eventually("it waits", lambda: asyncio.get_running_loop().time() > until)
+        assert transport.get_write_buffer_size() > 2**20
+        assert len(await updates_of(follower)) == 1
+        await follower.stop()
+        await has(follower, *texts)
+        assert len(bridge.asked) == 1

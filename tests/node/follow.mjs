@@ -1,0 +1,29 @@
+// Follows a bridge by the example for Node, node.mjs, that lies beside it: prints a line for each thing that it is told,
+// ["update", ...], ["missed", ...], ["connected"], ["disconnected", why], ["refused", sentence].
+//
+// A line on standard input ends it; "slow" as the third argument has it take no update but the first before that.
+
+import process from "node:process";
+import { createInterface } from "node:readline";
+
+import { Refused, updates } from "./node.mjs";
+
+const [url, options, speed] = process.argv.slice(2);
+const say = (...what) => process.stdout.write(`${JSON.stringify(what)}\n`);
+const ending = new AbortController();
+const input = createInterface({ input: process.stdin });
+const line = new Promise((resolve) => input.once("line", resolve));
+line.then(() => speed !== "slow" && ending.abort());
+
+try {
+  const told = { onState: say, onMissed: (data) => say("missed", data), signal: ending.signal };
+  for await (const update of updates(url, { ...told, ...JSON.parse(options) })) {
+    say("update", update);
+    if (speed === "slow") await line;
+  }
+} catch (error) {
+  if (error instanceof Refused) say("refused", error.message);
+  else if (error.name !== "AbortError") throw error;
+}
+input.close();
+process.stdin.destroy();

@@ -1,0 +1,197 @@
+"""Programs that follow a bridge as the examples in `schemas/clients` do: in a browser, in Node, in Python.
+
+Each is a copy of its file, as somebody would make one, with other pauses. What it is told is in `told`.
+"""
+
+import asyncio
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from playwright.async_api import Browser
+
+from bridge.contract.catalog import PACKAGED
+from tests.support.node import node_program
+from tests.support.prepare import NODE
+from tests.support.site import File, serving
+
+CLIENTS = PACKAGED / "clients"
+
+PAUSES_S = {"FIRST_PAUSE": 0.02, "LONGEST_PAUSE": 0.1, "LASTING": 0.0}
+"""Of a copy, unless a test has others."""
+
+_PAGE = """<!doctype html><link rel="icon" href="data:,"><script>
+const told = [];
+let connection;
+async function follow(url, options) {
+  const { connect } = await import("/browser.js");
+  connection = connect(url, {
+    ...options,
+    onUpdate: (update) => told.push(["update", update]),
+    onState: (...state) => told.push(state),
+    onMissed: (data) => told.push(["missed", data]),
+  });
+}
+</script>"""
+
+
+class Follower(Protocol):
+    """One of them, while it runs."""
+
+    async def told(self) -> list[list[Any]]:
+        """What it was told: `["update", {...}]`, `["missed", {...}]`, `["connected"]`, `["disconnected", why]`,
+        `["refused", sentence]`."""
+
+    async def stop(self) -> None:
+        """Asks it to end."""
+
+
+async def updates_of(follower: Follower) -> list[Any]:
+    """The updates that it was told of."""
+    return [words[1] for words in await follower.told() if words[0] == "update"]
+
+
+class InBrowser:
+    """The page that is open."""
+
+    def __init__(self, page: Any) -> None:
+        self._page = page
+
+    async def told(self) -> list[list[Any]]:
+        return list(await self._page.evaluate("told"))
+
+    async def stop(self) -> None:
+        await self._page.evaluate("connection.stop()")
+
+    async def last_id(self) -> str:
+        """What a page would keep for its next visit."""
+        return str(await self._page.evaluate("connection.lastId()"))
+
+
+@asynccontextmanager
+async def in_browser(
+    browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float]
+) -> AsyncIterator[InBrowser]:
+    """A page whose plain script imports the example."""
+    script = _paused((CLIENTS / "browser.js").read_text(), pauses_s)
+    files = {"/": File("text/html", _PAGE), "/browser.js": File("text/javascript", script)}
+    context = await browser.new_context()
+    try:
+        async with serving(files) as site:
+            page = await context.new_page()
+            errors: list[str] = []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            await page.goto(f"http://localhost:{site.port}/")
+            await page.evaluate("([url, options]) => follow(url, options)", [url, {"silenceMs": silence_s * 1000}])
+            yield InBrowser(page)
+            assert errors == []
+    finally:
+        await context.close()
+
+
+class InNode:
+    """The process that runs."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self._told: list[list[Any]] = []
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self._told.append(json.loads(line))
+
+    async def told(self) -> list[list[Any]]:
+        return list(self._told)
+
+    async def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        await self._reading
+        return await self.process.wait()
+
+
+@asynccontextmanager
+async def in_node(
+    node: str, folder: Path, url: str, silence_s: float, pauses_s: Mapping[str, float], *speed: str
+) -> AsyncIterator[InNode]:
+    """A program that imports the example, which lies in a folder of its own with the packages that it needs."""
+    (folder / "node_modules").symlink_to(NODE / "node_modules")
+    (folder / "node.mjs").write_text(_paused((CLIENTS / "node.mjs").read_text(), pauses_s))
+    (folder / "follow.mjs").write_text((NODE / "follow.mjs").read_text())
+    options = json.dumps({"silenceMs": silence_s * 1000})
+    async with node_program(node, folder / "follow.mjs", url, options, *speed) as process:
+        yield InNode(process)
+
+
+class InPython(logging.Handler):
+    """A task that runs."""
+
+    def __init__(self, client: ModuleType, url: str, silence_s: float) -> None:
+        super().__init__(logging.INFO)
+        self._client = client
+        self._told: list[list[Any]] = []
+        self.task = asyncio.create_task(self._follow(url, silence_s))
+
+    async def _follow(self, url: str, silence_s: float) -> None:
+        missed = lambda data: self._told.append(["missed", data])  # noqa: E731 - shorter than its use
+        try:
+            async for update in self._client.updates(url, on_missed=missed, ping_s=silence_s):
+                self._told.append(["update", update])
+        except self._client.Refused as refusal:
+            self._told.append(["refused", str(refusal)])
+
+    def emit(self, record: logging.LogRecord) -> None:
+        words = [
+            record.msg.partition(":")[0],
+            *(arg if isinstance(arg, int) else str(arg) for arg in record.args or ()),
+        ]
+        self._told.append(words)
+
+    async def told(self) -> list[list[Any]]:
+        return list(self._told)
+
+    async def stop(self) -> None:
+        self.task.cancel()
+
+
+@asynccontextmanager
+async def in_python(url: str, silence_s: float, pauses_s: Mapping[str, float]) -> AsyncIterator[InPython]:
+    """A task in the test's own loop."""
+    spec = importlib.util.spec_from_file_location("python_client", CLIENTS / "python_client.py")
+    assert spec is not None
+    assert spec.loader is not None
+    client = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(client)
+    pauses = PAUSES_S | dict(pauses_s)
+    for name, pause_s in (pauses | {"PAUSE_WHEN_FULL": 8 * pauses["FIRST_PAUSE"]}).items():
+        assert hasattr(client, f"{name}_S")
+        setattr(client, f"{name}_S", pause_s)
+    follower = InPython(client, url, silence_s)
+    client.log.setLevel(logging.INFO)
+    client.log.addHandler(follower)
+    try:
+        yield follower
+    finally:
+        client.log.removeHandler(follower)
+        follower.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await follower.task
+
+
+def _paused(script: str, pauses_s: Mapping[str, float]) -> str:
+    """A copy of a script with other pauses."""
+    for name, pause_s in (PAUSES_S | dict(pauses_s)).items():
+        script, count = re.subn(rf"const {name}_MS = [0-9_]+;", f"const {name}_MS = {pause_s * 1000};", script)
+        assert count == 1, name
+    return script
