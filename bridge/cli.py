@@ -15,6 +15,7 @@ from bridge.app import serve as run_bridge
 from bridge.broker.publisher import Publisher
 from bridge.commands.check import check as check_events
 from bridge.commands.documents import lines_of
+from bridge.commands.endpoint import endpoint, trusting
 from bridge.commands.progress import Progress
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events
@@ -239,6 +240,36 @@ def _summary(count: Count, exchange: str) -> str:
         else ""
     )
     return f"{count.published:,} published, {count.invalid:,} invalid{unheard}"
+
+
+@cli.command(
+    epilog="""\b
+Exit codes: 0 nobody reads the output any more, 2 options that can't be used or that the bridge refuses, 130 Ctrl-C,
+1 anything else."""
+)
+@click.argument("url", default="ws://localhost:3000/updates")
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="only updates of this type; may be repeated")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="MEMBER=VALUE",
+    help="only updates whose data has this value; may be repeated: each member must have one of its values",
+)
+@click.option("--after", metavar="ID", default="", help="begin after the update with this id; without it, from now on")
+@click.option("--cafile", metavar="FILE", help="of wss://, the authorities to trust instead of the system's")
+def tail(url: str, types: tuple[str, ...], where: tuple[str, ...], after: str, cafile: str | None) -> None:
+    """Prints the updates that a bridge sends, one a line, as they come: JSON with the members type, data, timestamp and
+    id. A lost connection is made again, and what came meanwhile is printed then; standard error says what is missing.
+    """
+    from bridge.commands.tail import run  # noqa: PLC0415 - what only this needs is not loaded into the bridge
+
+    try:
+        asked = endpoint(url, types, where)
+        run(asked, after, trusting(asked, cafile), lambda line: click.echo(line, err=True))
+    except BridgeError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 @cli.command()

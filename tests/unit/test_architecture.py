@@ -15,6 +15,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 AMQP = {"aio_pika", "aiormq", "pamqp"}
 CLOCKS = {"now", "today", "utcnow"}
 MAX_LINES = 300
+TAIL = "bridge.commands.tail"
 
 
 class Import(NamedTuple):
@@ -147,8 +148,16 @@ def test_only_the_broker_and_the_demo_import_an_amqp_library() -> None:
     assert breaches(without("bridge.broker", "bridge.demo"), *AMQP) == []
 
 
-def test_only_fanout_imports_websockets() -> None:
-    assert breaches(without("bridge.fanout"), "websockets") == []
+def test_only_fanout_imports_websockets_and_tail_which_is_a_client() -> None:
+    [tail] = [path for path in MODULES if name_of(path) == TAIL]
+    assert breaches([path for path in without("bridge.fanout") if path != tail], "websockets") == []
+    client = ("websockets.asyncio.client", "websockets.exceptions")
+    assert breaches([tail], "websockets", "bridge.fanout", but=client) == []
+
+
+def test_tail_is_loaded_only_when_it_is_asked_for() -> None:
+    found = [(name_of(path), i.at_once) for path in MODULES for i in imports(path) if i.is_of(TAIL)]
+    assert found == [("bridge.cli", False)]
 
 
 def test_only_the_demo_imports_testcontainers() -> None:

@@ -78,7 +78,7 @@ def test_version_is_the_packages() -> None:
 def test_help_names_the_commands(flag: str) -> None:
     result = invoke(flag)
     assert result.exit_code == 0
-    for command in ("serve", "check", "publish", "demo"):
+    for command in ("serve", "check", "publish", "tail", "demo"):
         assert command in result.output
 
 
@@ -207,6 +207,10 @@ def test_value_that_begins_with_a_dash_reaches_the_settings(runs: Runs) -> None:
     ("command", "words"),
     [
         ("check", ["without a broker", "[FILE|-]...", "--type", "BRIDGE_SCHEMAS", "0 all are valid, 1 some are not"]),
+        (
+            "tail",
+            ["[URL]", "--type", "--where", "--after", "--cafile", "may be repeated", "2 options that can't be used"],
+        ),
         ("publish", ["to RabbitMQ", "[FILE|-]...", "--type", "--exchange", "BRIDGE_AMQP_URL", "3 the broker refuses"]),
     ],
 )
@@ -451,3 +455,12 @@ def test_package_alone_loads_no_broker_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_tail_says_all_that_is_wrong_with_its_options() -> None:
+    result = invoke("tail", "http://localhost:3000", "--where", "systemId")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "edk-bridge: http://localhost:3000: is no WebSocket URL, such as ws://localhost:3000/updates",
+        "edk-bridge: --where systemId: must be MEMBER=VALUE, such as systemId=30000142",
+    ]

@@ -1,0 +1,319 @@
+"""`edk-bridge tail` as its user runs it: a process, pipes, and a bridge that has every fault when it is wanted."""
+
+import asyncio
+import os
+import pty
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from tests.support.certificates import certificate
+from tests.support.scripted import CHECK, UNKNOWN, ScriptedBridge, scripted_bridge
+from tests.support.waiting import LIMIT_S, eventually
+
+SCRIPT = """
+from bridge.commands import tail
+tail.FIRST_PAUSE_S, tail.LONGEST_PAUSE_S, tail.LASTING_S, tail.PING_S = {pauses}
+from bridge.cli import main
+main()
+"""
+IMPATIENT = "0.02, 0.1, 0.0, 60.0"
+
+
+class Tailing:
+    """The command while it runs."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.said: list[str] = []
+        """On standard error, line by line."""
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.said.append(line.decode().removesuffix("\n"))
+
+    async def says(self, words: str, times: int = 1) -> None:
+        """Returns when it has said so often what begins so."""
+        await eventually(f"it says {words!r}", lambda: sum(line.startswith(words) for line in self.said) >= times)
+
+    async def prints(self, *texts: bytes) -> None:
+        """Returns when it has printed these lines, as they are and no other."""
+        assert self.process.stdout is not None
+        for text in texts:
+            async with asyncio.timeout(LIMIT_S):
+                assert await self.process.stdout.readline() == text + b"\n"
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended by itself; nothing that it said is a traceback."""
+        async with asyncio.timeout(LIMIT_S):
+            code = await self.process.wait()
+            await self._reading
+        assert "Traceback" not in "\n".join(self.said), self.said
+        return code
+
+
+@asynccontextmanager
+async def tailing(
+    *arguments: str, pauses: str = IMPATIENT, stdout: int = asyncio.subprocess.PIPE
+) -> AsyncIterator[Tailing]:
+    """The command; killed at the end if it still runs."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
+    process = await asyncio.create_subprocess_exec(
+        # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
+        *("env", "--default-signal=INT", sys.executable, "-c", SCRIPT.format(pauses=pauses), "tail", *arguments),
+        env=environment,
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+        limit=2**22,
+    )
+    running = Tailing(process)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await running._reading
+
+
+@pytest.fixture
+async def bridge() -> AsyncIterator[ScriptedBridge]:
+    """A bridge that does what it is told."""
+    async with scripted_bridge() as running:
+        yield running
+
+
+async def test_updates_are_printed_as_they_came_over_every_kind_of_end(bridge: ScriptedBridge) -> None:
+    texts = []
+    async with tailing(bridge.url) as tail:
+        await tail.says(f"connected to {bridge.url}")
+        for code, why in ((None, "the connection was cut"), (1011, "the bridge had an error"), (4321, "code 4321")):
+            texts = [bridge.emit({"ship": "Ünïcode 🚀 \u2028"}), bridge.emit("x" * 2**20)]
+            await tail.prints(*texts)
+            if code is None:
+                bridge.drop()
+            else:
+                await bridge.close(code)
+            await tail.says(f"disconnected from {bridge.url}: {why}; trying again")
+            away = bridge.emit("meanwhile")
+            await tail.prints(away)
+        await tail.says("connected again after ", 3)
+        assert bridge.asked[:2] == ["after=", f"after=2-{CHECK}"]
+        assert [line.partition(" ")[0] for line in tail.said] == ["connected", *["disconnected", "connected"] * 3]
+
+
+async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.says("connected to")
+        before = bridge.emit(1)
+        await tail.prints(before)
+        await bridge.stop()
+        bridge.emit(2)
+        bridge.forget()
+        kept = bridge.emit(3)
+        away = f"disconnected from {bridge.url}:"
+        await tail.says(f"{away} nobody listens there; trying again")
+        await bridge.start()
+        await tail.prints(kept)
+        await tail.says("updates are missing")
+        assert tail.said[1:3] == [
+            f"{away} the bridge is stopping; trying again",
+            f"{away} nobody listens there; trying again",
+        ]
+        assert tail.said[3].startswith("connected again after ")
+        assert tail.said[3].endswith(" s; updates to catch up with: 1")
+        assert tail.said[4:] == [f"updates are missing: the bridge does not have all that came after 1-{CHECK}"]
+
+
+async def test_gap_is_said_and_what_is_not_known_is_ignored(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.says("connected to")
+        bridge.tell_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="lost\x1b[31m")
+        bridge.say(b'{"type":"gap","data":"of a newer bridge","timestamp":1}')
+        bridge.say(b'{"type":"news","data":{},"timestamp":1}')
+        await tail.prints(bridge.emit(1))
+        assert tail.said[1:] == [
+            "updates may be missing: the bridge may have missed events from 2024-10-22T10:30:00Z until "
+            "2024-10-22T10:31:00Z: lost\\x1b[31m"
+        ]
+
+
+async def test_options_are_what_the_bridge_is_asked(bridge: ScriptedBridge) -> None:
+    bridge.emit(1)
+    options = ["--type", "killmail", "--type", "event", "--where", "systemId=1", "--where", "systemId=2"]
+    second = bridge.emit(2)
+    async with tailing(bridge.url, *options, "--after", f"1-{CHECK}") as tail:
+        await tail.prints(second)
+        assert bridge.asked == [f"type=killmail&type=event&systemId=1&systemId=2&after=1-{CHECK}"]
+        assert tail.said == [f"connected to {bridge.url}; updates to catch up with: 1"]
+
+
+async def test_unknown_id_is_said_and_all_that_is_kept_is_printed(bridge: ScriptedBridge) -> None:
+    texts = [bridge.emit(1), bridge.emit(2)]
+    async with tailing(bridge.url, "--after", UNKNOWN) as tail:
+        await tail.prints(*texts)
+        assert tail.said[1:] == [f"updates are missing: the bridge does not have all that came after {UNKNOWN}"]
+
+
+async def test_dead_line_is_found(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url, pauses="0.02, 0.1, 0.0, 0.3") as tail:
+        await tail.says("connected to")
+        bridge.mute()
+        await tail.prints(bridge.emit(1))
+        await tail.says(f"disconnected from {bridge.url}: a ping was not answered")
+
+
+@pytest.mark.parametrize("status", [HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN])
+async def test_refusal_ends_it_with_the_bridges_own_sentence(bridge: ScriptedBridge, status: HTTPStatus) -> None:
+    bridge.refusal = status, "There is no member\x9b systemID."
+    async with tailing(bridge.url, "--where", "systemID=1") as tail:
+        assert await tail.ended() == 2
+        assert tail.said == [f"edk-bridge: {bridge.url} refuses ({status.value}): There is no member\\x9b systemID."]
+        assert len(bridge.asked) == 1
+
+
+async def test_proxy_without_a_bridge_is_asked_again(bridge: ScriptedBridge) -> None:
+    bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server."
+    async with tailing(bridge.url) as tail:
+        await eventually("it has asked often", lambda: len(bridge.asked) > 2)
+        bridge.refusal = None
+        await tail.says("connected to")
+        assert tail.said[:-1] == [f"disconnected from {bridge.url}: it answers 503: No server.; trying again"]
+
+
+async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge) -> None:
+    bridge.closing = 1013
+    began_at = asyncio.get_running_loop().time()
+    async with tailing(bridge.url, pauses="0.01, 60.0, 60.0, 60.0") as tail:
+        await eventually("it has tried often", lambda: len(bridge.asked) > 8)
+        # Half of 10 ms, doubled seven times, is the least that the eight pauses can be.
+        assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
+        assert tail.said == [f"disconnected from {bridge.url}: the bridge is full; trying again"]
+
+
+async def test_ctrl_c_ends_it_and_says_how_to_go_on(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.says("connected to")
+        await tail.prints(bridge.emit(1))
+        tail.process.send_signal(signal.SIGINT)
+        assert await tail.ended() == 130
+        assert tail.said[1:] == [f"to go on from here: --after 1-{CHECK}"]
+
+
+async def test_ctrl_c_is_seen_while_nobody_takes_what_is_printed(bridge: ScriptedBridge) -> None:
+    ours, theirs = os.pipe()
+    async with tailing(bridge.url, stdout=theirs) as tail:
+        os.close(theirs)
+        await tail.says("connected to")
+        for _ in range(500):
+            bridge.emit("x" * 2**16)
+        await eventually("it waits", lambda: bridge.connections[0].transport.get_write_buffer_size() > 2**20)
+        tail.process.send_signal(signal.SIGINT)
+        # And not one more is taken for printed than was.
+        assert await tail.ended() == 130
+        assert tail.said[1:] == [f"to go on from here: --after {await _whole_lines(ours)}-{CHECK}"]
+
+
+async def _whole_lines(descriptor: int) -> int:
+    with os.fdopen(descriptor, "rb") as pipe:
+        return (await asyncio.to_thread(pipe.read)).count(b"\n")
+
+
+@pytest.mark.parametrize("update_follows", [True, False])
+async def test_pipe_that_nobody_reads_any_more_ends_it_quietly(bridge: ScriptedBridge, *, update_follows: bool) -> None:
+    ours, theirs = os.pipe()
+    async with tailing(bridge.url, stdout=theirs) as tail:
+        os.close(theirs)
+        await tail.says("connected to")
+        text = bridge.emit(1)
+        assert await asyncio.to_thread(os.read, ours, 2**16) == text + b"\n"
+        os.close(ours)
+        if update_follows:
+            bridge.emit(2)
+        assert await tail.ended() == 0
+        assert tail.said == [f"connected to {bridge.url}"]
+
+
+async def test_file_gets_everything(bridge: ScriptedBridge, tmp_path: Path) -> None:
+    with (tmp_path / "updates.ndjson").open("wb") as file:
+        async with tailing(bridge.url, stdout=file.fileno()) as tail:
+            await tail.says("connected to")
+            texts = [bridge.emit("x" * 2**16) for _ in range(50)]
+            await eventually("all is there", lambda: file.seek(0, os.SEEK_END) == sum(len(text) + 1 for text in texts))
+    assert (tmp_path / "updates.ndjson").read_bytes().splitlines() == texts
+
+
+async def test_output_that_takes_nothing_is_said(bridge: ScriptedBridge) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        async with tailing(bridge.url, stdout=full) as tail:
+            await tail.says("connected to")
+            bridge.emit(1)
+            assert await tail.ended() == 1
+            assert tail.said[1:] == ["edk-bridge: standard output: No space left on device"]
+    finally:
+        os.close(full)
+
+
+async def test_terminal_gets_no_commands(bridge: ScriptedBridge) -> None:
+    ours, theirs = pty.openpty()
+    async with tailing(bridge.url, stdout=theirs) as tail:
+        os.close(theirs)
+        await tail.says("connected to")
+        bridge.emit("\x9b2J\u202e ü 🚀")
+        shown = b""
+        while b"\n" not in shown:
+            shown += await asyncio.to_thread(os.read, ours, 2**12)
+        assert '"\\u009b2J\\u202e ü 🚀"'.encode() in shown
+    os.close(ours)
+
+
+async def test_certificate_is_believed_where_its_authority_is_named(tmp_path: Path) -> None:
+    own, key = certificate(tmp_path, "bridge")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(own, key)
+    async with scripted_bridge(tls=tls) as bridge:
+        async with tailing(bridge.url, "--cafile", str(own)) as tail:
+            await tail.says(f"connected to {bridge.url}")
+            await tail.prints(bridge.emit(1))
+        async with tailing(bridge.url) as tail:
+            assert await tail.ended() == 2
+            [line] = tail.said
+            assert line.startswith(f"edk-bridge: {bridge.url}: its certificate can't be trusted: ")
+            assert line.endswith(" (see --cafile)")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"hello", "what it sends is no update"),
+        (b"[]", "what it sends is no update"),
+        (b'{"type":"killmail","data":{},"timestamp":1}', "it does not say where it begins"),
+    ],
+)
+async def test_whoever_is_no_bridge_is_said(bridge: ScriptedBridge, text: bytes, words: str) -> None:
+    bridge.resumes = False
+    async with tailing(bridge.url) as tail:
+        await eventually("it is connected", lambda: bridge.connections)
+        bridge.say(text)
+        assert await tail.ended() == 1
+        [line] = tail.said
+        assert line.startswith(f"edk-bridge: {bridge.url}: is no edk-bridge")
+        assert line.endswith(words)
+
+
+async def test_command_without_an_output_says_so(bridge: ScriptedBridge) -> None:
+    process = await asyncio.create_subprocess_shell(
+        f"exec {sys.executable} -m bridge tail {bridge.url} >&-", stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(LIMIT_S):
+        _, said = await process.communicate()
+    assert (process.returncode, said) == (2, b"edk-bridge: standard output is closed\n")

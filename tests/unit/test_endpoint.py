@@ -1,0 +1,91 @@
+"""What `edk-bridge tail` asks for: the URL that becomes of its options, and whom it believes."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridge.commands.endpoint import endpoint, trusting
+from bridge.errors import ConfigurationError
+from tests.support.certificates import certificate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+URL = "ws://localhost:3000/updates"
+
+
+@pytest.mark.parametrize(
+    ("url", "types", "where", "asked"),
+    [
+        (URL, [], [], URL),
+        ("wss://[::1]/x", [], [], "wss://[::1]/x"),
+        (URL, ["killmail", "event"], [], f"{URL}?type=killmail&type=event"),
+        (URL, [], ["systemId=1", "systemId=2", "shipTypeId=587"], f"{URL}?systemId=1&systemId=2&shipTypeId=587"),
+        (f"{URL}?type=event", ["killmail"], ["kind=a b"], f"{URL}?type=event&type=killmail&kind=a%20b"),
+        (URL, [], ["kind=a=b&c+d", "title="], f"{URL}?kind=a%3Db%26c%2Bd&title="),
+        (URL, [], ["größe=ß"], f"{URL}?gr%C3%B6%C3%9Fe=%C3%9F"),
+    ],
+)
+def test_options_become_a_query(url: str, types: list[str], where: list[str], asked: str) -> None:
+    assert endpoint(url, types, where) == asked
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:3000",
+        "http://localhost",
+        "ws://",
+        "ws:///updates",
+        "ws://[::1/",
+        "ws://a:x/",
+        "ws://a:0/",
+        f"{URL}#a",
+    ],
+)
+def test_url_that_leads_to_no_bridge_is_said(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        endpoint(url, [], [])
+    assert refused.value.problems == (f"{url}: is no WebSocket URL, such as {URL}",)
+
+
+def test_every_problem_is_said_at_once() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        endpoint(f"{URL}?after=1-0", ["killmail"], ["systemId", "=1", "after=1-0", "type=event", "shipTypeId=587"])
+    assert refused.value.problems == (
+        f"{URL}?after=1-0: has an id to start from, which is given with --after",
+        "--where systemId: must be MEMBER=VALUE, such as systemId=30000142",
+        "--where =1: must be MEMBER=VALUE, such as systemId=30000142",
+        "--where after=1-0: is given with --after",
+        "--where type=event: is given with --type",
+    )
+
+
+def test_nobody_is_asked_for_a_certificate_without_tls() -> None:
+    assert trusting(URL, None) is None
+    with pytest.raises(ConfigurationError, match="--cafile: is for wss://"):
+        trusting(URL, "ca.pem")
+
+
+def test_with_tls_the_systems_authorities_are_believed_or_those_of_a_file(tmp_path: Path) -> None:
+    context = trusting("wss://localhost/updates", None)
+    assert context is not None
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    own, _ = certificate(tmp_path, "bridge")
+    context = trusting("wss://localhost/updates", str(own))
+    assert context is not None
+    [authority] = context.get_ca_certs()
+    assert authority["subject"] == ((("commonName", "bridge"),),)
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("none", "holds no certificate")])
+def test_file_without_authorities_is_said(tmp_path: Path, content: str | None, words: str) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigurationError, match=f"--cafile {file}: {words}"):
+        trusting("wss://localhost/updates", str(file))
