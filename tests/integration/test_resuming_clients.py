@@ -1,0 +1,211 @@
+"""Whoever follows a bridge misses nothing and gets nothing twice: a real bridge, a real broker, a line that breaks.
+
+The examples of `schemas/clients` in a browser, in Node and in Python, and `edk-bridge tail`.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from bridge.app import Bridge
+from bridge.demo.broker import Broker
+from tests.support.browser import chromium
+from tests.support.followers import Follower, in_browser, in_node, in_python, updates_of
+from tests.support.killmail import killmail
+from tests.support.proxy import Proxy, proxy
+from tests.support.publishing import publish
+from tests.support.running import port_of, running, sample
+from tests.support.tailing import in_tail
+from tests.support.waiting import eventually
+
+LONG_S = 60.0
+"""A silence that no test lasts."""
+
+SHORT_S = 0.5
+JITA, AMARR = 30000142, 30002187
+
+Following = Callable[..., AbstractAsyncContextManager[Follower]]
+
+
+@pytest.fixture(params=["browser", "node", "python", "tail"])
+def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
+    """One of them, to be run with a URL, and the silence after which it takes the line for dead."""
+    if request.param == "tail":
+        return lambda url, silence_s=LONG_S: in_tail(url, pauses=f"0.02, 0.1, 0.0, {silence_s}")
+    if request.param == "python":
+        return lambda url, silence_s=LONG_S: in_python(url, silence_s, {})
+    if request.param == "node":
+        node = request.getfixturevalue("node")
+        return lambda url, silence_s=LONG_S: in_node(node, tmp_path, url, silence_s, {})
+    return _in_own_browser
+
+
+@asynccontextmanager
+async def _in_own_browser(url: str, silence_s: float = LONG_S) -> AsyncIterator[Follower]:
+    async with chromium() as browser, in_browser(browser, url, silence_s, {}) as follower:
+        yield follower
+
+
+def url_of(bridge: Bridge, query: str = "") -> str:
+    return f"ws://127.0.0.1:{port_of(bridge)}/updates{query}"
+
+
+@asynccontextmanager
+async def line_to(bridge: Bridge) -> AsyncIterator[tuple[Proxy, str]]:
+    """A line that can be broken, and the URL by way of it."""
+    # Whose password it is does not matter: there is none.
+    async with proxy(f"ws://any:one@127.0.0.1:{port_of(bridge)}/updates") as line:
+        await line.open()
+        yield line, f"ws://127.0.0.1:{urlsplit(line.url).port}/updates"
+
+
+async def connected(bridge: Bridge) -> None:
+    await eventually("it is connected", lambda: sample(bridge, "bridge_connections") == 1)
+
+
+async def has(follower: Follower, *killmail_ids: int) -> None:
+    """Returns when it has had that many updates; they are these, in this order, and each has an id of its own."""
+
+    async def is_had() -> bool:
+        return len(await updates_of(follower)) >= len(killmail_ids)
+
+    await eventually(f"it has {len(killmail_ids)} updates", is_had)
+    updates = await updates_of(follower)
+    assert [update["data"]["killmailId"] for update in updates] == list(killmail_ids)
+    assert len({update["id"] for update in updates}) == len(updates)
+    assert {tuple(update) for update in updates} == {("type", "data", "timestamp", "id")}
+
+
+async def is_told(follower: Follower, word: str) -> None:
+    async def told() -> bool:
+        return word in [words[0] for words in await follower.told()]
+
+    await eventually(f"it is told of {word}", told)
+
+
+async def test_nothing_is_missed_while_the_line_is_cut(
+    broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
+) -> None:
+    async with (
+        running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
+        line_to(bridge) as (line, url),
+        following(url) as follower,
+    ):
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1), killmail(2))
+        await has(follower, 1, 2)
+        for first in range(3, 30, 3):
+            line.cut()
+            await publish(amqp, exchange, *(killmail(first + n) for n in range(3)))
+        await has(follower, *range(1, 30))
+        assert "missed" not in [words[0] for words in await follower.told()]
+
+
+async def test_nothing_is_missed_while_the_line_is_dead(
+    broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "ping_interval": "100ms"}
+    async with (
+        running(broker.url, **flags) as bridge,
+        line_to(bridge) as (line, url),
+        following(url, SHORT_S) as follower,
+    ):
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1))
+        await has(follower, 1)
+        line.hold()
+        await publish(amqp, exchange, killmail(2), killmail(3))
+        accepted = line.accepted
+        await eventually("it has tried again", lambda: line.accepted > accepted)
+        # What was held must not come by the old line: that is gone.
+        line.cut()
+        line.release()
+        await has(follower, 1, 2, 3)
+        await publish(amqp, exchange, killmail(4))
+        await has(follower, 1, 2, 3, 4)
+
+
+async def test_only_what_was_asked_for_comes_also_after_a_lost_connection(
+    broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
+) -> None:
+    async with (
+        running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
+        line_to(bridge) as (line, url),
+        following(f"{url}?type=killmail&systemId={JITA}") as follower,
+    ):
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1, systemId=AMARR), killmail(2, systemId=JITA))
+        await has(follower, 2)
+        line.cut()
+        await publish(amqp, exchange, killmail(3, systemId=JITA), killmail(4, systemId=AMARR))
+        await publish(amqp, exchange, killmail(5, systemId=JITA))
+        await has(follower, 2, 3, 5)
+
+
+async def test_restart_of_a_bridge_without_history_is_told(
+    broker: Broker, amqp: AbstractConnection, exchange: str, following: Following
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail"}
+    async with AsyncExitStack() as after:
+        async with running(broker.url, **flags) as bridge:
+            follower = await after.enter_async_context(following(url_of(bridge)))
+            await connected(bridge)
+            await publish(amqp, exchange, killmail(1))
+            await has(follower, 1)
+        async with running(broker.url, **flags, port=port_of(bridge)) as bridge:
+            await connected(bridge)
+            await publish(amqp, exchange, killmail(2))
+            await has(follower, 1, 2)
+            await is_told(follower, "missed")
+
+
+async def test_restart_of_a_bridge_with_history_costs_nothing(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, following: Following
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
+    async with AsyncExitStack() as after:
+        async with running(broker.url, **flags) as bridge:
+            follower = await after.enter_async_context(following(url_of(bridge)))
+            await connected(bridge)
+            await publish(amqp, exchange, killmail(1))
+            await has(follower, 1)
+        await publish(amqp, exchange, killmail(2), killmail(3))
+        async with running(broker.url, **flags, port=port_of(bridge)) as bridge:
+            await has(follower, 1, 2, 3)
+            await publish(amqp, exchange, killmail(4))
+            await has(follower, 1, 2, 3, 4)
+            assert "missed" not in [words[0] for words in await follower.told()]
+
+
+async def test_client_goes_on_with_another_bridge_on_the_same_history(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, following: Following
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
+    async with (
+        running(broker.url, **flags) as one,
+        running(broker.url, **flags) as other,
+        line_to(one) as (line, url),
+        following(url) as follower,
+    ):
+        await connected(one)
+        await publish(amqp, exchange, killmail(1))
+        await has(follower, 1)
+        line._target = "127.0.0.1", port_of(other)
+        line.cut()
+        await publish(amqp, exchange, killmail(2))
+        await has(follower, 1, 2)
+        await connected(other)
+        assert "missed" not in [words[0] for words in await follower.told()]
+
+
+async def test_member_that_no_schema_has_is_refused(broker: Broker, exchange: str, following: Following) -> None:
+    async with (
+        running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
+        following(url_of(bridge, "?systemID=1")) as follower,
+    ):
+        # A browser's script is told nothing but that.
+        await is_told(follower, "disconnected" if following is _in_own_browser else "refused")
