@@ -1,0 +1,95 @@
+"""What a command prints goes out line by line, and the event loop turns while nobody takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from select import select
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridge.commands.output import Output
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MORE_THAN_A_PIPE_HOLDS = "ü" * 2**20
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The two ends of a pipe, which a test may close."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with suppress(OSError):
+            os.close(end)
+
+
+async def test_loop_turns_while_a_pipe_is_full(pipe: tuple[int, int]) -> None:
+    ours, theirs = pipe
+    printing = asyncio.create_task(Output(theirs).line(MORE_THAN_A_PIPE_HOLDS))
+    taken = b""
+    while not printing.done() or select([ours], [], [], 0)[0]:
+        # Would not come back, if the printing waited for this reader in the loop's own thread.
+        await asyncio.sleep(0)
+        if select([ours], [], [], 0)[0]:
+            taken += os.read(ours, 2**20)
+    assert taken.decode() == MORE_THAN_A_PIPE_HOLDS + "\n"
+
+
+async def test_printing_that_is_cancelled_leaves_the_descriptor_alone(pipe: tuple[int, int]) -> None:
+    printing = asyncio.create_task(Output(pipe[1]).line(MORE_THAN_A_PIPE_HOLDS))
+    await eventually("the pipe is full", lambda: not select([], [pipe[1]], [], 0)[1])
+    printing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await printing
+    assert asyncio.get_running_loop().remove_writer(pipe[1]) is False
+
+
+async def test_pipe_that_nobody_reads_is_abandoned_and_breaks(pipe: tuple[int, int]) -> None:
+    ours, theirs = pipe
+    output = Output(theirs)
+    abandoned = asyncio.create_task(output.abandoned())
+    await output.line("something that is not read")
+    await asyncio.sleep(0)
+    assert not abandoned.done()
+    os.close(ours)
+    async with asyncio.timeout(5):
+        await abandoned
+    with pytest.raises(BrokenPipeError):
+        await output.line("something more")
+
+
+async def test_file_is_never_abandoned(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        output = Output(file.fileno())
+        abandoned = asyncio.create_task(output.abandoned())
+        await output.line("\x9b2J")
+        await output.line("")
+        assert not abandoned.done()
+        abandoned.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await abandoned
+    # What only a terminal would take for a command is left as it came.
+    assert (tmp_path / "file").read_text() == "\x9b2J\n\n"
+
+
+async def test_pipe_that_another_program_has_filled_meanwhile_is_tried_again(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    refusals = [BlockingIOError(), BlockingIOError()]
+
+    def first_refuses(descriptor: int, data: memoryview) -> int:
+        if refusals:
+            raise refusals.pop()
+        return write(descriptor, data)
+
+    monkeypatch.setattr("bridge.commands.output.os.write", first_refuses)
+    await Output(pipe[1]).line("line")
+    assert os.read(pipe[0], 100) == b"line\n"
