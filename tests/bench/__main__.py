@@ -18,7 +18,7 @@ from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, head, lines
 from tests.bench.process import Failed
-from tests.bench.scenarios import connect, delivery, memory, rest, slow
+from tests.bench.scenarios import connect, delivery, filters, memory, rest, resume, slow
 from tests.support.broker import broker_or_reason, say
 from tests.support.running import unique
 
@@ -29,6 +29,8 @@ SCENARIOS = {
     "slow": slow.cases,
     "connect": connect.cases,
     "rest": rest.cases,
+    "filters": filters.cases,
+    "resume": resume.cases,
 }
 SPARE_DESCRIPTORS = 200
 WHO = "; ".join(f"{name}: {what}" for name, what in NAMES.items())
@@ -94,7 +96,10 @@ def run(place: Place, cases: list[Case], candidates: list[Candidate], rounds: in
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=EPILOG)
-    known = "paced, saturated, memory, slow, connect (and a storm of reconnects), rest (and the start); all without any"
+    known = (
+        "paced, saturated, memory, slow, connect (and a storm of reconnects), rest (and the start), filters, resume; "
+        "all without any"
+    )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=known)
     parser.add_argument(
         "--candidates", default=",".join(NAMES), help="some of the usual ones, with commas: %(default)s"

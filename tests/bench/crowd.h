@@ -16,6 +16,10 @@
 #define MARK "\"killmailId\":"
 #define MARK_WITHIN 64
 #define STALLED_BUFFER 4096
+#define RESUME "{\"type\":\"resume\","
+#define REPLAYED "\"replayed\":"
+#define INCOMPLETE "\"complete\":false"
+#define PATH_LIMIT 1024 // of a path with its query
 
 enum state { IDLE, CONNECTING, SHAKING, OPEN, ENDED };
 
@@ -26,25 +30,27 @@ struct client {
   unsigned answered;
   uint16_t code; // of the server's close frame
   uint64_t updates, last;
+  uint64_t promised; // updates that the answer to a resume told of
   struct frames frames;
   char answer[512];
 };
 
 static struct {
   int port, epoll;
-  unsigned clients, stalled, inflight, reconnect, hold;
+  unsigned clients, stalled, inflight, reconnect, hold, caught_up;
   uint64_t frames, quiet_us;
-  const char *ready;
+  const char *ready, *paths;
 } ask = {.inflight = 256, .quiet_us = 10000000};
 
 static struct client *all;
 static unsigned *waiting; // a ring: who is to be opened next
 static unsigned ring, ring_first, ring_count;
 static unsigned opening, refused, cut;
-static uint64_t frames_total, disorder, doubled, complete, pings;
+static uint64_t frames_total, disorder, doubled, complete, pings, resumes, incomplete, complete_us;
 static uint64_t first_us, last_us, stalled_us; // when the first and the last update came, and anything to the stalled
 static struct latency latency;
-static char request[256];
+static char **paths; // client number n asks for the path n modulo their count
+static unsigned paths_count;
 static uint8_t buffer[1 << 18];
 static uint64_t arrived_us;
 
@@ -79,6 +85,27 @@ static uint64_t number_of(const struct frames *frame) {
   return number;
 }
 
+static void on_complete_client(void) {
+  complete++;
+  complete_us = arrived_us;
+}
+
+static int is_resume(const struct frames *frame) {
+  return frame->kept > sizeof RESUME - 1 && !memcmp(frame->payload, RESUME, sizeof RESUME - 1);
+}
+
+// The first message to a client that asked for what came after an id: it is no update.
+static void on_resume(struct client *client, const struct frames *frame) {
+  const uint8_t *replayed = memmem(frame->payload, frame->kept, REPLAYED, sizeof REPLAYED - 1);
+  resumes++;
+  incomplete += memmem(frame->payload, frame->kept, INCOMPLETE, sizeof INCOMPLETE - 1) != NULL;
+  if (replayed)
+    for (const uint8_t *at = replayed + sizeof REPLAYED - 1; *at >= '0' && *at <= '9'; at++)
+      client->promised = client->promised * 10 + (*at - '0');
+  if (ask.caught_up && !client->promised)
+    on_complete_client();
+}
+
 static void on_update(struct client *client, const struct frames *frame) {
   uint64_t number = number_of(frame);
   if (client->updates && number == client->last)
@@ -88,8 +115,8 @@ static void on_update(struct client *client, const struct frames *frame) {
   client->last = number;
   if (number)
     latency_add(&latency, arrived_us > number ? arrived_us - number : 0);
-  if (++client->updates == ask.frames)
-    complete++;
+  if (++client->updates == (ask.caught_up ? client->promised : ask.frames))
+    on_complete_client();
   frames_total++;
 }
 
@@ -104,7 +131,9 @@ static void reply(struct client *client, uint8_t opcode, const struct frames *fr
 
 static void on_complete(void *owner, const struct frames *frame) {
   struct client *client = owner;
-  if (frame->opcode == TEXT && !client->stalled) {
+  if (frame->opcode == TEXT && is_resume(frame)) {
+    on_resume(client, frame);
+  } else if (frame->opcode == TEXT && !client->stalled) {
     on_update(client, frame);
   } else if (frame->opcode == PING) {
     pings++;
@@ -164,7 +193,12 @@ static void on_connected(struct client *client) {
   int error = 0;
   socklen_t size = sizeof error;
   getsockopt(client->fd, SOL_SOCKET, SO_ERROR, &error, &size);
-  ssize_t length = (ssize_t)strlen(request);
+  static char request[PATH_LIMIT + 256];
+  const char *path = paths_count ? paths[(unsigned)(client - all) % paths_count] : "/updates";
+  int length = snprintf(request, sizeof request,
+                        "GET %s HTTP/1.1\r\nHost: localhost:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+                        path, ask.port);
   if (error || send(client->fd, request, (size_t)length, MSG_NOSIGNAL) != length) {
     end(client, error);
     return;

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,12 @@ class Seen:
     refused_back: int
     back_s: float
     """How long it took until all were open again; 0 where they were not dropped."""
+    resumes: int
+    """Answers to a resume, each the first message of its connection."""
+    incomplete: int
+    """Of them those that said that something is missing."""
+    caught_s: float
+    """How long it took until the last client had what was asked of it, from the first connection on."""
     frames: int
     lost: int
     extra: int
@@ -98,8 +104,13 @@ class Crowd:
 
 
 @contextlib.contextmanager
-def crowd(place: Place, server: Server, clients: int, **options: int | bool) -> Iterator[Crowd]:
-    """So many clients of the server; `options` are the load generator's, as in `quiet_s=5` and `hold=True`."""
+def crowd(
+    place: Place, server: Server, clients: int, paths: Sequence[str] = (), **options: int | bool
+) -> Iterator[Crowd]:
+    """So many clients of the server; `options` are the load generator's, as in `quiet_s=5` and `hold=True`.
+
+    `paths` are what the clients ask for, in turn; without any, all of them for all updates.
+    """
     words = [f"--{name.replace('_', '-')}" + ("" if text is True else f" {text}") for name, text in options.items()]
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, place.log.open("ab") as log:
         flag = Path(directory) / "ready"
@@ -111,13 +122,20 @@ def crowd(place: Place, server: Server, clients: int, **options: int | bool) -> 
             flag,
             *" ".join(words).split(),
         ]
+        if paths:
+            asked = Path(directory) / "paths"
+            asked.write_text("".join(f"{path}\n" for path in paths))
+            command += ["--paths", asked]
         with started(command, log, stdout=subprocess.PIPE) as running:
             yield Crowd(running, flag)
 
 
 @contextlib.contextmanager
-def publishing(place: Place, count: int, rate: float, pad: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
+def publishing(
+    place: Place, count: int, rate: float, pad: int = 0, systems: int = 1
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A publisher at work; it ends by itself when the broker has everything."""
-    command = [sys.executable, "-m", "tests.bench.publish", place.exchange, str(count), str(rate), str(pad)]
+    numbers = map(str, (count, rate, pad, systems))
+    command = [sys.executable, "-m", "tests.bench.publish", place.exchange, *numbers]
     with place.log.open("ab") as log, started(command, log, place.variables()) as running:
         yield running

@@ -9,6 +9,8 @@
 //   --stalled K    that many more clients, with a small receive buffer, that read nothing until the others are done
 //   --hold         read until SIGTERM, and print then
 //   --reconnect    the same, and at SIGUSR1 drop all connections and open them anew
+//   --paths FILE   what to ask for instead of /updates, one a line, by the clients in turn
+//   --caught-up    print when each client has had what the answer to its resume told of
 //   --ready FILE   made when all are open, and again when all are open anew
 
 #define _GNU_SOURCE
@@ -68,7 +70,7 @@ static uint64_t drop_and_return(void) {
 // Returns how long the crowd took to come back, if it had to.
 static uint64_t read_on(unsigned readers) {
   uint64_t ready_us = now_us(), done_us = 0, back_us = 0;
-  while (!stopped && (ask.hold || ask.frames)) {
+  while (!stopped && (ask.hold || ask.frames || ask.caught_up)) {
     turn(20);
     if (dropped && ask.reconnect)
       back_us = drop_and_return();
@@ -138,6 +140,10 @@ static void parse(int count, char **words) {
       ask.hold = 1;
       continue;
     }
+    if (!strcmp(words[i], "--caught-up")) {
+      ask.caught_up = 1;
+      continue;
+    }
     if (!strcmp(words[i], "--reconnect")) {
       ask.hold = ask.reconnect = 1;
       continue;
@@ -151,6 +157,8 @@ static void parse(int count, char **words) {
       ask.quiet_us = strtoull(value, NULL, 10) * 1000000;
     else if (!strcmp(words[i - 1], "--stalled"))
       ask.stalled = (unsigned)atoi(value);
+    else if (!strcmp(words[i - 1], "--paths"))
+      ask.paths = value;
     else if (!strcmp(words[i - 1], "--ready"))
       ask.ready = value;
     else
@@ -158,7 +166,23 @@ static void parse(int count, char **words) {
   }
 }
 
+static void read_paths(void) {
+  static char line[PATH_LIMIT];
+  FILE *file = fopen(ask.paths, "r");
+  if (!file)
+    fail(ask.paths);
+  while (fgets(line, sizeof line, file)) {
+    line[strcspn(line, "\n")] = 0;
+    paths = realloc(paths, (paths_count + 1) * sizeof *paths);
+    if (!paths || !(paths[paths_count++] = strdup(line)))
+      fail("paths");
+  }
+  fclose(file);
+}
+
 static void prepare(void) {
+  if (ask.paths)
+    read_paths();
   ring = ask.clients + ask.stalled;
   all = calloc(ring, sizeof *all);
   waiting = calloc(ring, sizeof *waiting);
@@ -169,10 +193,6 @@ static void prepare(void) {
     all[i].stalled = i >= ask.clients;
     enqueue(i);
   }
-  snprintf(request, sizeof request,
-           "GET /updates HTTP/1.1\r\nHost: localhost:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-           "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-           ask.port);
   struct sigaction action = {.sa_handler = on_signal};
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGINT, &action, NULL);
@@ -182,6 +202,7 @@ static void prepare(void) {
 int main(int count, char **words) {
   parse(count, words);
   prepare();
+  uint64_t began_us = now_us();
   uint64_t open_us = open_all(), cpu_before = cpu_us();
   unsigned opened = ask.clients > refused ? ask.clients - refused : 0, refused_first = refused;
   uint64_t back_us = read_on(opened), cpu = cpu_us() - cpu_before;
@@ -189,6 +210,8 @@ int main(int count, char **words) {
     read_stalled();
   printf("{\"refused\":%u,\"open_s\":%.6f,\"refused_back\":%u,\"back_s\":%.6f", refused_first, (double)open_us / 1e6,
          refused - refused_first, (double)back_us / 1e6);
+  printf(",\"resumes\":%lu,\"incomplete\":%lu,\"caught_s\":%.6f", resumes, incomplete,
+         complete_us ? (double)(complete_us - began_us) / 1e6 : 0.0);
   print_updates(cpu);
   print_ends("readers", 0, ask.clients);
   print_ends("stalled", ask.clients, ask.stalled);

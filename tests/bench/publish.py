@@ -1,9 +1,10 @@
-"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD]`: killmails at RATE a second, or as fast as they go (0).
+"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: killmails at RATE a second, or at full speed (0).
 
 The broker is the one in AMQP. A killmail's id is the microsecond of CLOCK_MONOTONIC at which it was published: on the
 same machine whoever receives it can tell how old it is, and ids that do not grow are a lost order.
 """
 
+import itertools
 import os
 import sys
 import time
@@ -11,25 +12,33 @@ import time
 import orjson
 
 from tests.bench.amqp import Channel, Publication
-from tests.support.killmail import killmail
+from tests.support.killmail import EXAMPLE, killmail
 
 BATCH = 100
 """Events in one write, at full speed."""
 
+SYSTEM = EXAMPLE["systemId"]
+"""Where the killmails happen, or the first of the systems where they happen in turn."""
+
 
 class Events:
-    """Bodies of events, each with a larger id than the one before; `pad` bytes longer than a usual killmail."""
+    """Bodies of events, each with a larger id than the one before; `pad` bytes longer than a usual killmail.
 
-    def __init__(self, pad: int = 0) -> None:
-        event = killmail(0, pad="x" * pad) if pad else killmail(0)
-        self._before, self._after = orjson.dumps(event).split(b'"killmailId":0', 1)
-        self._before += b'"killmailId":'
+    They happen in so many solar systems, in turn.
+    """
+
+    def __init__(self, pad: int = 0, systems: int = 1) -> None:
+        padding = {"pad": "x" * pad} if pad else {}
+        events = [killmail(0, systemId=SYSTEM + number, **padding) for number in range(systems)]
+        parts = [orjson.dumps(event).split(b'"killmailId":0', 1) for event in events]
+        self._parts = itertools.cycle([(before + b'"killmailId":', after) for before, after in parts])
         self._last = 0
 
     def next(self) -> bytes:
         """The event of this moment."""
         self._last = max(self._last + 1, time.monotonic_ns() // 1000)
-        return b"%b%d%b" % (self._before, self._last, self._after)
+        before, after = next(self._parts)
+        return b"%b%d%b" % (before, self._last, after)
 
 
 def publish(channel: Channel, exchange: str, count: int, rate: float, events: Events) -> None:
@@ -44,11 +53,11 @@ def publish(channel: Channel, exchange: str, count: int, rate: float, events: Ev
     channel.close()
 
 
-def main(exchange: str, count: str, rate: str, pad: str = "0") -> None:
+def main(exchange: str, count: str, rate: str, pad: str = "0", systems: str = "1") -> None:
     """The program."""
     with Channel(os.environ["AMQP"]) as channel:
         channel.declare(exchange)
-        publish(channel, exchange, int(count), float(rate), Events(int(pad)))
+        publish(channel, exchange, int(count), float(rate), Events(int(pad), int(systems)))
 
 
 if __name__ == "__main__":

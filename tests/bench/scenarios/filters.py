@@ -1,0 +1,110 @@
+"""What it costs that clients ask for some updates only, and what it saves: filters, and ids, beside neither."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.bench.candidates import Candidate, Place, serving
+from tests.bench.cases import LOST, MISPLACED, REFUSED, Case, Figure, Row
+from tests.bench.crowd import crowd, publishing
+from tests.bench.publish import SYSTEM
+
+FILTERS = 500
+SYSTEMS = 100
+"""Where updates happen in turn, for clients that want one of them."""
+
+ELSEWHERE = 40_000_000
+"""No update's system: it makes filters different that match the same."""
+
+RATE = 10
+LIMIT = 1.3
+"""Times the cost without filters, where every update matches all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Clients that ask for the same kind of thing."""
+
+    key: str
+    name: str
+    paths: Sequence[str]
+    systems: int = 1
+    """Of which a client gets the updates of one."""
+
+
+PLAIN = Kind("plain", "without a filter", ())
+ALL = Kind(
+    "all",
+    f"{FILTERS} filters that all match",
+    [f"/updates?systemId={SYSTEM}&systemId={ELSEWHERE + number}" for number in range(FILTERS)],
+)
+FEW = Kind(
+    "few",
+    f"{FILTERS} filters of which 1 in {SYSTEMS} matches",
+    [f"/updates?systemId={SYSTEM + number % SYSTEMS}&systemId={ELSEWHERE + number}" for number in range(FILTERS)],
+    SYSTEMS,
+)
+IDS = Kind("ids", "with ids", ["/updates?after="])
+KINDS = (PLAIN, ALL, FEW, IDS)
+
+
+def _figures(kind: Kind) -> list[Figure]:
+    return [
+        Figure(f"{kind.key}_update", f"{kind.name}: CPU ms an update", 2),
+        *([] if kind is PLAIN else [Figure(f"{kind.key}_times", "times that without", 2)]),
+        Figure(f"{kind.key}_delivery", "CPU µs a delivery", 2),
+        Figure(f"{kind.key}_kb", "KB a connection", 2),
+    ]
+
+
+def cases(quick: bool) -> list[Case]:
+    """One case, for which the bridge is started anew for each kind of clients."""
+    clients, updates = (5000, 40) if quick else (5000, 200)
+    figures = [
+        *(figure for kind in KINDS for figure in _figures(kind)),
+        Figure(LOST, "updates lost"),
+        Figure("extra", "updates that were not asked for"),
+        Figure(MISPLACED, "updates doubled or out of order"),
+        Figure(REFUSED, "clients refused"),
+    ]
+    measure = functools.partial(_measure, clients=clients, updates=updates)
+    title = f"filters: {clients} clients, {RATE} updates a second; at most {LIMIT} times where all match"
+    return [Case(title, figures, measure, clients, only_ours=True)]
+
+
+def _measure(place: Place, candidate: Candidate, *, clients: int, updates: int) -> Row:
+    row: dict[str, float] = {LOST: 0, "extra": 0, MISPLACED: 0, REFUSED: 0}
+    for kind in KINDS:
+        for key, value in _broadcast(place, candidate, kind, clients, updates).items():
+            row[key] = row.get(key, 0) + value
+    for kind in (ALL, FEW, IDS):
+        row[f"{kind.key}_times"] = row[f"{kind.key}_update"] / row["plain_update"]
+    return row
+
+
+def _broadcast(place: Place, candidate: Candidate, kind: Kind, clients: int, updates: int) -> Row:
+    """One kind of clients."""
+    if kind.systems > 1:
+        # As many for each system; deliveries are few.
+        updates, rate = 5 * updates // kind.systems * kind.systems, 5 * RATE
+    else:
+        rate = RATE
+    with serving(candidate, place) as server:
+        ready_kb = server.rss_kb()
+        with crowd(place, server, clients, kind.paths, frames=updates // kind.systems) as readers:
+            readers.ready()
+            server.settle()
+            each_kb = (server.rss_kb() - ready_kb) / clients
+            before_us = server.cpu_us()
+            with publishing(place, updates, rate, systems=kind.systems):
+                seen = readers.seen()
+            used_us = server.cpu_us() - before_us
+    return {
+        f"{kind.key}_update": used_us / updates / 1000,
+        f"{kind.key}_delivery": used_us / max(1, seen.frames),
+        f"{kind.key}_kb": each_kb,
+        LOST: seen.lost,
+        "extra": seen.extra,
+        MISPLACED: seen.misplaced,
+        REFUSED: seen.refused,
+    }
