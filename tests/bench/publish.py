@@ -1,4 +1,4 @@
-"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: killmails at RATE a second, or at full speed (0).
+"""`python -m tests.bench.publish EXCHANGE COUNT RATE [PAD [SYSTEMS]]`: killmails, RATE a second or at full speed (0).
 
 The broker is the one in AMQP. A killmail's id is the microsecond of CLOCK_MONOTONIC at which it was published: on the
 same machine whoever receives it can tell how old it is, and ids that do not grow are a lost order.
