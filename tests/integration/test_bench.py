@@ -6,14 +6,58 @@ import shutil
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from bridge.demo.broker import Broker
+from tests.bench.build import build
+from tests.bench.candidates import Place, Server
+from tests.bench.crowd import Seen, crowd
+from tests.support.killmail import killmail
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="the load generator is a C program, and gcc is not here")
+pytestmark = pytest.mark.skipif(
+    shutil.which("gcc") is None, reason="the load generator is a C program, and gcc is not here"
+)
+
+KEPT, CLIENTS = 300, 6
+PATHS = ["/updates?after=1-00000001", "/updates?after=2-00000002&systemId=1", "/updates"]
+
+
+async def replay(client: ServerConnection) -> None:
+    """A server that answers a resume as the bridge does; it says of the second path that something is missing."""
+    assert client.request is not None
+    if "after" in client.request.path:
+        told = {"complete": "systemId" not in client.request.path, "replayed": KEPT, "id": "1-00000001"}
+        await client.send(orjson.dumps({"type": "resume", "data": told, "timestamp": 1}).decode())
+    for number in range(1, KEPT + 1):
+        await client.send(orjson.dumps({"type": "killmail", "data": killmail(number), "timestamp": 1}).decode())
+    await client.wait_closed()
+
+
+async def test_load_generator_takes_the_paths_in_turn_and_counts_no_resume_as_an_update(tmp_path: Path) -> None:
+    build()
+    place = Place("amqp://localhost", "none", tmp_path / "log")
+    async with serve(replay, "127.0.0.1", 0, compression=None) as running:
+        server = Server(os.getpid(), next(iter(running.sockets)).getsockname()[1])
+
+        def until(*paths: str, **options: int | bool) -> Seen:
+            with crowd(place, server, CLIENTS, paths, **options) as clients:
+                return clients.seen()
+
+        seen = await asyncio.to_thread(until, *PATHS, frames=KEPT)
+        # Those that resume are done when they have what they were told of, without being told how much that is.
+        caught_up = await asyncio.to_thread(until, *PATHS[:2], caught_up=True)
+    assert (seen.resumes, seen.incomplete) == (4, 2)
+    assert (caught_up.resumes, caught_up.incomplete) == (6, 3)
+    for each in (seen, caught_up):
+        assert (each.frames, each.lost, each.extra, each.misplaced, each.refused) == (KEPT * CLIENTS, 0, 0, 0, 0)
+    assert caught_up.caught_s > 0
+
+
 async def test_benchmark_measures_the_bridge_and_the_floor_and_finds_nothing_wrong(broker: Broker) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.bench", "saturated", "--quick", "--rounds", "1", "--candidates", "floor,ours"),

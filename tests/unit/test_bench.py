@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from urllib.parse import parse_qs, urlsplit
+
+import orjson
 import pytest
 
 from tests.bench.__main__ import parsed
 from tests.bench.candidates import FLOOR, OURS
 from tests.bench.cases import CUT, LOST, Case, Figure, faults, head, lines
+from tests.bench.publish import SYSTEM, Events
+from tests.bench.scenarios import filters
 
 CASE = Case(
     "paced",
@@ -60,3 +65,19 @@ def test_what_can_not_be_measured_is_refused_at_once(
 def test_further_candidate_may_stand_among_the_scenarios() -> None:
     asked = parsed(["paced", "elixir=mix run", "--candidates", "floor"])
     assert (asked.scenarios, asked.candidates, asked.also) == (["paced"], ["floor"], ["elixir=mix run"])
+
+
+def test_events_happen_in_so_many_systems_in_turn_and_their_ids_grow() -> None:
+    events = Events(systems=3)
+    found = [orjson.loads(events.next()) for _ in range(6)]
+    assert [event["systemId"] - SYSTEM for event in found] == [0, 1, 2, 0, 1, 2]
+    numbers = [event["killmailId"] for event in found]
+    assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("kind", [filters.ALL, filters.FEW])
+def test_filters_of_the_benchmark_are_all_different_and_match_as_often_as_they_say(kind: filters.Kind) -> None:
+    asked = [set(parse_qs(urlsplit(path).query)["systemId"]) for path in kind.paths]
+    published = [{str(SYSTEM + number)} for number in range(kind.systems)]
+    assert len(set(map(frozenset, asked))) == filters.FILTERS
+    assert [sum(bool(values & systems) for systems in published) for values in asked] == [1] * filters.FILTERS
