@@ -81,6 +81,20 @@ async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move
         bridges.assert_nothing_went_wrong()
 
 
+async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broker: Broker, exchange: str) -> None:
+    """A bridge that is stopped where it stands keeps its connections and would leave its clients in silence; the load
+    balancer's checks end that."""
+    settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
+    async with fleet(broker.url, **settings) as bridges:
+        clients = await healthy(bridges.port, 2 * SIZE)
+        await bridges.hang(0)
+        await eventually("its clients are cut off", lambda: sum(client.lost.done() for client in clients) == 2)
+        moved = await healthy(bridges.port, 2)
+        await bridges.end(0)
+        close_all([*clients, *moved])
+        bridges.assert_nothing_went_wrong()
+
+
 async def test_clients_that_resume_miss_nothing_while_bridges_are_killed_and_stopped_in_turn(
     broker: Broker, exchange: str, queue: str
 ) -> None:
@@ -94,16 +108,20 @@ async def test_clients_that_resume_miss_nothing_while_bridges_are_killed_and_sto
     ):
         for by in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
             await ended_in_turn(bridges, fetcher, by)
+        await bridges.hang(0)
+        await fetcher.further(BETWEEN)
+        await bridges.end(0)
+        await bridges.start(0)
         await fetcher.further(BETWEEN)
         await settled(fetcher, everyone, some)
         resumes = [len(client.resumes) - 1 for client in everyone]
         replayed = sum(answer["replayed"] for client in everyone for answer in client.resumes)
-        # Each had to move in each round, but for luck: a round ends every bridge once.
+        # A round ends every bridge, so that everybody has to move in each.
         assert min(resumes) >= 3
         assert replayed > 0
         bridges.assert_nothing_went_wrong()
         figures.record(
-            f"{SIZE} bridges on one stream, behind HAProxy, are killed and stopped in turn under load, nine times",
+            f"{SIZE} bridges on one stream, behind HAProxy, are killed or stopped in turn under load, and one hangs",
             f"clients resume on another one ({sum(resumes)} times; {replayed} updates replayed)",
             f"0 of {len(fetcher.confirmed)}",
             "0",

@@ -28,6 +28,7 @@ class Fleet:
         self._amqp_url = amqp_url
         self._settings = settings
         self._running: dict[int, tuple[BridgeProcess, AsyncExitStack]] = {}
+        self._hanging: set[int] = set()
 
     @property
     def port(self) -> int:
@@ -39,9 +40,16 @@ class Fleet:
         await asyncio.gather(*map(self._start, places))
         await self.balanced()
 
+    async def hang(self, place: int) -> None:
+        """Stops a bridge where it stands, connections and all; returns when it gets no clients any more."""
+        self._running[place][0].process.send_signal(signal.SIGSTOP)
+        self._hanging.add(place)
+        await self.balanced()
+
     async def end(self, *places: int, by: signal.Signals = signal.SIGKILL) -> None:
         """Ends these bridges at once; returns when they have ended, which HAProxy may not have seen yet."""
         ending = [self._running.pop(place) for place in places]
+        self._hanging.difference_update(places)
         for process, _ in ending:
             process.process.send_signal(by)
         for process, stack in ending:
@@ -51,7 +59,7 @@ class Fleet:
 
     async def balanced(self) -> None:
         """Returns when those that run get clients, and nobody else."""
-        await self.balancer.sees(*(self.ports[place] for place in self._running))
+        await self.balancer.sees(*(self.ports[place] for place in self._running if place not in self._hanging))
 
     async def stop(self) -> None:
         """Ends what still runs, in whatever state it is."""

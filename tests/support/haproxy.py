@@ -25,7 +25,7 @@ STOP_LIMIT_S = 5.0
 _CONFIGURATION = """
 global
   nbthread 1
-  maxconn 4000
+  maxconn 400
   stats socket {control} mode 600 level user
 
 defaults
