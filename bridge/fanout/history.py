@@ -36,115 +36,116 @@ class Filter(Protocol):
 
 
 class Segment:
-    """A run of positions from `start` on."""
+    """A run of positions from `start` on, up to where the next one begins."""
 
-    __slots__ = ("_checks", "_numbers", "answers", "notices", "size_bytes", "start", "updates")
+    __slots__ = ("answers", "checks", "notices", "numbers", "others", "start")
 
     def __init__(self, start: int) -> None:
         self.start = start
-        self.size_bytes = 0
-        self._numbers = array("Q")
-        self._checks = array("I")
-        self.updates = bytearray()
-        """By position, 1 for an update and 0 for anything else."""
+        self.numbers = array("Q")
+        self.checks = array("I")
+        """By position, where ids are not counted."""
+        self.others: set[int] = set()
+        """Positions of what is no update."""
         self.notices: dict[int, bytes] = {}
-        """By position, the frame."""
+        """By position, the frames of those that are notices."""
         self.answers: dict[Filter, bytearray] = {}
         """By filter and position, 1 for an update that it matches; as far as it has been asked."""
 
-    def append(self, each: Id, size_bytes: int, is_update: bool) -> None:
-        """Adds a position."""
-        self._numbers.append(each.number)
-        self._checks.append(each.check)
-        self.size_bytes += size_bytes
-        self.updates.append(is_update)
-
-    @property
-    def end(self) -> int:
-        """The position behind the last."""
-        return self.start + len(self._numbers)
-
-    @property
-    def is_full(self) -> bool:
-        """True where the next position belongs into another one."""
-        return len(self._numbers) >= SEGMENT_UPDATES or self.size_bytes >= SEGMENT_BYTES
-
-    def id_of(self, position: int) -> Id:
-        """The id of one of its positions."""
-        return Id(self._numbers[position - self.start], self._checks[position - self.start])
-
-    def find(self, sought: Id) -> int | None:
-        """The position of an id; the first one, where notices behind it bear it too."""
-        at = bisect_left(self._numbers, sought.number)
-        if at == len(self._numbers) or (self._numbers[at], self._checks[at]) != sought:
-            return None
-        return self.start + at
-
 
 class History:
-    """A log whose positions have ids. Numbers grow within a segment: where they don't, another one begins."""
+    """A log whose positions have ids."""
 
     def __init__(self, log: Log, check: int | None = None) -> None:
-        """`check` is that of all ids, which are counted from 1; None where each comes with its own."""
+        """`check` is that of all ids, which are counted from 1; None where each position comes with its own."""
         self.log = log
         self._check = check
-        # Before the first position there is nothing that anybody could have seen.
-        self._origin = self.newest = Id(0, check or 0)
-        """`newest` is the id of the last position."""
-        self._segments: list[Segment] = []
+        self._segments = [Segment(0)]
+        self._full_at = SEGMENT_UPDATES
+        """The position at which the next segment begins,"""
+        self._room = SEGMENT_BYTES
+        """and how many bytes may come before that, if fewer."""
+        self._kept = 0
+        """Where the second segment begins."""
+        self._newest = Id(0, 0)
+        """The last id that came with its position."""
 
     def append(self, frame: bytes, given: Id | None = None) -> None:
-        """Adds an update; `given` is its id, where ids are not counted here."""
-        self._append(frame, given or Id(self.newest.number + 1, self.newest.check), is_update=True)
+        """Adds an update's frame; `given` is its id, where ids are not counted here. An empty frame is no update."""
+        log = self.log
+        if log.head >= self._full_at or self._room <= 0 or (given is not None and given < self._newest):
+            self._begin(log.head)
+        if given is not None:
+            self._newest = given
+            self._segments[-1].numbers.append(given.number)
+            self._segments[-1].checks.append(given.check)
+        self._room -= len(frame)
+        log.append(frame)
+        if log.tail > self._kept:
+            self._drop()
 
     def mark(self, given: Id) -> None:
         """Adds an id that belongs to no update."""
-        self._append(b"", given, is_update=False)
+        position = self.log.head
+        self.append(b"", given)
+        self._segments[-1].others.add(position)
 
     def notice(self, payload: bytes) -> None:
         """Adds something for clients with ids alone. Who has had it resumes before it: it has no id of its own."""
         position = self.log.head
-        self._append(b"", self.newest, is_update=False)
+        self.append(b"", None if self._check is not None else self._newest)
+        self._segments[-1].others.add(position)
         self._segments[-1].notices[position] = text_frame(payload)
 
-    def _append(self, frame: bytes, each: Id, *, is_update: bool) -> None:
-        log, segments = self.log, self._segments
-        if not segments or segments[-1].is_full or each.number < self.newest.number:
-            segments.append(Segment(log.head))
-        log.append(frame)
-        segments[-1].append(each, len(frame), is_update)
-        self.newest = each
+    def _begin(self, position: int) -> None:
+        self._segments.append(Segment(position))
+        self._full_at, self._room = position + SEGMENT_UPDATES, SEGMENT_BYTES
+        self._kept = self._segments[1].start
+
+    def _drop(self) -> None:
         # The position before the tail is kept: who has had that one misses nothing.
-        while segments[0].end < log.tail:
-            del segments[0]
+        while len(self._segments) > 1 and self._segments[1].start < self.log.tail:
+            del self._segments[0]
+        self._kept = self._segments[1].start if len(self._segments) > 1 else self._full_at
 
     def is_ahead(self, sought: Id) -> bool:
         """Whether an id may be one that is still to come: another bridge on the same stream may have had it first."""
-        return self._check is None and sought.number > self.newest.number
+        return self._check is None and sought.number > self._newest.number
 
     def after(self, sought: Id) -> int | None:
         """The position behind an id; None where it is unknown, or where what is behind it is not kept any more."""
-        if self._check is not None and self.log.tail == 0 and sought == self._origin:
-            return 0
+        position = self._find(sought)
+        return position + 1 if position is not None and position + 1 >= self.log.tail else None
+
+    def _find(self, sought: Id) -> int | None:
+        if self._check is not None:
+            # Before the first there is nothing that anybody could have missed.
+            return sought.number - 1 if sought.check == self._check and sought.number <= self.log.head else None
         for segment in reversed(self._segments):
-            position = segment.find(sought)
-            if position is not None:
-                return position + 1 if position + 1 >= self.log.tail else None
+            # The first one, where notices behind it bear it too.
+            at = bisect_left(segment.numbers, sought.number)
+            if at < len(segment.numbers) and (segment.numbers[at], segment.checks[at]) == sought:
+                return segment.start + at
         return None
 
     def before(self, position: int) -> Id:
         """The id that a client has had last for whom this position, of the log or its head, is the next."""
-        return self._origin if position == 0 else self._segment(position - 1).id_of(position - 1)
+        return self._id(position - 1) if position or self._check is not None else Id(0, 0)
+
+    def _id(self, position: int) -> Id:
+        if self._check is not None:
+            return Id(position + 1, self._check)
+        segment = self._segment(position)
+        return Id(segment.numbers[position - segment.start], segment.checks[position - segment.start])
 
     def frame(self, position: int, *, ids: bool) -> bytes:
         """What a client is sent of a position, with its id if it wants that; nothing of what is not for it."""
         frame = self.log.frame(position)
         if not ids:
             return frame
-        segment = self._segment(position)
         if not frame:
-            return segment.notices.get(position, b"")
-        return text_frame(with_id(payload_of(frame), str(segment.id_of(position))))
+            return self._segment(position).notices.get(position, b"")
+        return text_frame(with_id(payload_of(frame), str(self._id(position))))
 
     def wanted(self, wanted_by: Filter | None, start: int, end: int, *, notices: bool) -> tuple[Sequence[int], int]:
         """Those positions from `start` on that a client wants, and where the answer ends: at `end` or before it.
@@ -152,11 +153,12 @@ class History:
         `start` is below `end`. One segment is looked at, so that a filter that has much to look at does not hold up
         everybody else.
         """
-        segment = self._segment(start)
-        end = min(end, segment.end)
-        found: Sequence[int] = list(
-            compress(range(start, end), self._answer(segment, wanted_by, end)[start - segment.start :])
-        )
+        segment, end = self._segment(start), self._end(start, end)
+        found: Sequence[int] = range(start, end)
+        if wanted_by is not None:
+            found = list(compress(found, self._answer(segment, wanted_by, end)[start - segment.start :]))
+        elif segment.others:
+            found = [position for position in found if position not in segment.others]
         if notices and segment.notices:
             found = sorted({*found, *(position for position in segment.notices if start <= position < end)})
         return found, end
@@ -168,21 +170,21 @@ class History:
         """
         count, asked = 0, False
         while start < end:
-            segment = self._segment(start)
-            until = min(end, segment.end)
-            known = wanted_by is None or len(segment.answers.get(wanted_by, b"")) >= until - segment.start
-            if asked and not known:
-                break
-            asked = asked or not known
-            answer = self._answer(segment, wanted_by, until)
-            count += answer.count(1, start - segment.start, until - segment.start)
+            segment, until = self._segment(start), self._end(start, end)
+            if wanted_by is None:
+                count += until - start - sum(start <= position < until for position in segment.others)
+            else:
+                if len(segment.answers.get(wanted_by, b"")) < until - segment.start:
+                    if asked:
+                        break
+                    asked = True
+                answer = self._answer(segment, wanted_by, until)
+                count += answer.count(1, start - segment.start, until - segment.start)
             start = until
         return count, start
 
-    def _answer(self, segment: Segment, wanted_by: Filter | None, end: int) -> bytearray:
+    def _answer(self, segment: Segment, wanted_by: Filter, end: int) -> bytearray:
         """Up to `end` at least, by position: 1 for an update that is wanted."""
-        if wanted_by is None:
-            return segment.updates
         answers = segment.answers
         answer = answers.get(wanted_by)
         if answer is None:
@@ -199,4 +201,16 @@ class History:
         return answer
 
     def _segment(self, position: int) -> Segment:
-        return self._segments[bisect_right(self._segments, position, key=lambda segment: segment.start) - 1]
+        return self._segments[self._index(position)]
+
+    def _end(self, position: int, end: int) -> int:
+        """Of the segment of a position, but not beyond `end`."""
+        behind = self._index(position) + 1
+        return min(end, self._segments[behind].start) if behind < len(self._segments) else end
+
+    def _index(self, position: int) -> int:
+        return bisect_right(self._segments, position, key=_start) - 1
+
+
+def _start(segment: Segment) -> int:
+    return segment.start

@@ -8,7 +8,7 @@ copy: its transport holds the rest of one frame.
 This file must never know what an update means, or how a frame reaches a socket.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from bridge.contract.envelope import unwrap
 from bridge.contract.ids import Id
@@ -127,7 +127,8 @@ class Hub:
         if self._pending_bytes + len(frame) > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
         self._history.append(frame, given)
-        self._contents.append(content)
+        if self._views:
+            self._contents.append(content)
         self._pending_bytes += len(frame)
 
     def mark(self, given: Id) -> None:
@@ -141,7 +142,6 @@ class Hub:
     def _alone(self, add: Callable[[], None]) -> None:
         self.flush()
         add()
-        self._contents.append(None)
         self.flush()
 
     def caught_up(self) -> None:
@@ -157,34 +157,34 @@ class Hub:
         if self._reading_back:
             lagging.flushed = log.head
             lagging.skip()
-            self._contents.clear()
         while lagging.flushed < log.head:
             start = lagging.flushed
-            frames, end = log.read(start, log.head, self._flush_bytes)
-            lagging.flushed = end
-            if not self._views:
-                if frames:
-                    self._broadcast([self._plain], start, frames, end - start)
-            else:
-                for views, piece, updates in self._groups(start, end, frames):
+            frames, lagging.flushed = log.read(start, log.head, self._flush_bytes)
+            if self._views:
+                for views, piece, updates in self._groups(start, frames):
                     self._broadcast(views, start, piece, updates)
-            del self._contents[: end - start]
+            elif frames:
+                self._broadcast((self._plain,), start, frames, lagging.flushed - start)
+        self._contents.clear()
         lagging.evict_too_slow()
         if self._waiting and not self._reading_back:
             self._look_at_waiting()
         self.on_flush()
 
-    def _groups(self, start: int, end: int, frames: bytes) -> Iterator[tuple[list[View[Subscriber]], bytes, int]]:
+    def _groups(self, start: int, frames: bytes) -> Iterator[tuple[Sequence[View[Subscriber]], bytes, int]]:
         """Views that show the same of what is new, that, and how many updates it is."""
+        end = self._lagging.flushed
         if not frames:
             notice = self._history.frame(start, ids=True)
             with_ids = [view for view in self._views.values() if view.ids]
             if notice and with_ids:
                 yield with_ids, notice, 0
             return
+        # What is unflushed is known to its end, if not to its beginning: nobody asked for it by then.
+        unknown = self._log.head - len(self._contents)
         contents = [
-            content or unwrap(payload_of(self._log.frame(position)))
-            for position, content in zip(range(start, end), self._contents, strict=False)
+            (self._contents[at - unknown] if at >= unknown else None) or unwrap(payload_of(self._log.frame(at)))
+            for at in range(start, end)
         ]
         everything = (True,) * len(contents)
         # By what each filter is, not by what it wants: views of the same one share it (see _view).
@@ -207,7 +207,7 @@ class Hub:
             elif updates:
                 yield views, frames, updates
 
-    def _broadcast(self, views: list[View[Subscriber]], start: int, frames: bytes, updates: int) -> None:
+    def _broadcast(self, views: Sequence[View[Subscriber]], start: int, frames: bytes, updates: int) -> None:
         lagging, end = self._lagging, self._lagging.flushed
         for connection, taken in self._writer.write([view.live for view in views], frames):
             view = connection.view
