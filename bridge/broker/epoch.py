@@ -8,7 +8,8 @@ import asyncio
 import time
 from typing import Protocol
 
-from bridge.broker.lane import Content, Lane
+from bridge.broker.content import Content
+from bridge.broker.lane import Lane
 from bridge.broker.settlement import Settlement
 from bridge.contract.ids import Id
 

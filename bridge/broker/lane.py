@@ -12,10 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
-from pamqp import commands
-from pamqp.header import ContentHeader
-
-from bridge.broker.decoding import short_string
+from bridge.broker.content import Content, string
 from bridge.broker.settlement import Acknowledgement
 
 FRAME = struct.Struct(">BHI")
@@ -35,30 +32,6 @@ ACK = struct.Struct(">BHIIQBB")
 ACK_METHOD, ACK_LENGTH = 0x003C0050, 13
 
 
-class Content:
-    """A message's properties as they came: what everybody asks for is read at once, the rest where it is wanted."""
-
-    __slots__ = ("_header", "encoding", "type")
-
-    def __init__(self, header: bytes) -> None:
-        """`header` is the payload of a content header frame (AMQP 0-9-1, section 4.2.6.1)."""
-        self._header = header
-        try:
-            self.type, self.encoding = _type_and_encoding(header)
-        except IndexError:  # no broker lets this through; without a type, the exchange's default holds
-            self.type = self.encoding = None
-
-    @property
-    def properties(self) -> commands.Basic.Properties:
-        """All of them, leniently decoded (see `decoding`); the two above alone, where even that can't be done."""
-        header = ContentHeader()
-        try:
-            header.unmarshal(self._header)
-        except Exception:  # there is no bound to what the library raises, and the message is somebody's event
-            return commands.Basic.Properties(message_type=self.type, content_encoding=self.encoding)
-        return header.properties
-
-
 class Receiver(Protocol):
     """Who gets the deliveries: in order, at once, and without raising."""
 
@@ -70,14 +43,18 @@ class Receiver(Protocol):
 class Lane:
     """Takes deliveries out of a connection's bytes, and puts acknowledgements in."""
 
-    def __init__(self, receive: Receiver, received: Callable[[], None]) -> None:
-        """`received` is called after the last delivery of what came together."""
+    def __init__(
+        self, receive: Receiver, received: Callable[[], None], read: Callable[[bytes], Content] = Content
+    ) -> None:
+        """`received` is called after the last delivery of what came together; `read` reads a content header."""
         self.channel: int | None = None
         """The number of the channel whose deliveries are taken; its own, with nothing else consuming on it."""
         self.write: Callable[[bytes], None] = lambda frames: None
         """Sends whole frames to the broker. Nothing is sent while there is no connection."""
-        self._receive = receive
+        self.receive = receive
+        """Who gets the next delivery."""
         self._received = received
+        self._read = read
         self._held: list[bytes] = []
         self._held_bytes = self._wanted_bytes = 0
         """What is kept of a frame that is not whole yet, and how much it takes to look at it again."""
@@ -172,7 +149,7 @@ class Lane:
             self._missing = int.from_bytes(data[start + 4 : start + 12], "big")
             properties = data[start + 12 : end]
             if self._properties is None or properties != self._properties[0]:
-                self._properties = (properties, Content(data[start:end]))
+                self._properties = (properties, self._read(data[start:end]))
             self._content = self._properties[1]
         else:
             self._missing -= end - start
@@ -194,8 +171,8 @@ class Lane:
         tag, redelivered = TAG.unpack_from(data, at)
         route = data[at + TAG.size : end]
         if route != self._route[0]:
-            length, exchange = _string(route)
-            self._route = (route, exchange, _string(route[length:])[1])
+            length, exchange = string(route)
+            self._route = (route, exchange, string(route[length:])[1])
         self._method = (tag, bool(redelivered), self._route[1], self._route[2])
         return True
 
@@ -204,38 +181,4 @@ class Lane:
         self._method = self._content = None
         self._body = []
         self._handed_out = True
-        self._receive(tag, redelivered, exchange, routing_key, content, body)
-
-
-def _type_and_encoding(header: bytes) -> tuple[str | None, str | None]:
-    """A message's `type` and `content_encoding`: its properties follow each other without names, in a fixed order."""
-    encoding = kind = None
-    flags = header[12] << 8 | header[13]
-    at = 14
-    if flags & 0x8000:  # content_type
-        at += 1 + header[at]
-    if flags & 0x4000:
-        length, encoding = _string(header[at : at + 256])
-        at += length
-    if flags & 0x2000:  # headers
-        at += 4 + int.from_bytes(header[at : at + 4], "big")
-    if flags & 0x1000:  # delivery_mode
-        at += 1
-    if flags & 0x0800:  # priority
-        at += 1
-    for flag in (0x0400, 0x0200, 0x0100, 0x0080):  # correlation_id, reply_to, expiration, message_id
-        if flags & flag:
-            at += 1 + header[at]
-    if flags & 0x0040:  # timestamp
-        at += 8
-    if flags & 0x0020:
-        _, kind = _string(header[at : at + 256])
-    return kind, encoding
-
-
-def _string(data: bytes) -> tuple[int, str]:
-    """A short string, and how long it is with its length. Raises IndexError where it is cut short."""
-    size, text = short_string(data)
-    if size > len(data):
-        raise IndexError(f"a string of {size - 1} bytes in {len(data) - 1}")
-    return size, text
+        self.receive(tag, redelivered, exchange, routing_key, content, body)

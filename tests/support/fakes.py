@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pamqp.header import ContentHeader
 
+from bridge.broker.content import Content
 from bridge.broker.epoch import Delivery
-from bridge.broker.lane import Content
 from bridge.broker.rejects import Rejects
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import close_frame

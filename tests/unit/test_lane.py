@@ -14,7 +14,8 @@ from pamqp import body, commands, frame, heartbeat
 from pamqp.header import ContentHeader, ProtocolHeader
 
 from bridge.broker import decoding
-from bridge.broker.lane import EMPTY_HEADER, Content, Lane
+from bridge.broker.content import Content
+from bridge.broker.lane import EMPTY_HEADER, Lane
 from bridge.broker.settlement import Acknowledgement
 from tests.support.frames import OWN, delivery, header, method, part, payload_of, with_payload
 
