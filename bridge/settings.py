@@ -53,6 +53,19 @@ class Settings:
         "a durable queue to consume instead of an exclusive one, so that nothing is lost while the bridge is away; "
         "one for each bridge",
     )
+    history: str = _setting(
+        "memory",
+        values.one_of("memory", "stream"),
+        "where recent updates are kept for clients that come back: memory, or stream, which consumes a stream of "
+        "RabbitMQ's instead of a queue, shared by all bridges, and outlasts a restart",
+    )
+    history_stream: str = _setting("bridge.history", values.amqp_name, "that stream's name")
+    history_max_age: float = _setting(
+        "3h", values.duration(1, 366 * 86400), "how long the stream keeps an event, where the bridge makes it"
+    )
+    history_max_bytes: int = _setting(
+        "256 MiB", values.size(2**20, 2**40), "how much it keeps, where the bridge makes it; the oldest goes first"
+    )
     prefetch: int = _setting(
         "200", values.whole(1, 65535), "messages that the broker may send before the first is settled"
     )
@@ -126,6 +139,14 @@ class Settings:
         "auto", values.one_of("auto", "text", "json"), "text or json; auto: text on a terminal, json otherwise"
     )
     instance: str = _setting(socket.gethostname(), values.name, "this bridge's name, for logs, headers and the broker")
+
+    @property
+    def history_window(self) -> int:
+        """How much of a stream is read back at the start: what is older neither fits into the log nor is a duplicate.
+
+        An update takes 220 bytes there at least: 60 of an envelope, and what each frame costs beside itself.
+        """
+        return max(self.log_bytes // 220, self.duplicate_window)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
@@ -235,6 +256,17 @@ def _contradictions(settings: Settings) -> list[str]:
             f"BRIDGE_REJECT_EXCHANGE: {settings.reject_exchange!r} is what the bridge consumes as well (BRIDGE_QUEUE, "
             "BRIDGE_EXCHANGES): what it rejects would come back to it for ever"
         )
+    if settings.history == "stream":
+        if settings.queue is not None:
+            problems.append(
+                f"BRIDGE_QUEUE: {settings.queue!r} is not consumed with BRIDGE_HISTORY=stream, which has everything; "
+                "unset one of them"
+            )
+        if settings.history_stream == settings.reject_exchange:
+            problems.append(
+                f"BRIDGE_HISTORY_STREAM: {settings.history_stream!r} is the queue of BRIDGE_REJECT_EXCHANGE as well: "
+                "give it another name"
+            )
     if settings.log_bytes < settings.max_message_bytes:
         problems.append(
             f"BRIDGE_LOG_BYTES: {settings.log_bytes} is less than BRIDGE_MAX_MESSAGE_BYTES "

@@ -13,6 +13,8 @@ from pamqp.header import ContentHeader
 
 from bridge.broker.decoding import short_string
 
+FLAGS_AT = 12
+"""Where the properties begin: behind class, weight and body size."""
 OFFSET_NAME = b"x-stream-offset"
 OFFSET = struct.Struct(">q")
 OFFSET_KEY = bytes([len(OFFSET_NAME)]) + OFFSET_NAME + b"l"
@@ -68,20 +70,18 @@ class StreamContents:
 
     def read(self, header: bytes) -> Content:
         """The content, with its offset; None there where the broker gave none."""
-        at = header.find(OFFSET_NAME)
+        # In front of flags and properties is how long the body is, which is something else each time.
+        before, key, behind = header[FLAGS_AT:].partition(OFFSET_KEY)
         # Anybody may put anything into a header. But what is there once only is the broker's.
-        if at < 0 or header.find(OFFSET_NAME, at + 1) >= 0 or header[at - 1 : at - 1 + len(OFFSET_KEY)] != OFFSET_KEY:
+        if not key or OFFSET_NAME in before or OFFSET_NAME in behind:
             content = Content(header)
             with suppress(IndexError, struct.error):
                 content.offset = _offset(header)
             return content
-        at += len(OFFSET_KEY) - 1
-        # In front of flags and properties is how long the body is, which is something else each time.
-        around = (header[12:at], header[at + OFFSET.size :])
+        around = (before, behind[OFFSET.size :])
         content = Content(header, self._known if around == self._around else None)
         self._around, self._known = around, (content.type, content.encoding)
-        with suppress(struct.error):
-            [content.offset] = OFFSET.unpack_from(header, at)
+        content.offset = int.from_bytes(behind[: OFFSET.size], "big", signed=True)
         return content
 
 
