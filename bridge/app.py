@@ -14,6 +14,7 @@ from bridge.broker.consumer import Consumer, Source
 from bridge.broker.link import Node
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import PROOF_VALID_S, State, Status
+from bridge.broker.stream import Stream
 from bridge.contract import asyncapi, catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.filters import Filters
@@ -83,6 +84,7 @@ class Bridge:
             settings.queue,
             settings.prefetch,
             f"edk-bridge@{settings.instance}",
+            _stream(settings),
         )
         self._consumer = Consumer(source, relay, metrics, settings.wait)
         self._hub.is_fed = lambda: self._consumer.status.state is State.WORKING
@@ -113,6 +115,7 @@ class Bridge:
     def readiness(self) -> tuple[bool, dict[str, object]]:
         """Whether the bridge is ready, and what `/readyz` says."""
         consumer, rejects = self._consumer.status, self._rejects.status
+        history = self._consumer.history
         missing = []
         if self._stopping:
             missing.append("the bridge is stopping")
@@ -120,6 +123,8 @@ class Bridge:
             missing.append("the broker is not being consumed from")
         elif not consumer.proven:
             missing.append(f"the broker has not answered for {PROOF_VALID_S:g} s")
+        elif history is not None and not history.course.caught_up:
+            missing.append("the history is being read")
         if self._settings.reject_exchange and rejects.state is not State.WORKING:
             held = ", and are held" if self._rejects.waiting else " at the moment; there are none"
             missing.append(f"rejected events can't be published{held}")
@@ -129,6 +134,7 @@ class Bridge:
             "warnings": self._warnings(),
             "broker": consumer.report(),
             "last_gap": self._consumer.last_gap.report() if self._consumer.last_gap else None,
+            "history": history.report() if history else None,
             "rejects": {**rejects.report(), "waiting": self._rejects.waiting}
             if self._settings.reject_exchange
             else None,
@@ -236,6 +242,13 @@ BROKER_SHARE = 0.5
 
 CANCEL_TIMEOUT_S = 0.5
 """For a connection to the broker that did not end by itself."""
+
+
+def _stream(settings: Settings) -> Stream | None:
+    if settings.history == "memory":
+        return None
+    limits = settings.history_max_age, settings.history_max_bytes
+    return Stream(settings.history_stream, *limits, settings.history_window)
 
 
 def _tls(settings: Settings) -> Tls | None:

@@ -20,7 +20,9 @@ from bridge.broker import decoding, topology
 from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.life import keep_alive
 from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
+from bridge.broker.reading import ReadingEpoch
 from bridge.broker.status import Gap, State, Status
+from bridge.broker.stream import History, Stream
 from bridge.broker.topology import Exchange, Topology
 from bridge.metrics import Metrics
 
@@ -55,6 +57,8 @@ class Source:
     """Deliveries that may be unsettled at once: the bound of everything between broker and clients."""
     name: str
     """What the broker shows as the connection's name."""
+    stream: Stream | None = None
+    """What is consumed instead of a queue."""
 
 
 class Consumer:
@@ -72,6 +76,7 @@ class Consumer:
         """Called when deliveries that are not settled have become the broker's again."""
         self.last_gap: Gap | None = None
         """The last time in which events may have been missed."""
+        self.history = None if source.stream is None else History(source.stream)
         self.sharing = 0
         """How many others consume the named queue, as far as the broker knows."""
         self._known: dict[str, Exchange] = {}
@@ -97,29 +102,33 @@ class Consumer:
         """One life. Returns what ended it, in the broker's words."""
         source = self._source
         self._metrics.broker_attempts.inc()
-        epoch = Epoch(self._recipient, source.prefetch)
+        epoch = self._epoch()
         async with connected(source.nodes, source.name, epoch.lane) as amqp:
             tasks: list[asyncio.Task[object]] = []
             try:
                 async with asyncio.timeout(SETUP_TIMEOUT_S):
                     channel = await amqp.channel(publisher_confirms=False)
                     watcher = await amqp.channel(publisher_confirms=False)
-                    found = await topology.set_up(amqp, channel, source.exchanges, source.queue, self._known)
+                    found = await topology.set_up(
+                        amqp, channel, source.exchanges, self._known, lambda: self._prepare(amqp, channel)
+                    )
                     self._known = {exchange.name: exchange for exchange in found.exchanges}
                     await channel.basic_qos(prefetch_count=source.prefetch)
                     ended = end_of(amqp, channel)
                     # Before the first delivery: it comes right behind the broker's consent.
+                    epoch.on_open = lambda: self._recovered(found)
                     epoch.lane.channel = channel.number
                     consuming = await self._begin(channel, found.queue)
-                self._recovered(found)
+                epoch.open()
                 tasks = [
                     asyncio.create_task(self._watch(watcher, found), name="check topology"),
                     asyncio.create_task(self._stopping.wait(), name="await stop"),
                 ]
-                ends: list[asyncio.Future[Any]] = [ended, *tasks]
+                ends: list[asyncio.Future[Any]] = [ended, epoch.failed, *tasks]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                if ended.done():
-                    return ended.result()
+                for end in (ended, epoch.failed):
+                    if end.done():
+                        return end.result()
                 if self._stopping.is_set():
                     await self._finish(channel, consuming.consumer_tag or "", epoch)
                     return "stopped"
@@ -132,9 +141,25 @@ class Consumer:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _epoch(self) -> Epoch:
+        if self.history is None:
+            return Epoch(self._recipient, self._source.prefetch)
+        return ReadingEpoch(self._recipient, self._source.prefetch, self.history, self._dropped, self._caught_up)
+
+    async def _prepare(
+        self, amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel
+    ) -> topology.Queue:
+        if self.history is not None:
+            return await self.history.prepare(amqp)
+        if self._source.queue is not None:
+            return await topology.named_queue(amqp, self._source.queue)
+        return await topology.exclusive_queue(channel)
+
     async def _begin(self, channel: aiormq.abc.AbstractChannel, queue: str) -> commands.Basic.ConsumeOk:
         arguments: FieldTable | None = None
-        if self._source.queue is not None and self._priority is not None:
+        if self.history is not None:
+            arguments = {"x-stream-offset": self.history.start}
+        elif self._source.queue is not None and self._priority is not None:
             # The newest connection comes first. A broker that still believes in an old one, half open, would otherwise
             # give it every other event, to keep until three heartbeats are over.
             self._priority = max(self._priority + 1, time.time_ns() // 1_000_000)
@@ -190,25 +215,51 @@ class Consumer:
             _log.warning(
                 "stopped with unsettled deliveries",
                 deliveries=epoch.outstanding,
-                kept_by_the_broker=self._source.queue is not None,
+                kept_by_the_broker=self._source.queue is not None or self.history is not None,
             )
 
     def _recovered(self, found: Topology) -> None:
         status = self.status
         fields = {"queue": found.queue, "exchanges": self._source.exchanges, "attempts": status.attempts}
+        reason = None if self.history is None else self.history.course.lost
         if status.worked:
             now_s = time.monotonic()
             # What was published meanwhile went to nobody's queue, unless the queue was there all the time.
-            if found.made:
-                heard_s = status.proven_s if status.proven_s is not None else now_s
-                now_unix_s = time.time()
-                self.last_gap = Gap(now_unix_s - (now_s - heard_s), now_unix_s, status.error or "")
-                self._metrics.gaps.inc()
+            gap = found.made or reason is not None
+            if gap:
+                self._missed(reason or status.error or "")
             after_s = round(now_s - status.since_s, 1)
-            _log.info("broker recovered", after_s=after_s, gap_possible=found.made, **fields)
+            _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)
         else:
             _log.info("consuming", **fields)
+            if self.history is not None:
+                _log.info("reading the history", stream=self.history.stream.name, first=self.history.start)
         status.enter(State.WORKING)
+
+    def _missed(self, reason: str) -> None:
+        now_s, now_unix_s = time.monotonic(), time.time()
+        heard_s = self.status.proven_s
+        if self.history is not None and self.history.course.lost is not None:
+            # Whatever came behind the last delivery may be gone, also what was waiting when the broker was heard last.
+            self.history.course.lost = None
+            heard_s = self.history.read_s
+        since_unix_s = now_unix_s - (now_s - (now_s if heard_s is None else heard_s))
+        self.last_gap = Gap(since_unix_s, now_unix_s, reason)
+        self._metrics.gaps.inc()
+        self._recipient.missed(self.last_gap)
+
+    def _dropped(self) -> None:
+        assert self.history is not None
+        assert self.history.course.lost is not None
+        reason = self.history.course.lost
+        _log.error("events may have been missed", reason=reason, stream=self.history.stream.name)
+        self._missed(reason)
+
+    def _caught_up(self) -> None:
+        assert self.history is not None
+        after_s = round(time.monotonic() - self.status.since_s, 1)
+        _log.info("history read", stream=self.history.stream.name, last=str(self.history.course.last), after_s=after_s)
+        self._recipient.caught_up()
 
     def _lost(self, state: State, error: str) -> None:
         if self.status.state is State.WORKING:

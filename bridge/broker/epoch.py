@@ -6,11 +6,13 @@ and the acknowledgements follow in runs. This file must never know what becomes 
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from bridge.broker.content import Content
 from bridge.broker.lane import Lane
 from bridge.broker.settlement import Settlement
+from bridge.broker.status import Gap
 from bridge.contract.ids import Id
 
 
@@ -29,6 +31,7 @@ class Delivery:
         content: Content,
         body: bytes,
         received_s: float,
+        known_as: Id | None = None,
     ) -> None:
         self._epoch = epoch
         self.tag = tag
@@ -37,9 +40,10 @@ class Delivery:
         self.routing_key = routing_key
         self.content = content
         self.body = body
-        self.id: Id | None = None
         self.received_s = received_s
         """When it came (monotonic seconds)."""
+        self.id = known_as
+        """Its own in its stream; None outside of streams."""
 
     @property
     def current(self) -> bool:
@@ -60,13 +64,27 @@ class Recipient(Protocol):
     def flush(self) -> None:
         """Called after the last of the deliveries that came together: nothing more is to be waited for."""
 
+    def mark(self, mark: Id) -> None:
+        """Told, in order, of what is in the stream and is no event."""
+
+    def caught_up(self) -> None:
+        """Told once: all deliveries of a stream so far were there before the bridge was. The next ones are news."""
+
+    def missed(self, gap: Gap) -> None:
+        """Told of events that may have been missed, before the first delivery behind them."""
+
 
 class Epoch:
     """One channel's deliveries, from consuming to its end."""
 
-    def __init__(self, recipient: Recipient, prefetch: int) -> None:
-        self.lane = Lane(self._receive, self._received)
+    def __init__(self, recipient: Recipient, prefetch: int, read: Callable[[bytes], Content] = Content) -> None:
+        """`read` reads a message's properties."""
+        self.lane = Lane(self._receive_first, self._received, read)
         self.current = True
+        self.on_open: Callable[[], None] = lambda: None
+        """Called before the first delivery (see `open`)."""
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done when the deliveries make no sense any more, with the reason."""
         self.settled = asyncio.Event()
         """Set when there was nothing left to acknowledge."""
         self._settlement = Settlement(prefetch)
@@ -79,6 +97,18 @@ class Epoch:
     def outstanding(self) -> int:
         """Deliveries that are not settled."""
         return self._settlement.outstanding
+
+    def open(self) -> None:
+        """To be called when the broker has agreed to deliver; the first delivery may be here before its consent."""
+        if self.lane.receive == self._receive_first:
+            self.lane.receive = self._receive
+            self.on_open()
+
+    def _receive_first(
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+    ) -> None:
+        self.open()
+        self._receive(tag, redelivered, exchange, routing_key, content, body)
 
     def _receive(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes

@@ -50,40 +50,57 @@ class Topology:
     """True where the queue or an exchange had to be made: what was published before is in no queue of ours."""
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One that was found or made."""
+
+    name: str
+    made: bool
+
+
 async def set_up(
     amqp: Amqp,
     channel: aiormq.abc.AbstractChannel,
     exchanges: Sequence[str],
-    queue: str | None,
     known: Mapping[str, Exchange],
+    prepare: Callable[[], Awaitable[Queue]],
 ) -> Topology:
     """Finds or makes everything, and binds.
 
-    `queue` None asks for an exclusive one that the broker names; `known` is what exchanges were like before. Raises
-    BrokerRefusal where a permission is missing or an exchange is of a kind that would never deliver, ConnectionError
-    where one is gone that only its owner can make again.
+    `known` is what exchanges were like before; `prepare` finds or makes the queue. Raises BrokerRefusal where a
+    permission is missing or an exchange is of a kind that would never deliver, ConnectionError where one is gone that
+    only its owner can make again.
     """
     try:
         made = [
             await _ensure_as_it_was(amqp, known.get(exchange, Exchange(exchange, "fanout"))) for exchange in exchanges
         ]
         found = [await _recognized(amqp, exchange) for exchange in exchanges]
-        if queue is None:
-            made.append(True)
-            name = (await channel.queue_declare("", exclusive=True, auto_delete=True)).queue or ""
-        else:
-            made.append(await ensure_queue(amqp, queue, QUEUE_ARGUMENTS))
-            name = queue
-        for exchange in exchanges:
-            await channel.queue_bind(name, exchange, ROUTING_KEY)
+        queue = await prepare()
     except aiormq.exceptions.ChannelAccessRefused as error:
         raise lacking(error) from error
-    return Topology(tuple(found), name, any(made))
+    try:
+        for exchange in exchanges:
+            await channel.queue_bind(queue.name, exchange, ROUTING_KEY)
+    except aiormq.exceptions.ChannelAccessRefused as error:
+        raise lacking(error, "write on the queue and read on the exchange, to bind them") from error
+    return Topology(tuple(found), queue.name, any(made) or queue.made)
 
 
-def lacking(error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
-    """The refusal that a missing permission is."""
-    return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {sentence(error)}")
+async def exclusive_queue(channel: aiormq.abc.AbstractChannel) -> Queue:
+    """One that the broker names, and that goes with the connection."""
+    return Queue((await channel.queue_declare("", exclusive=True, auto_delete=True)).queue or "", made=True)
+
+
+async def named_queue(amqp: Amqp, name: str) -> Queue:
+    """A durable one that waits for the bridge."""
+    return Queue(name, await ensure_queue(amqp, name, QUEUE_ARGUMENTS))
+
+
+def lacking(error: aiormq.exceptions.ChannelAccessRefused, permission: str | None = None) -> BrokerRefusal:
+    """The refusal that a missing permission is; `permission` says which, where the broker does not."""
+    hint = "" if permission is None else f"; it needs {permission}"
+    return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {sentence(error)}{hint}")
 
 
 async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:

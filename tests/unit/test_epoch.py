@@ -10,6 +10,8 @@ from pamqp.header import ContentHeader
 
 from bridge.broker.consumer import _never
 from bridge.broker.epoch import Delivery, Epoch
+from bridge.broker.status import Gap
+from bridge.contract.ids import Id
 from tests.support.frames import OWN, delivery, header, method, part, split_frames
 
 PREFETCH = 8
@@ -45,6 +47,15 @@ class Scene:
     def flush(self) -> None:
         self.log.append(FLUSH)
         self.settle(*(each.tag for each in self.deliveries if each.tag not in self.held | self._settled))
+
+    def mark(self, mark: Id) -> None:
+        raise AssertionError("only a stream has marks")
+
+    def caught_up(self) -> None:
+        raise AssertionError("only a stream has a past")
+
+    def missed(self, gap: Gap) -> None:
+        raise AssertionError("an epoch knows nothing of gaps")
 
     def _write(self, data: bytes) -> None:
         frames, rest = split_frames(data)

@@ -1,0 +1,97 @@
+"""Who gets a consumer's deliveries in a test: writes down what comes, in order, and settles it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from bridge.broker.consumer import Consumer, Source
+from bridge.broker.link import Node
+from bridge.broker.stream import Stream
+from bridge.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from bridge.broker.epoch import Delivery
+    from bridge.broker.status import Gap
+    from bridge.contract.ids import Id
+
+CAUGHT_UP = "caught up"
+
+
+class Came(NamedTuple):
+    """A delivery, as it is compared."""
+
+    body: bytes
+    id: Id | None
+
+
+class Marked(NamedTuple):
+    """A mark."""
+
+    id: Id
+
+
+class Recorder:
+    """Keeps everything that it is told."""
+
+    def __init__(self) -> None:
+        self.log: list[Came | Marked | Gap | str] = []
+        self.deliveries: list[Delivery] = []
+        self.holds = False
+        """Nothing is settled."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        self.log.append(Came(delivery.body, delivery.id))
+        self.deliveries.append(delivery)
+        if not self.holds:
+            delivery.settle()
+
+    def flush(self) -> None:
+        pass
+
+    def mark(self, mark: Id) -> None:
+        self.log.append(Marked(mark))
+
+    def caught_up(self) -> None:
+        self.log.append(CAUGHT_UP)
+
+    def missed(self, gap: Gap) -> None:
+        self.log.append(gap)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """Of all deliveries."""
+        return [entry.body for entry in self.log if isinstance(entry, Came)]
+
+    @property
+    def ids(self) -> list[Id]:
+        """Of all deliveries and marks."""
+        return [entry.id for entry in self.log if isinstance(entry, Came | Marked) and entry.id is not None]
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """All that were told of."""
+        return [entry for entry in self.log if not isinstance(entry, Came | Marked | str)]
+
+    @property
+    def past(self) -> list[bytes]:
+        """Of the deliveries before the reader had caught up."""
+        return [entry.body for entry in self.log[: self.log.index(CAUGHT_UP)] if isinstance(entry, Came)]
+
+
+@asynccontextmanager
+async def reading(
+    url: str, exchange: str, stream: Stream, recorder: Recorder, prefetch: int = 20
+) -> AsyncIterator[Consumer]:
+    """A consumer of a stream. Raises what ended it."""
+    source = Source((Node(url),), (exchange,), None, prefetch, "reader", stream)
+    consumer = Consumer(source, recorder, Metrics(), wait=False)
+    running = asyncio.create_task(consumer.run())
+    try:
+        yield consumer
+    finally:
+        consumer.stop()
+        await running
