@@ -23,7 +23,7 @@ SIZES = {
     "gib": 2**30,
     "g": 2**30,
 }
-DURATIONS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+DURATIONS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 NAME_BYTES = 255
 """Of a name that the broker shows (AMQP 0-9-1, short strings)."""
@@ -57,7 +57,7 @@ def size(low: int, high: int) -> Callable[[str], int]:
 
 
 def duration(low_s: float, high_s: float) -> Callable[[str], float]:
-    """Seconds: `120`, `120s`, `500ms`, `2m`, `7d`."""
+    """Seconds: `120`, `120s`, `500ms`, `2m`."""
 
     def parse(text: str) -> float:
         match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-zA-Z]*)", text)

@@ -73,7 +73,7 @@ class StreamContents:
         # In front of flags and properties is how long the body is, which is something else each time.
         before, key, behind = header[FLAGS_AT:].partition(OFFSET_KEY)
         # Anybody may put anything into a header. But what is there once only is the broker's.
-        if not key or OFFSET_NAME in before or OFFSET_NAME in behind:
+        if not key or OFFSET_NAME in before or OFFSET_NAME in behind or len(behind) < OFFSET.size:
             content = Content(header)
             with suppress(IndexError, struct.error):
                 content.offset = _offset(header)

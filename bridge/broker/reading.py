@@ -68,6 +68,6 @@ class ReadingEpoch(Epoch):
         self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s, known_as))
 
     def _fail(self, reason: str) -> None:
+        # Nothing that follows in this life is handed out, or acknowledged.
         self.current = False
-        if not self.failed.done():
-            self.failed.set_result(reason)
+        self.failed.set_result(reason)

@@ -284,6 +284,8 @@ def test_value_with_a_password_is_never_shown(sources: Sources, url: str) -> Non
         ({"log_bytes": "1 MiB", "max_message_bytes": "2 MiB"}, ["BRIDGE_LOG_BYTES"]),
         ({"queue": "bridge.rejected"}, ["BRIDGE_REJECT_EXCHANGE"]),
         ({"exchanges": "a=killmail,b=event", "reject_exchange": "b"}, ["BRIDGE_REJECT_EXCHANGE"]),
+        ({"history": "stream", "queue": "q"}, ["BRIDGE_QUEUE"]),
+        ({"history": "stream", "history_stream": "bridge.rejected"}, ["BRIDGE_HISTORY_STREAM"]),
         (
             {"ping_interval": "3m", "log_bytes": "64k"},
             ["BRIDGE_PING_INTERVAL", "BRIDGE_LOG_BYTES"],
@@ -307,10 +309,25 @@ def test_certificate_and_key_are_set_together(sources: Sources, name: str) -> No
 
 @pytest.mark.parametrize(
     "flags",
-    [{"ping_interval": "119.9", "idle_timeout": "120"}, {"log_bytes": "1 MiB", "max_message_bytes": "1 MiB"}],
+    [
+        {"ping_interval": "119.9", "idle_timeout": "120"},
+        {"log_bytes": "1 MiB", "max_message_bytes": "1 MiB"},
+        {"history": "stream"},
+        {"history": "memory", "queue": "q", "history_stream": "bridge.rejected"},
+    ],
 )
 def test_settings_at_the_edge_of_a_contradiction_are_fine(sources: Sources, flags: dict[str, str]) -> None:
     sources.load(flags)
+
+
+@pytest.mark.parametrize(
+    ("log_bytes", "duplicate_window", "window"), [("16 MiB", "0", 76260), ("64 KiB", "65536", 65536)]
+)
+def test_window_of_the_history_is_what_the_log_or_the_duplicate_window_can_hold(
+    sources: Sources, log_bytes: str, duplicate_window: str, window: int
+) -> None:
+    flags = {"log_bytes": log_bytes, "duplicate_window": duplicate_window, "max_message_bytes": "64 KiB"}
+    assert sources.load(flags).history_window == window
 
 
 def test_every_variable_begins_with_the_prefix() -> None:

@@ -1,0 +1,134 @@
+"""Properties of a stream's messages: the offset is the broker's own, whatever a publisher puts beside it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pamqp import commands, encode
+from pamqp.header import ContentHeader
+
+from bridge.broker.content import OFFSET, OFFSET_KEY, StreamContents
+
+NAME = "x-stream-offset"
+OFFSET_VALUE = 2**40 + 7
+
+
+def header(offset: int | None = OFFSET_VALUE, headers: dict[str, Any] | None = None, **properties: Any) -> bytes:
+    """A content header with the offset as a broker encodes it, behind the other headers."""
+    table = encode.field_table(headers or {})[4:]
+    if offset is not None:
+        table += OFFSET_KEY + OFFSET.pack(offset)
+    return with_table(table, **properties)
+
+
+def with_table(table: bytes, **properties: Any) -> bytes:
+    whole = ContentHeader(body_size=9, properties=commands.Basic.Properties(headers={"a": "b"}, **properties)).marshal()
+    own = encode.field_table({"a": "b"})
+    assert whole.count(own) == 1
+    return whole.replace(own, len(table).to_bytes(4, "big") + table)
+
+
+@pytest.fixture
+def contents() -> StreamContents:
+    return StreamContents()
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2**62, -1])
+def test_offset_is_read(contents: StreamContents, offset: int) -> None:
+    content = contents.read(header(offset, message_type="kill", content_encoding="br"))
+    assert (content.offset, content.type, content.encoding) == (offset, "kill", "br")
+
+
+def test_properties_are_those_that_came(contents: StreamContents) -> None:
+    properties = contents.read(header(3, {"k": "v"}, message_type="kill")).properties
+    assert properties.headers == {"k": "v", NAME: 3}
+    assert properties.message_type == "kill"
+
+
+def test_properties_that_are_the_same_but_for_the_offset_are_not_confused(contents: StreamContents) -> None:
+    first, second = contents.read(header(1, message_type="a")), contents.read(header(2, message_type="a"))
+    third, fourth = contents.read(header(3, message_type="b")), contents.read(header(4, {"k": 1}, message_type="c"))
+    assert [(each.offset, each.type) for each in (first, second, third, fourth)] == [
+        (1, "a"),
+        (2, "a"),
+        (3, "b"),
+        (4, "c"),
+    ]
+    assert [each.properties.headers for each in (first, second)] == [{NAME: 1}, {NAME: 2}]
+
+
+FORGED = OFFSET_KEY.decode() + "\0" * 7 + "\x63"
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"headers": {"z": FORGED}},
+        {"headers": {"z": NAME}},
+        {"headers": {"t": {NAME: 99}}},
+        {"headers": {"t": [{NAME: 99}]}},
+        {"message_type": FORGED},
+        {"content_type": NAME, "content_encoding": FORGED},
+        {"message_id": NAME},
+    ],
+)
+def test_offset_that_a_publisher_has_made_up_is_not_taken_for_it(
+    contents: StreamContents, properties: dict[str, Any]
+) -> None:
+    assert contents.read(header(**properties)).offset == OFFSET_VALUE
+
+
+VALUES: dict[str, Any] = {
+    "bool": True,
+    "byte": -5,
+    "short": 30000,
+    "int": 2**31 - 1,
+    "long": 2**40,
+    "time": datetime(2024, 1, 1, tzinfo=UTC),
+    "table": {"k": {"n": None}},
+    "array": [1, "x", None],
+    "bytes": bytearray(b"\0\1"),
+    "text": "x" * 300,
+    "none": None,
+    "forged": FORGED,
+}
+
+
+def test_offset_is_found_behind_what_a_publisher_may_put_there(contents: StreamContents) -> None:
+    assert contents.read(header(headers=VALUES)).offset == OFFSET_VALUE
+
+
+@pytest.mark.parametrize("kind", "VtbBsuIifDlLdTSAFx")
+def test_value_of_each_type_has_its_width(contents: StreamContents, kind: str) -> None:
+    widths = dict.fromkeys("tbB", 1) | dict.fromkeys("su", 2) | dict.fromkeys("Iif", 4) | {"V": 0, "D": 5}
+    width = widths.get(kind, 8)
+    value = (8).to_bytes(4, "big") + NAME.encode()[:8] if kind in "SAFx" else b"\x7f" * width
+    table = b"\x01k" + kind.encode() + value + b"\x01n" + b"S\0\0\0\x0f" + NAME.encode() + OFFSET_KEY
+    assert contents.read(with_table(table + OFFSET.pack(5))).offset == 5
+
+
+def test_value_that_the_library_can_not_read_does_not_hide_the_offset(contents: StreamContents) -> None:
+    table = b"\x01kT" + b"\xff" * 8 + b"\x01nS\0\0\0\x0f" + NAME.encode() + OFFSET_KEY + OFFSET.pack(5)
+    assert contents.read(with_table(table)).offset == 5
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        header(None),
+        header(None, {"z": NAME}),
+        header(None, {NAME: "5"}),
+        ContentHeader(body_size=0).marshal(),
+        with_table(OFFSET_KEY + b"\0"),
+        with_table(b"\x01nS\0\0\0\x0f" + NAME.encode() + OFFSET_KEY)[:-8],
+        with_table(b"\x01n"),
+    ],
+)
+def test_where_there_is_no_offset_there_is_none(contents: StreamContents, damaged: bytes) -> None:
+    assert contents.read(damaged).offset is None
+
+
+def test_offset_that_is_cut_short_is_none(contents: StreamContents) -> None:
+    assert contents.read(header()[:-4]).offset is None

@@ -1,0 +1,195 @@
+"""A stream's deliveries, between the line and the recipient: who is told what, in which order, and what is settled."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import pytest
+from pamqp import commands
+
+from bridge.broker.course import DROPPED, REMADE
+from bridge.broker.reading import NO_OFFSET, ReadingEpoch
+from bridge.broker.status import Gap
+from bridge.broker.stream import MARK, History, Stream
+from bridge.contract.ids import Id
+from tests.support.frames import OWN, header, method, part
+from tests.support.recipient import CAUGHT_UP, Came, Marked, Recorder
+
+STREAM = Stream("history", 3600.0, 2**20, window=100)
+BASE = 2**40
+"""Where the stream of these tests begins: the library encodes a smaller number in fewer bytes than a broker."""
+
+
+def id_of(at: int, body: bytes = b"event") -> Id:
+    return Id(BASE + at, crc32(body))
+
+
+class Scene:
+    """A reader with a history, and one epoch of it after another. Places are counted from BASE."""
+
+    def __init__(self) -> None:
+        self.history = History(STREAM)
+        self.recorder = Recorder()
+        self.opened = 0
+        self.acknowledged: list[bytes] = []
+        self.epoch = self.begin(0)
+
+    def begin(self, end: int) -> ReadingEpoch:
+        """The next life."""
+        self.history.course.begin(BASE + end)
+        self.epoch = epoch = ReadingEpoch(self.recorder, 50, self.history, self._missed, self.recorder.caught_up)
+        epoch.lane.channel = OWN
+        epoch.lane.write = self.acknowledged.append
+        epoch.on_open = self._open
+        self._tag = 0
+        return epoch
+
+    def _open(self) -> None:
+        self.opened += 1
+
+    def _missed(self) -> None:
+        self.recorder.missed(Gap(0.0, 1.0, self.history.course.lost or ""))
+        self.history.course.lost = None
+
+    def come(self, *places: int, body: bytes = b"event", kind: str = "killmail", exchange: str = "killmails") -> None:
+        """Messages that come together."""
+        data = b""
+        for at in places:
+            self._tag += 1
+            properties = commands.Basic.Properties(headers={"x-stream-offset": BASE + at}, message_type=kind)
+            data += method(self._tag, exchange=exchange) + header(len(body), properties) + part(body)
+        self.epoch.lane.feed(data)
+
+    def mark(self, at: int) -> None:
+        """A mark, of this reader or another."""
+        self.come(at, body=b"token", kind=MARK, exchange="")
+
+
+@pytest.fixture
+async def scene() -> Scene:
+    return Scene()
+
+
+async def test_deliveries_have_ids_and_marks_are_told_of_and_settled(scene: Scene) -> None:
+    scene.begin(5)
+    scene.come(1, 2)
+    scene.mark(3)
+    scene.come(4)
+    assert scene.recorder.log == [
+        Came(b"event", id_of(1)),
+        Came(b"event", id_of(2)),
+        Marked(id_of(3, b"token")),
+        Came(b"event", id_of(4)),
+    ]
+    assert scene.epoch.outstanding == 0
+    assert len(scene.acknowledged) == 3, "one for each of what came together"
+
+
+async def test_event_that_calls_itself_a_mark_is_none(scene: Scene) -> None:
+    scene.begin(5)
+    scene.come(1, kind=MARK)
+    assert scene.recorder.log == [Came(b"event", id_of(1))]
+
+
+async def test_event_of_the_default_exchange_is_an_event(scene: Scene) -> None:
+    scene.begin(5)
+    scene.come(1, exchange="")
+    assert scene.recorder.log == [Came(b"event", id_of(1))]
+
+
+async def test_past_ends_behind_the_own_mark_and_once(scene: Scene) -> None:
+    scene.begin(3)
+    scene.mark(1)
+    scene.come(2)
+    scene.mark(3)
+    scene.mark(4)
+    scene.come(5)
+    assert scene.recorder.past == [b"event"]
+    assert scene.recorder.log.index(CAUGHT_UP) == 3
+    assert scene.recorder.log.count(CAUGHT_UP) == 1
+
+
+async def test_past_ends_before_the_first_event_that_is_news_where_the_mark_is_not_there_any_more(scene: Scene) -> None:
+    scene.begin(3)
+    scene.come(2, 4)
+    assert scene.recorder.log == [Came(b"event", id_of(2)), CAUGHT_UP, Came(b"event", id_of(4))]
+
+
+async def test_what_was_read_before_is_settled_and_not_handed_out(scene: Scene) -> None:
+    scene.begin(3)
+    scene.come(1, 2, 2, 1)
+    scene.mark(3)
+    scene.begin(9)
+    scene.come(1, 2)
+    scene.mark(3)
+    scene.come(4, 4)
+    assert scene.recorder.bodies == [b"event"] * 3
+    assert scene.recorder.ids == [id_of(1), id_of(2), id_of(3, b"token"), id_of(4)]
+    assert scene.epoch.outstanding == 0
+    assert scene.recorder.gaps == []
+
+
+async def test_life_without_news_says_nothing(scene: Scene) -> None:
+    """The silent end: only the last one again, and the mark of this life."""
+    scene.begin(3)
+    scene.mark(3)
+    log = [*scene.recorder.log]
+    scene.begin(4)
+    scene.mark(3)
+    scene.mark(4)
+    assert scene.recorder.log == [*log, Marked(id_of(4, b"token"))]
+
+
+async def test_gap_is_told_before_the_first_delivery_behind_it(scene: Scene) -> None:
+    scene.begin(1)
+    scene.mark(1)
+    scene.begin(9)
+    scene.come(5, 6)
+    [gap] = scene.recorder.gaps
+    assert gap.reason == DROPPED
+    assert scene.recorder.log[2:] == [gap, Came(b"event", id_of(5)), Came(b"event", id_of(6))]
+
+
+async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(scene: Scene) -> None:
+    scene.begin(1)
+    scene.come(1)
+    log = [*scene.recorder.log]
+    scene.begin(9)
+    scene.come(1, 2, body=b"another")
+    scene.come(3, body=b"another")
+    assert scene.recorder.log == log
+    assert scene.epoch.failed.result() == REMADE
+    assert not scene.epoch.current
+    assert scene.history.course.lost == REMADE
+
+
+async def test_message_without_an_offset_ends_the_life(scene: Scene) -> None:
+    scene.epoch.lane.feed(2 * (method(1) + header(0)))
+    assert scene.epoch.failed.result() == NO_OFFSET
+    assert scene.recorder.log == []
+
+
+async def test_message_without_an_offset_in_one_read_with_others_leaves_those_to_come_again(scene: Scene) -> None:
+    scene.begin(1)
+    scene.epoch.lane.feed(method(1) + header(0))
+    scene.come(1)
+    assert scene.recorder.log == []
+
+
+async def test_epoch_is_opened_before_its_first_delivery_and_once(scene: Scene) -> None:
+    scene.begin(1)
+    scene.come(1)
+    assert scene.opened == 1
+    scene.epoch.open()
+    scene.come(2)
+    assert scene.opened == 1
+
+
+async def test_time_of_the_last_news_is_kept(scene: Scene) -> None:
+    scene.begin(9)
+    assert scene.history.read_s is None
+    scene.come(1)
+    first_s = scene.history.read_s
+    assert first_s == scene.recorder.deliveries[0].received_s
+    scene.come(1)
+    assert scene.history.read_s == first_s
