@@ -1,20 +1,34 @@
 """Reading a stream of a real broker's: nothing twice, nothing lost in silence, whatever becomes of it."""
 
+import asyncio
+import time
 from zlib import crc32
 
+import aio_pika
+import orjson
+import pytest
 from aio_pika.abc import AbstractConnection
+from structlog.testing import capture_logs
 
+from bridge.broker.consumer import Consumer
+from bridge.broker.course import DROPPED, REMADE
+from bridge.broker.status import State
 from bridge.broker.stream import Stream
 from bridge.demo.broker import Broker
-from tests.support.publishing import publish
-from tests.support.recipient import CAUGHT_UP, Came, Recorder, reading
+from bridge.errors import BrokerRefusal
+from tests.support.killmail import killmail
+from tests.support.proxy import Proxy, proxy
+from tests.support.publishing import bind, depth, publish, take
+from tests.support.recipient import CAUGHT_UP, Came, Recorder, reading, refused
+from tests.support.running import running, sample, unique
+from tests.support.scene import Fetcher
 from tests.support.waiting import eventually
 
 BYTES = 2**20
 
 
-def stream_of(name: str, window: int = 1000, max_bytes: int = BYTES) -> Stream:
-    return Stream(name, 3600.0, max_bytes, window)
+def stream_of(name: str, window: int = 1000) -> Stream:
+    return Stream(name, 3600.0, BYTES, window)
 
 
 def bodies(first: int, last: int) -> list[bytes]:
@@ -27,22 +41,275 @@ async def has(recorder: Recorder, wanted: list[bytes]) -> None:
     assert recorder.bodies == wanted
 
 
+async def caught_up(recorder: Recorder) -> None:
+    await eventually("all that was there is read", lambda: CAUGHT_UP in recorder.log)
+
+
+async def working_again(line: Proxy, consumer: Consumer, before: int) -> None:
+    """Returns when there is a new connection, and the stream is read from it."""
+    await eventually("it connects again", lambda: line.accepted > before)
+    await eventually("it reads again", lambda: consumer.status.state is State.WORKING)
+
+
+def place_of(recorder: Recorder, body: bytes) -> int:
+    """Where in the recorder's log a delivery is."""
+    return next(at for at, entry in enumerate(recorder.log) if isinstance(entry, Came) and entry.body == body)
+
+
 async def test_what_was_there_before_is_read_as_the_past_and_in_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
     first, second = Recorder(), Recorder()
     async with reading(broker.url, exchange, stream_of(queue), first):
-        await eventually("it reads", lambda: CAUGHT_UP in first.log)
+        await caught_up(first)
         await publish(amqp, exchange, *bodies(0, 50))
         await has(first, bodies(0, 50))
         assert first.past == []
         async with reading(broker.url, exchange, stream_of(queue), second):
-            await eventually("it has read", lambda: CAUGHT_UP in second.log)
+            await caught_up(second)
             assert second.past == bodies(0, 50)
             await publish(amqp, exchange, *bodies(50, 60))
             await has(first, bodies(0, 60))
             await has(second, bodies(0, 60))
-    # All bridges come to the same ids, marks among them, and each one's check is its body's.
-    assert second.ids == first.ids[: len(second.ids)] == sorted(first.ids)
+    # All readers come to the same ids, those of marks too, and each event's check is its body's.
+    assert second.ids == first.ids == sorted(first.ids)
     assert all(came.id and came.id.check == crc32(came.body) for came in first.log if isinstance(came, Came))
     assert first.gaps == second.gaps == []
+
+
+async def test_only_the_window_is_read_back(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    first, second = Recorder(), Recorder()
+    async with reading(broker.url, exchange, stream_of(queue), first):
+        await caught_up(first)
+    await publish(amqp, exchange, *bodies(0, 50))
+    async with reading(broker.url, exchange, stream_of(queue, window=10), second):
+        await caught_up(second)
+    # The broker's own notes take places too.
+    assert 0 < len(second.past) <= 10
+    assert second.past == bodies(50 - len(second.past), 50)
+
+
+async def test_connection_that_is_lost_costs_nothing(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """Each time in the middle of what is delivered, with deliveries that nobody has settled."""
+    recorder = Recorder()
+    async with (
+        proxy(broker.url) as line,
+        reading(line.url, exchange, stream_of(queue), recorder, prefetch=20) as consumer,
+    ):
+        await line.open()
+        await caught_up(recorder)
+        recorder.holds = True
+        for first in range(0, 400, 10):
+            # Not all at once: what is published together is delivered together, whatever the prefetch.
+            await publish(amqp, exchange, *bodies(first, first + 10))
+        wanted = 0
+        for _ in range(5):
+            connections, wanted = line.accepted, len(recorder.bodies) + 20
+            line.cut()
+            await working_again(line, consumer, connections)
+            await eventually("the prefetch is used up", lambda: len(recorder.bodies) >= wanted)  # noqa: B023 - waited for
+        assert len(recorder.bodies) < 400
+        recorder.holds = False
+        line.cut()
+        await has(recorder, bodies(0, 400))
+    assert recorder.ids == sorted(set(recorder.ids))
+    assert recorder.gaps == []
+
+
+async def test_broker_that_is_killed_and_started_again_loses_nothing_that_it_has_confirmed(
+    mortal_broker: Broker,
+) -> None:
+    exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
+    async with reading(mortal_broker.url, exchange, stream, recorder) as consumer:
+        await caught_up(recorder)
+        fetcher = Fetcher(mortal_broker.url, exchange)
+        try:
+            await fetcher.further(50)
+            await asyncio.to_thread(mortal_broker.kill)
+            await eventually("that is noticed", lambda: consumer.status.state is not State.WORKING)
+            await asyncio.to_thread(mortal_broker.start)
+            await fetcher.further(50)
+        finally:
+            await fetcher.stop()
+        confirmed = set(fetcher.confirmed)
+        await eventually("all are read", lambda: confirmed <= set(numbers(recorder)))
+    came = numbers(recorder)
+    assert came == sorted(set(came)), "this fetcher publishes nothing twice"
+    assert recorder.ids == sorted(set(recorder.ids))
+    assert recorder.gaps == []
+
+
+def numbers(recorder: Recorder) -> list[int]:
+    return [orjson.loads(body)["killmailId"] for body in recorder.bodies]
+
+
+async def test_stream_that_is_deleted_while_it_is_read_is_made_again_and_that_is_told(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    recorder = Recorder()
+    async with reading(broker.url, exchange, stream_of(queue), recorder) as consumer:
+        await caught_up(recorder)
+        await publish(amqp, exchange, *bodies(0, 5))
+        await has(recorder, bodies(0, 5))
+        channel = await amqp.channel()
+        await channel.queue_delete(queue)
+        await channel.close()
+        await eventually("it is made again", lambda: recorder.gaps)
+        await eventually("and read", lambda: consumer.status.state is State.WORKING)
+        await publish(amqp, exchange, *bodies(5, 10))
+        await has(recorder, bodies(0, 10))
+    [gap] = recorder.gaps
+    assert gap.reason == REMADE
+    assert consumer.last_gap == gap
+    assert place_of(recorder, b"4") < recorder.log.index(gap) < place_of(recorder, b"5")
+
+
+@pytest.mark.parametrize("new", [3, 300])
+async def test_stream_that_is_deleted_and_made_again_meanwhile_is_read_from_its_beginning(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, new: int
+) -> None:
+    """Be it shorter than before, or longer: there, only the check tells that it is another."""
+    recorder, stream = Recorder(), stream_of(queue)
+    async with proxy(broker.url) as line, reading(line.url, exchange, stream, recorder):
+        await line.open()
+        await caught_up(recorder)
+        await publish(amqp, exchange, *bodies(0, 30))
+        await has(recorder, bodies(0, 30))
+        before_s = time.time()
+        await line.close()
+        channel = await amqp.channel()
+        await channel.queue_delete(queue)
+        made = await channel.declare_queue(queue, durable=True, arguments=stream.arguments)
+        await made.bind(exchange, "#")
+        await channel.close()
+        await publish(amqp, exchange, *bodies(1000, 1000 + new))
+        await line.open()
+        await has(recorder, bodies(0, 30) + bodies(1000, 1000 + new))
+    [gap] = recorder.gaps
+    assert gap.reason == REMADE
+    assert gap.since_s <= before_s < gap.until_s
+    assert place_of(recorder, b"29") < recorder.log.index(gap) < place_of(recorder, b"1000")
+
+
+async def test_what_the_stream_has_dropped_unread_is_told(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """The bound in bytes bites, and whoever was away for too long is told so before what is left."""
+    recorder, stream = Recorder(), stream_of(queue)
+    size, count, together = 4000, 1000, 20
+    async with proxy(broker.url) as line, reading(line.url, exchange, stream, recorder) as consumer:
+        await line.open()
+        await caught_up(recorder)
+        await publish(amqp, exchange, b"before")
+        await has(recorder, [b"before"])
+        await line.close()
+        # Not all at once: what is published together is kept together, and dropped so.
+        for first in range(0, count, together):
+            await publish(amqp, exchange, *(b"%0*d" % (size, number) for number in range(first, first + together)))
+        await line.open()
+        last = b"%0*d" % (size, count - 1)
+        await eventually("all that is left is read", lambda: last in recorder.bodies)
+    [gap] = recorder.gaps
+    assert gap.reason == DROPPED
+    assert consumer.last_gap == gap
+    left = [int(body) for body in recorder.bodies[1:]]
+    assert left == list(range(left[0], count))
+    assert BYTES // 2 < len(left) * size < BYTES + 3 * together * size, "the newest stay, and little more"
+    assert place_of(recorder, b"before") < recorder.log.index(gap) < place_of(recorder, recorder.bodies[1])
+
+
+async def test_stream_that_exists_is_used_as_it_is(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    recorder = Recorder()
+    channel = await amqp.channel()
+    theirs = {"x-queue-type": "stream", "x-max-age": "7D"}
+    await channel.declare_queue(queue, durable=True, arguments=theirs)
+    with capture_logs() as logged:
+        async with proxy(broker.url) as line, reading(line.url, exchange, stream_of(queue), recorder) as consumer:
+            await line.open()
+            await caught_up(recorder)
+            connections = line.accepted
+            line.cut()
+            await working_again(line, consumer, connections)
+            await publish(amqp, exchange, *bodies(0, 5))
+            await has(recorder, bodies(0, 5))
+    [said] = [line for line in logged if line["event"] == "the stream exists, and keeps its own limits"]
+    assert said["stream"] == queue
+    assert "inequivalent arg 'x-m" in said["difference"]
+    await channel.declare_queue(queue, durable=True, arguments=theirs)
+    await channel.close()
+
+
+async def test_queue_of_another_kind_is_refused_and_nothing_in_it_is_touched(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    await publish(amqp, exchange, *bodies(0, 3))
+    with pytest.raises(BrokerRefusal, match=f"the queue '{queue}' exists and is no stream"):
+        await refused(broker.url, exchange, stream_of(queue))
+    assert await depth(amqp, queue) == 3
+    assert [message.redelivered for message in await take(amqp, queue, 3)] == [False] * 3
+
+
+async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    recorder = Recorder()
+    async with reading(broker.url, exchange, stream_of(queue), recorder) as consumer:
+        await caught_up(recorder)
+        channel = await amqp.channel()
+        await channel.exchange_delete(exchange)
+        await eventually("it is missed, and made", lambda: recorder.gaps)
+        await eventually("and consumed from", lambda: consumer.status.state is State.WORKING)
+        await publish(amqp, exchange, *bodies(0, 5))
+        await has(recorder, bodies(0, 5))
+        [gap] = recorder.gaps
+        assert "NOT_FOUND" in gap.reason
+        # Where its owner makes it again at once, nobody is told, and it is bound again with the next check.
+        await channel.exchange_delete(exchange)
+        await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+        for _ in range(2):
+            proven_s = consumer.status.proven_s
+            await eventually("the topology is looked at", lambda: consumer.status.proven_s != proven_s)  # noqa: B023 - waited for
+        await publish(amqp, exchange, *bodies(5, 10))
+        await has(recorder, bodies(0, 10))
+        await channel.close()
+
+
+async def test_reader_leaves_no_consumer_and_takes_its_own_soundings_away(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    recorder = Recorder()
+    channel = await amqp.channel()
+
+    async def consumers() -> int:
+        return (await channel.declare_queue(queue, passive=True)).declaration_result.consumer_count or 0
+
+    async with reading(broker.url, exchange, stream_of(queue), recorder):
+        await caught_up(recorder)
+        assert await consumers() == 1
+    assert await consumers() == 0
+    await channel.close()
+
+
+async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
+    async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
+        await publish(amqp, exchange, killmail(1))
+        await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail"))
+        history = bridge._consumer.history
+        assert history is not None
+        assert history.course.last is not None
+        _, body = bridge.readiness()
+        assert body["history"] == {"stream": queue, "read": True, "last": history.course.last.number}
+        history.course.caught_up = False
+        ready, body = bridge.readiness()
+        assert not ready
+        assert body["missing"] == ["the history is being read"]

@@ -10,6 +10,7 @@ from bridge.broker.consumer import Consumer, Source
 from bridge.broker.link import Node
 from bridge.broker.stream import Stream
 from bridge.metrics import Metrics
+from tests.support.waiting import LIMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -95,3 +96,10 @@ async def reading(
     finally:
         consumer.stop()
         await running
+
+
+async def refused(url: str, exchange: str, stream: Stream) -> None:
+    """Raises what a reader is refused with at its start."""
+    source = Source((Node(url),), (exchange,), None, 20, "reader", stream)
+    async with asyncio.timeout(LIMIT_S):
+        await Consumer(source, Recorder(), Metrics(), wait=False).run()
