@@ -17,6 +17,7 @@ from pamqp import commands
 from pamqp.common import FieldTable
 
 from bridge.broker import decoding, topology
+from bridge.broker.course import AWAY, DROPPED, REMADE
 from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.life import keep_alive
 from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
@@ -79,6 +80,8 @@ class Consumer:
         self.history = None if source.stream is None else History(source.stream)
         self.sharing = 0
         """How many others consume the named queue, as far as the broker knows."""
+        self._heard_s = time.monotonic()
+        """When the broker was heard last, before the connection that there is."""
         self._known: dict[str, Exchange] = {}
         """The exchanges as they last were: one that vanishes is made again as its owner made it, or not at all."""
         self._priority: int | None = 0
@@ -144,7 +147,9 @@ class Consumer:
     def _epoch(self) -> Epoch:
         if self.history is None:
             return Epoch(self._recipient, self._source.prefetch)
-        return ReadingEpoch(self._recipient, self._source.prefetch, self.history, self._dropped, self._caught_up)
+        return ReadingEpoch(
+            self._recipient, self._source.prefetch, self.history, self._missed_in_stream, self._caught_up
+        )
 
     async def _prepare(
         self, amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel
@@ -221,13 +226,17 @@ class Consumer:
     def _recovered(self, found: Topology) -> None:
         status = self.status
         fields = {"queue": found.queue, "exchanges": self._source.exchanges, "attempts": status.attempts}
-        reason = None if self.history is None else self.history.course.lost
         if status.worked:
             now_s = time.monotonic()
-            # What was published meanwhile went to nobody's queue, unless the queue was there all the time.
-            gap = found.made or reason is not None
-            if gap:
-                self._missed(reason or status.error or "")
+            self._heard_s = status.proven_s if status.proven_s is not None else now_s
+            if self.history is None:
+                # What was published meanwhile went to nobody's queue, unless the queue was there all the time.
+                gap = found.made
+                if gap:
+                    self._missed(self._heard_s, status.error or "")
+            else:
+                self.history.course.doubt(status.error if found.made else AWAY if status.attempts > 1 else None)
+                gap = self.history.course.lost is not None  # told before the first delivery
             after_s = round(now_s - status.since_s, 1)
             _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)
         else:
@@ -236,24 +245,21 @@ class Consumer:
                 _log.info("reading the history", stream=self.history.stream.name, first=self.history.start)
         status.enter(State.WORKING)
 
-    def _missed(self, reason: str) -> None:
+    def _missed(self, since_s: float, reason: str) -> None:
+        """Tells of a gap, from some monotonic second until now."""
         now_s, now_unix_s = time.monotonic(), time.time()
-        heard_s = self.status.proven_s
-        if self.history is not None and self.history.course.lost is not None:
-            # Whatever came behind the last delivery may be gone, also what was waiting when the broker was heard last.
-            self.history.course.lost = None
-            heard_s = self.history.read_s
-        since_unix_s = now_unix_s - (now_s - (now_s if heard_s is None else heard_s))
-        self.last_gap = Gap(since_unix_s, now_unix_s, reason)
+        self.last_gap = Gap(now_unix_s - (now_s - since_s), now_unix_s, reason)
         self._metrics.gaps.inc()
         self._recipient.missed(self.last_gap)
 
-    def _dropped(self) -> None:
+    def _missed_in_stream(self) -> None:
         assert self.history is not None
-        assert self.history.course.lost is not None
-        reason = self.history.course.lost
-        _log.error("events may have been missed", reason=reason, stream=self.history.stream.name)
-        self._missed(reason)
+        course, read_s = self.history.course, self.history.read_s
+        reason, course.lost = course.lost or "", None
+        # Where something was dropped, that may have waited long before the broker was heard last.
+        since_s = read_s if reason in (REMADE, DROPPED) and read_s is not None else self._heard_s
+        _log.warning("events may have been missed", reason=reason, stream=self.history.stream.name)
+        self._missed(since_s, reason)
 
     def _caught_up(self) -> None:
         assert self.history is not None

@@ -13,6 +13,10 @@ from bridge.contract.ids import Id
 REMADE = "the stream was deleted and made again"
 DROPPED = "the stream has dropped events that the bridge had not read yet: they were older, or more, than it keeps"
 
+AWAY = "the broker was away, and may have confirmed events on its return before the stream took them"
+"""RabbitMQ 3.10.8, killed and started again, did so for 0.3 s: with its listener open, and the stream's leader not
+elected yet, a message for it was confirmed and dropped."""
+
 
 class Verdict(Enum):
     """What a delivery is."""
@@ -52,6 +56,11 @@ class Course:
         if self.last is not None:
             return self.last.number
         return 0 if self._from_start else max(0, end - self._window)
+
+    def doubt(self, reason: str | None) -> None:
+        """Says why events may have been missed, where nothing worse is known by now."""
+        if self.lost is None:
+            self.lost = reason
 
     def judge(self, number: int, check: int) -> Verdict:
         """What a delivery is; NEW ones count as read from now on. To be called for each, in order."""

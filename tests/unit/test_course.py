@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broker.course import DROPPED, REMADE, Course, Verdict
+from bridge.broker.course import AWAY, DROPPED, REMADE, Course, Verdict
 from bridge.contract.ids import Id
 
 NEW, KNOWN, FOREIGN = Verdict.NEW, Verdict.KNOWN, Verdict.FOREIGN
@@ -108,6 +108,20 @@ def test_what_was_dropped_unread_is_said(course: Course) -> None:
     course.lost = None
     assert judge(course, 20) == [NEW]
     assert course.lost is None, "it is said once"
+
+
+def test_doubt_is_kept_until_something_worse_is_known(course: Course) -> None:
+    course.begin(20)
+    course.doubt(None)
+    assert course.lost is None
+    course.doubt(AWAY)
+    judge(course, 10)
+    assert course.lost == AWAY
+    course.begin(20)
+    judge(course, 15)
+    assert course.lost == DROPPED
+    course.doubt(AWAY)
+    assert course.lost == DROPPED
 
 
 @pytest.mark.parametrize("end", [0, 9, 10])
