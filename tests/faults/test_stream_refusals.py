@@ -1,0 +1,159 @@
+"""What keeps a bridge from its stream is said in one line that names what is missing, and what to do."""
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from aio_pika.abc import AbstractConnection
+from pamqp.common import FieldTable
+
+from bridge.broker.stream import Stream
+from bridge.demo.broker import NoBroker, find_server
+from bridge.errors import BrokerRefusal
+from tests.support.broker import say, unavailable
+from tests.support.control import ControlledNode
+from tests.support.publishing import depth, observer, publish
+from tests.support.recipient import CAUGHT_UP, Recorder, reading, refused
+from tests.support.running import bridge_process, unique
+from tests.support.waiting import eventually
+
+PASSWORD = secrets.token_hex(8)
+KEPT: FieldTable = {"x-queue-type": "stream"}
+
+
+@asynccontextmanager
+async def user_who_may(node: ControlledNode, configure: str, write: str, read: str) -> AsyncIterator[str]:
+    """The node's URL for a user with these permissions."""
+    user = unique("user")
+    await node.ctl("add_user", user, PASSWORD)
+    await node.ctl("set_permissions", user, configure, write, read)
+    parts = urlsplit(node.url)
+    yield parts._replace(netloc=f"{user}:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
+    await node.ctl("delete_user", user)
+
+
+@asynccontextmanager
+async def place(node: ControlledNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, Stream]]:
+    """An exchange, and a queue of this kind, or none; both are gone afterwards."""
+    exchange, stream = unique("exchange"), Stream(unique("stream"), 3600.0, 2**20, 100)
+    async with observer(node.url) as amqp:
+        channel = await amqp.channel()
+        await channel.declare_exchange(exchange, "fanout", durable=True)
+        if kind is not None:
+            await channel.declare_queue(stream.name, durable=True, arguments=kind)
+        yield exchange, stream
+        await channel.queue_delete(stream.name)
+        await channel.exchange_delete(exchange)
+
+
+@pytest.mark.parametrize(
+    ("missing", "permissions", "said"),
+    [
+        ("configure", ("^$", ".*", ".*"), "configure on the queue"),
+        ("write", (".*", "^amq", ".*"), "write on the queue and read on the exchange"),
+        ("publish", (".*", "^test", ".*"), "write on amq.default"),
+        ("read", (".*", ".*", "^test.exchange"), "read on the queue"),
+        ("exchange", (".*", ".*", "^test.stream"), "write on the queue and read on the exchange"),
+    ],
+)
+async def test_permission_that_is_missing_is_named(
+    node_broker: ControlledNode, missing: str, permissions: tuple[str, str, str], said: str
+) -> None:
+    kind = None if missing == "configure" else KEPT
+    async with place(node_broker, kind=kind) as (exchange, stream), user_who_may(node_broker, *permissions) as url:
+        with pytest.raises(BrokerRefusal) as refusal:
+            await refused(url, exchange, stream)
+    text = str(refusal.value)
+    assert text.startswith("the user of BRIDGE_AMQP_URL lacks a permission: ACCESS_REFUSED - ")
+    assert said in text
+    assert (exchange if missing == "exchange" else stream.name if missing != "publish" else "amq.default") in text
+    assert "\n" not in text
+    assert PASSWORD not in text
+
+
+async def test_stream_that_its_operator_made_needs_no_permission_to_make_it(node_broker: ControlledNode) -> None:
+    async with (
+        place(node_broker, kind=KEPT) as (exchange, stream),
+        user_who_may(node_broker, "^$", f"^({stream.name}|amq.default)$", f"^({stream.name}|{exchange})$") as url,
+        observer(node_broker.url) as amqp,
+    ):
+        recorder = Recorder()
+        async with reading(url, exchange, stream, recorder):
+            await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
+            await publish(amqp, exchange, b"event")
+            await eventually("the event is there", lambda: recorder.bodies == [b"event"])
+
+
+@pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}])
+@pytest.mark.parametrize("configure", ["^$", ".*"])
+async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
+    node_broker: ControlledNode, kind: FieldTable, configure: str
+) -> None:
+    """Without the permission to declare it nothing tells what it is, until it is not consumed as a stream."""
+    async with (
+        place(node_broker, kind=kind) as (exchange, stream),
+        user_who_may(node_broker, configure, ".*", ".*") as url,
+        observer(node_broker.url) as amqp,
+    ):
+        channel = await amqp.channel()
+        await (await channel.get_queue(stream.name)).bind(exchange, "#")
+        await publish(amqp, exchange, b"theirs", delivery_mode=2)
+        with pytest.raises(BrokerRefusal, match="exists and is no stream: whatever is in it is somebody else's"):
+            await refused(url, exchange, stream)
+        await eventually("it is there still", lambda: _holds(amqp, stream.name))
+        queue = await channel.get_queue(stream.name)
+        message = await queue.get()
+        assert message is not None
+        assert (message.body, message.redelivered) == (b"theirs", False)
+        await message.ack()
+
+
+async def _holds(amqp: AbstractConnection, queue: str) -> bool:
+    return await depth(amqp, queue) == 1
+
+
+@pytest.fixture
+def node_without_streams() -> Iterator[ControlledNode]:
+    """A broker whose feature flag stream_queue is disabled. Since 3.11 there is none: streams are always there."""
+    try:
+        node = ControlledNode(find_server(say, may_install=False))
+    except NoBroker as error:
+        unavailable(str(error))
+    node._environment["RABBITMQ_FEATURE_FLAGS"] = "quorum_queue"
+    node.start()
+    yield node
+    node.stop()
+
+
+async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_without_streams: ControlledNode) -> None:
+    node = node_without_streams
+    flags = await node.ctl("list_feature_flags")
+    if "stream_queue\tdisabled" not in flags:
+        unavailable("this broker has streams always")
+    variables = {"BRIDGE_HISTORY": "stream"}
+    async with bridge_process(node.url, **variables) as process:
+        assert await process.ended() == 3
+        [text] = process.texts
+        assert "can't make the stream 'bridge.history'" in text
+        assert "feature flag stream_queue" in text
+    async with bridge_process(node.url, **variables, BRIDGE_WAIT="true") as process:
+        await eventually("it is refused", lambda: process.logged("broker refuses; trying again"))
+        await node.ctl("enable_feature_flag", "stream_queue")
+        await process.consuming()
+
+
+async def test_broker_that_takes_nothing_to_publish_is_waited_for_and_named(node_broker: ControlledNode) -> None:
+    """The mark that finds the stream's end has to wait as everything does that is published."""
+    recorder = Recorder()
+    async with place(node_broker, kind=KEPT) as (exchange, stream):
+        await node_broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            async with reading(node_broker.url, exchange, stream, recorder) as consumer:
+                await eventually("it says so", lambda: "takes nothing to publish" in str(consumer.status.error))
+                assert "low on memory" in str(consumer.status.error)
+                await node_broker.ctl("set_vm_memory_high_watermark", "0.4")
+                await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
+        finally:
+            await node_broker.ctl("set_vm_memory_high_watermark", "0.4")
