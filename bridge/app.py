@@ -13,7 +13,7 @@ from bridge import __version__, descriptors
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.link import Node
 from bridge.broker.rejects import Rejects
-from bridge.broker.status import PROOF_VALID_S, State, Status
+from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream
 from bridge.contract import asyncapi, catalog
 from bridge.contract.duplicates import DuplicateWindow
@@ -28,6 +28,7 @@ from bridge.fanout.pages import Pages
 from bridge.fanout.server import Limits, Server
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
+from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
 from bridge.settings import Settings
 
@@ -40,7 +41,6 @@ class Bridge:
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigurationError where the schema files or the certificate can't be used."""
         self._settings = settings
-        self._stopping = False
         self.metrics = metrics = Metrics()
         self._schemas = schemas = load_schemas(settings)
         for exchange, update_type in settings.exchanges.items():
@@ -54,6 +54,7 @@ class Bridge:
         if beyond := ", ".join(str(network) for network in settings.allowed_networks if network.is_global):
             _log.warning("public addresses may connect (BRIDGE_ALLOWED_NETWORKS)", networks=beyond)
         log = Log(settings.log_bytes)
+        # Its ids are then the stream's, and what comes first is the stream's past.
         shared = settings.history == "stream"
         self._hub = Hub(
             History(log, None if shared else secrets.randbits(32)),
@@ -77,7 +78,7 @@ class Bridge:
         )
         window = DuplicateWindow(settings.duplicate_window)
         pipeline = Pipeline(schemas, settings.max_message_bytes)
-        relay = Relay(settings.exchanges, pipeline, window, self._hub, self._rejects, metrics)
+        relay = Relay(settings.exchanges, pipeline, window, self._hub, self._rejects, metrics, reads_back=shared)
         source = Source(
             nodes,
             tuple(settings.exchanges),
@@ -89,7 +90,8 @@ class Bridge:
         self._consumer = Consumer(source, relay, metrics, settings.wait)
         self._hub.is_fed = lambda: self._consumer.status.state is State.WORKING
         self._consumer.on_epoch_over = self._rejects.epoch_over
-        self._pages = Pages(self.readiness, metrics, schemas.documents, settings.path)
+        self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
+        self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)
         places = descriptors.places(settings.max_connections)
         self._server = Server(
             self._hub,
@@ -111,47 +113,6 @@ class Bridge:
         self.addresses: list[tuple[str, int]] = []
         """Where clients may connect; empty until `start`."""
         self._working: list[asyncio.Task[None]] = []
-
-    def readiness(self) -> tuple[bool, dict[str, object]]:
-        """Whether the bridge is ready, and what `/readyz` says."""
-        consumer, rejects = self._consumer.status, self._rejects.status
-        history = self._consumer.history
-        missing = []
-        if self._stopping:
-            missing.append("the bridge is stopping")
-        if consumer.state is not State.WORKING:
-            missing.append("the broker is not being consumed from")
-        elif not consumer.proven:
-            missing.append(f"the broker has not answered for {PROOF_VALID_S:g} s")
-        elif history is not None and not history.course.caught_up:
-            missing.append("the history is being read")
-        if self._settings.reject_exchange and rejects.state is not State.WORKING:
-            held = ", and are held" if self._rejects.waiting else " at the moment; there are none"
-            missing.append(f"rejected events can't be published{held}")
-        body: dict[str, object] = {
-            "ready": not missing,
-            "missing": missing,
-            "warnings": self._warnings(),
-            "broker": consumer.report(),
-            "last_gap": self._consumer.last_gap.report() if self._consumer.last_gap else None,
-            "history": history.report() if history else None,
-            "rejects": {**rejects.report(), "waiting": self._rejects.waiting}
-            if self._settings.reject_exchange
-            else None,
-            "connections": len(self._hub),
-            "instance": self._settings.instance,
-            "version": __version__,
-        }
-        return not missing, body
-
-    def _warnings(self) -> list[str]:
-        """What keeps the bridge from doing all of its work, though it is ready: not an orchestrator's business."""
-        if not self._consumer.sharing:
-            return []
-        return [
-            f"consumers of the queue {self._settings.queue!r} beside this bridge: {self._consumer.sharing}; each event "
-            "goes to one of them only: give every bridge a BRIDGE_QUEUE of its own"
-        ]
 
     async def start(self) -> None:
         """Listens, then starts to consume. Raises ConfigurationError where an address can't be listened on."""
@@ -197,7 +158,7 @@ class Bridge:
     async def stop(self) -> None:
         """Stops in order, within the shutdown timeout: nothing that was acknowledged is lost to a client that reads."""
         deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout
-        self._stopping = True
+        self.readiness.stopping = True
         _log.info("stopping", connections=len(self._hub))
         self._server.stop_listening()
         self._consumer.stop()

@@ -108,9 +108,9 @@ class Relay:
         """Hands out the updates of all deliveries so far."""
         self._hub.flush()
 
-    def mark(self, each: Id) -> None:
+    def mark(self, mark: Id) -> None:
         """Notes an id that belongs to no event."""
-        self._hub.mark(each)
+        self._hub.mark(mark)
 
     def caught_up(self) -> None:
         """All that was published before this bridge began is there: what follows is new."""

@@ -69,7 +69,6 @@ class Settings:
     prefetch: int = _setting(
         "200", values.whole(1, 65535), "messages that the broker may send before the first is settled"
     )
-    history: str = _setting("memory", values.one_of("memory", "stream"), "memory or stream")
     reject_exchange: str | None = _setting(
         "bridge.rejected",
         values.unless_off(values.amqp_name),

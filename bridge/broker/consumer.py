@@ -82,6 +82,8 @@ class Consumer:
         """How many others consume the named queue, as far as the broker knows."""
         self._heard_s = time.monotonic()
         """When the broker was heard last, before the connection that there is."""
+        self._unreached = 0
+        """Attempts since then in which no node of the broker was reached."""
         self._known: dict[str, Exchange] = {}
         """The exchanges as they last were: one that vanishes is made again as its owner made it, or not at all."""
         self._priority: int | None = 0
@@ -106,7 +108,9 @@ class Consumer:
         source = self._source
         self._metrics.broker_attempts.inc()
         epoch = self._epoch()
+        self._unreached += 1
         async with connected(source.nodes, source.name, epoch.lane) as amqp:
+            self._unreached -= 1
             tasks: list[asyncio.Task[object]] = []
             try:
                 async with asyncio.timeout(SETUP_TIMEOUT_S):
@@ -235,7 +239,7 @@ class Consumer:
                 if gap:
                     self._missed(self._heard_s, status.error or "")
             else:
-                self.history.course.doubt(status.error if found.made else AWAY if status.attempts > 1 else None)
+                self.history.course.doubt(status.error if found.made else AWAY if self._unreached else None)
                 gap = self.history.course.lost is not None  # told before the first delivery
             after_s = round(now_s - status.since_s, 1)
             _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)
@@ -243,6 +247,7 @@ class Consumer:
             _log.info("consuming", **fields)
             if self.history is not None:
                 _log.info("reading the history", stream=self.history.stream.name, first=self.history.start)
+        self._unreached = 0
         status.enter(State.WORKING)
 
     def _missed(self, since_s: float, reason: str) -> None:

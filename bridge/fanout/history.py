@@ -10,19 +10,23 @@ Pure: it knows neither connections nor time.
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import compress
+from itertools import compress, pairwise
 from typing import Protocol
 
 from bridge.contract.envelope import unwrap, with_id
 from bridge.contract.ids import Id
 from bridge.fanout.frames import payload_of, text_frame
-from bridge.fanout.log import Log
+from bridge.fanout.log import ENTRY_BYTES, Log
 
 SEGMENT_UPDATES = 256
 """Positions of a segment: what a filter is asked at once takes half a millisecond."""
 
 SEGMENT_BYTES = 65536
 """The same for large updates: behind so many bytes a new segment begins."""
+
+HEADROOM = 8
+"""Who is given all that is kept begins behind an eighth of what the log can hold: otherwise the next update would drop
+what it is to get first."""
 
 ANSWERS = 32
 """Filters whose answers are kept for a segment: with the default log, 2 MB in all. More are asked again."""
@@ -38,10 +42,12 @@ class Filter(Protocol):
 class Segment:
     """A run of positions from `start` on, up to where the next one begins."""
 
-    __slots__ = ("answers", "checks", "notices", "numbers", "others", "start")
+    __slots__ = ("answers", "checks", "notices", "numbers", "others", "size_bytes", "start")
 
     def __init__(self, start: int) -> None:
         self.start = start
+        self.size_bytes = 0
+        """Once it is full."""
         self.numbers = array("Q")
         self.checks = array("I")
         """By position, where ids are not counted."""
@@ -98,6 +104,8 @@ class History:
         self._segments[-1].notices[position] = text_frame(payload)
 
     def _begin(self, position: int) -> None:
+        last = self._segments[-1]
+        last.size_bytes = SEGMENT_BYTES - self._room + ENTRY_BYTES * (position - last.start)
         self._segments.append(Segment(position))
         self._full_at, self._room = position + SEGMENT_UPDATES, SEGMENT_BYTES
         self._kept = self._segments[1].start
@@ -127,6 +135,21 @@ class History:
             if at < len(segment.numbers) and (segment.numbers[at], segment.checks[at]) == sought:
                 return segment.start + at
         return None
+
+    @property
+    def oldest(self) -> int:
+        """The position from which on everything stays for a while: the tail, where there is room left in the log."""
+        log = self.log
+        needed = log.max_bytes // HEADROOM - (log.max_bytes - log.size_bytes)
+        position = log.tail
+        for segment, following in pairwise(self._segments):
+            if needed <= 0:
+                break
+            # Of the first, most may be gone already.
+            kept = (following.start - position) / (following.start - segment.start)
+            needed -= int(segment.size_bytes * kept)
+            position = following.start
+        return position
 
     def before(self, position: int) -> Id:
         """The id that a client has had last for whom this position, of the log or its head, is the next."""

@@ -13,12 +13,12 @@ memory."""
 class Log:
     """Frames at the positions from `tail` up to, but not including, `head`."""
 
-    __slots__ = ("_frames", "_max_bytes", "head", "size_bytes", "tail")
+    __slots__ = ("_frames", "head", "max_bytes", "size_bytes", "tail")
 
     def __init__(self, max_bytes: int) -> None:
         # A dict by position, not a deque: a slow connection reads from the middle.
         self._frames: dict[int, bytes] = {}
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.head = 0
         self.tail = 0
         self.size_bytes = 0
@@ -31,7 +31,7 @@ class Log:
         self._frames[self.head] = frame
         self.head += 1
         self.size_bytes += len(frame) + ENTRY_BYTES
-        while self.size_bytes > self._max_bytes and self.head - self.tail > 1:
+        while self.size_bytes > self.max_bytes and self.head - self.tail > 1:
             self.size_bytes -= len(self._frames.pop(self.tail)) + ENTRY_BYTES
             self.tail += 1
 

@@ -51,10 +51,12 @@ class Resuming:
 
     def begin(self, connection: Returning, wanted: Filter | None, after: str) -> None:
         """Puts its cursor where it goes on: behind its id, or where that is not known, at the oldest that is kept."""
-        log = self._history.log
         known = ids.read(after)
-        position = log.head if after == FROM_NOW_ON else None if known is None else self._history.after(known)
-        connection.cursor = log.tail if position is None else position
+        if after == FROM_NOW_ON:
+            position: int | None = self._history.log.head
+        else:
+            position = None if known is None else self._history.after(known)
+        connection.cursor = self._history.oldest if position is None else position
         self._counting[connection] = _Resumption(wanted, position is not None, connection.cursor)
 
     def forget(self, connection: Returning) -> None:
@@ -66,11 +68,11 @@ class Resuming:
 
         `flushed` is the position up to which the live connections have had everything.
         """
-        this, tail = self._counting[connection], self._history.log.tail
-        if connection.cursor < tail:
+        this = self._counting[connection]
+        if connection.cursor < self._history.log.tail:
             # While it was counted, what it was to get next has been dropped.
             this.complete, this.updates = False, 0
-            connection.cursor = this.counted = tail
+            connection.cursor = this.counted = self._history.oldest
         updates, this.counted = self._history.count(this.wanted, this.counted, flushed)
         this.updates += updates
         if this.counted < flushed:

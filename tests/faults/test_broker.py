@@ -59,7 +59,7 @@ async def not_ready(bridge: Bridge) -> dict[str, Any]:
     """What `/readyz` says, once it is 503 with an error of the broker's connection."""
     await eventually(
         "the bridge says why it is not ready",
-        lambda: not bridge.readiness()[0] and bridge._consumer.status.error is not None,
+        lambda: not bridge.readiness.report()[0] and bridge._consumer.status.error is not None,
     )
     status, body = await state(port_of(bridge))
     assert status == 503
@@ -68,7 +68,7 @@ async def not_ready(bridge: Bridge) -> dict[str, Any]:
 
 async def ready_again(bridge: Bridge, since_s: float) -> None:
     """Returns when the bridge is ready, which must be soon after the broker was."""
-    await eventually("the bridge is ready", lambda: bridge.readiness()[0])
+    await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
     took_s = time.monotonic() - since_s
     assert took_s <= RECOVERY_LIMIT_S, f"{took_s:.1f} s"
     assert (await state(port_of(bridge)))[0] == 200

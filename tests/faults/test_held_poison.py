@@ -164,7 +164,7 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
     async with running(broker.url, **flags) as bridge:
         await publish_all(amqp, exchange, events)
         await eventually("many are held", lambda: sample(bridge, "bridge_rejects_waiting") == PREFETCH)
-        await eventually("it lasts", lambda: bridge.readiness()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON
+        await eventually("it lasts", lambda: bridge.readiness.report()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON
         status, body = await readyz(bridge)
         assert (status, body["missing"]) == (503, [HELD])
         assert words in body["rejects"]["error"]
@@ -206,8 +206,8 @@ async def test_what_is_deleted_under_the_bridge_is_made_anew_and_no_reject_is_lo
         since_s = time.monotonic()
         await publish_all(amqp, exchange, events)
         # What `/readyz` would say: a request would take longer than it lasts.
-        await eventually("it is said", lambda: bridge.readiness()[1]["missing"] == [HELD])
-        body: dict[str, Any] = bridge.readiness()[1]
+        await eventually("it is said", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
+        body: dict[str, Any] = bridge.readiness.report()[1]
         assert words in body["rejects"]["error"]
         assert words in capsys.readouterr().out
         assert body["rejects"]["waiting"] == sample(bridge, "bridge_rejects_waiting") > 0

@@ -147,7 +147,7 @@ async def test_rejected_events_that_are_held_do_not_hold_up_the_updates_behind_t
         await eventually(
             "all updates are sent", lambda: sample(bridge, "bridge_updates_total", type="killmail") == count
         )
-        ready, body = bridge.readiness()
+        ready, body = bridge.readiness.report()
         assert not ready
         assert "held" in str(body["missing"])
 

@@ -206,7 +206,7 @@ async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
         client = await RawClient.open(port_of(bridge))
         await channel.exchange_delete(exchange)
         await eventually("it is missed", lambda: sample(bridge, "bridge_broker_losses_total"))
-        await eventually("the bridge is ready", lambda: bridge.readiness()[0])
+        await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
         await channel.declare_exchange(exchange, **kind)
         await publish(amqp, exchange, killmail(1))
         assert orjson.loads(await client.text())["data"]["killmailId"] == 1
@@ -226,12 +226,12 @@ async def test_exchange_that_only_its_owner_can_make_again_is_waited_for(
         words = f"the exchange '{exchange}' is gone"
 
         def named() -> bool:
-            report = bridge.readiness()[1]["broker"]
+            report = bridge.readiness.report()[1]["broker"]
             return isinstance(report, dict) and words in str(report["error"])
 
         await eventually("it is named", named)
         await channel.declare_exchange(exchange, **kind)
-        await eventually("the bridge is ready", lambda: bridge.readiness()[0])
+        await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
         await publish(amqp, exchange, killmail(1))
         assert orjson.loads(await client.text())["data"]["killmailId"] == 1
         await client.close()

@@ -45,7 +45,7 @@ async def error(bridge: Bridge) -> str:
     """What `/readyz` says of the broker, once it says something."""
 
     def said() -> object:
-        body = bridge.readiness()[1]["broker"]
+        body = bridge.readiness.report()[1]["broker"]
         assert isinstance(body, dict)
         return body["error"]
 

@@ -307,9 +307,9 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
         history = bridge._consumer.history
         assert history is not None
         assert history.course.last is not None
-        _, body = bridge.readiness()
+        _, body = bridge.readiness.report()
         assert body["history"] == {"stream": queue, "read": True, "last": history.course.last.number}
         history.course.caught_up = False
-        ready, body = bridge.readiness()
+        ready, body = bridge.readiness.report()
         assert not ready
         assert body["missing"] == ["the history is being read"]

@@ -176,9 +176,9 @@ async def test_no_more_than_the_prefetch_is_unsettled(
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": 5, "reject_exchange": rejects}
     async with running(broker.url, **flags) as bridge:
         await publish(amqp, exchange, *([b"not json"] * 20))
-        await eventually("as many as the prefetch are held", lambda: bridge.readiness()[1]["rejects"]["waiting"] == 5)  # type: ignore[index]  # JSON
+        await eventually("as many as the prefetch are held", lambda: bridge._rejects.waiting == 5)
         assert await depth(amqp, queue) == 15
         await channel.queue_delete(full.name)
         await eventually("all are through", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") >= 20)
-        await eventually("and confirmed", lambda: bridge.readiness()[1]["rejects"]["waiting"] == 0)  # type: ignore[index]  # JSON
+        await eventually("and confirmed", lambda: bridge.readiness.report()[1]["rejects"]["waiting"] == 0)  # type: ignore[index]  # JSON
     assert await depth(amqp, queue) == 0

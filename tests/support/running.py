@@ -28,7 +28,7 @@ def unique(kind: str) -> str:
 async def running(amqp_url: str, **flags: object) -> AsyncIterator[Bridge]:
     """A bridge on a free port of 127.0.0.1, ready. `flags` are settings by name."""
     async with started(amqp_url, **flags) as bridge:
-        await eventually("the bridge is ready", lambda: bridge.readiness()[0])
+        await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
         yield bridge
 
 

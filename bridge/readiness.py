@@ -1,0 +1,68 @@
+"""Whether the bridge does its work, and what keeps it from that: what `/readyz` says."""
+
+from collections.abc import Callable
+
+from bridge import __version__
+from bridge.broker.consumer import Consumer
+from bridge.broker.rejects import Rejects
+from bridge.broker.status import PROOF_VALID_S, State
+from bridge.settings import Settings
+
+
+class Readiness:
+    """Asks those who do the work."""
+
+    def __init__(
+        self, settings: Settings, consumer: Consumer, rejects: Rejects, connections: Callable[[], int]
+    ) -> None:
+        """`connections` says how many clients there are."""
+        self._settings = settings
+        self._consumer = consumer
+        self._rejects = rejects
+        self._connections = connections
+        self.stopping = False
+
+    def report(self) -> tuple[bool, dict[str, object]]:
+        """Whether the bridge is ready, and the body that says so."""
+        consumer, rejects, history = self._consumer, self._rejects, self._consumer.history
+        missing = self._missing()
+        body: dict[str, object] = {
+            "ready": not missing,
+            "missing": missing,
+            "warnings": self._warnings(),
+            "broker": consumer.status.report(),
+            "last_gap": consumer.last_gap.report() if consumer.last_gap else None,
+            "history": history.report() if history else None,
+            "rejects": {**rejects.status.report(), "waiting": rejects.waiting}
+            if self._settings.reject_exchange
+            else None,
+            "connections": self._connections(),
+            "instance": self._settings.instance,
+            "version": __version__,
+        }
+        return not missing, body
+
+    def _missing(self) -> list[str]:
+        status, history = self._consumer.status, self._consumer.history
+        missing = []
+        if self.stopping:
+            missing.append("the bridge is stopping")
+        if status.state is not State.WORKING:
+            missing.append("the broker is not being consumed from")
+        elif not status.proven:
+            missing.append(f"the broker has not answered for {PROOF_VALID_S:g} s")
+        elif history is not None and not history.course.caught_up:
+            missing.append("the history is being read")
+        if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
+            held = ", and are held" if self._rejects.waiting else " at the moment; there are none"
+            missing.append(f"rejected events can't be published{held}")
+        return missing
+
+    def _warnings(self) -> list[str]:
+        """What keeps the bridge from doing all of its work, though it is ready: not an orchestrator's business."""
+        if not self._consumer.sharing:
+            return []
+        return [
+            f"consumers of the queue {self._settings.queue!r} beside this bridge: {self._consumer.sharing}; each event "
+            "goes to one of them only: give every bridge a BRIDGE_QUEUE of its own"
+        ]
