@@ -74,6 +74,7 @@ class Bridge:
             settings.instance,
             metrics,
             settings.wait,
+            # Neither an exclusive queue nor a stream gives anything twice.
             most_kept=None if settings.queue else settings.prefetch,
         )
         window = DuplicateWindow(settings.duplicate_window)
