@@ -178,6 +178,18 @@ async def test_pauses_are_short_again_after_a_connection_that_has_lasted(
             await eventually("it is gone", lambda: not bridge.connections or len(bridge.asked) > times)  # noqa: B023
 
 
+async def test_pauses_grow_again_after_a_connection_that_has_lasted(
+    bridge: ScriptedBridge, following: Following
+) -> None:
+    async with following(bridge.url, FIRST_PAUSE=0.01, LONGEST_PAUSE=LONG_S, LASTING=0.0):
+        await connected(bridge)
+        bridge.closing = 1011
+        began_at = asyncio.get_running_loop().time()
+        bridge.drop()
+        await eventually("it has tried often", lambda: len(bridge.asked) > 8)
+        assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
+
+
 async def test_bridge_that_is_full_is_given_time(bridge: ScriptedBridge, following: Following) -> None:
     bridge.closing = 1013
     async with following(bridge.url, FIRST_PAUSE=0.1, LONGEST_PAUSE=LONG_S, LASTING=LONG_S) as follower:
@@ -189,10 +201,12 @@ async def test_bridge_that_is_full_is_given_time(bridge: ScriptedBridge, followi
 
 
 async def test_client_that_is_stopped_stays_away(bridge: ScriptedBridge, following: Following) -> None:
-    async with following(bridge.url) as follower:
+    async with following(bridge.url, SHORT_S) as follower:
         await connected(bridge)
         await follower.stop()
         await eventually("it is gone", lambda: not bridge.connections)
+        until = asyncio.get_running_loop().time() + 2 * SHORT_S
+        await eventually("the silence is long", lambda: asyncio.get_running_loop().time() > until)
         if isinstance(follower, InNode):
             assert await follower.ended() == 0
     assert len(bridge.asked) == 1
