@@ -16,7 +16,7 @@ from bridge.contract import envelope
 from bridge.contract.ids import Id
 from bridge.fanout import live
 from bridge.fanout.closing import CloseReason
-from bridge.fanout.history import SEGMENT_UPDATES, History
+from bridge.fanout.history import HEADROOM, SEGMENT_UPDATES, History
 from bridge.fanout.hub import Hub
 from bridge.fanout.lagging import CATCH_UP_BYTES, PIECES
 from bridge.fanout.log import Log
@@ -218,6 +218,33 @@ def test_what_is_dropped_before_a_client_was_told_is_not_hidden_from_it() -> Non
         assert first == resumed(False, len(rest), str(Id(scene.history.log.tail, CHECK)))
         assert [each["data"]["n"] for each in rest] == list(range(scene.history.log.tail + 1, 103))
         assert client.closed is None
+
+
+def test_client_that_gets_all_that_is_kept_begins_where_it_stays_for_a_while() -> None:
+    """Else the next update would drop what it is to get first."""
+    log_bytes = 400_000
+    scene = Scene(log_bytes)
+    scene.publish(*"a" * 3000, size=50)
+    log = scene.history.log
+    assert log.tail > 0
+    client = scene.join("unknown")
+    begun_at, dropped = client.cursor, log.tail
+    while log.tail <= begun_at:
+        scene.publish("a", size=50)
+    entry_bytes = log_bytes / len(log)
+    lasted_bytes = (log.tail - dropped) * entry_bytes
+    assert 0 <= lasted_bytes - log_bytes / HEADROOM <= SEGMENT_UPDATES * entry_bytes
+    scene.turns.settle()
+    first, *rest = messages(client.received)
+    assert first["data"]["complete"] is False
+    assert first["data"]["replayed"] == len(rest) > 0
+    assert client.closed is None
+
+
+def test_all_that_is_kept_is_given_where_there_is_room_left_in_the_log() -> None:
+    scene = Scene(2**20)
+    scene.publish(*"a" * 2000)
+    assert scene.history.oldest == scene.history.log.tail == 0
 
 
 def test_client_that_was_told_and_falls_off_the_log_is_too_slow() -> None:
