@@ -101,6 +101,12 @@ class Metrics(Collector):
             registry=registry,
         )
         self.opened = Counter("bridge_connections_opened", "WebSocket connections opened.", registry=registry)
+        self.resumes = Counter(
+            "bridge_resumes",
+            "Connections that asked for ids, by whether nothing was missing behind the one that they had.",
+            ["complete"],
+            registry=registry,
+        )
         self.refused = Counter(
             "bridge_refused",
             "Clients refused before the upgrade, by the rule that refused them.",

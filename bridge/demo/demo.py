@@ -175,7 +175,7 @@ def _settings(port: int, named: bool) -> settings.Settings:
 def _flags(port: int, named: bool) -> dict[str, str]:
     """What the demo decides about the bridge; all other settings are the operator's."""
     flags = {"port": str(port), "exchanges": f"{_exchange(named)}=killmail"}
-    return {**flags, "queue": "", "reject_exchange": "off"} if named else flags
+    return {**flags, "queue": "", "history": "memory", "reject_exchange": "off"} if named else flags
 
 
 def _exchange(named: bool) -> str:
@@ -204,7 +204,7 @@ def _guide(effective: settings.Settings, broker: Broker, named: bool, rate: floa
 
 Watch them arrive, in another terminal or in the console of a browser:
 
-  {python} -m websockets {updates}
+  {python} -m bridge tail {updates}
   new WebSocket("{updates}").onmessage = e => console.log(e.data)
 
 Ctrl-C stops it all.

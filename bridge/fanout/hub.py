@@ -8,25 +8,21 @@ copy: its transport holds the rest of one frame.
 This file must never know what an update means, or how a frame reaches a socket.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
-from bridge.contract.envelope import unwrap
 from bridge.contract.ids import Id
 from bridge.fanout.closing import CloseReason
-from bridge.fanout.frames import payload_of, text_frame
+from bridge.fanout.frames import text_frame
 from bridge.fanout.history import Filter, History
 from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging, Subscriber
 from bridge.fanout.live import Writer
 from bridge.fanout.log import ENTRY_BYTES
 from bridge.fanout.resuming import FROM_NOW_ON, Resuming
-from bridge.fanout.view import View
+from bridge.fanout.views import Content, Group, Views
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536
 """What one write to a connection may hold. Larger writes gain nothing: a frame costs the kernel more than the call."""
-
-Content = tuple[str, object]
-"""An update's type and data, for filters."""
 
 
 class Hub:
@@ -55,18 +51,14 @@ class Hub:
         # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
         self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
         self._flush_updates = log_bytes // 2 // ENTRY_BYTES
-        self._plain: View[Subscriber] = View(history, None, ids=False)
-        self._views: dict[tuple[Filter | None, bool], View[Subscriber]] = {}
-        """The others, by what their connections asked for."""
+        self._views = Views(history)
         self._writer = Writer()
-        self._resuming = Resuming(history, now_ms)
+        self._resuming = Resuming(history, now_ms, lambda complete: metrics.resumes.labels(str(complete).lower()).inc())
         self._lagging = Lagging(history, self._resuming, schedule, self._arrived, self.leave)
         self._waiting: dict[Subscriber, str] = {}
         self._impatient: set[Subscriber] = set()
         """Those that were waiting already when somebody last looked."""
         self._reading_back = reads_back
-        self._contents: list[Content | None] = []
-        """Of what is not flushed yet."""
         self._pending_bytes = 0
         self._draining = False
         self.on_flush: Callable[[], None] = lambda: None
@@ -76,17 +68,27 @@ class Hub:
         assert log.head == 0
 
     def __len__(self) -> int:
-        return self._plain.members + sum(view.members for view in self._views.values())
+        return sum(view.members for view in self._views)
 
     @property
     def lagging(self) -> int:
         """How many connections are behind."""
         return len(self._lagging)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for the update that they have had."""
+        return len(self._waiting)
+
+    @property
+    def views(self) -> int:
+        """How many different things clients have asked for, beside everything without ids."""
+        return len(self._views)
+
     def join(self, connection: Subscriber, wanted: Filter | None = None, after: str | None = None) -> None:
         """Adds a connection: from now on, or where it asks for ids, from behind the one that it has had last."""
         self._metrics.opened.inc()
-        connection.view = view = self._view(wanted, ids=after is not None)
+        connection.view = view = self._views.of(wanted, ids=after is not None)
         view.members += 1
         if after is not None:
             self.flush()
@@ -107,7 +109,7 @@ class Hub:
         view.live.discard(connection)
         view.members -= 1
         if not view.members:
-            self._views.pop((view.filter, view.ids), None)
+            self._views.forget(view)
         if connection in self._lagging:
             self._lagging.discard(connection)
             if view.filter is None:
@@ -127,8 +129,7 @@ class Hub:
         if self._pending_bytes + len(frame) > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
         self._history.append(frame, given)
-        if self._views:
-            self._contents.append(content)
+        self._views.note(content)
         self._pending_bytes += len(frame)
 
     def mark(self, given: Id) -> None:
@@ -160,55 +161,17 @@ class Hub:
         while lagging.flushed < log.head:
             start = lagging.flushed
             frames, lagging.flushed = log.read(start, log.head, self._flush_bytes)
-            if self._views:
-                for views, piece, updates in self._groups(start, frames):
-                    self._broadcast(views, start, piece, updates)
-            elif frames:
-                self._broadcast((self._plain,), start, frames, lagging.flushed - start)
-        self._contents.clear()
+            for group in self._views.groups(start, lagging.flushed, frames):
+                self._broadcast(group, start)
+        self._views.forget_contents()
         lagging.evict_too_slow()
         if self._waiting and not self._reading_back:
             self._look_at_waiting()
         self.on_flush()
 
-    def _groups(self, start: int, frames: bytes) -> Iterator[tuple[Sequence[View[Subscriber]], bytes, int]]:
-        """Views that show the same of what is new, that, and how many updates it is."""
-        end = self._lagging.flushed
-        if not frames:
-            notice = self._history.frame(start, ids=True)
-            with_ids = [view for view in self._views.values() if view.ids]
-            if notice and with_ids:
-                yield with_ids, notice, 0
-            return
-        # What is unflushed is known to its end, if not to its beginning: nobody asked for it by then.
-        unknown = self._log.head - len(self._contents)
-        contents = [
-            (self._contents[at - unknown] if at >= unknown else None) or unwrap(payload_of(self._log.frame(at)))
-            for at in range(start, end)
-        ]
-        everything = (True,) * len(contents)
-        # By what each filter is, not by what it wants: views of the same one share it (see _view).
-        known: dict[int, tuple[bool, ...]] = {}
-        groups: dict[tuple[bool, tuple[bool, ...]], list[View[Subscriber]]] = {(False, everything): [self._plain]}
-        for view in self._views.values():
-            wanted = view.filter
-            if wanted is None:
-                answers = everything
-            elif id(wanted) in known:
-                answers = known[id(wanted)]
-            else:
-                answers = known[id(wanted)] = tuple([wanted.matches(*content) for content in contents])
-            groups.setdefault((view.ids, answers), []).append(view)
-        for (with_id, answers), views in groups.items():
-            updates = sum(answers)
-            if updates and (with_id or updates < len(answers)):
-                shown = [position for position, answer in zip(range(start, end), answers, strict=True) if answer]
-                yield views, b"".join(self._history.frame(position, ids=with_id) for position in shown), updates
-            elif updates:
-                yield views, frames, updates
-
-    def _broadcast(self, views: Sequence[View[Subscriber]], start: int, frames: bytes, updates: int) -> None:
+    def _broadcast(self, group: Group, start: int) -> None:
         lagging, end = self._lagging, self._lagging.flushed
+        views, frames, updates = group
         for connection, taken in self._writer.write([view.live for view in views], frames):
             view = connection.view
             assert view is not None
@@ -253,20 +216,11 @@ class Hub:
         """Closes every connection once it has had everything: now, or when it has caught up."""
         self.flush()
         self._draining = True
-        for view in (self._plain, *self._views.values()):
+        for view in self._views:
             for connection in view.live:
                 connection.close(CloseReason.STOPPING)
         for connection in tuple(self._waiting):
             connection.close(CloseReason.STOPPING)
-
-    def _view(self, wanted: Filter | None, *, ids: bool) -> View[Subscriber]:
-        if wanted is None and not ids:
-            return self._plain
-        view = self._views.get((wanted, ids))
-        if view is None:
-            twin = self._views.get((wanted, not ids))
-            view = self._views[wanted, ids] = View(self._history, twin.filter if twin else wanted, ids)
-        return view
 
     def _resume(self, connection: Subscriber, after: str) -> None:
         if self._reading_back or self._resuming.must_wait(after):

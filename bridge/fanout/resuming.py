@@ -35,10 +35,11 @@ class _Resumption:
 class Resuming:
     """Those that have not been told yet where they are."""
 
-    def __init__(self, history: History, now_ms: Callable[[], int]) -> None:
-        """`now_ms` is the clock: Unix milliseconds."""
+    def __init__(self, history: History, now_ms: Callable[[], int], on_told: Callable[[bool], None]) -> None:
+        """`now_ms` is the clock: Unix milliseconds. `on_told` is told whether nothing was missing, for each."""
         self._history = history
         self._now_ms = now_ms
+        self._on_told = on_told
         self._counting: dict[Returning, _Resumption] = {}
 
     def __contains__(self, connection: Returning) -> bool:
@@ -78,5 +79,6 @@ class Resuming:
         if this.counted < flushed:
             return None
         del self._counting[connection]
+        self._on_told(this.complete)
         after = str(self._history.before(connection.cursor))
         return text_frame(resume(this.complete, this.updates, after, self._now_ms()))

@@ -111,6 +111,12 @@ class Server:
         metrics.watch("bridge_connections", "WebSocket connections that are open.", lambda: len(hub))
         metrics.watch("bridge_connections_lagging", "Of these, connections that are behind.", lambda: hub.lagging)
         metrics.watch(
+            "bridge_connections_waiting",
+            "Of these, connections that wait until the bridge has got the update that they had last.",
+            lambda: hub.waiting,
+        )
+        metrics.watch("bridge_views", "Different filters in use, with ids and without.", lambda: hub.views)
+        metrics.watch(
             "bridge_handshakes_pending", "Connections without a complete request.", lambda: len(self._handshakes)
         )
 

@@ -358,11 +358,11 @@ def test_large_updates_are_looked_at_few_at_a_time(scene: Scene) -> None:
 
 def test_view_that_nobody_has_any_more_is_gone(scene: Scene) -> None:
     clients = [scene.join(None, Only("b")), scene.join(None, Only("b")), scene.join("", Only("b"))]
-    assert len(scene.hub._views) == 2
+    assert scene.hub.views == 2
     for client in clients:
         scene.hub.leave(client)
         scene.hub.leave(client)
-    assert scene.hub._views == {}
+    assert scene.hub.views == 0
     assert len(scene.hub) == 0
 
 
@@ -461,6 +461,16 @@ def test_gap_behind_the_last_update_comes_again_to_who_resumes_from_that(scene: 
     assert messages(second.received) == [resumed(True, 0, "2-0000abcd"), orjson.loads(gap)]
 
 
+def test_resumes_are_counted_by_what_came_of_them(scene: Scene) -> None:
+    scene.publish("a")
+    for after in ("", "1-0000abcd", "unknown"):
+        scene.join(after)
+    scene.turns.settle()
+    value = scene.metrics.registry.get_sample_value
+    assert value("bridge_resumes_total", {"complete": "true"}) == 2
+    assert value("bridge_resumes_total", {"complete": "false"}) == 1
+
+
 def test_gap_finds_its_place_also_for_a_slow_client() -> None:
     gap = envelope.gap("then", "now", "so it is", NOW_MS)
     with closing(Scene()) as scene:
@@ -528,9 +538,11 @@ def test_client_that_is_ahead_of_everything_is_told_at_the_second_tick_that_it_i
     scene = Scene(shared=True)
     scene.give(*ids(1))
     client = scene.join("99-00000001")
+    assert scene.hub.waiting == 1
     scene.hub.tick()
     assert client.writes == []
     scene.hub.tick()
+    assert scene.hub.waiting == 0
     scene.turns.settle()
     assert messages(client.received)[0]["data"]["complete"] is False
     scene.hub.tick()
