@@ -18,6 +18,7 @@ from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging, Subscriber
 from bridge.fanout.live import Writer
 from bridge.fanout.log import ENTRY_BYTES
 from bridge.fanout.resuming import FROM_NOW_ON, Resuming
+from bridge.fanout.view import View
 from bridge.fanout.views import Content, Group, Views
 from bridge.metrics import Metrics
 
@@ -170,26 +171,32 @@ class Hub:
         self.on_flush()
 
     def _broadcast(self, group: Group, start: int) -> None:
-        lagging, end = self._lagging, self._lagging.flushed
+        lagging = self._lagging
         views, frames, updates = group
         for connection, taken in self._writer.write([view.live for view in views], frames):
-            view = connection.view
-            assert view is not None
-            view.live.discard(connection)
+            assert connection.view is not None
+            connection.view.live.discard(connection)
             lagging.add(connection, start)
-            lagging.hand_over(connection, end, taken)
+            lagging.hand_over(connection, lagging.flushed, taken)
+        metrics = self._metrics
         for view in views:
-            for connection in tuple(view.live.indirect):
-                if len(frames) <= CATCH_UP_BYTES:
-                    lagging.send(connection, frames)
-                    if connection.congested:
-                        self.congested(connection)
-                else:
-                    view.live.discard(connection)
-                    lagging.add(connection, start)
-                    lagging.give(connection)
-            self._metrics.written += len(view.live) * updates
-            self._metrics.enqueued += (view.members - len(view.live)) * updates
+            if view.live.indirect:
+                self._send_indirectly(view, start, frames)
+            live = len(view.live)
+            metrics.written += live * updates
+            metrics.enqueued += (view.members - live) * updates
+
+    def _send_indirectly(self, view: View[Subscriber], start: int, frames: bytes) -> None:
+        lagging = self._lagging
+        for connection in tuple(view.live.indirect):
+            if len(frames) <= CATCH_UP_BYTES:
+                lagging.send(connection, frames)
+                if connection.congested:
+                    self.congested(connection)
+            else:
+                view.live.discard(connection)
+                lagging.add(connection, start)
+                lagging.give(connection)
 
     def congested(self, connection: Subscriber) -> None:
         """To be called when a connection's transport could not take everything: nothing may be written past it."""

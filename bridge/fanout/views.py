@@ -4,8 +4,7 @@ A filter is asked about an update once, however many clients have it, and views 
 together. This file must never know how bytes reach a socket.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
 from bridge.contract.envelope import unwrap
 from bridge.fanout.frames import payload_of
@@ -17,13 +16,8 @@ Content = tuple[str, object]
 """An update's type and data, for filters."""
 
 
-class Group(NamedTuple):
-    """Views that show the same of what is new."""
-
-    views: Sequence[View[Subscriber]]
-    frames: bytes
-    updates: int
-    """How many these are."""
+Group = tuple[Sequence[View[Subscriber]], bytes, int]
+"""Views that show the same of what is new, the frames of that, and how many updates they are."""
 
 
 class Views:
@@ -31,6 +25,7 @@ class Views:
 
     def __init__(self, history: History) -> None:
         self.plain: View[Subscriber] = View(history, None, ids=False)
+        self._only_plain = (self.plain,)
         self._history = history
         self._others: dict[tuple[Filter | None, bool], View[Subscriber]] = {}
         self._contents: list[Content | None] = []
@@ -68,19 +63,16 @@ class Views:
         """To be called when all updates so far have been handed out."""
         self._contents.clear()
 
-    def groups(self, start: int, end: int, frames: bytes) -> Iterator[Group]:
+    def groups(self, start: int, end: int, frames: bytes) -> Iterable[Group]:
         """Who shows what of the newest positions; `frames` is how they are in the log."""
         if not self._others:
-            if frames:
-                yield Group((self.plain,), frames, end - start)
-        elif frames:
-            yield from self._groups(start, end, frames)
-        else:
-            # It is alone (see History.notice), and for all that have ids.
-            notice = self._history.frame(start, ids=True)
-            with_ids = [view for view in self._others.values() if view.ids]
-            if notice and with_ids:
-                yield Group(with_ids, notice, 0)
+            return ((self._only_plain, frames, end - start),) if frames else ()
+        if frames:
+            return self._groups(start, end, frames)
+        # It is alone (see Hub.notify), and for all that have ids.
+        notice = self._history.frame(start, ids=True)
+        with_ids = [view for view in self._others.values() if view.ids]
+        return ((with_ids, notice, 0),) if notice and with_ids else ()
 
     def _groups(self, start: int, end: int, frames: bytes) -> Iterator[Group]:
         # The newest are known: of the others nobody asked for anything when they came.
@@ -104,9 +96,9 @@ class Views:
             updates = sum(answers)
             if updates and (ids or updates < len(answers)):
                 shown = [position for position, answer in zip(range(start, end), answers, strict=True) if answer]
-                yield Group(views, b"".join(self._history.frame(position, ids=ids) for position in shown), updates)
+                yield views, b"".join(self._history.frame(position, ids=ids) for position in shown), updates
             elif updates:
-                yield Group(views, frames, updates)
+                yield views, frames, updates
 
     def _content(self, position: int) -> Content:
         return unwrap(payload_of(self._history.log.frame(position)))
