@@ -239,7 +239,10 @@ class Consumer:
                 if gap:
                     self._missed(self._heard_s, status.error or "")
             else:
-                self.history.course.doubt(status.error if found.made else AWAY if self._unreached else None)
+                # Where another node answers, the stream has another leader soon.
+                several = len(self._source.nodes) > 1
+                away = self._unreached > 0 if several else self.history.may_have_restarted(self._heard_s, now_s)
+                self.history.course.doubt(status.error if found.made else AWAY if away else None)
                 gap = self.history.course.lost is not None  # told before the first delivery
             after_s = round(now_s - status.since_s, 1)
             _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)

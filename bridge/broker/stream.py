@@ -26,6 +26,9 @@ from bridge.errors import BrokerRefusal
 MARK = "bridge.mark"
 """The `type` of a mark, which no event has: it comes through the default exchange, past those of the fetchers."""
 
+RESTART_S = 2.5
+"""No broker is back sooner: its start alone takes 3 s on two cores, and more as it is packaged."""
+
 SEGMENTS = 64
 """Files that a full stream has. What is too old, or too much, is dropped file by file, and the newest stays: few large
 ones would keep far more than was asked for."""
@@ -73,6 +76,10 @@ class History:
         """For `/readyz`."""
         last = self.course.last
         return {"stream": self.stream.name, "read": self.course.caught_up, "last": last and last.number}
+
+    def may_have_restarted(self, heard_s: float, now_s: float) -> bool:
+        """Whether the broker had the time to start again since it was heard last, or has delivered something."""
+        return now_s - max(heard_s, self.read_s or heard_s) > RESTART_S
 
     async def prepare(self, amqp: Amqp) -> Queue:
         """Finds or makes the stream, and where to begin in it. Raises BrokerRefusal where it can't be used."""

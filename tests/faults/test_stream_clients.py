@@ -1,0 +1,163 @@
+"""Clients that resume, of bridges whose history is a stream: what that and its broker go through is theirs too."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from bridge.app import Bridge
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient
+from tests.support.insistent import insistent
+from tests.support.killmail import killmail
+from tests.support.publishing import depth, observer, publish
+from tests.support.resuming import have_all, resuming
+from tests.support.running import port_of, running, sample, started, unique
+from tests.support.waiting import eventually
+
+SETTLED_S = 6.0
+"""A node of RabbitMQ 3.10 that is killed a second after it made its first stream never finds that one again."""
+
+
+@pytest.fixture
+async def stream(amqp: AbstractConnection) -> AsyncIterator[str]:
+    """A stream's name; the bridge makes it."""
+    name = unique("stream")
+    yield name
+    await (await amqp.channel()).queue_delete(name)
+
+
+def flags(exchange: str, stream: str) -> dict[str, str]:
+    return {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": stream}
+
+
+async def resume(bridge: Bridge, after: str) -> tuple[dict[str, object], list[int]]:
+    """What a client is told that comes back, and the killmails that it is given again."""
+    client = await RawClient.open(port_of(bridge), path=f"/updates?after={after}")
+    told = orjson.loads(await client.text())["data"]
+    again: list[int] = []
+    while len(again) < told["replayed"]:
+        message = orjson.loads(await client.text())
+        if message["type"] != "gap":
+            again.append(message["data"]["killmailId"])
+    await client.close()
+    return told, again
+
+
+async def test_restart_of_the_broker_costs_nothing_but_what_is_told(mortal_broker: Broker) -> None:
+    """RabbitMQ confirms and drops what comes before its stream is up again: that, and no more, lies within the gap."""
+    exchange, stream = unique("exchange"), unique("stream")
+    async with (
+        _removed(mortal_broker, exchange, stream),
+        running(mortal_broker.url, **flags(exchange, stream)) as bridge,
+        resuming(port_of(bridge), 5) as clients,
+        insistent(mortal_broker.url, exchange) as fetcher,
+    ):
+        await asyncio.sleep(SETTLED_S)
+        await fetcher.further(50)
+        mortal_broker.kill()
+        clients[0].drop()
+        mortal_broker.start()
+        await fetcher.further(100)
+        for client in clients[1:3]:
+            client.drop()
+        await fetcher.stop()
+        await have_all(clients, {max(fetcher.confirmed)})
+        lost = fetcher.confirmed.difference(clients[-1].numbers)
+        for client in clients:
+            assert client.numbers == [number for number in clients[-1].numbers if number in set(client.numbers)]
+            assert fetcher.confirmed.difference(client.numbers) == lost
+            assert len(client.numbers) == len(set(client.numbers))
+            assert all(answer["complete"] for answer in client.resumes)
+            assert not lost or client.gaps
+        if lost:
+            [gap] = clients[-1].gaps
+            assert datetime.fromisoformat(gap["since"]) < datetime.fromisoformat(gap["until"])
+
+
+async def test_client_that_comes_before_the_broker_is_told_what_it_missed_when_that_is_known(
+    mortal_broker: Broker,
+) -> None:
+    exchange, stream = unique("exchange"), unique("stream")
+    async with _removed(mortal_broker, exchange, stream):
+        async with (
+            running(mortal_broker.url, **flags(exchange, stream)) as bridge,
+            observer(mortal_broker.url) as amqp,
+            resuming(port_of(bridge), 1) as [client],
+        ):
+            await publish(amqp, exchange, *map(killmail, range(5)), delivery_mode=2)
+            await have_all([client], set(range(5)))
+            await asyncio.sleep(SETTLED_S)
+        mortal_broker.kill()
+        async with started(mortal_broker.url, **flags(exchange, stream)) as bridge:
+            resuming_one = asyncio.create_task(resume(bridge, client.updates[1].id))
+            await eventually("it waits", lambda: bridge._hub.waiting == 1)
+            await eventually("the broker is missed", lambda: bridge._consumer.status.attempts > 2)
+            bridge._hub.tick()
+            bridge._hub.tick()
+            assert bridge._hub.waiting == 1, "nobody is told that an id is unknown while nothing is known"
+            mortal_broker.start()
+            told, again = await resuming_one
+            assert (told["complete"], again) == (True, [2, 3, 4])
+
+
+async def test_stream_that_is_deleted_and_made_again_is_told_as_another_one(
+    broker: Broker, amqp: AbstractConnection, exchange: str, stream: str
+) -> None:
+    """To who is connected by a gap; to who comes to a bridge that never knew the old one, as an id that is unknown."""
+    channel = await amqp.channel()
+    async with running(broker.url, **flags(exchange, stream)) as bridge, resuming(port_of(bridge), 1) as [client]:
+        await publish(amqp, exchange, *map(killmail, range(10)))
+        await have_all([client], set(range(10)))
+        old = client.updates[4].id
+        await channel.queue_delete(stream)
+        await eventually("the stream is made again", lambda: sample(bridge, "bridge_gaps_total") == 1)
+        # Longer than the old one was: the old id's number is there again, of another update.
+        await publish(amqp, exchange, *map(killmail, range(100, 150)))
+        await have_all([client], {*range(10), *range(100, 150)})
+        [gap] = client.gaps
+        assert "deleted and made again" in gap["reason"]
+        assert client.numbers == [*range(10), *range(100, 150)]
+        told, again = await resume(bridge, old)
+        assert (told["complete"], again) == (True, [*range(5, 10), *range(100, 150)])
+        new = client.updates[-10].id
+    async with running(broker.url, **flags(exchange, stream)) as bridge:
+        told, again = await resume(bridge, old)
+        assert (told["complete"], again) == (False, list(range(100, 150)))
+        told, again = await resume(bridge, new)
+        assert (told["complete"], again) == (True, list(range(141, 150)))
+
+
+async def test_restarted_bridge_sends_what_is_new_and_keeps_what_was(
+    broker: Broker, amqp: AbstractConnection, exchange: str, stream: str, rejects: str
+) -> None:
+    """What was invalid before is counted: who consumed it when it was new has said so."""
+    settings = {**flags(exchange, stream), "reject_exchange": rejects}
+    async with running(broker.url, **settings) as bridge:
+        await publish(amqp, exchange, killmail(1), b"invalid", killmail(2), killmail(1))
+        await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1)
+        assert sample(bridge, "bridge_duplicates_total", type="killmail") == 1
+    await publish(amqp, exchange, killmail(3), b"invalid too")
+    async with running(broker.url, **settings) as bridge:
+        plain = await RawClient.open(port_of(bridge))
+        await publish(amqp, exchange, killmail(2), killmail(4), b"invalid again")
+        assert orjson.loads(await plain.text())["data"]["killmailId"] == 4, "neither the old ones nor one of them again"
+        told, again = await resume(bridge, "unknown")
+        assert (told["complete"], again) == (False, [1, 2, 3, 4])
+        await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") == 1)
+        await plain.close()
+    assert await depth(amqp, rejects) == 2
+
+
+@asynccontextmanager
+async def _removed(broker: Broker, exchange: str, stream: str) -> AsyncIterator[None]:
+    """Leaves nothing at the broker."""
+    yield
+    async with observer(broker.url) as amqp:
+        channel = await amqp.channel()
+        await channel.queue_delete(stream)
+        await channel.exchange_delete(exchange)
