@@ -13,7 +13,8 @@ from contextlib import suppress
 
 import aiormq
 
-from bridge.broker.link import Backoff, sentence
+from bridge.backoff import Backoff
+from bridge.broker.link import sentence
 from bridge.broker.status import State, Status
 from bridge.errors import BrokerRefusal
 

@@ -18,9 +18,10 @@ import orjson
 from pamqp import commands
 
 from bridge import values
+from bridge.backoff import Backoff
 from bridge.broker import topology
 from bridge.broker.life import keep_alive
-from bridge.broker.link import Backoff, Node, sentence
+from bridge.broker.link import Node, sentence
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.broker.status import State, Status
 from bridge.contract import catalog

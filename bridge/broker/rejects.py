@@ -16,10 +16,11 @@ from pamqp import commands
 from pamqp.common import FieldTable
 from pamqp.header import ContentHeader
 
+from bridge.backoff import Backoff
 from bridge.broker import topology
 from bridge.broker.epoch import Delivery
 from bridge.broker.life import keep_alive
-from bridge.broker.link import Backoff, Node, sentence
+from bridge.broker.link import Node, sentence
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.broker.retries import LONGEST_OWN_S, Retries
 from bridge.broker.status import State, Status

@@ -7,7 +7,7 @@ often for it. This file must never know what is tried.
 import asyncio
 from contextlib import suppress
 
-from bridge.broker.link import Backoff
+from bridge.backoff import Backoff
 
 LONGEST_S = 1.0
 """Between two attempts of anybody while none is confirmed."""

@@ -16,7 +16,7 @@ import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from bridge.broker.link import Backoff
+from bridge.backoff import Backoff
 from bridge.commands.output import Output
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError

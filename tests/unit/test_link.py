@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broker.link import Backoff, Node, sentence
+from bridge.backoff import Backoff
+from bridge.broker.link import Node, sentence
 
 
 @pytest.mark.parametrize(

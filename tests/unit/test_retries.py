@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bridge.broker.link import Backoff
+from bridge.backoff import Backoff
 from bridge.broker.retries import Retries
 from tests.support.waiting import eventually
 
