@@ -202,7 +202,7 @@ class Handshake(asyncio.BufferedProtocol):
             try:
                 wish = self._host.filters.read(query)
             except BadQuery as error:
-                self._refuse("query", HTTPStatus.BAD_REQUEST, str(error))
+                self._refuse("query", HTTPStatus.BAD_REQUEST, f"This query can't be answered: {error}.")
             else:
                 self._upgrade(protocol, request, wish, rest)
 
