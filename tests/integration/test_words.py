@@ -71,7 +71,7 @@ async def response(port: int, request: bytes) -> bytes:
 async def test_refusals_are_one_sentence_for_the_refused_and_a_reason_for_the_operator(
     broker: Broker, exchange: str, style: str
 ) -> None:
-    """Whatever a client sends, it is told one printable sentence, which quotes a query at most; so are the log's lines."""
+    """Whatever a client sends, it is told one printable sentence that quotes no more than a query; and so the log."""
     flags = ["--log-level", "debug", "--log-format", style]
     async with bridge_process(broker.url, *flags, BRIDGE_EXCHANGES=f"{exchange}=killmail", BRIDGE_PORT="0") as process:
         if style == "json":
