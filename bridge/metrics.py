@@ -68,9 +68,10 @@ class Metrics(Collector):
         self.updates: collections.Counter[str] = collections.Counter()
         """By type."""
         self.written = 0
-        """Updates times connections, as are the next two."""
+        """Updates times connections, as are the next three."""
         self.enqueued = 0
         self.dropped = 0
+        self.replayed = 0
         self.receipt_to_flush = Durations(RECEIPT_TO_FLUSH_S)
         registry.register(self)
         self.duplicates = Counter(
@@ -139,6 +140,9 @@ class Metrics(Collector):
             "Updates times connections: written at once, enqueued behind earlier ones, or dropped with an eviction.",
             {"written": self.written, "enqueued": self.enqueued, "dropped": self.dropped},
             "outcome",
+        )
+        yield _counter(
+            "bridge_replayed", "Updates times connections: given again to those that resume.", {"": self.replayed}
         )
         yield self.receipt_to_flush.family(
             "bridge_receipt_to_flush_seconds",

@@ -86,13 +86,16 @@ class Relay:
             outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log says how")
         if isinstance(outcome, Rejected):
             if self._reading_back:
-                # Whoever consumed it when it was new has said so; to say it at each start again helps nobody.
+                # A bridge that consumed it when it was new has said so. To say it at each start would bury the rest.
                 self._invalid_before += 1
+                self._mark(delivery)
                 delivery.settle()
                 return
             self._say(delivery, outcome)
+            self._mark(delivery)
             self._rejects.reject(delivery, outcome)
         elif duplicate:
+            self._mark(delivery)
             self._metrics.duplicates.labels(outcome.type).inc()
             delivery.settle()
         else:
@@ -103,6 +106,11 @@ class Relay:
                 self._metrics.updates[outcome.type] += 1
             if outcome.identity is not None:
                 self._window.remember(outcome.identity)
+
+    def _mark(self, delivery: Delivery) -> None:
+        # Another bridge, which began elsewhere or knows other schemas, may have sent it: its id is one to resume after.
+        if delivery.id is not None:
+            self._hub.mark(delivery.id)
 
     def flush(self) -> None:
         """Hands out the updates of all deliveries so far."""
@@ -118,7 +126,7 @@ class Relay:
         self._hub.caught_up()
         if self._invalid_before:
             _log.warning(
-                "events of before this bridge's start can't become updates; they are not published as rejects",
+                "events of before this bridge's start can't become updates; who consumed them then has rejected them",
                 events=self._invalid_before,
             )
 

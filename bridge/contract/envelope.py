@@ -17,15 +17,15 @@ def wrap(update_type: str, data: object, timestamp_ms: int) -> bytes:
     return orjson.dumps({"type": update_type, "data": data, "timestamp": timestamp_ms})
 
 
-def unwrap(payload: bytes) -> tuple[str, object]:
+def unwrap(payload: bytes | memoryview) -> tuple[str, object]:
     """The type and the data of an update that `wrap` made."""
     update = orjson.loads(payload)
     return update["type"], update["data"]
 
 
-def with_id(payload: bytes, id: str) -> bytes:  # noqa: A002 - the member's own name
-    """The same update with a fourth member, the last one. Not read again: only its last bracket moves."""
-    return b'%b,"id":%b}' % (payload[:-1], orjson.dumps(id))
+def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
+    """What an update with a fourth member, its id, ends with instead of its last bracket."""
+    return b',"id":%b}' % orjson.dumps(id)
 
 
 def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name

@@ -16,8 +16,8 @@ from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import PING, close_frame, pong_frame
 from bridge.fanout.hub import Hub
 from bridge.fanout.inbound import Close, Inbound, Ping, Violation
-from bridge.fanout.lagging import Subscriber
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
+from bridge.fanout.subscriber import Subscriber
 from bridge.fanout.view import View
 
 LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
@@ -121,12 +121,14 @@ class Connection(asyncio.BufferedProtocol):
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
         return f"{name[0]} port {name[1]}" if name else "gone"
 
-    def send(self, frames: bytes | memoryview) -> int:
+    def send(self, *frames: bytes | memoryview) -> int:
         """Sends through the transport: bytes written, -1 if some of them wait in it, 0 if they are dropped."""
         if self.closed_at is not None or self._transport is None:
             return 0
-        self._transport.write(frames)
-        return -1 if self.congested else len(frames)
+        for part in frames:
+            # Not writelines, which copies them into one.
+            self._transport.write(part)
+        return -1 if self.congested else sum(map(len, frames))
 
     def ping(self) -> None:
         """Asks the client for a sign of life. Two bytes, so it may wait behind what a slow client has not read."""

@@ -14,13 +14,18 @@ PING = b"\x89\x00"
 
 def text_frame(payload: bytes) -> bytes:
     """A whole text message. `payload` is UTF-8."""
-    return _header(0x81, len(payload)) + payload
+    return text_head(len(payload)) + payload
 
 
-def payload_of(frame: bytes) -> bytes:
-    """What a text frame of ours holds."""
+def text_head(length: int) -> bytes:
+    """What stands before a text message's payload of so many bytes."""
+    return _header(0x81, length)
+
+
+def payload_of(frame: bytes) -> memoryview:
+    """What a text frame of ours holds: a view, since it may be large."""
     length = frame[1]
-    return frame[2 if length < 126 else 4 if length == 126 else 10 :]
+    return memoryview(frame)[2 if length < 126 else 4 if length == 126 else 10 :]
 
 
 def pong_frame(payload: bytes) -> bytes:

@@ -13,13 +13,16 @@ from collections.abc import Callable
 from bridge.contract.ids import Id
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
-from bridge.fanout.history import Filter, History
-from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging, Subscriber
+from bridge.fanout.history import History
+from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging
 from bridge.fanout.live import Writer
 from bridge.fanout.log import ENTRY_BYTES
 from bridge.fanout.resuming import FROM_NOW_ON, Resuming
+from bridge.fanout.segment import Content, Filter
+from bridge.fanout.subscriber import Subscriber
 from bridge.fanout.view import View
-from bridge.fanout.views import Content, Group, Views
+from bridge.fanout.views import Group, Views
+from bridge.fanout.waiting import Waiting
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536
@@ -54,12 +57,9 @@ class Hub:
         self._flush_updates = log_bytes // 2 // ENTRY_BYTES
         self._views = Views(history)
         self._writer = Writer()
-        self._resuming = Resuming(history, now_ms, lambda complete: metrics.resumes.labels(str(complete).lower()).inc())
+        self._resuming = Resuming(history, now_ms, self._told)
         self._lagging = Lagging(history, self._resuming, schedule, self._arrived, self.leave)
-        self._waiting: dict[Subscriber, str] = {}
-        self._impatient: set[Subscriber] = set()
-        """Those that were waiting already when somebody last looked."""
-        self._reading_back = reads_back
+        self._waiting = Waiting(history, reads_back)
         self._pending_bytes = 0
         self._draining = False
         self.on_flush: Callable[[], None] = lambda: None
@@ -93,7 +93,8 @@ class Hub:
         view.members += 1
         if after is not None:
             self.flush()
-            self._resume(connection, after)
+            if not self._waiting.takes(connection, after):
+                self._begin(connection, after)
         elif connection.congested:
             self._lagging.add(connection, self._lagging.flushed)
         else:
@@ -111,13 +112,11 @@ class Hub:
         view.members -= 1
         if not view.members:
             self._views.forget(view)
-        if connection in self._lagging:
-            self._lagging.discard(connection)
-            if view.filter is None:
-                # What a filter has not been asked about is nobody's yet.
-                self._metrics.dropped += self._lagging.flushed - connection.cursor
+        # What a filter has not been asked about is nobody's yet.
+        if self._lagging.discard(connection) and view.filter is None:
+            self._metrics.dropped += self._history.count(None, connection.cursor, self._lagging.flushed)[0]
         self._resuming.forget(connection)
-        self._waiting.pop(connection, None)
+        self._waiting.forget(connection)
         connection.view = None
 
     def publish(self, payload: bytes, content: Content | None = None, given: Id | None = None) -> None:
@@ -129,62 +128,58 @@ class Hub:
         unflushed = self._log.head - self._lagging.flushed
         if self._pending_bytes + len(frame) > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
-        self._history.append(frame, given)
-        self._views.note(content)
+        self._history.append(frame, given, content if self._views else None)
         self._pending_bytes += len(frame)
 
     def mark(self, given: Id) -> None:
-        """Notes an id of no update: nobody is sent it, but who begins here may resume after it."""
-        self._alone(lambda: self._history.mark(given))
+        """Notes an id of no update: nobody is sent it, but who has it from another bridge may resume after it."""
+        self._history.mark(given)
 
     def notify(self, payload: bytes) -> None:
         """Sends something that is no update to those that asked for ids, in its place among the updates."""
-        self._alone(lambda: self._history.notice(payload))
-
-    def _alone(self, add: Callable[[], None]) -> None:
         self.flush()
-        add()
+        self._history.notice(payload)
         self.flush()
 
     def caught_up(self) -> None:
         """All that was sent before this bridge began is in the log: what follows is for everybody."""
         self.flush()
-        self._reading_back = False
-        self._look_at_waiting()
+        self._waiting.reads_back = False
+        self._let_go()
 
     def flush(self) -> None:
         """Gives every live connection all that was published since the last flush."""
         self._pending_bytes = 0
         log, lagging = self._log, self._lagging
-        if self._reading_back:
+        if self._waiting.reads_back:
             lagging.flushed = log.head
             lagging.skip()
         while lagging.flushed < log.head:
             start = lagging.flushed
             frames, lagging.flushed = log.read(start, log.head, self._flush_bytes)
-            for group in self._views.groups(start, lagging.flushed, frames):
+            groups, later = self._views.groups(start, lagging.flushed, frames)
+            for group in groups:
                 self._broadcast(group, start)
-        self._views.forget_contents()
+            for view in later:
+                self._postpone(view, start)
         lagging.evict_too_slow()
-        if self._waiting and not self._reading_back:
-            self._look_at_waiting()
+        self._let_go()
         self.on_flush()
 
     def _broadcast(self, group: Group, start: int) -> None:
         lagging = self._lagging
-        views, frames, updates = group
+        views, frames, positions, updates = group
         for connection, taken in self._writer.write([view.live for view in views], frames):
             assert connection.view is not None
             connection.view.live.discard(connection)
             lagging.add(connection, start)
-            lagging.hand_over(connection, lagging.flushed, taken)
+            lagging.hand_over(connection, positions, taken)
         metrics = self._metrics
         for view in views:
             if view.live.indirect:
                 self._send_indirectly(view, start, frames)
-            live = len(view.live)
-            metrics.written += live * updates
-            metrics.enqueued += (view.members - live) * updates
+            metrics.written += len(view.live) * updates
+            metrics.enqueued += view.behind * updates
 
     def _send_indirectly(self, view: View[Subscriber], start: int, frames: bytes) -> None:
         lagging = self._lagging
@@ -197,6 +192,12 @@ class Hub:
                 view.live.discard(connection)
                 lagging.add(connection, start)
                 lagging.give(connection)
+
+    def _postpone(self, view: View[Subscriber], start: int) -> None:
+        for connection in view.live:
+            view.live.discard(connection)
+            self._lagging.add(connection, start)
+            self._lagging.go_on(connection)
 
     def congested(self, connection: Subscriber) -> None:
         """To be called when a connection's transport could not take everything: nothing may be written past it."""
@@ -212,12 +213,8 @@ class Hub:
 
     def tick(self) -> None:
         """To be called every few seconds: who waits in vain for what it says it has had is told that it is unknown."""
-        if self._reading_back or not self.is_fed():
-            self._impatient.clear()
-            return
-        for connection in self._impatient & self._waiting.keys():
-            self._begin(connection, self._waiting.pop(connection))
-        self._impatient = set(self._waiting)
+        for connection, after in self._waiting.tick(self.is_fed()):
+            self._begin(connection, after)
 
     def drain(self) -> None:
         """Closes every connection once it has had everything: now, or when it has caught up."""
@@ -226,29 +223,29 @@ class Hub:
         for view in self._views:
             for connection in view.live:
                 connection.close(CloseReason.STOPPING)
-        for connection in tuple(self._waiting):
+        # These have had nothing yet, and miss nothing.
+        for connection in (*self._waiting, *self._resuming):
             connection.close(CloseReason.STOPPING)
-
-    def _resume(self, connection: Subscriber, after: str) -> None:
-        if self._reading_back or self._resuming.must_wait(after):
-            self._waiting[connection] = after
-        else:
-            self._begin(connection, after)
 
     def _begin(self, connection: Subscriber, after: str) -> None:
         assert connection.view is not None
         self._resuming.begin(connection, connection.view.filter, after)
-        self._lagging.add(connection, connection.cursor)
+        self._lagging.add(connection, connection.cursor, returning=True)
         if after == FROM_NOW_ON:
             self._lagging.give(connection)
         else:
             self._lagging.go_on(connection)
 
-    def _look_at_waiting(self) -> None:
-        for connection, after in tuple(self._waiting.items()):
-            if not self._resuming.must_wait(after):
-                del self._waiting[connection]
-                self._begin(connection, after)
+    def _told(self, complete: bool, updates: int) -> None:
+        self._metrics.resumes.labels(str(complete).lower()).inc()
+        self._metrics.replayed += updates
+
+    def _let_go(self) -> None:
+        ready = self._waiting.ready()
+        for connection, after in ready:
+            self._begin(connection, after)
+        if ready:
+            self.schedule(self._let_go)
 
     def _arrived(self, connection: Subscriber) -> None:
         assert connection.view is not None

@@ -6,42 +6,31 @@ slow-consumer policy, and it bounds the memory of all clients together.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
-from bridge.fanout.live import Place
 from bridge.fanout.resuming import Resuming
-from bridge.fanout.view import View
+from bridge.fanout.subscriber import Subscriber
 from bridge.fanout.writing import write_one
 
 CATCH_UP_BYTES = 16384
 """What one is given at a time."""
 
-PIECES = 32
-"""Given in one turn of the loop, to all together: 2 to 3 ms, and with filters that have not been asked yet, 15."""
+URGENT, RETURNING, FILTERING = range(3)
+"""Who is given something first: those that were live until just now, then those that come back, and last those of them
+with filters, which have much to ask for."""
+
+BUDGETS = (2**21, 2**18, 2**18)
+"""What is written and looked at for each of these in one turn of the loop (bytes; see `History.work_bytes`): 5 ms, and
+1 ms for those that come back, or one update, however large."""
+
+LEAST_BYTES = 2048
+"""What anything given counts for, however little."""
 
 EVICTIONS = 64
 """Clients that are evicted in one turn of the loop: 3 ms, when thousands stopped to read at the same time."""
-
-
-class Subscriber(Place, Protocol):
-    """A connection, as the hub sees it."""
-
-    cursor: int
-    """The position of the next frame to send. Meaningful while the connection lags."""
-    congested: bool
-    """True while the transport still holds something."""
-    view: "View[Subscriber] | None"
-    """The hub's: what it sees of the log, from joining to leaving."""
-
-    def send(self, frames: bytes | memoryview) -> int:
-        """Through the transport: bytes written; -1 where (a part of) them is enqueued; 0 where they are dropped."""
-
-    def close(self, reason: CloseReason, **details: object) -> None:
-        """Closes with a reason; `details` are numbers for the log."""
 
 
 class Lagging:
@@ -56,14 +45,17 @@ class Lagging:
         leave: Callable[[Subscriber], None],
     ) -> None:
         """`arrived` is told of a connection that has had everything, `leave` of one that failed."""
+        self._history = history
         self._log = history.log
         self._resuming = resuming
         self._schedule = schedule
         self._arrived = arrived
         self._leave = leave
         self._connections: set[Subscriber] = set()
-        self._due: deque[Subscriber] = deque()
-        """Those that can be given something; some may have left."""
+        self._returning: set[Subscriber] = set()
+        """Those of them that were never live."""
+        self._due: tuple[deque[Subscriber], ...] = (deque(), deque(), deque())
+        """Those that can be given something, by who comes first; some may have left."""
         self._turning = False
         self.flushed = 0
         """The position up to which the live connections have had everything."""
@@ -78,16 +70,29 @@ class Lagging:
     def __contains__(self, connection: Subscriber) -> bool:
         return connection in self._connections
 
-    def add(self, connection: Subscriber, position: int) -> None:
-        """Adds one whose next frame is at a position."""
+    def add(self, connection: Subscriber, position: int, *, returning: bool = False) -> None:
+        """Adds one whose next frame is at a position; `returning` says that it was not live before."""
+        assert connection.view is not None
+        if returning:
+            self._returning.add(connection)
+        else:
+            connection.view.behind += 1
         connection.cursor = position
         if not self._connections or position < self._slowest:
             self._slowest = position
         self._connections.add(connection)
 
-    def discard(self, connection: Subscriber) -> None:
-        """Removes one, if it is here."""
-        self._connections.discard(connection)
+    def discard(self, connection: Subscriber) -> bool:
+        """Removes one, if it is here; says whether it was to have what it has not had."""
+        if connection not in self._connections:
+            return False
+        self._connections.remove(connection)
+        if connection in self._returning:
+            self._returning.remove(connection)
+            return False
+        assert connection.view is not None
+        connection.view.behind -= 1
+        return True
 
     def skip(self) -> None:
         """Nobody here gets what has been flushed."""
@@ -96,21 +101,24 @@ class Lagging:
 
     def go_on(self, connection: Subscriber) -> None:
         """Gives it something in one of the next turns. Not at once: one that reads just then could keep it going."""
-        self._due.append(connection)
-        if not self._turning:
-            self._turning = True
-            self._schedule(self._turn)
+        view = connection.view
+        if connection not in self._returning:
+            rank = URGENT
+        else:
+            rank = RETURNING if view is None or view.filter is None else FILTERING
+        self._due[rank].append(connection)
+        self._wake()
 
-    def hand_over(self, connection: Subscriber, end: int, taken: int) -> None:
-        """Goes on after a socket took only so many bytes of the piece between the cursor and `end`.
+    def hand_over(self, connection: Subscriber, positions: Sequence[int], taken: int) -> None:
+        """Goes on after a socket took only so many bytes of the frames of some positions.
 
         The frame that it stopped in must be finished, and by the transport: it says when there is room again. The rest
-        of the piece stays in the log.
+        stays in the log.
         """
         assert connection.view is not None
-        position, rest = connection.view.split(connection.cursor, end, taken)
+        position, rest = connection.view.split(positions, taken)
         connection.cursor = position + 1
-        self.send(connection, rest)
+        self.send(connection, *rest)
         self.go_on(connection)
 
     def evict_too_slow(self) -> None:
@@ -140,37 +148,53 @@ class Lagging:
             # One piece a turn: one that is far behind must not hold up the others.
             self.go_on(connection)
             return
-        self._connections.discard(connection)
+        self.discard(connection)
         self._arrived(connection)
 
     def _give_piece(self, connection: Subscriber) -> bool:
         """False where its socket did not take all of it."""
         assert connection.view is not None
-        piece, position = connection.view.read(connection.cursor, self.flushed, CATCH_UP_BYTES)
+        frames, positions, end = connection.view.read(connection.cursor, self.flushed, CATCH_UP_BYTES)
+        self._history.work_bytes += len(frames)
         descriptor = connection.descriptor
-        if piece and descriptor is not None:
-            taken = write_one(descriptor, piece)
-            if taken < len(piece):
-                self.hand_over(connection, position, taken)
+        if frames and descriptor is not None:
+            taken = write_one(descriptor, frames)
+            if taken < len(frames):
+                self.hand_over(connection, positions, taken)
                 return False
-        connection.cursor = position
-        if piece and descriptor is None:
-            self.send(connection, piece)
+        connection.cursor = end
+        if frames and descriptor is None:
+            self.send(connection, frames)
         return True
 
-    def _turn(self) -> None:
-        self._turning = False
-        due = [self._due.popleft() for _ in range(min(PIECES, len(self._due)))]
-        for connection in due:
-            self.give(connection)
-        if self._due and not self._turning:
+    def _wake(self) -> None:
+        if not self._turning:
             self._turning = True
             self._schedule(self._turn)
 
-    def send(self, connection: Subscriber, frames: bytes | memoryview) -> None:
+    def _turn(self) -> None:
+        self._turning = False
+        try:
+            for due, budget_bytes in zip(self._due, BUDGETS, strict=True):
+                self._spend(budget_bytes, due)
+        finally:
+            if any(self._due):
+                self._wake()
+
+    def _spend(self, budget_bytes: int, due: deque[Subscriber]) -> None:
+        history = self._history
+        enough = history.work_bytes + budget_bytes
+        # Each once, and not those that are added meanwhile: one piece a turn.
+        for _ in range(len(due)):
+            if history.work_bytes >= enough:
+                return
+            history.work_bytes += LEAST_BYTES
+            self.give(due.popleft())
+
+    def send(self, connection: Subscriber, *frames: bytes | memoryview) -> None:
         """Sends through its transport; one that fails is closed, and no trouble for the others."""
         try:
-            connection.send(frames)
+            connection.send(*frames)
         except Exception as error:  # whatever a transport may raise
             with suppress(Exception):
                 connection.close(CloseReason.INTERNAL, error=repr(error))

@@ -60,16 +60,3 @@ class Log:
             run.append(frame)
             position += 1
         return b"".join(run), position
-
-    def split(self, position: int, taken: int) -> tuple[int, memoryview]:
-        """Where a run of frames stopped that was read from `position`, and of which only `taken` bytes were taken.
-
-        Returns the position of the first frame that was not taken in full, and what is left of it: a view, so that a
-        thousand clients that stop within a large frame don't hold a thousand copies. `taken` must be less than the run.
-        """
-        frame = self._frames[position]
-        while taken >= len(frame):
-            taken -= len(frame)
-            position += 1
-            frame = self._frames[position]
-        return position, memoryview(frame)[taken:]

@@ -4,23 +4,18 @@ How many updates a client is about to get again is part of that message, and a f
 that the log holds, and so a segment in a turn of the loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from bridge.contract import ids
 from bridge.contract.envelope import resume
 from bridge.fanout.frames import text_frame
-from bridge.fanout.history import Filter, History
+from bridge.fanout.history import History
+from bridge.fanout.segment import Filter
+from bridge.fanout.subscriber import Subscriber
 
 FROM_NOW_ON = ""
 """The id of a client that wants ids, and has none yet."""
-
-
-class Returning(Protocol):
-    """A connection, as seen from here."""
-
-    cursor: int
 
 
 @dataclass(slots=True)
@@ -30,27 +25,29 @@ class _Resumption:
     counted: int
     """The position up to which it is known how many updates it gets."""
     updates: int = 0
+    overtaken: bool = False
+    """True where what it was to get next has been dropped once before it was told."""
 
 
 class Resuming:
     """Those that have not been told yet where they are."""
 
-    def __init__(self, history: History, now_ms: Callable[[], int], on_told: Callable[[bool], None]) -> None:
-        """`now_ms` is the clock: Unix milliseconds. `on_told` is told whether nothing was missing, for each."""
+    def __init__(self, history: History, now_ms: Callable[[], int], on_told: Callable[[bool, int], None]) -> None:
+        """`now_ms` is the clock: Unix milliseconds. For each, `on_told` is told whether nothing was missing, and how
+        many updates it gets again."""
         self._history = history
         self._now_ms = now_ms
         self._on_told = on_told
-        self._counting: dict[Returning, _Resumption] = {}
+        self._counting: dict[Subscriber, _Resumption] = {}
 
-    def __contains__(self, connection: Returning) -> bool:
+    def __contains__(self, connection: Subscriber) -> bool:
         return connection in self._counting
 
-    def must_wait(self, after: str) -> bool:
-        """Whether what follows an id can't be told yet, because it may be still to come."""
-        known = ids.read(after)
-        return known is not None and self._history.is_ahead(known)
+    def __iter__(self) -> Iterator[Subscriber]:
+        """Over a copy."""
+        return iter(tuple(self._counting))
 
-    def begin(self, connection: Returning, wanted: Filter | None, after: str) -> None:
+    def begin(self, connection: Subscriber, wanted: Filter | None, after: str) -> None:
         """Puts its cursor where it goes on: behind its id, or where that is not known, at the oldest that is kept."""
         known = ids.read(after)
         if after == FROM_NOW_ON:
@@ -60,25 +57,29 @@ class Resuming:
         connection.cursor = self._history.oldest if position is None else position
         self._counting[connection] = _Resumption(wanted, position is not None, connection.cursor)
 
-    def forget(self, connection: Returning) -> None:
+    def forget(self, connection: Subscriber) -> None:
         """To be called when it is gone."""
         self._counting.pop(connection, None)
 
-    def message(self, connection: Returning, flushed: int) -> bytes | None:
+    def message(self, connection: Subscriber, flushed: int) -> bytes | None:
         """The frame that it is sent first, and then it is here no more; None where there is more to count.
 
         `flushed` is the position up to which the live connections have had everything.
         """
-        this = self._counting[connection]
-        if connection.cursor < self._history.log.tail:
-            # While it was counted, what it was to get next has been dropped.
+        this, history = self._counting[connection], self._history
+        if connection.cursor < history.log.tail:
+            # While it was counted. The second time it gets nothing of before: it might never come to an end.
             this.complete, this.updates = False, 0
-            connection.cursor = this.counted = self._history.oldest
-        updates, this.counted = self._history.count(this.wanted, this.counted, flushed)
+            connection.cursor = this.counted = flushed if this.overtaken else history.oldest
+            this.overtaken = True
+        updates, this.counted = history.count(this.wanted, this.counted, flushed)
         this.updates += updates
         if this.counted < flushed:
             return None
         del self._counting[connection]
-        self._on_told(this.complete)
+        if not this.updates and not history.has_notice(connection.cursor, flushed):
+            # Nothing for it, so far: with a newer id it has less to ask for when it comes back.
+            connection.cursor = flushed
+        self._on_told(this.complete, this.updates)
         after = str(self._history.before(connection.cursor))
         return text_frame(resume(this.complete, this.updates, after, self._now_ms()))

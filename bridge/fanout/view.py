@@ -4,18 +4,30 @@ Who asked for nothing sees the log as it is. All others share a view with those 
 update is looked at once for each of them. This file must never know how bytes reach a socket.
 """
 
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
 
-from bridge.fanout.history import Filter, History
+from bridge.fanout.history import History
 from bridge.fanout.live import Live, Place
+from bridge.fanout.segment import Filter
 
 P = TypeVar("P", bound=Place)
+
+
+class Piece(NamedTuple):
+    """Some frames of a view."""
+
+    frames: bytes
+    positions: Sequence[int]
+    """Those that they are of."""
+    end: int
+    """The position behind the last that was looked at."""
 
 
 class View(Generic[P]):
     """The log as some connections see it, and those of them that have had everything."""
 
-    __slots__ = ("_history", "filter", "ids", "live", "members")
+    __slots__ = ("_history", "behind", "filter", "ids", "live", "members")
 
     def __init__(self, history: History, wanted: Filter | None, ids: bool) -> None:
         """`wanted` None wants everything."""
@@ -24,21 +36,19 @@ class View(Generic[P]):
         self.ids = ids
         self.live: Live[P] = Live()
         self.members = 0
-        """All of its connections, also those that are behind."""
+        """All of its connections, also those that are not live."""
+        self.behind = 0
+        """Of these, those that were live before."""
 
-    @property
-    def is_plain(self) -> bool:
-        """True for the log as it is."""
-        return self.filter is None and not self.ids
-
-    def read(self, position: int, end: int, max_bytes: int) -> tuple[bytes, int]:
-        """What it shows from `position` on in one piece, and the position after the last that was looked at.
+    def read(self, position: int, end: int, max_bytes: int) -> Piece:
+        """What it shows from `position` on.
 
         Stops before `end`, before the frame that would make the piece larger than `max_bytes` but for the first, and
         where enough was looked at; so the piece may be empty. `position` must be in the log, and below `end`.
         """
-        if self.is_plain:
-            return self._history.log.read(position, end, max_bytes)
+        if self.filter is None and not self.ids:
+            frames, reached = self._history.log.read(position, end, max_bytes)
+            return Piece(frames, range(position, reached), reached)
         run: list[bytes] = []
         size = 0
         positions, reached = self._history.wanted(self.filter, position, end, notices=self.ids)
@@ -46,22 +56,18 @@ class View(Generic[P]):
             frame = self._history.frame(at, ids=self.ids)
             size += len(frame)
             if run and size > max_bytes:
-                return b"".join(run), at
+                reached = at
+                break
             run.append(frame)
-        return b"".join(run), reached
+        return Piece(b"".join(run), positions[: len(run)], reached)
 
-    def split(self, position: int, end: int, taken: int) -> tuple[int, memoryview]:
-        """Where a piece stopped that was read from `position` up to `end`, and of which only `taken` bytes were taken.
+    def split(self, positions: Sequence[int], taken: int) -> tuple[int, list[bytes | memoryview]]:
+        """Where frames of these positions stopped of which only `taken` bytes were taken, which must be less than all.
 
-        Returns the position of the first frame that was not taken in full, and what is left of it. `taken` must be less
-        than the piece.
+        Returns the position of the first one that was not taken in full, and what is left of it.
         """
-        if self.is_plain:
-            return self._history.log.split(position, taken)
-        positions, reached = self._history.wanted(self.filter, position, end, notices=self.ids)
-        for at in positions:
-            frame = self._history.frame(at, ids=self.ids)
-            if taken < len(frame):
-                return at, memoryview(frame)[taken:]
-            taken -= len(frame)
-        return self.split(reached, end, taken)
+        at = 0
+        while taken >= (size := len(self._history.frame(positions[at], ids=self.ids))):
+            taken -= size
+            at += 1
+        return positions[at], self._history.rest(positions[at], taken, ids=self.ids)

@@ -4,20 +4,27 @@ A filter is asked about an update once, however many clients have it, and views 
 together. This file must never know how bytes reach a socket.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from bridge.contract.envelope import unwrap
-from bridge.fanout.frames import payload_of
-from bridge.fanout.history import Filter, History
-from bridge.fanout.lagging import Subscriber
+from bridge.fanout.history import History
+from bridge.fanout.segment import Filter
+from bridge.fanout.subscriber import Subscriber
 from bridge.fanout.view import View
 
-Content = tuple[str, object]
-"""An update's type and data, for filters."""
+ASKED = 8192
+"""Answers of filters to wait for when updates are handed out: 4 ms. Whoever has one of the other filters gets them in
+one of the next turns of the loop, as those that are behind do."""
 
 
-Group = tuple[Sequence[View[Subscriber]], bytes, int]
-"""Views that show the same of what is new, the frames of that, and how many updates they are."""
+class Group(NamedTuple):
+    """Views that show the same of what is new."""
+
+    views: Sequence[View[Subscriber]]
+    frames: bytes
+    positions: Sequence[int]
+    updates: int
+    """How many these are."""
 
 
 class Views:
@@ -28,8 +35,6 @@ class Views:
         self._only_plain = (self.plain,)
         self._history = history
         self._others: dict[tuple[Filter | None, bool], View[Subscriber]] = {}
-        self._contents: list[Content | None] = []
-        """Of the newest positions of the log."""
 
     def __len__(self) -> int:
         """How many there are beside the plain one."""
@@ -53,52 +58,48 @@ class Views:
     def forget(self, view: View[Subscriber]) -> None:
         """To be called when nobody has a view any more."""
         self._others.pop((view.filter, view.ids), None)
+        if view.filter is not None and (view.filter, not view.ids) not in self._others:
+            self._history.forget(view.filter)
 
-    def note(self, content: Content | None) -> None:
-        """To be called for each update that is added to the log; None where it is not at hand."""
-        if self._others:
-            self._contents.append(content)
+    def groups(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Group], Sequence[View[Subscriber]]]:
+        """Who shows what of the newest positions, and the views for which that is to be found out later.
 
-    def forget_contents(self) -> None:
-        """To be called when all updates so far have been handed out."""
-        self._contents.clear()
-
-    def groups(self, start: int, end: int, frames: bytes) -> Iterable[Group]:
-        """Who shows what of the newest positions; `frames` is how they are in the log."""
+        `frames` is how they are in the log.
+        """
+        positions = self._history.updates(start, end)
         if not self._others:
-            return ((self._only_plain, frames, end - start),) if frames else ()
+            return ((Group(self._only_plain, frames, positions, len(positions)),) if frames else ()), ()
         if frames:
-            return self._groups(start, end, frames)
-        # It is alone (see Hub.notify), and for all that have ids.
+            return self._grouped(frames, positions)
+        # A notice is alone (see Hub.notify), and for all that have ids.
         notice = self._history.frame(start, ids=True)
         with_ids = [view for view in self._others.values() if view.ids]
-        return ((with_ids, notice, 0),) if notice and with_ids else ()
+        return ((Group(with_ids, notice, (start,), 0),) if notice and with_ids else ()), ()
 
-    def _groups(self, start: int, end: int, frames: bytes) -> Iterator[Group]:
-        # The newest are known: of the others nobody asked for anything when they came.
-        unknown = self._history.log.head - len(self._contents)
-        contents = [
-            (self._contents[at - unknown] if at >= unknown else None) or self._content(at) for at in range(start, end)
-        ]
+    def _grouped(self, frames: bytes, positions: Sequence[int]) -> tuple[list[Group], list[View[Subscriber]]]:
+        contents = [self._history.content(position) for position in positions]
         everything = (True,) * len(contents)
         known: dict[int, tuple[bool, ...]] = {}
-        groups: dict[tuple[bool, tuple[bool, ...]], list[View[Subscriber]]] = {(False, everything): [self.plain]}
+        alike: dict[tuple[bool, tuple[bool, ...]], list[View[Subscriber]]] = {(False, everything): [self.plain]}
+        later = []
         for view in self._others.values():
             wanted = view.filter
             if wanted is None:
                 answers = everything
             elif id(wanted) in known:
                 answers = known[id(wanted)]
-            else:
+            elif len(known) * len(contents) < ASKED:
                 answers = known[id(wanted)] = tuple([wanted.matches(*content) for content in contents])
-            groups.setdefault((view.ids, answers), []).append(view)
-        for (ids, answers), views in groups.items():
-            updates = sum(answers)
-            if updates and (ids or updates < len(answers)):
-                shown = [position for position, answer in zip(range(start, end), answers, strict=True) if answer]
-                yield views, b"".join(self._history.frame(position, ids=ids) for position in shown), updates
-            elif updates:
-                yield views, frames, updates
-
-    def _content(self, position: int) -> Content:
-        return unwrap(payload_of(self._history.log.frame(position)))
+            else:
+                later.append(view)
+                continue
+            alike.setdefault((view.ids, answers), []).append(view)
+        groups = []
+        for (ids, answers), views in alike.items():
+            shown = [position for position, answer in zip(positions, answers, strict=True) if answer]
+            if shown and (ids or len(shown) < len(positions)):
+                run = b"".join(self._history.frame(position, ids=ids) for position in shown)
+                groups.append(Group(views, run, shown, len(shown)))
+            elif shown:
+                groups.append(Group(views, frames, positions, len(shown)))
+        return groups, later

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from bridge.contract.pipeline import Rejected
     from bridge.fanout.hub import Hub
-    from bridge.fanout.lagging import Subscriber
+    from bridge.fanout.subscriber import Subscriber
     from bridge.fanout.view import View
 
 
@@ -117,16 +117,16 @@ class FakeSubscriber:
     def received(self) -> bytes:
         return b"".join(self.writes)
 
-    def send(self, frames: bytes | memoryview) -> int:
+    def send(self, *frames: bytes | memoryview) -> int:
         assert self.closed is None, "a closed connection is sent nothing"
         if self.fault is not None:
             raise self.fault
         if self.leaves:
             self.hub.leave(self)
             return 0
-        self.writes.append(bytes(frames))
+        self.writes.append(b"".join(frames))
         self.congested = self.congested or self.full
-        return -1 if self.congested else len(frames)
+        return -1 if self.congested else len(self.writes[-1])
 
     def close(self, reason: CloseReason, **details: object) -> None:
         assert self.closed is None, "a connection is closed once"
@@ -195,12 +195,12 @@ class SocketSubscriber(FakeSubscriber):
         self._near.close()
         self._far.close()
 
-    def send(self, frames: bytes | memoryview) -> int:
+    def send(self, *frames: bytes | memoryview) -> int:
         assert not self.held, "what is more than the transport takes stays in the log"
-        if super().send(frames) == 0:
+        if super().send(*frames) == 0:
             return 0
-        self.write(bytes(frames))
-        return -1 if self.congested else len(frames)
+        self.write(self.writes[-1])
+        return -1 if self.congested else len(self.writes[-1])
 
     def write(self, data: bytes) -> None:
         """Through the transport, behind what it holds."""

@@ -28,6 +28,7 @@ TYPES = {
     "bridge_receipt_to_flush_seconds": "histogram",
     "bridge_redeliveries_total": "counter",
     "bridge_refused_total": "counter",
+    "bridge_replayed_total": "counter",
     "bridge_resumes_total": "counter",
     "bridge_rejects_total": "counter",
     "bridge_sends_total": "counter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,12 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from bridge.contract import envelope
 from bridge.contract.ids import Id
-from bridge.fanout import live
+from bridge.fanout import history, live
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import HEADROOM, SEGMENT_UPDATES, History
 from bridge.fanout.hub import Hub
-from bridge.fanout.lagging import CATCH_UP_BYTES, PIECES
+from bridge.fanout.lagging import BUDGETS, CATCH_UP_BYTES, RETURNING
 from bridge.fanout.log import Log
+from bridge.fanout.views import ASKED
+from bridge.fanout.waiting import AT_ONCE
 from bridge.metrics import Metrics
 from tests.support.clients import CLOSE, server_frames
 from tests.support.fakes import FakeSubscriber, SocketSubscriber, Turns
@@ -356,6 +358,85 @@ def test_large_updates_are_looked_at_few_at_a_time(scene: Scene) -> None:
     assert 0 < most <= 3
 
 
+def test_so_much_is_looked_at_in_a_turn_for_all_filters_together(scene: Scene) -> None:
+    scene.publish(*"a" * 100, size=10_000)
+    for number in range(50):
+        scene.join("1-0000abcd", Only(f"x{number}"))
+    most = before = 0
+    while scene.turns.turn():
+        most, before = max(most, scene.history.work_bytes - before), scene.history.work_bytes
+    # A segment is looked at in one go: 7 of these are one.
+    assert most < sum(BUDGETS[RETURNING:]) + 8 * 10_200
+
+
+def test_who_was_live_goes_before_those_that_come_back_and_filters_go_last(scene: Scene) -> None:
+    slow = scene.join(full=True)
+    scene.publish(*"a" * 600, size=1000)
+    for number in range(200):
+        scene.join("1-0000abcd", Only(f"x{number}"))
+    returning = [scene.join("1-0000abcd") for _ in range(3)]
+    slow.drain()
+    scene.turns.turn()
+    assert len(slow.writes) == 2, "a piece"
+    assert all(client.writes for client in returning)
+
+
+def test_filters_that_take_long_are_asked_in_later_turns(scene: Scene) -> None:
+    """A burst of updates, and thousands of filters: all get theirs, and nobody waits for all of them."""
+    updates = 200
+    wanted = [Counting() for _ in range(2 * ASKED // updates)]
+    clients = [scene.join(None, each) for each in wanted]
+    plain = scene.join()
+    scene.publish(*"a" * updates)
+    assert len(messages(plain.received)) == updates
+    assert 0 < sum(each.asked for each in wanted) <= ASKED + updates
+    assert 0 < scene.hub.lagging < len(clients)
+    scene.turns.settle()
+    assert all(len(messages(client.received)) == updates for client in clients)
+    assert scene.hub.lagging == 0
+
+
+def test_answers_go_with_the_last_client_of_a_filter(scene: Scene) -> None:
+    scene.publish(*"a" * 600)
+    clients = [scene.join(after, Only("a")) for after in (None, "1-0000abcd", "unknown")]
+    scene.turns.settle()
+    for client in clients[:2]:
+        scene.hub.leave(client)
+    assert any(segment.answers for segment in scene.history._segments)
+    scene.hub.leave(clients[2])
+    assert not any(segment.answers for segment in scene.history._segments)
+
+
+def test_who_stops_within_what_it_is_given_is_not_asked_about_all_of_its_segment_again(scene: Scene) -> None:
+    wanted = Counting()
+    scene.publish(*"a" * 200)
+    scene.join_with_socket(None, wanted, room_bytes=1)
+    scene.publish("a", size=5000)
+    assert wanted.asked == 1
+
+
+def test_client_for_which_there_was_nothing_has_less_to_ask_for_when_it_comes_back(scene: Scene) -> None:
+    scene.publish(*"a" * 9)
+    client = scene.join("1-0000abcd", Only("b"))
+    scene.turns.settle()
+    assert messages(client.received) == [resumed(True, 0, "9-0000abcd")]
+    scene.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+    client = scene.join("5-0000abcd", Only("b"))
+    scene.turns.settle()
+    assert [message["type"] for message in messages(client.received)] == ["resume", "gap"]
+
+
+def test_whoever_comes_back_is_told_something_though_the_log_is_turned_over_meanwhile() -> None:
+    with closing(Scene(2**20)) as scene:
+        scene.publish(*"a" * 4000)
+        clients = [scene.join("5-00000000", Only(f"x{number}")) for number in range(100)]
+        for _ in range(400):
+            scene.publish(*"a" * 200)
+            scene.turns.turn()
+        scene.turns.settle()
+        assert all(messages(client.received)[0]["data"]["complete"] is False for client in clients)
+
+
 def test_view_that_nobody_has_any_more_is_gone(scene: Scene) -> None:
     clients = [scene.join(None, Only("b")), scene.join(None, Only("b")), scene.join("", Only("b"))]
     assert scene.hub.views == 2
@@ -379,10 +460,12 @@ def test_update_of_which_only_the_payload_is_at_hand_is_filtered_too(scene: Scen
 
 def test_so_many_are_given_something_in_a_turn_and_no_more(scene: Scene) -> None:
     scene.publish(*"a" * 100, size=1000)
-    clients = [scene.join("1-0000abcd") for _ in range(2 * PIECES + 1)]
-    scene.turns.turn()
-    assert sum(1 for client in clients if client.writes) == PIECES
-    scene.turns.settle()
+    clients = [scene.join("1-0000abcd") for _ in range(300)]
+    most_bytes = before = 0
+    while scene.turns.turn():
+        written = sum(len(client.received) for client in clients)
+        most_bytes, before = max(most_bytes, written - before), written
+    assert BUDGETS[RETURNING] / 2 < most_bytes <= BUDGETS[RETURNING] + CATCH_UP_BYTES
     assert all(len(messages(client.received)) == 100 for client in clients)
 
 
@@ -583,9 +666,12 @@ def test_whoever_waits_when_the_bridge_stops_is_closed_as_all_are() -> None:
 
 def test_whoever_resumes_when_the_bridge_stops_gets_everything_before_it_is_closed(scene: Scene) -> None:
     scene.publish(*"a" * 50, size=1000)
-    client, live_one = scene.join("1-0000abcd", Only("a")), scene.join("")
+    client, live_one = scene.join("1-0000abcd"), scene.join("")
+    scene.turns.turn()
+    late = scene.join("1-0000abcd", Only("a"))
     scene.hub.drain()
     assert live_one.closed is CloseReason.STOPPING
+    assert late.closed is CloseReason.STOPPING, "it was told nothing yet, and misses nothing"
     scene.turns.settle()
     assert len(messages(client.received)) == 50
     assert client.closed is CloseReason.STOPPING
@@ -604,6 +690,68 @@ def test_mark_is_an_id_to_resume_after_and_nobody_sees_it() -> None:
     assert len(messages(plain.received)) == 1
     assert len(messages(with_ids.received)) == 2
     assert scene.metrics.written == 3
+
+
+@pytest.mark.parametrize(("before", "size"), [(SEGMENT_UPDATES, 0), (1, 70_000)])
+def test_gap_that_begins_a_segment_comes_to_who_resumes_before_it(before: int, size: int) -> None:
+    with closing(Scene(shared=True)) as scene:
+        for number in range(before):
+            scene.hub.publish(update(number, size=size), ("a", {}), ids(number)[0])
+        scene.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+        scene.give(*ids(before))
+        client = scene.join(str(ids(before - 1)[0]))
+        scene.turns.settle()
+        assert [message["type"] for message in messages(client.received)] == ["resume", "gap", "a"]
+
+
+def test_known_id_of_the_stream_before_is_answered_at_once() -> None:
+    scene = Scene(shared=True)
+    scene.give(*ids(1000, 1001))
+    scene.give(Id(0, 2))
+    client = scene.join(str(ids(1000)[0]))
+    scene.turns.settle()
+    assert [message["type"] for message in messages(client.received)] == ["resume", "a", "a"]
+
+
+def test_many_that_wait_are_let_go_a_few_in_a_turn() -> None:
+    scene = Scene(shared=True, reads_back=True)
+    clients = [scene.join("") for _ in range(3 * AT_ONCE)]
+    scene.hub.caught_up()
+    assert sum(bool(client.writes) for client in clients) == AT_ONCE
+    scene.turns.settle()
+    assert all(len(messages(client.received)) == 1 for client in clients)
+
+
+def test_run_of_updates_and_marks_shows_only_updates() -> None:
+    scene = Scene(shared=True)
+    plain, filtered, with_ids = scene.join(), scene.join(None, Only("a")), scene.join("")
+    scene.hub.mark(Id(1, 1))
+    scene.hub.publish(update(2), ("a", {}), Id(2, 2))
+    scene.hub.mark(Id(3, 3))
+    scene.hub.publish(update(4, "b"), ("b", {}), Id(4, 4))
+    scene.hub.flush()
+    assert [len(messages(each.received)) for each in (plain, filtered, with_ids)] == [2, 1, 3]
+    assert scene.metrics.written == 5
+
+
+def test_what_is_dropped_is_what_was_to_be_sent(scene: Scene) -> None:
+    scene.publish(*"a" * 500)
+    for _ in range(10):
+        scene.hub.leave(scene.join("0-0000abcd", full=True))
+    assert (scene.metrics.dropped, scene.metrics.enqueued, scene.metrics.replayed) == (0, 0, 0)
+    scene.join("0-0000abcd")
+    scene.turns.settle()
+    assert scene.metrics.replayed == 500
+
+
+def test_one_that_raises_unexpectedly_does_not_hold_up_those_behind_it(scene: Scene) -> None:
+    scene.publish("a")
+    bad, good = scene.join("0-0000abcd", Only("a")), scene.join("0-0000abcd", Only("a"))
+    bad.view = None
+    with pytest.raises(AssertionError):
+        scene.turns.settle()
+    scene.turns.settle()
+    assert len(messages(good.received)) == 2
 
 
 def test_ids_of_a_stream_that_was_made_again_are_told_apart() -> None:
@@ -642,9 +790,13 @@ class Person:
         self.connection: FakeSubscriber | SocketSubscriber | None = None
         self.bridge = 0
         self.seen = 0
+        self.place: int | None = None
+        """Where it is in the stream, on this connection."""
+        self.gaps: list[str] = []
+        """Those that it was told of since then."""
 
-    def look(self, index: dict[str, int]) -> None:
-        """Takes what has come."""
+    def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[Id, str]]) -> None:
+        """Takes what has come from a bridge."""
         if self.connection is None:
             return
         received = messages(self.connection.received)
@@ -652,17 +804,31 @@ class Person:
             if message["type"] == "resume":
                 assert self.seen == 0
                 asked, self.last = self.last, message["data"]["id"]
+                self.place, self.gaps = index.get(self.last), []
                 if not message["data"]["complete"]:
-                    self.numbers, self.begin = [], None
+                    self.numbers, self.begin, self.place = [], None, None
                 elif asked == "":
-                    self.numbers, self.begin = [], index[self.last]
+                    self.numbers, self.begin = [], self.place
                 else:
-                    assert asked == self.last
-            elif message["type"] != "gap":
+                    # It may be a newer one, where nothing was missed.
+                    assert self.place is not None
+                    assert self.wants(stream[index[asked] + 1 : self.place + 1]) == []
+            elif message["type"] == "gap":
+                self.gaps.append(message["data"]["reason"])
+            else:
                 assert self.seen > 0, "the resume message comes first"
                 self.last = message["id"]
-                self.numbers.append(message["data"]["n"])
+                number = message["data"]["n"]
+                self.numbers.append(number)
+                if self.place is not None:
+                    assert self.gaps == [reason for after, reason in bridge.gaps if self.place <= after < number], (
+                        "a gap is told between the updates where it belongs"
+                    )
+                self.place, self.gaps = number, []
             self.seen += 1
+
+    def wants(self, part: list[tuple[Id, str]]) -> list[Id]:
+        return [each for each, kind in part if kind in "ab" and self.wanted in (None, Only(kind))]
 
     def check(self, stream: list[tuple[Id, str]]) -> list[int]:
         """What it has is all that it wants from where it began; returns what it must still get."""
@@ -677,6 +843,17 @@ class Person:
         return wanted[len(self.numbers) :]
 
 
+@dataclass(slots=True)
+class Bridge:
+    """One that reads the stream."""
+
+    scene: Scene
+    fed: int
+    """The place in the stream up to which it has had everything."""
+    gaps: list[tuple[int, str]] = field(default_factory=list)
+    """Each with the place behind which it was told."""
+
+
 @settings(max_examples=60, stateful_step_count=50)
 class AnyOrder(RuleBasedStateMachine):
     """Two bridges on one stream that start anew now and then, and people who change between them."""
@@ -688,29 +865,26 @@ class AnyOrder(RuleBasedStateMachine):
         self.payloads: dict[int, bytes] = {}
         self.bridges = [self.started(), self.started()]
         self.people: list[Person] = []
-        self._many = live.MANY
+        self._limits = live.MANY, history.SEGMENT_UPDATES
 
-    def started(self) -> tuple[Scene, list[int]]:
-        """A bridge, and the place in the stream up to which it has had everything."""
-        scene = Scene(LOG_BYTES, shared=True, reads_back=True)
-        fed = [max(0, len(self.stream) - 200)]
-        self.feed_to((scene, fed), len(self.stream))
-        scene.hub.caught_up()
-        return scene, fed
+    def started(self) -> Bridge:
+        bridge = Bridge(Scene(LOG_BYTES, shared=True, reads_back=True), max(0, len(self.stream) - 200))
+        self.feed_to(bridge, len(self.stream))
+        bridge.scene.hub.caught_up()
+        return bridge
 
-    def feed_to(self, bridge: tuple[Scene, list[int]], end: int) -> None:
-        scene, fed = bridge
-        for place in range(fed[0], end):
+    def feed_to(self, bridge: Bridge, end: int) -> None:
+        for place in range(bridge.fed, end):
             each, kind = self.stream[place]
             if kind == "mark":
-                scene.hub.mark(each)
+                bridge.scene.hub.mark(each)
             elif kind in "ab":
-                scene.hub.publish(self.payloads[place], (kind, {}), each)
-        fed[0] = max(fed[0], end)
+                bridge.scene.hub.publish(self.payloads[place], (kind, {}), each)
+        bridge.fed = max(bridge.fed, end)
 
-    @initialize(many=st.sampled_from([1, 3, 1000]))
-    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
-        live.MANY = many
+    @initialize(many=st.sampled_from([1, 3, 1000]), segment=st.sampled_from([1, 3, 256]))
+    def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, segment: int) -> None:
+        live.MANY, history.SEGMENT_UPDATES = many, segment
 
     @rule(kind=st.sampled_from(["a", "b", "mark", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
     def publish(self, kind: str, times: int, size: int) -> None:
@@ -723,17 +897,17 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), count=st.integers(1, 30), flush=st.booleans())
     def feed(self, which: int, count: int, *, flush: bool) -> None:
-        scene, fed = self.bridges[which]
-        self.feed_to(self.bridges[which], min(len(self.stream), fed[0] + count))
+        bridge = self.bridges[which]
+        self.feed_to(bridge, min(len(self.stream), bridge.fed + count))
         if flush:
-            scene.hub.flush()
+            bridge.scene.hub.flush()
 
     @rule(which=st.integers(0, 1))
     def restart(self, which: int) -> None:
         for person in self.people:
             if person.bridge == which:
                 self.part(person)
-        self.bridges[which][0].close()
+        self.bridges[which].scene.close()
         self.bridges[which] = self.started()
 
     @rule(wish=st.sampled_from(WISHES))
@@ -750,15 +924,18 @@ class AnyOrder(RuleBasedStateMachine):
     def connect(self, who: int, which: int, room_bytes: int | None, *, full: bool) -> None:
         for person in self.people[who : who + 1]:
             self.part(person)
-            scene, _ = self.bridges[which]
+            scene = self.bridges[which].scene
             person.bridge, person.seen = which, 0
             if room_bytes == 0:
                 person.connection = scene.join(person.last, person.wanted, full=full)
             else:
                 person.connection = scene.join_with_socket(person.last, person.wanted, room_bytes)
 
+    def look(self, person: Person) -> None:
+        person.look(self.bridges[person.bridge], self.index, self.stream)
+
     def part(self, person: Person) -> None:
-        person.look(self.index)
+        self.look(person)
         if person.connection is not None:
             person.connection.hub.leave(person.connection)
         person.connection = None
@@ -782,32 +959,35 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def turn(self, which: int) -> None:
-        self.bridges[which][0].turns.turn()
+        self.bridges[which].scene.turns.turn()
 
     @rule(which=st.integers(0, 1))
     def gap(self, which: int) -> None:
-        self.bridges[which][0].hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+        bridge = self.bridges[which]
+        reason = f"gap {len(bridge.gaps)}"
+        bridge.gaps.append((bridge.fed - 1, reason))
+        bridge.scene.hub.notify(envelope.gap("then", "now", reason, NOW_MS))
 
     @invariant()
     def nobody_has_a_hole(self) -> None:
         for person in self.people:
-            person.look(self.index)
+            self.look(person)
             person.check(self.stream)
 
     def teardown(self) -> None:
-        live.MANY = self._many
+        live.MANY, history.SEGMENT_UPDATES = self._limits
         for bridge in self.bridges:
             self.feed_to(bridge, len(self.stream))
-            bridge[0].hub.flush()
+            bridge.scene.hub.flush()
         for person in self.people:
             if person.connection is None or person.connection.closed is not None:
                 self.part(person)
                 person.seen = 0
-                person.connection = self.bridges[0][0].join(person.last, person.wanted)
+                person.connection = self.bridges[0].scene.join(person.last, person.wanted)
                 person.bridge = 0
         for _ in range(300):
-            for scene, _ in self.bridges:
-                scene.turns.settle()
+            for bridge in self.bridges:
+                bridge.scene.turns.settle()
             for person in self.people:
                 connection = person.connection
                 assert connection is not None
@@ -816,13 +996,13 @@ class AnyOrder(RuleBasedStateMachine):
                 if connection.congested:
                     connection.drain()
         for person in self.people:
-            person.look(self.index)
+            self.look(person)
             assert person.seen > 0
             if person.connection is not None and person.connection.closed is None:
                 assert person.check(self.stream) == []
-        for scene, _ in self.bridges:
-            assert scene.hub.lagging == 0
-            scene.close()
+        for bridge in self.bridges:
+            assert bridge.scene.hub.lagging == 0
+            bridge.scene.close()
 
 
 test_everybody_has_everything_once_and_in_order_or_was_told_otherwise = AnyOrder.TestCase

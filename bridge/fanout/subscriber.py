@@ -1,0 +1,24 @@
+"""A client's connection, as all those see it that decide what it is sent, and when."""
+
+from typing import Protocol
+
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.live import Place
+from bridge.fanout.view import View
+
+
+class Subscriber(Place, Protocol):
+    """A connection, as the hub sees it."""
+
+    cursor: int
+    """The position of the next frame to send. Meaningful while the connection lags."""
+    congested: bool
+    """True while the transport still holds something."""
+    view: "View[Subscriber] | None"
+    """The hub's: what it sees of the log, from joining to leaving."""
+
+    def send(self, *frames: bytes | memoryview) -> int:
+        """Through the transport: bytes written; -1 where (a part of) them is enqueued; 0 where they are dropped."""
+
+    def close(self, reason: CloseReason, **details: object) -> None:
+        """Closes with a reason; `details` are numbers for the log."""

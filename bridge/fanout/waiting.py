@@ -1,0 +1,73 @@
+"""Who waits for the update that it has had last: another bridge on the same stream was ahead of this one.
+
+Or for all of them, while this bridge reads what was sent before it began. Nobody waits for ever: an update that does
+not come, although everything else does, is one that nobody knows.
+"""
+
+from collections.abc import Iterator
+
+from bridge.contract import ids
+from bridge.contract.ids import Id
+from bridge.fanout.history import History
+from bridge.fanout.subscriber import Subscriber
+
+AT_ONCE = 64
+"""Let go in one turn of the loop."""
+
+
+class Waiting:
+    """Connections, each with the id that it gave."""
+
+    def __init__(self, history: History, reads_back: bool) -> None:
+        """`reads_back` says that all have to wait for now."""
+        self._history = history
+        self.reads_back = reads_back
+        self._waiting: dict[Subscriber, tuple[str, Id | None]] = {}
+        self._seen: set[Subscriber] = set()
+        """Those that were here at the last tick."""
+        self._soonest = 0
+        """A lower bound of the numbers that are waited for: they are looked through only when one may have come."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Subscriber]:
+        """Over a copy."""
+        return iter(tuple(self._waiting))
+
+    def takes(self, connection: Subscriber, after: str) -> bool:
+        """Adds one that has to wait; False where it has not."""
+        known = ids.read(after)
+        if not self.reads_back and (known is None or not self._history.is_ahead(known)):
+            return False
+        number = 0 if known is None else known.number
+        self._soonest = number if not self._waiting else min(self._soonest, number)
+        self._waiting[connection] = after, known
+        return True
+
+    def forget(self, connection: Subscriber) -> None:
+        """To be called when it is gone."""
+        self._waiting.pop(connection, None)
+
+    def ready(self) -> list[tuple[Subscriber, str]]:
+        """Some that need not wait any more, with what they gave; they are not here any more."""
+        if not self._waiting or self.reads_back or self._history.newest_number < self._soonest:
+            return []
+        ready: list[tuple[Subscriber, str]] = []
+        for connection, (after, known) in tuple(self._waiting.items()):
+            if len(ready) < AT_ONCE and (known is None or not self._history.is_ahead(known)):
+                del self._waiting[connection]
+                ready.append((connection, after))
+        numbers = [0 if known is None else known.number for _, known in self._waiting.values()]
+        self._soonest = min(numbers, default=0)
+        return ready
+
+    def tick(self, fed: bool) -> list[tuple[Subscriber, str]]:
+        """To be called every few seconds; returns who has waited for longer than that while everything else came.
+
+        `fed` says whether it does.
+        """
+        in_vain = self._seen & self._waiting.keys() if fed and not self.reads_back else set()
+        given_up = [(connection, self._waiting.pop(connection)[0]) for connection in in_vain]
+        self._seen = set(self._waiting) if fed and not self.reads_back else set()
+        return given_up
