@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog
 from bridge.contract.catalog import Catalog
-from bridge.contract.filters import BadQuery, Filter, Filters, Wish
+from bridge.contract.filters import MOST_VALUES, BadQuery, Filter, Filters, Wish
 from tests.support.killmail import EXAMPLE
 
 if TYPE_CHECKING:
@@ -296,6 +297,42 @@ def test_what_is_wrong_is_said_with_what_would_do(query: str, words: str) -> Non
 def test_every_type_is_named(query: str, words: str) -> None:
     with pytest.raises(BadQuery, match=re.escape(words)):
         OWN.read(query)
+
+
+def test_query_has_as_many_values_as_the_limit_and_an_id() -> None:
+    systems = [f"systemId={number}" for number in range(MOST_VALUES - 1)]
+    most = asked("&".join(["type=killmail", *systems, "after=1234-9f86d081", ""]))
+    assert most.matches("killmail", {"systemId": MOST_VALUES - 2})
+    assert not most.matches("killmail", {"systemId": MOST_VALUES - 1})
+    assert not most.matches("event", {"systemId": 0})
+
+
+@pytest.mark.parametrize("more", ["type=event", "systemId=-1", "systemId=0", "title=", "title", "nonsense=%FF"])
+def test_one_value_more_than_the_limit_is_refused(more: str) -> None:
+    systems = [f"systemId={number}" for number in range(MOST_VALUES)]
+    words = f"the query has {MOST_VALUES + 1} values of types and members; give {MOST_VALUES} at most"
+    with pytest.raises(BadQuery, match=f"^{words}$"):
+        PACKAGED.read("&".join([*systems, "after=", more]))
+
+
+def test_longest_query_is_kept_in_bounded_memory() -> None:
+    members = catalog.load([catalog.PACKAGED]).filterable
+    wide = quote("🚀")
+    # Tables are the emptiest with five values, and one wide character makes a string of four bytes each.
+    values = [wide if "string" in kinds else "1234" for kinds in members.values() for _ in range(5)]
+    fields = [f"{name}={values[5 * at + i]}{i}" for at, name in enumerate(members) for i in range(5)]
+    rest = MOST_VALUES - len(fields)
+    width = (8150 - len("&".join(fields))) // rest - len(f"&kind={wide}")
+    query = "&".join([*fields, *(f"kind={wide}{number:0{width}}" for number in range(rest))])
+    assert 8000 < len(query) < 8190
+    PACKAGED.read(query)
+    tracemalloc.start()
+    try:
+        wishes = [PACKAGED.read(query) for _ in range(20)]
+        taken = tracemalloc.get_traced_memory()[0] / len(wishes)
+    finally:
+        tracemalloc.stop()
+    assert taken < 80_000
 
 
 NAMES = st.sampled_from(["type", "after", *MEMBERS, "systemId", "systemid"]) | st.text(max_size=10)
