@@ -9,8 +9,9 @@ const LASTING_MS = 10_000; // What ends sooner did not work: without this, a bri
 const NOT_REACHED = 1006; // The browser's own code for an end that nobody announced; a refusal (400, 403) looks alike.
 const FULL = 1013;
 
-// `onState` is told "connected", or "disconnected" and the close code; `onMissed` what can't be had any more: the data
-// of a `resume` that is not complete, or of a `gap`. `after` is an id to go on from: the `lastId()` of an earlier page.
+// `onState` is told "connected" and the id after which all follows, or "disconnected" and the close code; `onMissed`
+// what can't be had any more: the data of a `resume` that is not complete, or of a `gap`. `after` is an id to go on
+// from: the `lastId()` of an earlier page, which is that of the last update, or the one that came with "connected".
 export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}, after = "", silenceMs = 60_000 }) {
   let lastId = after; // Empty: from now on.
   let current; // The socket whose messages count.
@@ -45,9 +46,9 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     [current, next] = [socket, undefined];
     // Is silence no news, or a dead line? A script sees no pings, but to ask on a new socket costs and misses nothing.
     schedule(open, silenceMs);
-    if (isBack) connectedMs = performance.now();
-    if (isBack) onState("connected");
     lastId = type === "resume" ? data.id : (id ?? lastId);
+    if (isBack) connectedMs = performance.now();
+    if (isBack) onState("connected", lastId);
     if (id !== undefined) onUpdate(message);
     else if (type === "gap" || (type === "resume" && !data.complete)) onMissed(data);
   }

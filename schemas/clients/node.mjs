@@ -19,8 +19,9 @@ const TRY_AGAIN = [408, 429];
 // The bridge's own sentence: the query won't do (400), or whoever asks may not (403).
 export class Refused extends Error {}
 
-// `onState` is told "connected", or "disconnected" and why; `onMissed` what can't be had any more: the data of a
-// `resume` that is not complete, or of a `gap`. `after` is an id to go on from. The bridge pings every 30 s.
+// `onState` is told "connected" and the id after which all follows, or "disconnected" and why; `onMissed` what can't be
+// had any more: the data of a `resume` that is not complete, or of a `gap`. `after` is an id to go on from: that of the
+// last update, or the one that came with "connected" while there was none. The bridge pings every 30 s.
 export async function* updates(url, options = {}) {
   const { after = "", onState = () => {}, onMissed = () => {}, silenceMs = 75_000, signal } = options;
   let lastId = after; // Empty: from now on.
@@ -45,9 +46,9 @@ export async function* updates(url, options = {}) {
       for await (const [body] of on(socket, "message", { close: ["close"], signal, ...limits })) {
         const message = JSON.parse(body);
         const { type, data, id } = message;
-        lastId = type === "resume" ? data.id : (id ?? lastId); // All that comes after this one follows.
+        lastId = type === "resume" ? data.id : (id ?? lastId);
         if (type === "resume") connectedMs = performance.now();
-        if (type === "resume") onState("connected");
+        if (type === "resume") onState("connected", lastId);
         if (id !== undefined) yield message;
         else if (type === "gap" || (type === "resume" && !data.complete)) onMissed(data);
       }

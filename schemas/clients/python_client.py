@@ -25,7 +25,9 @@ LASTING_S = 10.0  # What ends sooner did not work: without this, a bridge that i
 FULL, TRY_AGAIN = 1013, (408, 429)
 
 log = logging.getLogger("updates")
+tell = partial(log.info, "connected: all after %s follows")
 warn = partial(log.warning, "some updates can't be had any more: %s")
+Told = Callable[[Any], object]
 
 
 class Refused(Exception):
@@ -33,16 +35,16 @@ class Refused(Exception):
 
 
 async def updates(
-    url: str, after: str = "", on_missed: Callable[[dict[str, Any]], None] = warn, ping_s: float = 20.0
+    url: str, after: str = "", on_missed: Told = warn, on_connected: Told = tell, ping_s: float = 20.0
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """All updates after the one with an id, or from now on.
+    """All updates after an id, that of an update or one that `on_connected` was told, or from now on.
 
-    `on_missed` is told what can't be had any more: the data of a `resume` that is not complete, or of a `gap`. The line
-    is dead when a ping of ours is not answered within `ping_s`.
+    `on_missed` is told what can't be had any more: the data of a `resume` that is not complete, or of a `gap`;
+    `on_connected` the id after which all follows. The line is dead when a ping is not answered within `ping_s`.
     """
     # Without a limit of our own for an update: one that is too large would come again with every connection.
     line = partial(connect, max_size=None, proxy=None, ping_interval=ping_s, ping_timeout=ping_s)
-    last_id, pause_s = after, FIRST_PAUSE_S
+    last_id, pause_s, level = after, FIRST_PAUSE_S, logging.WARNING
     while True:
         address = f"{url}{'&' if '?' in url else '?'}after={quote(last_id)}"
         connected_at = float("inf")
@@ -53,9 +55,9 @@ async def updates(
                         match message := json.loads(text):
                             case {"id": last_id}:
                                 yield message
-                            case {"type": "resume", "data": {"id": last_id} as data}:  # All after this one follows.
-                                connected_at = time.monotonic()
-                                log.info("connected")
+                            case {"type": "resume", "data": {"id": last_id} as data}:
+                                connected_at, level = time.monotonic(), logging.WARNING
+                                on_connected(last_id)
                                 if not data["complete"]:
                                     on_missed(data)
                             case {"type": "gap", "data": data}:
@@ -68,7 +70,8 @@ async def updates(
                 raise Refused(why) from error
         except (OSError, InvalidHandshake) as error:
             why = error
-        log.info("disconnected: %s", why)
+        log.log(level, "disconnected: %s", why)
+        level = logging.INFO  # Of a row of failures one is enough.
         pause_s = FIRST_PAUSE_S if time.monotonic() - connected_at >= LASTING_S else pause_s
         pause_s = max(pause_s, PAUSE_WHEN_FULL_S) if why == FULL else pause_s
         await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))

@@ -4,6 +4,7 @@ All three against a bridge that has every fault when it is wanted.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -58,10 +59,10 @@ def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
 
 
 async def told(follower: Follower, *words: Any) -> None:
-    """Returns when it has been told so."""
+    """Returns when it has been told what begins so."""
 
     async def is_told() -> bool:
-        return list(words) in await follower.told()
+        return list(words) in [told[: len(words)] for told in await follower.told()]
 
     await eventually(f"it is told {words}", is_told)
 
@@ -121,7 +122,7 @@ async def _lost(follower: Follower, times: int) -> bool:
 async def test_client_that_has_had_no_update_misses_none(bridge: ScriptedBridge, following: Following) -> None:
     bridge.emit("before it came")
     async with following(bridge.url) as follower:
-        await told(follower, "connected")
+        await told(follower, "connected", f"1-{CHECK}")
         bridge.drop()
         await told(follower, "disconnected", 1006)
         await has(follower, bridge.emit("while it was away"))
@@ -245,7 +246,7 @@ async def test_browsers_old_socket_stays_until_the_new_one_is_answered(
             await eventually("it asks again", lambda: len(bridge.asked) >= times)  # noqa: B023
             await connected(bridge, times)
         await has(follower, bridge.emit(1))
-        assert [words for words in await follower.told() if words[0] != "update"] == [["connected"]]
+        assert [words for words in await follower.told() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
         assert await follower.last_id() == bridge.last_id
 
 
@@ -258,7 +259,7 @@ async def test_browsers_old_socket_that_speaks_first_is_the_one(bridge: Scripted
         text = bridge.emit(1)
         await has(follower, text)
         await eventually("one is left", lambda: bridge.connections[:1] == [old] and new not in bridge.connections)
-        assert [words for words in await follower.told() if words[0] != "update"] == [["connected"]]
+        assert [words for words in await follower.told() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
 
 
 async def test_browsers_old_socket_is_kept_while_the_bridge_is_full(bridge: ScriptedBridge, browser: Browser) -> None:
@@ -267,7 +268,7 @@ async def test_browsers_old_socket_is_kept_while_the_bridge_is_full(bridge: Scri
         bridge.closing = 1013
         await eventually("it has asked again", lambda: len(bridge.asked) > 2)
         await has(follower, bridge.emit(1))
-        assert [words for words in await follower.told() if words[0] != "update"] == [["connected"]]
+        assert [words for words in await follower.told() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
 
 
 async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBridge, browser: Browser) -> None:
@@ -277,6 +278,19 @@ async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBrid
         await told(follower, "disconnected", 1006)
         bridge.resumes = True
         await has(follower, bridge.emit(1))
+
+
+async def test_first_failure_of_a_row_is_a_warning_in_python(bridge: ScriptedBridge) -> None:
+    async with in_python(bridge.url, LONG_S, {}) as follower:
+        for number in range(2):
+            await told(follower, "connected", f"{number}-{CHECK}")
+            bridge.emit("so that the next time another id is told")
+            follower.levels.clear()
+            bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server is available to handle this request."
+            bridge.drop()
+            await eventually("it has tried again", lambda: follower.levels[2:])
+            assert follower.levels[:3] == [logging.WARNING, logging.INFO, logging.INFO]
+            bridge.refusal = None
 
 
 async def test_nodes_quiet_line_is_not_taken_for_a_dead_one(bridge: ScriptedBridge, node: str, tmp_path: Path) -> None:

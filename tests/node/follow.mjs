@@ -1,5 +1,5 @@
 // Follows a bridge by the example for Node, node.mjs, that lies beside it: prints a line for each thing that it is told,
-// ["update", ...], ["missed", ...], ["connected"], ["disconnected", why], ["refused", sentence].
+// ["update", ...], ["missed", ...], ["connected", id], ["disconnected", why], ["refused", sentence].
 //
 // A line on standard input ends it; "slow" as the third argument has it take no update but the first before that.
 

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -45,8 +46,8 @@ class Follower(Protocol):
     """One of them, while it runs."""
 
     async def told(self) -> list[list[Any]]:
-        """What it was told: `["update", {...}]`, `["missed", {...}]`, `["connected"]`, `["disconnected", why]`,
-        `["refused", sentence]`."""
+        """What it was told: `["update", {...}]`, `["missed", {...}]`, `["connected", id]`,
+        `["disconnected", why]`, `["refused", sentence]`."""
 
     async def stop(self) -> None:
         """Asks it to end."""
@@ -139,24 +140,29 @@ class InPython(logging.Handler):
 
     def __init__(self, client: ModuleType, url: str, silence_s: float) -> None:
         super().__init__(logging.INFO)
+        self.levels: list[int] = []
+        """Of what it has logged."""
         self._client = client
         self._told: list[list[Any]] = []
         self.task = asyncio.create_task(self._follow(url, silence_s))
 
     async def _follow(self, url: str, silence_s: float) -> None:
-        missed = lambda data: self._told.append(["missed", data])  # noqa: E731 - shorter than its use
+        told = {f"on_{what}": partial(self._tell, what) for what in ("connected", "missed")}
         try:
-            async for update in self._client.updates(url, on_missed=missed, ping_s=silence_s):
+            async for update in self._client.updates(url, **told, ping_s=silence_s):
                 self._told.append(["update", update])
         except self._client.Refused as refusal:
             self._told.append(["refused", str(refusal)])
 
+    def _tell(self, *words: Any) -> None:
+        self._told.append(list(words))
+
     def emit(self, record: logging.LogRecord) -> None:
-        words = [
+        self.levels.append(record.levelno)
+        self._tell(
             record.msg.partition(":")[0],
             *(arg if isinstance(arg, int) else str(arg) for arg in record.args or ()),
-        ]
-        self._told.append(words)
+        )
 
     async def told(self) -> list[list[Any]]:
         return list(self._told)
