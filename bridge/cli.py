@@ -245,7 +245,7 @@ def _summary(count: Count, exchange: str) -> str:
 @cli.command(
     epilog="""\b
 Exit codes: 0 nobody reads the output any more, 2 options that can't be used or that the bridge refuses, 130 Ctrl-C,
-1 anything else."""
+143 SIGTERM, 1 anything else."""
 )
 @click.argument("url", default="ws://localhost:3000/updates")
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="only updates of this type; may be repeated")

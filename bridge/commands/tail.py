@@ -5,6 +5,7 @@ A client like any other: it knows of a bridge what every client is told, and mus
 
 import asyncio
 import errno
+import signal
 import ssl
 import sys
 import time
@@ -21,7 +22,7 @@ from bridge.commands.output import Output
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
 """As every client is asked to."""
 
 LASTING_S = 10.0
@@ -32,6 +33,9 @@ OPEN_S, PING_S, CLOSE_S = 10.0, 20.0, 1.0
 
 TRY_AGAIN = frozenset({408, 429})
 """Of the statuses that blame the client, those that another try may not get."""
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code after SIGTERM, as shells have it."""
 
 REASONS = {
     1001: "the bridge is stopping",
@@ -92,7 +96,7 @@ class Tail:
                 # Once, and not for each attempt that fails alike.
                 self._why = why
                 self._say(f"disconnected from {self._shown}: {why}; trying again")
-            await asyncio.sleep(self._pauses.pause_s())
+            await asyncio.sleep(self._pauses.pause_s(PAUSE_WHEN_FULL_S if why == REASONS[1013] else 0.0))
 
     async def _connection(self) -> str:
         """Follows one connection, and says why it has ended."""
@@ -189,7 +193,8 @@ def run(
     tls: ssl.SSLContext | None,
     say: Callable[[str], None],
 ) -> None:
-    """Prints to standard output until nobody reads that any more. Raises BridgeError and KeyboardInterrupt.
+    """Prints to standard output until nobody reads that any more. Raises BridgeError, and what ends the program after
+    Ctrl-C and SIGTERM: KeyboardInterrupt and SystemExit.
 
     The arguments are those of a Tail.
     """
@@ -197,16 +202,19 @@ def run(
     if sys.stdout is None:
         raise ConfigurationError(["standard output is closed"])
     descriptor = sys.stdout.fileno()
-    last_id = after
 
     async def main() -> None:
-        nonlocal last_id
         output = Output(descriptor)
         tail = Tail(url, after, tls, output.line, say)
+        following = asyncio.ensure_future(_follow(tail, output.abandoned()))
+        # Ctrl-C cancels too.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, following.cancel)
         try:
-            await _follow(tail, output.abandoned())
-        finally:
-            last_id = tail.last_id
+            await following
+        except asyncio.CancelledError:
+            if tail.last_id:
+                say(f"to go on from here: --after {tail.last_id}")
+            raise
 
     try:
         asyncio.run(main())
@@ -214,10 +222,8 @@ def run(
         return
     except OSError as error:
         raise BridgeError(f"standard output: {error.strerror}") from error
-    except KeyboardInterrupt:
-        if last_id:
-            say(f"to go on from here: --after {last_id}")
-        raise
+    except asyncio.CancelledError:
+        sys.exit(TERMINATED)
 
 
 async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:

@@ -124,25 +124,40 @@ async def test_proxy_without_a_bridge_is_asked_again(bridge: ScriptedBridge) -> 
 
 
 async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge) -> None:
-    bridge.closing = 1013
+    bridge.closing = 1011
     began_at = asyncio.get_running_loop().time()
     async with tailing(bridge.url, pauses="0.01, 60.0, 60.0, 60.0") as tail:
         await eventually("it has tried often", lambda: len(bridge.asked) > 8)
         # Half of 10 ms, doubled seven times, is the least that the eight pauses can be.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
-        assert tail.said == [f"disconnected from {bridge.url}: the bridge is full; trying again"]
+        assert tail.said == [f"disconnected from {bridge.url}: the bridge had an error; trying again"]
 
 
-async def test_ctrl_c_ends_it_and_says_how_to_go_on(bridge: ScriptedBridge) -> None:
+async def test_bridge_that_is_full_is_given_time(bridge: ScriptedBridge) -> None:
+    bridge.closing = 1013
+    async with tailing(bridge.url, pauses="0.1, 60.0, 60.0, 60.0") as tail:
+        await tail.says(f"disconnected from {bridge.url}: the bridge is full; trying again")
+        began_at = asyncio.get_running_loop().time()
+        bridge.closing = None
+        await tail.says("connected to")
+        # Half of eight first pauses, but for the time that the sentence took to get here.
+        assert asyncio.get_running_loop().time() - began_at >= 0.3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_ends_it_and_says_how_to_go_on(bridge: ScriptedBridge, number: signal.Signals) -> None:
     async with tailing(bridge.url) as tail:
         await tail.says("connected to")
         await tail.prints(bridge.emit(1))
-        tail.process.send_signal(signal.SIGINT)
-        assert await tail.ended() == 130
+        tail.process.send_signal(number)
+        assert await tail.ended() == 128 + number
         assert tail.said[1:] == [f"to go on from here: --after 1-{CHECK}"]
 
 
-async def test_ctrl_c_is_seen_while_nobody_takes_what_is_printed(bridge: ScriptedBridge) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_is_seen_while_nobody_takes_what_is_printed(
+    bridge: ScriptedBridge, number: signal.Signals
+) -> None:
     ours, theirs = os.pipe()
     async with tailing(bridge.url, stdout=theirs) as tail:
         os.close(theirs)
@@ -150,9 +165,9 @@ async def test_ctrl_c_is_seen_while_nobody_takes_what_is_printed(bridge: Scripte
         for _ in range(500):
             bridge.emit("x" * 2**16)
         await eventually("it waits", lambda: bridge.connections[0].transport.get_write_buffer_size() > 2**20)
-        tail.process.send_signal(signal.SIGINT)
+        tail.process.send_signal(number)
         # And not one more is taken for printed than was.
-        assert await tail.ended() == 130
+        assert await tail.ended() == 128 + number
         assert tail.said[1:] == [f"to go on from here: --after {await _whole_lines(ours)}-{CHECK}"]
 
 

@@ -14,6 +14,7 @@ from tests.support.waiting import LIMIT_S, eventually
 SCRIPT = """
 from bridge.commands import tail
 tail.FIRST_PAUSE_S, tail.LONGEST_PAUSE_S, tail.LASTING_S, tail.PING_S = {pauses}
+tail.PAUSE_WHEN_FULL_S = 8 * tail.FIRST_PAUSE_S
 from bridge.cli import main
 main()
 """
