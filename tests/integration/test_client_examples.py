@@ -50,12 +50,16 @@ async def bridge() -> AsyncIterator[ScriptedBridge]:
 def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
     """One of the examples, to be run with a URL."""
     if request.param == "python":
-        return lambda url, silence_s=LONG_S, **pauses_s: in_python(url, silence_s, pauses_s)
+        return lambda url, silence_s=LONG_S, after="", **pauses_s: in_python(url, silence_s, pauses_s, after=after)
     if request.param == "node":
         node = request.getfixturevalue("node")
-        return lambda url, silence_s=LONG_S, **pauses_s: in_node(node, tmp_path, url, silence_s, pauses_s)
+        return lambda url, silence_s=LONG_S, after="", **pauses_s: in_node(
+            node, tmp_path, url, silence_s, pauses_s, after=after
+        )
     browser = request.getfixturevalue("browser")
-    return lambda url, silence_s=LONG_S, **pauses_s: in_browser(browser, url, silence_s, pauses_s)
+    return lambda url, silence_s=LONG_S, after="", **pauses_s: in_browser(
+        browser, url, silence_s, pauses_s, after=after
+    )
 
 
 async def told(follower: Follower, *words: Any) -> None:
@@ -127,6 +131,19 @@ async def test_client_that_has_had_no_update_misses_none(bridge: ScriptedBridge,
         await told(follower, "disconnected", 1006)
         await has(follower, bridge.emit("while it was away"))
         assert bridge.asked[:2] == ["after=", f"after=1-{CHECK}"]
+
+
+async def test_program_that_ended_before_its_first_update_goes_on_from_the_id_that_it_was_told(
+    bridge: ScriptedBridge, following: Following
+) -> None:
+    bridge.emit("before it came")
+    async with following(bridge.url) as follower:
+        await told(follower, "connected")
+        [[_, last_id]] = await follower.told()
+    await eventually("it is gone", lambda: not bridge.connections)
+    text = bridge.emit("before it was run again")
+    async with following(bridge.url, after=last_id) as follower:
+        await has(follower, text)
 
 
 async def test_what_is_missing_is_told_and_what_is_kept_follows(bridge: ScriptedBridge, following: Following) -> None:

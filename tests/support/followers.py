@@ -77,7 +77,7 @@ class InBrowser:
 
 @asynccontextmanager
 async def in_browser(
-    browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float]
+    browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
 ) -> AsyncIterator[InBrowser]:
     """A page whose plain script imports the example."""
     script = _paused((CLIENTS / "browser.js").read_text(), pauses_s)
@@ -89,7 +89,8 @@ async def in_browser(
             errors: list[str] = []
             page.on("pageerror", lambda error: errors.append(str(error)))
             await page.goto(f"http://localhost:{site.port}/")
-            await page.evaluate("([url, options]) => follow(url, options)", [url, {"silenceMs": silence_s * 1000}])
+            options = {"silenceMs": silence_s * 1000, "after": after}
+            await page.evaluate("([url, options]) => follow(url, options)", [url, options])
             yield InBrowser(page)
             assert errors == []
     finally:
@@ -124,13 +125,14 @@ class InNode:
 
 @asynccontextmanager
 async def in_node(
-    node: str, folder: Path, url: str, silence_s: float, pauses_s: Mapping[str, float], *speed: str
+    node: str, folder: Path, url: str, silence_s: float, pauses_s: Mapping[str, float], *speed: str, after: str = ""
 ) -> AsyncIterator[InNode]:
     """A program that imports the example, which lies in a folder of its own with the packages that it needs."""
-    (folder / "node_modules").symlink_to(NODE / "node_modules")
+    if not (folder / "node_modules").exists():
+        (folder / "node_modules").symlink_to(NODE / "node_modules")
     (folder / "node.mjs").write_text(_paused((CLIENTS / "node.mjs").read_text(), pauses_s))
     (folder / "follow.mjs").write_text((NODE / "follow.mjs").read_text())
-    options = json.dumps({"silenceMs": silence_s * 1000})
+    options = json.dumps({"silenceMs": silence_s * 1000, "after": after})
     async with node_program(node, folder / "follow.mjs", url, options, *speed) as process:
         yield InNode(process)
 
@@ -138,18 +140,18 @@ async def in_node(
 class InPython(logging.Handler):
     """A task that runs."""
 
-    def __init__(self, client: ModuleType, url: str, silence_s: float) -> None:
+    def __init__(self, client: ModuleType, url: str, silence_s: float, after: str) -> None:
         super().__init__(logging.INFO)
         self.levels: list[int] = []
         """Of what it has logged."""
         self._client = client
         self._told: list[list[Any]] = []
-        self.task = asyncio.create_task(self._follow(url, silence_s))
+        self.task = asyncio.create_task(self._follow(url, silence_s, after))
 
-    async def _follow(self, url: str, silence_s: float) -> None:
+    async def _follow(self, url: str, silence_s: float, after: str) -> None:
         told = {f"on_{what}": partial(self._tell, what) for what in ("connected", "missed")}
         try:
-            async for update in self._client.updates(url, **told, ping_s=silence_s):
+            async for update in self._client.updates(url, after, **told, ping_s=silence_s):
                 self._told.append(["update", update])
         except self._client.Refused as refusal:
             self._told.append(["refused", str(refusal)])
@@ -172,7 +174,9 @@ class InPython(logging.Handler):
 
 
 @asynccontextmanager
-async def in_python(url: str, silence_s: float, pauses_s: Mapping[str, float]) -> AsyncIterator[InPython]:
+async def in_python(
+    url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
+) -> AsyncIterator[InPython]:
     """A task in the test's own loop."""
     spec = importlib.util.spec_from_file_location("python_client", CLIENTS / "python_client.py")
     assert spec is not None
@@ -183,7 +187,7 @@ async def in_python(url: str, silence_s: float, pauses_s: Mapping[str, float]) -
     for name, pause_s in (pauses | {"PAUSE_WHEN_FULL": 8 * pauses["FIRST_PAUSE"]}).items():
         assert hasattr(client, f"{name}_S")
         setattr(client, f"{name}_S", pause_s)
-    follower = InPython(client, url, silence_s)
+    follower = InPython(client, url, silence_s, after)
     client.log.setLevel(logging.INFO)
     client.log.addHandler(follower)
     try:
