@@ -63,6 +63,16 @@ class Node:
 
 
 @asynccontextmanager
+async def answering(limit_s: float) -> AsyncIterator[None]:
+    """For requests to the broker. Raises ConnectionError where they take longer than `limit_s` together."""
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as error:
+        raise ConnectionError(f"the broker does not answer within {limit_s:g} s") from error
+
+
+@asynccontextmanager
 async def connected(
     nodes: Sequence[Node], name: str, lane: Lane | None = None
 ) -> AsyncIterator[aiormq.abc.AbstractConnection]:

@@ -14,7 +14,7 @@ import aiormq
 from pamqp import commands
 
 from bridge.broker.life import cancel_requests
-from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence, tell_of_blocking
+from bridge.broker.link import SETUP_TIMEOUT_S, Node, answering, connected, end_of, sentence, tell_of_blocking
 
 _LOST = "the connection was lost"
 
@@ -67,7 +67,7 @@ class Outlet:
         `opened` is told when the channel can be published on.
         """
         async with connected(self._nodes, self._name) as amqp:
-            async with asyncio.timeout(SETUP_TIMEOUT_S):
+            async with answering(SETUP_TIMEOUT_S):
                 channel = await amqp.channel(publisher_confirms=True)
                 await self._set_up(amqp, channel)
             self.blocked = None
