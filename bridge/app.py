@@ -89,7 +89,7 @@ class Bridge:
             _stream(settings),
         )
         self._consumer = Consumer(source, relay, metrics, settings.wait)
-        self._hub.is_fed = lambda: self._consumer.status.state is State.WORKING
+        self._hub.is_fed = lambda: self._consumer.at_end
         self._consumer.on_epoch_over = self._rejects.epoch_over
         self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
         self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)

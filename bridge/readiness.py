@@ -31,7 +31,7 @@ class Readiness:
             "missing": missing,
             "warnings": self._warnings(),
             "broker": consumer.status.report(),
-            "last_gap": consumer.last_gap.report() if consumer.last_gap else None,
+            "last_gap": consumer.gaps.last.report() if consumer.gaps.last else None,
             "history": history.report() if history else None,
             "rejects": {**rejects.status.report(), "waiting": rejects.waiting}
             if self._settings.reject_exchange
@@ -51,7 +51,8 @@ class Readiness:
             missing.append("the broker is not being consumed from")
         elif not status.proven:
             missing.append(f"the broker has not answered for {PROOF_VALID_S:g} s")
-        elif history is not None and not history.course.caught_up:
+        elif history is not None and not history.course.at_end:
+            # After each lost connection too: a load balancer would send it clients whose ids it does not know yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
             held = ", and are held" if self._rejects.waiting else " at the moment; there are none"

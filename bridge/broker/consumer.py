@@ -5,6 +5,7 @@ next. This file must never know what becomes of a delivery.
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,12 +18,12 @@ from pamqp import commands
 from pamqp.common import FieldTable
 
 from bridge.broker import decoding, topology
-from bridge.broker.course import AWAY, DROPPED, REMADE
 from bridge.broker.epoch import Epoch, Recipient
+from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.life import keep_alive
-from bridge.broker.link import SETUP_TIMEOUT_S, Node, connected, end_of, sentence
-from bridge.broker.reading import ReadingEpoch
-from bridge.broker.status import Gap, State, Status
+from bridge.broker.link import SETUP_TIMEOUT_S, Node, answering, connected, end_of, sentence
+from bridge.broker.reading import DOUBTFUL, ReadingEpoch
+from bridge.broker.status import State, Status
 from bridge.broker.stream import History, Stream
 from bridge.broker.topology import Exchange, Topology
 from bridge.metrics import Metrics
@@ -75,15 +76,14 @@ class Consumer:
         self._stopping = asyncio.Event()
         self.on_epoch_over: Callable[[], None] = lambda: None
         """Called when deliveries that are not settled have become the broker's again."""
-        self.last_gap: Gap | None = None
-        """The last time in which events may have been missed."""
-        self.history = None if source.stream is None else History(source.stream)
+        self.gaps = Gaps(recipient, metrics)
+        self.history = (
+            None if source.stream is None else History(source.stream, self.gaps, self.status, len(source.nodes) > 1)
+        )
         self.sharing = 0
         """How many others consume the named queue, as far as the broker knows."""
-        self._heard_s = time.monotonic()
-        """When the broker was heard last, before the connection that there is."""
-        self._unreached = 0
-        """Attempts since then in which no node of the broker was reached."""
+        self._made = False
+        """Something had to be made at the broker, and no life has said so yet."""
         self._known: dict[str, Exchange] = {}
         """The exchanges as they last were: one that vanishes is made again as its owner made it, or not at all."""
         self._priority: int | None = 0
@@ -103,24 +103,33 @@ class Consumer:
         """Lets `run` end: cancels the consumer, waits for what is in hand to be settled, acknowledges it, closes."""
         self._stopping.set()
 
+    @property
+    def at_end(self) -> bool:
+        """True while the broker is consumed from, and of a stream all is read that was there before this connection."""
+        return self.status.state is State.WORKING and (self.history is None or self.history.course.at_end)
+
     async def _consume(self) -> str:
         """One life. Returns what ended it, in the broker's words."""
         source = self._source
         self._metrics.broker_attempts.inc()
         epoch = self._epoch()
-        self._unreached += 1
+        self.status.unreached += 1
         async with connected(source.nodes, source.name, epoch.lane) as amqp:
-            self._unreached -= 1
+            self.status.unreached -= 1
             tasks: list[asyncio.Task[object]] = []
             try:
-                async with asyncio.timeout(SETUP_TIMEOUT_S):
+                async with answering(SETUP_TIMEOUT_S):
                     channel = await amqp.channel(publisher_confirms=False)
                     watcher = await amqp.channel(publisher_confirms=False)
+                    prepare = functools.partial(self._prepare, amqp, channel)
                     found = await topology.set_up(
-                        amqp, channel, source.exchanges, self._known, lambda: self._prepare(amqp, channel)
+                        amqp, channel, source.exchanges, self._known, prepare, self._note_made
                     )
                     self._known = {exchange.name: exchange for exchange in found.exchanges}
                     await channel.basic_qos(prefetch_count=source.prefetch)
+                    if self.history is not None:
+                        await self.history.begin(self._made)
+                        self._made = False  # the stream says so now
                     ended = end_of(amqp, channel)
                     # Before the first delivery: it comes right behind the broker's consent.
                     epoch.on_open = lambda: self._recovered(found)
@@ -151,9 +160,10 @@ class Consumer:
     def _epoch(self) -> Epoch:
         if self.history is None:
             return Epoch(self._recipient, self._source.prefetch)
-        return ReadingEpoch(
-            self._recipient, self._source.prefetch, self.history, self._missed_in_stream, self._caught_up
-        )
+        return ReadingEpoch(self._recipient, self._source.prefetch, self.history)
+
+    def _note_made(self) -> None:
+        self._made = True
 
     async def _prepare(
         self, amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel
@@ -188,7 +198,7 @@ class Consumer:
         """Looks at the topology again and again; raises when something is missing, or the broker does not answer."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
+            async with answering(CHECK_TIMEOUT_S):
                 consumers = await topology.check(channel, found)
             self.status.prove()
             if self._source.queue is not None:
@@ -220,63 +230,35 @@ class Consumer:
                     await epoch.settled.wait()
         epoch.acknowledge()
         if epoch.outstanding:
-            # Those of an exclusive queue go with it: they are rejects, and lost where nobody else publishes them yet.
+            # They are rejects. Those of an exclusive queue go with it, and a stream gives nothing twice that was read:
+            # lost, where nobody else publishes them yet.
             _log.warning(
                 "stopped with unsettled deliveries",
                 deliveries=epoch.outstanding,
-                kept_by_the_broker=self._source.queue is not None or self.history is not None,
+                kept_by_the_broker=self._source.queue is not None,
             )
 
     def _recovered(self, found: Topology) -> None:
         status = self.status
         fields = {"queue": found.queue, "exchanges": self._source.exchanges, "attempts": status.attempts}
         if status.worked:
-            now_s = time.monotonic()
-            self._heard_s = status.proven_s if status.proven_s is not None else now_s
-            if self.history is None:
+            after_s = round(time.monotonic() - status.since_s, 1)
+            gap = self._made if self.history is None else self.history.doubtful
+            if self._made and status.proven_s is not None:
                 # What was published meanwhile went to nobody's queue, unless the queue was there all the time.
-                gap = found.made
-                if gap:
-                    self._missed(self._heard_s, status.error or "")
-            else:
-                # Where another node answers, the stream has another leader soon.
-                several = len(self._source.nodes) > 1
-                away = self._unreached > 0 if several else self.history.may_have_restarted(self._heard_s, now_s)
-                self.history.course.doubt(status.error if found.made else AWAY if away else None)
-                gap = self.history.course.lost is not None  # told before the first delivery
-            after_s = round(now_s - status.since_s, 1)
+                self.gaps.tell(until_now(status.proven_s, status.error or ""))
             _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)
         else:
             _log.info("consuming", **fields)
             if self.history is not None:
                 _log.info("reading the history", stream=self.history.stream.name, first=self.history.start)
-        self._unreached = 0
+        self._made = False
         status.enter(State.WORKING)
 
-    def _missed(self, since_s: float, reason: str) -> None:
-        """Tells of a gap, from some monotonic second until now."""
-        now_s, now_unix_s = time.monotonic(), time.time()
-        self.last_gap = Gap(now_unix_s - (now_s - since_s), now_unix_s, reason)
-        self._metrics.gaps.inc()
-        self._recipient.missed(self.last_gap)
-
-    def _missed_in_stream(self) -> None:
-        assert self.history is not None
-        course, read_s = self.history.course, self.history.read_s
-        reason, course.lost = course.lost or "", None
-        # Where something was dropped, that may have waited long before the broker was heard last.
-        since_s = read_s if reason in (REMADE, DROPPED) and read_s is not None else self._heard_s
-        _log.warning("events may have been missed", reason=reason, stream=self.history.stream.name)
-        self._missed(since_s, reason)
-
-    def _caught_up(self) -> None:
-        assert self.history is not None
-        after_s = round(time.monotonic() - self.status.since_s, 1)
-        _log.info("history read", stream=self.history.stream.name, last=str(self.history.course.last), after_s=after_s)
-        self._recipient.caught_up()
-
     def _lost(self, state: State, error: str) -> None:
-        if self.status.state is State.WORKING:
+        if error == DOUBTFUL:
+            _log.info("the stream is read from the last event once more", reason=error)
+        elif self.status.state is State.WORKING:
             self._metrics.broker_losses.inc()
             _log.warning("broker lost", error=error)
         elif self.status.state is not state:
@@ -293,6 +275,4 @@ async def _never(message: aiormq.abc.DeliveredMessage) -> None:
 
 def _failure(task: "asyncio.Task[object]") -> str:
     error = None if task.cancelled() else task.exception()
-    if isinstance(error, TimeoutError):
-        return f"the broker has not answered for {CHECK_TIMEOUT_S:g} s"
     return sentence(error) if error is not None else "the channel was closed"

@@ -10,12 +10,12 @@ from enum import Enum, auto
 
 from bridge.contract.ids import Id
 
+OWN_STEP = 2
+"""From one message to the next across a note of the broker's own. RabbitMQ 3.10.8 writes one note at the beginning of
+each segment, and never two in a row; a segment that is dropped takes its note and at least one message with it."""
+
 REMADE = "the stream was deleted and made again"
 DROPPED = "the stream has dropped events that the bridge had not read yet: they were older, or more, than it keeps"
-
-AWAY = "the broker was away, and may have confirmed events on its return before the stream took them"
-"""RabbitMQ 3.10.8, killed and started again, did so for 0.3 s: with its listener open, and the stream's leader not
-elected yet, a message for it was confirmed and dropped."""
 
 
 class Verdict(Enum):
@@ -26,6 +26,9 @@ class Verdict(Enum):
     """One that was read before."""
     FOREIGN = auto()
     """Of another stream than the one that was read so far: to be left, and that one begun."""
+    DOUBTFUL = auto()
+    """Behind more missing places than the broker's notes take: to be left. The next life reads what was read last once
+    more, which proves whether anything was dropped."""
 
 
 class Course:
@@ -38,14 +41,21 @@ class Course:
         self.caught_up = False
         """True once all that was there before the reader has been read."""
         self.lost: str | None = None
-        """Why events may have been missed, until it is taken back by whoever has said so."""
+        """Why events were missed, until it is taken back by whoever has said so."""
         self._window = window
         self._number = -1
         """The last one's number; below all numbers where nothing was read of this stream."""
         self._proving = False
         """The next delivery must be the last one again."""
+        self._doubted: int | None = None
+        """What was DOUBTFUL in the life before: where it follows the last one again, nothing is missing between."""
         self._from_start = False
         self._end = 0
+
+    @property
+    def at_end(self) -> bool:
+        """True once all is read that was there when this life began."""
+        return self._number >= self._end
 
     def begin(self, end: int) -> int:
         """A life begins: returns the offset to read from. `end` is that of a message that was published just now."""
@@ -57,11 +67,6 @@ class Course:
             return self.last.number
         return 0 if self._from_start else max(0, end - self._window)
 
-    def doubt(self, reason: str | None) -> None:
-        """Says why events may have been missed, where nothing worse is known by now."""
-        if self.lost is None:
-            self.lost = reason
-
     def judge(self, number: int, check: int) -> Verdict:
         """What a delivery is; NEW ones count as read from now on. To be called for each, in order."""
         if self._proving:
@@ -71,14 +76,18 @@ class Course:
             self._proving = False
             if number > self._number:
                 self.lost = DROPPED
-            elif check != self.last.check:
+                return self._read(number, check)
+            if check != self.last.check:
                 self._forget()
                 return Verdict.FOREIGN
         if number <= self._number:
             return Verdict.KNOWN
-        self._number = number
-        self.last = Id(number, check)
-        return Verdict.NEW
+        # The broker drops the oldest first. A reader that is slower than that goes on with what is left, and nobody is
+        # told.
+        if self.last is not None and number > self._number + OWN_STEP and number != self._doubted:
+            self._doubted = number
+            return Verdict.DOUBTFUL
+        return self._read(number, check)
 
     def catch_up(self, number: int) -> bool:
         """True once: where all that was there before the reader has a smaller number."""
@@ -86,6 +95,12 @@ class Course:
             return False
         self.caught_up = True
         return True
+
+    def _read(self, number: int, check: int) -> Verdict:
+        self._number = number
+        self.last = Id(number, check)
+        self._doubted = None
+        return Verdict.NEW
 
     def _forget(self) -> None:
         self.last = None

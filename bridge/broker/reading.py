@@ -4,15 +4,16 @@ This file must never know what becomes of a delivery, or how a stream is made.
 """
 
 import time
-from collections.abc import Callable
 from zlib import crc32
 
 from bridge.broker.content import Content, StreamContents
 from bridge.broker.course import REMADE, Verdict
 from bridge.broker.epoch import Delivery, Epoch, Recipient
-from bridge.broker.stream import MARK, History
+from bridge.broker.marks import MARK
+from bridge.broker.stream import History
 
 NO_OFFSET = "the broker delivers a stream's message without its offset"
+DOUBTFUL = "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"
 
 
 class ReadingEpoch(Epoch):
@@ -23,16 +24,12 @@ class ReadingEpoch(Epoch):
         recipient: Recipient,
         prefetch: int,
         history: History,
-        on_missed: Callable[[], None],
-        on_caught_up: Callable[[], None],
     ) -> None:
-        """`on_missed` is called where `history.course.lost` says something, `on_caught_up` once in all epochs."""
+        """`history` is told of what comes, in order."""
         super().__init__(recipient, prefetch, StreamContents().read)
         self._history = history
         self._course = history.course
-        self._mark = recipient.mark
-        self._on_missed = on_missed
-        self._on_caught_up = on_caught_up
+        self._recipient = recipient
 
     def _receive(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
@@ -46,26 +43,31 @@ class ReadingEpoch(Epoch):
             self._fail(NO_OFFSET)
             return
         verdict = course.judge(number, crc32(body))
+        if verdict is Verdict.KNOWN:
+            self.settle(tag)
+            return
         if verdict is not Verdict.NEW:
-            if verdict is Verdict.FOREIGN:
-                self._fail(REMADE)
-            else:
-                self.settle(tag)
+            self._fail(REMADE if verdict is Verdict.FOREIGN else DOUBTFUL)
             return
         if course.lost is not None:
-            self._on_missed()
+            self._history.missed()
         self._history.read_s = received_s = time.monotonic()
         known_as = course.last
         assert known_as is not None
         if content.type == MARK and not exchange:
-            self._mark(known_as)
+            # Who is given the mark's id, and comes back with it, was not there when the gap was.
+            self._history.marked(body)
+            self._recipient.mark(known_as)
             self.settle(tag)
-            if course.catch_up(number):
-                self._on_caught_up()
+            self._catch_up(number)
             return
-        if course.catch_up(number):
-            self._on_caught_up()
+        self._catch_up(number)
         self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s, known_as))
+
+    def _catch_up(self, number: int) -> None:
+        if self._course.catch_up(number):
+            self._history.caught_up()
+            self._recipient.caught_up()
 
     def _fail(self, reason: str) -> None:
         # Nothing that follows in this life is handed out, or acknowledged.

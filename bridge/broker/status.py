@@ -42,6 +42,8 @@ class Status:
     """True once it has worked for the first time."""
     attempts: int = 0
     """Attempts to connect since it last worked."""
+    unreached: int = 0
+    """Of these, those in which no node of the broker let it in, the one that is under way included."""
     error: str | None = None
     """The last error, in the broker's own words; kept after recovery."""
     error_unix_s: float | None = None
@@ -59,7 +61,7 @@ class Status:
             self.since_s = time.monotonic()
         if state is State.WORKING:
             self.worked = True
-            self.attempts = 0
+            self.attempts = self.unreached = 0
             self.prove()
 
     def prove(self) -> None:

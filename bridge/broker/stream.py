@@ -1,30 +1,31 @@
 """The stream in which RabbitMQ keeps the history: found or made, and sounded, before each life reads it.
 
-Any number of bridges read the same stream, and none of them changes what is there. To find its end, each publishes a
-mark: a small message that everybody skips. Silence says nothing, and an offset beyond the end is met with it. This file
-must never know what becomes of a delivery.
+Any number of bridges read the same stream, and none of them changes what is there. What the broker may have lost on the
+way into it, none of them can find there: whoever thinks so leaves a mark that says it, for all who read the stream, now
+or later. This file must never know what becomes of a delivery.
 """
 
-import asyncio
 import math
 import secrets
+import time
 from dataclasses import dataclass
-from typing import Any
 
 import aiormq
 import structlog
-from pamqp import commands
 from pamqp.common import FieldTable
 
-from bridge.broker import topology
-from bridge.broker.content import OFFSET_NAME
+from bridge.broker import marks, topology
 from bridge.broker.course import Course
-from bridge.broker.link import end_of, sentence, tell_of_blocking
+from bridge.broker.gaps import Gaps, until_now
+from bridge.broker.link import sentence
+from bridge.broker.sounding import Sounding, lacking, no_stream
+from bridge.broker.status import Status
 from bridge.broker.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal
 
-MARK = "bridge.mark"
-"""The `type` of a mark, which no event has: it comes through the default exchange, past those of the fetchers."""
+AWAY = "the broker was away, and may have confirmed events on its return before the stream took them"
+"""RabbitMQ 3.10.8, killed and started again, did so for 0.3 s: with its listener open, and the stream's leader not
+elected yet, a message for it was confirmed and dropped."""
 
 RESTART_S = 2.5
 """No broker is back sooner: its start alone takes 3 s on two cores, and more as it is packaged."""
@@ -32,9 +33,6 @@ RESTART_S = 2.5
 SEGMENTS = 64
 """Files that a full stream has. What is too old, or too much, is dropped file by file, and the newest stays: few large
 ones would keep far more than was asked for."""
-
-SOUNDING_PREFETCH = 64
-"""Others publish between a sounding's beginning and its mark."""
 
 _log = structlog.get_logger("bridge.broker")
 
@@ -61,40 +59,101 @@ class Stream:
 
 
 class History:
-    """A stream, and how far this bridge has read it."""
+    """A stream, how far this bridge has read it, and what it may have missed there."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, gaps: Gaps, status: Status, several_nodes: bool) -> None:
+        """`status` is that of the connection through which the stream is read."""
         self.stream = stream
         self.course = Course(stream.window)
         self.start = 0
         """The offset to read from in this life."""
         self.read_s: float | None = None
         """When something new was read last (monotonic seconds)."""
-        self._said: str | None = None
+        self.doubtful = False
+        """True where events may have been missed before this life: what it reads will say so."""
+        self._gaps = gaps
+        self._status = status
+        self._several_nodes = several_nodes
+        self._began_s = time.monotonic()
+        self._instance = secrets.token_hex(8)
+        """What the tokens of this bridge's own marks begin with."""
+        self._told: str | None = None
+        """The token of the last mark with a gap."""
+        self._sounding: Sounding | None = None
+        self._difference: str | None = None
 
     def report(self) -> dict[str, object]:
         """For `/readyz`."""
         last = self.course.last
-        return {"stream": self.stream.name, "read": self.course.caught_up, "last": last and last.number}
-
-    def may_have_restarted(self, heard_s: float, now_s: float) -> bool:
-        """Whether the broker had the time to start again since it was heard last, or has delivered something."""
-        return now_s - max(heard_s, self.read_s or heard_s) > RESTART_S
+        return {"stream": self.stream.name, "read": self.course.at_end, "last": last and last.number}
 
     async def prepare(self, amqp: Amqp) -> Queue:
-        """Finds or makes the stream, and where to begin in it. Raises BrokerRefusal where it can't be used."""
+        """Finds or makes the stream. Raises BrokerRefusal where it can't be used. Changes nothing that is there."""
         made = await self._ensure(amqp)
-        self.start = self.course.begin(await sound(amqp, self.stream.name))
-        return Queue(self.stream.name, made)
+        self._sounding = await Sounding.listen(amqp, self.stream.name)
+        # One that had to be made again is another one: what was read of the old one says so, before anything new.
+        return Queue(self.stream.name, made and self.course.last is None)
+
+    async def begin(self, made: bool) -> None:
+        """Finds out where to begin, after `prepare`: `made` where something had to be made since the last time.
+
+        Leaves a mark in the stream. To be called when all is ready but for that: whoever is refused behind it, again
+        and again, would fill the stream with marks.
+        """
+        assert self._sounding is not None
+        reason, since_s = self._reason(made), self._status.proven_s
+        since_s = self._began_s if since_s is None else since_s
+        gap = (lambda: None) if reason is None else (lambda: until_now(since_s, reason))
+        end = await self._sounding.end(f"{self._instance}{secrets.token_hex(8)}", gap)
+        # What may have been missed is in the stream now, for everybody: this bridge reads it there too.
+        self._status.prove()
+        self._status.unreached = 0
+        self.start = self.course.begin(end)
+        self.doubtful = reason is not None or self.course.lost is not None
+
+    def _reason(self, made: bool) -> str | None:
+        """Why events may have been lost on their way into the stream since the broker was heard last."""
+        status = self._status
+        if made and status.worked:
+            return status.error or "something had to be made again"
+        if status.worked and not self._several_nodes:
+            heard_s = max(status.proven_s or self._began_s, self.read_s or self._began_s)
+            return AWAY if time.monotonic() - heard_s > RESTART_S else None
+        # Of several nodes, another one that answers says that the stream has another leader soon.
+        return AWAY if status.unreached else None
+
+    def marked(self, body: bytes) -> None:
+        """Tells of the gap that a mark bears; to be called for each mark, in its place."""
+        mark = marks.read(body)
+        if mark is None or mark.gap is None or mark.token == self._told:
+            return
+        self._told = mark.token
+        if mark.token.startswith(self._instance):
+            _log.warning("events may have been missed", reason=mark.gap.reason, stream=self.stream.name)
+            self._gaps.tell(mark.gap)
+        else:
+            self._gaps.pass_on(mark.gap)
+
+    def missed(self) -> None:
+        """Tells what the course says of lost events; to be called before the first delivery behind them."""
+        assert self.read_s is not None
+        reason, self.course.lost = self.course.lost or "", None
+        _log.warning("events may have been missed", reason=reason, stream=self.stream.name)
+        self._gaps.tell(until_now(self.read_s, reason))
+
+    def caught_up(self) -> None:
+        """Says that all that was there before this bridge has been read."""
+        after_s = round(time.monotonic() - self._status.since_s, 1)
+        _log.info("history read", stream=self.stream.name, last=str(self.course.last), after_s=after_s)
 
     async def _ensure(self, amqp: Amqp) -> bool:
         name = self.stream.name
         try:
             made = await topology.ensure_queue(amqp, name, self.stream.arguments)
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise _lacking(f"configure on the queue {name!r}, which does not exist yet", error) from error
+            raise lacking(f"configure on the queue {name!r}, which does not exist yet", error) from error
         except aiormq.exceptions.ChannelLockedResource as error:
-            raise _no_stream(name) from error
+            raise no_stream(name) from error
         except aiormq.exceptions.AMQPError as error:
             words = sentence(error)
             # Before 3.9 the type is unknown. Before 3.11 it may be disabled, which ends the whole connection.
@@ -118,91 +177,9 @@ class History:
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             words = sentence(error)
             if "'x-queue-type'" in words:
-                raise _no_stream(self.stream.name) from error
-            if words != self._said:
-                self._said = words
+                raise no_stream(self.stream.name) from error
+            if words != self._difference:
+                self._difference = words
                 _log.warning("the stream exists, and keeps its own limits", stream=self.stream.name, difference=words)
             return
         await channel.close()
-
-
-async def sound(amqp: Amqp, stream: str) -> int:
-    """The offset of a message that was published just now: all that was there before has a smaller one.
-
-    Raises BrokerRefusal where the queue is no stream, or where a permission is missing.
-    """
-    # Consumes and publishes on one channel: the broker does the one after the other there, and would else agree to
-    # consume before it has looked where the end is.
-    channel = await amqp.channel(publisher_confirms=True)
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[int] = loop.create_future()
-    blocked: asyncio.Future[str] = loop.create_future()
-    token = secrets.token_hex(16).encode()
-
-    async def look(message: aiormq.abc.DeliveredMessage) -> None:
-        if message.body == token and not found.done():
-            offset = (message.header.properties.headers or {}).get(OFFSET_NAME.decode())
-            assert isinstance(offset, int)
-            found.set_result(offset)
-        assert message.delivery_tag is not None
-        await channel.basic_ack(message.delivery_tag)
-
-    def tell(reason: str | None) -> None:
-        if reason is not None and not blocked.done():
-            blocked.set_result(reason)
-
-    tell_of_blocking(amqp, tell)
-    await channel.basic_qos(prefetch_count=SOUNDING_PREFETCH)
-    await _consume(channel, stream, look)
-    ended = end_of(amqp, channel)
-    publishing = asyncio.create_task(_mark(channel, stream, token), name="mark the stream's end")
-    try:
-        ends: list[asyncio.Future[Any]] = [found, blocked, ended]
-        await asyncio.wait([*ends, publishing], return_when=asyncio.FIRST_COMPLETED)
-        if not found.done() and publishing.done():
-            publishing.result()
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if found.done():
-            return found.result()
-        if blocked.done():
-            raise ConnectionError(
-                f"the broker takes nothing to publish ({blocked.result()}), and so the end of the stream {stream!r} "
-                "can't be found"
-            )
-        raise ConnectionError(f"the end of the stream {stream!r} was not found: {ended.result()}")
-    finally:
-        publishing.cancel()
-        await asyncio.gather(publishing, return_exceptions=True)
-        if found.done():
-            await channel.close()
-
-
-async def _consume(channel: aiormq.abc.AbstractChannel, stream: str, look: aiormq.abc.ConsumerCallback) -> None:
-    try:
-        await channel.basic_consume(stream, look, arguments={"x-stream-offset": "next"})
-    except aiormq.exceptions.ChannelPreconditionFailed as error:
-        # Nothing but a stream knows this argument: nothing was consumed.
-        if "x-stream-offset" in sentence(error):
-            raise _no_stream(stream) from error
-        raise
-    except aiormq.exceptions.ChannelAccessRefused as error:
-        raise _lacking(f"read on the queue {stream!r}", error) from error
-
-
-async def _mark(channel: aiormq.abc.AbstractChannel, stream: str, token: bytes) -> None:
-    properties = commands.Basic.Properties(message_type=MARK, delivery_mode=2)
-    try:
-        await channel.basic_publish(token, routing_key=stream, properties=properties, mandatory=True)
-    except aiormq.exceptions.ChannelAccessRefused as error:
-        raise _lacking("write on amq.default, to find the stream's end", error) from error
-
-
-def _lacking(permission: str, error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
-    return topology.lacking(error, f"{permission} (or set BRIDGE_HISTORY=memory)")
-
-
-def _no_stream(name: str) -> BrokerRefusal:
-    return BrokerRefusal(
-        f"the queue {name!r} exists and is no stream: whatever is in it is somebody else's, and stays there; "
-        "name another one in BRIDGE_HISTORY_STREAM, or delete it"
-    )

@@ -46,8 +46,6 @@ class Topology:
 
     exchanges: tuple[Exchange, ...]
     queue: str
-    made: bool
-    """True where the queue or an exchange had to be made: what was published before is in no queue of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +62,23 @@ async def set_up(
     exchanges: Sequence[str],
     known: Mapping[str, Exchange],
     prepare: Callable[[], Awaitable[Queue]],
+    on_made: Callable[[], None],
 ) -> Topology:
     """Finds or makes everything, and binds.
 
-    `known` is what exchanges were like before; `prepare` finds or makes the queue. Raises BrokerRefusal where a
-    permission is missing or an exchange is of a kind that would never deliver, ConnectionError where one is gone that
-    only its owner can make again.
+    `known` is what exchanges were like before; `prepare` finds or makes the queue; `on_made` is called, whatever fails
+    afterwards, where one of them had to be made: what was published before is in no queue of ours. Raises BrokerRefusal
+    where a permission is missing or an exchange is of a kind that would never deliver, ConnectionError where one is
+    gone that only its owner can make again.
     """
     try:
-        made = [
-            await _ensure_as_it_was(amqp, known.get(exchange, Exchange(exchange, "fanout"))) for exchange in exchanges
-        ]
+        for exchange in exchanges:
+            if await _ensure_as_it_was(amqp, known.get(exchange, Exchange(exchange, "fanout"))):
+                on_made()
         found = [await _recognized(amqp, exchange) for exchange in exchanges]
         queue = await prepare()
+        if queue.made:
+            on_made()
     except aiormq.exceptions.ChannelAccessRefused as error:
         raise lacking(error) from error
     try:
@@ -84,7 +86,7 @@ async def set_up(
             await channel.queue_bind(queue.name, exchange, ROUTING_KEY)
     except aiormq.exceptions.ChannelAccessRefused as error:
         raise lacking(error, "write on the queue and read on the exchange, to bind them") from error
-    return Topology(tuple(found), queue.name, any(made) or queue.made)
+    return Topology(tuple(found), queue.name)
 
 
 async def exclusive_queue(channel: aiormq.abc.AbstractChannel) -> Queue:

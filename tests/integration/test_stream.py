@@ -12,9 +12,9 @@ from pamqp.common import FieldTable
 from structlog.testing import capture_logs
 
 from bridge.broker.consumer import Consumer
-from bridge.broker.course import AWAY, DROPPED, REMADE
+from bridge.broker.course import DROPPED, REMADE
 from bridge.broker.status import State
-from bridge.broker.stream import Stream
+from bridge.broker.stream import AWAY, Stream
 from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal
 from tests.support.killmail import killmail
@@ -180,7 +180,7 @@ async def test_stream_that_is_deleted_while_it_is_read_is_made_again_and_that_is
         await has(recorder, bodies(0, 10))
     [gap] = recorder.gaps
     assert gap.reason == REMADE
-    assert consumer.last_gap == gap
+    assert consumer.gaps.last == gap
     assert place_of(recorder, b"4") < recorder.log.index(gap) < place_of(recorder, b"5")
 
 
@@ -231,7 +231,7 @@ async def test_what_the_stream_has_dropped_unread_is_told(
         await eventually("all that is left is read", lambda: last in recorder.bodies)
     [gap] = recorder.gaps
     assert gap.reason == DROPPED
-    assert consumer.last_gap == gap
+    assert consumer.gaps.last == gap
     left = [int(body) for body in recorder.bodies[1:]]
     assert left == list(range(left[0], count))
     assert BYTES // 2 < len(left) * size < BYTES + 3 * together * size, "the newest stay, and little more"
@@ -309,7 +309,7 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
         assert history.course.last is not None
         _, body = bridge.readiness.report()
         assert body["history"] == {"stream": queue, "read": True, "last": history.course.last.number}
-        history.course.caught_up = False
+        history.course.begin(2**40)
         ready, body = bridge.readiness.report()
         assert not ready
         assert body["missing"] == ["the history is being read"]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broker.course import AWAY, DROPPED, REMADE, Course, Verdict
+from bridge.broker.course import DROPPED, REMADE, Course, Verdict
 from bridge.contract.ids import Id
 
-NEW, KNOWN, FOREIGN = Verdict.NEW, Verdict.KNOWN, Verdict.FOREIGN
+NEW, KNOWN, FOREIGN, DOUBTFUL = Verdict.NEW, Verdict.KNOWN, Verdict.FOREIGN, Verdict.DOUBTFUL
 
 
 def check_of(number: int) -> int:
@@ -42,7 +42,7 @@ def test_first_life_begins_a_window_before_the_end(end: int, window: int, start:
 def test_all_is_new_and_nothing_is_lost_where_the_stream_begins_later_than_asked_for() -> None:
     course = Course(100)
     assert course.begin(50) == 0
-    assert judge(course, 40, 42, 50) == [NEW] * 3
+    assert judge(course, 46, 48, 50) == [NEW] * 3
     assert course.lost is None
     assert course.last == Id(50, check_of(50))
 
@@ -106,22 +106,55 @@ def test_what_was_dropped_unread_is_said(course: Course) -> None:
     assert judge(course, 15, 16) == [NEW, NEW]
     assert course.lost == DROPPED
     course.lost = None
-    assert judge(course, 20) == [NEW]
+    assert judge(course, 18) == [NEW]
     assert course.lost is None, "it is said once"
 
 
-def test_doubt_is_kept_until_something_worse_is_known(course: Course) -> None:
-    course.begin(20)
-    course.doubt(None)
+@pytest.mark.parametrize("next_one", [11, 12])
+def test_single_places_are_the_brokers_own(course: Course, next_one: int) -> None:
+    assert judge(course, next_one) == [NEW]
+
+
+def test_more_missing_places_end_a_life_and_what_follows_the_last_one_again_is_taken(course: Course) -> None:
+    """Nothing was dropped: else the last one, which is older, would not be there any more."""
+    assert judge(course, 13) == [DOUBTFUL]
+    assert course.begin(20) == 10
+    assert judge(course, 10, 13, 14) == [KNOWN, NEW, NEW]
     assert course.lost is None
-    course.doubt(AWAY)
-    judge(course, 10)
-    assert course.lost == AWAY
+
+
+def test_more_missing_places_are_told_as_dropped_where_the_last_one_is_gone_too(course: Course) -> None:
+    assert judge(course, 30) == [DOUBTFUL]
+    assert course.last == Id(10, check_of(10)), "nothing behind them counts as read"
+    assert course.begin(40) == 10
+    assert judge(course, 32, 33) == [NEW, NEW]
+    assert course.lost == DROPPED
+
+
+def test_other_missing_places_than_those_that_were_doubted_are_doubted_again(course: Course) -> None:
+    judge(course, 13)
     course.begin(20)
-    judge(course, 15)
-    assert course.lost == DROPPED
-    course.doubt(AWAY)
-    assert course.lost == DROPPED
+    assert judge(course, 10, 15) == [KNOWN, DOUBTFUL]
+    course.begin(20)
+    assert judge(course, 10, 15, 18) == [KNOWN, NEW, DOUBTFUL]
+
+
+def test_first_delivery_of_all_is_not_doubted() -> None:
+    course = Course(5)
+    course.begin(100)
+    assert judge(course, 99) == [NEW]
+
+
+def test_end_is_that_of_each_life(course: Course) -> None:
+    assert course.at_end
+    course.begin(20)
+    assert not course.at_end
+    judge(course, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
+    assert not course.at_end
+    judge(course, 21)
+    assert course.at_end, "the end itself may be gone"
+    course.begin(3)
+    assert not course.at_end
 
 
 @pytest.mark.parametrize("end", [0, 9, 10])
@@ -137,7 +170,7 @@ def test_longer_stream_is_another_where_the_check_says_so(course: Course) -> Non
     assert course.lost == REMADE
     assert course.last is None
     assert course.begin(21) == 0
-    assert judge(course, 0, 10, 11) == [NEW] * 3
+    assert judge(course, 0, *range(1, 12)) == [NEW] * 12
 
 
 def test_other_stream_that_vanishes_before_it_is_read_is_followed_by_the_next_one(course: Course) -> None:
@@ -151,16 +184,18 @@ def test_other_stream_that_vanishes_before_it_is_read_is_followed_by_the_next_on
 def test_every_message_is_new_once_and_in_order_however_often_it_is_interrupted(
     steps: list[int], lives: list[int], chunk: int
 ) -> None:
-    """Each life has so many deliveries, the last one all of them, and begins up to a chunk too early."""
+    """Each life has so many deliveries, the last ones all of them, and begins up to a chunk too early."""
     stream = [sum(steps[: at + 1]) for at in range(len(steps))]
     course = Course(window=10**6)
     read: list[int] = []
-    for most in [*lives, len(stream)]:
+    for most in [*lives, *[len(stream)] * (len(stream) + 1)]:
         start = course.begin(stream[-1] + 1)
         coming = [number for number in stream if number >= start - chunk]
         for number in coming[:most]:
             verdict = course.judge(number, check_of(number))
             assert verdict is not FOREIGN
+            if verdict is DOUBTFUL:
+                break
             if verdict is NEW:
                 read.append(number)
     assert read == stream

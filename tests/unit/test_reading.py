@@ -7,11 +7,15 @@ from zlib import crc32
 import pytest
 from pamqp import commands
 
+from bridge.broker import marks
 from bridge.broker.course import DROPPED, REMADE
-from bridge.broker.reading import NO_OFFSET, ReadingEpoch
-from bridge.broker.status import Gap
-from bridge.broker.stream import MARK, History, Stream
+from bridge.broker.gaps import Gaps
+from bridge.broker.marks import MARK, Mark
+from bridge.broker.reading import DOUBTFUL, NO_OFFSET, ReadingEpoch
+from bridge.broker.status import Gap, Status
+from bridge.broker.stream import History, Stream
 from bridge.contract.ids import Id
+from bridge.metrics import Metrics
 from tests.support.frames import OWN, header, method, part
 from tests.support.recipient import CAUGHT_UP, Came, Marked, Recorder
 
@@ -28,8 +32,10 @@ class Scene:
     """A reader with a history, and one epoch of it after another. Places are counted from BASE."""
 
     def __init__(self) -> None:
-        self.history = History(STREAM)
         self.recorder = Recorder()
+        self.metrics = Metrics()
+        self.gaps = Gaps(self.recorder, self.metrics)
+        self.history = History(STREAM, self.gaps, Status(), several_nodes=False)
         self.opened = 0
         self.acknowledged: list[bytes] = []
         self.epoch = self.begin(0)
@@ -37,7 +43,7 @@ class Scene:
     def begin(self, end: int) -> ReadingEpoch:
         """The next life."""
         self.history.course.begin(BASE + end)
-        self.epoch = epoch = ReadingEpoch(self.recorder, 50, self.history, self._missed, self.recorder.caught_up)
+        self.epoch = epoch = ReadingEpoch(self.recorder, 50, self.history)
         epoch.lane.channel = OWN
         epoch.lane.write = self.acknowledged.append
         epoch.on_open = self._open
@@ -46,10 +52,6 @@ class Scene:
 
     def _open(self) -> None:
         self.opened += 1
-
-    def _missed(self) -> None:
-        self.recorder.missed(Gap(0.0, 1.0, self.history.course.lost or ""))
-        self.history.course.lost = None
 
     def come(self, *places: int, body: bytes = b"event", kind: str = "killmail", exchange: str = "killmails") -> None:
         """Messages that come together."""
@@ -60,9 +62,14 @@ class Scene:
             data += method(self._tag, exchange=exchange) + header(len(body), properties) + part(body)
         self.epoch.lane.feed(data)
 
-    def mark(self, at: int) -> None:
+    def mark(self, at: int, body: bytes = b"token") -> None:
         """A mark, of this reader or another."""
-        self.come(at, body=b"token", kind=MARK, exchange="")
+        self.come(at, body=body, kind=MARK, exchange="")
+
+    @property
+    def counted(self) -> float | None:
+        """Gaps that were counted."""
+        return self.metrics.registry.get_sample_value("bridge_gaps_total")
 
 
 @pytest.fixture
@@ -148,6 +155,56 @@ async def test_gap_is_told_before_the_first_delivery_behind_it(scene: Scene) -> 
     [gap] = scene.recorder.gaps
     assert gap.reason == DROPPED
     assert scene.recorder.log[2:] == [gap, Came(b"event", id_of(5)), Came(b"event", id_of(6))]
+    assert scene.gaps.last == gap
+    assert scene.counted == 1
+
+
+async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(scene: Scene) -> None:
+    """Another bridge's is neither this one's last gap nor counted here; it may have been published twice."""
+    gap = Gap(1.0, 2.0, "away")
+    body = marks.write(Mark("theirs", gap))
+    scene.begin(9)
+    scene.come(1)
+    scene.mark(2, body)
+    scene.mark(3, body)
+    scene.come(4)
+    assert scene.recorder.log == [
+        Came(b"event", id_of(1)),
+        gap,
+        Marked(id_of(2, body)),
+        Marked(id_of(3, body)),
+        Came(b"event", id_of(4)),
+    ]
+    assert scene.gaps.last is None
+    assert scene.counted == 0
+
+
+async def test_gap_that_an_own_mark_bears_is_the_last_one_and_counted(scene: Scene) -> None:
+    gap = Gap(1.0, 2.0, "away")
+    scene.begin(9)
+    scene.mark(2, marks.write(Mark(f"{scene.history._instance}1", gap)))
+    assert scene.recorder.gaps == [gap]
+    assert scene.gaps.last == gap
+    assert scene.counted == 1
+
+
+async def test_mark_without_a_gap_tells_of_none(scene: Scene) -> None:
+    scene.begin(9)
+    scene.mark(1, marks.write(Mark("theirs", None)))
+    assert scene.recorder.gaps == []
+
+
+async def test_missing_places_end_the_life_and_nothing_behind_them_is_handed_out(scene: Scene) -> None:
+    scene.begin(1)
+    scene.mark(1)
+    log = [*scene.recorder.log]
+    scene.come(9, 10)
+    assert scene.recorder.log == log
+    assert scene.epoch.failed.result() == DOUBTFUL
+    scene.begin(11)
+    scene.mark(1)
+    scene.come(9, 10)
+    assert scene.recorder.log[len(log) :] == [Came(b"event", id_of(9)), Came(b"event", id_of(10))]
 
 
 async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(scene: Scene) -> None:

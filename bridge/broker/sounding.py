@@ -1,0 +1,132 @@
+"""Where a stream ends: each bridge publishes a mark to it, a small message that everybody skips, and waits for it.
+
+Silence says nothing, and an offset beyond the end is met with it. This file must never know who reads the stream, or
+from where.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import aiormq
+from pamqp import commands
+
+from bridge.broker import marks, topology
+from bridge.broker.content import OFFSET_NAME
+from bridge.broker.link import end_of, sentence, tell_of_blocking
+from bridge.broker.marks import MARK, Mark
+from bridge.broker.status import Gap
+from bridge.broker.topology import Amqp
+from bridge.errors import BrokerRefusal
+
+PREFETCH = 64
+"""Others publish between a sounding's beginning and its mark."""
+
+AGAIN_S = 1.0
+"""A mark that is not back by then is published once more: a broker that has just started confirms messages, and drops
+them, until the stream has a leader; or it finds nobody to take them, and gives them back."""
+
+
+class Sounding:
+    """Listens at a stream's end, and finds out where that is."""
+
+    def __init__(self, amqp: Amqp, channel: aiormq.abc.AbstractChannel, stream: str) -> None:
+        """For `listen` alone."""
+        loop = asyncio.get_running_loop()
+        self._channel = channel
+        self._stream = stream
+        self._token: bytes | None = None
+        self._found: asyncio.Future[int] = loop.create_future()
+        self._blocked: asyncio.Future[str] = loop.create_future()
+        self._ended = end_of(amqp, channel)
+        tell_of_blocking(amqp, self._tell)
+
+    @classmethod
+    async def listen(cls, amqp: Amqp, stream: str) -> "Sounding":
+        """Raises BrokerRefusal where the queue is no stream, or may not be read."""
+        # Consumes and publishes on one channel: the broker does the one after the other there, and would else agree to
+        # consume before it has looked where the end is.
+        channel = await amqp.channel(publisher_confirms=True)
+        sounding = cls(amqp, channel, stream)
+        await channel.basic_qos(prefetch_count=PREFETCH)
+        try:
+            await channel.basic_consume(stream, sounding._look, arguments={"x-stream-offset": "next"})
+        except aiormq.exceptions.ChannelPreconditionFailed as error:
+            # Nothing but a stream knows this argument: nothing was consumed.
+            if "x-stream-offset" in sentence(error):
+                raise no_stream(stream) from error
+            raise
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            raise lacking(f"read on the queue {stream!r}", error) from error
+        return sounding
+
+    async def end(self, token: str, gap: Callable[[], Gap | None]) -> int:
+        """The offset of a mark that was published just now: all that was there before has a smaller one.
+
+        `gap` is what the mark tells of, asked for whenever it is published. Raises BrokerRefusal where the permission
+        to publish is missing, ConnectionError where the broker takes nothing.
+        """
+        self._token = token.encode()
+        publishing = asyncio.create_task(self._publish(token, gap), name="mark the stream's end")
+        try:
+            ends: list[asyncio.Future[Any]] = [self._found, self._blocked, self._ended, publishing]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._found.done():
+                return self._found.result()
+            if self._blocked.done():
+                raise ConnectionError(
+                    f"the broker takes nothing to publish ({self._blocked.result()}), and so the end of the stream "
+                    f"{self._stream!r} can't be found"
+                )
+            # A channel on which nothing may be published is closed for it, and who publishes knows best why.
+            await asyncio.wait([publishing], timeout=AGAIN_S)
+            if publishing.done():
+                publishing.result()
+            raise ConnectionError(f"the end of the stream {self._stream!r} was not found: {self._ended.result()}")
+        finally:
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+            if self._found.done():
+                await self._channel.close()
+
+    async def _publish(self, token: str, gap: Callable[[], Gap | None]) -> None:
+        properties = commands.Basic.Properties(message_type=MARK, delivery_mode=2)
+        while True:
+            body = marks.write(Mark(token, gap()))
+            try:
+                async with asyncio.timeout(AGAIN_S):
+                    await self._channel.basic_publish(
+                        body, routing_key=self._stream, properties=properties, mandatory=True
+                    )
+            except aiormq.exceptions.ChannelAccessRefused as error:
+                raise lacking("write on amq.default, to find the stream's end", error) from error
+            except aiormq.exceptions.DeliveryError:
+                pass  # the broker gave it back, or refused it
+            except TimeoutError:
+                continue
+            await asyncio.sleep(AGAIN_S)
+
+    async def _look(self, message: aiormq.abc.DeliveredMessage) -> None:
+        if self._token is not None and self._token in message.body and not self._found.done():
+            offset = (message.header.properties.headers or {}).get(OFFSET_NAME.decode())
+            assert isinstance(offset, int)
+            self._found.set_result(offset)
+        assert message.delivery_tag is not None
+        await self._channel.basic_ack(message.delivery_tag)
+
+    def _tell(self, reason: str | None) -> None:
+        if reason is not None and not self._blocked.done():
+            self._blocked.set_result(reason)
+
+
+def lacking(permission: str, error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
+    """The refusal where a stream can't be used for want of a permission."""
+    return topology.lacking(error, f"{permission} (or set BRIDGE_HISTORY=memory)")
+
+
+def no_stream(name: str) -> BrokerRefusal:
+    """The refusal where a queue is something else."""
+    return BrokerRefusal(
+        f"the queue {name!r} exists and is no stream: whatever is in it is somebody else's, and stays there; "
+        "name another one in BRIDGE_HISTORY_STREAM, or delete it"
+    )
