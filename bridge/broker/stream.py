@@ -80,6 +80,8 @@ class History:
         self._told: str | None = None
         """The token of the last mark with a gap."""
         self._sounding: Sounding | None = None
+        self._new = False
+        """The stream was made in this life: nothing that was published before was on its way into it."""
         self._difference: str | None = None
 
     def report(self) -> dict[str, object]:
@@ -89,7 +91,7 @@ class History:
 
     async def prepare(self, amqp: Amqp) -> Queue:
         """Finds or makes the stream. Raises BrokerRefusal where it can't be used. Changes nothing that is there."""
-        made = await self._ensure(amqp)
+        self._new = made = await self._ensure(amqp)
         self._sounding = await Sounding.listen(amqp, self.stream.name)
         # One that had to be made again is another one: what was read of the old one says so, before anything new.
         return Queue(self.stream.name, made and self.course.last is None)
@@ -120,7 +122,7 @@ class History:
             heard_s = max(status.proven_s or self._began_s, self.read_s or self._began_s)
             return AWAY if time.monotonic() - heard_s > RESTART_S else None
         # Of several nodes, another one that answers says that the stream has another leader soon.
-        return AWAY if status.unreached else None
+        return AWAY if status.unreached and not self._new else None
 
     def marked(self, body: bytes) -> None:
         """Tells of the gap that a mark bears; to be called for each mark, in its place."""

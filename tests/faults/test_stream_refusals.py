@@ -1,7 +1,7 @@
 """What keeps a bridge from its stream is said in one line that names what is missing, and what to do."""
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -9,6 +9,9 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
+from bridge.broker import consumer as consumer_module
+from bridge.broker.sounding import Sounding
+from bridge.broker.status import Gap
 from bridge.broker.stream import Stream
 from bridge.demo.broker import NoBroker, find_server
 from bridge.errors import BrokerRefusal
@@ -71,6 +74,48 @@ async def test_permission_that_is_missing_is_named(
     assert (exchange if missing == "exchange" else stream.name if missing != "publish" else "amq.default") in text
     assert "\n" not in text
     assert PASSWORD not in text
+
+
+async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: ControlledNode) -> None:
+    """It tries again for as long as it is refused, and would fill the stream."""
+    async with (
+        place(node_broker, kind=KEPT) as (exchange, stream),
+        user_who_may(node_broker, ".*", "^amq", ".*") as url,
+        observer(node_broker.url) as amqp,
+    ):
+        recorder = Recorder()
+        async with reading(node_broker.url, exchange, stream, recorder):
+            await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
+            for _ in range(3):
+                with pytest.raises(BrokerRefusal):
+                    await refused(url, exchange, stream)
+            await publish(amqp, exchange, b"event")
+            await eventually("the event is there", lambda: recorder.bodies == [b"event"])
+        assert len(recorder.ids) == 2, "the reader's own mark, and the event"
+
+
+async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
+    node_broker: ControlledNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer_module, "SETUP_TIMEOUT_S", 2.0)
+    end = Sounding.end
+
+    async def hang(sounding: Sounding, token: str, gap: Callable[[], Gap | None]) -> int:
+        node_broker.pause()
+        return await end(sounding, token, gap)
+
+    monkeypatch.setattr(Sounding, "end", hang)
+    recorder = Recorder()
+    async with place(node_broker, kind=KEPT) as (exchange, stream):
+        try:
+            async with reading(node_broker.url, exchange, stream, recorder) as consumer:
+                await eventually("it says so", lambda: consumer.status.error)
+                assert consumer.status.error == "the broker does not answer within 2 s"
+                monkeypatch.setattr(Sounding, "end", end)
+                node_broker.resume()
+                await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
+        finally:
+            node_broker.resume()
 
 
 async def test_stream_that_its_operator_made_needs_no_permission_to_make_it(node_broker: ControlledNode) -> None:

@@ -1,0 +1,220 @@
+"""What may be missing of a stream is told, by whoever knows of it to all who read it: nothing is lost in silence."""
+
+import asyncio
+import time
+
+import pytest
+from aio_pika.abc import AbstractConnection
+from structlog.testing import capture_logs
+
+from bridge.broker.consumer import Consumer, Source
+from bridge.broker.course import DROPPED
+from bridge.broker.link import Node, connected
+from bridge.broker.sounding import Sounding
+from bridge.broker.status import State
+from bridge.broker.stream import AWAY, Stream
+from bridge.broker.topology import Topology
+from bridge.demo.broker import Broker
+from bridge.metrics import Metrics
+from tests.support.proxy import proxy
+from tests.support.publishing import publish
+from tests.support.recipient import CAUGHT_UP, Recorder, reading
+from tests.support.running import running, sample, unique
+from tests.support.scene import Fetcher
+from tests.support.waiting import eventually
+
+BYTES = 2**20
+
+KEPT_S = 6.0
+"""After this long a new stream outlasts the end of its broker."""
+
+SIZE, TOGETHER = 4000, 20
+"""Of messages that fill the stream: what is published together is kept together, and dropped so."""
+
+
+def stream_of(name: str) -> Stream:
+    return Stream(name, 3600.0, BYTES, 10**6)
+
+
+async def fill(amqp: AbstractConnection, exchange: str, count: int) -> None:
+    for first in range(0, count, TOGETHER):
+        await publish(amqp, exchange, *(b"%0*d" % (SIZE, number) for number in range(first, first + TOGETHER)))
+
+
+async def caught_up(recorder: Recorder) -> None:
+    await eventually("all that was there is read", lambda: CAUGHT_UP in recorder.log)
+
+
+async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """No connection is lost, and nobody is warned of one: the reader looks again by itself."""
+    recorder = Recorder()
+    with capture_logs() as logged:
+        async with reading(broker.url, exchange, stream_of(queue), recorder, prefetch=TOGETHER) as consumer:
+            await caught_up(recorder)
+            recorder.holds = True
+            await fill(amqp, exchange, 1500)
+            held = [*recorder.deliveries]
+            recorder.holds = False
+            for delivery in held:
+                delivery.settle()
+            await eventually("the newest is read", lambda: int(recorder.bodies[-1]) == 1499)
+            assert consumer._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0
+    numbers = [int(body) for body in recorder.bodies]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) < 1500
+    assert {gap.reason for gap in recorder.gaps} == {DROPPED}
+    jumps = [at for at in range(1, len(numbers)) if numbers[at] > numbers[at - 1] + 1]
+    assert len(recorder.gaps) >= len(jumps) > 0
+    assert not any(line["event"] == "broker lost" for line in logged)
+
+
+async def test_what_a_reader_has_to_wait_for_is_no_loss(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """The broker's own notes, of which small segments have many, are not taken for something that is missing."""
+    recorder = Recorder()
+    async with reading(broker.url, exchange, Stream(queue, 3600.0, 64 * BYTES, 10**6), recorder) as consumer:
+        await caught_up(recorder)
+        await fill(amqp, exchange, 1500)
+        await eventually("all are read", lambda: len(recorder.bodies) == 1500)
+        assert consumer._metrics.registry.get_sample_value("bridge_broker_connection_attempts_total") == 1
+    assert recorder.gaps == []
+
+
+async def test_gap_begins_where_the_broker_was_heard_before_the_first_of_two_losses(
+    broker: Broker, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    async with proxy(broker.url) as line, reading(line.url, exchange, stream_of(queue), recorder) as consumer:
+        await line.open()
+        await caught_up(recorder)
+        before_s, attempts = time.time(), line.accepted
+        await line.close()
+        silent_s = time.monotonic() + 3.0
+        await eventually("it was silent for long", lambda: time.monotonic() > silent_s)
+        recovered = consumer._recovered
+
+        def lost_again(found: Topology) -> None:
+            recovered(found)
+            monkeypatch.undo()
+            raise ConnectionError("lost before the first delivery")
+
+        monkeypatch.setattr(consumer, "_recovered", lost_again)
+        await line.open()
+        await eventually("the gap is told", lambda: recorder.gaps)
+        assert line.accepted >= attempts + 2
+        [gap] = recorder.gaps
+        assert gap == consumer.gaps.last
+    assert gap.reason == AWAY
+    assert gap.since_s <= before_s < gap.until_s
+
+
+@pytest.mark.parametrize("kind", ["stream", "queue"])
+async def test_exchange_that_had_to_be_made_is_told_although_that_connection_failed(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    of_its_own, stream = (None, stream_of(queue)) if kind == "stream" else (queue, None)
+    source = Source((Node(broker.url),), (exchange,), of_its_own, 20, "reader", stream)
+    consumer = Consumer(source, recorder, Metrics(), wait=False)
+    running_one = asyncio.create_task(consumer.run())
+    try:
+        await eventually("it consumes", lambda: consumer.at_end)
+
+        async def lost(*arguments: object) -> None:
+            monkeypatch.undo()
+            raise ConnectionError("lost while it was set up")
+
+        monkeypatch.setattr(consumer, "_prepare", lost)
+        channel = await amqp.channel()
+        await channel.exchange_delete(exchange)
+        await eventually("that is missed", lambda: consumer.status.state is not State.WORKING)
+        await eventually("it consumes again", lambda: consumer.at_end)
+        await publish(amqp, exchange, b"event")
+        await eventually("the event comes", lambda: recorder.bodies == [b"event"])
+        await channel.close()
+    finally:
+        consumer.stop()
+        await running_one
+    assert len(recorder.gaps) == 1
+    assert consumer.gaps.last == recorder.gaps[0]
+
+
+async def test_what_the_broker_loses_on_its_return_is_told_to_all_who_read_the_stream_then_or_later(
+    mortal_broker: Broker,
+) -> None:
+    """To a bridge that was there before, one that had to wait for the broker, and one that starts long after."""
+    exchange, stream = unique("exchange"), stream_of(unique("stream"))
+    older, waiting, later = Recorder(), Recorder(), Recorder()
+    async with reading(mortal_broker.url, exchange, stream, older) as first:
+        await caught_up(older)
+        made_s = time.monotonic()
+        fetcher = Fetcher(mortal_broker.url, exchange)
+        try:
+            await eventually("the stream is on the disk", lambda: time.monotonic() > made_s + KEPT_S)
+            await fetcher.further(10)
+            await asyncio.to_thread(mortal_broker.kill)
+            await eventually("that is noticed", lambda: first.status.state is not State.WORKING)
+            async with reading(mortal_broker.url, exchange, stream, waiting) as second:
+                await eventually("it is missed", lambda: second.status.attempts > 1)
+                await asyncio.to_thread(mortal_broker.start)
+                await eventually("both read", lambda: first.at_end and second.at_end)
+                await fetcher.further(50)
+                await fetcher.stop()
+                await eventually("all have come to both", lambda: older.bodies and older.bodies == waiting.bodies)
+                own = {first.gaps.last, second.gaps.last}
+                async with reading(mortal_broker.url, exchange, stream, later) as third:
+                    await caught_up(later)
+                    assert third.gaps.last is None, "it lost nothing itself"
+        finally:
+            await fetcher.stop()
+    assert {*own} == {*later.gaps} == {*older.gaps} == {*waiting.gaps}
+    assert len(own) == 2
+    assert {gap.reason for gap in own if gap} == {AWAY}
+    assert later.bodies[: len(older.bodies)] == older.bodies
+    # In its place: in front of the mark, and behind what was read before the broker ended.
+    assert later.log.index(later.gaps[0]) > len(older.bodies[:10])
+
+
+@pytest.mark.parametrize("mandatory", ["returned", "dropped"])
+async def test_mark_that_does_not_come_back_is_published_again(
+    broker: Broker, amqp: AbstractConnection, queue: str, mandatory: str
+) -> None:
+    channel = await amqp.channel()
+    await channel.declare_queue(queue, durable=True, arguments=stream_of(queue).arguments)
+    nowhere = unique("nowhere")
+    if mandatory == "dropped":  # confirmed, and in a queue of somebody else's
+        await channel.declare_queue(nowhere, exclusive=True)
+    asked: list[float] = []
+    async with connected((Node(broker.url),), "sounding") as line:
+        sounding = await Sounding.listen(line, queue)
+        sounding._stream = nowhere
+
+        def gap() -> None:
+            asked.append(time.monotonic())
+            sounding._stream = queue if len(asked) > 2 else nowhere
+
+        assert await sounding.end("token", gap) == 0
+    assert len(asked) == 3
+    await channel.close()
+
+
+async def test_rejects_in_hand_when_a_bridge_stops_are_said_to_be_lost(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+) -> None:
+    """A stream gives nothing twice to a bridge that has read it."""
+    channel = await amqp.channel()
+    await channel.declare_queue(rejects, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+    flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": queue}
+    flags["shutdown_timeout"] = "10s"  # long enough to wait for them
+    with capture_logs() as logged:
+        async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
+            await publish(amqp, exchange, *(b"invalid" for _ in range(5)))
+            await eventually("they are held", lambda: bridge._rejects.waiting == 5)
+            assert sample(bridge, "bridge_rejects_total", reason="not-json") == 5
+    [said] = [line for line in logged if line["event"] == "stopped with unsettled deliveries"]
+    assert said["deliveries"] == 5
+    assert said["kept_by_the_broker"] is False
+    await channel.close()
