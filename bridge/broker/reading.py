@@ -19,12 +19,7 @@ DOUBTFUL = "places of the stream are missing; it is read from the last event onc
 class ReadingEpoch(Epoch):
     """An epoch of a stream's deliveries."""
 
-    def __init__(
-        self,
-        recipient: Recipient,
-        prefetch: int,
-        history: History,
-    ) -> None:
+    def __init__(self, recipient: Recipient, prefetch: int, history: History) -> None:
         """`history` is told of what comes, in order."""
         super().__init__(recipient, prefetch, StreamContents().read)
         self._history = history

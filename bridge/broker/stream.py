@@ -118,11 +118,13 @@ class History:
         status = self._status
         if made and status.worked:
             return status.error or "something had to be made again"
+        if self._new:
+            return None
         if status.worked and not self._several_nodes:
             heard_s = max(status.proven_s or self._began_s, self.read_s or self._began_s)
             return AWAY if time.monotonic() - heard_s > RESTART_S else None
         # Of several nodes, another one that answers says that the stream has another leader soon.
-        return AWAY if status.unreached and not self._new else None
+        return AWAY if status.unreached else None
 
     def marked(self, body: bytes) -> None:
         """Tells of the gap that a mark bears; to be called for each mark, in its place."""
