@@ -332,6 +332,6 @@ async def test_what_a_slow_program_in_node_has_not_taken_waits_with_the_bridge(
         await eventually("it waits", lambda: asyncio.get_running_loop().time() > until)
         assert transport.get_write_buffer_size() > 2**20
         assert len(await updates_of(follower)) == 1
+        assert len(bridge.asked) == 1
         await follower.stop()
         await has(follower, *texts)
-        assert len(bridge.asked) == 1
