@@ -27,7 +27,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LONG_S = 60.0
 """A silence that no test lasts."""
 
-SHORT_S = 0.3
+SHORT_S = 0.7
+"""A silence that a test waits for. On a busy machine a browser takes half of it to open a socket."""
 
 Following = Callable[..., AbstractAsyncContextManager[Any]]
 
