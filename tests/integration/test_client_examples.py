@@ -28,7 +28,7 @@ LONG_S = 60.0
 """A silence that no test lasts."""
 
 SHORT_S = 0.7
-"""A silence that a test waits for. On a busy machine a browser takes half of it to open a socket."""
+"""A silence that a test waits for. In 0.3 s a browser on a busy machine may have no socket open yet."""
 
 Following = Callable[..., AbstractAsyncContextManager[Any]]
 
