@@ -255,6 +255,13 @@ def _contradictions(settings: Settings) -> list[str]:
             f"BRIDGE_REJECT_EXCHANGE: {settings.reject_exchange!r} is what the bridge consumes as well (BRIDGE_QUEUE, "
             "BRIDGE_EXCHANGES): what it rejects would come back to it for ever"
         )
+    of_stream = ("history_stream", "history_max_age", "history_max_bytes")
+    if settings.history == "memory":
+        set_all_the_same = [name for name in of_stream if getattr(settings, name) != getattr(Settings(), name)]
+        problems += [
+            f"{PREFIX}{name.upper()}: it is of a stream, and BRIDGE_HISTORY is memory: set BRIDGE_HISTORY=stream"
+            for name in set_all_the_same
+        ]
     if settings.history == "stream":
         if settings.queue is not None:
             problems.append(

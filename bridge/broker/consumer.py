@@ -26,6 +26,7 @@ from bridge.broker.reading import DOUBTFUL, ReadingEpoch
 from bridge.broker.status import State, Status
 from bridge.broker.stream import History, Stream
 from bridge.broker.topology import Exchange, Topology
+from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 
 CHECK_INTERVAL_S = 1.5
@@ -86,8 +87,8 @@ class Consumer:
         """Something had to be made at the broker, and no life has said so yet."""
         self._known: dict[str, Exchange] = {}
         """The exchanges as they last were: one that vanishes is made again as its owner made it, or not at all."""
-        self._priority: int | None = 0
-        """Of the newest consumer; None where the queue knows none."""
+        self._priority = 0
+        """Of the newest consumer of a named queue."""
         metrics.watch(
             "bridge_queue_others", "Others that consume this bridge's named queue.", lambda: float(self.sharing)
         )
@@ -178,7 +179,7 @@ class Consumer:
         arguments: FieldTable | None = None
         if self.history is not None:
             arguments = {"x-stream-offset": self.history.start}
-        elif self._source.queue is not None and self._priority is not None:
+        elif self._source.queue is not None:
             # The newest connection comes first. A broker that still believes in an old one, half open, would otherwise
             # give it every other event, to keep until three heartbeats are over.
             self._priority = max(self._priority + 1, time.time_ns() // 1_000_000)
@@ -187,7 +188,11 @@ class Consumer:
             return await channel.basic_consume(queue, _never, arguments=arguments)
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             if "x-priority" in sentence(error):
-                self._priority = None  # a stream, which gives everything to everybody; it goes with the next life
+                # It would give what is published from now on, and never what was published meanwhile.
+                raise BrokerRefusal(
+                    f"the queue {queue!r} is a stream, which keeps nothing back for a bridge that is away; set "
+                    f"BRIDGE_HISTORY=stream and BRIDGE_HISTORY_STREAM={queue} instead of BRIDGE_QUEUE"
+                ) from error
             raise
         except aiormq.exceptions.ChannelAccessRefused as error:
             if "exclusive" in sentence(error):

@@ -50,18 +50,19 @@ class Course:
         self._doubted: int | None = None
         """What was DOUBTFUL in the life before: where it follows the last one again, nothing is missing between."""
         self._from_start = False
-        self._end = 0
+        self.end = 0
+        """The offset of this life's own mark."""
 
     @property
     def at_end(self) -> bool:
         """True once all is read that was there when this life began."""
-        return self._number >= self._end
+        return self._number >= self.end
 
     def begin(self, end: int) -> int:
         """A life begins: returns the offset to read from. `end` is that of a message that was published just now."""
         if self.last is not None and end <= self.last.number:
             self._forget()
-        self._end = end
+        self.end = end
         self._proving = self.last is not None
         if self.last is not None:
             return self.last.number
@@ -91,7 +92,7 @@ class Course:
 
     def catch_up(self, number: int) -> bool:
         """True once: where all that was there before the reader has a smaller number."""
-        if self.caught_up or number < self._end:
+        if self.caught_up or number < self.end:
             return False
         self.caught_up = True
         return True

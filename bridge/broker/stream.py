@@ -87,7 +87,12 @@ class History:
     def report(self) -> dict[str, object]:
         """For `/readyz`."""
         last = self.course.last
-        return {"stream": self.stream.name, "read": self.course.at_end, "last": last and last.number}
+        return {
+            "stream": self.stream.name,
+            "read": self.course.at_end,
+            "last": last and last.number,
+            "end": self.course.end,
+        }
 
     async def prepare(self, amqp: Amqp) -> Queue:
         """Finds or makes the stream. Raises BrokerRefusal where it can't be used. Changes nothing that is there."""

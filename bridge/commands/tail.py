@@ -31,6 +31,9 @@ LASTING_S = 10.0
 OPEN_S, PING_S, CLOSE_S = 10.0, 20.0, 1.0
 """For a handshake; between pings, and for the answer to one; for the goodbye."""
 
+PATIENCE_S = 2.0
+"""For a bridge that takes the connection, and then says nothing: it reads its history, or has no broker yet."""
+
 TRY_AGAIN = frozenset({408, 429})
 """Of the statuses that blame the client, those that another try may not get."""
 
@@ -131,7 +134,7 @@ class Tail:
 
     async def _messages(self, socket: ClientConnection) -> str:
         try:
-            self._begin(self._read(await socket.recv()))
+            self._begin(self._read(await self._first(socket)))
             while True:
                 text = await socket.recv()
                 await self._take(text, self._read(text))
@@ -139,6 +142,16 @@ class Tail:
             if closed.rcvd is None:
                 return "a ping was not answered" if closed.sent is not None else REASONS[1006]
             return REASONS.get(closed.rcvd.code) or f"code {closed.rcvd.code} {printable(closed.rcvd.reason)}".rstrip()
+
+    async def _first(self, socket: ClientConnection) -> str | bytes:
+        receiving = asyncio.ensure_future(socket.recv())
+        try:
+            await asyncio.wait([receiving], timeout=PATIENCE_S)
+            if not receiving.done():
+                self._say(f"connected to {self._shown}, which can't say yet what follows; its /readyz may say why")
+            return await receiving
+        finally:
+            receiving.cancel()
 
     def _read(self, text: str | bytes) -> Mapping[str, Any]:
         try:
@@ -182,6 +195,8 @@ class Tail:
 
     def _refusal(self, status: int, body: bytes) -> str:
         sentence = printable(body.decode(errors="replace").strip()) or "without a word"
+        if status == 200:
+            raise Refused(f"{self._shown} is a page and no WebSocket endpoint, which is /updates, unless set otherwise")
         if 400 <= status < 500 and status not in TRY_AGAIN:
             raise Refused(f"{self._shown} refuses ({status}): {sentence}")
         return f"it answers {status}: {sentence}"

@@ -26,7 +26,7 @@ FULL, TRY_AGAIN = 1013, (408, 429)
 
 log = logging.getLogger("updates")
 tell = partial(log.info, "connected: all after %s follows")
-warn = partial(log.warning, "some updates can't be had any more: %s")
+warn = partial(log.warning, "some updates may be missing: %s")
 Told = Callable[[Any], object]
 
 

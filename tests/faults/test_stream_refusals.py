@@ -13,13 +13,13 @@ from bridge.broker import consumer as consumer_module
 from bridge.broker.sounding import Sounding
 from bridge.broker.status import Gap
 from bridge.broker.stream import Stream
-from bridge.demo.broker import NoBroker, find_server
+from bridge.demo.broker import Broker, NoBroker, find_server
 from bridge.errors import BrokerRefusal
 from tests.support.broker import say, unavailable
 from tests.support.control import ControlledNode
 from tests.support.publishing import depth, observer, publish
 from tests.support.recipient import CAUGHT_UP, Recorder, reading, refused
-from tests.support.running import bridge_process, unique
+from tests.support.running import bridge_process, started, unique
 from tests.support.waiting import eventually
 
 PASSWORD = secrets.token_hex(8)
@@ -153,6 +153,21 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
         assert message is not None
         assert (message.body, message.redelivered) == (b"theirs", False)
         await message.ack()
+
+
+async def test_stream_that_is_named_as_a_queue_is_refused(broker: Broker, amqp: AbstractConnection) -> None:
+    """It would be read from its end on: what came while the bridge was away would be lost without a word."""
+    exchange, queue = unique("exchange"), unique("stream")
+    channel = await amqp.channel()
+    await channel.declare_queue(queue, durable=True, arguments=KEPT)
+    try:
+        flags = {"exchanges": f"{exchange}=killmail", "queue": queue}
+        with pytest.raises(BrokerRefusal, match=f"is a stream.*BRIDGE_HISTORY_STREAM={queue}"):
+            async with started(broker.url, **flags) as bridge:
+                await bridge.failure()
+    finally:
+        await channel.queue_delete(queue)
+        await channel.exchange_delete(exchange)
 
 
 async def _holds(amqp: AbstractConnection, queue: str) -> bool:

@@ -114,6 +114,24 @@ async def test_refusal_ends_it_with_the_bridges_own_sentence(bridge: ScriptedBri
         assert len(bridge.asked) == 1
 
 
+async def test_page_is_no_endpoint(bridge: ScriptedBridge) -> None:
+    bridge.refusal = HTTPStatus.OK, "<html>"
+    async with tailing(bridge.url) as tail:
+        assert await tail.ended() == 2
+        assert tail.said == [
+            f"edk-bridge: {bridge.url} is a page and no WebSocket endpoint, which is /updates, unless set otherwise"
+        ]
+
+
+async def test_bridge_that_can_say_nothing_yet_is_waited_for_and_that_is_said(bridge: ScriptedBridge) -> None:
+    bridge.ready.clear()
+    async with tailing(bridge.url) as tail:
+        await tail.says(f"connected to {bridge.url}, which can't say yet what follows")
+        bridge.ready.set()
+        await tail.says(f"connected to {bridge.url}", times=2)
+        await tail.prints(bridge.emit({"killmailId": 1}))
+
+
 async def test_proxy_without_a_bridge_is_asked_again(bridge: ScriptedBridge) -> None:
     bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server."
     async with tailing(bridge.url) as tail:

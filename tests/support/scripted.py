@@ -4,6 +4,7 @@ It speaks what a client sees of `?after=`: the message `resume`, updates with id
 judges no update and knows no broker.
 """
 
+import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -31,6 +32,9 @@ class ScriptedBridge:
         """The query of each handshake, as it came."""
         self.connections: list[ServerConnection] = []
         """Those that are open, and those that went without a word."""
+        self.ready = asyncio.Event()
+        self.ready.set()
+        """Not set: who connects is told nothing yet."""
         self.refusal: tuple[HTTPStatus, str] | None = None
         """What a handshake is answered with."""
         self.closing: int | None = None
@@ -136,6 +140,7 @@ class ScriptedBridge:
         if self.closing is not None:
             await connection.close(self.closing)
             return
+        await self.ready.wait()
         assert connection.request is not None
         if self.resumes:
             [after] = parse_qs(urlsplit(connection.request.path).query, keep_blank_values=True)["after"]

@@ -286,6 +286,7 @@ def test_value_with_a_password_is_never_shown(sources: Sources, url: str) -> Non
         ({"exchanges": "a=killmail,b=event", "reject_exchange": "b"}, ["BRIDGE_REJECT_EXCHANGE"]),
         ({"history": "stream", "queue": "q"}, ["BRIDGE_QUEUE"]),
         ({"history": "stream", "history_stream": "bridge.rejected"}, ["BRIDGE_HISTORY_STREAM"]),
+        ({"history_stream": "s", "history_max_age": "4h"}, ["BRIDGE_HISTORY_STREAM", "BRIDGE_HISTORY_MAX_AGE"]),
         (
             {"ping_interval": "3m", "log_bytes": "64k"},
             ["BRIDGE_PING_INTERVAL", "BRIDGE_LOG_BYTES"],
@@ -313,7 +314,7 @@ def test_certificate_and_key_are_set_together(sources: Sources, name: str) -> No
         {"ping_interval": "119.9", "idle_timeout": "120"},
         {"log_bytes": "1 MiB", "max_message_bytes": "1 MiB"},
         {"history": "stream"},
-        {"history": "memory", "queue": "q", "history_stream": "bridge.rejected"},
+        {"history": "memory", "queue": "q", "history_max_age": "3h"},
     ],
 )
 def test_settings_at_the_edge_of_a_contradiction_are_fine(sources: Sources, flags: dict[str, str]) -> None:
