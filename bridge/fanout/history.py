@@ -69,7 +69,9 @@ class History:
         log = self.log
         if content is not None:
             self._contents.put(log.head, content, len(frame))
-        if log.head >= self._full_at or self._room <= 0 or (given is not None and given < self._newest):
+        # Within a segment numbers grow; but a notice bears the one before it.
+        again = given is not None and given.number <= self._newest.number and given != self._newest
+        if log.head >= self._full_at or self._room <= 0 or again:
             self._begin(log.head)
         if given is not None:
             self._newest = given
@@ -204,14 +206,16 @@ class History:
         """Those of the positions that hold updates."""
         if start > self._last_other:
             return range(start, end)
-        others = {position for segment in self._segments for position in segment.others}
+        segments = self._segments[self._index(start) :]
+        others = {position for segment in segments for position in segment.others}
         return [position for position in range(start, end) if position not in others]
 
     def has_notice(self, start: int, end: int) -> bool:
         """Whether there is a notice at any of the positions."""
         if start > self._last_other:
             return False
-        return any(start <= position < end for segment in self._segments for position in segment.notices)
+        segments = self._segments[self._index(start) :]
+        return any(start <= position < end for segment in segments for position in segment.notices)
 
     def wanted(self, wanted_by: Filter | None, start: int, end: int, *, notices: bool) -> tuple[Sequence[int], int]:
         """Those positions from `start` on that a client wants, and where the answer ends: at `end` or before it.
