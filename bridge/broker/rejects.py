@@ -144,8 +144,9 @@ class Rejects:
             await channel.queue_bind(self._exchange, self._exchange, topology.ROUTING_KEY)
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
-                f"rejected events can't be published to {self._exchange!r}: {sentence(error)}; grant that, name "
-                "another exchange in BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
+                f"rejected events can't be published to {self._exchange!r}: {sentence(error)}; grant that "
+                "(configure, write and read on the exchange and the queue of this name), name another exchange in "
+                "BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
             ) from error
 
     def _opened(self) -> None:

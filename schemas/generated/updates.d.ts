@@ -437,7 +437,7 @@ export interface RedisqPackage {
  */
 export interface Resume {
   /**
-   * Whether everything after the id that the client gave follows. False where that id is unknown or older than what is kept: all that is kept follows then, and what was before that is lost to the client.
+   * Whether everything after the id that the client gave follows. False where that id is unknown or older than what is kept: what is kept follows then (but for the oldest of it, which may be gone by then), and what was before that is lost to the client.
    */
   complete: boolean;
   /**
