@@ -244,6 +244,24 @@ async def test_what_the_stream_has_dropped_unread_is_told(
     assert place_of(recorder, b"before") < recorder.log.index(gap) < place_of(recorder, recorder.bodies[1])
 
 
+async def test_what_is_too_old_is_not_kept(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
+    """By file: what is old enough goes when the broker begins another one."""
+    stream = Stream(queue, 1.0, BYTES, 10**6)
+    recorder = Recorder()
+    async with reading(broker.url, exchange, stream, recorder):
+        await caught_up(recorder)
+        await publish(amqp, exchange, *(b"%05d" % number + bytes(1000) for number in range(100)))
+
+        async def oldest_is_gone() -> bool:
+            await publish(amqp, exchange, *(b"later" + bytes(1000) for _ in range(40)))
+            again = Recorder()
+            async with reading(broker.url, exchange, stream, again):
+                await caught_up(again)
+            return not again.bodies[0].startswith(b"00000")
+
+        await eventually("the oldest is gone", oldest_is_gone)
+
+
 async def test_stream_that_exists_is_used_as_it_is(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
