@@ -8,6 +8,7 @@ or later. This file must never know what becomes of a delivery.
 import math
 import secrets
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import aiormq
@@ -29,6 +30,9 @@ elected yet, a message for it was confirmed and dropped."""
 
 RESTART_S = 2.5
 """No broker is back sooner: its start alone takes 3 s on two cores, and more as it is packaged."""
+
+TOKENS = 64
+"""Bridges that may come back at the same time, and publish their marks more than once."""
 
 SEGMENTS = 64
 """Files that a full stream has. What is too old, or too much, is dropped file by file, and the newest stays: few large
@@ -77,8 +81,8 @@ class History:
         self._began_s = time.monotonic()
         self._instance = secrets.token_hex(8)
         """What the tokens of this bridge's own marks begin with."""
-        self._told: str | None = None
-        """The token of the last mark with a gap."""
+        self._told: deque[str] = deque(maxlen=TOKENS)
+        """The tokens of the last marks with a gap."""
         self._sounding: Sounding | None = None
         self._new = False
         """The stream was made in this life: nothing that was published before was on its way into it."""
@@ -134,9 +138,9 @@ class History:
     def marked(self, body: bytes) -> None:
         """Tells of the gap that a mark bears; to be called for each mark, in its place."""
         mark = marks.read(body)
-        if mark is None or mark.gap is None or mark.token == self._told:
+        if mark is None or mark.gap is None or mark.token in self._told:
             return
-        self._told = mark.token
+        self._told.append(mark.token)
         if mark.token.startswith(self._instance):
             _log.warning("events may have been missed", reason=mark.gap.reason, stream=self.stream.name)
             self._gaps.tell(mark.gap)

@@ -9,7 +9,7 @@ Pure: it knows neither connections nor time.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import compress, pairwise
+from itertools import accumulate, compress, pairwise
 
 from bridge.contract.envelope import ending, unwrap
 from bridge.contract.ids import Id
@@ -33,6 +33,9 @@ ANSWERS = 32
 
 ASKING_BYTES = 128
 """What a filter's answer counts for in `History.work_bytes`: about 0.4 microseconds, in which so much JSON is read."""
+
+LOOKING_BYTES = 1024
+"""What it counts for to look at the answers of a segment that are known."""
 
 RECENT_BYTES = 2**19
 """Frames of which the data is kept, and frames with ids: of each so much, and one at least."""
@@ -58,13 +61,17 @@ class History:
         """The last position that holds no update."""
         self._contents: Recent[Content] = Recent(RECENT_BYTES)
         self._framed: Recent[bytes] = Recent(RECENT_BYTES)
+        self._measured: tuple[Sequence[int], bool, Sequence[int]] = ((), False, ())
+        """What was asked for last of `ends`, and its answer."""
         self.work_bytes = 0
         """What was read, asked and written here for clients that are behind or filter: it only grows."""
 
-    def append(self, frame: bytes, given: Id | None = None, content: Content | None = None) -> None:
+    def append(
+        self, frame: bytes, given: Id | None = None, content: Content | None = None, beside_bytes: int = 0
+    ) -> None:
         """Adds an update's frame; `given` is its id, where ids are not counted here. An empty frame is no update.
 
-        `content` is what it holds, where somebody will ask for it.
+        `content` is what it holds, where somebody will ask for it; `beside_bytes` is kept for it elsewhere.
         """
         log = self.log
         if content is not None:
@@ -77,8 +84,8 @@ class History:
             self._newest = given
             self._segments[-1].numbers.append(given.number)
             self._segments[-1].checks.append(given.check)
-        self._room -= len(frame)
-        log.append(frame)
+        self._room -= len(frame) + beside_bytes
+        log.append(frame, beside_bytes)
         if log.tail > self._kept:
             self._drop()
 
@@ -91,14 +98,16 @@ class History:
     def notice(self, payload: bytes) -> None:
         """Adds something for clients with ids alone. Who has had it resumes before it: it has no id of its own."""
         position = self._last_other = self.log.head
-        self.append(b"", None if self._check is not None else self._newest)
+        frame = text_frame(payload)
+        self.append(b"", None if self._check is not None else self._newest, beside_bytes=len(frame))
         self._segments[-1].others.add(position)
-        self._segments[-1].notices[position] = text_frame(payload)
+        self._segments[-1].notices[position] = frame
 
     def _begin(self, position: int) -> None:
         last = self._segments[-1]
         last.size_bytes = SEGMENT_BYTES - self._room + ENTRY_BYTES * (position - last.start)
         self._segments.append(Segment(position))
+        self._segments[-1].others_before = last.others_before + len(last.others)
         self._full_at, self._room = position + SEGMENT_UPDATES, SEGMENT_BYTES
         self._kept = self._segments[1].start
 
@@ -175,6 +184,14 @@ class History:
             self.work_bytes += len(framed)
         return framed
 
+    def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
+        """Where each of the frames of these positions ends, in bytes, one behind the other."""
+        # Many stop in the same frames at the same time.
+        if self._measured[0] is not positions or self._measured[1] is not ids:
+            sizes = (len(self.frame(position, ids=ids)) for position in positions)
+            self._measured = (positions, ids, list(accumulate(sizes)))
+        return self._measured[2]
+
     def rest(self, position: int, taken: int, *, ids: bool) -> list[bytes | memoryview]:
         """What is left of such a frame after so many bytes of it: views, so that a thousand clients that stop within a
         large one don't hold a thousand copies."""
@@ -238,20 +255,25 @@ class History:
 
         Goes on as long as the answers are known, and asks for those of one segment beside.
         """
+        if wanted_by is None:
+            return end - start - self._others(end) + self._others(start), end
         count, asked = 0, False
         while start < end:
             segment, until = self._segment(start), self._end(start, end)
-            if wanted_by is None:
-                count += until - start - sum(start <= position < until for position in segment.others)
-            else:
-                if len(segment.answers.get(wanted_by, b"")) < until - segment.start:
-                    if asked:
-                        break
-                    asked = True
-                answer = self._answer(segment, wanted_by, until)
-                count += answer.count(1, start - segment.start, until - segment.start)
+            if len(segment.answers.get(wanted_by, b"")) < until - segment.start:
+                if asked:
+                    break
+                asked = True
+            answer = self._answer(segment, wanted_by, until)
+            count += answer.count(1, start - segment.start, until - segment.start)
+            self.work_bytes += LOOKING_BYTES
             start = until
         return count, start
+
+    def _others(self, position: int) -> int:
+        """How many positions before this one hold no update."""
+        segment = self._segment(position)
+        return segment.others_before + sum(other < position for other in segment.others)
 
     def forget(self, nobodys: Filter) -> None:
         """To be called when no client has a filter any more."""

@@ -60,6 +60,8 @@ class Hub:
         self._resuming = Resuming(history, now_ms, self._told)
         self._lagging = Lagging(history, self._resuming, schedule, self._arrived, self.leave)
         self._waiting = Waiting(history, reads_back)
+        self._letting_go = False
+        """True while some that need not wait any more begin in later turns."""
         self._pending_bytes = 0
         self._draining = False
         self.on_flush: Callable[[], None] = lambda: None
@@ -125,15 +127,20 @@ class Hub:
         `content` is what it holds, where that is at hand; `given` its id, where it comes with one.
         """
         frame = text_frame(payload)
-        unflushed = self._log.head - self._lagging.flushed
-        if self._pending_bytes + len(frame) > self._flush_bytes or unflushed >= self._flush_updates:
-            self.flush()
+        self._make_room(len(frame))
         self._history.append(frame, given, content if self._views else None)
         self._pending_bytes += len(frame)
 
     def mark(self, given: Id) -> None:
         """Notes an id of no update: nobody is sent it, but who has it from another bridge may resume after it."""
+        self._make_room(0)
         self._history.mark(given)
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Flushes before what is not flushed yet could be dropped from the log."""
+        unflushed = self._log.head - self._lagging.flushed
+        if self._pending_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
+            self.flush()
 
     def notify(self, payload: bytes) -> None:
         """Sends something that is no update to those that asked for ids, in its place among the updates."""
@@ -213,8 +220,8 @@ class Hub:
 
     def tick(self) -> None:
         """To be called every few seconds: who waits in vain for what it says it has had is told that it is unknown."""
-        for connection, after in self._waiting.tick(self.is_fed()):
-            self._begin(connection, after)
+        self._waiting.tick(self.is_fed())
+        self._let_go()
 
     def drain(self) -> None:
         """Closes every connection once it has had everything: now, or when it has caught up."""
@@ -241,11 +248,16 @@ class Hub:
         self._metrics.replayed += updates
 
     def _let_go(self) -> None:
+        if not self._letting_go:
+            self._let_some_go()
+
+    def _let_some_go(self) -> None:
         ready = self._waiting.ready()
         for connection, after in ready:
             self._begin(connection, after)
+        self._letting_go = bool(ready)
         if ready:
-            self.schedule(self._let_go)
+            self.schedule(self._let_some_go)
 
     def _arrived(self, connection: Subscriber) -> None:
         assert connection.view is not None

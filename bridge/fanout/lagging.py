@@ -5,7 +5,7 @@ of the loop that those who are live notice nothing. One that falls off the log's
 slow-consumer policy, and it bounds the memory of all clients together.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -54,8 +54,8 @@ class Lagging:
         self._connections: set[Subscriber] = set()
         self._returning: set[Subscriber] = set()
         """Those of them that were never live."""
-        self._due: tuple[deque[Subscriber], ...] = (deque(), deque(), deque())
-        """Those that can be given something, by who comes first; some may have left."""
+        self._due: tuple[OrderedDict[Subscriber, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
+        """Those that can be given something, each once, by who comes first."""
         self._turning = False
         self.flushed = 0
         """The position up to which the live connections have had everything."""
@@ -87,6 +87,8 @@ class Lagging:
         if connection not in self._connections:
             return False
         self._connections.remove(connection)
+        for due in self._due:
+            due.pop(connection, None)
         if connection in self._returning:
             self._returning.remove(connection)
             return False
@@ -101,12 +103,13 @@ class Lagging:
 
     def go_on(self, connection: Subscriber) -> None:
         """Gives it something in one of the next turns. Not at once: one that reads just then could keep it going."""
-        view = connection.view
-        if connection not in self._returning:
-            rank = URGENT
-        else:
-            rank = RETURNING if view is None or view.filter is None else FILTERING
-        self._due[rank].append(connection)
+        if connection not in self._connections:
+            return
+        assert connection.view is not None
+        rank = URGENT
+        if connection in self._returning:
+            rank = RETURNING if connection.view.filter is None else FILTERING
+        self._due[rank].setdefault(connection)
         self._wake()
 
     def hand_over(self, connection: Subscriber, positions: Sequence[int], taken: int) -> None:
@@ -174,31 +177,36 @@ class Lagging:
 
     def _turn(self) -> None:
         self._turning = False
-        try:
-            for due, budget_bytes in zip(self._due, BUDGETS, strict=True):
-                self._spend(budget_bytes, due)
-        finally:
-            if any(self._due):
-                self._wake()
+        for due, budget_bytes in zip(self._due, BUDGETS, strict=True):
+            self._spend(budget_bytes, due)
+        if any(self._due):
+            self._wake()
 
-    def _spend(self, budget_bytes: int, due: deque[Subscriber]) -> None:
+    def _spend(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         history = self._history
         enough = history.work_bytes + budget_bytes
         # Each once, and not those that are added meanwhile: one piece a turn.
         for _ in range(len(due)):
-            if history.work_bytes >= enough:
+            if not due or history.work_bytes >= enough:
                 return
             history.work_bytes += LEAST_BYTES
-            self.give(due.popleft())
+            connection, _ = due.popitem(last=False)
+            try:
+                self.give(connection)
+            except Exception as error:  # one connection's failure is not the others', nor may it be forgotten
+                self._fail(connection, error)
 
     def send(self, connection: Subscriber, *frames: bytes | memoryview) -> None:
         """Sends through its transport; one that fails is closed, and no trouble for the others."""
         try:
             connection.send(*frames)
         except Exception as error:  # whatever a transport may raise
-            with suppress(Exception):
-                connection.close(CloseReason.INTERNAL, error=repr(error))
-            self._leave(connection)
+            self._fail(connection, error)
+
+    def _fail(self, connection: Subscriber, error: Exception) -> None:
+        with suppress(Exception):
+            connection.close(CloseReason.INTERNAL, error=repr(error))
+        self._leave(connection)
 
     def _evict_some(self) -> None:
         tail = self._log.tail

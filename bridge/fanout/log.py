@@ -13,11 +13,12 @@ memory."""
 class Log:
     """Frames at the positions from `tail` up to, but not including, `head`."""
 
-    __slots__ = ("_frames", "head", "max_bytes", "size_bytes", "tail")
+    __slots__ = ("_beside", "_frames", "head", "max_bytes", "size_bytes", "tail")
 
     def __init__(self, max_bytes: int) -> None:
         # A dict by position, not a deque: a slow connection reads from the middle.
         self._frames: dict[int, bytes] = {}
+        self._beside: dict[int, int] = {}
         self.max_bytes = max_bytes
         self.head = 0
         self.tail = 0
@@ -26,13 +27,18 @@ class Log:
     def __len__(self) -> int:
         return self.head - self.tail
 
-    def append(self, frame: bytes) -> None:
-        """Adds the newest frame, and drops the oldest ones that no longer fit. The newest always stays."""
+    def append(self, frame: bytes, beside_bytes: int = 0) -> None:
+        """Adds the newest frame, and drops the oldest ones that no longer fit. The newest always stays.
+
+        `beside_bytes` is what somebody keeps for it elsewhere, and as long.
+        """
+        if beside_bytes:
+            self._beside[self.head] = beside_bytes
         self._frames[self.head] = frame
         self.head += 1
-        self.size_bytes += len(frame) + ENTRY_BYTES
+        self.size_bytes += len(frame) + ENTRY_BYTES + beside_bytes
         while self.size_bytes > self.max_bytes and self.head - self.tail > 1:
-            self.size_bytes -= len(self._frames.pop(self.tail)) + ENTRY_BYTES
+            self.size_bytes -= len(self._frames.pop(self.tail)) + ENTRY_BYTES + self._beside.pop(self.tail, 0)
             self.tail += 1
 
     def frame(self, position: int) -> bytes:

@@ -20,12 +20,14 @@ class Filter(Protocol):
 class Segment:
     """A run of positions from `start` on, up to where the next one begins."""
 
-    __slots__ = ("answers", "checks", "notices", "numbers", "others", "size_bytes", "start")
+    __slots__ = ("answers", "checks", "notices", "numbers", "others", "others_before", "size_bytes", "start")
 
     def __init__(self, start: int) -> None:
         self.start = start
         self.size_bytes = 0
         """Once it is full."""
+        self.others_before = 0
+        """How many positions before it held no update."""
         self.numbers = array("Q")
         self.checks = array("I")
         """By position, where ids are not counted."""

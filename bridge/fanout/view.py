@@ -4,6 +4,7 @@ Who asked for nothing sees the log as it is. All others share a view with those 
 update is looked at once for each of them. This file must never know how bytes reach a socket.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -66,8 +67,7 @@ class View(Generic[P]):
 
         Returns the position of the first one that was not taken in full, and what is left of it.
         """
-        at = 0
-        while taken >= (size := len(self._history.frame(positions[at], ids=self.ids))):
-            taken -= size
-            at += 1
-        return positions[at], self._history.rest(positions[at], taken, ids=self.ids)
+        ends = self._history.ends(positions, ids=self.ids)
+        at = bisect_right(ends, taken)
+        before = ends[at - 1] if at else 0
+        return positions[at], self._history.rest(positions[at], taken - before, ids=self.ids)

@@ -48,26 +48,36 @@ class Waiting:
     def forget(self, connection: Subscriber) -> None:
         """To be called when it is gone."""
         self._waiting.pop(connection, None)
+        self._seen.discard(connection)
 
     def ready(self) -> list[tuple[Subscriber, str]]:
         """Some that need not wait any more, with what they gave; they are not here any more."""
         if not self._waiting or self.reads_back or self._history.newest_number < self._soonest:
             return []
         ready: list[tuple[Subscriber, str]] = []
-        for connection, (after, known) in tuple(self._waiting.items()):
-            if len(ready) < AT_ONCE and (known is None or not self._history.is_ahead(known)):
-                del self._waiting[connection]
-                ready.append((connection, after))
-        numbers = [0 if known is None else known.number for _, known in self._waiting.values()]
-        self._soonest = min(numbers, default=0)
+        soonest: int | None = None
+        for connection, (after, known) in self._waiting.items():
+            if known is not None and self._history.is_ahead(known):
+                soonest = known.number if soonest is None else min(soonest, known.number)
+                continue
+            ready.append((connection, after))
+            if len(ready) == AT_ONCE:
+                # There may be more: they are looked through again.
+                break
+        else:
+            self._soonest = soonest or 0
+        for connection, _ in ready:
+            del self._waiting[connection]
         return ready
 
-    def tick(self, fed: bool) -> list[tuple[Subscriber, str]]:
-        """To be called every few seconds; returns who has waited for longer than that while everything else came.
+    def tick(self, fed: bool) -> None:
+        """To be called every few seconds: who has waited for longer than that, while everything else came, is ready.
 
         `fed` says whether it does.
         """
-        in_vain = self._seen & self._waiting.keys() if fed and not self.reads_back else set()
-        given_up = [(connection, self._waiting.pop(connection)[0]) for connection in in_vain]
+        in_vain = self._seen & self._waiting.keys() if fed and not self.reads_back else ()
+        for connection in in_vain:
+            after, _ = self._waiting[connection]
+            self._waiting[connection] = after, None
+            self._soonest = 0
         self._seen = set(self._waiting) if fed and not self.reads_back else set()
-        return given_up
