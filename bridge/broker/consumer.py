@@ -110,7 +110,15 @@ class Consumer:
         return self.status.state is State.WORKING and (self.history is None or self.history.course.at_end)
 
     async def _consume(self) -> str:
-        """One life. Returns what ended it, in the broker's words."""
+        """One life, or several where the stream's reader asks for the next: nothing is lost then, and none is told of.
+
+        Returns what ended it, in the broker's words.
+        """
+        while (reason := await self._life()) == DOUBTFUL:
+            _log.info("the stream is read from the last event once more", reason=reason)
+        return reason
+
+    async def _life(self) -> str:
         source = self._source
         self._metrics.broker_attempts.inc()
         epoch = self._epoch()
@@ -252,7 +260,8 @@ class Consumer:
             if self._made and status.proven_s is not None:
                 # What was published meanwhile went to nobody's queue, unless the queue was there all the time.
                 self.gaps.tell(until_now(status.proven_s, status.error or ""))
-            _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)
+            if status.state is not State.WORKING:
+                _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)
         else:
             _log.info("consuming", **fields)
             if self.history is not None:
@@ -261,9 +270,7 @@ class Consumer:
         status.enter(State.WORKING)
 
     def _lost(self, state: State, error: str) -> None:
-        if error == DOUBTFUL:
-            _log.info("the stream is read from the last event once more", reason=error)
-        elif self.status.state is State.WORKING:
+        if self.status.state is State.WORKING:
             self._metrics.broker_losses.inc()
             _log.warning("broker lost", error=error)
         elif self.status.state is not state:

@@ -179,19 +179,6 @@ async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broke
         await channel.exchange_delete(name)
 
 
-async def test_stream_is_consumed_from(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
-    """Promise: a queue of the operator's own kind is used as it is, be it one that knows no priorities of consumers."""
-    channel = await amqp.channel()
-    target = await channel.declare_exchange(exchange, "fanout", durable=True)
-    stream = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "stream"})
-    await stream.bind(target)
-    async with running(broker.url, exchanges=f"{exchange}=killmail", queue=queue) as bridge:
-        client = await RawClient.open(port_of(bridge))
-        await publish(amqp, exchange, killmail(1))
-        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
-        await client.close()
-
-
 OWNED: list[dict[str, Any]] = [each for each in KINDS if "arguments" not in each]
 
 

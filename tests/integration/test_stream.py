@@ -332,7 +332,8 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
         assert history is not None
         assert history.course.last is not None
         _, body = bridge.readiness.report()
-        assert body["history"] == {"stream": queue, "read": True, "last": history.course.last.number}
+        last = history.course.last.number
+        assert body["history"] == {"stream": queue, "read": True, "last": last, "end": history.course.end}
         history.course.begin(2**40)
         ready, body = bridge.readiness.report()
         assert not ready
