@@ -11,7 +11,7 @@ from tests.support.waiting import eventually
 
 STOPPED_S, DARK_S = 30.0, 25.0
 
-NOTICED = "has not answered for 20 s"
+NOTICED = "does not answer within 20 s"
 
 DOES = "is not ready after 10 s, gives the connection up after 21 s, tries again"
 
