@@ -9,11 +9,11 @@ Pure: it knows neither connections nor time.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, compress, pairwise
+from itertools import compress, pairwise
 
-from bridge.contract.envelope import ending, unwrap
+from bridge.contract.envelope import unwrap
 from bridge.contract.ids import Id
-from bridge.fanout.frames import payload_of, text_frame, text_head
+from bridge.fanout.frames import payload_of, text_frame
 from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.fanout.recent import Recent
 from bridge.fanout.segment import Content, Filter, Segment
@@ -38,7 +38,7 @@ LOOKING_BYTES = 1024
 """What it counts for to look at the answers of a segment that are known."""
 
 RECENT_BYTES = 2**19
-"""Frames of which the data is kept, and frames with ids: of each so much, and one at least."""
+"""Frames of which the data is kept: so much, and one at least."""
 
 
 class History:
@@ -60,9 +60,6 @@ class History:
         self._last_other = -1
         """The last position that holds no update."""
         self._contents: Recent[Content] = Recent(RECENT_BYTES)
-        self._framed: Recent[bytes] = Recent(RECENT_BYTES)
-        self._measured: tuple[Sequence[int], bool, Sequence[int]] = ((), False, ())
-        """What was asked for last of `ends`, and its answer."""
         self.work_bytes = 0
         """What was read, asked and written here for clients that are behind or filter: it only grows."""
 
@@ -162,52 +159,18 @@ class History:
 
     def before(self, position: int) -> Id:
         """The id that a client has had last for whom this position, of the log or its head, is the next."""
-        return self._id(position - 1) if position or self._check is not None else Id(0, 0)
+        return self.id_of(position - 1) if position or self._check is not None else Id(0, 0)
 
-    def _id(self, position: int) -> Id:
+    def id_of(self, position: int) -> Id:
+        """The id of a position."""
         if self._check is not None:
             return Id(position + 1, self._check)
         segment = self._segment(position)
         return Id(segment.numbers[position - segment.start], segment.checks[position - segment.start])
 
-    def frame(self, position: int, *, ids: bool) -> bytes:
-        """What a client is sent of a position, with its id if it wants that; nothing of what is not for it."""
-        frame = self.log.frame(position)
-        if not ids:
-            return frame
-        if not frame:
-            return self._segment(position).notices.get(position, b"")
-        framed = self._framed.get(position)
-        if framed is None:
-            framed = b"".join(self._parts(position))
-            self._framed.put(position, framed, len(framed))
-            self.work_bytes += len(framed)
-        return framed
-
-    def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
-        """Where each of the frames of these positions ends, in bytes, one behind the other."""
-        # Many stop in the same frames at the same time.
-        if self._measured[0] is not positions or self._measured[1] is not ids:
-            sizes = (len(self.frame(position, ids=ids)) for position in positions)
-            self._measured = (positions, ids, list(accumulate(sizes)))
-        return self._measured[2]
-
-    def rest(self, position: int, taken: int, *, ids: bool) -> list[bytes | memoryview]:
-        """What is left of such a frame after so many bytes of it: views, so that a thousand clients that stop within a
-        large one don't hold a thousand copies."""
-        frame = self.log.frame(position)
-        parts: Sequence[bytes | memoryview]
-        parts = self._parts(position) if ids and frame else (self.frame(position, ids=ids),)
-        rest: list[bytes | memoryview] = []
-        for part in parts:
-            if taken < len(part):
-                rest.append(memoryview(part)[taken:])
-            taken = max(0, taken - len(part))
-        return rest
-
-    def _parts(self, position: int) -> tuple[bytes, memoryview, bytes]:
-        payload, end = payload_of(self.log.frame(position))[:-1], ending(str(self._id(position)))
-        return text_head(len(payload) + len(end)), payload, end
+    def notice_at(self, position: int) -> bytes:
+        """The frame of a notice; empty where there is none."""
+        return self._segment(position).notices.get(position, b"")
 
     def content(self, position: int) -> Content:
         """An update's type and data."""

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+from bridge.fanout.framing import Framing
 from bridge.fanout.history import History
 from bridge.fanout.live import Live, Place
 from bridge.fanout.segment import Filter
@@ -28,11 +29,12 @@ class Piece(NamedTuple):
 class View(Generic[P]):
     """The log as some connections see it, and those of them that have had everything."""
 
-    __slots__ = ("_history", "behind", "filter", "ids", "live", "members")
+    __slots__ = ("_framing", "_history", "behind", "filter", "ids", "live", "members")
 
-    def __init__(self, history: History, wanted: Filter | None, ids: bool) -> None:
-        """`wanted` None wants everything."""
+    def __init__(self, history: History, framing: Framing, wanted: Filter | None, ids: bool) -> None:
+        """`framing` is of the history; `wanted` None wants everything."""
         self._history = history
+        self._framing = framing
         self.filter = wanted
         self.ids = ids
         self.live: Live[P] = Live()
@@ -54,7 +56,7 @@ class View(Generic[P]):
         size = 0
         positions, reached = self._history.wanted(self.filter, position, end, notices=self.ids)
         for at in positions:
-            frame = self._history.frame(at, ids=self.ids)
+            frame = self._framing.frame(at, ids=self.ids)
             size += len(frame)
             if run and size > max_bytes:
                 reached = at
@@ -67,7 +69,7 @@ class View(Generic[P]):
 
         Returns the position of the first one that was not taken in full, and what is left of it.
         """
-        ends = self._history.ends(positions, ids=self.ids)
+        ends = self._framing.ends(positions, ids=self.ids)
         at = bisect_right(ends, taken)
         before = ends[at - 1] if at else 0
-        return positions[at], self._history.rest(positions[at], taken - before, ids=self.ids)
+        return positions[at], self._framing.rest(positions[at], taken - before, ids=self.ids)

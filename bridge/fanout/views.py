@@ -7,6 +7,7 @@ together. This file must never know how bytes reach a socket.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from bridge.fanout.framing import Framing
 from bridge.fanout.history import History
 from bridge.fanout.segment import Filter
 from bridge.fanout.subscriber import Subscriber
@@ -31,7 +32,8 @@ class Views:
     """Those that somebody has, and that of everything as it is."""
 
     def __init__(self, history: History) -> None:
-        self.plain: View[Subscriber] = View(history, None, ids=False)
+        self._framing = Framing(history)
+        self.plain: View[Subscriber] = View(history, self._framing, None, ids=False)
         self._only_plain = (self.plain,)
         self._history = history
         self._others: dict[tuple[Filter | None, bool], View[Subscriber]] = {}
@@ -52,7 +54,7 @@ class Views:
         if view is None:
             # With the same object for a filter, with ids and without: by that it is known that it was asked already.
             twin = self._others.get((wanted, not ids))
-            view = self._others[wanted, ids] = View(self._history, twin.filter if twin else wanted, ids)
+            view = self._others[wanted, ids] = View(self._history, self._framing, twin.filter if twin else wanted, ids)
         return view
 
     def forget(self, view: View[Subscriber]) -> None:
@@ -72,7 +74,7 @@ class Views:
         if frames:
             return self._grouped(frames, positions)
         # A notice is alone (see Hub.notify), and for all that have ids.
-        notice = self._history.frame(start, ids=True)
+        notice = self._history.notice_at(start)
         with_ids = [view for view in self._others.values() if view.ids]
         return ((Group(with_ids, notice, (start,), 0),) if notice and with_ids else ()), ()
 
@@ -98,7 +100,7 @@ class Views:
         for (ids, answers), views in alike.items():
             shown = [position for position, answer in zip(positions, answers, strict=True) if answer]
             if shown and (ids or len(shown) < len(positions)):
-                run = b"".join(self._history.frame(position, ids=ids) for position in shown)
+                run = b"".join(self._framing.frame(position, ids=ids) for position in shown)
                 groups.append(Group(views, run, shown, len(shown)))
             elif shown:
                 groups.append(Group(views, frames, positions, len(shown)))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import envelope
 from bridge.fanout.frames import text_frame
+from bridge.fanout.framing import Framing
 from bridge.fanout.history import History
 from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.fanout.recent import Recent
@@ -31,22 +32,22 @@ def filled(*sizes: int, max_bytes: int = 1_000_000) -> History:
 )
 def test_run_is_split_where_its_bytes_were_counted_off(ids: bool, sizes: list[int], first: int, share: float) -> None:
     history = filled(*sizes)
-    view: View[Any] = View(history, None, ids)
+    view: View[Any] = View(history, Framing(history), None, ids)
     position = min(first, len(sizes) - 1)
     run, positions, end = view.read(position, len(sizes), 10_000_000)
     taken = int(share * len(run))
     stopped, parts = view.split(positions, taken)
     rest = b"".join(parts)
     # What is left of its frame, and all frames behind it, is what was not taken; and there is something left of it.
-    behind = b"".join(history.frame(at, ids=ids) for at in range(stopped + 1, end))
+    behind = b"".join(Framing(history).frame(at, ids=ids) for at in range(stopped + 1, end))
     assert rest + behind == run[taken:]
-    assert 0 < len(rest) <= len(history.frame(stopped, ids=ids))
+    assert 0 < len(rest) <= len(Framing(history).frame(stopped, ids=ids))
 
 
 @pytest.mark.parametrize("ids", [True, False])
 def test_rest_of_a_large_update_is_no_copy(ids: bool) -> None:
     history = filled(100_000)
-    view: View[Any] = View(history, None, ids)
+    view: View[Any] = View(history, Framing(history), None, ids)
     _, parts = view.split((0,), 10)
     largest = max(parts, key=len)
     assert isinstance(largest, memoryview)
@@ -57,8 +58,8 @@ def test_rest_of_a_large_update_is_no_copy(ids: bool) -> None:
 @pytest.mark.parametrize("ids", [True, False])
 def test_rest_of_a_frame_outlives_the_frames_place_in_the_log(ids: bool) -> None:
     history = filled(0, 0, max_bytes=2 * (60 + ENTRY_BYTES))
-    view: View[Any] = View(history, None, ids)
-    frame = history.frame(0, ids=ids)
+    view: View[Any] = View(history, Framing(history), None, ids)
+    frame = Framing(history).frame(0, ids=ids)
     _, parts = view.split((0,), 1)
     history.append(b"x" * 100)
     assert history.log.tail > 0

@@ -1,0 +1,64 @@
+"""What clients are sent of a position of the log, byte for byte: the frame as it is there, or one with its id.
+
+Those with ids are made when they are wanted, once for all that want them at the same time. Pure.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from bridge.contract.envelope import ending
+from bridge.fanout.frames import payload_of, text_head
+from bridge.fanout.history import History
+from bridge.fanout.recent import Recent
+
+RECENT_BYTES = 2**19
+"""Frames with ids that are kept: so much, and one at least."""
+
+
+class Framing:
+    """The frames of a history."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._framed: Recent[bytes] = Recent(RECENT_BYTES)
+        self._measured: tuple[Sequence[int], bool, Sequence[int]] = ((), False, ())
+        """What was asked for last of `ends`, and its answer."""
+
+    def frame(self, position: int, *, ids: bool) -> bytes:
+        """What a client is sent of a position, with its id if it wants that; nothing of what is not for it."""
+        frame = self._history.log.frame(position)
+        if not ids:
+            return frame
+        if not frame:
+            return self._history.notice_at(position)
+        framed = self._framed.get(position)
+        if framed is None:
+            framed = b"".join(self._parts(position))
+            self._framed.put(position, framed, len(framed))
+            self._history.work_bytes += len(framed)
+        return framed
+
+    def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
+        """Where each of the frames of these positions ends, in bytes, one behind the other."""
+        # Many stop in the same frames at the same time.
+        if self._measured[0] is not positions or self._measured[1] is not ids:
+            sizes = (len(self.frame(position, ids=ids)) for position in positions)
+            self._measured = (positions, ids, list(accumulate(sizes)))
+        return self._measured[2]
+
+    def rest(self, position: int, taken: int, *, ids: bool) -> list[bytes | memoryview]:
+        """What is left of such a frame after so many bytes of it: views, so that a thousand clients that stop within a
+        large one don't hold a thousand copies."""
+        frame = self._history.log.frame(position)
+        parts: Sequence[bytes | memoryview]
+        parts = self._parts(position) if ids and frame else (self.frame(position, ids=ids),)
+        rest: list[bytes | memoryview] = []
+        for part in parts:
+            if taken < len(part):
+                rest.append(memoryview(part)[taken:])
+            taken = max(0, taken - len(part))
+        return rest
+
+    def _parts(self, position: int) -> tuple[bytes, memoryview, bytes]:
+        payload, end = payload_of(self._history.log.frame(position))[:-1], ending(str(self._history.id_of(position)))
+        return text_head(len(payload) + len(end)), payload, end
