@@ -191,7 +191,8 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
     node = node_without_streams
     flags = await node.ctl("list_feature_flags")
     if "stream_queue\tdisabled" not in flags:
-        unavailable("this broker has streams always")
+        # Nothing that an installation could mend: since 3.11 the fault can't be caused.
+        pytest.skip("this broker has streams always: RabbitMQ 3.11 or newer")
     variables = {"BRIDGE_HISTORY": "stream"}
     async with bridge_process(node.url, **variables) as process:
         assert await process.ended() == 3
