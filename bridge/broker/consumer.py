@@ -114,7 +114,7 @@ class Consumer:
 
         Returns what ended it, in the broker's words.
         """
-        while (reason := await self._life()) == DOUBTFUL:
+        while (reason := await self._life()) == DOUBTFUL and not self._stopping.is_set():
             _log.info("the stream is read from the last event once more", reason=reason)
         return reason
 

@@ -43,8 +43,6 @@ class Course:
         self.lost: str | None = None
         """Why events were missed, until it is taken back by whoever has said so."""
         self._window = window
-        self._number = -1
-        """The last one's number; below all numbers where nothing was read of this stream."""
         self._proving = False
         """The next delivery must be the last one again."""
         self._doubted: int | None = None
@@ -52,6 +50,11 @@ class Course:
         self._from_start = False
         self.end = 0
         """The offset of this life's own mark."""
+
+    @property
+    def _number(self) -> int:
+        """The last one's; below all numbers where nothing was read of this stream."""
+        return -1 if self.last is None else self.last.number
 
     @property
     def at_end(self) -> bool:
@@ -98,13 +101,11 @@ class Course:
         return True
 
     def _read(self, number: int, check: int) -> Verdict:
-        self._number = number
         self.last = Id(number, check)
         self._doubted = None
         return Verdict.NEW
 
     def _forget(self) -> None:
         self.last = None
-        self._number = -1
         self._from_start = True
         self.lost = REMADE

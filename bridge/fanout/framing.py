@@ -9,10 +9,7 @@ from itertools import accumulate
 from bridge.contract.envelope import ending
 from bridge.fanout.frames import payload_of, text_head
 from bridge.fanout.history import History
-from bridge.fanout.recent import Recent
-
-RECENT_BYTES = 2**19
-"""Frames with ids that are kept: so much, and one at least."""
+from bridge.fanout.recent import RECENT_BYTES, Recent
 
 
 class Framing:

@@ -15,7 +15,7 @@ from bridge.contract.envelope import unwrap
 from bridge.contract.ids import Id
 from bridge.fanout.frames import payload_of, text_frame
 from bridge.fanout.log import ENTRY_BYTES, Log
-from bridge.fanout.recent import Recent
+from bridge.fanout.recent import RECENT_BYTES, Recent
 from bridge.fanout.segment import Content, Filter, Segment
 
 SEGMENT_UPDATES = 256
@@ -36,9 +36,6 @@ ASKING_BYTES = 128
 
 LOOKING_BYTES = 1024
 """What it counts for to look at the answers of a segment that are known."""
-
-RECENT_BYTES = 2**19
-"""Frames of which the data is kept: so much, and one at least."""
 
 
 class History:

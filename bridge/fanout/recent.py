@@ -8,6 +8,9 @@ from typing import Generic, TypeVar
 
 V = TypeVar("V")
 
+RECENT_BYTES = 2**19
+"""Of the data of updates, and of frames with ids: so much of each."""
+
 
 class Recent(Generic[V]):
     """Some values by position."""
