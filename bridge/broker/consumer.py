@@ -24,7 +24,7 @@ from bridge.broker.life import keep_alive
 from bridge.broker.link import SETUP_TIMEOUT_S, Node, answering, connected, end_of, sentence
 from bridge.broker.reading import DOUBTFUL, ReadingEpoch
 from bridge.broker.status import State, Status
-from bridge.broker.stream import History, Stream
+from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
@@ -79,7 +79,9 @@ class Consumer:
         """Called when deliveries that are not settled have become the broker's again."""
         self.gaps = Gaps(recipient, metrics)
         self.history = (
-            None if source.stream is None else History(source.stream, self.gaps, self.status, len(source.nodes) > 1)
+            None
+            if source.stream is None
+            else StreamReader(source.stream, self.gaps, self.status, len(source.nodes) > 1)
         )
         self.sharing = 0
         """How many others consume the named queue, as far as the broker knows."""

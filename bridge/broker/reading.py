@@ -10,7 +10,7 @@ from bridge.broker.content import Content, StreamContents
 from bridge.broker.course import REMADE, Verdict
 from bridge.broker.epoch import Delivery, Epoch, Recipient
 from bridge.broker.marks import MARK
-from bridge.broker.stream import History
+from bridge.broker.stream import StreamReader
 
 NO_OFFSET = "the broker delivers a stream's message without its offset"
 DOUBTFUL = "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"
@@ -19,7 +19,7 @@ DOUBTFUL = "places of the stream are missing; it is read from the last event onc
 class ReadingEpoch(Epoch):
     """An epoch of a stream's deliveries."""
 
-    def __init__(self, recipient: Recipient, prefetch: int, history: History) -> None:
+    def __init__(self, recipient: Recipient, prefetch: int, history: StreamReader) -> None:
         """`history` is told of what comes, in order."""
         super().__init__(recipient, prefetch, StreamContents().read)
         self._history = history

@@ -62,7 +62,7 @@ class Stream:
         }
 
 
-class History:
+class StreamReader:
     """A stream, how far this bridge has read it, and what it may have missed there."""
 
     def __init__(self, stream: Stream, gaps: Gaps, status: Status, several_nodes: bool) -> None:

@@ -13,7 +13,7 @@ from bridge.broker.gaps import Gaps
 from bridge.broker.marks import MARK, Mark
 from bridge.broker.reading import DOUBTFUL, NO_OFFSET, ReadingEpoch
 from bridge.broker.status import Gap, Status
-from bridge.broker.stream import History, Stream
+from bridge.broker.stream import Stream, StreamReader
 from bridge.contract.ids import Id
 from bridge.metrics import Metrics
 from tests.support.frames import OWN, header, method, part
@@ -35,7 +35,7 @@ class Scene:
         self.recorder = Recorder()
         self.metrics = Metrics()
         self.gaps = Gaps(self.recorder, self.metrics)
-        self.history = History(STREAM, self.gaps, Status(), several_nodes=False)
+        self.history = StreamReader(STREAM, self.gaps, Status(), several_nodes=False)
         self.opened = 0
         self.acknowledged: list[bytes] = []
         self.epoch = self.begin(0)
