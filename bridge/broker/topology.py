@@ -29,6 +29,11 @@ at most, the oldest going first, so that a bridge that never comes back does not
 MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([\w-]+)'")
 """What the broker says where an exchange is not what it was declared as."""
 
+ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
+"""What the broker says where there is none. Of one that it knows, and that is not up yet, it says something else: right
+after a start of RabbitMQ 3.10.8 that its home node "is down or inaccessible", and to its declaration, 50 ms later, that
+all is well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -153,7 +158,9 @@ async def _ensure(amqp: Amqp, look: Request, make: Request) -> bool:
     channel = await amqp.channel(publisher_confirms=False)
     try:
         await look(channel)
-    except aiormq.exceptions.ChannelNotFoundEntity:
+    except aiormq.exceptions.ChannelNotFoundEntity as error:
+        if not ABSENT.search(sentence(error)):
+            raise  # it is there, and comes back: as something that was just made, it would have nothing to lose
         channel = await amqp.channel(publisher_confirms=False)
         await make(channel)
         made = True
