@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,6 +17,9 @@ UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
 """Variables for a bridge whose speed is what a test is about: to measure its coverage makes it twice as slow."""
 
 NOWHERE = Path("/nonexistent/.env")
+
+COMMAND = (sys.executable, "-m", "bridge")
+"""The bridge of this checkout."""
 
 
 def unique(kind: str) -> str:
@@ -97,14 +100,14 @@ class BridgeProcess:
 
 
 @asynccontextmanager
-async def bridge_process(amqp_url: str, *arguments: str, **variables: str) -> AsyncIterator[BridgeProcess]:
+async def bridge_process(
+    amqp_url: str, *arguments: str, command: Sequence[str] = COMMAND, **variables: str
+) -> AsyncIterator[BridgeProcess]:
     """A bridge as a process, on a free port of 127.0.0.1; killed at the end if it still runs."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
     environment |= {"BRIDGE_AMQP_URL": amqp_url, "BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": "0", **variables}
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bridge",
+        *command,
         "serve",
         *arguments,
         env=environment,

@@ -1,0 +1,108 @@
+"""The wheel in an environment that has nothing but it and what it is shipped with: all that it needs is in it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient, get
+from tests.support.running import BridgeProcess, bridge_process
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    [built] = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the commands in an environment with the wheel in it."""
+    folder = tmp_path_factory.mktemp("clean") / "venv"
+    uv = str(BIN / "uv")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin/python")]
+    locked = ["--no-deps", "--require-hashes", "-r", str(ROOT / "requirements.lock")]
+    subprocess.run([*install, *locked], check=True)
+    # Against what the wheel itself says that it needs: what is locked must satisfy it.
+    subprocess.run([*install, "--no-index", str(wheel)], check=True)
+    yield folder / "bin"
+
+
+def run(folder: Path, where: Path, *arguments: str, text: str = "") -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("BRIDGE_", "COVERAGE"))}
+    done = subprocess.run(
+        [str(folder / "edk-bridge"), *arguments],
+        cwd=where,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_it_has_no_more_than_the_bridge_and_its_schemas(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        names = opened.namelist()
+        [licence] = [name for name in names if name.endswith("licenses/LICENSE")]
+        assert opened.read(licence).startswith(b"MIT License")
+        [metadata] = [name for name in names if name.endswith(".dist-info/METADATA")]
+        about = opened.read(metadata).decode()
+    assert {name.split("/")[0] for name in names} == {"bridge", metadata.split("/")[0]}
+    assert "bridge/schemas/killmail.json" in names
+    assert "bridge/page/index.html" in names
+    assert "bridge/py.typed" in names
+    assert not [name for name in names if "__pycache__" in name or "node_modules" in name or name.endswith(".pyc")]
+    assert re.search(r"^License-Expression: MIT$", about, re.MULTILINE)
+
+
+def test_its_command_works_anywhere(installed: Path, tmp_path: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert version in run(installed, tmp_path, "--version")
+    killmail = json.dumps({"killmailId": 1, "timestamp": "2024-10-22T10:30:00.000Z", "systemId": 30000142})
+    valid = json.dumps(json.loads(killmail) | {"shipTypeId": 587, "attackerCount": 15})
+    run(installed, tmp_path, "check", "--type", "killmail", text=valid)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run(installed, tmp_path, "check", "--type", "killmail", text=killmail)
+    assert failed.value.returncode == 1
+
+
+async def test_its_bridge_serves_page_schemas_and_updates(
+    installed: Path, broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    command = [str(installed / "edk-bridge")]
+    clean = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": "", "BRIDGE_EXCHANGES": f"{exchange}=event"}
+    async with bridge_process(broker.url, command=command, **clean) as process:
+        await process.consuming()
+        port = await process.port()
+        for page in ("/", "/page.js", "/schemas/killmail.json", "/asyncapi.json", "/metrics"):
+            assert (await get(port, page))[0] == 200, page
+        client = await RawClient.open(port)
+        event = {"eventId": "1", "kind": "battle", "title": "title", "timestamp": "2024-10-22T10:30:00.000Z"}
+        await published(process, installed, tmp_path, broker, exchange, event)
+        assert json.loads(await client.text())["data"] == event
+        await client.close()
+
+
+async def published(
+    process: BridgeProcess, installed: Path, where: Path, broker: Broker, exchange: str, event: dict[str, str]
+) -> None:
+    arguments = ["publish", "--amqp-url", broker.url, "--exchange", exchange, "--type", "event"]
+    run(installed, where, *arguments, text=json.dumps(event))
+    assert process.process.returncode is None
