@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the commands in an environment with the wheel in it."""
     folder = tmp_path_factory.mktemp("clean") / "venv"
     uv = str(BIN / "uv")
@@ -40,7 +39,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     subprocess.run([*install, *locked], check=True)
     # Against what the wheel itself says that it needs: what is locked must satisfy it.
     subprocess.run([*install, "--no-index", str(wheel)], check=True)
-    yield folder / "bin"
+    return folder / "bin"
 
 
 def run(folder: Path, where: Path, *arguments: str, text: str = "") -> str:
