@@ -19,6 +19,7 @@ from dotenv import dotenv_values
 from bridge import values
 from bridge.errors import ConfigurationError, masked
 from bridge.fanout.access import DEFAULT_NETWORKS, Network
+from bridge.fanout.paths import is_own
 
 PREFIX = "BRIDGE_"
 
@@ -245,6 +246,11 @@ def _contradictions(settings: Settings) -> list[str]:
     problems = []
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         problems.append("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other; TLS needs both")
+    if is_own(settings.path):
+        problems.append(
+            f"BRIDGE_PATH: {settings.path!r} is a page of the bridge's own, which could not be had any more: "
+            "give another path, such as /updates"
+        )
     if settings.ping_interval >= settings.idle_timeout:
         problems.append(
             f"BRIDGE_PING_INTERVAL: {settings.ping_interval:g} s is not below BRIDGE_IDLE_TIMEOUT "

@@ -8,26 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
-from pathlib import Path
 
 import orjson
 
 from bridge.contract import asyncapi
+from bridge.fanout.paths import PARTS, SCHEMAS
 from bridge.metrics import CONTENT_TYPE, Metrics
 
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
-
-FOLDER = Path(__file__).parents[1] / "page"
-"""The live page's files."""
-
-PARTS = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
-"""The live page and what it loads: path, file, media type."""
 
 UPDATES_PATH = "@UPDATES_PATH@"
 """What stands in index.html for the path of the WebSocket endpoint, in a quoted attribute."""
@@ -37,9 +26,11 @@ NOT_IN_A_FRAME = "frame-ancestors 'none'"
 
 LIVE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
-    f"base-uri 'none'; form-action 'none'; {NOT_IN_A_FRAME}"
+    "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; "
+    f"{NOT_IN_A_FRAME}"
 )
-"""What the live page may do: load its own parts and connect to the bridge. Markup that slipped in runs nothing."""
+"""What the live page may do: load its own parts and connect to the bridge. Its script can make no markup or code of a
+text, and markup that slipped in all the same runs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +53,8 @@ def sentence(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Page:
 def _live(updates_path: str) -> dict[str, Page]:
     """The live page's parts by their paths. Raises OSError where one can't be read."""
     parts = {}
-    for path, (name, media_type) in PARTS.items():
-        body = (FOLDER / name).read_bytes()
+    for path, (file, media_type) in PARTS.items():
+        body = file.read_bytes()
         if path == "/":
             body = body.replace(UPDATES_PATH.encode(), escape(updates_path).encode())
         parts[path] = Page(HTTPStatus.OK, body, media_type, (("Referrer-Policy", "no-referrer"),), LIVE_POLICY)
@@ -110,6 +101,6 @@ class Pages:
                 return Page(HTTPStatus.OK, self.asyncapi, asyncapi.MEDIA_TYPE)
         if (part := self._live.get(path)) is not None:
             return part
-        if path.startswith("/schemas/") and (document := self._schemas.get(path.removeprefix("/schemas/"))) is not None:
+        if path.startswith(SCHEMAS) and (document := self._schemas.get(path.removeprefix(SCHEMAS))) is not None:
             return Page(HTTPStatus.OK, document, "application/schema+json; charset=utf-8")
         return self._not_found

@@ -1,0 +1,33 @@
+"""Which paths are the bridge's own: its pages, and what the live page is made of.
+
+Apart from the pages themselves, so that a setting can be held against them without loading any.
+"""
+
+from pathlib import Path
+
+from bridge.contract.catalog import PACKAGED
+
+SCHEMAS = "/schemas/"
+"""Everything below it is a page as well."""
+
+NAMED = ("/healthz", "/readyz", "/metrics", SCHEMAS, "/asyncapi.json")
+
+FOLDER = Path(__file__).parents[1] / "page"
+"""The live page's files."""
+
+_SCRIPT = "text/javascript; charset=utf-8"
+
+PARTS = {
+    "/": (FOLDER / "index.html", "text/html; charset=utf-8"),
+    **{f"/{name}.js": (FOLDER / f"{name}.js", _SCRIPT) for name in ("page", "filter", "health", "list", "rate", "row")},
+    # The example for people to copy is what the page itself connects with.
+    f"{SCHEMAS}clients/browser.js": (PACKAGED / "clients" / "browser.js", _SCRIPT),
+    "/page.css": (FOLDER / "page.css", "text/css; charset=utf-8"),
+    "/icon.svg": (FOLDER / "icon.svg", "image/svg+xml"),
+}
+"""The live page and what it loads: path, file, media type."""
+
+
+def is_own(path: str) -> bool:
+    """Whether a page is there, or may be, so that nothing else can be."""
+    return path in PARTS or path in NAMED or path.startswith(SCHEMAS)

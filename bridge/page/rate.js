@@ -1,0 +1,70 @@
+// How many updates came over the last five minutes: a small chart, and the same in words.
+
+const BAR_S = 5;
+const BARS = 60;
+const BETWEEN_MS = 1000;
+
+const precise = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
+// Begins to show it; returns what is to be called for each update.
+export function showRate(page) {
+  const words = page.getElementById("rate-words");
+  const bars = page.getElementById("rate-bars");
+  const scale = page.getElementById("rate-scale");
+  const startS = performance.now() / 1000;
+  const counts = new Array(BARS).fill(0); // A ring: a bar's place is its number modulo the ring's length.
+  let last = barAt(startS);
+
+  function barAt(nowS) {
+    return Math.floor(nowS / BAR_S);
+  }
+
+  function turnTo(nowS) {
+    const bar = barAt(nowS);
+    for (let next = Math.max(last + 1, bar - BARS + 1); next <= bar; next += 1) counts[next % BARS] = 0;
+    last = bar;
+  }
+
+  function show() {
+    if (page.hidden) return;
+    const nowS = performance.now() / 1000;
+    turnTo(nowS);
+    const inOrder = counts.map((_, index) => counts[(last + 1 + index) % BARS]);
+    const since = (oldestS) => Math.max(1, nowS - Math.max(startS, oldestS));
+    const now = (inOrder[BARS - 1] + inOrder[BARS - 2]) / since((last - 1) * BAR_S);
+    const average = inOrder.reduce((sum, count) => sum + count, 0) / since((last - BARS + 1) * BAR_S);
+    const peak = Math.max(...inOrder) / BAR_S;
+    write(words, `Now ${figure(now)} a second, average ${figure(average)}, peak ${figure(peak)}`);
+    const most = roundUp(peak);
+    write(scale, peak > 0 ? `full height: ${figure(most)} a second` : "");
+    bars.setAttribute("d", inOrder.map((count, index) => outline(index, count / BAR_S / most)).join(""));
+  }
+
+  setInterval(show, BETWEEN_MS);
+  page.addEventListener("visibilitychange", show);
+  show();
+  return () => {
+    turnTo(performance.now() / 1000);
+    counts[last % BARS] += 1;
+  };
+}
+
+function outline(index, part) {
+  const height = part === 0 ? 0 : Math.max(1, 60 * part);
+  return `M${index * 5} 60v${-height}h4v${height}z`;
+}
+
+// To 1, 2 or 5 times a power of ten: a scale that changes seldom, and can be said.
+function roundUp(value) {
+  const power = 10 ** Math.floor(Math.log10(value || 1));
+  return power * [1, 2, 5, 10].find((step) => value <= step * power);
+}
+
+function figure(value) {
+  return (value < 10 ? precise : whole).format(value);
+}
+
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
