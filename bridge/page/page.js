@@ -87,9 +87,10 @@ function show() {
   const [name, text] = line;
   const isDoubtful = name === "connected" && health?.ready === false;
   state.dataset.state = isDoubtful ? "doubtful" : name;
-  write(state, isDoubtful ? `${text}, but ${health.missing.join("; ")}` : text);
+  const [first, ...others] = isDoubtful ? health.missing : [];
+  write(state, isDoubtful ? `${text}, but ${first}` : text);
   // Not in the status: at each attempt the words may differ, and a screen reader says whatever is written there.
-  write(why, isDoubtful ? health.error.slice(0, LONGEST_WHY) : "");
+  write(why, isDoubtful ? [health.error, ...others].filter(Boolean).join(". ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }
 

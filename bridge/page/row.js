@@ -20,7 +20,7 @@ export function row({ type, data, timestamp, missed }) {
 }
 
 function content(type, data, missed) {
-  if (missed) return [element("span", whatIsMissing(missed))];
+  if (missed) return [whatIsMissing(missed)];
   if (type === "killmail") return killmail(data);
   return members(data);
 }

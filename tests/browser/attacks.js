@@ -47,8 +47,6 @@ const attacks = {
   style: (url) => element("link", { rel: "stylesheet", href: url }),
 
   importScripts: async (url) => {
-    // As much of a page as page.js needs, lest it fail by itself once it is had: both errors look the same.
-    globalThis.document = { getElementById: () => ({ tBodies: [] }), body: { dataset: { updatesPath: "/" } } };
     try {
       importScripts(url);
       return "loaded";

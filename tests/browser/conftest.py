@@ -5,14 +5,17 @@ All run in one event loop, the session's: it stands still while other tests run,
 
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 from playwright.async_api import Browser, Page
 
+from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.browser import chromium
+from tests.support.live import Live
 from tests.support.publishing import observer
-from tests.support.running import unique
+from tests.support.running import running, unique
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
@@ -53,3 +56,16 @@ async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
     channel = await amqp.channel()
     await channel.exchange_delete(name)
     await channel.close()
+
+
+@pytest.fixture
+def live(page: Page) -> Live:
+    """The live page, to be opened."""
+    return Live(page)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def watched(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
+    """A bridge as it is unless it is told otherwise."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
+        yield bridge

@@ -68,7 +68,10 @@ async def test_request_that_is_not_served_is_told_why(
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [
-        *((path, (), 200) for path in ("/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/metrics")),
+        *(
+            (path, (), 200)
+            for path in ("/", "/page.js", "/list.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/metrics")
+        ),
         *((path, (), 200) for path in ("/schemas/", "/schemas/killmail.json", "/asyncapi.json")),
         ("/nothing", (), 404),
         ("/updates", (), 426),

@@ -80,7 +80,7 @@ async def in_browser(
     browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
 ) -> AsyncIterator[InBrowser]:
     """A page whose plain script imports the example."""
-    script = _paused((CLIENTS / "browser.js").read_text(), pauses_s)
+    script = paused((CLIENTS / "browser.js").read_text(), pauses_s)
     files = {"/": File("text/html", _PAGE), "/browser.js": File("text/javascript", script)}
     context = await browser.new_context()
     try:
@@ -130,7 +130,7 @@ async def in_node(
     """A program that imports the example, which lies in a folder of its own with the packages that it needs."""
     if not (folder / "node_modules").exists():
         (folder / "node_modules").symlink_to(NODE / "node_modules")
-    (folder / "node.mjs").write_text(_paused((CLIENTS / "node.mjs").read_text(), pauses_s))
+    (folder / "node.mjs").write_text(paused((CLIENTS / "node.mjs").read_text(), pauses_s))
     (folder / "follow.mjs").write_text((NODE / "follow.mjs").read_text())
     options = json.dumps({"silenceMs": silence_s * 1000, "after": after})
     async with node_program(node, folder / "follow.mjs", url, options, *speed) as process:
@@ -199,7 +199,7 @@ async def in_python(
             await follower.task
 
 
-def _paused(script: str, pauses_s: Mapping[str, float]) -> str:
+def paused(script: str, pauses_s: Mapping[str, float]) -> str:
     """A copy of a script with other pauses."""
     for name, pause_s in (PAUSES_S | dict(pauses_s)).items():
         script, count = re.subn(rf"const {name}_MS = [0-9_]+;", f"const {name}_MS = {pause_s * 1000};", script)

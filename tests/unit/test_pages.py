@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from bridge.fanout.pages import FOLDER, PARTS, UPDATES_PATH, Page, Pages, sentence
+from bridge.contract.catalog import PACKAGED
+from bridge.fanout.pages import UPDATES_PATH, Page, Pages, sentence
+from bridge.fanout.paths import FOLDER, NAMED, PARTS, is_own
 from bridge.metrics import CONTENT_TYPE, Metrics
 
 if TYPE_CHECKING:
@@ -73,12 +75,22 @@ def test_live_page_is_told_where_the_endpoint_is() -> None:
 
 @pytest.mark.parametrize(
     ("path", "content_type"),
-    [("/page.js", "text/javascript"), ("/page.css", "text/css"), ("/icon.svg", "image/svg+xml")],
+    [
+        *((f"/{file.name}", "text/javascript") for file in FOLDER.glob("*.js")),
+        ("/page.css", "text/css"),
+        ("/icon.svg", "image/svg+xml"),
+    ],
 )
 def test_part_of_the_live_page_is_served_byte_for_byte(path: str, content_type: str) -> None:
     page = pages().get(path)
     assert (page.status, page.content_type.partition(";")[0]) == (HTTPStatus.OK, content_type)
     assert page.body == (FOLDER / path[1:]).read_bytes()
+
+
+def test_example_for_browsers_is_served_as_it_is_there_to_be_copied() -> None:
+    page = pages().get("/schemas/clients/browser.js")
+    assert (page.status, page.content_type) == (HTTPStatus.OK, "text/javascript; charset=utf-8")
+    assert page.body == (PACKAGED / "clients" / "browser.js").read_bytes()
 
 
 @pytest.mark.parametrize("path", PARTS)
@@ -92,6 +104,8 @@ def test_live_page_may_load_its_own_parts_and_nothing_else(path: str) -> None:
         "connect-src": "'self'",
         "img-src": "'self'",
         "base-uri": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
@@ -101,6 +115,35 @@ def test_live_page_may_load_its_own_parts_and_nothing_else(path: str) -> None:
 def test_live_page_loads_nothing_but_its_own_parts() -> None:
     loaded = re.findall(rb'(?:src|href)="([^"]*)"', pages().get("/").body)
     assert sorted(f"/{name.decode()}" for name in loaded) == sorted(set(PARTS) - {"/"})
+
+
+def test_scripts_of_the_live_page_import_nothing_but_its_own_parts() -> None:
+    imported = [
+        name.decode()
+        for path in PARTS
+        if path.endswith(".js")
+        for name in re.findall(rb'^import .* from "\.(.*)";$', pages().get(path).body, re.MULTILINE)
+    ]
+    assert {*imported, "/page.js"} == {path for path in PARTS if path.endswith(".js")}
+
+
+@pytest.mark.parametrize("path", [*PARTS, *NAMED, "/schemas/update.json", "/schemas/of-a-type-to-come.json"])
+def test_path_of_a_page_is_the_bridges_own(path: str) -> None:
+    assert is_own(path)
+
+
+def test_pages_that_are_named_are_all_that_there_are() -> None:
+    all_pages = pages()
+    all_pages.asyncapi = b"{}"
+    assert {path for path in (*NAMED, *PARTS) if all_pages.get(path).status != HTTPStatus.OK} == set()
+    listed = all_pages.get("/nothing").body.partition(b"the pages are ")[2].decode()
+    assert sorted(re.findall(r"/[\w/.]*(?=[ ,]|\.\n)", listed)) == sorted(["/", *NAMED])
+
+
+@pytest.mark.parametrize("path", ["/updates", "/kills", "/metrics/", "/schemas", "/page", "//metrics"])
+def test_any_other_path_is_free(path: str) -> None:
+    assert not is_own(path)
+    assert pages().get(path).status == HTTPStatus.NOT_FOUND
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/schemas/", "/schemas/update.json", "/nothing"])

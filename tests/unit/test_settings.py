@@ -277,9 +277,18 @@ def test_value_with_a_password_is_never_shown(sources: Sources, url: str) -> Non
         assert "s3cret" not in "\n".join(problems)
 
 
+def test_path_that_would_hide_a_page_is_a_problem_that_says_so(sources: Sources) -> None:
+    [problem] = sources.problems({"path": "/metrics"})
+    assert problem == (
+        "BRIDGE_PATH: '/metrics' is a page of the bridge's own, which could not be had any more: "
+        "give another path, such as /updates"
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        *(({"path": path}, ["BRIDGE_PATH"]) for path in ("/", "/metrics", "/page.js", "/schemas/killmail.json")),
         ({"ping_interval": "120", "idle_timeout": "120"}, ["BRIDGE_PING_INTERVAL"]),
         ({"log_bytes": "1 MiB", "max_message_bytes": "2 MiB"}, ["BRIDGE_LOG_BYTES"]),
         ({"queue": "bridge.rejected"}, ["BRIDGE_REJECT_EXCHANGE"]),
