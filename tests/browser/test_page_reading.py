@@ -1,0 +1,223 @@
+"""The live page for whoever reads it: it holds still, stays calm, and can be used by everybody, everywhere."""
+
+import asyncio
+
+import pytest
+from aio_pika.abc import AbstractConnection
+from playwright.async_api import Browser, expect
+
+from bridge.app import Bridge
+from tests.support.killmail import killmail
+from tests.support.live import LIMIT_MS, Live
+from tests.support.publishing import publish
+from tests.support.running import port_of
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+EVENT = {"eventId": "e", "timestamp": "2024-10-22T10:30:00Z", "kind": "battle", "title": "x" * 5000}
+
+# Tasks that kept the page from answering for longer than 50 ms, and how often the list was changed.
+OBSERVED = """() => {
+    window.longMs = []
+    window.changes = 0
+    new PerformanceObserver((list) => longMs.push(...list.getEntries().map((entry) => entry.duration)))
+        .observe({ entryTypes: ["longtask"] })
+    new MutationObserver(() => { changes += 1 }).observe(document.querySelector("tbody"), { childList: true })
+}"""
+
+# Of every text that is seen, its contrast against what is behind it (WCAG 2.2, relative luminance), least first.
+CONTRASTS = """() => {
+    const channels = (color) => color.match(/[0-9.]+/g).map(Number)
+    const luminance = (color) => {
+        const [r, g, b] = channels(color).slice(0, 3).map((value) => {
+            const part = value / 255
+            return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4
+        })
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+    }
+    const behind = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+            const color = getComputedStyle(at).backgroundColor
+            if (channels(color)[3] !== 0) return color
+        }
+        return "rgb(255, 255, 255)"
+    }
+    const seen = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility()
+        && [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()))
+    return seen.map((element) => {
+        const [one, other] = [luminance(getComputedStyle(element).color), luminance(behind(element))]
+        const [less, more] = [Math.min(one, other), Math.max(one, other)]
+        return [(more + 0.05) / (less + 0.05), element.outerHTML.slice(0, 80)]
+    }).sort(([one], [other]) => one - other)
+}"""
+
+
+async def test_page_that_is_paused_counts_what_comes_and_shows_it_when_asked(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    await live.open(port_of(watched))
+    await publish(amqp, exchange, killmail(1))
+    await live.shows(1)
+    await live.page.keyboard.press("p")
+    await expect(live.page.locator("#held")).to_have_text("Paused")
+    await publish(amqp, exchange, *map(killmail, range(2, 39)))
+    await expect(live.more).to_have_text("37 new: show", timeout=LIMIT_MS)
+    assert await live.kills() == [1]
+    await live.more.click()
+    await live.shows(*range(38, 0, -1))
+    # Still paused, and the keyboard is not lost with the button.
+    await expect(live.more).to_be_hidden()
+    await expect(live.page.get_by_role("button", name="Resume")).to_be_focused()
+    await publish(amqp, exchange, killmail(39))
+    await expect(live.more).to_have_text("1 new: show", timeout=LIMIT_MS)
+    await live.page.keyboard.press("p")
+    await live.shows(*range(39, 0, -1))
+    await expect(live.page.locator("#held")).to_be_empty()
+    assert live.said == []
+
+
+async def test_page_that_is_paused_keeps_the_newest_hundred_and_counts_them_all(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    await live.open(port_of(watched))
+    await live.page.get_by_role("button", name="Pause").click()
+    await publish(amqp, exchange, *map(killmail, range(1001, 2351)))
+    await expect(live.more).to_have_text("1,350 new: show the newest 100", timeout=LIMIT_MS)
+    await live.has(0)
+    await live.page.get_by_role("button", name="Resume").click()
+    await live.shows(*range(2350, 2250, -1))
+
+
+async def test_key_that_pauses_is_a_letter_in_a_field(live: Live, watched: Bridge) -> None:
+    await live.open(port_of(watched))
+    await live.page.locator("summary").click()
+    await live.page.get_by_label("Member").press("p")
+    await live.page.keyboard.press("Control+p")
+    await expect(live.page.get_by_label("Member")).to_have_value("p")
+    await expect(live.page.get_by_role("button", name="Pause")).to_be_visible()
+
+
+async def test_page_holds_still_while_it_is_scrolled_down(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    await live.open(port_of(watched))
+    await publish(amqp, exchange, *map(killmail, range(3001, 3101)))
+    await live.has(100)
+    row = live.rows.nth(60)
+    await row.evaluate("row => row.scrollIntoView({ block: 'center' })")
+    await expect(live.page.locator("#held")).to_have_text("Held: scrolled down")
+    before = await row.bounding_box()
+    await publish(amqp, exchange, *map(killmail, range(3101, 3131)))
+    await expect(live.more).to_have_text("30 new: show", timeout=LIMIT_MS)
+    await expect(live.more).to_be_in_viewport()
+    assert (await row.bounding_box(), await row.inner_text()) == (before, await row.inner_text())
+    assert (await live.kills())[60] == 3040
+    await live.more.click()
+    await live.shows(*range(3130, 3030, -1))
+    # At the top again, so that it goes on.
+    await publish(amqp, exchange, killmail(3131))
+    await live.shows(*range(3131, 3031, -1))
+
+
+async def test_page_can_be_used_with_the_keyboard_alone(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    page = live.page
+    await live.open(port_of(watched))
+    await publish(amqp, exchange, killmail(41))
+    await live.shows(41)
+    stops = []
+    for _ in range(5):
+        await page.keyboard.press("Tab")
+        stops.append(await page.evaluate("document.activeElement.innerText.split('\\n')[0].trim()"))
+        assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert stops == ["Filter: everything", "Pause p", "kill 41", "system 30000142", "ship 587"]
+    # Nothing moves under whoever is in the list.
+    await publish(amqp, exchange, killmail(42))
+    await expect(live.more).to_have_text("1 new: show", timeout=LIMIT_MS)
+    assert await live.kills() == [41]
+    for _ in range(3):
+        await page.keyboard.press("Shift+Tab")
+    await live.shows(42, 41)
+    await page.keyboard.press("Shift+Tab")
+    await page.keyboard.press("Shift+Tab")
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Space")
+    await expect(page.locator("#filter-words")).to_have_text("Filter: event")
+
+
+async def test_list_is_not_read_out_and_the_state_is(live: Live, watched: Bridge) -> None:
+    await live.open(port_of(watched))
+    spoken = "[aria-live], [role=status], [role=alert], [role=log]"
+    found = await live.page.locator(spoken).evaluate_all("all => all.map((element) => element.id)")
+    assert sorted(found) == ["held", "refusal", "state"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_page_fits_and_can_be_read_in_every_color_scheme(
+    scheme: str, browser: Browser, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    context = await browser.new_context(color_scheme="dark" if scheme == "dark" else "light")
+    live = Live(await context.new_page())
+    await live.page.set_viewport_size({"width": 320, "height": 640})
+    await live.open(port_of(watched))
+    await live.page.locator("summary").click()
+    await live.page.get_by_label("Member").fill("victimCorporationId")
+    await publish(amqp, exchange, killmail(51 if scheme == "dark" else 52, attackerCount=2**53 - 1))
+    await publish(amqp, exchange, {**EVENT, "eventId": scheme}, type="event")
+    await live.has(2)
+    await live.page.keyboard.press("Escape")
+    await expect(live.page.locator("#connections")).not_to_have_text("unknown", timeout=LIMIT_MS)
+    # What is there only in trouble.
+    await live.page.evaluate("""() => {
+        for (const id of ["why", "figures-note", "more"]) document.getElementById(id).hidden = false
+        for (const id of ["why", "figures-note", "more", "held", "refusal"])
+            document.getElementById(id).textContent = "amqp://guest@broker.example:5672/".repeat(4)
+        document.querySelector("tbody tr").className = "missed"
+    }""")
+    for width in (320, 360, 800, 1280):
+        await live.page.set_viewport_size({"width": width, "height": 640})
+        assert await live.page.evaluate("document.documentElement.scrollWidth") == width
+    contrasts = await live.page.evaluate(CONTRASTS)
+    assert len(contrasts) > 30
+    assert contrasts[0][0] >= 4.5, contrasts[:3]
+    ground = await live.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(20, 24, 28)" if scheme == "dark" else "rgb(255, 255, 255)")
+    await context.close()
+
+
+@pytest.mark.parametrize(("first", "a_second", "updates"), [(5001, 50, 150), (6001, 1000, 3000)])
+async def test_page_stays_calm_while_much_comes(
+    first: int,
+    a_second: int,
+    updates: int,
+    live: Live,
+    watched: Bridge,
+    amqp: AbstractConnection,
+    exchange: str,
+) -> None:
+    await live.open(port_of(watched))
+    await live.page.evaluate(OBSERVED)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    piece = max(1, a_second // 20)
+    for start in range(first, first + updates, piece):
+        await publish(amqp, exchange, *map(killmail, range(start, min(start + piece, first + updates))))
+        # The pace, not a wait for something.
+        await asyncio.sleep(max(0.0, began + (start + piece - first) / a_second - loop.time()))
+    newest = live.page.locator(f"tbody tr:first-child a[href$='/kill/{first + updates - 1}/']")
+    await newest.wait_for(timeout=LIMIT_MS)
+    took_s = loop.time() - began
+    long_ms, changes = await live.page.evaluate("[longMs, changes]")
+    # Every 300 ms at most; one at once, and one for what came last.
+    assert 1 <= changes <= took_s / 0.3 + 2
+    assert sum(long_ms) / 1000 < took_s / 4, long_ms
+    await eventually("a hundred are shown", lambda: _is_full(live))
+    assert live.said == []
+
+
+async def _is_full(live: Live) -> bool:
+    return await live.rows.count() == 100
