@@ -4,8 +4,11 @@ import { row } from "./row.js";
 
 const MOST_ROWS = 100;
 
-// Between two changes of what is seen, however many updates come: a few a second are as many as anybody can follow.
+// Between two changes of what is seen, however many updates come: a few a second are as many as anybody can follow. On
+// a slow machine it is some times what a change takes, so that the page answers in between.
 const CALM_MS = 300;
+const LONGEST_CALM_MS = 2000;
+const CALM_TIMES = 5;
 
 const number = new Intl.NumberFormat("en");
 
@@ -24,6 +27,7 @@ export function listOf(page) {
   let isPaused = false;
   let isDue = false;
   let changedMs = -Infinity;
+  let calmMs = CALM_MS;
 
   function holding() {
     if (isPaused) return "Paused";
@@ -40,16 +44,21 @@ export function listOf(page) {
     if (isDue) return;
     isDue = true;
     // With a picture that is drawn anyway; in a tab that nobody sees, once it is seen.
-    setTimeout(() => requestAnimationFrame(refresh), Math.max(0, changedMs + CALM_MS - performance.now()));
+    setTimeout(() => requestAnimationFrame(refresh), Math.max(0, changedMs + calmMs - performance.now()));
   }
 
   function refresh() {
     isDue = false;
+    const beganMs = (changedMs = performance.now());
     const why = holding();
     if (!why && pending.length > 0) draw();
     if (held.textContent !== why) held.textContent = why;
     tellFresh();
-    changedMs = performance.now();
+    // Once it is laid out and drawn, which takes most of the time.
+    setTimeout(() => {
+      changedMs = performance.now();
+      calmMs = Math.min(LONGEST_CALM_MS, Math.max(CALM_MS, CALM_TIMES * (changedMs - beganMs)));
+    });
   }
 
   function tellFresh() {

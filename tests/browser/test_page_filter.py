@@ -55,7 +55,7 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     assert urlsplit(page.url).query == "type=event"
     await page.get_by_label("event").uncheck()
     await page.get_by_label("Member").fill("systemId")
-    await page.get_by_label("is").fill(str(HEK))
+    await page.get_by_label("is", exact=True).fill(str(HEK))
     await page.keyboard.press("Enter")
     assert urlsplit(page.url).query == f"systemId={HEK}"
     await live.says(CONNECTED)
@@ -72,7 +72,8 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     await live.says(CONNECTED)
     await publish(amqp, exchange, killmail(14))
     await live.shows(14)
-    assert live.said == []
+    # Who goes back twice ends a connection that is not there yet, of which the browser itself has a line.
+    assert live.said_beside("closed before the connection is established") == []
 
 
 async def test_page_suggests_the_types_and_members_that_there_are(live: Live, watched: Bridge) -> None:
@@ -80,7 +81,7 @@ async def test_page_suggests_the_types_and_members_that_there_are(live: Live, wa
     types = live.page.locator("#types label")
     await expect(types).to_have_text(["entity-activity", "event", "killmail", "price-update", "statistics"])
     options = await live.page.locator("datalist option").evaluate_all("all => all.map(o => [o.value, o.label])")
-    assert ["systemId", "integer"] in options
+    assert ["attackerCount", "integer"] in options
     assert ["victimAllianceId", "integer or null"] in options
     assert {"type", "after"} & {name for name, _ in options} == set()
 
@@ -89,7 +90,7 @@ async def test_page_suggests_the_types_and_members_that_there_are(live: Live, wa
     ("query", "sentence"),
     [
         ("?sytemId=5", "there is no member 'sytemId' to filter by; did you mean systemId?"),
-        ("?systemId=Jita", "systemId must be an integer (30000142); got 'Jita'"),
+        ("?attackerCount=many", "attackerCount must be an integer (30000142); got 'many'"),
         ("?type=kilmail", "there is no update type 'kilmail'"),
     ],
 )
@@ -114,7 +115,7 @@ async def test_page_can_be_filtered_where_the_bridge_describes_nothing(live: Liv
     await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
     await live.open(port_of(watched), query="?type=event")
     await live.page.get_by_label("Member").fill("title")
-    await live.page.get_by_label("is").fill("a & b")
+    await live.page.get_by_label("is", exact=True).fill("a & b")
     await live.page.get_by_role("button", name="Add").click()
     await live.says(CONNECTED)
     assert urlsplit(live.page.url).query == "type=event&title=a+%26+b"
