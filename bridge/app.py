@@ -42,15 +42,8 @@ class Bridge:
         """Raises ConfigurationError where the schema files or the certificate can't be used."""
         self._settings = settings
         self.metrics = metrics = Metrics()
-        self._schemas = schemas = load_schemas(settings)
-        for exchange, update_type in settings.exchanges.items():
-            if update_type not in schemas.types:
-                known = ", ".join(sorted(schemas.types))
-                shown = masked(f"{exchange}={update_type}")
-                raise ConfigurationError(
-                    [f"BRIDGE_EXCHANGES: {shown}: there is no schema for this type; known: {known}"]
-                )
-        self._tls = _tls(settings)
+        self._schemas, self._tls = check(settings)
+        schemas = self._schemas
         if beyond := ", ".join(str(network) for network in settings.allowed_networks if network.is_global):
             _log.warning("public addresses may connect (BRIDGE_ALLOWED_NETWORKS)", networks=beyond)
         log = Log(settings.log_bytes)
@@ -211,6 +204,17 @@ def _stream(settings: Settings) -> Stream | None:
         return None
     limits = settings.history_max_age, settings.history_max_bytes
     return Stream(settings.history_stream, *limits, settings.history_window)
+
+
+def check(settings: Settings) -> tuple[catalog.Catalog, Tls | None]:
+    """What of the settings is in other files. Raises ConfigurationError where these can't be used, or don't fit."""
+    schemas = load_schemas(settings)
+    for exchange, update_type in settings.exchanges.items():
+        if update_type not in schemas.types:
+            known = ", ".join(sorted(schemas.types))
+            shown = masked(f"{exchange}={update_type}")
+            raise ConfigurationError([f"BRIDGE_EXCHANGES: {shown}: there is no schema for this type; known: {known}"])
+    return schemas, _tls(settings)
 
 
 def _tls(settings: Settings) -> Tls | None:

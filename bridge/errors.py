@@ -29,6 +29,21 @@ def masked(text: str) -> str:
     return re.sub(r"\S*@", "***@", text)
 
 
+def masked_url(url: str) -> str:
+    """A broker's URL with everything but the password: where it leads, as whom, and with which options."""
+    before, separator, behind = url.partition("?")
+    scheme, _, address = before.partition("://")
+    user, at, host = address.rpartition("@")
+    name, colon, _ = user.partition(":")
+    options = [option.partition("=") for option in behind.split("&") if option]
+    # Of the certificates, the files' names: cadata is a certificate itself, and others may be anything.
+    shown = "&".join(f"{key}{equals}{value if key in _HARMLESS else '***'}" for key, equals, value in options)
+    return f"{scheme}://{name}{colon}{'***' if colon else ''}{at}{host}{separator}{shown}"
+
+
+_HARMLESS = frozenset({"auth", "cafile", "capath", "certfile", "heartbeat", "keyfile", "name", "timeout"})
+
+
 class BrokerRefusal(BridgeError):
     """The broker answers, and says no in a way that retrying alone won't change: password, vhost, permission, kind."""
 

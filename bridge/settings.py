@@ -6,22 +6,19 @@ a misspelt setting must not become a default in silence.
 """
 
 import dataclasses
-import difflib
-import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
-
 from bridge import values
 from bridge.errors import ConfigurationError, masked
 from bridge.fanout.access import DEFAULT_NETWORKS, Network
 from bridge.fanout.paths import is_own
+from bridge.sources import PREFIX, Found, find
 
-PREFIX = "BRIDGE_"
+__all__ = ["FIELDS", "PREFIX", "Settings", "load", "load_with_sources", "shown_default"]
 
 
 def _setting(default: str | None, parse: Callable[[str], Any], meaning: str, *, secret: bool = False) -> Any:
@@ -152,55 +149,41 @@ class Settings:
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    text: str
-    source: str
-    """Where it was found, as an operator would name it."""
-
-
 def load(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path) -> Settings:
     """The effective settings. `flags` are by field name; `dotenv` need not exist.
 
     Raises ConfigurationError with every problem, each naming the setting, the value (never a secret one) and what was
     expected.
     """
-    problems: list[str] = []
-    layers = [{name: _Found(text, f"--{name.replace('_', '-')}") for name, text in flags.items()}]
-    layers.append(_variables(environment, "environment", problems))
-    if dotenv.is_file():
-        layers.append(_variables(_dotenv(dotenv, problems), str(dotenv), problems))
+    return load_with_sources(flags, environment, dotenv)[0]
+
+
+def load_with_sources(
+    flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path
+) -> tuple[Settings, Mapping[str, Found]]:
+    """The same, and what was found for each setting that is not left at its default."""
+    secrets = {name: bool(field.metadata["secret"]) for name, field in FIELDS.items()}
+    found, problems = find(secrets, flags, environment, dotenv)
     effective: dict[str, Any] = {}
     for name, field in FIELDS.items():
-        found = next((layer[name] for layer in layers if name in layer), None)
-        if found is None:
+        if name not in found:
             continue
         try:
-            effective[name] = _parse(field, found.text)
+            effective[name] = _parse(field, found[name].text)
         except ValueError as error:
-            shown = "its value" if field.metadata["secret"] else repr(masked(found.text))
-            problems.append(f"{PREFIX}{name.upper()} ({found.source}): {shown} won't do: expected {error}")
+            shown = "its value" if field.metadata["secret"] else repr(masked(found[name].text))
+            problems.append(f"{PREFIX}{name.upper()} ({found[name].source}): {shown} won't do: expected {error}")
     if not problems:
         settings = Settings(**effective)
         problems = _contradictions(settings)
     if problems:
         raise ConfigurationError(problems)
-    return settings
+    return settings, found
 
 
-def _dotenv(file: Path, problems: list[str]) -> dict[str, str]:
-    try:
-        found = dotenv_values(file)
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{file}: can't be read: {error}")
-        return {}
-    problems += [f"{_shown(name)} ({file}): there is no = behind it" for name, text in found.items() if text is None]
-    return {name: text for name, text in found.items() if text is not None}
-
-
-def _shown(name: str) -> str:
-    # Whatever else it is, it may hold a password.
-    return name if re.fullmatch(r"\w+", name) else "a line that begins with no name"
+def shown_default(name: str) -> str:
+    """A setting's default for a person, the same on every machine."""
+    return "the host name" if name == "instance" else FIELDS[name].metadata["default"] or "not set"
 
 
 def _parse(field: "dataclasses.Field[Any]", text: str) -> Any:
@@ -208,37 +191,6 @@ def _parse(field: "dataclasses.Field[Any]", text: str) -> Any:
     if not text and field.metadata["default"] is None:
         return None
     return field.metadata["parse"](text)
-
-
-def _variables(variables: Mapping[str, str], source: str, problems: list[str]) -> dict[str, _Found]:
-    """The settings among the variables, `_FILE` variants read; unknown names and unreadable files become problems."""
-    found: dict[str, _Found] = {}
-    for variable, text in variables.items():
-        if not variable.startswith(PREFIX):
-            continue
-        name = variable.removeprefix(PREFIX).lower()
-        if name in FIELDS:
-            found.setdefault(name, _Found(text, source))
-        elif (name := name.removesuffix("_file")) in FIELDS:
-            if PREFIX + name.upper() in variables:
-                problems.append(f"{variable} ({source}): {PREFIX}{name.upper()} is set as well; set one of them")
-                continue
-            try:
-                found[name] = _Found(
-                    Path(text).read_text(encoding="utf-8").rstrip("\r\n"), f"{variable} in the {source}"
-                )
-            except (OSError, ValueError) as error:
-                # The content may have been put where its file's name belongs.
-                shown = "the file that it names" if FIELDS[name].metadata["secret"] else repr(masked(text))
-                reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-                problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
-        else:
-            known = [PREFIX + field.upper() for field in FIELDS]
-            # What was cut short is no close match, where another name is as short.
-            close = [each for each in known if each.startswith(variable)] or difflib.get_close_matches(variable, known)
-            hint = f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
-            problems.append(f"{variable} ({source}): there is no such setting{hint}")
-    return found
 
 
 def _contradictions(settings: Settings) -> list[str]:

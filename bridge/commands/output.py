@@ -1,7 +1,7 @@
 """Standard output for a command that goes on while nobody takes what it prints.
 
-Whoever writes to a pipe that is full waits, and an event loop must not: Ctrl-C would not be seen. This file must never
-know what is printed.
+Whoever writes to a pipe that is full waits, and an event loop must not: Ctrl-C would not be seen. Of what is printed,
+this file knows that it is JSON.
 """
 
 import asyncio
@@ -10,12 +10,15 @@ import os
 import select
 import stat
 
+from bridge.commands.colors import colored
+
 
 class Output:
     """One descriptor, for lines. Made inside a running event loop."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, in_color: bool = False) -> None:
         self._descriptor = descriptor
+        self._in_color = in_color
         self._loop = asyncio.get_running_loop()
         self._on_terminal = os.isatty(descriptor)
         self._is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
@@ -24,10 +27,13 @@ class Output:
     async def line(self, text: str) -> None:
         """Prints a line of JSON. Raises BrokenPipeError, or another OSError, where nobody takes it any more.
 
-        What a terminal might take for a command is escaped, which is the same JSON: that can only be in a string.
+        What a terminal might take for a command is escaped, which is the same JSON: that can only be in a string. What
+        is in color is for a terminal, be it behind a pager.
         """
-        if self._on_terminal and not text.isprintable():
+        if (self._on_terminal or self._in_color) and not text.isprintable():
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+        if self._in_color:
+            text = colored(text)
         rest = memoryview(text.encode() + b"\n")
         while rest:
             await self._writable()

@@ -1,4 +1,4 @@
-"""One line that says how far a long command is, and lines of its own between."""
+"""One line on a terminal that says how far a long command is, and lines that stay between."""
 
 import time
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import TextIO
 FIRST_S = 1.0
 """What takes less time than this needs no line."""
 
-ON_TERMINAL_S, IN_LOG_S = 0.2, 10.0
-"""How often it is said: over itself on a terminal, as one more line elsewhere."""
+ON_TERMINAL_S = 0.2
+"""How often it is said, over itself."""
 
 
 class Progress:
-    """Says how far it is on `stream`, now and then."""
+    """Says how far it is on `stream`, now and then, where that is a terminal: cron sends each line as mail."""
 
     def __init__(self, stream: TextIO, text: Callable[[], str]) -> None:
         self._stream = stream
@@ -24,17 +24,14 @@ class Progress:
     def tick(self) -> None:
         """To be called often: says how far it is where it is time for that."""
         now_s = time.monotonic()
-        if now_s < self._next_s:
+        if not self._on_terminal or now_s < self._next_s:
             return
-        self._next_s = now_s + (ON_TERMINAL_S if self._on_terminal else IN_LOG_S)
-        if self._on_terminal:
-            self._clear()
-            # The cursor goes back, so that a line which somebody else writes stands in its place, not behind it.
-            self._stream.write(self._text() + "\r")
-            self._stream.flush()
-            self._shown = True
-        else:
-            self.say(self._text())
+        self._next_s = now_s + ON_TERMINAL_S
+        self._clear()
+        # The cursor goes back, so that a line which somebody else writes stands in its place, not behind it.
+        self._stream.write(self._text() + "\r")
+        self._stream.flush()
+        self._shown = True
 
     def say(self, line: str) -> None:
         """A line that stays."""

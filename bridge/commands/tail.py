@@ -5,6 +5,7 @@ A client like any other: it knows of a bridge what every client is told, and mus
 
 import asyncio
 import errno
+import os
 import signal
 import ssl
 import sys
@@ -19,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from bridge.backoff import Backoff
 from bridge.commands.output import Output
+from bridge.commands.spinner import Spinner
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 
@@ -36,6 +38,9 @@ PATIENCE_S = 2.0
 
 TRY_AGAIN = frozenset({408, 429})
 """Of the statuses that blame the client, those that another try may not get."""
+
+MENDED_LATER = frozenset({401, 403, 404})
+"""Those that somebody who was let in before is told while a proxy or the networks that may connect are changed."""
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit code after SIGTERM, as shells have it."""
@@ -66,9 +71,10 @@ class Tail:
         tls: ssl.SSLContext | None,
         write: Callable[[str], Awaitable[None]],
         say: Callable[[str], None],
+        wait: Callable[[str], None],
     ) -> None:
         """`url` is an `endpoint`, `after` an id or empty: from now on. Each update goes to `write` as it came, whatever
-        else is worth a sentence to `say`.
+        else is worth a sentence to `say`; `wait` is told what is waited for at the moment, empty: nothing.
         """
         self.last_id = after
         """That of the newest update that is written, or of the one after which it began."""
@@ -78,6 +84,9 @@ class Tail:
         self._tls = tls
         self._write = write
         self._say = say
+        self._wait = wait
+        self._has_any = False
+        self._was_connected = False
         self._pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._connected_at: float | None = None
         self._lost_at: float | None = None
@@ -88,6 +97,7 @@ class Tail:
         `write` raises."""
         while True:
             self._connected_at = None
+            self._wait(f"connecting to {self._shown}")
             why = await self._connection()
             now = time.monotonic()
             if self._connected_at is not None:
@@ -99,6 +109,7 @@ class Tail:
                 # Once, and not for each attempt that fails alike.
                 self._why = why
                 self._say(f"disconnected from {self._shown}: {why}; trying again")
+            self._wait(f"waiting to connect to {self._shown} again")
             await asyncio.sleep(self._pauses.pause_s(PAUSE_WHEN_FULL_S if why == REASONS[1013] else 0.0))
 
     async def _connection(self) -> str:
@@ -179,12 +190,17 @@ class Tail:
         if not complete:
             self._say(f"updates are missing: the bridge does not have all that came after {self.last_id}")
         self._connected_at = now
+        self._was_connected = True
+        self._wait("" if self._has_any else "waiting for the first update")
         # All that comes after this one follows.
         self.last_id = first
 
     async def _take(self, text: str | bytes, message: Mapping[str, Any]) -> None:
         match message:
             case {"id": str(own)}:
+                if not self._has_any:
+                    self._has_any = True
+                    self._wait("")
                 await self._write(text if isinstance(text, str) else text.decode())
                 self.last_id = own
             case {"type": "gap", "data": {"since": str(since), "until": str(until), "reason": str(reason)}}:
@@ -197,17 +213,13 @@ class Tail:
         sentence = printable(body.decode(errors="replace").strip()) or "without a word"
         if status == 200:
             raise Refused(f"{self._shown} is a page and no WebSocket endpoint, which is /updates, unless set otherwise")
-        if 400 <= status < 500 and status not in TRY_AGAIN:
+        passing = status in TRY_AGAIN or (self._was_connected and status in MENDED_LATER)
+        if 400 <= status < 500 and not passing:
             raise Refused(f"{self._shown} refuses ({status}): {sentence}")
         return f"it answers {status}: {sentence}"
 
 
-def run(
-    url: str,
-    after: str,
-    tls: ssl.SSLContext | None,
-    say: Callable[[str], None],
-) -> None:
+def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> None:
     """Prints to standard output until nobody reads that any more. Raises BridgeError, and what ends the program after
     Ctrl-C and SIGTERM: KeyboardInterrupt and SystemExit.
 
@@ -219,8 +231,9 @@ def run(
     descriptor = sys.stdout.fileno()
 
     async def main() -> None:
-        output = Output(descriptor)
-        tail = Tail(url, after, tls, output.line, say)
+        output = Output(descriptor, in_color)
+        spinner = Spinner(sys.stderr, os.environ.get("TERM"))
+        tail = Tail(url, after, tls, output.line, spinner.say, spinner.wait)
         following = asyncio.ensure_future(_follow(tail, output.abandoned()))
         # Ctrl-C cancels too.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, following.cancel)
@@ -228,8 +241,10 @@ def run(
             await following
         except asyncio.CancelledError:
             if tail.last_id:
-                say(f"to go on from here: --after {tail.last_id}")
+                spinner.say(f"to go on from here: --after {tail.last_id}")
             raise
+        finally:
+            spinner.close()
 
     try:
         asyncio.run(main())

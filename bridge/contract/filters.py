@@ -131,7 +131,9 @@ class Filters:
     def _type(self, value: str) -> str:
         if value not in self._types:
             known = printable(", ".join(sorted(self._types)), 200)
-            raise BadQuery(f"there is no update type {printable(value, 40)!r}; there are {known}")
+            close = difflib.get_close_matches(value[:80].lower(), self._types, n=1)
+            hint = f" (did you mean {printable(close[0], 40)}?)" if close else ""
+            raise BadQuery(f"there is no update type {printable(value, 40)!r}{hint}; there are {known}")
         return value
 
     def _readings(self, name: str, value: str) -> list[str | bool | float | None]:

@@ -157,7 +157,7 @@ def test_only_fanout_imports_websockets_and_tail_which_is_a_client() -> None:
 
 def test_tail_is_loaded_only_when_it_is_asked_for() -> None:
     found = [(name_of(path), i.at_once) for path in MODULES for i in imports(path) if i.is_of(TAIL)]
-    assert found == [("bridge.cli", False)]
+    assert found == [("bridge.cli.tail", False)]
 
 
 def test_only_the_demo_imports_testcontainers() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import runpy
 import subprocess
 import sys
 import threading
+from importlib import metadata
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from click.testing import CliRunner
 import bridge
 from bridge import __version__, cli, logs
 from bridge.broker.publisher import NotConfirmed, Publisher
+from bridge.cli import events, serve
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.settings import FIELDS
 from tests.support.forms import ESI, packaged, redisq
@@ -51,7 +54,7 @@ class Runs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.settings: list[Settings] = []
         self.error: Exception | None = None
-        monkeypatch.setattr(cli, "run_bridge", self.run)
+        monkeypatch.setattr(serve, "run_bridge", self.run)
 
     async def run(self, settings: Settings) -> None:
         assert type(asyncio.get_running_loop()).__module__.startswith("uvloop")
@@ -69,9 +72,15 @@ def invoke(*arguments: str, stdin: str | bytes = "") -> Result:
     return CliRunner().invoke(cli.cli, arguments, input=stdin)
 
 
-def test_version_is_the_packages() -> None:
+VERSION = (
+    f"edk-bridge, version {__version__} (Python {platform.python_version()}, aio-pika {metadata.version('aio-pika')}, "
+    f"websockets {metadata.version('websockets')})\n"
+)
+
+
+def test_version_is_the_packages_with_what_it_stands_on() -> None:
     result = invoke("--version")
-    assert (result.exit_code, result.output) == (0, f"edk-bridge, version {__version__}\n")
+    assert (result.exit_code, result.output) == (0, VERSION)
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -187,7 +196,7 @@ def test_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("bridge", run_name="__main__")
     assert ended.value.code == 0
-    assert capsys.readouterr().out == f"edk-bridge, version {__version__}\n"
+    assert capsys.readouterr().out == VERSION
 
 
 @pytest.mark.parametrize("arguments", [["--queue"], ["--queue", "--log-level", "debug"], ["--log-bytes"]], ids=" ".join)
@@ -339,7 +348,7 @@ def test_check_that_is_interrupted_says_nothing_of_what_it_has_not_seen(monkeypa
     def interrupted(*arguments: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "check_events", interrupted)
+    monkeypatch.setattr(events, "check_events", interrupted)
     result = invoke("check")
     assert (result.exit_code, result.output) == (130, "")
 
@@ -352,7 +361,7 @@ class Published:
         self.bodies: list[bytes] = []
         self.error: BaseException | None = None
         self.heard = True
-        monkeypatch.setattr(cli, "Publisher", self.make)
+        monkeypatch.setattr(events, "Publisher", self.make)
 
     def make(self, amqp_url: str, exchange: str, **options: object) -> Self:
         self.made.append((amqp_url, exchange))

@@ -246,7 +246,7 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
     [
         (
             "type=kilmail",
-            "there is no update type 'kilmail'; there are entity-activity, event, killmail, price-update, s",
+            "there is no update type 'kilmail' (did you mean killmail?); there are entity-activity, event, killmail, ",
         ),
         ("type=", "there is no update type ''"),
         ("type=esi-killmail", "there is no update type 'esi-killmail'"),

@@ -1,0 +1,171 @@
+"""`edk-bridge check` and `edk-bridge publish`: events from files or a pipe."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import uvloop
+
+from bridge import logs
+from bridge.app import load_schemas
+from bridge.broker.publisher import Publisher
+from bridge.cli.options import INTERRUPTED, complete_type, effective_settings, fail, setting_options
+from bridge.commands.check import check as check_events
+from bridge.commands.documents import lines_of
+from bridge.commands.progress import Progress
+from bridge.commands.publish import Count
+from bridge.commands.publish import publish as publish_events
+from bridge.contract.pipeline import Pipeline
+from bridge.contract.text import printable
+from bridge.errors import BridgeError, ConfigurationError
+from bridge.settings import Settings
+
+# Names: as many as a shell's pattern finds, each open only while it is read, and only once, for it may be a pipe.
+_FILES: click.Parameter = click.Argument(
+    ["files"],
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    nargs=-1,
+    default=["-"],
+    metavar="[FILE|-]...",
+)
+_TYPE: click.Parameter = click.Option(
+    ["--type", "update_type"],
+    shell_complete=complete_type,
+    help="the update type of all events; without it, each may say its own, or is what its exchange carries",
+)
+_EVENTS = "FILE (standard input unless given) holds JSON, or one event a line (NDJSON), as a bridge would get them."
+
+
+def _lines(name: str) -> Iterator[bytes]:
+    """The lines of a file, or of standard input for `-`. Raises ConfigurationError where it can't be read."""
+    try:
+        if name == "-":
+            if sys.stdin is None:
+                raise ConfigurationError(["-: can't be read: standard input is closed"])
+            stdin = sys.stdin.buffer
+            yield from lines_of(getattr(stdin, "raw", stdin))
+        else:
+            with Path(name).open("rb", buffering=0) as file:
+                yield from lines_of(file)
+    except OSError as error:
+        raise ConfigurationError([f"{printable(name)}: can't be read: {error.strerror}"]) from error
+
+
+def _check(files: tuple[str, ...], update_type: str | None, **flags: str | None) -> None:
+    events = invalid = 0
+    try:
+        effective = effective_settings(flags)
+        pipeline = _pipeline(effective, update_type)
+        _, default_type = _exchange_for(effective, update_type)
+        for name in files:
+            found = check_events(_lines(name), name, update_type, default_type, pipeline, click.echo)
+            events, invalid = events + found[0], invalid + found[1]
+    except BridgeError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        # Not click's 1, which says that something is invalid.
+        sys.exit(INTERRUPTED)
+    click.echo(f"{events:,} events, {invalid:,} invalid", err=True)
+    sys.exit(1 if invalid else 0)
+
+
+CHECK = click.Command(
+    "check",
+    callback=_check,
+    params=[_TYPE, *setting_options("schemas", "max_message_bytes"), _FILES],
+    short_help="Says what is wrong with events, without a broker.",
+    help=f"Says what is wrong with events, without a broker: a line for each violation.\n\n{_EVENTS}",
+    epilog="Exit codes: 0 all are valid, 1 some are not, 2 options or files that can't be used.",
+)
+
+
+def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | None, **flags: str | None) -> None:
+    try:
+        effective = effective_settings(flags)
+        # For a person, whatever is set: what is lost and back again, but not the libraries' tracebacks of it.
+        logs.configure("info", "text")
+        _pipeline(effective, update_type)
+        usual, default_type = _exchange_for(effective, update_type)
+        exchange = exchange or usual
+        default_type = effective.exchanges.get(exchange, default_type)
+        publisher = _publisher(effective, exchange)
+    except BridgeError as error:
+        fail(error)
+    count = Count()
+    progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
+
+    async def run() -> None:
+        async with publisher:
+            for name in files:
+                await publish_events(
+                    _lines(name), name, update_type, default_type, publisher, count, progress.say, progress.tick
+                )
+
+    try:
+        uvloop.run(run())
+    except BridgeError as error:
+        progress.say(_summary(count, exchange))
+        fail(error)
+    except KeyboardInterrupt:
+        progress.say(f"interrupted: {_summary(count, exchange)}")
+        sys.exit(INTERRUPTED)
+    progress.say(_summary(count, exchange))
+    sys.exit(1 if count.invalid or count.unheard else 0)
+
+
+PUBLISH = click.Command(
+    "publish",
+    callback=_publish,
+    params=[
+        _TYPE,
+        click.Option(
+            ["--exchange"],
+            help="where to; without it, the exchange that BRIDGE_EXCHANGES has for the type, or its first one",
+        ),
+        *setting_options("amqp_url", "schemas", "max_message_bytes"),
+        _FILES,
+    ],
+    short_help="Publishes events from a file or a pipe.",
+    help="Publishes events to RabbitMQ, each validated before and confirmed after; says what is wrong with those "
+    f"that are invalid, and goes on.\n\n{_EVENTS}",
+    epilog="""\b
+Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, 2 options or files that
+can't be used, 3 the broker refuses.""",
+)
+
+
+def _pipeline(effective: Settings, update_type: str | None) -> Pipeline:
+    schemas = load_schemas(effective)
+    if update_type is not None and update_type not in schemas.types:
+        known = ", ".join(sorted(schemas.types))
+        hint = "" if effective.schemas else " (and BRIDGE_SCHEMAS, for types of your own, is not set)"
+        raise ConfigurationError([f"--type {update_type}: there is no schema for this type; known: {known}{hint}"])
+    return Pipeline(schemas, effective.max_message_bytes)
+
+
+def _publisher(effective: Settings, exchange: str) -> Publisher:
+    try:
+        return Publisher(
+            ",".join(effective.amqp_url),
+            exchange,
+            schemas=effective.schemas,
+            max_message_bytes=effective.max_message_bytes,
+        )
+    except ValueError as error:
+        raise ConfigurationError([str(error)]) from error
+
+
+def _exchange_for(effective: Settings, update_type: str | None) -> tuple[str, str]:
+    """The exchange that carries the type, or else the first one; and the type that it carries by default."""
+    exchanges = list(effective.exchanges.items())
+    return next((each for each in exchanges if each[1] == update_type), exchanges[0])
+
+
+def _summary(count: Count, exchange: str) -> str:
+    unheard = (
+        f"; {count.unheard:,} of them reached no queue: no bridge consumes from the exchange {exchange}"
+        if count.unheard
+        else ""
+    )
+    return f"{count.published:,} published, {count.invalid:,} invalid{unheard}"

@@ -1,0 +1,77 @@
+"""What several commands have in common: a flag for each setting, the settings that are in effect, and how one fails."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from click.shell_completion import CompletionItem
+
+from bridge import settings
+from bridge.contract import catalog
+from bridge.errors import BridgeError
+from bridge.settings import FIELDS, PREFIX, Settings
+from bridge.sources import Found
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+DOTENV = Path(".env")
+
+
+def setting_options(*names: str) -> list[click.Parameter]:
+    """A flag for each setting. All are text here: the settings read them, and say all that is wrong at once."""
+    options: list[click.Parameter] = []
+    for name in names:
+        field = FIELDS[name]
+        # A flag without a value, as in --wait, means true.
+        is_switch = field.type is bool
+        # With these, click takes a flag without a value; no other setting may be given without one.
+        switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_switch else {}
+        options.append(
+            click.Option(
+                [f"--{name.replace('_', '-')}"],
+                metavar="[true|false]" if is_switch else "TEXT",
+                # Without the space, a long list is one word, and broken wherever the line ends.
+                help=f"{field.metadata['meaning']}  [{PREFIX}{name.upper()}; "
+                f"{settings.shown_default(name).replace(',', ', ')}]",
+                **switch,
+            )
+        )
+    return options
+
+
+def effective_settings(flags: Mapping[str, str | None]) -> Settings:
+    """The settings in effect. Raises ConfigurationError."""
+    return settings.load(_given(flags), os.environ, DOTENV)
+
+
+def settings_and_sources(flags: Mapping[str, str | None]) -> tuple[Settings, Mapping[str, Found]]:
+    """The same, and where each was found that is not a default."""
+    return settings.load_with_sources(_given(flags), os.environ, DOTENV)
+
+
+def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: text for name, text in flags.items() if text is not None}
+
+
+def complete_type(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The update types that begin so, for a shell: those of the packaged schemas and of BRIDGE_SCHEMAS."""
+    folders = [catalog.PACKAGED]
+    if own := context.params.get("schemas") or os.environ.get("BRIDGE_SCHEMAS"):
+        folders.append(Path(own))
+    try:
+        types = sorted(catalog.load(folders).types)
+    except (catalog.SchemaError, OSError):
+        # A shell that completes has nowhere to say it; the command does.
+        return []
+    return [CompletionItem(name) for name in types if name.startswith(begun)]
+
+
+def fail(error: BridgeError) -> NoReturn:
+    """Says it, and ends with its exit code."""
+    for line in str(error).splitlines():
+        click.echo(f"edk-bridge: {line}", err=True)
+    sys.exit(error.exit_code)

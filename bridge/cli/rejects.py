@@ -1,0 +1,194 @@
+"""`edk-bridge rejects`: list, requeue and purge, on the command line."""
+
+import asyncio
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import click
+
+from bridge.broker.link import Node
+from bridge.broker.rejected import Reject, RejectsQueue, opened, user_of
+from bridge.cli.options import INTERRUPTED, effective_settings, fail, setting_options
+from bridge.commands import rejects
+from bridge.commands.progress import Progress
+from bridge.commands.rejects import Choice, Outcome
+from bridge.contract.pipeline import Reason
+from bridge.errors import BridgeError, ConfigurationError
+from bridge.settings import Settings
+
+Answer = TypeVar("Answer")
+
+_REASON = click.Option(["--reason"], type=click.Choice([reason.value for reason in Reason]), help="only these")
+_BROKER = ("amqp_url", "reject_exchange")
+
+_CODES = "2 options that can't be used, or no such queue, 3 the broker refuses."
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Says what ends the command, and ends it."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Nobody reads the output any more, which is for click to say.
+        raise
+    except BridgeError as error:
+        fail(error)
+    except ConnectionError as error:
+        fail(BridgeError(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _on_queue(settings: Settings, work: Callable[[RejectsQueue], Awaitable[Answer]]) -> Answer:
+    name = settings.reject_exchange
+    if name is None:
+        raise ConfigurationError(["BRIDGE_REJECT_EXCHANGE: it is off, so that rejected events are not kept anywhere"])
+
+    async def run() -> Answer:
+        async with opened(tuple(map(Node, settings.amqp_url)), name) as queue:
+            return await work(queue)
+
+    return asyncio.run(run())
+
+
+def _list(limit: int, reason: str | None, in_json: bool, **flags: str | None) -> None:
+    width = shutil.get_terminal_size().columns
+    on_terminal = sys.stdout.isatty()
+
+    def shown(reject: Reject) -> str:
+        if in_json:
+            return rejects.as_json(reject)
+        return rejects.as_entry(reject, width) if on_terminal else rejects.as_fields(reject)
+
+    async def work(queue: RejectsQueue) -> None:
+        count = 0
+        async for reject in rejects.chosen(queue, Choice(reason)):
+            click.echo(shown(reject))
+            count += 1
+            if count == limit:
+                break
+        of = "" if reason is None else f" with the reason {reason}"
+        click.echo(f"{count:,} listed{of}; {queue.count:,} in {queue.name} in all", err=True)
+
+    with _failing():
+        _on_queue(effective_settings(flags), work)
+
+
+def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags: str | None) -> None:
+    outcome = Outcome()
+    progress = Progress(sys.stderr, lambda: f"{outcome.done:,} requeued, {outcome.kept.total():,} kept")
+    choice = Choice(reason, frozenset(ids) or None)
+
+    async def work(queue: RejectsQueue) -> None:
+        await rejects.requeue(queue, choice, user_of(Node(settings.amqp_url[0])), outcome, progress.tick)
+
+    with _failing():
+        if everything == bool(ids):
+            raise ConfigurationError(
+                ["say which: ids, as `edk-bridge rejects list` has them, or --all (with --reason: all of that reason)"]
+            )
+        settings = effective_settings(flags)
+        try:
+            _on_queue(settings, work)
+        except (BridgeError, KeyboardInterrupt):
+            progress.say(f"ended early, with {outcome.done:,} requeued; the others are kept")
+            raise
+    missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
+    for each in missing:
+        progress.say(f"not there: {each}")
+    for why, count in outcome.kept.items():
+        progress.say(f"{count:,} kept: {why}")
+    progress.say(f"{outcome.done:,} requeued, {outcome.kept.total():,} kept")
+    sys.exit(1 if missing or outcome.kept else 0)
+
+
+def _purge(reason: str | None, yes: bool, **flags: str | None) -> None:
+    outcome = Outcome()
+
+    async def count(queue: RejectsQueue) -> int:
+        return queue.count
+
+    async def work(queue: RejectsQueue) -> None:
+        await rejects.remove(queue, Choice(reason), outcome)
+
+    with _failing():
+        settings = effective_settings(flags)
+        if not yes:
+            if sys.stdin is None or not sys.stdin.isatty():
+                raise ConfigurationError(["it asks before it removes anything, and nobody can answer: say --yes"])
+            there = _on_queue(settings, count)
+            of = "" if reason is None else f" those with the reason {reason} of"
+            if not click.confirm(f"Remove{of} {there:,} rejected events in {settings.reject_exchange}?", err=True):
+                click.echo("nothing is removed", err=True)
+                sys.exit(1)
+        try:
+            _on_queue(settings, work)
+        finally:
+            click.echo(f"{outcome.done:,} removed", err=True)
+
+
+REJECTS = click.Group(
+    "rejects",
+    short_help="Lists rejected events, publishes them again, or removes them.",
+    help="Events that could not become an update: the queue of BRIDGE_REJECT_EXCHANGE, to which the bridge publishes "
+    "them with the reason.",
+    commands=[
+        click.Command(
+            "list",
+            callback=_list,
+            params=[
+                click.Option(
+                    ["--limit"],
+                    type=click.IntRange(1),
+                    default=100,
+                    show_default=True,
+                    help="how many, the oldest first",
+                ),
+                _REASON,
+                click.Option(["--json", "in_json"], is_flag=True, help="NDJSON, with the event itself as `body`"),
+                *setting_options(*_BROKER),
+            ],
+            short_help="Lists them, and says what is wrong with each.",
+            help="Lists rejected events, the oldest first: number, time, reason, type, size, exchange, what is wrong, "
+            "and the id by which to name it. In a pipe each is one line, its fields separated by tabulators: number, "
+            "time, type, reason, pointer, detail, exchange, size, id.\n\nNothing is removed. While it runs, those that "
+            "it has read are out of the queue's sight for others; after it, they are in their old place.",
+            epilog=f"Exit codes: 0 they are listed, 1 the broker can't be reached, {_CODES}",
+        ),
+        click.Command(
+            "requeue",
+            callback=_requeue,
+            params=[
+                click.Argument(["ids"], nargs=-1, metavar="[ID]..."),
+                click.Option(["--all", "everything"], is_flag=True, help="all that are there when it begins"),
+                _REASON,
+                *setting_options(*_BROKER),
+            ],
+            short_help="Publishes them again to where they came from.",
+            help="Publishes rejected events again to the exchange that each came from, after whatever was wrong is "
+            "mended (a schema, a limit): body and properties as they came. Each is removed from the rejects once the "
+            "broker has confirmed it; one that nobody's queue has got is kept.\n\nThe exchange gives it to everyone "
+            "who is bound to it, as when it was new: to every bridge, and to every other consumer, which may have had "
+            "it already. A bridge sends an update whose identity it remembers once. What is still invalid is rejected "
+            "again, as a new reject.",
+            epilog="Exit codes: 0 all are requeued, 1 some are kept or not there, or the broker can't be reached, "
+            f"{_CODES}",
+        ),
+        click.Command(
+            "purge",
+            callback=_purge,
+            params=[
+                _REASON,
+                click.Option(["--yes"], is_flag=True, help="without asking"),
+                *setting_options(*_BROKER),
+            ],
+            short_help="Removes them for good.",
+            help="Removes rejected events for good, those that are there when it begins. It asks first.",
+            epilog=f"Exit codes: 0 they are removed, 1 the answer was no, or the broker can't be reached, {_CODES}",
+        ),
+    ],
+)

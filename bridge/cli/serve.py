@@ -1,0 +1,64 @@
+"""`edk-bridge serve`, and `edk-bridge config`, which says what it would be served with."""
+
+import click
+import uvloop
+
+from bridge import logs
+from bridge.app import check as check_bridge
+from bridge.app import serve as run_bridge
+from bridge.cli.options import effective_settings, fail, setting_options, settings_and_sources
+from bridge.commands.config import as_json, as_text, rows
+from bridge.errors import BridgeError
+from bridge.settings import FIELDS
+
+_EXIT_CODES = """\b
+Exit codes: 0 stopped as asked, 2 settings or schema files that can't be used, 3 the broker refuses (password,
+virtual host, permission, kind of exchange), 1 anything else."""
+
+_SETTINGS = (
+    "Each setting may be given as a flag, as a variable of the environment, as a line of the file .env, or, with _FILE "
+    "behind the variable's name, in a file of its own. Brackets show the variable and the default."
+)
+
+
+def _serve(**flags: str | None) -> None:
+    try:
+        effective = effective_settings(flags)
+        logs.configure(effective.log_level, effective.log_format)
+        uvloop.run(run_bridge(effective))
+    except BridgeError as error:
+        fail(error)
+
+
+SERVE = click.Command(
+    "serve",
+    callback=_serve,
+    params=setting_options(*FIELDS),
+    help=f"Runs the bridge until SIGTERM or SIGINT.\n\n{_SETTINGS}",
+    epilog=_EXIT_CODES,
+)
+
+
+def _config(in_json: bool, **flags: str | None) -> None:
+    try:
+        effective, found = settings_and_sources(flags)
+        check_bridge(effective)
+    except BridgeError as error:
+        fail(error)
+    click.echo((as_json if in_json else as_text)(rows(found)))
+
+
+CONFIG = click.Command(
+    "config",
+    callback=_config,
+    params=[
+        click.Option(["--json", "in_json"], is_flag=True, help="as one JSON object, instead of lines"),
+        *setting_options(*FIELDS),
+    ],
+    short_help="Says which settings are in effect, and where from.",
+    help="Says which settings `serve` would run with, and where each comes from; passwords are masked.\n\n"
+    "A line for each: the variable, its value, and its source: a flag, the environment, .env, a file that a variable "
+    f"with _FILE names, or the default.\n\n{_SETTINGS}",
+    epilog="Exit codes: 0 the bridge could be started with them, 2 settings or schema files that can't be used, each "
+    "problem a line, as with `serve`.",
+)

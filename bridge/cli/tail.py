@@ -1,0 +1,65 @@
+"""`edk-bridge tail`: what it is asked for on the command line."""
+
+import os
+import sys
+
+import click
+
+from bridge.cli.options import INTERRUPTED, complete_type, fail
+from bridge.commands.endpoint import endpoint, trusting
+from bridge.errors import BridgeError
+
+COLORS = ("auto", "always", "never")
+
+
+@click.command(
+    short_help="Prints the updates that a bridge sends, as they come.",
+    epilog="""\b
+Exit codes: 0 nobody reads the output any more, 2 options that can't be used or that the bridge refuses, 130 Ctrl-C,
+143 SIGTERM, 1 anything else.""",
+)
+@click.argument("url", default="ws://localhost:3000/updates")
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    shell_complete=complete_type,
+    help="only updates of this type; may be repeated",
+)
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="MEMBER=VALUE",
+    help="only updates whose data has this value; may be repeated: each member must have one of its values",
+)
+@click.option("--after", metavar="ID", default="", help="begin after the update with this id; without it, from now on")
+@click.option("--cafile", metavar="FILE", help="of wss://, the authorities to trust instead of the system's")
+@click.option(
+    "--color",
+    type=click.Choice(COLORS),
+    default="auto",
+    show_default=True,
+    help="auto: on a terminal, unless NO_COLOR is set or TERM is dumb",
+)
+def tail(url: str, types: tuple[str, ...], where: tuple[str, ...], after: str, cafile: str | None, color: str) -> None:
+    """Prints the updates that a bridge sends, one a line, as they come: JSON with the members type, data, timestamp and
+    id. A lost connection is made again, and what came meanwhile is printed then; standard error says what is missing.
+    """
+    from bridge.commands.tail import run  # noqa: PLC0415 - what only this needs is not loaded into the bridge
+
+    try:
+        asked = endpoint(url, types, where)
+        run(asked, after, trusting(asked, cafile), _in_color(color))
+    except BridgeError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _in_color(color: str) -> bool:
+    if color != "auto":
+        return color == "always"
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    # Whoever started this without a standard output is told so by what would print to it.
+    return not plain and sys.stdout is not None and sys.stdout.isatty()
