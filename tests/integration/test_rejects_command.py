@@ -1,0 +1,339 @@
+"""`edk-bridge rejects` as its user runs it: what is listed, published again or removed, and that nothing is lost."""
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+import aio_pika
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+from pamqp.common import FieldTable
+
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient
+from tests.support.commands import Ended, environment, on_terminal, ran
+from tests.support.killmail import killmail
+from tests.support.proxy import proxy
+from tests.support.publishing import bind, depth, publish, take
+from tests.support.rejecting import numbers_in, rejected
+from tests.support.running import port_of, running, unique
+from tests.support.waiting import eventually
+
+CLEARED = re.compile(r"[^\r\n]*\r\x1b\[K")
+"""A line on a terminal that is gone again."""
+
+
+async def command(broker: Broker, rejects: str, *arguments: str) -> Ended:
+    return await ran("rejects", *arguments, BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects)
+
+
+async def test_list_shows_what_is_there_in_order_and_leaves_it_there(
+    broker: Broker, amqp: AbstractConnection, rejects: str
+) -> None:
+    await rejected(amqp, rejects, "kills", range(1, 6))
+    for _ in range(2):
+        ended = await command(broker, rejects, "list", "--limit", "3")
+        assert ended.code == 0
+        assert [line.split("\t") for line in ended.printed] == [
+            [
+                str(n),
+                "2026-11-26T02:15:01.123+00:00",
+                "killmail",
+                "too-large",
+                "",
+                "it is too large",
+                "kills",
+                str(len(orjson.dumps(killmail(n)))),
+                f"id-{n}",
+            ]
+            for n in (1, 2, 3)
+        ]
+        assert ended.said == [f"3 listed; 5 in {rejects} in all"]
+    assert await numbers_in(amqp, rejects) == [1, 2, 3, 4, 5]
+
+
+async def test_list_for_a_program_has_the_event_itself(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
+    await rejected(amqp, rejects, "kills", [1])
+    await rejected(amqp, rejects, "kills", [2, 3], reason="not-json")
+    channel = await amqp.channel()
+    await channel.default_exchange.publish(aio_pika.Message(b"\xff", message_id="mine"), rejects)
+    ended = await command(broker, rejects, "list", "--json")
+    first, _, _, odd = map(orjson.loads, ended.printed)
+    assert orjson.loads(first.pop("body")) == killmail(1)
+    assert first == {
+        "number": 1,
+        "id": "id-1",
+        "type": "killmail",
+        "time": "2026-11-26T02:15:01.123+00:00",
+        "reason": "too-large",
+        "pointer": "",
+        "detail": "it is too large",
+        "exchange": "kills",
+        "routing_key": rejects,
+        "size": len(orjson.dumps(killmail(1))),
+    }
+    assert (odd["id"], odd["reason"], odd["body_hex"]) == ("mine", "", "ff")
+    chosen = await command(broker, rejects, "list", "--json", "--reason", "not-json", "--limit", "1")
+    assert [orjson.loads(line)["number"] for line in chosen.printed] == [2]
+    assert chosen.said == [f"1 listed with the reason not-json; 4 in {rejects} in all"]
+
+
+async def test_list_on_a_terminal_fits_it_and_holds_no_commands(
+    broker: Broker, amqp: AbstractConnection, rejects: str
+) -> None:
+    channel = await amqp.channel()
+    await channel.declare_queue(rejects, durable=True)
+    headers: FieldTable = {
+        "x-reject-reason": "schema-violation",
+        "x-reject-pointer": "/systemId",
+        "x-reject-detail": "/systemId: \x1b[31m" + "long " * 100,
+        "x-reject-exchange": "kills",
+        "x-reject-time": "2026-11-26T02:15:01.123+00:00",
+    }
+    message = aio_pika.Message(b"{}", headers=headers, message_id="i" * 70, type="killmail")
+    await channel.default_exchange.publish(message, rejects)
+    async with on_terminal("rejects", "list", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects) as terminal:
+        assert await terminal.ended() == 0
+    lines = terminal.shown.decode().split("\r\n")
+    assert lines[0] == "   1  2026-11-26 02:15:01  schema-violation  killmail, 2 bytes, from kills"
+    assert lines[1].startswith(r"      /systemId: \x1b[31mlong long ")
+    assert lines[2] == "      " + "i" * 70
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in terminal.shown.decode()
+
+
+async def test_list_ends_quietly_where_nobody_reads_on(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
+    await rejected(amqp, rejects, "kills", range(30))
+    process = await asyncio.create_subprocess_shell(
+        f"{sys.executable} -m bridge rejects list --json | head -1",
+        env=environment(BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects),
+        cwd=Path(__file__).parent,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, said = await process.communicate()
+    assert orjson.loads(printed)["number"] == 1
+    assert b"Traceback" not in said
+    assert b"Exception" not in said
+
+    async def back() -> bool:
+        return await depth(amqp, rejects) == 30
+
+    await eventually("all is back", back)
+
+
+async def test_event_that_is_valid_by_now_is_an_update_after_requeue(
+    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": rejects}
+    large = killmail(1, note="x" * 2000)
+    async with running(broker.url, **flags, max_message_bytes=1024):
+        await publish(amqp, exchange, large, headers={"source": "fetcher-1"}, user_id="guest", expiration=60)
+
+        async def there() -> bool:
+            return await depth(amqp, rejects) == 1
+
+        await eventually("it is rejected", there)
+    async with running(broker.url, **flags) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        await bind(amqp, exchange, observed := unique("queue"))
+        ended = await command(broker, rejects, "requeue", "--all")
+        assert (ended.code, ended.said) == (0, ["1 requeued, 0 kept"])
+        assert orjson.loads(await client.text())["data"] == large
+        [message] = await take(amqp, observed, 1)
+        assert message.headers == {"source": "fetcher-1"}
+        assert (message.user_id, message.expiration) == ("guest", 60)
+        assert await depth(amqp, rejects) == 0
+        channel = await amqp.channel()
+        await channel.queue_delete(observed)
+        await client.close()
+
+
+async def test_event_that_is_still_invalid_is_rejected_once_more_and_no_oftener(
+    broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
+) -> None:
+    flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": rejects}
+    async with running(broker.url, **flags) as bridge:
+        await publish(amqp, exchange, *(b"poison" for _ in range(50)))
+
+        def rejections() -> float:
+            return bridge.metrics.registry.get_sample_value("bridge_rejects_total", {"reason": "not-json"}) or 0
+
+        async def there() -> bool:
+            return await depth(amqp, rejects) == 50
+
+        await eventually("they are rejected", there)
+        ended = await command(broker, rejects, "requeue", "--all")
+        assert (ended.code, ended.said) == (0, ["50 requeued, 0 kept"])
+        await eventually("they are there again", there)
+        assert rejections() == 100
+
+
+async def test_requeue_takes_those_that_are_named_and_leaves_the_others_in_order(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+) -> None:
+    await bind(amqp, exchange, queue)
+    await rejected(amqp, rejects, exchange, range(1, 7))
+    await rejected(amqp, rejects, exchange, [7, 8], reason="not-json")
+    ended = await command(broker, rejects, "requeue", "id-4", "id-2", "id-9")
+    assert (ended.code, ended.said) == (1, ["not there: id-9", "2 requeued, 0 kept"])
+    ended = await command(broker, rejects, "requeue", "--all", "--reason", "not-json")
+    assert (ended.code, ended.said) == (0, ["2 requeued, 0 kept"])
+    assert await numbers_in(amqp, queue) == [2, 4, 7, 8]
+    assert await numbers_in(amqp, rejects) == [1, 3, 5, 6]
+
+
+async def test_what_nobody_would_get_is_kept_and_that_is_said(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+) -> None:
+    channel = await amqp.channel()
+    await bind(amqp, exchange, queue)
+    await channel.declare_exchange(deaf := unique("exchange"), aio_pika.ExchangeType.FANOUT)
+    gone = unique("exchange")
+    for number in range(0, 40, 4):
+        await rejected(amqp, rejects, gone, [number])
+        await rejected(amqp, rejects, exchange, [number + 1])
+        await rejected(amqp, rejects, deaf, [number + 2])
+        await channel.default_exchange.publish(aio_pika.Message(orjson.dumps(killmail(number + 3))), rejects)
+    ended = await command(broker, rejects, "requeue", "--all")
+    assert ended.code == 1
+    assert sorted(ended.said[:-1]) == sorted(
+        [
+            f"10 kept: the exchange '{gone}' is gone: start the bridge that consumes from it, or make it",
+            f"10 kept: no queue is bound to the exchange '{deaf}': start what consumes from it",
+            "10 kept: no exchange is said that they came from: no bridge has put them there",
+        ]
+    )
+    assert ended.said[-1] == "10 requeued, 30 kept"
+    assert await numbers_in(amqp, queue) == list(range(1, 40, 4))
+    assert await numbers_in(amqp, rejects) == [n for n in range(40) if n % 4 != 1]
+    await channel.exchange_delete(deaf)
+
+
+@pytest.mark.parametrize("after", [1, 300])
+async def test_requeue_that_is_killed_loses_nothing(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str, after: int
+) -> None:
+    count = 1000
+    await bind(amqp, exchange, queue)
+    await rejected(amqp, rejects, exchange, range(count))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bridge", "rejects", "requeue", "--all"),
+        env=environment(BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects),
+        cwd=Path(__file__).parent,
+    )
+
+    async def under_way() -> bool:
+        return await depth(amqp, queue) >= after
+
+    await eventually("some are requeued", under_way)
+    process.kill()
+    await process.wait()
+    left, arrived = 0, 0
+
+    async def settled() -> bool:
+        nonlocal left, arrived
+        left, arrived = await depth(amqp, rejects), await depth(amqp, queue)
+        return left + arrived >= count
+
+    await eventually("the broker has all again", settled)
+    in_queue, in_rejects = await numbers_in(amqp, queue), await numbers_in(amqp, rejects)
+    assert len(in_rejects) > 0, "it was killed too late to show anything"
+    assert {*in_queue} | {*in_rejects} == set(range(count))
+    assert in_queue == sorted(in_queue)
+    assert in_rejects == sorted(in_rejects)
+    # Published, and not yet removed: no more than may be under way.
+    assert len({*in_queue} & {*in_rejects}) <= 50
+
+
+async def test_requeue_that_loses_the_broker_says_so_and_keeps_the_rest(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+) -> None:
+    count = 1500
+    await bind(amqp, exchange, queue)
+    await rejected(amqp, rejects, exchange, range(count))
+    async with proxy(broker.url) as line:
+        await line.open()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bridge", "rejects", "requeue", "--all"),
+            env=environment(BRIDGE_AMQP_URL=line.url, BRIDGE_REJECT_EXCHANGE=rejects),
+            cwd=Path(__file__).parent,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+        async def under_way() -> bool:
+            return await depth(amqp, queue) >= 100
+
+        await eventually("some are requeued", under_way)
+        await line.close()
+        _, said = await process.communicate()
+    assert process.returncode == 1
+    lines = said.decode().splitlines()
+    assert len(lines) == 2, lines
+    assert re.fullmatch(r"ended early, with [\d,]+ requeued; the others are kept", lines[0])
+    assert lines[1].startswith("edk-bridge: the connection to the broker was lost")
+
+    async def settled() -> bool:
+        return await depth(amqp, rejects) + await depth(amqp, queue) >= count
+
+    await eventually("the broker has all again", settled)
+    assert {*await numbers_in(amqp, queue)} | {*await numbers_in(amqp, rejects)} == set(range(count))
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, 0), ("", 1, 3)])
+async def test_purge_asks_on_a_terminal(
+    broker: Broker, amqp: AbstractConnection, rejects: str, answer: str, code: int, left: int
+) -> None:
+    await rejected(amqp, rejects, "kills", range(3))
+    async with on_terminal("rejects", "purge", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects) as terminal:
+        question = f"Remove 3 rejected events in {rejects}? [y/N]: ".encode()
+        await eventually("it asks", lambda: terminal.shown == question)
+        terminal.type(f"{answer}\n")
+        assert await terminal.ended() == code
+    assert terminal.shown.decode().splitlines()[-1] == ("nothing is removed" if left else "3 removed")
+    assert await depth(amqp, rejects) == left
+
+
+async def test_purge_that_nobody_can_answer_removes_nothing_without_yes(
+    broker: Broker, amqp: AbstractConnection, rejects: str
+) -> None:
+    await rejected(amqp, rejects, "kills", range(3))
+    await rejected(amqp, rejects, "kills", range(3, 6), reason="not-json")
+    ended = await command(broker, rejects, "purge")
+    assert (ended.code, ended.said) == (
+        2,
+        ["edk-bridge: it asks before it removes anything, and nobody can answer: say --yes"],
+    )
+    ended = await command(broker, rejects, "purge", "--yes", "--reason", "too-large")
+    assert (ended.code, ended.said) == (0, ["3 removed"])
+    assert await numbers_in(amqp, rejects) == [3, 4, 5]
+
+
+async def test_what_keeps_it_from_working_is_one_line_and_a_code(broker: Broker, rejects: str) -> None:
+    for arguments in (("list",), ("requeue", "--all"), ("purge", "--yes")):
+        ended = await command(broker, rejects, *arguments)
+        assert (ended.code, ended.said[-1]) == (
+            2,
+            f"edk-bridge: there is no queue '{rejects}': nothing was ever rejected there, or BRIDGE_REJECT_EXCHANGE is "
+            "another",
+        )
+    off = await command(broker, "off", "list")
+    assert (off.code, off.said) == (
+        2,
+        ["edk-bridge: BRIDGE_REJECT_EXCHANGE: it is off, so that rejected events are not kept anywhere"],
+    )
+    async with proxy(broker.url) as away:
+        ended = await ran("rejects", "list", BRIDGE_AMQP_URL=away.url)
+        assert ended.code == 1
+        [line] = ended.said
+        assert line.startswith("edk-bridge: amqp://guest:***@127.0.0.1:")
+    for unclear in (("requeue",), ("requeue", "--all", "id-1")):
+        ended = await command(broker, rejects, *unclear)
+        assert (ended.code, len(ended.said)) == (2, 1)
+        assert ended.said[0].startswith("edk-bridge: say which: ids")
+    wrong = await ran("rejects", "list", BRIDGE_AMQP_URL=broker.url.replace("guest:guest", "guest:wrong"))
+    assert wrong.code == 3
+    assert len(wrong.said) == 1
+    assert "wrong@" not in wrong.said[0]

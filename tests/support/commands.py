@@ -1,0 +1,101 @@
+"""`edk-bridge` as its user runs it: a process, from its start to what is left of it."""
+
+import asyncio
+import os
+import pty
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.waiting import LIMIT_S
+
+AWAY = Path(__file__).parent
+"""A folder without a `.env` of the developer's own."""
+
+
+@dataclass
+class Ended:
+    """What is left of a command."""
+
+    code: int
+    printed: list[str]
+    said: list[str]
+    """On standard error, line by line."""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """That of the tests, but for settings of the developer's own."""
+    return {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")} | variables
+
+
+async def ran(*arguments: str, **variables: str) -> Ended:
+    """What is left of a command without a terminal; nothing that it said is a traceback."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bridge", *arguments),
+        env=environment(**variables),
+        cwd=AWAY,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(LIMIT_S):
+        printed, said = await process.communicate()
+    assert b"Traceback" not in said, said.decode()
+    assert process.returncode is not None
+    return Ended(process.returncode, printed.decode().splitlines(), said.decode().splitlines())
+
+
+class OnTerminal:
+    """A command whose input, output and errors are one terminal. What it shows is kept, as it came."""
+
+    def __init__(self, process: asyncio.subprocess.Process, descriptor: int) -> None:
+        self.process = process
+        self.shown = b""
+        self._descriptor = descriptor
+        self._reading = asyncio.create_task(asyncio.to_thread(self._read))
+
+    def _read(self) -> None:
+        # Of a terminal whose other side is closed, reading fails.
+        with suppress(OSError):
+            while chunk := os.read(self._descriptor, 4096):
+                self.shown += chunk
+
+    def type(self, text: str) -> None:
+        """As somebody would at the keyboard."""
+        os.write(self._descriptor, text.encode())
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended by itself and all is shown."""
+        async with asyncio.timeout(LIMIT_S):
+            code = await self.process.wait()
+            await self._reading
+        assert b"Traceback" not in self.shown, self.shown.decode()
+        return code
+
+
+@asynccontextmanager
+async def on_terminal(
+    *arguments: str, start: tuple[str, ...] = ("-m", "bridge"), **variables: str
+) -> AsyncIterator[OnTerminal]:
+    """The command on a terminal of 80 columns; killed at the end if it still runs."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *("env", "--default-signal=INT", sys.executable, *start, *arguments),
+        env=environment(**{"TERM": "xterm", "COLUMNS": "80", **variables}),
+        cwd=AWAY,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    running = OnTerminal(process, ours)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await running._reading
+        os.close(ours)
