@@ -31,7 +31,8 @@ class Tailing:
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        assert self.process.stderr is not None
+        if self.process.stderr is None:
+            return
         async for line in self.process.stderr:
             self.said.append(line.decode().removesuffix("\n"))
 
@@ -57,16 +58,19 @@ class Tailing:
 
 @asynccontextmanager
 async def tailing(
-    *arguments: str, pauses: str = IMPATIENT, stdout: int = asyncio.subprocess.PIPE
+    *arguments: str,
+    pauses: str = IMPATIENT,
+    stdout: int = asyncio.subprocess.PIPE,
+    stderr: int = asyncio.subprocess.PIPE,
 ) -> AsyncIterator[Tailing]:
-    """The command; killed at the end if it still runs."""
+    """The command; killed at the end if it still runs. What goes to another standard error is not in `said`."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
     process = await asyncio.create_subprocess_exec(
         # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
         *("env", "--default-signal=INT", sys.executable, "-c", SCRIPT.format(pauses=pauses), "tail", *arguments),
         env=environment,
         stdout=stdout,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=stderr,
         limit=2**22,
     )
     running = Tailing(process)

@@ -1,0 +1,144 @@
+"""`edk-bridge tail` on a real terminal: colors, something that moves while it waits; no trace of either elsewhere."""
+
+import asyncio
+import os
+import pty
+import re
+import signal
+from collections.abc import AsyncIterator
+from functools import partial
+from http import HTTPStatus
+
+import pytest
+
+from bridge.commands.colors import RESET, TYPE
+from tests.support.commands import OnTerminal, on_terminal
+from tests.support.scripted import CHECK, ScriptedBridge, scripted_bridge
+from tests.support.tailing import IMPATIENT, SCRIPT, tailing
+from tests.support.waiting import eventually
+
+ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
+"""What moved, and is gone again."""
+START = ("-c", SCRIPT.format(pauses=IMPATIENT))
+
+
+@pytest.fixture
+async def bridge() -> AsyncIterator[ScriptedBridge]:
+    """A bridge that does what it is told."""
+    async with scripted_bridge() as running:
+        yield running
+
+
+def plain(terminal: OnTerminal) -> list[str]:
+    """The lines that are left on a terminal, without colors."""
+    left = ERASED.sub(b"", terminal.shown)
+    return re.sub(rb"\x1b\[[0-9;]*m", b"", left).decode().replace("\r\n", "\n").splitlines()
+
+
+async def test_wheel_turns_until_the_first_update_and_leaves_no_trace(bridge: ScriptedBridge) -> None:
+    bridge.ready.clear()
+    async with on_terminal("tail", bridge.url, start=START) as terminal:
+        await eventually("it turns", lambda: f"\r/ connecting to {bridge.url}".encode() in terminal.shown)
+        bridge.ready.set()
+        await eventually("it waits for the first", lambda: b"waiting for the first update" in terminal.shown)
+        first, second = bridge.emit({"killmailId": 1}), bridge.emit({"killmailId": 2})
+        await eventually("both are shown", lambda: f"2-{CHECK}".encode() in terminal.shown)
+        turns = terminal.shown.count(b"waiting for")
+        bridge.drop()
+        await eventually("it is back", lambda: b"connected again after" in terminal.shown)
+        third = bridge.emit({"killmailId": 3})
+        await eventually("it is shown", lambda: f"3-{CHECK}".encode() in terminal.shown)
+        assert terminal.shown.count(b"waiting for the first") <= turns
+        terminal.process.send_signal(signal.SIGINT)
+        assert await terminal.ended() == 130
+    lines = [line for line in plain(terminal) if not line.startswith("connected to")]
+    assert lines[:2] == [first.decode(), second.decode()]
+    assert lines[2].startswith(f"disconnected from {bridge.url}")
+    assert lines[3].startswith("connected again after")
+    assert lines[4:] == [third.decode(), f"to go on from here: --after 3-{CHECK}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "colors"),
+    [
+        ([], {}, True),
+        ([], {"NO_COLOR": "1"}, False),
+        ([], {"NO_COLOR": ""}, True),
+        ([], {"TERM": "dumb"}, False),
+        (["--color", "never"], {}, False),
+        (["--color", "always"], {"NO_COLOR": "1", "TERM": "dumb"}, True),
+    ],
+)
+async def test_terminal_has_colors_unless_they_are_not_wanted(
+    bridge: ScriptedBridge, arguments: list[str], variables: dict[str, str], *, colors: bool
+) -> None:
+    async with on_terminal("tail", *arguments, bridge.url, start=START, **variables) as terminal:
+        await eventually("it is connected", lambda: b"connected to" in terminal.shown)
+        text = bridge.emit({"ship": "\x9b2J Rifter"})
+        await eventually("it is shown", lambda: f"1-{CHECK}".encode() in terminal.shown and b"}" in terminal.shown[-4:])
+    assert (f'{TYPE}"killmail"{RESET}'.encode() in terminal.shown) is colors
+    assert text.decode().replace("\x9b", "\\u009b") in plain(terminal)
+    if variables.get("TERM") == "dumb":
+        assert b"\r/" not in terminal.shown
+
+
+async def test_pipe_has_neither_colors_nor_anything_that_moves(bridge: ScriptedBridge) -> None:
+    bridge.ready.clear()
+    async with tailing(bridge.url) as tail:
+        # Longer than it takes a wheel to turn.
+        await tail.says(f"connected to {bridge.url}, which can't say yet")
+        bridge.ready.set()
+        await tail.says(f"connected to {bridge.url}", times=2)
+        await tail.prints(bridge.emit({"ship": "\x9b2J"}))
+        assert not any("\r" in line or "\x1b" in line for line in tail.said)
+
+
+async def test_colors_that_are_asked_for_are_in_a_pipe_too_and_nothing_that_a_pager_would_obey(
+    bridge: ScriptedBridge,
+) -> None:
+    async with tailing(bridge.url, "--color", "always") as tail:
+        await tail.says("connected to")
+        bridge.emit({"ship": "\x9b2J"})
+        assert tail.process.stdout is not None
+        line = await tail.process.stdout.readline()
+    assert f'{TYPE}"killmail"{RESET}'.encode() in line
+    assert rb"\u009b2J" in line
+
+
+async def test_updates_go_into_a_pipe_while_a_terminal_shows_what_is_waited_for(bridge: ScriptedBridge) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        async with tailing(bridge.url, stderr=theirs) as tail:
+            os.close(theirs)
+            shown = b""
+            while b"waiting for the first update" not in shown:
+                shown += await asyncio.to_thread(os.read, ours, 4096)
+            await tail.prints(bridge.emit({"ship": "Rifter"}))
+            while not shown.endswith(b"\r\x1b[K"):
+                shown += await asyncio.to_thread(os.read, ours, 4096)
+    finally:
+        os.close(ours)
+    assert ERASED.sub(b"", shown) == f"connected to {bridge.url}\r\n".encode()
+
+
+def has_asked(bridge: ScriptedBridge, often: int) -> bool:
+    return len(bridge.asked) >= often
+
+
+async def test_refusal_of_who_was_let_in_before_is_said_once_and_tried_again(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.says("connected to")
+        for status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.FORBIDDEN):
+            bridge.refusal = status, "Not now."
+            if status == HTTPStatus.SERVICE_UNAVAILABLE:
+                bridge.drop()
+            await tail.says(f"disconnected from {bridge.url}: it answers {status.value}: Not now.; trying again")
+            enough = len(bridge.asked) + 3
+            await eventually("it asks on", partial(has_asked, bridge, enough))
+        bridge.refusal = None
+        await tail.says("connected again after")
+        assert [line.partition(":")[0] for line in tail.said].count("disconnected from ws") == 3, tail.said
+        bridge.refusal = HTTPStatus.BAD_REQUEST, "There is no such type."
+        bridge.drop()
+        assert await tail.ended() == 2
+        assert tail.said[-1] == f"edk-bridge: {bridge.url} refuses (400): There is no such type."
