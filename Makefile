@@ -17,7 +17,7 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup demo test test-quick soak bench lint format contract lock audit clean
+.PHONY: help setup demo test test-quick soak bench lint format contract readme lock audit clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
@@ -29,6 +29,7 @@ help:
 	@echo 'make lint        style and types only'
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'
+	@echo 'make readme      write the tables of settings and metrics in README.md anew'
 	@echo 'make lock        write the lock files anew (FLAGS=--upgrade takes the newest of everything)'
 	@echo 'make audit       ask whether anything in the lock files has a known vulnerability (FLAGS="-s osv" asks OSV)'
 	@echo 'make clean       remove whatever was made here'
@@ -84,6 +85,9 @@ format: $(READY)
 
 contract: $(READY)
 	$(BIN)/python -m tests.support.contract
+
+readme: $(READY)
+	$(BIN)/python -m tests.support.readme
 
 lock: $(READY)
 	$(COMPILE) pyproject.toml --output-file requirements.lock

@@ -231,7 +231,12 @@ async def _connect(node: Node, name: str, lane: Lane | None) -> Linked:
                 f"{node} does not let this user into the virtual host {node.virtual_host!r}; "
                 f"make it, or grant permissions on it: {printable(str(close.reply_text))}"
             ) from error
-        words = printable(str(close.reply_text)) if close is not None else sentence(error)
+        if close is not None:
+            words = printable(str(close.reply_text))
+        elif url.scheme == "amqp" and isinstance(error.__cause__, asyncio.IncompleteReadError | ConnectionResetError):
+            words = tls.SILENT_END
+        else:
+            words = sentence(error)
         raise ConnectionError(f"{node}: {words}") from error
     except OSError as error:
         raise ConnectionError(f"{node}: {sentence(error)}") from error

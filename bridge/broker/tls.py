@@ -8,6 +8,11 @@ FOR_ANOTHER_HOST = frozenset({62, 64})
 OF_AN_UNKNOWN_AUTHORITY = frozenset({18, 19, 20, 21})
 """OpenSSL's X509_V_ERR_ of self-signed certificates, by themselves or in a chain, and of issuers that are not known."""
 
+SILENT_END = (
+    "it ended the connection before it said anything; where it speaks TLS on this port, the URL begins with amqps://"
+)
+"""What a port for TLS does with who speaks AMQP to it, and so does whatever stands before a broker that is away."""
+
 
 def complaint(error: ssl.SSLError) -> str:
     """One sentence, without the broker's name."""

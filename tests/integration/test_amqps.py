@@ -11,6 +11,7 @@ import orjson
 from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
+from bridge.broker.tls import SILENT_END
 from bridge.demo.broker import Broker
 from tests.integration.test_lifecycle import gone
 from tests.support.certificates import certificate
@@ -74,6 +75,14 @@ async def test_broker_with_a_certificate_for_another_host_is_told_nothing(tmp_pa
         async with started(f"amqps://guest:guest@localhost:{port}/?cafile={chain}") as bridge:
             said = await error(bridge)
             assert "its certificate is for another host, so nothing is said to it: Hostname mismatch" in said
+        assert heard == []
+
+
+async def test_port_for_tls_that_is_spoken_to_without_is_named(tmp_path: Path) -> None:
+    async with listener(tmp_path) as (port, _, heard):
+        async with started(f"amqp://guest:guest@127.0.0.1:{port}/") as bridge:
+            assert await error(bridge) == f"amqp://guest:***@127.0.0.1:{port}/: {SILENT_END}"
+            assert "begins with amqps://" in SILENT_END
         assert heard == []
 
 

@@ -1,0 +1,85 @@
+"""`edk-bridge rejects` by a user who may not do everything: what is missing is named, and nothing is lost."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from tests.support.commands import ran
+from tests.support.control import ControlledNode
+from tests.support.publishing import bind, observer
+from tests.support.rejecting import numbers_in, rejected
+from tests.support.running import unique
+
+PASSWORD = secrets.token_hex(8)
+
+
+@asynccontextmanager
+async def user_who_may(node: ControlledNode, write: str, read: str) -> AsyncIterator[str]:
+    """The node's URL for a user with these permissions."""
+    user = unique("user")
+    await node.ctl("add_user", user, PASSWORD)
+    await node.ctl("set_permissions", user, "^$", write, read)
+    parts = urlsplit(node.url)
+    yield parts._replace(netloc=f"{user}:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
+    await node.ctl("delete_user", user)
+
+
+@pytest.fixture
+async def node(node_broker: ControlledNode) -> AsyncIterator[AbstractConnection]:
+    async with observer(node_broker.url) as amqp:
+        yield amqp
+
+
+async def test_queue_that_may_not_be_read_is_named(node_broker: ControlledNode, node: AbstractConnection) -> None:
+    """Promise: the exit code is 3, one line says which permission is missing, and nothing has changed."""
+    await rejected(node, rejects := unique("rejects"), "kills", range(3))
+    async with user_who_may(node_broker, ".*", "^$") as url:
+        for arguments in (["list"], ["requeue", "--all"], ["purge", "--yes"]):
+            ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
+            assert ended.code == 3
+            assert ended.said[-1].startswith(f"edk-bridge: the queue '{rejects}' can't be read: ACCESS_REFUSED")
+            assert ended.said[-1].endswith("grant the user of BRIDGE_AMQP_URL read on it")
+            assert PASSWORD not in "".join(ended.said)
+    assert await numbers_in(node, rejects) == [0, 1, 2]
+
+
+async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
+    node_broker: ControlledNode, node: AbstractConnection
+) -> None:
+    """Promise: what may go goes; what may not is kept in its order, and the exchange is named once."""
+    rejects, free, closed = unique("rejects"), unique("free"), unique("closed")
+    for exchange in (free, closed):
+        await bind(node, exchange, exchange)
+    for first in range(0, 200, 20):
+        await rejected(node, rejects, closed, range(first, first + 10))
+        await rejected(node, rejects, free, range(first + 10, first + 20))
+    async with user_who_may(node_broker, f"^{free}$", ".*") as url:
+        ended = await ran("rejects", "requeue", "--all", BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
+    assert ended.code == 1
+    kept, total = ended.said
+    assert kept.startswith(
+        f"100 kept: the user of BRIDGE_AMQP_URL may not write to the exchange '{closed}': ACCESS_REF"
+    )
+    assert total == "100 requeued, 100 kept"
+    assert await numbers_in(node, free) == [n for n in range(200) if n % 20 >= 10]
+    assert await numbers_in(node, rejects) == [n for n in range(200) if n % 20 < 10]
+
+
+async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(
+    node_broker: ControlledNode, node: AbstractConnection
+) -> None:
+    """Promise: a broker that does not answer is said within a few seconds, with its address and no password."""
+    await rejected(node, rejects := unique("rejects"), "kills", range(3))
+    node_broker.pause()
+    try:
+        ended = await ran("rejects", "list", BRIDGE_AMQP_URL=node_broker.url, BRIDGE_REJECT_EXCHANGE=rejects)
+    finally:
+        node_broker.resume()
+    assert ended.code == 1
+    [line] = ended.said
+    assert line.endswith("does not answer within 5 s")
+    assert await numbers_in(node, rejects) == [0, 1, 2]

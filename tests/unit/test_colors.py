@@ -1,0 +1,32 @@
+"""Colors are added to a line, and nothing else is changed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bridge.commands.colors import ID, NAME, RESET, TIME, TYPE, colored
+
+LINE = (
+    '{"type":"killmail","data":{"killmailId":1,"timestamp":"2024","note":"a \\"type\\": \\\\","systemId":-1.5e3,'
+    '"n":null,"list":[1,"x",true]},"timestamp":1697962000000,"id":"1-9f86d081"}'
+)
+
+
+def test_type_id_and_time_stand_out() -> None:
+    shown = colored(LINE)
+    for color, value in (
+        (TYPE, '"killmail"'),
+        (ID, "1"),
+        (TIME, '"2024"'),
+        (TIME, "1697962000000"),
+        (ID, '"1-9f86d081"'),
+        (NAME, '"systemId"'),
+    ):
+        assert f"{color}{value}{RESET}" in shown
+
+
+@pytest.mark.parametrize("line", [LINE, "", "{}", '{"a": "b"}', '"unended', '{"a":"' + "\\\\" * 1000 + '"}'])
+def test_without_colors_it_is_the_same_line(line: str) -> None:
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colored(line)) == line

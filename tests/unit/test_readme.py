@@ -1,0 +1,37 @@
+"""README.md has the settings and the metrics that the program has."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.settings import FIELDS
+from tests.support.readme import PARTS, README, filled, metric_rows, metrics_table, settings_table
+
+
+def test_tables_are_what_make_readme_writes() -> None:
+    text = README.read_text()
+    assert text == filled(text), "`make readme` writes the tables anew"
+
+
+def test_settings_are_all_there_with_default_and_meaning() -> None:
+    lines = settings_table().splitlines()
+    assert len(lines) == len(FIELDS) + 2
+    assert "| `BRIDGE_PORT` | `3000` | the port to listen on; 0 picks one and says which |" in lines
+    assert any(line.startswith("| `BRIDGE_INSTANCE` | the host name |") for line in lines)
+
+
+def test_metrics_are_of_every_kind_and_have_their_labels() -> None:
+    rows = {row.name: (row.kind, row.labels) for row in metric_rows()}
+    assert rows["bridge_rejects_total"] == ("counter", ("reason",))
+    assert rows["bridge_updates_total"] == ("counter", ("type",))
+    assert rows["bridge_deliveries_total"] == ("counter", ())
+    assert rows["bridge_connections"] == ("gauge", ())
+    assert rows["bridge_receipt_to_flush_seconds"] == ("histogram", ())
+    assert len(metrics_table().splitlines()) == len(rows) + 2
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_marker_that_is_missing_is_named(name: str) -> None:
+    text = README.read_text().replace(f"<!-- end of {name} -->", "")
+    with pytest.raises(ValueError, match=f"0 places for its {name}"):
+        filled(text)

@@ -1,0 +1,176 @@
+"""What is said of a command line that can't be used, what help looks like, and what a shell completes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from bridge.cli import cli
+from bridge.settings import FIELDS, shown_default
+
+BIN = Path(sys.executable).parent
+SECRET = "correct horse/battery:staple"
+
+
+def said(*arguments: str) -> tuple[int, list[str]]:
+    """The exit code, and standard error line by line; nothing is printed."""
+    result = CliRunner().invoke(cli, arguments, prog_name="edk-bridge")
+    assert result.stdout == ""
+    return result.exit_code, result.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["serve", "--prot", "1"],
+            "no such option '--prot'; did you mean '--host', '--path', '--port'; `edk-bridge serve --help` says what "
+            "there is",
+        ),
+        (["nonsense"], "no such command 'nonsense'; `edk-bridge --help` says what there is"),
+        (
+            ["rejects", "lst"],
+            "no such command 'lst'; did you mean 'list'; `edk-bridge rejects --help` says what there is",
+        ),
+        (
+            ["tail", "--color", "blue"],
+            "invalid value for '--color': 'blue' is not one of 'auto', 'always', 'never'; `edk-bridge tail --help` says "
+            "what there is",
+        ),
+        (
+            ["completion"],
+            "missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; `edk-bridge completion --help` says what "
+            "there is",
+        ),
+        (
+            ["demo", "--port", f"amqp://user:{SECRET}@host"],
+            "invalid value for '--port': '***@host' is not a valid integer range; a broker's URL is given with "
+            "--amqp-url; `edk-bridge demo --help` says what there is",
+        ),
+        (
+            ["serve", f"amqp://user:{SECRET}@host/"],
+            "got unexpected extra argument (***@host/); a broker's URL is given with --amqp-url; `edk-bridge serve "
+            "--help` says what there is",
+        ),
+        (
+            ["serve", "here", f"amqps://user:{SECRET}@a,amqps://user:{SECRET}@b"],
+            "got unexpected extra arguments (***@b); a broker's URL is given with --amqp-url; `edk-bridge serve --help` "
+            "says what there is",
+        ),
+        (
+            [f"amqp://user:{SECRET}@host/"],
+            "no such command '***@host/'; a broker's URL is given with --amqp-url; `edk-bridge --help` says what there "
+            "is",
+        ),
+        (
+            ["check", f"user:{SECRET}@host"],
+            "invalid value for '[FILE|-]...': File '***@host' does not exist; `edk-bridge check --help` says what there "
+            "is",
+        ),
+    ],
+)
+def test_usage_error_is_one_line_without_a_password(arguments: list[str], line: str) -> None:
+    code, lines = said(*arguments)
+    assert (code, lines) == (2, [f"edk-bridge: {line}"])
+    assert not any(part in lines[0] for part in re.split(r"\W", SECRET))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("idle-timeout", "soon", "'soon' won't do: expected a time from 0.1 to 86400 seconds, as in 120, 2m or 500ms"),
+        (
+            "log-bytes",
+            "much",
+            "'much' won't do: expected a size from 65536 to 1099511627776 bytes, as in 4194304 or 4 MiB",
+        ),
+    ],
+)
+def test_duration_or_size_that_is_none_is_said_with_an_example(name: str, value: str, words: str) -> None:
+    code, [line] = said("serve", f"--{name}", value)
+    assert (code, line) == (2, f"edk-bridge: BRIDGE_{name.replace('-', '_').upper()} (--{name}): {words}")
+
+
+def commands(group: click.Group, *path: str) -> list[list[str]]:
+    found = [[*path]]
+    for name, command in group.commands.items():
+        found += commands(command, *path, name) if isinstance(command, click.Group) else [[*path, name]]
+    return found
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+@pytest.mark.parametrize("path", commands(cli), ids=" ".join)
+def test_help_breaks_no_word_and_fits(path: list[str], columns: int) -> None:
+    result = CliRunner(env={"COLUMNS": str(columns)}).invoke(cli, [*path, "--help"], prog_name="edk-bridge")
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= max(columns, 80 if path == [] else columns) + 32
+    words = result.output.split()
+    if path == ["serve"]:
+        for name in FIELDS:
+            for word in re.split(r",\s*|\s+", shown_default(name)):
+                assert any(word in each for each in words), word
+            assert any(f"[BRIDGE_{name.upper()};" in each for each in words)
+    assert not any(each.endswith("...") for each in words if not each.endswith("]...")), "a summary is cut short"
+
+
+def completed(shell_words: str, at: int) -> list[str]:
+    """What a real bash offers for the word with this number."""
+    script = (
+        f'eval "$(edk-bridge completion bash)"; COMP_WORDS=({shell_words}); COMP_CWORD={at}; '
+        '_edk_bridge_completion edk-bridge; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        env={**environment, "PATH": f"{BIN}:{environment['PATH']}"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash to complete in")
+@pytest.mark.parametrize(
+    ("words", "at", "offered"),
+    [
+        ("edk-bridge re", 1, ["rejects"]),
+        ("edk-bridge tail --type kill", 3, ["killmail"]),
+        ("edk-bridge rejects list --reason not", 4, ["not-json"]),
+        ("edk-bridge completion ''", 2, ["bash", "zsh", "fish"]),
+    ],
+)
+def test_bash_completes_commands_options_and_types(words: str, at: int, offered: list[str]) -> None:
+    assert completed(words, at) == offered
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_script_of_another_shell_is_there_and_right(shell: str) -> None:
+    result = CliRunner().invoke(cli, ["completion", shell], prog_name="edk-bridge")
+    assert result.exit_code == 0
+    assert f"_EDK_BRIDGE_COMPLETE={shell}_complete" in result.stdout
+    command = shutil.which(shell)
+    if command is not None:
+        subprocess.run([command, "-n", "/dev/stdin"], input=result.stdout, text=True, check=True)
+
+
+def test_types_of_ones_own_are_completed_and_a_folder_that_is_none_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "sighting.json").write_text('{"type": "object"}')
+    environment = {
+        "_EDK_BRIDGE_COMPLETE": "bash_complete",
+        "COMP_WORDS": "edk-bridge check --type s",
+        "COMP_CWORD": "3",
+    }
+    for folder, offered in ((tmp_path, "plain,sighting\nplain,statistics\n"), (tmp_path / "none", "")):
+        result = CliRunner(env={**environment, "BRIDGE_SCHEMAS": str(folder)}).invoke(cli, [], prog_name="edk-bridge")
+        assert (result.exit_code, result.stdout) == (0, offered)
