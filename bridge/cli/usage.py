@@ -37,8 +37,8 @@ class OneLine(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-_REPEATED = re.compile(r"""(argument \(|arguments \(|(?:: |command |option )['"]).*@""", re.DOTALL)
-"""What was typed, as click repeats it, up to the last @."""
+_REPEATED = re.compile(r"""( ['"(])(?![-\[]).*@""", re.DOTALL)
+"""What was typed, as click repeats it behind the names of options and arguments, up to the last @."""
 
 _DID_YOU_MEAN = re.compile(r"\. \(?Did you mean (?:one of: )?([^?]*)\?\)?")
 

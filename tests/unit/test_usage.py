@@ -42,13 +42,13 @@ def said(*arguments: str) -> tuple[int, list[str]]:
         ),
         (
             ["tail", "--color", "blue"],
-            "invalid value for '--color': 'blue' is not one of 'auto', 'always', 'never'; `edk-bridge tail --help` says "
-            "what there is",
+            "invalid value for '--color': 'blue' is not one of 'auto', 'always', 'never'; `edk-bridge tail --help` "
+            "says what there is",
         ),
         (
             ["completion"],
-            "missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; `edk-bridge completion --help` says what "
-            "there is",
+            "missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; `edk-bridge completion --help` says "
+            "what there is",
         ),
         (
             ["demo", "--port", f"amqp://user:{SECRET}@host"],
@@ -62,8 +62,8 @@ def said(*arguments: str) -> tuple[int, list[str]]:
         ),
         (
             ["serve", "here", f"amqps://user:{SECRET}@a,amqps://user:{SECRET}@b"],
-            "got unexpected extra arguments (***@b); a broker's URL is given with --amqp-url; `edk-bridge serve --help` "
-            "says what there is",
+            "got unexpected extra arguments (***@b); a broker's URL is given with --amqp-url; `edk-bridge serve "
+            "--help` says what there is",
         ),
         (
             [f"amqp://user:{SECRET}@host/"],
@@ -72,8 +72,8 @@ def said(*arguments: str) -> tuple[int, list[str]]:
         ),
         (
             ["check", f"user:{SECRET}@host"],
-            "invalid value for '[FILE|-]...': File '***@host' does not exist; `edk-bridge check --help` says what there "
-            "is",
+            "invalid value for '[FILE|-]...': File '***@host' does not exist; `edk-bridge check --help` says what "
+            "there is",
         ),
     ],
 )
@@ -111,7 +111,7 @@ def commands(group: click.Group, *path: str) -> list[list[str]]:
 def test_help_breaks_no_word_and_fits(path: list[str], columns: int) -> None:
     result = CliRunner(env={"COLUMNS": str(columns)}).invoke(cli, [*path, "--help"], prog_name="edk-bridge")
     assert result.exit_code == 0
-    assert max(map(len, result.output.splitlines())) <= max(columns, 80 if path == [] else columns) + 32
+    assert max(map(len, result.output.splitlines())) <= columns
     words = result.output.split()
     if path == ["serve"]:
         for name in FIELDS:
@@ -171,6 +171,6 @@ def test_types_of_ones_own_are_completed_and_a_folder_that_is_none_is_no_error(t
         "COMP_WORDS": "edk-bridge check --type s",
         "COMP_CWORD": "3",
     }
-    for folder, offered in ((tmp_path, "plain,sighting\nplain,statistics\n"), (tmp_path / "none", "")):
+    for folder, offered in ((tmp_path, "plain,sighting\nplain,statistics"), (tmp_path / "none", "")):
         result = CliRunner(env={**environment, "BRIDGE_SCHEMAS": str(folder)}).invoke(cli, [], prog_name="edk-bridge")
-        assert (result.exit_code, result.stdout) == (0, offered)
+        assert (result.exit_code, result.stdout.strip()) == (0, offered)
