@@ -28,6 +28,7 @@ from bridge.fanout.pages import Pages
 from bridge.fanout.server import Limits, Server
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
+from bridge.notifying import Notifier
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
 from bridge.settings import Settings
@@ -241,6 +242,7 @@ async def serve(settings: Settings) -> None:
     """
     loop = asyncio.get_running_loop()
     descriptors.allow()
+    manager = Notifier(os.environ)
     stopping = asyncio.Event()
 
     def on_signal(number: int) -> None:
@@ -254,7 +256,9 @@ async def serve(settings: Settings) -> None:
             # Its terminal is gone.
             on_signal(signal.SIGHUP)
         else:
+            manager.reloading()
             bridge.reload()
+            manager.ready()
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
@@ -268,10 +272,14 @@ async def serve(settings: Settings) -> None:
     gc.set_threshold(10_000)
     failing = asyncio.create_task(bridge.failure(), name="failure")
     asked = asyncio.create_task(stopping.wait(), name="stop signal")
+    watched = asyncio.create_task(manager.watch(), name="watchdog")
+    manager.ready()
     await asyncio.wait([failing, asked], return_when=asyncio.FIRST_COMPLETED)
     failed = failing.done()
+    manager.stopping()
     for task in (failing, asked):
         task.cancel()
     await bridge.stop()
+    watched.cancel()
     if failed:
         failing.result()

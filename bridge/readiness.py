@@ -61,9 +61,16 @@ class Readiness:
 
     def _warnings(self) -> list[str]:
         """What keeps the bridge from doing all of its work, though it is ready: not an orchestrator's business."""
-        if not self._consumer.sharing:
-            return []
-        return [
-            f"consumers of the queue {self._settings.queue!r} beside this bridge: {self._consumer.sharing}; each event "
-            "goes to one of them only: give every bridge a BRIDGE_QUEUE of its own"
-        ]
+        warnings = []
+        if self._consumer.sharing:
+            warnings.append(
+                f"consumers of the queue {self._settings.queue!r} beside this bridge: {self._consumer.sharing}; each "
+                "event goes to one of them only: give every bridge a BRIDGE_QUEUE of its own"
+            )
+        if self._consumer.unproven:
+            warnings.append(
+                f"the user of BRIDGE_AMQP_URL may not bind the queue to {', '.join(self._consumer.unproven)}, and "
+                "can't see whether it is bound: whoever made the queue must see to that, again whenever one of these "
+                "exchanges was made anew"
+            )
+        return warnings

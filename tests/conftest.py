@@ -10,8 +10,9 @@ import pytest
 import uvloop
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
-from tests.support.broker import URL, origins, running, unavailable
+from bridge.demo.broker import Broker, NoBroker, find_server
+from tests.support.broker import URL, origins, running, say, unavailable
+from tests.support.control import ControlledNode
 from tests.support.prepare import NODE
 from tests.support.running import unique
 
@@ -38,6 +39,18 @@ def broker() -> Iterator[Broker]:
 def mortal_broker() -> Iterator[Broker]:
     """A real RabbitMQ that a test may kill and start again; shared, so leave it running."""
     yield from running()
+
+
+@pytest.fixture(scope="session")
+def node_broker() -> Iterator[ControlledNode]:
+    """A real RabbitMQ that a test may stop, and tell what its operator would; shared, so leave it running as it was."""
+    try:
+        node = ControlledNode(find_server(say, may_install=False))
+    except NoBroker as error:
+        unavailable(str(error))
+    node.start()
+    yield node
+    node.stop()
 
 
 @pytest.fixture

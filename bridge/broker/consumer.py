@@ -85,6 +85,8 @@ class Consumer:
         )
         self.sharing = 0
         """How many others consume the named queue, as far as the broker knows."""
+        self.unproven: tuple[str, ...] = ()
+        """Exchanges that are bound to the queue by somebody else, or not at all."""
         self._made = False
         """Something had to be made at the broker, and no life has said so yet."""
         self._known: dict[str, Exchange] = {}
@@ -133,9 +135,7 @@ class Consumer:
                     channel = await amqp.channel(publisher_confirms=False)
                     watcher = await amqp.channel(publisher_confirms=False)
                     prepare = functools.partial(self._prepare, amqp, channel)
-                    found = await topology.set_up(
-                        amqp, channel, source.exchanges, self._known, prepare, self._note_made
-                    )
+                    found = await topology.set_up(amqp, source.exchanges, self._known, prepare, self._note_made)
                     self._known = {exchange.name: exchange for exchange in found.exchanges}
                     await channel.basic_qos(prefetch_count=source.prefetch)
                     if self.history is not None:
@@ -205,7 +205,7 @@ class Consumer:
                 ) from error
             raise
         except aiormq.exceptions.ChannelAccessRefused as error:
-            if "exclusive" in sentence(error):
+            if "in exclusive use" in sentence(error):
                 raise  # somebody else's, for as long as they are there
             raise topology.lacking(error) from error
 
@@ -268,6 +268,9 @@ class Consumer:
             _log.info("consuming", **fields)
             if self.history is not None:
                 _log.info("reading the history", stream=self.history.stream.name, first=self.history.start)
+        self.unproven = found.unproven
+        if found.unproven:
+            _log.warning(topology.UNPROVEN, queue=found.queue, exchanges=found.unproven)
         self._made = False
         status.enter(State.WORKING)
 

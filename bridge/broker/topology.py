@@ -35,6 +35,10 @@ after a start of RabbitMQ 3.10.8 that its home node "is down or inaccessible", a
 all is well."""
 
 
+UNPROVEN = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"
+"""Said once for each connection: where they have not, nothing comes, and nothing else says so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One that exists, and what the broker agreed that it is."""
@@ -51,6 +55,8 @@ class Topology:
 
     exchanges: tuple[Exchange, ...]
     queue: str
+    unproven: tuple[str, ...] = ()
+    """Exchanges that the user may not bind to the queue, which is somebody else's: it is for them to have bound it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,6 @@ class Queue:
 
 async def set_up(
     amqp: Amqp,
-    channel: aiormq.abc.AbstractChannel,
     exchanges: Sequence[str],
     known: Mapping[str, Exchange],
     prepare: Callable[[], Awaitable[Queue]],
@@ -86,12 +91,8 @@ async def set_up(
             on_made()
     except aiormq.exceptions.ChannelAccessRefused as error:
         raise lacking(error) from error
-    try:
-        for exchange in exchanges:
-            await channel.queue_bind(queue.name, exchange, ROUTING_KEY)
-    except aiormq.exceptions.ChannelAccessRefused as error:
-        raise lacking(error, "write on the queue and read on the exchange, to bind them") from error
-    return Topology(tuple(found), queue.name)
+    unproven = [exchange for exchange in exchanges if not await bound(amqp, queue, exchange)]
+    return Topology(tuple(found), queue.name, tuple(unproven))
 
 
 async def exclusive_queue(channel: aiormq.abc.AbstractChannel) -> Queue:
@@ -104,6 +105,36 @@ async def named_queue(amqp: Amqp, name: str) -> Queue:
     return Queue(name, await ensure_queue(amqp, name, QUEUE_ARGUMENTS))
 
 
+async def bound(amqp: Amqp, queue: Queue, exchange: str) -> bool:
+    """Binds; False where the user may neither bind nor configure a queue that was there already.
+
+    Such a user has the queue from somebody else, and so it has the binding: nobody can ask the broker for it. Raises
+    BrokerRefusal for one who may configure the queue, and would wait for ever at one that is bound to nothing.
+    """
+    channel = await amqp.channel(publisher_confirms=False)
+    try:
+        await channel.queue_bind(queue.name, exchange, ROUTING_KEY)
+    except aiormq.exceptions.ChannelAccessRefused as error:
+        if queue.made or await _may_configure(amqp, queue.name):
+            raise lacking(error, "write on the queue and read on the exchange, to bind them") from error
+        return False
+    await channel.close()
+    return True
+
+
+async def _may_configure(amqp: Amqp, queue: str) -> bool:
+    channel = await amqp.channel(publisher_confirms=False)
+    try:
+        # It exists, so this makes nothing; the broker looks at the permission first, then at what is different.
+        await channel.queue_declare(queue, durable=True)
+    except aiormq.exceptions.ChannelAccessRefused:
+        return False
+    except (aiormq.exceptions.ChannelPreconditionFailed, aiormq.exceptions.ChannelLockedResource):
+        return True
+    await channel.close()
+    return True
+
+
 def lacking(error: aiormq.exceptions.ChannelAccessRefused, permission: str | None = None) -> BrokerRefusal:
     """The refusal that a missing permission is; `permission` says which, where the broker does not."""
     hint = "" if permission is None else f"; it needs {permission}"
@@ -111,7 +142,8 @@ def lacking(error: aiormq.exceptions.ChannelAccessRefused, permission: str | Non
 
 
 async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:
-    """Raises where something is gone or has become something else; binds again; returns how many consume the queue.
+    """Raises where something is gone or has become something else; binds again, where the user may; returns how many
+    consume the queue.
 
     An exchange that is deleted and made again takes the binding with it, and nobody is told: no error, no messages. One
     that was made again as a direct exchange takes the binding, and delivers nothing.
@@ -123,7 +155,8 @@ async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:
             await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)
     queue = await channel.queue_declare(topology.queue, passive=True)
     for exchange in topology.exchanges:
-        await channel.queue_bind(topology.queue, exchange.name, ROUTING_KEY)
+        if exchange.name not in topology.unproven:
+            await channel.queue_bind(topology.queue, exchange.name, ROUTING_KEY)
     return queue.consumer_count or 0
 
 

@@ -30,10 +30,20 @@ class ControlledNode(PrivateNode):
 
     async def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` prints. Takes a second or two. Raises RuntimeError with its words where it fails."""
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [str(self._command), "--quiet", *arguments],
-            env={**self._environment, "RABBITMQ_CTL_ERL_ARGS": ON_LOOPBACK},
+        return await asyncio.to_thread(self.command, *arguments)
+
+    def command(self, *arguments: str) -> str:
+        """The same, for a fixture that no event loop runs in."""
+        return self._run(self._command, "--quiet", *arguments)
+
+    async def script(self, script: Path, *arguments: str, **variables: str) -> str:
+        """The same of an operator's script, which finds `rabbitmqctl` in the variable RABBITMQCTL."""
+        return await asyncio.to_thread(self._run, script, *arguments, RABBITMQCTL=str(self._command), **variables)
+
+    def _run(self, command: Path, *arguments: str, **variables: str) -> str:
+        done = subprocess.run(
+            [str(command), *arguments],
+            env={**self._environment, "RABBITMQ_CTL_ERL_ARGS": ON_LOOPBACK, **variables},
             cwd=self.directory,
             capture_output=True,
             text=True,
@@ -41,7 +51,8 @@ class ControlledNode(PrivateNode):
             check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+            words = done.stderr.strip() or done.stdout.strip()
+            raise RuntimeError(f"{command.name} {' '.join(arguments)}: {words}")
         return done.stdout.strip()
 
     def _signal(self, number: signal.Signals) -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from bridge.demo.leash import leashed, signal_group
 from bridge.demo.ports import LOOPBACK, free_port
-from tests.support.broker import unavailable
-from tests.support.prepare import haproxy_command
+from tests.support.prepare import HAPROXY, program
 from tests.support.waiting import eventually
 
 STOP_LIMIT_S = 5.0
@@ -83,9 +82,7 @@ class Haproxy:
 @asynccontextmanager
 async def haproxy(backends: Sequence[int]) -> AsyncIterator[Haproxy]:
     """HAProxy on a free port, before bridges on these ports of loopback, which need not be there yet."""
-    command = haproxy_command()
-    if command is None:
-        unavailable("haproxy is not installed; `python -m tests.support.prepare` installs it")
+    command = program(HAPROXY)
     directory = Path(tempfile.mkdtemp(prefix="edk-bridge-haproxy-"))
     try:
         port = free_port()

@@ -1,8 +1,8 @@
 """`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
 
-A broker, the openssl command, HAProxy, a browser, pip-audit, the benchmark's C programs, and Node's WebSocket client.
-What can't be had is said here, in a line, and is no error yet: the tests that need it skip, or fail where they must
-not.
+A broker, the openssl command, what the bridge is put beside (HAProxy, nginx and others), a browser, pip-audit, the
+benchmark's C programs, and Node's WebSocket client. What can't be had is said here, in a line, and is no error yet: the
+tests that need it skip, or fail where they must not.
 """
 
 import os
@@ -14,7 +14,7 @@ from bridge.demo import apt
 from bridge.demo.broker import NoBroker, container_possible, find_server
 from tests.bench.build import build
 from tests.bench.process import Failed
-from tests.support.broker import IMAGE, URL, say
+from tests.support.broker import IMAGE, URL, say, unavailable
 
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests/node"
@@ -23,6 +23,16 @@ CHROMIUM = "chromium"
 
 HAPROXY = "haproxy"
 """The same."""
+
+PROGRAMS = {
+    HAPROXY: HAPROXY,
+    "nginx": "nginx-light",
+    "caddy": "caddy",
+    "promtool": "prometheus",
+    "systemd-analyze": "systemd",
+    "docker-compose": "docker-compose",
+}
+"""Those that what is in `docker/` is tried with: each command, and Debian's package that it is in."""
 
 _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
@@ -50,19 +60,28 @@ def prepare_openssl() -> None:
         say(f"tests of TLS can't run: {error}")
 
 
-def haproxy_command() -> str | None:
-    """Where HAProxy is; Debian puts it where a person's PATH may not lead. None where it is not installed."""
-    return shutil.which(HAPROXY) or shutil.which(HAPROXY, path="/usr/sbin:/usr/local/sbin")
+def found(command: str) -> str | None:
+    """Where a command is; Debian puts some where a person's PATH may not lead. None where it is not installed."""
+    return shutil.which(command) or shutil.which(command, path="/usr/sbin:/usr/local/sbin")
 
 
-def prepare_haproxy() -> None:
-    """Make sure that there is a load balancer to put before several bridges."""
-    if haproxy_command() is not None:
+def program(command: str) -> str:
+    """Where one of PROGRAMS is; the test skips where it is not, or fails where it must not."""
+    path = found(command)
+    if path is None:
+        unavailable(f"{command} is not installed; `python -m tests.support.prepare` installs it")
+    return path
+
+
+def prepare_programs() -> None:
+    """Make sure that there is what the bridge is put beside: load balancers, proxies, monitoring, service manager."""
+    missing = [package for command, package in PROGRAMS.items() if found(command) is None]
+    if not missing:
         return
     try:
-        apt.install([HAPROXY], say)
+        apt.install(missing, say)
     except RuntimeError as error:
-        say(f"tests of several bridges behind a load balancer can't run: {error}")
+        say(f"tests of what the bridge runs beside can't run: {error}")
 
 
 def prepare_browser() -> None:
@@ -114,7 +133,7 @@ def _npm_ci() -> None:
 if __name__ == "__main__":
     prepare_broker()
     prepare_openssl()
-    prepare_haproxy()
+    prepare_programs()
     prepare_browser()
     prepare_audit()
     prepare_bench()
