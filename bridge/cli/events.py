@@ -129,8 +129,8 @@ PUBLISH = click.Command(
     short_help="Publishes events from a file or a pipe.",
     help="Publishes events to RabbitMQ, each validated before and confirmed after; says what is wrong with those "
     f"that are invalid, and goes on.\n\n{_EVENTS}",
-    epilog="""Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, 2 options or files that
-can't be used, 3 the broker refuses.""",
+    epilog="""Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, 2 options or
+files that can't be used, 3 the broker refuses.""",
 )
 
 

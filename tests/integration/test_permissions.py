@@ -245,7 +245,7 @@ async def test_script_grants_it(users: ControlledNode) -> None:
     url = url_of(users, SCRIPTED)
     async with place(users, ROWS[case.row]):
         async with started(url, **flags(case)) as bridge:
-            with pytest.raises(BrokerRefusal, match="refused for user|virtual host"):
+            with pytest.raises(BrokerRefusal, match=r"refused for user|virtual host"):
                 async with asyncio.timeout(LIMIT_S):
                     await bridge.failure()
         await users.script(SCRIPT, case.row, SCRIPTED, **NAMES)

@@ -103,7 +103,10 @@ class BridgeProcess:
 async def bridge_process(
     amqp_url: str, *arguments: str, command: Sequence[str] = COMMAND, **variables: str
 ) -> AsyncIterator[BridgeProcess]:
-    """A bridge as a process, on a free port of 127.0.0.1; killed at the end if it still runs."""
+    """A bridge as a process, on a free port of 127.0.0.1; killed at the end if it still runs.
+
+    `command` is what comes before the bridge's own arguments, be it a program that becomes the bridge.
+    """
     environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
     environment |= {"BRIDGE_AMQP_URL": amqp_url, "BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": "0", **variables}
     process = await asyncio.create_subprocess_exec(

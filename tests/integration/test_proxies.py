@@ -1,0 +1,130 @@
+"""What `docker/proxies` says keeps the access rules true: each proxy, with real clients from real addresses."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient, request
+from tests.support.killmail import killmail
+from tests.support.namespaces import Island, island
+from tests.support.prepare import program
+from tests.support.proxies import BRIDGE_PORT, FILES, NAME, PORT, proxied
+from tests.support.publishing import observer, publish
+from tests.support.running import bridge_process
+
+FRIEND, STRANGER = "10.1.2.3", "203.0.113.7"
+FORGED = ("X-Forwarded-For: 127.0.0.1", "Forwarded: for=10.0.0.1", "X-Real-IP: ::1")
+
+
+@asynccontextmanager
+async def scene(
+    kind: str, broker: Broker, exchange: str, folder: Path, *changes: tuple[str, str]
+) -> AsyncIterator[Island]:
+    """A proxy before a bridge that listens on loopback alone, and a machine beyond a cable."""
+    program(kind)
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PORT": str(BRIDGE_PORT)}
+    variables |= {"BRIDGE_ALLOWED_HOSTS": NAME}
+    async with island(broker.url) as net, bridge_process(net.broker_url, **variables) as process:
+        await process.consuming()
+        async with proxied(kind, folder, *changes):
+            for address in (FRIEND, STRANGER):
+                await net.settle(address)
+            yield net
+
+
+async def connect(net: Island, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    line = await net.connect_from_afar(PORT, address)
+    line.settimeout(0)
+    anything = ssl.create_default_context()
+    anything.check_hostname, anything.verify_mode = False, ssl.CERT_NONE
+    return await asyncio.open_connection(sock=line, ssl=anything, server_hostname=NAME)
+
+
+def handshake(*headers: str, host: str = NAME) -> bytes:
+    """As a browser sends it, which leaves a default port out."""
+    return request(PORT, host=host, headers=headers).replace(b":443\r\n", b"\r\n", 1)
+
+
+async def told(net: Island, address: str, asked: bytes) -> int:
+    """The status of the answer."""
+    _, writer = found = await connect(net, address)
+    try:
+        writer.write(asked)
+        async with asyncio.timeout(10):
+            return int((await found[0].readline()).split()[1])
+    finally:
+        writer.transport.abort()
+
+
+def page(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("kind", FILES)
+async def test_access_rules_hold_behind(kind: str, broker: Broker, exchange: str, tmp_path: Path) -> None:
+    async with scene(kind, broker, exchange, tmp_path) as net:
+        # Who is internal gets updates, from a page of this host too.
+        reader, writer = await connect(net, FRIEND)
+        writer.write(handshake(f"Origin: https://{NAME}"))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        async with observer(net.broker_url) as amqp:
+            await publish(amqp, exchange, killmail(1))
+        assert orjson.loads(await RawClient(reader, writer).text())["data"] == killmail(1)
+        writer.transport.abort()
+        # Who is not is refused, whatever it says of itself; and who says of itself that it is not.
+        for said in ((), *((header,) for header in FORGED), FORGED):
+            assert await told(net, STRANGER, handshake(*said)) == 403, said
+        assert await told(net, STRANGER, page("/")) == 403
+        # A page of another origin, another port of this host among them, and a name that was pointed here.
+        for origin in ("https://evil.example", f"https://{NAME}:8443", f"http://{NAME}", "null"):
+            assert await told(net, FRIEND, handshake(f"Origin: {origin}")) == 403, origin
+        assert await answered(net, handshake(host="evil.example")) not in {101, 200}
+        assert await told(net, FRIEND, page("/healthz")) == 200
+        for path in ("/metrics", "/readyz", "/metrics?", "/%6detrics", "//readyz", "/./readyz", "/x/../metrics"):
+            assert await told(net, FRIEND, page(path)) in {301, 308, 400, 404}, path
+
+
+async def answered(net: Island, asked: bytes) -> int:
+    """The status of the answer to a friend; 0 where there is none."""
+    try:
+        return await told(net, FRIEND, asked)
+    except (IndexError, OSError):
+        return 0
+
+
+LETS_IN: Sequence[tuple[str, tuple[str, str], str, bytes, int]] = [
+    ("nginx", ("proxy_set_header X-Forwarded-For", "#"), STRANGER, handshake(), 101),
+    ("nginx", ("proxy_set_header Host $http_host;", ""), FRIEND, handshake(host="evil.example"), 101),
+    ("nginx", ("proxy_set_header Host $http_host;", ""), FRIEND, handshake(f"Origin: https://{NAME}"), 403),
+    ("caddy", ("flush_interval -1", "header_up -X-Forwarded-For"), STRANGER, handshake(), 101),
+    ("haproxy", ("mode http", "mode tcp"), STRANGER, handshake(), 101),
+    ("haproxy", ("option forwardfor", "#"), STRANGER, handshake(), 101),
+    ("haproxy", ("option forwardfor", "option forwardfor if-none"), STRANGER, handshake(FORGED[0]), 101),
+]
+"""What the comments warn of: a change, and what comes of it."""
+
+
+@pytest.mark.parametrize(("kind", "change", "address", "asked", "status"), LETS_IN)
+async def test_what_the_comments_warn_of_is_so(
+    kind: str,
+    change: tuple[str, str],
+    address: str,
+    asked: bytes,
+    status: int,
+    broker: Broker,
+    exchange: str,
+    tmp_path: Path,
+) -> None:
+    changes = [change]
+    if change[1] == "mode tcp":
+        # What HTTP alone knows.
+        changes.append(("http-request return status 404 if { path /metrics /readyz }", ""))
+        changes.append(("option forwardfor", ""))
+    async with scene(kind, broker, exchange, tmp_path, *changes) as net:
+        assert await told(net, address, asked) == status

@@ -1,0 +1,192 @@
+"""The bridge as a service: what it tells systemd, and whether it runs in the sandbox of its unit."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+
+from bridge.demo.broker import Broker
+from bridge.descriptors import OWN, RESERVE
+from bridge.errors import BrokerRefusal, ConfigurationError
+from bridge.fanout.live import MANY
+from bridge.settings import FIELDS, PREFIX, Settings
+from tests.support.certificates import certificate
+from tests.support.clients import RawClient, get
+from tests.support.killmail import killmail
+from tests.support.prepare import program
+from tests.support.publishing import observer, publish
+from tests.support.running import COMMAND, bridge_process
+from tests.support.waiting import eventually
+
+UNIT = Path(__file__).parents[2] / "docker/systemd/edk-bridge.service"
+SANDBOX = Path(__file__).parents[1] / "support/sandbox.py"
+NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
+NO_BULK = "this system does not take many writes at once"
+MOST_EXPOSED = 15
+"""Of systemd's own scale, to 100: what is left is mostly that a bridge has a network."""
+
+
+def directives(name: str) -> list[str]:
+    """All values of a directive of the unit."""
+    return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+
+
+def seconds(name: str) -> int:
+    [text] = directives(name)
+    return int(text.removesuffix("s"))
+
+
+class Manager:
+    """Where a service manager listens."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.said: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(address.replace("@", "\0"))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def hears(self, *said: str) -> None:
+        """Returns when this is what it has been told so far, in this order."""
+
+        def same() -> bool:
+            try:
+                while len(self.said) < len(said):
+                    self.said.append(self._socket.recv(4096).decode())
+            except BlockingIOError:
+                return False
+            return True
+
+        await eventually(f"the manager hears {said}", same)
+        assert [text.split("\n")[0] for text in self.said] == [*said]
+
+
+@contextmanager
+def manager(address: Path | str) -> Iterator[Manager]:
+    """A manager who listens at a path, or at an abstract name behind @."""
+    listening = Manager(str(address))
+    try:
+        yield listening
+    finally:
+        listening.close()
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+async def test_manager_is_told_what_the_bridge_is_about(tmp_path: Path, abstract: bool) -> None:
+    """Ready when clients can connect, though the broker is away."""
+    address = f"@edk-bridge-test-{os.getpid()}" if abstract else tmp_path / "notify"
+    chain, key = certificate(tmp_path, "served")
+    tls = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
+    with manager(address) as told:
+        async with bridge_process(NO_BROKER, NOTIFY_SOCKET=told.address, **tls) as process:
+            await told.hears("READY=1")
+            _, writer = await asyncio.open_connection("127.0.0.1", await process.port())
+            writer.close()
+            process.process.send_signal(signal.SIGHUP)
+            await told.hears("READY=1", "RELOADING=1", "READY=1")
+            assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", told.said[1])
+            process.process.terminate()
+            assert await process.ended() == 0
+            await told.hears("READY=1", "RELOADING=1", "READY=1", "STOPPING=1")
+
+
+async def test_watchdog_is_told_again_and_again_that_the_loop_turns(tmp_path: Path) -> None:
+    """Without WATCHDOG_USEC nothing is said of it, as the test before this one shows."""
+    with manager(tmp_path / "notify") as told:
+        async with bridge_process(NO_BROKER, NOTIFY_SOCKET=told.address, WATCHDOG_USEC="100000") as process:
+            await told.hears("READY=1", *["WATCHDOG=1"] * 5)
+            assert process.texts == []
+
+
+@pytest.mark.parametrize("address", ["/nonexistent/notify", "vsock:2:1234"])
+async def test_manager_that_is_not_there_keeps_no_bridge_from_its_work(address: str) -> None:
+    async with bridge_process(NO_BROKER, NOTIFY_SOCKET=address) as process:
+        assert (await get(await process.port(), "/healthz"))[0] == 200
+        process.process.terminate()
+        assert await process.ended() == 0
+        said = [line["what"] for line in process.lines if line["event"] == "the service manager can't be told"]
+        assert said == (["READY=1", "STOPPING=1"] if address.startswith("/") else [])
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    """Its own program checks what there is, and how much of the machine is within the service's reach."""
+    analyze = program("systemd-analyze")
+    unit = tmp_path / UNIT.name
+    # It looks for the command as well.
+    unit.write_text(UNIT.read_text().replace("/opt/edk-bridge/bin/edk-bridge", sys.executable))
+    checks = [["verify", "--man=no"], ["security", "--offline=yes", f"--threshold={MOST_EXPOSED}"]]
+    for check in checks:
+        done = subprocess.run([analyze, *check, unit], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_unit_says_what_the_bridge_does() -> None:
+    defaults = Settings()
+    assert seconds("TimeoutStopSec") > defaults.shutdown_timeout
+    [descriptors] = directives("LimitNOFILE")
+    assert int(descriptors) >= defaults.max_connections + RESERVE + OWN
+    [codes] = directives("RestartPreventExitStatus")
+    assert codes.split() == [str(ConfigurationError([]).exit_code), str(BrokerRefusal("").exit_code)]
+    for line in directives("Environment"):
+        assert line.partition("=")[0].removeprefix(PREFIX).removesuffix("_FILE").lower() in FIELDS
+
+
+async def test_bridge_works_with_the_system_calls_that_its_unit_leaves_it(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    """Clients, and more of them at once than are served one by one; and nothing is written that could be run."""
+    allowed = calls_of_unit()
+    assert {"io_setup", "io_submit", "prlimit64"} <= allowed
+    assert not {"setpriority", "chroot", "mount", "ptrace"} & allowed
+    file = tmp_path / "calls"
+    file.write_text("\n".join(sorted(allowed)))
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "NOTIFY_SOCKET": str(tmp_path / "notify")}
+    sandbox = [sys.executable, str(SANDBOX), str(file), *COMMAND]
+    with manager(tmp_path / "notify") as told:
+        async with bridge_process(broker.url, command=sandbox, **variables) as process, observer(broker.url) as amqp:
+            await told.hears("READY=1")
+            await process.consuming()
+            port = await process.port()
+            clients = [await RawClient.open(port) for _ in range(MANY + 1)]
+            await publish(amqp, exchange, killmail(1))
+            for client in clients:
+                assert orjson.loads(await client.text())["data"] == killmail(1)
+                await client.close()
+            assert "Seccomp:\t2" in status_of(process.process.pid), "the filter is in force"
+            assert b"process_open_fds" in (await get(port, "/metrics"))[1]
+            process.process.terminate()
+            assert await process.ended() == 0
+            assert [line["event"] for line in process.lines if line["level"] != "info"] == []
+            assert not any(NO_BULK in str(line) for line in process.lines)
+
+
+def status_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/status").read_text().splitlines()
+
+
+def calls_of_unit() -> set[str]:
+    """The unit's SystemCallFilter, as systemd would read it."""
+    analyze = program("systemd-analyze")
+
+    def of(group: str) -> set[str]:
+        done = subprocess.run([analyze, "syscall-filter", group], capture_output=True, text=True, check=True)
+        names = [line.strip() for line in done.stdout.splitlines()[1:] if line.strip() and "#" not in line]
+        return {call for name in names for call in (of(name) if name.startswith("@") else {name})}
+
+    # What systemd always leaves a process, be it to start the command.
+    calls = of("@default")
+    for line in directives("SystemCallFilter"):
+        groups = {call for group in line.removeprefix("~").split() for call in of(group)}
+        calls = calls - groups if line.startswith("~") else calls | groups
+    return calls

@@ -1,0 +1,42 @@
+"""`python sandbox.py SYSTEM-CALLS COMMAND ...`: a command that may use these system calls only, as systemd starts one.
+
+What a service manager does between fork and exec, without being one: no new privileges, no memory that can be written
+and run, and a filter in which every other call fails with EPERM. Needs libseccomp, which systemd brings.
+"""
+
+import ctypes
+import errno
+import os
+import sys
+from pathlib import Path
+
+PR_SET_NO_NEW_PRIVS, PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 38, 65, 1
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+
+
+def main(calls: list[str], command: list[str]) -> None:
+    """Becomes the command. Raises OSError where a restriction can't be had."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option in (PR_SET_NO_NEW_PRIVS, PR_SET_MDWE):
+        if libc.prctl(option, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0):
+            # The second came with Linux 6.3; systemd does it by a filter.
+            if option == PR_SET_MDWE and ctypes.get_errno() == errno.EINVAL:
+                continue
+            raise OSError(ctypes.get_errno(), f"prctl {option}")
+    seccomp = ctypes.CDLL("libseccomp.so.2")
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    seccomp.seccomp_rule_add.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint]
+    seccomp.seccomp_load.argtypes = [ctypes.c_void_p]
+    rules = seccomp.seccomp_init(ERRNO | errno.EPERM)
+    for call in calls:
+        number = seccomp.seccomp_syscall_resolve_name(call.encode())
+        # Negative: not one of this architecture's.
+        if number >= 0 and (error := seccomp.seccomp_rule_add(rules, ALLOW, number, 0)):
+            raise OSError(-error, call)
+    if error := seccomp.seccomp_load(rules):
+        raise OSError(-error, "seccomp_load")
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).read_text().split(), sys.argv[2:])
