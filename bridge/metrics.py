@@ -93,7 +93,7 @@ class Metrics(Collector):
         )
         self.gaps = Counter(
             "bridge_gaps",
-            "Of these, times in which events may have been published that no queue of the bridge's got.",
+            "Times in which events may have been published that no queue of the bridge's got.",
             registry=registry,
         )
         self.broker_attempts = Counter(
@@ -131,9 +131,7 @@ class Metrics(Collector):
     def collect(self) -> Iterable[Metric]:
         """The plain numbers, for the registry."""
         yield _counter("bridge_deliveries", "Messages that the broker delivered.", {"": self.deliveries})
-        yield _counter(
-            "bridge_redeliveries", "Of these, messages that it had delivered before.", {"": self.redeliveries}
-        )
+        yield _counter("bridge_redeliveries", "Messages that the broker had delivered before.", {"": self.redeliveries})
         yield _counter("bridge_updates", "Updates broadcast, by type.", self.updates, "type")
         yield _counter(
             "bridge_sends",

@@ -55,8 +55,11 @@ class Readiness:
             # After each lost connection too: a load balancer would send it clients whose ids it does not know yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
-            held = ", and are held" if self._rejects.waiting else " at the moment; there are none"
-            missing.append(f"rejected events can't be published{held}")
+            if self._rejects.waiting:
+                missing.append("rejected events can't be published, and are held")
+            elif status.state is State.WORKING:
+                # Where nothing is consumed, nothing is rejected, and the one broker is away for both.
+                missing.append("rejected events could not be published now")
         return missing
 
     def _warnings(self) -> list[str]:

@@ -238,5 +238,8 @@ class Rejects:
     def _lost(self, state: State, error: str) -> None:
         if self.status.state is not state:
             say = _log.warning if self.waiting or state is State.REFUSED else _log.info
-            held = "; they are held" if self.waiting else " at the moment; there are none"
-            say(f"rejected events can't be published{held}", error=error, waiting=self.waiting)
+            held, none = (
+                "rejected events can't be published; they are held",
+                "rejected events could not be published now",
+            )
+            say(held if self.waiting else none, error=error, waiting=self.waiting)

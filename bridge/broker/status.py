@@ -79,8 +79,8 @@ class Status:
             "state": self.state.value,
             "for_s": round(time.monotonic() - self.since_s, 1),
             "attempts": self.attempts,
-            "error": self.error,
-            "error_at": None if self.error_unix_s is None else _rfc3339(self.error_unix_s),
+            "last_error": self.error,
+            "last_error_at": None if self.error_unix_s is None else _rfc3339(self.error_unix_s),
         }
 
 

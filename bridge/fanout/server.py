@@ -109,10 +109,14 @@ class Server:
         self._empty = asyncio.Event()
         self._empty.set()
         metrics.watch("bridge_connections", "WebSocket connections that are open.", lambda: len(hub))
-        metrics.watch("bridge_connections_lagging", "Of these, connections that are behind.", lambda: hub.lagging)
+        metrics.watch(
+            "bridge_connections_lagging",
+            "WebSocket connections that are behind the newest update.",
+            lambda: hub.lagging,
+        )
         metrics.watch(
             "bridge_connections_waiting",
-            "Of these, connections that wait until the bridge has got the update that they had last.",
+            "WebSocket connections that wait until the bridge has got the update that they had last.",
             lambda: hub.waiting,
         )
         metrics.watch("bridge_views", "Different filters in use, with ids and without.", lambda: hub.views)

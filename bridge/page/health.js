@@ -66,7 +66,7 @@ async function get(path, body) {
 function errorOf({ broker, rejects }) {
   // Either is kept after recovery: it says something only while that is not working.
   const connection = [broker, rejects].find((status) => status && status.state !== "working");
-  return connection?.error ?? "";
+  return connection?.last_error ?? "";
 }
 
 function showReady(page, { broker, connections }) {

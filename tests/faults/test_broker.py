@@ -132,7 +132,7 @@ async def test_bridge_that_starts_without_a_broker_gets_ready_by_itself(mortal_b
     async with started(mortal_broker.url, exchanges=f"{exchange}=killmail") as bridge:
         body = await not_ready(bridge)
         assert body["missing"][0] == "the broker is not being consumed from"
-        assert str(Node(mortal_broker.url)) in body["broker"]["error"]
+        assert str(Node(mortal_broker.url)) in body["broker"]["last_error"]
         client = await RawClient.open(port_of(bridge))
         await asyncio.to_thread(mortal_broker.start)
         await ready_again(bridge, time.monotonic())
@@ -202,7 +202,7 @@ async def test_broker_that_says_nothing_is_named_in_readyz() -> None:
         url = f"amqp://guest:{WRONG_PASSWORD}@127.0.0.1:{silent}/"
         async with started(url) as bridge:
             body = await not_ready(bridge)
-            assert body["broker"]["error"] == f"amqp://guest:***@127.0.0.1:{silent}/ does not answer within 1 s"
+            assert body["broker"]["last_error"] == f"amqp://guest:***@127.0.0.1:{silent}/ does not answer within 1 s"
 
 
 @pytest.mark.usefixtures("impatient")
@@ -222,7 +222,7 @@ async def test_broker_that_says_nothing_behind_tls_is_given_up_as_soon(tmp_path:
         since_s = time.monotonic()
         async with started(f"{line.url}?cafile={chain}") as bridge:
             body = await not_ready(bridge)
-            assert body["broker"]["error"].endswith("does not answer within 1 s")
+            assert body["broker"]["last_error"].endswith("does not answer within 1 s")
             assert time.monotonic() - since_s <= link.CONNECT_TIMEOUT_S + 2
 
 
@@ -266,7 +266,7 @@ async def test_refusal_with_wait_leaves_the_bridge_up_and_readyz_tells(
     async with started(url, exchanges=f"{exchange}=killmail", wait="true") as bridge:
         body = await not_ready(bridge)
         assert body["broker"]["state"] == "refused"
-        assert words in body["broker"]["error"]
+        assert words in body["broker"]["last_error"]
         assert str(urlsplit(url).password) + "@" not in str(body)
         client = await RawClient.open(port_of(bridge))
         await client.close()

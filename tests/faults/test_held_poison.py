@@ -167,7 +167,7 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
         await eventually("it lasts", lambda: bridge.readiness.report()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON
         status, body = await readyz(bridge)
         assert (status, body["missing"]) == (503, [HELD])
-        assert words in body["rejects"]["error"]
+        assert words in body["rejects"]["last_error"]
         assert body["rejects"]["waiting"] == PREFETCH
         assert sample(bridge, "bridge_rejects_waiting") == PREFETCH
         # The broker would send more for every one that was acknowledged.
@@ -208,7 +208,7 @@ async def test_what_is_deleted_under_the_bridge_is_made_anew_and_no_reject_is_lo
         # What `/readyz` would say: a request would take longer than it lasts.
         await eventually("it is said", lambda: bridge.readiness.report()[1]["missing"] == [HELD])
         body: dict[str, Any] = bridge.readiness.report()[1]
-        assert words in body["rejects"]["error"]
+        assert words in body["rejects"]["last_error"]
         assert words in capsys.readouterr().out
         assert body["rejects"]["waiting"] == sample(bridge, "bridge_rejects_waiting") > 0
         await assert_all_have_left(amqp, bridge, queue, rejects, events, since_s)

@@ -201,7 +201,7 @@ async def test_broker_that_is_short_of_memory_is_consumed_from_and_what_is_rejec
             body = await says(port, 503)
             assert body["missing"] == ["rejected events can't be published, and are held"]
             assert body["rejects"]["waiting"] == 1
-            assert "low on memory" in body["rejects"]["error"]
+            assert "low on memory" in body["rejects"]["last_error"]
         since_s = time.monotonic()
         await says(port, 200)
         [message] = await take(amqp, rejects, 1)

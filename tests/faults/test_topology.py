@@ -214,7 +214,7 @@ async def test_exchange_that_only_its_owner_can_make_again_is_waited_for(
 
         def named() -> bool:
             report = bridge.readiness.report()[1]["broker"]
-            return isinstance(report, dict) and words in str(report["error"])
+            return isinstance(report, dict) and words in str(report["last_error"])
 
         await eventually("it is named", named)
         await channel.declare_exchange(exchange, **kind)

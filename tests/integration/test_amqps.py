@@ -48,7 +48,7 @@ async def error(bridge: Bridge) -> str:
     def said() -> object:
         body = bridge.readiness.report()[1]["broker"]
         assert isinstance(body, dict)
-        return body["error"]
+        return body["last_error"]
 
     await eventually("there is an error", said)
     return str(said())

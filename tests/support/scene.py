@@ -159,7 +159,7 @@ class Watched:
         async def says_so() -> bool:
             nonlocal body
             status, body = await self.state()
-            return status == 503 and all(word in str(body["broker"]["error"]) for word in words)
+            return status == 503 and all(word in str(body["broker"]["last_error"]) for word in words)
 
         try:
             await eventually(f"/readyz is 503 and says {words}", says_so, limit_s=40)

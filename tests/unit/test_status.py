@@ -36,7 +36,13 @@ def since(clock: Time) -> Status:
 
 def test_new_status_is_connecting_and_proves_nothing(since: Status) -> None:
     assert (since.state, since.worked, since.proven, since.attempts) == (State.CONNECTING, False, False, 0)
-    assert since.report() == {"state": "connecting", "for_s": 0.0, "attempts": 0, "error": None, "error_at": None}
+    assert since.report() == {
+        "state": "connecting",
+        "for_s": 0.0,
+        "attempts": 0,
+        "last_error": None,
+        "last_error_at": None,
+    }
 
 
 def test_status_is_of_the_moment_it_is_made() -> None:
@@ -51,8 +57,8 @@ def test_change_is_dated(since: Status, clock: Time) -> None:
         "state": "lost",
         "for_s": 2.5,
         "attempts": 0,
-        "error": "no route to host",
-        "error_at": "2023-10-22T08:06:50.000Z",
+        "last_error": "no route to host",
+        "last_error_at": "2023-10-22T08:06:50.000Z",
     }
 
 
@@ -60,9 +66,12 @@ def test_error_that_is_over_says_when_it_was(since: Status, clock: Time) -> None
     since.enter(State.LOST, "no route to host")
     clock.now_s += 60
     since.enter(State.WORKING)
-    assert (since.report()["error"], since.report()["error_at"]) == ("no route to host", "2023-10-22T08:06:40.000Z")
+    assert (since.report()["last_error"], since.report()["last_error_at"]) == (
+        "no route to host",
+        "2023-10-22T08:06:40.000Z",
+    )
     since.enter(State.LOST, "the same again")
-    assert since.report()["error_at"] == "2023-10-22T08:07:40.000Z"
+    assert since.report()["last_error_at"] == "2023-10-22T08:07:40.000Z"
 
 
 def test_same_state_again_only_changes_the_error(since: Status, clock: Time) -> None:
