@@ -38,7 +38,7 @@ TYPES = {
 
 MEANINGS = {
     "bridge_deliveries_total": "Messages that the broker delivered.",
-    "bridge_redeliveries_total": "Of these, messages that it had delivered before.",
+    "bridge_redeliveries_total": "Messages that the broker had delivered before.",
     "bridge_updates_total": "Updates broadcast, by type.",
     "bridge_sends_total": (
         "Updates times connections: written at once, enqueued behind earlier ones, or dropped with an eviction."
