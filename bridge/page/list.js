@@ -62,7 +62,7 @@ export function listOf(page) {
   }
 
   function tellFresh() {
-    const words = `${number.format(fresh)} new: show${fresh > MOST_ROWS ? ` the newest ${MOST_ROWS}` : ""}`;
+    const words = `${number.format(fresh)} new: show${fresh > MOST_ROWS ? ` newest ${MOST_ROWS}` : ""}`;
     if (more.textContent !== words) more.textContent = words;
     // The focus would be lost with it.
     if (fresh === 0 && page.activeElement === more) pause.focus();

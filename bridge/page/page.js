@@ -90,7 +90,7 @@ function show() {
   const [first, ...others] = isDoubtful ? health.missing : [];
   write(state, isDoubtful ? `${text}, but ${first}` : text);
   // Not in the status: at each attempt the words may differ, and a screen reader says whatever is written there.
-  write(why, isDoubtful ? [health.error, ...others].filter(Boolean).join(". ").slice(0, LONGEST_WHY) : "");
+  write(why, isDoubtful ? [health.error, ...others].filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }
 

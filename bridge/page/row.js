@@ -38,10 +38,16 @@ function killmail(data) {
     link("kill", data.killmailId),
     link("system", data.systemId),
     link("ship", data.shipTypeId),
-    element("span", data.attackerCount === 1 ? "1 attacker" : `${data.attackerCount} attackers`),
+    fact(data.attackerCount === 1 ? "1 attacker" : `${data.attackerCount} attackers`),
   ];
-  if (!Number.isNaN(Date.parse(data.killmailTime))) parts.push(element("span", `at ${moment(data.killmailTime)}`));
+  if (!Number.isNaN(Date.parse(data.killmailTime))) parts.push(fact(`at ${moment(data.killmailTime)}`));
   return parts;
+}
+
+function fact(words) {
+  const made = element("span", words);
+  made.className = "fact";
+  return made;
 }
 
 function moment(text) {

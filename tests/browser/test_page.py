@@ -11,7 +11,7 @@ from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
-from tests.support.live import CONNECTED, LIMIT_MS, Live
+from tests.support.live import CONNECTED, LIMIT_MS, NOT_REACHED, Live
 from tests.support.publishing import publish
 from tests.support.running import port_of, running, sample
 from tests.support.site import File, serving
@@ -126,7 +126,8 @@ async def test_page_connects_again_when_the_bridge_is_back(
     async with running(broker.url, exchanges=exchanges, port=port_of(bridge)):
         await live.says(CONNECTED)
         await publish(amqp, exchange, killmail(5))
-        await live.has(1)
+        await live.shows(5)
+        assert live.said_beside(NOT_REACHED) == []
 
 
 async def test_page_says_that_the_bridge_is_full_and_waits_for_its_turn(
