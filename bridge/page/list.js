@@ -33,7 +33,7 @@ export function listOf(page) {
     if (isPaused) return "Paused";
     const focused = page.activeElement;
     // A link that was clicked keeps the focus, but whoever clicked it is not in the list with the keyboard.
-    if (rows.contains(focused) && focused.matches(":focus-visible")) return "Held: the keyboard is in the list";
+    if (rows.contains(focused) && focused.matches(":focus-visible")) return "Held: keyboard in list";
     if (!table.hidden && table.getBoundingClientRect().top < bar.getBoundingClientRect().bottom - 1) {
       return "Held: scrolled down";
     }
@@ -62,7 +62,7 @@ export function listOf(page) {
   }
 
   function tellFresh() {
-    const words = `${number.format(fresh)} new: show${fresh > MOST_ROWS ? ` newest ${MOST_ROWS}` : ""}`;
+    const words = `${number.format(fresh)} new: show${fresh > MOST_ROWS ? ` ${MOST_ROWS}` : ""}`;
     if (more.textContent !== words) more.textContent = words;
     // The focus would be lost with it.
     if (fresh === 0 && page.activeElement === more) pause.focus();
