@@ -154,7 +154,9 @@ class Requeuing:
         self._user = user
         # One for each exchange: the broker closes a channel on which something is wrong, with all that is under way.
         self._channels: dict[str, aiormq.abc.AbstractChannel | Kept] = {}
-        self._opening = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._proved: set[str] = set()
+        """Exchanges to which something was published without the channel being closed for it."""
         self._of_this_id: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def publish(self, reject: Reject) -> None:
@@ -162,18 +164,27 @@ class Requeuing:
         if PREFIX + "exchange" not in reject.headers:
             raise Kept("no exchange is said that they came from: no bridge has put them there")
         exchange = reject.said("exchange")
-        properties = restored(reject.properties, self._user)
+        # The first one alone: what aiormq still sends on a channel that the broker has closed meanwhile, for a missing
+        # permission say, ends the whole connection.
+        async with self._turns.setdefault(exchange, asyncio.Lock()):
+            channel = await self._channel(exchange)
+            if exchange not in self._proved:
+                await self._publish(channel, exchange, reject)
+                self._proved.add(exchange)
+                return
+        await self._publish(channel, exchange, reject)
+
+    async def _publish(self, channel: aiormq.abc.AbstractChannel, exchange: str, reject: Reject) -> None:
         # aiormq tells which of its publishes the broker returned by the message id alone: of two with the same at once,
         # one that nobody got would count as confirmed.
         async with self._of_this_id.setdefault(reject.id, asyncio.Lock()):
-            channel = await self._channel(exchange)
             try:
                 async with asyncio.timeout(ANSWER_S):
                     await channel.basic_publish(
                         reject.body,
                         exchange=exchange,
                         routing_key=reject.routing_key,
-                        properties=properties,
+                        properties=restored(reject.properties, self._user),
                         mandatory=True,
                     )
             except aiormq.exceptions.PublishError as error:
@@ -197,10 +208,9 @@ class Requeuing:
 
     async def _channel(self, exchange: str) -> aiormq.abc.AbstractChannel:
         """One with confirms, for an exchange that exists."""
-        async with self._opening:
-            if exchange not in self._channels:
-                self._channels[exchange] = await self._opened(exchange)
-            channel = self._channels[exchange]
+        if exchange not in self._channels:
+            self._channels[exchange] = await self._opened(exchange)
+        channel = self._channels[exchange]
         if isinstance(channel, Kept):
             raise Kept(*channel.args)
         return channel
@@ -212,6 +222,9 @@ class Requeuing:
                 await channel.exchange_declare(exchange, passive=True)
         except aiormq.exceptions.ChannelNotFoundEntity:
             return _gone(exchange)
+        except ValueError:
+            # No bridge names one that the library does not let through, but others may write to the queue.
+            return Kept(f"{printable(exchange, 127)!r} is no exchange's name: no bridge has put them there")
         except aiormq.exceptions.ChannelAccessRefused as error:
             return _without_permission(exchange, error)
         except _LOST as error:

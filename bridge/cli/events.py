@@ -76,7 +76,7 @@ CHECK = click.Command(
     params=[_TYPE, *setting_options("schemas", "max_message_bytes"), _FILES],
     short_help="Says what is wrong with events, without a broker.",
     help=f"Says what is wrong with events, without a broker: a line for each violation.\n\n{_EVENTS}",
-    epilog="Exit codes: 0 all are valid, 1 some are not, 2 options or files that can't be used.",
+    epilog="Exit codes: 0 all are valid, 1 some are not, 2 options or files that can't be used, 130 Ctrl-C.",
 )
 
 
@@ -129,8 +129,8 @@ PUBLISH = click.Command(
     short_help="Publishes events from a file or a pipe.",
     help="Publishes events to RabbitMQ, each validated before and confirmed after; says what is wrong with those "
     f"that are invalid, and goes on.\n\n{_EVENTS}",
-    epilog="""Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, 2 options or
-files that can't be used, 3 the broker refuses.""",
+    epilog="Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, 2 options or "
+    "files that can't be used, 3 the broker refuses, 130 Ctrl-C.",
 )
 
 

@@ -21,7 +21,13 @@ from bridge.settings import Settings
 
 Answer = TypeVar("Answer")
 
-_REASON = click.Option(["--reason"], type=click.Choice([reason.value for reason in Reason]), help="only these")
+_REASONS = [reason.value for reason in Reason]
+_REASON = click.Option(
+    ["--reason"],
+    type=click.Choice(_REASONS),
+    metavar="REASON",
+    help=f"only those with this reason: {', '.join(_REASONS)}",
+)
 _BROKER = ("amqp_url", "reject_exchange")
 
 _CODES = "2 options that can't be used, or no such queue, 3 the broker refuses."

@@ -11,8 +11,10 @@ from bridge.commands.config import as_json, as_text, rows
 from bridge.errors import BridgeError
 from bridge.settings import FIELDS
 
-_EXIT_CODES = """Exit codes: 0 stopped as asked, 2 settings or schema files that can't be used, 3 the broker refuses
-(password, virtual host, permission, kind of exchange), 1 anything else."""
+_EXIT_CODES = (
+    "Exit codes: 0 stopped as asked, 2 settings or schema files that can't be used, 3 the broker refuses (password, "
+    "virtual host, permission, kind of exchange), 1 anything else."
+)
 
 _SETTINGS = (
     "Each setting may be given as a flag, as a variable of the environment, as a line of the file .env, or, with _FILE "

@@ -14,8 +14,8 @@ COLORS = ("auto", "always", "never")
 
 @click.command(
     short_help="Prints the updates that a bridge sends, as they come.",
-    epilog="""Exit codes: 0 nobody reads the output any more, 2 options that can't be used or that the bridge refuses,
-130 Ctrl-C, 143 SIGTERM, 1 anything else.""",
+    epilog="Exit codes: 0 nobody reads the output any more, 2 options that can't be used or that the bridge refuses, "
+    "130 Ctrl-C, 143 SIGTERM, 1 anything else.",
 )
 @click.argument("url", default="ws://localhost:3000/updates")
 @click.option(

@@ -1,0 +1,113 @@
+"""A rejected event's properties are again what they were, and what is shown of it is fit for a terminal and a pipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import orjson
+import pytest
+from pamqp import commands
+
+from bridge.broker.link import Node
+from bridge.broker.rejected import Reject, restored, user_of
+from bridge.commands.rejects import ALL_REASONS, Choice, _count, as_entry, as_fields, as_json
+
+SAID = {
+    "x-reject-reason": "schema-violation",
+    "x-reject-detail": "/a: is\twrong",
+    "x-reject-pointer": "/a",
+    "x-reject-exchange": "kills",
+    "x-reject-time": "2026-11-26T02:15:01.123+00:00",
+}
+
+
+def reject(body: bytes = b"{}", **headers: object) -> Reject:
+    properties = commands.Basic.Properties(headers={**SAID, **headers}, message_id="m-1", message_type="killmail")
+    return Reject(7, body, properties, "", 1)
+
+
+def test_what_the_bridge_has_put_into_the_headers_is_taken_out_again() -> None:
+    came = commands.Basic.Properties(
+        headers={
+            **SAID,
+            "x-reject-user-id": "fetcher",
+            "x-reject-expiration": "60000",
+            "x-reject-anything": 1,
+            "source": {"a": 1},
+        },
+        message_id="m-1",
+        message_type="killmail",
+        priority=4,
+        delivery_mode=2,
+    )
+    for user, user_id in (("fetcher", "fetcher"), ("guest", None)):
+        properties = restored(came, user)
+        assert properties.headers == {"source": {"a": 1}}
+        assert (properties.user_id, properties.expiration) == (user_id, "60000")
+        assert (properties.message_id, properties.message_type) == ("m-1", "killmail")
+        assert (properties.priority, properties.delivery_mode) == (4, 2)
+
+
+def test_event_without_headers_has_none_again() -> None:
+    assert restored(commands.Basic.Properties(headers=dict(SAID)), "guest").headers is None
+
+
+@pytest.mark.parametrize(
+    ("url", "user"), [("amqp://a%2Fb:c@host", "a/b"), ("amqp://host", "guest"), ("amqp://only@host", "only")]
+)
+def test_user_is_that_of_the_url(url: str, user: str) -> None:
+    assert user_of(Node(url)) == user
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_entry_fits_and_its_id_is_whole(width: int) -> None:
+    event = reject(**{"x-reject-detail": "/a: " + "x" * 300})
+    *lines, last = as_entry(event, width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert lines[1].endswith("...") == (width < 300)
+    assert last == "      m-1"
+
+
+def test_entry_of_what_no_bridge_has_put_there_says_so() -> None:
+    nothing = Reject(1, b"", commands.Basic.Properties(), "", 1)
+    assert as_entry(nothing, 80).splitlines()[:2] == [
+        "   1  no time  no reason  no type, 0 bytes, from no exchange",
+        "      no detail",
+    ]
+
+
+def test_fields_are_one_line_whatever_is_in_them() -> None:
+    fields = as_fields(reject()).split("\t")
+    assert fields[:2] == ["7", SAID["x-reject-time"]]
+    assert fields[5] == r"/a: is\twrong"
+    assert len(fields) == 9
+
+
+def test_body_that_is_no_text_is_hex() -> None:
+    assert orjson.loads(as_json(reject(b"\xff\x00")))["body_hex"] == "ff00"
+    assert orjson.loads(as_json(reject("ü".encode())))["body"] == "ü"
+
+
+@pytest.mark.parametrize(
+    ("choice", "has"),
+    [
+        (Choice(), True),
+        (Choice("schema-violation"), True),
+        (Choice("not-json"), False),
+        (Choice(None, frozenset({"m-1"})), True),
+        (Choice(None, frozenset({"m-2"})), False),
+        (Choice("not-json", frozenset({"m-1"})), False),
+    ],
+)
+def test_choice_is_by_reason_and_by_id(choice: Choice, *, has: bool) -> None:
+    assert choice.has(reject()) is has
+
+
+def test_reasons_why_events_are_kept_are_bounded() -> None:
+    kept: Counter[str] = Counter()
+    for number in range(ALL_REASONS + 5):
+        _count(kept, f"exchange {number}")
+        _count(kept, "exchange 0")
+    assert len(kept) == ALL_REASONS + 1
+    assert kept["and for other reasons"] == 5
+    assert kept.total() == 2 * (ALL_REASONS + 5)
