@@ -28,6 +28,15 @@ async def user_who_may(node: ControlledNode, write: str, read: str) -> AsyncIter
     await node.ctl("delete_user", user)
 
 
+async def removed(amqp: AbstractConnection, *names: str) -> None:
+    """Leaves no queue and no exchange of these names."""
+    channel = await amqp.channel()
+    for name in names:
+        await channel.queue_delete(name)
+        await channel.exchange_delete(name)
+    await channel.close()
+
+
 @pytest.fixture
 async def node(node_broker: ControlledNode) -> AsyncIterator[AbstractConnection]:
     async with observer(node_broker.url) as amqp:
@@ -45,6 +54,7 @@ async def test_queue_that_may_not_be_read_is_named(node_broker: ControlledNode, 
             assert ended.said[-1].endswith("grant the user of BRIDGE_AMQP_URL read on it")
             assert PASSWORD not in "".join(ended.said)
     assert await numbers_in(node, rejects) == [0, 1, 2]
+    await removed(node, rejects)
 
 
 async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
@@ -67,6 +77,7 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
     assert total == "100 requeued, 100 kept"
     assert await numbers_in(node, free) == [n for n in range(200) if n % 20 >= 10]
     assert await numbers_in(node, rejects) == [n for n in range(200) if n % 20 < 10]
+    await removed(node, rejects, free, closed)
 
 
 async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(
@@ -83,3 +94,4 @@ async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(
     [line] = ended.said
     assert line.endswith("does not answer within 5 s")
     assert await numbers_in(node, rejects) == [0, 1, 2]
+    await removed(node, rejects)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
@@ -11,6 +12,9 @@ from pamqp import commands
 from bridge.broker.link import Node
 from bridge.broker.rejected import Reject, restored, user_of
 from bridge.commands.rejects import ALL_REASONS, Choice, _count, as_entry, as_fields, as_json
+
+if TYPE_CHECKING:
+    from pamqp.common import FieldTable
 
 SAID = {
     "x-reject-reason": "schema-violation",
@@ -21,8 +25,9 @@ SAID = {
 }
 
 
-def reject(body: bytes = b"{}", **headers: object) -> Reject:
-    properties = commands.Basic.Properties(headers={**SAID, **headers}, message_id="m-1", message_type="killmail")
+def reject(body: bytes = b"{}", detail: str = "/a: is\twrong") -> Reject:
+    headers: FieldTable = {**SAID, "x-reject-detail": detail}
+    properties = commands.Basic.Properties(headers=headers, message_id="m-1", message_type="killmail")
     return Reject(7, body, properties, "", 1)
 
 
@@ -61,7 +66,7 @@ def test_user_is_that_of_the_url(url: str, user: str) -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_entry_fits_and_its_id_is_whole(width: int) -> None:
-    event = reject(**{"x-reject-detail": "/a: " + "x" * 300})
+    event = reject(detail="/a: " + "x" * 300)
     *lines, last = as_entry(event, width).splitlines()
     assert all(len(line) <= width for line in lines)
     assert lines[1].endswith("...") == (width < 300)
