@@ -98,6 +98,33 @@ def run(port: int = 3000, rate: float = 1.0) -> int:
             _say("stopped")
 
 
+def publish_only(rate: float) -> int:
+    """Only publish, where whoever asks for this has named the broker, to the exchange that a bridge there consumes."""
+    signals = _Signals()
+    logs.configure("warning", "text")
+    try:
+        effective = settings.load({}, os.environ, _DOTENV)
+        exchange = next((name for name, carried in effective.exchanges.items() if carried == "killmail"), None)
+        if not _named_broker():
+            raise ConfigurationError(["--publish-only publishes to a broker that is there: name it in BRIDGE_AMQP_URL"])
+        if exchange is None:
+            raise ConfigurationError(["BRIDGE_EXCHANGES: no exchange carries killmails, to which they could go"])
+        fetcher = Fetcher([Node(url) for url in effective.amqp_url], exchange, lasting=True, say=_say)
+        _say(f"publishing invented killmails, {rate:g} a second, to the exchange {exchange}")
+        return asyncio.run(signals.interrupt(_publish(fetcher, rate)))
+    except _Stopped:
+        return 0
+    except BridgeError as error:
+        for line in str(error).splitlines():
+            _say(f"edk-bridge: {line}", err=True)
+        return error.exit_code
+
+
+async def _publish(fetcher: Fetcher, rate: float) -> int:
+    await _first_end(fetcher.publish(rate), _tell(fetcher))
+    return 0
+
+
 async def _demonstrate(
     signals: _Signals, effective: settings.Settings, broker: Broker, named: bool, rate: float
 ) -> int:

@@ -1,0 +1,167 @@
+"""What `docker/monitoring` asks of a bridge is what a bridge says, and each alert is raised when it should be."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from aio_pika.abc import AbstractConnection
+from prometheus_client.parser import text_string_to_metric_families
+
+from bridge.demo.broker import Broker
+from bridge.demo.leash import leashed, signal_group
+from bridge.demo.ports import LOOPBACK, free_port
+from tests.support.clients import RawClient, get
+from tests.support.killmail import killmail
+from tests.support.prepare import program
+from tests.support.publishing import publish
+from tests.support.running import port_of, running
+from tests.support.waiting import eventually
+
+MONITORING = Path(__file__).parents[2] / "docker/monitoring"
+DASHBOARD = MONITORING / "grafana-dashboard.json"
+NAME = re.compile(r"\b((?:bridge|process|python)_\w+|up)\b(?:\{([^}]*)\})?")
+TARGETS = {"job", "instance"}
+"""Labels that Prometheus gives to what it scrapes."""
+
+
+def promtool(*arguments: str) -> str:
+    done = subprocess.run(
+        [program("promtool"), *arguments], cwd=MONITORING, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def panels() -> Iterator[tuple[str, str, str]]:
+    """Each expression of the dashboard: its panel, itself, and its legend."""
+    for panel in orjson.loads(DASHBOARD.read_bytes())["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"], target["legendFormat"]
+
+
+def rules() -> list[str]:
+    """The expressions of the alerts, in one line each."""
+    text = (MONITORING / "alerts.yml").read_text()
+    found = re.findall(r"expr: (?:>-\n)?(.*?)\n +(?:for|labels):", text, re.DOTALL)
+    assert len(found) == text.count("- alert:")
+    return [" ".join(expression.split()) for expression in found]
+
+
+async def exposed(broker: Broker, amqp: AbstractConnection, exchange: str) -> dict[str, set[str]]:
+    """Every sample that a bridge has at `/metrics` once everything has happened to it, and its labels."""
+    flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": "off", "max_connections": 1}
+    async with running(broker.url, **flags) as bridge:
+        port = port_of(bridge)
+        client = await RawClient.open(port, path="/updates?after=")
+        await publish(amqp, exchange, killmail(1), killmail(1), b"poison")
+        await eventually("it is rejected", lambda: bridge.metrics.rejects.collect()[0].samples)
+        late = await RawClient.open(port)
+        assert await late.closed() == 1013
+        await get(port, "/", "X-Forwarded-For: 8.8.8.8")
+        _, body = await get(port, "/metrics")
+        await client.close()
+        await late.close()
+    families = text_string_to_metric_families(body.decode())
+    samples = [sample for family in families for sample in family.samples]
+    return {
+        name: {label for each in samples if each.name == name for label in each.labels}
+        for name in {sample.name for sample in samples}
+    }
+
+
+async def test_every_metric_and_label_that_is_asked_for_exists(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    there = await exposed(broker, amqp, exchange) | {"up": set()}
+    asked = [(f"alert {number}", expression, "") for number, expression in enumerate(rules())] + list(panels())
+    for where, expression, legend in asked:
+        names = NAME.findall(expression)
+        assert names, (where, expression)
+        labels = set(TARGETS)
+        for name, selectors in names:
+            assert name in there, (where, name)
+            labels |= there[name]
+            assert set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", selectors)) <= there[name] | TARGETS, where
+        for listed in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
+            assert {label.strip() for label in listed.split(",")} <= labels, (where, listed)
+        assert set(re.findall(r"\{\{(\w+)\}\}", legend)) <= labels, (where, legend)
+
+
+def test_prometheus_takes_the_configuration_and_each_alert_is_raised_for_whom_it_should() -> None:
+    promtool("check", "config", "prometheus.yml")
+    promtool("test", "rules", "alerts.test.yml")
+    tested = (MONITORING / "alerts.test.yml").read_text()
+    for alert in re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yml").read_text()):
+        assert f'alertname="{alert}"' in tested, alert
+
+
+def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
+    """As rules, which is how promtool takes an expression."""
+    lines = ["groups:", "- name: panels", "  rules:"]
+    for number, (_, expression, _) in enumerate(panels()):
+        # What Grafana puts in.
+        plain = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
+        lines += [f"  - record: panel:{number}", f"    expr: {json.dumps(plain)}"]
+    file = tmp_path / "panels.yml"
+    file.write_text("\n".join(lines))
+    promtool("check", "rules", str(file))
+
+
+def test_panels_are_laid_out_without_overlap() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in orjson.loads(DASHBOARD.read_bytes())["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+async def test_prometheus_scrapes_a_bridge(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    """And raises no alert for one that is well."""
+    flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": "off"}
+    async with running(broker.url, **flags) as bridge:
+        text = (MONITORING / "prometheus.yml").read_text().replace("15s", "200ms")
+        assert "bridge:3000" in text
+        (tmp_path / "prometheus.yml").write_text(text.replace("bridge:3000", f"localhost:{port_of(bridge)}"))
+        (tmp_path / "alerts.yml").write_bytes((MONITORING / "alerts.yml").read_bytes())
+        port = free_port()
+        process = await asyncio.create_subprocess_exec(
+            *leashed(program("prometheus"), "--config.file=prometheus.yml", "--storage.tsdb.path=data"),
+            f"--web.listen-address={LOOPBACK}:{port}",
+            stdin=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            cwd=tmp_path,
+            start_new_session=True,
+        )
+        try:
+
+            async def api(path: str) -> Any:
+                try:
+                    _, body = await get(port, f"/api/v1/{path}", "Connection: close")
+                    return orjson.loads(body)["data"]
+                except (OSError, IndexError, ValueError):
+                    return None  # not up yet
+
+            async def scraped() -> bool:
+                found = await api("query?query=bridge_consuming==1")
+                return bool(found and found["result"])
+
+            async def judged() -> bool:
+                [group] = (await api("rules"))["groups"]
+                return {rule["health"] for rule in group["rules"]} == {"ok"}
+
+            await eventually("it has the bridge's word", scraped)
+            await eventually("it has looked at each rule", judged)
+            assert (await api("alerts"))["alerts"] == []
+        finally:
+            assert process.stdin is not None
+            signal_group(process.pid, signal.SIGTERM)
+            process.stdin.close()
+            await process.wait()
