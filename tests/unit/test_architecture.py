@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ def imports_of(source: str, package: str) -> list[Import]:
     return found
 
 
+@cache
 def imports(path: Path) -> list[Import]:
     name = name_of(path)
     return imports_of(path.read_text(), name if path.name == "__init__.py" else name.rpartition(".")[0])

@@ -29,7 +29,8 @@ SCHEMAS = {name.removesuffix(".json"): orjson.loads(content) for name, content i
 STEADY = settings(derandomize=True, database=None, deadline=None)
 """The same examples each time: what fails here fails everywhere."""
 SLOW_S = 5.0
-"""No body may hold up the bridge for longer, on the slowest machine; they take tenths of a second."""
+"""Of the processor's time, which others on the machine do not add to. No body may hold up the bridge for longer, on the
+slowest machine; they take tenths of a second."""
 
 Path = tuple[str | int, ...]
 
@@ -456,9 +457,9 @@ def test_depth_of_any_number_of_levels_is_accepted_or_rejected(hole: str, openin
 
 
 def in_time(of: Event) -> Accepted | Rejected:
-    started = time.perf_counter()
+    started = time.process_time()
     outcome = PIPELINE.process(of, NOW_MS)
-    assert time.perf_counter() - started < SLOW_S
+    assert time.process_time() - started < SLOW_S
     return outcome
 
 
