@@ -53,13 +53,16 @@ $(READY): requirements-dev.lock pyproject.toml
 demo: $(READY)
 	@$(BIN)/edk-bridge demo $(FLAGS)
 
+# Most of what is no unit test waits, for a broker above all: twice as many at a time as a small machine has cores. What
+# can't bear company comes last.
 test: test-quick
 	@$(BIN)/python -m tests.support.prepare
-	$(BIN)/pytest --ignore=tests/unit --cov --cov-append --cov-fail-under=95
+	$(BIN)/pytest --ignore=tests/unit -m 'not alone' --numprocesses=4 --dist=loadgroup --cov --cov-append --cov-report=
+	$(BIN)/pytest --ignore=tests/unit -m alone --cov --cov-append --cov-fail-under=95
 
 # The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
 test-quick: lint
-	$(BIN)/pytest tests/unit --numprocesses=auto --cov --cov-config=tests/unit/.coveragerc
+	$(BIN)/pytest tests/unit --numprocesses=auto --dist=worksteal --cov --cov-config=tests/unit/.coveragerc
 
 soak: $(READY)
 	@$(BIN)/python -m tests.soak $(FLAGS)

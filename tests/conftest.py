@@ -1,8 +1,12 @@
-"""Fixtures for all tests. None of them does anything for a test that does not ask for it."""
+"""Fixtures for all tests, and how these are shared out among several workers.
+
+None of the fixtures does anything for a test that does not ask for it.
+"""
 
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 import aio_pika
 import orjson
@@ -10,6 +14,7 @@ import pytest
 import uvloop
 from aio_pika.abc import AbstractConnection
 
+from bridge.demo import ports
 from bridge.demo.broker import Broker, NoBroker, find_server
 from tests.support.broker import URL, origins, running, say, unavailable
 from tests.support.control import ControlledNode
@@ -23,6 +28,45 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     return own | {"uvloop": uvloop.new_event_loop} if item.get_closest_marker("both_loops") else own
 
 
+SHARED = ("mortal_broker", "node_broker", "cluster")
+"""What only one test may use at a time, and is dear to make: whoever uses it runs in the same worker as the others."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives each worker ports of its own: one that is free may be another's, whose broker is about to start on it."""
+    worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
+    if worker is None:
+        return
+    share = (ports._LAST_PORT - ports._FIRST_PORT) // int(worker["workercount"])
+    ports._FIRST_PORT += share * int(worker["workerid"].removeprefix("gw"))
+    ports._LAST_PORT = ports._FIRST_PORT + share
+
+
+# Before the workers' own, which looks at the groups.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps together who shares something."""
+    for item in items:
+        for fixture in SHARED:
+            if isinstance(item, pytest.Function) and fixture in item.fixturenames:
+                item.add_marker(pytest.mark.xdist_group(fixture))
+                break
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands on what a worker ran against."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["origins"] = origins
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes it from there; a worker that crashed has left nothing."""
+    found = getattr(node, "workeroutput", {}).get("origins", ())
+    origins.extend(origin for origin in found if origin not in origins)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says what the tests ran against."""
     for origin in origins:
@@ -31,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
-    """A real RabbitMQ, shared by all tests: leave nothing in it, and leave it running."""
+    """A real RabbitMQ, shared by all tests of a worker: leave nothing in it, and leave it running."""
     yield from running(URL)
 
 

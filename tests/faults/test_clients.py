@@ -5,6 +5,7 @@ import socket
 import struct
 import time
 
+import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
@@ -120,6 +121,7 @@ def come_and_go(port: int, count: int) -> float:
     return count / (time.monotonic() - began_s)
 
 
+@pytest.mark.alone  # so many a second take all of the machine
 async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:

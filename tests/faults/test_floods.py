@@ -29,6 +29,9 @@ from tests.support.measured import MB, Memory, cpu_s, descriptors, metric
 from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
+# Others would be in the way of the clients whose delays are measured, and floods in the way of others.
+pytestmark = pytest.mark.alone
+
 CONTINUATION, BINARY = 0, 2
 GIB = 2**30
 CHUNK = b"x" * 65536

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
@@ -23,6 +24,7 @@ GONE_LIMIT_S = 15.0
 """From the eviction until nothing is left of the client: ten seconds to answer, and some to spare."""
 
 
+@pytest.mark.alone  # when it is evicted is measured to half a second
 async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothing_more(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:

@@ -146,6 +146,7 @@ async def _publish_all(amqp: AbstractConnection, exchange: str, count: int) -> N
         await publish(amqp, exchange, *events)
 
 
+@pytest.mark.alone  # the delay is measured
 async def test_catching_up_with_all_of_a_full_log_delays_nobody(
     broker: Broker, exchange: str, amqp: AbstractConnection
 ) -> None:
