@@ -96,7 +96,8 @@ function text(value, longest = LONGEST_TEXT) {
 function cell(...parts) {
   const made = document.createElement("td");
   made.role = "cell";
-  made.append(...parts);
+  // With a space between them: where a line may break, and where one ends for whoever listens or copies.
+  made.append(...parts.flatMap((part) => [part, " "]));
   return made;
 }
 

@@ -167,7 +167,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     await live.open(port_of(watched))
     await live.page.locator("summary").click()
     await live.page.get_by_label("Member").fill("victimCorporationId")
-    await publish(amqp, exchange, killmail(51 if scheme == "dark" else 52, attackerCount=2**53 - 1))
+    await publish(amqp, exchange, killmail(51 if scheme == "dark" else 52, killmailTime="2024-10-22T10:28:11Z"))
     await publish(amqp, exchange, {**EVENT, "eventId": scheme}, type="event")
     await live.has(2)
     await live.page.keyboard.press("Escape")
