@@ -21,7 +21,7 @@ from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.prepare import program
 from tests.support.publishing import publish
-from tests.support.running import port_of, running
+from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
 
 MONITORING = Path(__file__).parents[2] / "docker/monitoring"
@@ -61,7 +61,7 @@ async def exposed(broker: Broker, amqp: AbstractConnection, exchange: str) -> di
         port = port_of(bridge)
         client = await RawClient.open(port, path="/updates?after=")
         await publish(amqp, exchange, killmail(1), killmail(1), b"poison")
-        await eventually("it is rejected", lambda: bridge.metrics.rejects.collect()[0].samples)
+        await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json"))
         late = await RawClient.open(port)
         assert await late.closed() == 1013
         await get(port, "/", "X-Forwarded-For: 8.8.8.8")

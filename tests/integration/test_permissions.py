@@ -177,6 +177,7 @@ async def test_bridge_runs_with_what_the_script_grants(users: ControlledNode, ca
         assert orjson.loads(await client.text())["data"] == killmail(1)
         await client.close()
         warnings = bridge.readiness.report()[1]["warnings"]
+        assert isinstance(warnings, list)
         assert [EXCHANGE in text for text in warnings] == ([True] if row.made else [])
         if case.rejects:
             [message] = await take(amqp, REJECTS, 1)
