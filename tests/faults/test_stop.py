@@ -58,6 +58,7 @@ async def metric(port: int, name: str) -> float:
 
 
 @pytest.mark.usefixtures("many_files")
+@pytest.mark.alone  # how long it takes is measured to a second
 async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
