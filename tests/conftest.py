@@ -20,6 +20,7 @@ from tests.support.broker import URL, origins, running, say, unavailable
 from tests.support.control import ControlledNode
 from tests.support.prepare import NODE
 from tests.support.running import unique
+from tests.support.workers import share_of
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -37,9 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
     if worker is None:
         return
-    share = (ports._LAST_PORT - ports._FIRST_PORT) // int(worker["workercount"])
-    ports._FIRST_PORT += share * int(worker["workerid"].removeprefix("gw"))
-    ports._LAST_PORT = ports._FIRST_PORT + share
+    index, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
+    ports._FIRST_PORT, ports._LAST_PORT = share_of(ports._FIRST_PORT, ports._LAST_PORT, index, count)
 
 
 # Before the workers' own, which looks at the groups.
