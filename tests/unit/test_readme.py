@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from bridge.settings import FIELDS
@@ -35,3 +38,23 @@ def test_marker_that_is_missing_is_named(name: str) -> None:
     text = README.read_text().replace(f"<!-- end of {name} -->", "")
     with pytest.raises(ValueError, match=f"0 places for its {name}"):
         filled(text)
+
+
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    """Files of this project, and headings in them as GitHub names them."""
+    page = README.parent / name
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    assert links
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if "://" in path:
+            continue
+        file = page if not path else page.parent / path
+        assert file.exists(), link
+        assert not anchor or anchor in headings(file), link
+
+
+def headings(page: Path) -> set[str]:
+    lines = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
