@@ -143,10 +143,10 @@ def amqp_urls(text: str) -> tuple[str, ...]:
         except ValueError:
             usable = False
         # Behind the host, an @ is the end of a password that has a / ? or # in it: the host would be a piece of that.
-        if not usable or "@" in parts.path + parts.query + parts.fragment:
+        if not usable or "@" in parts.path + parts.query + parts.fragment or "\\" in parts.netloc:
             raise ValueError(
-                "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ in the "
-                "user's name or the password are written as %2F %3F %23 %40"
+                "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ \\ in the "
+                "user's name or the password are written as %2F %3F %23 %40 %5C"
             )
         _check_query(parse_qsl(parts.query, keep_blank_values=True))
     return urls

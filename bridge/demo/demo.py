@@ -224,15 +224,15 @@ def _guide(effective: settings.Settings, broker: Broker, named: bool, rate: floa
     where = broker.origin if named else f"{broker.url} ({broker.origin})"
     only = ", which only this demo uses; rejected events are only counted" if named else ""
     return f"""
+  live page  http{tls}://{authority}/
   updates    {updates}
   state      http{tls}://{authority}/readyz and http{tls}://{authority}/metrics
   broker     {where}
   killmails  invented, {rate:g} a second, published to the exchange {_exchange(named)}{only}
 
-Watch them arrive, in another terminal or in the console of a browser:
+Watch them arrive on the live page, or in another terminal:
 
   {python} -m bridge tail {updates}
-  new WebSocket("{updates}").onmessage = e => console.log(e.data)
 
 Ctrl-C stops it all.
 """

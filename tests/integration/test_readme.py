@@ -41,7 +41,9 @@ async def run(command: str, folder: Path, **variables: str) -> bytes:
 
 
 async def test_type_of_ones_own_is_a_file(broker: Broker, exchange: str, tmp_path: Path) -> None:
-    *make, serve, publish = lines_below("[`schemas/README.md`](schemas/README.md#adding-a-type) says what may be in it:")
+    *make, serve, publish = lines_below(
+        "[`schemas/README.md`](schemas/README.md#adding-a-type) says what may be in it:"
+    )
     assert len(make) + 2 <= 5
     for line in make:
         await run(line, tmp_path)

@@ -115,7 +115,10 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         for text in ("amqp://u:p@", "amqp://mq:x", "amqp://mq:70000", "amqp://mq:0")
     ),
     *((values.amqp_urls, text, "amqps://") for text in ("amqp://[::1", "amqp://a,amqp://", "amqp:mq")),
-    *((values.amqp_urls, f"amqp://u:{word}@mq/", "%2F %3F %23 %40") for word in ("a/b", "a@b/c", "1/2", "a#b", "a?b")),
+    *(
+        (values.amqp_urls, f"amqp://u:{word}@mq/", "%2F %3F %23 %40 %5C")
+        for word in ("a/b", "a@b/c", "1/2", "a#b", "a?b", "a\\b")
+    ),
     *(
         (values.amqp_urls, f"amqps://mq/?{query}", "no no_verify_ssl in it")
         for query in (
