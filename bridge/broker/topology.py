@@ -34,7 +34,6 @@ ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
 after a start of RabbitMQ 3.10.8 that its home node "is down or inaccessible", and to its declaration, 50 ms later, that
 all is well."""
 
-
 UNPROVEN = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"
 """Said once for each connection: where they have not, nothing comes, and nothing else says so."""
 
