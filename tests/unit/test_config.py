@@ -9,6 +9,7 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
+from bridge import logs
 from bridge.cli import cli
 from bridge.errors import masked_url
 from bridge.settings import FIELDS
@@ -24,6 +25,8 @@ SECRET = "correct%2Fhorse,battery"
 @pytest.fixture(autouse=True)
 def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # What this does to logging lasts, and is tested elsewhere.
+    monkeypatch.setattr(logs, "configure", lambda level, style: None)
     for name in tuple(os.environ):
         if name.startswith("BRIDGE_"):
             monkeypatch.delenv(name)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import pytest
@@ -81,6 +82,22 @@ def test_usage_error_is_one_line_without_a_password(arguments: list[str], line: 
     code, lines = said(*arguments)
     assert (code, lines) == (2, [f"edk-bridge: {line}"])
     assert not any(part in lines[0] for part in re.split(r"\W", SECRET))
+
+
+@pytest.mark.parametrize("path", [[], ["rejects"]], ids=" ".join)
+def test_command_without_arguments_shows_its_help_and_exits_with_2(path: list[str]) -> None:
+    code, lines = said(*path)
+    assert code == 2
+    assert lines[0].startswith("Usage: edk-bridge")
+
+
+def test_interrupt_that_nobody_else_has_seen_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "invoke", interrupted)
+    code, lines = said("demo")
+    assert (code, "".join(lines)) == (130, "")
 
 
 @pytest.mark.parametrize(
