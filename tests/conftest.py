@@ -29,8 +29,8 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     return own | {"uvloop": uvloop.new_event_loop} if item.get_closest_marker("both_loops") else own
 
 
-SHARED = ("mortal_broker", "node_broker", "cluster")
-"""What only one test may use at a time, and is dear to make: whoever uses it runs in the same worker as the others."""
+SHARED = ("mortal_broker", "node_broker")
+"""What only one test may use at a time, and is dear to make: all who use it run in the same worker."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,12 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
 # Before the workers' own, which looks at the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps together who shares something."""
+    """Keeps together who shares something, and else each file: its tests take their time and processor alike."""
     for item in items:
-        for fixture in SHARED:
-            if isinstance(item, pytest.Function) and fixture in item.fixturenames:
-                item.add_marker(pytest.mark.xdist_group(fixture))
-                break
+        if item.get_closest_marker("xdist_group") is None:
+            fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
+            file = f"{item.path.parent.name}/{item.path.stem}"
+            group = next((fixture for fixture in SHARED if fixture in fixtures), file)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

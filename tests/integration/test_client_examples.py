@@ -21,8 +21,8 @@ from tests.support.followers import Follower, InBrowser, InNode, in_browser, in_
 from tests.support.scripted import CHECK, ScriptedBridge, scripted_bridge
 from tests.support.waiting import eventually
 
-# In one event loop of one worker, so that one browser serves all.
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("examples")]
+# In one event loop, so that one browser serves all.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LONG_S = 60.0
 """A silence that no test lasts."""

@@ -19,9 +19,6 @@ from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish
 from tests.support.waiting import eventually
 
-# One image for all.
-pytestmark = pytest.mark.xdist_group("image")
-
 SHUTDOWN_TIMEOUT_S = 8
 """The setting's default, which is below the 10 s that an engine gives."""
 
