@@ -29,10 +29,6 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
     return own | {"uvloop": uvloop.new_event_loop} if item.get_closest_marker("both_loops") else own
 
 
-SHARED = ("mortal_broker", "node_broker")
-"""What only one test may use at a time, and is dear to make: all who use it run in the same worker."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Gives each worker ports of its own: one that is free may be another's, whose broker is about to start on it."""
     worker: Mapping[str, str] | None = getattr(config, "workerinput", None)
@@ -40,18 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     index, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
     ports._FIRST_PORT, ports._LAST_PORT = share_of(ports._FIRST_PORT, ports._LAST_PORT, index, count)
-
-
-# Before the workers' own, which looks at the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps together who shares something, and else each file: its tests take their time and processor alike."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
-            file = f"{item.path.parent.name}/{item.path.stem}"
-            group = next((fixture for fixture in SHARED if fixture in fixtures), file)
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -21,7 +21,7 @@ from tests.support.running import port_of, running, sample
 from tests.support.site import REDIRECT, File, Site, serving
 from tests.support.waiting import LIMIT_S, eventually
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 ATTACKER = "attacker.example"
 FILES = {

@@ -17,7 +17,7 @@ from tests.support.running import port_of, running, sample
 from tests.support.site import File, serving
 from tests.support.waiting import LIMIT_S
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MARKUP = '</code><img src=x onerror="harmed = 1"><script>harmed = 2</script>\u202e{{7*7}}'
 
