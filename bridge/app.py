@@ -18,9 +18,10 @@ from bridge.broker.stream import Stream
 from bridge.contract import asyncapi, catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.filters import Filters
-from bridge.contract.pipeline import Pipeline
+from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import ConfigurationError, masked
 from bridge.fanout.access import Access
+from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.log import Log
@@ -45,6 +46,9 @@ class Bridge:
         self.metrics = metrics = Metrics()
         self._schemas, self._tls = check(settings)
         schemas = self._schemas
+        # Whoever is closed because the bridge stops is not evicted, and not counted.
+        closings = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
+        metrics.begin(schemas.types, Reason, closings)
         if beyond := ", ".join(str(network) for network in settings.allowed_networks if network.is_global):
             _log.warning("public addresses may connect (BRIDGE_ALLOWED_NETWORKS)", networks=beyond)
         log = Log(settings.log_bytes)

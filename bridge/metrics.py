@@ -147,6 +147,21 @@ class Metrics(Collector):
             "From a delivery's receipt until its update has been handed to every connection that keeps up.",
         )
 
+    def begin(self, types: Iterable[str], rejects: Iterable[str], evictions: Iterable[str]) -> None:
+        """Has a count of 0 for each update type and each reason that there can be.
+
+        A count that first appears as 1 has not increased, to Prometheus: it would never tell of the first one.
+        """
+        for update_type in types:
+            self.updates[update_type] += 0
+            self.duplicates.labels(update_type)
+        for reason in rejects:
+            self.rejects.labels(reason)
+        for reason in evictions:
+            self.evictions.labels(reason)
+        for complete in ("true", "false"):
+            self.resumes.labels(complete)
+
     def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Adds a gauge whose value is asked for at each scrape."""
         Gauge(name, meaning, registry=self.registry).set_function(value)

@@ -83,6 +83,21 @@ def test_each_outcome_of_a_send_begins_at_zero(outcome: str) -> None:
     assert samples(Metrics())["bridge_sends_total", (("outcome", outcome),)] == 0
 
 
+def test_what_may_be_counted_begins_at_zero() -> None:
+    metrics = Metrics()
+    assert "bridge_rejects_total" not in {name for name, _ in samples(metrics)}
+    metrics.updates["killmail"] = 2
+    metrics.begin(["killmail", "event"], ["not-json"], ["too-slow"])
+    shown = samples(metrics)
+    # What was counted before stays.
+    assert shown["bridge_updates_total", (("type", "killmail"),)] == 2
+    assert shown["bridge_updates_total", (("type", "event"),)] == 0
+    assert shown["bridge_duplicates_total", (("type", "event"),)] == 0
+    assert shown["bridge_rejects_total", (("reason", "not-json"),)] == 0
+    assert shown["bridge_evictions_total", (("reason", "too-slow"),)] == 0
+    assert [shown["bridge_resumes_total", (("complete", word),)] for word in ("true", "false")] == [0, 0]
+
+
 def test_what_is_counted_is_shown_with_its_label() -> None:
     metrics = Metrics()
     metrics.updates["killmail"] += 1
