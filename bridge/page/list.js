@@ -22,7 +22,7 @@ export function listOf(page) {
   const word = page.getElementById("pause-word");
   const rows = table.tBodies[0];
 
-  let pending = []; // Oldest first.
+  let pending = []; // Rows, oldest first: of an update that has megabytes, no more is kept than a row shows.
   let fresh = 0; // Updates that came since the list was changed; not all of them may be pending any more.
   let isPaused = false;
   let isDue = false;
@@ -70,10 +70,9 @@ export function listOf(page) {
   }
 
   function draw() {
-    const newest = pending.slice(-MOST_ROWS).reverse();
+    rows.prepend(...pending.slice(-MOST_ROWS).reverse());
     pending = [];
     fresh = 0;
-    rows.prepend(...newest.map(row));
     while (rows.rows.length > MOST_ROWS) rows.deleteRow(-1);
     empty.hidden = true;
     table.hidden = false;
@@ -102,7 +101,7 @@ export function listOf(page) {
 
   return {
     add(item) {
-      pending.push(item);
+      pending.push(row(item));
       if (pending.length > 2 * MOST_ROWS) pending = pending.slice(-MOST_ROWS);
       fresh += 1;
       schedule();

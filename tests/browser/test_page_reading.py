@@ -150,6 +150,25 @@ async def test_page_can_be_used_with_the_keyboard_alone(
     await expect(page.locator("#filter-words")).to_have_text("Filter: event")
 
 
+async def test_page_keeps_no_more_of_a_large_update_than_it_shows(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    """While it is paused or hidden: two hundred of these would be more than a browser gives to a page."""
+    await live.open(port_of(watched))
+    await live.page.locator("#pause").click()
+    large = [{**EVENT, "eventId": f"large{number}", "much": [[]] * 300_000} for number in range(10)]
+    await publish(amqp, exchange, *large, type="event")
+    await expect(live.more).to_have_text("10 new: show", timeout=LIMIT_MS)
+    devtools = await live.page.context.new_cdp_session(live.page)
+    await devtools.send("HeapProfiler.collectGarbage")
+    used = (await devtools.send("Runtime.getHeapUsage"))["usedSize"]
+    # Each takes 6 MB.
+    assert used < 10_000_000
+    await live.more.click()
+    await live.has(10)
+    await expect(live.rows.first).to_contain_text("eventId large9")
+
+
 async def test_list_is_not_read_out_and_the_state_is(live: Live, watched: Bridge) -> None:
     await live.open(port_of(watched))
     spoken = "[aria-live], [role=status], [role=alert], [role=log]"
