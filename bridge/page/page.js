@@ -44,8 +44,10 @@ function open() {
   filter.refuse("");
   say("connecting", "Connecting");
   const query = filter.query();
-  // Put together, not resolved: a path that begins with // would name another host.
-  const place = `${location.host}${document.body.dataset.updatesPath}${query && `?${query}`}`;
+  // Beside the page, which a proxy may have moved into a folder. Put together, not resolved: a path that begins with //
+  // would name another host.
+  const folder = location.pathname.slice(0, location.pathname.lastIndexOf("/"));
+  const place = `${location.host}${folder}${document.body.dataset.updatesPath}${query && `?${query}`}`;
   const opened = connect(`${location.protocol === "https:" ? "wss:" : "ws:"}//${place}`, {
     onUpdate: (update) => {
       countUpdate();
@@ -67,7 +69,7 @@ function open() {
 
   // A browser hides from scripts what a refused handshake was answered; a plain request is answered the same.
   async function askWhy() {
-    const answer = await fetch(`${location.protocol}//${place}`).catch(() => undefined);
+    const answer = await fetch(`${location.protocol}//${place}&after=`).catch(() => undefined);
     if (answer?.status !== 400) return;
     const sentence = await answer.text().catch(() => "");
     if (opened !== connection || !sentence) return;

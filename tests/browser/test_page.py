@@ -10,6 +10,7 @@ from playwright.async_api import Error, Page, Route, expect
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
+from tests.support.folder import folded
 from tests.support.killmail import killmail
 from tests.support.live import CONNECTED, LIMIT_MS, NOT_REACHED, Live
 from tests.support.publishing import publish
@@ -56,6 +57,16 @@ async def test_page_connects_wherever_the_endpoint_is(path: str, live: Live, bro
     async with running(broker.url, exchanges=f"{exchange}=killmail", path=path) as bridge:
         await live.open(port_of(bridge))
         assert (sample(bridge, "bridge_connections"), live.said) == (1, [])
+
+
+async def test_page_works_in_a_folder_of_a_proxy(live: Live, watched: Bridge) -> None:
+    async with folded("/intern/kills", port_of(watched)) as port:
+        await live.open(port, query="intern/kills/?type=event")
+        await expect(live.page.locator("#broker")).to_contain_text("consuming", timeout=LIMIT_MS)
+        await live.page.get_by_label("event").uncheck()
+        await expect(live.page).to_have_url(f"http://localhost:{port}/intern/kills/")
+        await live.says(CONNECTED)
+        assert live.said == []
 
 
 async def test_page_keeps_the_newest_hundred_updates_newest_first(

@@ -120,3 +120,16 @@ async def test_page_can_be_filtered_where_the_bridge_describes_nothing(live: Liv
     await live.says(CONNECTED)
     assert urlsplit(live.page.url).query == "type=event&title=a+%26+b"
     await expect(live.page.locator("#types label")).to_have_text(["event"])
+
+
+async def test_page_says_that_where_to_go_on_is_no_member(live: Live, watched: Bridge) -> None:
+    """The page itself asks for that, so that the bridge finds it twice."""
+    await live.open(port_of(watched))
+    await live.page.locator("summary").click()
+    await live.page.get_by_label("Member").fill("after")
+    await live.page.get_by_role("button", name="Add").click()
+    await expect(live.page.get_by_role("alert")).to_contain_text("after is there twice", timeout=LIMIT_MS)
+    await live.says("Not connected: the filter is refused")
+    await live.page.get_by_role("button", name="Remove").click()
+    await live.says(CONNECTED)
+    assert live.said_beside(REFUSED) == []
