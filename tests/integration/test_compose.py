@@ -88,6 +88,12 @@ def test_what_each_service_needs_is_there(services: dict[str, Any]) -> None:
         assert {*each.get("depends_on", ())} <= services.keys()
 
 
+def test_each_file_is_started_as_a_project_of_its_own() -> None:
+    """The folder's name would be one for both, and for whatever else is in a folder called docker."""
+    names = [re.findall(rf"docker compose -p (\S+) -f docker/{file} up", (FOLDER / file).read_text()) for file in FILES]
+    assert names == [["edk-bridge"], ["edk-bridge-cluster"]]
+
+
 def test_files_that_are_mounted_exist() -> None:
     for file in FILES:
         sources = re.findall(r"- (\./[^:]+):", (FOLDER / file).read_text())
