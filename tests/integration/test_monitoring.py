@@ -131,6 +131,16 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
     promtool("check", "rules", str(file))
 
 
+def test_each_single_figure_says_what_is_good_and_has_no_fractions() -> None:
+    """Else Grafana takes 80 for bad, be it of clients, and an increase has fractions, since Prometheus extrapolates."""
+    found = [panel for panel in orjson.loads(DASHBOARD.read_bytes())["panels"] if panel["type"] == "stat"]
+    assert found
+    for panel in found:
+        shown = panel["fieldConfig"]["defaults"]
+        assert shown["thresholds"]["steps"], panel["title"]
+        assert shown["decimals"] == 0, panel["title"]
+
+
 def test_panels_are_laid_out_without_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in orjson.loads(DASHBOARD.read_bytes())["panels"]:
