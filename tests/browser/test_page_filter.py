@@ -55,7 +55,7 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     assert urlsplit(page.url).query == "type=event"
     await page.get_by_label("event").uncheck()
     await page.get_by_label("Member").fill("systemId")
-    await page.get_by_label("is", exact=True).fill(str(HEK))
+    await page.get_by_label("Value", exact=True).fill(str(HEK))
     await page.keyboard.press("Enter")
     assert urlsplit(page.url).query == f"systemId={HEK}"
     await live.says(CONNECTED)
@@ -115,7 +115,7 @@ async def test_page_can_be_filtered_where_the_bridge_describes_nothing(live: Liv
     await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
     await live.open(port_of(watched), query="?type=event")
     await live.page.get_by_label("Member").fill("title")
-    await live.page.get_by_label("is", exact=True).fill("a & b")
+    await live.page.get_by_label("Value", exact=True).fill("a & b")
     await live.page.get_by_role("button", name="Add").click()
     await live.says(CONNECTED)
     assert urlsplit(live.page.url).query == "type=event&title=a+%26+b"
