@@ -95,7 +95,7 @@ async def test_every_metric_and_label_that_is_asked_for_exists(
 
 
 async def test_what_an_alert_counts_is_there_before_anything_has_happened(broker: Broker, exchange: str) -> None:
-    """Prometheus sees no increase in a count that comes with its first event, and nothing is quiet that is not there."""
+    """In a count that comes with its first event Prometheus sees no increase, and what is not there is never quiet."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange="off") as bridge:
         _, body = await get(port_of(bridge), "/metrics")
     samples = {sample.name for family in text_string_to_metric_families(body.decode()) for sample in family.samples}
@@ -106,7 +106,8 @@ async def test_what_an_alert_counts_is_there_before_anything_has_happened(broker
 
 def test_memory_is_told_of_before_the_engine_ends_the_bridge() -> None:
     [limit] = [rule for rule in rules() if "process_resident_memory_bytes" in rule]
-    given = re.search(r"^  bridge:.*?mem_limit: (\d+)m$", (MONITORING.parent / "compose.yaml").read_text(), re.M | re.S)
+    services = (MONITORING.parent / "compose.yaml").read_text()
+    given = re.search(r"^  bridge:.*?mem_limit: (\d+)m$", services, re.MULTILINE | re.DOTALL)
     assert given is not None
     assert float(limit.rpartition(" ")[2]) < 0.9 * int(given[1]) * 2**20
 

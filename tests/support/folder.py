@@ -1,4 +1,4 @@
-"""A proxy that has the bridge in a folder of its own: it takes the folder off each request, and forwards what is left."""
+"""A proxy that has the bridge in a folder of its own: it takes the folder off each request, and forwards the rest."""
 
 import asyncio
 from collections.abc import AsyncIterator
