@@ -19,11 +19,12 @@ from bridge.contract import asyncapi, catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
-from bridge.errors import ConfigurationError, masked
+from bridge.errors import AddressUnavailable, ConfigurationError, masked
 from bridge.fanout.access import Access
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
+from bridge.fanout.listeners import remedy
 from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
 from bridge.fanout.server import Limits, Server
@@ -114,14 +115,12 @@ class Bridge:
         self._working: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Listens, then starts to consume. Raises ConfigurationError where an address can't be listened on."""
+        """Listens, then starts to consume. Raises AddressUnavailable where an address can't be listened on."""
         settings = self._settings
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
-            raise ConfigurationError(
-                [f"BRIDGE_HOST, BRIDGE_PORT: can't listen on {masked(str(error.strerror))}"]
-            ) from error
+            raise AddressUnavailable(f"can't listen on {masked(str(error.strerror))}; {remedy(error)}") from error
         self._pages.asyncapi = self._described(self.addresses[0][1])
         scheme = "wss" if self._tls else "ws"
         for address, port in self.addresses:

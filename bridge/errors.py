@@ -44,6 +44,13 @@ def masked_url(url: str) -> str:
 _HARMLESS = frozenset({"auth", "cafile", "capath", "certfile", "heartbeat", "keyfile", "name", "timeout"})
 
 
+class AddressUnavailable(BridgeError):
+    """An address can't be listened on now: another program has it, or this machine is still without it.
+
+    Not a fault of the settings, though they may have to change: whoever starts the bridge again may have more luck.
+    """
+
+
 class BrokerRefusal(BridgeError):
     """The broker answers, and says no in a way that retrying alone won't change: password, vhost, permission, kind."""
 

@@ -27,6 +27,12 @@ up to 6 MB for each: memory of the machine's, which no limit of the process coun
 PORT_ATTEMPTS = 20
 """How often another port is tried, where any will do and one of the addresses has it taken."""
 
+REMEDIES = {
+    errno.EADDRINUSE: "end the program that has it, or name another port in BRIDGE_PORT",
+    errno.EADDRNOTAVAIL: "this machine has no such address, or not yet: BRIDGE_HOST names it",
+    errno.EACCES: "a port below 1024 is root's: name another one in BRIDGE_PORT",
+}
+
 NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
@@ -62,6 +68,11 @@ def _bind_all(addresses: Sequence[str], port: int, reuse_port: bool, optional: s
             listener.close()
         raise
     return listeners
+
+
+def remedy(error: OSError) -> str:
+    """What an operator does where an address can't be listened on."""
+    return REMEDIES.get(error.errno or 0, "BRIDGE_HOST and BRIDGE_PORT name others")
 
 
 def _bind(address: str, port: int, reuse_port: bool) -> socket.socket:

@@ -3,7 +3,9 @@
 #
 #   docker/rabbitmq/permissions.sh ROW USER
 #
-# on the broker's host, for a user that exists (`rabbitmqctl add_user USER`). The rows:
+# on the broker's host, for a user of the bridge's own (`rabbitmqctl add_user USER`): it replaces whatever the user was
+# permitted before. With a broker in a container, RABBITMQCTL='docker exec rabbitmq rabbitmqctl' goes before the
+# command. The rows:
 #
 #   read-queue     BRIDGE_QUEUE, which somebody else has made and bound: read that queue. The least.
 #   own-queue      BRIDGE_QUEUE, which the bridge makes and binds.
@@ -55,5 +57,6 @@ fi
 # Nothing is ^$; the empty text would be taken for that too, but it does not look like it.
 anchored() { if [ -n "$1" ]; then printf '^(%s)$' "$1"; else printf '^$'; fi; }
 
-exec "${RABBITMQCTL:-rabbitmqctl}" set_permissions -p "$VHOST" "$2" \
+# Not in quotes: it may be several words.
+exec ${RABBITMQCTL:-rabbitmqctl} set_permissions -p "$VHOST" "$2" \
   "$(anchored "$configure")" "$(anchored "$write")" "$(anchored "$read")"

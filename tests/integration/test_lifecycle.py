@@ -109,13 +109,23 @@ async def test_type_without_a_schema_ends_with_2_and_the_known_types() -> None:
         ]
 
 
-async def test_port_that_is_taken_ends_with_2_and_the_address() -> None:
+async def test_port_that_is_taken_ends_with_1_the_address_and_what_to_do() -> None:
+    """Not with 2, after which a service manager would not try again."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with bridge_process(UNREACHABLE, BRIDGE_PORT=str(port)) as process:
-            assert await process.ended() == 2
-            [line] = process.texts
-            assert f"can't listen on 127.0.0.1 port {port}: Address already in use" in line
+            assert await process.ended() == 1
+            assert process.texts == [
+                f"edk-bridge: can't listen on 127.0.0.1 port {port}: Address already in use; "
+                "end the program that has it, or name another port in BRIDGE_PORT"
+            ]
+
+
+async def test_address_that_this_machine_has_not_got_ends_with_1() -> None:
+    async with bridge_process(UNREACHABLE, BRIDGE_HOST="192.0.2.1") as process:
+        assert await process.ended() == 1
+        [line] = process.texts
+        assert "192.0.2.1 port 0: Cannot assign requested address; this machine has no such address" in line
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SO_REUSEPORT is not known there")

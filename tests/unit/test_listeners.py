@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bridge.fanout.listeners import PORT_ATTEMPTS, RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, open_listeners
+from bridge.fanout.listeners import PORT_ATTEMPTS, RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, open_listeners, remedy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -186,3 +186,11 @@ def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
             with accepted:
                 assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * SEND_BUFFER_BYTES
                 assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * RECEIVE_BUFFER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EADDRINUSE, "BRIDGE_PORT"), (errno.EACCES, "1024"), (errno.EIO, "BRIDGE_HOST and BRIDGE_PORT name others")],
+)
+def test_address_that_cannot_be_had_has_a_remedy(number: int, words: str) -> None:
+    assert words in remedy(OSError(number, "why"))
