@@ -34,8 +34,11 @@ MAX_HEADER_BYTES = 100_000
 CONFIRM_S = 30.0
 """A confirm that takes longer than this is missed: `/readyz` and the log say so."""
 
-QUEUE_ARGUMENTS: FieldTable = {"x-max-length-bytes": 256 * 1024 * 1024}
-"""Of the rejects' queue: the oldest go first. Rejects are there to be looked at, not to fill the broker's disk."""
+QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
+"""Of the rejects' queue: the oldest go first. Rejects are there to be looked at, not to fill the broker's disk.
+
+Classic, whatever the virtual host's default: a quorum queue drops what was looked at too often, from RabbitMQ 4 on
+after 20 times."""
 
 _log = structlog.get_logger("bridge.rejects")
 

@@ -10,9 +10,11 @@ from typing import TypeVar
 import click
 
 from bridge.broker.link import Node
-from bridge.broker.rejected import Reject, RejectsQueue, opened, user_of
+from bridge.broker.rejected import Reject, RejectsQueue, opened
+from bridge.broker.requeuing import user_of
 from bridge.cli.options import INTERRUPTED, effective_settings, fail, setting_options
 from bridge.commands import rejects
+from bridge.commands.output import Output
 from bridge.commands.progress import Progress
 from bridge.commands.rejects import Choice, Outcome
 from bridge.contract.pipeline import Reason
@@ -38,9 +40,6 @@ def _failing() -> Iterator[None]:
     """Says what ends the command, and ends it."""
     try:
         yield
-    except BrokenPipeError:
-        # Nobody reads the output any more, which is for click to say.
-        raise
     except BridgeError as error:
         fail(error)
     except ConnectionError as error:
@@ -56,14 +55,23 @@ def _on_queue(settings: Settings, work: Callable[[RejectsQueue], Awaitable[Answe
 
     async def run() -> Answer:
         async with opened(tuple(map(Node, settings.amqp_url)), name) as queue:
-            return await work(queue)
+            try:
+                return await work(queue)
+            finally:
+                if queue.returned:
+                    click.echo(
+                        f"{name} is a quorum queue: each reading counts as a delivery (the most by now: "
+                        f"{queue.returned + 1}), and what exceeds its delivery limit is dropped: raise that limit, or "
+                        "use a classic queue",
+                        err=True,
+                    )
 
     return asyncio.run(run())
 
 
 def _list(limit: int, reason: str | None, in_json: bool, **flags: str | None) -> None:
     width = shutil.get_terminal_size().columns
-    on_terminal = sys.stdout.isatty()
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
 
     def shown(reject: Reject) -> str:
         if in_json:
@@ -72,15 +80,26 @@ def _list(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
 
     async def work(queue: RejectsQueue) -> None:
         count = 0
-        async for reject in rejects.chosen(queue, Choice(reason)):
-            click.echo(shown(reject))
-            count += 1
-            if count == limit:
-                break
+        # A pager takes no more than a page at a time, and the broker wants to hear from this end all the while.
+        output = Output(sys.stdout.fileno())
+        try:
+            async for reject in rejects.chosen(queue, Choice(reason)):
+                for line in shown(reject).split("\n"):
+                    await output.line(line)
+                count += 1
+                if count == limit:
+                    break
+        except BrokenPipeError:
+            # Nobody reads on.
+            return
+        except OSError as error:
+            raise BridgeError(f"standard output: {error.strerror}") from error
         of = "" if reason is None else f" with the reason {reason}"
         click.echo(f"{count:,} listed{of}; {queue.count:,} in {queue.name} in all", err=True)
 
     with _failing():
+        if sys.stdout is None:
+            raise ConfigurationError(["standard output is closed"])
         _on_queue(effective_settings(flags), work)
 
 
@@ -114,11 +133,15 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
 
 def _purge(reason: str | None, yes: bool, **flags: str | None) -> None:
     outcome = Outcome()
+    agreed: int | None = None
 
     async def count(queue: RejectsQueue) -> int:
         return queue.count
 
     async def work(queue: RejectsQueue) -> None:
+        if agreed is not None:
+            # Nobody has agreed to the removal of what has come since.
+            queue.count = min(queue.count, agreed)
         await rejects.remove(queue, Choice(reason), outcome)
 
     with _failing():
@@ -126,9 +149,9 @@ def _purge(reason: str | None, yes: bool, **flags: str | None) -> None:
         if not yes:
             if sys.stdin is None or not sys.stdin.isatty():
                 raise ConfigurationError(["it asks before it removes anything, and nobody can answer: say --yes"])
-            there = _on_queue(settings, count)
+            agreed = _on_queue(settings, count)
             of = "" if reason is None else f" those with the reason {reason} of"
-            if not click.confirm(f"Remove{of} {there:,} rejected events in {settings.reject_exchange}?", err=True):
+            if not click.confirm(f"Remove{of} {agreed:,} rejected events in {settings.reject_exchange}?", err=True):
                 click.echo("nothing is removed", err=True)
                 sys.exit(1)
         try:
@@ -163,7 +186,7 @@ REJECTS = click.Group(
             "and the id by which to name it. In a pipe each is one line, its fields separated by tabulators: number, "
             "time, type, reason, pointer, detail, exchange, size, id.\n\nNothing is removed. While it runs, those that "
             "it has read are out of the queue's sight for others; after it, they are in their old place.",
-            epilog=f"Exit codes: 0 they are listed, 1 the broker can't be reached, {_CODES}",
+            epilog=f"Exit codes: 0 they are listed, or nobody reads on, 1 the broker can't be reached, {_CODES}",
         ),
         click.Command(
             "requeue",
@@ -193,7 +216,8 @@ REJECTS = click.Group(
                 *setting_options(*_BROKER),
             ],
             short_help="Removes them for good.",
-            help="Removes rejected events for good, those that are there when it begins. It asks first.",
+            help="Removes rejected events for good, those that are there when it begins. It asks first, and "
+            "removes none that came after the question.",
             epilog=f"Exit codes: 0 they are removed, 1 the answer was no, or the broker can't be reached, {_CODES}",
         ),
     ],

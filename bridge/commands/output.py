@@ -1,7 +1,7 @@
 """Standard output for a command that goes on while nobody takes what it prints.
 
 Whoever writes to a pipe that is full waits, and an event loop must not: Ctrl-C would not be seen. Of what is printed,
-this file knows that it is JSON.
+this file knows that it is JSON, or holds nothing that a terminal could take for a command.
 """
 
 import asyncio

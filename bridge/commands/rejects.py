@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from bridge.broker.rejected import UNDER_WAY, Kept, Reject, RejectsQueue
+from bridge.broker.rejected import Reject, RejectsQueue
+from bridge.broker.requeuing import UNDER_WAY, Kept, Requeuing
 from bridge.contract.text import printable
 from bridge.errors import BridgeError
 
@@ -66,7 +67,7 @@ async def requeue(
 
     `progress` hears of each. Raises Interrupted where the broker is lost: what is not removed by then is still there.
     """
-    requeuing = queue.requeuing(user)
+    requeuing = Requeuing(queue.amqp, user)
     free = asyncio.Semaphore(UNDER_WAY)
     lost: list[BridgeError] = []
 

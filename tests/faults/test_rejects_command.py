@@ -12,7 +12,7 @@ from tests.support.commands import ran
 from tests.support.control import ControlledNode
 from tests.support.publishing import bind, observer
 from tests.support.rejecting import numbers_in, rejected
-from tests.support.running import unique
+from tests.support.running import running, unique
 
 PASSWORD = secrets.token_hex(8)
 
@@ -78,6 +78,23 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
     assert await numbers_in(node, free) == [n for n in range(200) if n % 20 >= 10]
     assert await numbers_in(node, rejects) == [n for n in range(200) if n % 20 < 10]
     await removed(node, rejects, free, closed)
+
+
+async def test_queue_that_the_bridge_makes_is_none_that_drops_what_is_looked_at(node_broker: ControlledNode) -> None:
+    """Promise: whatever the virtual host's default, `list` removes nothing, however often it is run."""
+    host = unique("host")
+    await node_broker.ctl("add_vhost", host, "--default-queue-type", "quorum")
+    await node_broker.ctl("set_permissions", "-p", host, "guest", ".*", ".*", ".*")
+    url = urlsplit(node_broker.url)._replace(path=f"/{host}").geturl()
+    try:
+        async with running(url, exchanges="kills=killmail", reject_exchange="rejects"), observer(url) as amqp:
+            # That it is the default, without which this shows nothing.
+            await (await amqp.channel()).declare_queue("other", durable=True)
+            queues = await node_broker.ctl("list_queues", "-p", host, "name", "type")
+    finally:
+        await node_broker.ctl("delete_vhost", host)
+    kinds = dict(line.split() for line in queues.splitlines() if line.startswith(("other", "rejects")))
+    assert kinds == {"other": "quorum", "rejects": "classic"}
 
 
 async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(

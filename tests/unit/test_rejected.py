@@ -10,7 +10,8 @@ import pytest
 from pamqp import commands
 
 from bridge.broker.link import Node
-from bridge.broker.rejected import Reject, restored, user_of
+from bridge.broker.rejected import Reject
+from bridge.broker.requeuing import restored, user_of
 from bridge.commands.rejects import ALL_REASONS, Choice, _count, as_entry, as_fields, as_json
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def test_what_the_bridge_has_put_into_the_headers_is_taken_out_again() -> None:
             "x-reject-expiration": "60000",
             "x-reject-anything": 1,
             "source": {"a": 1},
+            "x-delivery-count": 1,
+            "x-stream-offset": 7,
         },
         message_id="m-1",
         message_type="killmail",
