@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from bridge.errors import masked
 
@@ -78,6 +79,12 @@ def _variables(
 
 def _dotenv(file: Path, problems: list[str]) -> dict[str, str]:
     try:
+        with file.open(encoding="utf-8") as lines:
+            unclear = [binding.original.line for binding in parse_stream(lines) if binding.error]
+        if unclear:
+            # The parser goes on without them: a setting would become its default in silence.
+            problems += [f"{file}, line {line}: it can't be read as NAME=value" for line in unclear]
+            return {}
         found = dotenv_values(file)
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{file}: can't be read: {error}")

@@ -149,6 +149,15 @@ def test_dotenv_may_have_quotes_comments_and_exports(sources: Sources) -> None:
     assert (settings.port, settings.path) == (3001, "/kills")
 
 
+@pytest.mark.parametrize("line", ["BRIDGE_AMQP_URL amqp://u:secret@mq/", 'BRIDGE_AMQP_URL="amqp://u:secret@mq/'])
+def test_line_of_dotenv_that_is_unclear_is_a_problem_and_no_default(
+    sources: Sources, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    [problem] = sources.problems(dotenv=f"BRIDGE_PORT=1\n{line}\n")
+    assert problem == f"{sources.dotenv}, line 2: it can't be read as NAME=value"
+    assert caplog.text == "", "once is enough"
+
+
 def test_dotenv_that_is_a_folder_counts_for_nothing(sources: Sources) -> None:
     sources.dotenv.mkdir()
     assert sources.load() == Settings()
