@@ -52,7 +52,7 @@ class Notifier:
                 line.setblocking(False)
                 line.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            _log.warning("the service manager can't be told", what=lines[0], error=error.strerror)
+            _log.warning("the service manager can't be told", what=lines[0], error=error.strerror or str(error))
 
 
 def _address(text: str) -> str | None:

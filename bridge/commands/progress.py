@@ -14,10 +14,10 @@ ON_TERMINAL_S = 0.2
 class Progress:
     """Says how far it is on `stream`, now and then, where that is a terminal: cron sends each line as mail."""
 
-    def __init__(self, stream: TextIO, text: Callable[[], str]) -> None:
+    def __init__(self, stream: TextIO | None, text: Callable[[], str]) -> None:
         self._stream = stream
         self._text = text
-        self._on_terminal = stream.isatty()
+        self._on_terminal = stream is not None and stream.isatty()
         self._next_s = time.monotonic() + FIRST_S
         self._shown = False
 
@@ -29,17 +29,21 @@ class Progress:
         self._next_s = now_s + ON_TERMINAL_S
         self._clear()
         # The cursor goes back, so that a line which somebody else writes stands in its place, not behind it.
-        self._stream.write(self._text() + "\r")
-        self._stream.flush()
+        self._write(self._text() + "\r")
         self._shown = True
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self._clear()
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        self._write(line + "\n")
 
     def _clear(self) -> None:
         if self._shown:
-            self._stream.write("\x1b[K")
+            self._write("\x1b[K")
             self._shown = False
+
+    def _write(self, text: str) -> None:
+        # Where standard error is closed nobody is told, and the work is done all the same.
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()

@@ -109,13 +109,15 @@ async def test_watchdog_is_told_again_and_again_that_the_loop_turns(tmp_path: Pa
             assert process.texts == []
 
 
-@pytest.mark.parametrize("address", ["/nonexistent/notify", "vsock:2:1234"])
+@pytest.mark.parametrize("address", ["/nonexistent/notify", "/" + "n" * 200, "vsock:2:1234"])
 async def test_manager_that_is_not_there_keeps_no_bridge_from_its_work(address: str) -> None:
     async with bridge_process(NO_BROKER, NOTIFY_SOCKET=address) as process:
         assert (await get(await process.port(), "/healthz"))[0] == 200
         process.process.terminate()
         assert await process.ended() == 0
-        said = [line["what"] for line in process.lines if line["event"] == "the service manager can't be told"]
+        warnings = [line for line in process.lines if line["event"] == "the service manager can't be told"]
+        assert all(line["error"] for line in warnings)
+        said = [line["what"] for line in warnings]
         assert said == (["READY=1", "STOPPING=1"] if address.startswith("/") else [])
 
 

@@ -30,6 +30,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return turned
 
 
+def test_work_is_done_where_standard_error_is_closed(clock: Clock) -> None:
+    progress = Progress(None, lambda: "never said")
+    clock.now_s += FIRST_S * 2
+    progress.tick()
+    progress.say("never said either")
+
+
 def test_what_is_soon_done_needs_no_line(clock: Clock) -> None:
     for stream in (io.StringIO(), Terminal()):
         progress = Progress(stream, lambda: "never said")
