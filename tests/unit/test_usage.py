@@ -191,3 +191,18 @@ def test_types_of_ones_own_are_completed_and_a_folder_that_is_none_is_no_error(t
     for folder, offered in ((tmp_path, "plain,sighting\nplain,statistics"), (tmp_path / "none", "")):
         result = CliRunner(env={**environment, "BRIDGE_SCHEMAS": str(folder)}).invoke(cli, [], prog_name="edk-bridge")
         assert (result.exit_code, result.stdout.strip()) == (0, offered)
+
+
+@pytest.mark.parametrize("arguments", [[], ["rejects"]])
+def test_command_without_a_subcommand_is_answered_with_its_help(arguments: list[str]) -> None:
+    code, lines = said(*arguments)
+    assert code == 2
+    assert lines[0] == f"Usage: {' '.join(['edk-bridge', *arguments])} [OPTIONS] COMMAND [ARGS]..."
+
+
+def test_interrupt_that_nobody_has_more_to_say_of_ends_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise click.Abort
+
+    monkeypatch.setattr(click.Group, "main", interrupted)
+    assert said("purge") == (130, [])
