@@ -53,11 +53,12 @@ $(READY): requirements-dev.lock pyproject.toml
 demo: $(READY)
 	@$(BIN)/edk-bridge demo $(FLAGS)
 
-# Most of what is no unit test waits, for a broker above all: more at a time than a small machine has cores. What
-# can't bear company comes last. A file stays with one worker: its tests share fixtures, and heavy ones do not meet.
+# WORKERS=4 runs so many files at a time, each worker with a broker of its own, and those that can't bear company at the
+# end: for machines with more than two cores.
+WORKERS ?= 0
 test: test-quick
 	@$(BIN)/python -m tests.support.prepare
-	$(BIN)/pytest --ignore=tests/unit -m 'not alone' --numprocesses=3 --dist=loadfile --cov --cov-append --cov-report=
+	$(BIN)/pytest --ignore=tests/unit -m 'not alone' --numprocesses=$(WORKERS) --dist=loadfile --cov --cov-append --cov-report=
 	$(BIN)/pytest --ignore=tests/unit -m alone --cov --cov-append --cov-fail-under=95
 
 # The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
