@@ -1,8 +1,19 @@
 // Which updates are asked for: a form, and the page's own address, so that a filtered page can be kept and shared.
 //
-// Whether a filter is right is the bridge's to judge; what it knows by name is suggested.
+// Whether a filter is right is the bridge's to judge. What it describes of that is suggested, and what does not fit that
+// description is named before it is asked for.
 
 const DESCRIPTION = "asyncapi.json";
+
+// What a value looks like in the query, by the JSON types that its member may have.
+const NUMBER = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$/;
+const KINDS = {
+  string: ["a text", () => true],
+  integer: ["an integer (30000142)", (text) => NUMBER.test(text) && Number.isInteger(Number(text))],
+  number: ["a number (0.5)", (text) => NUMBER.test(text) && Number.isFinite(Number(text))],
+  boolean: ["true or false", (text) => text === "true" || text === "false"],
+  null: ["null", (text) => text === "null"],
+};
 
 // `onChange` is called whenever something else is asked for than before.
 export function filterOf(page, onChange) {
@@ -13,9 +24,11 @@ export function filterOf(page, onChange) {
   const conditions = page.getElementById("conditions");
   const member = page.getElementById("member");
   const value = page.getElementById("value");
+  const mistake = page.getElementById("mistake");
   const refusal = page.getElementById("refusal");
 
   let known = []; // Update types.
+  let kinds; // Of each member's values: a map, once the bridge has described them.
   let asked = read();
 
   function read() {
@@ -48,7 +61,31 @@ export function filterOf(page, onChange) {
     const shown = [...types.querySelectorAll("input")].map((box) => box.value);
     // Not made anew where nothing has come or gone: the focus would be lost.
     if (shown.join("\n") !== names.join("\n")) types.replaceChildren(...names.map(choice));
-    for (const box of types.querySelectorAll("input")) box.checked = chosen.includes(box.value);
+    for (const box of types.querySelectorAll("input")) {
+      box.checked = chosen.includes(box.value);
+      mark(box.parentElement, wrongWith("type", box.value)?.words);
+    }
+  }
+
+  // What is wrong with a condition, and in which of the two fields; undefined where nothing is, as far as is known.
+  function wrongWith(name, wanted) {
+    if (!kinds) return undefined;
+    if (name === "type") {
+      if (known.includes(wanted)) return undefined;
+      return { field: value, words: `there is no update type '${wanted}'${like(wanted, known)}` };
+    }
+    const fitting = kinds.get(name);
+    if (!fitting) {
+      return { field: member, words: `there is no member '${name}' to filter by${like(name, [...kinds.keys()])}` };
+    }
+    if (fitting.some((kind) => KINDS[kind]?.[1](wanted) ?? true)) return undefined;
+    const words = fitting.map((kind) => KINDS[kind][0]).join(" or ");
+    return { field: value, words: `${name} must be ${words}; got '${wanted}'` };
+  }
+
+  function tell(wrong) {
+    for (const field of [member, value]) field.ariaInvalid = String(field === wrong?.field);
+    mistake.textContent = wrong?.words ?? "";
   }
 
   function choice(name) {
@@ -79,6 +116,7 @@ export function filterOf(page, onChange) {
     const text = document.createElement("code");
     text.textContent = `${name} = ${wanted}`;
     item.append(text, " ", remove);
+    mark(item, wrongWith(name, wanted)?.words);
     return item;
   }
 
@@ -87,11 +125,13 @@ export function filterOf(page, onChange) {
       const description = await (await fetch(DESCRIPTION)).json();
       const { type, after, ...members } = description.channels.updates.bindings.ws.query.properties;
       known = type.items.enum;
+      kinds = new Map(Object.entries(members).map(([name, { items }]) => [name, [items.type].flat()]));
+      page.getElementById("description").hidden = false;
       page.getElementById("members").replaceChildren(
-        ...Object.entries(members).map(([name, { items }]) => {
+        ...[...kinds].map(([name, fitting]) => {
           const option = document.createElement("option");
           option.value = name;
-          option.label = [items.type].flat().join(" or ");
+          option.label = fitting.join(" or ");
           return option;
         }),
       );
@@ -103,12 +143,20 @@ export function filterOf(page, onChange) {
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
+    const [name, text] = [member.value.trim(), value.value.trim()];
+    const wrong = wrongWith(name, text);
+    tell(wrong);
+    if (wrong) {
+      wrong.field.focus();
+      return;
+    }
     const wanted = new URLSearchParams(asked);
-    wanted.append(member.value.trim(), value.value.trim());
+    wanted.append(name, text);
     member.value = value.value = "";
     change(wanted);
     member.focus();
   });
+  form.addEventListener("input", () => tell());
   addEventListener("popstate", () => {
     asked = read();
     show();
@@ -124,9 +172,47 @@ export function filterOf(page, onChange) {
     // Says why the bridge does not answer it; nothing where it does.
     refuse(sentence) {
       if (refusal.textContent !== sentence) refusal.textContent = sentence;
-      if (sentence) details.open = true;
+      if (!sentence) return;
+      details.open = true;
+      show();
+      if (details.querySelector(".wrong")) return;
+      // Nothing is known to be wrong here, so that the bridge's word is all there is.
+      for (const item of conditions.children) {
+        const [name] = item.firstElementChild.textContent.split(" = ");
+        if (sentence.includes(name)) mark(item, "this is refused");
+      }
     },
   };
+}
+
+// Beside what is wrong, and not by its color alone.
+function mark(element, words) {
+  element.querySelector(".mistake")?.remove();
+  element.classList.toggle("wrong", words !== undefined);
+  if (words === undefined) return;
+  const made = document.createElement("span");
+  made.className = "mistake";
+  made.textContent = words;
+  element.append(" ", made);
+}
+
+function like(name, names) {
+  const close = names.find((other) => distance(name.toLowerCase(), other.toLowerCase()) <= 2);
+  return close === undefined ? "" : `; did you mean ${close}?`;
+}
+
+// How many letters must be put in, taken away or replaced to make one word the other.
+function distance(one, other) {
+  if (Math.abs(one.length - other.length) > 2) return Infinity;
+  let row = [...other, ""].map((_, index) => index);
+  for (const [index, letter] of [...one].entries()) {
+    const next = [index + 1];
+    for (let at = 0; at < other.length; at += 1) {
+      next.push(Math.min(next[at] + 1, row[at + 1] + 1, row[at] + (letter === other[at] ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row[other.length];
 }
 
 function inWords(types, members) {

@@ -14,30 +14,73 @@ const STATES = {
 
 const number = new Intl.NumberFormat("en");
 
-// `onHealth` is told whether the bridge is `ready`, what is `missing` and the broker's `error`; undefined where that
-// can't be had. Returns what asks at once.
+// What each of the two fills; a proxy may keep either for the operator.
+const SOURCES = ["readyz", "metrics"];
+
+// `onHealth` is told what `/readyz` says; undefined where that can't be had. Returns what asks at once: to be called
+// when the connection is there, or lost, so that the figures are those with it.
 export function watchHealth(page, onHealth) {
+  const panel = page.getElementById("bridge");
   const note = page.getElementById("figures-note");
+  const withheld = new Set(); // The sources that somebody on the way answers with 404: the bridge never does.
   let timer;
   let failures = 0;
   let isAsking = false;
+  let isStale = false; // Whether what is being answered was asked too early.
   let knownAt = "";
 
   async function ask() {
-    if (isAsking || page.hidden) return;
-    isAsking = true;
     clearTimeout(timer);
-    const [ready, metrics] = await Promise.all([get("readyz", (answer) => answer.json()), get("metrics", textOf)]);
+    if (isAsking || page.hidden || withheld.size === SOURCES.length) return;
+    isAsking = true;
+    const [ready, metrics] = await Promise.all([get("readyz", JSON.parse), get("metrics", read)]);
     isAsking = false;
-    failures = ready && metrics ? 0 : failures + 1;
-    timer = setTimeout(ask, Math.min(LONGEST_BETWEEN_MS, BETWEEN_MS * 2 ** Math.max(0, failures - 1)));
-    if (ready && metrics) knownAt = new Date().toISOString().slice(11, 19);
+    if (isStale) {
+      isStale = false;
+      ask();
+      return;
+    }
+    const isKnown = [ready, metrics].every((known, index) => known || withheld.has(SOURCES[index]));
+    failures = isKnown ? 0 : failures + 1;
+    if (withheld.size < SOURCES.length) {
+      timer = setTimeout(ask, Math.min(LONGEST_BETWEEN_MS, BETWEEN_MS * 2 ** Math.max(0, failures - 1)));
+    }
+    if (isKnown) knownAt = new Date().toISOString().slice(11, 19);
     if (ready) showReady(page, ready);
-    if (metrics) showMetrics(page, read(metrics));
-    const words = ready && metrics ? (ready.warnings ?? []).join("; ") : unknown();
+    if (metrics) showMetrics(page, metrics);
+    const words = isKnown ? (ready?.warnings ?? []).join("; ") : unknown();
     if (note.textContent !== words) note.textContent = words;
     note.hidden = words === "";
-    onHealth(ready && { ready: ready.ready, missing: ready.missing, error: errorOf(ready) });
+    showSources();
+    onHealth(ready);
+  }
+
+  function askAnew() {
+    // Once for each connection: whoever answered 404 may have done so because the bridge was away.
+    withheld.clear();
+    isStale = isAsking;
+    ask();
+  }
+
+  async function get(path, parse) {
+    if (withheld.has(path)) return undefined;
+    try {
+      const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
+      // In any case: what is not read to its end is broken off, of which the browser has a line.
+      const text = await answer.text();
+      if (answer.status === 404) withheld.add(path);
+      // That it is not ready is an answer too.
+      return answer.ok || answer.status === 503 ? parse(text) : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  function showSources() {
+    for (const path of SOURCES) {
+      for (const part of page.querySelectorAll(`[data-source="${path}"]`)) part.hidden = withheld.has(path);
+    }
+    panel.hidden = withheld.size === SOURCES.length;
   }
 
   function unknown() {
@@ -45,34 +88,36 @@ export function watchHealth(page, onHealth) {
   }
 
   page.addEventListener("visibilitychange", ask);
-  ask();
-  return ask;
+  // Where it takes long to connect.
+  timer = setTimeout(ask, BETWEEN_MS);
+  return askAnew;
 }
 
-function textOf(answer) {
-  return answer.text();
-}
-
-async function get(path, body) {
-  try {
-    const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
-    // That it is not ready is an answer too.
-    return answer.ok || answer.status === 503 ? await body(answer) : undefined;
-  } catch {
-    return undefined;
+// What is wrong, for a person, of a bridge that is not ready: `words`, and `ago` to be put in after the first of them,
+// which changes each time, with whatever else is known as `why`.
+export function troubleOf({ broker, rejects, missing }) {
+  // An error is kept after recovery: it says something only while that is not working.
+  const why = [[broker, rejects].find((status) => status && status.state !== "working")?.last_error];
+  switch (broker.state) {
+    case "lost":
+      why.push(...missing.slice(1));
+      return { words: ["Broker lost", "; trying again. No updates come."], ago: ` ${duration(broker.for_s)} ago`, why };
+    case "refused":
+      why.push(...missing.slice(1));
+      return { words: ["The broker refuses the bridge", "; trying again. No updates come."], ago: "", why };
+    case "connecting":
+      return { words: ["The bridge connects to its broker", ". No updates come yet."], ago: "", why };
+    default:
+      why.push(...missing.slice(1));
+      return { words: ["Connected", `, but ${missing[0]}`], ago: "", why };
   }
 }
 
-function errorOf({ broker, rejects }) {
-  // Either is kept after recovery: it says something only while that is not working.
-  const connection = [broker, rejects].find((status) => status && status.state !== "working");
-  return connection?.last_error ?? "";
-}
-
-function showReady(page, { broker, connections }) {
+function showReady(page, { broker, connections, instance, version }) {
   const words = STATES[broker.state] ?? broker.state;
-  fill(page.getElementById("broker"), words, `for ${duration(broker.for_s)}`);
+  fill(page.getElementById("broker"), words, [`for ${duration(broker.for_s)}`]);
   fill(page.getElementById("connections"), number.format(connections));
+  page.getElementById("which").textContent = `edk-bridge ${version}, instance ${instance}`;
 }
 
 function showMetrics(page, metrics) {
@@ -84,13 +129,20 @@ function showMetrics(page, metrics) {
   ]) {
     const samples = [...(metrics.get(name) ?? [])].filter(([, value]) => value > 0);
     const sum = samples.reduce((so_far, [, value]) => so_far + value, 0);
-    fill(page.getElementById(id), number.format(sum), samples.map(([label, value]) => `${label} ${value}`).join(", "));
+    const details = samples.map(([label, value]) => `${label} ${number.format(value)}`);
+    fill(page.getElementById(id), number.format(sum), details);
   }
 }
 
-function fill(element, figure, detail = "") {
+// A line may break between two details, not within one: each is an element.
+function fill(element, figure, details = []) {
   const small = document.createElement("small");
-  small.textContent = detail;
+  const parts = details.map((words, index) => {
+    const part = document.createElement("span");
+    part.textContent = index < details.length - 1 ? `${words},` : words;
+    return part;
+  });
+  small.append(...parts.flatMap((part) => [part, " "]).slice(0, -1));
   // A space between them, where they are copied or read out.
   element.replaceChildren(figure, " ", small);
 }

@@ -78,6 +78,11 @@ export function listOf(page) {
     table.hidden = false;
   }
 
+  function told(isFiltered, since) {
+    const time = new Date().toISOString().slice(11, 16);
+    empty.textContent = `Nothing ${isFiltered ? "that fits " : ""}has come since ${since} (${time} UTC).`;
+  }
+
   function toggle() {
     isPaused = !isPaused;
     word.textContent = isPaused ? "Resume" : "Pause";
@@ -107,7 +112,13 @@ export function listOf(page) {
       schedule();
     },
 
-    clear() {
+    // Says what is missing in it where nothing has come. `isFiltered` is whether only some of the updates may.
+    expect(isFiltered) {
+      told(isFiltered, "this page was opened");
+    },
+
+    clear(isFiltered) {
+      told(isFiltered, "the filter was changed");
       pending = [];
       fresh = 0;
       rows.replaceChildren();

@@ -2,7 +2,7 @@
 //
 // Whatever comes from an update is written as text, never as markup: a publisher may put anything into it.
 import { filterOf } from "./filter.js";
-import { watchHealth } from "./health.js";
+import { troubleOf, watchHealth } from "./health.js";
 import { listOf } from "./list.js";
 import { showRate } from "./rate.js";
 import { connect } from "./schemas/clients/browser.js";
@@ -26,6 +26,7 @@ const why = document.getElementById("why");
 
 let connection;
 let line = ["connecting", "Connecting"]; // Of the connection: its state, and the words for it.
+let spoken; // What the state says, but for how long ago that was.
 let health;
 
 const list = listOf(document);
@@ -35,9 +36,21 @@ const askHealth = watchHealth(document, (known) => {
   show();
 });
 const filter = filterOf(document, () => {
-  list.clear();
-  open();
+  list.clear(filter.query() !== "");
+  // The rate and the bridge's figures: beside each other where there is room, and folded up where they would push the
+// updates off the screen.
+const overview = document.getElementById("overview");
+const wide = matchMedia("(min-width: 48rem)");
+wide.addEventListener("change", fold);
+fold();
+
+function fold() {
+  overview.open = wide.matches;
+}
+
+open();
 });
+list.expect(filter.query() !== "");
 
 function open() {
   connection?.stop();
@@ -60,6 +73,7 @@ function open() {
         askHealth();
         return;
       }
+      askHealth();
       // No seconds counted down: they would be read out one by one.
       say("disconnected", `Disconnected: ${REASONS[detail] ?? `code ${detail}`}. Retrying`);
       if (detail === NOT_REACHED && query) askWhy();
@@ -87,18 +101,38 @@ function say(name, text) {
 // The connection may be well while the bridge has nothing to send.
 function show() {
   const [name, text] = line;
-  const isDoubtful = name === "connected" && health?.ready === false;
-  state.dataset.state = isDoubtful ? "doubtful" : name;
-  const [first, ...others] = isDoubtful ? health.missing : [];
-  write(state, isDoubtful ? `${text}, but ${first}` : text);
+  const trouble = name === "connected" && health?.ready === false ? troubleOf(health) : undefined;
+  state.dataset.state = trouble ? "doubtful" : name;
+  showState(trouble ? trouble.words : [text, ""], trouble?.ago ?? "");
   // Not in the status: at each attempt the words may differ, and a screen reader says whatever is written there.
-  write(why, isDoubtful ? [health.error, ...others].filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
+  write(why, trouble ? trouble.why.filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }
 
+// How long ago it was is for the eyes only, for the same reason.
+function showState([begin, end], ago) {
+  if (spoken !== begin + end) {
+    const since = document.createElement("span");
+    since.ariaHidden = "true";
+    state.replaceChildren(begin, since, end);
+    spoken = begin + end;
+  }
+  write(state.querySelector("span"), ago);
+}
+
 function write(element, text) {
-  // Not again at each attempt that fails, for the same reason.
   if (element.textContent !== text) element.textContent = text;
+}
+
+// The rate and the bridge's figures: beside each other where there is room, and folded up where they would push the
+// updates off the screen.
+const overview = document.getElementById("overview");
+const wide = matchMedia("(min-width: 48rem)");
+wide.addEventListener("change", fold);
+fold();
+
+function fold() {
+  overview.open = wide.matches;
 }
 
 open();

@@ -12,12 +12,15 @@ export function showRate(page) {
   const words = page.getElementById("rate-words");
   const bars = page.getElementById("rate-bars");
   const scale = page.getElementById("rate-scale");
+  const short = page.getElementById("rate-short");
+  const unseen = page.getElementById("unseen");
   const startS = performance.now() / 1000;
+  const opened = new Date().toISOString().slice(11, 16);
   const counts = new Array(BARS).fill(0); // A ring: a bar's place is its number modulo the ring's length.
-  let last = barAt(startS);
+  let last = 0;
 
   function barAt(nowS) {
-    return Math.floor(nowS / BAR_S);
+    return Math.floor((nowS - startS) / BAR_S);
   }
 
   function turnTo(nowS) {
@@ -31,14 +34,27 @@ export function showRate(page) {
     const nowS = performance.now() / 1000;
     turnTo(nowS);
     const inOrder = counts.map((_, index) => counts[(last + 1 + index) % BARS]);
-    const since = (oldestS) => Math.max(1, nowS - Math.max(startS, oldestS));
-    const now = (inOrder[BARS - 1] + inOrder[BARS - 2]) / since((last - 1) * BAR_S);
-    const average = inOrder.reduce((sum, count) => sum + count, 0) / since((last - BARS + 1) * BAR_S);
-    const peak = Math.max(...inOrder) / BAR_S;
+    // Of five seconds at least: what comes in the first one says little of a second.
+    const since = (bar) => Math.max(BAR_S, nowS - startS - Math.max(0, bar) * BAR_S);
+    const now = (inOrder[BARS - 1] + inOrder[BARS - 2]) / since(last - 1);
+    const average = inOrder.reduce((sum, count) => sum + count, 0) / since(last - BARS + 1);
+    // Of two bars a part of each may be more than either is.
+    const peak = Math.max(now, average, ...inOrder.map((count) => count / BAR_S));
     write(words, `Now ${figure(now)} a second, average ${figure(average)}, peak ${figure(peak)}`);
+    write(short, `${figure(now)} a second`);
     const most = roundUp(peak);
     write(scale, peak > 0 ? `full height: ${figure(most)} a second` : "");
     bars.setAttribute("d", inOrder.map((count, index) => outline(index, count / BAR_S / most)).join(""));
+    showUnseen(Math.max(0, BARS - 1 - last));
+  }
+
+  // No bars where nobody has counted: that is no outage.
+  function showUnseen(before) {
+    unseen.hidden = before === 0;
+    unseen.style.width = `${(100 * before) / BARS}%`;
+    // Cut off, they would be read as something else.
+    unseen.classList.toggle("narrow", before < BARS / 2);
+    write(unseen.firstElementChild, before > 0 ? `Unknown before this page was opened (${opened} UTC)` : "");
   }
 
   setInterval(show, BETWEEN_MS);

@@ -4,6 +4,7 @@
 const LONGEST_TEXT = 600;
 
 const ZKILLBOARD = "https://zkillboard.com";
+const VICTIM = { corporation: "victimCorporationId", alliance: "victimAllianceId" };
 
 // An update, or what may be missing: `missed` is the data of a `gap`, or of a `resume` that is not complete.
 export function row({ type, data, timestamp, missed }) {
@@ -15,13 +16,13 @@ export function row({ type, data, timestamp, missed }) {
   if (missed) made.className = "missed";
   const kind = cell(missed ? "missing" : type);
   kind.className = "type";
-  made.append(cell(time), kind, cell(...content(type, data, missed)));
+  made.append(cell(time), kind, cell(...content(type, data, sent, missed)));
   return made;
 }
 
-function content(type, data, missed) {
+function content(type, data, sent, missed) {
   if (missed) return [whatIsMissing(missed)];
-  if (type === "killmail") return killmail(data);
+  if (type === "killmail") return killmail(data, sent);
   return members(data);
 }
 
@@ -33,14 +34,19 @@ function whatIsMissing(data) {
   return `Updates may be missing from ${moment(data.since)} to ${moment(data.until)} UTC: ${data.reason}.`;
 }
 
-function killmail(data) {
+function killmail(data, sent) {
   const parts = [
     link("kill", data.killmailId),
     link("system", data.systemId),
     link("ship", data.shipTypeId),
+    // Many victims are in no alliance, some in no corporation: left out, null or 0.
+    ...["corporation", "alliance"].filter((kind) => data[VICTIM[kind]]).map((kind) => link(kind, data[VICTIM[kind]])),
     fact(data.attackerCount === 1 ? "1 attacker" : `${data.attackerCount} attackers`),
   ];
-  if (!Number.isNaN(Date.parse(data.killmailTime))) parts.push(fact(`at ${moment(data.killmailTime)}`));
+  if (!Number.isNaN(Date.parse(data.killmailTime))) {
+    const [day, time] = moment(data.killmailTime).split(" ");
+    parts.push(fact(`at ${sent.startsWith(day) ? "" : `${day} `}${time}`));
+  }
   return parts;
 }
 

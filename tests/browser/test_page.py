@@ -47,9 +47,26 @@ async def test_page_shows_a_killmail_with_links(
         [f"kill {number}", f"https://zkillboard.com/kill/{number}/", "noreferrer noopener"],
         ["system 30000142", "https://zkillboard.com/system/30000142/", "noreferrer noopener"],
         ["ship 587", "https://zkillboard.com/ship/587/", "noreferrer noopener"],
+        ["corporation 98765432", "https://zkillboard.com/corporation/98765432/", "noreferrer noopener"],
+        ["alliance 99999999", "https://zkillboard.com/alliance/99999999/", "noreferrer noopener"],
     ]
     await expect(nothing).to_be_hidden()
     assert (live.said, live.asked) == ([], {f"{host}:{port_of(watched)}"})
+
+
+async def test_page_says_since_when_nothing_has_come(live: Live, watched: Bridge) -> None:
+    page, nothing = live.page, live.page.locator("#empty")
+    await page.clock.install(time="2026-01-02T12:30:10Z")
+    await live.open(port_of(watched))
+    await expect(nothing).to_have_text("Nothing has come since this page was opened (12:30 UTC).")
+    await page.clock.run_for(120_000)
+    await page.locator("#filter-words").click()
+    await page.get_by_label("event").check()
+    await expect(nothing).to_have_text("Nothing that fits has come since the filter was changed (12:32 UTC).")
+    await page.get_by_label("event").uncheck()
+    await expect(nothing).to_have_text("Nothing has come since the filter was changed (12:32 UTC).")
+    await live.open(port_of(watched), query="?type=event")
+    await expect(nothing).to_have_text("Nothing that fits has come since this page was opened (12:32 UTC).")
 
 
 @pytest.mark.parametrize("path", ["/kills/live", "//updates.example/kills"])
@@ -94,7 +111,8 @@ async def test_page_shows_markup_in_updates_as_the_text_that_it_is(
     await live.open(port_of(watched))
     await publish(amqp, exchange, event, type="event")
     await live.has(1)
-    await publish(amqp, exchange, killmail(4, systemId=0, victimName=MARKUP, innerHTML=MARKUP))
+    nobody = {"victimCorporationId": 0, "victimAllianceId": None}
+    await publish(amqp, exchange, killmail(4, systemId=0, **nobody, victimName=MARKUP, innerHTML=MARKUP))
     await live.has(2)
     # What was published, to the letter.
     shown = zip(
@@ -123,6 +141,40 @@ async def test_page_shows_no_more_of_a_large_update_than_a_person_reads(
     text = await live.rows.inner_text()
     assert len(text) < 1000
     assert text.endswith(" characters more)")
+
+
+async def test_page_says_the_day_of_a_kill_that_was_on_another(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    await live.open(port_of(watched))
+    await publish(amqp, exchange, killmail(6, killmailTime="2024-10-22T10:28:11Z"))
+    await live.has(1)
+    await expect(live.rows.first).to_contain_text("at 2024-10-22 10:28:11")
+    sent = await live.page.locator("time").get_attribute("datetime")
+    await publish(amqp, exchange, killmail(7, killmailTime=sent))
+    await live.has(2)
+    assert sent is not None
+    # Unless midnight was between the two.
+    day = await live.page.locator("time").first.get_attribute("datetime")
+    before = "" if str(day).startswith(sent[:10]) else f"{sent[:10]} "
+    await expect(live.rows.first).to_contain_text(f"15 attackers at {before}{sent[11:19]}")
+
+
+async def test_page_whose_script_is_missing_says_so(live: Live, watched: Bridge) -> None:
+    await live.page.route("**/row.js", lambda route: route.abort())
+    await live.page.goto(f"http://localhost:{port_of(watched)}/")
+    late = live.page.get_by_text("A part of this page could not be loaded. Reload it.")
+    visibility = "element => getComputedStyle(element).visibility"
+    assert await late.evaluate(visibility) == "hidden"
+    # As if ten seconds had gone by.
+    await late.evaluate("element => element.getAnimations().forEach((animation) => { animation.currentTime = 10_000 })")
+    assert await late.evaluate(visibility) == "visible"
+    assert (await late.bounding_box() or {"height": 0})["height"] > 0
+
+
+async def test_page_that_is_loaded_does_not_say_that_it_could_not_be(live: Live, watched: Bridge) -> None:
+    await live.open(port_of(watched))
+    await expect(live.page.locator("#late")).to_be_hidden()
 
 
 async def test_page_connects_again_when_the_bridge_is_back(

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from aio_pika.abc import AbstractConnection
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from bridge.app import Bridge
 from tests.support.killmail import killmail
@@ -43,7 +43,7 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     await live.open(port_of(watched))
     await publish(amqp, exchange, killmail(10))
     await live.has(1)
-    await page.locator("summary").click()
+    await page.locator("#filter-words").click()
     await page.get_by_label("event").check()
     # What does not fit is not shown any more.
     await live.has(0)
@@ -99,10 +99,10 @@ async def test_page_says_why_a_filter_is_refused_until_it_is_mended(
 ) -> None:
     await live.page.goto(f"http://localhost:{port_of(watched)}/{query}")
     await live.says("Not connected: the filter is refused")
-    refusal = live.page.get_by_role("alert")
+    refusal = live.page.locator("#refusal")
     await expect(refusal).to_contain_text(f"This query can't be answered: {sentence}")
     # Mended in the form, which is open.
-    mend = live.page.get_by_label("kilmail") if "type" in query else live.page.get_by_role("button", name="Remove")
+    mend = live.page.locator(".wrong input") if "type" in query else live.page.get_by_role("button", name="Remove")
     await mend.click()
     await live.says(CONNECTED)
     await expect(refusal).to_be_empty()
@@ -123,13 +123,90 @@ async def test_page_can_be_filtered_where_the_bridge_describes_nothing(live: Liv
 
 
 async def test_page_says_that_where_to_go_on_is_no_member(live: Live, watched: Bridge) -> None:
-    """The page itself asks for that, so that the bridge finds it twice."""
-    await live.open(port_of(watched))
-    await live.page.locator("summary").click()
+    """The page itself asks for that, so that the bridge finds it twice where nothing is described."""
+    await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
+    await live.open(port_of(watched), query=f"?systemId={HEK}")
     await live.page.get_by_label("Member").fill("after")
     await live.page.get_by_role("button", name="Add").click()
-    await expect(live.page.get_by_role("alert")).to_contain_text("after is there twice", timeout=LIMIT_MS)
+    await expect(live.page.locator("#refusal")).to_contain_text("after is there twice", timeout=LIMIT_MS)
     await live.says("Not connected: the filter is refused")
-    await live.page.get_by_role("button", name="Remove").click()
+    # The one that is refused, and not the other.
+    await expect(live.page.locator("#conditions .wrong")).to_have_text("after = Remove this is refused")
+    await live.page.get_by_role("button", name="Remove after").click()
     await live.says(CONNECTED)
-    assert live.said_beside(REFUSED) == []
+    await expect(live.page.locator(".wrong")).to_have_count(0)
+    assert live.said_beside(REFUSED + "|404") == []
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "wrong", "words"),
+    [
+        ("sytemId", "5", "Member", "there is no member 'sytemId' to filter by; did you mean systemId?"),
+        ("SYSTEMID", "5", "Member", "there is no member 'SYSTEMID' to filter by; did you mean systemId?"),
+        ("pilot", "5", "Member", "there is no member 'pilot' to filter by"),
+        ("after", "", "Member", "there is no member 'after' to filter by"),
+        ("attackerCount", "many", "Value", "attackerCount must be an integer (30000142); got 'many'"),
+        ("attackerCount", "1.5", "Value", "attackerCount must be an integer (30000142); got '1.5'"),
+        ("attackerCount", "", "Value", "attackerCount must be an integer (30000142); got ''"),
+        ("iskLost", "0x1", "Value", "iskLost must be a number (0.5); got '0x1'"),
+        ("victimId", "none", "Value", "victimId must be an integer (30000142) or null; got 'none'"),
+        ("type", "kilmail", "Value", "there is no update type 'kilmail'; did you mean killmail?"),
+    ],
+)
+async def test_condition_that_can_not_be_is_not_added(
+    member: str, value: str, wrong: str, words: str, tab: Page, watched: Bridge
+) -> None:
+    live = Live(tab)
+    await live.open(port_of(watched), query="?type=killmail")
+    await expect(tab.locator("#types label")).to_have_count(5, timeout=LIMIT_MS)
+    await tab.get_by_label("Member").fill(member)
+    await tab.get_by_label("Value", exact=True).fill(value)
+    await tab.get_by_role("button", name="Add").click()
+    await expect(tab.locator("#mistake")).to_have_text(words)
+    field = tab.get_by_label(wrong, exact=True)
+    await expect(field).to_be_focused()
+    await expect(field).to_have_accessible_description(words)
+    await expect(tab.locator("[aria-invalid=true]")).to_have_count(1)
+    assert urlsplit(tab.url).query == "type=killmail"
+    # Gone with the next letter, and so is the red.
+    await field.press("1")
+    await expect(tab.locator("#mistake")).to_be_empty()
+    await expect(tab.locator("[aria-invalid=true]")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("systemId", "30000142"),
+        ("systemId", "3e7"),
+        ("iskLost", "-0.5"),
+        ("victimId", "null"),
+        ("title", ""),
+        ("type", "event"),
+    ],
+)
+async def test_condition_that_the_bridge_would_take_is_added(
+    member: str, value: str, tab: Page, watched: Bridge
+) -> None:
+    live = Live(tab)
+    await live.open(port_of(watched), query="?type=killmail")
+    await expect(tab.locator("#types label")).to_have_count(5, timeout=LIMIT_MS)
+    await tab.get_by_label("Member").fill(member)
+    await tab.get_by_label("Value", exact=True).fill(value)
+    await tab.get_by_role("button", name="Add").click()
+    assert urlsplit(tab.url).query == f"type=killmail&{member}={value}"
+    await live.says(CONNECTED)
+    await expect(tab.locator("#refusal")).to_be_empty()
+
+
+async def test_page_marks_all_that_is_wrong_with_a_filter(live: Live, watched: Bridge) -> None:
+    query = f"?sytemId=5&attackerCount=many&type=kilmail&systemId={HEK}&type=event"
+    await live.page.goto(f"http://localhost:{port_of(watched)}/{query}")
+    await live.says("Not connected: the filter is refused")
+    await expect(live.page.locator(".wrong")).to_have_text(
+        [
+            "kilmail there is no update type 'kilmail'; did you mean killmail?",
+            "sytemId = 5 Remove there is no member 'sytemId' to filter by; did you mean systemId?",
+            "attackerCount = many Remove attackerCount must be an integer (30000142); got 'many'",
+        ]
+    )

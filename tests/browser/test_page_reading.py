@@ -91,7 +91,7 @@ async def test_page_that_is_paused_keeps_the_newest_hundred_and_counts_them_all(
 
 async def test_key_that_pauses_is_a_letter_in_a_field(live: Live, watched: Bridge) -> None:
     await live.open(port_of(watched))
-    await live.page.locator("summary").click()
+    await live.page.locator("#filter-words").click()
     await live.page.get_by_label("Member").press("p")
     await live.page.keyboard.press("Control+p")
     await expect(live.page.get_by_label("Member")).to_have_value("p")
@@ -130,16 +130,17 @@ async def test_page_can_be_used_with_the_keyboard_alone(
     await publish(amqp, exchange, killmail(41))
     await live.shows(41)
     stops = []
-    for _ in range(5):
+    for _ in range(7):
         await page.keyboard.press("Tab")
         stops.append(await page.evaluate("document.activeElement.innerText.split('\\n')[0].trim()"))
         assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    assert stops == ["Filter: everything", "Pause p", "kill 41", "system 30000142", "ship 587"]
+    links = ["kill 41", "system 30000142", "ship 587", "corporation 98765432", "alliance 99999999"]
+    assert stops == ["Filter: everything", "Pause p", *links]
     # Nothing moves under whoever is in the list.
     await publish(amqp, exchange, killmail(42))
     await expect(live.more).to_have_text("1 new: show", timeout=LIMIT_MS)
     assert await live.kills() == [41]
-    for _ in range(3):
+    for _ in links:
         await page.keyboard.press("Shift+Tab")
     await live.shows(42, 41)
     await page.keyboard.press("Shift+Tab")
@@ -173,7 +174,28 @@ async def test_list_is_not_read_out_and_the_state_is(live: Live, watched: Bridge
     await live.open(port_of(watched))
     spoken = "[aria-live], [role=status], [role=alert], [role=log]"
     found = await live.page.locator(spoken).evaluate_all("all => all.map((element) => element.id)")
-    assert sorted(found) == ["held", "refusal", "state"]
+    assert sorted(found) == ["held", "mistake", "refusal", "state"]
+
+
+async def test_first_updates_are_seen_on_a_phone_without_scrolling(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    await live.page.set_viewport_size({"width": 360, "height": 640})
+    await live.open(port_of(watched))
+    await publish(amqp, exchange, killmail(61), killmail(62), killmail(63))
+    await live.has(3)
+    await expect(live.rows.nth(2)).to_be_in_viewport(ratio=1)
+    chart = live.page.get_by_role("img")
+    await expect(chart).to_be_hidden()
+    await live.page.get_by_text("Rate and bridge").click()
+    await expect(chart).to_be_visible()
+    await expect(live.page.locator("#connections")).to_be_visible()
+    # Turned on its side, and back.
+    await live.page.get_by_text("Rate and bridge").click()
+    await live.page.set_viewport_size({"width": 800, "height": 360})
+    await expect(chart).to_be_visible()
+    await live.page.set_viewport_size({"width": 360, "height": 640})
+    await expect(chart).to_be_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -184,7 +206,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     live = Live(await context.new_page())
     await live.page.set_viewport_size({"width": 320, "height": 640})
     await live.open(port_of(watched))
-    await live.page.locator("summary").click()
+    await live.page.locator("#filter-words").click()
     await live.page.get_by_label("Member").fill("victimCorporationId")
     await publish(amqp, exchange, killmail(51 if scheme == "dark" else 52, killmailTime="2024-10-22T10:28:11Z"))
     await publish(amqp, exchange, {**EVENT, "eventId": scheme}, type="event")
@@ -194,11 +216,13 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     # What is there only in trouble.
     await live.page.evaluate("""() => {
         for (const id of ["why", "figures-note", "more"]) document.getElementById(id).hidden = false
-        for (const id of ["why", "figures-note", "refusal"])
+        for (const id of ["why", "figures-note", "refusal", "mistake"])
             document.getElementById(id).textContent = "amqp://guest@broker.example:5672/".repeat(4)
         document.getElementById("more").textContent = "1,350 new: show 100"
         document.getElementById("held").textContent = "Held: keyboard in list"
         document.querySelector("tbody tr:last-child").className = "missed"
+        document.querySelector("#types label").append(Object.assign(document.createElement("span"),
+            { className: "mistake", textContent: "there is no update type ".repeat(4) }))
     }""")
     for width in (320, 360, 800, 1280):
         await live.page.set_viewport_size({"width": width, "height": 640})

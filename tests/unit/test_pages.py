@@ -113,8 +113,14 @@ def test_live_page_may_load_its_own_parts_and_nothing_else(path: str) -> None:
 
 
 def test_live_page_loads_nothing_but_its_own_parts() -> None:
-    loaded = re.findall(rb'(?:src|href)="([^"]*)"', pages().get("/").body)
+    loaded = re.findall(rb'<(?!a )[^>]*(?:src|href)="([^"]*)"', pages().get("/").body)
     assert sorted(f"/{name.decode()}" for name in loaded) == sorted(set(PARTS) - {"/"})
+
+
+def test_live_page_leads_to_the_pages_that_are_for_people() -> None:
+    links = re.findall(rb'<a href="([^"]*)" target="_blank" rel="noopener">', pages().get("/").body)
+    # Relative: a proxy may have them all in a folder.
+    assert {f"/{link.decode()}" for link in links} == {*NAMED} - {"/healthz"}
 
 
 def test_scripts_of_the_live_page_import_nothing_but_its_own_parts() -> None:
