@@ -1,0 +1,78 @@
+"""The rate on the live page: a chart, and words that do not contradict it or each other."""
+
+import re
+
+import pytest
+from aio_pika.abc import AbstractConnection
+from playwright.async_api import expect
+
+from bridge.app import Bridge
+from tests.support.killmail import killmail
+from tests.support.live import Live
+from tests.support.publishing import publish
+from tests.support.running import port_of
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_page_shows_the_rate_in_words_and_as_a_chart(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    await live.page.clock.install(time="2026-01-02T12:30:10Z")
+    await live.open(port_of(watched))
+    chart = live.page.get_by_role("img")
+    unknown = "Unknown before this page was opened (12:30 UTC)"
+    await expect(chart).to_have_accessible_name(f"Now 0 a second, average 0, peak 0 {unknown}")
+    await publish(amqp, exchange, *map(killmail, range(4001, 4051)))
+    await eventually("all have come", lambda: _came(live, 50))
+    await live.page.clock.run_for(1_000)
+    bars = live.page.locator("#rate-bars")
+    # At the full height, 10 or 20 a second, whether they came in one bar or two.
+    assert re.search("v-[0-9.]+h4v[0-9.]+z", str(await bars.get_attribute("d")))
+    await live.page.clock.run_for(60_000)
+    await expect(chart).to_have_accessible_name(
+        re.compile(rf"Now 0 a second, average 0\.[678][0-9]?, peak [0-9.]+ {re.escape(unknown)}$")
+    )
+    await live.page.clock.run_for(300_000)
+    # All is known, and nothing has come.
+    await expect(chart).to_have_accessible_name("Now 0 a second, average 0, peak 0")
+    await expect(live.page.locator("#unseen")).to_be_hidden()
+    assert not re.search("v-[1-9]", str(await bars.get_attribute("d")))
+
+
+async def test_peak_is_never_below_average_or_now(
+    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    await live.page.clock.install()
+    await live.open(port_of(watched))
+    for second in range(14):
+        await publish(amqp, exchange, killmail(4100 + second))
+        await eventually("it has come", lambda second=second: _came(live, second + 1))  # type: ignore[misc]  # a lambda's default has no type
+        await live.page.clock.run_for(1_000)
+        words = await live.page.locator("#rate-words").inner_text()
+        now, average, peak = (float(figure) for figure in re.findall(r"[0-9.]+", words))
+        assert 0 < max(now, average) <= peak, words
+        assert await live.page.locator("#rate-short").text_content() == f"{now:g} a second"
+
+
+async def test_time_before_the_page_was_opened_has_no_bars_but_a_ground_of_its_own(live: Live, watched: Bridge) -> None:
+    await live.page.clock.install()
+    await live.open(port_of(watched))
+    unseen = live.page.locator("#unseen")
+    chart = await live.page.locator("svg").bounding_box()
+    assert chart is not None
+    widths = []
+    for _ in range(4):
+        box = await unseen.bounding_box()
+        widths.append(round(box["width"] / chart["width"], 1) if box else 0.0)
+        await live.page.clock.run_for(75_000)
+    assert widths == sorted(widths, reverse=True)
+    assert (widths[0], widths[2]) == (1.0, 0.5)
+    await live.page.clock.run_for(10_000)
+    await expect(unseen).to_be_hidden()
+
+
+async def _came(live: Live, rows: int) -> bool:
+    await live.page.clock.run_for(400)
+    return await live.rows.count() == rows
