@@ -37,18 +37,7 @@ const askHealth = watchHealth(document, (known) => {
 });
 const filter = filterOf(document, () => {
   list.clear(filter.query() !== "");
-  // The rate and the bridge's figures: beside each other where there is room, and folded up where they would push the
-// updates off the screen.
-const overview = document.getElementById("overview");
-const wide = matchMedia("(min-width: 48rem)");
-wide.addEventListener("change", fold);
-fold();
-
-function fold() {
-  overview.open = wide.matches;
-}
-
-open();
+  open();
 });
 list.expect(filter.query() !== "");
 
