@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,6 +69,19 @@ def complete_type(context: click.Context, option: click.Parameter, begun: str) -
         # A shell that completes has nowhere to say it; the command does.
         return []
     return [CompletionItem(name) for name in types if name.startswith(begun)]
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """For what a command does at the broker: says what ends it, and ends it with its exit code."""
+    try:
+        yield
+    except BridgeError as error:
+        fail(error)
+    except ConnectionError as error:
+        fail(BridgeError(f"{error}; BRIDGE_AMQP_URL (--amqp-url) names the broker"))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def fail(error: BridgeError) -> NoReturn:

@@ -3,8 +3,7 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import click
@@ -12,12 +11,13 @@ import click
 from bridge.broker.link import Node
 from bridge.broker.rejected import Reject, RejectsQueue, opened
 from bridge.broker.requeuing import user_of
-from bridge.cli.options import INTERRUPTED, effective_settings, fail, setting_options
+from bridge.cli.options import effective_settings, failing, setting_options
 from bridge.commands import rejects
 from bridge.commands.output import Output
 from bridge.commands.progress import Progress
 from bridge.commands.rejects import Choice, Outcome
 from bridge.contract.pipeline import Reason
+from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.settings import Settings
 
@@ -30,22 +30,10 @@ _REASON = click.Option(
     metavar="REASON",
     help=f"only those with this reason: {', '.join(_REASONS)}",
 )
+_IDS: click.Parameter = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
 _BROKER = ("amqp_url", "reject_exchange")
 
 _CODES = "2 options that can't be used, or no such queue, 3 the broker refuses."
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    """Says what ends the command, and ends it."""
-    try:
-        yield
-    except BridgeError as error:
-        fail(error)
-    except ConnectionError as error:
-        fail(BridgeError(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
 
 
 def _on_queue(settings: Settings, work: Callable[[RejectsQueue], Awaitable[Answer]]) -> Answer:
@@ -97,7 +85,7 @@ def _list(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
         of = "" if reason is None else f" with the reason {reason}"
         click.echo(f"{count:,} listed{of}; {queue.count:,} in {queue.name} in all", err=True)
 
-    with _failing():
+    with failing():
         if sys.stdout is None:
             raise ConfigurationError(["standard output is closed"])
         _on_queue(effective_settings(flags), work)
@@ -111,10 +99,12 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
     async def work(queue: RejectsQueue) -> None:
         await rejects.requeue(queue, choice, user_of(Node(settings.amqp_url[0])), outcome, progress.tick)
 
-    with _failing():
-        if everything == bool(ids):
+    with failing():
+        if everything and ids:
+            raise ConfigurationError(["ids or --all: one of them says which are meant"])
+        if not (everything or ids or reason):
             raise ConfigurationError(
-                ["say which: ids, as `edk-bridge rejects list` has them, or --all (with --reason: all of that reason)"]
+                ["say which: ids, as `edk-bridge rejects list` has them, --reason (all with that reason), or --all"]
             )
         settings = effective_settings(flags)
         try:
@@ -122,17 +112,24 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
         except (BridgeError, KeyboardInterrupt):
             progress.say(f"ended early, with {outcome.done:,} requeued; the others are kept")
             raise
-    missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
-    for each in missing:
-        progress.say(f"not there: {each}")
+    missing = _missing(ids, outcome, progress.say)
     for why, count in outcome.kept.items():
         progress.say(f"{count:,} kept: {why}")
     progress.say(f"{outcome.done:,} requeued, {outcome.kept.total():,} kept")
     sys.exit(1 if missing or outcome.kept else 0)
 
 
-def _purge(reason: str | None, yes: bool, **flags: str | None) -> None:
+def _missing(ids: tuple[str, ...], outcome: Outcome, say: Callable[[str], None]) -> bool:
+    """Says which of the ids were not there; whether any was not."""
+    missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
+    for each in missing:
+        say(f"not there: {printable(each, 255)}")
+    return bool(missing)
+
+
+def _purge(ids: tuple[str, ...], reason: str | None, yes: bool, **flags: str | None) -> None:
     outcome = Outcome()
+    choice = Choice(reason, frozenset(ids) or None)
     agreed: int | None = None
 
     async def count(queue: RejectsQueue) -> int:
@@ -142,15 +139,17 @@ def _purge(reason: str | None, yes: bool, **flags: str | None) -> None:
         if agreed is not None:
             # Nobody has agreed to the removal of what has come since.
             queue.count = min(queue.count, agreed)
-        await rejects.remove(queue, Choice(reason), outcome)
+        await rejects.remove(queue, choice, outcome)
 
-    with _failing():
+    with failing():
         settings = effective_settings(flags)
         if not yes:
             if sys.stdin is None or not sys.stdin.isatty():
                 raise ConfigurationError(["it asks before it removes anything, and nobody can answer: say --yes"])
             agreed = _on_queue(settings, count)
-            of = "" if reason is None else f" those with the reason {reason} of"
+            which = [f"the {len(choice.ids):,} named"] if choice.ids else []
+            which += [f"those with the reason {reason}"] if reason else []
+            of = f" {', '.join(which)} of" if which else ""
             if not click.confirm(f"Remove{of} {agreed:,} rejected events in {settings.reject_exchange}?", err=True):
                 click.echo("nothing is removed", err=True)
                 sys.exit(1)
@@ -158,6 +157,7 @@ def _purge(reason: str | None, yes: bool, **flags: str | None) -> None:
             _on_queue(settings, work)
         finally:
             click.echo(f"{outcome.done:,} removed", err=True)
+    sys.exit(1 if _missing(ids, outcome, lambda line: click.echo(line, err=True)) else 0)
 
 
 REJECTS = click.Group(
@@ -173,6 +173,7 @@ REJECTS = click.Group(
                 click.Option(
                     ["--limit"],
                     type=click.IntRange(1),
+                    metavar="N",
                     default=100,
                     show_default=True,
                     help="how many, the oldest first",
@@ -192,7 +193,7 @@ REJECTS = click.Group(
             "requeue",
             callback=_requeue,
             params=[
-                click.Argument(["ids"], nargs=-1, metavar="[ID]..."),
+                _IDS,
                 click.Option(["--all", "everything"], is_flag=True, help="all that are there when it begins"),
                 _REASON,
                 *setting_options(*_BROKER),
@@ -211,14 +212,16 @@ REJECTS = click.Group(
             "purge",
             callback=_purge,
             params=[
+                _IDS,
                 _REASON,
                 click.Option(["--yes"], is_flag=True, help="without asking"),
                 *setting_options(*_BROKER),
             ],
             short_help="Removes them for good.",
-            help="Removes rejected events for good, those that are there when it begins. It asks first, and "
-            "removes none that came after the question.",
-            epilog=f"Exit codes: 0 they are removed, 1 the answer was no, or the broker can't be reached, {_CODES}",
+            help="Removes rejected events for good: those with these ids, or else all that are there when it begins. "
+            "It asks first, and removes none that came after the question.",
+            epilog="Exit codes: 0 they are removed, 1 the answer was no, some are not there, or the broker can't be "
+            f"reached, {_CODES}",
         ),
     ],
 )

@@ -57,6 +57,8 @@ async def remove(queue: RejectsQueue, choice: Choice, outcome: Outcome) -> None:
     async for reject in chosen(queue, choice):
         await queue.remove(reject)
         outcome.done += 1
+        if choice.ids is not None:
+            outcome.seen.add(reject.id)
     await queue.settle()
 
 

@@ -179,7 +179,7 @@ async def test_requeue_takes_those_that_are_named_and_leaves_the_others_in_order
     await rejected(amqp, rejects, exchange, [7, 8], reason="not-json")
     ended = await command(broker, rejects, "requeue", "id-4", "id-2", "id-9")
     assert (ended.code, ended.said) == (1, ["not there: id-9", "2 requeued, 0 kept"])
-    ended = await command(broker, rejects, "requeue", "--all", "--reason", "not-json")
+    ended = await command(broker, rejects, "requeue", "--reason", "not-json")
     assert (ended.code, ended.said) == (0, ["2 requeued, 0 kept"])
     assert await numbers_in(amqp, queue) == [2, 4, 7, 8]
     assert await numbers_in(amqp, rejects) == [1, 3, 5, 6]
@@ -311,6 +311,33 @@ async def test_purge_that_nobody_can_answer_removes_nothing_without_yes(
     assert await numbers_in(amqp, rejects) == [3, 4, 5]
 
 
+async def test_purge_removes_those_that_are_named_and_leaves_the_others_in_order(
+    broker: Broker, amqp: AbstractConnection, rejects: str
+) -> None:
+    await rejected(amqp, rejects, "kills", range(5))
+    await rejected(amqp, rejects, "kills", [5], reason="not-json")
+    ended = await command(broker, rejects, "purge", "--yes", "id-3", "id-9", "id-1")
+    assert (ended.code, ended.said) == (1, ["2 removed", "not there: id-9"])
+    ended = await command(broker, rejects, "purge", "--yes", "id-0")
+    assert (ended.code, ended.said) == (0, ["1 removed"])
+    # Both must hold.
+    ended = await command(broker, rejects, "purge", "--yes", "--reason", "not-json", "id-2")
+    assert (ended.code, ended.said) == (1, ["0 removed", "not there: id-2"])
+    assert await numbers_in(amqp, rejects) == [2, 4, 5]
+
+
+async def test_purge_of_what_is_named_asks_for_that(broker: Broker, amqp: AbstractConnection, rejects: str) -> None:
+    await rejected(amqp, rejects, "kills", range(3))
+    async with on_terminal(
+        *("rejects", "purge", "id-1"), BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
+    ) as terminal:
+        question = f"Remove the 1 named of 3 rejected events in {rejects}? [y/N]: ".encode()
+        await eventually("it asks", lambda: terminal.shown == question)
+        terminal.type("y\n")
+        assert await terminal.ended() == 0
+    assert await numbers_in(amqp, rejects) == [0, 2]
+
+
 async def test_what_keeps_it_from_working_is_one_line_and_a_code(broker: Broker, rejects: str) -> None:
     for arguments in (("list",), ("requeue", "--all"), ("purge", "--yes")):
         ended = await command(broker, rejects, *arguments)
@@ -329,10 +356,10 @@ async def test_what_keeps_it_from_working_is_one_line_and_a_code(broker: Broker,
         assert ended.code == 1
         [line] = ended.said
         assert line.startswith("edk-bridge: amqp://guest:***@127.0.0.1:")
-    for unclear in (("requeue",), ("requeue", "--all", "id-1")):
-        ended = await command(broker, rejects, *unclear)
+    for unclear, words in (([], "say which: ids"), (["--all", "id-1"], "ids or --all: one of them")):
+        ended = await command(broker, rejects, "requeue", *unclear)
         assert (ended.code, len(ended.said)) == (2, 1)
-        assert ended.said[0].startswith("edk-bridge: say which: ids")
+        assert ended.said[0].startswith(f"edk-bridge: {words}")
     wrong = await ran("rejects", "list", BRIDGE_AMQP_URL=broker.url.replace("guest:guest", "guest:wrong"))
     assert wrong.code == 3
     assert len(wrong.said) == 1
