@@ -6,6 +6,8 @@ anew when it is lost.
 """
 
 import asyncio
+import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -179,7 +181,7 @@ class _Line(aiormq.connection.TransportFactory):
         except ssl.SSLError as error:
             raise aiormq.exceptions.AMQPConnectionError(tls.complaint(error)) from error
         except OSError as error:
-            raise aiormq.exceptions.AMQPConnectionError(*error.args) from error
+            raise aiormq.exceptions.AMQPConnectionError(_without_addresses(error)) from error
         self._transport = transport
         if self._lane is not None:
             self._lane.write = self._send
@@ -276,6 +278,15 @@ async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line) -> No
         closing.exception()
     # At once, where the first attempt was given up: it only marks the connection as closed (see _connect).
     await connection.close()
+
+
+_FAILED_CALL = re.compile(r"\[Errno (\d+)\] Connect call failed")
+
+
+def _without_addresses(error: OSError) -> str:
+    """The system's words, which uvloop has; asyncio has its own, with an address, for each that a name stands for."""
+    codes = dict.fromkeys(_FAILED_CALL.findall(str(error)))
+    return "; ".join(os.strerror(int(code)) for code in codes) or sentence(error)
 
 
 def sentence(error: BaseException) -> str:

@@ -159,6 +159,19 @@ async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:
     return queue.consumer_count or 0
 
 
+async def exchange_exists(amqp: Amqp, exchange: str) -> bool:
+    """Whether there is one of that name, of whatever kind. Raises ConnectionError where it is there and not up yet."""
+    channel = await amqp.channel(publisher_confirms=False)
+    try:
+        await channel.exchange_declare(exchange, passive=True)
+    except aiormq.exceptions.ChannelNotFoundEntity as error:
+        if not ABSENT.search(sentence(error)):
+            raise ConnectionError(sentence(error)) from error
+        return False
+    await channel.close()
+    return True
+
+
 async def ensure_exchange(amqp: Amqp, exchange: str) -> bool:
     """Makes a durable fanout exchange where none of that name exists, and says so; one that exists is used as it is."""
     return await _ensure_as_it_was(amqp, Exchange(exchange, "fanout"))

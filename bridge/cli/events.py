@@ -9,8 +9,10 @@ import uvloop
 
 from bridge import logs
 from bridge.app import load_schemas
+from bridge.broker.link import Node
 from bridge.broker.publisher import Publisher
-from bridge.cli.options import INTERRUPTED, complete_type, effective_settings, fail, setting_options
+from bridge.broker.reach import reach
+from bridge.cli.options import INTERRUPTED, complete_type, effective_settings, fail, failing, setting_options
 from bridge.commands.check import check as check_events
 from bridge.commands.documents import lines_of
 from bridge.commands.progress import Progress
@@ -81,7 +83,7 @@ CHECK = click.Command(
 
 
 def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | None, **flags: str | None) -> None:
-    try:
+    with failing():
         effective = effective_settings(flags)
         # For a person, whatever is set: what is lost and back again, but not the libraries' tracebacks of it.
         logs.configure("info", "text")
@@ -90,8 +92,9 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
         exchange = exchange or usual
         default_type = effective.exchanges.get(exchange, default_type)
         publisher = _publisher(effective, exchange)
-    except BridgeError as error:
-        fail(error)
+        # A fetcher may come before the bridge: what the settings name may be made. Of any other name, a slip of the
+        # hand would become an exchange that nobody reads.
+        uvloop.run(reach(tuple(map(Node, effective.amqp_url)), None if exchange in effective.exchanges else exchange))
     count = Count()
     progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
 
@@ -121,7 +124,9 @@ PUBLISH = click.Command(
         _TYPE,
         click.Option(
             ["--exchange"],
-            help="where to; without it, the exchange that BRIDGE_EXCHANGES has for the type, or its first one",
+            metavar="NAME",
+            help="where to, one that exists; without it, the exchange that BRIDGE_EXCHANGES has for the type, or its "
+            "first one, which is made where there is none",
         ),
         *setting_options("amqp_url", "schemas", "max_message_bytes"),
         _FILES,
@@ -129,8 +134,8 @@ PUBLISH = click.Command(
     short_help="Publishes events from a file or a pipe.",
     help="Publishes events to RabbitMQ, each validated before and confirmed after; says what is wrong with those "
     f"that are invalid, and goes on.\n\n{_EVENTS}",
-    epilog="Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, 2 options or "
-    "files that can't be used, 3 the broker refuses, 130 Ctrl-C.",
+    epilog="Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, or no broker "
+    "can be reached, 2 options or files that can't be used, or no such exchange, 3 the broker refuses, 130 Ctrl-C.",
 )
 
 
@@ -163,7 +168,7 @@ def _exchange_for(effective: Settings, update_type: str | None) -> tuple[str, st
 
 def _summary(count: Count, exchange: str) -> str:
     unheard = (
-        f"; {count.unheard:,} of them reached no queue: no bridge consumes from the exchange {exchange}"
+        f"; of the published, {count.unheard:,} reached no queue: no bridge consumes from the exchange {exchange}"
         if count.unheard
         else ""
     )

@@ -362,6 +362,11 @@ class Published:
         self.error: BaseException | None = None
         self.heard = True
         monkeypatch.setattr(events, "Publisher", self.make)
+        self.looked_for: list[str | None] = []
+        monkeypatch.setattr(events, "reach", self.reach)
+
+    async def reach(self, nodes: object, exchange: str | None) -> None:
+        self.looked_for.append(exchange)
 
     def make(self, amqp_url: str, exchange: str, **options: object) -> Self:
         self.made.append((amqp_url, exchange))
@@ -397,26 +402,28 @@ def test_publish_says_what_nobody_has_got(published: Published) -> None:
     result = invoke("publish", stdin=ndjson(EXAMPLE))
     assert result.exit_code == 1
     assert result.stderr == (
-        "1 published, 0 invalid; 1 of them reached no queue: no bridge consumes from the exchange killmails\n"
+        "1 published, 0 invalid; of the published, 1 reached no queue: no bridge consumes from the exchange killmails\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "exchange"),
+    ("arguments", "exchange", "must_be_there"),
     [
-        ([], "first"),
-        (["--type", "statistics"], "second"),
-        (["--type", "price-update"], "first"),
-        (["--type", "statistics", "--exchange", "mine"], "mine"),
+        ([], "first", False),
+        (["--type", "statistics"], "second", False),
+        (["--type", "price-update"], "first", False),
+        (["--type", "statistics", "--exchange", "mine"], "mine", True),
+        (["--exchange", "second"], "second", False),
     ],
 )
 def test_publish_chooses_the_exchange_by_the_type(
-    published: Published, monkeypatch: pytest.MonkeyPatch, arguments: list[str], exchange: str
+    published: Published, monkeypatch: pytest.MonkeyPatch, arguments: list[str], exchange: str, must_be_there: bool
 ) -> None:
     monkeypatch.setenv("BRIDGE_EXCHANGES", "first=killmail,second=statistics")
     monkeypatch.setenv("BRIDGE_AMQP_URL", "amqp://one,amqp://two")
     assert invoke("publish", *arguments).exit_code == 0
     assert published.made == [("amqp://one,amqp://two", exchange)]
+    assert published.looked_for == [exchange if must_be_there else None]
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "a\tb", "\N{SNOWMAN}"])

@@ -1,0 +1,30 @@
+"""One look at the broker before a command begins: what is wrong from the start is said at once, and not tried again.
+
+A connection that is lost later is another matter, and for whoever holds it.
+"""
+
+from collections.abc import Sequence
+
+from bridge.broker import topology
+from bridge.broker.link import SETUP_TIMEOUT_S, Node, answering, connected
+from bridge.errors import ConfigurationError
+
+
+async def reach(nodes: Sequence[Node], exchange: str | None) -> None:
+    """Returns where the broker can be used, and has the exchange; None: whichever it has.
+
+    Raises ConnectionError where no node can be reached, BrokerRefusal, and ConfigurationError where there is no such
+    exchange.
+    """
+    async with connected(nodes, "edk-bridge publish command") as amqp:
+        if exchange is None:
+            return
+        async with answering(SETUP_TIMEOUT_S):
+            there = await topology.exchange_exists(amqp, exchange)
+        if not there:
+            raise ConfigurationError(
+                [
+                    f"there is no exchange {exchange!r}: name one that exists, or start the bridge, which makes the "
+                    "ones in BRIDGE_EXCHANGES"
+                ]
+            )
