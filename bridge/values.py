@@ -152,19 +152,21 @@ def amqp_urls(text: str) -> tuple[str, ...]:
     return urls
 
 
-TLS_QUERY = ("cadata", "cafile", "capath", "certfile", "keyfile", "no_verify_ssl")
+TLS_QUERY = ("cadata", "cafile", "capath", "certfile", "keyfile")
 AMQP_QUERY = ("auth", "heartbeat", "name", "timeout", *TLS_QUERY)
-"""What the library takes from the URL's query (aiormq 7.2)."""
+"""What the library takes from the URL's query (aiormq 7.2), but for one."""
+UNSAFE = "no_verify_ssl"
+"""The one. Only its 0 is let through, which changes nothing."""
 
 
 def _check_query(pairs: list[tuple[str, str]]) -> None:
     query = dict(pairs)
-    unknown = sorted(query.keys() - AMQP_QUERY)
+    unknown = sorted(query.keys() - {*AMQP_QUERY, UNSAFE})
     if unknown:
         raise ValueError(f"nothing behind the ? but {', '.join(AMQP_QUERY)}; {', '.join(unknown)} would be ignored")
-    if any(name == "no_verify_ssl" and value != "0" for name, value in pairs):
+    if any(name == UNSAFE and value != "0" for name, value in pairs):
         raise ValueError(
-            "no no_verify_ssl in it: the password would go to whoever answers; cafile=/path/of/the/authority.pem, "
+            f"a URL without {UNSAFE}: the password would go to whoever answers; cafile=/path/of/the/authority.pem, "
             "or of the broker's own certificate, has it verified"
         )
     if len(query) < len(pairs):

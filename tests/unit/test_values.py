@@ -120,7 +120,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         for word in ("a/b", "a@b/c", "1/2", "a#b", "a?b", "a\\b")
     ),
     *(
-        (values.amqp_urls, f"amqps://mq/?{query}", "no no_verify_ssl in it")
+        (values.amqp_urls, f"amqps://mq/?{query}", "a URL without no_verify_ssl: the password would go")
         for query in (
             "no_verify_ssl=1",
             "no_verify_ssl",
@@ -130,7 +130,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         )
     ),
     (values.amqp_urls, "amqps://mq/?heartbeat=1&heartbeat=2", "once"),
-    (values.amqp_urls, "amqps://mq/?ca_file=a&verify=0", "ca_file, verify would be ignored"),
+    (values.amqp_urls, "amqps://mq/?ca_file=a&verify=0", "certfile, keyfile; ca_file, verify would be ignored"),
     (values.amqp_urls, "amqps://mq/?cafile=/nonexistent/a.pem", "/nonexistent/a.pem"),
     (values.amqp_urls, f"amqps://mq/?certfile={Path(__file__).parent}", "Is a directory"),
     (values.amqp_urls, f"amqps://mq/?cafile={__file__}", "cafile to hold certificates"),
