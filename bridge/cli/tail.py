@@ -9,15 +9,20 @@ from bridge.cli.options import INTERRUPTED, complete_type, fail
 from bridge.commands.endpoint import endpoint, trusting
 from bridge.errors import BridgeError
 
+DEFAULT_URL = "ws://localhost:3000/updates"
+
 COLORS = ("auto", "always", "never")
 
 
 @click.command(
     short_help="Prints the updates that a bridge sends, as they come.",
+    help="Prints the updates that a bridge sends, one a line, as they come: JSON with the members type, data, "
+    "timestamp and id. A lost connection is made again, and what came meanwhile is printed then; standard error says "
+    f"what is missing.\n\nURL is the bridge's; {DEFAULT_URL} unless given.",
     epilog="Exit codes: 0 nobody reads the output any more, 2 options that can't be used or that the bridge refuses, "
     "130 Ctrl-C, 143 SIGTERM, 1 anything else.",
 )
-@click.argument("url", default="ws://localhost:3000/updates")
+@click.argument("url", default=DEFAULT_URL)
 @click.option(
     "--type",
     "types",
@@ -42,9 +47,7 @@ COLORS = ("auto", "always", "never")
     help="auto: on a terminal, unless NO_COLOR is set or TERM is dumb",
 )
 def tail(url: str, types: tuple[str, ...], where: tuple[str, ...], after: str, cafile: str | None, color: str) -> None:
-    """Prints the updates that a bridge sends, one a line, as they come: JSON with the members type, data, timestamp and
-    id. A lost connection is made again, and what came meanwhile is printed then; standard error says what is missing.
-    """
+    """Follows a bridge."""
     from bridge.commands.tail import run  # noqa: PLC0415 - what only this needs is not loaded into the bridge
 
     try:

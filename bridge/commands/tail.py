@@ -108,7 +108,8 @@ class Tail:
             if why != self._why:
                 # Once, and not for each attempt that fails alike.
                 self._why = why
-                self._say(f"disconnected from {self._shown}: {why}; trying again")
+                what = "can't connect to" if self._connected_at is None else "disconnected from"
+                self._say(f"{what} {self._shown}: {why}; trying again")
             self._wait(f"waiting to connect to {self._shown} again")
             await asyncio.sleep(self._pauses.pause_s(PAUSE_WHEN_FULL_S if why == REASONS[1013] else 0.0))
 

@@ -53,14 +53,14 @@ async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedB
         bridge.emit(2)
         bridge.forget()
         kept = bridge.emit(3)
-        away = f"disconnected from {bridge.url}:"
-        await tail.says(f"{away} nobody listens there; trying again")
+        away = f"can't connect to {bridge.url}: nobody listens there; trying again"
+        await tail.says(away)
         await bridge.start()
         await tail.prints(kept)
         await tail.says("updates are missing")
         assert tail.said[1:3] == [
-            f"{away} the bridge is stopping; trying again",
-            f"{away} nobody listens there; trying again",
+            f"disconnected from {bridge.url}: the bridge is stopping; trying again",
+            away,
         ]
         assert tail.said[3].startswith("connected again after ")
         assert tail.said[3].endswith(" s; updates to catch up with: 1")
@@ -138,7 +138,7 @@ async def test_proxy_without_a_bridge_is_asked_again(bridge: ScriptedBridge) -> 
         await eventually("it has asked often", lambda: len(bridge.asked) > 2)
         bridge.refusal = None
         await tail.says("connected to")
-        assert tail.said[:-1] == [f"disconnected from {bridge.url}: it answers 503: No server.; trying again"]
+        assert tail.said[:-1] == [f"can't connect to {bridge.url}: it answers 503: No server.; trying again"]
 
 
 async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge) -> None:
@@ -148,13 +148,13 @@ async def test_pauses_grow_until_a_connection_has_lasted(bridge: ScriptedBridge)
         await eventually("it has tried often", lambda: len(bridge.asked) > 8)
         # Half of 10 ms, doubled seven times, is the least that the eight pauses can be.
         assert asyncio.get_running_loop().time() - began_at >= 0.005 * 255
-        assert tail.said == [f"disconnected from {bridge.url}: the bridge had an error; trying again"]
+        assert tail.said == [f"can't connect to {bridge.url}: the bridge had an error; trying again"]
 
 
 async def test_bridge_that_is_full_is_given_time(bridge: ScriptedBridge) -> None:
     bridge.closing = 1013
     async with tailing(bridge.url, pauses="0.1, 60.0, 60.0, 60.0") as tail:
-        await tail.says(f"disconnected from {bridge.url}: the bridge is full; trying again")
+        await tail.says(f"can't connect to {bridge.url}: the bridge is full; trying again")
         began_at = asyncio.get_running_loop().time()
         bridge.closing = None
         await tail.says("connected to")

@@ -132,12 +132,13 @@ async def test_refusal_of_who_was_let_in_before_is_said_once_and_tried_again(bri
             bridge.refusal = status, "Not now."
             if status == HTTPStatus.SERVICE_UNAVAILABLE:
                 bridge.drop()
-            await tail.says(f"disconnected from {bridge.url}: it answers {status.value}: Not now.; trying again")
+            await tail.says(f"can't connect to {bridge.url}: it answers {status.value}: Not now.; trying again")
             enough = len(bridge.asked) + 3
             await eventually("it asks on", partial(has_asked, bridge, enough))
         bridge.refusal = None
         await tail.says("connected again after")
-        assert [line.partition(":")[0] for line in tail.said].count("disconnected from ws") == 3, tail.said
+        away = [line.partition(" ws:")[0] for line in tail.said if line.endswith("trying again")]
+        assert away == ["disconnected from", "can't connect to", "can't connect to"], tail.said
         bridge.refusal = HTTPStatus.BAD_REQUEST, "There is no such type."
         bridge.drop()
         assert await tail.ended() == 2
