@@ -19,6 +19,8 @@ from bridge.sources import Found
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
+METAVARS = {"amqp_url": "URL", "max_message_bytes": "SIZE", "schemas": "FOLDER"}
+
 DOTENV = Path(".env")
 
 
@@ -34,7 +36,7 @@ def setting_options(*names: str) -> list[click.Parameter]:
         options.append(
             click.Option(
                 [f"--{name.replace('_', '-')}"],
-                metavar="[true|false]" if is_switch else "TEXT",
+                metavar="[true|false]" if is_switch else METAVARS.get(name, "TEXT"),
                 # Without the space, a long list is one word, and broken wherever the line ends.
                 help=f"{field.metadata['meaning']}  [{PREFIX}{name.upper()}; "
                 f"{settings.shown_default(name).replace(',', ', ')}]",

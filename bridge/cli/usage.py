@@ -47,7 +47,7 @@ _BROKER_URL = re.compile("amqps?://")
 
 def complaint(error: click.ClickException) -> str:
     """The error as one sentence, with where to look."""
-    text = error.format_message()
+    text = error.message if _concerns_a_file(error) else error.format_message()
     # An argument in the wrong place may be a URL, with a password in which anything may be.
     text, count = _REPEATED.subn(r"\1***@", text, count=1)
     if not count:
@@ -58,6 +58,12 @@ def complaint(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "edk-bridge"
     return f"{text[:1].lower()}{text[1:]}{hint}; `{path} --help` says what there is"
+
+
+def _concerns_a_file(error: click.ClickException) -> bool:
+    """Whether it names the file itself: before that, click would have what stands for any in the usage."""
+    param = error.param if isinstance(error, click.BadParameter) else None
+    return isinstance(param, click.Argument) and isinstance(param.type, click.Path)
 
 
 def print_version(context: click.Context, option: click.Parameter, asked: bool) -> None:

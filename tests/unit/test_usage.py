@@ -73,8 +73,11 @@ def said(*arguments: str) -> tuple[int, list[str]]:
         ),
         (
             ["check", f"user:{SECRET}@host"],
-            "invalid value for '[FILE|-]...': File '***@host' does not exist; `edk-bridge check --help` says what "
-            "there is",
+            "file '***@host' does not exist; `edk-bridge check --help` says what there is",
+        ),
+        (
+            ["publish", "."],
+            "file '.' is a directory; `edk-bridge publish --help` says what there is",
         ),
     ],
 )
@@ -136,6 +139,22 @@ def test_help_breaks_no_word_and_fits(path: list[str], columns: int) -> None:
                 assert any(word in each for each in words), word
             assert any(f"[BRIDGE_{name.upper()};" in each for each in words)
     assert not any(each.endswith("...") for each in words if not each.endswith("]...")), "a summary is cut short"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        (["rejects", "list"], ["--limit N", "--amqp-url URL"]),
+        (["publish"], ["--amqp-url URL", "--exchange NAME", "--schemas FOLDER", "[FILE|-]..."]),
+        (["check"], ["--max-message-bytes SIZE"]),
+        (["tail"], ["[URL]", "ws://localhost:3000/updates unless given"]),
+        (["rejects", "purge"], ["[ID]..."]),
+        (["demo"], ["--schemas FOLDER"]),
+    ],
+)
+def test_help_says_what_stands_for_what(path: list[str], shown: list[str]) -> None:
+    text = " ".join(CliRunner().invoke(cli, [*path, "--help"], prog_name="edk-bridge").output.split())
+    assert [words for words in shown if words not in text] == []
 
 
 def completed(shell_words: str, at: int) -> list[str]:
