@@ -130,8 +130,9 @@ async def test_reason_is_broken_over_no_two_lines(live: Live, watched: Bridge) -
             const range = document.createRange()
             range.selectNodeContents(part)
             const lines = new Set([...range.getClientRects()].map((line) => Math.round(line.top)))
+            const room = part.closest("dd").clientWidth
             part.style.whiteSpace = "nowrap"
-            const fits = part.getBoundingClientRect().width <= part.closest("dd").clientWidth
+            const fits = range.getBoundingClientRect().width <= room
             part.style.whiteSpace = ""
             return fits && lines.size > 1
         }).map((part) => part.textContent)"""
