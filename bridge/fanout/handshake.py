@@ -202,7 +202,10 @@ class Handshake(asyncio.BufferedProtocol):
             try:
                 wish = self._host.filters.read(query)
             except BadQuery as error:
-                self._refuse("query", HTTPStatus.BAD_REQUEST, f"This query can't be answered: {error}.")
+                # Some hints are questions, with a mark of their own.
+                end = "" if str(error).endswith("?") else "."
+                sentence = f"This query can't be answered: {error}{end}"
+                self._refuse("query", HTTPStatus.BAD_REQUEST, sentence)
             else:
                 self._upgrade(protocol, request, wish, rest)
 

@@ -121,3 +121,12 @@ async def test_no_log_line_has_a_password_at_any_level(broker: Broker, exchange:
             assert await process.ended() == 0
         assert process.lines or process.texts
         assert PASSWORD not in str(process.lines) + str(process.texts)
+
+
+async def test_sentence_of_a_refused_query_ends_with_one_mark(broker: Broker, exchange: str) -> None:
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PORT": "0"}
+    async with bridge_process(broker.url, **variables) as process:
+        port = await process.port()
+        for query, end in (("sytemId", "by; did you mean systemId?"), ("zzz", "/schemas/ says which there are.")):
+            request = asked(f"Sec-WebSocket-Key: {KEY}", *UPGRADE, target=f"/updates?{query}=1")
+            assert (await response(port, request)).decode().endswith(f"{end}\n")
