@@ -181,7 +181,7 @@ class _Line(aiormq.connection.TransportFactory):
         except ssl.SSLError as error:
             raise aiormq.exceptions.AMQPConnectionError(tls.complaint(error)) from error
         except OSError as error:
-            raise aiormq.exceptions.AMQPConnectionError(_without_addresses(error)) from error
+            raise aiormq.exceptions.AMQPConnectionError(without_addresses(error)) from error
         self._transport = transport
         if self._lane is not None:
             self._lane.write = self._send
@@ -283,7 +283,7 @@ async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line) -> No
 _FAILED_CALL = re.compile(r"\[Errno (\d+)\] Connect call failed")
 
 
-def _without_addresses(error: OSError) -> str:
+def without_addresses(error: OSError) -> str:
     """The system's words, which uvloop has; asyncio has its own, with an address, for each that a name stands for."""
     codes = dict.fromkeys(_FAILED_CALL.findall(str(error)))
     return "; ".join(os.strerror(int(code)) for code in codes) or sentence(error)

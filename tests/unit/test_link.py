@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.backoff import Backoff
-from bridge.broker.link import Node, sentence
+from bridge.broker.link import Node, sentence, without_addresses
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,26 @@ def test_reset_begins_with_the_first_pause_again() -> None:
 )
 def test_sentence_is_the_last_of_what_an_error_says(error: BaseException, words: str) -> None:
     assert sentence(error) == words
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 5672)"), "Connection refused"),
+        (
+            OSError(
+                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 5672, 0, 0), "
+                "[Errno 101] Connect call failed ('127.0.0.1', 5672)"
+            ),
+            "Connection refused; Network is unreachable",
+        ),
+        (OSError(-2, "Name or service not known"), "Name or service not known"),
+    ],
+    ids=str,
+)
+def test_words_for_a_connection_that_is_not_made_have_no_addresses(error: OSError, words: str) -> None:
+    assert without_addresses(error) == words
 
 
 def test_long_sentence_is_cut() -> None:
