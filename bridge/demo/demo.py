@@ -5,6 +5,7 @@ Whatever was started here ends here, however the demo ends.
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Coroutine
@@ -20,7 +21,7 @@ from dotenv import dotenv_values
 from bridge import logs, settings
 from bridge.broker.life import cancel_requests
 from bridge.broker.link import Node
-from bridge.demo.broker import Broker, find_broker
+from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher
 from bridge.errors import BridgeError, ConfigurationError
@@ -30,6 +31,7 @@ _DOTENV = Path(".env")
 _IMAGE = "rabbitmq:4-management"
 _READY_TIMEOUT_S = 30.0
 _TELL_EVERY_S = 10.0
+_LOOK_EVERY_S = 1.0
 
 _OWN_EXCHANGE = "killmails"
 # Invented killmails must never reach the clients of a real exchange, nor real ones stay unread in a real queue.
@@ -71,20 +73,24 @@ class _Signals:
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
-def run(port: int = 3000, rate: float = 1.0) -> int:
-    """Run the demo until a signal; returns the process's exit code. `rate` is in killmails a second."""
+def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None) -> int:
+    """Run the demo until a signal; returns the process's exit code.
+
+    `rate` is in killmails a second, `schemas` the folder of schema files that the bridge is to have beside its own.
+    """
     signals = _Signals()
     logs.configure("warning", "text")
     broker: Broker | None = None
     try:
         named = _named_broker()
-        effective = _settings(port, named)
+        flags = _flags(port, named, schemas)
+        effective = _settings(flags)
         broker = find_broker(
             ",".join(effective.amqp_url) if named else None,
             os.environ.get("DEMO_RABBITMQ_IMAGE") or os.environ.get("TEST_RABBITMQ_IMAGE") or _IMAGE,
             _say,
         )
-        return asyncio.run(signals.interrupt(_demonstrate(signals, effective, broker, named, rate)))
+        return asyncio.run(signals.interrupt(_demonstrate(signals, effective, flags, broker, named, rate)))
     except _Stopped:
         return 0
     except BridgeError as error:
@@ -126,15 +132,14 @@ async def _publish(fetcher: Fetcher, rate: float) -> int:
 
 
 async def _demonstrate(
-    signals: _Signals, effective: settings.Settings, broker: Broker, named: bool, rate: float
+    signals: _Signals, effective: settings.Settings, flags: dict[str, str], broker: Broker, named: bool, rate: float
 ) -> int:
     nodes = [Node(url) for url in effective.amqp_url] if named else [Node(broker.url)]
     fetcher = Fetcher(nodes, _exchange(named), lasting=not named, say=_say)
     # A broker that was named is where the bridge finds it itself; its password must not appear among the arguments.
     environment = {**os.environ, **({} if named else {"BRIDGE_AMQP_URL": broker.url})}
-    flags = _flags(effective.port, named)
     if effective.log_format == "auto":
-        flags["log_format"] = "text"
+        flags = {**flags, "log_format": "text"}
     words = [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
     child = Child(words, environment, lambda line: _say(f"  bridge | {line}"))
     try:
@@ -144,7 +149,7 @@ async def _demonstrate(
         tls = effective.tls_certificate is not None
         await child.ready(_host(effective.host[0]), effective.port, tls, _READY_TIMEOUT_S)
         _say(_guide(effective, broker, named, rate))
-        await _first_end(fetcher.publish(rate), _tell(fetcher), child.ended())
+        await _first_end(fetcher.publish(rate), _tell(fetcher), child.ended(), _ended(broker))
     finally:
         signals.ignore()
         _say("stopping")
@@ -182,26 +187,36 @@ async def _tell(fetcher: Fetcher) -> NoReturn:
         _say(f"{fetcher.published} killmails published")
 
 
+async def _ended(broker: Broker) -> NoReturn:
+    """Raises BridgeError when a node that was started here has ended by itself: nobody would start it again."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        if isinstance(broker, PrivateNode) and not broker.runs:
+            raise BridgeError(f"the broker that the demo had started ({broker.origin}) has ended by itself")
+
+
 def _named_broker() -> bool:
     """Whether the operator named a broker, in one of the places where the bridge looks for it."""
     names = {*os.environ, *(dotenv_values(_DOTENV) if _DOTENV.is_file() else ())}
     return not names.isdisjoint({"BRIDGE_AMQP_URL", "BRIDGE_AMQP_URL_FILE"})
 
 
-def _settings(port: int, named: bool) -> settings.Settings:
+def _settings(flags: dict[str, str]) -> settings.Settings:
     """The settings that the bridge will find. Raises ConfigurationError, also where its port is taken."""
-    effective = settings.load(_flags(port, named), os.environ, _DOTENV)
+    effective = settings.load(flags, os.environ, _DOTENV)
     try:
-        for listener in open_listeners(effective.host, port, effective.reuse_port):
+        for listener in open_listeners(effective.host, effective.port, effective.reuse_port):
             listener.close()
     except OSError as error:
         raise ConfigurationError([f"the bridge can't listen: {error.strerror}; --port takes another"]) from error
     return effective
 
 
-def _flags(port: int, named: bool) -> dict[str, str]:
+def _flags(port: int, named: bool, schemas: str | None) -> dict[str, str]:
     """What the demo decides about the bridge; all other settings are the operator's."""
     flags = {"port": str(port), "exchanges": f"{_exchange(named)}=killmail"}
+    if schemas is not None:
+        flags["schemas"] = schemas
     return {**flags, "queue": "", "history": "memory", "reject_exchange": "off"} if named else flags
 
 
@@ -218,9 +233,17 @@ def _guide(effective: settings.Settings, broker: Broker, named: bool, rate: floa
     host, tls = _host(effective.host[0]), "s" if effective.tls_certificate else ""
     authority = f"[{host}]:{effective.port}" if ":" in host else f"{host}:{effective.port}"
     updates = f"ws{tls}://{authority}{effective.path}"
-    python = Path(sys.executable)
-    with suppress(ValueError):
-        python = python.relative_to(Path.cwd())
+    command = _command()
+    # The URL of a broker that was named holds a password, and is known to who named it.
+    broker_too = (
+        ""
+        if named
+        else f"""
+There, publish and rejects find the broker after:
+
+  export BRIDGE_AMQP_URL={broker.url}
+"""
+    )
     where = broker.origin if named else f"{broker.url} ({broker.origin})"
     only = ", which only this demo uses; rejected events are only counted" if named else ""
     return f"""
@@ -232,10 +255,21 @@ def _guide(effective: settings.Settings, broker: Broker, named: bool, rate: floa
 
 Watch them arrive on the live page, or in another terminal:
 
-  {python} -m bridge tail {updates}
-
+  {command} tail {updates}
+{broker_too}
 Ctrl-C stops it all.
 """
+
+
+def _command() -> str:
+    """What runs this command from the folder that it was started in, in whatever terminal."""
+    beside = Path(sys.executable).with_name("edk-bridge")
+    started = Path(sys.argv[0]).absolute()
+    found = next((path for path in (started, beside) if path.name == beside.name and path.is_file()), None)
+    path = found or Path(sys.executable)
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path)) + ("" if found else " -m bridge")
 
 
 def _say(line: str, err: bool = False) -> None:

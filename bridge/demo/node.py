@@ -81,6 +81,11 @@ class PrivateNode:
             self.stop()
             raise
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and has not ended, by itself or otherwise."""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """End the node at once, as `kill -9` would."""
         process, self._process = self._process, None

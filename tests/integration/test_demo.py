@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
+from bridge.demo.node import installed_server
 from bridge.demo.ports import free_port
 from tests.support.clients import RawClient, get
 from tests.support.waiting import LIMIT_S, eventually
@@ -22,6 +24,9 @@ EXCHANGE = "bridge.demo"
 
 END_LIMIT_S = 15.0
 """The bridge's own time to stop, and some for the rest."""
+
+START_LIMIT_S = 90.0
+"""A node's, on a machine that has other things to do, and the bridge's."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
 
@@ -39,6 +44,11 @@ def marked(mark: str) -> list[int]:
     return found
 
 
+def is_node(pid: int) -> bool:
+    """Whether the process is Erlang's own, and none of those that it has beside it."""
+    return Path(f"/proc/{pid}/comm").read_text().startswith("beam")
+
+
 async def exists(amqp: AbstractConnection, exchange: str) -> bool:
     """Whether the broker has the exchange."""
     channel = await amqp.channel()
@@ -51,15 +61,20 @@ async def exists(amqp: AbstractConnection, exchange: str) -> bool:
 
 
 @asynccontextmanager
-async def demo(amqp_url: str, port: int, output: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A demo, and the mark in the environment of all its processes; killed at the end, with all of them."""
+async def demo(
+    amqp_url: str | None, port: int, output: Path, *arguments: str, **variables: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A demo, and the mark in the environment of all its processes; killed at the end, with all of them.
+
+    Without a URL it has to start a broker.
+    """
     mark = f"TEST_DEMO={port}.{os.getpid()}"
     environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
-    environment |= {"BRIDGE_AMQP_URL": amqp_url, "PYTHONUNBUFFERED": "1"}
+    environment |= {**({"BRIDGE_AMQP_URL": amqp_url} if amqp_url else {}), "PYTHONUNBUFFERED": "1", **variables}
     environment |= dict([mark.split("=")])
     with output.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bridge", "demo", "--port", str(port), "--rate", "20"),
+            *(sys.executable, "-m", "bridge", "demo", "--port", str(port), "--rate", "20", *arguments),
             env=environment,
             # Away from any .env of the developer's own, but with the package to be found.
             cwd=output.parent,
@@ -76,18 +91,29 @@ async def demo(amqp_url: str, port: int, output: Path) -> AsyncIterator[tuple[as
         await process.wait()
 
 
+async def guided(process: asyncio.subprocess.Process, output: Path) -> None:
+    """Returns when the demo has said what there is."""
+
+    def guide_is_shown() -> bool:
+        assert process.returncode is None, output.read_text()
+        return "Ctrl-C stops it all" in output.read_text()
+
+    await eventually("the demo says how to watch it", guide_is_shown, START_LIMIT_S)
+
+
 async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
     broker: Broker, amqp: AbstractConnection, tmp_path: Path
 ) -> None:
     port, output = free_port(), tmp_path / "output"
-    async with demo(broker.url, port, output) as (process, mark):
-
-        def guide_is_shown() -> bool:
-            assert process.returncode is None, output.read_text()
-            return "Ctrl-C stops it all" in output.read_text()
-
-        await eventually("the demo says how to watch it", guide_is_shown)
-        assert f"ws://localhost:{port}/updates" in output.read_text()
+    command = Path(sys.executable).with_name("edk-bridge")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "duel.json").write_text('{"type": "object"}')
+    async with demo(broker.url, port, output, "--schemas", "own") as (process, mark):
+        await guided(process, output)
+        guide = output.read_text()
+        assert f"\n  {command} tail ws://localhost:{port}/updates\n" in guide
+        assert "export" not in guide, "a broker that was named is known, and its password not to be shown"
+        assert b'"duel.json"' in (await get(port, "/schemas/"))[1]
         assert (await get(port, "/readyz"))[0] == 200
         client = await RawClient.open(port)
         async with asyncio.timeout(LIMIT_S):
@@ -105,3 +131,23 @@ async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
         assert not await exists(amqp, EXCHANGE)
         assert output.read_text().rstrip().endswith("stopped")
         await client.close()
+
+
+@pytest.mark.skipif(installed_server() is None, reason="there is no rabbitmq-server to start a node of")
+async def test_demo_says_where_its_own_broker_is_and_ends_with_it(tmp_path: Path) -> None:
+    port, output = free_port(), tmp_path / "output"
+    # Where no engine answers, it starts a node.
+    async with demo(None, port, output, DOCKER_HOST=f"unix://{tmp_path}/none") as (process, mark):
+        await guided(process, output)
+        [url] = re.findall(r"^  export BRIDGE_AMQP_URL=(amqp://\S+)$", output.read_text(), re.MULTILINE)
+        await (await aio_pika.connect(url)).close()
+        [node] = [pid for pid in marked(mark) if is_node(pid)]
+        os.kill(node, signal.SIGKILL)
+        async with asyncio.timeout(END_LIMIT_S):
+            assert await process.wait() == 1, output.read_text()
+        assert re.search(
+            r"^edk-bridge: the broker that the demo had started \(private node of .*\) has ended by itself$",
+            output.read_text(),
+            re.MULTILINE,
+        )
+        assert marked(mark) == []
