@@ -188,7 +188,7 @@ def test_demo_runs_with_its_options_and_ends_with_its_code(monkeypatch: pytest.M
     demo.run = run  # type: ignore[attr-defined]  # modules have whatever they are given
     monkeypatch.setitem(sys.modules, "bridge.demo.demo", demo)
     assert invoke("demo", "--rate", "2").exit_code == 7
-    assert ran == [{"port": 3000, "rate": 2.0}]
+    assert ran == [{"port": 3000, "rate": 2.0, "schemas": None}]
 
 
 def test_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
