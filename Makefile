@@ -22,8 +22,8 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
 	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
-	@echo 'make test        all tests, against a real RabbitMQ'
-	@echo 'make test-quick  style, types and the unit tests, in a minute'
+	@echo 'make test        all tests, against a real RabbitMQ (WORKERS=4 where there are more than two cores)'
+	@echo 'make test-quick  style, types and the unit tests, in a few minutes'
 	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
 	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
 	@echo 'make lint        style and types only'
