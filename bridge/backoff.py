@@ -22,4 +22,4 @@ class Backoff:
         """
         pause_s = max(self._next_s, least_s)
         self._next_s = min(pause_s * 2, self._longest_s)
-        return pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+        return pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret

@@ -161,15 +161,10 @@ async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:
 
 async def exchange_exists(amqp: Amqp, exchange: str) -> bool:
     """Whether there is one of that name, of whatever kind. Raises ConnectionError where it is there and not up yet."""
-    channel = await amqp.channel(publisher_confirms=False)
     try:
-        await channel.exchange_declare(exchange, passive=True)
+        return await _is_there(amqp, lambda channel: channel.exchange_declare(exchange, passive=True))
     except aiormq.exceptions.ChannelNotFoundEntity as error:
-        if not ABSENT.search(sentence(error)):
-            raise ConnectionError(sentence(error)) from error
-        return False
-    await channel.close()
-    return True
+        raise ConnectionError(sentence(error)) from error
 
 
 async def ensure_exchange(amqp: Amqp, exchange: str) -> bool:
@@ -198,19 +193,26 @@ async def ensure_queue(amqp: Amqp, queue: str, arguments: FieldTable) -> bool:
 
 
 async def _ensure(amqp: Amqp, look: Request, make: Request) -> bool:
-    # On channels of their own: the broker closes a channel on which something is missing.
-    made = False
+    if await _is_there(amqp, look):
+        return False
+    channel = await amqp.channel(publisher_confirms=False)
+    await make(channel)
+    await channel.close()
+    return True
+
+
+async def _is_there(amqp: Amqp, look: Request) -> bool:
+    """Raises ChannelNotFoundEntity where it is there and not up yet: made anew, it would have nothing to lose."""
+    # On a channel of its own: the broker closes one on which something is missing.
     channel = await amqp.channel(publisher_confirms=False)
     try:
         await look(channel)
     except aiormq.exceptions.ChannelNotFoundEntity as error:
         if not ABSENT.search(sentence(error)):
-            raise  # it is there, and comes back: as something that was just made, it would have nothing to lose
-        channel = await amqp.channel(publisher_confirms=False)
-        await make(channel)
-        made = True
+            raise
+        return False
     await channel.close()
-    return made
+    return True
 
 
 async def _recognized(amqp: Amqp, exchange: str) -> Exchange:

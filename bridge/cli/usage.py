@@ -21,7 +21,7 @@ LIBRARIES = ("aio-pika", "websockets")
 class OneLine(click.Group):
     """A group whose errors are one line each, as all others of the bridge are; click's own have three."""
 
-    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # not overloads
+    def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # click has overloads
         """As click's, which ends the program."""
         try:
             code = super().main(args, **{**options, "standalone_mode": False})

@@ -47,7 +47,7 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         # In a process group of its own, so that Ctrl-C does not break dpkg off half-way; not in a session of its own,
         # where sudo would not find the terminal that it remembers a password for.
-        process = subprocess.Popen(  # noqa: S603 - the words are ours
+        process = subprocess.Popen(  # noqa: S603 - packages that this program names
             [*root, "/bin/sh", "-c", _INSTALL, "install", _POLICY, *packages],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -73,7 +73,7 @@ def _as_root() -> list[str] | None:
     sudo = shutil.which("sudo")
     if sudo is None:
         return None
-    asked = subprocess.run([sudo, "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603 - asks nobody
+    asked = subprocess.run([sudo, "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603 - fixed words; asks for no password
     return [sudo, "-n"] if asked.returncode == 0 else None
 
 

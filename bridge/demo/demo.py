@@ -94,14 +94,18 @@ def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None) -> int:
     except _Stopped:
         return 0
     except BridgeError as error:
-        for line in str(error).splitlines():
-            _say(f"edk-bridge: {line}", err=True)
-        return error.exit_code
+        return _failed(error)
     finally:
         signals.ignore()
         if broker is not None:
             broker.stop()
             _say("stopped")
+
+
+def _failed(error: BridgeError) -> int:
+    for line in str(error).splitlines():
+        _say(f"edk-bridge: {line}", err=True)
+    return error.exit_code
 
 
 def publish_only(rate: float) -> int:
@@ -121,9 +125,7 @@ def publish_only(rate: float) -> int:
     except _Stopped:
         return 0
     except BridgeError as error:
-        for line in str(error).splitlines():
-            _say(f"edk-bridge: {line}", err=True)
-        return error.exit_code
+        return _failed(error)
 
 
 async def _publish(fetcher: Fetcher, rate: float) -> int:

@@ -43,7 +43,7 @@ class Fetcher:
 
     async def publish(self, rate: float) -> None:
         """Publish until cancelled, `rate` killmails a second. Raises BrokerRefusal where that was never possible."""
-        rng = random.Random()  # noqa: S311 - not a secret
+        rng = random.Random()  # noqa: S311 - invented killmails are no secret
         bodies = (orjson.dumps(data) for data in killmails(rng, lambda: datetime.now(UTC)))
         pauses = pace(rng, rate)
         unconfirmed: list[bytes] = []

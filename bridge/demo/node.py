@@ -63,7 +63,7 @@ class PrivateNode:
         """
         try:
             with (self.directory / "start.log").open("wb") as log:
-                self._process = process = subprocess.Popen(  # noqa: S603 - the words are ours
+                self._process = process = subprocess.Popen(  # noqa: S603 - no word comes from outside
                     leashed("/bin/sh", "-c", _NODE, str(self._server)),
                     env=self._environment,
                     cwd=self.directory,

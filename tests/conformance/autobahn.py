@@ -41,7 +41,7 @@ class Line:
         self._expect_no_echo()
         self._protocol.killAfter(PATIENCE_S)
 
-    def closeAfter(self, seconds: float) -> None:  # noqa: N802 - the same
+    def closeAfter(self, seconds: float) -> None:  # noqa: N802 - the cases call it so
         self._expect_no_echo()
         self._protocol.closeAfter(seconds)
 
@@ -66,7 +66,7 @@ def without_echo(case: type) -> type:
 async def outcomes(url: str) -> list[dict[str, Any]]:
     """What came of each case, as kosoku recorded it."""
     import kosoku  # noqa: PLC0415 - it changes sys.path and binascii: nothing else is to be imported behind it
-    from kosoku.cases import CASES  # noqa: PLC0415 - the same
+    from kosoku.cases import CASES  # noqa: PLC0415 - behind kosoku, which makes it importable
 
     CASES.update({number: without_echo(case) for number, case in CASES.items()})
     try:

@@ -164,7 +164,7 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
     async with running(broker.url, **flags) as bridge:
         await publish_all(amqp, exchange, events)
         await eventually("many are held", lambda: sample(bridge, "bridge_rejects_waiting") == PREFETCH)
-        await eventually("it lasts", lambda: bridge.readiness.report()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON
+        await eventually("it lasts", lambda: bridge.readiness.report()[1]["rejects"]["for_s"] >= LASTING_S)  # type: ignore[index]  # JSON: an object
         status, body = await readyz(bridge)
         assert (status, body["missing"]) == (503, [HELD])
         assert words in body["rejects"]["last_error"]

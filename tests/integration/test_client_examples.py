@@ -194,7 +194,7 @@ async def test_pauses_are_short_again_after_a_connection_that_has_lasted(
         for times in range(1, 16):
             await connected(bridge, times)
             bridge.drop()
-            await eventually("it is gone", lambda: not bridge.connections or len(bridge.asked) > times)  # noqa: B023 - waited for
+            await eventually("it is gone", lambda: not bridge.connections or len(bridge.asked) > times)  # noqa: B023 - over before the next turn
 
 
 async def test_pauses_grow_again_after_a_connection_that_has_lasted(
@@ -261,7 +261,7 @@ async def test_browsers_old_socket_stays_until_the_new_one_is_answered(
     async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
         await told(follower, "connected")
         for times in range(2, 5):
-            await eventually("it asks again", lambda: len(bridge.asked) >= times)  # noqa: B023 - waited for
+            await eventually("it asks again", lambda: len(bridge.asked) >= times)  # noqa: B023 - over before the next turn
             await connected(bridge, times)
         await has(follower, bridge.emit(1))
         assert [words for words in await follower.told() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]

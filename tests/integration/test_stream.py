@@ -124,7 +124,7 @@ async def test_connection_that_is_lost_costs_nothing(
             connections, wanted = line.accepted, len(recorder.bodies) + 20
             line.cut()
             await working_again(line, consumer, connections)
-            await eventually("the prefetch is used up", lambda: len(recorder.bodies) >= wanted)  # noqa: B023 - waited for
+            await eventually("the prefetch is used up", lambda: len(recorder.bodies) >= wanted)  # noqa: B023 - over before the next turn
         assert len(recorder.bodies) < 400
         recorder.holds = False
         line.cut()
@@ -315,7 +315,7 @@ async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
         await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
         for _ in range(2):
             proven_s = consumer.status.proven_s
-            await eventually("the topology is looked at", lambda: consumer.status.proven_s != proven_s)  # noqa: B023 - waited for
+            await eventually("the topology is looked at", lambda: consumer.status.proven_s != proven_s)  # noqa: B023 - over before the next turn
         await publish(amqp, exchange, *bodies(5, 10))
         await has(recorder, bodies(0, 10))
         await channel.close()

@@ -183,5 +183,5 @@ async def test_no_more_than_the_prefetch_is_unsettled(
         assert await depth(amqp, queue) == 15
         await channel.queue_delete(full.name)
         await eventually("all are through", lambda: sample(bridge, "bridge_rejects_total", reason="not-json") >= 20)
-        await eventually("and confirmed", lambda: bridge.readiness.report()[1]["rejects"]["waiting"] == 0)  # type: ignore[index]  # JSON
+        await eventually("and confirmed", lambda: bridge.readiness.report()[1]["rejects"]["waiting"] == 0)  # type: ignore[index]  # JSON: an object
     assert await depth(amqp, queue) == 0

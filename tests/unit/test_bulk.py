@@ -147,7 +147,7 @@ def test_results_that_can_not_be_had_end_those_sockets_and_no_other_has_a_hole(p
 
 def test_call_that_a_signal_interrupts_is_made_again(pairs: Pairs) -> None:
     some = Bulk()
-    some._call = Faulty(some, 1, errno.EINTR)  # type: ignore[assignment]  # the same
+    some._call = Faulty(some, 1, errno.EINTR)  # type: ignore[assignment]  # a signal at that very moment
     assert some.write(pairs.descriptors, b"frames") == []
     assert pairs.received() == [b"frames"] * COUNT
 

@@ -58,7 +58,7 @@ def test_line_on_a_terminal_is_written_over_itself(clock: Clock) -> None:
     stream, count = Terminal(), 0
     progress = Progress(stream, lambda: f"{count} done")
     clock.now_s += FIRST_S
-    for count in range(1, 10):  # noqa: B007 - the text reads it
+    for count in range(1, 10):  # noqa: B007 - the progress's own lambda reads it
         progress.tick()
         clock.now_s += ON_TERMINAL_S * 0.3
     assert stream.getvalue() == "1 done\r\x1b[K5 done\r\x1b[K9 done\r"

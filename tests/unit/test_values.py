@@ -207,4 +207,4 @@ def test_any_text_has_a_value_or_a_sentence(text: str) -> None:
         try:
             parse(text)
         except ValueError as error:
-            assert str(error)  # noqa: PT017 - either is fine
+            assert str(error)  # noqa: PT017 - an error is one of two right answers
