@@ -34,6 +34,7 @@ from bridge.notifying import Notifier
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
 from bridge.settings import Settings
+from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge")
 
@@ -41,9 +42,10 @@ _log = structlog.get_logger("bridge")
 class Bridge:
     """The whole program in one process. Made inside a running event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timing: Timing = DEFAULT) -> None:
         """Raises ConfigurationError where the schema files or the certificate can't be used."""
         self._settings = settings
+        self._timing = timing
         self.metrics = metrics = Metrics()
         self._schemas, self._tls = check(settings)
         schemas = self._schemas
@@ -75,6 +77,7 @@ class Bridge:
             settings.wait,
             # Neither an exclusive queue nor a stream gives anything twice.
             most_kept=None if settings.queue else settings.prefetch,
+            timing=timing,
         )
         window = DuplicateWindow(settings.duplicate_window)
         pipeline = Pipeline(schemas, settings.max_message_bytes)
@@ -87,7 +90,7 @@ class Bridge:
             f"edk-bridge@{settings.instance}",
             _stream(settings),
         )
-        self._consumer = Consumer(source, relay, metrics, settings.wait)
+        self._consumer = Consumer(source, relay, metrics, settings.wait, timing)
         self._hub.is_fed = lambda: self._consumer.at_end
         self._consumer.on_epoch_over = self._rejects.epoch_over
         self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
@@ -109,6 +112,7 @@ class Bridge:
             ),
             metrics,
             self._tls,
+            timing,
         )
         self.addresses: list[tuple[str, int]] = []
         """Where clients may connect; empty until `start`."""
@@ -177,7 +181,7 @@ class Bridge:
         for task in tasks:
             task.cancel()
         # Bounded once more: a cancelled task may still wait for the library to let go of its connection.
-        await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
+        await asyncio.wait(tasks, timeout=self._timing.end_timeout_s)
 
     def reload(self) -> None:
         """Reads the certificate and its key again (SIGHUP)."""
@@ -198,9 +202,6 @@ LEAST_PER_ADDRESS = 16
 
 BROKER_SHARE = 0.5
 """Of the shutdown timeout, for the broker: the rest is for the clients."""
-
-CANCEL_TIMEOUT_S = 0.5
-"""For a connection to the broker that did not end by itself."""
 
 
 def _stream(settings: Settings) -> Stream | None:
@@ -238,7 +239,7 @@ def load_schemas(settings: Settings) -> catalog.Catalog:
         raise ConfigurationError([str(error)]) from error
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
     """Runs the bridge until SIGTERM or SIGINT; a second signal ends it at once.
 
     Raises ConfigurationError and BrokerRefusal (see Bridge).
@@ -265,7 +266,7 @@ async def serve(settings: Settings) -> None:
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
-    bridge = Bridge(settings)
+    bridge = Bridge(settings, timing)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
     # What is there by now stays: a full collection would walk through all of it, 10 ms in which nobody is served.

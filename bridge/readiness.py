@@ -5,7 +5,7 @@ from collections.abc import Callable
 from bridge import __version__
 from bridge.broker.consumer import Consumer
 from bridge.broker.rejects import Rejects
-from bridge.broker.status import PROOF_VALID_S, State
+from bridge.broker.status import State
 from bridge.settings import Settings
 
 
@@ -50,7 +50,7 @@ class Readiness:
         if status.state is not State.WORKING:
             missing.append("the broker is not being consumed from")
         elif not status.proven:
-            missing.append(f"the broker has not answered for {PROOF_VALID_S:g} s")
+            missing.append(f"the broker has not answered for {status.proof_valid_s:g} s")
         elif history is not None and not history.course.at_end:
             # After each lost connection too: a load balancer would send it clients whose ids it does not know yet.
             missing.append("the history is being read")

@@ -21,27 +21,14 @@ from bridge.broker import decoding, topology
 from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.life import keep_alive
-from bridge.broker.link import SETUP_TIMEOUT_S, Node, answering, connected, end_of, sentence
+from bridge.broker.link import Node, answering, connected, end_of, sentence
 from bridge.broker.reading import DOUBTFUL, ReadingEpoch
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
-
-CHECK_INTERVAL_S = 1.5
-"""How often the topology is looked at. A handful of small requests; it is what finds an exchange that was made anew.
-
-And what the library takes for a sign of life: under load the broker sends no heartbeats, and deliveries go past it."""
-
-CHECK_TIMEOUT_S = 20.0
-"""A busy broker may take its time: giving up on it would cost an exclusive queue's messages."""
-
-CANCEL_TIMEOUT_S = 2.0
-"""For the broker to confirm that it sends no more. One that is stopped never does."""
-
-SETTLE_TIMEOUT_S = 3.0
-"""For what is in hand when the bridge stops. What is not settled then stays with the broker."""
+from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.broker")
 
@@ -67,9 +54,12 @@ class Source:
 class Consumer:
     """Consumes for as long as it runs, whatever the broker does."""
 
-    def __init__(self, source: Source, recipient: Recipient, metrics: Metrics, wait: bool) -> None:
+    def __init__(
+        self, source: Source, recipient: Recipient, metrics: Metrics, wait: bool, timing: Timing = DEFAULT
+    ) -> None:
         """`wait` False lets a refusal end `run` while nothing has ever been consumed."""
-        self.status = Status()
+        self.status = Status(timing.proof_valid_s)
+        self._timing = timing
         self._source = source
         self._recipient = recipient
         self._metrics = metrics
@@ -81,7 +71,7 @@ class Consumer:
         self.history = (
             None
             if source.stream is None
-            else StreamReader(source.stream, self.gaps, self.status, len(source.nodes) > 1)
+            else StreamReader(source.stream, self.gaps, self.status, len(source.nodes) > 1, timing)
         )
         self.sharing = 0
         """How many others consume the named queue, as far as the broker knows."""
@@ -102,7 +92,7 @@ class Consumer:
 
     async def run(self) -> None:
         """Consumes until `stop`. Raises BrokerRefusal where the broker refuses from the start (see `wait`)."""
-        await keep_alive(self._consume, self.status, self._lost, self._stopping, self._wait)
+        await keep_alive(self._consume, self.status, self._lost, self._stopping, self._wait, self._timing.stable_s)
 
     def stop(self) -> None:
         """Lets `run` end: cancels the consumer, waits for what is in hand to be settled, acknowledges it, closes."""
@@ -127,11 +117,11 @@ class Consumer:
         self._metrics.broker_attempts.inc()
         epoch = self._epoch()
         self.status.unreached += 1
-        async with connected(source.nodes, source.name, epoch.lane) as amqp:
+        async with connected(source.nodes, source.name, epoch.lane, self._timing) as amqp:
             self.status.unreached -= 1
             tasks: list[asyncio.Task[object]] = []
             try:
-                async with answering(SETUP_TIMEOUT_S):
+                async with answering(self._timing.setup_timeout_s):
                     channel = await amqp.channel(publisher_confirms=False)
                     watcher = await amqp.channel(publisher_confirms=False)
                     prepare = functools.partial(self._prepare, amqp, channel)
@@ -212,8 +202,8 @@ class Consumer:
     async def _watch(self, channel: aiormq.abc.AbstractChannel, found: Topology) -> None:
         """Looks at the topology again and again; raises when something is missing, or the broker does not answer."""
         while True:
-            await asyncio.sleep(CHECK_INTERVAL_S)
-            async with answering(CHECK_TIMEOUT_S):
+            await asyncio.sleep(self._timing.check_interval_s)
+            async with answering(self._timing.check_timeout_s):
                 consumers = await topology.check(channel, found)
             self.status.prove()
             if self._source.queue is not None:
@@ -233,7 +223,7 @@ class Consumer:
 
     async def _finish(self, channel: aiormq.abc.AbstractChannel, consumer_tag: str, epoch: Epoch) -> None:
         try:
-            await channel.basic_cancel(consumer_tag, timeout=CANCEL_TIMEOUT_S)
+            await channel.basic_cancel(consumer_tag, timeout=self._timing.cancel_timeout_s)
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
             _log.warning("the broker did not confirm the end of consuming", error=sentence(error))
             return
@@ -241,7 +231,7 @@ class Consumer:
         epoch.settled.clear()
         if epoch.outstanding:
             with suppress(TimeoutError):
-                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                async with asyncio.timeout(self._timing.settle_timeout_s):
                     await epoch.settled.wait()
         epoch.acknowledge()
         if epoch.outstanding:

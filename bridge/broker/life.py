@@ -17,9 +17,7 @@ from bridge.backoff import Backoff
 from bridge.broker.link import sentence
 from bridge.broker.status import State, Status
 from bridge.errors import BrokerRefusal
-
-STABLE_S = 5.0
-"""A life that lasted this long was a good one: what ended it is news, and the next attempt follows at once."""
+from bridge.timing import DEFAULT
 
 # Not structlog, as elsewhere: a Publisher has this in other people's programs.
 _log = logging.getLogger("bridge.broker")
@@ -31,10 +29,12 @@ async def keep_alive(
     lost: Callable[[State, str], None],
     stopping: asyncio.Event,
     wait: bool,
+    stable_s: float = DEFAULT.stable_s,
 ) -> None:
     """Calls `live` again and again until `stopping` is set; each call is a life, and returns what ended it.
 
-    `lost` is told of each end, before the status changes. Raises BrokerRefusal for a refusal while nothing has ever
+    A life that lasted `stable_s` was a good one: what ended it is news, and the next attempt follows at once. `lost` is
+    told of each end, before the status changes. Raises BrokerRefusal for a refusal while nothing has ever
     worked, unless `wait` is set.
     """
     before = cancel_requests()
@@ -59,7 +59,7 @@ async def keep_alive(
             state, reason = State.LOST, repr(error)
         if stopping.is_set():
             break
-        if time.monotonic() - began_s >= STABLE_S:
+        if time.monotonic() - began_s >= stable_s:
             pauses.reset()
         lost(state, reason)
         status.enter(state, reason)

@@ -23,21 +23,7 @@ from bridge.broker import tls
 from bridge.broker.lane import Lane
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
-
-HEARTBEAT_S = 10
-"""A dead link is noticed after three heartbeats and a bit, 33 s; aio-pika's default of 60 s makes that 183."""
-
-CONNECT_TIMEOUT_S = 5.0
-"""For the whole of connecting: a broker may accept and say nothing."""
-
-GIVE_UP_S = 0.2
-"""For the library to let go of a connection that did not come to be."""
-
-SETUP_TIMEOUT_S = 20.0
-"""For everything between connecting and working."""
-
-CLOSE_TIMEOUT_S = 2.0
-"""For saying goodbye. A broker that is stopped never answers, and aio-pika waits for it."""
+from bridge.timing import DEFAULT, Timing
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -76,20 +62,20 @@ async def answering(limit_s: float) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def connected(
-    nodes: Sequence[Node], name: str, lane: Lane | None = None
+    nodes: Sequence[Node], name: str, lane: Lane | None = None, timing: Timing = DEFAULT
 ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
-    """A connection to the first node that takes one, closed at the end (within CLOSE_TIMEOUT_S).
+    """A connection to the first node that takes one, closed at the end (within `amqp_close_timeout_s`).
 
     `name` is what the broker's management page shows; `lane` gets the deliveries of its channel. Raises BrokerRefusal
     where the broker says no, ConnectionError where none can be reached; of several nodes' errors, the last.
     """
-    connection, line = await _connect_to_any(nodes, name, lane)
+    connection, line = await _connect_to_any(nodes, name, lane, timing)
     transport = connection.transport
     assert transport is not None
     try:
         yield transport.connection
     finally:
-        await _close(connection, line)
+        await _close(connection, line, timing.amqp_close_timeout_s)
 
 
 def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel) -> asyncio.Future[str]:
@@ -201,29 +187,29 @@ class _Line(aiormq.connection.TransportFactory):
 Linked = tuple[aio_pika.abc.AbstractConnection, _Line]
 
 
-async def _connect_to_any(nodes: Sequence[Node], name: str, lane: Lane | None) -> Linked:
+async def _connect_to_any(nodes: Sequence[Node], name: str, lane: Lane | None, timing: Timing) -> Linked:
     for node in nodes[:-1]:
         try:
-            return await _connect(node, name, lane)
+            return await _connect(node, name, lane, timing)
         except (ConnectionError, BrokerRefusal):
             continue
-    return await _connect(nodes[-1], name, lane)
+    return await _connect(nodes[-1], name, lane, timing)
 
 
-async def _connect(node: Node, name: str, lane: Lane | None) -> Linked:
+async def _connect(node: Node, name: str, lane: Lane | None, timing: Timing) -> Linked:
     url = URL(node.url)
     if "heartbeat" not in url.query:
-        url = url.update_query(heartbeat=HEARTBEAT_S)
+        url = url.update_query(heartbeat=timing.heartbeat_s)
     connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
     line = _Line(lane)
     connection.kwargs["transport_factory"] = line
     # aiormq, told to give up, says goodbye first: over TLS, to a broker that says nothing, that takes it 30 s.
-    cutting = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT_S + GIVE_UP_S, line.cut)
+    cutting = asyncio.get_running_loop().call_later(timing.connect_timeout_s + timing.give_up_s, line.cut)
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(timing.connect_timeout_s):
             await connection.connect()
     except TimeoutError as error:
-        raise ConnectionError(f"{node} does not answer within {CONNECT_TIMEOUT_S:g} s") from error
+        raise ConnectionError(f"{node} does not answer within {timing.connect_timeout_s:g} s") from error
     except aiormq.exceptions.ProbableAuthenticationError as error:
         raise BrokerRefusal(f"{node} refuses the user name or the password in its URL: {sentence(error)}") from error
     except aiormq.exceptions.AMQPError as error:
@@ -265,10 +251,10 @@ def _close_frame(error: BaseException) -> commands.Connection.Close | None:
     return None
 
 
-async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line) -> None:
+async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timeout_s: float) -> None:
     # Whatever happens here, the connection is over: the broker may be gone, or stopped, or closing it itself.
     closing = asyncio.ensure_future(connection.close())
-    await asyncio.wait([closing], timeout=CLOSE_TIMEOUT_S)
+    await asyncio.wait([closing], timeout=timeout_s)
     # A broker that is short of memory reads no more, and aiormq waits until it has read everything, also when it is
     # told to give up.
     line.cut()

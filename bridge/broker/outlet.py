@@ -14,7 +14,8 @@ import aiormq
 from pamqp import commands
 
 from bridge.broker.life import cancel_requests
-from bridge.broker.link import SETUP_TIMEOUT_S, Node, answering, connected, end_of, sentence, tell_of_blocking
+from bridge.broker.link import Node, answering, connected, end_of, sentence, tell_of_blocking
+from bridge.timing import DEFAULT, Timing
 
 _LOST = "the connection was lost"
 
@@ -38,7 +39,7 @@ class Unrouted(Unconfirmed):
 class Outlet:
     """Publishes with confirms, on whichever channel is open at the time."""
 
-    def __init__(self, nodes: Sequence[Node], name: str, set_up: SetUp) -> None:
+    def __init__(self, nodes: Sequence[Node], name: str, set_up: SetUp, timing: Timing = DEFAULT) -> None:
         """`name` is what the broker shows; `set_up` makes what must exist, on each new channel.
 
         Made inside a running event loop.
@@ -46,6 +47,7 @@ class Outlet:
         self._nodes = nodes
         self._name = name
         self._set_up = set_up
+        self._timing = timing
         self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[str] | None = None
         """Of the channel: done when it, or its connection, is over."""
@@ -66,8 +68,8 @@ class Outlet:
 
         `opened` is told when the channel can be published on.
         """
-        async with connected(self._nodes, self._name) as amqp:
-            async with answering(SETUP_TIMEOUT_S):
+        async with connected(self._nodes, self._name, timing=self._timing) as amqp:
+            async with answering(self._timing.setup_timeout_s):
                 channel = await amqp.channel(publisher_confirms=True)
                 await self._set_up(amqp, channel)
             self.blocked = None

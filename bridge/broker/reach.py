@@ -6,8 +6,9 @@ A connection that is lost later is another matter, and for whoever holds it.
 from collections.abc import Sequence
 
 from bridge.broker import topology
-from bridge.broker.link import SETUP_TIMEOUT_S, Node, answering, connected
+from bridge.broker.link import Node, answering, connected
 from bridge.errors import ConfigurationError
+from bridge.timing import DEFAULT
 
 
 async def reach(nodes: Sequence[Node], exchange: str | None) -> None:
@@ -19,7 +20,7 @@ async def reach(nodes: Sequence[Node], exchange: str | None) -> None:
     async with connected(nodes, "edk-bridge publish command") as amqp:
         if exchange is None:
             return
-        async with answering(SETUP_TIMEOUT_S):
+        async with answering(DEFAULT.setup_timeout_s):
             there = await topology.exchange_exists(amqp, exchange)
         if not there:
             raise ConfigurationError(

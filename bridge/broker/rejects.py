@@ -27,12 +27,10 @@ from bridge.broker.status import State, Status
 from bridge.contract.pipeline import Rejected
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT, Timing
 
 MAX_HEADER_BYTES = 100_000
 """Of a message's properties: they must fit into one AMQP frame, of 128 KiB unless the broker is told otherwise."""
-
-CONFIRM_S = 30.0
-"""A confirm that takes longer than this is missed: `/readyz` and the log say so."""
 
 QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
 """Of the rejects' queue: the oldest go first. Rejects are there to be looked at, not to fill the broker's disk.
@@ -54,13 +52,15 @@ class Rejects:
         metrics: Metrics,
         wait: bool,
         most_kept: int | None = None,
+        timing: Timing = DEFAULT,
     ) -> None:
         """`exchange` None only counts; `instance` goes into the headers; `wait` as for the consumer.
 
         `most_kept` bounds the events that are held although their connection is lost; None where they come again.
         """
-        self.status = Status()
-        self._outlet = Outlet(nodes, f"edk-bridge rejects@{instance}", self._set_up)
+        self.status = Status(timing.proof_valid_s)
+        self._outlet = Outlet(nodes, f"edk-bridge rejects@{instance}", self._set_up, timing)
+        self._timing = timing
         self._exchange = exchange
         self._instance = instance
         self._metrics = metrics
@@ -124,6 +124,7 @@ class Rejects:
                 self._lost,
                 self._stopping,
                 self._wait,
+                self._timing.stable_s,
             )
 
     def stop(self) -> None:
@@ -189,10 +190,11 @@ class Rejects:
 
     async def _watch(self) -> None:
         """Says again and again that a confirm is missed, whatever others say meanwhile."""
+        limit_s = self._timing.confirm_warning_s
         while True:
-            await asyncio.sleep(CONFIRM_S)
+            await asyncio.sleep(limit_s)
             if self._outlet.open and not self._outlet.blocked:
-                self._failed(f"no confirm within {CONFIRM_S:g} s: the broker may be short of memory or disk")
+                self._failed(f"no confirm within {limit_s:g} s: the broker may be short of memory or disk")
 
     def _failed(self, reason: str) -> None:
         self._lost(State.LOST, reason)

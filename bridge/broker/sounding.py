@@ -22,19 +22,16 @@ from bridge.errors import BrokerRefusal
 PREFETCH = 64
 """Others publish between a sounding's beginning and its mark."""
 
-AGAIN_S = 1.0
-"""A mark that is not back by then is published once more: a broker that has just started confirms messages, and drops
-them, until the stream has a leader; or it finds nobody to take them, and gives them back."""
-
 
 class Sounding:
     """Listens at a stream's end, and finds out where that is."""
 
-    def __init__(self, amqp: Amqp, channel: aiormq.abc.AbstractChannel, stream: str) -> None:
+    def __init__(self, amqp: Amqp, channel: aiormq.abc.AbstractChannel, stream: str, retry_s: float) -> None:
         """For `listen` alone."""
         loop = asyncio.get_running_loop()
         self._channel = channel
         self._stream = stream
+        self._retry_s = retry_s
         self._token: bytes | None = None
         self._found: asyncio.Future[int] = loop.create_future()
         self._blocked: asyncio.Future[str] = loop.create_future()
@@ -42,12 +39,15 @@ class Sounding:
         tell_of_blocking(amqp, self._tell)
 
     @classmethod
-    async def listen(cls, amqp: Amqp, stream: str) -> "Sounding":
-        """Raises BrokerRefusal where the queue is no stream, or may not be read."""
+    async def listen(cls, amqp: Amqp, stream: str, retry_s: float) -> "Sounding":
+        """`retry_s` is how long a marker may take before it is published again.
+
+        Raises BrokerRefusal where the queue is no stream, or may not be read.
+        """
         # Consumes and publishes on one channel: the broker does the one after the other there, and would else agree to
         # consume before it has looked where the end is.
         channel = await amqp.channel(publisher_confirms=True)
-        sounding = cls(amqp, channel, stream)
+        sounding = cls(amqp, channel, stream, retry_s)
         await channel.basic_qos(prefetch_count=PREFETCH)
         try:
             await channel.basic_consume(stream, sounding._look, arguments={"x-stream-offset": "next"})
@@ -79,7 +79,7 @@ class Sounding:
                     f"{self._stream!r} can't be found"
                 )
             # A channel on which nothing may be published is closed for it, and who publishes knows best why.
-            await asyncio.wait([publishing], timeout=AGAIN_S)
+            await asyncio.wait([publishing], timeout=self._retry_s)
             if publishing.done():
                 publishing.result()
             raise ConnectionError(f"the end of the stream {self._stream!r} was not found: {self._ended.result()}")
@@ -94,7 +94,7 @@ class Sounding:
         while True:
             body = marks.write(Mark(token, gap()))
             try:
-                async with asyncio.timeout(AGAIN_S):
+                async with asyncio.timeout(self._retry_s):
                     await self._channel.basic_publish(
                         body, routing_key=self._stream, properties=properties, mandatory=True
                     )
@@ -104,7 +104,7 @@ class Sounding:
                 pass  # the broker gave it back, or refused it
             except TimeoutError:
                 continue
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(self._retry_s)
 
     async def _look(self, message: aiormq.abc.DeliveredMessage) -> None:
         if self._token is not None and self._token in message.body and not self._found.done():

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-PROOF_VALID_S = 10.0
-"""A proof older than this is none: the broker may be gone without a word."""
+from bridge.timing import DEFAULT
 
 
 class State(StrEnum):
@@ -36,6 +35,8 @@ class Gap:
 class Status:
     """One connection's state, as it changes. Times are of the monotonic clock, in seconds."""
 
+    proof_valid_s: float = DEFAULT.proof_valid_s
+    """How long an answer of the broker counts."""
     state: State = State.CONNECTING
     since_s: float = field(default_factory=time.monotonic)
     worked: bool = False
@@ -71,7 +72,7 @@ class Status:
     @property
     def proven(self) -> bool:
         """True while the last answer is not too long ago."""
-        return self.proven_s is not None and time.monotonic() - self.proven_s <= PROOF_VALID_S
+        return self.proven_s is not None and time.monotonic() - self.proven_s <= self.proof_valid_s
 
     def report(self) -> dict[str, object]:
         """For `/readyz`."""

@@ -23,13 +23,11 @@ from bridge.broker.sounding import Sounding, lacking, no_stream
 from bridge.broker.status import Status
 from bridge.broker.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal
+from bridge.timing import DEFAULT, Timing
 
 AWAY = "the broker was away, and may have confirmed events on its return before the stream took them"
 """RabbitMQ 3.10.8, killed and started again, did so for 0.3 s: with its listener open, and the stream's leader not
 elected yet, a message for it was confirmed and dropped."""
-
-RESTART_S = 2.5
-"""No broker is back sooner: its start alone takes 3 s on two cores, and more as it is packaged."""
 
 TOKENS = 64
 """Bridges that may come back at the same time, and publish their marks more than once."""
@@ -65,7 +63,9 @@ class Stream:
 class StreamReader:
     """A stream, how far this bridge has read it, and what it may have missed there."""
 
-    def __init__(self, stream: Stream, gaps: Gaps, status: Status, several_nodes: bool) -> None:
+    def __init__(
+        self, stream: Stream, gaps: Gaps, status: Status, several_nodes: bool, timing: Timing = DEFAULT
+    ) -> None:
         """`status` is that of the connection through which the stream is read."""
         self.stream = stream
         self.course = Course(stream.window)
@@ -78,6 +78,7 @@ class StreamReader:
         self._gaps = gaps
         self._status = status
         self._several_nodes = several_nodes
+        self._timing = timing
         self._began_s = time.monotonic()
         self._instance = secrets.token_hex(8)
         """What the tokens of this bridge's own marks begin with."""
@@ -101,7 +102,7 @@ class StreamReader:
     async def prepare(self, amqp: Amqp) -> Queue:
         """Finds or makes the stream. Raises BrokerRefusal where it can't be used. Changes nothing that is there."""
         self._new = made = await self._ensure(amqp)
-        self._sounding = await Sounding.listen(amqp, self.stream.name)
+        self._sounding = await Sounding.listen(amqp, self.stream.name, self._timing.marker_retry_s)
         # One that had to be made again is another one: what was read of the old one says so, before anything new.
         return Queue(self.stream.name, made and self.course.last is None)
 
@@ -131,7 +132,7 @@ class StreamReader:
             return None
         if status.worked and not self._several_nodes:
             heard_s = max(status.proven_s or self._began_s, self.read_s or self._began_s)
-            return AWAY if time.monotonic() - heard_s > RESTART_S else None
+            return AWAY if time.monotonic() - heard_s > self._timing.stream_restart_s else None
         # Of several nodes, another one that answers says that the stream has another leader soon.
         return AWAY if status.unreached else None
 

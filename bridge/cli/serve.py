@@ -10,6 +10,7 @@ from bridge.cli.options import effective_settings, fail, setting_options, settin
 from bridge.commands.config import as_json, as_text, rows
 from bridge.errors import BridgeError
 from bridge.settings import FIELDS
+from bridge.timing import DEFAULT, Timing
 
 _EXIT_CODES = (
     "Exit codes: 0 stopped as asked, 2 settings or schema files that can't be used, 3 the broker refuses (password, "
@@ -23,10 +24,12 @@ _SETTINGS = (
 
 
 def _serve(**flags: str | None) -> None:
+    # A test passes its own through the context.
+    timing = click.get_current_context().find_object(Timing) or DEFAULT
     try:
         effective = effective_settings(flags)
         logs.configure(effective.log_level, effective.log_format)
-        uvloop.run(run_bridge(effective))
+        uvloop.run(run_bridge(effective, timing))
     except BridgeError as error:
         fail(error)
 

@@ -21,6 +21,7 @@ import structlog
 
 from bridge.fanout.listeners import BACKLOG
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT
 
 _log = structlog.get_logger("bridge.fanout")
 
@@ -31,20 +32,25 @@ AT_ONCE = 8
 """Clients that are accepted in one turn of the loop: who is connected waits no longer than for the handshakes of these
 (2 ms)."""
 
-LOOK_S = 1.0
-"""Between two looks whether there are descriptors again."""
-
 
 class Entrance:
     """Listening sockets, which are accepted from or not."""
 
     def __init__(
-        self, listeners: Sequence[socket.socket], let_in: Callable[[socket.socket, str], None], metrics: Metrics
+        self,
+        listeners: Sequence[socket.socket],
+        let_in: Callable[[socket.socket, str], None],
+        metrics: Metrics,
+        check_s: float = DEFAULT.descriptor_check_s,
     ) -> None:
-        """`let_in` gets each client's socket, its own from then on, and the client's address."""
+        """`let_in` gets each client's socket, its own from then on, and the client's address.
+
+        `check_s` is the time between two checks whether descriptors are available again.
+        """
         self._listeners = listeners
         self._let_in = let_in
         self._metrics = metrics
+        self._check_s = check_s
         self._short_since_s: float | None = None
         self._look: asyncio.TimerHandle | None = None
         self._held: tuple[socket.socket, str] | None = None
@@ -101,11 +107,11 @@ class Entrance:
                 "file descriptors are short: nobody is accepted until there are more (ulimit -n, LimitNOFILE)",
                 fewer_left_than=SPARE,
             )
-        self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+        self._look = asyncio.get_running_loop().call_later(self._check_s, self._look_again)
 
     def _look_again(self) -> None:
         if not self._is_room():
-            self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
+            self._look = asyncio.get_running_loop().call_later(self._check_s, self._look_again)
             return
         assert self._short_since_s is not None
         short_s = round(time.monotonic() - self._short_since_s, 1)

@@ -39,9 +39,6 @@ reset, and thrown away; what is more than that only costs time."""
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
 
-TLS_SHUTDOWN_S = 2.0
-"""For TLS's goodbye, during which whatever the client still sends is read and thrown away."""
-
 TLS_HANDSHAKE = 0x16
 """The first byte of whoever speaks TLS (RFC 8446, section 5.1)."""
 
@@ -65,6 +62,7 @@ class Host(Protocol):
     path: str
     tls: Tls | None
     handshake_timeout_s: float
+    tls_shutdown_s: float
 
     def upgraded(self, handshake: "Handshake", transport: asyncio.Transport, wish: Wish, rest: bytes) -> None:
         """The client of this handshake has a connection now; `rest` is what it sent after its request."""
@@ -98,7 +96,7 @@ class Handshake(asyncio.BufferedProtocol):
                 ssl=host.tls.context if host.tls else None,
                 # The timer of the handshake as a whole comes first.
                 ssl_handshake_timeout=2 * host.handshake_timeout_s if host.tls else None,
-                ssl_shutdown_timeout=TLS_SHUTDOWN_S if host.tls else None,
+                ssl_shutdown_timeout=host.tls_shutdown_s if host.tls else None,
             )
         )
         self._opening.add_done_callback(partial(self._opened, client))

@@ -12,15 +12,9 @@ import structlog
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock
+from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")
-
-CLOSE_TIMEOUT_S = 10.0
-"""How long a client may take to answer a close frame, or to read what lies before it."""
-
-TICK_S = 5.0
-"""Often enough. A pass finds what it looks at far from the processor: once a second, it was 1 % of what the bridge does
-for 8000 clients (`make bench`, paced)."""
 
 LEAST_TICK_S = 0.05
 
@@ -47,6 +41,7 @@ class Keepalive:
         idle_timeout_s: float,
         ping_interval_s: float,
         on_tick: Callable[[], None] = lambda: None,
+        timing: Timing = DEFAULT,
     ) -> None:
         """`on_tick` is called after each pass."""
         self._connections = connections
@@ -54,9 +49,10 @@ class Keepalive:
         self._idle_timeout_s = idle_timeout_s
         self._ping_interval_s = ping_interval_s
         self._on_tick = on_tick
+        self._close_timeout_s = timing.close_timeout_s
         # Between the ping and the end there must be a pass or two, or who would have answered is never asked.
         room_s = max(LEAST_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
-        self.tick_s = min(TICK_S, idle_timeout_s / 4, ping_interval_s / 4, room_s)
+        self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, room_s)
         """Seconds between two passes: how exact all times here are."""
 
     async def run(self) -> None:
@@ -79,7 +75,7 @@ class Keepalive:
 
     def _look_after(self, connection: Living, now_s: float) -> None:
         if connection.closed_at is not None:
-            if now_s - connection.closed_at >= CLOSE_TIMEOUT_S:
+            if now_s - connection.closed_at >= self._close_timeout_s:
                 connection.abort()
             return
         # Up to a tick more than it is: what a client sends is put down with the time of the pass before it.

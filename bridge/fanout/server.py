@@ -25,15 +25,13 @@ from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
 from bridge.lines import Lines
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")
 
 
 MANY = 1000
 """Connections of which, when half have gone, the memory is given back."""
-
-EBB_S = 1.0
-"""How long that waits: who goes does not go alone."""
 
 PENDING = BACKLOG
 """Connections without a complete request, at most: as many as the kernel hands over at once. The eldest ends for a new
@@ -75,6 +73,7 @@ class Server:
         limits: Limits,
         metrics: Metrics,
         tls: Tls | None = None,
+        timing: Timing = DEFAULT,
     ) -> None:
         self.access = access
         self.filters = filters
@@ -82,6 +81,8 @@ class Server:
         self.path = path
         self.tls = tls
         self.handshake_timeout_s = limits.handshake_timeout_s
+        self.tls_shutdown_s = timing.tls_shutdown_s
+        self._timing = timing
         self._hub = hub
         self._limits = limits
         self._metrics = metrics
@@ -99,7 +100,7 @@ class Server:
         self._most = 0
         """The most connections since memory was released."""
         self._keepalive = Keepalive(
-            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._tick
+            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._tick, timing
         )
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
@@ -128,7 +129,7 @@ class Server:
         """Starts to accept clients; returns the addresses and ports. Raises OSError that names the address."""
         listeners = open_listeners(hosts, port, reuse_port)
         names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
-        self._entrance = Entrance(listeners, self.let_in, self._metrics)
+        self._entrance = Entrance(listeners, self.let_in, self._metrics, self._timing.descriptor_check_s)
         self._entrance.open()
         self._keeping = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
         return names
@@ -273,4 +274,4 @@ class Server:
             self._empty.set()
         if self._most >= MANY and len(self._connections) <= self._most // 2:
             self._most = len(self._connections)
-            asyncio.get_running_loop().call_later(EBB_S, memory.release)
+            asyncio.get_running_loop().call_later(self._timing.trim_delay_s, memory.release)

@@ -16,10 +16,10 @@ from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
 from bridge.app import Bridge
-from bridge.broker import link
 from bridge.broker.link import Node
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
+from bridge.timing import Timing
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
@@ -43,10 +43,8 @@ async def silent_server() -> AsyncIterator[int]:
         await server.wait_closed()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bridge in this process gives a node one second to answer, instead of five."""
-    monkeypatch.setattr(link, "CONNECT_TIMEOUT_S", 1.0)
+IMPATIENT = Timing(connect_timeout_s=1.0)
+"""A node has one second to answer, instead of five."""
 
 
 async def state(port: int) -> tuple[int, dict[str, Any]]:
@@ -84,7 +82,8 @@ async def next_id(client: RawClient) -> int:
 async def test_broker_that_is_killed_and_started_again_is_consumed_from_again(mortal_broker: Broker) -> None:
     """Promise: clients stay connected through an outage, and get whatever the broker has confirmed, once."""
     what, does = "the broker is killed (-9) and started again", "waits for it, connects again"
-    async with scene(mortal_broker.url) as stage, stage.fault(what, does) as fault:
+    async with scene(mortal_broker.url) as stage:
+        fault = await stage.fault()
         await asyncio.to_thread(mortal_broker.kill)
         for bridge in stage.bridges.values():
             body = await bridge.not_ready(str(Node(mortal_broker.url)))
@@ -92,6 +91,7 @@ async def test_broker_that_is_killed_and_started_again_is_consumed_from_again(mo
             assert "the broker is not being consumed from" in body["missing"]
         await asyncio.to_thread(mortal_broker.start)
         fault.over()
+        await stage.verify(fault, what, does)
 
 
 async def test_update_that_was_sent_but_not_acknowledged_is_not_sent_again_after_a_reconnect(
@@ -154,12 +154,11 @@ async def test_node_that_is_down_is_passed_over(broker: Broker, amqp: AbstractCo
         await client.close()
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_node_that_says_nothing_is_passed_over(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
     """Of several nodes, one that accepts and says nothing costs a few seconds, and not the bridge."""
     async with silent_server() as silent:
         urls = f"amqp://guest:guest@127.0.0.1:{silent}/,{broker.url}"
-        async with running(urls, exchanges=f"{exchange}=killmail") as bridge:
+        async with running(urls, IMPATIENT, exchanges=f"{exchange}=killmail") as bridge:
             client = await RawClient.open(port_of(bridge))
             await publish(amqp, exchange, killmail(7))
             assert await next_id(client) == 7
@@ -195,17 +194,15 @@ async def test_node_that_answers_with_something_else_is_passed_over(
             await client.close()
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_broker_that_says_nothing_is_named_in_readyz() -> None:
     """A broker that accepts and says nothing does not hold the bridge: /readyz names it and how long it was given."""
     async with silent_server() as silent:
         url = f"amqp://guest:{WRONG_PASSWORD}@127.0.0.1:{silent}/"
-        async with started(url) as bridge:
+        async with started(url, IMPATIENT) as bridge:
             body = await not_ready(bridge)
             assert body["broker"]["last_error"] == f"amqp://guest:***@127.0.0.1:{silent}/ does not answer within 1 s"
 
 
-@pytest.mark.usefixtures("impatient")
 async def test_broker_that_says_nothing_behind_tls_is_given_up_as_soon(tmp_path: Path) -> None:
     """Promise: it takes no answer to a goodbye to give a broker up."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -220,10 +217,10 @@ async def test_broker_that_says_nothing_behind_tls_is_given_up_as_soon(tmp_path:
     async with server, proxy(f"amqps://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/") as line:
         await line.open()
         since_s = time.monotonic()
-        async with started(f"{line.url}?cafile={chain}") as bridge:
+        async with started(f"{line.url}?cafile={chain}", IMPATIENT) as bridge:
             body = await not_ready(bridge)
             assert body["broker"]["last_error"].endswith("does not answer within 1 s")
-            assert time.monotonic() - since_s <= link.CONNECT_TIMEOUT_S + 2
+            assert time.monotonic() - since_s <= IMPATIENT.connect_timeout_s + 2
 
 
 async def refused(kind: str, broker: Broker, amqp: AbstractConnection, exchange: str) -> tuple[str, str]:

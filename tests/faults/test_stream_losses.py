@@ -16,6 +16,7 @@ from bridge.broker.stream import AWAY, Stream
 from bridge.broker.topology import Topology
 from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
 from tests.support.recipient import CAUGHT_UP, Recorder, reading
@@ -189,7 +190,7 @@ async def test_mark_that_does_not_come_back_is_published_again(
         await channel.declare_queue(nowhere, exclusive=True)
     asked: list[float] = []
     async with connected((Node(broker.url),), "sounding") as line:
-        sounding = await Sounding.listen(line, queue)
+        sounding = await Sounding.listen(line, queue, DEFAULT.marker_retry_s)
         sounding._stream = nowhere
 
         def gap() -> None:

@@ -9,12 +9,12 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
-from bridge.broker import consumer as consumer_module
 from bridge.broker.sounding import Sounding
 from bridge.broker.status import Gap
 from bridge.broker.stream import Stream
 from bridge.demo.broker import Broker, NoBroker, find_server
 from bridge.errors import BrokerRefusal
+from bridge.timing import Timing
 from tests.support.broker import say, unavailable
 from tests.support.control import ControlledNode
 from tests.support.publishing import depth, observer, publish
@@ -97,8 +97,7 @@ async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: ControlledN
 async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
     node_broker: ControlledNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer_module, "SETUP_TIMEOUT_S", 2.0)
-    end = Sounding.end
+    end, impatient = Sounding.end, Timing(setup_timeout_s=2.0)
 
     async def hang(sounding: Sounding, token: str, gap: Callable[[], Gap | None]) -> int:
         node_broker.pause()
@@ -108,7 +107,7 @@ async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
     recorder = Recorder()
     async with place(node_broker, kind=KEPT) as (exchange, stream):
         try:
-            async with reading(node_broker.url, exchange, stream, recorder) as consumer:
+            async with reading(node_broker.url, exchange, stream, recorder, timing=impatient) as consumer:
                 await eventually("it says so", lambda: consumer.status.error)
                 assert consumer.status.error == "the broker does not answer within 2 s"
                 monkeypatch.setattr(Sounding, "end", end)

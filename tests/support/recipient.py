@@ -10,6 +10,7 @@ from bridge.broker.consumer import Consumer, Source
 from bridge.broker.link import Node
 from bridge.broker.stream import Stream
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT, Timing
 from tests.support.waiting import LIMIT_S
 
 if TYPE_CHECKING:
@@ -85,11 +86,11 @@ class Recorder:
 
 @asynccontextmanager
 async def reading(
-    url: str, exchange: str, stream: Stream, recorder: Recorder, prefetch: int = 20
+    url: str, exchange: str, stream: Stream, recorder: Recorder, prefetch: int = 20, timing: Timing = DEFAULT
 ) -> AsyncIterator[Consumer]:
     """A consumer of a stream. Raises what ended it."""
     source = Source((Node(url),), (exchange,), None, prefetch, "reader", stream)
-    consumer = Consumer(source, recorder, Metrics(), wait=False)
+    consumer = Consumer(source, recorder, Metrics(), wait=False, timing=timing)
     running = asyncio.create_task(consumer.run())
     try:
         yield consumer

@@ -1,6 +1,7 @@
 """A bridge that runs: in the test's own loop, or as a process, as its operator runs it."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from bridge import settings
 from bridge.app import Bridge
+from bridge.timing import DEFAULT, Timing
 from tests.support.waiting import LIMIT_S, eventually
 
 UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
@@ -22,25 +24,33 @@ COMMAND = (sys.executable, "-m", "bridge")
 """The bridge of this checkout."""
 
 
+def timed_command(timing: Timing) -> tuple[str, ...]:
+    """The bridge of this checkout with other time constants."""
+    if timing == DEFAULT:
+        return COMMAND
+    script = Path(__file__).with_name("timed_bridge.py")
+    return sys.executable, "-P", str(script), json.dumps(dataclasses.asdict(timing))
+
+
 def unique(kind: str) -> str:
     """A name for an exchange or a queue that no other test uses."""
     return f"test.{kind}.{uuid.uuid4().hex[:12]}"
 
 
 @asynccontextmanager
-async def running(amqp_url: str, **flags: object) -> AsyncIterator[Bridge]:
+async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
     """A bridge on a free port of 127.0.0.1, ready. `flags` are settings by name."""
-    async with started(amqp_url, **flags) as bridge:
+    async with started(amqp_url, timing, **flags) as bridge:
         await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
         yield bridge
 
 
 @asynccontextmanager
-async def started(amqp_url: str, **flags: object) -> AsyncIterator[Bridge]:
+async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
     """The same, whether it gets ready or not."""
     texts = {"amqp_url": amqp_url, "host": "127.0.0.1", "port": "0", "shutdown_timeout": "5s"}
     texts |= {name: str(value) for name, value in flags.items()}
-    bridge = Bridge(settings.load(texts, {}, NOWHERE))
+    bridge = Bridge(settings.load(texts, {}, NOWHERE), timing)
     await bridge.start()
     try:
         yield bridge
@@ -101,7 +111,10 @@ class BridgeProcess:
 
 @asynccontextmanager
 async def bridge_process(
-    amqp_url: str, *arguments: str, command: Sequence[str] = COMMAND, **variables: str
+    amqp_url: str,
+    *arguments: str,
+    command: Sequence[str] = COMMAND,
+    **variables: str,
 ) -> AsyncIterator[BridgeProcess]:
     """A bridge as a process, on a free port of 127.0.0.1; killed at the end if it still runs.
 

@@ -23,6 +23,7 @@ from bridge.broker.publisher import NotConfirmed, Publisher
 from bridge.cli import events, serve
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.settings import FIELDS
+from bridge.timing import DEFAULT, Timing
 from tests.support.forms import ESI, packaged, redisq
 from tests.support.killmail import EXAMPLE, killmail
 
@@ -53,12 +54,14 @@ class Runs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.settings: list[Settings] = []
+        self.timings: list[Timing] = []
         self.error: Exception | None = None
         monkeypatch.setattr(serve, "run_bridge", self.run)
 
-    async def run(self, settings: Settings) -> None:
+    async def run(self, settings: Settings, timing: Timing) -> None:
         assert type(asyncio.get_running_loop()).__module__.startswith("uvloop")
         self.settings.append(settings)
+        self.timings.append(timing)
         if self.error is not None:
             raise self.error
 
@@ -109,6 +112,13 @@ def test_help_lists_the_exit_codes() -> None:
 def test_serve_runs_with_the_defaults(runs: Runs) -> None:
     assert invoke("serve").exit_code == 0
     assert [settings.port for settings in runs.settings] == [3000]
+    assert runs.timings == [DEFAULT]
+
+
+def test_serve_runs_with_the_time_constants_of_its_context(runs: Runs) -> None:
+    timing = Timing(heartbeat_s=1)
+    assert CliRunner().invoke(cli.cli, ["serve"], obj=timing).exit_code == 0
+    assert runs.timings == [timing]
 
 
 def test_serve_takes_flags_over_the_environment_over_dotenv(

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.fanout import entrance
 from bridge.fanout.entrance import AT_ONCE, SPARE, Entrance
 from bridge.metrics import Metrics
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+CHECK_S = 0.01
 
 
 class Scene:
@@ -30,7 +31,7 @@ class Scene:
         self.listener.setblocking(False)
         self.name = self.listener.getsockname()
         self.let_in: list[tuple[socket.socket, str]] = []
-        self.entrance = Entrance([self.listener], lambda *client: self.let_in.append(client), self.metrics)
+        self.entrance = Entrance([self.listener], lambda *client: self.let_in.append(client), self.metrics, CHECK_S)
         self.clients: list[socket.socket] = []
 
     def come(self, count: int = 1) -> None:
@@ -48,8 +49,7 @@ class Scene:
 
 
 @pytest.fixture
-async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(entrance, "LOOK_S", 0.01)
+async def scene() -> AsyncIterator[Scene]:
     scene = Scene()
     scene.entrance.open()
     yield scene

@@ -8,9 +8,11 @@ import pytest
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock
-from bridge.fanout.keepalive import CLOSE_TIMEOUT_S, Keepalive
+from bridge.fanout.keepalive import Keepalive
+from bridge.timing import DEFAULT
 
 IDLE_S, PING_S = 120.0, 30.0
+CLOSE_TIMEOUT_S = DEFAULT.close_timeout_s
 
 
 class Client:

@@ -9,9 +9,10 @@ import aiormq
 import pytest
 
 from bridge.broker import life
-from bridge.broker.life import STABLE_S, cancel_requests, keep_alive
+from bridge.broker.life import cancel_requests, keep_alive
 from bridge.broker.status import State, Status
 from bridge.errors import BrokerRefusal
+from bridge.timing import DEFAULT
 
 End = str | BaseException
 
@@ -135,7 +136,7 @@ async def test_unexpected_error_is_logged_in_full_and_the_next_life_begins(caplo
     assert entry.exc_info
 
 
-@pytest.mark.parametrize(("lasted_s", "resets"), [(STABLE_S - 0.1, 0), (STABLE_S, 1)])
+@pytest.mark.parametrize(("lasted_s", "resets"), [(DEFAULT.stable_s - 0.1, 0), (DEFAULT.stable_s, 1)])
 @pytest.mark.parametrize("end", ["channel closed", OSError("reset by peer"), BrokerRefusal("no permission")], ids=repr)
 async def test_pauses_begin_anew_after_a_life_that_lasted_and_only_then(
     monkeypatch: pytest.MonkeyPatch, end: End, lasted_s: float, resets: int

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.broker import rejects as module
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import State
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.metrics import Metrics
+from bridge.timing import Timing
 from tests.support.fakes import FakeDelivery
 from tests.support.waiting import eventually
 
@@ -36,9 +36,9 @@ class SilentOutlet:
         await self.confirming.wait()
 
 
-async def test_confirm_that_is_late_is_said_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CONFIRM_S", 0.01)
-    rejects, outlet = Rejects((), "bridge.rejected", "here", Metrics(), wait=False), SilentOutlet()
+async def test_confirm_that_is_late_is_said_and_waited_for() -> None:
+    timing = Timing(confirm_warning_s=0.01)
+    rejects, outlet = Rejects((), "bridge.rejected", "here", Metrics(), wait=False, timing=timing), SilentOutlet()
     rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
     rejects.status.enter(State.WORKING)
     delivery = FakeDelivery(b"[]")

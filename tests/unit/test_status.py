@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bridge.broker import status
-from bridge.broker.status import PROOF_VALID_S, Gap, State, Status
+from bridge.broker.status import Gap, State, Status
+from bridge.timing import DEFAULT
+
+PROOF_VALID_S = DEFAULT.proof_valid_s
 
 
 class Time:
