@@ -1,19 +1,23 @@
-"""Faults that take half a minute each, because that is how long it takes to be sure of them: all at the same time."""
+"""Faults that the bridge takes a while to be sure of: with time constants of a few seconds instead of half a minute."""
 
-import asyncio
+import pytest
 
-from bridge.broker.status import PROOF_VALID_S
 from bridge.demo.broker import Broker
+from bridge.timing import Timing
 from tests.support.control import ControlledNode
 from tests.support.proxy import Direction, proxy
-from tests.support.scene import Fault, Scene, scene
+from tests.support.scene import SLACK_S, Fault, Scene, scene
 from tests.support.waiting import eventually
 
-STOPPED_S, DARK_S = 30.0, 25.0
+TIMING = Timing(check_interval_s=0.3, check_timeout_s=4.0, setup_timeout_s=4.0, proof_valid_s=2.0)
 
-NOTICED = "does not answer within 20 s"
+FORGETFUL = Timing(heartbeat_s=2)
+"""The broker misses a connection after two or three heartbeats."""
+
+NOTICED = "does not answer within 4 s"
 
 DOES = "is not ready after 10 s, gives the connection up after 21 s, tries again"
+"""With the product's own time constants."""
 
 LATE_LIMIT_S = 2.0
 
@@ -25,69 +29,63 @@ async def noticed(stage: Scene, fault: Fault) -> None:
     """Returns once both bridges have given the connection up; they must have said before that nothing proves it."""
     for bridge in stage.bridges.values():
         await bridge.not_ready()
-    assert fault.age_s <= PROOF_VALID_S + 1
+    assert fault.age_s <= TIMING.proof_valid_s + SLACK_S
     for bridge in stage.bridges.values():
         await bridge.not_ready(NOTICED)
 
 
-async def broker_that_is_stopped(node: ControlledNode) -> None:
-    """Promise: a broker that hangs is noticed before its heartbeats are missed, and consumed from when it goes on."""
-    what = f"the broker is stopped for {STOPPED_S:.0f} s (SIGSTOP)"
-    async with scene(node.url) as stage, stage.fault(what, DOES) as fault:
-        node.pause()
+async def test_broker_that_is_stopped_is_noticed_before_its_heartbeats_are_missed(node_broker: ControlledNode) -> None:
+    """Promise: a broker that hangs is consumed from as soon as it goes on."""
+    async with scene(node_broker.url, None, TIMING) as stage:
+        fault = await stage.fault()
+        node_broker.pause()
         try:
             await noticed(stage, fault)
-            await fault.lasts(STOPPED_S)
         finally:
-            node.resume()
+            node_broker.resume()
+        fault.over()
+        await stage.verify(fault, "the broker is stopped (SIGSTOP)", DOES)
 
 
-async def line_that_is_dark(broker: Broker) -> None:
+async def test_line_that_is_dark_is_given_up_and_tried_again(broker: Broker) -> None:
     """Promise: a line on which nothing goes either way is given up, and tried again until something does."""
     async with proxy(broker.url) as line:
         await line.open()
-        what = f"nothing goes either way for {DARK_S:.0f} s"
-        async with scene(broker.url, line.url) as stage, stage.fault(what, DOES) as fault:
+        async with scene(broker.url, line.url, TIMING) as stage:
+            fault = await stage.fault()
             line.hold()
             await noticed(stage, fault)
-            await fault.lasts(DARK_S)
             line.release()
+            await stage.verify(fault, "nothing goes either way", DOES)
 
 
-async def line_that_goes_one_way(broker: Broker, blocked: Direction) -> None:
+@pytest.mark.parametrize("blocked", Direction)
+async def test_line_that_goes_one_way_is_given_up(broker: Broker, blocked: Direction) -> None:
     """Promise: it takes both ways to be ready, whatever still goes on one."""
     async with proxy(broker.url) as line:
         await line.open()
-        what = f"nothing goes {blocked.value}, the other way is open"
-        async with scene(broker.url, line.url) as stage, stage.fault(what, DOES) as fault:
+        async with scene(broker.url, line.url, TIMING) as stage:
+            fault = await stage.fault()
             line.hold(blocked)
             await noticed(stage, fault)
             line.release()
+            await stage.verify(fault, f"nothing goes {blocked.value}, the other way is open", DOES)
 
 
-async def line_that_only_the_broker_believes_in(broker: Broker) -> None:
+async def test_connection_that_only_the_broker_believes_in_holds_nothing_new(broker: Broker) -> None:
     """Promise: a new connection gets what is new; what lies on the one that is half open comes again, and once only."""
     async with proxy(broker.url) as line:
         await line.open()
-        async with scene(broker.url, line.url) as stage:
+        async with scene(broker.url, line.url, FORGETFUL) as stage:
+            fault = await stage.fault()
+            line.forsake()
+            fault.over()
+            await stage.fetcher.further(300)
             does = "connects again at once; what the old connection got comes again when the broker has missed it"
-            async with stage.fault("the broker believes in a connection that is gone", does) as fault:
-                line.forsake()
-                fault.over()
-                await stage.fetcher.further(500)
+            await stage.verify(fault, "the broker believes in a connection that is gone", does)
             named, confirmed = stage.named, stage.fetcher.confirmed
             late = [n for n, at in confirmed.items() if at > fault.began_s + 1 and named.arrived[n] - at > LATE_LIMIT_S]
             assert late == []
-            [said] = [each for each in named.process.lines if str(each["event"]).startswith(SHARED)]
+            [said] = [each for each in fault.lines(named) if str(each["event"]).startswith(SHARED)]
             assert said["level"] == "error"
-            await eventually("the bridge is alone on its queue", lambda: named.lines(ALONE))
-
-
-async def test_half_a_minute_of_everything(broker: Broker, node_broker: ControlledNode) -> None:
-    """Each has its promise where it is written."""
-    async with asyncio.TaskGroup() as group:
-        group.create_task(broker_that_is_stopped(node_broker))
-        group.create_task(line_that_is_dark(broker))
-        group.create_task(line_that_goes_one_way(broker, Direction.DOWN))
-        group.create_task(line_that_goes_one_way(broker, Direction.UP))
-        group.create_task(line_that_only_the_broker_believes_in(broker))
+            await eventually("the bridge is alone on its queue", lambda: fault.lines(named, ALONE))

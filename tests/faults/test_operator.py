@@ -49,11 +49,11 @@ async def test_connections_that_are_closed_by_force_come_back(node_broker: Contr
     async with own_user(node_broker) as user:
         url = url_of(node_broker, user=user, password=PASSWORD)
         async with scene(node_broker.url, url) as stage:
-            does = "connects again at once"
-            async with stage.fault("an operator closes the connections", does):
-                await close_connections(node_broker, user, "maintenance")
+            fault = await stage.fault()
+            await close_connections(node_broker, user, "maintenance")
+            await stage.verify(fault, "an operator closes the connections", "connects again at once")
             for bridge in stage.bridges.values():
-                [line] = bridge.lines("broker lost")
+                [line] = fault.lines(bridge, "broker lost")
                 assert "maintenance" in str(line["error"])
 
 
@@ -62,17 +62,18 @@ async def test_password_that_is_changed_is_named_until_it_is_right_again(node_br
     async with own_user(node_broker) as user:
         url = url_of(node_broker, user=user, password=PASSWORD)
         async with scene(node_broker.url, url) as stage:
+            fault = await stage.fault()
+            await node_broker.ctl("change_password", user, OTHER_PASSWORD)
+            await close_connections(node_broker, user, "the password has changed")
+            for bridge in stage.bridges.values():
+                body = await bridge.not_ready("refuses the user name or the password")
+                assert body["broker"]["state"] == "refused"
+                assert PASSWORD not in str(body) + str(bridge.process.lines)
+            await stage.fetcher.further(100)
+            await node_broker.ctl("change_password", user, PASSWORD)
+            fault.over()
             does = "says so in `/readyz`, tries again"
-            async with stage.fault("the password is changed, and changed back", does) as fault:
-                await node_broker.ctl("change_password", user, OTHER_PASSWORD)
-                await close_connections(node_broker, user, "the password has changed")
-                for bridge in stage.bridges.values():
-                    body = await bridge.not_ready("refuses the user name or the password")
-                    assert body["broker"]["state"] == "refused"
-                    assert PASSWORD not in str(body) + str(bridge.process.lines)
-                await stage.fetcher.further(100)
-                await node_broker.ctl("change_password", user, PASSWORD)
-                fault.over()
+            await stage.verify(fault, "the password is changed, and changed back", does)
 
 
 async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_again(node_broker: ControlledNode) -> None:
@@ -81,16 +82,17 @@ async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_agai
     await node_broker.ctl("add_vhost", vhost)
     await node_broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
     async with scene(url_of(node_broker, vhost=vhost)) as stage:
-        does = "names it in `/readyz`, tries again"
+        fault = await stage.fault()
+        await node_broker.ctl("delete_vhost", vhost)
+        for bridge in stage.bridges.values():
+            body = await bridge.not_ready(f"the virtual host '{vhost}'")
+            assert body["broker"]["state"] == "refused"
+        await node_broker.ctl("add_vhost", vhost)
+        await node_broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+        fault.over()
         # What waits in a queue of the virtual host goes with it.
-        async with stage.fault("the virtual host is deleted and made again", does, kept=False) as fault:
-            await node_broker.ctl("delete_vhost", vhost)
-            for bridge in stage.bridges.values():
-                body = await bridge.not_ready(f"the virtual host '{vhost}'")
-                assert body["broker"]["state"] == "refused"
-            await node_broker.ctl("add_vhost", vhost)
-            await node_broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-            fault.over()
+        what, does = "the virtual host is deleted and made again", "names it in `/readyz`, tries again"
+        await stage.verify(fault, what, does, kept=False)
     await node_broker.ctl("delete_vhost", vhost)
 
 
@@ -126,14 +128,14 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
         scene(node_broker.url) as stage,
         observer(node_broker.url) as amqp,
     ):
-        what, does = "the broker closes the channel (406)", "connects again at once"
-        async with stage.fault(what, does) as fault:
-            async with rejects_are_refused(node_broker, stage.rejects):
-                await publish(amqp, stage.exchange, b"poison", delivery_mode=2)
-                await stage.noticed()
-            fault.over()
+        fault = await stage.fault()
+        async with rejects_are_refused(node_broker, stage.rejects):
+            await publish(amqp, stage.exchange, b"poison", delivery_mode=2)
+            await stage.noticed(fault)
+        fault.over()
+        await stage.verify(fault, "the broker closes the channel (406)", "connects again at once")
         for bridge in stage.bridges.values():
-            assert "PRECONDITION_FAILED" in str(bridge.lines("broker lost")[0]["error"])
+            assert "PRECONDITION_FAILED" in str(fault.lines(bridge, "broker lost")[0]["error"])
         for message in await take(amqp, stage.rejects, 2):
             assert message.body == b"poison"
         assert await depth(amqp, stage.rejects) == 0

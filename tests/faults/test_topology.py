@@ -1,10 +1,12 @@
 """What the bridges consume from is taken away, or becomes something else."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aio_pika
 import orjson
 import pytest
+import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 from pamqp import commands, frame
 
@@ -13,11 +15,13 @@ from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
 from tests.support.frames import split_frames
 from tests.support.killmail import killmail
-from tests.support.proxy import proxy
-from tests.support.publishing import publish
+from tests.support.proxy import Proxy, proxy
+from tests.support.publishing import observer, publish
 from tests.support.running import port_of, running, sample, unique
-from tests.support.scene import NAMED, scene
+from tests.support.scene import NAMED, Scene, scene
 from tests.support.waiting import eventually
+
+on_stage = pytest.mark.asyncio(loop_scope="module")
 
 
 async def remake(amqp: AbstractConnection, exchange: str, kind: aio_pika.ExchangeType) -> None:
@@ -26,20 +30,6 @@ async def remake(amqp: AbstractConnection, exchange: str, kind: aio_pika.Exchang
     await channel.exchange_delete(exchange)
     await channel.declare_exchange(exchange, kind, durable=True)
     await channel.close()
-
-
-async def test_queue_that_is_deleted_is_made_again(broker: Broker, amqp: AbstractConnection) -> None:
-    """Promise: a queue that is gone is said, and made again at once; what was in it is gone with it."""
-    async with scene(broker.url) as stage:
-        what, does = "the queue is deleted", "makes it again at once"
-        async with stage.fault(what, does, kept=False, noticed=(NAMED,)):
-            channel = await amqp.channel()
-            await channel.queue_delete(stage.queue)
-            await channel.close()
-        [line] = stage.named.lines("broker lost")
-        assert "its queue is gone" in str(line["error"])
-        [line] = stage.named.lines("broker recovered")
-        assert line["gap_possible"] is True
 
 
 class Canceller:
@@ -76,71 +66,112 @@ class _Line:
         return sent
 
 
-async def test_consumer_that_the_broker_cancels_consumes_again(broker: Broker) -> None:
-    """Promise: a cancelled consumer is no silence for ever, though the connection lives."""
-    canceller = Canceller()
+CANCELLER = Canceller()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def line(broker: Broker) -> AsyncIterator[Proxy]:
+    """The way that the bridges on the stage take to the broker."""
     async with proxy(broker.url) as line:
-        line.alteration = canceller.line
+        line.alteration = CANCELLER.line
         await line.open()
-        async with scene(broker.url, line.url) as stage:
-            async with stage.fault("the broker cancels the consumer", "consumes again at once"):
-                canceller.due = 2
-                await stage.noticed()
-            for bridge in stage.bridges.values():
-                [said] = bridge.lines("broker lost")
-                assert "cancelled the consumer" in str(said["error"])
+        yield line
 
 
-async def test_exchange_that_is_deleted_and_made_again_is_bound_again(broker: Broker, amqp: AbstractConnection) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(broker: Broker, line: Proxy) -> AsyncIterator[Scene]:
+    """None of these faults ends a bridge: all of them happen to the same two."""
+    async with scene(broker.url, line.url) as stage:
+        yield stage
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def observing(broker: Broker) -> AsyncIterator[AbstractConnection]:
+    """An observer's connection, in the loop of the stage."""
+    async with observer(broker.url) as connection:
+        yield connection
+
+
+@on_stage
+async def test_queue_that_is_deleted_is_made_again(stage: Scene, observing: AbstractConnection) -> None:
+    """Promise: a queue that is gone is said, and made again at once; what was in it is gone with it."""
+    fault = await stage.fault()
+    channel = await observing.channel()
+    await channel.queue_delete(stage.queue)
+    await channel.close()
+    await stage.verify(fault, "the queue is deleted", "makes it again at once", kept=False, noticed=(NAMED,))
+    [lost] = fault.lines(stage.named, "broker lost")
+    assert "its queue is gone" in str(lost["error"])
+    [recovered] = fault.lines(stage.named, "broker recovered")
+    assert recovered["gap_possible"] is True
+
+
+@on_stage
+async def test_consumer_that_the_broker_cancels_consumes_again(stage: Scene) -> None:
+    """Promise: a cancelled consumer is no silence for ever, though the connection lives."""
+    fault = await stage.fault()
+    CANCELLER.due = 2
+    await stage.noticed(fault)
+    await stage.verify(fault, "the broker cancels the consumer", "consumes again at once")
+    for bridge in stage.bridges.values():
+        [said] = fault.lines(bridge, "broker lost")
+        assert "cancelled the consumer" in str(said["error"])
+
+
+@on_stage
+async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
+    stage: Scene, observing: AbstractConnection
+) -> None:
     """Promise: an exchange that takes its bindings with it, without a word to anybody, is found within 1.5 s.
 
     What was published by then is in no queue, and nobody can know of it: the broker tells no one what is bound.
     """
-    async with scene(broker.url) as stage:
-        what, does = "the exchange is deleted and made again at once", "binds its queue again within 1.5 s"
-        async with stage.fault(what, does, kept=False, noticed=()):
-            await remake(amqp, stage.exchange, aio_pika.ExchangeType.FANOUT)
+    fault = await stage.fault()
+    await remake(observing, stage.exchange, aio_pika.ExchangeType.FANOUT)
+    what, does = "the exchange is deleted and made again at once", "binds its queue again within 1.5 s"
+    await stage.verify(fault, what, does, kept=False, noticed=())
 
 
-async def test_exchange_that_is_deleted_is_made_again(broker: Broker, amqp: AbstractConnection) -> None:
+@on_stage
+async def test_exchange_that_is_deleted_is_made_again(stage: Scene, observing: AbstractConnection) -> None:
     """Promise: an exchange that is gone is missed within 1.5 s, and made as at the start."""
-    what, does = "the exchange is deleted", "makes it again within 1.5 s"
+    fault = await stage.fault()
+    channel = await observing.channel()
+    await channel.exchange_delete(stage.exchange)
+    await channel.close()
     # Where one bridge has made it again, the other finds it there, and binds its queue.
-    async with scene(broker.url) as stage, stage.fault(what, does, kept=False, noticed=None):
-        channel = await amqp.channel()
-        await channel.exchange_delete(stage.exchange)
-        await channel.close()
+    await stage.verify(fault, "the exchange is deleted", "makes it again within 1.5 s", kept=False, noticed=None)
 
 
-async def test_exchange_that_becomes_a_topic_exchange_is_consumed_from(
-    broker: Broker, amqp: AbstractConnection
-) -> None:
-    """Promise: another kind of exchange that delivers everything is as good."""
-    async with scene(broker.url) as stage:
-        what, does = "the exchange is made again as a topic exchange", "binds its queue to that"
-        async with stage.fault(what, does, kept=False):
-            await remake(amqp, stage.exchange, aio_pika.ExchangeType.TOPIC)
-        async with stage.fault("and that is deleted and made again", "binds it again", kept=False, noticed=()):
-            await remake(amqp, stage.exchange, aio_pika.ExchangeType.TOPIC)
-        assert [line for line in stage.named.process.lines if line["event"] == "broker refuses; trying again"] == []
-
-
+@on_stage
 async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_another(
-    broker: Broker, amqp: AbstractConnection
+    stage: Scene, observing: AbstractConnection
 ) -> None:
     """Promise: an exchange that takes the binding and would never deliver is no silence: `/readyz` names it."""
-    async with scene(broker.url) as stage:
-        what, does = (
-            "the exchange is made again as a direct exchange, then mended",
-            "names it in `/readyz`, tries again",
-        )
-        async with stage.fault(what, does, kept=False) as fault:
-            await remake(amqp, stage.exchange, aio_pika.ExchangeType.DIRECT)
-            for bridge in stage.bridges.values():
-                body = await bridge.not_ready(f"the exchange '{stage.exchange}' is a direct exchange")
-                assert body["broker"]["state"] == "refused"
-            await remake(amqp, stage.exchange, aio_pika.ExchangeType.FANOUT)
-            fault.over()
+    fault = await stage.fault()
+    await remake(observing, stage.exchange, aio_pika.ExchangeType.DIRECT)
+    for bridge in stage.bridges.values():
+        body = await bridge.not_ready(f"the exchange '{stage.exchange}' is a direct exchange")
+        assert body["broker"]["state"] == "refused"
+    await remake(observing, stage.exchange, aio_pika.ExchangeType.FANOUT)
+    fault.over()
+    what = "the exchange is made again as a direct exchange, then mended"
+    await stage.verify(fault, what, "names it in `/readyz`, tries again", kept=False)
+
+
+@on_stage
+async def test_exchange_that_becomes_a_topic_exchange_is_consumed_from(
+    stage: Scene, observing: AbstractConnection
+) -> None:
+    """Promise: another kind of exchange that delivers everything is as good, and bound again as any other."""
+    fault = await stage.fault()
+    await remake(observing, stage.exchange, aio_pika.ExchangeType.TOPIC)
+    what, does = "the exchange is made again as a topic exchange", "binds its queue to that"
+    await stage.verify(fault, what, does, kept=False)
+    assert fault.lines(stage.named, "broker refuses; trying again") == []
+    fault = await stage.fault()
+    await remake(observing, stage.exchange, aio_pika.ExchangeType.TOPIC)
+    await stage.verify(fault, "and that is deleted and made again", "binds it again", kept=False, noticed=())
 
 
 async def looked_at(bridge: Bridge) -> None:

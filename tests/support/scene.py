@@ -18,15 +18,17 @@ import aio_pika
 import aiormq
 import orjson
 
-from bridge.broker.status import PROOF_VALID_S
+from bridge.timing import DEFAULT, Timing
 from tests.support import figures
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.publishing import connect, observer
-from tests.support.running import BridgeProcess, bridge_process, unique
+from tests.support.running import BridgeProcess, bridge_process, timed_command, unique
 from tests.support.waiting import eventually
 
 NAMED, EXCLUSIVE = "named queue", "exclusive queue"
+
+ATTEMPTS = "bridge_broker_connection_attempts_total"
 
 PAUSE_S = 0.01
 """Between two events: a hundred a second, a hundred times what all of EVE Online has."""
@@ -39,13 +41,13 @@ LEFTOVERS_LIMIT_S = 45.0
 
 GOODBYE_S = 5.0
 
-SAMPLE_S = 0.05
+SAMPLE_S = 0.1
 
 CONFIRM_S = 0.5
 """From an event's arrival at the broker until its fetcher has noted the confirm, on a busy machine."""
 
 SLACK_S = 2.0
-"""Beyond PROOF_VALID_S, before a `/readyz` that says yes while nothing comes is called a lie."""
+"""Beyond `proof_valid_s`, before a `/readyz` that says yes while nothing comes is called a lie."""
 
 
 class Fetcher:
@@ -108,7 +110,8 @@ class Fetcher:
 class Watched:
     """A bridge, the client that listens to it, and what it says of itself meanwhile."""
 
-    def __init__(self, process: BridgeProcess, port: int, client: RawClient, fetcher: Fetcher) -> None:
+    def __init__(self, name: str, process: BridgeProcess, port: int, client: RawClient, fetcher: Fetcher) -> None:
+        self.name = name
         self.process = process
         self.port = port
         self.client = client
@@ -167,10 +170,6 @@ class Watched:
             raise AssertionError(f"{error}; it says {body}") from None
         return body
 
-    def lines(self, *events: str) -> list[dict[str, object]]:
-        """The log lines with one of these phrases."""
-        return [line for line in self.process.lines if line["event"] in events]
-
     async def stop(self) -> None:
         """Ends the bridge as its operator does."""
         self._stopping = True
@@ -186,9 +185,16 @@ class Watched:
 
 
 class Fault:
-    """One fault, from its cause to what came of it."""
+    """One fault, from its cause to what came of it, and how things were before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, confirmed: set[int], attempts: dict[str, float], gaps: float, lines: dict[str, int]) -> None:
+        self.confirmed_before = confirmed
+        self.attempts_before = attempts
+        """Attempts to connect, of each bridge."""
+        self.gaps_before = gaps
+        """Of the bridge with an exclusive queue."""
+        self.lines_before = lines
+        """How many lines each bridge had logged."""
         self.began_s = time.monotonic()
         self.is_over = False
         self.over_s = self.over_unix_s = 0.0
@@ -198,9 +204,10 @@ class Fault:
         """How long it has lasted."""
         return time.monotonic() - self.began_s
 
-    async def lasts(self, seconds: float) -> None:
-        """Returns when it has lasted that long."""
-        await asyncio.sleep(seconds - self.age_s)
+    def lines(self, bridge: Watched, *events: str) -> list[dict[str, object]]:
+        """The bridge's log lines since the fault began; of these phrases, where some are named."""
+        lines = bridge.process.lines[self.lines_before[bridge.name] :]
+        return [line for line in lines if not events or line["event"] in events]
 
     def over(self) -> None:
         """To be called when its cause has ended."""
@@ -209,10 +216,17 @@ class Fault:
 
 
 class Scene:
-    """Who takes part."""
+    """A fetcher, an exchange, and two bridges with a client each."""
 
     def __init__(
-        self, exchange: str, queue: str, rejects: str, fetcher: Fetcher, named: Watched, exclusive: Watched
+        self,
+        exchange: str,
+        queue: str,
+        rejects: str,
+        fetcher: Fetcher,
+        named: Watched,
+        exclusive: Watched,
+        timing: Timing,
     ) -> None:
         self.exchange = exchange
         self.queue = queue
@@ -221,32 +235,38 @@ class Scene:
         self.named = named
         self.exclusive = exclusive
         self.bridges = {NAMED: named, EXCLUSIVE: exclusive}
+        self.timing = timing
 
-    @asynccontextmanager
-    async def fault(
+    async def fault(self) -> Fault:
+        """Begins a fault while everything works. `verify` ends it."""
+        await self.fetcher.further(20)
+        return Fault(
+            set(self.fetcher.confirmed),
+            {name: await bridge.metric(ATTEMPTS) for name, bridge in self.bridges.items()},
+            await self.exclusive.metric("bridge_gaps_total"),
+            {name: len(bridge.process.lines) for name, bridge in self.bridges.items()},
+        )
+
+    async def verify(
         self,
-        fault: str,
+        fault: Fault,
+        what: str,
         does: str,
         *,
         limit_s: float = RECOVERY_LIMIT_S,
         kept: bool = True,
         noticed: Collection[str] | None = (NAMED, EXCLUSIVE),
-    ) -> AsyncIterator[Fault]:
-        """A fault, which is caused inside; afterwards, what both bridges promise is checked, and put into the table.
+    ) -> None:
+        """Checks what both bridges promise after a fault, and puts it into the table.
 
-        `limit_s` bounds the recovery; `kept` False says that not even a named queue can keep all events; `noticed` says
-        which bridges lose their connection by it, None that it is whichever looks first.
+        `what` names the fault and `does` says what the bridge does; `limit_s` bounds the recovery; `kept` False says
+        that not even a named queue can keep all events; `noticed` says which bridges lose their connection by it, None
+        that it is whichever looks first.
         """
-        await self.fetcher.further(20)
-        before = set(self.fetcher.confirmed)
-        attempts = [await bridge.metric("bridge_broker_connection_attempts_total") for bridge in self.bridges.values()]
-        said = [len(bridge.process.lines) for bridge in self.bridges.values()]
-        this = Fault()
-        yield this
-        if not this.is_over:
-            this.over()
+        if not fault.is_over:
+            fault.over()
         recovered_s = {
-            name: await self._recovered(bridge, this, limit_s, noticed is not None and name in noticed)
+            name: await self._recovered(bridge, fault, limit_s, noticed is not None and name in noticed)
             for name, bridge in self.bridges.items()
         }
         await self.fetcher.further(20)
@@ -255,24 +275,24 @@ class Scene:
         if kept:
             # What the broker has sent into nothing comes again once it has missed the connection.
             with suppress(AssertionError):
-                await eventually("all came", lambda: not self._lost(self.named, before), limit_s=LEFTOVERS_LIMIT_S)
-        lost = {name: self._lost(bridge, before) for name, bridge in self.bridges.items()}
+                await eventually("all came", lambda: not self._lost(self.named, fault), limit_s=LEFTOVERS_LIMIT_S)
+        lost = {name: self._lost(bridge, fault) for name, bridge in self.bridges.items()}
         doubled = sum(len(bridge.received) - len(bridge.arrived) for bridge in self.bridges.values())
         assert doubled == 0
         assert not (kept and lost[NAMED]), f"{len(lost[NAMED])} events are lost, of a named queue: {lost[NAMED][:20]}"
-        outage_s = time.monotonic() - this.began_s
-        for (name, bridge), attempts_before, lines in zip(self.bridges.items(), attempts, said, strict=True):
-            self._tells_the_truth(bridge, lines, None if noticed is None else name in noticed)
-            tried = await bridge.metric("bridge_broker_connection_attempts_total") - attempts_before
+        outage_s = time.monotonic() - fault.began_s
+        for name, bridge in self.bridges.items():
+            self._tells_the_truth(bridge, fault, None if noticed is None else name in noticed)
+            tried = await bridge.metric(ATTEMPTS) - fault.attempts_before[name]
             # A few at once, as the pauses grow, and then one for each pause.
             assert tried <= 6 + outage_s / 0.75, f"{tried:.0f} attempts in {outage_s:.0f} s"
         if noticed is None:
-            assert any(bridge.lines("broker lost") for bridge in self.bridges.values())
+            assert any(fault.lines(bridge, "broker lost") for bridge in self.bridges.values())
         elif noticed:
-            await self._gap_is_told(lost[EXCLUSIVE])
-        published = len(self.fetcher.confirmed) - len(before)
+            await self._gap_is_told(fault, lost[EXCLUSIVE])
+        published = len(self.fetcher.confirmed) - len(fault.confirmed_before)
         figures.record(
-            fault,
+            what,
             does,
             f"{len(lost[NAMED])} ({len(lost[EXCLUSIVE])}) of {published}",
             str(doubled),
@@ -280,10 +300,10 @@ class Scene:
         )
         self.fetcher.go_on()
 
-    async def noticed(self) -> None:
+    async def noticed(self, fault: Fault) -> None:
         """Returns when each bridge has said that it lost its broker."""
         for bridge in self.bridges.values():
-            await eventually("the loss is noticed", partial(bridge.lines, "broker lost"))
+            await eventually("the loss is noticed", partial(fault.lines, bridge, "broker lost"))
 
     async def _recovered(self, bridge: Watched, fault: Fault, limit_s: float, noticed: bool) -> float:
         over_s, over_unix_s = fault.over_s, fault.over_unix_s
@@ -294,14 +314,15 @@ class Scene:
             return min(after, default=None)
 
         def back() -> bool:
-            lost, recovered = bridge.lines("broker lost"), bridge.lines("broker recovered")
+            lost, recovered = fault.lines(bridge, "broker lost"), fault.lines(bridge, "broker recovered")
             return len(lost) == len(recovered) and bool(recovered) >= noticed
 
         await eventually("the connection is back", back)
         await eventually("an event that was published after the fault arrives", lambda: arrival() is not None)
         # What was under way when the fault came may arrive after it.
-        said_s = [datetime.fromisoformat(str(line["timestamp"])) for line in bridge.lines("broker recovered")][-1:]
-        took_s = max([0.0, (arrival() or 0.0) - over_s, *(at.timestamp() - over_unix_s for at in said_s)])
+        recovered = fault.lines(bridge, "broker recovered")[-1:]
+        said_s = [datetime.fromisoformat(str(line["timestamp"])).timestamp() for line in recovered]
+        took_s = max([0.0, (arrival() or 0.0) - over_s, *(at_s - over_unix_s for at_s in said_s)])
         assert took_s <= limit_s, f"consuming again after {took_s:.1f} s"
 
         async def ready() -> bool:
@@ -314,14 +335,15 @@ class Scene:
         last = max(self.fetcher.confirmed)
         await eventually("the last event arrives", lambda: last in bridge.arrived)
 
-    def _lost(self, bridge: Watched, before: set[int]) -> list[int]:
-        return [n for n in self.fetcher.confirmed if n not in bridge.arrived and n not in before]
+    def _lost(self, bridge: Watched, fault: Fault) -> list[int]:
+        return [n for n in self.fetcher.confirmed if n not in bridge.arrived and n not in fault.confirmed_before]
 
-    def _tells_the_truth(self, bridge: Watched, lines: int, noticed: bool | None) -> None:
+    def _tells_the_truth(self, bridge: Watched, fault: Fault, noticed: bool | None) -> None:
         assert bridge.process.process.returncode is None
         assert bridge.process.texts == []
-        assert bridge.lie_s <= PROOF_VALID_S + SLACK_S, f"/readyz said yes for {bridge.lie_s:.1f} s, and nothing came"
-        new = [line for line in bridge.process.lines[lines:] if line["level"] in {"warning", "error", "info"}]
+        limit_s = self.timing.proof_valid_s + SLACK_S
+        assert bridge.lie_s <= limit_s, f"/readyz said yes for {bridge.lie_s:.1f} s, and nothing came"
+        new = [line for line in fault.lines(bridge) if line["level"] in {"warning", "error", "info"}]
         lost = [line for line in new if line["event"] == "broker lost"]
         recovered = [line for line in new if line["event"] == "broker recovered"]
         assert len(lost) == len(recovered), new
@@ -332,14 +354,15 @@ class Scene:
         assert len(changes) <= 6 * max(1, len(lost)), new
         assert [line for line in new if "exception" in line] == []
 
-    async def _gap_is_told(self, lost: list[int]) -> None:
+    async def _gap_is_told(self, fault: Fault, lost: list[int]) -> None:
         """What an exclusive queue lost must lie within the gap that the bridge tells of."""
         if not lost:
             return
         _, body = await self.exclusive.state()
-        gaps = await self.exclusive.metric("bridge_gaps_total")
-        assert gaps == len(self.exclusive.lines("broker recovered"))
-        assert all(line["gap_possible"] for line in self.exclusive.lines("broker recovered"))
+        gaps = await self.exclusive.metric("bridge_gaps_total") - fault.gaps_before
+        recovered = fault.lines(self.exclusive, "broker recovered")
+        assert gaps == len(recovered)
+        assert all(line["gap_possible"] for line in recovered)
         if gaps == 1:
             since_s, until_s = (datetime.fromisoformat(body["last_gap"][end]).timestamp() for end in ("since", "until"))
             ahead_s = time.time() - time.monotonic()
@@ -348,7 +371,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(broker_url: str, bridge_url: str | None = None, **variables: str) -> AsyncIterator[Scene]:
+async def scene(
+    broker_url: str, bridge_url: str | None = None, timing: Timing = DEFAULT, /, **variables: str
+) -> AsyncIterator[Scene]:
     """A stage before a broker, on which everything works.
 
     `bridge_url` is the way that the bridges take; the fetcher goes straight. `variables` are further settings.
@@ -359,20 +384,20 @@ async def scene(broker_url: str, bridge_url: str | None = None, **variables: str
         settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects, **variables}
         url = bridge_url or broker_url
         processes = [
-            await stack.enter_async_context(bridge_process(url, **settings, **queues))
+            await stack.enter_async_context(bridge_process(url, command=timed_command(timing), **settings, **queues))
             for queues in ({"BRIDGE_QUEUE": queue}, {})
         ]
         for process in processes:
             await process.consuming()
         fetcher = Fetcher(broker_url, exchange)
         stack.push_async_callback(fetcher.stop)
-        watched = []
-        for process in processes:
+        watched: dict[str, Watched] = {}
+        for name, process in zip((NAMED, EXCLUSIVE), processes, strict=True):
             port = await process.port()
-            bridge = Watched(process, port, await RawClient.open(port), fetcher)
+            bridge = Watched(name, process, port, await RawClient.open(port), fetcher)
             stack.push_async_callback(bridge.stop)
-            watched.append(bridge)
-        yield Scene(exchange, queue, rejects, fetcher, *watched)
+            watched[name] = bridge
+        yield Scene(exchange, queue, rejects, fetcher, watched[NAMED], watched[EXCLUSIVE], timing)
 
 
 async def _forget(broker_url: str, exchanges: tuple[str, ...], queues: tuple[str, ...]) -> None:
