@@ -1,11 +1,14 @@
-"""Fixtures for all tests, and how these are shared out among several workers.
+"""Fixtures for all tests, and how tests are distributed among several workers.
 
 None of the fixtures does anything for a test that does not ask for it.
 """
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -13,14 +16,16 @@ import orjson
 import pytest
 import uvloop
 from aio_pika.abc import AbstractConnection
+from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stubs
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
 from bridge.demo import ports
-from bridge.demo.broker import Broker, NoBroker, find_server
-from tests.support.broker import URL, origins, running, say, unavailable
+from bridge.demo.broker import Broker, NoBroker
+from bridge.demo.node import installed_server
+from tests.support.broker import origins, running, shared, started_node, unavailable
 from tests.support.control import ControlledNode
 from tests.support.prepare import NODE
 from tests.support.running import unique
-from tests.support.workers import share_of
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -35,7 +40,43 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is None:
         return
     index, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
-    ports._FIRST_PORT, ports._LAST_PORT = share_of(ports._FIRST_PORT, ports._LAST_PORT, index, count)
+    size = (ports._LAST_PORT - ports._FIRST_PORT) // count
+    ports._FIRST_PORT += index * size
+    ports._LAST_PORT = ports._FIRST_PORT + size
+
+
+NODE_SCOPE, BROWSER_SCOPE = "private node", "browser"
+
+
+@cache
+def scope_of(file: str) -> str:
+    """What must run in one worker: tests of one file, all that kill the private node, all in the browser."""
+    if file.startswith("tests/browser/"):
+        return BROWSER_SCOPE
+    kills = re.search("(node|mortal)_broker", Path(file).read_text()) if Path(file).is_file() else None
+    return NODE_SCOPE if kills else file
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # the base has no types
+    """Hands out scopes to workers, in the order of the collection."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return scope_of(nodeid.partition("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """With `--dist=loadfile`, decides which tests run in one worker."""
+    if config.option.dist != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest scopes first, so that no worker has one left for itself at the end."""
+    order = {NODE_SCOPE: 0, BROWSER_SCOPE: 1}
+    items.sort(key=lambda item: order.get(scope_of(item.nodeid.partition("::")[0]), 2))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -59,27 +100,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Broker]:
-    """A real RabbitMQ, shared by all tests of a worker: leave nothing in it, and leave it running."""
-    yield from running(URL)
-
-
-@pytest.fixture(scope="session")
-def mortal_broker() -> Iterator[Broker]:
-    """A real RabbitMQ that a test may kill and start again; shared, so leave it running."""
-    yield from running()
+def broker(worker_id: str) -> Iterator[Broker]:
+    """A real RabbitMQ, shared by all tests: leave nothing in it, and leave it running."""
+    yield from shared(worker_id)
 
 
 @pytest.fixture(scope="session")
 def node_broker() -> Iterator[ControlledNode]:
-    """A real RabbitMQ that a test may stop, and tell what its operator would; shared, so leave it running as it was."""
+    """A private node that a test may kill, start again, stop, and tell what its operator would.
+
+    All tests that use it run in one worker. Leave it running as it was.
+    """
     try:
-        node = ControlledNode(find_server(say, may_install=False))
+        node = started_node()
     except NoBroker as error:
         unavailable(str(error))
-    node.start()
     yield node
     node.stop()
+
+
+@pytest.fixture(scope="session")
+def mortal_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """The same for a test that only kills it and starts it again: where no server is installed, a container."""
+    if installed_server() is not None:
+        yield request.getfixturevalue("node_broker")
+    else:
+        yield from running()
 
 
 @pytest.fixture

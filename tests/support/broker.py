@@ -1,34 +1,95 @@
-"""The broker that tests run against: TEST_AMQP_URL, else a container, else a private node of rabbitmq-server."""
+"""The broker that tests run against: TEST_AMQP_URL, else a container, else a private node of rabbitmq-server.
 
+`python -m tests.support.broker [--hosts=N] COMMAND ...` runs COMMAND with one broker for all of its tests: each of N
+workers has a virtual host of its own there. It starts none where TEST_AMQP_URL names one, or where it is itself run by
+such a command.
+"""
+
+import json
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import pytest
 
-from bridge.demo.broker import Broker, NoBroker, PrivateNode, find_broker
+from bridge.demo.broker import (
+    Broker,
+    NamedBroker,
+    NoBroker,
+    PrivateNode,
+    container_possible,
+    find_broker,
+    find_server,
+)
+from tests.support.control import ControlledNode
 
 URL = os.environ.get("TEST_AMQP_URL")
 IMAGE = os.environ.get("TEST_RABBITMQ_IMAGE", "rabbitmq:4-management")
+
+SHARED = "TEST_SHARED_BROKER"
+"""The variable with the broker of a whole run: a JSON object with `url` and `origin`."""
+
+HOSTS_FLAG = "--hosts="
 
 origins: list[str] = []
 """Where the brokers of this run came from."""
 
 
+def shared(worker: str) -> Iterator[Broker]:
+    """The broker of the whole run, in the worker's virtual host; where there is none, one for this process."""
+    if URL or SHARED not in os.environ:
+        yield from running(URL)
+        return
+    run = json.loads(os.environ[SHARED])
+    broker = NamedBroker(urlsplit(run["url"])._replace(path=f"/{worker}").geturl())
+    broker.origin = run["origin"]
+    _note(broker)
+    yield broker
+
+
 def running(url: str | None = None) -> Iterator[Broker]:
     """One broker, stopped at the end: the one at the URL, or one of our own that a test may kill."""
     try:
-        broker = find_broker(url, IMAGE, say, may_install=False)
+        broker = _found(url)
     except NoBroker as error:
         unavailable(str(error))
-    if broker.origin not in origins:
-        origins.append(broker.origin)
-    if not url and "TEST_RABBITMQ_IMAGE" in os.environ and isinstance(broker, PrivateNode):
-        broker.stop()
-        unavailable(f"no container of {IMAGE}, which TEST_RABBITMQ_IMAGE asks for, could be started")
+    _note(broker)
     yield broker
     broker.stop()
+
+
+def _found(url: str | None) -> Broker:
+    """Raises NoBroker."""
+    if url or container_possible(IMAGE, say):
+        broker = find_broker(url, IMAGE, say, may_install=False)
+        if url or not isinstance(broker, PrivateNode):
+            return broker
+        broker.stop()
+    if "TEST_RABBITMQ_IMAGE" in os.environ:
+        raise NoBroker(f"no container of {IMAGE}, which TEST_RABBITMQ_IMAGE asks for, could be started")
+    return started_node()
+
+
+def started_node() -> ControlledNode:
+    """A private node of our own. Raises NoBroker."""
+    node = ControlledNode(find_server(say, may_install=False))
+    say(f"starting RabbitMQ: {node.origin}")
+    try:
+        node.start()
+    except RuntimeError as error:
+        raise NoBroker(str(error)) from error
+    return node
+
+
+def _note(broker: Broker) -> None:
+    if broker.origin not in origins:
+        origins.append(broker.origin)
 
 
 def broker_or_reason() -> Broker | None:
@@ -52,3 +113,57 @@ def unavailable(reason: str) -> NoReturn:
 def say(line: str) -> None:
     """What takes long, for whoever looks at the test's output."""
     sys.stderr.write(f"{line}\n")
+
+
+def _with_hosts(broker: Broker, hosts: Sequence[str]) -> None:
+    """Makes virtual hosts in which the user guest may do everything. Raises RuntimeError."""
+    rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+    definitions = json.dumps(
+        {"vhosts": [{"name": host} for host in hosts], "permissions": [{"vhost": host, **rights} for host in hosts]}
+    )
+    if isinstance(broker, ControlledNode):
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            file.write(definitions)
+            file.flush()
+            # Whoever the node runs as must be able to read it.
+            Path(file.name).chmod(0o644)
+            broker.command("import_definitions", file.name)
+    else:
+        from bridge.demo.container import Container  # noqa: PLC0415 - not cheap, and an optional dependency
+
+        assert isinstance(broker, Container)
+        script = 'echo "$0" >/tmp/hosts.json && rabbitmqctl import_definitions /tmp/hosts.json'
+        code, output = broker._container.get_wrapped_container().exec_run(["sh", "-c", script, definitions])
+        if code:
+            raise RuntimeError(output.decode(errors="replace"))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command's exit status."""
+    count = 1
+    if arguments and arguments[0].startswith(HOSTS_FLAG):
+        count, arguments = max(1, int(arguments[0].removeprefix(HOSTS_FLAG))), arguments[1:]
+    if URL or SHARED in os.environ:
+        return subprocess.run(arguments, check=False).returncode
+    try:
+        broker = _found(None)
+    except NoBroker as error:
+        say(str(error))
+        return subprocess.run(arguments, check=False).returncode  # each test says it again, or fails for it
+    try:
+        _with_hosts(broker, [MASTER, *(f"gw{number}" for number in range(count))])
+        described = json.dumps({"url": broker.url, "origin": broker.origin})
+        with subprocess.Popen(arguments, env={**os.environ, SHARED: described}) as running_command:
+            # Ctrl-C goes to both: the command ends first, and then the broker.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, lambda *_: running_command.terminate())
+            return running_command.wait()
+    finally:
+        broker.stop()
+
+
+MASTER = "master"
+"""The virtual host of a run without workers."""
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
