@@ -17,13 +17,14 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup demo test test-quick soak bench lint format contract readme lock audit clean
+.PHONY: help setup prepare demo test test-quick test-all test-rest soak bench lint format contract readme lock audit clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
 	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
-	@echo 'make test        all tests, against a real RabbitMQ (WORKERS=4 where there are more than two cores)'
-	@echo 'make test-quick  style, types and the unit tests, in a few minutes'
+	@echo 'make test        style, types, and the tests of everything that is promised, against a real RabbitMQ'
+	@echo 'make test-quick  style, types, the unit tests and the vectors, in a minute'
+	@echo 'make test-all    every test there is, with branch coverage (WORKERS=4 where there are more than two cores)'
 	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
 	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
 	@echo 'make lint        style and types only'
@@ -53,17 +54,39 @@ $(READY): requirements-dev.lock pyproject.toml
 demo: $(READY)
 	@$(BIN)/edk-bridge demo $(FLAGS)
 
-# WORKERS=4 runs so many files at a time, each worker with a broker of its own, and those that can't bear company at the
-# end: for machines with more than two cores.
-WORKERS ?= 0
-test: test-quick
-	@$(BIN)/python -m tests.support.prepare
-	$(BIN)/pytest --ignore=tests/unit -m 'not alone' --numprocesses=$(WORKERS) --dist=loadfile --cov --cov-append --cov-report=
-	$(BIN)/pytest --ignore=tests/unit -m alone --cov --cov-append --cov-fail-under=95
-
+# tests/README.md says what is in each tier.
+WORKERS ?= 2
+# THOROUGH=1 tries all examples of the property-based tests, and measures branch coverage.
+THOROUGH ?=
+ifdef THOROUGH
+export TEST_THOROUGH := 1
 # The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
+UNIT := tests/unit --cov --cov-config=tests/unit/.coveragerc
+COVER := --cov --cov-append --cov-report=
+OTHERS := --ignore=tests/unit
+else
+UNIT := tests/unit tests/conformance/test_vectors.py
+OTHERS := --ignore=tests/unit --ignore=tests/conformance/test_vectors.py
+endif
+WITH_BROKER := $(BIN)/python -m tests.support.broker --hosts=$(WORKERS)
+PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
+
+test: test-quick prepare
+	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'not slow' $(COVER)
+
 test-quick: lint
-	$(BIN)/pytest tests/unit --numprocesses=auto --dist=worksteal --cov --cov-config=tests/unit/.coveragerc
+	$(PYTEST) --dist=worksteal $(UNIT)
+
+test-all: prepare
+	$(WITH_BROKER) $(MAKE) THOROUGH=1 test test-rest
+
+# What is slow by nature, and what can't bear another test beside it.
+test-rest: prepare
+	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'slow and not alone' $(COVER)
+	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone $(if $(COVER),--cov --cov-append --cov-fail-under=95)
+
+prepare: $(READY)
+	@$(BIN)/python -m tests.support.prepare
 
 soak: $(READY)
 	@$(BIN)/python -m tests.soak $(FLAGS)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.fanout.access import DEFAULT_NETWORKS, DETAIL_CHARACTERS, Access, Refusal
+from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -496,7 +497,7 @@ def test_control_characters_and_non_ascii_are_escaped_for_the_log() -> None:
 # Whatever the headers say
 
 # Without a limit on time a busy machine fails nothing.
-FAST = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+FAST = settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.sampled_from(["Host", "Origin", "Forwarded", "X-Forwarded-For", "X-Real-IP", "Cookie"])
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
 FRAGMENTS = st.sampled_from(

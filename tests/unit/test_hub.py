@@ -18,6 +18,7 @@ from bridge.fanout.hub import FLUSH_BYTES, Hub
 from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS
 from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.metrics import Metrics
+from tests.support.examples import examples
 from tests.support.fakes import FakeSubscriber, SocketSubscriber, Turns
 
 if TYPE_CHECKING:
@@ -779,7 +780,7 @@ def test_descriptor_of_a_connection_that_left_may_be_the_next_ones(scene: Scene)
 LOG_BYTES = 40_000
 
 
-@settings(max_examples=80, stateful_step_count=40)
+@settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
     """Publishes, congestion and drains at random: what was sent is what was published, from the first to the last."""
 

@@ -19,6 +19,7 @@ from websockets.utils import apply_mask
 
 from bridge.fanout import inbound
 from bridge.fanout.inbound import CONTROL_PAYLOAD_BYTES, HEADER_BYTES, TEXT_PIECE_BYTES, Close, Inbound, Ping, Violation
+from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -285,7 +286,7 @@ def test_without_the_compiled_mask_the_one_in_python_serves(monkeypatch: pytest.
 # Whatever the bytes, and however they are split
 
 # Without a limit on time a busy machine fails nothing.
-FAST = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+FAST = settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
 MASKS = st.binary(min_size=4, max_size=4)
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 124, 125, 126, 127, 300])
 
@@ -517,14 +518,14 @@ def check(data: bytes, cuts: list[int]) -> None:
     assert so_far == events
 
 
-@settings(FAST, max_examples=200)
+@settings(FAST, max_examples=examples(200))
 @given(frames=st.lists(frames_of_any_kind(), max_size=5).map(b"".join), cuts=CUTS)
 def test_frames_of_any_kind_come_to_the_same_as_in_the_library(frames: bytes, cuts: list[int]) -> None:
     assert outcome(fed(frames)) == oracle(frames)
     check(frames, cuts)
 
 
-@settings(FAST, max_examples=400)
+@settings(FAST, max_examples=examples(400))
 @given(data=damaged(), cuts=CUTS)
 def test_garbage_anywhere_comes_to_the_same_as_in_the_library(data: bytes, cuts: list[int]) -> None:
     check(data, cuts)

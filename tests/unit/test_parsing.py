@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from tests.support.examples import examples
 from tests.support.forms import ESI, packaged, r2z2, redisq, wrapped
 from tests.support.killmail import EXAMPLE
 
@@ -110,7 +111,7 @@ BODIES = st.one_of(
 )
 
 
-@settings(STEADY, max_examples=120)
+@settings(STEADY, max_examples=examples(120))
 @given(
     body=BODIES,
     kind=NAMES,
@@ -124,7 +125,7 @@ def test_any_event_is_accepted_or_rejected_and_what_is_said_of_it_holds(
     examined(event(body))
 
 
-@settings(STEADY, max_examples=40)
+@settings(STEADY, max_examples=examples(40))
 @given(text=TEXTS)
 @example(text='{"a":1,"a":2}')
 def test_text_is_json_to_the_bridge_only_where_it_is_to_others(text: str) -> None:
@@ -216,7 +217,7 @@ def kind_of(name: str) -> str:
 
 
 @each_schema
-@settings(STEADY, max_examples=12)
+@settings(STEADY, max_examples=examples(12))
 @given(data=st.data())
 def test_any_valid_data_is_accepted(name: str, data: st.DataObject) -> None:
     document = data.draw(VALID[name])
@@ -261,7 +262,7 @@ def mutate(document: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None
 
 
 @each_schema
-@settings(STEADY, max_examples=24)
+@settings(STEADY, max_examples=examples(24))
 @given(data=st.data())
 def test_any_mutation_of_valid_data_is_accepted_or_rejected_and_what_is_said_of_it_holds(
     name: str, data: st.DataObject

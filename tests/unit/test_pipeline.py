@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from tests.support.examples import examples
 from tests.support.killmail import EXAMPLE
 
 if TYPE_CHECKING:
@@ -328,7 +329,7 @@ def test_update_of_another_shape_carries_no_schema_of_killmails(tmp_path: Path) 
 
 # Whatever comes
 
-FAST = settings(max_examples=80)
+FAST = settings(max_examples=examples(80))
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: (

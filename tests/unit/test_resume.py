@@ -24,6 +24,7 @@ from bridge.fanout.views import ASKED
 from bridge.fanout.waiting import AT_ONCE
 from bridge.metrics import Metrics
 from tests.support.clients import CLOSE, server_frames
+from tests.support.examples import examples
 from tests.support.fakes import FakeSubscriber, SocketSubscriber, Turns
 
 if TYPE_CHECKING:
@@ -928,7 +929,7 @@ class Bridge:
     """Each with the place behind which it was told."""
 
 
-@settings(max_examples=100, stateful_step_count=50)
+@settings(max_examples=examples(100), stateful_step_count=50)
 class AnyOrder(RuleBasedStateMachine):
     """Two bridges on one stream that start anew now and then, and people who change between them."""
 

@@ -1,0 +1,11 @@
+"""How many examples a property-based test tries."""
+
+import os
+
+THOROUGH = "TEST_THOROUGH" in os.environ
+"""Set by `make test-all`."""
+
+
+def examples(count: int) -> int:
+    """`count` in a thorough run, and a fifth of it in one that a person waits for."""
+    return count if THOROUGH else max(5, count // 5)
