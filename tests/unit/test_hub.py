@@ -13,13 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from bridge.fanout import live
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
-from bridge.fanout.history import History
-from bridge.fanout.hub import FLUSH_BYTES, Hub
+from bridge.fanout.hub import FLUSH_BYTES
 from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS
-from bridge.fanout.log import ENTRY_BYTES, Log
-from bridge.metrics import Metrics
+from bridge.fanout.log import ENTRY_BYTES
 from tests.support.examples import examples
-from tests.support.fakes import FakeSubscriber, SocketSubscriber, Turns
+from tests.support.fakes import FakeSubscriber, SocketSubscriber
+from tests.support.hub_scene import Scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,62 +27,11 @@ SMALL = b"x" * 58
 """A payload whose frame has 60 bytes."""
 
 
-CHECK, NOW_MS = 7, 1_700_000_000_000
-
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
 """Something that is no update (an endless pong), and more than a socket with little room takes."""
 
 LITTLE_ROOM = 1
 """Of a socket: the kernel makes 4608 bytes of it, and each write costs some of them beside what is written."""
-
-
-class Scene:
-    """A hub with a loop that is turned by hand."""
-
-    def __init__(self, log_bytes: int = 16 * 2**20) -> None:
-        self.turns = Turns()
-        self.log = Log(log_bytes)
-        self.metrics = Metrics()
-        self.hub = Hub(History(self.log, CHECK), self.metrics, self.turns.call_soon, log_bytes, lambda: NOW_MS)
-        self._sockets: list[SocketSubscriber] = []
-
-    def join(self, *, full: bool = False) -> FakeSubscriber:
-        """Without a descriptor."""
-        subscriber = FakeSubscriber(self.hub)
-        subscriber.full = full
-        self.hub.join(subscriber)
-        return subscriber
-
-    def join_with_socket(self, room_bytes: int | None = None) -> SocketSubscriber:
-        """With a descriptor."""
-        subscriber = SocketSubscriber(self.hub, self.turns.call_soon, room_bytes)
-        self._sockets.append(subscriber)
-        self.hub.join(subscriber)
-        return subscriber
-
-    def publish(self, *payloads: bytes) -> bytes:
-        """Publishes, and flushes; returns the frames."""
-        for payload in payloads:
-            self.hub.publish(payload)
-        self.hub.flush()
-        return b"".join(map(text_frame, payloads))
-
-    def lagging(self, *payloads: bytes) -> FakeSubscriber:
-        """A connection that took one update only in part, and after which these were published."""
-        subscriber = self.join(full=True)
-        self.publish(b"first")
-        for payload in payloads:
-            self.publish(payload)
-        return subscriber
-
-    def sends(self) -> tuple[int, int, int]:
-        """Written, enqueued, dropped."""
-        return self.metrics.written, self.metrics.enqueued, self.metrics.dropped
-
-    def close(self) -> None:
-        """Leaves no socket behind."""
-        for subscriber in self._sockets:
-            subscriber.end()
 
 
 def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:

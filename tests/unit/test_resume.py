@@ -16,21 +16,17 @@ from bridge.contract import envelope
 from bridge.contract.ids import Id
 from bridge.fanout import history, live
 from bridge.fanout.closing import CloseReason
-from bridge.fanout.history import HEADROOM, SEGMENT_UPDATES, History
-from bridge.fanout.hub import Hub
+from bridge.fanout.history import HEADROOM, SEGMENT_UPDATES
 from bridge.fanout.lagging import BUDGETS, CATCH_UP_BYTES, RETURNING
-from bridge.fanout.log import Log
 from bridge.fanout.views import ASKED
 from bridge.fanout.waiting import AT_ONCE
-from bridge.metrics import Metrics
 from tests.support.clients import CLOSE, server_frames
 from tests.support.examples import examples
-from tests.support.fakes import FakeSubscriber, SocketSubscriber, Turns
+from tests.support.fakes import FakeSubscriber, SocketSubscriber
+from tests.support.hub_scene import CHECK, NOW_MS, Scene, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-CHECK, NOW_MS = 0xABCD, 1_700_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,56 +60,8 @@ class Counting:
         return id(self)
 
 
-def update(number: int, kind: str = "a", size: int = 0) -> bytes:
-    return envelope.wrap(kind, {"n": number, "pad": "." * size}, NOW_MS)
-
-
 def messages(stream: bytes) -> list[dict[str, Any]]:
     return [orjson.loads(payload) for opcode, payload in server_frames(stream) if opcode != CLOSE]
-
-
-class Scene:
-    """A hub with a loop that is turned by hand."""
-
-    def __init__(self, log_bytes: int = 2**20, *, shared: bool = False, reads_back: bool = False) -> None:
-        self.turns = Turns()
-        self.history = History(Log(log_bytes), None if shared else CHECK)
-        self.metrics = Metrics()
-        self.hub = Hub(
-            self.history, self.metrics, self.turns.call_soon, log_bytes, lambda: NOW_MS, reads_back=reads_back
-        )
-        self.sockets: list[SocketSubscriber] = []
-        self.published = 0
-
-    def publish(self, *kinds: str, size: int = 0) -> None:
-        for kind in kinds:
-            self.published += 1
-            self.hub.publish(update(self.published, kind, size), (kind, {}))
-        self.hub.flush()
-
-    def give(self, *ids: Id) -> None:
-        """Updates with ids of their own."""
-        for each in ids:
-            self.hub.publish(update(each.number), ("a", {}), each)
-        self.hub.flush()
-
-    def join(self, after: str | None = None, wanted: Any = None, *, full: bool = False) -> FakeSubscriber:
-        subscriber = FakeSubscriber(self.hub)
-        subscriber.full = full
-        self.hub.join(subscriber, wanted, after)
-        return subscriber
-
-    def join_with_socket(
-        self, after: str | None = None, wanted: Any = None, room_bytes: int | None = None
-    ) -> SocketSubscriber:
-        subscriber = SocketSubscriber(self.hub, self.turns.call_soon, room_bytes)
-        self.sockets.append(subscriber)
-        self.hub.join(subscriber, wanted, after)
-        return subscriber
-
-    def close(self) -> None:
-        for subscriber in self.sockets:
-            subscriber.end()
 
 
 @pytest.fixture
@@ -301,7 +249,7 @@ def test_client_that_fails_when_it_is_told_is_closed(scene: Scene) -> None:
 
 
 def test_client_gets_what_its_filter_matches(scene: Scene) -> None:
-    client, with_socket = scene.join(None, Only("b")), scene.join_with_socket(None, Only("b"))
+    client, with_socket = scene.join(None, Only("b")), scene.join_with_socket(wanted=Only("b"))
     scene.publish("a", "b", "a", "b")
     scene.publish("a")
     with_socket.read()
@@ -418,7 +366,7 @@ def test_answers_go_with_the_last_client_of_a_filter(scene: Scene) -> None:
 def test_who_stops_within_what_it_is_given_is_not_asked_about_all_of_its_segment_again(scene: Scene) -> None:
     wanted = Counting()
     scene.publish(*"a" * 200)
-    scene.join_with_socket(None, wanted, room_bytes=1)
+    scene.join_with_socket(1, wanted=wanted)
     scene.publish("a", size=5000)
     assert wanted.asked == 1
 
@@ -487,8 +435,8 @@ def test_client_that_resumes_is_given_a_piece_in_a_turn(scene: Scene) -> None:
 def test_client_with_little_room_gets_each_frame_whole_and_once() -> None:
     with closing(Scene()) as scene:
         scene.publish(*"ab" * 300, size=300)
-        client = scene.join_with_socket("1-0000abcd", Only("b"), room_bytes=1)
-        live_one = scene.join_with_socket("", Only("b"), room_bytes=1)
+        client = scene.join_with_socket(1, after="1-0000abcd", wanted=Only("b"))
+        live_one = scene.join_with_socket(1, after="", wanted=Only("b"))
         scene.turns.settle()
         scene.publish(*"ab" * 300, size=300)
         for each, first in ((client, 2), (live_one, 602)):
@@ -502,7 +450,7 @@ def test_client_with_little_room_gets_each_frame_whole_and_once() -> None:
 @pytest.mark.parametrize("room_bytes", [10_000, 20_000, 30_000])
 def test_client_that_stops_in_a_later_segment_of_what_it_is_given_goes_on_there(room_bytes: int) -> None:
     with closing(Scene()) as scene:
-        client = scene.join_with_socket("", room_bytes=room_bytes)
+        client = scene.join_with_socket(room_bytes, after="")
         scene.publish(*"a" * 900)
         while client.read(3000) or client.held:
             client.drain()
@@ -516,7 +464,7 @@ def test_client_that_stops_in_a_later_segment_of_what_it_is_given_goes_on_there(
 def test_gap_comes_in_its_place_to_those_with_ids_whatever_they_filter(scene: Scene) -> None:
     gap = envelope.gap("then", "now", "so it is", NOW_MS)
     filtered, everything = scene.join("", Only("b")), scene.join("")
-    with_socket = scene.join_with_socket("", Only("x"))
+    with_socket = scene.join_with_socket(after="", wanted=Only("x"))
     scene.publish("a", "b")
     scene.hub.notify(gap)
     scene.publish("b")
@@ -565,7 +513,7 @@ def test_resumes_are_counted_by_what_came_of_them(scene: Scene) -> None:
 def test_gap_finds_its_place_also_for_a_slow_client() -> None:
     gap = envelope.gap("then", "now", "so it is", NOW_MS)
     with closing(Scene()) as scene:
-        slow = scene.join_with_socket("", room_bytes=1)
+        slow = scene.join_with_socket(1, after="")
         scene.publish("a", size=9000)
         scene.hub.notify(gap)
         scene.publish("a")
@@ -1005,7 +953,7 @@ class AnyOrder(RuleBasedStateMachine):
             if room_bytes == 0:
                 person.connection = scene.join(person.last, person.wanted, full=full)
             else:
-                person.connection = scene.join_with_socket(person.last, person.wanted, room_bytes)
+                person.connection = scene.join_with_socket(room_bytes, after=person.last, wanted=person.wanted)
 
     def look(self, person: Person) -> None:
         person.look(self.bridges[person.bridge], self.index, self.stream)
