@@ -22,12 +22,9 @@ from bridge.fanout.allowance import (
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
-from bridge.fanout.history import History
-from bridge.fanout.hub import Hub
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
-from bridge.fanout.log import Log
-from bridge.metrics import Metrics
-from tests.support.fakes import FakeTransport, Hours, Turns
+from tests.support.fakes import FakeTransport, Hours
+from tests.support.hub_scene import Scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,8 +33,8 @@ UPDATE = text_frame(b"update")
 HALF_A_TEXT = Frame(Opcode.TEXT, b"x" * 100).serialize(mask=True)[:50]
 
 
-class Scene:
-    """A connection at a hub of its own."""
+class OneClient(Scene):
+    """A hub with one client: a connection over a transport in the test's hands."""
 
     def __init__(
         self,
@@ -47,8 +44,7 @@ class Scene:
         encrypted: bool = False,
         line: socket.socket | None = None,
     ) -> None:
-        self.turns = Turns()
-        self.hub = Hub(History(Log(100_000), 7), Metrics(), self.turns.call_soon, 100_000, lambda: 0)
+        super().__init__()
         self.clock = Clock(1000.0)
         self.hours = Hours()
         self.allowance = Allowance(self.hours.time, self.hours.call_at)
@@ -89,16 +85,10 @@ class Scene:
         assert self.connection.send(UPDATE) == -1
         self.transport.written.clear()
 
-    def publishes(self, *payloads: bytes) -> None:
-        """Updates come together."""
-        for payload in payloads:
-            self.hub.publish(payload)
-        self.hub.flush()
-
 
 @pytest.fixture
-def scene() -> Scene:
-    return Scene()
+def scene() -> OneClient:
+    return OneClient()
 
 
 @pytest.fixture
@@ -115,61 +105,61 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def test_tls_keeps_no_more_than_a_read_of_what_is_not_read_yet() -> None:
-    assert Scene(encrypted=True).transport.read_high == READ_BYTES
-    assert Scene().transport.read_high is None
+    assert OneClient(encrypted=True).transport.read_high == READ_BYTES
+    assert OneClient().transport.read_high is None
 
 
-def test_connection_takes_over_its_transport_and_leaves_it_no_buffer(scene: Scene) -> None:
+def test_connection_takes_over_its_transport_and_leaves_it_no_buffer(scene: OneClient) -> None:
     assert scene.transport.get_protocol() is scene.connection
     assert scene.transport.high == 0
 
 
-def test_send_answers_with_the_bytes_written(scene: Scene) -> None:
+def test_send_answers_with_the_bytes_written(scene: OneClient) -> None:
     assert scene.connection.send(UPDATE) == len(UPDATE)
     assert scene.transport.written == [UPDATE]
 
 
-def test_send_answers_minus_one_where_not_all_of_it_fits(scene: Scene) -> None:
+def test_send_answers_minus_one_where_not_all_of_it_fits(scene: OneClient) -> None:
     scene.transport.full = True
     assert scene.connection.send(UPDATE) == -1
     assert scene.transport.written == [UPDATE]
     assert scene.connection.congested
 
 
-def test_send_answers_minus_one_behind_what_still_waits(scene: Scene) -> None:
+def test_send_answers_minus_one_behind_what_still_waits(scene: OneClient) -> None:
     scene.congest()
     assert scene.connection.send(UPDATE) == -1
     assert scene.transport.written == [UPDATE]
 
 
-def test_send_answers_zero_after_closing(scene: Scene) -> None:
+def test_send_answers_zero_after_closing(scene: OneClient) -> None:
     scene.connection.close(CloseReason.STOPPING)
     scene.transport.written.clear()
     assert scene.connection.send(UPDATE) == 0
     assert scene.transport.written == []
 
 
-def test_send_answers_zero_when_the_connection_is_lost(scene: Scene) -> None:
+def test_send_answers_zero_when_the_connection_is_lost(scene: OneClient) -> None:
     scene.connection.connection_lost(None)
     assert scene.connection.send(UPDATE) == 0
     assert scene.transport.written == []
 
 
 def test_connection_has_the_descriptor_of_its_socket(ends: tuple[socket.socket, socket.socket]) -> None:
-    connection = Scene(line=ends[0]).connection
+    connection = OneClient(line=ends[0]).connection
     assert connection.descriptor == ends[0].fileno() >= 0
 
 
 def test_encrypted_connection_has_no_descriptor_and_a_transport_that_says_when_it_is_empty() -> None:
-    scene = Scene(encrypted=True)
+    scene = OneClient(encrypted=True)
     assert scene.connection.descriptor is None
     assert scene.transport.high == 1
 
 
 def test_published_updates_go_past_the_transport(ends: tuple[socket.socket, socket.socket]) -> None:
     near, far = ends
-    scene = Scene(line=near)
-    scene.publishes(b"update")
+    scene = OneClient(line=near)
+    scene.publish(b"update")
     assert far.recv(1000) == UPDATE
     assert scene.transport.written == []
 
@@ -178,15 +168,15 @@ def test_published_updates_of_an_encrypted_connection_go_through_the_transport(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     near, far = ends
-    scene = Scene(line=near, encrypted=True)
-    scene.publishes(b"update")
+    scene = OneClient(line=near, encrypted=True)
+    scene.publish(b"update")
     assert scene.transport.written == [UPDATE]
     with pytest.raises(BlockingIOError):
         far.recv(1000)
 
 
-def test_published_updates_that_the_socket_does_not_take_reach_the_transport(scene: Scene) -> None:
-    scene.publishes(b"update")
+def test_published_updates_that_the_socket_does_not_take_reach_the_transport(scene: OneClient) -> None:
+    scene.publish(b"update")
     assert scene.transport.written == [UPDATE]
 
 
@@ -195,14 +185,14 @@ def test_nothing_goes_past_a_transport_that_a_ping_or_pong_has_filled(
     ends: tuple[socket.socket, socket.socket], what: str
 ) -> None:
     near, far = ends
-    scene = Scene(line=near)
+    scene = OneClient(line=near)
     scene.transport.full = True
     if what == "ping":
         scene.connection.ping()
     else:
         scene.says(Opcode.PING)
     assert scene.hub.lagging == 1
-    scene.publishes(b"update")
+    scene.publish(b"update")
     with pytest.raises(BlockingIOError):
         far.recv(1000)
     scene.transport.drain()
@@ -214,7 +204,7 @@ def test_nothing_goes_past_a_transport_that_a_ping_or_pong_has_filled(
 @pytest.mark.parametrize("end", ["own close", "close of the client", "loss"])
 def test_nothing_goes_past_the_transport_after_the_end(ends: tuple[socket.socket, socket.socket], end: str) -> None:
     near, far = ends
-    scene = Scene(line=near)
+    scene = OneClient(line=near)
     match end:
         case "own close":
             scene.connection.close(CloseReason.IDLE)
@@ -222,7 +212,7 @@ def test_nothing_goes_past_the_transport_after_the_end(ends: tuple[socket.socket
             scene.says(Opcode.CLOSE)
         case _:
             scene.connection.connection_lost(None)
-    scene.publishes(b"late")
+    scene.publish(b"late")
     scene.turns.settle()
     with pytest.raises(BlockingIOError):
         far.recv(1000)
@@ -230,10 +220,10 @@ def test_nothing_goes_past_the_transport_after_the_end(ends: tuple[socket.socket
 
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_congested_connection_catches_up_when_its_transport_drains(*, encrypted: bool) -> None:
-    scene = Scene(encrypted=encrypted)
+    scene = OneClient(encrypted=encrypted)
     scene.transport.full = True
     for payload in (b"1", b"2", b"3"):
-        scene.publishes(payload)
+        scene.publish(payload)
         scene.turns.settle()
     assert scene.written == text_frame(b"1")
     assert scene.hub.lagging == 1
@@ -248,18 +238,18 @@ def test_congested_connection_catches_up_when_its_transport_drains(*, encrypted:
 # Pings
 
 
-def test_ping_of_a_client_is_answered_with_its_payload(scene: Scene) -> None:
+def test_ping_of_a_client_is_answered_with_its_payload(scene: OneClient) -> None:
     scene.says(Opcode.PING, b"hello")
     assert scene.transport.written == [pong_frame(b"hello")]
 
 
-def test_each_ping_is_answered_while_the_transport_takes_it(scene: Scene) -> None:
+def test_each_ping_is_answered_while_the_transport_takes_it(scene: OneClient) -> None:
     for payload in (b"1", b"2"):
         scene.says(Opcode.PING, payload)
     assert scene.transport.written == [pong_frame(b"1"), pong_frame(b"2")]
 
 
-def test_only_the_newest_ping_of_a_congested_client_is_answered_once_it_drains(scene: Scene) -> None:
+def test_only_the_newest_ping_of_a_congested_client_is_answered_once_it_drains(scene: OneClient) -> None:
     scene.congest()
     for payload in (b"1", b"2", b"3"):
         scene.says(Opcode.PING, payload)
@@ -274,10 +264,10 @@ def test_only_the_newest_ping_of_a_congested_client_is_answered_once_it_drains(s
     assert scene.transport.written == []
 
 
-def test_pong_that_fills_the_transport_again_goes_before_the_updates(scene: Scene) -> None:
+def test_pong_that_fills_the_transport_again_goes_before_the_updates(scene: OneClient) -> None:
     scene.transport.full = True
-    scene.publishes(b"1")
-    scene.publishes(b"2")
+    scene.publish(b"1")
+    scene.publish(b"2")
     scene.says(Opcode.PING, b"ping")
     scene.transport.written.clear()
     scene.transport.drain(full=True)
@@ -288,14 +278,14 @@ def test_pong_that_fills_the_transport_again_goes_before_the_updates(scene: Scen
     assert scene.transport.written == [pong_frame(b"ping"), text_frame(b"2")]
 
 
-def test_own_ping_is_written_and_noted(scene: Scene) -> None:
+def test_own_ping_is_written_and_noted(scene: OneClient) -> None:
     scene.clock.now_s = 1030.0
     scene.connection.ping()
     assert scene.transport.written == [PING]
     assert scene.connection.pinged_at == 1030.0
 
 
-def test_congested_client_is_pinged_all_the_same(scene: Scene) -> None:
+def test_congested_client_is_pinged_all_the_same(scene: OneClient) -> None:
     scene.congest()
     scene.connection.ping()
     assert scene.transport.written == [PING]
@@ -306,7 +296,7 @@ def test_congested_client_is_pinged_all_the_same(scene: Scene) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 60_000])
 @pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY, Opcode.PONG])
-def test_whatever_a_client_sends_is_ignored(scene: Scene, opcode: Opcode, size: int) -> None:
+def test_whatever_a_client_sends_is_ignored(scene: OneClient, opcode: Opcode, size: int) -> None:
     scene.says(opcode, b"x" * (min(size, 125) if opcode is Opcode.PONG else size))
     assert scene.transport.written == []
     assert scene.transport.ended == []
@@ -314,7 +304,7 @@ def test_whatever_a_client_sends_is_ignored(scene: Scene, opcode: Opcode, size: 
     assert scene.connection._inbound is None
 
 
-def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: Scene) -> None:
+def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClient) -> None:
     message = Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)
     scene.hears(message)
     assert scene.connection._inbound is None
@@ -322,7 +312,7 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: Scene) 
     assert scene.transport.written == [pong_frame(b"after")]
 
 
-def test_client_that_fills_the_buffer_is_read_on_in_the_next_turn(scene: Scene) -> None:
+def test_client_that_fills_the_buffer_is_read_on_in_the_next_turn(scene: OneClient) -> None:
     scene.hears(Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)[: len(RECEIVED)])
     assert not scene.transport.reading
     scene.turns.turn()
@@ -332,7 +322,7 @@ def test_client_that_fills_the_buffer_is_read_on_in_the_next_turn(scene: Scene) 
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: Scene, *, lost: bool) -> None:
+def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: OneClient, *, lost: bool) -> None:
     scene.hears(Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)[: len(RECEIVED)])
     if lost:
         scene.connection.connection_lost(None)
@@ -342,7 +332,7 @@ def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: Scene, 
     assert not scene.transport.reading
 
 
-def test_client_that_says_too_much_is_not_read_from_until_it_may_say_more(scene: Scene) -> None:
+def test_client_that_says_too_much_is_not_read_from_until_it_may_say_more(scene: OneClient) -> None:
     ping = Frame(Opcode.PING, b"").serialize(mask=True)
     most = (OF_ONE_BYTES - FRAME_BYTES) // (len(ping) + FRAME_BYTES)
     scene.hears(ping * most)
@@ -355,7 +345,7 @@ def test_client_that_says_too_much_is_not_read_from_until_it_may_say_more(scene:
     assert scene.transport.reading
 
 
-def test_client_that_fills_the_buffer_with_too_much_is_read_on_in_the_next_period_only(scene: Scene) -> None:
+def test_client_that_fills_the_buffer_with_too_much_is_read_on_in_the_next_period_only(scene: OneClient) -> None:
     scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=True) * (len(RECEIVED) // 6 + 1))
     assert not scene.transport.reading
     scene.turns.settle()
@@ -368,9 +358,9 @@ def test_client_that_fills_the_buffer_with_too_much_is_read_on_in_the_next_perio
     assert passed == (len(RECEIVED) * (6 + FRAME_BYTES) // 6 + FRAME_BYTES) // OF_ONE_BYTES
 
 
-def test_read_brings_little_while_all_have_said_too_much(scene: Scene) -> None:
+def test_read_brings_little_while_all_have_said_too_much(scene: OneClient) -> None:
     assert scene.connection.get_buffer(-1) is RECEIVED
-    others = Scene()
+    others = OneClient()
     scene.allowance.spend(others.connection, OF_ALL_BYTES + 1, 0)
     assert len(scene.connection.get_buffer(-1)) == SCANT_BYTES
     pong = Frame(Opcode.PONG, b"").serialize(mask=True)
@@ -382,7 +372,7 @@ def test_read_brings_little_while_all_have_said_too_much(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_client_that_said_too_much_and_is_gone_is_not_read_on(scene: Scene, *, lost: bool) -> None:
+def test_client_that_said_too_much_and_is_gone_is_not_read_on(scene: OneClient, *, lost: bool) -> None:
     scene.connection.received(Frame(Opcode.BINARY, b"x" * OF_ONE_BYTES).serialize(mask=True))
     assert not scene.transport.reading
     if lost:
@@ -395,7 +385,7 @@ def test_client_that_said_too_much_and_is_gone_is_not_read_on(scene: Scene, *, l
 
 
 def test_connection_whose_tls_is_over_has_no_socket_and_needs_none() -> None:
-    scene = Scene(encrypted=True)
+    scene = OneClient(encrypted=True)
     scene.congest()
     scene.transport._extra["socket"] = None  # type: ignore[attr-defined]  # as get_extra_info finds it then
     scene.connection.end_if_gone()
@@ -409,7 +399,7 @@ def test_client_that_is_not_read_from_is_looked_at(how: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as far:
         near, _ = listener.accept()
         with near:
-            scene = Scene(line=near)
+            scene = OneClient(line=near)
             if how == "ends":
                 far.shutdown(socket.SHUT_WR)
             elif how == "resets":
@@ -419,17 +409,17 @@ def test_client_that_is_not_read_from_is_looked_at(how: str) -> None:
             assert scene.transport.ended == ([] if how == "stays" else ["abort"])
 
 
-def test_pings_that_come_together_are_answered_in_one_write(scene: Scene) -> None:
+def test_pings_that_come_together_are_answered_in_one_write(scene: OneClient) -> None:
     scene.hears(b"".join(Frame(Opcode.PING, payload).serialize(mask=True) for payload in (b"a", b"b", b"c")))
     assert scene.transport.written == [pong_frame(b"a") + pong_frame(b"b") + pong_frame(b"c")]
 
 
-def test_bytes_that_came_with_the_handshake_are_dealt_with(scene: Scene) -> None:
+def test_bytes_that_came_with_the_handshake_are_dealt_with(scene: OneClient) -> None:
     scene.connection.received(Frame(Opcode.PING, b"early").serialize(mask=True))
     assert scene.transport.written == [pong_frame(b"early")]
 
 
-def test_parser_is_kept_only_while_a_frame_is_incomplete(scene: Scene) -> None:
+def test_parser_is_kept_only_while_a_frame_is_incomplete(scene: OneClient) -> None:
     message = Frame(Opcode.PING, b"hello").serialize(mask=True)
     scene.hears(message[:3])
     assert scene.connection._inbound is not None
@@ -438,14 +428,14 @@ def test_parser_is_kept_only_while_a_frame_is_incomplete(scene: Scene) -> None:
     assert scene.transport.written == [pong_frame(b"hello")]
 
 
-def test_any_bytes_are_a_sign_of_life(scene: Scene) -> None:
+def test_any_bytes_are_a_sign_of_life(scene: OneClient) -> None:
     assert scene.connection.heard_at == 1000.0
     scene.clock.now_s = 1042.0
     scene.hears(HALF_A_TEXT)
     assert scene.connection.heard_at == 1042.0
 
 
-def test_what_is_sent_is_no_sign_of_life(scene: Scene) -> None:
+def test_what_is_sent_is_no_sign_of_life(scene: OneClient) -> None:
     scene.clock.now_s = 1042.0
     scene.connection.send(UPDATE)
     scene.connection.ping()
@@ -465,7 +455,7 @@ def test_what_is_sent_is_no_sign_of_life(scene: Scene) -> None:
     ],
 )
 def test_close_of_a_client_is_answered_with_its_code_and_the_transport_closed(
-    scene: Scene, payload: bytes, answer: bytes
+    scene: OneClient, payload: bytes, answer: bytes
 ) -> None:
     scene.says(Opcode.CLOSE, payload)
     assert scene.transport.written == [answer]
@@ -474,7 +464,7 @@ def test_close_of_a_client_is_answered_with_its_code_and_the_transport_closed(
     assert len(scene.hub) == 0
 
 
-def test_own_close_is_written_told_and_left_open_for_the_answer(scene: Scene) -> None:
+def test_own_close_is_written_told_and_left_open_for_the_answer(scene: OneClient) -> None:
     scene.clock.now_s = 1001.0
     scene.connection.close(CloseReason.TOO_SLOW, updates_behind=7)
     assert scene.transport.written == [close_frame(4008, CloseReason.TOO_SLOW.phrase)]
@@ -491,7 +481,7 @@ def test_kernel_gets_room_for_the_close_frame_of_a_client_that_does_not_read(
     near, _ = ends
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     room = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    scene = Scene(line=near)
+    scene = OneClient(line=near)
     if full:
         scene.congest()
     scene.connection.close(CloseReason.TOO_SLOW)
@@ -503,19 +493,19 @@ def test_close_frame_that_fills_the_transport_makes_room_for_itself(ends: tuple[
     near, _ = ends
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     room = near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    scene = Scene(line=near)
+    scene = OneClient(line=near)
     scene.transport.full = True
     scene.connection.close(CloseReason.IDLE)
     assert near.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > room
 
 
-def test_connection_whose_socket_is_gone_is_closed_all_the_same(scene: Scene) -> None:
+def test_connection_whose_socket_is_gone_is_closed_all_the_same(scene: OneClient) -> None:
     scene.congest()
     scene.connection.close(CloseReason.TOO_SLOW)
     assert [reason for reason, _ in scene.closed] == [CloseReason.TOO_SLOW]
 
 
-def test_answer_to_the_own_close_closes_the_transport_and_is_not_answered(scene: Scene) -> None:
+def test_answer_to_the_own_close_closes_the_transport_and_is_not_answered(scene: OneClient) -> None:
     scene.connection.close(CloseReason.STOPPING)
     scene.transport.written.clear()
     scene.says(Opcode.CLOSE, b"\x03\xe9")
@@ -523,7 +513,7 @@ def test_answer_to_the_own_close_closes_the_transport_and_is_not_answered(scene:
     assert scene.transport.ended == ["close"]
 
 
-def test_connection_is_closed_once(scene: Scene) -> None:
+def test_connection_is_closed_once(scene: OneClient) -> None:
     scene.connection.close(CloseReason.STOPPING)
     scene.connection.close(CloseReason.IDLE)
     assert scene.closed == [(CloseReason.STOPPING, {})]
@@ -541,7 +531,7 @@ def test_connection_is_closed_once(scene: Scene) -> None:
     ids=["not masked", "reserved bit", "half a code", "not UTF-8"],
 )
 def test_violation_is_answered_with_a_close_and_the_end_of_our_side(
-    scene: Scene, violation: bytes, reason: CloseReason
+    scene: OneClient, violation: bytes, reason: CloseReason
 ) -> None:
     scene.hears(violation)
     assert scene.transport.written == [close_frame(reason.code, reason.phrase)]
@@ -552,12 +542,12 @@ def test_violation_is_answered_with_a_close_and_the_end_of_our_side(
 
 
 def test_violation_closes_a_transport_that_can_not_end_one_side() -> None:
-    scene = Scene(half_closes=False)
+    scene = OneClient(half_closes=False)
     scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
     assert scene.transport.ended == ["close"]
 
 
-def test_what_follows_a_violation_is_not_read(scene: Scene) -> None:
+def test_what_follows_a_violation_is_not_read(scene: OneClient) -> None:
     scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
     scene.transport.written.clear()
     scene.says(Opcode.PING)
@@ -565,7 +555,7 @@ def test_what_follows_a_violation_is_not_read(scene: Scene) -> None:
     assert scene.transport.written == []
 
 
-def test_violation_after_the_own_close_changes_nothing(scene: Scene) -> None:
+def test_violation_after_the_own_close_changes_nothing(scene: OneClient) -> None:
     scene.connection.close(CloseReason.IDLE)
     scene.transport.written.clear()
     scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
@@ -574,17 +564,17 @@ def test_violation_after_the_own_close_changes_nothing(scene: Scene) -> None:
     assert [reason for reason, _ in scene.closed] == [CloseReason.IDLE]
 
 
-def test_nothing_is_written_after_the_own_close(scene: Scene) -> None:
+def test_nothing_is_written_after_the_own_close(scene: OneClient) -> None:
     scene.connection.close(CloseReason.STOPPING)
     scene.transport.written.clear()
     scene.says(Opcode.PING, b"late")
     scene.connection.ping()
-    scene.publishes(b"late")
+    scene.publish(b"late")
     scene.turns.settle()
     assert scene.transport.written == []
 
 
-def test_ping_that_waited_is_not_answered_after_the_own_close(scene: Scene) -> None:
+def test_ping_that_waited_is_not_answered_after_the_own_close(scene: OneClient) -> None:
     scene.congest()
     scene.says(Opcode.PING, b"waits")
     scene.connection.close(CloseReason.STOPPING)
@@ -594,7 +584,7 @@ def test_ping_that_waited_is_not_answered_after_the_own_close(scene: Scene) -> N
     assert scene.transport.written == []
 
 
-def test_abort_ends_the_transport_at_once(scene: Scene) -> None:
+def test_abort_ends_the_transport_at_once(scene: OneClient) -> None:
     scene.congest()
     scene.connection.abort()
     assert scene.transport.ended == ["abort"]
@@ -602,14 +592,14 @@ def test_abort_ends_the_transport_at_once(scene: Scene) -> None:
     assert scene.lost == [scene.connection]
 
 
-def test_end_of_a_client_leaves_the_end_to_the_transport(scene: Scene) -> None:
+def test_end_of_a_client_leaves_the_end_to_the_transport(scene: OneClient) -> None:
     eof_received: Callable[[], object] = scene.connection.eof_received
     # A protocol that answers with anything true keeps the transport open.
     assert not eof_received()
     assert scene.transport.written == []
 
 
-def test_lost_connection_is_told_and_forgets_its_transport(scene: Scene) -> None:
+def test_lost_connection_is_told_and_forgets_its_transport(scene: OneClient) -> None:
     scene.hears(HALF_A_TEXT)
     scene.transport.abort()
     scene.turns.settle()
@@ -629,7 +619,7 @@ def test_lost_connection_is_told_and_forgets_its_transport(scene: Scene) -> None
     ],
     ids=["ping", "close", "violation"],
 )
-def test_lost_connection_takes_everything_without_a_word(scene: Scene, late: bytes) -> None:
+def test_lost_connection_takes_everything_without_a_word(scene: OneClient, late: bytes) -> None:
     scene.connection.connection_lost(ConnectionResetError())
     scene.connection.ping()
     scene.connection.close(CloseReason.STOPPING)
@@ -649,8 +639,8 @@ def test_lost_connection_takes_everything_without_a_word(scene: Scene, late: byt
     ],
 )
 def test_peer_is_the_address_and_port_of_the_client(peername: tuple[object, ...] | None, peer: str) -> None:
-    assert Scene(peername=peername).connection.peer == peer
+    assert OneClient(peername=peername).connection.peer == peer
 
 
 def test_idle_connection_has_no_dict() -> None:
-    assert not hasattr(Scene().connection, "__dict__")
+    assert not hasattr(OneClient().connection, "__dict__")

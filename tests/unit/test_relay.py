@@ -11,12 +11,9 @@ import structlog
 from bridge.contract import catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason
-from bridge.fanout.history import History
-from bridge.fanout.hub import Hub
-from bridge.fanout.log import Log
-from bridge.metrics import Metrics
 from bridge.relay import Relay
-from tests.support.fakes import FakeDelivery, FakeRejects, FakeSubscriber, Turns
+from tests.support.fakes import FakeDelivery, FakeRejects
+from tests.support.hub_scene import Scene
 from tests.support.killmail import killmail
 
 if TYPE_CHECKING:
@@ -24,19 +21,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Scene:
-    """A relay with one client, and a loop that is turned by hand."""
+class RelayScene(Scene):
+    """A relay, in front of a hub with one client."""
 
     def __init__(self, folder: Path, exchanges: Mapping[str, str]) -> None:
+        super().__init__()
         (folder / "weather.json").write_text('{"type": "object"}')
         self.pipeline = Pipeline(catalog.load([catalog.PACKAGED, folder]), 100_000)
-        self.turns = Turns()
-        self.metrics = Metrics()
-        self.hub = Hub(History(Log(2**20), 7), self.metrics, self.turns.call_soon, 2**20, lambda: 0)
         self.rejects = FakeRejects()
         self.relay = Relay(exchanges, self.pipeline, DuplicateWindow(10), self.hub, self.rejects, self.metrics)
-        self.client = FakeSubscriber(self.hub)
-        self.hub.join(self.client)
+        self.client = self.join()
 
     def deliver(self, body: object, **options: Any) -> FakeDelivery:
         delivery = FakeDelivery(body if isinstance(body, bytes) else orjson.dumps(body), **options)
@@ -58,11 +52,11 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
-    return Scene(tmp_path, {"killmails": "killmail"})
+def scene(tmp_path: Path) -> RelayScene:
+    return RelayScene(tmp_path, {"killmails": "killmail"})
 
 
-def test_accepted_delivery_is_settled_after_the_flush_and_not_before(scene: Scene) -> None:
+def test_accepted_delivery_is_settled_after_the_flush_and_not_before(scene: RelayScene) -> None:
     delivery = scene.deliver(killmail(1))
     assert delivery.settled == 0
     assert not scene.turns.scheduled, "nothing flushes but who delivers"
@@ -75,7 +69,7 @@ def test_accepted_delivery_is_settled_after_the_flush_and_not_before(scene: Scen
     assert scene.rejects.taken == []
 
 
-def test_each_delivery_of_a_flush_is_settled_once(scene: Scene) -> None:
+def test_each_delivery_of_a_flush_is_settled_once(scene: RelayScene) -> None:
     deliveries = [scene.deliver(killmail(number)) for number in range(5)]
     scene.relay.flush()
     scene.deliver(killmail(5))
@@ -84,7 +78,7 @@ def test_each_delivery_of_a_flush_is_settled_once(scene: Scene) -> None:
     assert len(scene.sent) == 6
 
 
-def test_accepted_delivery_is_counted_and_timed(scene: Scene) -> None:
+def test_accepted_delivery_is_counted_and_timed(scene: RelayScene) -> None:
     scene.deliver(killmail(1))
     scene.relay.flush()
     assert scene.count("bridge_deliveries_total") == 1
@@ -93,7 +87,7 @@ def test_accepted_delivery_is_counted_and_timed(scene: Scene) -> None:
     assert 0 <= scene.count("bridge_receipt_to_flush_seconds_sum") < 60
 
 
-def test_rejected_delivery_is_handed_over_unsettled(scene: Scene) -> None:
+def test_rejected_delivery_is_handed_over_unsettled(scene: RelayScene) -> None:
     delivery = scene.deliver(b"not JSON")
     scene.relay.flush()
     [(taken, rejected)] = scene.rejects.taken
@@ -104,7 +98,7 @@ def test_rejected_delivery_is_handed_over_unsettled(scene: Scene) -> None:
     assert scene.count("bridge_deliveries_total") == 1
 
 
-def test_duplicate_is_settled_at_once_counted_and_not_sent(scene: Scene) -> None:
+def test_duplicate_is_settled_at_once_counted_and_not_sent(scene: RelayScene) -> None:
     scene.deliver(killmail(1))
     scene.relay.flush()
     duplicate = scene.deliver(killmail(1, attackerCount=99))
@@ -116,28 +110,28 @@ def test_duplicate_is_settled_at_once_counted_and_not_sent(scene: Scene) -> None
     assert scene.count("bridge_updates_total", type="killmail") == 1
 
 
-def test_duplicate_before_the_flush_is_not_sent(scene: Scene) -> None:
+def test_duplicate_before_the_flush_is_not_sent(scene: RelayScene) -> None:
     scene.deliver(killmail(1))
     scene.deliver(killmail(1))
     scene.relay.flush()
     assert len(scene.sent) == 1
 
 
-def test_identity_that_has_left_the_window_is_sent_again(scene: Scene) -> None:
+def test_identity_that_has_left_the_window_is_sent_again(scene: RelayScene) -> None:
     for number in [*range(11), 0]:
         scene.deliver(killmail(number))
     scene.relay.flush()
     assert len(scene.sent) == 12
 
 
-def test_rejected_event_does_not_make_a_later_one_a_duplicate(scene: Scene) -> None:
+def test_rejected_event_does_not_make_a_later_one_a_duplicate(scene: RelayScene) -> None:
     scene.deliver(killmail(1, systemId=None))
     scene.deliver(killmail(1))
     scene.relay.flush()
     assert len(scene.sent) == 1
 
 
-def test_update_without_an_identity_is_sent_each_time(scene: Scene) -> None:
+def test_update_without_an_identity_is_sent_each_time(scene: RelayScene) -> None:
     for _ in range(2):
         scene.deliver({}, message_type="weather")
     scene.relay.flush()
@@ -145,14 +139,14 @@ def test_update_without_an_identity_is_sent_each_time(scene: Scene) -> None:
     assert scene.count("bridge_updates_total", type="weather") == 2
 
 
-def test_redelivery_is_counted_and_sent_where_it_was_not_sent_before(scene: Scene) -> None:
+def test_redelivery_is_counted_and_sent_where_it_was_not_sent_before(scene: RelayScene) -> None:
     scene.deliver(killmail(1), redelivered=True)
     scene.relay.flush()
     assert scene.count("bridge_redeliveries_total") == 1
     assert len(scene.sent) == 1
 
 
-def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: RelayScene, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -170,7 +164,7 @@ def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: Scene, monkeypatch:
 
 
 def test_update_that_does_not_get_into_the_log_is_rejected_and_no_duplicate_when_it_comes_again(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: RelayScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(payload: bytes) -> None:
         raise MemoryError
@@ -186,7 +180,7 @@ def test_update_that_does_not_get_into_the_log_is_rejected_and_no_duplicate_when
     assert scene.count("bridge_updates_total", type="killmail") == 1
 
 
-def test_encoding_of_the_message_is_looked_at(scene: Scene) -> None:
+def test_encoding_of_the_message_is_looked_at(scene: RelayScene) -> None:
     scene.deliver(killmail(1), content_encoding="gzip")
     assert scene.rejects.taken[0][1].reason is Reason.UNSUPPORTED_ENCODING
 
@@ -210,28 +204,28 @@ BOTH = {"killmails": "killmail", "events": "weather"}
 def test_type_is_the_messages_own_or_the_default_of_its_exchange(
     tmp_path: Path, exchanges: Mapping[str, str], exchange: str, message_type: str | None, update_type: str
 ) -> None:
-    scene = Scene(tmp_path, exchanges)
+    scene = RelayScene(tmp_path, exchanges)
     scene.deliver(killmail(1), exchange=exchange, message_type=message_type)
     scene.relay.flush()
     assert [update["type"] for update in scene.sent] == [update_type]
 
 
 def test_exchange_that_is_not_known_has_no_default_where_the_known_ones_differ(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, BOTH)
+    scene = RelayScene(tmp_path, BOTH)
     scene.deliver(killmail(1), exchange="elsewhere")
     assert scene.rejects.taken[0][1].reason is Reason.UNKNOWN_TYPE
 
 
-def test_large_delivery_is_settled_after_its_own_flush(scene: Scene) -> None:
+def test_large_delivery_is_settled_after_its_own_flush(scene: RelayScene) -> None:
     assert scene.deliver(killmail(1, more="x" * 70_000)).settled == 0
 
 
-def test_early_flush_settles_only_what_it_handed_out(scene: Scene) -> None:
+def test_early_flush_settles_only_what_it_handed_out(scene: RelayScene) -> None:
     found = [scene.deliver(killmail(number, more="x" * 20_000)) for number in range(4)]
     assert [delivery.settled for delivery in found] == [1, 1, 1, 0]
 
 
-def test_rejected_events_are_logged_at_the_first_and_at_each_doubling(scene: Scene) -> None:
+def test_rejected_events_are_logged_at_the_first_and_at_each_doubling(scene: RelayScene) -> None:
     with structlog.testing.capture_logs() as logged:
         for _ in range(9):
             scene.deliver(b"poison")
