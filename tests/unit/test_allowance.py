@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bridge.fanout.allowance import (
     AT_ONCE,
     FRAME_BYTES,
@@ -37,140 +39,142 @@ class Client:
         """It stays."""
 
 
-class Scene:
-    def __init__(self) -> None:
-        self.hours = Hours()
-        self.allowance = Allowance(self.hours.time, self.hours.call_at)
+@pytest.fixture
+def hours() -> Hours:
+    return Hours()
 
 
-def test_what_a_client_may_say_in_a_period_is_read_at_once() -> None:
-    scene, client = Scene(), Client()
-    assert scene.allowance.spend(client, MOST, 0)
-    assert not scene.allowance.spend(client, 1, 0)
-    assert len(scene.allowance) == 1
+@pytest.fixture
+def allowance(hours: Hours) -> Allowance:
+    return Allowance(hours.time, hours.call_at)
 
 
-def test_nobody_is_waited_for_where_nobody_waits() -> None:
-    scene = Scene()
+def test_what_a_client_may_say_in_a_period_is_read_at_once(allowance: Allowance) -> None:
+    client = Client()
+    assert allowance.spend(client, MOST, 0)
+    assert not allowance.spend(client, 1, 0)
+    assert len(allowance) == 1
+
+
+def test_nobody_is_waited_for_where_nobody_waits(allowance: Allowance, hours: Hours) -> None:
     for _ in range(1000):
-        assert scene.allowance.spend(Client(), PONG_BYTES, 1)
-    assert scene.hours.pending == 0
+        assert allowance.spend(Client(), PONG_BYTES, 1)
+    assert hours.pending == 0
 
 
-def test_frames_count_beside_their_bytes() -> None:
-    scene, client = Scene(), Client()
+def test_frames_count_beside_their_bytes(allowance: Allowance) -> None:
+    client = Client()
     most = OF_ONE_BYTES // (PONG_BYTES + 2 * FRAME_BYTES)
     for _ in range(most):
-        assert scene.allowance.spend(client, PONG_BYTES, 1)
-    assert not scene.allowance.spend(client, PONG_BYTES, 1)
+        assert allowance.spend(client, PONG_BYTES, 1)
+    assert not allowance.spend(client, PONG_BYTES, 1)
 
 
-def test_period_that_is_over_counts_for_nothing() -> None:
-    scene, client = Scene(), Client()
+def test_period_that_is_over_counts_for_nothing(allowance: Allowance, hours: Hours) -> None:
+    client = Client()
     for _ in range(10):
-        assert scene.allowance.spend(client, MOST, 0)
-        scene.hours.now_s += PERIOD_S
+        assert allowance.spend(client, MOST, 0)
+        hours.now_s += PERIOD_S
 
 
-def test_who_waits_is_listened_to_in_the_next_period_and_not_before() -> None:
-    scene, client = Scene(), Client()
-    scene.allowance.spend(client, MOST + 1, 0)
-    scene.hours.pass_by(PERIOD_S / 2)
+def test_who_waits_is_listened_to_in_the_next_period_and_not_before(allowance: Allowance, hours: Hours) -> None:
+    client = Client()
+    allowance.spend(client, MOST + 1, 0)
+    hours.pass_by(PERIOD_S / 2)
     assert client.heard == 0
-    scene.hours.pass_by(PERIOD_S / 2)
+    hours.pass_by(PERIOD_S / 2)
     assert client.heard == 1
-    assert len(scene.allowance) == 0
-    assert scene.hours.pending == 0
+    assert len(allowance) == 0
+    assert hours.pending == 0
 
 
-def test_debt_is_paid_in_as_many_periods_as_it_takes() -> None:
-    scene, client = Scene(), Client()
-    scene.allowance.spend(client, 3 * OF_ONE_BYTES - FRAME_BYTES + 1, 0)
+def test_debt_is_paid_in_as_many_periods_as_it_takes(allowance: Allowance, hours: Hours) -> None:
+    client = Client()
+    allowance.spend(client, 3 * OF_ONE_BYTES - FRAME_BYTES + 1, 0)
     for heard in (0, 0, 1):
-        scene.hours.pass_by(PERIOD_S)
+        hours.pass_by(PERIOD_S)
         assert client.heard == heard
     # One byte is owed still.
-    assert scene.allowance.spend(client, MOST - 1, 0)
+    assert allowance.spend(client, MOST - 1, 0)
 
 
-def test_client_that_says_something_after_the_end_of_a_period_begins_the_next_for_those_who_wait() -> None:
-    scene, waiting, other = Scene(), Client(), Client()
-    scene.allowance.spend(waiting, MOST + 1, 0)
+def test_client_that_says_something_after_the_end_of_a_period_begins_the_next_for_those_who_wait(
+    allowance: Allowance, hours: Hours
+) -> None:
+    waiting, other = Client(), Client()
+    allowance.spend(waiting, MOST + 1, 0)
     # The loop was busy: the timer is late.
-    scene.hours.now_s += 2 * PERIOD_S
-    assert scene.allowance.spend(other, PONG_BYTES, 1)
+    hours.now_s += 2 * PERIOD_S
+    assert allowance.spend(other, PONG_BYTES, 1)
     assert waiting.heard == 1
-    assert scene.hours.pending == 0
+    assert hours.pending == 0
 
 
-def test_clients_do_not_share_what_each_may_say() -> None:
-    scene = Scene()
-    assert not scene.allowance.spend(Client(), MOST + 1, 0)
-    assert scene.allowance.spend(Client(), MOST, 0)
+def test_clients_do_not_share_what_each_may_say(allowance: Allowance) -> None:
+    assert not allowance.spend(Client(), MOST + 1, 0)
+    assert allowance.spend(Client(), MOST, 0)
 
 
-def test_where_all_have_said_too_much_everyone_waits_for_the_next_period_only() -> None:
-    scene = Scene()
+def test_where_all_have_said_too_much_everyone_waits_for_the_next_period_only(
+    allowance: Allowance, hours: Hours
+) -> None:
     flood = [Client() for _ in range(OF_ALL_BYTES // OF_ONE_BYTES)]
     for each in flood:
-        assert scene.allowance.spend(each, MOST, 0)
-    assert len(scene.allowance.buffer) == READ_BYTES
+        assert allowance.spend(each, MOST, 0)
+    assert len(allowance.buffer) == READ_BYTES
     late = [Client() for _ in range(3)]
     for each in late:
-        assert not scene.allowance.spend(each, PONG_BYTES, 1)
-    assert len(scene.allowance.buffer) == SCANT_BYTES
-    scene.hours.pass_by(PERIOD_S)
+        assert not allowance.spend(each, PONG_BYTES, 1)
+    assert len(allowance.buffer) == SCANT_BYTES
+    hours.pass_by(PERIOD_S)
     assert [each.heard for each in late] == [1, 1, 1]
-    assert len(scene.allowance.buffer) == READ_BYTES
-    assert scene.allowance.spend(late[0], MOST, 0)
+    assert len(allowance.buffer) == READ_BYTES
+    assert allowance.spend(late[0], MOST, 0)
 
 
-def test_who_is_gone_is_forgotten() -> None:
-    scene, gone, other = Scene(), Client(), Client()
-    scene.allowance.spend(gone, MOST + 1, 0)
-    scene.allowance.spend(other, MOST + 1, 0)
-    scene.allowance.forget(gone)
-    scene.allowance.forget(Client())
-    assert len(scene.allowance) == 1
-    scene.hours.pass_by(PERIOD_S)
+def test_who_is_gone_is_forgotten(allowance: Allowance, hours: Hours) -> None:
+    gone, other = Client(), Client()
+    allowance.spend(gone, MOST + 1, 0)
+    allowance.spend(other, MOST + 1, 0)
+    allowance.forget(gone)
+    allowance.forget(Client())
+    assert len(allowance) == 1
+    hours.pass_by(PERIOD_S)
     assert (gone.heard, other.heard) == (0, 1)
 
 
-def test_who_has_waited_longest_comes_first_and_no_more_than_all_may_say() -> None:
-    scene = Scene()
+def test_who_has_waited_longest_comes_first_and_no_more_than_all_may_say(allowance: Allowance, hours: Hours) -> None:
     crowd = [Client() for _ in range(2 * AT_ONCE + 1)]
-    scene.allowance.spend(Client(), OF_ALL_BYTES, 0)
+    allowance.spend(Client(), OF_ALL_BYTES, 0)
     for each in crowd:
-        assert not scene.allowance.spend(each, SCANT_BYTES, 5)
+        assert not allowance.spend(each, SCANT_BYTES, 5)
     # The one that used it all up pays its debt first.
     for heard in (AT_ONCE, 2 * AT_ONCE, len(crowd)):
-        scene.hours.pass_by(PERIOD_S)
+        hours.pass_by(PERIOD_S)
         assert [each.heard for each in crowd] == [1] * heard + [0] * (len(crowd) - heard)
 
 
-def test_reads_stay_scant_while_more_wait_than_are_listened_to_at_once() -> None:
-    scene = Scene()
-    scene.allowance.spend(Client(), OF_ALL_BYTES, 0)
+def test_reads_stay_scant_while_more_wait_than_are_listened_to_at_once(allowance: Allowance, hours: Hours) -> None:
+    allowance.spend(Client(), OF_ALL_BYTES, 0)
     for _ in range(2 * AT_ONCE - 1):
-        scene.allowance.spend(Client(), SCANT_BYTES, 5)
-    scene.hours.pass_by(PERIOD_S)
-    assert len(scene.allowance.buffer) == SCANT_BYTES
-    scene.hours.pass_by(PERIOD_S)
-    assert len(scene.allowance.buffer) == READ_BYTES
+        allowance.spend(Client(), SCANT_BYTES, 5)
+    hours.pass_by(PERIOD_S)
+    assert len(allowance.buffer) == SCANT_BYTES
+    hours.pass_by(PERIOD_S)
+    assert len(allowance.buffer) == READ_BYTES
 
 
-def test_what_all_say_in_a_period_is_bounded_however_many_they_are() -> None:
-    scene = Scene()
+def test_what_all_say_in_a_period_is_bounded_however_many_they_are(allowance: Allowance, hours: Hours) -> None:
     crowd = [Client() for _ in range(10_000)]
-    wait = [each for each in crowd if not scene.allowance.spend(each, SCANT_BYTES, 5)]
+    wait = [each for each in crowd if not allowance.spend(each, SCANT_BYTES, 5)]
     periods, said = 40, 0
     for _ in range(periods):
         before = {each: each.heard for each in crowd}
-        scene.hours.pass_by(PERIOD_S)
+        hours.pass_by(PERIOD_S)
         for each in crowd:
             # Each of them says something again as soon as it may.
             if each.heard > before[each]:
-                while scene.allowance.spend(each, SCANT_BYTES, 5):
+                while allowance.spend(each, SCANT_BYTES, 5):
                     said += SCANT_BYTES + 6 * FRAME_BYTES
                 said += SCANT_BYTES + 6 * FRAME_BYTES
     assert said <= 2 * periods * OF_ALL_BYTES

@@ -38,93 +38,99 @@ class Client:
         self.said.append((self._clock.now_s, "abort"))
 
 
-class Scene:
-    """Connections, watched over with the default times."""
-
-    def __init__(self, count: int = 1) -> None:
-        self.clock = Clock(0.0)
-        self.clients = [Client(self.clock) for _ in range(count)]
-        self.client = self.clients[0]
-        self.watched = set(self.clients)
-        self.keepalive = Keepalive(self.watched, self.clock, IDLE_S, PING_S)
-
-    def until(self, now_s: int) -> None:
-        """Ticks once a second."""
-        while self.clock.now_s < now_s:
-            self.keepalive.tick(self.clock.now_s + 1)
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(0.0)
 
 
 @pytest.fixture
-def scene() -> Scene:
-    return Scene()
+def client(clock: Clock) -> Client:
+    return Client(clock)
 
 
-def test_tick_sets_the_clock_that_all_connections_share(scene: Scene) -> None:
-    scene.keepalive.tick(12.5)
-    assert scene.clock.now_s == 12.5
+@pytest.fixture
+def keepalive(client: Client, clock: Clock) -> Keepalive:
+    return Keepalive([client], clock, IDLE_S, PING_S)
 
 
-def test_silent_client_is_pinged_at_the_interval_and_not_before(scene: Scene) -> None:
-    scene.until(29)
-    assert scene.client.said == []
-    scene.until(30)
-    assert scene.client.said == [(30, "ping")]
+def tick_until(keepalive: Keepalive, clock: Clock, now_s: int) -> None:
+    """Ticks once a second."""
+    while clock.now_s < now_s:
+        keepalive.tick(clock.now_s + 1)
 
 
-def test_client_that_stays_silent_is_pinged_at_each_interval_and_then_evicted(scene: Scene) -> None:
-    scene.until(124)
-    assert scene.client.said == [(30, "ping"), (60, "ping"), (90, "ping"), (120, "ping")]
+def test_tick_sets_the_clock_that_all_connections_share(keepalive: Keepalive, clock: Clock) -> None:
+    keepalive.tick(12.5)
+    assert clock.now_s == 12.5
+
+
+def test_silent_client_is_pinged_at_the_interval_and_not_before(
+    keepalive: Keepalive, client: Client, clock: Clock
+) -> None:
+    tick_until(keepalive, clock, 29)
+    assert client.said == []
+    tick_until(keepalive, clock, 30)
+    assert client.said == [(30, "ping")]
+
+
+def test_client_that_stays_silent_is_pinged_at_each_interval_and_then_evicted(
+    keepalive: Keepalive, client: Client, clock: Clock
+) -> None:
+    tick_until(keepalive, clock, 124)
+    assert client.said == [(30, "ping"), (60, "ping"), (90, "ping"), (120, "ping")]
     # What it sent last may have come up to a tick later than it is put down.
-    scene.until(125)
-    assert scene.client.said[4:] == [(125, "idle")]
-    assert scene.client.details == {"silent_s": 125.0}
+    tick_until(keepalive, clock, 125)
+    assert client.said[4:] == [(125, "idle")]
+    assert client.details == {"silent_s": 125.0}
 
 
-def test_client_that_answers_its_pings_stays(scene: Scene) -> None:
+def test_client_that_answers_its_pings_stays(keepalive: Keepalive, client: Client) -> None:
     for now_s in range(1, 1000):
-        scene.keepalive.tick(now_s)
-        if scene.client.pinged_at == now_s:
-            scene.client.heard_at = now_s
-    assert {what for _, what in scene.client.said} == {"ping"}
+        keepalive.tick(now_s)
+        if client.pinged_at == now_s:
+            client.heard_at = now_s
+    assert {what for _, what in client.said} == {"ping"}
 
 
-def test_client_that_talks_is_not_pinged(scene: Scene) -> None:
+def test_client_that_talks_is_not_pinged(keepalive: Keepalive, client: Client) -> None:
     for now_s in range(0, 1000, 20):
-        scene.client.heard_at = now_s
-        scene.keepalive.tick(now_s + 19)
-    assert scene.client.said == []
+        client.heard_at = now_s
+        keepalive.tick(now_s + 19)
+    assert client.said == []
 
 
-def test_only_what_is_heard_puts_off_the_eviction(scene: Scene) -> None:
+def test_only_what_is_heard_puts_off_the_eviction(keepalive: Keepalive, client: Client) -> None:
     for now_s in range(1, 126):
-        scene.client.pinged_at = now_s
-        scene.keepalive.tick(now_s)
-    assert scene.client.said == [(125, "idle")]
+        client.pinged_at = now_s
+        keepalive.tick(now_s)
+    assert client.said == [(125, "idle")]
 
 
-def test_close_that_is_not_answered_is_aborted_at_its_timeout(scene: Scene) -> None:
-    scene.until(5)
-    scene.client.close(CloseReason.STOPPING)
-    scene.until(5 + int(CLOSE_TIMEOUT_S) - 1)
-    assert scene.client.said == [(5, "stopping")]
-    scene.until(5 + int(CLOSE_TIMEOUT_S))
-    assert scene.client.said[1:] == [(15, "abort")]
+def test_close_that_is_not_answered_is_aborted_at_its_timeout(
+    keepalive: Keepalive, client: Client, clock: Clock
+) -> None:
+    tick_until(keepalive, clock, 5)
+    client.close(CloseReason.STOPPING)
+    tick_until(keepalive, clock, 5 + int(CLOSE_TIMEOUT_S) - 1)
+    assert client.said == [(5, "stopping")]
+    tick_until(keepalive, clock, 5 + int(CLOSE_TIMEOUT_S))
+    assert client.said[1:] == [(15, "abort")]
 
 
-def test_closing_client_is_neither_pinged_nor_evicted(scene: Scene) -> None:
-    scene.client.close(CloseReason.STOPPING)
-    scene.client.heard_at = -1000.0
-    scene.until(9)
-    assert scene.client.said == [(0, "stopping")]
+def test_closing_client_is_neither_pinged_nor_evicted(keepalive: Keepalive, client: Client, clock: Clock) -> None:
+    client.close(CloseReason.STOPPING)
+    client.heard_at = -1000.0
+    tick_until(keepalive, clock, 9)
+    assert client.said == [(0, "stopping")]
 
 
-def test_client_that_is_removed_while_it_is_watched_over_disturbs_nobody() -> None:
-    scene = Scene(count=5)
-    for client in scene.clients:
+def test_client_that_is_removed_while_it_is_watched_over_disturbs_nobody(clock: Clock) -> None:
+    watched = {Client(clock) for _ in range(5)}
+    for client in watched:
         client.closed_at = -CLOSE_TIMEOUT_S
-        client.abort = scene.watched.clear  # type: ignore[method-assign]  # the first end ends them all
-    scene.keepalive.tick(1)
-    assert not scene.watched
+        client.abort = watched.clear  # type: ignore[method-assign]  # the first end ends them all
+    Keepalive(watched, clock, IDLE_S, PING_S).tick(1)
+    assert not watched
 
 
 @pytest.mark.parametrize(
@@ -178,14 +184,16 @@ async def test_run_ticks_with_the_time_of_the_loop_until_it_is_cancelled() -> No
     assert clock.now_s <= loop.time()
 
 
-def test_connection_that_raises_is_aborted_and_the_others_are_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = Scene(count=3)
-    broken = scene.clients[1]
+def test_connection_that_raises_is_aborted_and_the_others_are_looked_after(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [Client(clock) for _ in range(3)]
+    broken = clients[1]
 
     def fail() -> None:
         raise RuntimeError("gone")
 
     monkeypatch.setattr(broken, "ping", fail)
-    scene.until(30)
+    tick_until(Keepalive(clients, clock, IDLE_S, PING_S), clock, 30)
     assert broken.said == [(30.0, "abort")]
-    assert all(client.said == [(30.0, "ping")] for client in scene.clients if client is not broken)
+    assert all(client.said == [(30.0, "ping")] for client in clients if client is not broken)
