@@ -26,18 +26,18 @@ RECEIVED = None
 """Stands for a call of `received` among the deliveries."""
 
 
-class Scene:
-    """A lane, and what comes out of it."""
+class RecordedLane(Lane):
+    """A lane that keeps what comes out of it."""
 
     def __init__(self, channel: int | None = OWN) -> None:
+        super().__init__(self._keep, lambda: self.log.append(RECEIVED))
         self.log: list[Delivered | None] = []
         self.contents: list[Content] = []
         self.sent: list[bytes] = []
-        self.lane = Lane(self._receive, lambda: self.log.append(RECEIVED))
-        self.lane.channel = channel
-        self.lane.write = self.sent.append
+        self.channel = channel
+        self.write = self.sent.append
 
-    def _receive(
+    def _keep(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
     ) -> None:
         assert type(body) is bytes
@@ -50,8 +50,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Scene:
-    return Scene()
+def lane() -> RecordedLane:
+    return RecordedLane()
 
 
 DELIVERED: Delivered = (1, False, "killmails", "", b"body")
@@ -60,51 +60,51 @@ DELIVERED: Delivered = (1, False, "killmails", "", b"body")
 # Deliveries
 
 
-def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(scene: Scene) -> None:
-    assert scene.lane.feed(delivery(b"body")) == b""
-    assert scene.log == [DELIVERED, RECEIVED]
+def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(lane: RecordedLane) -> None:
+    assert lane.feed(delivery(b"body")) == b""
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
-def test_everything_of_the_method_is_handed_out(scene: Scene) -> None:
+def test_everything_of_the_method_is_handed_out(lane: RecordedLane) -> None:
     data = method(2**63 - 1, redelivered=True, exchange="x" * 127, routing_key="ä" * 127) + header(1) + part(b"1")
-    scene.lane.feed(data)
-    assert scene.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
+    lane.feed(data)
+    assert lane.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
 
 
-def test_names_that_are_not_utf8_have_question_marks(scene: Scene) -> None:
+def test_names_that_are_not_utf8_have_question_marks(lane: RecordedLane) -> None:
     data = method(exchange="ab", routing_key="cde").replace(b"\x02ab\x03cde", b"\x02a\xff\x03\xfed\xfd")
-    scene.lane.feed(data + header(0))
-    assert scene.delivered == [(1, False, "a?", "?d?", b"")]
+    lane.feed(data + header(0))
+    assert lane.delivered == [(1, False, "a?", "?d?", b"")]
 
 
-def test_body_in_several_frames_is_handed_out_in_one_piece(scene: Scene) -> None:
-    scene.lane.feed(delivery(b"bo", b"d", b"y"))
-    assert scene.log == [DELIVERED, RECEIVED]
+def test_body_in_several_frames_is_handed_out_in_one_piece(lane: RecordedLane) -> None:
+    lane.feed(delivery(b"bo", b"d", b"y"))
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
-def test_empty_body_is_handed_out_with_the_header(scene: Scene) -> None:
-    scene.lane.feed(delivery())
-    assert scene.log == [(1, False, "killmails", "", b""), RECEIVED]
+def test_empty_body_is_handed_out_with_the_header(lane: RecordedLane) -> None:
+    lane.feed(delivery())
+    assert lane.log == [(1, False, "killmails", "", b""), RECEIVED]
 
 
-def test_delivery_waits_for_the_last_of_its_frames(scene: Scene) -> None:
+def test_delivery_waits_for_the_last_of_its_frames(lane: RecordedLane) -> None:
     for piece in (method(), header(4), part(b"bod")):
-        assert scene.lane.feed(piece) == b""
-        assert scene.log == []
-    scene.lane.feed(part(b"y"))
-    assert scene.log == [DELIVERED, RECEIVED]
+        assert lane.feed(piece) == b""
+        assert lane.log == []
+    lane.feed(part(b"y"))
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
-def test_deliveries_that_come_together_are_handed_out_in_order_and_announced_once(scene: Scene) -> None:
-    scene.lane.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
-    assert [entry and entry[0] for entry in scene.log] == [1, 2, 3, RECEIVED]
+def test_deliveries_that_come_together_are_handed_out_in_order_and_announced_once(lane: RecordedLane) -> None:
+    lane.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
+    assert [entry and entry[0] for entry in lane.log] == [1, 2, 3, RECEIVED]
 
 
-def test_one_delivery_leaves_nothing_to_the_next(scene: Scene) -> None:
-    scene.lane.feed(delivery(b"bo", b"dy"))
-    scene.lane.feed(delivery(tag=2))
-    scene.lane.feed(delivery(b"2", tag=3))
-    assert [(tag, content) for tag, _, _, _, content in scene.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
+def test_one_delivery_leaves_nothing_to_the_next(lane: RecordedLane) -> None:
+    lane.feed(delivery(b"bo", b"dy"))
+    lane.feed(delivery(tag=2))
+    lane.feed(delivery(b"2", tag=3))
+    assert [(tag, content) for tag, _, _, _, content in lane.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
 
 
 # Everything else
@@ -125,32 +125,32 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_frame_that_is_no_delivery_of_the_lanes_is_returned_unchanged(scene: Scene, other: bytes) -> None:
-    assert scene.lane.feed(other) == other
-    assert scene.log == []
+def test_frame_that_is_no_delivery_of_the_lanes_is_returned_unchanged(lane: RecordedLane, other: bytes) -> None:
+    assert lane.feed(other) == other
+    assert lane.log == []
 
 
-def test_frames_that_are_not_the_lanes_are_returned_in_order(scene: Scene) -> None:
+def test_frames_that_are_not_the_lanes_are_returned_in_order(lane: RecordedLane) -> None:
     between = [delivery(b"body", tag=tag) for tag in range(len(OTHERS))]
     data = b"".join(mine + other for mine, other in zip(between, OTHERS, strict=True))
-    assert scene.lane.feed(data) == b"".join(OTHERS)
-    assert [tag for tag, *_ in scene.delivered] == list(range(len(OTHERS)))
+    assert lane.feed(data) == b"".join(OTHERS)
+    assert [tag for tag, *_ in lane.delivered] == list(range(len(OTHERS)))
 
 
-def test_frame_of_another_channel_within_a_delivery_is_returned_and_does_not_disturb_it(scene: Scene) -> None:
+def test_frame_of_another_channel_within_a_delivery_is_returned_and_does_not_disturb_it(lane: RecordedLane) -> None:
     other = b"".join(OTHERS[:4])
-    assert scene.lane.feed(method() + other + header(4) + other + part(b"bo") + other + part(b"dy")) == other * 3
-    assert scene.log == [DELIVERED, RECEIVED]
+    assert lane.feed(method() + other + header(4) + other + part(b"bo") + other + part(b"dy")) == other * 3
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
 def test_everything_is_returned_before_the_channel_is_known() -> None:
-    scene = Scene(channel=None)
+    lane = RecordedLane(channel=None)
     data = b"".join(OTHERS) + delivery(b"body")
-    assert scene.lane.feed(data) == data
-    assert scene.log == []
-    scene.lane.channel = OWN
-    assert scene.lane.feed(data) == b"".join(OTHERS)
-    assert scene.log == [DELIVERED, RECEIVED]
+    assert lane.feed(data) == data
+    assert lane.log == []
+    lane.channel = OWN
+    assert lane.feed(data) == b"".join(OTHERS)
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
 # In any pieces
@@ -189,20 +189,20 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 @given(stream=streams, cuts=st.lists(st.integers(0, 5000), max_size=20) | st.just(list(range(5000))))
 def test_same_comes_out_in_whatever_pieces_it_comes(stream: list[Stretch], cuts: list[int]) -> None:
-    scene = Scene()
+    lane = RecordedLane()
     data = b"".join(b"".join(stretch.frames) for stretch in stream)
     ends = list(accumulate(sum(map(len, stretch.frames)) for stretch in stream))
     fed, returned = 0, b""
     for piece in pieces(data, cuts):
-        before = len(scene.log)
+        before = len(lane.log)
         due = [
             stretch.delivered
             for stretch, end in zip(stream, ends, strict=True)
             if stretch.delivered is not None and fed < end <= fed + len(piece)
         ]
-        returned += scene.lane.feed(piece)
+        returned += lane.feed(piece)
         fed += len(piece)
-        assert scene.log[before:] == [*due, *([RECEIVED] if due else [])]
+        assert lane.log[before:] == [*due, *([RECEIVED] if due else [])]
         whole = [stretch for stretch, end in zip(stream, ends, strict=True) if stretch.delivered is None and end <= fed]
         others = b"".join(frames for stretch in whole for frames in stretch.frames)
         assert returned.startswith(others), "what is complete is not held back"
@@ -221,24 +221,24 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_what_is_not_amqp_ends_the_lane(scene: Scene, broken: bytes) -> None:
+def test_what_is_not_amqp_ends_the_lane(lane: RecordedLane, broken: bytes) -> None:
     behind = delivery(b"body", tag=2) + OTHERS[0]
-    assert scene.lane.broken is None
-    assert scene.lane.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
-    assert scene.log == [DELIVERED, RECEIVED]
-    assert scene.lane.broken
+    assert lane.broken is None
+    assert lane.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
+    assert lane.log == [DELIVERED, RECEIVED]
+    assert lane.broken
     for more in (behind, b"\x01", b""):
-        assert scene.lane.feed(more) == b""
-    assert scene.log == [DELIVERED, RECEIVED]
+        assert lane.feed(more) == b""
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
 @given(kind=st.sampled_from(sorted(BROKEN)), cuts=st.lists(st.integers(0, 500), max_size=10))
 def test_what_is_not_amqp_is_returned_whole_before_the_channel_is_known(kind: str, cuts: list[int]) -> None:
-    scene = Scene(channel=None)
+    lane = RecordedLane(channel=None)
     data = OTHERS[4] + BROKEN[kind] + delivery(b"body", tag=2) + OTHERS[0]
-    assert b"".join(map(scene.lane.feed, pieces(data, cuts))) == data
-    assert scene.lane.broken
-    assert scene.log == []
+    assert b"".join(map(lane.feed, pieces(data, cuts))) == data
+    assert lane.broken
+    assert lane.log == []
 
 
 # What is AMQP, and no delivery
@@ -277,27 +277,27 @@ CUT_SHORT = {
 
 @pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
 @pytest.mark.parametrize("before", [b"", OTHERS[0], delivery(b"body")], ids=["first", "second", "after-a-delivery"])
-def test_delivery_that_is_cut_short_ends_the_lane(scene: Scene, before: bytes, cut_short: bytes) -> None:
+def test_delivery_that_is_cut_short_ends_the_lane(lane: RecordedLane, before: bytes, cut_short: bytes) -> None:
     """None of it is handed out; what was handed out before is announced."""
     handed_out = [DELIVERED, RECEIVED] if before == delivery(b"body") else []
     behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
-    assert scene.lane.feed(before + cut_short + behind) == (b"" if handed_out else before)
-    assert scene.lane.broken is not None
-    assert scene.lane.broken.startswith("a malformed delivery: ")
-    assert scene.log == handed_out
-    assert scene.lane.feed(behind) == b""
-    assert scene.log == handed_out
+    assert lane.feed(before + cut_short + behind) == (b"" if handed_out else before)
+    assert lane.broken is not None
+    assert lane.broken.startswith("a malformed delivery: ")
+    assert lane.log == handed_out
+    assert lane.feed(behind) == b""
+    assert lane.log == handed_out
 
 
 @given(
     kind=st.sampled_from(sorted(CUT_SHORT)), cuts=st.lists(st.integers(0, 500), max_size=10) | st.just([*range(500)])
 )
 def test_delivery_that_is_cut_short_ends_the_lane_in_whatever_pieces_it_comes(kind: str, cuts: list[int]) -> None:
-    scene = Scene()
+    lane = RecordedLane()
     behind = header(4) + part(b"late") + delivery(b"body", tag=2)
     data = delivery(b"body") + OTHERS[4] + CUT_SHORT[kind] + behind
-    assert b"".join(map(scene.lane.feed, pieces(data, cuts))) == OTHERS[4]
-    assert scene.delivered == [DELIVERED]
+    assert b"".join(map(lane.feed, pieces(data, cuts))) == OTHERS[4]
+    assert lane.delivered == [DELIVERED]
 
 
 CONTRADICTORY = {
@@ -311,57 +311,57 @@ CONTRADICTORY = {
 
 
 @pytest.mark.parametrize("contradictory", CONTRADICTORY.values(), ids=CONTRADICTORY)
-def test_delivery_that_contradicts_itself_ends_the_lane(scene: Scene, contradictory: bytes) -> None:
-    assert scene.lane.feed(delivery(b"body") + contradictory + delivery(b"body", tag=3)) == b""
-    assert scene.lane.broken is not None
-    assert scene.lane.broken.startswith("a malformed delivery: ")
-    assert scene.log == [DELIVERED, RECEIVED]
+def test_delivery_that_contradicts_itself_ends_the_lane(lane: RecordedLane, contradictory: bytes) -> None:
+    assert lane.feed(delivery(b"body") + contradictory + delivery(b"body", tag=3)) == b""
+    assert lane.broken is not None
+    assert lane.broken.startswith("a malformed delivery: ")
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
 @pytest.mark.parametrize("left_behind", [OTHERS[4][:9], b"HTTP/1.1 400 Bad Request"], ids=["half a frame", "no AMQP"])
 def test_next_connection_begins_with_nothing_of_the_one_before(left_behind: bytes) -> None:
-    scene = Scene(channel=None)
-    scene.lane.feed(left_behind)
-    scene.lane.begin()
-    assert scene.lane.feed(OTHERS[0]) == OTHERS[0]
-    scene.lane.channel = OWN
-    assert scene.lane.feed(delivery(b"body")) == b""
-    assert scene.log == [DELIVERED, RECEIVED]
+    lane = RecordedLane(channel=None)
+    lane.feed(left_behind)
+    lane.begin()
+    assert lane.feed(OTHERS[0]) == OTHERS[0]
+    lane.channel = OWN
+    assert lane.feed(delivery(b"body")) == b""
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
-def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(scene: Scene) -> None:
+def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(lane: RecordedLane) -> None:
     """64 MB in pieces of 64 KB: together 32 GB, if each were joined to what is there."""
     piece = bytes(65536)
     frame_of_it = part(piece * 1024)
-    scene.lane.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])
+    lane.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])
     began = time.process_time()
     for at in range(7, len(frame_of_it), len(piece)):
-        scene.lane.feed(frame_of_it[at : at + len(piece)])
+        lane.feed(frame_of_it[at : at + len(piece)])
     assert time.process_time() - began < 3
-    assert [len(delivered[4]) for delivered in scene.delivered] == [len(piece) * 1024]
+    assert [len(delivered[4]) for delivered in lane.delivered] == [len(piece) * 1024]
 
 
-def test_header_of_the_smallest_size_is_not_cut_short(scene: Scene) -> None:
+def test_header_of_the_smallest_size_is_not_cut_short(lane: RecordedLane) -> None:
     assert len(payload_of(header(0))) == EMPTY_HEADER
-    assert scene.lane.feed(method() + header(0)) == b""
-    assert scene.log == [(1, False, "killmails", "", b""), RECEIVED]
+    assert lane.feed(method() + header(0)) == b""
+    assert lane.log == [(1, False, "killmails", "", b""), RECEIVED]
 
 
 def test_cut_short_delivery_of_another_channel_is_no_business_of_the_lanes() -> None:
-    scene = Scene(OWN + 1)
+    lane = RecordedLane(OWN + 1)
     broken = b"".join(CUT_SHORT.values())
-    assert scene.lane.feed(broken) == broken
-    scene.lane.channel = OWN
-    assert scene.lane.feed(delivery(b"body")) == b""
-    assert scene.log == [DELIVERED, RECEIVED]
+    assert lane.feed(broken) == broken
+    lane.channel = OWN
+    assert lane.feed(delivery(b"body")) == b""
+    assert lane.log == [DELIVERED, RECEIVED]
 
 
 def test_protocol_header_of_a_broker_that_speaks_another_version_is_not_held_back() -> None:
-    scene = Scene(channel=None)
+    lane = RecordedLane(channel=None)
     reply = ProtocolHeader(0, 8, 0).marshal()
     assert len(reply) == 8
-    assert scene.lane.feed(reply[:7]) == b""
-    assert scene.lane.feed(reply[7:]) == reply
+    assert lane.feed(reply[:7]) == b""
+    assert lane.feed(reply[7:]) == reply
 
 
 # Properties
@@ -465,12 +465,12 @@ def test_properties_that_end_before_the_type_give_none(end: int) -> None:
     assert (content.type, content.encoding) == (None, None)
 
 
-def test_delivery_with_properties_that_end_too_early_is_handed_out(scene: Scene) -> None:
+def test_delivery_with_properties_that_end_too_early_is_handed_out(lane: RecordedLane) -> None:
     payload = EVERYTHING[:-6]
     damaged = b"\x02\x00\x03" + len(payload).to_bytes(4, "big") + payload + b"\xce"
-    assert scene.lane.feed(method() + damaged + part(b"lives")) == b""
-    assert [content for *_, content in scene.delivered] == [b"lives"]
-    assert (scene.contents[0].type, scene.contents[0].encoding) == (None, None)
+    assert lane.feed(method() + damaged + part(b"lives")) == b""
+    assert [content for *_, content in lane.delivered] == [b"lives"]
+    assert (lane.contents[0].type, lane.contents[0].encoding) == (None, None)
 
 
 def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,11 +487,11 @@ def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatc
     assert content.properties.priority is None
 
 
-def test_content_of_a_delivery_is_its_own(scene: Scene) -> None:
+def test_content_of_a_delivery_is_its_own(lane: RecordedLane) -> None:
     for kind in ("a", None, "b"):
-        scene.lane.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
-    assert [content.type for content in scene.contents] == ["a", None, "b"]
-    assert [content.properties.priority for content in scene.contents] == [3, 3, 3]
+        lane.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
+    assert [content.type for content in lane.contents] == ["a", None, "b"]
+    assert [content.properties.priority for content in lane.contents] == [3, 3, 3]
 
 
 # Acknowledgements
@@ -504,16 +504,16 @@ def test_content_of_a_delivery_is_its_own(scene: Scene) -> None:
 def test_acknowledgements_are_what_the_library_would_send_in_one_write(
     acknowledgements: list[Acknowledgement], channel: int
 ) -> None:
-    scene = Scene(channel)
-    scene.lane.acknowledge(acknowledgements)
-    assert scene.sent == [
+    lane = RecordedLane(channel)
+    lane.acknowledge(acknowledgements)
+    assert lane.sent == [
         b"".join(frame.marshal(commands.Basic.Ack(tag, multiple), channel) for tag, multiple in acknowledgements)
     ]
 
 
-def test_no_acknowledgement_is_no_write(scene: Scene) -> None:
-    scene.lane.acknowledge([])
-    assert scene.sent == []
+def test_no_acknowledgement_is_no_write(lane: RecordedLane) -> None:
+    lane.acknowledge([])
+    assert lane.sent == []
 
 
 def test_acknowledgement_without_a_connection_goes_nowhere() -> None:
