@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CHECK_S = 0.01
 
 
-class Scene:
-    """An entrance with one listening socket, and who came in by it."""
+class RecordedEntrance(Entrance):
+    """Accepts clients at one listening socket, and keeps them."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -31,7 +31,7 @@ class Scene:
         self.listener.setblocking(False)
         self.name = self.listener.getsockname()
         self.let_in: list[tuple[socket.socket, str]] = []
-        self.entrance = Entrance([self.listener], lambda *client: self.let_in.append(client), self.metrics, CHECK_S)
+        super().__init__([self.listener], lambda *client: self.let_in.append(client), self.metrics, CHECK_S)
         self.clients: list[socket.socket] = []
 
     def come(self, count: int = 1) -> None:
@@ -49,13 +49,13 @@ class Scene:
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
-    scene = Scene()
-    scene.entrance.open()
-    yield scene
-    scene.entrance.close()
-    assert scene.listener.fileno() == -1
-    for each in [*scene.clients, *(client for client, _ in scene.let_in)]:
+async def acceptor() -> AsyncIterator[RecordedEntrance]:
+    acceptor = RecordedEntrance()
+    acceptor.open()
+    yield acceptor
+    acceptor.close()
+    assert acceptor.listener.fileno() == -1
+    for each in [*acceptor.clients, *(client for client, _ in acceptor.let_in)]:
         each.close()
 
 
@@ -76,85 +76,85 @@ def left(count: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-async def test_client_comes_in_with_its_address(scene: Scene) -> None:
-    scene.come()
-    await eventually("it is in", lambda: scene.let_in)
-    [(client, address)] = scene.let_in
+async def test_client_comes_in_with_its_address(acceptor: RecordedEntrance) -> None:
+    acceptor.come()
+    await eventually("it is in", lambda: acceptor.let_in)
+    [(client, address)] = acceptor.let_in
     assert address == "127.0.0.1"
-    assert client.getpeername() == scene.clients[0].getsockname()
+    assert client.getpeername() == acceptor.clients[0].getsockname()
 
 
-async def test_crowd_comes_in_some_at_a_time(scene: Scene) -> None:
-    scene.come(3 * AT_ONCE)
+async def test_crowd_comes_in_some_at_a_time(acceptor: RecordedEntrance) -> None:
+    acceptor.come(3 * AT_ONCE)
     most, before = 0, 0
     while before < 3 * AT_ONCE:
         await asyncio.sleep(0)
-        most = max(most, len(scene.let_in) - before)
-        before = len(scene.let_in)
+        most = max(most, len(acceptor.let_in) - before)
+        before = len(acceptor.let_in)
     assert most == AT_ONCE
 
 
-async def test_clients_are_accepted_while_there_are_descriptors_to_spare(scene: Scene) -> None:
-    scene.come()
+async def test_clients_are_accepted_while_there_are_descriptors_to_spare(acceptor: RecordedEntrance) -> None:
+    acceptor.come()
     with left(SPARE + 1), capture_logs() as logged:
-        await eventually("it is in", lambda: scene.let_in)
-    assert scene.shortages == 0
+        await eventually("it is in", lambda: acceptor.let_in)
+    assert acceptor.shortages == 0
     assert logged == []
 
 
-async def test_shortage_stops_it_and_its_end_starts_it_again_each_said_once(scene: Scene) -> None:
-    scene.come(3)
+async def test_shortage_stops_it_and_its_end_starts_it_again_each_said_once(acceptor: RecordedEntrance) -> None:
+    acceptor.come(3)
     with capture_logs() as logged:
         with left(SPARE):
             await eventually("it is said", lambda: logged)
-            await scene.turns()
-            assert scene.let_in == []
+            await acceptor.turns()
+            assert acceptor.let_in == []
         # Who came meanwhile has waited.
-        await eventually("all are in", lambda: len(scene.let_in) == 3)
-    assert scene.shortages == 1
+        await eventually("all are in", lambda: len(acceptor.let_in) == 3)
+    assert acceptor.shortages == 1
     assert [line["log_level"] for line in logged] == ["error", "info"]
 
 
-async def test_without_any_descriptor_it_is_the_same(scene: Scene) -> None:
-    scene.come()
+async def test_without_any_descriptor_it_is_the_same(acceptor: RecordedEntrance) -> None:
+    acceptor.come()
     with capture_logs() as logged:
         with left(0):
             await eventually("it is said", lambda: logged)
-            await scene.turns()
-        await eventually("it is in", lambda: scene.let_in)
+            await acceptor.turns()
+        await eventually("it is in", lambda: acceptor.let_in)
     assert [line["log_level"] for line in logged] == ["error", "info"]
 
 
-async def test_last_descriptors_are_not_for_clients(scene: Scene) -> None:
-    scene.come(10)
+async def test_last_descriptors_are_not_for_clients(acceptor: RecordedEntrance) -> None:
+    acceptor.come(10)
     with left(SPARE + 4), capture_logs() as logged:
         await eventually("it is said", lambda: logged)
-        assert len(scene.let_in) == 4
+        assert len(acceptor.let_in) == 4
 
 
-async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(scene: Scene) -> None:
-    scene.come()
+async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(acceptor: RecordedEntrance) -> None:
+    acceptor.come()
     # A reset, not an orderly end.
-    scene.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    scene.clients[0].close()
-    scene.come()
-    await eventually("the next one is in", lambda: len(scene.let_in) >= 1)
+    acceptor.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    acceptor.clients[0].close()
+    acceptor.come()
+    await eventually("the next one is in", lambda: len(acceptor.let_in) >= 1)
 
 
 @pytest.mark.parametrize("count", [0, SPARE])
 async def test_end_while_descriptors_are_short_leaves_no_timer_and_nobody_waiting(count: int) -> None:
-    scene = Scene()
-    scene.entrance.open()
-    scene.come()
+    acceptor = RecordedEntrance()
+    acceptor.open()
+    acceptor.come()
     with capture_logs() as logged, left(count):
         await eventually("it is said", lambda: logged)
-        scene.entrance.close()
+        acceptor.close()
     # Reset, or ended: it was never let in.
     with suppress(ConnectionResetError):
-        assert scene.clients[0].recv(1) == b""
-    assert scene.let_in == []
-    look = scene.entrance._look
+        assert acceptor.clients[0].recv(1) == b""
+    assert acceptor.let_in == []
+    look = acceptor._look
     assert look is not None
     assert look.cancelled()
-    for each in scene.clients:
+    for each in acceptor.clients:
         each.close()

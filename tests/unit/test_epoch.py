@@ -22,8 +22,8 @@ Sent = tuple[int, bool]
 """A tag that was acknowledged; True for it and all before it."""
 
 
-class Scene:
-    """An epoch, between a recipient and a line to the broker."""
+class Handler:
+    """Handles the deliveries of an epoch, and keeps what the epoch writes to the broker."""
 
     def __init__(self) -> None:
         self.log: list[int | str | list[Sent]] = []
@@ -86,8 +86,8 @@ class Scene:
 
 
 @pytest.fixture
-async def scene() -> Scene:
-    return Scene()
+async def handler() -> Handler:
+    return Handler()
 
 
 async def turn() -> None:
@@ -98,167 +98,167 @@ async def turn() -> None:
 # Deliveries that come together
 
 
-async def test_deliveries_that_come_together_are_flushed_once_and_acknowledged_in_one_write(scene: Scene) -> None:
+async def test_deliveries_that_come_together_are_flushed_once_and_acknowledged_in_one_write(handler: Handler) -> None:
     """All in the call that brings them: there is no other turn of the loop in between."""
-    scene.come(1, 2, 3)
-    assert scene.new() == [1, 2, 3, FLUSH, [(3, True)]]
-    scene.come(4)
-    assert scene.new() == [4, FLUSH, [(4, True)]]
+    handler.come(1, 2, 3)
+    assert handler.new() == [1, 2, 3, FLUSH, [(3, True)]]
+    handler.come(4)
+    assert handler.new() == [4, FLUSH, [(4, True)]]
     await turn()
-    assert scene.new() == [], "nothing is left to do"
+    assert handler.new() == [], "nothing is left to do"
 
 
 async def test_delivery_is_what_came() -> None:
-    scene = Scene()
+    handler = Handler()
     content = ContentHeader(
         body_size=4, properties=commands.Basic.Properties(message_type="kill", content_encoding="br")
     )
     frames = method(7, redelivered=True, exchange="kills", routing_key="a.b") + frame.marshal(content, OWN)
-    scene.epoch.lane.feed(frames + part(b"bo") + part(b"dy"))
-    [came] = scene.deliveries
+    handler.epoch.lane.feed(frames + part(b"bo") + part(b"dy"))
+    [came] = handler.deliveries
     assert (came.tag, came.redelivered, came.exchange, came.routing_key) == (7, True, "kills", "a.b")
     assert (came.content.type, came.content.encoding, came.body) == ("kill", "br", b"body")
     assert came.current
 
 
-async def test_delivery_that_is_not_complete_is_not_flushed(scene: Scene) -> None:
-    scene.epoch.lane.feed(method(1) + header(4) + part(b"bo"))
-    assert scene.new() == []
-    scene.epoch.lane.feed(part(b"dy"))
-    assert scene.new() == [1, FLUSH, [(1, True)]]
+async def test_delivery_that_is_not_complete_is_not_flushed(handler: Handler) -> None:
+    handler.epoch.lane.feed(method(1) + header(4) + part(b"bo"))
+    assert handler.new() == []
+    handler.epoch.lane.feed(part(b"dy"))
+    assert handler.new() == [1, FLUSH, [(1, True)]]
 
 
-async def test_delivery_that_is_settled_while_it_is_delivered_is_acknowledged_with_the_others(scene: Scene) -> None:
-    scene.settles_at_once = True
-    scene.come(1, 2)
-    assert scene.new() == [1, 2, FLUSH, [(2, True)]]
+async def test_delivery_that_is_settled_while_it_is_delivered_is_acknowledged_with_the_others(handler: Handler) -> None:
+    handler.settles_at_once = True
+    handler.come(1, 2)
+    assert handler.new() == [1, 2, FLUSH, [(2, True)]]
     await turn()
-    assert scene.new() == []
+    assert handler.new() == []
 
 
-async def test_nothing_is_written_where_nothing_was_settled(scene: Scene) -> None:
-    scene.held = {1, 2}
-    scene.come(1, 2)
+async def test_nothing_is_written_where_nothing_was_settled(handler: Handler) -> None:
+    handler.held = {1, 2}
+    handler.come(1, 2)
     await turn()
-    assert scene.new() == [1, 2, FLUSH]
-    assert scene.epoch.outstanding == 2
+    assert handler.new() == [1, 2, FLUSH]
+    assert handler.epoch.outstanding == 2
 
 
 # Settled later
 
 
-async def test_what_is_settled_later_is_acknowledged_in_the_next_turn_and_once(scene: Scene) -> None:
-    scene.held = {1, 2, 3}
-    scene.come(1, 2, 3)
-    scene.new()
-    scene.settle(2, 1)
-    assert scene.new() == [], "there may be more to settle in this turn"
-    scene.settle(3)
+async def test_what_is_settled_later_is_acknowledged_in_the_next_turn_and_once(handler: Handler) -> None:
+    handler.held = {1, 2, 3}
+    handler.come(1, 2, 3)
+    handler.new()
+    handler.settle(2, 1)
+    assert handler.new() == [], "there may be more to settle in this turn"
+    handler.settle(3)
     await turn()
-    assert scene.new() == [[(3, True)]]
+    assert handler.new() == [[(3, True)]]
     await turn()
-    assert scene.new() == []
+    assert handler.new() == []
 
 
-async def test_each_turn_in_which_something_is_settled_has_its_own_acknowledgement(scene: Scene) -> None:
-    scene.held = {1, 2}
-    scene.come(1, 2)
-    scene.new()
+async def test_each_turn_in_which_something_is_settled_has_its_own_acknowledgement(handler: Handler) -> None:
+    handler.held = {1, 2}
+    handler.come(1, 2)
+    handler.new()
     for tag in (1, 2):
-        scene.settle(tag)
+        handler.settle(tag)
         await turn()
-        assert scene.new() == [[(tag, True)]]
+        assert handler.new() == [[(tag, True)]]
 
 
-async def test_what_is_settled_before_the_next_deliveries_come_is_acknowledged_with_them(scene: Scene) -> None:
-    scene.held = {1}
-    scene.come(1)
-    scene.settle(1)
-    scene.come(2)
-    assert scene.new() == [1, FLUSH, 2, FLUSH, [(2, True)]]
+async def test_what_is_settled_before_the_next_deliveries_come_is_acknowledged_with_them(handler: Handler) -> None:
+    handler.held = {1}
+    handler.come(1)
+    handler.settle(1)
+    handler.come(2)
+    assert handler.new() == [1, FLUSH, 2, FLUSH, [(2, True)]]
     await turn()
-    assert scene.new() == []
+    assert handler.new() == []
 
 
 # Not settled
 
 
-async def test_delivery_that_is_not_settled_holds_back_those_behind_it(scene: Scene) -> None:
-    scene.held = {2}
-    scene.come(1, 2, 3)
-    assert scene.new() == [1, 2, 3, FLUSH, [(1, True)]]
-    scene.come(4)
-    assert scene.new() == [4, FLUSH]
-    scene.settle(2)
+async def test_delivery_that_is_not_settled_holds_back_those_behind_it(handler: Handler) -> None:
+    handler.held = {2}
+    handler.come(1, 2, 3)
+    assert handler.new() == [1, 2, 3, FLUSH, [(1, True)]]
+    handler.come(4)
+    assert handler.new() == [4, FLUSH]
+    handler.settle(2)
     await turn()
-    assert scene.new() == [[(4, True)]]
-    assert scene.epoch.outstanding == 0
+    assert handler.new() == [[(4, True)]]
+    assert handler.epoch.outstanding == 0
 
 
-async def test_those_behind_it_are_acknowledged_alone_when_they_are_half_of_the_prefetch(scene: Scene) -> None:
+async def test_those_behind_it_are_acknowledged_alone_when_they_are_half_of_the_prefetch(handler: Handler) -> None:
     """One delivery that nobody can settle must not use up the prefetch: the broker would send nothing more."""
-    scene.held = {1}
+    handler.held = {1}
     patient = range(2, 2 + PATIENCE)
-    scene.come(1, *patient)
-    assert scene.new() == [1, *patient, FLUSH]
+    handler.come(1, *patient)
+    assert handler.new() == [1, *patient, FLUSH]
     last = patient.stop
-    scene.come(last)
-    assert scene.new() == [last, FLUSH, [(tag, False) for tag in (*patient, last)]]
-    assert scene.epoch.outstanding == 1
-    scene.settle(1)
+    handler.come(last)
+    assert handler.new() == [last, FLUSH, [(tag, False) for tag in (*patient, last)]]
+    assert handler.epoch.outstanding == 1
+    handler.settle(1)
     await turn()
-    assert scene.new() == [[(1, True)]]
+    assert handler.new() == [[(1, True)]]
 
 
 # The end of the channel
 
 
-async def test_nothing_is_acknowledged_once_the_channel_is_gone(scene: Scene) -> None:
-    scene.held = {1, 2}
-    scene.come(1, 2)
-    scene.settle(1)
-    scene.epoch.current = False
-    scene.settle(2)
+async def test_nothing_is_acknowledged_once_the_channel_is_gone(handler: Handler) -> None:
+    handler.held = {1, 2}
+    handler.come(1, 2)
+    handler.settle(1)
+    handler.epoch.current = False
+    handler.settle(2)
     await turn()
-    scene.epoch.acknowledge()
-    assert scene.new() == [1, 2, FLUSH]
-    assert not any(each.current for each in scene.deliveries)
-    assert not scene.epoch.settled.is_set()
+    handler.epoch.acknowledge()
+    assert handler.new() == [1, 2, FLUSH]
+    assert not any(each.current for each in handler.deliveries)
+    assert not handler.epoch.settled.is_set()
 
 
-async def test_delivery_that_comes_after_the_end_is_left_to_come_again(scene: Scene) -> None:
-    scene.epoch.current = False
-    scene.come(1)
+async def test_delivery_that_comes_after_the_end_is_left_to_come_again(handler: Handler) -> None:
+    handler.epoch.current = False
+    handler.come(1)
     await turn()
-    assert scene.new() == [FLUSH]
+    assert handler.new() == [FLUSH]
 
 
-async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_before(scene: Scene) -> None:
-    settled = scene.epoch.settled
-    scene.held = {1, 2}
-    scene.come(1, 2)
+async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_before(handler: Handler) -> None:
+    settled = handler.epoch.settled
+    handler.held = {1, 2}
+    handler.come(1, 2)
     assert not settled.is_set()
     waiting = asyncio.create_task(settled.wait())
-    scene.settle(1)
+    handler.settle(1)
     await turn()
     assert not settled.is_set()
-    scene.settle(2)
+    handler.settle(2)
     assert not settled.is_set(), "it is settled, and the broker does not know yet"
     await turn()
-    assert scene.new()[-1] == [(2, True)]
+    assert handler.new()[-1] == [(2, True)]
     assert await waiting
 
 
-async def test_settled_can_be_cleared_and_is_set_again(scene: Scene) -> None:
-    scene.come(1)
-    assert scene.epoch.settled.is_set()
-    scene.epoch.settled.clear()
-    scene.held = {2}
-    scene.come(2)
-    assert not scene.epoch.settled.is_set()
-    scene.settle(2)
+async def test_settled_can_be_cleared_and_is_set_again(handler: Handler) -> None:
+    handler.come(1)
+    assert handler.epoch.settled.is_set()
+    handler.epoch.settled.clear()
+    handler.held = {2}
+    handler.come(2)
+    assert not handler.epoch.settled.is_set()
+    handler.settle(2)
     await turn()
-    assert scene.epoch.settled.is_set()
+    assert handler.epoch.settled.is_set()
 
 
 async def test_delivery_past_the_lane_is_a_fault_of_ours() -> None:

@@ -47,20 +47,20 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(life, "Backoff", NoBackoff)
 
 
-class Scene:
-    """Lives that end as they are told to; after the last of them, `stop` is asked for."""
+class ScriptedLives:
+    """Lives that end as the test says. After the last of them, a stop is requested."""
 
     def __init__(self, *ends: End, works: bool = False, wait: bool = False) -> None:
         self.status = Status()
         self.stopping = asyncio.Event()
         self.wait = wait
         self.lost: list[tuple[State, str]] = []
-        self.lives = 0
+        self.begun = 0
         self._ends = deque(ends)
         self._works = works
 
     async def live(self) -> str:
-        self.lives += 1
+        self.begun += 1
         if self._works:
             self.status.enter(State.WORKING)
         if not self._ends:
@@ -77,10 +77,10 @@ class Scene:
 
 
 async def test_life_that_ends_is_followed_by_another() -> None:
-    scene = Scene("channel closed", "queue gone")
-    await scene.run()
-    assert scene.lives == 3
-    assert scene.lost == [(State.LOST, "channel closed"), (State.LOST, "queue gone")]
+    lives = ScriptedLives("channel closed", "queue gone")
+    await lives.run()
+    assert lives.begun == 3
+    assert lives.lost == [(State.LOST, "channel closed"), (State.LOST, "queue gone")]
     assert NoBackoff.asked == 2
 
 
@@ -96,41 +96,41 @@ async def test_life_that_ends_is_followed_by_another() -> None:
     ids=repr,
 )
 async def test_lost_connection_is_followed_by_another(error: BaseException, reason: str) -> None:
-    scene = Scene(error)
-    await scene.run()
-    assert scene.lives == 2
-    assert scene.lost == [(State.LOST, reason)]
+    lives = ScriptedLives(error)
+    await lives.run()
+    assert lives.begun == 2
+    assert lives.lost == [(State.LOST, reason)]
     assert NoBackoff.asked == 1
 
 
 async def test_refusal_from_the_start_is_raised() -> None:
-    scene = Scene(BrokerRefusal("no such virtual host"))
+    lives = ScriptedLives(BrokerRefusal("no such virtual host"))
     with pytest.raises(BrokerRefusal, match="no such virtual host"):
-        await scene.run()
-    assert (scene.lives, scene.lost) == (1, [])
+        await lives.run()
+    assert (lives.begun, lives.lost) == (1, [])
 
 
 async def test_refusal_after_only_lost_connections_is_raised() -> None:
-    scene = Scene(OSError("connection refused"), BrokerRefusal("wrong password"))
+    lives = ScriptedLives(OSError("connection refused"), BrokerRefusal("wrong password"))
     with pytest.raises(BrokerRefusal):
-        await scene.run()
-    assert scene.lives == 2
+        await lives.run()
+    assert lives.begun == 2
 
 
 @pytest.mark.parametrize(("works", "wait"), [(True, False), (False, True)])
 async def test_refusal_after_having_worked_or_with_wait_is_tried_again(*, works: bool, wait: bool) -> None:
-    scene = Scene(BrokerRefusal("wrong password"), works=works, wait=wait)
-    await scene.run()
-    assert scene.lives == 2
-    assert scene.lost == [(State.REFUSED, "wrong password")]
+    lives = ScriptedLives(BrokerRefusal("wrong password"), works=works, wait=wait)
+    await lives.run()
+    assert lives.begun == 2
+    assert lives.lost == [(State.REFUSED, "wrong password")]
     assert NoBackoff.asked == 1
 
 
 async def test_unexpected_error_is_logged_in_full_and_the_next_life_begins(caplog: pytest.LogCaptureFixture) -> None:
-    scene = Scene(KeyError("frame"))
-    await scene.run()
-    assert scene.lives == 2
-    assert scene.lost == [(State.LOST, "KeyError('frame')")]
+    lives = ScriptedLives(KeyError("frame"))
+    await lives.run()
+    assert lives.begun == 2
+    assert lives.lost == [(State.LOST, "KeyError('frame')")]
     [entry] = caplog.records
     assert entry.levelname == "ERROR"
     assert entry.exc_info
@@ -143,24 +143,24 @@ async def test_pauses_begin_anew_after_a_life_that_lasted_and_only_then(
 ) -> None:
     clock = Time()
     monkeypatch.setattr(life, "time", clock)
-    scene = Scene(end, works=True)
-    live = scene.live
+    lives = ScriptedLives(end, works=True)
+    live = lives.live
 
     async def live_for_a_while() -> str:
         clock.now_s += lasted_s
         return await live()
 
-    scene.live = live_for_a_while  # type: ignore[method-assign]  # a life that takes its time
-    await scene.run()
-    assert scene.lives == 2
+    lives.live = live_for_a_while  # type: ignore[method-assign]  # a life that takes its time
+    await lives.run()
+    assert lives.begun == 2
     assert NoBackoff.resets == resets
 
 
 async def test_each_attempt_is_counted_until_one_works() -> None:
-    scene = Scene(OSError("1"), OSError("2"), OSError("3"))
-    await scene.run()
-    assert scene.status.attempts == 4
-    working = Scene("lost", works=True)
+    lives = ScriptedLives(OSError("1"), OSError("2"), OSError("3"))
+    await lives.run()
+    assert lives.status.attempts == 4
+    working = ScriptedLives("lost", works=True)
     await working.run()
     assert working.status.attempts == 0
 
@@ -184,39 +184,39 @@ async def test_end_is_told_before_the_status_changes() -> None:
 
 
 async def test_stop_before_the_start_lives_not_once() -> None:
-    scene = Scene()
-    scene.stopping.set()
-    await scene.run()
-    assert scene.lives == 0
-    assert scene.status.state is State.STOPPED
+    lives = ScriptedLives()
+    lives.stopping.set()
+    await lives.run()
+    assert lives.begun == 0
+    assert lives.status.state is State.STOPPED
 
 
 async def test_stop_within_a_life_is_the_end_and_no_loss() -> None:
-    scene = Scene()
-    await scene.run()
-    assert (scene.lives, scene.lost, scene.status.state) == (1, [], State.STOPPED)
+    lives = ScriptedLives()
+    await lives.run()
+    assert (lives.begun, lives.lost, lives.status.state) == (1, [], State.STOPPED)
 
 
 async def test_error_while_stopping_is_no_loss() -> None:
-    scene = Scene(OSError("closed by us"))
-    live = scene.live
+    lives = ScriptedLives(OSError("closed by us"))
+    live = lives.live
 
     async def live_and_stop() -> str:
-        scene.stopping.set()
+        lives.stopping.set()
         return await live()
 
-    scene.live = live_and_stop  # type: ignore[method-assign]  # the life that is stopped while it lives
-    await scene.run()
-    assert (scene.lives, scene.lost, scene.status.state) == (1, [], State.STOPPED)
+    lives.live = live_and_stop  # type: ignore[method-assign]  # the life that is stopped while it lives
+    await lives.run()
+    assert (lives.begun, lives.lost, lives.status.state) == (1, [], State.STOPPED)
 
 
 async def test_stop_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NoBackoff, "pause_s", lambda _: 3600.0)
-    scene = Scene("lost")
-    asyncio.get_running_loop().call_soon(scene.stopping.set)
-    await scene.run()
-    assert scene.lives == 1
-    assert scene.lost == [(State.LOST, "lost")]
+    lives = ScriptedLives("lost")
+    asyncio.get_running_loop().call_soon(lives.stopping.set)
+    await lives.run()
+    assert lives.begun == 1
+    assert lives.lost == [(State.LOST, "lost")]
 
 
 async def test_cancellation_from_outside_ends_it() -> None:
@@ -227,14 +227,14 @@ async def test_cancellation_from_outside_ends_it() -> None:
         await asyncio.Event().wait()
         raise AssertionError("nobody sets it")
 
-    scene = Scene()
-    scene.live = live  # type: ignore[method-assign]  # a life without an end
-    running = asyncio.create_task(scene.run())
+    lives = ScriptedLives()
+    lives.live = live  # type: ignore[method-assign]  # a life without an end
+    running = asyncio.create_task(lives.run())
     await begun.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert scene.lost == []
+    assert lives.lost == []
 
 
 async def test_cancellation_that_somebody_asked_for_is_told_from_a_stray_one() -> None:
@@ -256,17 +256,17 @@ async def test_cancellation_that_somebody_asked_for_is_told_from_a_stray_one() -
 
 
 async def test_task_that_went_on_after_a_cancellation_is_kept_alive_through_a_stray_one() -> None:
-    scene = Scene(asyncio.CancelledError("stray"))
-    task = asyncio.create_task(_run_after_a_cancellation(scene))
+    lives = ScriptedLives(asyncio.CancelledError("stray"))
+    task = asyncio.create_task(_run_after_a_cancellation(lives))
     await asyncio.sleep(0)
     task.cancel()
     await task
-    assert scene.lost == [(State.LOST, "stray")]
-    assert scene.lives == 2
+    assert lives.lost == [(State.LOST, "stray")]
+    assert lives.begun == 2
 
 
-async def _run_after_a_cancellation(scene: Scene) -> None:
+async def _run_after_a_cancellation(lives: ScriptedLives) -> None:
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
-        await scene.run()
+        await lives.run()

@@ -62,41 +62,41 @@ class Client(Peer):
         self.far.close()
 
 
-class Scene:
-    """Live ones with sockets."""
+class LiveSockets(Live[Peer]):
+    """A set of live connections with real sockets."""
 
     def __init__(self, stack: ExitStack) -> None:
+        super().__init__()
         self._stack = stack
-        self.live: Live[Peer] = Live()
         self._writer = Writer()
 
     def write(self, frames: bytes) -> list[tuple[Peer, int]]:
-        return self._writer.write([self.live], frames)
+        return self._writer.write([self], frames)
 
     def client(self, *, little_room: bool = False) -> Client:
         client = Client(little_room=little_room)
         self._stack.callback(client.end)
-        self.live.add(client)
+        self.add(client)
         return client
 
 
 @pytest.fixture(params=["each", "many at once", "two at once"])
-def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveSockets]:
     """Whichever way they are written to, the same must come of it."""
     monkeypatch.setattr(live, "MANY", 1000 if request.param == "each" else 1)
     if request.param == "two at once":
         monkeypatch.setattr(bulk, "BATCH", 2)
     with ExitStack() as stack:
-        yield Scene(stack)
+        yield LiveSockets(stack)
 
 
 # Writing
 
 
-def test_everybody_gets_everything_and_nobody_is_returned(scene: Scene) -> None:
-    clients = [scene.client() for _ in range(10)]
-    assert scene.write(b"first") == []
-    assert scene.write(b"second") == []
+def test_everybody_gets_everything_and_nobody_is_returned(sockets: LiveSockets) -> None:
+    clients = [sockets.client() for _ in range(10)]
+    assert sockets.write(b"first") == []
+    assert sockets.write(b"second") == []
     assert [client.read() for client in clients] == [b"firstsecond"] * 10
 
 
@@ -105,39 +105,41 @@ def test_nobody_at_all_is_written_to_without_a_word() -> None:
     assert Writer().write([live], b"frames") == []
 
 
-def test_one_that_takes_a_part_is_returned_with_how_much_and_the_others_get_everything(scene: Scene) -> None:
-    before, slow, after = scene.client(), scene.client(little_room=True), scene.client()
+def test_one_that_takes_a_part_is_returned_with_how_much_and_the_others_get_everything(sockets: LiveSockets) -> None:
+    before, slow, after = sockets.client(), sockets.client(little_room=True), sockets.client()
     frames = FRAMES[:50_000]
-    [(returned, taken)] = scene.write(frames)
+    [(returned, taken)] = sockets.write(frames)
     assert returned is slow
     assert 0 < taken < len(frames)
     assert slow.read() == frames[:taken]
     assert before.read() == after.read() == frames
 
 
-def test_one_that_is_full_is_returned_with_nothing_taken_and_the_others_get_everything(scene: Scene) -> None:
-    before, full, after = scene.client(), scene.client(little_room=True), scene.client()
+def test_one_that_is_full_is_returned_with_nothing_taken_and_the_others_get_everything(sockets: LiveSockets) -> None:
+    before, full, after = sockets.client(), sockets.client(little_room=True), sockets.client()
     full.fill()
-    assert scene.write(b"frames") == [(full, 0)]
+    assert sockets.write(b"frames") == [(full, 0)]
     assert b"frames" not in full.read()
     assert before.read() == after.read() == b"frames"
 
 
-def test_one_whose_peer_has_closed_is_returned_with_nothing_taken_and_the_others_get_everything(scene: Scene) -> None:
-    before, gone, after = scene.client(), scene.client(), scene.client()
+def test_one_whose_peer_has_closed_is_returned_with_nothing_taken_and_the_others_get_everything(
+    sockets: LiveSockets,
+) -> None:
+    before, gone, after = sockets.client(), sockets.client(), sockets.client()
     gone.far.close()
     with pytest.raises(BrokenPipeError):
         os.write(gone.near.fileno(), b"frames")
-    assert scene.write(b"frames") == [(gone, 0)]
+    assert sockets.write(b"frames") == [(gone, 0)]
     assert before.read() == after.read() == b"frames"
 
 
-def test_all_that_did_not_take_everything_are_returned_each_with_its_own_bytes(scene: Scene) -> None:
-    clients = [scene.client(little_room=number % 2 == 0) for number in range(6)]
+def test_all_that_did_not_take_everything_are_returned_each_with_its_own_bytes(sockets: LiveSockets) -> None:
+    clients = [sockets.client(little_room=number % 2 == 0) for number in range(6)]
     clients[1].far.close()
     clients[2].fill()
     frames = FRAMES[:50_000]
-    returned = scene.write(frames)
+    returned = sockets.write(frames)
     assert [client for client, _ in returned] == [clients[number] for number in (0, 1, 2, 4)]
     assert [taken for _, taken in returned][1:3] == [0, 0]
     for slow, taken in returned:
@@ -147,21 +149,21 @@ def test_all_that_did_not_take_everything_are_returned_each_with_its_own_bytes(s
     assert clients[3].read() == clients[5].read() == frames
 
 
-def test_those_returned_are_still_there_and_may_be_discarded_while_they_are_gone_through(scene: Scene) -> None:
-    clients = [scene.client() for _ in range(5)]
+def test_those_returned_are_still_there_and_may_be_discarded_while_they_are_gone_through(sockets: LiveSockets) -> None:
+    clients = [sockets.client() for _ in range(5)]
     for client in clients[:4]:
         client.far.close()
-    for short, _ in scene.write(b"frames"):
-        assert short in scene.live
-        scene.live.discard(short)
-    assert list(scene.live) == [clients[4]]
-    assert scene.write(b"frames") == []
+    for short, _ in sockets.write(b"frames"):
+        assert short in sockets
+        sockets.discard(short)
+    assert list(sockets) == [clients[4]]
+    assert sockets.write(b"frames") == []
 
 
-def test_what_is_written_next_may_be_longer_or_shorter(scene: Scene) -> None:
-    clients = [scene.client() for _ in range(3)]
+def test_what_is_written_next_may_be_longer_or_shorter(sockets: LiveSockets) -> None:
+    clients = [sockets.client() for _ in range(3)]
     for frames in (b"a", b"three", b"", b"ab"):
-        assert scene.write(frames) == []
+        assert sockets.write(frames) == []
     assert [client.read() for client in clients] == [b"athreeab"] * 3
 
 
@@ -171,40 +173,40 @@ def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
     monkeypatch.setattr(live, "MANY", 2)
     monkeypatch.setattr(bulk, "CALLS", {})
     with ExitStack() as stack:
-        scene = Scene(stack)
-        first = scene.client()
-        assert scene.write(b"one") == []
+        sockets = LiveSockets(stack)
+        first = sockets.client()
+        assert sockets.write(b"one") == []
         assert capsys.readouterr().out == ""
-        second = scene.client()
+        second = sockets.client()
         for frames in (b"two", b"three"):
-            assert scene.write(frames) == []
+            assert sockets.write(frames) == []
         assert (first.read(), second.read()) == (b"onetwothree", b"twothree")
     said = capsys.readouterr().out
     assert said.count("does not take many writes at once") == 1
     assert "Function not implemented" in said
 
 
-def test_one_that_was_discarded_is_not_written_to(scene: Scene) -> None:
-    clients = [scene.client() for _ in range(3)]
-    scene.live.discard(clients[0])
-    scene.write(b"frames")
+def test_one_that_was_discarded_is_not_written_to(sockets: LiveSockets) -> None:
+    clients = [sockets.client() for _ in range(3)]
+    sockets.discard(clients[0])
+    sockets.write(b"frames")
     assert [client.read() for client in clients] == [b"", b"frames", b"frames"]
 
 
-def test_one_without_a_descriptor_is_there_and_not_written_to(scene: Scene) -> None:
-    client, indirect = scene.client(), Peer(None)
-    scene.live.add(indirect)
-    assert set(scene.live.indirect) == {indirect}
-    assert (len(scene.live), set(scene.live)) == (2, {client, indirect})
-    assert indirect in scene.live
-    assert scene.write(b"frames") == []
-    scene.live.discard(indirect)
-    assert not scene.live.indirect
-    assert indirect not in scene.live
+def test_one_without_a_descriptor_is_there_and_not_written_to(sockets: LiveSockets) -> None:
+    client, indirect = sockets.client(), Peer(None)
+    sockets.add(indirect)
+    assert set(sockets.indirect) == {indirect}
+    assert (len(sockets), set(sockets)) == (2, {client, indirect})
+    assert indirect in sockets
+    assert sockets.write(b"frames") == []
+    sockets.discard(indirect)
+    assert not sockets.indirect
+    assert indirect not in sockets
 
 
-def test_one_socket_is_written_to_as_all_are(scene: Scene) -> None:
-    client, slow, full, gone = [scene.client(little_room=True) for _ in range(4)]
+def test_one_socket_is_written_to_as_all_are(sockets: LiveSockets) -> None:
+    client, slow, full, gone = [sockets.client(little_room=True) for _ in range(4)]
     full.fill()
     gone.far.close()
     assert write_one(client.near.fileno(), b"frames") == 6

@@ -28,8 +28,8 @@ def id_of(at: int, body: bytes = b"event") -> Id:
     return Id(BASE + at, crc32(body))
 
 
-class Scene:
-    """A reader with a history, and one epoch of it after another. Places are counted from BASE."""
+class FedReader:
+    """A stream reader that a test feeds, through one epoch after another. Places are counted from BASE."""
 
     def __init__(self) -> None:
         self.recorder = Recorder()
@@ -73,180 +73,182 @@ class Scene:
 
 
 @pytest.fixture
-async def scene() -> Scene:
-    return Scene()
+async def reader() -> FedReader:
+    return FedReader()
 
 
-async def test_deliveries_have_ids_and_marks_are_told_of_and_settled(scene: Scene) -> None:
-    scene.begin(5)
-    scene.come(1, 2)
-    scene.mark(3)
-    scene.come(4)
-    assert scene.recorder.log == [
+async def test_deliveries_have_ids_and_marks_are_told_of_and_settled(reader: FedReader) -> None:
+    reader.begin(5)
+    reader.come(1, 2)
+    reader.mark(3)
+    reader.come(4)
+    assert reader.recorder.log == [
         Came(b"event", id_of(1)),
         Came(b"event", id_of(2)),
         Marked(id_of(3, b"token")),
         Came(b"event", id_of(4)),
     ]
-    assert scene.epoch.outstanding == 0
-    assert len(scene.acknowledged) == 3, "one for each of what came together"
+    assert reader.epoch.outstanding == 0
+    assert len(reader.acknowledged) == 3, "one for each of what came together"
 
 
-async def test_event_that_calls_itself_a_mark_is_none(scene: Scene) -> None:
-    scene.begin(5)
-    scene.come(1, kind=MARK)
-    assert scene.recorder.log == [Came(b"event", id_of(1))]
+async def test_event_that_calls_itself_a_mark_is_none(reader: FedReader) -> None:
+    reader.begin(5)
+    reader.come(1, kind=MARK)
+    assert reader.recorder.log == [Came(b"event", id_of(1))]
 
 
-async def test_event_of_the_default_exchange_is_an_event(scene: Scene) -> None:
-    scene.begin(5)
-    scene.come(1, exchange="")
-    assert scene.recorder.log == [Came(b"event", id_of(1))]
+async def test_event_of_the_default_exchange_is_an_event(reader: FedReader) -> None:
+    reader.begin(5)
+    reader.come(1, exchange="")
+    assert reader.recorder.log == [Came(b"event", id_of(1))]
 
 
-async def test_past_ends_behind_the_own_mark_and_once(scene: Scene) -> None:
-    scene.begin(3)
-    scene.mark(1)
-    scene.come(2)
-    scene.mark(3)
-    scene.mark(4)
-    scene.come(5)
-    assert scene.recorder.past == [b"event"]
-    assert scene.recorder.log.index(CAUGHT_UP) == 3
-    assert scene.recorder.log.count(CAUGHT_UP) == 1
+async def test_past_ends_behind_the_own_mark_and_once(reader: FedReader) -> None:
+    reader.begin(3)
+    reader.mark(1)
+    reader.come(2)
+    reader.mark(3)
+    reader.mark(4)
+    reader.come(5)
+    assert reader.recorder.past == [b"event"]
+    assert reader.recorder.log.index(CAUGHT_UP) == 3
+    assert reader.recorder.log.count(CAUGHT_UP) == 1
 
 
-async def test_past_ends_before_the_first_event_that_is_news_where_the_mark_is_not_there_any_more(scene: Scene) -> None:
-    scene.begin(3)
-    scene.come(2, 4)
-    assert scene.recorder.log == [Came(b"event", id_of(2)), CAUGHT_UP, Came(b"event", id_of(4))]
+async def test_past_ends_before_the_first_event_that_is_news_where_the_mark_is_not_there_any_more(
+    reader: FedReader,
+) -> None:
+    reader.begin(3)
+    reader.come(2, 4)
+    assert reader.recorder.log == [Came(b"event", id_of(2)), CAUGHT_UP, Came(b"event", id_of(4))]
 
 
-async def test_what_was_read_before_is_settled_and_not_handed_out(scene: Scene) -> None:
-    scene.begin(3)
-    scene.come(1, 2, 2, 1)
-    scene.mark(3)
-    scene.begin(9)
-    scene.come(1, 2)
-    scene.mark(3)
-    scene.come(4, 4)
-    assert scene.recorder.bodies == [b"event"] * 3
-    assert scene.recorder.ids == [id_of(1), id_of(2), id_of(3, b"token"), id_of(4)]
-    assert scene.epoch.outstanding == 0
-    assert scene.recorder.gaps == []
+async def test_what_was_read_before_is_settled_and_not_handed_out(reader: FedReader) -> None:
+    reader.begin(3)
+    reader.come(1, 2, 2, 1)
+    reader.mark(3)
+    reader.begin(9)
+    reader.come(1, 2)
+    reader.mark(3)
+    reader.come(4, 4)
+    assert reader.recorder.bodies == [b"event"] * 3
+    assert reader.recorder.ids == [id_of(1), id_of(2), id_of(3, b"token"), id_of(4)]
+    assert reader.epoch.outstanding == 0
+    assert reader.recorder.gaps == []
 
 
-async def test_life_without_news_says_nothing(scene: Scene) -> None:
+async def test_life_without_news_says_nothing(reader: FedReader) -> None:
     """The silent end: only the last one again, and the mark of this life."""
-    scene.begin(3)
-    scene.mark(3)
-    log = [*scene.recorder.log]
-    scene.begin(4)
-    scene.mark(3)
-    scene.mark(4)
-    assert scene.recorder.log == [*log, Marked(id_of(4, b"token"))]
+    reader.begin(3)
+    reader.mark(3)
+    log = [*reader.recorder.log]
+    reader.begin(4)
+    reader.mark(3)
+    reader.mark(4)
+    assert reader.recorder.log == [*log, Marked(id_of(4, b"token"))]
 
 
-async def test_gap_is_told_before_the_first_delivery_behind_it(scene: Scene) -> None:
-    scene.begin(1)
-    scene.mark(1)
-    scene.begin(9)
-    scene.come(5, 6)
-    [gap] = scene.recorder.gaps
+async def test_gap_is_told_before_the_first_delivery_behind_it(reader: FedReader) -> None:
+    reader.begin(1)
+    reader.mark(1)
+    reader.begin(9)
+    reader.come(5, 6)
+    [gap] = reader.recorder.gaps
     assert gap.reason == DROPPED
-    assert scene.recorder.log[2:] == [gap, Came(b"event", id_of(5)), Came(b"event", id_of(6))]
-    assert scene.gaps.last == gap
-    assert scene.counted == 1
+    assert reader.recorder.log[2:] == [gap, Came(b"event", id_of(5)), Came(b"event", id_of(6))]
+    assert reader.gaps.last == gap
+    assert reader.counted == 1
 
 
-async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(scene: Scene) -> None:
+async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(reader: FedReader) -> None:
     """Another bridge's is neither this one's last gap nor counted here; it may have been published twice."""
     gap = Gap(1.0, 2.0, "away")
     body = marks.write(Mark("theirs", gap))
-    scene.begin(9)
-    scene.come(1)
-    scene.mark(2, body)
-    scene.mark(3, body)
-    scene.come(4)
-    assert scene.recorder.log == [
+    reader.begin(9)
+    reader.come(1)
+    reader.mark(2, body)
+    reader.mark(3, body)
+    reader.come(4)
+    assert reader.recorder.log == [
         Came(b"event", id_of(1)),
         gap,
         Marked(id_of(2, body)),
         Marked(id_of(3, body)),
         Came(b"event", id_of(4)),
     ]
-    assert scene.gaps.last is None
-    assert scene.counted == 0
+    assert reader.gaps.last is None
+    assert reader.counted == 0
 
 
-async def test_gap_that_an_own_mark_bears_is_the_last_one_and_counted(scene: Scene) -> None:
+async def test_gap_that_an_own_mark_bears_is_the_last_one_and_counted(reader: FedReader) -> None:
     gap = Gap(1.0, 2.0, "away")
-    scene.begin(9)
-    scene.mark(2, marks.write(Mark(f"{scene.history._instance}1", gap)))
-    assert scene.recorder.gaps == [gap]
-    assert scene.gaps.last == gap
-    assert scene.counted == 1
+    reader.begin(9)
+    reader.mark(2, marks.write(Mark(f"{reader.history._instance}1", gap)))
+    assert reader.recorder.gaps == [gap]
+    assert reader.gaps.last == gap
+    assert reader.counted == 1
 
 
-async def test_mark_without_a_gap_tells_of_none(scene: Scene) -> None:
-    scene.begin(9)
-    scene.mark(1, marks.write(Mark("theirs", None)))
-    assert scene.recorder.gaps == []
+async def test_mark_without_a_gap_tells_of_none(reader: FedReader) -> None:
+    reader.begin(9)
+    reader.mark(1, marks.write(Mark("theirs", None)))
+    assert reader.recorder.gaps == []
 
 
-async def test_missing_places_end_the_life_and_nothing_behind_them_is_handed_out(scene: Scene) -> None:
-    scene.begin(1)
-    scene.mark(1)
-    log = [*scene.recorder.log]
-    scene.come(9, 10)
-    assert scene.recorder.log == log
-    assert scene.epoch.failed.result() == DOUBTFUL
-    scene.begin(11)
-    scene.mark(1)
-    scene.come(9, 10)
-    assert scene.recorder.log[len(log) :] == [Came(b"event", id_of(9)), Came(b"event", id_of(10))]
+async def test_missing_places_end_the_life_and_nothing_behind_them_is_handed_out(reader: FedReader) -> None:
+    reader.begin(1)
+    reader.mark(1)
+    log = [*reader.recorder.log]
+    reader.come(9, 10)
+    assert reader.recorder.log == log
+    assert reader.epoch.failed.result() == DOUBTFUL
+    reader.begin(11)
+    reader.mark(1)
+    reader.come(9, 10)
+    assert reader.recorder.log[len(log) :] == [Came(b"event", id_of(9)), Came(b"event", id_of(10))]
 
 
-async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(scene: Scene) -> None:
-    scene.begin(1)
-    scene.come(1)
-    log = [*scene.recorder.log]
-    scene.begin(9)
-    scene.come(1, 2, body=b"another")
-    scene.come(3, body=b"another")
-    assert scene.recorder.log == log
-    assert scene.epoch.failed.result() == REMADE
-    assert not scene.epoch.current
-    assert scene.history.course.lost == REMADE
+async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(reader: FedReader) -> None:
+    reader.begin(1)
+    reader.come(1)
+    log = [*reader.recorder.log]
+    reader.begin(9)
+    reader.come(1, 2, body=b"another")
+    reader.come(3, body=b"another")
+    assert reader.recorder.log == log
+    assert reader.epoch.failed.result() == REMADE
+    assert not reader.epoch.current
+    assert reader.history.course.lost == REMADE
 
 
-async def test_message_without_an_offset_ends_the_life(scene: Scene) -> None:
-    scene.epoch.lane.feed(2 * (method(1) + header(0)))
-    assert scene.epoch.failed.result() == NO_OFFSET
-    assert scene.recorder.log == []
+async def test_message_without_an_offset_ends_the_life(reader: FedReader) -> None:
+    reader.epoch.lane.feed(2 * (method(1) + header(0)))
+    assert reader.epoch.failed.result() == NO_OFFSET
+    assert reader.recorder.log == []
 
 
-async def test_message_without_an_offset_in_one_read_with_others_leaves_those_to_come_again(scene: Scene) -> None:
-    scene.begin(1)
-    scene.epoch.lane.feed(method(1) + header(0))
-    scene.come(1)
-    assert scene.recorder.log == []
+async def test_message_without_an_offset_in_one_read_with_others_leaves_those_to_come_again(reader: FedReader) -> None:
+    reader.begin(1)
+    reader.epoch.lane.feed(method(1) + header(0))
+    reader.come(1)
+    assert reader.recorder.log == []
 
 
-async def test_epoch_is_opened_before_its_first_delivery_and_once(scene: Scene) -> None:
-    scene.begin(1)
-    scene.come(1)
-    assert scene.opened == 1
-    scene.epoch.open()
-    scene.come(2)
-    assert scene.opened == 1
+async def test_epoch_is_opened_before_its_first_delivery_and_once(reader: FedReader) -> None:
+    reader.begin(1)
+    reader.come(1)
+    assert reader.opened == 1
+    reader.epoch.open()
+    reader.come(2)
+    assert reader.opened == 1
 
 
-async def test_time_of_the_last_news_is_kept(scene: Scene) -> None:
-    scene.begin(9)
-    assert scene.history.read_s is None
-    scene.come(1)
-    first_s = scene.history.read_s
-    assert first_s == scene.recorder.deliveries[0].received_s
-    scene.come(1)
-    assert scene.history.read_s == first_s
+async def test_time_of_the_last_news_is_kept(reader: FedReader) -> None:
+    reader.begin(9)
+    assert reader.history.read_s is None
+    reader.come(1)
+    first_s = reader.history.read_s
+    assert first_s == reader.recorder.deliveries[0].received_s
+    reader.come(1)
+    assert reader.history.read_s == first_s
