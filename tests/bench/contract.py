@@ -10,8 +10,7 @@ import orjson
 
 from bridge.contract import catalog
 from bridge.contract.pipeline import Accepted, Event, Pipeline
-from tests.support.forms import ESI, packaged, r2z2, redisq
-from tests.support.killmail import EXAMPLE
+from tests.support.killmail import ESI, EXAMPLE, packaged, r2z2, redisq
 
 ROUNDS = 9
 NOW_MS = 1_697_962_000_000

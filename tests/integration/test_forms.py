@@ -9,9 +9,7 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
-from tests.support.collected import FOLDER, INDEX, INDEXED
-from tests.support.forms import ESI, packaged, r2z2, redisq, wrapped
-from tests.support.killmail import EXAMPLE
+from tests.support.killmail import CORPUS, CORPUS_INDEX, ESI, EXAMPLE, INDEXED, packaged, r2z2, redisq, wrapped
 from tests.support.publishing import depth, publish, take
 from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
@@ -92,10 +90,10 @@ async def test_placeholder_is_rejected_as_one(
 
 
 async def test_real_killmails_become_the_right_updates(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
-    if not INDEX.is_file():
+    if not CORPUS_INDEX.is_file():
         pytest.skip("there are no real killmails on this machine")
-    index = json.loads(INDEX.read_text())
-    bodies = [(FOLDER / entry["file"]).read_bytes() for entry in index]
+    index = json.loads(CORPUS_INDEX.read_text())
+    bodies = [(CORPUS / entry["file"]).read_bytes() for entry in index]
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         client = await RawClient.open(port_of(bridge))
         await publish(amqp, exchange, *bodies)

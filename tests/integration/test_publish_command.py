@@ -20,8 +20,7 @@ from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
-from tests.support.forms import ESI, packaged
-from tests.support.killmail import EXAMPLE, killmail
+from tests.support.killmail import ESI, EXAMPLE, killmail, packaged
 from tests.support.proxy import proxy
 from tests.support.publishing import bind, depth, take
 from tests.support.running import unique

@@ -17,8 +17,7 @@ from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from bridge import BrokerRefusal, InvalidUpdate, NotConfirmed, Publisher
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
-from tests.support.forms import ESI, redisq
-from tests.support.killmail import EXAMPLE, killmail
+from tests.support.killmail import ESI, EXAMPLE, killmail, redisq
 from tests.support.proxy import proxy
 from tests.support.publishing import bind, depth, take
 from tests.support.running import port_of, running

@@ -1,5 +1,6 @@
-"""A killmail's data, as a fetcher publishes it."""
+"""Killmails: as a fetcher publishes one, in each form that sources give it in, and a corpus of real ones."""
 
+from pathlib import Path
 from typing import Any
 
 EXAMPLE: dict[str, Any] = {
@@ -18,3 +19,63 @@ EXAMPLE: dict[str, Any] = {
 def killmail(killmail_id: int, **members: Any) -> dict[str, Any]:
     """The example with another id, and other members."""
     return {**EXAMPLE, "killmailId": killmail_id, **members}
+
+
+ESI: dict[str, Any] = {
+    "attackers": [
+        {"character_id": 95465499, "corporation_id": 98000001, "damage_done": 4321, "final_blow": True},
+        {"corporation_id": 1000125, "damage_done": 120, "final_blow": False},
+    ],
+    "killmail_id": 123456789,
+    "killmail_time": "2024-10-22T10:14:51Z",
+    "solar_system_id": 30000142,
+    "victim": {
+        "alliance_id": 99999999,
+        "character_id": 2112625428,
+        "corporation_id": 98765432,
+        "damage_taken": 4441,
+        "items": [{"flag": 27, "item_type_id": 2873, "quantity_destroyed": 1, "singleton": 0}],
+        "position": {"x": 1.5, "y": -2.5, "z": 3.5},
+        "ship_type_id": 587,
+    },
+}
+"""A raw killmail."""
+
+ZKB: dict[str, Any] = {"locationID": 50000001, "hash": "0123456789abcdef0123456789abcdef01234567", "points": 1}
+
+
+def redisq(killmail: object) -> dict[str, Any]:
+    """The content of a RedisQ package."""
+    return {"killID": 123456789, "killmail": killmail, "zkb": ZKB}
+
+
+def r2z2(killmail: object) -> dict[str, Any]:
+    """A document of R2Z2."""
+    return {"killmail_id": 123456789, "hash": ZKB["hash"], "esi": killmail, "zkb": ZKB, "sequence_id": 98765432}
+
+
+def packaged(package: object) -> dict[str, Any]:
+    """What RedisQ answers."""
+    return {"package": package}
+
+
+def wrapped(data: object) -> dict[str, Any]:
+    """A killmail's data, in any form, as a fetcher wraps it."""
+    return {"type": "killmail", "data": data}
+
+
+CORPUS = Path(__file__).parents[2].parent / "shared/killmails"
+"""A folder of killmails that players left behind. Only some machines have it."""
+CORPUS_INDEX = CORPUS / "INDEX.json"
+"""What each file should become: a list of objects, one for each file."""
+
+INDEXED = {
+    "killmailId": "killmail_id",
+    "victimId": "victim_character_id",
+    "victimCorporationId": "victim_corporation_id",
+    "victimAllianceId": "victim_alliance_id",
+    "systemId": "solar_system_id",
+    "shipTypeId": "ship_type_id",
+    "attackerCount": "attacker_count",
+}
+"""Members of an update's data, and what the index calls them; null there where there is none."""

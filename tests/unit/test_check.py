@@ -12,8 +12,7 @@ import pytest
 from bridge.commands.check import A_LIST, check
 from bridge.contract import catalog
 from bridge.contract.pipeline import Pipeline
-from tests.support.forms import ESI, packaged, r2z2, redisq, wrapped
-from tests.support.killmail import EXAMPLE, killmail
+from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, r2z2, redisq, wrapped
 
 SCHEMAS = catalog.load([catalog.PACKAGED])
 GOOD = json.dumps(EXAMPLE).encode()

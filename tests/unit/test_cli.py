@@ -25,7 +25,7 @@ from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.settings import FIELDS
 from bridge.timing import DEFAULT, Timing
 from tests.support.forms import ESI, packaged, redisq
-from tests.support.killmail import EXAMPLE, killmail
+from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, redisq
 
 if TYPE_CHECKING:
     from pathlib import Path

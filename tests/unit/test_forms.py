@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from bridge.contract import catalog, forms
 from bridge.contract.envelope import date_time
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
-from tests.support.collected import FOLDER, INDEX, INDEXED
-from tests.support.forms import ESI, ZKB, packaged, r2z2, redisq, wrapped
-from tests.support.killmail import EXAMPLE
+from tests.support.killmail import CORPUS, CORPUS_INDEX, ESI, EXAMPLE, INDEXED, ZKB, packaged, r2z2, redisq, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -497,15 +495,15 @@ def test_date_time_of_any_moment_is_that_moment_and_valid(timestamp_ms: int) -> 
 # Killmails that players left behind
 
 COLLECTED: list[Any] = (
-    [pytest.param(entry, id=entry["file"]) for entry in json.loads(INDEX.read_text())]
-    if INDEX.is_file()
+    [pytest.param(entry, id=entry["file"]) for entry in json.loads(CORPUS_INDEX.read_text())]
+    if CORPUS_INDEX.is_file()
     else [pytest.param({}, marks=pytest.mark.skip("there is no collection of real killmails beside this checkout"))]
 )
 
 
 @pytest.mark.parametrize("entry", COLLECTED)
 def test_real_killmail_becomes_what_its_source_and_the_index_say(entry: dict[str, Any]) -> None:
-    body = (FOLDER / entry["file"]).read_bytes()
+    body = (CORPUS / entry["file"]).read_bytes()
     outcome = PIPELINE.process(Event(body, None, "killmail", None), NOW_MS)
     assert isinstance(outcome, Accepted), outcome
     data = json.loads(outcome.payload)["data"]
