@@ -10,8 +10,7 @@ from aio_pika.abc import AbstractConnection
 
 from tests.support.commands import ran
 from tests.support.control import ControlledNode
-from tests.support.publishing import bind, observer
-from tests.support.rejecting import numbers_in, rejected
+from tests.support.publishing import bind, numbers_in, observer, rejected
 from tests.support.running import running, unique
 
 PASSWORD = secrets.token_hex(8)

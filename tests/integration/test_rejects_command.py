@@ -16,8 +16,7 @@ from tests.support.clients import RawClient
 from tests.support.commands import Ended, environment, on_terminal, ran
 from tests.support.killmail import killmail
 from tests.support.proxy import proxy
-from tests.support.publishing import bind, depth, publish, take
-from tests.support.rejecting import numbers_in, rejected
+from tests.support.publishing import bind, depth, numbers_in, publish, rejected, take
 from tests.support.running import port_of, running, unique
 from tests.support.waiting import eventually
 

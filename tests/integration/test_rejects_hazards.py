@@ -16,8 +16,7 @@ from aio_pika.abc import AbstractConnection
 from bridge.demo.broker import Broker
 from tests.support.commands import environment, on_terminal, ran
 from tests.support.killmail import killmail
-from tests.support.publishing import bind
-from tests.support.rejecting import numbers_in, rejected
+from tests.support.publishing import bind, numbers_in, rejected
 from tests.support.waiting import eventually
 
 CHANNELS = 2047

@@ -1,7 +1,7 @@
-"""A fetcher: publishes events to an exchange, with confirms; and what comes of them in a queue."""
+"""Publishes events to an exchange or a queue, with confirms, and reads queues."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,6 +9,9 @@ import aio_pika
 import orjson
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from yarl import URL
+
+from bridge.broker.rejects import QUEUE_ARGUMENTS
+from tests.support.killmail import killmail
 
 BATCH = 500
 """Confirms that may be outstanding at once."""
@@ -88,6 +91,36 @@ async def depth(connection: AbstractConnection, queue: str) -> int:
         return declared.declaration_result.message_count or 0
     finally:
         await channel.close()
+
+
+async def rejected(
+    amqp: AbstractConnection, rejects: str, exchange: str, numbers: Sequence[int], reason: str = "too-large"
+) -> None:
+    """Puts killmails with these numbers into the queue of rejected events. Their ids are `id-<number>`."""
+    channel = await amqp.channel(publisher_confirms=True)
+    await channel.declare_queue(rejects, durable=True, arguments=dict(QUEUE_ARGUMENTS))
+    headers: dict[str, Any] = {
+        "x-reject-reason": reason,
+        "x-reject-detail": "it is too large",
+        "x-reject-pointer": "",
+        "x-reject-exchange": exchange,
+        "x-reject-time": "2026-11-26T02:15:01.123+00:00",
+    }
+    messages = [
+        aio_pika.Message(
+            orjson.dumps(killmail(number)), headers=headers, message_id=f"id-{number}", delivery_mode=2, type="killmail"
+        )
+        for number in numbers
+    ]
+    await asyncio.gather(*(channel.default_exchange.publish(message, rejects) for message in messages))
+    await channel.close()
+
+
+async def numbers_in(amqp: AbstractConnection, queue: str) -> list[int]:
+    """Empties a queue of killmails; returns their numbers in order."""
+    count = await depth(amqp, queue)
+    messages = await take(amqp, queue, count) if count else []
+    return [orjson.loads(message.body)["killmailId"] for message in messages]
 
 
 def _batches(events: tuple[object, ...]) -> Iterable[tuple[object, ...]]:
