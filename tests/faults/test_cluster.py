@@ -13,10 +13,9 @@ from tests.faults.test_several_bridges import BETWEEN, CLIENTS, on_stream, settl
 from tests.support import figures
 from tests.support.broker import say, unavailable
 from tests.support.cluster import SIZE, Cluster
+from tests.support.exactly_once import SYSTEMS, ConfirmingFetcher, confirming_fetcher, resuming_clients
 from tests.support.fleet import fleet
-from tests.support.insistent import SYSTEMS, Insistent, insistent
 from tests.support.publishing import observer
-from tests.support.resuming import resuming
 from tests.support.running import unique
 
 READ_LIMIT_S = 30.0
@@ -49,7 +48,7 @@ async def names(cluster: Cluster) -> AsyncIterator[tuple[str, str]]:
             await channel.exchange_delete(exchange)
 
 
-async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: Insistent) -> set[str]:
+async def leaders_killed_in_turn(cluster: Cluster, stream: str, fetcher: ConfirmingFetcher) -> set[str]:
     """The stream's leader is killed under load and started again, as often as there are nodes. Their names."""
     killed = set()
     for _ in range(SIZE):
@@ -98,7 +97,7 @@ async def test_confirmed_events_are_in_the_stream_although_its_leaders_were_kill
             source = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
             target = await channel.declare_queue(stream, durable=True, arguments={"x-queue-type": "stream"})
             await target.bind(source)
-        async with insistent(cluster.url, exchange) as fetcher:
+        async with confirming_fetcher(cluster.url, exchange) as fetcher:
             await leaders_killed_in_turn(cluster, stream, fetcher)
             await fetcher.stop()
             found = await read(cluster.members[0].url, stream, fetcher.confirmed)
@@ -112,9 +111,9 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
     async with (
         names(cluster) as (exchange, stream),
         fleet(cluster.url, **on_stream(exchange, stream)) as bridges,
-        resuming(bridges.port, CLIENTS) as everyone,
-        resuming(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
-        insistent(cluster.url, exchange) as fetcher,
+        resuming_clients(bridges.port, CLIENTS) as everyone,
+        resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        confirming_fetcher(cluster.url, exchange) as fetcher,
     ):
         killed = await leaders_killed_in_turn(cluster, stream, fetcher)
         # And a bridge, for which clients come back to those that went through it all.

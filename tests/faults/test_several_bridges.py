@@ -7,12 +7,19 @@ from aio_pika.abc import AbstractConnection
 from bridge.demo.broker import Broker
 from tests.support import figures
 from tests.support.clients import close_all, collectors
+from tests.support.exactly_once import (
+    SYSTEMS,
+    ConfirmingFetcher,
+    ResumingClient,
+    assert_exactly_once,
+    confirming_fetcher,
+    have_all,
+    resuming_clients,
+)
 from tests.support.fleet import SIZE, Fleet, fleet
 from tests.support.healthy import Healthy
-from tests.support.insistent import SYSTEMS, Insistent, insistent
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
-from tests.support.resuming import Resuming, assert_exactly_once, have_all, resuming
 from tests.support.waiting import eventually
 
 CLIENTS = 20
@@ -37,7 +44,7 @@ async def healthy(port: int, count: int) -> list[Healthy]:
     return [client for client in await collectors(port, count, Healthy) if isinstance(client, Healthy)]
 
 
-async def settled(fetcher: Insistent, everyone: list[Resuming], some: list[Resuming]) -> None:
+async def settled(fetcher: ConfirmingFetcher, everyone: list[ResumingClient], some: list[ResumingClient]) -> None:
     """Ends the fetcher; every client has what it asked for of what was confirmed, and was told the truth."""
     await fetcher.stop()
     ours = {number for number in fetcher.confirmed if SYSTEMS[number % 2] == SYSTEMS[0]}
@@ -47,7 +54,7 @@ async def settled(fetcher: Insistent, everyone: list[Resuming], some: list[Resum
     assert_exactly_once(some, ours)
 
 
-async def ended_in_turn(bridges: Fleet, fetcher: Insistent, by: signal.Signals) -> None:
+async def ended_in_turn(bridges: Fleet, fetcher: ConfirmingFetcher, by: signal.Signals) -> None:
     """Each bridge is ended, one after the other, and started again before the next one."""
     for place in range(SIZE):
         await fetcher.further(BETWEEN)
@@ -102,9 +109,9 @@ async def test_clients_that_resume_miss_nothing_while_bridges_are_killed_and_sto
     update exactly once and in order, and is never told that something is missing."""
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
-        resuming(bridges.port, CLIENTS) as everyone,
-        resuming(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
-        insistent(broker.url, exchange) as fetcher,
+        resuming_clients(bridges.port, CLIENTS) as everyone,
+        resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        confirming_fetcher(broker.url, exchange) as fetcher,
     ):
         for by in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
             await ended_in_turn(bridges, fetcher, by)
@@ -135,9 +142,9 @@ async def test_clients_that_resume_miss_nothing_when_all_bridges_are_killed_at_o
     the ids that their predecessors gave out."""
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
-        resuming(bridges.port, CLIENTS) as everyone,
-        resuming(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
-        insistent(broker.url, exchange) as fetcher,
+        resuming_clients(bridges.port, CLIENTS) as everyone,
+        resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        confirming_fetcher(broker.url, exchange) as fetcher,
     ):
         for _ in range(2):
             await fetcher.further(BETWEEN)

@@ -12,10 +12,9 @@ from aio_pika.abc import AbstractConnection
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
-from tests.support.insistent import insistent
+from tests.support.exactly_once import confirming_fetcher, have_all, resuming_clients
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish
-from tests.support.resuming import have_all, resuming
 from tests.support.running import port_of, running, sample, started, unique
 from tests.support.waiting import eventually
 
@@ -54,8 +53,8 @@ async def test_restart_of_the_broker_costs_nothing_but_what_is_told(mortal_broke
     async with (
         _removed(mortal_broker, exchange, stream),
         running(mortal_broker.url, **flags(exchange, stream)) as bridge,
-        resuming(port_of(bridge), 5) as clients,
-        insistent(mortal_broker.url, exchange) as fetcher,
+        resuming_clients(port_of(bridge), 5) as clients,
+        confirming_fetcher(mortal_broker.url, exchange) as fetcher,
     ):
         await asyncio.sleep(SETTLED_S)
         await fetcher.further(50)
@@ -87,7 +86,7 @@ async def test_client_that_comes_before_the_broker_is_told_what_it_missed_when_t
         async with (
             running(mortal_broker.url, **flags(exchange, stream)) as bridge,
             observer(mortal_broker.url) as amqp,
-            resuming(port_of(bridge), 1) as [client],
+            resuming_clients(port_of(bridge), 1) as [client],
         ):
             await publish(amqp, exchange, *map(killmail, range(5)), delivery_mode=2)
             await have_all([client], set(range(5)))
@@ -110,7 +109,10 @@ async def test_stream_that_is_deleted_and_made_again_is_told_as_another_one(
 ) -> None:
     """To who is connected by a gap; to who comes to a bridge that never knew the old one, as an id that is unknown."""
     channel = await amqp.channel()
-    async with running(broker.url, **flags(exchange, stream)) as bridge, resuming(port_of(bridge), 1) as [client]:
+    async with (
+        running(broker.url, **flags(exchange, stream)) as bridge,
+        resuming_clients(port_of(bridge), 1) as [client],
+    ):
         await publish(amqp, exchange, *map(killmail, range(10)))
         await have_all([client], set(range(10)))
         old = client.updates[4].id

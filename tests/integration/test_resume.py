@@ -13,9 +13,9 @@ from aio_pika.abc import AbstractConnection
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
+from tests.support.exactly_once import have_all, resuming_clients
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
-from tests.support.resuming import have_all, resuming
 from tests.support.running import UNMEASURED, bridge_process, port_of, running
 from tests.support.waiting import eventually
 
@@ -125,7 +125,7 @@ async def test_clients_that_come_and_go_under_load_have_everything_once_and_in_o
 ) -> None:
     """Some of everything, some of one system; each connection lasts some milliseconds, and some are read slowly."""
     port = port_of(bridge)
-    async with resuming(port, 8) as everything, resuming(port, 4, systemId="5") as of_system:
+    async with resuming_clients(port, 8) as everything, resuming_clients(port, 4, systemId="5") as of_system:
         publishing = asyncio.create_task(_publish_all(amqp, exchange, 3000))
         while not publishing.done():
             await asyncio.sleep(random.uniform(0, 0.02))
