@@ -13,7 +13,7 @@ from bridge.lines import MOST
 from tests.support import figures
 from tests.support.clients import CLOSE, RawClient, client_frame, request
 from tests.support.healthy import COUNT, healthy_clients
-from tests.support.measured import MB, Memory, descriptors, metric
+from tests.support.process_stats import MB, Memory, descriptors, metric
 from tests.support.running import UNMEASURED, bridge_process
 from tests.support.waiting import eventually
 

@@ -15,7 +15,7 @@ from tests.support import figures
 from tests.support.clients import TEXT, RawClient, close_all, close_code, collectors, request
 from tests.support.healthy import COUNT, healthy_clients
 from tests.support.killmail import killmail
-from tests.support.measured import cpu_s, descriptors, metric
+from tests.support.process_stats import cpu_s, descriptors, metric
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
 from tests.support.running import BridgeProcess, bridge_process

@@ -25,7 +25,7 @@ from tests.support import figures
 from tests.support.certificates import certificate
 from tests.support.clients import PING, PONG, TEXT, client_frame, request
 from tests.support.healthy import COUNT, Stream, healthy_clients
-from tests.support.measured import MB, Memory, cpu_s, descriptors, metric
+from tests.support.process_stats import MB, Memory, cpu_s, descriptors, metric
 from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 

@@ -17,9 +17,9 @@ from bridge.broker.topology import Topology
 from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
+from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
-from tests.support.recipient import CAUGHT_UP, Recorder, reading
 from tests.support.running import running, sample, unique
 from tests.support.scene import Fetcher
 from tests.support.waiting import eventually

@@ -17,8 +17,8 @@ from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
 from tests.support.broker import say, unavailable
 from tests.support.control import ControlledNode
+from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading, refused
 from tests.support.publishing import depth, observer, publish
-from tests.support.recipient import CAUGHT_UP, Recorder, reading, refused
 from tests.support.running import bridge_process, started, unique
 from tests.support.waiting import eventually
 

@@ -10,8 +10,8 @@ from bridge.demo.broker import Broker
 from tests.support import figures
 from tests.support.clients import request
 from tests.support.healthy import healthy_clients
-from tests.support.measured import MB, Memory, descriptors, metric
 from tests.support.namespaces import FAR, island
+from tests.support.process_stats import MB, Memory, descriptors, metric
 from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 

@@ -8,8 +8,8 @@ import pytest
 
 from bridge.demo.broker import Broker
 from tests.support.clients import request
-from tests.support.measured import descriptors, metric
 from tests.support.namespaces import NEAR, NEAR_V6, Island, island
+from tests.support.process_stats import descriptors, metric
 from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 

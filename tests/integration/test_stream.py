@@ -17,10 +17,10 @@ from bridge.broker.status import Gap, State
 from bridge.broker.stream import AWAY, Stream
 from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal
+from tests.support.delivery_handler import CAUGHT_UP, Came, Recorder, reading, refused
 from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import bind, depth, publish, take
-from tests.support.recipient import CAUGHT_UP, Came, Recorder, reading, refused
 from tests.support.running import running, sample, unique
 from tests.support.scene import Fetcher
 from tests.support.waiting import eventually

@@ -17,7 +17,7 @@ from tests.soak.plan import DUPLICATE_WINDOW, LOG_BYTES, Fault, Plan, rotation
 from tests.soak.readers import Healthy, connect
 from tests.soak.verdict import Counted, Evidence, Received
 from tests.soak.watch import Watch
-from tests.support.measured import metric
+from tests.support.process_stats import metric
 from tests.support.proxy import proxy
 from tests.support.publishing import depth, observer, take
 from tests.support.running import BridgeProcess, bridge_process, unique

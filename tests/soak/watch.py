@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.soak.verdict import Sample
-from tests.support.measured import cpu_s, descriptors, metric
+from tests.support.process_stats import cpu_s, descriptors, metric
 from tests.support.waiting import eventually
 
 ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What a bridge's process takes, as the kernel and its own metrics say: memory, descriptors, processor time."""
+"""What a bridge's process uses, by the kernel and by its own metrics: memory, descriptors, processor time."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who gets a consumer's deliveries in a test: writes down what comes, in order, and settles it."""
+"""A delivery handler that keeps what a consumer hands it, in order, and settles it."""
 
 from __future__ import annotations
 
