@@ -9,8 +9,8 @@ from aio_pika.abc import AbstractConnection
 from bridge.contract import catalog
 from bridge.demo.broker import Broker
 from tests.support.contract import DECLARATIONS, declarations
+from tests.support.followers import node_line, node_program
 from tests.support.killmail import EXAMPLE
-from tests.support.node import line, node_program
 from tests.support.prepare import NODE
 from tests.support.publishing import publish
 from tests.support.running import port_of, running
@@ -128,8 +128,8 @@ async def test_typed_client_reads_updates(
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         url = f"ws://127.0.0.1:{port_of(bridge)}/updates"
         async with node_program(node, project / "listen.js", url) as client:
-            assert await line(client) == b"open"
+            assert await node_line(client) == b"open"
             await publish(amqp, exchange, EXAMPLE)
             await publish(amqp, exchange, PRICE, type="price-update")
-            assert await line(client) == b"killmail 123456789 in 30000142 of alliance 99999999"
-            assert await line(client) == b"price of 587: 512000.25 ISK"
+            assert await node_line(client) == b"killmail 123456789 in 30000142 of alliance 99999999"
+            assert await node_line(client) == b"price of 587: 512000.25 ISK"

@@ -7,8 +7,8 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
+from tests.support.followers import node_line, node_program
 from tests.support.killmail import EXAMPLE, killmail
-from tests.support.node import line, node_program
 from tests.support.prepare import NODE
 from tests.support.publishing import publish
 from tests.support.running import port_of, running
@@ -25,11 +25,11 @@ async def test_ws_gets_the_same_bytes_as_a_raw_client(
             raw = await RawClient.open(port_of(bridge))
             url = f"ws://127.0.0.1:{port_of(bridge)}/updates"
             process = await after.enter_async_context(node_program(node, NODE / "client.mjs", url))
-            assert await line(process) == b"open"
+            assert await node_line(process) == b"open"
             await publish(amqp, exchange, *EVENTS)
             texts = [await raw.text() for _ in EVENTS]
-            assert [await line(process) for _ in EVENTS] == texts
+            assert [await node_line(process) for _ in EVENTS] == texts
             assert [orjson.loads(text)["data"] for text in texts] == EVENTS
             await raw.close()
-        assert await line(process) == b"closed 1001"
+        assert await node_line(process) == b"closed 1001"
         assert await process.wait() == 0

@@ -14,12 +14,11 @@ from aio_pika.abc import AbstractConnection
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.browser import chromium
-from tests.support.followers import Follower, in_browser, in_node, in_python, updates_of
+from tests.support.followers import Follower, in_browser, in_node, in_python, in_tail, updates_of
 from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import publish
 from tests.support.running import port_of, running, sample
-from tests.support.tailing import in_tail
 from tests.support.waiting import eventually
 
 LONG_S = 60.0

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import certificate
+from tests.support.commands import tailing
 from tests.support.scripted import CHECK, UNKNOWN, ScriptedBridge, scripted_bridge
-from tests.support.tailing import tailing
 from tests.support.waiting import LIMIT_S, eventually
 
 

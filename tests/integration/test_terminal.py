@@ -12,14 +12,13 @@ from http import HTTPStatus
 import pytest
 
 from bridge.commands.colors import RESET, TYPE
-from tests.support.commands import OnTerminal, on_terminal
+from tests.support.commands import IMPATIENT, TAIL_SCRIPT, OnTerminal, on_terminal, tailing
 from tests.support.scripted import CHECK, ScriptedBridge, scripted_bridge
-from tests.support.tailing import IMPATIENT, SCRIPT, tailing
 from tests.support.waiting import eventually
 
 ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
 """What moved, and is gone again."""
-START = ("-c", SCRIPT.format(pauses=IMPATIENT))
+START = ("-c", TAIL_SCRIPT.format(pauses=IMPATIENT))
 
 
 @pytest.fixture

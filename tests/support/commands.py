@@ -1,4 +1,4 @@
-"""`edk-bridge` as its user runs it: a process, from its start to what is left of it."""
+"""`edk-bridge` as its user runs it: to its end, on a terminal, or as `tail`, which runs until it is stopped."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.waiting import LIMIT_S
+from tests.support.waiting import LIMIT_S, eventually
 
 AWAY = Path(__file__).parent
 """A folder without a `.env` of the developer's own."""
@@ -99,3 +99,75 @@ async def on_terminal(
         await process.wait()
         await running._reading
         os.close(ours)
+
+
+TAIL_SCRIPT = """
+from bridge.commands import tail
+tail.FIRST_PAUSE_S, tail.LONGEST_PAUSE_S, tail.LASTING_S, tail.PING_S = {pauses}
+tail.PAUSE_WHEN_FULL_S = 8 * tail.FIRST_PAUSE_S
+from bridge.cli import main
+main()
+"""
+"""`tail` with other pauses."""
+IMPATIENT = "0.02, 0.1, 0.0, 60.0"
+
+
+class Tailing:
+    """`edk-bridge tail` while it runs."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.said: list[str] = []
+        """On standard error, line by line."""
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        if self.process.stderr is None:
+            return
+        async for line in self.process.stderr:
+            self.said.append(line.decode().removesuffix("\n"))
+
+    async def says(self, words: str, times: int = 1) -> None:
+        """Returns when it has said so often what begins so."""
+        await eventually(f"it says {words!r}", lambda: sum(line.startswith(words) for line in self.said) >= times)
+
+    async def prints(self, *texts: bytes) -> None:
+        """Returns when it has printed these lines, as they are and no other."""
+        assert self.process.stdout is not None
+        for text in texts:
+            async with asyncio.timeout(LIMIT_S):
+                assert await self.process.stdout.readline() == text + b"\n"
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended by itself; nothing that it said is a traceback."""
+        async with asyncio.timeout(LIMIT_S):
+            code = await self.process.wait()
+            await self._reading
+        assert "Traceback" not in "\n".join(self.said), self.said
+        return code
+
+
+@asynccontextmanager
+async def tailing(
+    *arguments: str,
+    pauses: str = IMPATIENT,
+    stdout: int = asyncio.subprocess.PIPE,
+    stderr: int = asyncio.subprocess.PIPE,
+) -> AsyncIterator[Tailing]:
+    """`edk-bridge tail`; killed at the end if it still runs. What goes to another standard error is not in `said`."""
+    process = await asyncio.create_subprocess_exec(
+        # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
+        *("env", "--default-signal=INT", sys.executable, "-c", TAIL_SCRIPT.format(pauses=pauses), "tail", *arguments),
+        env=environment(),
+        stdout=stdout,
+        stderr=stderr,
+        limit=2**22,
+    )
+    running = Tailing(process)
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await running._reading

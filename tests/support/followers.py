@@ -1,6 +1,6 @@
-"""Programs that follow a bridge as the examples in `schemas/clients` do: in a browser, in Node, in Python.
+"""Programs that follow a bridge: the examples of `schemas/clients` in a browser, in Node and in Python, and `tail`.
 
-Each is a copy of its file, as somebody would make one, with other pauses. What it is told is in `told`.
+Each example is a copy of its file, as a user would make one, with other pauses. `told` returns what a program was told.
 """
 
 import asyncio
@@ -15,12 +15,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+import orjson
 from playwright.async_api import Browser
 
 from bridge.contract.catalog import PACKAGED
-from tests.support.node import node_program
+from tests.support.commands import IMPATIENT, Tailing, tailing
 from tests.support.prepare import NODE
 from tests.support.site import File, serving
+from tests.support.waiting import LIMIT_S
 
 CLIENTS = PACKAGED / "clients"
 
@@ -95,6 +97,35 @@ async def in_browser(
             assert errors == []
     finally:
         await context.close()
+
+
+@asynccontextmanager
+async def node_program(node: str, script: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A script that Node runs; killed at the end if it still runs. `node` is Node's command."""
+    process = await asyncio.create_subprocess_exec(
+        node,
+        script.name,
+        *arguments,
+        cwd=script.parent,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=2**20,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+
+async def node_line(process: asyncio.subprocess.Process) -> bytes:
+    """The next line that the script prints, without its end."""
+    assert process.stdout is not None
+    async with asyncio.timeout(LIMIT_S):
+        return (await process.stdout.readline()).removesuffix(b"\n")
 
 
 class InNode:
@@ -197,6 +228,38 @@ async def in_python(
         follower.task.cancel()
         with suppress(asyncio.CancelledError):
             await follower.task
+
+
+class InTail:
+    """`edk-bridge tail`, which runs."""
+
+    def __init__(self, tail: Tailing) -> None:
+        self.tail = tail
+        self._told: list[list[Any]] = []
+        self.reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.tail.process.stdout is not None
+        async for line in self.tail.process.stdout:
+            self._told.append(["update", orjson.loads(line)])
+
+    async def told(self) -> list[list[Any]]:
+        """Updates, and where some are missing that it was said: `["missed"]`; where it was refused: `["refused"]`."""
+        missed = [["missed"] for line in self.tail.said if "missing" in line]
+        return [*self._told, *missed, *(["refused"] for line in self.tail.said if "refuses" in line)]
+
+    async def stop(self) -> None:
+        """Asks it to end."""
+        self.tail.process.terminate()
+
+
+@asynccontextmanager
+async def in_tail(*arguments: str, pauses: str = IMPATIENT) -> AsyncIterator[InTail]:
+    """The command as a follower."""
+    async with tailing(*arguments, pauses=pauses) as tail:
+        follower = InTail(tail)
+        yield follower
+    await follower.reading
 
 
 def paused(script: str, pauses_s: Mapping[str, float]) -> str:
