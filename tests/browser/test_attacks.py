@@ -17,8 +17,8 @@ from playwright.async_api import Page
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
+from tests.support.browser import REDIRECT, File, ForeignSite, foreign_site
 from tests.support.running import port_of, running, sample
-from tests.support.site import REDIRECT, File, Site, serving
 from tests.support.waiting import LIMIT_S, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -155,14 +155,14 @@ async def attacked(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def site() -> AsyncIterator[Site]:
+async def site() -> AsyncIterator[ForeignSite]:
     """The attacker's site."""
-    async with serving(FILES) as running_site:
+    async with foreign_site(FILES) as running_site:
         yield running_site
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge, site: Site, tab: Page) -> None:
+async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge, site: ForeignSite, tab: Page) -> None:
     if "[::1]" in case.url and "::1" not in dict(attacked.addresses):
         pytest.skip("this machine has no IPv6")
     port = port_of(attacked)
@@ -180,7 +180,7 @@ async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge,
     ("path", "words", "connections"), [("/metrics", "bridge_consuming", 0), ("/", "Connected", 1)], ids=["text", "live"]
 )
 async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
-    path: str, words: str, connections: int, attacked: Bridge, site: Site, page: Page
+    path: str, words: str, connections: int, attacked: Bridge, site: ForeignSite, page: Page
 ) -> None:
     await page.goto(f"http://{ATTACKER}:{site.port}/")
     watch = Watch(attacked)
@@ -207,7 +207,7 @@ async def test_form_of_another_origin_is_not_taken(
     words: str,
     refused: dict[str, float],
     attacked: Bridge,
-    site: Site,
+    site: ForeignSite,
     page: Page,
 ) -> None:
     await page.goto(f"http://{ATTACKER}:{site.port}/")
@@ -248,7 +248,7 @@ HOSTS = "403 The host asked for is not localhost"
 async def test_name_that_moves_to_the_bridge_under_a_page_gets_nothing_unless_it_is_allowed(
     allowed: str, saw: dict[str, str], broker: Broker, exchange: str, page: Page
 ) -> None:
-    async with serving(FILES) as moving:
+    async with foreign_site(FILES) as moving:
         here = f"{ATTACKER}:{moving.port}"
         await page.goto(f"http://{here}/")
     # The page stays. Its name and its port, all that an origin is, are the bridge's from now on.
@@ -264,7 +264,7 @@ async def test_name_that_moves_to_the_bridge_under_a_page_gets_nothing_unless_it
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "board.localhost", "board.example"])
 async def test_page_of_an_allowed_origin_has_the_socket_and_nothing_else(
-    host: str, broker: Broker, exchange: str, site: Site, page: Page
+    host: str, broker: Broker, exchange: str, site: ForeignSite, page: Page
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "allowed_origins": f"http://board.example:{site.port}"}
     async with running(broker.url, **flags) as bridge:

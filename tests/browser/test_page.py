@@ -1,6 +1,8 @@
 """The live page in a real browser: it connects, shows what comes, comes back, and does no harm with what it shows."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import orjson
 import pytest
@@ -9,13 +11,12 @@ from playwright.async_api import Error, Page, Route, expect
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
+from tests.support.browser import File, foreign_site
 from tests.support.clients import RawClient
-from tests.support.folder import folded
 from tests.support.killmail import killmail
 from tests.support.live import CONNECTED, LIMIT_MS, NOT_REACHED, Live
 from tests.support.publishing import publish
 from tests.support.running import port_of, running, sample
-from tests.support.site import File, serving
 from tests.support.waiting import LIMIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -76,8 +77,47 @@ async def test_page_connects_wherever_the_endpoint_is(path: str, live: Live, bro
         assert (sample(bridge, "bridge_connections"), live.said) == (1, [])
 
 
+@asynccontextmanager
+async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
+    """Forwards requests to `port` of loopback, without their prefix; yields its own port. Drops requests without it."""
+    serving: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        task.add_done_callback(serving.discard)
+        with suppress(OSError, asyncio.IncompleteReadError):
+            line = await reader.readuntil(b"\n")
+            before, found, after = line.partition(f" {prefix}/".encode())
+            if found:
+                up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+                up_writer.write(before + b" /" + after)
+                await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tuple(serving):
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Writes what is read until there is no more, and then closes the connection."""
+    try:
+        while data := await reader.read(2**16):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
 async def test_page_works_in_a_folder_of_a_proxy(live: Live, watched: Bridge) -> None:
-    async with folded("/intern/kills", port_of(watched)) as port:
+    async with prefix_proxy("/intern/kills", port_of(watched)) as port:
         await live.open(port, query="intern/kills/?type=event")
         await expect(live.page.locator("#broker")).to_contain_text("consuming", timeout=LIMIT_MS)
         await live.page.get_by_label("event").uncheck()
@@ -246,7 +286,7 @@ async def test_markup_that_slipped_in_neither_runs_nor_leaves(
 ) -> None:
     # What a browser without Trusted Types, or a way around them, would leave to the rest of the policy.
     await tab.route(f"http://localhost:{port_of(watched)}/", without_trusted_types)
-    async with serving({"/x": File("text/javascript", "harmed = 2")}) as stranger:
+    async with foreign_site({"/x": File("text/javascript", "harmed = 2")}) as stranger:
         await tab.goto(f"http://localhost:{port_of(watched)}/")
         await tab.evaluate(VIOLATED)
         await tab.evaluate(f"() => {{ {script.replace(STRANGER, f'http://stranger.example:{stranger.port}/x')} }}")

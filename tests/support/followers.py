@@ -19,9 +19,9 @@ import orjson
 from playwright.async_api import Browser
 
 from bridge.contract.catalog import PACKAGED
+from tests.support.browser import File, foreign_site
 from tests.support.commands import IMPATIENT, Tailing, tailing
 from tests.support.prepare import NODE
-from tests.support.site import File, serving
 from tests.support.waiting import LIMIT_S
 
 CLIENTS = PACKAGED / "clients"
@@ -86,7 +86,7 @@ async def in_browser(
     files = {"/": File("text/html", _PAGE), "/browser.js": File("text/javascript", script)}
     context = await browser.new_context()
     try:
-        async with serving(files) as site:
+        async with foreign_site(files) as site:
             page = await context.new_page()
             errors: list[str] = []
             page.on("pageerror", lambda error: errors.append(str(error)))
