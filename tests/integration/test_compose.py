@@ -1,10 +1,12 @@
 """The compose files: taken by docker-compose, safe as they are, and, where an engine has the images, started."""
 
 import asyncio
+import json
 import os
 import re
 import secrets
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +23,38 @@ from bridge.descriptors import OWN, RESERVE
 from bridge.settings import PREFIX
 from tests.support.broker import IMAGE
 from tests.support.clients import RawClient, get
-from tests.support.compose import FOLDER, SECRETS, compose, read
 from tests.support.image import built
+from tests.support.prepare import program
 from tests.support.running import NOWHERE, port_of, running
 from tests.support.waiting import eventually
+
+FOLDER = Path(__file__).parents[2] / "docker"
+PROFILES = ("demo", "monitoring")
+SECRETS = {"BROKER_PASSWORD": "secret", "ERLANG_COOKIE": "cookie"}
+
+
+def compose(file: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What docker-compose says of a file, with nothing set but what is given here."""
+    environment = {name: text for name, text in os.environ.items() if name not in SECRETS}
+    profiles = [word for profile in PROFILES for word in ("--profile", profile)]
+    command = [program("docker-compose"), *profiles, "-f", str(FOLDER / file), *arguments]
+    return subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
+
+
+def read(file: str, **variables: str) -> dict[str, Any]:
+    """The whole file, with everything put in that it refers to. Fails where docker-compose does not take it."""
+    # The one in Python, which writes YAML, comes with what Debian's own Python reads that with.
+    first = compose(file, "version", "--short").stdout.strip("v").startswith("1.")
+    done = compose(file, "config", *([] if first else ["--format", "json"]), **variables)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    if first:
+        convert = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)"
+        python = ["/usr/bin/python3", "-c", convert]
+        text = subprocess.run(python, input=text, capture_output=True, text=True, check=True).stdout
+    found: dict[str, Any] = json.loads(text)
+    return found
+
 
 FILES = ("compose.yaml", "compose.cluster.yaml")
 START_LIMIT_S = 90.0
