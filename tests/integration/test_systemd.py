@@ -28,7 +28,7 @@ from tests.support.running import COMMAND, bridge_process
 from tests.support.waiting import eventually
 
 UNIT = Path(__file__).parents[2] / "docker/systemd/edk-bridge.service"
-SANDBOX = Path(__file__).parents[1] / "support/sandbox.py"
+SANDBOX = Path(__file__).parent / "sandbox.py"
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 NO_BULK = "this system does not take many writes at once"
 MOST_EXPOSED = 15
