@@ -59,6 +59,7 @@ async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
             for client in stalled:
                 client.resume()
             assert set(await asyncio.gather(*(client.closed() for client in stalled))) == {4008}
+            await stream.verify()
         assert memory.look() <= LOG_BYTES + MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
         figures.record(
             f"{STALLED} clients read nothing",
@@ -95,6 +96,7 @@ async def test_requests_that_drip_are_refused_in_time_and_keep_no_place(
             refusals = [line for line in process.lines if line["event"] == "client refused"]
             assert [line["rule"] for line in refusals] == ["timeout"] * MOST
             assert memory.look() <= MEMORY_BYTES
+            await stream.verify()
         for _, writer in lines:
             writer.transport.abort()
 
@@ -140,6 +142,7 @@ async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
             await eventually("all are gone", lambda: descriptors(pid) == before)
             assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB at {rate:.0f} a second"
             assert await metric(port, "bridge_connections") == COUNT
+            await stream.verify()
             figures.record(
                 f"{rate:,.0f} clients a second come and go, for {STORM_S} s",
                 f"lets them; grows by {memory.look() / MB:.0f} MB, keeps no descriptor",

@@ -93,6 +93,7 @@ async def test_descriptors_that_run_out_and_come_back_cost_nobody_an_update(
             assert (count(process, SHORT), count(process, AGAIN)) == (1, 1)
             assert await metric(port, "bridge_descriptor_shortages_total") == 1
             await stream.further(20)
+            await stream.verify()
             figures.record(
                 "file descriptors run out, and come back",
                 f"says so, accepts nobody ({share:.0%} of a processor), then lets in who waits",
@@ -157,3 +158,4 @@ async def test_clients_alone_cannot_use_up_the_descriptors(
             assert count(process, "more clients than can be told that the bridge is full: they are dropped") == 1
             assert process.logged("there is room for clients again")
             assert process.logged(SHORT) is None
+            await stream.verify()

@@ -123,10 +123,10 @@ class Flooder:
 
 
 @asynccontextmanager
-async def scene(
+async def bridge_with_healthy_clients(
     broker: Broker, amqp: AbstractConnection, exchange: str, **variables: str
 ) -> AsyncIterator[tuple[BridgeProcess, int, Stream, Memory]]:
-    """A bridge, its port, healthy clients that get updates, and a look at what it grows by, which is bounded."""
+    """A bridge, its port, healthy clients that get updates, and the memory that the bridge grows by from now on."""
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", **VARIABLES, **variables}
     async with bridge_process(broker.url, **variables) as process:
         await process.consuming()
@@ -135,7 +135,12 @@ async def scene(
             await stream.further(20)
             memory = Memory(process.process.pid)
             yield process, port, stream, memory
-            assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
+
+
+async def verify(stream: Stream, memory: Memory) -> None:
+    """The healthy clients have had everything, and the bridge has not grown by more than it may."""
+    await stream.verify()
+    assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB"
 
 
 async def beside(stream: Stream, memory: Memory, flooding: Awaitable[object], limit_s: float = DELAY_S) -> float:
@@ -173,7 +178,7 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
     broker: Broker, amqp: AbstractConnection, exchange: str, first: bytes, piece: bytes, frame_bytes: int
 ) -> None:
     """A client that sends as fast as it can: its writes wait, no update comes late, nothing is held of it."""
-    async with scene(broker, amqp, exchange) as (process, port, stream, memory):
+    async with bridge_with_healthy_clients(broker, amqp, exchange) as (process, port, stream, memory):
         flooder = Flooder(port)
         with flooder.socket:
             late_s = await beside(stream, memory, asyncio.to_thread(flooder.flood, first, piece, FLOOD_S))
@@ -185,6 +190,7 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
         # Not so slow either that it could not be told from one that is never read from.
         assert flooder.sent_bytes >= most / 4
         assert process.logged("client evicted") is None
+        await verify(stream, memory)
         if frame_bytes < FRAME_BYTES:
             figures.record(
                 f"a client sends tiny frames (opcode {piece[0] & 15}) as fast as it can",
@@ -221,7 +227,7 @@ async def test_pings_that_come_too_fast_are_answered_no_faster(
 ) -> None:
     """A client that reads its pongs gets as many as it may send pings, and others get their updates in time."""
     ping = client_frame(PING, b"")
-    async with scene(broker, amqp, exchange) as (_, port, stream, memory):
+    async with bridge_with_healthy_clients(broker, amqp, exchange) as (_, port, stream, memory):
         flooder = Flooder(port)
         with flooder.socket:
             reading = asyncio.to_thread(flooder.read_for, FLOOD_S)
@@ -231,6 +237,7 @@ async def test_pings_that_come_too_fast_are_answered_no_faster(
         pongs, _ = await both
         most = may_be_read(len(ping), FLOOD_S) // len(ping)
         assert most / 4 <= pongs <= most
+        await verify(stream, memory)
 
 
 async def test_hundreds_that_flood_together_leave_the_processor_to_others(
@@ -240,7 +247,7 @@ async def test_hundreds_that_flood_together_leave_the_processor_to_others(
     idle = {"BRIDGE_IDLE_TIMEOUT": "2s", "BRIDGE_PING_INTERVAL": "500ms"}
     # In a process of its own: in a thread it would delay the healthy clients, which are in this one.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        async with scene(broker, amqp, exchange, **idle) as (process, port, stream, memory):
+        async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
             before_s, since_s = cpu_s(process.process.pid), time.monotonic()
             sent = asyncio.get_running_loop().run_in_executor(pool, flood_together, port, FLOODERS, FLOOD_S)
             late_s = await beside(stream, memory, sent, TOGETHER_DELAY_S)
@@ -252,6 +259,7 @@ async def test_hundreds_that_flood_together_leave_the_processor_to_others(
             await eventually("they have no place any more", lambda: connections(port, COUNT))
             # The healthy ones were heard all the time, or they would be gone.
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
+            await verify(stream, memory)
             figures.record(
                 f"{FLOODERS} clients send pings as fast as they can",
                 f"takes {share:.0%} of a processor for all of it",
@@ -291,7 +299,7 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
 ) -> None:
     """Half a frame keeps nobody from being evicted as idle; a frame that never ends keeps its client, at no cost."""
     idle = {"BRIDGE_IDLE_TIMEOUT": "1s", "BRIDGE_PING_INTERVAL": "400ms"}
-    async with scene(broker, amqp, exchange, **idle) as (process, port, stream, memory):
+    async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
         before = descriptors(process.process.pid)
         silent, dripping = Flooder(port), Flooder(port)
         with silent.socket, dripping.socket:
@@ -312,4 +320,4 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
             await eventually("it is gone", lambda: descriptors(process.process.pid) == before + 1)
             dripping.socket.sendall(b"x")
             await stream.further(1)
-        memory.look()
+        await verify(stream, memory)

@@ -61,6 +61,7 @@ async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothin
                 await eventually("its descriptor is free", lambda: descriptors(pid) == before, limit_s=GONE_LIMIT_S)
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
             assert memory.look() <= 4 * MB
+            await stream.verify()
             figures.record(
                 "a client's machine vanishes",
                 f"closes with 4009 (`BRIDGE_IDLE_TIMEOUT`, {IDLE_TIMEOUT_S:.0f} s here)",

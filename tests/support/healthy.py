@@ -1,4 +1,4 @@
-"""Clients that do everything right while others do not, and what they must have got in the end: all of it."""
+"""Clients that do everything right while others do not, and a stream of updates that they must get all of."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import aio_pika
 import orjson
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection
 
 from tests.support.clients import CLOSE, PING, PONG, TEXT, Collector, client_frame, collectors, frame_size
 from tests.support.killmail import killmail
@@ -51,11 +51,14 @@ class Healthy(Collector):
 class Stream:
     """Killmails, counted up from 0, that are published while something else happens."""
 
-    def __init__(self, clients: list[Healthy], padding: str) -> None:
+    def __init__(self, clients: list[Healthy], channel: AbstractChannel, exchange: str, padding: str) -> None:
         self.clients = clients
+        self.verified = False
+        """Whether the test has verified it."""
         self._padding = padding
-        self._running = True
+        self._stopping = False
         self._sent_s: list[float] = []
+        self._publishing = asyncio.create_task(self._publish(channel, exchange))
 
     @property
     def published(self) -> int:
@@ -81,49 +84,53 @@ class Stream:
             "healthy clients get more updates", lambda: all(len(client.arrivals) >= enough for client in self.clients)
         )
 
-    async def run(self, channel: aio_pika.abc.AbstractChannel, exchange: str) -> None:
-        """Publishes until it is told to stop."""
+    async def verify(self) -> None:
+        """Ends the stream. Each client must have had every update once and in order, and still be connected."""
+        self.verified = True
+        self._stopping = True
+        await self._publishing
+        everything = list(range(self.published))
+        await eventually(
+            "the last update arrives", lambda: all(len(client.arrivals) >= len(everything) for client in self.clients)
+        )
+        for client in self.clients:
+            assert client.numbers == everything, "an update is missing, came twice, or out of order"
+            assert not client.lost.done(), "a healthy client was cut off"
+            assert not client.close_frames, "a healthy client was closed"
+
+    async def abandon(self) -> None:
+        """Ends the stream at once, and its clients."""
+        self._publishing.cancel()
+        await asyncio.wait([self._publishing])
+        for client in self.clients:
+            if client.transport is not None:
+                client.transport.abort()
+        await asyncio.gather(*(client.lost for client in self.clients))
+
+    async def _publish(self, channel: AbstractChannel, exchange: str) -> None:
         target = await channel.get_exchange(exchange, ensure=False)
-        while self._running:
+        while not self._stopping:
             body = orjson.dumps(killmail(self.published, padding=self._padding))
             self._sent_s.append(time.monotonic())
             await target.publish(aio_pika.Message(body), routing_key="")
             await asyncio.sleep(PAUSE_S)
-
-    def stop(self) -> None:
-        """Publishes nothing more."""
-        self._running = False
 
 
 @asynccontextmanager
 async def healthy_clients(
     amqp: AbstractConnection, exchange: str, port: int, padding: str = ""
 ) -> AsyncIterator[Stream]:
-    """A stream of updates and clients that read it. At the end, each must have had every update, in order, once."""
+    """A stream of updates and clients that read it. The test must call `verify` of the stream at its end."""
     clients = await collectors(port, COUNT, Healthy)
     healthy = [client for client in clients if isinstance(client, Healthy)]
-    stream = Stream(healthy, padding)
     channel = await amqp.channel(publisher_confirms=True)
-    running = asyncio.create_task(stream.run(channel, exchange))
+    stream = Stream(healthy, channel, exchange, padding)
     try:
         yield stream
-        stream.stop()
-        await running
-        everything = list(range(stream.published))
-        await eventually(
-            "the last update arrives", lambda: all(len(client.arrivals) >= len(everything) for client in healthy)
-        )
-        for client in healthy:
-            assert client.numbers == everything, "an update is missing, came twice, or out of order"
-            assert not client.lost.done(), "a healthy client was cut off"
-            assert not client.close_frames, "a healthy client was closed"
+        if not stream.verified:
+            raise RuntimeError("a test that does not verify what healthy clients got shows nothing")
     finally:
-        running.cancel()
-        await asyncio.wait([running])
-        for client in healthy:
-            if client.transport is not None:
-                client.transport.abort()
-        await asyncio.gather(*(client.lost for client in healthy))
+        await stream.abandon()
         await channel.close()
 
 
