@@ -68,6 +68,7 @@ async def test_restart_of_the_broker_costs_nothing_but_what_is_told(mortal_broke
         await have_all(clients, {max(fetcher.confirmed)})
         lost = fetcher.confirmed.difference(clients[-1].numbers)
         for client in clients:
+            client.verify()
             assert client.numbers == [number for number in clients[-1].numbers if number in set(client.numbers)]
             assert fetcher.confirmed.difference(client.numbers) == lost
             assert len(client.numbers) == len(set(client.numbers))
@@ -127,6 +128,7 @@ async def test_stream_that_is_deleted_and_made_again_is_told_as_another_one(
         told, again = await resume(bridge, old)
         assert (told["complete"], again) == (True, [*range(5, 10), *range(100, 150)])
         new = client.updates[-10].id
+        client.verify()
     async with running(broker.url, **flags(exchange, stream)) as bridge:
         told, again = await resume(bridge, old)
         assert (told["complete"], again) == (False, list(range(100, 150)))

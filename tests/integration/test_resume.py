@@ -134,6 +134,7 @@ async def test_clients_that_come_and_go_under_load_have_everything_once_and_in_o
         await have_all(everything, set(range(3000)))
         await have_all(of_system, {number for number in range(3000) if number % 3 == 0})
         for client in (*everything, *of_system):
+            client.verify()
             assert len(client.resumes) > 5
             assert all(answer["complete"] for answer in client.resumes)
             assert client.numbers == sorted(set(client.numbers))

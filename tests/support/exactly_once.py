@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 from urllib.parse import urlencode
@@ -208,30 +207,36 @@ class ResumingClient:
         assert None not in found, self.updates
         return [each.number for each in found if each is not None]
 
-    def has(self, numbers: set[int]) -> bool:
-        """Whether all these killmails have come."""
-        return len(self.updates) >= len(numbers) and numbers <= set(self.numbers)
+    async def has(self, numbers: set[int], limit_s: float = LIMIT_S) -> None:
+        """Returns when all these killmails have come. Raises what has ended the client, if something has."""
+        await eventually(
+            f"a client has all {len(numbers)} updates",
+            lambda: (len(self.updates) >= len(numbers) and numbers <= set(self.numbers)) or self._running.done(),
+            limit_s,
+        )
+        self.verify()
 
     async def resumed(self, times: int = 1) -> None:
         """Returns when it has had that many answers to a resume. Raises what has ended it, if something has."""
-        await eventually(f"the client has resumed {times} times", lambda: len(self.resumes) >= times or self._ended())
-        if self._ended():
-            self._running.result()
+        await eventually(
+            f"the client has resumed {times} times", lambda: len(self.resumes) >= times or self._running.done()
+        )
+        self.verify()
 
     def drop(self) -> None:
         """Ends the connection that it has, if it has one, with whatever is on its way."""
         if self._writer is not None:
             self._writer.transport.abort()
 
-    async def stop(self) -> None:
-        """Ends it. Raises what has ended it before: a message that no client should get."""
-        self._running.cancel()
-        await asyncio.wait([self._running])
-        if not self._running.cancelled():
+    def verify(self) -> None:
+        """Raises what has ended the client, if something has: a message that no client should get."""
+        if self._running.done():
             self._running.result()
 
-    def _ended(self) -> bool:
-        return self._running.done()
+    async def abandon(self) -> None:
+        """Ends the client at once."""
+        self._running.cancel()
+        await asyncio.wait([self._running])
 
     async def _run(self) -> None:
         while True:
@@ -291,12 +296,13 @@ class ResumingClient:
 async def have_all(clients: Iterable[ResumingClient], numbers: set[int], limit_s: float = LIMIT_S) -> None:
     """Returns when every client has all these killmails, however late."""
     for client in clients:
-        await eventually(f"a client has all {len(numbers)} updates", partial(client.has, numbers), limit_s)
+        await client.has(numbers, limit_s)
 
 
 def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) -> None:
     """Every client has exactly these killmails, in the order of their ids, and was never told of a loss."""
     for client in clients:
+        client.verify()
         numbers, places = client.numbers, client.places
         twice = [number for number, times in Counter(numbers).items() if times > 1]
         assert twice == [], f"{len(twice)} updates came twice: {twice[:20]}"
@@ -311,11 +317,11 @@ def assert_exactly_once(clients: Iterable[ResumingClient], confirmed: set[int]) 
 
 @asynccontextmanager
 async def resuming_clients(port: int, count: int, **query: str) -> AsyncIterator[list[ResumingClient]]:
-    """Clients, each of which has had the answer to its first resume."""
+    """Clients, each of which has had the answer to its first resume. The test calls `verify` of each at its end."""
     clients = [ResumingClient(port, **query) for _ in range(count)]
     try:
         for client in clients:
             await client.resumed()
         yield clients
     finally:
-        await asyncio.gather(*(client.stop() for client in clients))
+        await asyncio.gather(*(client.abandon() for client in clients))
