@@ -42,16 +42,18 @@ async def node(node_broker: ControlledNode) -> AsyncIterator[AbstractConnection]
         yield amqp
 
 
-async def test_queue_that_may_not_be_read_is_named(node_broker: ControlledNode, node: AbstractConnection) -> None:
+@pytest.mark.parametrize("arguments", [("list",), ("requeue", "--all"), ("purge", "--yes")], ids=lambda words: words[0])
+async def test_queue_that_may_not_be_read_is_named(
+    node_broker: ControlledNode, node: AbstractConnection, arguments: tuple[str, ...]
+) -> None:
     """Promise: the exit code is 3, one line says which permission is missing, and nothing has changed."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))
     async with user_who_may(node_broker, ".*", "^$") as url:
-        for arguments in (["list"], ["requeue", "--all"], ["purge", "--yes"]):
-            ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
-            assert ended.code == 3
-            assert ended.said[-1].startswith(f"edk-bridge: the queue '{rejects}' can't be read: ACCESS_REFUSED")
-            assert ended.said[-1].endswith("grant the user of BRIDGE_AMQP_URL read on it")
-            assert PASSWORD not in "".join(ended.said)
+        ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
+    assert ended.code == 3
+    assert ended.said[-1].startswith(f"edk-bridge: the queue '{rejects}' can't be read: ACCESS_REFUSED")
+    assert ended.said[-1].endswith("grant the user of BRIDGE_AMQP_URL read on it")
+    assert PASSWORD not in "".join(ended.said)
     assert await numbers_in(node, rejects) == [0, 1, 2]
     await removed(node, rejects)
 

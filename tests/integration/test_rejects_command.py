@@ -337,28 +337,46 @@ async def test_purge_of_what_is_named_asks_for_that(broker: Broker, amqp: Abstra
     assert await numbers_in(amqp, rejects) == [0, 2]
 
 
-async def test_what_keeps_it_from_working_is_one_line_and_a_code(broker: Broker, rejects: str) -> None:
-    for arguments in (("list",), ("requeue", "--all"), ("purge", "--yes")):
-        ended = await command(broker, rejects, *arguments)
-        assert (ended.code, ended.said[-1]) == (
-            2,
-            f"edk-bridge: there is no queue '{rejects}': nothing was ever rejected there, or BRIDGE_REJECT_EXCHANGE is "
-            "another",
-        )
+@pytest.mark.parametrize("arguments", [("list",), ("requeue", "--all"), ("purge", "--yes")], ids=lambda words: words[0])
+async def test_queue_that_does_not_exist_is_one_line_and_code_2(
+    broker: Broker, rejects: str, arguments: tuple[str, ...]
+) -> None:
+    ended = await command(broker, rejects, *arguments)
+    assert (ended.code, ended.said[-1]) == (
+        2,
+        f"edk-bridge: there is no queue '{rejects}': nothing was ever rejected there, or BRIDGE_REJECT_EXCHANGE is "
+        "another",
+    )
+
+
+async def test_reject_exchange_that_is_off_is_one_line_and_code_2(broker: Broker) -> None:
     off = await command(broker, "off", "list")
     assert (off.code, off.said) == (
         2,
         ["edk-bridge: BRIDGE_REJECT_EXCHANGE: it is off, so that rejected events are not kept anywhere"],
     )
+
+
+async def test_broker_that_is_not_reached_is_one_line_and_code_1(broker: Broker) -> None:
     async with proxy(broker.url) as away:
         ended = await ran("rejects", "list", BRIDGE_AMQP_URL=away.url)
-        assert ended.code == 1
-        [line] = ended.said
-        assert line.startswith("edk-bridge: amqp://guest:***@127.0.0.1:")
-    for unclear, words in (([], "say which: ids"), (["--all", "id-1"], "ids or --all: one of them")):
-        ended = await command(broker, rejects, "requeue", *unclear)
-        assert (ended.code, len(ended.said)) == (2, 1)
-        assert ended.said[0].startswith(f"edk-bridge: {words}")
+    assert ended.code == 1
+    [line] = ended.said
+    assert line.startswith("edk-bridge: amqp://guest:***@127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [([], "say which: ids"), (["--all", "id-1"], "ids or --all: one of them")]
+)
+async def test_requeue_of_nothing_clear_is_one_line_and_code_2(
+    broker: Broker, rejects: str, arguments: list[str], words: str
+) -> None:
+    ended = await command(broker, rejects, "requeue", *arguments)
+    assert (ended.code, len(ended.said)) == (2, 1)
+    assert ended.said[0].startswith(f"edk-bridge: {words}")
+
+
+async def test_wrong_password_is_one_line_without_it_and_code_3(broker: Broker) -> None:
     wrong = await ran("rejects", "list", BRIDGE_AMQP_URL=broker.url.replace("guest:guest", "guest:wrong"))
     assert wrong.code == 3
     assert len(wrong.said) == 1
