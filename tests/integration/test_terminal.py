@@ -138,6 +138,11 @@ async def test_refusal_of_who_was_let_in_before_is_said_once_and_tried_again(bri
         await tail.says("connected again after")
         away = [line.partition(" ws:")[0] for line in tail.said if line.endswith("trying again")]
         assert away == ["disconnected from", "can't connect to", "can't connect to"], tail.said
+
+
+async def test_request_that_a_bridge_refuses_for_good_after_it_was_let_in_ends_it(bridge: ScriptedBridge) -> None:
+    async with tailing(bridge.url) as tail:
+        await tail.says("connected to")
         bridge.refusal = HTTPStatus.BAD_REQUEST, "There is no such type."
         bridge.drop()
         assert await tail.ended() == 2
