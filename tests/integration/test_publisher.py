@@ -360,31 +360,47 @@ async def test_broker_that_says_nothing_is_not_waited_for(exchange: str) -> None
     server.close()
 
 
+async def refused_at_once_and_again(url: str, exchange: str, words: str) -> None:
+    """Each update is refused with these words, which have no password in them."""
+    async with Publisher(url, exchange) as publisher:
+        for _ in range(2):
+            with pytest.raises(BrokerRefusal) as refused:
+                await publisher.broadcast("killmail", EXAMPLE)
+            assert words in str(refused.value)
+            assert WRONG_PASSWORD not in str(refused.value)
+        both = await asyncio.gather(
+            *(publisher.broadcast("killmail", killmail(n)) for n in range(2)), return_exceptions=True
+        )
+        assert [type(error) for error in both] == [BrokerRefusal] * 2
+
+
 @no_task_left
-async def test_refusal_is_told_at_once_and_again_with_the_next_update(
+async def test_wrong_password_is_told_at_once_and_again_with_the_next_update(broker: Broker, exchange: str) -> None:
+    parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
+    wrong = parts._replace(netloc=f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}").geturl()
+    await refused_at_once_and_again(wrong, exchange, "refuses the user name or the password")
+
+
+@no_task_left
+async def test_virtual_host_that_does_not_exist_is_told_at_once_and_again(broker: Broker, exchange: str) -> None:
+    parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
+    await refused_at_once_and_again(parts._replace(path="/nowhere").geturl(), exchange, "the virtual host 'nowhere'")
+
+
+@no_task_left
+async def test_exchange_that_can_not_be_made_is_told_at_once_and_again(broker: Broker) -> None:
+    words = "the exchange 'amq.nonsense' can't be used: ACCESS_REFUSED"
+    await refused_at_once_and_again(broker.url, "amq.nonsense", words)
+
+
+@no_task_left
+async def test_exchange_that_takes_nothing_from_publishers_is_told_at_once_and_again(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    parts = urlsplit(broker.url.split(",", maxsplit=1)[0])
     channel = await amqp.channel()
     await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True, internal=True)
     await channel.close()
-    wrong = parts._replace(netloc=f"{parts.username}:{WRONG_PASSWORD}@{parts.hostname}:{parts.port}").geturl()
-    for url, name, words in (
-        (wrong, exchange, "refuses the user name or the password"),
-        (parts._replace(path="/nowhere").geturl(), exchange, "the virtual host 'nowhere'"),
-        (broker.url, "amq.nonsense", "the exchange 'amq.nonsense' can't be used: ACCESS_REFUSED"),
-        (broker.url, exchange, f"the exchange '{exchange}' can't be used: ACCESS_REFUSED"),
-    ):
-        async with Publisher(url, name) as publisher:
-            for _ in range(2):
-                with pytest.raises(BrokerRefusal) as refused:
-                    await publisher.broadcast("killmail", EXAMPLE)
-                assert words in str(refused.value)
-                assert WRONG_PASSWORD not in str(refused.value)
-            both = await asyncio.gather(
-                *(publisher.broadcast("killmail", killmail(n)) for n in range(2)), return_exceptions=True
-            )
-            assert [type(error) for error in both] == [BrokerRefusal] * 2
+    await refused_at_once_and_again(broker.url, exchange, f"the exchange '{exchange}' can't be used: ACCESS_REFUSED")
 
 
 @pytest.mark.parametrize(
