@@ -157,9 +157,11 @@ def page(path: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", FILES)
-async def test_access_rules_hold_behind(kind: str, broker: Broker, exchange: str, tmp_path: Path) -> None:
+async def test_client_of_an_internal_network_gets_updates_through(
+    kind: str, broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    """From a page of the proxy's own host too."""
     async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
-        # Who is internal gets updates, from a page of this host too.
         reader, writer = await connect(net, FRIEND)
         writer.write(handshake(f"Origin: https://{NAME}"))
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
@@ -167,18 +169,38 @@ async def test_access_rules_hold_behind(kind: str, broker: Broker, exchange: str
             await publish(amqp, exchange, killmail(1))
         assert orjson.loads(await RawClient(reader, writer).text())["data"] == killmail(1)
         writer.transport.abort()
-        # Who is not is refused, whatever it says of itself; and who says of itself that it is not.
+
+
+@pytest.mark.parametrize("kind", FILES)
+async def test_client_of_another_network_is_refused_behind_a_proxy_whatever_its_headers_say(
+    kind: str, broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
         for said in ((), *((header,) for header in FORGED), FORGED):
             assert await told(net, STRANGER, handshake(*said)) == 403, said
         assert await told(net, STRANGER, page("/")) == 403
         # Nor does it help to call the header that the proxy adds one that a proxy takes off (RFC 9110, section 7.6.1).
         hop = handshake().replace(b"Connection: Upgrade", b"Connection: Upgrade, X-Forwarded-For")
         assert await told(net, STRANGER, hop) == 403
-        # A page of another origin, another port of this host among them, and a name that was pointed here.
+
+
+@pytest.mark.parametrize("kind", FILES)
+async def test_page_of_another_origin_or_host_is_refused_behind_a_proxy(
+    kind: str, broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
+        # Another port of this host is another origin.
         for origin in ("https://evil.example", f"https://{NAME}:8443", "null"):
             assert await told(net, FRIEND, handshake(f"Origin: {origin}")) == 403, origin
-        # Caddy answers for no site that it does not know, with 200 and nothing.
+        # A name that was pointed here. Caddy answers for no site that it does not know, with 200 and nothing.
         assert await answered(net, handshake(host="evil.example")) != 101
+
+
+@pytest.mark.parametrize("kind", FILES)
+async def test_pages_of_the_operator_are_not_there_behind_a_proxy(
+    kind: str, broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
         assert await told(net, FRIEND, page("/healthz")) == 200
         for path in ("/metrics", "/readyz", *SPELLINGS):
             assert await told(net, FRIEND, page(path)) in {301, 308, 400, 404}, path
