@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
@@ -102,8 +103,9 @@ async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broke
         bridges.assert_nothing_went_wrong()
 
 
-async def test_clients_that_resume_miss_nothing_while_bridges_are_killed_and_stopped_in_turn(
-    broker: Broker, exchange: str, queue: str
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
+    broker: Broker, exchange: str, queue: str, by: signal.Signals
 ) -> None:
     """With BRIDGE_HISTORY=stream, a client that comes back with its last id, to whichever bridge, has every confirmed
     update exactly once and in order, and is never told that something is missing."""
@@ -113,26 +115,40 @@ async def test_clients_that_resume_miss_nothing_while_bridges_are_killed_and_sto
         resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
         confirming_fetcher(broker.url, exchange) as fetcher,
     ):
-        for by in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-            await ended_in_turn(bridges, fetcher, by)
+        await ended_in_turn(bridges, fetcher, by)
+        await fetcher.further(BETWEEN)
+        await settled(fetcher, everyone, some)
+        resumes = [len(client.resumes) - 1 for client in everyone]
+        replayed = sum(answer["replayed"] for client in everyone for answer in client.resumes)
+        # Every bridge is ended, so that everybody has to move.
+        assert min(resumes) >= 1
+        assert replayed > 0
+        bridges.assert_nothing_went_wrong()
+        figures.record(
+            f"{SIZE} bridges on one stream, behind HAProxy, end in turn under load, by {by.name}",
+            f"clients resume on another one ({sum(resumes)} times; {replayed} updates replayed)",
+            f"0 of {len(fetcher.confirmed)}",
+            "0",
+        )
+
+
+async def test_clients_that_resume_miss_nothing_while_a_bridge_hangs(broker: Broker, exchange: str, queue: str) -> None:
+    """The load balancer's checks cut its clients off; what it held of them comes from another bridge."""
+    async with (
+        fleet(broker.url, **on_stream(exchange, queue)) as bridges,
+        resuming_clients(bridges.port, CLIENTS) as everyone,
+        resuming_clients(bridges.port, CLIENTS // 2, systemId=str(SYSTEMS[0])) as some,
+        confirming_fetcher(broker.url, exchange) as fetcher,
+    ):
+        await fetcher.further(BETWEEN)
         await bridges.hang(0)
         await fetcher.further(BETWEEN)
         await bridges.end(0)
         await bridges.start(0)
         await fetcher.further(BETWEEN)
         await settled(fetcher, everyone, some)
-        resumes = [len(client.resumes) - 1 for client in everyone]
-        replayed = sum(answer["replayed"] for client in everyone for answer in client.resumes)
-        # A round ends every bridge, so that everybody has to move in each.
-        assert min(resumes) >= 3
-        assert replayed > 0
+        assert sum(len(client.resumes) - 1 for client in everyone) > 0
         bridges.assert_nothing_went_wrong()
-        figures.record(
-            f"{SIZE} bridges on one stream, behind HAProxy, are killed or stopped in turn under load, and one hangs",
-            f"clients resume on another one ({sum(resumes)} times; {replayed} updates replayed)",
-            f"0 of {len(fetcher.confirmed)}",
-            "0",
-        )
 
 
 async def test_clients_that_resume_miss_nothing_when_all_bridges_are_killed_at_once(
