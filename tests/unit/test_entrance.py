@@ -54,7 +54,6 @@ async def acceptor() -> AsyncIterator[RecordedEntrance]:
     acceptor.open()
     yield acceptor
     acceptor.close()
-    assert acceptor.listener.fileno() == -1
     for each in [*acceptor.clients, *(client for client, _ in acceptor.let_in)]:
         each.close()
 
@@ -82,6 +81,11 @@ async def test_client_comes_in_with_its_address(acceptor: RecordedEntrance) -> N
     [(client, address)] = acceptor.let_in
     assert address == "127.0.0.1"
     assert client.getpeername() == acceptor.clients[0].getsockname()
+
+
+async def test_close_closes_the_listening_socket(acceptor: RecordedEntrance) -> None:
+    acceptor.close()
+    assert acceptor.listener.fileno() == -1
 
 
 async def test_crowd_comes_in_some_at_a_time(acceptor: RecordedEntrance) -> None:
