@@ -17,8 +17,18 @@ import pytest_asyncio
 from playwright.async_api import Browser
 
 from tests.support.browser import chromium
-from tests.support.followers import Follower, InBrowser, InNode, in_browser, in_node, in_python, updates_of
-from tests.support.scripted import CHECK, ScriptedBridge, scripted_bridge
+from tests.support.followers import (
+    CHECK,
+    Follower,
+    InBrowser,
+    InNode,
+    ScriptedBridge,
+    in_browser,
+    in_node,
+    in_python,
+    scripted_bridge,
+    updates_of,
+)
 from tests.support.waiting import eventually
 
 # In one event loop, so that one browser serves all.

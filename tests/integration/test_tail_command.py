@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.certificates import certificate
 from tests.support.commands import tailing
-from tests.support.scripted import CHECK, UNKNOWN, ScriptedBridge, scripted_bridge
+from tests.support.followers import CHECK, UNKNOWN, ScriptedBridge, scripted_bridge
 from tests.support.waiting import LIMIT_S, eventually
 
 

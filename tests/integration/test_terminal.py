@@ -13,7 +13,7 @@ import pytest
 
 from bridge.commands.colors import RESET, TYPE
 from tests.support.commands import IMPATIENT, TAIL_SCRIPT, OnTerminal, on_terminal, tailing
-from tests.support.scripted import CHECK, ScriptedBridge, scripted_bridge
+from tests.support.followers import CHECK, ScriptedBridge, scripted_bridge
 from tests.support.waiting import eventually
 
 ERASED = re.compile(rb"(?:\r[-|/\\] [^\r\n]*\x1b\[K)+\r\x1b\[K")
