@@ -73,8 +73,11 @@ class InBrowser:
 
     def __init__(self, page: Any) -> None:
         self._page = page
+        self._errors: list[str] = []
+        page.on("pageerror", lambda error: self._errors.append(str(error)))
 
     async def told(self) -> list[list[Any]]:
+        assert self._errors == [], "the script of the page failed"
         return list(await self._page.evaluate("told"))
 
     async def stop(self) -> None:
@@ -96,13 +99,11 @@ async def in_browser(
     try:
         async with foreign_site(files) as site:
             page = await context.new_page()
-            errors: list[str] = []
-            page.on("pageerror", lambda error: errors.append(str(error)))
+            follower = InBrowser(page)
             await page.goto(f"http://localhost:{site.port}/")
             options = {"silenceMs": silence_s * 1000, "after": after}
             await page.evaluate("([url, options]) => follow(url, options)", [url, options])
-            yield InBrowser(page)
-            assert errors == []
+            yield follower
     finally:
         await context.close()
 
