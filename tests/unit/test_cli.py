@@ -24,7 +24,6 @@ from bridge.cli import events, serve
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.settings import FIELDS
 from bridge.timing import DEFAULT, Timing
-from tests.support.forms import ESI, packaged, redisq
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, redisq
 
 if TYPE_CHECKING:

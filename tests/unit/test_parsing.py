@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from bridge.contract import catalog
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from tests.support.examples import examples
-from tests.support.forms import ESI, packaged, r2z2, redisq, wrapped
 from tests.support.killmail import ESI, EXAMPLE, packaged, r2z2, redisq, wrapped
 
 if TYPE_CHECKING:
