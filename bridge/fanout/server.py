@@ -102,7 +102,6 @@ class Server:
         self._keepalive = Keepalive(
             self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._tick, timing
         )
-        self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
         self._entrance: Entrance | None = None
         self._dropped = 0
@@ -136,7 +135,6 @@ class Server:
 
     def stop_listening(self) -> None:
         """Accepts no one any more; who is connected stays."""
-        self._stopping = True
         if self._entrance is not None:
             self._entrance.close()
         for handshake in tuple(self._handshakes):
