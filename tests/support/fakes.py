@@ -23,6 +23,8 @@ from bridge.fanout.frames import close_frame
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
+
     from bridge.contract.pipeline import Rejected
     from bridge.fanout.hub import Hub
     from bridge.fanout.subscriber import Subscriber
@@ -363,3 +365,63 @@ class FakeRejects(Rejects):
 
     def reject(self, delivery: Delivery, rejected: Rejected) -> None:
         self.taken.append((delivery, rejected))
+
+
+class ManualClock:
+    """The clock of the running event loop, which a test moves. A timer fires when the test moves the clock past it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, now_s: float = 1000.0) -> None:
+        self.now_s = now_s
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: self.now_s)
+
+    async def settle(self) -> None:
+        """Runs what the loop has to do now, and what follows from that. The clock does not move."""
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def advance(self, seconds: float) -> None:
+        """Moves the clock, and runs what is due by then. A timer that is set meanwhile counts from the new time."""
+        self.now_s += seconds
+        await self.settle()
+
+
+class FakeConnector:
+    """Stands in for the event loop's `connect_accepted_socket`: makes a FakeTransport of each accepted socket."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.half_closes = True
+        self.tls_completes = True
+        """False: each connection waits until the test sets the result, or the error, of its future in `pending`."""
+        self.pending: list[asyncio.Future[None]] = []
+        self.options: list[dict[str, Any]] = []
+        """The keyword arguments of each call."""
+        self.transports: list[FakeTransport] = []
+        monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", self._connect)
+
+    async def _connect(
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], client: socket.socket, **options: Any
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        self.options.append(options)
+        loop = asyncio.get_running_loop()
+        if not self.tls_completes:
+            self.pending.append(loop.create_future())
+            await self.pending[-1]
+        encrypted = options.get("ssl") is not None
+        transport = FakeTransport(loop.call_soon, half_closes=self.half_closes, encrypted=encrypted, line=client)
+        protocol = protocol_factory()
+        transport.set_protocol(protocol)
+        self.transports.append(transport)
+        protocol.connection_made(transport)
+        return transport, protocol
+
+
+def deliver(transport: FakeTransport, data: bytes) -> None:
+    """Bytes arrive, as the event loop delivers them: in reads, each of what the protocol's buffer takes."""
+    while data:
+        assert transport.reading, "a transport that is paused delivers nothing"
+        protocol = transport.get_protocol()
+        assert isinstance(protocol, asyncio.BufferedProtocol)
+        buffer = cast("memoryview", protocol.get_buffer(-1))
+        piece, data = data[: len(buffer)], data[len(buffer) :]
+        buffer[: len(piece)] = piece
+        protocol.buffer_updated(len(piece))
