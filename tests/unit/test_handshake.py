@@ -1,0 +1,646 @@
+"""One handshake over a fake transport and a manual clock: how each request is answered, and when the client is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import struct
+import weakref
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from websockets.server import ServerProtocol
+
+from bridge.contract import catalog
+from bridge.contract.filters import Filters, Wish
+from bridge.fanout import handshake as handshake_module
+from bridge.fanout.access import DEFAULT_NETWORKS, Access
+from bridge.fanout.handshake import (
+    MAX_BEHIND_BYTES,
+    MAX_HEADERS,
+    MAX_LINE_BYTES,
+    MAX_REQUEST_BYTES,
+    TLS_SHUTDOWN_S,
+    TOO_LARGE,
+    Handshake,
+)
+from bridge.fanout.pages import Pages
+from bridge.metrics import Metrics
+from tests.support.clients import request
+from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from bridge.fanout.tls import Tls
+
+FILTERS = Filters(catalog.load([catalog.PACKAGED]))
+PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")
+TIMEOUT_S = 10.0
+ADDRESS = "10.0.0.7"
+UPDATES = request(3000)
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class RecordingHost:
+    """The server, as a handshake sees it: notes what it is told."""
+
+    def __init__(self) -> None:
+        self.access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
+        self.filters = FILTERS
+        self.pages = PAGES
+        self.path = "/updates"
+        self.tls: Tls | None = None
+        self.handshake_timeout_s = TIMEOUT_S
+        self.upgrades: list[tuple[Handshake, asyncio.Transport, Wish, bytes]] = []
+        self.refusals: list[tuple[str, str, str]] = []
+        """Rule, address and detail of each."""
+        self.ended: list[Handshake] = []
+
+    def upgraded(self, handshake: Handshake, transport: asyncio.Transport, wish: Wish, rest: bytes) -> None:
+        self.upgrades.append((handshake, transport, wish, rest))
+
+    def refused(self, rule: str, peer: str, detail: str) -> None:
+        self.refusals.append((rule, peer, detail))
+
+    def over(self, handshake: Handshake) -> None:
+        self.ended.append(handshake)
+
+
+class Client:
+    """A client's handshake, and the bridge's end of its socket."""
+
+    def __init__(self, host: RecordingHost, connector: FakeConnector) -> None:
+        self.host = host
+        self._connector = connector
+        self.socket = socket.socket()
+        self.handshake = Handshake(host, self.socket, ADDRESS)
+
+    @property
+    def transport(self) -> FakeTransport:
+        return self._connector.transports[0]
+
+    def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            deliver(self.transport, piece)
+
+    @property
+    def answer(self) -> bytes:
+        return b"".join(self.transport.written)
+
+    @property
+    def status(self) -> int:
+        return int(self.answer[9:12])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        lines = self.answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]
+        return dict(line.split(": ", 1) for line in lines)
+
+    @property
+    def sentence(self) -> str:
+        return self.answer.partition(b"\r\n\r\n")[2].decode().removesuffix("\n")
+
+
+class Harness:
+    """A host, and clients that connect to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = ManualClock(monkeypatch)
+        self.connector = FakeConnector(monkeypatch)
+        self.host = RecordingHost()
+        self.clients: list[Client] = []
+
+    def use_tls(self) -> object:
+        """The bridge has a certificate from now on; returns its context."""
+        context = object()
+        self.host.tls = cast("Tls", SimpleNamespace(context=context))
+        return context
+
+    async def connect(self) -> Client:
+        self.clients.append(Client(self.host, self.connector))
+        await self.clock.settle()
+        return self.clients[-1]
+
+    async def ask(self, *pieces: bytes) -> Client:
+        """A client that connects and sends a request."""
+        client = await self.connect()
+        client.send(*pieces)
+        return client
+
+
+@pytest.fixture
+async def harness(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Harness]:
+    harness = Harness(monkeypatch)
+    yield harness
+    for client in harness.clients:
+        client.socket.close()
+
+
+def get(target: str = "/updates", *lines: str) -> bytes:
+    """A GET that asks for no upgrade, with a Host header."""
+    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost:3000", *lines, "", ""]).encode()
+
+
+def padded(size: int) -> bytes:
+    """A handshake of so many bytes, in which no line is too long."""
+    head = request(3000, headers=["X-A: " + "a" * 6000, "X-B: " + "b" * 6000, "X-C: "])
+    return head[:-4] + b"c" * (size - len(head)) + b"\r\n\r\n"
+
+
+# Upgrades
+
+
+async def test_handshake_is_answered_with_101_and_the_accept_of_its_key(harness: Harness) -> None:
+    client = await harness.ask(request(3000, headers=["Sec-WebSocket-Extensions: permessage-deflate"]))
+    assert client.answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+    headers = client.headers
+    del headers["Date"]
+    # The accept that RFC 6455, section 1.3, gives for this key. No extension is negotiated.
+    assert headers == {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Accept": "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+    }
+    assert client.transport.ended == []
+    assert harness.host.upgrades == [(client.handshake, client.transport, Wish(None, None), b"")]
+    assert harness.host.refusals == []
+
+
+async def test_upgraded_client_is_not_cut_at_the_timeout(harness: Harness) -> None:
+    client = await harness.ask(UPDATES)
+    await harness.clock.advance(3 * TIMEOUT_S)
+    assert client.transport.ended == []
+    assert not harness.host.refusals
+    assert not harness.host.ended
+
+
+async def test_request_that_comes_byte_by_byte_is_read(harness: Harness) -> None:
+    client = await harness.connect()
+    for byte in UPDATES:
+        assert client.answer == b""
+        client.send(bytes([byte]))
+    assert client.status == 101
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+async def test_end_of_a_request_that_is_split_over_two_reads_is_found(harness: Harness, at: int) -> None:
+    client = await harness.ask(UPDATES[:-at], UPDATES[-at:] + b"frame")
+    assert [rest for *_, rest in harness.host.upgrades] == [b"frame"]
+    assert client.status == 101
+
+
+async def test_bytes_after_the_request_are_handed_on_with_the_upgrade(harness: Harness) -> None:
+    await harness.ask(UPDATES + b"\x89\x80\r\n\r\n")
+    assert [rest for *_, rest in harness.host.upgrades] == [b"\x89\x80\r\n\r\n"]
+
+
+@pytest.mark.parametrize("target", ["/updates", "http://localhost:3000/updates", "HTTP://localhost:3000/updates"])
+@pytest.mark.parametrize("query", ["", "?after=7-0000000a&systemId=30000142"])
+async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
+    harness: Harness, target: str, query: str
+) -> None:
+    client = await harness.ask(request(3000, target + query))
+    assert client.status == 101
+    assert [wish for _, _, wish, _ in harness.host.upgrades] == [FILTERS.read(query.removeprefix("?"))]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "headers"),
+    [
+        (get(), 426, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}),
+        (UPDATES.replace(b": 13", b": 12"), 426, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}),
+        (UPDATES.replace(b"Sec-WebSocket-Version: 13\r\n", b""), 400, {}),
+        (UPDATES.replace(b"Sec-WebSocket-Key: ", b"Sec-WebSocket-Key: secret"), 400, {}),
+    ],
+    ids=["no upgrade", "version 12", "no version", "bad key"],
+)
+async def test_request_that_is_no_handshake_is_refused_in_the_bridges_own_words(
+    harness: Harness, request_: bytes, status: int, headers: dict[str, str]
+) -> None:
+    client = await harness.ask(request_)
+    assert client.status == status
+    answered = client.headers
+    assert {name: answered.get(name) for name in headers} == headers
+    assert ("Upgrade" in answered) is ("Sec-WebSocket-Version" in answered) is bool(headers)
+    begin = "/updates is a WebSocket endpoint: " if headers else "This is no WebSocket handshake (RFC 6455"
+    assert client.sentence.startswith(begin)
+    assert b"secret" not in client.answer
+    assert harness.host.refusals == [("upgrade", ADDRESS, client.sentence)]
+    assert harness.host.upgrades == []
+    assert client.transport.ended == ["eof"]
+
+
+# Pages
+
+
+async def test_page_is_answered_with_its_headers_and_only_our_side_ends(harness: Harness) -> None:
+    client = await harness.ask(HEALTH)
+    assert client.answer == (
+        b"HTTP/1.1 200 OK\r\n"
+        b"Content-Type: text/plain; charset=utf-8\r\n"
+        b"Content-Length: 6\r\n"
+        b"Cache-Control: no-store\r\n"
+        b"X-Content-Type-Options: nosniff\r\n"
+        b"Cross-Origin-Resource-Policy: same-origin\r\n"
+        b"Content-Security-Policy: frame-ancestors 'none'\r\n"
+        b"Connection: close\r\n"
+        b"\r\n"
+        b"alive\n"
+    )
+    assert client.transport.ended == ["eof"]
+    assert not harness.host.refusals
+    assert not harness.host.upgrades
+    assert not harness.host.ended
+
+
+async def test_answer_over_a_transport_that_closes_as_a_whole_closes_it(harness: Harness) -> None:
+    harness.connector.half_closes = False
+    client = await harness.ask(HEALTH)
+    assert client.status == 200
+    assert client.transport.ended == ["close"]
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/healthz", 200),
+        ("/healthz?x=1", 200),
+        ("http://localhost:3000/healthz?x=1", 200),
+        ("http://localhost:3000", 200),
+        ("/nothing", 404),
+        ("/updates/", 404),
+        ("http://localhost:3000/nothing", 404),
+    ],
+)
+async def test_page_is_found_by_path_and_by_whole_url(harness: Harness, target: str, status: int) -> None:
+    client = await harness.ask(get(target))
+    assert client.status == status
+    assert harness.host.refusals == []
+
+
+async def test_whole_url_without_a_path_is_the_live_page(harness: Harness) -> None:
+    client = await harness.ask(get("http://localhost:3000"))
+    assert client.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert client.headers["Referrer-Policy"] == "no-referrer"
+    assert "script-src 'self'" in client.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        HEALTH.replace(b"GET", b"HEAD"),
+        UPDATES.replace(b"GET", b"POST"),
+        HEALTH.replace(b"GET", b"POST")[:-2] + b"Content-Length: 3\r\n\r\nabc",
+        HEALTH.replace(b"GET", b"POST").replace(b"/1.1", b"/1.0")[:-2] + b"Content-Length: 3\r\n\r\nabc",
+    ],
+    ids=["HEAD", "POST to the endpoint", "POST with a body", "POST with a body in HTTP/1.0"],
+)
+async def test_other_method_than_get_is_answered_with_405(harness: Harness, request_: bytes) -> None:
+    client = await harness.ask(request_)
+    assert client.status == 405
+    assert client.headers["Allow"] == "GET"
+    assert client.sentence == "Only GET is answered here."
+    assert harness.host.refusals == []
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("request_", "rule", "status", "detail"),
+    [
+        (get("/healthz", "X-Forwarded-For: 8.8.8.8"), "forwarded", 403, "x-forwarded-for: 8.8.8.8"),
+        (get("/healthz", "Origin: https://evil.example"), "origin", 403, "https://evil.example"),
+        (get("/healthz", "Host: localhost"), "host", 400, "localhost:3000, localhost"),
+        (HEALTH.replace(b"localhost", b"evil.example"), "host", 403, "evil.example"),
+        (get("http://127.0.0.1:3000/healthz"), "host", 403, "http://127.0.0.1:3000/healthz"),
+    ],
+    ids=["forwarded", "origin", "two hosts", "host", "target"],
+)
+async def test_request_that_access_refuses_is_told_the_rule_and_the_operator_the_value(
+    harness: Harness, request_: bytes, rule: str, status: int, detail: str
+) -> None:
+    client = await harness.ask(request_)
+    head = request_.decode().split("\r\n")
+    headers = [cast("tuple[str, str]", tuple(line.split(": ", 1))) for line in head[1:-2]]
+    refusal = harness.host.access.refusal(headers, head[0].split()[1])
+    assert refusal is not None
+    assert (client.status, client.sentence) == (status, refusal.sentence)
+    assert harness.host.refusals == [(rule, ADDRESS, detail)]
+    assert client.transport.ended == ["eof"]
+
+
+async def test_access_is_asked_before_the_method_and_the_path(harness: Harness) -> None:
+    client = await harness.ask(b"HEAD /nothing HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+    assert client.status == 403
+
+
+@pytest.mark.parametrize(
+    ("query", "end"), [("nothing=1", "; /schemas/ says which there are."), ("systemid=1", "; did you mean systemId?")]
+)
+async def test_query_that_cannot_be_answered_is_told_why_with_one_mark_at_its_end(
+    harness: Harness, query: str, end: str
+) -> None:
+    client = await harness.ask(request(3000, f"/updates?{query}"))
+    assert client.status == 400
+    assert client.sentence.startswith("This query can't be answered: there is no member ")
+    assert client.sentence.endswith(end)
+    assert harness.host.refusals == [("query", ADDRESS, client.sentence)]
+    assert harness.host.upgrades == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n",
+        HEALTH[:-2] + b"Transfer-Encoding: chunked\r\n\r\n",
+        b"GET /" + b"a" * (MAX_LINE_BYTES - 5) + b"\r\nX: y\r\n\r\n",
+        b"GET /\r\n" + b"X: y\r\n" * MAX_HEADERS + b"\r\n",
+    ],
+    ids=["nothing", "no version", "HTTP/2", "chunked", "longest line", "most headers"],
+)
+async def test_request_that_cannot_be_read_is_refused_as_malformed(harness: Harness, request_: bytes) -> None:
+    client = await harness.ask(request_)
+    assert client.status == 400
+    assert client.sentence == "This is not an HTTP request that can be read."
+    assert harness.host.refusals == [("malformed", ADDRESS, client.sentence)]
+
+
+async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_its_first_byte(harness: Harness) -> None:
+    client = await harness.ask(b"\x16")
+    assert client.status == 400
+    assert client.sentence == "There is no TLS here: use ws:// and http://."
+    assert harness.host.refusals == [("malformed", ADDRESS, client.sentence)]
+
+
+def refused_for_its_size(client: Client) -> bool:
+    assert client.host.refusals in ([], [("size", ADDRESS, TOO_LARGE)])
+    assert bool(client.host.refusals) is (client.status == 431) is (client.sentence == TOO_LARGE)
+    return client.status == 431
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(harness: Harness, excess: int) -> None:
+    client = await harness.ask(padded(MAX_REQUEST_BYTES + 4 + excess))
+    assert refused_for_its_size(client) is bool(excess)
+    assert len(harness.host.upgrades) == 1 - excess
+
+
+async def test_request_without_an_end_is_refused_as_soon_as_it_is_too_large(harness: Harness) -> None:
+    client = await harness.ask(b"a" * MAX_REQUEST_BYTES)
+    assert client.answer == b""
+    client.send(b"a")
+    assert refused_for_its_size(client)
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_line_of_the_largest_size_is_read_and_a_longer_one_refused(harness: Harness, excess: int) -> None:
+    client = await harness.ask(get("/healthz", "X: " + "y" * (MAX_LINE_BYTES - 3 + excess)))
+    assert refused_for_its_size(client) is bool(excess)
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_as_many_headers_as_are_allowed_are_read_and_more_refused(harness: Harness, excess: int) -> None:
+    client = await harness.ask(get("/healthz", *["X: y"] * (MAX_HEADERS - 1 + excess)))
+    assert refused_for_its_size(client) is bool(excess)
+
+
+# Time
+
+
+async def test_client_without_a_request_is_answered_408_at_the_timeout_and_not_before(harness: Harness) -> None:
+    client = await harness.ask(UPDATES[:-1])
+    await harness.clock.advance(TIMEOUT_S - 0.1)
+    assert client.answer == b""
+    await harness.clock.advance(0.1)
+    assert client.status == 408
+    assert client.sentence == "No complete request within 10 seconds."
+    assert harness.host.refusals == [("timeout", ADDRESS, client.sentence)]
+    assert client.transport.ended == ["eof"]
+
+
+@pytest.mark.parametrize("request_", [b"", HEALTH], ids=["408", "page"])
+async def test_client_that_does_not_end_the_connection_after_its_answer_is_cut(
+    harness: Harness, request_: bytes
+) -> None:
+    client = await harness.ask(request_)
+    if not request_:
+        await harness.clock.advance(TIMEOUT_S)
+    refused = len(harness.host.refusals)
+    await harness.clock.advance(TIMEOUT_S - 0.1)
+    assert client.transport.ended == ["eof"]
+    await harness.clock.advance(0.1)
+    assert client.transport.ended == ["eof", "abort"]
+    assert harness.host.ended == [client.handshake]
+    assert len(harness.host.refusals) == refused
+
+
+async def test_timeout_counts_from_the_accept_and_not_from_the_first_byte(harness: Harness) -> None:
+    client = await harness.connect()
+    await harness.clock.advance(TIMEOUT_S - 0.1)
+    client.send(UPDATES[:-1])
+    await harness.clock.advance(0.1)
+    assert client.status == 408
+
+
+# The end
+
+
+async def test_lost_client_is_reported_once_and_its_timer_does_not_fire(harness: Harness) -> None:
+    client = await harness.ask(UPDATES[:-1])
+    client.transport.close()
+    await harness.clock.advance(3 * TIMEOUT_S)
+    assert harness.host.ended == [client.handshake]
+    assert harness.host.refusals == []
+    assert client.transport.ended == ["close"]
+    assert client.answer == b""
+
+
+async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -> None:
+    protocol: asyncio.BufferedProtocol = (await harness.connect()).handshake
+    # None, by which a transport closes itself.
+    assert protocol.eof_received() is None
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_bytes_after_an_answer_are_thrown_away_and_too_many_cut_the_client(harness: Harness, excess: int) -> None:
+    client = await harness.ask(HEALTH)
+    answer = client.answer
+    client.send(UPDATES, b"x" * (MAX_BEHIND_BYTES - len(UPDATES)))
+    assert client.transport.ended == ["eof"]
+    if excess:
+        client.send(b"x")
+    assert client.transport.ended == ["eof", "abort"][: 1 + excess]
+    assert client.answer == answer
+    assert harness.host.upgrades == []
+
+
+async def test_abort_ends_the_connection_with_a_reset_and_answers_nothing_any_more(harness: Harness) -> None:
+    client = await harness.ask(UPDATES[:-1])
+    client.handshake.abort()
+    assert client.transport.ended == ["abort"]
+    # The kernel drops what it holds for the client, too.
+    lingers = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    assert struct.unpack("ii", lingers) == (1, 0)
+    client.send(UPDATES[-1:])
+    assert client.answer == b""
+    assert harness.host.upgrades == []
+    await harness.clock.settle()
+    assert harness.host.ended == [client.handshake]
+    client.handshake.abort()
+    assert client.transport.ended == ["abort"]
+
+
+@pytest.mark.parametrize("gone", ["closed", "missing"])
+async def test_abort_of_a_connection_whose_socket_is_gone_ends_it_all_the_same(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    client = await harness.connect()
+    client.socket.close()
+    if gone == "missing":
+        monkeypatch.setattr(client.transport, "get_extra_info", lambda name, default=None: default)
+    client.handshake.abort()
+    assert client.transport.ended == ["abort"]
+
+
+# TLS
+
+
+async def test_tls_has_the_context_of_the_bridge_and_twice_the_handshakes_time(harness: Harness) -> None:
+    context = harness.use_tls()
+    await harness.connect()
+    assert harness.connector.options == [
+        # The timer of the handshake as a whole comes first.
+        {"ssl": context, "ssl_handshake_timeout": 2 * TIMEOUT_S, "ssl_shutdown_timeout": TLS_SHUTDOWN_S}
+    ]
+
+
+async def test_without_a_certificate_there_is_no_tls(harness: Harness) -> None:
+    await harness.connect()
+    assert harness.connector.options == [{"ssl": None, "ssl_handshake_timeout": None, "ssl_shutdown_timeout": None}]
+
+
+async def test_tls_handshake_that_is_never_complete_is_cut_at_the_timeout(harness: Harness) -> None:
+    harness.use_tls()
+    harness.connector.tls_completes = False
+    client = await harness.connect()
+    await harness.clock.advance(TIMEOUT_S - 0.1)
+    assert harness.host.refusals == []
+    await harness.clock.advance(0.1)
+    assert harness.host.refusals == [("timeout", ADDRESS, "No complete TLS handshake within 10 seconds.")]
+    assert harness.connector.pending[0].cancelled()
+    assert client.socket.fileno() == -1
+    assert harness.host.ended == [client.handshake]
+    await harness.clock.advance(3 * TIMEOUT_S)
+    assert len(harness.host.refusals) == len(harness.host.ended) == 1
+
+
+def tls_error(reason: str, text: str) -> ssl.SSLError:
+    """An error as OpenSSL raises it."""
+    error = ssl.SSLError(1, text)
+    error.reason = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (tls_error("HTTP_REQUEST", "http request"), "It speaks HTTP, not TLS: use wss:// and https:// here."),
+        (tls_error("TLSV1_ALERT_UNKNOWN_CA", "unknown\x1bca"), "unknown\\x1bca"),
+        (ConnectionResetError(), "The client ended the connection."),
+    ],
+    ids=["HTTP", "alert", "reset"],
+)
+async def test_tls_handshake_that_fails_is_refused_with_its_reason(
+    harness: Harness, error: OSError, detail: str
+) -> None:
+    harness.use_tls()
+    harness.connector.tls_completes = False
+    client = await harness.connect()
+    harness.connector.pending[0].set_exception(error)
+    await harness.clock.settle()
+    [(rule, peer, said)] = harness.host.refusals
+    assert (rule, peer) == ("tls", ADDRESS)
+    assert detail in said
+    assert client.socket.fileno() == -1
+    assert harness.host.ended == [client.handshake]
+    await harness.clock.advance(3 * TIMEOUT_S)
+    assert len(harness.host.refusals) == 1
+
+
+async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(harness: Harness) -> None:
+    harness.connector.tls_completes = False
+    client = await harness.connect()
+    harness.connector.pending[0].set_exception(OSError("out of memory"))
+    await harness.clock.settle()
+    assert harness.host.refusals == [("lost", ADDRESS, "out of memory")]
+    assert client.socket.fileno() == -1
+    assert harness.host.ended == [client.handshake]
+
+
+async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_nothing(harness: Harness) -> None:
+    harness.connector.tls_completes = False
+    client = await harness.connect()
+    client.handshake.abort()
+    await harness.clock.settle()
+    assert client.socket.fileno() == -1
+    assert harness.host.ended == [client.handshake]
+    assert harness.host.refusals == []
+
+
+async def test_tls_handshake_that_completes_after_it_was_given_up_is_ended(harness: Harness) -> None:
+    harness.connector.tls_completes = False
+    client = await harness.connect()
+    client.handshake.abort()
+    late = FakeTransport(asyncio.get_running_loop().call_soon)
+    late.set_protocol(client.handshake)
+    client.handshake.connection_made(late)
+    await harness.clock.settle()
+    assert late.ended == ["abort"]
+    # A host takes it once, however often it is told.
+    assert set(harness.host.ended) == {client.handshake}
+    assert harness.host.refusals == []
+
+
+# Memory
+
+
+@pytest.mark.parametrize("request_", [UPDATES, HEALTH, UPDATES[:-1]], ids=["101", "200", "no answer"])
+async def test_handshake_that_is_over_leaves_nothing_to_the_garbage_collector(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, request_: bytes
+) -> None:
+    protocols: list[weakref.ref[ServerProtocol]] = []
+
+    class Watched(ServerProtocol):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            protocols.append(weakref.ref(self))
+
+    monkeypatch.setattr(handshake_module, "ServerProtocol", Watched)
+    gc.disable()
+    try:
+        handshake = Handshake(harness.host, socket.socket(), ADDRESS)
+        await harness.clock.settle()
+        [transport] = harness.connector.transports
+        deliver(transport, request_)
+        assert [protocol() for protocol in protocols] in ([], [None])
+        if harness.host.upgrades:
+            transport.set_protocol(asyncio.Protocol())
+        transport.abort()
+        await harness.clock.settle()
+        # Only the transport of this test still refers to it.
+        transport.get_extra_info("socket").close()
+        harness.connector.transports.clear()
+        harness.host.upgrades.clear()
+        harness.host.ended.clear()
+        over = weakref.ref(handshake)
+        del handshake, transport
+        assert over() is None
+    finally:
+        gc.enable()
