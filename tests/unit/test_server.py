@@ -1,0 +1,770 @@
+"""The server over fake transports and a manual clock: which client gets in, which is closed, and when it all ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+import pytest
+from structlog.testing import capture_logs
+from websockets.frames import Frame, Opcode
+
+from bridge import memory
+from bridge.contract import catalog
+from bridge.contract.filters import Filters
+from bridge.contract.ids import Id
+from bridge.fanout import server as server_module
+from bridge.fanout.access import DEFAULT_NETWORKS, Access
+from bridge.fanout.allowance import PERIOD_S, READ_BYTES
+from bridge.fanout.closing import CloseReason
+from bridge.fanout.history import History
+from bridge.fanout.hub import Hub
+from bridge.fanout.log import Log
+from bridge.fanout.pages import Pages
+from bridge.fanout.server import CLOCK_S, EBB_S, Limits, Server
+from bridge.lines import MINUTE_S, MOST
+from bridge.metrics import Metrics
+from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
+from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from bridge.fanout.tls import Tls
+
+FILTERS = Filters(catalog.load([catalog.PACKAGED]))
+PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")
+LOG_BYTES = 2**20
+HANDSHAKE_TIMEOUT_S = 10.0
+A, B, STRANGER = "10.0.0.1", "10.0.0.2", "8.8.8.8"
+CLOSED_BY_CLIENT = Frame(Opcode.CLOSE, b"").serialize(mask=True)
+
+
+class Client:
+    """A client that the server accepted, and the bridge's end of its socket."""
+
+    def __init__(self, harness: Harness, client: socket.socket) -> None:
+        self._harness = harness
+        self.socket = client
+
+    @property
+    def transport(self) -> FakeTransport:
+        [transport] = [
+            each for each in self._harness.connector.transports if each.get_extra_info("socket") is self.socket
+        ]
+        return transport
+
+    @property
+    def dropped(self) -> bool:
+        """Whether its socket was closed before it had a transport."""
+        return self.socket.fileno() == -1
+
+    @property
+    def ended(self) -> list[str]:
+        return self.transport.ended
+
+    def send(self, data: bytes) -> None:
+        deliver(self.transport, data)
+
+    @property
+    def status(self) -> int:
+        """That of the response; 0 where there is none."""
+        return int(b"".join(self.transport.written)[9:12] or 0)
+
+    @property
+    def frames(self) -> list[tuple[int, bytes]]:
+        """Opcode and payload of each frame after the response."""
+        return server_frames(b"".join(self.transport.written).partition(b"\r\n\r\n")[2])
+
+    @property
+    def close_code(self) -> int | None:
+        """The code with which the bridge closes the connection, if it does."""
+        codes = [close_code(payload) for opcode, payload in self.frames if opcode == CLOSE]
+        assert len(codes) <= 1
+        return codes[0] if codes else None
+
+    async def leave(self) -> None:
+        """The client ends the connection."""
+        self.transport.close()
+        await self._harness.clock.settle()
+
+
+class Harness:
+    """A server with a hub of its own, whose ids are a stream's, and the clients that come to it."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        max_connections: int = 100,
+        reserve: int = 10,
+        max_per_address: int = 100,
+        idle_timeout_s: float = 120.0,
+        ping_interval_s: float = 30.0,
+        tls: Tls | None = None,
+    ) -> None:
+        self.clock = ManualClock(monkeypatch)
+        self.connector = FakeConnector(monkeypatch)
+        self.metrics = Metrics()
+        loop = asyncio.get_running_loop()
+        self.errors: list[dict[str, Any]] = []
+        """What callbacks of the loop raised."""
+        loop.set_exception_handler(lambda _, context: self.errors.append(context))
+        self.hub = Hub(History(Log(LOG_BYTES), None), self.metrics, loop.call_soon, LOG_BYTES, lambda: 0)
+        self.server = Server(
+            self.hub,
+            Access(DEFAULT_NETWORKS, frozenset(), frozenset()),
+            FILTERS,
+            PAGES,
+            "/updates",
+            Limits(max_connections, reserve, max_per_address, HANDSHAKE_TIMEOUT_S, idle_timeout_s, ping_interval_s),
+            self.metrics,
+            tls,
+        )
+        self.sockets: list[socket.socket] = []
+
+    async def connect(self, address: str = A) -> Client:
+        """A client connects, and sends nothing yet."""
+        self.sockets.append(socket.socket())
+        self.server.let_in(self.sockets[-1], address)
+        await self.clock.settle()
+        return Client(self, self.sockets[-1])
+
+    async def upgrade(self, address: str = A, query: str = "", *, rest: bytes = b"") -> Client:
+        """A client connects, and becomes a WebSocket client; `rest` follows its request in the same read."""
+        client = await self.connect(address)
+        client.send(request(3000, "/updates" + query) + rest)
+        assert client.status == 101
+        await self.clock.settle()
+        return client
+
+    def listen(self) -> tuple[str, int]:
+        """Listens on a real socket; returns its address and port."""
+        [name] = self.server.listen(("127.0.0.1",), 0, reuse_port=False)
+        return name
+
+    async def tick(self, count: int = 1) -> None:
+        """Lets the time of so many passes over all connections go by."""
+        for _ in range(count):
+            await self.clock.advance(self.server._keepalive.tick_s)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def gauges(self) -> tuple[float, float]:
+        """Open connections, and connections without a complete request."""
+        return self.metric("bridge_connections"), self.metric("bridge_handshakes_pending")
+
+    async def close(self) -> None:
+        self.server.stop_listening()
+        draining = asyncio.create_task(self.server.drain(0.0))
+        await self.clock.settle()
+        assert draining.done(), "a connection can't be ended"
+        await draining
+        assert self.errors == []
+        assert (self.gauges(), len(self.server._tally)) == ((0, 0), 0), "somebody has a place still"
+        for each in self.sockets:
+            each.close()
+
+
+@pytest.fixture
+async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Harness]]:
+    """Makes the harness of a test, with the limits that the test wants."""
+    made: list[Harness] = []
+
+    def make(**limits: Any) -> Harness:
+        made.append(Harness(monkeypatch, **limits))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close()
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """An entry for each time that memory is released."""
+    times: list[float] = []
+    monkeypatch.setattr(memory, "release", lambda: times.append(asyncio.get_running_loop().time()))
+    return times
+
+
+def events(logged: list[Any], event: str) -> list[dict[str, Any]]:
+    """The fields of each line of this event."""
+    return [{k: v for k, v in line.items() if k != "event"} for line in logged if line["event"] == event]
+
+
+# Who may connect
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_stranger_is_told_so_at_once_and_takes_no_place(serve: Callable[..., Harness], *, gone: bool) -> None:
+    harness = serve()
+    ours, theirs = socket.socketpair()
+    if gone:
+        theirs.close()
+    with theirs, capture_logs() as logged:
+        harness.server.let_in(ours, STRANGER)
+        assert ours.fileno() == -1
+        if not gone:
+            answer = theirs.recv(10_000)
+            assert answer.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+            assert answer.endswith(
+                b"\r\n\r\nYour address is in none of the networks that may connect (BRIDGE_ALLOWED_NETWORKS).\n"
+            )
+    assert harness.metric("bridge_refused_total", rule="peer") == 1
+    assert events(logged, "client refused") == [
+        {"log_level": "info", "rule": "peer", "peer": STRANGER, "detail": STRANGER}
+    ]
+    assert len(harness.server._tally) == 0
+    assert harness.gauges() == (0, 0)
+
+
+async def test_stranger_is_cut_off_before_any_tls_and_without_an_answer(serve: Callable[..., Harness]) -> None:
+    harness = serve(tls=cast("Tls", SimpleNamespace(context=object())))
+    ours, theirs = socket.socketpair()
+    with theirs:
+        harness.server.let_in(ours, STRANGER)
+        assert ours.fileno() == -1
+        assert theirs.recv(10_000) == b""
+    assert harness.metric("bridge_refused_total", rule="peer") == 1
+
+
+async def test_client_is_served_over_tls_where_there_is_a_certificate(serve: Callable[..., Harness]) -> None:
+    context = object()
+    harness = serve(tls=cast("Tls", SimpleNamespace(context=context)))
+    await harness.upgrade()
+    assert [options["ssl"] for options in harness.connector.options] == [context]
+
+
+async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    with capture_logs() as logged:
+        for _ in range(MOST + 3):
+            harness.server.refused("host", A, "evil.example")
+        harness.server.refused("origin", A, "null")
+        await harness.clock.advance(MINUTE_S)
+        harness.server.refused("host", B, "evil.example")
+    lines = events(logged, "client refused")
+    assert [line["rule"] for line in lines] == ["host"] * MOST + ["origin", "host"]
+    assert [line.get("unsaid") for line in lines] == [None] * (MOST + 1) + [3]
+    assert harness.metric("bridge_refused_total", rule="host") == MOST + 4
+
+
+# Places
+
+
+async def test_client_becomes_a_connection_that_gets_updates(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.connect()
+    assert harness.gauges() == (0, 1)
+    client.send(request(3000))
+    assert client.status == 101
+    assert harness.gauges() == (1, 0)
+    harness.hub.publish(b"update")
+    harness.hub.flush()
+    assert client.frames == [(TEXT, b"update")]
+    await client.leave()
+    assert harness.gauges() == (0, 0)
+    assert len(harness.server._tally) == 0
+
+
+async def test_client_that_leaves_without_a_request_gives_its_place_back(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.connect()
+    await client.leave()
+    assert harness.gauges() == (0, 0)
+    assert len(harness.server._tally) == 0
+
+
+async def test_client_gets_what_its_query_asks_for(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.upgrade(query="?type=event&after=")
+    assert harness.metric("bridge_views") == 1
+    harness.hub.publish(b'{"type": "killmail", "data": {}}', ("killmail", {}), Id(1, 7))
+    harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), Id(2, 7))
+    harness.hub.flush()
+    await harness.clock.settle()
+    types = [orjson.loads(payload)["type"] for _, payload in client.frames]
+    assert types == ["resume", "event"]
+
+
+async def test_frames_right_after_the_request_are_read(serve: Callable[..., Harness]) -> None:
+    client = await serve().upgrade(rest=Frame(Opcode.PING, b"here").serialize(mask=True))
+    assert client.frames == [(PONG, b"here")]
+
+
+async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_before_it_stay(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve(max_connections=2)
+    served = [await harness.upgrade() for _ in range(2)]
+    with capture_logs() as logged:
+        told = await harness.upgrade()
+    assert [each.close_code for each in served] == [None, None]
+    assert told.close_code == 1013
+    assert b"the bridge is full" in told.frames[-1][1]
+    assert events(logged, "client turned away") == [
+        {
+            "log_level": "info",
+            "reason": "full",
+            "code": 1013,
+            "peer": "127.0.0.1 port 54321",
+            "connected_s": 0,
+            "max_connections": 2,
+        }
+    ]
+    assert harness.metric("bridge_evictions_total", reason="full") == 1
+    # It takes a descriptor until it is gone.
+    await served[0].leave()
+    other = await harness.upgrade()
+    assert other.close_code == 1013
+    for each in (told, other):
+        await each.leave()
+    assert (await harness.upgrade()).close_code is None
+
+
+async def test_clients_beyond_those_that_can_be_told_so_are_dropped_and_logged_once(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve(max_connections=1, reserve=2)
+    told = [await harness.upgrade() for _ in range(3)]
+    with capture_logs() as logged:
+        dropped = [await harness.connect(B) for _ in range(2)]
+    assert [each.dropped for each in (*told, *dropped)] == [False] * 3 + [True] * 2
+    assert len(harness.connector.transports) == 3
+    assert harness.metric("bridge_refused_total", rule="full") == 2
+    assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
+    # They have no place that they could give back.
+    assert len(harness.server._tally) == 1
+
+
+async def test_room_for_clients_is_logged_once_a_client_could_be_served_with_how_many_were_dropped(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve(max_connections=1, reserve=2)
+    clients = [await harness.upgrade() for _ in range(3)]
+    for _ in range(2):
+        await harness.connect()
+    with capture_logs() as logged:
+        await clients[0].leave()
+        clients.append(await harness.upgrade())
+        assert events(logged, "there is room for clients again") == []
+        await clients[1].leave()
+        await clients[2].leave()
+        await harness.upgrade()
+        assert events(logged, "there is room for clients again") == [{"log_level": "info", "dropped": 2}]
+        # And the next shortage is one of its own.
+        await harness.upgrade()
+        await harness.connect()
+    assert [line["log_level"] for line in logged if "max_connections" not in line] == ["info", "warning"]
+
+
+async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
+    harness = serve(max_connections=1, reserve=1)
+    first = await harness.upgrade()
+    with capture_logs() as logged:
+        for _ in range(MOST + 5):
+            second = await harness.upgrade()
+            await harness.connect()
+            await second.leave()
+            await (await harness.connect()).leave()
+    assert len(events(logged, "there is room for clients again")) == MOST
+    assert sum(line["log_level"] == "warning" for line in logged) == MOST
+    await first.leave()
+
+
+async def test_client_without_a_request_gives_its_place_to_one_that_comes_to_a_full_bridge(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve(max_connections=1, reserve=2)
+    served, eldest, younger = await harness.upgrade(), await harness.connect(), await harness.connect(B)
+    newest = await harness.connect()
+    assert eldest.ended == ["abort"]
+    assert not younger.ended
+    assert not newest.ended
+    assert not newest.dropped
+    assert harness.gauges() == (1, 2)
+    assert harness.metric("bridge_refused_total", rule="full") == 1
+    await served.leave()
+    younger.send(request(3000))
+    newest.send(request(3000))
+    assert [each.status for each in (younger, newest)] == [101, 101]
+
+
+async def test_client_without_a_request_gives_its_place_to_the_one_that_is_one_too_many_of_them(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "PENDING", 2)
+    harness = serve()
+    eldest, younger = await harness.connect(A), await harness.connect(B)
+    with capture_logs() as logged:
+        assert not eldest.ended
+        newest = await harness.connect(B)
+    assert eldest.ended == ["abort"]
+    assert not younger.ended
+    assert not newest.ended
+    assert harness.gauges() == (0, 2)
+    assert [(line["rule"], line["peer"]) for line in events(logged, "client refused")] == [("pending", A)]
+    # A client that has become a connection is none of them.
+    younger.send(request(3000))
+    await harness.connect(B)
+    assert not newest.ended
+    assert harness.metric("bridge_refused_total", rule="pending") == 1
+
+
+async def test_place_that_went_to_another_client_is_given_back_once(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "PENDING", 1)
+    harness = serve(max_per_address=1)
+    await harness.connect()
+    # The first one is lost only now, while the second has the place.
+    second = await harness.connect()
+    assert len(harness.server._tally) == 1
+    second.send(request(3000))
+    assert second.close_code is None
+    assert (await harness.upgrade()).close_code == 1013
+
+
+@pytest.fixture
+def reserve_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client of an address beyond its limit is told so."""
+    monkeypatch.setattr("bridge.fanout.tally.RESERVE", 1)
+
+
+@pytest.mark.usefixtures("reserve_of_one")
+async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_more_are_dropped(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve(max_per_address=1)
+    served, told = await harness.upgrade(), await harness.upgrade()
+    with capture_logs() as logged:
+        dropped = await harness.connect()
+    assert served.close_code is None
+    assert told.close_code == 1013
+    assert b"too many connections from your address" in told.frames[-1][1]
+    assert dropped.dropped
+    assert events(logged, "client refused") == [
+        {
+            "log_level": "info",
+            "rule": "address",
+            "peer": A,
+            "detail": "There are too many connections from this address.",
+        }
+    ]
+    assert harness.metric("bridge_evictions_total", reason="crowded") == 1
+    assert harness.metric("bridge_refused_total", rule="address") == 1
+    # Another address has places of its own, and each that is given back is there again.
+    assert (await harness.upgrade(B)).close_code is None
+    for each in (served, told):
+        await each.leave()
+    assert (await harness.upgrade()).close_code is None
+
+
+async def test_full_bridge_says_so_rather_than_that_the_address_has_too_many(serve: Callable[..., Harness]) -> None:
+    harness = serve(max_connections=1, max_per_address=1)
+    await harness.upgrade()
+    with capture_logs() as logged:
+        await harness.upgrade()
+    assert [line["reason"] for line in logged] == ["full"]
+
+
+# Connections that the bridge closes
+
+
+async def test_closings_that_clients_cause_are_logged_ten_times_a_minute_and_others_each(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve()
+    reasons = {
+        "protocol-error": Frame(Opcode.TEXT, b"not masked").serialize(mask=False),
+        "invalid-utf8": Frame(Opcode.TEXT, b"\xff").serialize(mask=True),
+    }
+    with capture_logs() as logged:
+        for data in reasons.values():
+            for _ in range(MOST + 2):
+                client = await harness.upgrade(rest=data)
+                await client.leave()
+        for _ in range(MOST + 2):
+            await harness.upgrade()
+        for connection in tuple(harness.server._connections):
+            connection.close(CloseReason.TOO_SLOW, behind=7)
+    lines = events(logged, "client evicted")
+    counts = {reason: [line["reason"] for line in lines].count(reason) for reason in (*reasons, "too-slow")}
+    assert counts == {"protocol-error": MOST, "invalid-utf8": MOST, "too-slow": MOST + 2}
+    assert {line["behind"] for line in lines if line["reason"] == "too-slow"} == {7}
+    assert {line["code"] for line in lines} == {1002, 1007, 4008}
+    for reason in counts:
+        assert harness.metric("bridge_evictions_total", reason=reason) == MOST + 2
+
+
+async def test_line_says_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    await harness.upgrade()
+    # Nothing has ticked since: a client that comes much later has a time of its own.
+    await harness.clock.advance(100 + CLOCK_S)
+    await harness.upgrade()
+    await harness.clock.advance(CLOCK_S)
+    await harness.upgrade()
+    with capture_logs() as logged:
+        for connection in tuple(harness.server._connections):
+            connection.close(CloseReason.INTERNAL)
+    assert [line["connected_s"] for line in logged] == [102, 1, 1]
+    opened_at = [connection.opened_at for connection in harness.server._connections]
+    # Those that come within CLOCK_S share one number.
+    assert opened_at[1] is opened_at[2]
+
+
+async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.upgrade()
+    with capture_logs() as logged:
+        flood(client)
+    assert not client.transport.reading
+    assert harness.metric("bridge_reading_pauses_total") == 1
+    assert events(logged, "client says too much: the rest of it waits") == [
+        {"log_level": "info", "peer": "127.0.0.1 port 54321"}
+    ]
+    with capture_logs() as logged:
+        for _ in range(MOST):
+            # Its debt is paid in less.
+            for _ in range(4):
+                await harness.clock.advance(PERIOD_S)
+            flood(client)
+    assert len(logged) == MOST - 1
+    assert harness.metric("bridge_reading_pauses_total") == MOST + 1
+
+
+def flood(client: Client) -> None:
+    """One read of tiny frames, for which the client waits for some periods."""
+    frame = Frame(Opcode.PONG, b"").serialize(mask=True)
+    client.send(frame * (READ_BYTES // len(frame)))
+
+
+# What the clock does
+
+
+async def test_silent_client_is_pinged_and_then_evicted(serve: Callable[..., Harness]) -> None:
+    harness = serve(idle_timeout_s=8.0, ping_interval_s=4.0)
+    harness.listen()
+    client = await harness.upgrade()
+    await harness.tick(4)
+    assert client.frames == [(PING, b"")]
+    with capture_logs() as logged:
+        await harness.tick(5)
+    assert client.close_code == 4009
+    [line] = events(logged, "client evicted")
+    assert (line["reason"], line["connected_s"], line["silent_s"]) == ("idle", 9, 9.0)
+
+
+async def test_client_whose_id_never_comes_is_told_so_by_the_ticks(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    harness.listen()
+    client = await harness.upgrade(query="?after=99-00000001")
+    assert harness.metric("bridge_connections_waiting") == 1
+    await harness.tick(1)
+    assert client.frames == []
+    await harness.tick(1)
+    [(opcode, payload)] = client.frames
+    assert opcode == TEXT
+    message = orjson.loads(payload)
+    assert message["type"] == "resume"
+    assert message["data"]["complete"] is False
+    assert harness.metric("bridge_connections_waiting") == 0
+
+
+async def test_throttled_client_that_is_gone_is_ended_by_the_tick(serve: Callable[..., Harness]) -> None:
+    # Ticks follow faster than the periods for which it is throttled.
+    harness = serve(idle_timeout_s=2.0, ping_interval_s=0.4)
+    harness.listen()
+    throttled, other = await harness.upgrade(), await harness.upgrade()
+    # The kernel says of its socket that it is closed.
+    flood(throttled)
+    await harness.tick()
+    assert throttled.ended == ["abort"]
+    assert not other.ended
+    assert harness.gauges() == (1, 0)
+
+
+async def test_gauge_tells_of_clients_that_are_behind(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.upgrade()
+    client.transport.full = True
+    harness.hub.publish(b"update")
+    harness.hub.flush()
+    assert harness.metric("bridge_connections_lagging") == 1
+
+
+# Listening, and the end
+
+
+async def test_client_that_connects_to_the_listener_is_served(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    with socket.create_connection(harness.listen()):
+        await harness.clock.settle()
+        assert harness.gauges() == (0, 1)
+        [transport] = harness.connector.transports
+        harness.sockets.append(transport.get_extra_info("socket"))
+        deliver(transport, request(3000))
+        assert harness.gauges() == (1, 0)
+        assert [connection.address for connection in harness.server._connections] == ["127.0.0.1"]
+
+
+async def test_listen_returns_each_address_with_the_port_that_it_got(serve: Callable[..., Harness]) -> None:
+    names = serve().server.listen(("127.0.0.1", "127.0.0.2"), 0, reuse_port=False)
+    [port] = {port for _, port in names}
+    assert port > 0
+    assert names == [("127.0.0.1", port), ("127.0.0.2", port)]
+
+
+async def test_listen_returns_address_and_port_alone_for_ipv6(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Six(socket.socket):
+        def getsockname(self) -> tuple[str, int, int, int]:
+            return "::1", 3000, 0, 0
+
+    monkeypatch.setattr(server_module, "open_listeners", lambda *_: [Six()])
+    assert serve().server.listen(("::1",), 3000, reuse_port=False) == [("::1", 3000)]
+
+
+@pytest.mark.parametrize("reuse_port", [False, True])
+async def test_listener_is_made_as_the_settings_say(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, *, reuse_port: bool
+) -> None:
+    asked: list[object] = []
+
+    def open_none(*arguments: object) -> list[socket.socket]:
+        asked.append(arguments)
+        return []
+
+    monkeypatch.setattr(server_module, "open_listeners", open_none)
+    assert serve().server.listen(("localhost", "10.0.0.1"), 3000, reuse_port) == []
+    assert asked == [(("localhost", "10.0.0.1"), 3000, reuse_port)]
+
+
+async def test_stop_listening_ends_handshakes_and_keeps_connections(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    name = harness.listen()
+    client, pending = await harness.upgrade(), [await harness.connect() for _ in range(2)]
+    harness.server.stop_listening()
+    await harness.clock.settle()
+    assert [each.ended for each in pending] == [["abort"], ["abort"]]
+    assert client.ended == []
+    assert harness.gauges() == (1, 0)
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(name):
+        pass
+
+
+async def test_drain_of_a_server_without_clients_ends_at_once(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    draining = asyncio.create_task(harness.server.drain(5.0))
+    await harness.clock.settle()
+    assert draining.done()
+    await draining
+
+
+async def test_drain_closes_each_client_with_1001_and_ends_when_the_last_is_gone(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    harness.listen()
+    clients = [await harness.upgrade(), await harness.upgrade(B)]
+    with capture_logs() as logged:
+        draining = asyncio.create_task(harness.server.drain(5.0))
+        await harness.clock.settle()
+        assert [each.close_code for each in clients] == [1001, 1001]
+        for client in clients:
+            assert not draining.done()
+            client.send(CLOSED_BY_CLIENT)
+            assert client.ended == ["close"]
+            await harness.clock.settle()
+        assert draining.done()
+        await draining
+    assert logged == []
+    # A client that is closed because the bridge stops is not evicted.
+    assert harness.metric("bridge_evictions_total", reason="stopping") == 0
+    keepalive = harness.server._keeping
+    assert keepalive is not None
+    await harness.clock.settle()
+    assert keepalive.cancelled()
+
+
+async def test_drain_ends_again_after_there_were_no_clients_for_a_while(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    await (await harness.upgrade()).leave()
+    client = await harness.upgrade()
+    draining = asyncio.create_task(harness.server.drain(5.0))
+    await harness.clock.settle()
+    assert not draining.done()
+    await client.leave()
+    assert draining.done()
+    await draining
+
+
+async def test_drain_aborts_clients_that_are_not_gone_at_its_deadline(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    clients = [await harness.upgrade(), await harness.upgrade(B)]
+    with capture_logs() as logged:
+        draining = asyncio.create_task(harness.server.drain(5.0))
+        await harness.clock.settle()
+        await harness.clock.advance(4.9)
+        assert [each.ended for each in clients] == [[], []]
+        assert logged == []
+        await harness.clock.advance(0.1)
+    assert [each.ended for each in clients] == [["abort"], ["abort"]]
+    assert draining.done()
+    await draining
+    assert events(logged, "clients did not close in time") == [{"log_level": "warning", "clients": 2, "timeout_s": 5.0}]
+    assert harness.gauges() == (0, 0)
+
+
+# Memory
+
+
+async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, released: list[float]
+) -> None:
+    monkeypatch.setattr(server_module, "MANY", 4)
+    harness = serve()
+    clients = [await harness.upgrade() for _ in range(4)]
+    await clients.pop().leave()
+    await harness.clock.advance(2 * EBB_S)
+    assert released == []
+    await clients.pop().leave()
+    await harness.clock.advance(EBB_S / 2)
+    assert released == []
+    await harness.clock.advance(EBB_S / 2)
+    assert released == [harness.clock.now_s]
+    # What is left is not many.
+    for client in clients:
+        await client.leave()
+    await harness.clock.advance(2 * EBB_S)
+    assert len(released) == 1
+    # The next crowd is one of its own.
+    clients = [await harness.upgrade() for _ in range(4)]
+    for client in clients:
+        await client.leave()
+    await harness.clock.advance(2 * EBB_S)
+    assert len(released) == 2
+
+
+async def test_memory_is_not_released_after_few_clients(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, released: list[float]
+) -> None:
+    monkeypatch.setattr(server_module, "MANY", 4)
+    harness = serve()
+    for client in [await harness.upgrade() for _ in range(3)]:
+        await client.leave()
+    await harness.clock.advance(2 * EBB_S)
+    assert released == []
+
+
+async def test_server_without_clients_is_as_small_as_before_the_first(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    for client in [await harness.upgrade() for _ in range(20)]:
+        await client.leave()
+    assert sys.getsizeof(harness.server._connections) == sys.getsizeof({})
