@@ -194,3 +194,52 @@ def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
 )
 def test_address_that_cannot_be_had_has_a_remedy(number: int, words: str) -> None:
     assert words in remedy(OSError(number, "why"))
+
+
+@pytest.mark.parametrize(("error", "when"), [(errno.EAFNOSUPPORT, "made"), (errno.EADDRNOTAVAIL, "bound")])
+def test_addresses_after_localhost_are_bound_where_the_machine_has_no_ipv6(
+    machine: Machine, error: int, when: str
+) -> None:
+    machine.refuse(socket.AF_INET6, error, when=when)
+    with opened("localhost", "127.0.0.2") as both:
+        assert addresses(both) == ["127.0.0.1", "127.0.0.2"]
+        assert len(ports(both)) == 1
+
+
+@needs_ipv6
+def test_every_address_of_every_host_is_bound_in_their_order() -> None:
+    with opened("127.0.0.2", "localhost", "127.0.0.3") as all_of_them:
+        assert addresses(all_of_them) == ["127.0.0.2", "127.0.0.1", "::1", "127.0.0.3"]
+
+
+def test_ipv6_of_localhost_that_fails_for_another_reason_is_an_error(machine: Machine) -> None:
+    machine.refuse(socket.AF_INET6, errno.EACCES, when="bound")
+    with pytest.raises(OSError, match=r"::1 port \d+: refused in this test") as raised:
+        open_listeners(["localhost"], 0, reuse_port=False)
+    assert raised.value.errno == errno.EACCES
+
+
+def test_port_that_is_asked_for_and_taken_is_tried_once(machine: Machine) -> None:
+    machine.refuse(socket.AF_INET, errno.EADDRINUSE, when="bound")
+    with pytest.raises(OSError, match=r"127\.0\.0\.1 port 3000: refused in this test"):
+        open_listeners(["127.0.0.1"], 3000, reuse_port=False)
+    assert len(machine.made) == 1
+
+
+def test_any_port_is_not_tried_again_after_another_error(machine: Machine) -> None:
+    machine.refuse(socket.AF_INET, errno.EACCES, when="bound")
+    with pytest.raises(OSError, match=r"127\.0\.0\.1 port 0: refused in this test"):
+        open_listeners(["127.0.0.1"], 0, reuse_port=False)
+    assert len(machine.made) == 1
+
+
+@pytest.mark.parametrize("reuse_port", [False, True])
+def test_port_is_shared_only_where_that_is_asked_for(*, reuse_port: bool) -> None:
+    with opened("127.0.0.1", reuse_port=reuse_port) as [listener]:
+        assert bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)) is reuse_port
+
+
+@needs_ipv6
+def test_ipv6_listener_does_not_block_either() -> None:
+    with opened("::1") as [listener]:
+        assert not listener.getblocking()
