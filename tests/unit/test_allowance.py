@@ -190,3 +190,74 @@ def test_who_waits_is_told_of() -> None:
     allowance.spend(client, MOST + 1, 0)
     assert waiting == [client]
     assert list(allowance) == [client]
+
+
+def test_client_that_is_throttled_and_read_again_is_throttled_and_read_again_the_next_time() -> None:
+    hours, client = Hours(), Client()
+    allowance = Allowance(hours.time, hours.call_at)
+    for heard in (1, 2, 3):
+        assert not allowance.spend(client, MOST + 1, 0)
+        assert hours.pending == 1
+        hours.pass_by(PERIOD_S)
+        assert client.heard == heard
+        assert hours.pending == 0
+        # Another period goes by, so that the client owes nothing.
+        hours.pass_by(PERIOD_S)
+
+
+def test_client_that_is_throttled_again_after_another_began_the_period_is_read_again() -> None:
+    hours, client = Hours(), Client()
+    allowance = Allowance(hours.time, hours.call_at)
+    assert not allowance.spend(client, MOST + 1, 0)
+    # The loop was busy: the timer is late, and what another client sends begins the period.
+    hours.now_s += 2 * PERIOD_S
+    assert allowance.spend(Client(), PONG_BYTES, 1)
+    assert client.heard == 1
+    assert not allowance.spend(client, MOST + 1, 0)
+    hours.pass_by(PERIOD_S)
+    assert client.heard == 2
+
+
+def test_client_is_read_again_in_the_period_after_the_one_that_pays_its_whole_debt() -> None:
+    hours, client = Hours(), Client()
+    allowance = Allowance(hours.time, hours.call_at)
+    # After one period it owes what a client may send in one, and still may send nothing.
+    assert not allowance.spend(client, 2 * OF_ONE_BYTES - FRAME_BYTES, 0)
+    hours.pass_by(PERIOD_S)
+    assert client.heard == 0
+    assert hours.pending == 1
+    hours.pass_by(PERIOD_S)
+    assert client.heard == 1
+
+
+def test_all_clients_together_may_send_as_much_as_is_allowed_and_not_one_byte_more() -> None:
+    hours = Hours()
+    allowance = Allowance(hours.time, hours.call_at)
+    for _ in range(OF_ALL_BYTES // OF_ONE_BYTES):
+        assert allowance.spend(Client(), MOST, 0)
+    assert len(allowance.buffer) == READ_BYTES
+    assert len(allowance) == 0
+    assert not allowance.spend(Client(), 1, 0)
+    assert len(allowance.buffer) == SCANT_BYTES
+
+
+def test_period_begins_when_the_one_before_it_ends_and_not_earlier() -> None:
+    hours, client = Hours(), Client()
+    allowance = Allowance(hours.time, hours.call_at)
+    assert allowance.spend(client, MOST, 0)
+    hours.now_s += PERIOD_S * 0.9
+    assert not allowance.spend(client, 0, 0)
+
+
+def test_as_many_clients_as_are_read_again_at_once_leave_the_reads_scant() -> None:
+    hours = Hours()
+    allowance = Allowance(hours.time, hours.call_at)
+    allowance.spend(Client(), OF_ALL_BYTES, 0)
+    for count, size in ((AT_ONCE, SCANT_BYTES), (AT_ONCE - 1, READ_BYTES)):
+        crowd = [Client() for _ in range(count)]
+        allowance.spend(Client(), OF_ALL_BYTES, 0)
+        for each in crowd:
+            allowance.spend(each, SCANT_BYTES, 5)
+        hours.pass_by(PERIOD_S)
+        assert sum(each.heard for each in crowd) == count
+        assert len(allowance.buffer) == size
