@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import math
 import os
 import resource
 import socket
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.fanout.entrance import AT_ONCE, SPARE, Entrance
+from bridge.fanout import entrance
+from bridge.fanout.entrance import AT_ONCE, LOOK_S, SPARE, Entrance
 from bridge.metrics import Metrics
+from tests.support.fakes import ManualClock
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -162,3 +166,153 @@ async def test_end_while_descriptors_are_short_leaves_no_timer_and_nobody_waitin
     assert look.cancelled()
     for each in acceptor.clients:
         each.close()
+
+
+class ScriptedListener(socket.socket):
+    """A listening socket that accepts what a test says: a client with its name, or an error."""
+
+    def __init__(self, *outcomes: tuple[socket.socket, tuple[object, ...]] | OSError) -> None:
+        super().__init__()
+        self.outcomes = list(outcomes)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if not self.outcomes:
+            raise BlockingIOError
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+
+class Accepting:
+    """An entrance with scripted listeners and a manual clock; the test sets which descriptor is the first spare one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *listeners: ScriptedListener) -> None:
+        self.clock = ManualClock(monkeypatch)
+        self.border = math.inf
+        monkeypatch.setattr(entrance, "_border", lambda: self.border)
+        self.metrics = Metrics()
+        self.listeners = listeners
+        self.accepted: list[tuple[socket.socket, str]] = []
+        self.entrance = Entrance(listeners, lambda *client: self.accepted.append(client), self.metrics)
+        self.entrance.open()
+
+    @property
+    def reading(self) -> list[bool]:
+        """Whether each listener is accepted from."""
+        # It tells, and stops the reading.
+        found = [asyncio.get_running_loop().remove_reader(listener) for listener in self.listeners]
+        for listener, reads in zip(self.listeners, found, strict=True):
+            if reads:
+                asyncio.get_running_loop().add_reader(listener, self.entrance._accept, listener)
+        return found
+
+    @property
+    def shortages(self) -> float:
+        return self.metrics.registry.get_sample_value("bridge_descriptor_shortages_total") or 0.0
+
+
+@pytest.mark.parametrize("name", [("10.0.0.7", 54321), ("fd00::7", 54321, 0, 0)], ids=["IPv4", "IPv6"])
+async def test_client_that_is_held_while_descriptors_are_short_comes_in_with_its_address(
+    monkeypatch: pytest.MonkeyPatch, name: tuple[object, ...]
+) -> None:
+    with socket.socket() as client, ScriptedListener((client, name)) as listener:
+        accepting = Accepting(monkeypatch, listener)
+        accepting.border = client.fileno()
+        accepting.entrance._accept(listener)
+        assert accepting.accepted == []
+        accepting.border = math.inf
+        await accepting.clock.advance(LOOK_S)
+        assert accepting.accepted == [(client, name[0])]
+        # It comes in once.
+        accepting.border = 0
+        accepting.listeners[0].outcomes.append(OSError(errno.EMFILE, "too many open files"))
+        accepting.entrance._accept(listener)
+        accepting.border = math.inf
+        await accepting.clock.advance(LOOK_S)
+        assert len(accepting.accepted) == 1
+        accepting.entrance.close()
+
+
+async def test_client_with_the_last_descriptor_that_is_not_spare_comes_in_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as client, ScriptedListener((client, ("10.0.0.7", 54321))) as listener:
+        accepting = Accepting(monkeypatch, listener)
+        accepting.border = client.fileno() + 1
+        accepting.entrance._accept(listener)
+        assert accepting.accepted == [(client, "10.0.0.7")]
+        assert accepting.shortages == 0
+        accepting.entrance.close()
+
+
+async def test_while_descriptors_are_short_no_listener_is_accepted_from_and_each_look_sets_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = OSError(errno.EMFILE, "too many open files")
+    with ScriptedListener(full) as listener, ScriptedListener() as other:
+        accepting = Accepting(monkeypatch, listener, other)
+        assert accepting.reading == [True, True]
+        accepting.border = 0
+        with capture_logs() as logged:
+            accepting.entrance._accept(listener)
+            assert accepting.reading == [False, False]
+            for _ in range(3):
+                await accepting.clock.advance(LOOK_S)
+                assert accepting.reading == [False, False]
+            accepting.border = math.inf
+            await accepting.clock.advance(LOOK_S / 2)
+            assert accepting.reading == [False, False]
+            await accepting.clock.advance(LOOK_S / 2)
+        assert accepting.reading == [True, True]
+        assert [line["log_level"] for line in logged] == ["error", "info"]
+        assert logged[0]["fewer_left_than"] == SPARE
+        assert accepting.shortages == 1
+        accepting.entrance.close()
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(), InterruptedError(), ConnectionAbortedError()], ids=repr)
+async def test_client_that_is_gone_is_no_shortage(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    with ScriptedListener(error) as listener:
+        accepting = Accepting(monkeypatch, listener)
+        accepting.entrance._accept(listener)
+        assert accepting.shortages == 0
+        assert accepting.reading == [True]
+        accepting.entrance.close()
+
+
+async def test_close_while_descriptors_are_short_closes_the_held_client_and_looks_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as client, ScriptedListener((client, ("10.0.0.7", 54321))) as listener:
+        accepting = Accepting(monkeypatch, listener)
+        accepting.border = client.fileno()
+        accepting.entrance._accept(listener)
+        accepting.entrance.close()
+        assert client.fileno() == listener.fileno() == -1
+        accepting.border = math.inf
+        await accepting.clock.advance(2 * LOOK_S)
+        assert accepting.accepted == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "border"), [(1024, 1024 - SPARE), (resource.RLIM_INFINITY, math.inf)], ids=["limited", "unlimited"]
+)
+def test_last_descriptors_below_the_limit_are_spare(monkeypatch: pytest.MonkeyPatch, limit: int, border: float) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, 4096) if kind == resource.RLIMIT_NOFILE else None)
+    assert entrance._border() == border
+
+
+async def test_shortage_is_over_when_the_lowest_free_descriptor_is_not_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedListener() as listener:
+        accepting = Accepting(monkeypatch, listener)
+        lowest = os.dup(listener.fileno())
+        os.close(lowest)
+        accepting.border = lowest
+        assert not accepting.entrance._is_room()
+        accepting.border = lowest + 1
+        assert accepting.entrance._is_room()
+        # Looking takes no descriptor.
+        assert os.dup(listener.fileno()) == lowest
+        os.close(lowest)
+        accepting.entrance.close()
