@@ -298,6 +298,29 @@ async def test_frames_right_after_the_request_are_read(serve: Callable[..., Harn
     assert client.frames == [(PONG, b"here")]
 
 
+async def test_page_is_served_and_its_client_takes_a_place_until_it_is_gone(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.connect()
+    client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert client.status == 200
+    assert harness.gauges() == (0, 1)
+    await client.leave()
+    assert harness.gauges() == (0, 0)
+    assert len(harness.server._tally) == 0
+
+
+async def test_client_without_a_request_is_answered_408_at_the_handshake_timeout(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    client = await harness.connect()
+    await harness.clock.advance(HANDSHAKE_TIMEOUT_S - 0.1)
+    assert client.status == 0
+    await harness.clock.advance(0.1)
+    assert client.status == 408
+    assert harness.metric("bridge_refused_total", rule="timeout") == 1
+    await harness.clock.advance(HANDSHAKE_TIMEOUT_S)
+    assert harness.gauges() == (0, 0)
+
+
 async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_before_it_stay(
     serve: Callable[..., Harness],
 ) -> None:
@@ -429,6 +452,23 @@ async def test_place_that_went_to_another_client_is_given_back_once(
     second.send(request(3000))
     assert second.close_code is None
     assert (await harness.upgrade()).close_code == 1013
+
+
+@pytest.mark.parametrize("rule", ["pending", "full"])
+async def test_clients_that_come_in_one_turn_of_the_loop_each_take_the_place_of_another(
+    serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    harness = serve(max_connections=3, reserve=0) if rule == "full" else serve()
+    if rule == "pending":
+        monkeypatch.setattr(server_module, "PENDING", 3)
+    waiting = [await harness.connect() for _ in range(3)]
+    harness.sockets += [socket.socket() for _ in range(2)]
+    for each in harness.sockets[-2:]:
+        harness.server.let_in(each, B)
+    await harness.clock.settle()
+    assert [each.ended for each in waiting] == [["abort"], ["abort"], []]
+    assert harness.gauges() == (0, 3)
+    assert harness.metric("bridge_refused_total", rule=rule) == 2
 
 
 @pytest.fixture
