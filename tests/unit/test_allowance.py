@@ -261,3 +261,8 @@ def test_as_many_clients_as_are_read_again_at_once_leave_the_reads_scant() -> No
         hours.pass_by(PERIOD_S)
         assert sum(each.heard for each in crowd) == count
         assert len(allowance.buffer) == size
+
+
+def test_first_read_of_all_may_bring_the_most() -> None:
+    hours = Hours()
+    assert len(Allowance(hours.time, hours.call_at).buffer) == READ_BYTES

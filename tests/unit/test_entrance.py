@@ -293,6 +293,8 @@ async def test_close_while_descriptors_are_short_closes_the_held_client_and_look
         accepting.border = math.inf
         await accepting.clock.advance(2 * LOOK_S)
         assert accepting.accepted == []
+        # It may be closed once more.
+        accepting.entrance.close()
 
 
 @pytest.mark.parametrize(
@@ -315,4 +317,23 @@ async def test_shortage_is_over_when_the_lowest_free_descriptor_is_not_spare(mon
         # Looking takes no descriptor.
         assert os.dup(listener.fileno()) == lowest
         os.close(lowest)
+        accepting.entrance.close()
+
+
+async def test_each_shortage_is_counted_and_logged_with_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.EMFILE, "too many open files")
+    with ScriptedListener(full, full) as listener:
+        accepting = Accepting(monkeypatch, listener)
+        monkeypatch.setattr("bridge.fanout.entrance.time.monotonic", lambda: accepting.clock.now_s)
+        with capture_logs() as logged:
+            for looks in (1, 3):
+                accepting.border = 0
+                accepting.entrance._accept(listener)
+                for _ in range(looks - 1):
+                    await accepting.clock.advance(LOOK_S)
+                accepting.border = math.inf
+                await accepting.clock.advance(LOOK_S)
+        assert accepting.shortages == 2
+        assert [line["log_level"] for line in logged] == ["error", "info"] * 2
+        assert [line["short_s"] for line in logged[1::2]] == [round(LOOK_S, 1), round(3 * LOOK_S, 1)]
         accepting.entrance.close()
