@@ -1,0 +1,237 @@
+"""A scripted broker: an aiormq connection and its channels, which note each request and answer it as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import aiormq
+from pamqp import commands
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from bridge.broker.lane import Lane
+    from bridge.broker.link import Node
+
+HANGS: Final = object()
+"""The answer to a request that the broker never answers."""
+
+REFUSED = aiormq.exceptions.ChannelAccessRefused("ACCESS_REFUSED - access refused")
+"""What the broker says where a permission is missing."""
+
+NO_EXCHANGE = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'killmails' in vhost '/'")
+NO_QUEUE = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'kept' in vhost '/'")
+
+NACK = aiormq.exceptions.DeliveryError(None, commands.Basic.Nack(1))
+"""What aiormq raises for a message that the broker does not take."""
+
+
+def returned() -> aiormq.exceptions.PublishError:
+    """What aiormq raises for a message that no queue gets."""
+    delivery = commands.Basic.Return(312, "NO_ROUTE", "killmails", "")
+    message = cast("aiormq.abc.DeliveredMessage", SimpleNamespace(delivery=delivery))
+    return aiormq.exceptions.PublishError(message, delivery)
+
+
+class FakeChannel:
+    """One channel. A ChannelClosed that the script gives closes it, as the broker does; then nothing works any more."""
+
+    def __init__(self, broker: FakeAmqp, number: int) -> None:
+        self.number = number
+        self.closing: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.on_consumer_cancel_callbacks: set[Callable[[object], object]] = set()
+        self.published: list[tuple[bytes, commands.Basic.Properties]] = []
+        self.consumer: Callable[[Any], Any] | None = None
+        """The callback of the last `basic_consume`."""
+        self.arguments: list[object] = []
+        """The arguments of each declaration and each `basic_consume`."""
+        self._broker = broker
+
+    @property
+    def is_closed(self) -> bool:
+        return self.closing.done()
+
+    async def _ask(self, request: str, default: object = None) -> Any:
+        if self.is_closed:
+            raise aiormq.exceptions.ChannelInvalidStateError("the channel is closed")
+        try:
+            return await self._broker.ask(request, default)
+        except aiormq.exceptions.ChannelClosed as error:
+            if not self.closing.done():
+                _end(self.closing, error)
+            raise
+
+    async def exchange_declare(
+        self,
+        exchange: str,
+        *,
+        exchange_type: str = "direct",
+        passive: bool = False,
+        durable: bool = False,
+        arguments: object = None,
+    ) -> Any:
+        kind = "passive" if passive else f"{exchange_type}{' durable' * durable}"
+        return await self._ask(f"exchange {exchange} {kind}")
+
+    async def queue_declare(
+        self,
+        queue: str,
+        *,
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: object = None,
+    ) -> Any:
+        kind = "passive" if passive else "exclusive" if exclusive else f"declare{' durable' * durable}"
+        answer = commands.Queue.DeclareOk(queue or "amq.gen-1", 0, 1)
+        self.arguments.append(arguments)
+        return await self._ask(f"queue {queue or '(unnamed)'} {kind}", answer)
+
+    async def queue_bind(self, queue: str, exchange: str, routing_key: str) -> Any:
+        return await self._ask(f"bind {queue} to {exchange} {routing_key}")
+
+    async def basic_qos(self, *, prefetch_count: int) -> Any:
+        return await self._ask(f"qos {prefetch_count}")
+
+    async def basic_consume(self, queue: str, callback: Callable[[Any], Any], *, arguments: object = None) -> Any:
+        self.consumer = callback
+        self.arguments.append(arguments)
+        return await self._ask(f"consume {queue}", commands.Basic.ConsumeOk("tag-1"))
+
+    async def basic_cancel(self, consumer_tag: str, *, timeout: float | None = None) -> Any:
+        async with asyncio.timeout(timeout):
+            return await self._ask(f"cancel {consumer_tag}")
+
+    async def basic_get(self, queue: str) -> Any:
+        return await self._ask(f"get {queue}")
+
+    async def basic_ack(self, delivery_tag: int) -> None:
+        await self._ask(f"ack {delivery_tag}")
+
+    async def basic_publish(
+        self,
+        body: bytes,
+        *,
+        exchange: str = "",
+        routing_key: str = "",
+        properties: commands.Basic.Properties,
+        mandatory: bool = False,
+    ) -> Any:
+        assert mandatory, "a message that no queue gets must come back"
+        self.published.append((body, properties))
+        return await self._ask(f"publish to {exchange or '(default)'}")
+
+    async def close(self) -> None:
+        if not self.closing.done():
+            self._broker.requests.append(f"close channel {self.number}")
+            self.closing.cancel()
+
+
+class FakeAmqp:
+    """One connection. `script` maps a request's text to its answers, of which the last one holds from then on.
+
+    An answer is returned, an exception is raised, a function is called first, and HANGS never comes. The broker agrees
+    to what the script does not name.
+    """
+
+    def __init__(self, **script: Sequence[object]) -> None:
+        self.requests: list[str] = []
+        """The text of each request, in order."""
+        self.channels: list[FakeChannel] = []
+        self.closing: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.script: dict[str, deque[object]] = {name: deque(answers) for name, answers in script.items()}
+
+    def on(self, request: str, *answers: object) -> FakeAmqp:
+        """Scripts the answers to a request."""
+        self.script[request] = deque(answers)
+        return self
+
+    async def channel(self, *, publisher_confirms: bool) -> FakeChannel:
+        await self.ask(f"channel{' with confirms' * publisher_confirms}", None)
+        channel = FakeChannel(self, len(self.channels) + 1)
+        self.channels.append(channel)
+        return channel
+
+    async def ask(self, request: str, default: object) -> Any:
+        self.requests.append(request)
+        answers = self.script.get(request)
+        if not answers:
+            return default
+        answer = answers.popleft() if len(answers) > 1 else answers[0]
+        if answer is HANGS:
+            await asyncio.Event().wait()
+        if isinstance(answer, BaseException):
+            raise answer
+        if callable(answer):
+            answer = answer()
+        return default if answer is None else answer
+
+    def lose(self, error: BaseException | None = None) -> None:
+        """The connection ends, with its channels."""
+        error = error or aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - shutdown")
+        for closing in (self.closing, *(channel.closing for channel in self.channels)):
+            if not closing.done():
+                _end(closing, error)
+
+    @property
+    def amqp(self) -> aiormq.abc.AbstractConnection:
+        """As the product takes it."""
+        return cast("aiormq.abc.AbstractConnection", self)
+
+    # Where aiormq handles what the broker says of its memory and its disk.
+
+    async def _Connection__handle_connection_blocked(self, frame: object) -> None:  # noqa: N802 - aiormq's own name
+        pass
+
+    async def _Connection__handle_connection_unblocked(self, frame: object) -> None:  # noqa: N802 - the same
+        pass
+
+    async def block(self, reason: str) -> None:
+        """The broker takes nothing more to publish."""
+        await self._Connection__handle_connection_blocked(commands.Connection.Blocked(reason))
+
+    async def unblock(self) -> None:
+        """The broker takes messages again."""
+        await self._Connection__handle_connection_unblocked(commands.Connection.Unblocked())
+
+
+class FakeBroker:
+    """Stands in for `link.connected`: gives out connections, or raises what the script has in their place."""
+
+    def __init__(self, *lives: FakeAmqp | BaseException) -> None:
+        self.lives = deque(lives)
+        """One for each attempt to connect."""
+        self.attempts = 0
+        self.nodes: Sequence[Node] = ()
+        self.name = ""
+        self.lane: Lane | None = None
+        """What the last attempt came with."""
+        self.closed = 0
+
+    @asynccontextmanager
+    async def connected(
+        self, nodes: Sequence[Node], name: str, lane: Lane | None = None
+    ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
+        """As in `bridge.broker.link`."""
+        self.attempts += 1
+        self.nodes, self.name, self.lane = nodes, name, lane
+        if not self.lives:
+            await asyncio.Event().wait()
+        life = self.lives.popleft()
+        if isinstance(life, BaseException):
+            raise life
+        try:
+            yield life.amqp
+        finally:
+            self.closed += 1
+
+
+def _end(closing: asyncio.Future[object], error: BaseException) -> None:
+    closing.set_exception(error)
+    # A test need not look at it.
+    closing.exception()

@@ -1,0 +1,171 @@
+"""What a fetcher is told by its publisher: a refusal at once, and again, and not any more once the broker agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from bridge.broker import life, outlet, status
+from bridge.broker.publisher import NotConfirmed, Publisher
+from bridge.errors import BrokerRefusal
+from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeBroker, returned
+from tests.support.killmail import EXAMPLE
+from tests.support.virtual_time import VirtualTime
+from tests.support.waiting import eventually
+
+PUBLISH = "publish to killmails"
+LOOK = "exchange killmails passive"
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch, life, status)
+
+
+@pytest.fixture
+def broker(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
+    broker = FakeBroker()
+    monkeypatch.setattr(outlet, "connected", broker.connected)
+    return broker
+
+
+async def test_update_is_published_persistent_to_its_exchange(broker: FakeBroker) -> None:
+    broker.lives.append(amqp := FakeAmqp())
+    async with Publisher() as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+    [(_, properties)] = amqp.channels[0].published
+    assert (properties.message_type, properties.delivery_mode) == ("killmail", 2)
+    assert broker.closed == 1
+
+
+async def test_update_that_no_queue_gets_is_told_by_false(broker: FakeBroker) -> None:
+    broker.lives.append(FakeAmqp().on(PUBLISH, returned(), None))
+    async with Publisher() as fetcher:
+        assert not await fetcher.broadcast("killmail", EXAMPLE)
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_publisher_that_was_refused_asks_again_with_the_next_update(broker: FakeBroker) -> None:
+    """It was refused, and then somebody granted the permission: the fetcher need not be started again."""
+    broker.lives += [BrokerRefusal("no permission"), BrokerRefusal("still none"), FakeAmqp()]
+    async with Publisher() as fetcher:
+        for refusal in ("no permission", "still none"):
+            with pytest.raises(BrokerRefusal, match=refusal):
+                await fetcher.broadcast("killmail", EXAMPLE)
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+    assert broker.attempts == 3
+
+
+async def test_exchange_that_may_not_be_made_is_a_refusal_and_can_be_used_once_it_may(broker: FakeBroker) -> None:
+    broker.lives += [FakeAmqp().on(LOOK, REFUSED), FakeAmqp()]
+    async with Publisher() as fetcher:
+        with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
+            await fetcher.broadcast("killmail", EXAMPLE)
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_exchange_that_may_not_be_written_to_is_a_refusal_and_not_tried_again(broker: FakeBroker) -> None:
+    broker.lives += [FakeAmqp().on(PUBLISH, REFUSED), FakeAmqp()]
+    async with Publisher() as fetcher:
+        with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
+            await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_update_that_the_broker_does_not_take_is_tried_again(broker: FakeBroker) -> None:
+    broker.lives.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
+    async with Publisher() as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+    assert amqp.requests.count(PUBLISH) == 3
+
+
+async def test_update_that_is_never_confirmed_says_why(broker: FakeBroker) -> None:
+    broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
+    async with Publisher(timeout_s=5) as fetcher:
+        with pytest.raises(NotConfirmed, match=r"did not confirm within 5 s: the broker does not take it \(nack\)"):
+            await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_trouble_that_is_over_is_not_given_for_the_reason_of_another(broker: FakeBroker) -> None:
+    broker.lives.append(FakeAmqp().on(PUBLISH, NACK, None, HANGS))
+    async with Publisher(timeout_s=5) as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+        with pytest.raises(NotConfirmed, match="it is silent"):
+            await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_trouble_that_is_over_with_an_update_that_no_queue_gets_is_forgotten_too(broker: FakeBroker) -> None:
+    broker.lives.append(FakeAmqp().on(PUBLISH, NACK, returned(), HANGS))
+    async with Publisher(timeout_s=5) as fetcher:
+        assert not await fetcher.broadcast("killmail", EXAMPLE)
+        with pytest.raises(NotConfirmed, match="it is silent"):
+            await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_connection_that_is_never_made_is_the_reason_why_nothing_is_confirmed(broker: FakeBroker) -> None:
+    broker.lives += [ConnectionError("connection refused")] * 100
+    async with Publisher(timeout_s=5) as fetcher:
+        with pytest.raises(NotConfirmed, match="connection refused"):
+            await fetcher.broadcast("killmail", EXAMPLE)
+    assert broker.attempts > 2
+
+
+async def test_connection_that_is_back_is_no_reason_any_more(broker: FakeBroker) -> None:
+    broker.lives += [ConnectionError("connection refused"), FakeAmqp().on(PUBLISH, HANGS)]
+    async with Publisher(timeout_s=5) as fetcher:
+        with pytest.raises(NotConfirmed, match="it is silent"):
+            await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_lost_connection_and_its_return_are_said_once(
+    broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first, second = FakeAmqp(), FakeAmqp()
+    broker.lives += [first, ConnectionError("refused"), ConnectionError("refused"), second]
+    async with Publisher() as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+        first.lose()
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "no connection to the broker: CONNECTION_FORCED - shutdown"),
+        ("INFO", "the connection to the broker is back"),
+    ]
+    assert len(second.channels[0].published) == 1
+
+
+async def test_refusal_after_a_connection_that_worked_is_a_loss_and_tried_again(broker: FakeBroker) -> None:
+    """Where all was right before, somebody may be at work on it."""
+    first = FakeAmqp()
+    broker.lives += [first, BrokerRefusal("password changed"), FakeAmqp()]
+    async with Publisher() as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+        first.lose()
+        await eventually("it has noticed", lambda: fetcher._outlet is not None and not fetcher._outlet.open)
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+    assert broker.attempts == 3
+
+
+async def test_closed_publisher_publishes_nothing_more(broker: FakeBroker) -> None:
+    broker.lives += [FakeAmqp(), FakeAmqp()]
+    fetcher = Publisher()
+    assert await fetcher.broadcast("killmail", EXAMPLE)
+    await fetcher.close()
+    with pytest.raises(RuntimeError, match="this publisher is closed"):
+        await fetcher.broadcast("killmail", EXAMPLE)
+    assert broker.attempts == 1
+
+
+async def test_publisher_that_was_never_used_closes(broker: FakeBroker) -> None:
+    await Publisher().close()
+    assert broker.attempts == 0
+
+
+async def test_close_ends_an_update_that_waits_for_a_connection(broker: FakeBroker) -> None:
+    fetcher = Publisher()
+    waiting = asyncio.create_task(fetcher.broadcast("killmail", EXAMPLE))
+    await eventually("it connects", lambda: broker.attempts)
+    await fetcher.close()
+    with pytest.raises(RuntimeError, match="this publisher is closed"):
+        await waiting
