@@ -1,0 +1,661 @@
+"""What each setting leads to, in which order a bridge stops, and what signals do: without a broker, and on no port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge import app, descriptors, settings
+from bridge.app import BROKER_SHARE, CANCEL_TIMEOUT_S, LEAST_PER_ADDRESS, Bridge, serve
+from bridge.broker.status import State
+from bridge.contract.ids import Id
+from bridge.contract.pipeline import Reason, Rejected
+from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
+from bridge.fanout.closing import CloseReason
+from tests.support.fakes import FakeDelivery
+from tests.support.virtual_time import VirtualTime
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from bridge.settings import Settings
+
+
+def configured(folder: Path, **flags: object) -> Settings:
+    """Settings that come from nowhere else."""
+    return settings.load({name: str(value) for name, value in flags.items()}, {}, folder / "none.env")
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Bridge]:
+    """Makes a bridge that was not started, from settings by name."""
+    return lambda **flags: Bridge(configured(tmp_path, **flags))
+
+
+def sample(bridge: Bridge, name: str) -> float | None:
+    return bridge.metrics.registry.get_sample_value(name)
+
+
+# Rejects
+
+
+async def hold(bridge: Bridge, count: int) -> list[FakeDelivery]:
+    """So many rejected events that can't be published, and whose connection is lost."""
+    deliveries = [FakeDelivery(b"[]") for _ in range(count)]
+    for delivery in deliveries:
+        bridge._rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
+        delivery.lost = True
+    await asyncio.sleep(0)
+    return deliveries
+
+
+@pytest.mark.parametrize("history", ["memory", "stream"])
+async def test_rejects_that_no_broker_gives_again_are_held_up_to_the_prefetch_and_their_loss_is_counted(
+    build: Callable[..., Bridge], history: str
+) -> None:
+    """Neither an exclusive queue nor a stream gives anything twice: what is dropped here is lost."""
+    bridge = build(prefetch=3, history=history)
+    await hold(bridge, 3)
+    bridge._consumer.on_epoch_over()
+    await asyncio.sleep(0)
+    assert (bridge._rejects.waiting, sample(bridge, "bridge_rejects_lost_total")) == (3, 0)
+    await hold(bridge, 2)
+    with capture_logs() as logged:
+        bridge._consumer.on_epoch_over()
+    await eventually("the oldest are given up", lambda: bridge._rejects.waiting == 3)
+    assert sample(bridge, "bridge_rejects_lost_total") == 2
+    assert [(line["log_level"], line["events"]) for line in logged] == [("error", 2)]
+    await bridge._rejects.close()
+    assert sample(bridge, "bridge_rejects_lost_total") == 5
+
+
+async def test_rejects_of_a_named_queue_are_given_up_with_the_connection_and_are_no_loss(
+    build: Callable[..., Bridge],
+) -> None:
+    bridge = build(queue="kept", prefetch=3)
+    await hold(bridge, 2)
+    bridge._consumer.on_epoch_over()
+    await eventually("all are given up", lambda: bridge._rejects.waiting == 0)
+    assert sample(bridge, "bridge_rejects_lost_total") == 0
+
+
+async def test_rejects_go_to_the_exchange_of_the_settings_under_the_bridges_name(build: Callable[..., Bridge]) -> None:
+    bridge = build(reject_exchange="elsewhere", instance="north")
+    [delivery] = await hold(bridge, 1)
+    headers = bridge._rejects._properties(delivery, Rejected(Reason.NOT_JSON, "no")).headers or {}
+    assert (bridge._rejects._exchange, headers["x-reject-instance"]) == ("elsewhere", "north")
+    await bridge._rejects.close()
+
+
+async def test_rejects_that_are_off_are_counted_and_settled(build: Callable[..., Bridge]) -> None:
+    bridge = build(reject_exchange="off")
+    [delivery] = await hold(bridge, 1)
+    assert (delivery.settled, bridge._rejects.waiting) == (1, 0)
+    assert bridge.metrics.registry.get_sample_value("bridge_rejects_total", {"reason": "not-json"}) == 1
+
+
+async def test_event_that_can_not_become_an_update_gets_to_the_rejects(build: Callable[..., Bridge]) -> None:
+    bridge = build()
+    bridge._consumer._recipient.deliver(FakeDelivery(b"no JSON"))
+    assert bridge._rejects.waiting == 1
+    await bridge._rejects.close()
+
+
+# Consuming
+
+
+async def test_source_is_what_the_settings_say(build: Callable[..., Bridge]) -> None:
+    urls = "amqp://one/", "amqp://two/"
+    bridge = build(
+        amqp_url=",".join(urls), exchanges="a=killmail,b=killmail", queue="kept", prefetch=7, instance="north"
+    )
+    source = bridge._consumer._source
+    assert tuple(node.url for node in source.nodes) == urls
+    assert tuple(node.url for node in bridge._rejects._outlet._nodes) == urls
+    assert (source.exchanges, source.queue, source.prefetch) == (("a", "b"), "kept", 7)
+    assert source.name == "edk-bridge@north"
+    assert source.stream is None
+    assert bridge._consumer.history is None
+
+
+async def test_stream_is_what_the_settings_say(build: Callable[..., Bridge]) -> None:
+    bridge = build(history="stream", history_stream="past", history_max_age="2h", history_max_bytes="64 MiB")
+    history = bridge._consumer.history
+    assert history is not None
+    stream = history.stream
+    assert (stream.name, stream.max_age_s, stream.max_bytes) == ("past", 7200.0, 64 * 2**20)
+    assert stream.window == bridge._settings.history_window
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_refusal_at_the_start_is_waited_out_where_the_settings_say_so(
+    build: Callable[..., Bridge], *, waits: bool
+) -> None:
+    bridge = build(wait=str(waits).lower())
+    assert (bridge._consumer._wait, bridge._rejects._wait) == (waits, waits)
+
+
+async def test_event_larger_than_the_settings_allow_is_rejected(build: Callable[..., Bridge]) -> None:
+    bridge = build(max_message_bytes=1024, reject_exchange="off")
+    bridge._consumer._recipient.deliver(FakeDelivery(b'"%s"' % (b"x" * 1023)))
+    assert bridge.metrics.registry.get_sample_value("bridge_rejects_total", {"reason": "too-large"}) == 1
+
+
+@pytest.mark.parametrize(("window", "duplicates"), [(0, 0), (10, 1)])
+async def test_duplicates_are_known_within_the_window_of_the_settings(
+    build: Callable[..., Bridge], window: int, duplicates: int
+) -> None:
+    bridge = build(duplicate_window=window)
+    for _ in range(2):
+        bridge._consumer._recipient.deliver(FakeDelivery(EVENT))
+    bridge._consumer._recipient.flush()
+    counted = bridge.metrics.registry.get_sample_value("bridge_duplicates_total", {"type": "killmail"})
+    assert counted == duplicates
+
+
+EVENT = (
+    b'{"killmailId":1,"timestamp":"2024-10-22T10:30:00.000Z","victimId":1,"victimCorporationId":2,"systemId":3,'
+    b'"shipTypeId":4,"attackerCount":1}'
+)
+
+
+# The hub
+
+
+@pytest.mark.parametrize("history", ["memory", "stream"])
+async def test_hub_is_fed_while_the_consumer_is_at_the_end(build: Callable[..., Bridge], history: str) -> None:
+    bridge = build(history=history)
+    assert not bridge._hub.is_fed()
+    bridge._consumer.status.enter(State.WORKING)
+    if bridge._consumer.history is not None:
+        assert not bridge._hub.is_fed()
+        bridge._consumer.history.course.begin(10)
+        bridge._consumer.history.course.judge(10, 0)
+    assert bridge._hub.is_fed()
+    bridge._consumer.status.enter(State.LOST, "gone")
+    assert not bridge._hub.is_fed()
+
+
+@pytest.mark.parametrize(("history", "reads_back"), [("memory", False), ("stream", True)])
+async def test_hub_and_relay_read_the_past_of_a_stream_first(
+    build: Callable[..., Bridge], history: str, *, reads_back: bool
+) -> None:
+    """Of the past, nothing is rejected once more: who consumed it when it was new has done so."""
+    bridge = build(history=history)
+    assert bridge._hub._waiting.reads_back is reads_back
+    delivery = FakeDelivery(b"no JSON")
+    delivery.id = Id(1, 1) if reads_back else None
+    bridge._consumer._recipient.deliver(delivery)
+    assert bridge._rejects.waiting == (not reads_back)
+    await bridge._rejects.close()
+
+
+async def test_ids_of_two_bridges_without_a_stream_are_told_apart(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secrets, "randbits", lambda bits: 70 + bits)
+    assert build()._hub._history._check == 70 + 32
+    assert build(history="stream")._hub._history._check is None
+
+
+# Clients
+
+
+@pytest.mark.parametrize(
+    ("connections", "flags", "per_address"),
+    [
+        (1000, {}, 100),
+        (10, {}, LEAST_PER_ADDRESS),
+        (1000, {"max_connections_per_address": 7}, 7),
+    ],
+)
+async def test_limits_of_clients_are_what_the_settings_and_the_descriptors_leave(
+    build: Callable[..., Bridge],
+    monkeypatch: pytest.MonkeyPatch,
+    connections: int,
+    flags: dict[str, object],
+    per_address: int,
+) -> None:
+    asked: list[int] = []
+
+    def places(wanted: int) -> descriptors.Places:
+        asked.append(wanted)
+        return descriptors.Places(connections, 5)
+
+    monkeypatch.setattr(descriptors, "places", places)
+    bridge = build(max_connections=4321, handshake_timeout="2s", idle_timeout="40s", ping_interval="11s", **flags)
+    limits = bridge._server._limits
+    assert asked == [4321]
+    assert (limits.max_connections, limits.reserve, limits.max_connections_per_address) == (connections, 5, per_address)
+    assert (limits.handshake_timeout_s, limits.idle_timeout_s, limits.ping_interval_s) == (2, 40, 11)
+
+
+async def test_public_addresses_that_may_connect_are_said(build: Callable[..., Bridge]) -> None:
+    with capture_logs() as logged:
+        build(allowed_networks="10.0.0.0/8,8.8.0.0/16")
+    [line] = logged
+    assert (line["log_level"], line["networks"]) == ("warning", "8.8.0.0/16")
+    with capture_logs() as logged:
+        build()
+    assert logged == []
+
+
+async def test_close_reasons_have_counters_but_for_the_stop_which_evicts_nobody(build: Callable[..., Bridge]) -> None:
+    bridge = build()
+    counted = {
+        sample.labels["reason"]
+        for metric in bridge.metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name == "bridge_evictions_total"
+    }
+    assert counted == {reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING}
+
+
+# Settings that are in other files
+
+
+async def test_exchange_of_a_type_without_a_schema_is_a_fault_of_the_settings(build: Callable[..., Bridge]) -> None:
+    with pytest.raises(ConfigurationError, match=r"kills=weather: there is no schema for this type; known: .*killmail"):
+        build(exchanges="kills=weather")
+
+
+async def test_schemas_and_certificates_that_can_not_be_used_are_faults_of_the_settings(
+    build: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    (tmp_path / "schemas").mkdir()
+    with pytest.raises(ConfigurationError, match="there are no schema files"):
+        build(schemas=tmp_path / "schemas")
+    (tmp_path / "no.pem").write_text("none")
+    with pytest.raises(ConfigurationError, match="BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: "):
+        build(tls_certificate=tmp_path / "no.pem", tls_key=tmp_path / "no.pem")
+
+
+# Start
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch)
+
+
+class Lifecycle:
+    """A bridge whose parts do nothing but write down, in order, what they are asked for."""
+
+    def __init__(self, bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bridge = bridge
+        self.steps: list[str] = []
+        self.drained_s = -1.0
+        """What was left for the clients."""
+        self.held_by: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
+        """What lets each of them end."""
+        self.failures: dict[str, BaseException] = {}
+        self.clings = False
+        """Being cancelled, they do not end."""
+        note = self.steps.append
+        monkeypatch.setattr(bridge._server, "listen", self._listen)
+        monkeypatch.setattr(bridge._server, "stop_listening", lambda: note("listens no more"))
+        monkeypatch.setattr(bridge._server, "drain", self._drain)
+        monkeypatch.setattr(bridge._consumer, "stop", lambda: self._stop("consumer"))
+        monkeypatch.setattr(bridge._consumer, "run", lambda: self._run("consumer"))
+        monkeypatch.setattr(bridge._rejects, "stop", lambda: self._stop("rejects"))
+        monkeypatch.setattr(bridge._rejects, "run", lambda: self._run("rejects"))
+        monkeypatch.setattr(bridge._rejects, "close", self._close)
+        self.error: OSError | None = None
+        """What listening raises."""
+        self.hung: set[str] = set()
+        """Those that do not end when they are told to."""
+
+    def _listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
+        self.steps.append(f"listens on {','.join(hosts)} {port} {reuse_port}")
+        if self.error is not None:
+            raise self.error
+        return [("127.0.0.1", 4321), ("::1", 4321)]
+
+    async def _drain(self, timeout_s: float) -> None:
+        self.steps.append("clients closed")
+        self.drained_s = timeout_s
+
+    def _stop(self, name: str) -> None:
+        self.steps.append(f"{name} asked to stop")
+        if name not in self.hung:
+            self.held_by[name].set()
+
+    async def _run(self, name: str) -> None:
+        self.steps.append(f"{name} begun")
+        if name in self.failures:
+            raise self.failures[name]
+        try:
+            await self.held_by[name].wait()
+            self.steps.append(f"{name} ended")
+        except asyncio.CancelledError:
+            self.steps.append(f"{name} cancelled")
+            if self.clings:
+                await self.held_by[name].wait()
+            raise
+
+    async def _close(self) -> None:
+        self.steps.append("rejects given up")
+
+    async def start(self) -> None:
+        await self.bridge.start()
+        await asyncio.sleep(0)
+        self.bridge._consumer.status.enter(State.WORKING)
+        self.bridge._rejects.status.enter(State.WORKING)
+        self.steps.clear()
+
+
+async def test_bridge_listens_before_it_consumes_and_can_publish_rejects_before_it_gets_any(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    bridge = build(host="localhost", port=4321, reuse_port="true", path="/live", instance="north")
+    lifecycle = Lifecycle(bridge, monkeypatch)
+    with capture_logs() as logged:
+        await bridge.start()
+    await asyncio.sleep(0)
+    assert lifecycle.steps == ["listens on localhost 4321 True", "rejects begun", "consumer begun"]
+    assert bridge.addresses == [("127.0.0.1", 4321), ("::1", 4321)]
+    assert [line["url"] for line in logged] == ["ws://127.0.0.1:4321/live", "ws://[::1]:4321/live"]
+    assert b"localhost:4321" in (bridge._pages.asyncapi or b"")
+    await bridge.stop()
+
+
+async def test_address_that_can_not_be_listened_on_is_said_and_nothing_is_consumed(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle = Lifecycle(bridge := build(), monkeypatch)
+    lifecycle.error = OSError(98, "127.0.0.1:3000: Address already in use")
+    with pytest.raises(AddressUnavailable, match=r"can't listen on 127\.0\.0\.1:3000: Address already in use; "):
+        await bridge.start()
+    assert len(lifecycle.steps) == 1
+    assert bridge._working == []
+
+
+@pytest.mark.parametrize("which", ["consumer", "rejects"])
+async def test_refusal_of_either_connection_is_the_failure_of_the_bridge(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    lifecycle = Lifecycle(bridge := build(), monkeypatch)
+    lifecycle.failures[which] = BrokerRefusal("no such virtual host")
+    await bridge.start()
+    with pytest.raises(BrokerRefusal, match="no such virtual host"):
+        await bridge.failure()
+    await bridge.stop()
+
+
+async def test_connection_that_ends_in_order_is_no_failure(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    lifecycle = Lifecycle(bridge := build(), monkeypatch)
+    await bridge.start()
+    for each in lifecycle.held_by.values():
+        each.set()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3600):
+            await bridge.failure()
+    await bridge.stop()
+
+
+# Stop
+
+
+async def test_stop_goes_from_the_broker_to_the_clients_and_leaves_the_rejects_their_connection(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
+    await lifecycle.start()
+    await bridge.stop()
+    assert lifecycle.steps == [
+        "listens no more",
+        "consumer asked to stop",
+        "consumer ended",
+        "rejects asked to stop",
+        "rejects given up",
+        "clients closed",
+        "rejects ended",
+    ]
+    assert lifecycle.drained_s == pytest.approx(8.0)
+    assert bridge.readiness.stopping
+
+
+async def test_broker_that_does_not_let_go_costs_the_clients_no_more_than_its_share(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
+    await lifecycle.start()
+    lifecycle.hung.add("consumer")
+    await bridge.stop()
+    assert lifecycle.steps[1:4] == ["consumer asked to stop", "consumer cancelled", "rejects asked to stop"]
+    assert lifecycle.drained_s == pytest.approx(8.0 * (1 - BROKER_SHARE), abs=0.01)
+
+
+async def test_consumer_may_use_its_share_for_what_is_in_hand(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
+    await lifecycle.start()
+    lifecycle.hung.add("consumer")
+    asyncio.get_running_loop().call_later(3.9, lifecycle.held_by["consumer"].set)
+    await bridge.stop()
+    assert lifecycle.steps[1:4] == ["consumer asked to stop", "consumer ended", "rejects asked to stop"]
+    assert lifecycle.drained_s == pytest.approx(4.1, abs=0.01)
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.LOST, State.REFUSED])
+async def test_connection_that_does_not_work_is_not_waited_for(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, state: State
+) -> None:
+    lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
+    await lifecycle.start()
+    lifecycle.hung |= {"consumer", "rejects"}
+    bridge._consumer.status.enter(state)
+    bridge._rejects.status.enter(state)
+    before_s = clock.now_s
+    await bridge.stop()
+    assert "consumer cancelled" in lifecycle.steps
+    assert "rejects cancelled" in lifecycle.steps
+    assert lifecycle.drained_s == pytest.approx(8.0)
+    assert clock.now_s - before_s < 0.01
+
+
+async def test_rejects_that_do_not_end_are_given_their_share_and_cancelled(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
+    await lifecycle.start()
+    lifecycle.hung.add("rejects")
+    before_s = clock.now_s
+    await bridge.stop()
+    assert lifecycle.steps[-2:] == ["clients closed", "rejects cancelled"]
+    assert clock.now_s - before_s == pytest.approx(8.0 * BROKER_SHARE, abs=0.01)
+
+
+async def test_connection_that_clings_to_its_life_does_not_keep_the_bridge_from_its_end(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
+    await lifecycle.start()
+    lifecycle.hung.add("consumer")
+    lifecycle.clings = True
+    await bridge.stop()
+    assert lifecycle.drained_s == pytest.approx(8.0 * (1 - BROKER_SHARE) - CANCEL_TIMEOUT_S, abs=0.01)
+    lifecycle.held_by["consumer"].set()
+    await asyncio.wait(bridge._working)
+
+
+async def test_bridge_that_was_not_started_stops(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    lifecycle = Lifecycle(bridge := build(), monkeypatch)
+    await bridge.stop()
+    assert lifecycle.steps[0] == "listens no more"
+
+
+# The certificate
+
+
+async def test_certificate_is_read_again_or_stays(build: Callable[..., Bridge]) -> None:
+    class Certificate:
+        error: OSError | None = None
+        read = 0
+
+        def reload(self) -> None:
+            if self.error is not None:
+                raise self.error
+            self.read += 1
+
+    bridge, certificate = build(), Certificate()
+    with capture_logs() as logged:
+        bridge.reload()
+        bridge._tls = cast("Any", certificate)
+        bridge.reload()
+        certificate.error = OSError("no such file")
+        bridge.reload()
+    assert certificate.read == 1
+    assert [(line["log_level"], line["event"].partition(" (")[0]) for line in logged] == [
+        ("info", "there is no certificate to read again"),
+        ("info", "certificate read again"),
+        ("error", "the certificate can't be read; the old one stays"),
+    ]
+
+
+# Signals
+
+
+class Exited(BaseException):
+    """The process has ended."""
+
+
+class Served:
+    """`serve`, with a bridge, a service manager and a process that only write down what happens to them."""
+
+    log: list[str]
+    handlers: dict[int, tuple[Callable[..., object], tuple[object, ...]]]
+    failing: asyncio.Future[None]
+    stopped: asyncio.Event
+    watching: asyncio.Task[None] | None = None
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        served, loop = self, asyncio.get_running_loop()
+        self.log, self.handlers = [], {}
+        self.failing, self.stopped = loop.create_future(), asyncio.Event()
+        self.stopped.set()
+
+        class Recorder:
+            """The bridge, and the manager."""
+
+            def __init__(self, _: object) -> None:
+                pass
+
+            def __getattr__(self, name: str) -> Callable[[], None]:
+                return lambda: served.log.append(name)
+
+            async def start(self) -> None:
+                served.log.append("start")
+
+            async def failure(self) -> None:
+                await served.failing
+
+            async def stop(self) -> None:
+                served.log.append("stop")
+                await served.stopped.wait()
+
+            async def watch(self) -> None:
+                served.watching = asyncio.current_task()
+                await asyncio.Event().wait()
+
+        class Garbage:
+            def __getattr__(self, name: str) -> Callable[..., None]:
+                return lambda *_: None
+
+        def leave(status: int) -> None:
+            raise Exited(status)
+
+        def handle(number: int, callback: Callable[..., object], *arguments: object) -> None:
+            self.handlers[number] = (callback, arguments)
+
+        monkeypatch.setattr(app, "Bridge", Recorder)
+        monkeypatch.setattr(app, "Notifier", Recorder)
+        monkeypatch.setattr(app, "gc", Garbage())
+        monkeypatch.setattr(descriptors, "allow", lambda: None)
+        monkeypatch.setattr(os, "_exit", leave)
+        monkeypatch.setattr(loop, "add_signal_handler", handle)
+
+    def signal(self, number: int) -> None:
+        callback, arguments = self.handlers[number]
+        callback(*arguments)
+
+
+@pytest.fixture
+async def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    return Served(monkeypatch)
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def stop_signal(request: pytest.FixtureRequest) -> Iterator[int]:
+    return request.param  # type: ignore[no-any-return]  # one of the two above
+
+
+async def test_signal_stops_the_bridge_and_the_manager_is_told(
+    served: Served, tmp_path: Path, stop_signal: int
+) -> None:
+    serving = asyncio.create_task(serve(configured(tmp_path)))
+    await eventually("it is ready", lambda: "ready" in served.log)
+    served.signal(stop_signal)
+    await serving
+    assert served.log == ["start", "ready", "stopping", "stop"]
+    assert served.watching is not None
+    await asyncio.wait([served.watching])
+    assert served.watching.cancelled()
+
+
+async def test_second_signal_ends_the_process_at_once(served: Served, tmp_path: Path, stop_signal: int) -> None:
+    served.stopped.clear()
+    serving = asyncio.create_task(serve(configured(tmp_path)))
+    await eventually("it is ready", lambda: "ready" in served.log)
+    served.signal(stop_signal)
+    await eventually("it stops", lambda: "stop" in served.log)
+    with pytest.raises(Exited) as exited:
+        served.signal(stop_signal)
+    assert exited.value.args == (128 + stop_signal,)
+    served.stopped.set()
+    await serving
+
+
+async def test_refusal_stops_the_bridge_in_order_and_is_raised(served: Served, tmp_path: Path) -> None:
+    serving = asyncio.create_task(serve(configured(tmp_path)))
+    await eventually("it is ready", lambda: "ready" in served.log)
+    served.failing.set_exception(BrokerRefusal("no such virtual host"))
+    with pytest.raises(BrokerRefusal, match="no such virtual host"):
+        await serving
+    assert served.log == ["start", "ready", "stopping", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "terminal", "stops"),
+    [(False, False, False), (False, True, True), (True, False, False), (True, True, False)],
+)
+async def test_hangup_reads_the_certificate_again_or_is_the_end_of_a_bridge_whose_terminal_is_gone(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, encrypted: bool, terminal: bool, stops: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    (tmp_path / "a.pem").write_text("looked at by nobody")
+    flags = {"tls_certificate": tmp_path / "a.pem", "tls_key": tmp_path / "a.pem"} if encrypted else {}
+    serving = asyncio.create_task(serve(configured(tmp_path, **flags)))
+    await eventually("it is ready", lambda: "ready" in served.log)
+    served.signal(signal.SIGHUP)
+    if stops:
+        await serving
+        assert served.log == ["start", "ready", "stopping", "stop"]
+        return
+    assert served.log == ["start", "ready", "reloading", "reload", "ready"]
+    served.signal(signal.SIGTERM)
+    await serving
