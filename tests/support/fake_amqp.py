@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import aiormq
 from pamqp import commands
 
+from tests.support.frames import OWN
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -143,6 +145,7 @@ class FakeAmqp:
         self.requests: list[str] = []
         """The text of each request, in order."""
         self.channels: list[FakeChannel] = []
+        """In the order in which they were opened; the first one has the number OWN."""
         self.closing: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.script: dict[str, deque[object]] = {name: deque(answers) for name, answers in script.items()}
 
@@ -153,7 +156,7 @@ class FakeAmqp:
 
     async def channel(self, *, publisher_confirms: bool) -> FakeChannel:
         await self.ask(f"channel{' with confirms' * publisher_confirms}", None)
-        channel = FakeChannel(self, len(self.channels) + 1)
+        channel = FakeChannel(self, OWN + len(self.channels))
         self.channels.append(channel)
         return channel
 

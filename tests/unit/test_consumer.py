@@ -1,0 +1,573 @@
+"""One life of a consumer after another: what it says and counts, what it takes for a refusal, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import aiormq
+import pytest
+from pamqp import commands
+from structlog.testing import capture_logs
+
+from bridge.broker import consumer as module
+from bridge.broker import gaps, life, status
+from bridge.broker.consumer import CHECK_INTERVAL_S, CHECK_TIMEOUT_S, SETTLE_TIMEOUT_S, Consumer, Source
+from bridge.broker.link import SETUP_TIMEOUT_S, Node
+from bridge.broker.status import State
+from bridge.broker.stream import Stream
+from bridge.broker.topology import UNPROVEN
+from bridge.errors import BrokerRefusal
+from bridge.metrics import Metrics
+from tests.support.fake_amqp import HANGS, NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker
+from tests.support.frames import delivery
+from tests.support.recipient import Recorder
+from tests.support.virtual_time import VirtualTime
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from structlog.typing import EventDict
+
+NODES = (Node("amqp://localhost/"),)
+LOOK = "queue kept passive"
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch, module, life, status, gaps)
+
+
+class Scene:
+    """A consumer, and the broker of its lives."""
+
+    def __init__(self, broker: FakeBroker, queue: str | None = "kept", *, wait: bool = False) -> None:
+        self.broker = broker
+        self.recorder = Recorder()
+        self.metrics = Metrics()
+        source = Source(NODES, ("killmails",), queue, 20, "a bridge")
+        self.consumer = Consumer(source, self.recorder, self.metrics, wait)
+        self.states: list[State] = []
+        self.running: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        self.running = asyncio.create_task(self.consumer.run())
+
+    async def works(self) -> None:
+        await eventually("it consumes", lambda: self.consumer.status.state is State.WORKING)
+
+    async def is_lost(self) -> None:
+        await eventually("it has lost its broker", lambda: self.consumer.status.state is State.LOST, limit_s=60)
+
+    async def stop(self) -> None:
+        self.consumer.stop()
+        assert self.running is not None
+        await self.running
+
+    def count(self, name: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name)
+
+    def come(self, *tags: int) -> None:
+        """Deliveries come on the consumer's channel."""
+        lane = self.broker.lane
+        assert lane is not None
+        assert lane.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
+
+
+@pytest.fixture
+def broker(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
+    broker = FakeBroker()
+    monkeypatch.setattr(module, "connected", broker.connected)
+    return broker
+
+
+@pytest.fixture
+async def scene(broker: FakeBroker) -> AsyncIterator[Scene]:
+    """A consumer of a named queue."""
+    scene = Scene(broker)
+    yield scene
+    await end(scene)
+
+
+@pytest.fixture
+async def exclusive(broker: FakeBroker) -> AsyncIterator[Scene]:
+    """A consumer of a queue of its own."""
+    scene = Scene(broker, None)
+    yield scene
+    await end(scene)
+
+
+async def end(scene: Scene) -> None:
+    if scene.running is not None:
+        scene.running.cancel()
+        await asyncio.wait([scene.running])
+
+
+def events(logged: list[EventDict]) -> list[tuple[str, str]]:
+    return [(line["log_level"], line["event"]) for line in logged]
+
+
+# Set up
+
+
+async def test_life_sets_everything_up_before_it_consumes(scene: Scene) -> None:
+    scene.broker.lives.append(amqp := FakeAmqp())
+    with capture_logs() as logged:
+        scene.begin()
+        await scene.works()
+    assert (scene.broker.nodes, scene.broker.name) == (NODES, "a bridge")
+    assert [request for request in amqp.requests if not request.startswith(("channel", "close"))] == [
+        "exchange killmails passive",
+        "exchange killmails fanout durable",
+        "queue kept passive",
+        "bind kept to killmails #",
+        "qos 20",
+        "consume kept",
+    ]
+    assert events(logged) == [("info", "consuming")]
+    assert scene.count("bridge_consuming") == 1
+    assert scene.count("bridge_broker_connection_attempts_total") == 1
+    assert scene.consumer.status.unreached == 0
+    assert scene.consumer.at_end
+
+
+async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: Scene) -> None:
+    exclusive.broker.lives.append(amqp := FakeAmqp())
+    exclusive.begin()
+    await exclusive.works()
+    assert "queue (unnamed) exclusive" in amqp.requests
+    assert "consume amq.gen-1" in amqp.requests
+    assert amqp.channels[0].arguments[-1] is None
+
+
+async def test_deliveries_are_of_the_channel_that_consumes_and_come_before_its_consent(scene: Scene) -> None:
+    scene.broker.lives.append(FakeAmqp().on("consume kept", lambda: scene.come(1)))
+    scene.begin()
+    await scene.works()
+    scene.come(2)
+    assert scene.recorder.bodies == [b"body", b"body"]
+
+
+async def test_newest_connection_comes_first_whatever_the_clock_does(scene: Scene, clock: VirtualTime) -> None:
+    """The broker may still believe in the old connection: it must not get every other event."""
+    lives = [FakeAmqp() for _ in range(3)]
+    scene.broker.lives += lives
+    scene.begin()
+    await scene.works()
+    for life_ in lives[:2]:
+        clock.time_ns = lambda: 1_000_000  # type: ignore[method-assign]  # the machine's clock was set back
+        life_.lose()
+        await scene.is_lost()
+        await scene.works()
+    arguments: list[Any] = [each.channels[0].arguments[-1] for each in lives]
+    first, second, third = (each["x-priority"] for each in arguments)
+    assert first > 1_000_000
+    assert (second, third) == (first + 1, first + 2)
+
+
+async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(scene: Scene, clock: VirtualTime) -> None:
+    scene.broker.lives.append(FakeAmqp().on("qos 20", HANGS))
+    before_s = clock.now_s
+    scene.begin()
+    await scene.is_lost()
+    assert scene.consumer.status.error == f"the broker does not answer within {SETUP_TIMEOUT_S:g} s"
+    assert clock.now_s - before_s == pytest.approx(SETUP_TIMEOUT_S, abs=0.1)
+    assert scene.broker.closed == 1
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (REFUSED, "the user of BRIDGE_AMQP_URL lacks a permission: ACCESS_REFUSED - access refused"),
+        (
+            aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - invalid arg 'x-priority' for queue"),
+            "the queue 'kept' is a stream, .* set BRIDGE_HISTORY=stream and BRIDGE_HISTORY_STREAM=kept instead of",
+        ),
+    ],
+    ids=["permission", "stream"],
+)
+async def test_refusal_to_consume_ends_the_bridge(scene: Scene, error: Exception, words: str) -> None:
+    scene.broker.lives.append(FakeAmqp().on("consume kept", error))
+    with pytest.raises(BrokerRefusal, match=words):
+        await scene.consumer.run()
+    assert scene.broker.attempts == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        aiormq.exceptions.ChannelAccessRefused("ACCESS_REFUSED - queue 'kept' in vhost '/' in exclusive use"),
+        aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - something else"),
+    ],
+    ids=["exclusive use", "another argument"],
+)
+async def test_what_passes_is_no_refusal_and_tried_again(scene: Scene, error: Exception) -> None:
+    scene.broker.lives += [FakeAmqp().on("consume kept", error), FakeAmqp()]
+    scene.begin()
+    await scene.works()
+    assert scene.broker.attempts == 2
+    assert scene.consumer.status.error == str(error.args[-1])
+
+
+async def test_refusal_is_waited_out_where_that_is_asked_for_and_said_once(broker: FakeBroker) -> None:
+    broker.lives += [FakeAmqp().on("consume kept", REFUSED) for _ in range(3)]
+    broker.lives.append(FakeAmqp())
+    scene = Scene(broker, wait=True)
+    with capture_logs() as logged:
+        scene.begin()
+        await scene.works()
+    assert events(logged) == [("warning", "broker refuses; trying again"), ("info", "consuming")]
+    assert scene.count("bridge_broker_losses_total") == 0
+    await end(scene)
+
+
+# Losses
+
+
+async def test_broker_that_is_away_is_said_once_and_counted_as_attempts(scene: Scene) -> None:
+    scene.broker.lives += [*[ConnectionError("connection refused")] * 3, FakeAmqp()]
+    with capture_logs() as logged:
+        scene.begin()
+        await scene.works()
+    assert events(logged) == [("warning", "broker not available; trying again"), ("info", "consuming")]
+    assert logged[0]["error"] == "connection refused"
+    assert logged[1]["attempts"] == 4
+    assert scene.count("bridge_broker_connection_attempts_total") == 4
+    assert scene.count("bridge_broker_losses_total") == 0
+
+
+async def test_attempts_that_reach_no_node_are_known(scene: Scene) -> None:
+    scene.broker.lives += [ConnectionError("refused"), ConnectionError("refused")]
+    scene.begin()
+    await eventually("it tries once more", lambda: scene.broker.attempts == 3)
+    assert scene.consumer.status.unreached == 3
+
+
+async def test_broker_that_is_reached_and_does_not_work_is_no_attempt_that_reaches_none(scene: Scene) -> None:
+    scene.broker.lives += [FakeAmqp().on("qos 20", ConnectionError("gone"))] * 2
+    scene.begin()
+    await eventually("it tries once more", lambda: scene.broker.attempts == 3)
+    assert scene.consumer.status.unreached == 1
+
+
+async def test_loss_and_recovery_are_said_as_a_pair_and_the_loss_is_counted(scene: Scene) -> None:
+    """A named queue that was there all the time has kept everything."""
+    first = FakeAmqp()
+    scene.broker.lives += [first, ConnectionError("refused"), FakeAmqp()]
+    scene.begin()
+    await scene.works()
+    with capture_logs() as logged:
+        first.lose()
+        await scene.is_lost()
+        assert scene.count("bridge_consuming") == 0
+        assert not scene.consumer.at_end
+        await scene.works()
+    assert events(logged) == [("warning", "broker lost"), ("info", "broker recovered")]
+    assert logged[0]["error"] == "CONNECTION_FORCED - shutdown"
+    assert (logged[1]["gap_possible"], logged[1]["attempts"]) == (False, 2)
+    assert logged[1]["after_s"] > 0
+    assert scene.count("bridge_broker_losses_total") == 1
+    assert scene.recorder.gaps == []
+
+
+async def test_queue_that_had_to_be_made_again_is_a_gap_since_the_last_answer(
+    exclusive: Scene, clock: VirtualTime
+) -> None:
+    first = FakeAmqp()
+    exclusive.broker.lives += [first, FakeAmqp()]
+    exclusive.begin()
+    await exclusive.works()
+    assert exclusive.recorder.gaps == [], "before the first life, nobody has missed anything"
+    heard_s = clock.time()
+    await asyncio.sleep(1.0)
+    with capture_logs() as logged:
+        first.lose()
+        await exclusive.is_lost()
+        await exclusive.works()
+    [gap] = exclusive.recorder.gaps
+    assert gap.reason == "CONNECTION_FORCED - shutdown"
+    assert gap.since_s == pytest.approx(heard_s, abs=0.1)
+    assert gap.until_s == pytest.approx(clock.time(), abs=0.1)
+    assert logged[-1]["gap_possible"] is True
+    assert exclusive.consumer.gaps.last == gap
+    assert exclusive.count("bridge_gaps_total") == 1
+
+
+async def test_gap_is_told_before_the_first_delivery_behind_it(exclusive: Scene) -> None:
+    first = FakeAmqp()
+    exclusive.broker.lives += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.come(1))]
+    exclusive.begin()
+    await exclusive.works()
+    first.lose()
+    await eventually("there is a delivery", lambda: exclusive.recorder.bodies)
+    [gap, came] = exclusive.recorder.log
+    assert gap == exclusive.consumer.gaps.last
+    assert came != gap
+
+
+async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_next_life(scene: Scene) -> None:
+    """What was published before it was made is in no queue of the bridge's, whichever attempt made it."""
+    first = FakeAmqp()
+    failing = FakeAmqp().on(LOOK, ConnectionError("gone again"))
+    failing.on("exchange killmails passive", NO_EXCHANGE)
+    third = FakeAmqp()
+    scene.broker.lives += [first, failing, third]
+    scene.begin()
+    await scene.works()
+    first.lose()
+    await scene.is_lost()
+    await scene.works()
+    assert [gap.reason for gap in scene.recorder.gaps] == ["gone again"]
+    third.lose()
+    scene.broker.lives.append(FakeAmqp())
+    await scene.is_lost()
+    await scene.works()
+    assert len(scene.recorder.gaps) == 1, "it was told"
+
+
+async def test_exchange_that_vanishes_is_made_again_as_it_was(scene: Scene) -> None:
+    mismatch = aiormq.exceptions.ChannelPreconditionFailed(
+        "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'killmails' in vhost '/': received 'fanout' but "
+        "current is 'topic'"
+    )
+    first = FakeAmqp().on("exchange killmails fanout durable", mismatch)
+    second = FakeAmqp().on("exchange killmails passive", NO_EXCHANGE)
+    scene.broker.lives += [first, second]
+    scene.begin()
+    await scene.works()
+    first.lose()
+    await scene.is_lost()
+    await scene.works()
+    declared = [request for request in second.requests if request.startswith("exchange killmails")]
+    assert declared[:2] == ["exchange killmails passive", "exchange killmails topic durable"]
+
+
+@pytest.mark.parametrize("which", ["connection", "channel", "consumer"])
+async def test_whatever_ends_ends_the_life_with_its_reason(scene: Scene, which: str) -> None:
+    first = FakeAmqp()
+    scene.broker.lives += [first, FakeAmqp()]
+    over: list[bool] = []
+    scene.consumer.on_epoch_over = lambda: over.append(scene.recorder.deliveries[0].current)
+    scene.recorder.holds = True
+    scene.begin()
+    await scene.works()
+    scene.come(1)
+    channel = first.channels[0]
+    if which == "connection":
+        first.lose(aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"))
+    elif which == "channel":
+        channel.closing.set_exception(aiormq.exceptions.ChannelClosed(406, "PRECONDITION_FAILED - delivery timed out"))
+    else:
+        [cancelled] = channel.on_consumer_cancel_callbacks
+        cancelled(object())
+    await scene.is_lost()
+    words = {"connection": "CONNECTION_FORCED", "channel": "delivery timed out", "consumer": "its queue is gone"}
+    assert words[which] in str(scene.consumer.status.error)
+    assert over == [False], "what is held is the broker's again when that is told"
+    await scene.works()
+
+
+# The topology, looked at again and again
+
+
+async def test_look_at_the_topology_is_a_sign_of_life(scene: Scene, clock: VirtualTime) -> None:
+    scene.broker.lives.append(amqp := FakeAmqp())
+    scene.begin()
+    await scene.works()
+    amqp.requests.clear()
+    before_s = clock.now_s
+    await asyncio.sleep(CHECK_INTERVAL_S + 0.1)
+    proven_s = scene.consumer.status.proven_s
+    assert proven_s is not None
+    assert proven_s == pytest.approx(before_s + CHECK_INTERVAL_S, abs=0.1)
+    assert amqp.requests == [
+        "exchange killmails passive",
+        "exchange killmails fanout durable",
+        LOOK,
+        "bind kept to killmails #",
+    ]
+    assert amqp.channels[0].published == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (NO_QUEUE, "NOT_FOUND - no queue 'kept' in vhost '/'"),
+        (HANGS, f"the broker does not answer within {CHECK_TIMEOUT_S:g} s"),
+        (asyncio.CancelledError(), "the channel was closed"),
+    ],
+    ids=["gone", "silent", "cancelled"],
+)
+async def test_topology_that_has_changed_ends_the_life(scene: Scene, answer: object, reason: str) -> None:
+    scene.broker.lives += [FakeAmqp().on(LOOK, None, None, answer), FakeAmqp()]
+    scene.begin()
+    await scene.works()
+    await scene.is_lost()
+    assert scene.consumer.status.error == reason
+    await scene.works()
+
+
+def consumers(count: int) -> commands.Queue.DeclareOk:
+    return commands.Queue.DeclareOk("kept", 0, count)
+
+
+async def test_others_that_consume_the_queue_are_said_once_and_so_is_their_end(scene: Scene) -> None:
+    scene.broker.lives.append(FakeAmqp().on(LOOK, None, *map(consumers, (1, 3, 2, 1, 1, 2))))
+    scene.begin()
+    await scene.works()
+    seen = []
+    with capture_logs() as logged:
+        for _ in range(6):
+            await asyncio.sleep(CHECK_INTERVAL_S + 0.01)
+            seen.append((scene.consumer.sharing, len(logged)))
+    assert seen == [(0, 0), (2, 1), (1, 1), (0, 2), (0, 2), (1, 3)]
+    assert [line["log_level"] for line in logged] == ["error", "info", "error"]
+    assert (logged[0]["queue"], logged[0]["others"]) == ("kept", 2)
+    assert scene.count("bridge_queue_others") == 1
+
+
+async def test_queue_of_ones_own_has_no_others(exclusive: Scene) -> None:
+    exclusive.broker.lives.append(FakeAmqp().on("queue amq.gen-1 passive", consumers(5)))
+    exclusive.begin()
+    await exclusive.works()
+    with capture_logs() as logged:
+        await asyncio.sleep(3 * CHECK_INTERVAL_S)
+    assert (logged, exclusive.consumer.sharing) == ([], 0)
+
+
+async def test_others_are_forgotten_with_the_connection(scene: Scene) -> None:
+    first = FakeAmqp().on(LOOK, None, consumers(2))
+    scene.broker.lives += [first, ConnectionError("refused")]
+    scene.begin()
+    await scene.works()
+    await eventually("others are seen", lambda: scene.consumer.sharing)
+    first.lose()
+    await scene.is_lost()
+    assert scene.consumer.sharing == 0
+
+
+async def test_binding_that_nobody_can_see_is_said_for_each_connection_and_not_tried_again(scene: Scene) -> None:
+    def guarded() -> FakeAmqp:
+        return FakeAmqp().on("bind kept to killmails #", REFUSED).on("queue kept declare durable", REFUSED)
+
+    first = guarded()
+    scene.broker.lives += [first, guarded(), FakeAmqp()]
+    with capture_logs() as logged:
+        scene.begin()
+        await scene.works()
+        assert scene.consumer.unproven == ("killmails",)
+        await asyncio.sleep(3 * CHECK_INTERVAL_S)
+        first.lose()
+        await scene.is_lost()
+        await scene.works()
+    said = [line for line in logged if line["event"] == UNPROVEN]
+    assert [(line["queue"], line["exchanges"]) for line in said] == [("kept", ("killmails",))] * 2
+    assert first.requests.count("bind kept to killmails #") == 1
+
+
+# Stop
+
+
+async def test_stop_cancels_settles_what_is_in_hand_and_closes(scene: Scene) -> None:
+    scene.broker.lives.append(amqp := FakeAmqp())
+    scene.recorder.holds = True
+    scene.begin()
+    await scene.works()
+    written: list[bytes] = []
+    lane = scene.broker.lane
+    assert lane is not None
+    lane.write = written.append
+    scene.come(1, 2)
+    with capture_logs() as logged:
+        scene.consumer.stop()
+        await eventually("it is cancelled", lambda: amqp.requests[-1] == "cancel tag-1")
+        assert scene.broker.closed == 0
+        for each in scene.recorder.deliveries:
+            each.settle()
+        assert scene.running is not None
+        await scene.running
+    assert len(written) == 1
+    assert scene.broker.closed == 1
+    assert scene.consumer.status.state is State.STOPPED
+    assert (logged, scene.count("bridge_broker_losses_total")) == ([], 0)
+
+
+@pytest.mark.parametrize(("queue", "kept"), [("kept", True), (None, False)])
+async def test_what_is_not_settled_in_time_is_said_with_what_becomes_of_it(
+    broker: FakeBroker, clock: VirtualTime, queue: str | None, *, kept: bool
+) -> None:
+    broker.lives.append(FakeAmqp())
+    scene = Scene(broker, queue)
+    scene.recorder.holds = True
+    scene.begin()
+    await scene.works()
+    scene.come(1, 2)
+    before_s = clock.now_s
+    with capture_logs() as logged:
+        await scene.stop()
+    assert clock.now_s - before_s == pytest.approx(SETTLE_TIMEOUT_S, abs=0.01)
+    [line] = logged
+    assert (line["event"], line["log_level"]) == ("stopped with unsettled deliveries", "warning")
+    assert (line["deliveries"], line["kept_by_the_broker"]) == (2, kept)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [HANGS, aiormq.exceptions.ConnectionClosed(320, "gone"), OSError("reset"), RuntimeError("closed")],
+    ids=["silent", "lost", "reset", "closed"],
+)
+async def test_stop_that_the_broker_does_not_confirm_is_said_and_waits_for_nothing(
+    scene: Scene, clock: VirtualTime, answer: object
+) -> None:
+    scene.broker.lives.append(FakeAmqp().on("cancel tag-1", answer))
+    scene.recorder.holds = True
+    scene.begin()
+    await scene.works()
+    scene.come(1)
+    before_s = clock.now_s
+    with capture_logs() as logged:
+        await scene.stop()
+    assert events(logged) == [("warning", "the broker did not confirm the end of consuming")]
+    assert clock.now_s - before_s <= module.CANCEL_TIMEOUT_S + 0.01
+
+
+async def test_delivery_past_the_lane_is_a_fault_of_ours(scene: Scene) -> None:
+    scene.broker.lives.append(amqp := FakeAmqp())
+    scene.begin()
+    await scene.works()
+    callback: Any = amqp.channels[0].consumer
+    with pytest.raises(AssertionError, match="past its lane"):
+        await callback(object())
+
+
+# A stream
+
+
+async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.lives.append(amqp := FakeAmqp())
+    source = Source(NODES, ("killmails",), None, 20, "a bridge", Stream("past", 3600.0, 2**20, window=100))
+    consumer = Consumer(source, Recorder(), Metrics(), wait=False)
+    history = consumer.history
+    assert history is not None
+    begun: list[bool] = []
+
+    async def begin(made: bool) -> None:
+        begun.append(made)
+        history.start = 4711
+
+    monkeypatch.setattr(history, "begin", begin)
+    with capture_logs() as logged:
+        running = asyncio.create_task(consumer.run())
+        await eventually("it consumes", lambda: consumer.status.state is State.WORKING)
+    assert begun == [False]
+    assert {"x-stream-offset": 4711} in amqp.channels[0].arguments
+    assert [line["event"] for line in logged] == ["consuming", "reading the history"]
+    assert (logged[-1]["stream"], logged[-1]["first"]) == ("past", 4711)
+    running.cancel()
+    await asyncio.wait([running])
