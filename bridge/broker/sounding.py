@@ -80,7 +80,7 @@ class Sounding:
                 )
             # A channel on which nothing may be published is closed for it, and who publishes knows best why.
             await asyncio.wait([publishing], timeout=self._retry_s)
-            if publishing.done():
+            if publishing.done() and not (self._ended.done() and _is_lost(publishing)):
                 publishing.result()
             raise ConnectionError(f"the end of the stream {self._stream!r} was not found: {self._ended.result()}")
         finally:
@@ -117,6 +117,11 @@ class Sounding:
     def _tell(self, reason: str | None) -> None:
         if reason is not None and not self._blocked.done():
             self._blocked.set_result(reason)
+
+
+def _is_lost(publishing: asyncio.Task[None]) -> bool:
+    """True where it failed only because the channel is gone: why that is, aiormq does not tell who publishes."""
+    return publishing.cancelled() or not isinstance(publishing.exception(), BrokerRefusal)
 
 
 def lacking(permission: str, error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
