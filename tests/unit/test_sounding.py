@@ -1,0 +1,192 @@
+"""Where a stream ends, as a broker says it, does not say it, or can't."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import aiormq
+import pytest
+from pamqp import commands
+
+from bridge.broker import marks
+from bridge.broker.marks import MARK, Mark
+from bridge.broker.sounding import AGAIN_S, PREFETCH, Sounding
+from bridge.broker.status import Gap
+from bridge.errors import BrokerRefusal
+from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeChannel, returned
+from tests.support.virtual_time import VirtualTime
+
+PUBLISH = "publish to (default)"
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch)
+
+
+def comes(channel: FakeChannel, body: bytes, offset: int = 41) -> asyncio.Task[None]:
+    """A message of the stream is delivered."""
+    properties = commands.Basic.Properties(headers={"x-stream-offset": offset})
+    message = SimpleNamespace(body=body, header=SimpleNamespace(properties=properties), delivery_tag=7)
+    assert channel.consumer is not None
+    return asyncio.create_task(channel.consumer(message))
+
+
+class Delivers:
+    """The answer of a broker that delivers the mark that was published."""
+
+    def __init__(self, amqp: FakeAmqp) -> None:
+        self._amqp = amqp
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def __call__(self) -> None:
+        [channel] = self._amqp.channels
+        self.tasks.append(comes(channel, channel.published[-1][0]))
+
+
+async def test_end_is_the_offset_of_the_own_mark(clock: VirtualTime) -> None:
+    amqp = FakeAmqp()
+    amqp.on(PUBLISH, delivers := Delivers(amqp))
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    assert amqp.requests == ["channel with confirms", f"qos {PREFETCH}", "consume past"]
+    [channel] = amqp.channels
+    assert channel.arguments == [{"x-stream-offset": "next"}]
+    gap = Gap(1.0, 2.0, "away")
+    assert await sounding.end("mine", lambda: gap) == 41
+    [(body, properties)] = channel.published
+    assert marks.read(body) == Mark("mine", gap)
+    assert (properties.message_type, properties.delivery_mode) == (MARK, 2)
+    await asyncio.gather(*delivers.tasks)
+    assert "ack 7" in amqp.requests
+    assert channel.is_closed
+
+
+async def test_mark_of_another_bridge_is_not_the_end(clock: VirtualTime) -> None:
+    amqp = FakeAmqp()
+    amqp.on(PUBLISH, HANGS)
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    [channel] = amqp.channels
+    finding = asyncio.create_task(sounding.end("mine", lambda: None))
+    await comes(channel, marks.write(Mark("theirs", None)), 40)
+    await asyncio.sleep(0.1)
+    assert not finding.done()
+    await comes(channel, marks.write(Mark("mine", None)), 42)
+    await comes(channel, marks.write(Mark("mine", None)), 43)
+    assert await finding == 42, "the first one, where it was published twice"
+
+
+async def test_what_comes_before_the_mark_is_asked_for_is_no_end(clock: VirtualTime) -> None:
+    amqp = FakeAmqp()
+    await Sounding.listen(amqp.amqp, "past")
+    await comes(amqp.channels[0], b"anything")
+    assert amqp.requests[-1] == "ack 7"
+
+
+@pytest.mark.parametrize("answer", [NACK, HANGS, None], ids=["nack", "silence", "confirmed and dropped"])
+async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTime, answer: object) -> None:
+    """A broker that has just started confirms messages, and drops them, until the stream has a leader."""
+    amqp = FakeAmqp()
+    amqp.on(PUBLISH, answer, answer, Delivers(amqp))
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    asked: list[float] = []
+
+    def gap() -> Gap:
+        asked.append(clock.now_s)
+        return Gap(0.0, float(len(asked)), "away")
+
+    before_s = clock.now_s
+    assert await sounding.end("mine", gap) == 41
+    assert clock.now_s - before_s == pytest.approx(2 * AGAIN_S, abs=0.01)
+    last = marks.read(amqp.channels[0].published[-1][0])
+    assert last is not None
+    assert last.gap == Gap(0.0, 3.0, "away"), "a gap that goes on is longer each time"
+
+
+async def test_mark_that_no_queue_gets_is_published_again(clock: VirtualTime) -> None:
+    amqp = FakeAmqp()
+    amqp.on(PUBLISH, returned(), Delivers(amqp))
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    assert await sounding.end("mine", lambda: None) == 41
+
+
+async def test_missing_permission_to_publish_is_a_refusal(clock: VirtualTime) -> None:
+    amqp = FakeAmqp().on(PUBLISH, REFUSED)
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    with pytest.raises(BrokerRefusal, match=r"it needs write on amq\.default, .* \(or set BRIDGE_HISTORY=memory\)"):
+        await sounding.end("mine", lambda: None)
+
+
+async def test_refusal_to_publish_is_found_also_where_the_end_of_the_channel_comes_first(clock: VirtualTime) -> None:
+    """The broker closes the channel for it, and whoever publishes learns of that a moment later."""
+    amqp = FakeAmqp()
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    [channel] = amqp.channels
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        channel.closing.set_exception(REFUSED)
+        await asyncio.sleep(AGAIN_S / 2)
+        raise REFUSED
+
+    channel.basic_publish = refuse  # type: ignore[method-assign]  # a broker that is quick
+    with pytest.raises(BrokerRefusal, match=r"write on amq\.default"):
+        await sounding.end("mine", lambda: None)
+
+
+@pytest.mark.parametrize("answer", [HANGS, None, NACK], ids=["silence", "confirmed and dropped", "nack"])
+async def test_connection_that_is_lost_meanwhile_is_said_in_the_brokers_words(
+    clock: VirtualTime, answer: object
+) -> None:
+    amqp = FakeAmqp().on(PUBLISH, answer)
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    asyncio.get_running_loop().call_later(0.1, amqp.lose)
+    with pytest.raises(ConnectionError, match="the end of the stream 'past' was not found: CONNECTION_FORCED"):
+        await sounding.end("mine", lambda: None)
+
+
+async def test_mark_that_can_not_be_published_for_another_reason_is_said(clock: VirtualTime) -> None:
+    amqp = FakeAmqp().on(PUBLISH, RuntimeError("the writer is closed"))
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    with pytest.raises(RuntimeError, match="the writer is closed"):
+        await sounding.end("mine", lambda: None)
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_broker_that_takes_nothing_to_publish_is_not_waited_for(clock: VirtualTime, *, before: bool) -> None:
+    amqp = FakeAmqp().on(PUBLISH, HANGS)
+    sounding = await Sounding.listen(amqp.amqp, "past")
+    if before:
+        await amqp.block("low on disk")
+        await amqp.block("low on memory")
+        await amqp.unblock()
+    finding = asyncio.create_task(sounding.end("mine", lambda: None))
+    await asyncio.sleep(0.1)
+    if not before:
+        await amqp.block("low on disk")
+    with pytest.raises(ConnectionError, match=r"takes nothing to publish \(low on disk\), and so the end .* 'past'"):
+        await finding
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            aiormq.exceptions.ChannelPreconditionFailed(
+                "PRECONDITION_FAILED - invalid arg 'x-stream-offset' for queue"
+            ),
+            "the queue 'past' exists and is no stream: .* name another one in BRIDGE_HISTORY_STREAM",
+        ),
+        (REFUSED, r"lacks a permission: .*; it needs read on the queue 'past' \(or set BRIDGE_HISTORY=memory\)"),
+    ],
+    ids=["no stream", "permission"],
+)
+async def test_queue_that_can_not_be_listened_to_is_a_refusal(error: Exception, words: str) -> None:
+    with pytest.raises(BrokerRefusal, match=words):
+        await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past")
+
+
+async def test_other_error_of_listening_is_no_refusal() -> None:
+    error = aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - no leader yet")
+    with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed):
+        await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past")

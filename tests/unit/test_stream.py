@@ -1,0 +1,377 @@
+"""Why a bridge thinks that events were lost on their way into the stream, and whose gap a mark tells of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import aiormq
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.broker import gaps, marks, status
+from bridge.broker import stream as module
+from bridge.broker.gaps import Gaps
+from bridge.broker.marks import Mark
+from bridge.broker.status import Gap, State, Status
+from bridge.broker.stream import AWAY, RESTART_S, SEGMENTS, TOKENS, Stream, StreamReader
+from bridge.contract.ids import Id
+from bridge.errors import BrokerRefusal
+from bridge.metrics import Metrics
+from tests.support.fake_amqp import REFUSED, FakeAmqp
+from tests.support.recipient import Recorder
+from tests.support.virtual_time import VirtualTime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STREAM = Stream("kept", 3600.5, 64 * 2**20, window=100)
+DECLARE = "queue kept declare durable"
+LOOK = "queue kept passive"
+ABSENT = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'kept' in vhost '/'")
+
+
+class FakeSounding:
+    """Finds the end at once; keeps what the mark says."""
+
+    end_at = 10
+    instances: list[FakeSounding]
+
+    def __init__(self) -> None:
+        self.token = ""
+        self.gap: Gap | None = None
+
+    @classmethod
+    async def listen(cls, _amqp: object, _stream: str) -> FakeSounding:
+        cls.instances.append(cls())
+        return cls.instances[-1]
+
+    async def end(self, token: str, gap: Callable[[], Gap | None]) -> int:
+        self.token, self.gap = token, gap()
+        return self.end_at
+
+
+class Scene:
+    """A reader of a stream."""
+
+    def __init__(self, *, several_nodes: bool = False) -> None:
+        self.recorder = Recorder()
+        self.metrics = Metrics()
+        self.gaps = Gaps(self.recorder, self.metrics)
+        self.status = Status()
+        self.reader = StreamReader(STREAM, self.gaps, self.status, several_nodes)
+
+    async def begin(self, amqp: FakeAmqp | None = None, *, made: bool = False) -> Gap | None:
+        """A life begins; returns the gap that its mark bears."""
+        await self.reader.prepare((amqp or FakeAmqp()).amqp)
+        await self.reader.begin(made)
+        return FakeSounding.instances[-1].gap
+
+    @property
+    def counted(self) -> float | None:
+        return self.metrics.registry.get_sample_value("bridge_gaps_total")
+
+
+@pytest.fixture(autouse=True)
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    FakeSounding.instances = []
+    monkeypatch.setattr(module, "Sounding", FakeSounding)
+    return VirtualTime(monkeypatch, module, status, gaps)
+
+
+@pytest.fixture
+async def scene(clock: VirtualTime) -> Scene:
+    return Scene()
+
+
+def assert_gap(gap: Gap | None, since_s: float, until_s: float, reason: str) -> None:
+    """It is that gap, but for what is rounded."""
+    assert gap is not None
+    assert gap.since_s == pytest.approx(since_s)
+    assert gap.until_s == pytest.approx(until_s)
+    assert gap.reason == reason
+
+
+# What is declared
+
+
+def test_stream_is_declared_with_bounds_and_small_segments() -> None:
+    assert STREAM.arguments == {
+        "x-queue-type": "stream",
+        "x-max-age": "3601s",
+        "x-max-length-bytes": 64 * 2**20,
+        "x-stream-max-segment-size-bytes": 64 * 2**20 // SEGMENTS,
+    }
+
+
+async def test_stream_that_does_not_exist_is_made_with_its_bounds(scene: Scene) -> None:
+    amqp = FakeAmqp().on(LOOK, ABSENT)
+    queue = await scene.reader.prepare(amqp.amqp)
+    assert (queue.name, queue.made) == ("kept", True)
+    assert STREAM.arguments in [argument for channel in amqp.channels for argument in channel.arguments]
+
+
+async def test_stream_that_exists_is_used_as_it_is(scene: Scene) -> None:
+    amqp = FakeAmqp()
+    with capture_logs() as logged:
+        queue = await scene.reader.prepare(amqp.amqp)
+    assert (queue.made, logged) == (False, [])
+    assert amqp.channels[-1].is_closed
+
+
+async def test_other_limits_of_a_stream_that_exists_are_said_once(scene: Scene) -> None:
+    words = "PRECONDITION_FAILED - inequivalent arg 'x-max-age' for queue 'kept' in vhost '/': received '1h'"
+    amqp = FakeAmqp().on(DECLARE, aiormq.exceptions.ChannelPreconditionFailed(words))
+    with capture_logs() as logged:
+        for _ in range(2):
+            assert not (await scene.reader.prepare(amqp.amqp)).made
+    [line] = logged
+    assert (line["log_level"], line["difference"]) == ("warning", words)
+
+
+async def test_stream_that_may_not_be_declared_is_used_where_it_exists(scene: Scene) -> None:
+    with capture_logs() as logged:
+        assert not (await scene.reader.prepare(FakeAmqp().on(DECLARE, REFUSED).amqp)).made
+    assert logged == []
+
+
+NO_STREAM = "the queue 'kept' exists and is no stream"
+TOO_OLD = r"can't make the stream 'kept', which needs RabbitMQ 3\.9 or newer, with the feature flag stream_queue"
+
+
+@pytest.mark.parametrize(
+    ("look", "declare", "words"),
+    [
+        (
+            None,
+            aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for"),
+            NO_STREAM,
+        ),
+        (aiormq.exceptions.ChannelLockedResource("RESOURCE_LOCKED - exclusive access"), None, NO_STREAM),
+        (ABSENT, REFUSED, r"it needs configure on the queue 'kept', which does not exist yet \(or set BRIDGE_HISTORY="),
+        (
+            ABSENT,
+            aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - invalid arg 'x-queue-type'"),
+            TOO_OLD,
+        ),
+        (ABSENT, aiormq.exceptions.ConnectionClosed(541, "INTERNAL_ERROR - feature flag is disabled"), TOO_OLD),
+    ],
+    ids=["another queue", "an exclusive queue", "permission", "before 3.9", "feature flag"],
+)
+async def test_stream_that_can_not_be_had_is_a_refusal(scene: Scene, look: object, declare: object, words: str) -> None:
+    with pytest.raises(BrokerRefusal, match=words):
+        await scene.reader.prepare(FakeAmqp().on(LOOK, look).on(DECLARE, declare).amqp)
+
+
+async def test_other_error_of_the_stream_is_no_refusal(scene: Scene) -> None:
+    error = aiormq.exceptions.ConnectionClosed(541, "INTERNAL_ERROR")
+    with pytest.raises(aiormq.exceptions.ConnectionClosed):
+        await scene.reader.prepare(FakeAmqp().on(LOOK, ABSENT).on(DECLARE, error).amqp)
+
+
+# Why events may have been lost
+
+
+async def test_first_life_of_a_bridge_has_missed_nothing(scene: Scene) -> None:
+    assert await scene.begin() is None
+    assert not scene.reader.doubtful
+    assert scene.reader.start == 0
+    assert scene.reader.course.end == FakeSounding.end_at
+
+
+async def test_begin_is_a_sign_of_life_and_a_node_that_was_reached(scene: Scene, clock: VirtualTime) -> None:
+    scene.status.unreached = 3
+    await scene.begin()
+    assert scene.status.unreached == 0
+    assert scene.status.proven_s == clock.now_s
+
+
+@pytest.mark.parametrize(("away_s", "is_gap"), [(RESTART_S, False), (RESTART_S + 0.1, True)])
+async def test_broker_that_was_silent_as_long_as_a_restart_takes_may_have_lost_events(
+    scene: Scene, clock: VirtualTime, away_s: float, *, is_gap: bool
+) -> None:
+    await scene.begin()
+    scene.status.enter(State.WORKING)
+    scene.status.enter(State.LOST, "gone")
+    heard_s = clock.time()
+    clock.now_s += away_s
+    gap = await scene.begin()
+    assert (gap is not None) is is_gap
+    assert scene.reader.doubtful is is_gap
+    if gap is not None:
+        assert_gap(gap, heard_s, clock.time(), AWAY)
+
+
+async def test_news_are_a_sign_of_life_too(scene: Scene, clock: VirtualTime) -> None:
+    """Under load, deliveries come, and answers late."""
+    await scene.begin()
+    scene.status.enter(State.WORKING)
+    clock.now_s += 10
+    scene.reader.read_s = clock.now_s
+    clock.now_s += RESTART_S
+    assert await scene.begin() is None
+    clock.now_s += RESTART_S + 0.1
+    scene.reader.read_s = clock.now_s - RESTART_S - 0.1
+    gap = await scene.begin()
+    assert gap is not None
+
+
+@pytest.mark.parametrize(("unreached", "is_gap"), [(0, False), (1, True)])
+@pytest.mark.parametrize("several", [True, False])
+async def test_node_that_was_away_may_have_lost_events_whatever_the_time(
+    clock: VirtualTime, unreached: int, *, several: bool, is_gap: bool
+) -> None:
+    """With several nodes, at any time; with one, where the bridge started before its broker."""
+    scene = Scene(several_nodes=several)
+    await scene.begin()
+    if several:
+        scene.status.enter(State.WORKING)
+        clock.now_s += 100
+    scene.status.unreached = unreached
+    gap = await scene.begin()
+    assert (gap and gap.reason) == (AWAY if is_gap else None)
+
+
+async def test_bridge_that_never_worked_does_not_take_its_own_silence_for_the_brokers(
+    scene: Scene, clock: VirtualTime
+) -> None:
+    clock.now_s += 100
+    assert await scene.begin() is None
+
+
+async def test_gap_of_a_bridge_that_never_heard_its_broker_begins_with_the_bridge(
+    scene: Scene, clock: VirtualTime
+) -> None:
+    began_s = clock.time()
+    clock.now_s += 100
+    scene.status.unreached = 1
+    gap = await scene.begin()
+    assert_gap(gap, began_s, clock.time(), AWAY)
+
+
+async def test_stream_that_was_made_just_now_has_lost_nothing(scene: Scene) -> None:
+    scene.status.unreached = 1
+    assert await scene.begin(FakeAmqp().on(LOOK, ABSENT), made=True) is None
+
+
+@pytest.mark.parametrize(("error", "reason"), [("gone", "gone"), (None, "something had to be made again")])
+async def test_what_had_to_be_made_again_is_a_gap_with_the_error_for_its_reason(
+    scene: Scene, error: str | None, reason: str
+) -> None:
+    await scene.begin()
+    scene.status.enter(State.WORKING)
+    if error:
+        scene.status.enter(State.LOST, error)
+    gap = await scene.begin(made=True)
+    assert gap is not None
+    assert gap.reason == reason
+    assert scene.reader.doubtful
+
+
+async def test_stream_that_was_made_anew_is_doubtful_by_what_was_read_of_the_old_one(scene: Scene) -> None:
+    await scene.begin()
+    scene.status.enter(State.WORKING)
+    scene.reader.course.judge(20, 1)
+    assert await scene.begin() is None
+    assert scene.reader.doubtful
+    assert scene.reader.start == 0
+
+
+async def test_stream_that_is_made_again_while_it_is_read_is_told_by_its_reader(scene: Scene) -> None:
+    """Not by the queue that was made: the gap would be told before it is known whether anything was missed."""
+    await scene.begin()
+    scene.reader.course.judge(10, 1)
+    queue = await scene.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)
+    assert not queue.made
+
+
+async def test_tokens_of_two_lives_differ_and_begin_alike(scene: Scene) -> None:
+    for _ in range(2):
+        await scene.begin()
+    first, second = (each.token for each in FakeSounding.instances)
+    assert first != second
+    assert first[:16] == second[:16] == scene.reader._instance
+    assert Scene().reader._instance != scene.reader._instance
+
+
+# Marks
+
+
+GAP = Gap(1.0, 2.0, "away")
+
+
+def mark(token: str, gap: Gap | None = GAP) -> bytes:
+    return marks.write(Mark(token, gap))
+
+
+async def test_gap_of_an_own_mark_is_said_counted_and_the_last_one(scene: Scene) -> None:
+    with capture_logs() as logged:
+        scene.reader.marked(mark(f"{scene.reader._instance}1"))
+    assert scene.recorder.gaps == [GAP]
+    assert (scene.gaps.last, scene.counted) == (GAP, 1)
+    assert [(line["log_level"], line["reason"], line["stream"]) for line in logged] == [("warning", "away", "kept")]
+
+
+async def test_gap_of_anothers_mark_is_passed_on_and_nothing_else(scene: Scene) -> None:
+    with capture_logs() as logged:
+        scene.reader.marked(mark("theirs"))
+    assert scene.recorder.gaps == [GAP]
+    assert (scene.gaps.last, scene.counted, logged) == (None, 0, [])
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_mark_that_was_published_twice_is_told_once(scene: Scene, *, own: bool) -> None:
+    token = f"{scene.reader._instance if own else 'theirs'}1"
+    for _ in range(3):
+        scene.reader.marked(mark(token))
+    assert scene.recorder.gaps == [GAP]
+
+
+async def test_marks_of_as_many_bridges_as_may_come_back_together_are_told_apart(scene: Scene) -> None:
+    for _ in range(2):
+        for number in range(TOKENS):
+            scene.reader.marked(mark(f"bridge {number}"))
+    assert len(scene.recorder.gaps) == TOKENS
+    scene.reader.marked(mark("one more"))
+    scene.reader.marked(mark("bridge 0"))
+    assert len(scene.recorder.gaps) == TOKENS + 2, "more tokens than that are not remembered"
+
+
+@pytest.mark.parametrize("body", [b"no mark", mark("theirs", None)])
+async def test_mark_without_a_gap_tells_of_none(scene: Scene, body: bytes) -> None:
+    scene.reader.marked(body)
+    assert scene.recorder.gaps == []
+    scene.reader.marked(mark("theirs"))
+    assert scene.recorder.gaps == [GAP], "only marks with a gap are remembered"
+
+
+# What is said
+
+
+async def test_lost_events_are_told_since_the_last_news_and_once(scene: Scene, clock: VirtualTime) -> None:
+    scene.reader.read_s = clock.now_s
+    read_s = clock.time()
+    clock.now_s += 60
+    scene.reader.course.lost = "the stream has dropped events"
+    with capture_logs() as logged:
+        scene.reader.missed()
+    [gap] = scene.recorder.gaps
+    assert_gap(gap, read_s, clock.time(), "the stream has dropped events")
+    assert [line["reason"] for line in logged] == ["the stream has dropped events"]
+    assert scene.reader.course.lost is None
+    assert scene.counted == 1
+
+
+async def test_readiness_says_how_far_the_stream_is_read(scene: Scene) -> None:
+    assert scene.reader.report() == {"stream": "kept", "read": False, "last": None, "end": 0}
+    await scene.begin()
+    scene.reader.course.judge(FakeSounding.end_at, 7)
+    assert scene.reader.report() == {"stream": "kept", "read": True, "last": 10, "end": 10}
+
+
+async def test_end_of_the_past_is_said_with_its_time(scene: Scene, clock: VirtualTime) -> None:
+    scene.reader.course.judge(5, 7)
+    clock.now_s += 3
+    with capture_logs() as logged:
+        scene.reader.caught_up()
+    [line] = logged
+    assert (line["event"], line["last"], line["after_s"]) == ("history read", str(Id(5, 7)), 3.0)
