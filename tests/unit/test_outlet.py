@@ -1,0 +1,248 @@
+"""One attempt to publish: confirmed, not confirmed, or given up; and the channel that it goes out on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import aiormq
+import pytest
+from pamqp import commands
+
+from bridge.broker import outlet as module
+from bridge.broker.link import SETUP_TIMEOUT_S
+from bridge.broker.outlet import Outlet, Unconfirmed, Unrouted
+from tests.support.fake_amqp import HANGS, NACK, FakeAmqp, FakeBroker, returned
+from tests.support.virtual_time import VirtualTime
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from bridge.broker.outlet import Channel
+
+PUBLISH = "publish to rejects"
+
+
+class Scene:
+    """An outlet, and one life of it after another."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self.broker = broker
+        self.set_up = 0
+        self.error: Exception | None = None
+        """What setting up raises."""
+        self.hangs = False
+        """Setting up never ends."""
+        self.opened = 0
+        self.stopping = asyncio.Event()
+        self.outlet = Outlet((), "a bridge", self._set_up)
+        self.tasks: list[asyncio.Task[str]] = []
+
+    async def _set_up(self, _amqp: aiormq.abc.AbstractConnection, _channel: Channel) -> None:
+        self.set_up += 1
+        assert not self.outlet.open, "nothing is published before all is there"
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.error is not None:
+            raise self.error
+
+    def _open(self) -> None:
+        assert self.outlet.open
+        self.opened += 1
+
+    def live(self) -> asyncio.Task[str]:
+        """The next life."""
+        self.tasks.append(asyncio.create_task(self.outlet.live(self.stopping, self._open)))
+        return self.tasks[-1]
+
+    async def begin(self, amqp: FakeAmqp) -> asyncio.Task[str]:
+        """The next life, that has begun."""
+        self.broker.lives.append(amqp)
+        opened = self.opened
+        task = self.live()
+        await eventually("it is open", lambda: self.opened > opened)
+        return task
+
+    async def publish(self, message_id: str | None = None) -> None:
+        await self.outlet.publish(b"body", "rejects", "", commands.Basic.Properties(message_id=message_id))
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch)
+
+
+@pytest.fixture
+async def scene(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    broker = FakeBroker()
+    monkeypatch.setattr(module, "connected", broker.connected)
+    scene = Scene(broker)
+    yield scene
+    for task in scene.tasks:
+        task.cancel()
+    await asyncio.gather(*scene.tasks, return_exceptions=True)
+
+
+# A life
+
+
+async def test_life_ends_with_the_brokers_reason_and_leaves_no_channel(scene: Scene) -> None:
+    life = await scene.begin(amqp := FakeAmqp())
+    assert amqp.requests == ["channel with confirms"]
+    amqp.lose()
+    assert await life == "CONNECTION_FORCED - shutdown"
+    assert not scene.outlet.open
+    assert scene.broker.closed == 1
+
+
+async def test_life_ends_when_it_is_asked_to(scene: Scene) -> None:
+    life = await scene.begin(FakeAmqp())
+    scene.stopping.set()
+    assert await life == "stopped"
+    assert not scene.outlet.open
+
+
+async def test_life_that_can_not_be_set_up_is_none(scene: Scene) -> None:
+    scene.error = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND")
+    scene.broker.lives.append(FakeAmqp())
+    with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
+        await scene.live()
+    assert (scene.opened, scene.outlet.open, scene.broker.closed) == (0, False, 1)
+
+
+async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(scene: Scene, clock: VirtualTime) -> None:
+    scene.hangs = True
+    scene.broker.lives.append(FakeAmqp())
+    before_s = clock.now_s
+    with pytest.raises(ConnectionError, match=f"does not answer within {SETUP_TIMEOUT_S:g} s"):
+        await scene.live()
+    assert clock.now_s - before_s == pytest.approx(SETUP_TIMEOUT_S, abs=0.01)
+
+
+async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(scene: Scene) -> None:
+    told: list[str | None] = []
+    scene.outlet.on_blocked = lambda: told.append(scene.outlet.blocked)
+    life = await scene.begin(amqp := FakeAmqp())
+    await amqp.block("low on memory")
+    await amqp.unblock()
+    await amqp.block("low on disk")
+    assert told == ["low on memory", None, "low on disk"]
+    amqp.lose()
+    await life
+    await scene.begin(FakeAmqp())
+    assert scene.outlet.blocked is None, "another connection may be another node's"
+
+
+# An attempt
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (returned(), Unrouted, "no queue is bound to the exchange"),
+        (NACK, Unconfirmed, r"the broker does not take it \(nack\)"),
+        (aiormq.exceptions.ChannelInvalidStateError("<Channel> closed"), Unconfirmed, "^the connection was lost$"),
+        (asyncio.CancelledError(), Unconfirmed, "^the connection was lost$"),
+        (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"), Unconfirmed, "^CONNECTION_FORCED$"),
+        (Exception(), Unconfirmed, "^Exception$"),
+    ],
+    ids=["returned", "nack", "closed", "stray cancellation", "lost", "bare exception"],
+)
+async def test_attempt_that_is_not_confirmed_says_why_and_where(
+    scene: Scene, answer: BaseException, kind: type[Unconfirmed], words: str
+) -> None:
+    await scene.begin(amqp := FakeAmqp().on(PUBLISH, answer))
+    with pytest.raises(Unconfirmed, match=words) as unconfirmed:
+        await scene.publish()
+    assert type(unconfirmed.value) is kind
+    assert unconfirmed.value.channel is amqp.channels[0]  # type: ignore[comparison-overlap]  # the fake stands for it
+
+
+async def test_attempt_that_is_given_up_is_no_loss(scene: Scene) -> None:
+    await scene.begin(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    attempt = asyncio.create_task(scene.publish())
+    await eventually("it is under way", lambda: PUBLISH in amqp.requests)
+    attempt.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+
+
+async def test_attempts_wait_for_a_channel_and_keep_their_order(scene: Scene) -> None:
+    order: list[int] = []
+
+    async def publish(number: int) -> None:
+        await scene.publish()
+        order.append(number)
+
+    waiting = [asyncio.create_task(publish(number)) for number in range(3)]
+    await asyncio.sleep(0.1)
+    waiting[0].cancel()
+    await asyncio.sleep(0.1)
+    await scene.begin(amqp := FakeAmqp())
+    waiting.append(asyncio.create_task(publish(3)))
+    await asyncio.wait(waiting)
+    assert order == [1, 2, 3]
+    assert amqp.requests.count(PUBLISH) == 3
+
+
+@pytest.mark.parametrize(("ids", "at_once"), [(("a", "a"), 1), (("a", "b"), 2), ((None, None), 2)])
+async def test_two_messages_of_the_same_id_are_not_under_way_at_once(
+    scene: Scene, ids: tuple[str | None, ...], at_once: int
+) -> None:
+    """aiormq tells by the id alone which one was returned: the other would count as confirmed."""
+    await scene.begin(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    attempts = [asyncio.create_task(scene.publish(each)) for each in ids]
+    await asyncio.sleep(0.1)
+    assert amqp.requests.count(PUBLISH) == at_once
+    attempts[0].cancel()
+    await asyncio.sleep(0.1)
+    assert amqp.requests.count(PUBLISH) == 2
+    attempts[1].cancel()
+    await asyncio.gather(*attempts, return_exceptions=True)
+
+
+# The channel
+
+
+async def test_channel_that_is_renewed_ends_its_life_with_the_reason(scene: Scene) -> None:
+    life = await scene.begin(amqp := FakeAmqp())
+    [channel] = amqp.channels
+    scene.outlet.renew(channel, "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    assert not scene.outlet.open, "whoever comes now waits for the next channel"
+    assert await life == "the queue is gone"
+
+
+async def test_channel_that_is_over_ends_no_other_life(scene: Scene) -> None:
+    """Of hundreds that were returned on one channel, each asks for another."""
+    life = await scene.begin(first := FakeAmqp())
+    first.lose()
+    await life
+    second = await scene.begin(FakeAmqp())
+    scene.outlet.renew(first.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    await asyncio.sleep(0.1)
+    assert scene.outlet.open
+    assert not second.done()
+
+
+async def test_renewal_of_a_channel_that_ends_at_the_same_time_is_none(scene: Scene) -> None:
+    life = await scene.begin(amqp := FakeAmqp())
+    amqp.lose()
+    await asyncio.sleep(0)
+    scene.outlet.renew(amqp.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    assert await life == "CONNECTION_FORCED - shutdown"
+
+
+async def test_failure_is_had_by_all_who_wait_and_those_who_come(scene: Scene) -> None:
+    waiting = [asyncio.create_task(scene.publish()) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    scene.outlet.fail(ValueError("never"))
+    waiting.append(asyncio.create_task(scene.publish()))
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(result) for result in results] == ["never"] * 3
+
+
+async def test_failure_is_nothing_to_an_open_channel(scene: Scene) -> None:
+    await scene.begin(FakeAmqp())
+    scene.outlet.fail(ValueError("never"))
+    await scene.publish()
