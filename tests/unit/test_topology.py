@@ -1,11 +1,25 @@
 """What is made, and what is only not there yet."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import aiormq
 import pytest
 
-from bridge.broker.topology import Amqp, ensure_queue
+from bridge.broker.topology import (
+    QUEUE_ARGUMENTS,
+    Amqp,
+    Exchange,
+    Queue,
+    Topology,
+    check,
+    ensure_queue,
+    exchange_exists,
+    named_queue,
+    set_up,
+)
+from bridge.errors import BrokerRefusal
+from tests.support.fake_amqp import NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp
 
 NOT_UP = "NOT_FOUND - home node 'rabbit@host' of durable queue 'kept' in vhost '/' is down or inaccessible"
 ABSENT = "NOT_FOUND - no queue 'kept' in vhost '/'"
@@ -45,3 +59,166 @@ async def test_queue_that_does_not_exist_is_made() -> None:
     broker = Returning(ABSENT)
     assert await ensure_queue(cast("Amqp", broker), "kept", {})
     assert broker.declared == ["kept"]
+
+
+# Exchanges
+
+
+def mismatch(argument: str, current: str) -> aiormq.exceptions.ChannelPreconditionFailed:
+    return aiormq.exceptions.ChannelPreconditionFailed(
+        f"PRECONDITION_FAILED - inequivalent arg '{argument}' for exchange 'kills' in vhost '/': received 'x' but "
+        f"current is '{current}'"
+    )
+
+
+class Made:
+    """Sets up the exchange `kills` with the queue `kept`, and says how often something was made."""
+
+    def __init__(self, *, queue_made: bool = False) -> None:
+        self.times = 0
+        self._queue = Queue("kept", queue_made)
+
+    def _note(self) -> None:
+        self.times += 1
+
+    async def _prepare(self) -> Queue:
+        return self._queue
+
+    async def set_up(self, amqp: FakeAmqp, known: Mapping[str, Exchange] | None = None) -> Topology:
+        return await set_up(amqp.amqp, ["kills"], known or {}, self._prepare, self._note)
+
+
+@pytest.mark.parametrize("queue_made", [True, False])
+async def test_exchange_and_queue_that_exist_are_used_and_what_was_made_is_told(*, queue_made: bool) -> None:
+    made = Made(queue_made=queue_made)
+    found = await made.set_up(amqp := FakeAmqp())
+    assert found == Topology((Exchange("kills", "fanout"),), "kept")
+    assert made.times == queue_made
+    assert all(channel.is_closed for channel in amqp.channels)
+
+
+async def test_exchange_that_is_missing_is_made_a_durable_fanout_and_that_is_told() -> None:
+    made = Made()
+    amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE)
+    await made.set_up(amqp)
+    assert amqp.requests[2] == "channel"
+    assert amqp.requests[3] == "exchange kills fanout durable"
+    assert made.times == 1
+
+
+async def test_what_was_made_is_told_also_where_the_rest_fails() -> None:
+    made = Made()
+    amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE).on("bind kept to kills #", ConnectionError("gone"))
+    with pytest.raises(ConnectionError):
+        await made.set_up(amqp)
+    assert made.times == 1
+
+
+async def test_exchange_is_known_by_what_the_broker_says_of_it() -> None:
+    amqp = FakeAmqp()
+    amqp.on("exchange kills fanout durable", mismatch("durable", "false"))
+    amqp.on("exchange kills fanout", mismatch("type", "topic"))
+    found = await Made().set_up(amqp)
+    assert found.exchanges == (Exchange("kills", "topic", durable=False),)
+
+
+async def test_direct_exchange_is_a_refusal() -> None:
+    amqp = FakeAmqp().on("exchange kills fanout durable", mismatch("type", "direct"))
+    with pytest.raises(BrokerRefusal, match="'kills' is a direct exchange, which would never deliver to the bridge"):
+        await Made().set_up(amqp)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        REFUSED,
+        aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg 'alternate-exchange'"),
+        mismatch("type", "x"),
+    ],
+    ids=["permission", "arguments", "never agrees"],
+)
+async def test_exchange_that_can_not_be_known_is_used_all_the_same(answer: Exception) -> None:
+    amqp = FakeAmqp().on("exchange kills fanout durable", answer).on("exchange kills x durable", answer)
+    found = await Made().set_up(amqp)
+    assert found.exchanges == (Exchange("kills", None),)
+
+
+async def test_exchange_that_vanished_and_can_not_be_known_is_for_its_owner_to_make() -> None:
+    made = Made()
+    amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE)
+    with pytest.raises(ConnectionError, match="'kills' is gone; it is for those to make again who made it"):
+        await made.set_up(amqp, {"kills": Exchange("kills", None)})
+    assert made.times == 0
+    assert not [request for request in amqp.requests if "durable" in request]
+
+
+async def test_missing_permission_for_an_exchange_is_a_refusal() -> None:
+    amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE).on("exchange kills fanout durable", REFUSED)
+    with pytest.raises(BrokerRefusal, match="the user of BRIDGE_AMQP_URL lacks a permission: ACCESS_REFUSED"):
+        await Made().set_up(amqp)
+
+
+# Bindings
+
+
+@pytest.mark.parametrize(
+    ("queue_made", "configure"),
+    [
+        (True, REFUSED),
+        (False, None),
+        (False, aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg")),
+        (False, aiormq.exceptions.ChannelLockedResource("RESOURCE_LOCKED")),
+    ],
+    ids=["made it", "may declare it", "may declare it otherwise", "may declare it, locked"],
+)
+async def test_who_could_have_the_queue_bound_and_may_not_is_refused(
+    configure: Exception | None, *, queue_made: bool
+) -> None:
+    """Nobody else has bound it: the bridge would wait for ever."""
+    amqp = FakeAmqp().on("bind kept to kills #", REFUSED).on("queue kept declare durable", configure)
+    with pytest.raises(BrokerRefusal, match="it needs write on the queue and read on the exchange, to bind them"):
+        await Made(queue_made=queue_made).set_up(amqp)
+
+
+async def test_who_has_the_queue_from_somebody_else_is_told_that_the_binding_is_not_seen() -> None:
+    amqp = FakeAmqp().on("bind kept to kills #", REFUSED).on("queue kept declare durable", REFUSED)
+    found = await Made().set_up(amqp)
+    assert found.unproven == ("kills",)
+
+
+# The look from time to time
+
+
+async def test_look_binds_again_but_for_what_the_user_may_not_bind() -> None:
+    amqp = FakeAmqp()
+    channel: Any = await amqp.channel(publisher_confirms=False)
+    found = Topology((Exchange("a", "fanout"), Exchange("b", None)), "kept", ("b",))
+    assert await check(channel, found) == 1
+    assert amqp.requests[1:] == [
+        "exchange a passive",
+        "exchange a fanout durable",
+        "exchange b passive",
+        "queue kept passive",
+        "bind kept to a #",
+    ]
+
+
+# Is it there?
+
+
+async def test_exchange_exists_or_does_not_or_is_not_up_yet() -> None:
+    look = "exchange killmails passive"
+    not_up = aiormq.exceptions.ChannelNotFoundEntity(NOT_UP)
+    assert await exchange_exists(FakeAmqp().amqp, "killmails")
+    assert not await exchange_exists(FakeAmqp().on(look, NO_EXCHANGE).amqp, "killmails")
+    with pytest.raises(ConnectionError, match="is down or inaccessible"):
+        await exchange_exists(FakeAmqp().on(look, not_up).amqp, "killmails")
+    with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
+        await exchange_exists(FakeAmqp().on(look, REFUSED).amqp, "killmails")
+
+
+async def test_named_queue_that_is_made_has_bounds_and_is_kept() -> None:
+    queue = await named_queue((amqp := FakeAmqp().on("queue kept passive", NO_QUEUE)).amqp, "kept")
+    assert queue == Queue("kept", made=True)
+    assert amqp.channels[-1].arguments == [QUEUE_ARGUMENTS]
+    assert await named_queue(FakeAmqp().amqp, "kept") == Queue("kept", made=False)
