@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import aiormq
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.broker import life, outlet, status
+from bridge.broker import rejects as module
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import State
 from bridge.contract.pipeline import Reason, Rejected
+from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import Timing
+from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeBroker, returned
 from tests.support.fakes import FakeDelivery
+from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from pamqp import commands
 
 
@@ -63,7 +71,7 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
     await eventually("it is settled", lambda: delivery.settled)
-    assert rejects.waiting == 0
+    assert (rejects.waiting, lost(rejects)) == (0, 1)
     assert "is lost" in capsys.readouterr().out
 
 
@@ -134,3 +142,201 @@ async def test_broker_that_takes_nothing_is_said_in_its_own_words_until_it_does_
     assert "low on memory" in str(rejects.status.error)
     outlet._tell(None)
     assert rejects.status.report()["state"] == "working"
+
+
+# With a broker's answers
+
+PUBLISH = "publish to bridge.rejected"
+WHAT_TO_DO = r"can't be published to 'bridge\.rejected': ACCESS_REFUSED.*; grant that .* or set it to off"
+NOT_JSON = Rejected(Reason.NOT_JSON, "no")
+
+
+class Scene:
+    """Rejects on a scripted broker."""
+
+    def __init__(self, broker: FakeBroker, *, wait: bool = False) -> None:
+        self.broker = broker
+        self.rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait)
+        self.running: asyncio.Task[None] | None = None
+
+    def reject(self) -> FakeDelivery:
+        self.rejects.reject(delivery := FakeDelivery(b"[]"), NOT_JSON)
+        return delivery
+
+    async def works(self) -> None:
+        self.running = self.running or asyncio.create_task(self.rejects.run())
+        await eventually("rejects can be published", lambda: self.rejects.status.state is State.WORKING)
+
+    async def end(self) -> None:
+        await self.rejects.close()
+        if self.running is not None:
+            self.running.cancel()
+            await asyncio.wait([self.running])
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch, module, life, status)
+
+
+@pytest.fixture
+async def scene(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(outlet, "connected", (broker := FakeBroker()).connected)
+    scene = Scene(broker)
+    yield scene
+    await scene.end()
+
+
+async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(scene: Scene) -> None:
+    no_queue = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'bridge.rejected' in vhost '/'")
+    scene.broker.lives.append(amqp := FakeAmqp().on("queue bridge.rejected passive", no_queue))
+    with capture_logs() as logged:
+        await scene.works()
+    asked = [each for each in amqp.requests if not each.startswith(("channel", "close"))]
+    assert asked == [
+        "exchange bridge.rejected passive",
+        "queue bridge.rejected passive",
+        "queue bridge.rejected declare durable",
+        "bind bridge.rejected to bridge.rejected #",
+    ]
+    assert module.QUEUE_ARGUMENTS in [each for channel in amqp.channels for each in channel.arguments]
+    assert logged == [], "that it works from the start is no news"
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        "exchange bridge.rejected passive",
+        "queue bridge.rejected passive",
+        "bind bridge.rejected to bridge.rejected #",
+    ],
+)
+async def test_permission_that_is_missing_for_the_rejects_is_a_refusal_that_says_what_to_do(
+    scene: Scene, request_text: str
+) -> None:
+    scene.broker.lives.append(FakeAmqp().on(request_text, REFUSED))
+    with pytest.raises(BrokerRefusal, match=WHAT_TO_DO):
+        await scene.rejects.run()
+
+
+async def test_rejects_that_are_off_need_no_connection(scene: Scene) -> None:
+    off = Rejects((), None, "here", Metrics(), wait=False)
+    await off.run()
+    assert scene.broker.attempts == 0
+
+
+@pytest.mark.parametrize("answer", [NACK, returned()], ids=["nack", "returned"])
+async def test_reject_that_is_not_confirmed_is_tried_again_and_both_are_said(scene: Scene, answer: Exception) -> None:
+    scene.broker.lives += [FakeAmqp().on(PUBLISH, answer, None), FakeAmqp()]
+    await scene.works()
+    with capture_logs() as logged:
+        delivery = scene.reject()
+        await eventually("it is confirmed", lambda: delivery.settled)
+    assert [(line["log_level"], line["event"]) for line in logged] == [
+        ("warning", "rejected events can't be published; they are held"),
+        ("info", "rejected events are published again"),
+    ]
+    assert logged[0]["waiting"] == 1
+    assert delivery.settled == 1
+    assert lost(scene.rejects) == 0
+
+
+async def test_reject_that_no_queue_gets_has_everything_set_up_anew(scene: Scene) -> None:
+    """Somebody has deleted the queue: it is made again."""
+    scene.broker.lives += [FakeAmqp().on(PUBLISH, returned()), second := FakeAmqp()]
+    await scene.works()
+    delivery = scene.reject()
+    await eventually("it is confirmed", lambda: delivery.settled)
+    assert scene.broker.attempts == 2
+    assert second.requests.count(PUBLISH) == 1
+
+
+async def test_reject_that_the_broker_does_not_take_needs_no_other_channel(scene: Scene) -> None:
+    scene.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
+    await scene.works()
+    delivery = scene.reject()
+    await eventually("it is confirmed", lambda: delivery.settled)
+    assert (scene.broker.attempts, amqp.requests.count(PUBLISH)) == (1, 3)
+
+
+async def test_rejects_that_come_while_the_broker_is_away_are_published_when_it_is_back(scene: Scene) -> None:
+    scene.broker.lives += [first := FakeAmqp(), ConnectionError("refused"), second := FakeAmqp()]
+    await scene.works()
+    first.lose()
+    deliveries = [scene.reject() for _ in range(3)]
+    with capture_logs() as logged:
+        await eventually("all are confirmed", lambda: all(each.settled for each in deliveries))
+    assert [(line["log_level"], line["event"]) for line in logged] == [
+        ("warning", "rejected events can't be published; they are held"),
+        ("info", "rejected events are published again"),
+    ]
+    assert (logged[0]["waiting"], logged[0]["error"]) == (3, "CONNECTION_FORCED - shutdown")
+    assert second.requests.count(PUBLISH) == 3
+    assert [each.settled for each in deliveries] == [1, 1, 1]
+
+
+async def test_connection_that_is_lost_while_nothing_is_held_is_no_warning(scene: Scene) -> None:
+    scene.broker.lives += [first := FakeAmqp(), FakeAmqp()]
+    await scene.works()
+    with capture_logs() as logged:
+        first.lose()
+        await eventually("it is noticed", lambda: scene.rejects.status.state is State.LOST)
+        await scene.works()
+    assert [(line["log_level"], line["event"]) for line in logged] == [
+        ("info", "rejected events could not be published now"),
+        ("info", "rejected events can be published again"),
+    ]
+
+
+async def test_refusal_later_on_is_a_warning_though_nothing_is_held(scene: Scene) -> None:
+    scene.broker.lives += [first := FakeAmqp(), BrokerRefusal("no permission"), FakeAmqp()]
+    await scene.works()
+    with capture_logs() as logged:
+        first.lose()
+        await eventually("it is refused", lambda: scene.rejects.status.state is State.REFUSED)
+    assert [line["log_level"] for line in logged] == ["info", "warning"]
+    assert logged[-1]["error"] == "no permission"
+
+
+async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working_connection(scene: Scene) -> None:
+    scene.broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
+    await scene.works()
+    delivery = scene.reject()
+    await eventually("it fails", lambda: scene.rejects.status.state is State.LOST)
+    delivery.lost = True
+    with capture_logs() as logged:
+        scene.rejects.epoch_over()
+        await scene.works()
+    assert [line["event"] for line in logged] == ["no rejected event is held any more"]
+    assert delivery.settled == 0
+
+
+async def test_stop_that_gives_up_what_is_held_says_nothing_of_a_recovery(scene: Scene) -> None:
+    scene.broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
+    await scene.works()
+    scene.reject()
+    await eventually("it fails", lambda: scene.rejects.status.state is State.LOST)
+    scene.rejects.stop()
+    with capture_logs() as logged:
+        await scene.rejects.close()
+    assert logged == []
+
+
+async def test_confirm_that_is_missed_is_not_said_of_a_broker_that_has_said_why(
+    scene: Scene, clock: VirtualTime
+) -> None:
+    scene.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    await scene.works()
+    scene.reject()
+    await amqp.block("low on memory")
+    await asyncio.sleep(3 * module.CONFIRM_S)
+    assert scene.rejects.status.error == "the broker takes nothing to publish: low on memory"
+
+
+async def test_broker_that_takes_messages_again_is_said_by_the_first_confirm(scene: Scene) -> None:
+    scene.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    await scene.works()
+    scene.reject()
+    await amqp.block("low on memory")
+    await amqp.unblock()
+    assert scene.rejects.status.state is State.LOST
