@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import aio_pika
 import aiormq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pamqp import commands
 
 from bridge.backoff import Backoff
-from bridge.broker.link import Node, sentence, without_addresses
+from bridge.broker import link
+from bridge.broker.link import CONNECT_TIMEOUT_S, Node, sentence, without_addresses
+from bridge.errors import BrokerRefusal
+from tests.support.fake_amqp import HANGS, FakeAmqp, FakeChannel
+from tests.support.virtual_time import VirtualTime
+
+if TYPE_CHECKING:
+    from yarl import URL
 
 
 @pytest.mark.parametrize(
@@ -109,3 +120,198 @@ def test_words_for_a_connection_that_is_not_made_have_no_addresses(error: OSErro
 
 def test_long_sentence_is_cut() -> None:
     assert len(sentence(RuntimeError("x" * 100_000))) < 500
+
+
+# Connecting
+
+
+class Line:
+    """Stands for aio-pika's connections: what each node's does, by its host."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **nodes: object) -> None:
+        self.nodes = nodes
+        self.asked: list[str] = []
+        self.urls: list[str] = []
+        self.closed: list[str] = []
+        self.amqp = FakeAmqp()
+        monkeypatch.setattr(aio_pika, "Connection", self._connection)
+
+    def _connection(self, url: URL, client_properties: dict[str, str]) -> object:
+        line, host = self, str(url.host)
+        self.urls.append(str(url))
+
+        class Connection:
+            kwargs: ClassVar[dict[str, object]] = {}
+            transport: SimpleNamespace | None = None
+
+            async def connect(self) -> None:
+                line.asked.append(host)
+                answer = line.nodes[host]
+                if answer is HANGS:
+                    await asyncio.Event().wait()
+                if isinstance(answer, BaseException):
+                    raise answer
+                self.transport = SimpleNamespace(connection=line.amqp)
+
+            async def close(self) -> None:
+                line.closed.append(host)
+
+        return Connection()
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch)
+
+
+def nodes(*hosts: str) -> tuple[Node, ...]:
+    return tuple(Node(f"amqp://guest:secret@{host}/kills") for host in hosts)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(111, "Connection refused"),
+        aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"),
+        aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"),
+        HANGS,
+    ],
+    ids=["refused", "password", "closed", "silent"],
+)
+async def test_first_node_that_answers_is_used_whatever_is_wrong_with_those_before(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, failure: object
+) -> None:
+    line = Line(monkeypatch, one=failure, two=failure, three=None, four=None)
+    async with link.connected(nodes("one", "two", "three", "four"), "a bridge") as amqp:
+        assert amqp is line.amqp  # type: ignore[comparison-overlap]  # the fake stands for it
+        assert line.asked == ["one", "two", "three"]
+        assert line.closed == ["one", "two"]
+    assert "three" in line.closed
+
+
+async def test_last_nodes_error_is_raised_where_none_answers(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    line = Line(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("no"), two=OSError(111, "Refused"))
+    with pytest.raises(ConnectionError, match=r"amqp://guest:\*\*\*@two:5672/kills: Refused"):
+        async with link.connected(nodes("one", "two"), "a bridge"):
+            raise AssertionError("there is none")
+    assert line.asked == ["one", "two"]
+
+
+async def test_node_that_says_nothing_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch, clock: VirtualTime) -> None:
+    Line(monkeypatch, one=HANGS)
+    before_s = clock.now_s
+    with pytest.raises(ConnectionError, match=f"@one:5672/kills does not answer within {CONNECT_TIMEOUT_S:g} s"):
+        async with link.connected(nodes("one"), "a bridge"):
+            raise AssertionError("there is none")
+    assert clock.now_s - before_s == pytest.approx(CONNECT_TIMEOUT_S, abs=0.01)
+
+
+async def test_wrong_password_is_a_refusal_that_does_not_show_it(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    Line(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"))
+    with pytest.raises(BrokerRefusal, match="refuses the user name or the password in its URL: ACCESS_REFUSED") as told:
+        async with link.connected(nodes("one"), "a bridge"):
+            raise AssertionError("there is none")
+    assert "secret" not in str(told.value)
+
+
+class Closed(aiormq.exceptions.AMQPError):
+    """What aiormq raises where the broker closes the connection instead of opening the virtual host."""
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "kind", "said"),
+    [
+        (530, "NOT_ALLOWED - vhost kills not found", BrokerRefusal, "into the virtual host 'kills'; make it, or grant"),
+        (530, "NOT_ALLOWED - connection limit (9) is reached", ConnectionError, r"limit \(9\) is reached$"),
+        (320, "CONNECTION_FORCED - shutdown", ConnectionError, "5672/kills: CONNECTION_FORCED - shutdown$"),
+    ],
+    ids=["virtual host", "limit", "shutdown"],
+)
+async def test_close_instead_of_an_opening_is_a_refusal_where_it_does_not_pass(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, code: int, words: str, kind: type[Exception], said: str
+) -> None:
+    async def connect() -> None:
+        frame = commands.Connection.Close(code, words, 10, 40)
+        assert frame.reply_code == code
+        raise Closed("<Connection.Close object at 0x7f>")
+
+    line = Line(monkeypatch, one=None)
+    make = line._connection
+
+    def make_refused(url: URL, client_properties: dict[str, str]) -> object:
+        connection: Any = make(url, client_properties)
+        connection.connect = connect
+        return connection
+
+    monkeypatch.setattr(aio_pika, "Connection", make_refused)
+    with pytest.raises(kind, match=said):
+        async with link.connected(nodes("one"), "a bridge"):
+            raise AssertionError("there is none")
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [("amqp://one/", "heartbeat=10"), ("amqp://one/?heartbeat=33", "heartbeat=33")],
+)
+async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, url: str, asked: str
+) -> None:
+    line = Line(monkeypatch, one=None)
+    async with link.connected((Node(url),), "a bridge"):
+        [used] = line.urls
+        assert used.endswith(f"?{asked}")
+
+
+# Requests, and ends
+
+
+async def test_request_that_takes_longer_than_it_may_is_a_lost_connection(clock: VirtualTime) -> None:
+    with pytest.raises(ConnectionError, match=r"the broker does not answer within 2\.5 s"):
+        async with link.answering(2.5):
+            await asyncio.sleep(2.6)
+    async with link.answering(2.5):
+        await asyncio.sleep(2.4)
+
+
+async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[str]]:
+    amqp = FakeAmqp()
+    channel: Any = await amqp.channel(publisher_confirms=False)
+    return amqp, channel, link.end_of(amqp.amqp, channel)
+
+
+async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_first_one_counts() -> None:
+    amqp, channel, ended = await opened()
+    await asyncio.sleep(0)
+    assert not ended.done()
+    channel.closing.set_exception(aiormq.exceptions.ChannelClosed("PRECONDITION_FAILED - delivery timed out"))
+    assert await ended == "PRECONDITION_FAILED - delivery timed out"
+    amqp.lose()
+    await asyncio.sleep(0)
+    assert ended.result() == "PRECONDITION_FAILED - delivery timed out"
+
+    amqp, _, ended = await opened()
+    amqp.lose(aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"))
+    assert await ended == "CONNECTION_FORCED"
+
+    _, channel, ended = await opened()
+    [cancelled] = channel.on_consumer_cancel_callbacks
+    cancelled(object())
+    assert await ended == "the broker cancelled the consumer: its queue is gone"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "in order"])
+async def test_end_without_an_error_has_words_too(how: str) -> None:
+    amqp, _, ended = await opened()
+    if how == "cancelled":
+        amqp.closing.cancel()
+    else:
+        amqp.closing.set_result(None)
+    assert await ended == "the connection was closed"
+
+
+async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
+    link.tell_of_blocking(cast("Any", object()), lambda reason: None)
