@@ -381,7 +381,7 @@ async def test_address_that_can_not_be_listened_on_is_said_and_nothing_is_consum
 
 @pytest.mark.parametrize("which", ["consumer", "rejects"])
 async def test_refusal_of_either_connection_is_the_failure_of_the_bridge(
-    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, which: str
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, which: str
 ) -> None:
     lifecycle = Lifecycle(bridge := build(), monkeypatch)
     lifecycle.failures[which] = BrokerRefusal("no such virtual host")
@@ -595,7 +595,7 @@ class Served:
 
 
 @pytest.fixture
-async def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+async def served(monkeypatch: pytest.MonkeyPatch, clock: VirtualTime) -> Served:
     return Served(monkeypatch)
 
 

@@ -63,7 +63,8 @@ class Scene:
     async def stop(self) -> None:
         self.consumer.stop()
         assert self.running is not None
-        await self.running
+        async with asyncio.timeout(60):
+            await self.running
 
     def count(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(name)
@@ -416,7 +417,7 @@ def consumers(count: int) -> commands.Queue.DeclareOk:
 
 
 async def test_others_that_consume_the_queue_are_said_once_and_so_is_their_end(scene: Scene) -> None:
-    scene.broker.lives.append(FakeAmqp().on(LOOK, None, *map(consumers, (1, 3, 2, 1, 1, 2))))
+    scene.broker.lives.append(FakeAmqp().on(LOOK, None, *map(consumers, (1, 3, 2, 0, 1, 2))))
     scene.begin()
     await scene.works()
     seen = []
