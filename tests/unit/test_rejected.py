@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
+import aiormq
 import orjson
 import pytest
 from pamqp import commands
 
+from bridge.broker import rejected
 from bridge.broker.link import Node
-from bridge.broker.rejected import Reject
+from bridge.broker.rejected import ANSWER_S, Interrupted, Reject, opened
 from bridge.broker.requeuing import restored, user_of
 from bridge.commands.rejects import ALL_REASONS, Choice, _count, as_entry, as_fields, as_json
+from bridge.errors import BrokerRefusal, ConfigurationError
+from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker
+from tests.support.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
     from pamqp.common import FieldTable
@@ -119,3 +126,94 @@ def test_reasons_why_events_are_kept_are_bounded() -> None:
     assert len(kept) == ALL_REASONS + 1
     assert kept["and for other reasons"] == 5
     assert kept.total() == 2 * (ALL_REASONS + 5)
+
+
+# The queue itself
+
+
+class Held:
+    """A queue of rejects on a scripted broker, opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *messages: object, count: int | None = None) -> None:
+        self.amqp = FakeAmqp().on("queue rejects passive", commands.Queue.DeclareOk("rejects", count or 0, 0))
+        self.amqp.on("get rejects", *messages)
+        self.broker = FakeBroker(self.amqp)
+        monkeypatch.setattr(rejected, "connected", self.broker.connected)
+
+
+def message(tag: int | None, returned: object = None) -> object:
+    """What `basic.get` gives; without a tag, that there is none."""
+    headers: FieldTable = {**SAID} if returned is None else {**SAID, "x-delivery-count": cast("Any", returned)}
+    properties = commands.Basic.Properties(headers=headers)
+    return SimpleNamespace(
+        body=b"{}", header=SimpleNamespace(properties=properties), routing_key=None, delivery_tag=tag
+    )
+
+
+async def test_rejects_are_read_as_many_as_there_were_and_removed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch, message(1), message(2, 3), message(3, 1), message(4), count=3)
+    async with opened((), "rejects") as queue:
+        read = [each async for each in queue.read()]
+        assert [(each.number, each.tag, each.routing_key) for each in read] == [(1, 1, ""), (2, 2, ""), (3, 3, "")]
+        assert queue.returned == 3
+        await queue.remove(read[1])
+        await queue.settle()
+    assert held.amqp.requests[-2:] == ["ack 2", "queue rejects passive"]
+    assert held.broker.closed == 1
+
+
+async def test_rejects_that_somebody_else_takes_meanwhile_end_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    Held(monkeypatch, message(1, "not a number"), message(None), count=3)
+    async with opened((), "rejects") as queue:
+        assert len([each async for each in queue.read()]) == 1
+        assert queue.returned == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (NO_QUEUE, ConfigurationError, "there is no queue 'rejects': nothing was ever rejected there"),
+        (
+            aiormq.exceptions.ChannelLockedResource("RESOURCE_LOCKED - exclusive"),
+            BrokerRefusal,
+            "the queue 'rejects' is somebody else's alone: RESOURCE_LOCKED",
+        ),
+        (REFUSED, BrokerRefusal, "the queue 'rejects' can't be looked at: ACCESS_REFUSED"),
+    ],
+    ids=["missing", "exclusive", "permission"],
+)
+async def test_queue_that_can_not_be_opened_says_whose_fault_it_is(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], words: str
+) -> None:
+    Held(monkeypatch).amqp.on("queue rejects passive", error)
+    with pytest.raises(kind, match=words):
+        async with opened((), "rejects"):
+            raise AssertionError("it is not there")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (REFUSED, BrokerRefusal, "the queue 'rejects' can't be read: ACCESS_REFUSED.*; grant the user"),
+        (HANGS, Interrupted, f"the broker does not answer within {ANSWER_S:g} s"),
+        (OSError("reset"), Interrupted, "the connection to the broker was lost: reset"),
+        (asyncio.CancelledError(), Interrupted, "the connection to the broker was lost$"),
+    ],
+    ids=["permission", "silent", "lost", "stray cancellation"],
+)
+async def test_reading_that_fails_says_why(
+    monkeypatch: pytest.MonkeyPatch, answer: object, kind: type[Exception], words: str
+) -> None:
+    VirtualTime(monkeypatch)
+    Held(monkeypatch, answer, count=1)
+    async with opened((), "rejects") as queue:
+        with pytest.raises(kind, match=words):
+            [each async for each in queue.read()]
+
+
+async def test_removal_that_fails_is_no_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    held.amqp.on("ack 1", RuntimeError("closed"))
+    async with opened((), "rejects") as queue:
+        with pytest.raises(Interrupted):
+            await queue.remove(reject())

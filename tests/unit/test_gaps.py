@@ -1,0 +1,34 @@
+"""Which gaps are counted and kept, and when they were."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bridge.broker import gaps as module
+from bridge.broker.gaps import Gaps, until_now
+from bridge.broker.status import Gap
+from bridge.metrics import Metrics
+from tests.support.recipient import Recorder
+from tests.support.virtual_time import VirtualTime
+
+
+def test_own_gap_is_told_counted_and_kept_and_anothers_is_only_told() -> None:
+    recorder, metrics = Recorder(), Metrics()
+    gaps, own, others = Gaps(recorder, metrics), Gap(1.0, 2.0, "away"), Gap(3.0, 4.0, "theirs")
+    gaps.tell(own)
+    gaps.pass_on(others)
+    assert recorder.gaps == [own, others]
+    assert gaps.last == own
+    assert metrics.registry.get_sample_value("bridge_gaps_total") == 1
+
+
+async def test_gap_is_in_unix_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = VirtualTime(monkeypatch, module)
+    since_s, since_unix_s = clock.monotonic(), clock.time()
+    await asyncio.sleep(12)
+    gap = until_now(since_s, "away")
+    assert gap.since_s == pytest.approx(since_unix_s)
+    assert gap.until_s == pytest.approx(since_unix_s + 12)
+    assert gap.reason == "away"

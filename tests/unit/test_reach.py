@@ -1,0 +1,47 @@
+"""What is wrong from the start is said before a command begins."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.broker import reach as module
+from bridge.broker.link import SETUP_TIMEOUT_S
+from bridge.broker.reach import reach
+from bridge.errors import BrokerRefusal, ConfigurationError
+from tests.support.fake_amqp import HANGS, NO_EXCHANGE, FakeAmqp, FakeBroker
+from tests.support.virtual_time import VirtualTime
+
+LOOK = "exchange killmails passive"
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
+    monkeypatch.setattr(module, "connected", (broker := FakeBroker()).connected)
+    return broker
+
+
+@pytest.mark.parametrize("exchange", ["killmails", None])
+async def test_broker_that_has_the_exchange_can_be_used(broker: FakeBroker, exchange: str | None) -> None:
+    broker.lives.append(amqp := FakeAmqp())
+    await reach((), exchange)
+    assert (LOOK in amqp.requests, broker.closed) == (exchange is not None, 1)
+
+
+async def test_missing_exchange_is_a_fault_of_the_settings(broker: FakeBroker) -> None:
+    broker.lives.append(FakeAmqp().on(LOOK, NO_EXCHANGE))
+    with pytest.raises(ConfigurationError, match="there is no exchange 'killmails': name one that exists, or start"):
+        await reach((), "killmails")
+
+
+@pytest.mark.parametrize("error", [ConnectionError("refused"), BrokerRefusal("wrong password")], ids=repr)
+async def test_broker_that_can_not_be_reached_is_said_as_it_is(broker: FakeBroker, error: Exception) -> None:
+    broker.lives.append(error)
+    with pytest.raises(type(error), match=str(error)):
+        await reach((), "killmails")
+
+
+async def test_broker_that_does_not_answer_is_given_up(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    VirtualTime(monkeypatch)
+    broker.lives.append(FakeAmqp().on(LOOK, HANGS))
+    with pytest.raises(ConnectionError, match=f"does not answer within {SETUP_TIMEOUT_S:g} s"):
+        await reach((), "killmails")

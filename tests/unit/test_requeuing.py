@@ -1,0 +1,172 @@
+"""What becomes of a rejected event that is published again: back in its exchange, or kept, or nobody knows."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import aiormq
+import pytest
+from pamqp import commands
+
+from bridge.broker.rejected import ANSWER_S, Interrupted, Reject
+from bridge.broker.requeuing import Kept, Requeuing
+from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, returned
+from tests.support.virtual_time import VirtualTime
+
+if TYPE_CHECKING:
+    from pamqp.common import FieldTable
+
+PUBLISH = "publish to kills"
+NOT_FOUND = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'kills' in vhost '/'")
+
+
+def reject(exchange: str | None = "kills", message_id: str = "m-1", **said: str) -> Reject:
+    headers: FieldTable = {f"x-reject-{name}": value for name, value in said.items()}
+    if exchange is not None:
+        headers["x-reject-exchange"] = exchange
+    return Reject(1, b"{}", commands.Basic.Properties(headers=headers, message_id=message_id), "", 1)
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch)
+
+
+async def kept_by(amqp: FakeAmqp, each: Reject | None = None, requeuing: Requeuing | None = None) -> str:
+    """Why it stays in the queue."""
+    with pytest.raises(Kept) as kept:
+        await (requeuing or Requeuing(amqp.amqp, "guest")).publish(each or reject())
+    return str(kept.value)
+
+
+async def test_event_goes_where_it_came_from_on_one_channel_for_each_exchange() -> None:
+    requeuing = Requeuing((amqp := FakeAmqp()).amqp, "guest")
+    for exchange in ("kills", "kills", "prices"):
+        await requeuing.publish(reject(exchange))
+    assert amqp.requests == [
+        "channel with confirms",
+        "exchange kills passive",
+        PUBLISH,
+        PUBLISH,
+        "channel with confirms",
+        "exchange prices passive",
+        "publish to prices",
+    ]
+    [(body, properties), _] = amqp.channels[0].published
+    assert (body, properties.headers, properties.message_id) == (b"{}", None, "m-1")
+
+
+async def test_event_of_the_default_exchange_needs_no_exchange() -> None:
+    await Requeuing((amqp := FakeAmqp()).amqp, "guest").publish(reject(""))
+    assert amqp.requests == ["channel with confirms", "publish to (default)"]
+
+
+async def test_event_that_no_bridge_has_rejected_is_kept_and_nothing_is_asked() -> None:
+    amqp = FakeAmqp()
+    assert "no bridge has put them there" in await kept_by(amqp, reject(None))
+    for expiration in ("soon", "", "-1", "9" * 11):
+        assert "no number of milliseconds" in await kept_by(amqp, reject(expiration=expiration))
+    assert amqp.requests == []
+    await Requeuing(amqp.amqp, "guest").publish(reject(expiration="60000"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (returned(), "no queue is bound to the exchange 'kills'"),
+        (NACK, r"does not take them for 'kills' (nack)"),
+        (REFUSED, "may not write to the exchange 'kills': ACCESS_REFUSED"),
+        (NOT_FOUND, "the exchange 'kills' is gone"),
+        (
+            aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - invalid"),
+            "does not take them for the exchange 'kills': PRECONDITION_FAILED - invalid",
+        ),
+        (TypeError("no such\nvalue"), r"their properties can't be published again: no such\nvalue"),
+    ],
+    ids=["returned", "nack", "permission", "gone", "precondition", "value"],
+)
+async def test_event_that_is_not_taken_is_kept_with_the_reason(answer: Exception, words: str) -> None:
+    assert words in await kept_by(FakeAmqp().on(PUBLISH, answer))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (NOT_FOUND, "the exchange 'kills' is gone"),
+        (REFUSED, "may not write to the exchange 'kills': ACCESS_REFUSED"),
+        (ValueError("no name"), "'kills' is no exchange's name"),
+    ],
+    ids=["gone", "permission", "no name"],
+)
+async def test_exchange_that_can_not_be_used_is_asked_for_once(answer: Exception, words: str) -> None:
+    requeuing = Requeuing((amqp := FakeAmqp().on("exchange kills passive", answer)).amqp, "guest")
+    for _ in range(2):
+        assert words in await kept_by(amqp, requeuing=requeuing)
+    assert amqp.requests.count("exchange kills passive") == 1
+    assert amqp.channels[0].is_closed, "there are no more than 2047 of them"
+
+
+async def test_channel_that_the_broker_has_closed_is_not_used_by_those_that_follow() -> None:
+    """What is sent on it all the same ends the whole connection."""
+    requeuing = Requeuing((amqp := FakeAmqp().on(PUBLISH, REFUSED)).amqp, "guest")
+    for _ in range(3):
+        assert "may not write" in await kept_by(amqp, requeuing=requeuing)
+    assert amqp.requests.count(PUBLISH) == 1
+
+
+async def test_event_that_is_not_taken_does_not_keep_the_next_one() -> None:
+    requeuing = Requeuing((amqp := FakeAmqp().on(PUBLISH, NACK, None)).amqp, "guest")
+    await kept_by(amqp, requeuing=requeuing)
+    await requeuing.publish(reject())
+
+
+async def test_silent_broker_interrupts(clock: VirtualTime) -> None:
+    with pytest.raises(Interrupted, match=f"did not confirm within {ANSWER_S:g} s"):
+        await Requeuing(FakeAmqp().on(PUBLISH, HANGS).amqp, "guest").publish(reject())
+
+
+@pytest.mark.parametrize("request_text", [PUBLISH, "exchange kills passive"])
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"), "was lost: CONNECTION_FORCED"),
+        (RuntimeError("closed"), "was lost: closed"),
+        (asyncio.CancelledError(), "was lost$"),
+    ],
+    ids=["lost", "closed", "stray cancellation"],
+)
+async def test_lost_connection_interrupts(request_text: str, answer: BaseException, words: str) -> None:
+    with pytest.raises(Interrupted, match=words):
+        await Requeuing(FakeAmqp().on(request_text, answer).amqp, "guest").publish(reject())
+
+
+async def test_request_to_stop_is_no_interruption(clock: VirtualTime) -> None:
+    publishing = asyncio.create_task(Requeuing(FakeAmqp().on(PUBLISH, HANGS).amqp, "guest").publish(reject()))
+    await asyncio.sleep(0.1)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+
+
+@pytest.mark.parametrize(("ids", "at_once"), [("ab", 2), ("aa", 1)])
+async def test_first_event_of_an_exchange_goes_alone_and_those_of_one_id_one_by_one(
+    clock: VirtualTime, ids: str, at_once: int
+) -> None:
+    requeuing = Requeuing((amqp := FakeAmqp().on(PUBLISH, HANGS)).amqp, "guest")
+    tasks = [asyncio.create_task(requeuing.publish(reject(message_id=f"first {n}"))) for n in range(2)]
+    await asyncio.sleep(0.1)
+    assert amqp.requests.count(PUBLISH) == 1, "what follows could end the connection"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    amqp.on(PUBLISH, None)
+    await requeuing.publish(reject())
+    amqp.on(PUBLISH, HANGS)
+    amqp.requests.clear()
+    tasks = [asyncio.create_task(requeuing.publish(reject(message_id=each))) for each in ids]
+    await asyncio.sleep(0.1)
+    assert amqp.requests.count(PUBLISH) == at_once
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
