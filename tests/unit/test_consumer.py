@@ -14,6 +14,7 @@ from bridge.broker import consumer as module
 from bridge.broker import gaps, life, status
 from bridge.broker.consumer import CHECK_INTERVAL_S, CHECK_TIMEOUT_S, SETTLE_TIMEOUT_S, Consumer, Source
 from bridge.broker.link import SETUP_TIMEOUT_S, Node
+from bridge.broker.reading import DOUBTFUL
 from bridge.broker.status import State
 from bridge.broker.stream import Stream
 from bridge.broker.topology import UNPROVEN
@@ -497,6 +498,25 @@ async def test_stop_cancels_settles_what_is_in_hand_and_closes(scene: Scene) -> 
     assert (logged, scene.count("bridge_broker_losses_total")) == ([], 0)
 
 
+async def test_what_is_settled_at_the_last_moment_is_acknowledged(scene: Scene) -> None:
+    """It would come again otherwise, to the next bridge."""
+
+    def settle() -> None:
+        scene.recorder.deliveries[0].settle()
+
+    scene.recorder.holds = True
+    scene.broker.lives.append(FakeAmqp().on("cancel tag-1", settle))
+    scene.begin()
+    await scene.works()
+    written: list[bytes] = []
+    lane = scene.broker.lane
+    assert lane is not None
+    lane.write = written.append
+    scene.come(1)
+    await scene.stop()
+    assert len(written) == 1
+
+
 @pytest.mark.parametrize(("queue", "kept"), [("kept", True), (None, False)])
 async def test_what_is_not_settled_in_time_is_said_with_what_becomes_of_it(
     broker: FakeBroker, clock: VirtualTime, queue: str | None, *, kept: bool
@@ -572,3 +592,20 @@ async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
     assert (logged[-1]["stream"], logged[-1]["first"]) == ("past", 4711)
     running.cancel()
     await asyncio.wait([running])
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_stream_is_read_once_more_where_that_is_asked_for_and_it_is_no_loss(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, *, stops: bool
+) -> None:
+    reasons = iter([DOUBTFUL, DOUBTFUL, "gone"])
+
+    async def life_() -> str:
+        if stops:
+            scene.consumer.stop()
+        return next(reasons)
+
+    monkeypatch.setattr(scene.consumer, "_life", life_)
+    with capture_logs() as logged:
+        assert await scene.consumer._consume() == (DOUBTFUL if stops else "gone")
+    assert [(line["log_level"], line["reason"]) for line in logged] == ([] if stops else [("info", DOUBTFUL)] * 2)
