@@ -1,0 +1,119 @@
+"""Clients whose update is still to come: when each is ready, and that none waits for ever."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from bridge.contract.ids import Id
+from bridge.fanout.history import History
+from bridge.fanout.log import Log
+from bridge.fanout.subscriber import Subscriber
+from bridge.fanout.waiting import Waiting
+
+AHEAD = "99-00000001"
+
+
+def client() -> Subscriber:
+    """Only its identity matters here."""
+    return cast("Subscriber", object())
+
+
+class CountingHistory(History):
+    """A shared history that counts how often it is asked whether an id is ahead."""
+
+    def __init__(self) -> None:
+        super().__init__(Log(2**20))
+        self.asked = 0
+
+    def is_ahead(self, sought: Id) -> bool:
+        self.asked += 1
+        return super().is_ahead(sought)
+
+    def give(self, *numbers: int) -> None:
+        for number in numbers:
+            self.append(b"frame", Id(number, 1))
+
+
+@pytest.fixture
+def history() -> CountingHistory:
+    return CountingHistory()
+
+
+@pytest.fixture
+def waiting(history: CountingHistory) -> Waiting:
+    return Waiting(history, reads_back=False)
+
+
+def test_client_keeps_waiting_when_the_source_goes_away_between_two_ticks(waiting: Waiting) -> None:
+    one = client()
+    assert waiting.takes(one, AHEAD)
+    waiting.tick(fed=True)
+    waiting.tick(fed=False)
+    assert waiting.ready() == []
+    waiting.tick(fed=True)
+    assert waiting.ready() == [], "a tick without a source starts the wait again"
+    waiting.tick(fed=True)
+    assert waiting.ready() == [(one, AHEAD)]
+    assert len(waiting) == 0
+
+
+def test_ticks_do_not_count_while_older_updates_are_read_back(history: CountingHistory) -> None:
+    waiting = Waiting(history, reads_back=True)
+    one = client()
+    assert waiting.takes(one, AHEAD)
+    waiting.tick(fed=True)
+    waiting.reads_back = False
+    assert waiting.ready() == []
+    waiting.tick(fed=True)
+    assert waiting.ready() == []
+    waiting.tick(fed=True)
+    assert waiting.ready() == [(one, AHEAD)]
+
+
+def test_client_that_is_forgotten_is_never_ready(waiting: Waiting) -> None:
+    gone, stays = client(), client()
+    for each in (gone, stays):
+        assert waiting.takes(each, AHEAD)
+    waiting.tick(fed=True)
+    waiting.forget(gone)
+    assert list(waiting) == [stays]
+    waiting.tick(fed=True)
+    assert waiting.ready() == [(stays, AHEAD)]
+    waiting.forget(stays)
+
+
+@pytest.mark.parametrize("after", ["nonsense", ""])
+def test_client_with_an_id_that_is_none_does_not_wait(waiting: Waiting, after: str) -> None:
+    assert not waiting.takes(client(), after)
+
+
+def test_each_client_is_ready_as_soon_as_its_own_update_has_come(waiting: Waiting, history: CountingHistory) -> None:
+    history.give(1)
+    clients = {number: client() for number in (9, 3, 6)}
+    for number, each in clients.items():
+        assert waiting.takes(each, f"{number}-00000001")
+    for number in (3, 6, 9):
+        history.give(number - 1)
+        assert waiting.ready() == []
+        history.give(number)
+        assert waiting.ready() == [(clients[number], f"{number}-00000001")]
+
+
+def test_clients_are_not_looked_through_before_an_update_of_theirs_may_have_come(
+    waiting: Waiting, history: CountingHistory
+) -> None:
+    for number in (50, 60):
+        assert waiting.takes(client(), f"{number}-00000001")
+    history.asked = 0
+    for number in range(1, 50):
+        history.give(number)
+        assert waiting.ready() == []
+    assert history.asked == 0
+    history.give(50)
+    assert len(waiting.ready()) == 1
+    asked = history.asked
+    history.give(*range(51, 60))
+    assert waiting.ready() == []
+    assert history.asked == asked
