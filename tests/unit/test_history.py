@@ -1,0 +1,222 @@
+"""Ids by position, counts, and filters' answers: across segments, at their boundaries, and what each of it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+
+from bridge.contract import envelope
+from bridge.contract.ids import Id
+from bridge.fanout.frames import text_frame
+from bridge.fanout.framing import Framing
+from bridge.fanout.history import ASKING_BYTES, LOOKING_BYTES, SEGMENT_BYTES, SEGMENT_UPDATES, History
+from bridge.fanout.log import ENTRY_BYTES, Log
+
+CHECK = 7
+FRAME = b"x"
+
+
+@dataclass(slots=True)
+class Odd:
+    """A filter for odd numbers that keeps what it was asked."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def matches(self, update_type: str, data: object) -> bool:
+        assert isinstance(data, int)
+        self.asked.append(data)
+        return data % 2 == 1
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def number(position: int) -> Id:
+    """The id of a position where ids come with their positions."""
+    return Id(position + 1, CHECK)
+
+
+def holding(updates: int) -> Log:
+    """A log in which so many of the shortest frames have room."""
+    return Log(updates * (ENTRY_BYTES + len(FRAME)))
+
+
+def shared(log: Log, updates: int = 0) -> History:
+    history = History(log)
+    for position in range(updates):
+        history.append(FRAME, number(position))
+    return history
+
+
+def mixed(updates: int) -> tuple[History, list[int]]:
+    """A history in which each tenth position has a mark or a notice, and the positions of its updates."""
+    history = History(Log(2**24))
+    positions = []
+    for position in range(updates):
+        if position % 10 == 3:
+            history.mark(number(position))
+        elif position % 10 == 7:
+            history.notice(b"notice")
+        else:
+            history.append(text_frame(envelope.wrap("a", position, 0)), number(position))
+            positions.append(position)
+    return history, positions
+
+
+# Counts
+
+
+def test_what_is_no_update_is_not_counted_in_whichever_segment_it_is() -> None:
+    history, positions = mixed(4 * SEGMENT_UPDATES)
+    end = history.log.head
+    for start in (0, 3, 4, 7, 8, SEGMENT_UPDATES - 1, SEGMENT_UPDATES, 2 * SEGMENT_UPDATES + 5, end - 1):
+        expected = [position for position in positions if position >= start]
+        assert history.count(None, start, end) == (len(expected), end)
+        assert [*history.updates(start, end)] == expected
+
+
+@pytest.mark.parametrize("first", [0, 5, SEGMENT_UPDATES, SEGMENT_UPDATES + 99, 2 * SEGMENT_UPDATES - 1])
+def test_filter_is_counted_a_segment_at_a_time_and_all_at_once_when_it_was_asked(first: int) -> None:
+    history, positions = mixed(4 * SEGMENT_UPDATES)
+    end, wanted = history.log.head, Odd()
+    expected = sum(position % 2 for position in positions if position >= first)
+    start, counted, ends = first, 0, []
+    while start < end:
+        count, start = history.count(wanted, start, end)
+        counted += count
+        ends.append(start)
+    assert counted == expected
+    assert ends == [at for at in range(SEGMENT_UPDATES, end + 1, SEGMENT_UPDATES) if at > first]
+    asked = len(wanted.asked)
+    assert history.count(wanted, first, end) == (expected, end)
+    assert len(wanted.asked) == asked
+
+
+def test_filter_is_asked_for_one_segment_beside_those_that_are_known() -> None:
+    history, _ = mixed(4 * SEGMENT_UPDATES)
+    end, wanted = history.log.head, Odd()
+    assert history.count(wanted, 0, end)[1] == SEGMENT_UPDATES
+    assert history.count(wanted, 0, end)[1] == 2 * SEGMENT_UPDATES
+    assert history.count(wanted, 0, end)[1] == 3 * SEGMENT_UPDATES
+    assert len(wanted.asked) == len(set(wanted.asked)), "once for each update"
+
+
+# What is wanted
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("notices", [False, True])
+@pytest.mark.parametrize("start", [0, 7, 8, SEGMENT_UPDATES + 1])
+def test_updates_are_wanted_and_notices_where_they_are_asked_for_but_never_marks(
+    start: int, *, notices: bool, filtered: bool
+) -> None:
+    history, positions = mixed(2 * SEGMENT_UPDATES)
+    found, end = history.wanted(Odd() if filtered else None, start, 2 * SEGMENT_UPDATES, notices=notices)
+    assert end == (start // SEGMENT_UPDATES + 1) * SEGMENT_UPDATES
+    expected = [position for position in positions if start <= position < end and (position % 2 or not filtered)]
+    if notices:
+        expected = sorted(expected + [position for position in range(start, end) if position % 10 == 7])
+    assert [*found] == expected
+
+
+def test_last_position_that_holds_no_update_is_told_apart() -> None:
+    history = shared(holding(100), 5)
+    history.mark(number(5))
+    assert [*history.updates(5, 6)] == []
+    history.notice(b"notice")
+    assert [*history.updates(4, 7)] == [4]
+    assert history.has_notice(6, 7)
+    assert not history.has_notice(4, 6)
+
+
+# Ids at the boundaries of segments, and at the tail
+
+
+def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
+    """Whoever has had the newest of what is gone misses nothing; anybody else does."""
+    kept = 300
+    history = shared(holding(kept))
+    for position in range(3 * SEGMENT_UPDATES):
+        history.append(FRAME, number(position))
+        tail = history.log.tail
+        assert tail == max(0, position + 1 - kept)
+        assert history.after(number(tail)) == tail + 1
+        if tail:
+            assert history.before(tail) == number(tail - 1)
+            assert history.after(number(tail - 1)) == tail
+        if tail > 1:
+            assert history.after(number(tail - 2)) is None
+
+
+@pytest.mark.parametrize("before", [0, 1, SEGMENT_UPDATES, 2 * SEGMENT_UPDATES, 2 * SEGMENT_UPDATES + 1])
+def test_update_that_evicts_everything_leaves_the_id_before_it(before: int) -> None:
+    history = shared(holding(3 * SEGMENT_UPDATES), before)
+    history.append(bytes(history.log.max_bytes), number(before))
+    assert len(history.log) == 1
+    assert history.after(number(before)) == before + 1
+    assert history.before(before) == (number(before - 1) if before else Id(0, 0))
+    history.append(FRAME, number(before + 1))
+    assert history.before(history.log.head) == number(before + 1)
+
+
+def test_stream_without_an_update_yet_begins_before_the_first_id() -> None:
+    assert shared(holding(1)).before(0) == Id(0, 0)
+
+
+def test_other_id_with_the_number_of_the_newest_is_not_ahead() -> None:
+    history = shared(holding(10), 3)
+    assert not history.is_ahead(Id(3, CHECK + 1))
+    assert history.is_ahead(Id(4, CHECK + 1))
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("size", [1, 1000, SEGMENT_BYTES])
+def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
+    history = History(Log(20 * SEGMENT_BYTES))
+    for position in range(5 * SEGMENT_UPDATES):
+        history.append(bytes(size), number(position))
+        if position % 7 == 0:
+            history.notice(b"")
+        segments, log = history._segments, history.log
+        assert len(segments) == 1 or segments[1].start >= log.tail
+        lengths = [following.start - segment.start for segment, following in pairwise(segments)]
+        assert all(length >= SEGMENT_UPDATES or length * size >= SEGMENT_BYTES for length in lengths)
+
+
+# What it costs
+
+
+def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:
+    history, wanted = History(Log(2**20), CHECK), Odd()
+    frames = [text_frame(envelope.wrap("a", position, 0)) for position in range(10)]
+    for frame in frames:
+        history.append(frame)
+    assert history.work_bytes == 0
+    history.count(wanted, 0, 10)
+    asked = sum(map(len, frames)) + 10 * ASKING_BYTES
+    assert history.work_bytes == asked + LOOKING_BYTES
+    history.count(wanted, 0, 10)
+    assert history.work_bytes == asked + 2 * LOOKING_BYTES, "what is known is looked at only"
+    history.count(Odd(), 0, 10)
+    assert history.work_bytes == asked + 3 * LOOKING_BYTES + 10 * ASKING_BYTES, "and is read once"
+
+
+def test_content_that_came_with_its_update_costs_nothing() -> None:
+    history, content = History(Log(2**20), CHECK), ("a", object())
+    history.append(b"no JSON", content=content)
+    assert history.content(0) is content
+    assert history.work_bytes == 0
+
+
+def test_frame_with_an_id_costs_what_it_holds_the_first_time() -> None:
+    history = History(Log(2**20), CHECK)
+    history.append(text_frame(envelope.wrap("a", 1, 0)))
+    framing = Framing(history)
+    framing.frame(0, ids=False)
+    assert history.work_bytes == 0
+    for _ in range(2):
+        assert len(framing.frame(0, ids=True)) == history.work_bytes > 0
