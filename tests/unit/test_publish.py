@@ -1,0 +1,152 @@
+"""Events from lines to the publisher: what becomes of them when the input or the broker fails half way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from bridge.broker.publisher import InvalidUpdate, NotConfirmed, Publisher
+from bridge.commands.publish import READ_AHEAD, UNDER_WAY, Count, Interrupted, publish
+from bridge.contract.pipeline import Reason, Rejected
+from bridge.errors import BridgeError, ConfigurationError
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+LIMIT_S = 20
+"""A command that hangs fails the test instead."""
+
+
+class FakePublisher:
+    """Confirms each event once `confirms` is set, unless `faults` has an error for it."""
+
+    def __init__(self) -> None:
+        self.published: list[int] = []
+        self.faults: dict[int, Exception] = {}
+        self.confirms = asyncio.Event()
+        self.confirms.set()
+        self.heard = True
+        self.most = self.under_way = 0
+
+    async def publish(self, body: bytes, update_type: str | None, default_type: str | None) -> bool:
+        number = json.loads(body)["n"]
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        if number in self.faults:
+            raise self.faults[number]
+        await self.confirms.wait()
+        self.under_way -= 1
+        self.published.append(number)
+        return self.heard
+
+
+class Command:
+    """One run of the command, with a publisher that is none."""
+
+    def __init__(self) -> None:
+        self.publisher = FakePublisher()
+        self.count = Count()
+        self.said: list[str] = []
+        self.progress = 0
+
+    def tick(self) -> None:
+        self.progress += 1
+
+    async def run(self, lines: Iterable[bytes]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            publisher = cast("Publisher", self.publisher)
+            await publish(lines, "f\n", None, "killmail", publisher, self.count, self.said.append, self.tick)
+
+
+@pytest.fixture
+async def command() -> Command:
+    return Command()
+
+
+def events(count: int, error: Exception | None = None) -> Iterator[bytes]:
+    """So many, one a line; then reading them fails."""
+    for number in range(count):
+        yield b'{"n": %d}\n' % number
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize("count", [0, 1, 2 * READ_AHEAD])
+async def test_input_that_can_not_be_read_any_more_ends_the_command(command: Command, count: int) -> None:
+    error = ConfigurationError(["f: can't be read: Input/output error"])
+    with pytest.raises(ConfigurationError) as raised:
+        await command.run(events(count, error))
+    assert raised.value is error
+    assert command.publisher.published == list(range(len(command.publisher.published)))
+
+
+async def test_input_that_raises_an_error_of_ours_is_not_taken_for_its_end(command: Command) -> None:
+    with pytest.raises(ExceptionGroup) as raised:
+        await command.run(events(1, ZeroDivisionError("a fault")))
+    assert raised.group_contains(ZeroDivisionError)
+
+
+async def test_more_events_than_may_wait_are_all_published_in_order(command: Command) -> None:
+    count = UNDER_WAY + 2 * READ_AHEAD
+    await command.run(events(count))
+    assert command.publisher.published == list(range(count))
+    assert (command.count.published, command.count.unheard, command.count.invalid) == (count, 0, 0)
+    assert command.count.line == count
+    assert command.progress == count
+
+
+async def test_no_more_confirms_are_outstanding_than_may_be(command: Command) -> None:
+    command.publisher.confirms.clear()
+    read = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal read
+        for line in events(UNDER_WAY + 2 * READ_AHEAD):
+            read += 1
+            yield line
+
+    async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(command.run(lines()))
+        await eventually("all is read that may be", lambda: read >= UNDER_WAY + READ_AHEAD)
+        await eventually("so many are sent", lambda: command.publisher.under_way >= UNDER_WAY)
+        # Whatever else was read would be sent in the next turn of the loop.
+        await asyncio.sleep(0)
+        assert command.publisher.most == UNDER_WAY
+        command.publisher.confirms.set()
+    assert command.count.published == UNDER_WAY + 2 * READ_AHEAD
+
+
+async def test_first_event_without_a_confirm_is_named_and_not_one_that_was_confirmed_or_invalid(
+    command: Command,
+) -> None:
+    command.publisher.faults = {
+        1: InvalidUpdate(Rejected(Reason.SCHEMA_VIOLATION, "the member 'x' is missing", pointer="")),
+        3: NotConfirmed("no broker"),
+    }
+    with pytest.raises(Interrupted) as raised:
+        await command.run(events(10))
+    assert str(raised.value).splitlines() == [
+        "no broker",
+        "f\\n:4: not confirmed; what follows may not be published either",
+    ]
+    assert command.publisher.published[:2] == [0, 2]
+    assert command.count.invalid == 1
+    assert command.said == ["f\\n:2: the member 'x' is missing [schema-violation]"]
+
+
+@pytest.mark.parametrize(("cause", "exit_code"), [(OSError("disk"), BridgeError.exit_code), (BridgeError("b"), 1)])
+async def test_interruption_has_the_exit_code_of_its_cause(command: Command, cause: Exception, exit_code: int) -> None:
+    command.publisher.faults = {0: cause}
+    with pytest.raises(Interrupted) as raised:
+        await command.run(events(1))
+    assert raised.value.exit_code == exit_code
+
+
+async def test_events_that_reach_no_queue_are_counted(command: Command) -> None:
+    command.publisher.heard = False
+    await command.run(events(3))
+    assert (command.count.published, command.count.unheard) == (3, 3)
