@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from typing import TYPE_CHECKING
 
 import pytest
@@ -391,3 +392,50 @@ def test_dotenv_that_is_not_utf8_is_a_problem(sources: Sources) -> None:
 def test_dotenv_line_without_a_value_is_a_problem(sources: Sources) -> None:
     sources.dotenv.write_text("BRIDGE_PORT\n")
     assert "no =" in sources.problems()[0]
+
+
+@pytest.fixture
+def foreign_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files whose encoding is not named are read as something else than UTF-8, as in some locales."""
+
+    def text_encoding(encoding: str | None, stacklevel: int = 2) -> str:
+        return encoding or "cp1252"
+
+    # What pathlib asks.
+    monkeypatch.setattr(io, "text_encoding", text_encoding)
+
+
+@pytest.mark.usefixtures("foreign_encoding")
+def test_files_are_read_as_utf8_whatever_the_locale(sources: Sources) -> None:
+    sources.dotenv.write_text("BRIDGE_INSTANCE=Łódź\n", encoding="utf-8")
+    assert sources.load().instance == "Łódź"
+    assert sources.load(env={"BRIDGE_INSTANCE_FILE": sources.file("name", "Łódź\n")}).instance == "Łódź"
+
+
+@pytest.mark.usefixtures("foreign_encoding")
+def test_dotenv_is_looked_through_for_unclear_lines_as_utf8(sources: Sources) -> None:
+    # 0x81, a byte of Ł, stands for nothing in the other encoding.
+    sources.dotenv.write_text("# Ł\nBRIDGE_PORT=1\n", encoding="utf-8")
+    assert sources.load().port == 1
+
+
+def test_every_unclear_line_of_dotenv_is_named(sources: Sources) -> None:
+    problems = sources.problems(dotenv="BRIDGE_PORT=1\nno value here\nBRIDGE_PATH=/a\nnor here\n")
+    assert problems == [f"{sources.dotenv}, line {line}: it can't be read as NAME=value" for line in (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"), [("BRIDGE_PORT", "BRIDGE_PORT"), ("'p@ss word'", "a line that begins with no name")]
+)
+def test_line_of_dotenv_without_a_value_is_named_unless_it_may_be_a_secret(
+    sources: Sources, line: str, shown: str
+) -> None:
+    assert sources.problems(dotenv=f"BRIDGE_PATH=/a\n{line}\n") == [
+        f"{shown} ({sources.dotenv}): there is no = behind it"
+    ]
+
+
+def test_dotenv_that_is_not_utf8_is_named(sources: Sources) -> None:
+    sources.dotenv.write_bytes(b"BRIDGE_PATH=/a\nBRIDGE_PORT=\xff\n")
+    [problem] = sources.problems()
+    assert problem.startswith(f"{sources.dotenv}: can't be read: 'utf-8' codec")
