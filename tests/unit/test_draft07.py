@@ -131,3 +131,24 @@ def test_what_tools_would_take_for_a_reference_is_left_out() -> None:
         "properties": {"$ref": {"type": "string"}, "a": {}},
     }
     assert converted(schema) == {"default": {"$ref": 1}, "properties": {"a": {}}}
+
+
+@pytest.mark.parametrize("name", ["a~b", "a/b", "~1", "~0~/"])
+def test_member_name_with_a_tilde_or_a_slash_is_one_step_of_a_reference(name: str) -> None:
+    """RFC 6901, section 3: ~ is written as ~0, and / as ~1."""
+    step = name.replace("~", "~0").replace("/", "~1")
+    schema = {"properties": {name: {"type": "string"}, "it": {"$ref": f"#/properties/{step}"}}}
+    assert converted(schema)["properties"]["it"] == {"$ref": f"{PLACE}/mine/properties/{step}"}
+
+
+def test_schema_whose_own_name_has_a_tilde_is_found() -> None:
+    schemas: dict[str, dict[str, Any]] = {
+        "a~/b": {"$id": "urn:a"},
+        "other": {"$id": "urn:other", "items": {"$ref": "urn:a"}},
+    }
+    assert convert(schemas, PLACE)["other"]["items"] == {"$ref": f"{PLACE}/a~0~1b"}
+
+
+def test_other_keywords_beside_a_tuple_keep_their_names() -> None:
+    schema = {"prefixItems": [{}], "contains": {"type": "string"}, "not": {"maxItems": 0}}
+    assert converted(schema) == {"items": [{}], "contains": {"type": "string"}, "not": {"maxItems": 0}}
