@@ -187,6 +187,19 @@ def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
         assert all(length >= SEGMENT_UPDATES or length * size >= SEGMENT_BYTES for length in lengths)
 
 
+@pytest.mark.parametrize("notices", [False, True])
+def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, notices: bool) -> None:
+    history, frame = History(Log(2**24), CHECK), text_frame(bytes(1000))
+    for _ in range(200):
+        if notices:
+            history.notice(bytes(1000))
+        else:
+            history.append(frame)
+    length = -(-SEGMENT_BYTES // len(frame))
+    assert [segment.start for segment in history._segments] == [*range(0, 200, length)]
+    assert history._segments[0].size_bytes == length * (len(frame) + ENTRY_BYTES)
+
+
 # What it costs
 
 
