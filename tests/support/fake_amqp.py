@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import aiormq
 from pamqp import commands
 
+from bridge.timing import DEFAULT
 from tests.support.frames import OWN
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from bridge.broker.lane import Lane
     from bridge.broker.link import Node
+    from bridge.timing import Timing
 
 HANGS: Final = object()
 """The answer to a request that the broker never answers."""
@@ -213,16 +215,17 @@ class FakeBroker:
         self.nodes: Sequence[Node] = ()
         self.name = ""
         self.lane: Lane | None = None
+        self.timing = DEFAULT
         """What the last attempt came with."""
         self.closed = 0
 
     @asynccontextmanager
     async def connected(
-        self, nodes: Sequence[Node], name: str, lane: Lane | None = None
+        self, nodes: Sequence[Node], name: str, lane: Lane | None = None, timing: Timing = DEFAULT
     ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
         """As in `bridge.broker.link`."""
         self.attempts += 1
-        self.nodes, self.name, self.lane = nodes, name, lane
+        self.nodes, self.name, self.lane, self.timing = nodes, name, lane, timing
         if not self.lives:
             await asyncio.Event().wait()
         life = self.lives.popleft()

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import pytest
 
 
+LONGEST_S = 3600.0
+"""Of the clock's own time: code that tries again for ever would do so within a second."""
+
+
 class VirtualTime:
     """The time of the running event loop, and of the modules that a test gives it to."""
 
@@ -29,6 +33,7 @@ class VirtualTime:
         def select_at_once(timeout_s: float | None) -> object:
             assert timeout_s is not None, "nothing is due any more: the test would wait for ever"
             self.now_s += timeout_s
+            assert self.now_s - self._start_s < LONGEST_S, "the test waits for something that does not come"
             return select(0)
 
         monkeypatch.setattr(selector, "select", select_at_once)

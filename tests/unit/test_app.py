@@ -13,12 +13,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge import app, descriptors, settings
-from bridge.app import BROKER_SHARE, CANCEL_TIMEOUT_S, LEAST_PER_ADDRESS, Bridge, serve
+from bridge.app import BROKER_SHARE, LEAST_PER_ADDRESS, Bridge, serve
 from bridge.broker.status import State
 from bridge.contract.ids import Id
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
 from bridge.fanout.closing import CloseReason
+from bridge.timing import DEFAULT
 from tests.support.fakes import FakeDelivery
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
@@ -486,7 +487,7 @@ async def test_connection_that_clings_to_its_life_does_not_keep_the_bridge_from_
     lifecycle.hung.add("consumer")
     lifecycle.clings = True
     await bridge.stop()
-    assert lifecycle.drained_s == pytest.approx(8.0 * (1 - BROKER_SHARE) - CANCEL_TIMEOUT_S, abs=0.01)
+    assert lifecycle.drained_s == pytest.approx(8.0 * (1 - BROKER_SHARE) - DEFAULT.end_timeout_s, abs=0.01)
     lifecycle.held_by["consumer"].set()
     await asyncio.wait(bridge._working)
 
@@ -552,7 +553,7 @@ class Served:
         class Recorder:
             """The bridge, and the manager."""
 
-            def __init__(self, _: object) -> None:
+            def __init__(self, *_: object) -> None:
                 pass
 
             def __getattr__(self, name: str) -> Callable[[], None]:

@@ -12,17 +12,18 @@ from structlog.testing import capture_logs
 
 from bridge.broker import consumer as module
 from bridge.broker import gaps, life, status
-from bridge.broker.consumer import CHECK_INTERVAL_S, CHECK_TIMEOUT_S, SETTLE_TIMEOUT_S, Consumer, Source
-from bridge.broker.link import SETUP_TIMEOUT_S, Node
+from bridge.broker.consumer import Consumer, Source
+from bridge.broker.link import Node
 from bridge.broker.reading import DOUBTFUL
 from bridge.broker.status import State
 from bridge.broker.stream import Stream
 from bridge.broker.topology import UNPROVEN
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT
+from tests.support.delivery_handler import Recorder
 from tests.support.fake_amqp import HANGS, NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker
 from tests.support.frames import delivery
-from tests.support.recipient import Recorder
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
@@ -173,8 +174,8 @@ async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(scene
     before_s = clock.now_s
     scene.begin()
     await scene.is_lost()
-    assert scene.consumer.status.error == f"the broker does not answer within {SETUP_TIMEOUT_S:g} s"
-    assert clock.now_s - before_s == pytest.approx(SETUP_TIMEOUT_S, abs=0.1)
+    assert scene.consumer.status.error == f"the broker does not answer within {DEFAULT.setup_timeout_s:g} s"
+    assert clock.now_s - before_s == pytest.approx(DEFAULT.setup_timeout_s, abs=0.1)
     assert scene.broker.closed == 1
 
 
@@ -382,10 +383,10 @@ async def test_look_at_the_topology_is_a_sign_of_life(scene: Scene, clock: Virtu
     await scene.works()
     amqp.requests.clear()
     before_s = clock.now_s
-    await asyncio.sleep(CHECK_INTERVAL_S + 0.1)
+    await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
     proven_s = scene.consumer.status.proven_s
     assert proven_s is not None
-    assert proven_s == pytest.approx(before_s + CHECK_INTERVAL_S, abs=0.1)
+    assert proven_s == pytest.approx(before_s + DEFAULT.check_interval_s, abs=0.1)
     assert amqp.requests == [
         "exchange killmails passive",
         "exchange killmails fanout durable",
@@ -399,7 +400,7 @@ async def test_look_at_the_topology_is_a_sign_of_life(scene: Scene, clock: Virtu
     ("answer", "reason"),
     [
         (NO_QUEUE, "NOT_FOUND - no queue 'kept' in vhost '/'"),
-        (HANGS, f"the broker does not answer within {CHECK_TIMEOUT_S:g} s"),
+        (HANGS, f"the broker does not answer within {DEFAULT.check_timeout_s:g} s"),
         (asyncio.CancelledError(), "the channel was closed"),
     ],
     ids=["gone", "silent", "cancelled"],
@@ -424,7 +425,7 @@ async def test_others_that_consume_the_queue_are_said_once_and_so_is_their_end(s
     seen = []
     with capture_logs() as logged:
         for _ in range(6):
-            await asyncio.sleep(CHECK_INTERVAL_S + 0.01)
+            await asyncio.sleep(DEFAULT.check_interval_s + 0.01)
             seen.append((scene.consumer.sharing, len(logged)))
     assert seen == [(0, 0), (2, 1), (1, 1), (0, 2), (0, 2), (1, 3)]
     assert [line["log_level"] for line in logged] == ["error", "info", "error"]
@@ -437,7 +438,7 @@ async def test_queue_of_ones_own_has_no_others(exclusive: Scene) -> None:
     exclusive.begin()
     await exclusive.works()
     with capture_logs() as logged:
-        await asyncio.sleep(3 * CHECK_INTERVAL_S)
+        await asyncio.sleep(3 * DEFAULT.check_interval_s)
     assert (logged, exclusive.consumer.sharing) == ([], 0)
 
 
@@ -462,7 +463,7 @@ async def test_binding_that_nobody_can_see_is_said_for_each_connection_and_not_t
         scene.begin()
         await scene.works()
         assert scene.consumer.unproven == ("killmails",)
-        await asyncio.sleep(3 * CHECK_INTERVAL_S)
+        await asyncio.sleep(3 * DEFAULT.check_interval_s)
         first.lose()
         await scene.is_lost()
         await scene.works()
@@ -530,7 +531,7 @@ async def test_what_is_not_settled_in_time_is_said_with_what_becomes_of_it(
     before_s = clock.now_s
     with capture_logs() as logged:
         await scene.stop()
-    assert clock.now_s - before_s == pytest.approx(SETTLE_TIMEOUT_S, abs=0.01)
+    assert clock.now_s - before_s == pytest.approx(DEFAULT.settle_timeout_s, abs=0.01)
     [line] = logged
     assert (line["event"], line["log_level"]) == ("stopped with unsettled deliveries", "warning")
     assert (line["deliveries"], line["kept_by_the_broker"]) == (2, kept)
@@ -553,7 +554,7 @@ async def test_stop_that_the_broker_does_not_confirm_is_said_and_waits_for_nothi
     with capture_logs() as logged:
         await scene.stop()
     assert events(logged) == [("warning", "the broker did not confirm the end of consuming")]
-    assert clock.now_s - before_s <= module.CANCEL_TIMEOUT_S + 0.01
+    assert clock.now_s - before_s <= DEFAULT.cancel_timeout_s + 0.01
 
 
 async def test_delivery_past_the_lane_is_a_fault_of_ours(scene: Scene) -> None:

@@ -15,8 +15,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.fanout import entrance
-from bridge.fanout.entrance import AT_ONCE, LOOK_S, SPARE, Entrance
+from bridge.fanout.entrance import AT_ONCE, SPARE, Entrance
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT
 from tests.support.fakes import ManualClock
 from tests.support.waiting import eventually
 
@@ -222,14 +223,14 @@ async def test_client_that_is_held_while_descriptors_are_short_comes_in_with_its
         accepting.entrance._accept(listener)
         assert accepting.accepted == []
         accepting.border = math.inf
-        await accepting.clock.advance(LOOK_S)
+        await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert accepting.accepted == [(client, name[0])]
         # It comes in once.
         accepting.border = 0
         accepting.listeners[0].outcomes.append(OSError(errno.EMFILE, "too many open files"))
         accepting.entrance._accept(listener)
         accepting.border = math.inf
-        await accepting.clock.advance(LOOK_S)
+        await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert len(accepting.accepted) == 1
         accepting.entrance.close()
 
@@ -258,12 +259,12 @@ async def test_while_descriptors_are_short_no_listener_is_accepted_from_and_each
             accepting.entrance._accept(listener)
             assert accepting.reading == [False, False]
             for _ in range(3):
-                await accepting.clock.advance(LOOK_S)
+                await accepting.clock.advance(DEFAULT.descriptor_check_s)
                 assert accepting.reading == [False, False]
             accepting.border = math.inf
-            await accepting.clock.advance(LOOK_S / 2)
+            await accepting.clock.advance(DEFAULT.descriptor_check_s / 2)
             assert accepting.reading == [False, False]
-            await accepting.clock.advance(LOOK_S / 2)
+            await accepting.clock.advance(DEFAULT.descriptor_check_s / 2)
         assert accepting.reading == [True, True]
         assert [line["log_level"] for line in logged] == ["error", "info"]
         assert logged[0]["fewer_left_than"] == SPARE
@@ -291,7 +292,7 @@ async def test_close_while_descriptors_are_short_closes_the_held_client_and_look
         accepting.entrance.close()
         assert client.fileno() == listener.fileno() == -1
         accepting.border = math.inf
-        await accepting.clock.advance(2 * LOOK_S)
+        await accepting.clock.advance(2 * DEFAULT.descriptor_check_s)
         assert accepting.accepted == []
         # It may be closed once more.
         accepting.entrance.close()
@@ -330,10 +331,13 @@ async def test_each_shortage_is_counted_and_logged_with_its_own_time(monkeypatch
                 accepting.border = 0
                 accepting.entrance._accept(listener)
                 for _ in range(looks - 1):
-                    await accepting.clock.advance(LOOK_S)
+                    await accepting.clock.advance(DEFAULT.descriptor_check_s)
                 accepting.border = math.inf
-                await accepting.clock.advance(LOOK_S)
+                await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert accepting.shortages == 2
         assert [line["log_level"] for line in logged] == ["error", "info"] * 2
-        assert [line["short_s"] for line in logged[1::2]] == [round(LOOK_S, 1), round(3 * LOOK_S, 1)]
+        assert [line["short_s"] for line in logged[1::2]] == [
+            round(DEFAULT.descriptor_check_s, 1),
+            round(3 * DEFAULT.descriptor_check_s, 1),
+        ]
         accepting.entrance.close()

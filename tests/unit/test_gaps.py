@@ -10,7 +10,7 @@ from bridge.broker import gaps as module
 from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.status import Gap
 from bridge.metrics import Metrics
-from tests.support.recipient import Recorder
+from tests.support.delivery_handler import Recorder
 from tests.support.virtual_time import VirtualTime
 
 

@@ -23,12 +23,12 @@ from bridge.fanout.handshake import (
     MAX_HEADERS,
     MAX_LINE_BYTES,
     MAX_REQUEST_BYTES,
-    TLS_SHUTDOWN_S,
     TOO_LARGE,
     Handshake,
 )
 from bridge.fanout.pages import Pages
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT
 from tests.support.clients import request
 from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
 
@@ -55,6 +55,7 @@ class RecordingHost:
         self.path = "/updates"
         self.tls: Tls | None = None
         self.handshake_timeout_s = TIMEOUT_S
+        self.tls_shutdown_s = DEFAULT.tls_shutdown_s
         self.upgrades: list[tuple[Handshake, asyncio.Transport, Wish, bytes]] = []
         self.refusals: list[tuple[str, str, str]] = []
         """Rule, address and detail of each."""
@@ -517,7 +518,7 @@ async def test_tls_has_the_context_of_the_bridge_and_twice_the_handshakes_time(h
     await harness.connect()
     assert harness.connector.options == [
         # The timer of the handshake as a whole comes first.
-        {"ssl": context, "ssl_handshake_timeout": 2 * TIMEOUT_S, "ssl_shutdown_timeout": TLS_SHUTDOWN_S}
+        {"ssl": context, "ssl_handshake_timeout": 2 * TIMEOUT_S, "ssl_shutdown_timeout": DEFAULT.tls_shutdown_s}
     ]
 
 

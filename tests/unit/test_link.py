@@ -15,8 +15,9 @@ from pamqp import commands
 
 from bridge.backoff import Backoff
 from bridge.broker import link
-from bridge.broker.link import CONNECT_TIMEOUT_S, Node, sentence, without_addresses
+from bridge.broker.link import Node, sentence, without_addresses
 from bridge.errors import BrokerRefusal
+from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, FakeAmqp, FakeChannel
 from tests.support.virtual_time import VirtualTime
 
@@ -202,10 +203,12 @@ async def test_last_nodes_error_is_raised_where_none_answers(
 async def test_node_that_says_nothing_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch, clock: VirtualTime) -> None:
     Line(monkeypatch, one=HANGS)
     before_s = clock.now_s
-    with pytest.raises(ConnectionError, match=f"@one:5672/kills does not answer within {CONNECT_TIMEOUT_S:g} s"):
+    with pytest.raises(
+        ConnectionError, match=f"@one:5672/kills does not answer within {DEFAULT.connect_timeout_s:g} s"
+    ):
         async with link.connected(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
-    assert clock.now_s - before_s == pytest.approx(CONNECT_TIMEOUT_S, abs=0.01)
+    assert clock.now_s - before_s == pytest.approx(DEFAULT.connect_timeout_s, abs=0.01)
 
 
 async def test_wrong_password_is_a_refusal_that_does_not_show_it(

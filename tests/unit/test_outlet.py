@@ -10,8 +10,8 @@ import pytest
 from pamqp import commands
 
 from bridge.broker import outlet as module
-from bridge.broker.link import SETUP_TIMEOUT_S
 from bridge.broker.outlet import Outlet, Unconfirmed, Unrouted
+from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, FakeAmqp, FakeBroker, returned
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
@@ -115,9 +115,9 @@ async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(scene
     scene.hangs = True
     scene.broker.lives.append(FakeAmqp())
     before_s = clock.now_s
-    with pytest.raises(ConnectionError, match=f"does not answer within {SETUP_TIMEOUT_S:g} s"):
+    with pytest.raises(ConnectionError, match=f"does not answer within {DEFAULT.setup_timeout_s:g} s"):
         await scene.live()
-    assert clock.now_s - before_s == pytest.approx(SETUP_TIMEOUT_S, abs=0.01)
+    assert clock.now_s - before_s == pytest.approx(DEFAULT.setup_timeout_s, abs=0.01)
 
 
 async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(scene: Scene) -> None:

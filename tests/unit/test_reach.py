@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bridge.broker import reach as module
-from bridge.broker.link import SETUP_TIMEOUT_S
 from bridge.broker.reach import reach
 from bridge.errors import BrokerRefusal, ConfigurationError
+from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_EXCHANGE, FakeAmqp, FakeBroker
 from tests.support.virtual_time import VirtualTime
 
@@ -43,5 +43,5 @@ async def test_broker_that_can_not_be_reached_is_said_as_it_is(broker: FakeBroke
 async def test_broker_that_does_not_answer_is_given_up(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     VirtualTime(monkeypatch)
     broker.lives.append(FakeAmqp().on(LOOK, HANGS))
-    with pytest.raises(ConnectionError, match=f"does not answer within {SETUP_TIMEOUT_S:g} s"):
+    with pytest.raises(ConnectionError, match=f"does not answer within {DEFAULT.setup_timeout_s:g} s"):
         await reach((), "killmails")

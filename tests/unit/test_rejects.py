@@ -16,7 +16,7 @@ from bridge.broker.status import State
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
-from bridge.timing import Timing
+from bridge.timing import DEFAULT, Timing
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeBroker, returned
 from tests.support.fakes import FakeDelivery
 from tests.support.virtual_time import VirtualTime
@@ -329,7 +329,7 @@ async def test_confirm_that_is_missed_is_not_said_of_a_broker_that_has_said_why(
     await scene.works()
     scene.reject()
     await amqp.block("low on memory")
-    await asyncio.sleep(3 * module.CONFIRM_S)
+    await asyncio.sleep(3 * DEFAULT.confirm_warning_s)
     assert scene.rejects.status.error == "the broker takes nothing to publish: low on memory"
 
 

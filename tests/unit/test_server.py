@@ -25,9 +25,10 @@ from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
-from bridge.fanout.server import CLOCK_S, EBB_S, Limits, Server
+from bridge.fanout.server import CLOCK_S, Limits, Server
 from bridge.lines import MINUTE_S, MOST
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
 
@@ -772,23 +773,23 @@ async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
     harness = serve()
     clients = [await harness.upgrade() for _ in range(4)]
     await clients.pop().leave()
-    await harness.clock.advance(2 * EBB_S)
+    await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert released == []
     await clients.pop().leave()
-    await harness.clock.advance(EBB_S / 2)
+    await harness.clock.advance(DEFAULT.trim_delay_s / 2)
     assert released == []
-    await harness.clock.advance(EBB_S / 2)
+    await harness.clock.advance(DEFAULT.trim_delay_s / 2)
     assert released == [harness.clock.now_s]
     # What is left is not many.
     for client in clients:
         await client.leave()
-    await harness.clock.advance(2 * EBB_S)
+    await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert len(released) == 1
     # The next crowd is one of its own.
     clients = [await harness.upgrade() for _ in range(4)]
     for client in clients:
         await client.leave()
-    await harness.clock.advance(2 * EBB_S)
+    await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert len(released) == 2
 
 
@@ -799,7 +800,7 @@ async def test_memory_is_not_released_after_few_clients(
     harness = serve()
     for client in [await harness.upgrade() for _ in range(3)]:
         await client.leave()
-    await harness.clock.advance(2 * EBB_S)
+    await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert released == []
 
 

@@ -12,9 +12,10 @@ from pamqp import commands
 
 from bridge.broker import marks
 from bridge.broker.marks import MARK, Mark
-from bridge.broker.sounding import AGAIN_S, PREFETCH, Sounding
+from bridge.broker.sounding import PREFETCH, Sounding
 from bridge.broker.status import Gap
 from bridge.errors import BrokerRefusal
+from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeChannel, returned
 from tests.support.virtual_time import VirtualTime
 
@@ -49,7 +50,7 @@ class Delivers:
 async def test_end_is_the_offset_of_the_own_mark(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, delivers := Delivers(amqp))
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     assert amqp.requests == ["channel with confirms", f"qos {PREFETCH}", "consume past"]
     [channel] = amqp.channels
     assert channel.arguments == [{"x-stream-offset": "next"}]
@@ -66,7 +67,7 @@ async def test_end_is_the_offset_of_the_own_mark(clock: VirtualTime) -> None:
 async def test_mark_of_another_bridge_is_not_the_end(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, HANGS)
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     [channel] = amqp.channels
     finding = asyncio.create_task(sounding.end("mine", lambda: None))
     await comes(channel, marks.write(Mark("theirs", None)), 40)
@@ -79,7 +80,7 @@ async def test_mark_of_another_bridge_is_not_the_end(clock: VirtualTime) -> None
 
 async def test_what_comes_before_the_mark_is_asked_for_is_no_end(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
-    await Sounding.listen(amqp.amqp, "past")
+    await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     await comes(amqp.channels[0], b"anything")
     assert amqp.requests[-1] == "ack 7"
 
@@ -89,7 +90,7 @@ async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTim
     """A broker that has just started confirms messages, and drops them, until the stream has a leader."""
     amqp = FakeAmqp()
     amqp.on(PUBLISH, answer, answer, Delivers(amqp))
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     asked: list[float] = []
 
     def gap() -> Gap:
@@ -98,7 +99,7 @@ async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTim
 
     before_s = clock.now_s
     assert await sounding.end("mine", gap) == 41
-    assert clock.now_s - before_s == pytest.approx(2 * AGAIN_S, abs=0.01)
+    assert clock.now_s - before_s == pytest.approx(2 * DEFAULT.marker_retry_s, abs=0.01)
     last = marks.read(amqp.channels[0].published[-1][0])
     assert last is not None
     assert last.gap == Gap(0.0, 3.0, "away"), "a gap that goes on is longer each time"
@@ -107,13 +108,13 @@ async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTim
 async def test_mark_that_no_queue_gets_is_published_again(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, returned(), Delivers(amqp))
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     assert await sounding.end("mine", lambda: None) == 41
 
 
 async def test_missing_permission_to_publish_is_a_refusal(clock: VirtualTime) -> None:
     amqp = FakeAmqp().on(PUBLISH, REFUSED)
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     with pytest.raises(BrokerRefusal, match=r"it needs write on amq\.default, .* \(or set BRIDGE_HISTORY=memory\)"):
         await sounding.end("mine", lambda: None)
 
@@ -121,12 +122,12 @@ async def test_missing_permission_to_publish_is_a_refusal(clock: VirtualTime) ->
 async def test_refusal_to_publish_is_found_also_where_the_end_of_the_channel_comes_first(clock: VirtualTime) -> None:
     """The broker closes the channel for it, and whoever publishes learns of that a moment later."""
     amqp = FakeAmqp()
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     [channel] = amqp.channels
 
     async def refuse(*_: Any, **__: Any) -> None:
         channel.closing.set_exception(REFUSED)
-        await asyncio.sleep(AGAIN_S / 2)
+        await asyncio.sleep(DEFAULT.marker_retry_s / 2)
         raise REFUSED
 
     channel.basic_publish = refuse  # type: ignore[method-assign]  # a broker that is quick
@@ -139,7 +140,7 @@ async def test_connection_that_is_lost_meanwhile_is_said_in_the_brokers_words(
     clock: VirtualTime, answer: object
 ) -> None:
     amqp = FakeAmqp().on(PUBLISH, answer)
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     asyncio.get_running_loop().call_later(0.1, amqp.lose)
     with pytest.raises(ConnectionError, match="the end of the stream 'past' was not found: CONNECTION_FORCED"):
         await sounding.end("mine", lambda: None)
@@ -147,7 +148,7 @@ async def test_connection_that_is_lost_meanwhile_is_said_in_the_brokers_words(
 
 async def test_mark_that_can_not_be_published_for_another_reason_is_said(clock: VirtualTime) -> None:
     amqp = FakeAmqp().on(PUBLISH, RuntimeError("the writer is closed"))
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     with pytest.raises(RuntimeError, match="the writer is closed"):
         await sounding.end("mine", lambda: None)
 
@@ -155,7 +156,7 @@ async def test_mark_that_can_not_be_published_for_another_reason_is_said(clock: 
 @pytest.mark.parametrize("before", [True, False])
 async def test_broker_that_takes_nothing_to_publish_is_not_waited_for(clock: VirtualTime, *, before: bool) -> None:
     amqp = FakeAmqp().on(PUBLISH, HANGS)
-    sounding = await Sounding.listen(amqp.amqp, "past")
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     if before:
         await amqp.block("low on disk")
         await amqp.block("low on memory")
@@ -183,10 +184,10 @@ async def test_broker_that_takes_nothing_to_publish_is_not_waited_for(clock: Vir
 )
 async def test_queue_that_can_not_be_listened_to_is_a_refusal(error: Exception, words: str) -> None:
     with pytest.raises(BrokerRefusal, match=words):
-        await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past")
+        await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)
 
 
 async def test_other_error_of_listening_is_no_refusal() -> None:
     error = aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - no leader yet")
     with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed):
-        await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past")
+        await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)

@@ -13,12 +13,13 @@ from bridge.broker import stream as module
 from bridge.broker.gaps import Gaps
 from bridge.broker.marks import Mark
 from bridge.broker.status import Gap, State, Status
-from bridge.broker.stream import AWAY, RESTART_S, SEGMENTS, TOKENS, Stream, StreamReader
+from bridge.broker.stream import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.contract.ids import Id
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
+from bridge.timing import DEFAULT
+from tests.support.delivery_handler import Recorder
 from tests.support.fake_amqp import REFUSED, FakeAmqp
-from tests.support.recipient import Recorder
 from tests.support.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class FakeSounding:
         self.gap: Gap | None = None
 
     @classmethod
-    async def listen(cls, _amqp: object, _stream: str) -> FakeSounding:
+    async def listen(cls, _amqp: object, _stream: str, _retry_s: float) -> FakeSounding:
         cls.instances.append(cls())
         return cls.instances[-1]
 
@@ -185,7 +186,9 @@ async def test_begin_is_a_sign_of_life_and_a_node_that_was_reached(scene: Scene,
     assert scene.status.proven_s == clock.now_s
 
 
-@pytest.mark.parametrize(("away_s", "is_gap"), [(RESTART_S, False), (RESTART_S + 0.1, True)])
+@pytest.mark.parametrize(
+    ("away_s", "is_gap"), [(DEFAULT.stream_restart_s, False), (DEFAULT.stream_restart_s + 0.1, True)]
+)
 async def test_broker_that_was_silent_as_long_as_a_restart_takes_may_have_lost_events(
     scene: Scene, clock: VirtualTime, away_s: float, *, is_gap: bool
 ) -> None:
@@ -207,10 +210,10 @@ async def test_news_are_a_sign_of_life_too(scene: Scene, clock: VirtualTime) -> 
     scene.status.enter(State.WORKING)
     clock.now_s += 10
     scene.reader.read_s = clock.now_s
-    clock.now_s += RESTART_S
+    clock.now_s += DEFAULT.stream_restart_s
     assert await scene.begin() is None
-    clock.now_s += RESTART_S + 0.1
-    scene.reader.read_s = clock.now_s - RESTART_S - 0.1
+    clock.now_s += DEFAULT.stream_restart_s + 0.1
+    scene.reader.read_s = clock.now_s - DEFAULT.stream_restart_s - 0.1
     gap = await scene.begin()
     assert gap is not None
 
