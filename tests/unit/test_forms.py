@@ -457,6 +457,19 @@ def test_placeholder_is_rejected_as_one_and_points_to_where_the_killmail_should_
     assert outcome.detail
 
 
+@pytest.mark.parametrize(
+    ("placeholder", "words"),
+    [
+        (packaged(None), "an empty RedisQ package: "),
+        (packaged({"killID": 1, "zkb": {}}), "a RedisQ package without its killmail: "),
+        ({"killID": 1, "killmail": None}, "a RedisQ package without its killmail: "),
+        (dict.fromkeys(r2z2(ESI)), "an R2Z2 document without its killmail: esi is empty or missing"),
+    ],
+)
+def test_placeholder_is_rejected_with_a_sentence_that_names_what_is_missing(placeholder: object, words: str) -> None:
+    assert rejected(placeholder).detail.startswith(words)
+
+
 def test_placeholder_is_the_one_problem_of_its_event() -> None:
     event = Event(b'{"package":null}', None, "killmail", None)
     assert PIPELINE.problems(event) == [PIPELINE.process(event, NOW_MS)]

@@ -271,18 +271,18 @@ def test_type_property_that_contradicts_the_envelope_is_a_violation() -> None:
 
 @pytest.mark.parametrize(("wrapped", "prefix"), [(False, ""), (True, "/data")])
 @pytest.mark.parametrize(
-    ("change", "pointer"),
+    ("change", "pointer", "words"),
     [
-        ({"killmailId": "1"}, "/killmailId"),
-        ({"killmailId": 2**53}, "/killmailId"),
-        ({"systemId": -1}, "/systemId"),
-        ({"attackerCount": None}, "/attackerCount"),
-        ({"timestamp": "today"}, "/timestamp"),
+        ({"killmailId": "1"}, "/killmailId", '"1" is not of type "integer"'),
+        ({"killmailId": 2**53}, "/killmailId", "maximum of 9007199254740991"),
+        ({"systemId": -1}, "/systemId", "minimum of 0"),
+        ({"attackerCount": None}, "/attackerCount", 'null is not of type "integer"'),
+        ({"timestamp": "today"}, "/timestamp", '"today" does not match'),
     ],
     ids=repr,
 )
-def test_violation_points_to_where_it_is_in_the_event(
-    change: dict[str, object], pointer: str, prefix: str, *, wrapped: bool
+def test_violation_points_to_where_it_is_in_the_event_and_says_what_is_wrong(
+    change: dict[str, object], pointer: str, words: str, prefix: str, *, wrapped: bool
 ) -> None:
     data = EXAMPLE | change
     outcome = rejected({"type": "killmail", "data": data} if wrapped else data)
@@ -290,6 +290,7 @@ def test_violation_points_to_where_it_is_in_the_event(
     assert outcome.pointer == prefix + pointer
     assert outcome.schema == "urn:edk-bridge:schema:killmail"
     assert outcome.detail.startswith(prefix + pointer + ": ")
+    assert words in outcome.detail
 
 
 @pytest.mark.parametrize(("wrapped", "prefix"), [(False, ""), (True, "/data")])

@@ -124,6 +124,15 @@ def test_identity_that_has_left_the_window_is_sent_again(scene: RelayScene) -> N
     assert len(scene.sent) == 12
 
 
+def test_duplicate_does_not_keep_its_identity_in_the_window_for_longer(scene: RelayScene) -> None:
+    # The window holds ten identities: the eleventh, 10, evicts the oldest, although 0 came again before it.
+    for number in [*range(10), 0, 10, 0]:
+        scene.deliver(killmail(number))
+    scene.relay.flush()
+    assert [update["data"]["killmailId"] for update in scene.sent] == [*range(11), 0]
+    assert scene.count("bridge_duplicates_total", type="killmail") == 1
+
+
 def test_rejected_event_does_not_make_a_later_one_a_duplicate(scene: RelayScene) -> None:
     scene.deliver(killmail(1, systemId=None))
     scene.deliver(killmail(1))
