@@ -1,16 +1,14 @@
-"""The benchmark: what it is asked, the table's lines, and what may never be."""
+"""The benchmark: figures that would look right if they were wrong."""
 
 from __future__ import annotations
 
 from urllib.parse import parse_qs, urlsplit
 
-import orjson
 import pytest
 
-from tests.bench.__main__ import parsed
 from tests.bench.candidates import FLOOR, OURS
-from tests.bench.cases import CUT, LOST, Case, Figure, faults, head, lines
-from tests.bench.publish import SYSTEM, Events
+from tests.bench.cases import CUT, LOST, Case, Figure, faults, lines
+from tests.bench.publish import SYSTEM
 from tests.bench.scenarios import filters
 
 CASE = Case(
@@ -25,10 +23,6 @@ ROWS = {
 }
 
 
-def test_table_has_a_column_for_each_candidate() -> None:
-    assert head([FLOOR, OURS]) == "|  |  | floor | ours |\n| --- | --- | ---: | ---: |"
-
-
 def test_lines_show_medians_and_ratios_of_the_same_round() -> None:
     assert lines(CASE, [FLOOR, OURS, "naive"], ROWS).splitlines() == [
         "| paced | CPU | 8.00 | 10.50 |  |",
@@ -40,39 +34,6 @@ def test_lines_show_medians_and_ratios_of_the_same_round() -> None:
 def test_what_the_bridge_lost_is_a_fault_and_what_another_lost_is_none() -> None:
     rows = {OURS: [{LOST: 0, CUT: 0}, {LOST: 3, CUT: 1}], "naive": [{LOST: 7}]}
     assert faults(CASE, rows) == ["paced, round 2: 3 updates lost", "paced, round 2: 1 clients that read cut off"]
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["nosuch"], "no such scenario: nosuch; there are paced, saturated"),
-        (["--candidates", "ours,elixir"], "no such candidate: elixir; there are floor, ours"),
-        (["--candidates", ""], "nobody to measure"),
-        (["--also", "elixir"], "--also elixir: expected NAME=COMMAND"),
-        (["--also", "elixir="], "--also elixir=: expected NAME=COMMAND"),
-        (["--rounds", "0"], "--rounds 0: at least 1"),
-    ],
-)
-def test_what_can_not_be_measured_is_refused_at_once(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parsed(words)
-    assert ended.value.code == 2
-    assert sentence in capsys.readouterr().err
-
-
-def test_further_candidate_may_stand_among_the_scenarios() -> None:
-    asked = parsed(["paced", "elixir=mix run", "--candidates", "floor"])
-    assert (asked.scenarios, asked.candidates, asked.also) == (["paced"], ["floor"], ["elixir=mix run"])
-
-
-def test_events_happen_in_so_many_systems_in_turn_and_their_ids_grow() -> None:
-    events = Events(systems=3)
-    found = [orjson.loads(events.next()) for _ in range(6)]
-    assert [event["systemId"] - SYSTEM for event in found] == [0, 1, 2, 0, 1, 2]
-    numbers = [event["killmailId"] for event in found]
-    assert numbers == sorted(set(numbers))
 
 
 @pytest.mark.parametrize("kind", [filters.ALL, filters.FEW])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.soak.__main__ import SHORTEST_S, parsed
+from tests.soak.__main__ import SHORTEST_S
 from tests.soak.crowd import Stretches
 from tests.soak.plan import LINE_FAULTS, Fault, plan_of, rotation
 from tests.soak.verdict import GROWTH_KB, Counted, Evidence, Received, Sample, memory_kb, wrong
@@ -44,7 +44,6 @@ def test_nothing_is_wrong_where_what_was_confirmed_has_come_once_and_what_was_un
     ("evidence", "line"),
     [
         (with_counts(0, 1, 0, 1), "a client lost 1 of 3 updates: 2"),
-        (with_counts(0, 1, 1), "a client lost 1 of 3 updates: 3"),
         (with_counts(), "a client lost 3 of 3 updates: 1, 2, 3"),
         (with_counts(0, 1, 2, 1), "a client got 1 updates more than once: 2"),
         (with_counts(0, 1, 1, 1, 2), "a client got 1 updates more than once: 4"),
@@ -58,10 +57,6 @@ def test_nothing_is_wrong_where_what_was_confirmed_has_come_once_and_what_was_un
         (replace(GOOD, counted=[Counted("tasks", 7, 6)]), "tasks: 6 in the end, 7 at the start, with the same clients"),
         (replace(GOOD, sentences={"something broke": 3}), "something broke: 3 times"),
         (replace(GOOD, expected={"poison": 0}), "this run shows nothing of it: poison"),
-        (
-            with_counts(0, 1, 1, 1, *[0] * 96, *[1] * 8),
-            "a client got 8 updates that nobody published: 100, 101, 102, 103, 104 and 3 more",
-        ),
     ],
 )
 def test_what_may_not_happen_is_said_in_a_line(evidence: Evidence, line: str) -> None:
@@ -85,50 +80,15 @@ def test_memory_is_compared_by_medians_and_not_by_what_the_start_or_a_burst_take
 @pytest.mark.parametrize("seconds", [SHORTEST_S, 60.0, 600.0])
 def test_run_of_any_length_has_every_fault_and_bursts(seconds: float) -> None:
     plan = plan_of(seconds)
-    faults = rotation(plan.faults, mortal=True)
-    assert set(faults) == set(Fault)
-    assert plan.warm_up_s + len(faults) * plan.fault_every_s <= seconds + 1e-6
-    assert plan.fault_s < plan.fault_every_s
+    assert set(rotation(plan.faults, mortal=True)) == set(Fault)
+    assert set(rotation(plan.faults, mortal=False)) == set(LINE_FAULTS)
     assert plan.burst_every_s * 2 < seconds
-
-
-def test_ten_minutes_break_something_every_twenty_seconds() -> None:
-    plan = plan_of(600)
-    assert plan.fault_every_s == 20
-    assert plan.faults == 27
-    assert rotation(plan.faults, mortal=True).count(Fault.KILLED) == 2
-
-
-def test_broker_that_is_not_ours_is_not_killed_and_the_line_is_broken_all_the_more() -> None:
-    faults = rotation(12, mortal=False)
-    assert len(faults) == 12
-    assert set(faults) == set(LINE_FAULTS)
 
 
 def test_cut_comes_late_enough_behind_a_forsaken_line() -> None:
     faults = rotation(30, mortal=False)
     for at in (at for at, fault in enumerate(faults) if fault is Fault.FORSAKEN):
         assert Fault.CUT not in faults[at + 1 : at + 2]
-
-
-@pytest.mark.parametrize(
-    ("words", "seconds"),
-    [([], 600), (["--minutes", "1.5"], 90), (["--seconds", "20"], 20)],
-)
-def test_length_is_asked_for_in_minutes_or_seconds(words: list[str], seconds: float) -> None:
-    assert parsed(words).seconds == seconds
-
-
-@pytest.mark.parametrize(
-    "words", [["--seconds", "19"], ["--minutes", "0"], ["--minutes", "-1"], ["--seconds", "nan"], ["--seconds", "inf"]]
-)
-def test_length_that_leaves_no_room_for_each_fault_is_refused(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as refusal:
-        parsed(words)
-    assert refusal.value.code == 2
-    assert "at least 20" in capsys.readouterr().err
 
 
 # Whether what a client got is a stretch of what a healthy client got
