@@ -1,6 +1,7 @@
-"""Clients that behave and clients that do not: what each gets, and why it is let go."""
+"""Clients that follow the protocol and clients that do not: what each gets, and why it is evicted."""
 
 import asyncio
+import itertools
 import signal
 import ssl
 from collections.abc import AsyncIterator
@@ -9,97 +10,136 @@ from pathlib import Path
 
 import orjson
 import pytest
+import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 from websockets.asyncio.client import connect
 
+from bridge.app import Bridge
 from bridge.demo.broker import Broker
+from tests.support import module_loop
 from tests.support.certificates import certificate
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, close_code, get, server_frames
-from tests.support.killmail import EXAMPLE, killmail
+from tests.support.killmail import killmail
 from tests.support.publishing import publish
 from tests.support.running import BridgeProcess, bridge_process, port_of, running, sample
 from tests.support.waiting import eventually
 
+pytestmark = module_loop.MARK
+amqp, exchange = module_loop.amqp, module_loop.exchange
 
-async def test_everything_that_a_client_sends_is_ignored(
+CONTINUATION, BINARY = 0, 2
+
+NUMBERS = itertools.count(1)
+"""Of killmails: the shared bridge sends none twice."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
+    """The exchange of the shared bridge."""
+    async with module_loop.own(amqp, "exchange") as name:
+        yield name
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(broker: Broker, shared_exchange: str) -> AsyncIterator[Bridge]:
+    """A bridge with the default settings, for all tests that need no others."""
+    async with running(broker.url, exchanges=f"{shared_exchange}=killmail", host="localhost") as bridge:
+        yield bridge
+
+
+async def test_client_that_sends_messages_and_a_ping_gets_a_pong_and_the_next_update(
+    shared: Bridge, amqp: AbstractConnection, shared_exchange: str
+) -> None:
+    client = await RawClient.open(port_of(shared))
+    client.send(client_frame(TEXT, b'{"subscribe": "everything"}') + client_frame(BINARY, b"\x00" * 100_000))
+    client.send(client_frame(TEXT, b"frag", fin=False) + client_frame(PING, b"are you there"))
+    client.send(client_frame(CONTINUATION, b"mented"))
+    assert await client.frame() == (PONG, b"are you there")
+    event = killmail(next(NUMBERS))
+    await publish(amqp, shared_exchange, event)
+    assert orjson.loads(await client.text())["data"] == event
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "evictions"),
+    [(client_frame(CLOSE, (3001).to_bytes(2, "big") + b"done"), 3001, 0), (b"\x81\x02hi", 1002, 1)],
+    ids=["close", "frame without a mask"],
+)
+async def test_close_frame_or_protocol_error_of_a_client_ends_the_tcp_connection(
+    shared: Bridge, data: bytes, code: int, evictions: int
+) -> None:
+    """Autobahn's client ends the TCP connection itself, as soon as it has the close frame."""
+
+    def evicted() -> float:
+        return sample(shared, "bridge_evictions_total", reason="protocol-error")
+
+    before = evicted()
+    client = await RawClient.open(port_of(shared))
+    client.send(data)
+    [(opcode, payload)] = server_frames(await client.rest())
+    assert (opcode, close_code(payload)) == (CLOSE, code)
+    await client.close()
+    await eventually("no connection is left", lambda: sample(shared, "bridge_connections") == 0)
+    assert evicted() - before == evictions
+
+
+async def test_client_that_pauses_and_reads_on_gets_everything(
+    shared: Bridge, amqp: AbstractConnection, shared_exchange: str
+) -> None:
+    numbers = [next(NUMBERS) for _ in range(200)]
+    client = await RawClient.open(port_of(shared), receive_bytes=4096)
+    client.pause()
+    await publish(amqp, shared_exchange, *(killmail(number, padding="x" * 50_000) for number in numbers))
+    await eventually("it lags", lambda: sample(shared, "bridge_connections_lagging") == 1)
+    client.resume()
+    assert [orjson.loads(await client.text())["data"]["killmailId"] for _ in numbers] == numbers
+    await eventually("it has caught up", lambda: sample(shared, "bridge_connections_lagging") == 0)
+    last = next(NUMBERS)
+    await publish(amqp, shared_exchange, killmail(last))
+    assert orjson.loads(await client.text())["data"]["killmailId"] == last
+    await client.close()
+
+
+async def test_both_addresses_of_localhost_answer_on_one_port(
+    shared: Bridge, amqp: AbstractConnection, shared_exchange: str
+) -> None:
+    assert [address for address, _ in shared.addresses] == ["127.0.0.1", "::1"]
+    clients = [await RawClient.open(port_of(shared), host=host) for host in ("127.0.0.1", "::1")]
+    await publish(amqp, shared_exchange, killmail(next(NUMBERS)))
+    texts = [await client.text() for client in clients]
+    assert texts[0] == texts[1]
+    for client in clients:
+        await client.close()
+
+
+async def test_silent_client_is_closed_with_4009_while_it_gets_updates_and_one_that_answers_pings_stays(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    async with (
-        running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
-        connect(f"ws://127.0.0.1:{port_of(bridge)}/updates") as client,
-    ):
-        await client.send('{"subscribe": "everything"}')
-        await client.send(b"\x00" * 1_000_000)
-        await client.send(["frag", "ment", "ed"])
-        await publish(amqp, exchange, EXAMPLE)
-        assert orjson.loads(await client.recv())["data"] == EXAMPLE
-
-
-async def test_ping_of_a_client_is_answered_with_its_payload(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
-        client.send(client_frame(PING, b"are you there"))
-        assert await client.frame() == (PONG, b"are you there")
-        await client.close()
-
-
-async def test_close_of_a_client_is_answered_with_its_code_and_the_connection_ends(
-    broker: Broker, exchange: str
-) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
-        client.send(client_frame(CLOSE, (3001).to_bytes(2, "big") + b"done"))
-        [(opcode, payload)] = server_frames(await client.rest())
-        assert (opcode, close_code(payload)) == (CLOSE, 3001)
-        await eventually("it is gone", lambda: sample(bridge, "bridge_connections") == 0)
-        await client.close()
-
-
-async def test_frame_without_a_mask_ends_with_1002(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
-        client.send(b"\x81\x02hi")
-        [(opcode, payload)] = server_frames(await client.rest())
-        assert (opcode, close_code(payload)) == (CLOSE, 1002)
-        assert sample(bridge, "bridge_evictions_total", reason="protocol-error") == 1
-        await client.close()
-
-
-async def test_silent_client_is_pinged_and_closed_with_4009(broker: Broker, exchange: str) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "idle_timeout": "600ms", "ping_interval": "200ms"}
     async with running(broker.url, **flags) as bridge:
-        silent = await RawClient.open(port_of(bridge))
-        assert (await silent.frame())[0] == PING
-        assert await silent.closed() == 4009
+        silent, answering = await RawClient.open(port_of(bridge)), await RawClient.open(port_of(bridge))
+
+        async def answer_pings() -> None:
+            # Ten pings, at 200 ms each, are more than three idle timeouts.
+            pings = 0
+            while pings < 10:
+                if (await answering.frame())[0] == PING:
+                    pings += 1
+                    answering.send(client_frame(PONG, b""))
+
+        answered = asyncio.create_task(answer_pings())
+        frames: list[tuple[int, bytes]] = []
+        while not frames or frames[-1][0] != CLOSE:
+            await publish(amqp, exchange, killmail(next(NUMBERS)))
+            frames.append(await silent.frame())
+        assert {opcode for opcode, _ in frames} == {TEXT, PING, CLOSE}
+        assert close_code(frames[-1][1]) == 4009
+        await silent.close()
+        await answered
         assert sample(bridge, "bridge_evictions_total", reason="idle") == 1
-        await silent.close()
-
-
-async def test_client_that_only_answers_pings_stays(broker: Broker, exchange: str) -> None:
-    flags = {"exchanges": f"{exchange}=killmail", "idle_timeout": "600ms", "ping_interval": "200ms"}
-    async with running(broker.url, **flags) as bridge:
-        client = await RawClient.open(port_of(bridge))
-        # Ten pings, at 200 ms each, are more than three idle timeouts.
-        for _ in range(10):
-            assert (await client.frame())[0] == PING
-            client.send(client_frame(PONG, b""))
         assert sample(bridge, "bridge_connections") == 1
-        await client.close()
-
-
-async def test_being_sent_to_does_not_keep_a_silent_client(
-    broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    flags = {"exchanges": f"{exchange}=killmail", "idle_timeout": "600ms", "ping_interval": "500ms"}
-    async with running(broker.url, **flags) as bridge:
-        silent = await RawClient.open(port_of(bridge))
-        closing = asyncio.create_task(silent.closed())
-        number = 0
-        while not closing.done():
-            number += 1
-            await publish(amqp, exchange, killmail(number))
-        assert closing.result() == 4009
-        await silent.close()
+        await answering.close()
 
 
 async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose_nothing(
@@ -150,25 +190,6 @@ async def test_client_that_reads_on_late_finds_why_it_was_closed_even_where_the_
         await stalled.close()
 
 
-async def test_client_that_pauses_and_reads_on_gets_everything(
-    broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    padding = "x" * 50_000
-    count = 200
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge), receive_bytes=4096)
-        client.pause()
-        await publish(amqp, exchange, *(killmail(number, padding=padding) for number in range(count)))
-        await eventually("it lags", lambda: sample(bridge, "bridge_connections_lagging") == 1)
-        client.resume()
-        ids = [orjson.loads(await client.text())["data"]["killmailId"] for _ in range(count)]
-        assert ids == list(range(count))
-        await eventually("it has caught up", lambda: sample(bridge, "bridge_connections_lagging") == 0)
-        await publish(amqp, exchange, killmail(count))
-        assert orjson.loads(await client.text())["data"]["killmailId"] == count
-        await client.close()
-
-
 async def test_client_beyond_the_limit_is_closed_with_1013_and_the_others_stay(broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=2) as bridge:
         first, second = await RawClient.open(port_of(bridge)), await RawClient.open(port_of(bridge))
@@ -182,15 +203,6 @@ async def test_client_beyond_the_limit_is_closed_with_1013_and_the_others_stay(b
         assert (await fourth.frame())[0] == PONG
         for client in (second, third, fourth):
             await client.close()
-
-
-async def test_stopping_closes_every_client_with_1001(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        clients = [await RawClient.open(port_of(bridge)) for _ in range(3)]
-        codes = [asyncio.create_task(client.closed()) for client in clients]
-    assert [await code for code in codes] == [1001] * 3
-    for client in clients:
-        await client.close()
 
 
 @asynccontextmanager
@@ -240,16 +252,3 @@ async def test_certificate_that_can_not_be_read_on_sighup_leaves_the_old_one_in_
             await publish(amqp, exchange, killmail(1))
             for each in (client, second):
                 assert orjson.loads(await each.recv())["data"]["killmailId"] == 1
-
-
-async def test_both_addresses_of_localhost_answer_on_one_port(
-    broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
-        assert [address for address, _ in bridge.addresses] == ["127.0.0.1", "::1"]
-        clients = [await RawClient.open(port_of(bridge), host=host) for host in ("127.0.0.1", "::1")]
-        await publish(amqp, exchange, EXAMPLE)
-        texts = [await client.text() for client in clients]
-        assert texts[0] == texts[1]
-        for client in clients:
-            await client.close()
