@@ -1,49 +1,105 @@
 """From a real RabbitMQ to real WebSocket clients: what arrives, to the byte where the contract says so."""
 
 import time
-from pathlib import Path
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import aio_pika
 import orjson
+import pytest
+import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 from websockets.asyncio.client import connect
 
+from bridge.app import Bridge
 from bridge.demo.broker import Broker
+from tests.support import module_loop
 from tests.support.clients import TEXT, RawClient, close_all, collectors, server_frames
 from tests.support.killmail import EXAMPLE, killmail
 from tests.support.publishing import depth, publish
-from tests.support.running import bridge_process, port_of, running, sample, unique
+from tests.support.running import bridge_process, port_of, running, sample
 from tests.support.waiting import eventually
 
 SCHEMA = '{"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "required": ["kills"]}'
 
 
-async def test_specification_example_arrives_to_the_byte(
-    broker: Broker, amqp: AbstractConnection, exchange: str
+pytestmark = module_loop.MARK
+amqp, exchange, queue, rejects = module_loop.amqp, module_loop.exchange, module_loop.queue, module_loop.rejects
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A bridge with three exchanges, for all tests that need no other settings."""
+
+    bridge: Bridge
+    made: str
+    """An exchange that the bridge has made."""
+    topic: str
+    """A topic exchange that was there before."""
+    sightings: str
+    """An exchange whose default type is an operator's own."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(
+    broker: Broker, amqp: AbstractConnection, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Shared]:
+    """Started once, with a schema of the operator's own."""
+    schemas = tmp_path_factory.mktemp("schemas")
+    (schemas / "sightings.json").write_text(SCHEMA)
+    async with AsyncExitStack() as stack:
+        made, topic, sightings = [await stack.enter_async_context(module_loop.own(amqp, "exchange")) for _ in range(3)]
+        channel = await amqp.channel()
+        await channel.declare_exchange(topic, aio_pika.ExchangeType.TOPIC, auto_delete=True)
+        exchanges = f"{made}=killmail,{topic}=killmail,{sightings}=sightings"
+        bridge = await stack.enter_async_context(running(broker.url, exchanges=exchanges, schemas=schemas))
+        yield Shared(bridge, made, topic, sightings)
+
+
+async def test_specification_example_arrives_to_the_byte_as_a_text_message(
+    shared: Shared, amqp: AbstractConnection
 ) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
+    async with connect(f"ws://localhost:{port_of(shared.bridge)}/updates") as client:
         before_ms = time.time_ns() // 1_000_000
-        await publish(amqp, exchange, EXAMPLE)
-        text = await client.text()
+        await publish(amqp, shared.made, EXAMPLE)
+        text = await client.recv()
         after_ms = time.time_ns() // 1_000_000
-        await client.close()
+    assert isinstance(text, str)
     timestamp_ms = orjson.loads(text)["timestamp"]
     assert before_ms <= timestamp_ms <= after_ms
-    assert text == b'{"type":"killmail","data":%s,"timestamp":%d}' % (orjson.dumps(EXAMPLE), timestamp_ms)
+    assert text.encode() == b'{"type":"killmail","data":%s,"timestamp":%d}' % (orjson.dumps(EXAMPLE), timestamp_ms)
 
 
-async def test_websockets_client_receives_a_text_message(
-    broker: Broker, amqp: AbstractConnection, exchange: str
+async def test_type_is_that_of_the_message_or_else_the_default_of_its_exchange(
+    shared: Shared, amqp: AbstractConnection
 ) -> None:
-    async with (
-        running(broker.url, exchanges=f"{exchange}=killmail") as bridge,
-        connect(f"ws://localhost:{port_of(bridge)}/updates") as client,
-    ):
-        await publish(amqp, exchange, EXAMPLE)
-        message = await client.recv()
-        assert isinstance(message, str)
-        assert orjson.loads(message)["data"] == EXAMPLE
+    client = await RawClient.open(port_of(shared.bridge))
+    await publish(amqp, shared.made, {"kills": 7}, type="sightings")
+    await publish(amqp, shared.made, killmail(1))
+    await publish(amqp, shared.sightings, {"kills": 1})
+    updates = [orjson.loads(await client.text()) for _ in range(3)]
+    assert [(update["type"], update["data"]) for update in updates] == [
+        ("sightings", {"kills": 7}),
+        ("killmail", killmail(1)),
+        ("sightings", {"kills": 1}),
+    ]
+    await client.close()
+
+
+async def test_missing_exchange_is_made_a_durable_fanout(shared: Shared, amqp: AbstractConnection) -> None:
+    channel = await amqp.channel()
+    # Declared otherwise, the broker would refuse this.
+    await channel.declare_exchange(shared.made, aio_pika.ExchangeType.FANOUT, durable=True)
+
+
+async def test_existing_topic_exchange_is_used_as_it_is(shared: Shared, amqp: AbstractConnection) -> None:
+    client = await RawClient.open(port_of(shared.bridge))
+    channel = await amqp.channel()
+    target = await channel.get_exchange(shared.topic)
+    await target.publish(aio_pika.Message(orjson.dumps(killmail(2))), routing_key="any.key")
+    assert orjson.loads(await client.text())["data"] == killmail(2)
+    await client.close()
 
 
 async def test_ten_thousand_events_reach_a_hundred_clients_in_order(
@@ -74,78 +130,6 @@ async def test_ten_thousand_events_reach_a_hundred_clients_in_order(
             "all have the same", lambda: all(client.received == expected for client in clients), limit_s=60
         )
         close_all(clients)
-
-
-async def test_type_property_chooses_the_schema(
-    broker: Broker, amqp: AbstractConnection, tmp_path: Path, exchange: str
-) -> None:
-    (tmp_path / "sightings.json").write_text(SCHEMA)
-    async with running(broker.url, exchanges=f"{exchange}=killmail", schemas=tmp_path) as bridge:
-        client = await RawClient.open(port_of(bridge))
-        await publish(amqp, exchange, {"kills": 7}, type="sightings")
-        await publish(amqp, exchange, EXAMPLE)
-        update = orjson.loads(await client.text())
-        assert (update["type"], update["data"]) == ("sightings", {"kills": 7})
-        assert orjson.loads(await client.text())["type"] == "killmail"
-        await client.close()
-
-
-async def test_each_exchange_has_its_default_type(broker: Broker, amqp: AbstractConnection, tmp_path: Path) -> None:
-    (tmp_path / "sightings.json").write_text(SCHEMA)
-    killmails, sightings = unique("exchange"), unique("exchange")
-    both = f"{killmails}=killmail,{sightings}=sightings"
-    async with running(broker.url, exchanges=both, schemas=tmp_path) as bridge:
-        client = await RawClient.open(port_of(bridge))
-        await publish(amqp, sightings, {"kills": 1})
-        assert orjson.loads(await client.text())["type"] == "sightings"
-        await publish(amqp, killmails, EXAMPLE)
-        assert orjson.loads(await client.text())["type"] == "killmail"
-        await client.close()
-
-
-async def test_wrapped_event_gets_a_timestamp_of_the_bridges_own(
-    broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
-        await publish(amqp, exchange, {"type": "killmail", "data": EXAMPLE, "timestamp": 1})
-        update = orjson.loads(await client.text())
-        assert update["data"] == EXAMPLE
-        assert abs(update["timestamp"] - time.time() * 1000) < 60_000
-        await client.close()
-
-
-async def test_missing_exchange_is_made_a_durable_fanout(
-    broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail"):
-        channel = await amqp.channel()
-        # Declared otherwise, the broker would refuse this.
-        await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
-
-
-async def test_existing_topic_exchange_is_used_as_it_is(
-    broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    channel = await amqp.channel()
-    target = await channel.declare_exchange(exchange, aio_pika.ExchangeType.TOPIC, auto_delete=True)
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
-        await target.publish(aio_pika.Message(orjson.dumps(EXAMPLE)), routing_key="any.key")
-        assert orjson.loads(await client.text())["data"] == EXAMPLE
-        await client.close()
-
-
-async def test_second_update_with_the_same_identity_is_not_sent_again(
-    broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
-        await publish(amqp, exchange, killmail(1), killmail(1, attackerCount=2), killmail(2))
-        ids = [orjson.loads(await client.text())["data"]["killmailId"] for _ in range(2)]
-        assert ids == [1, 2]
-        assert sample(bridge, "bridge_duplicates_total", type="killmail") == 1
-        await client.close()
 
 
 async def test_named_queue_keeps_events_while_the_bridge_is_away(
