@@ -1,53 +1,45 @@
-"""What clients may use, with limits low enough to bite: places, in all and from one address, unfinished requests."""
+"""What clients may use, with limits low enough to bite: places, in all and from one address, unfinished requests.
+
+What depends on the event loop's transports is in `test_transports.py`.
+"""
 
 import asyncio
 import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
+from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.descriptors import RESERVE
 from bridge.fanout import server
-from bridge.fanout.handshake import MAX_BEHIND_BYTES, MAX_REQUEST_BYTES
+from bridge.fanout.handshake import MAX_REQUEST_BYTES
 from bridge.lines import MOST
-from tests.support.certificates import certificate
+from tests.support import module_loop
 from tests.support.clients import RawClient, request
+from tests.support.handshakes import PENDING, answer, distrust, lines, pending, secure
 from tests.support.namespaces import NEAR, island
 from tests.support.running import bridge_process, port_of, running, sample
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.both_loops
-
-Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-PENDING = 5
+pytestmark = module_loop.MARK
+amqp, exchange = module_loop.amqp, module_loop.exchange
 
 
-@asynccontextmanager
-async def lines(port: int, count: int) -> AsyncIterator[list[Line]]:
-    """Clients that connect and say nothing."""
-    made = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
-    yield made
-    for _, writer in made:
-        writer.transport.abort()
-
-
-async def answer(line: Line) -> bytes:
-    """All that the bridge says until it ends the connection."""
-    with suppress(ConnectionError):
-        return await line[0].read(-1)
-    return b""
-
-
-def pending(bridge: Bridge) -> float:
-    return sample(bridge, "bridge_handshakes_pending")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Bridge]:
+    """A bridge with the default settings, for all tests that need no others."""
+    async with (
+        module_loop.own(amqp, "exchange") as name,
+        running(broker.url, exchanges=f"{name}=killmail") as bridge,
+    ):
+        yield bridge
 
 
 @pytest.fixture
@@ -56,30 +48,59 @@ def few_pending(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_pending")
-async def test_eldest_client_without_a_request_goes_for_a_new_one(broker: Broker, exchange: str) -> None:
-    """Who connects and says nothing keeps nobody out: the last to come is served, and the first is cut off."""
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        async with lines(port_of(bridge), PENDING) as silent:
-            await eventually("all are waited for", lambda: pending(bridge) == PENDING)
-            client = await RawClient.open(port_of(bridge))
-            assert await answer(silent[0]) == b""
-            assert pending(bridge) == PENDING - 1
-            assert sample(bridge, "bridge_refused_total", rule="pending") == 1
-            # The others are there still.
-            silent[1][1].write(request(port_of(bridge)))
-            assert (await silent[1][0].readline()).startswith(b"HTTP/1.1 101 ")
-            await client.close()
-        await eventually("nothing is left", lambda: pending(bridge) == sample(bridge, "bridge_connections") == 0)
+async def test_oldest_client_without_a_request_is_cut_off_for_a_new_one(shared: Bridge) -> None:
+    """Clients that send nothing don't use up the limit: the newest client is served."""
+    before = sample(shared, "bridge_refused_total", rule="pending")
+    async with lines(port_of(shared), PENDING) as silent:
+        await eventually("all are waited for", lambda: pending(shared) == PENDING)
+        client = await RawClient.open(port_of(shared))
+        assert await answer(silent[0]) == b""
+        assert pending(shared) == PENDING - 1
+        assert sample(shared, "bridge_refused_total", rule="pending") == before + 1
+        # The others are still connected.
+        silent[1][1].write(request(port_of(shared)))
+        assert (await silent[1][0].readline()).startswith(b"HTTP/1.1 101 ")
+        await client.close()
+    await eventually("nothing is left", lambda: pending(shared) == sample(shared, "bridge_connections") == 0)
 
 
 @pytest.mark.usefixtures("few_pending")
-async def test_as_many_clients_without_a_request_as_are_allowed_lose_nothing(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge, lines(port_of(bridge), PENDING) as made:
-        await eventually("all are waited for", lambda: pending(bridge) == PENDING)
+async def test_as_many_clients_without_a_request_as_are_allowed_lose_nothing(shared: Bridge) -> None:
+    before = sample(shared, "bridge_refused_total", rule="pending")
+    async with lines(port_of(shared), PENDING) as made:
+        await eventually("all are waited for", lambda: pending(shared) == PENDING)
         for reader, writer in made:
-            writer.write(request(port_of(bridge)))
+            writer.write(request(port_of(shared)))
             assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
-        assert sample(bridge, "bridge_refused_total", rule="pending") == 0
+        assert sample(shared, "bridge_refused_total", rule="pending") == before
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(shared: Bridge, excess: int) -> None:
+    before = sample(shared, "bridge_refused_total", rule="size")
+    head = request(port_of(shared), headers=["X-A: " + "a" * 6000, "X-B: " + "b" * 6000, "X-C: "])
+    padded = head[:-4] + b"c" * (MAX_REQUEST_BYTES - len(head) + 4 + excess) + b"\r\n\r\n"
+    async with lines(port_of(shared), 1) as [(reader, writer)]:
+        writer.write(padded)
+        assert (await reader.readline())[9:12] == (b"431" if excess else b"101")
+    assert sample(shared, "bridge_refused_total", rule="size") == before + excess
+
+
+@pytest.mark.parametrize("header", ["Cookie: " + "a" * 8300, "\r\n".join(["X-A: b"] * 130)], ids=["line", "headers"])
+async def test_request_with_a_long_line_or_many_headers_is_refused_with_the_limits(shared: Bridge, header: str) -> None:
+    async with lines(port_of(shared), 1) as [line]:
+        line[1].write(request(port_of(shared), headers=[header]))
+        said = await answer(line)
+    assert said.startswith(b"HTTP/1.1 431 ")
+    assert said.endswith(b"Of a request 16384 bytes are read, 128 headers, 8190 bytes a line.\n")
+
+
+async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(shared: Bridge) -> None:
+    with capture_logs() as logged, pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
+        await asyncio.to_thread(distrust, port_of(shared))
+    assert [(line["rule"], line["detail"]) for line in logged] == [
+        ("malformed", "There is no TLS here: use ws:// and http://.")
+    ]
 
 
 async def test_client_for_whom_there_is_no_place_gets_that_of_one_without_a_request(
@@ -112,73 +133,6 @@ async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker
         with capture_logs() as logged:
             await (await RawClient.open(port_of(bridge))).close()
         assert [line["dropped"] for line in logged if line["event"] == "there is room for clients again"] == [3]
-
-
-@pytest.mark.parametrize("excess", [0, 1])
-async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(
-    broker: Broker, exchange: str, excess: int
-) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        head = request(port_of(bridge), headers=["X-A: " + "a" * 6000, "X-B: " + "b" * 6000, "X-C: "])
-        padded = head[:-4] + b"c" * (MAX_REQUEST_BYTES - len(head) + 4 + excess) + b"\r\n\r\n"
-        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
-        writer.write(padded)
-        assert (await reader.readline())[9:12] == (b"431" if excess else b"101")
-        assert sample(bridge, "bridge_refused_total", rule="size") == excess
-        writer.transport.abort()
-
-
-@pytest.mark.parametrize("header", ["Cookie: " + "a" * 8300, "\r\n".join(["X-A: b"] * 130)], ids=["line", "headers"])
-async def test_request_with_more_than_http_is_read_of_is_told_the_limits(
-    broker: Broker, exchange: str, header: str
-) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        async with lines(port_of(bridge), 1) as [line]:
-            line[1].write(request(port_of(bridge), headers=[header]))
-            said = await answer(line)
-        assert said.startswith(b"HTTP/1.1 431 ")
-        assert said.endswith(b"Of a request 16384 bytes are read, 128 headers, 8190 bytes a line.\n")
-
-
-async def write_for_ever(writer: asyncio.StreamWriter) -> None:
-    while True:
-        writer.write(b"x" * 4096)
-        await writer.drain()
-
-
-async def read_all(client: socket.socket) -> None:
-    while await asyncio.get_running_loop().sock_recv(client, 65536):
-        pass
-
-
-async def test_client_that_goes_on_behind_its_answer_is_cut_off(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge, lines(port_of(bridge), 1) as [line]:
-        reader, writer = line
-        writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
-        assert (await reader.readline()).startswith(b"HTTP/1.1 405 ")
-        writer.write(b"x" * MAX_BEHIND_BYTES)
-        assert pending(bridge) == 1
-        with pytest.raises(ConnectionError):
-            await write_for_ever(writer)
-        await eventually("it has no place any more", lambda: pending(bridge) == 0)
-
-
-async def test_nothing_stays_in_the_kernel_for_a_client_that_does_not_read_its_page(
-    broker: Broker, exchange: str
-) -> None:
-    """With its place its bytes are gone too: what it reads later ends with a reset."""
-    async with running(broker.url, exchanges=f"{exchange}=killmail", handshake_timeout="200ms") as bridge:
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
-        client.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(client, ("127.0.0.1", port_of(bridge)))
-        with client:
-            await loop.sock_sendall(client, b"GET /asyncapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await eventually("it is counted", lambda: pending(bridge) == 1)
-            await eventually("it has no place any more", lambda: pending(bridge) == 0)
-            with pytest.raises(ConnectionResetError):
-                await read_all(client)
 
 
 async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(broker: Broker, exchange: str) -> None:
@@ -258,110 +212,8 @@ async def test_host_of_the_network_may_not_take_all_places_while_this_one_may(br
             writer.transport.abort()
 
 
-# TLS
-
-
-@asynccontextmanager
-async def secure(broker: Broker, exchange: str, folder: Path, **flags: object) -> AsyncIterator[tuple[Bridge, Path]]:
-    """A bridge with a certificate, which clients are to trust."""
-    chain, key = certificate(folder, "limits")
-    flags |= {"exchanges": f"{exchange}=killmail", "tls_certificate": chain, "tls_key": key}
-    async with running(broker.url, **flags) as bridge:
-        yield bridge, chain
-
-
-async def test_tls_handshake_that_is_never_complete_takes_a_place_for_the_handshake_timeout(
-    broker: Broker, exchange: str, tmp_path: Path
-) -> None:
-    async with secure(broker, exchange, tmp_path, handshake_timeout="300ms") as (bridge, _):
-        async with lines(port_of(bridge), 3) as silent:
-            silent[1][1].write(b"\x16\x03\x01\x02\x00")
-            await eventually("they are counted", lambda: pending(bridge) == 3)
-            with capture_logs() as logged:
-                assert [await answer(each) for each in silent] == [b"", b"", b""]
-            await eventually("they have no place any more", lambda: pending(bridge) == 0)
-        assert sample(bridge, "bridge_refused_total", rule="timeout") == 3
-        assert {line["detail"] for line in logged} == {"No complete TLS handshake within 0.3 seconds."}
-
-
-@pytest.mark.usefixtures("few_pending")
-async def test_tls_handshakes_that_are_never_complete_keep_nobody_out(
-    broker: Broker, exchange: str, tmp_path: Path
-) -> None:
-    async with secure(broker, exchange, tmp_path) as (bridge, chain), lines(port_of(bridge), 2 * PENDING) as silent:
-        await eventually("the first ones are cut off", lambda: sample(bridge, "bridge_refused_total", rule="pending"))
-        trust = ssl.create_default_context(cafile=chain)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
-        writer.write(request(port_of(bridge)))
-        assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
-        assert await answer(silent[0]) == b""
-        assert pending(bridge) <= PENDING
-        writer.transport.abort()
-
-
-async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
-    broker: Broker, exchange: str, tmp_path: Path
-) -> None:
-    async with secure(broker, exchange, tmp_path) as (bridge, _):
-        async with lines(port_of(bridge), 1) as [line]:
-            with capture_logs() as logged:
-                line[1].write(request(port_of(bridge)))
-                assert b"HTTP" not in await answer(line)
-                await eventually("it has no place any more", lambda: pending(bridge) == 0)
-        assert sample(bridge, "bridge_refused_total", rule="tls") == 1
-        [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
-        assert refusal["detail"] == "It speaks HTTP, not TLS: use wss:// and https:// here."
-
-
-def distrust(port: int) -> None:
-    """A TLS handshake by a client that knows no certificate. Not asyncio's: that one ends without saying why."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
-        ssl.create_default_context().wrap_socket(line, server_hostname="127.0.0.1")
-
-
-async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        with capture_logs() as logged, pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
-            await asyncio.to_thread(distrust, port_of(bridge))
-        assert [(line["rule"], line["detail"]) for line in logged] == [
-            ("malformed", "There is no TLS here: use ws:// and http://.")
-        ]
-
-
-async def test_client_that_goes_during_the_tls_handshake_is_counted(
-    broker: Broker, exchange: str, tmp_path: Path
-) -> None:
-    async with secure(broker, exchange, tmp_path) as (bridge, _):
-        with capture_logs() as logged:
-            async with lines(port_of(bridge), 1):
-                await eventually("it is counted", lambda: pending(bridge) == 1)
-            await eventually("it has no place any more", lambda: pending(bridge) == 0)
-        assert sample(bridge, "bridge_refused_total", rule="tls") == 1
-        assert [entry["detail"] for entry in logged] == ["The client ended the connection."]
-
-
-async def test_client_that_does_not_trust_the_certificate_is_named(
-    broker: Broker, exchange: str, tmp_path: Path
-) -> None:
-    async with secure(broker, exchange, tmp_path) as (bridge, _):
-        with capture_logs() as logged:
-            with pytest.raises(ssl.SSLCertVerificationError):
-                await asyncio.to_thread(distrust, port_of(bridge))
-            await eventually("it is refused", lambda: sample(bridge, "bridge_refused_total", rule="tls"))
-        [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
-        assert "unknown ca" in str(refusal["detail"]).lower()
-
-
 async def test_stranger_is_cut_off_before_any_tls(broker: Broker, exchange: str, tmp_path: Path) -> None:
     async with secure(broker, exchange, tmp_path, allowed_networks="10.0.0.0/8") as (bridge, _):
         async with lines(port_of(bridge), 1) as [line]:
             assert await answer(line) == b""
         assert sample(bridge, "bridge_refused_total", rule="peer") == 1
-
-
-async def test_stopping_ends_tls_handshakes(broker: Broker, exchange: str, tmp_path: Path) -> None:
-    async with secure(broker, exchange, tmp_path) as (bridge, _):
-        silent = await asyncio.open_connection("127.0.0.1", port_of(bridge))
-        await eventually("it is counted", lambda: pending(bridge) == 1)
-    assert await answer(silent) == b""
-    silent[1].transport.abort()

@@ -1,0 +1,138 @@
+"""Handshakes and answers that end early, on asyncio's event loop and on uvloop, whose transports and TLS differ."""
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.demo.broker import Broker
+from bridge.fanout import server
+from bridge.fanout.handshake import MAX_BEHIND_BYTES
+from tests.support.clients import request
+from tests.support.handshakes import PENDING, answer, distrust, lines, pending, secure
+from tests.support.running import port_of, running, sample
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.both_loops
+
+
+async def write_for_ever(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"x" * 4096)
+        await writer.drain()
+
+
+async def read_all(client: socket.socket) -> None:
+    while await asyncio.get_running_loop().sock_recv(client, 65536):
+        pass
+
+
+async def test_client_that_goes_on_behind_its_answer_is_cut_off(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge, lines(port_of(bridge), 1) as [line]:
+        reader, writer = line
+        writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 405 ")
+        writer.write(b"x" * MAX_BEHIND_BYTES)
+        assert pending(bridge) == 1
+        with pytest.raises(ConnectionError):
+            await write_for_ever(writer)
+        await eventually("it has no place any more", lambda: pending(bridge) == 0)
+
+
+async def test_nothing_stays_in_the_kernel_for_a_client_that_does_not_read_its_page(
+    broker: Broker, exchange: str
+) -> None:
+    """With its place its bytes are gone too: what it reads later ends with a reset."""
+    async with running(broker.url, exchanges=f"{exchange}=killmail", handshake_timeout="200ms") as bridge:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", port_of(bridge)))
+        with client:
+            await loop.sock_sendall(client, b"GET /asyncapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await eventually("it is counted", lambda: pending(bridge) == 1)
+            await eventually("it has no place any more", lambda: pending(bridge) == 0)
+            with pytest.raises(ConnectionResetError):
+                await read_all(client)
+
+
+# TLS
+
+
+async def test_tls_handshake_that_is_never_complete_takes_a_place_for_the_handshake_timeout(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    async with secure(broker, exchange, tmp_path, handshake_timeout="300ms") as (bridge, _):
+        async with lines(port_of(bridge), 3) as silent:
+            silent[1][1].write(b"\x16\x03\x01\x02\x00")
+            await eventually("they are counted", lambda: pending(bridge) == 3)
+            with capture_logs() as logged:
+                assert [await answer(each) for each in silent] == [b"", b"", b""]
+            await eventually("they have no place any more", lambda: pending(bridge) == 0)
+        assert sample(bridge, "bridge_refused_total", rule="timeout") == 3
+        assert {line["detail"] for line in logged} == {"No complete TLS handshake within 0.3 seconds."}
+
+
+async def test_tls_handshakes_that_are_never_complete_keep_nobody_out(
+    broker: Broker, exchange: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PENDING", PENDING)
+    async with secure(broker, exchange, tmp_path) as (bridge, chain), lines(port_of(bridge), 2 * PENDING) as silent:
+        await eventually("the first ones are cut off", lambda: sample(bridge, "bridge_refused_total", rule="pending"))
+        trust = ssl.create_default_context(cafile=chain)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
+        writer.write(request(port_of(bridge)))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
+        assert await answer(silent[0]) == b""
+        assert pending(bridge) <= PENDING
+        writer.transport.abort()
+
+
+async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    async with secure(broker, exchange, tmp_path) as (bridge, _):
+        async with lines(port_of(bridge), 1) as [line]:
+            with capture_logs() as logged:
+                line[1].write(request(port_of(bridge)))
+                assert b"HTTP" not in await answer(line)
+                await eventually("it has no place any more", lambda: pending(bridge) == 0)
+        assert sample(bridge, "bridge_refused_total", rule="tls") == 1
+        [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
+        assert refusal["detail"] == "It speaks HTTP, not TLS: use wss:// and https:// here."
+
+
+async def test_client_that_goes_during_the_tls_handshake_is_counted(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    async with secure(broker, exchange, tmp_path) as (bridge, _):
+        with capture_logs() as logged:
+            async with lines(port_of(bridge), 1):
+                await eventually("it is counted", lambda: pending(bridge) == 1)
+            await eventually("it has no place any more", lambda: pending(bridge) == 0)
+        assert sample(bridge, "bridge_refused_total", rule="tls") == 1
+        assert [entry["detail"] for entry in logged] == ["The client ended the connection."]
+
+
+async def test_client_that_does_not_trust_the_certificate_is_named(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    async with secure(broker, exchange, tmp_path) as (bridge, _):
+        with capture_logs() as logged:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await asyncio.to_thread(distrust, port_of(bridge))
+            await eventually("it is refused", lambda: sample(bridge, "bridge_refused_total", rule="tls"))
+        [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
+        assert "unknown ca" in str(refusal["detail"]).lower()
+
+
+async def test_stopping_ends_tls_handshakes(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    async with secure(broker, exchange, tmp_path) as (bridge, _):
+        silent = await asyncio.open_connection("127.0.0.1", port_of(bridge))
+        await eventually("it is counted", lambda: pending(bridge) == 1)
+    assert await answer(silent) == b""
+    silent[1].transport.abort()
