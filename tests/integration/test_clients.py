@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
-from bridge.fanout import keepalive
+from bridge.timing import Timing
 from tests.support import module_loop
 from tests.support.certificates import certificate
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, close_code, get, server_frames
@@ -44,7 +44,10 @@ async def shared_exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(broker: Broker, shared_exchange: str) -> AsyncIterator[Bridge]:
     """A bridge with the default settings, for all tests that need no others."""
-    async with running(broker.url, exchanges=f"{shared_exchange}=killmail", host="localhost") as bridge:
+    # A connection that the bridge left open would else be aborted after ten seconds, and nothing would show that.
+    async with running(
+        broker.url, Timing(close_timeout_s=3600.0), exchanges=f"{shared_exchange}=killmail", host="localhost"
+    ) as bridge:
         yield bridge
 
 
@@ -68,11 +71,9 @@ async def test_client_that_sends_messages_and_a_ping_gets_a_pong_and_the_next_up
     ids=["close", "frame without a mask"],
 )
 async def test_close_frame_or_protocol_error_of_a_client_ends_the_tcp_connection(
-    shared: Bridge, data: bytes, code: int, evictions: int, monkeypatch: pytest.MonkeyPatch
+    shared: Bridge, data: bytes, code: int, evictions: int
 ) -> None:
     """Autobahn's client ends the TCP connection itself, as soon as it has the close frame."""
-    # Without this, the bridge aborts a connection that it has left open after ten seconds, and nothing shows that.
-    monkeypatch.setattr(keepalive, "CLOSE_TIMEOUT_S", 3600.0)
 
     def evicted() -> float:
         return sample(shared, "bridge_evictions_total", reason="protocol-error")

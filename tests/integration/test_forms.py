@@ -7,7 +7,6 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
-from tests.support.forms import ESI, packaged, r2z2, redisq, wrapped
 from tests.support.killmail import ESI, EXAMPLE, packaged, r2z2, redisq, wrapped
 from tests.support.publishing import depth, publish
 from tests.support.running import port_of, running, sample
