@@ -122,6 +122,8 @@ lock: $(READY)
 	  --output-file requirements-dev.lock
 	: | $(COMPILE) - --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 	: | $(COMPILE) - --group audit --constraint requirements-dev.lock --output-file requirements-audit.lock
+	: | $(COMPILE) - --group mutants --constraint requirements-dev.lock --constraint requirements-audit.lock \
+	  --output-file requirements-mutants.lock
 	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements*.lock
 
 audit: $(READY) $(AUDIT)

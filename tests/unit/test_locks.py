@@ -12,12 +12,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.audit import AUDIT, BUILD, DEV, LOCKS, ROOT
+from tests.support.audit import AUDIT, BUILD, DEV, LOCKS, MUTANTS, ROOT
 from tests.support.audit import SHIPPED as SHIPPED_LOCK
 from tests.unit.test_architecture import MODULES, imports
 
 PINNED = re.compile(
-    r"[a-z0-9][a-z0-9._-]*==[0-9][\w.+!-]*(?: ; [\w .'=!<>()]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n"
+    r"[a-z0-9][a-z0-9._-]*==[0-9][\w.+!-]*(?: ; [\w .*'=!<>()]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n"
 )
 
 SHIPPED = {
@@ -81,6 +81,12 @@ def test_line_that_names_a_place_is_found(line: str) -> None:
 @pytest.mark.parametrize("lock", [SHIPPED_LOCK, BUILD], ids=lambda lock: lock.name)
 def test_tests_run_with_the_versions_that_are_shipped(lock: Path) -> None:
     assert pins(lock).items() <= pins(DEV).items()
+
+
+@pytest.mark.parametrize("lock", [BUILD, DEV, AUDIT, MUTANTS], ids=lambda lock: lock.name)
+def test_no_package_is_locked_in_two_versions(lock: Path) -> None:
+    """`make audit` asks about one version of each."""
+    assert all(pins(lock).get(name, version) == version for other in LOCKS for name, version in pins(other).items())
 
 
 def test_what_only_the_audit_needs_is_not_beside_the_bridge() -> None:
