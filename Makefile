@@ -8,6 +8,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 # pip-audit's own.
 AUDIT := .venv/audit/.ready
+# mutmut and its dependencies, beside the packages of .venv, which it runs the tests with.
+MUTANTS := .venv/mutants/.ready
 # The bridge with what it is shipped with, and nothing of what tests it: what is measured is what people run.
 SHIPPED := .venv/shipped/.ready
 TOO_OLD := this needs Python 3.11 or newer, and $(PYTHON) is %d.%d: PYTHON=python3.12 make setup takes another
@@ -17,7 +19,7 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup prepare demo test test-quick test-all test-rest soak bench lint format contract readme lock audit clean
+.PHONY: help setup prepare demo test test-quick test-all test-rest soak bench lint format contract readme lock audit mutants clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
@@ -27,6 +29,7 @@ help:
 	@echo 'make test-all    every test there is, with branch coverage (WORKERS=4 where there are more than two cores)'
 	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
 	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
+	@echo 'make mutants     change the code, and list changes that no unit test fails for (FLAGS="bridge/fanout/waiting.py")'
 	@echo 'make lint        style and types only'
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'
@@ -132,6 +135,14 @@ audit: $(READY) $(AUDIT)
 $(AUDIT): requirements-audit.lock
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/pip install -qq --require-hashes --no-deps -r requirements-audit.lock
+	@touch $@
+
+mutants: $(READY) $(MUTANTS)
+	@$(BIN)/python -m tests.support.mutants $(FLAGS)
+
+$(MUTANTS): requirements-mutants.lock
+	@rm -rf $(@D)
+	@$(BIN)/pip install -qq --require-hashes --no-deps --target $(@D) -r requirements-mutants.lock
 	@touch $@
 
 clean:

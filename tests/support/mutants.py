@@ -1,0 +1,191 @@
+"""`python -m tests.support.mutants`: runs mutmut over modules of the bridge, and lists the mutants that survive.
+
+mutmut changes one expression of a function at a time and runs the unit tests that call this function, in a copy of the
+tree. It does not change constants of a module, bodies of classes and decorated functions, except static and class ones.
+"""
+
+import ast
+import difflib
+import itertools
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tests.support.audit import ROOT
+
+TOOL = ROOT / ".venv/mutants"
+"""mutmut and its dependencies, which make installs."""
+RAN, FAILED, USAGE = 0, 1, 2
+"""Exit codes. A survivor is information, not an error."""
+ADDRESS_SPACE_BYTES = 4 << 30
+"""For each process: a mutant may append to a list in an endless loop until mutmut stops it."""
+LEFT_OUT = {"test_architecture.py", "test_readme.py", "test_locks.py", "test_bench.py", "test_soak.py"}
+"""Unit tests that read source files, so that they fail for each file with mutants; and tests of other programs."""
+CONFIGURATION = "[mutmut]\nsource_paths = bridge\nuse_git_change_detection = false\n"
+
+
+class Usage(Exception):
+    """A sentence about what can't be done."""
+
+
+def named(arguments: Iterable[str], root: Path) -> list[str]:
+    """The modules that the arguments name, relative to the root, each once."""
+    for argument in arguments:
+        path = (root / argument).resolve()
+        problem = "does not exist" if not path.exists() else "is not a module of the bridge"
+        if not path.is_file() or path.suffix != ".py" or not path.is_relative_to(root / "bridge"):
+            raise Usage(f"{argument} {problem}: FLAGS takes paths such as bridge/fanout/waiting.py")
+    return list(dict.fromkeys(str((root / argument).resolve().relative_to(root)) for argument in arguments))
+
+
+def git(root: Path, *arguments: str) -> list[str] | None:
+    """The lines that git prints, or None where it fails."""
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines() if done.returncode == 0 else None
+
+
+def changed(root: Path) -> tuple[str, list[str]]:
+    """A commit, and the modules of the bridge that are not as they were in it."""
+    modules = ("--", ":(glob)bridge/**/*.py")
+    for base in ("origin/main", "HEAD~1"):
+        differing = git(root, "diff", "--name-only", "--diff-filter=d", "--merge-base", base, *modules)
+        if differing is not None:
+            untracked = git(root, "ls-files", "--others", "--exclude-standard", *modules) or []
+            return base, sorted([*differing, *untracked])
+    raise Usage("git knows neither origin/main nor HEAD~1 here: name the modules in FLAGS")
+
+
+def imports(path: Path) -> set[str]:
+    """The names that a file imports, anywhere in it; some of them are modules."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    return plain | {
+        f"{node.module}{name}" for node in froms for name in ("", *(f".{alias.name}" for alias in node.names))
+    }
+
+
+def unit_tests_of(modules: Iterable[str], root: Path) -> list[str]:
+    """The files of unit tests that import one of the modules, directly or through other modules."""
+    paths = [path.relative_to(root) for folder in ("bridge", "tests") for path in (root / folder).rglob("*.py")]
+    names = {path: ".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths}
+    imported = {path: imports(root / path) for path in paths}
+    reached = {Path(module) for module in modules}
+    while more := {path for path in paths if imported[path] & {names[found] for found in reached}} - reached:
+        reached |= more
+    return sorted(str(path) for path in reached if path.match("tests/unit/test_*.py") and path.name not in LEFT_OUT)
+
+
+def functions(text: str) -> dict[str, tuple[int, list[str]]]:
+    """The first line's number and the lines of each function, by its name and by what mutmut calls it."""
+    body = ast.parse(text).body
+    scopes = [("x_", body), *((f"xǁ{node.name}ǁ", node.body) for node in body if isinstance(node, ast.ClassDef))]
+    return {
+        key: (node.lineno, text.splitlines()[node.lineno - 1 : node.end_lineno])
+        for prefix, nodes in scopes
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for key in (node.name, prefix + node.name)
+    }
+
+
+def change(original: str, mutated: str, name: str) -> tuple[int, list[str], list[str]]:
+    """The line that a mutant changes first, the lines as they are in the original, and as the mutant has them."""
+    function = name.rpartition("__mutmut_")[0]
+    first, before = functions(original)[function]
+    _, after = functions(mutated)[name]
+    after[0] = after[0].replace(name, function.removeprefix("x_").rpartition("ǁ")[2], 1)
+    blocks = difflib.SequenceMatcher(None, before, after).get_opcodes()
+    _, start, end, new_start, new_end = next(block for block in blocks if block[0] != "equal")
+    return first + start, before[start:end], after[new_start:new_end]
+
+
+def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Each survivor, each function that no unit test calls, and the counts.
+
+    `results` is what mutmut prints of all mutants; `texts` has each module's text without and with the mutants.
+    """
+    told: list[str] = []
+    counts = Counter({"killed": 0, "survived": 0, "timeout": 0})
+    idle: dict[str, None] = {}
+    modules = {module.removesuffix(".py").removesuffix("/__init__").replace("/", "."): module for module in texts}
+    for line in filter(str.strip, results.splitlines()):
+        mutant, _, status = line.strip().rpartition(": ")
+        dotted, _, name = mutant.rpartition(".")
+        counts[status] += 1
+        if status == "survived":
+            number, before, after = change(*texts[modules[dotted]], name)
+            told += [f"{modules[dotted]}:{number}"]
+            told += [f"  - {text.strip()}" for text in before] + [f"  + {text.strip()}" for text in after]
+        elif status == "no tests":
+            function = name.rpartition("__mutmut_")[0].removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+            idle[f"{modules[dotted]}: no unit test calls {function}"] = None
+    return [*told, *idle, ", ".join(f"{count} {status}" for status, count in counts.items())]
+
+
+def mutmut(tree: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Starts it in a copy of the tree; programs that the tests start import the mutants too."""
+    path = f"{tree / 'mutants'}{os.pathsep}{TOOL}"
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(TOOL / "bin/mutmut"), *arguments]
+    return subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+
+def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
+    """Copies the working tree, and runs mutmut there."""
+    for file in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard") or ():
+        if (ROOT / file).is_file():
+            (tree / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / file, tree / file)
+    lists = {
+        "also_copy": [path.name for path in tree.iterdir()],
+        "only_mutate": modules,
+        "pytest_add_cli_args_test_selection": tests,
+    }
+    options = "".join("\n  ".join([f"{key} =", *values]) + "\n" for key, values in lists.items())
+    (tree / "setup.cfg").write_text(CONFIGURATION + options)
+    # Python ignores a folder of its path that is not there when it starts.
+    (tree / "mutants").mkdir()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    with mutmut(tree, "run", "--max-children=2", "*") as running:
+        assert running.stdout is not None
+        # Because of "*", it first runs the tests of the mutants only. It then also lists all mutants at its end.
+        for line in itertools.takewhile(lambda line: line != "Mutant results\n", running.stdout):
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        running.stdout.read()
+    if running.returncode != 0:
+        return FAILED
+    results, _ = mutmut(tree, "results", "--all=true").communicate()
+    texts = {module: ((tree / module).read_text(), (tree / "mutants" / module).read_text()) for module in modules}
+    sys.stdout.write("\n".join(["", *summary(results, texts), ""]))
+    return RAN
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Everything; the exit code."""
+    try:
+        if arguments:
+            modules = named(arguments, ROOT)
+        else:
+            base, modules = changed(ROOT)
+            sys.stdout.write(f"modules changed since {base}: {', '.join(modules) or 'none; FLAGS names others'}\n")
+    except Usage as error:
+        sys.stderr.write(f"{error}\n")
+        return USAGE
+    if not (tests := unit_tests_of(modules, ROOT)):
+        sys.stdout.write("no unit test imports any of them\n" if modules else "")
+        return RAN
+    sys.stdout.flush()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        return run(modules, tests, Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
