@@ -10,6 +10,7 @@ import itertools
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from tests.support.audit import ROOT
 
 TOOL = ROOT / ".venv/mutants"
 """mutmut and its dependencies, which make installs."""
-RAN, FAILED, USAGE = 0, 1, 2
+RAN, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit codes. A survivor is information, not an error."""
 ADDRESS_SPACE_BYTES = 4 << 30
 """For each process: a mutant may append to a list in an endless loop until mutmut stops it."""
@@ -130,11 +131,13 @@ def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
 
 
 def mutmut(tree: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Starts it in a copy of the tree; programs that the tests start import the mutants too."""
+    """Starts it in a copy of the tree, as a process group; programs that the tests start import the mutants too."""
     path = f"{tree / 'mutants'}{os.pathsep}{TOOL}"
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(TOOL / "bin/mutmut"), *arguments]
-    return subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1)
+    return subprocess.Popen(
+        command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True
+    )
 
 
 def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
@@ -155,11 +158,16 @@ def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
     with mutmut(tree, "run", "--max-children=2", "*") as running:
         assert running.stdout is not None
-        # Because of "*", it first runs the tests of the mutants only. It then also lists all mutants at its end.
-        for line in itertools.takewhile(lambda line: line != "Mutant results\n", running.stdout):
-            sys.stdout.write(line)
-            sys.stdout.flush()
-        running.stdout.read()
+        try:
+            # Because of "*", it first runs the tests of the mutants only. It then also lists all mutants at its end.
+            for line in itertools.takewhile(lambda line: line != "Mutant results\n", running.stdout):
+                sys.stdout.write(line)
+                sys.stdout.flush()
+            running.stdout.read()
+        except BaseException:
+            # It handles SIGTERM itself, and a mutant in an endless loop handles nothing.
+            os.killpg(running.pid, signal.SIGKILL)
+            raise
     if running.returncode != 0:
         return FAILED
     results, _ = mutmut(tree, "results", "--all=true").communicate()
@@ -183,9 +191,14 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write("no unit test imports any of them\n" if modules else "")
         return RAN
     sys.stdout.flush()
+    # An exception, so that the copy and what runs in it are removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         return run(modules, tests, Path(folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
