@@ -75,7 +75,7 @@ WITH_BROKER := $(BIN)/python -m tests.support.broker --hosts=$(WORKERS)
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
 
 test: test-quick prepare
-	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'not slow' $(COVER)
+	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'not slow and not alone' $(COVER)
 
 test-quick: lint
 	$(PYTEST) --dist=worksteal $(UNIT)

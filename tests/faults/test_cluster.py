@@ -28,6 +28,8 @@ from tests.support.publishing import observer
 from tests.support.running import unique
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 SIZE = 3
 
 REPLICATED_LIMIT_S = 60.0

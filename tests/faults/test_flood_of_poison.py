@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import orjson
+import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.broker.lane import METHOD
@@ -18,6 +19,8 @@ from tests.support.proxy import proxy
 from tests.support.publishing import bind, depth, publish, take
 from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.slow
 
 COUNT = 10_000
 MAX_MESSAGE_BYTES = 4096

@@ -34,6 +34,7 @@ async def noticed(stage: Scene, fault: Fault) -> None:
         await bridge.not_ready(NOTICED)
 
 
+@pytest.mark.slow
 async def test_broker_that_is_stopped_is_noticed_before_its_heartbeats_are_missed(node_broker: ControlledNode) -> None:
     """Promise: a broker that hangs is consumed from as soon as it goes on."""
     async with scene(node_broker.url, None, TIMING) as stage:
@@ -59,6 +60,7 @@ async def test_line_that_is_dark_is_given_up_and_tried_again(broker: Broker) -> 
             await stage.verify(fault, "nothing goes either way", DOES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocked", Direction)
 async def test_line_that_goes_one_way_is_given_up(broker: Broker, blocked: Direction) -> None:
     """Promise: it takes both ways to be ready, whatever still goes on one."""
@@ -72,6 +74,7 @@ async def test_line_that_goes_one_way_is_given_up(broker: Broker, blocked: Direc
             await stage.verify(fault, f"nothing goes {blocked.value}, the other way is open", DOES)
 
 
+@pytest.mark.slow
 async def test_connection_that_only_the_broker_believes_in_holds_nothing_new(broker: Broker) -> None:
     """Promise: a new connection gets what is new; what lies on the one that is half open comes again, and once only."""
     async with proxy(broker.url) as line:

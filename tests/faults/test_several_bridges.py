@@ -23,6 +23,8 @@ from tests.support.killmail import killmail
 from tests.support.publishing import publish
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 20
 """That get every update, and half as many that ask for one solar system's only."""
 

@@ -18,6 +18,8 @@ from bridge.demo.ports import LOOPBACK
 from tests.support.audit import LOCKS, NOT_AUDITED, PYTHON, ROOT, VULNERABLE, locked
 from tests.support.broker import unavailable
 
+pytestmark = pytest.mark.slow
+
 LIMIT_S = 60
 
 WEAKNESS = {

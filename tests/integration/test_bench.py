@@ -19,9 +19,10 @@ from tests.support.killmail import killmail
 ROOT = Path(__file__).parents[2]
 
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("gcc") is None, reason="the load generator is a C program, and gcc is not here"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="the load generator is a C program, and gcc is not here"),
+]
 
 KEPT, CLIENTS = 300, 6
 PATHS = ["/updates?after=1-00000001", "/updates?after=2-00000002&systemId=1", "/updates"]

@@ -28,6 +28,8 @@ from tests.support.prepare import program
 from tests.support.running import NOWHERE, port_of, running
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "docker"
 PROFILES = ("demo", "monitoring")
 SECRETS = {"BROKER_PASSWORD": "secret", "ERLANG_COOKIE": "cookie"}

@@ -19,6 +19,8 @@ from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 SHUTDOWN_TIMEOUT_S = 8
 """The setting's default, which is below the 10 s that an engine gives."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 from aio_pika.abc import AbstractConnection
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -23,6 +24,8 @@ from tests.support.prepare import program
 from tests.support.publishing import publish
 from tests.support.running import port_of, running, sample
 from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.slow
 
 MONITORING = Path(__file__).parents[2] / "docker/monitoring"
 DASHBOARD = MONITORING / "grafana-dashboard.json"

@@ -22,6 +22,8 @@ from tests.support.publishing import observer, publish
 from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATIONS = Path(__file__).parents[2] / "docker/proxies"
 NAME = "kills.example.org"
 """What the configurations call this host."""

@@ -15,6 +15,8 @@ from bridge.demo.broker import Broker
 from tests.support.clients import RawClient, get
 from tests.support.running import BridgeProcess, bridge_process
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 

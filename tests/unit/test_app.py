@@ -400,7 +400,7 @@ async def test_connection_that_ends_in_order_is_no_failure(
     for each in lifecycle.held_by.values():
         each.set()
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(3600):
+        async with asyncio.timeout(600):
             await bridge.failure()
     await bridge.stop()
 
