@@ -29,8 +29,8 @@ from tests.support.process_stats import MB, Memory, cpu_s, descriptors, metric
 from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
-# Others would be in the way of the clients whose delays are measured, and floods in the way of others.
-pytestmark = pytest.mark.alone
+alone = pytest.mark.alone
+"""Others would be in the way of the clients whose delays are measured, and floods in the way of others."""
 
 CONTINUATION, BINARY = 0, 2
 GIB = 2**30
@@ -161,6 +161,7 @@ async def beside(stream: Stream, memory: Memory, flooding: Awaitable[object], li
     return late_s
 
 
+@alone
 @pytest.mark.parametrize(
     ("first", "piece", "frame_bytes"),
     [
@@ -199,6 +200,7 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
             )
 
 
+@alone
 async def test_client_that_floods_through_tls_is_held_nowhere(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
@@ -222,6 +224,7 @@ async def test_client_that_floods_through_tls_is_held_nowhere(
             each.socket.close()
 
 
+@alone
 async def test_pings_that_come_too_fast_are_answered_no_faster(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
@@ -240,6 +243,7 @@ async def test_pings_that_come_too_fast_are_answered_no_faster(
         await verify(stream, memory)
 
 
+@alone
 async def test_hundreds_that_flood_together_leave_the_processor_to_others(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:

@@ -41,7 +41,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
     return VirtualTime(monkeypatch, module, life, status, gaps)
 
 
-class Scene:
+class RunningConsumer:
     """A consumer, and the broker of its lives."""
 
     def __init__(self, broker: FakeBroker, queue: str | None = "kept", *, wait: bool = False) -> None:
@@ -86,25 +86,25 @@ def broker(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 
 
 @pytest.fixture
-async def scene(broker: FakeBroker) -> AsyncIterator[Scene]:
+async def running(broker: FakeBroker) -> AsyncIterator[RunningConsumer]:
     """A consumer of a named queue."""
-    scene = Scene(broker)
-    yield scene
-    await end(scene)
+    running = RunningConsumer(broker)
+    yield running
+    await end(running)
 
 
 @pytest.fixture
-async def exclusive(broker: FakeBroker) -> AsyncIterator[Scene]:
+async def exclusive(broker: FakeBroker) -> AsyncIterator[RunningConsumer]:
     """A consumer of a queue of its own."""
-    scene = Scene(broker, None)
-    yield scene
-    await end(scene)
+    running = RunningConsumer(broker, None)
+    yield running
+    await end(running)
 
 
-async def end(scene: Scene) -> None:
-    if scene.running is not None:
-        scene.running.cancel()
-        await asyncio.wait([scene.running])
+async def end(running: RunningConsumer) -> None:
+    if running.running is not None:
+        running.running.cancel()
+        await asyncio.wait([running.running])
 
 
 def events(logged: list[EventDict]) -> list[tuple[str, str]]:
@@ -114,12 +114,12 @@ def events(logged: list[EventDict]) -> list[tuple[str, str]]:
 # Set up
 
 
-async def test_life_sets_everything_up_before_it_consumes(scene: Scene) -> None:
-    scene.broker.lives.append(amqp := FakeAmqp())
+async def test_life_sets_everything_up_before_it_consumes(running: RunningConsumer) -> None:
+    running.broker.lives.append(amqp := FakeAmqp())
     with capture_logs() as logged:
-        scene.begin()
-        await scene.works()
-    assert (scene.broker.nodes, scene.broker.name) == (NODES, "a bridge")
+        running.begin()
+        await running.works()
+    assert (running.broker.nodes, running.broker.name) == (NODES, "a bridge")
     assert [request for request in amqp.requests if not request.startswith(("channel", "close"))] == [
         "exchange killmails passive",
         "exchange killmails fanout durable",
@@ -129,13 +129,13 @@ async def test_life_sets_everything_up_before_it_consumes(scene: Scene) -> None:
         "consume kept",
     ]
     assert events(logged) == [("info", "consuming")]
-    assert scene.count("bridge_consuming") == 1
-    assert scene.count("bridge_broker_connection_attempts_total") == 1
-    assert scene.consumer.status.unreached == 0
-    assert scene.consumer.at_end
+    assert running.count("bridge_consuming") == 1
+    assert running.count("bridge_broker_connection_attempts_total") == 1
+    assert running.consumer.status.unreached == 0
+    assert running.consumer.at_end
 
 
-async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: Scene) -> None:
+async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: RunningConsumer) -> None:
     exclusive.broker.lives.append(amqp := FakeAmqp())
     exclusive.begin()
     await exclusive.works()
@@ -144,39 +144,45 @@ async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: Sce
     assert amqp.channels[0].arguments[-1] is None
 
 
-async def test_deliveries_are_of_the_channel_that_consumes_and_come_before_its_consent(scene: Scene) -> None:
-    scene.broker.lives.append(FakeAmqp().on("consume kept", lambda: scene.come(1)))
-    scene.begin()
-    await scene.works()
-    scene.come(2)
-    assert scene.recorder.bodies == [b"body", b"body"]
+async def test_deliveries_are_of_the_channel_that_consumes_and_come_before_its_consent(
+    running: RunningConsumer,
+) -> None:
+    running.broker.lives.append(FakeAmqp().on("consume kept", lambda: running.come(1)))
+    running.begin()
+    await running.works()
+    running.come(2)
+    assert running.recorder.bodies == [b"body", b"body"]
 
 
-async def test_newest_connection_comes_first_whatever_the_clock_does(scene: Scene, clock: VirtualTime) -> None:
+async def test_newest_connection_comes_first_whatever_the_clock_does(
+    running: RunningConsumer, clock: VirtualTime
+) -> None:
     """The broker may still believe in the old connection: it must not get every other event."""
     lives = [FakeAmqp() for _ in range(3)]
-    scene.broker.lives += lives
-    scene.begin()
-    await scene.works()
+    running.broker.lives += lives
+    running.begin()
+    await running.works()
     for life_ in lives[:2]:
         clock.time_ns = lambda: 1_000_000  # type: ignore[method-assign]  # the machine's clock was set back
         life_.lose()
-        await scene.is_lost()
-        await scene.works()
+        await running.is_lost()
+        await running.works()
     arguments: list[Any] = [each.channels[0].arguments[-1] for each in lives]
     first, second, third = (each["x-priority"] for each in arguments)
     assert first > 1_000_000
     assert (second, third) == (first + 1, first + 2)
 
 
-async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(scene: Scene, clock: VirtualTime) -> None:
-    scene.broker.lives.append(FakeAmqp().on("qos 20", HANGS))
+async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
+    running: RunningConsumer, clock: VirtualTime
+) -> None:
+    running.broker.lives.append(FakeAmqp().on("qos 20", HANGS))
     before_s = clock.now_s
-    scene.begin()
-    await scene.is_lost()
-    assert scene.consumer.status.error == f"the broker does not answer within {DEFAULT.setup_timeout_s:g} s"
+    running.begin()
+    await running.is_lost()
+    assert running.consumer.status.error == f"the broker does not answer within {DEFAULT.setup_timeout_s:g} s"
     assert clock.now_s - before_s == pytest.approx(DEFAULT.setup_timeout_s, abs=0.1)
-    assert scene.broker.closed == 1
+    assert running.broker.closed == 1
 
 
 # Refusals
@@ -193,11 +199,11 @@ async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(scene
     ],
     ids=["permission", "stream"],
 )
-async def test_refusal_to_consume_ends_the_bridge(scene: Scene, error: Exception, words: str) -> None:
-    scene.broker.lives.append(FakeAmqp().on("consume kept", error))
+async def test_refusal_to_consume_ends_the_bridge(running: RunningConsumer, error: Exception, words: str) -> None:
+    running.broker.lives.append(FakeAmqp().on("consume kept", error))
     with pytest.raises(BrokerRefusal, match=words):
-        await scene.consumer.run()
-    assert scene.broker.attempts == 1
+        await running.consumer.run()
+    assert running.broker.attempts == 1
 
 
 @pytest.mark.parametrize(
@@ -208,77 +214,79 @@ async def test_refusal_to_consume_ends_the_bridge(scene: Scene, error: Exception
     ],
     ids=["exclusive use", "another argument"],
 )
-async def test_what_passes_is_no_refusal_and_tried_again(scene: Scene, error: Exception) -> None:
-    scene.broker.lives += [FakeAmqp().on("consume kept", error), FakeAmqp()]
-    scene.begin()
-    await scene.works()
-    assert scene.broker.attempts == 2
-    assert scene.consumer.status.error == str(error.args[-1])
+async def test_what_passes_is_no_refusal_and_tried_again(running: RunningConsumer, error: Exception) -> None:
+    running.broker.lives += [FakeAmqp().on("consume kept", error), FakeAmqp()]
+    running.begin()
+    await running.works()
+    assert running.broker.attempts == 2
+    assert running.consumer.status.error == str(error.args[-1])
 
 
 async def test_refusal_is_waited_out_where_that_is_asked_for_and_said_once(broker: FakeBroker) -> None:
     broker.lives += [FakeAmqp().on("consume kept", REFUSED) for _ in range(3)]
     broker.lives.append(FakeAmqp())
-    scene = Scene(broker, wait=True)
+    running = RunningConsumer(broker, wait=True)
     with capture_logs() as logged:
-        scene.begin()
-        await scene.works()
+        running.begin()
+        await running.works()
     assert events(logged) == [("warning", "broker refuses; trying again"), ("info", "consuming")]
-    assert scene.count("bridge_broker_losses_total") == 0
-    await end(scene)
+    assert running.count("bridge_broker_losses_total") == 0
+    await end(running)
 
 
 # Losses
 
 
-async def test_broker_that_is_away_is_said_once_and_counted_as_attempts(scene: Scene) -> None:
-    scene.broker.lives += [*[ConnectionError("connection refused")] * 3, FakeAmqp()]
+async def test_broker_that_is_away_is_said_once_and_counted_as_attempts(running: RunningConsumer) -> None:
+    running.broker.lives += [*[ConnectionError("connection refused")] * 3, FakeAmqp()]
     with capture_logs() as logged:
-        scene.begin()
-        await scene.works()
+        running.begin()
+        await running.works()
     assert events(logged) == [("warning", "broker not available; trying again"), ("info", "consuming")]
     assert logged[0]["error"] == "connection refused"
     assert logged[1]["attempts"] == 4
-    assert scene.count("bridge_broker_connection_attempts_total") == 4
-    assert scene.count("bridge_broker_losses_total") == 0
+    assert running.count("bridge_broker_connection_attempts_total") == 4
+    assert running.count("bridge_broker_losses_total") == 0
 
 
-async def test_attempts_that_reach_no_node_are_known(scene: Scene) -> None:
-    scene.broker.lives += [ConnectionError("refused"), ConnectionError("refused")]
-    scene.begin()
-    await eventually("it tries once more", lambda: scene.broker.attempts == 3)
-    assert scene.consumer.status.unreached == 3
+async def test_attempts_that_reach_no_node_are_known(running: RunningConsumer) -> None:
+    running.broker.lives += [ConnectionError("refused"), ConnectionError("refused")]
+    running.begin()
+    await eventually("it tries once more", lambda: running.broker.attempts == 3)
+    assert running.consumer.status.unreached == 3
 
 
-async def test_broker_that_is_reached_and_does_not_work_is_no_attempt_that_reaches_none(scene: Scene) -> None:
-    scene.broker.lives += [FakeAmqp().on("qos 20", ConnectionError("gone"))] * 2
-    scene.begin()
-    await eventually("it tries once more", lambda: scene.broker.attempts == 3)
-    assert scene.consumer.status.unreached == 1
+async def test_broker_that_is_reached_and_does_not_work_is_no_attempt_that_reaches_none(
+    running: RunningConsumer,
+) -> None:
+    running.broker.lives += [FakeAmqp().on("qos 20", ConnectionError("gone"))] * 2
+    running.begin()
+    await eventually("it tries once more", lambda: running.broker.attempts == 3)
+    assert running.consumer.status.unreached == 1
 
 
-async def test_loss_and_recovery_are_said_as_a_pair_and_the_loss_is_counted(scene: Scene) -> None:
+async def test_loss_and_recovery_are_said_as_a_pair_and_the_loss_is_counted(running: RunningConsumer) -> None:
     """A named queue that was there all the time has kept everything."""
     first = FakeAmqp()
-    scene.broker.lives += [first, ConnectionError("refused"), FakeAmqp()]
-    scene.begin()
-    await scene.works()
+    running.broker.lives += [first, ConnectionError("refused"), FakeAmqp()]
+    running.begin()
+    await running.works()
     with capture_logs() as logged:
         first.lose()
-        await scene.is_lost()
-        assert scene.count("bridge_consuming") == 0
-        assert not scene.consumer.at_end
-        await scene.works()
+        await running.is_lost()
+        assert running.count("bridge_consuming") == 0
+        assert not running.consumer.at_end
+        await running.works()
     assert events(logged) == [("warning", "broker lost"), ("info", "broker recovered")]
     assert logged[0]["error"] == "CONNECTION_FORCED - shutdown"
     assert (logged[1]["gap_possible"], logged[1]["attempts"]) == (False, 2)
     assert logged[1]["after_s"] > 0
-    assert scene.count("bridge_broker_losses_total") == 1
-    assert scene.recorder.gaps == []
+    assert running.count("bridge_broker_losses_total") == 1
+    assert running.recorder.gaps == []
 
 
 async def test_queue_that_had_to_be_made_again_is_a_gap_since_the_last_answer(
-    exclusive: Scene, clock: VirtualTime
+    exclusive: RunningConsumer, clock: VirtualTime
 ) -> None:
     first = FakeAmqp()
     exclusive.broker.lives += [first, FakeAmqp()]
@@ -300,7 +308,7 @@ async def test_queue_that_had_to_be_made_again_is_a_gap_since_the_last_answer(
     assert exclusive.count("bridge_gaps_total") == 1
 
 
-async def test_gap_is_told_before_the_first_delivery_behind_it(exclusive: Scene) -> None:
+async def test_gap_is_told_before_the_first_delivery_behind_it(exclusive: RunningConsumer) -> None:
     first = FakeAmqp()
     exclusive.broker.lives += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.come(1))]
     exclusive.begin()
@@ -312,53 +320,55 @@ async def test_gap_is_told_before_the_first_delivery_behind_it(exclusive: Scene)
     assert came != gap
 
 
-async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_next_life(scene: Scene) -> None:
+async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_next_life(
+    running: RunningConsumer,
+) -> None:
     """What was published before it was made is in no queue of the bridge's, whichever attempt made it."""
     first = FakeAmqp()
     failing = FakeAmqp().on(LOOK, ConnectionError("gone again"))
     failing.on("exchange killmails passive", NO_EXCHANGE)
     third = FakeAmqp()
-    scene.broker.lives += [first, failing, third]
-    scene.begin()
-    await scene.works()
+    running.broker.lives += [first, failing, third]
+    running.begin()
+    await running.works()
     first.lose()
-    await scene.is_lost()
-    await scene.works()
-    assert [gap.reason for gap in scene.recorder.gaps] == ["gone again"]
+    await running.is_lost()
+    await running.works()
+    assert [gap.reason for gap in running.recorder.gaps] == ["gone again"]
     third.lose()
-    scene.broker.lives.append(FakeAmqp())
-    await scene.is_lost()
-    await scene.works()
-    assert len(scene.recorder.gaps) == 1, "it was told"
+    running.broker.lives.append(FakeAmqp())
+    await running.is_lost()
+    await running.works()
+    assert len(running.recorder.gaps) == 1, "it was told"
 
 
-async def test_exchange_that_vanishes_is_made_again_as_it_was(scene: Scene) -> None:
+async def test_exchange_that_vanishes_is_made_again_as_it_was(running: RunningConsumer) -> None:
     mismatch = aiormq.exceptions.ChannelPreconditionFailed(
         "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'killmails' in vhost '/': received 'fanout' but "
         "current is 'topic'"
     )
     first = FakeAmqp().on("exchange killmails fanout durable", mismatch)
     second = FakeAmqp().on("exchange killmails passive", NO_EXCHANGE)
-    scene.broker.lives += [first, second]
-    scene.begin()
-    await scene.works()
+    running.broker.lives += [first, second]
+    running.begin()
+    await running.works()
     first.lose()
-    await scene.is_lost()
-    await scene.works()
+    await running.is_lost()
+    await running.works()
     declared = [request for request in second.requests if request.startswith("exchange killmails")]
     assert declared[:2] == ["exchange killmails passive", "exchange killmails topic durable"]
 
 
 @pytest.mark.parametrize("which", ["connection", "channel", "consumer"])
-async def test_whatever_ends_ends_the_life_with_its_reason(scene: Scene, which: str) -> None:
+async def test_whatever_ends_ends_the_life_with_its_reason(running: RunningConsumer, which: str) -> None:
     first = FakeAmqp()
-    scene.broker.lives += [first, FakeAmqp()]
+    running.broker.lives += [first, FakeAmqp()]
     over: list[bool] = []
-    scene.consumer.on_epoch_over = lambda: over.append(scene.recorder.deliveries[0].current)
-    scene.recorder.holds = True
-    scene.begin()
-    await scene.works()
-    scene.come(1)
+    running.consumer.on_epoch_over = lambda: over.append(running.recorder.deliveries[0].current)
+    running.recorder.holds = True
+    running.begin()
+    await running.works()
+    running.come(1)
     channel = first.channels[0]
     if which == "connection":
         first.lose(aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"))
@@ -367,24 +377,24 @@ async def test_whatever_ends_ends_the_life_with_its_reason(scene: Scene, which: 
     else:
         [cancelled] = channel.on_consumer_cancel_callbacks
         cancelled(object())
-    await scene.is_lost()
+    await running.is_lost()
     words = {"connection": "CONNECTION_FORCED", "channel": "delivery timed out", "consumer": "its queue is gone"}
-    assert words[which] in str(scene.consumer.status.error)
+    assert words[which] in str(running.consumer.status.error)
     assert over == [False], "what is held is the broker's again when that is told"
-    await scene.works()
+    await running.works()
 
 
 # The topology, looked at again and again
 
 
-async def test_look_at_the_topology_is_a_sign_of_life(scene: Scene, clock: VirtualTime) -> None:
-    scene.broker.lives.append(amqp := FakeAmqp())
-    scene.begin()
-    await scene.works()
+async def test_look_at_the_topology_is_a_sign_of_life(running: RunningConsumer, clock: VirtualTime) -> None:
+    running.broker.lives.append(amqp := FakeAmqp())
+    running.begin()
+    await running.works()
     amqp.requests.clear()
     before_s = clock.now_s
     await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
-    proven_s = scene.consumer.status.proven_s
+    proven_s = running.consumer.status.proven_s
     assert proven_s is not None
     assert proven_s == pytest.approx(before_s + DEFAULT.check_interval_s, abs=0.1)
     assert amqp.requests == [
@@ -405,35 +415,35 @@ async def test_look_at_the_topology_is_a_sign_of_life(scene: Scene, clock: Virtu
     ],
     ids=["gone", "silent", "cancelled"],
 )
-async def test_topology_that_has_changed_ends_the_life(scene: Scene, answer: object, reason: str) -> None:
-    scene.broker.lives += [FakeAmqp().on(LOOK, None, None, answer), FakeAmqp()]
-    scene.begin()
-    await scene.works()
-    await scene.is_lost()
-    assert scene.consumer.status.error == reason
-    await scene.works()
+async def test_topology_that_has_changed_ends_the_life(running: RunningConsumer, answer: object, reason: str) -> None:
+    running.broker.lives += [FakeAmqp().on(LOOK, None, None, answer), FakeAmqp()]
+    running.begin()
+    await running.works()
+    await running.is_lost()
+    assert running.consumer.status.error == reason
+    await running.works()
 
 
 def consumers(count: int) -> commands.Queue.DeclareOk:
     return commands.Queue.DeclareOk("kept", 0, count)
 
 
-async def test_others_that_consume_the_queue_are_said_once_and_so_is_their_end(scene: Scene) -> None:
-    scene.broker.lives.append(FakeAmqp().on(LOOK, None, *map(consumers, (1, 3, 2, 0, 1, 2))))
-    scene.begin()
-    await scene.works()
+async def test_others_that_consume_the_queue_are_said_once_and_so_is_their_end(running: RunningConsumer) -> None:
+    running.broker.lives.append(FakeAmqp().on(LOOK, None, *map(consumers, (1, 3, 2, 0, 1, 2))))
+    running.begin()
+    await running.works()
     seen = []
     with capture_logs() as logged:
         for _ in range(6):
             await asyncio.sleep(DEFAULT.check_interval_s + 0.01)
-            seen.append((scene.consumer.sharing, len(logged)))
+            seen.append((running.consumer.sharing, len(logged)))
     assert seen == [(0, 0), (2, 1), (1, 1), (0, 2), (0, 2), (1, 3)]
     assert [line["log_level"] for line in logged] == ["error", "info", "error"]
     assert (logged[0]["queue"], logged[0]["others"]) == ("kept", 2)
-    assert scene.count("bridge_queue_others") == 1
+    assert running.count("bridge_queue_others") == 1
 
 
-async def test_queue_of_ones_own_has_no_others(exclusive: Scene) -> None:
+async def test_queue_of_ones_own_has_no_others(exclusive: RunningConsumer) -> None:
     exclusive.broker.lives.append(FakeAmqp().on("queue amq.gen-1 passive", consumers(5)))
     exclusive.begin()
     await exclusive.works()
@@ -442,31 +452,33 @@ async def test_queue_of_ones_own_has_no_others(exclusive: Scene) -> None:
     assert (logged, exclusive.consumer.sharing) == ([], 0)
 
 
-async def test_others_are_forgotten_with_the_connection(scene: Scene) -> None:
+async def test_others_are_forgotten_with_the_connection(running: RunningConsumer) -> None:
     first = FakeAmqp().on(LOOK, None, consumers(2))
-    scene.broker.lives += [first, ConnectionError("refused")]
-    scene.begin()
-    await scene.works()
-    await eventually("others are seen", lambda: scene.consumer.sharing)
+    running.broker.lives += [first, ConnectionError("refused")]
+    running.begin()
+    await running.works()
+    await eventually("others are seen", lambda: running.consumer.sharing)
     first.lose()
-    await scene.is_lost()
-    assert scene.consumer.sharing == 0
+    await running.is_lost()
+    assert running.consumer.sharing == 0
 
 
-async def test_binding_that_nobody_can_see_is_said_for_each_connection_and_not_tried_again(scene: Scene) -> None:
+async def test_binding_that_nobody_can_see_is_said_for_each_connection_and_not_tried_again(
+    running: RunningConsumer,
+) -> None:
     def guarded() -> FakeAmqp:
         return FakeAmqp().on("bind kept to killmails #", REFUSED).on("queue kept declare durable", REFUSED)
 
     first = guarded()
-    scene.broker.lives += [first, guarded(), FakeAmqp()]
+    running.broker.lives += [first, guarded(), FakeAmqp()]
     with capture_logs() as logged:
-        scene.begin()
-        await scene.works()
-        assert scene.consumer.unproven == ("killmails",)
+        running.begin()
+        await running.works()
+        assert running.consumer.unproven == ("killmails",)
         await asyncio.sleep(3 * DEFAULT.check_interval_s)
         first.lose()
-        await scene.is_lost()
-        await scene.works()
+        await running.is_lost()
+        await running.works()
     said = [line for line in logged if line["event"] == UNPROVEN]
     assert [(line["queue"], line["exchanges"]) for line in said] == [("kept", ("killmails",))] * 2
     assert first.requests.count("bind kept to killmails #") == 1
@@ -475,46 +487,46 @@ async def test_binding_that_nobody_can_see_is_said_for_each_connection_and_not_t
 # Stop
 
 
-async def test_stop_cancels_settles_what_is_in_hand_and_closes(scene: Scene) -> None:
-    scene.broker.lives.append(amqp := FakeAmqp())
-    scene.recorder.holds = True
-    scene.begin()
-    await scene.works()
+async def test_stop_cancels_settles_what_is_in_hand_and_closes(running: RunningConsumer) -> None:
+    running.broker.lives.append(amqp := FakeAmqp())
+    running.recorder.holds = True
+    running.begin()
+    await running.works()
     written: list[bytes] = []
-    lane = scene.broker.lane
+    lane = running.broker.lane
     assert lane is not None
     lane.write = written.append
-    scene.come(1, 2)
+    running.come(1, 2)
     with capture_logs() as logged:
-        scene.consumer.stop()
+        running.consumer.stop()
         await eventually("it is cancelled", lambda: amqp.requests[-1] == "cancel tag-1")
-        assert scene.broker.closed == 0
-        for each in scene.recorder.deliveries:
+        assert running.broker.closed == 0
+        for each in running.recorder.deliveries:
             each.settle()
-        assert scene.running is not None
-        await scene.running
+        assert running.running is not None
+        await running.running
     assert len(written) == 1
-    assert scene.broker.closed == 1
-    assert scene.consumer.status.state is State.STOPPED
-    assert (logged, scene.count("bridge_broker_losses_total")) == ([], 0)
+    assert running.broker.closed == 1
+    assert running.consumer.status.state is State.STOPPED
+    assert (logged, running.count("bridge_broker_losses_total")) == ([], 0)
 
 
-async def test_what_is_settled_at_the_last_moment_is_acknowledged(scene: Scene) -> None:
+async def test_what_is_settled_at_the_last_moment_is_acknowledged(running: RunningConsumer) -> None:
     """It would come again otherwise, to the next bridge."""
 
     def settle() -> None:
-        scene.recorder.deliveries[0].settle()
+        running.recorder.deliveries[0].settle()
 
-    scene.recorder.holds = True
-    scene.broker.lives.append(FakeAmqp().on("cancel tag-1", settle))
-    scene.begin()
-    await scene.works()
+    running.recorder.holds = True
+    running.broker.lives.append(FakeAmqp().on("cancel tag-1", settle))
+    running.begin()
+    await running.works()
     written: list[bytes] = []
-    lane = scene.broker.lane
+    lane = running.broker.lane
     assert lane is not None
     lane.write = written.append
-    scene.come(1)
-    await scene.stop()
+    running.come(1)
+    await running.stop()
     assert len(written) == 1
 
 
@@ -523,14 +535,14 @@ async def test_what_is_not_settled_in_time_is_said_with_what_becomes_of_it(
     broker: FakeBroker, clock: VirtualTime, queue: str | None, *, kept: bool
 ) -> None:
     broker.lives.append(FakeAmqp())
-    scene = Scene(broker, queue)
-    scene.recorder.holds = True
-    scene.begin()
-    await scene.works()
-    scene.come(1, 2)
+    running = RunningConsumer(broker, queue)
+    running.recorder.holds = True
+    running.begin()
+    await running.works()
+    running.come(1, 2)
     before_s = clock.now_s
     with capture_logs() as logged:
-        await scene.stop()
+        await running.stop()
     assert clock.now_s - before_s == pytest.approx(DEFAULT.settle_timeout_s, abs=0.01)
     [line] = logged
     assert (line["event"], line["log_level"]) == ("stopped with unsettled deliveries", "warning")
@@ -543,24 +555,24 @@ async def test_what_is_not_settled_in_time_is_said_with_what_becomes_of_it(
     ids=["silent", "lost", "reset", "closed"],
 )
 async def test_stop_that_the_broker_does_not_confirm_is_said_and_waits_for_nothing(
-    scene: Scene, clock: VirtualTime, answer: object
+    running: RunningConsumer, clock: VirtualTime, answer: object
 ) -> None:
-    scene.broker.lives.append(FakeAmqp().on("cancel tag-1", answer))
-    scene.recorder.holds = True
-    scene.begin()
-    await scene.works()
-    scene.come(1)
+    running.broker.lives.append(FakeAmqp().on("cancel tag-1", answer))
+    running.recorder.holds = True
+    running.begin()
+    await running.works()
+    running.come(1)
     before_s = clock.now_s
     with capture_logs() as logged:
-        await scene.stop()
+        await running.stop()
     assert events(logged) == [("warning", "the broker did not confirm the end of consuming")]
     assert clock.now_s - before_s <= DEFAULT.cancel_timeout_s + 0.01
 
 
-async def test_delivery_past_the_lane_is_a_fault_of_ours(scene: Scene) -> None:
-    scene.broker.lives.append(amqp := FakeAmqp())
-    scene.begin()
-    await scene.works()
+async def test_delivery_past_the_lane_is_a_fault_of_ours(running: RunningConsumer) -> None:
+    running.broker.lives.append(amqp := FakeAmqp())
+    running.begin()
+    await running.works()
     callback: Any = amqp.channels[0].consumer
     with pytest.raises(AssertionError, match="past its lane"):
         await callback(object())
@@ -597,16 +609,16 @@ async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
 
 @pytest.mark.parametrize("stops", [False, True])
 async def test_stream_is_read_once_more_where_that_is_asked_for_and_it_is_no_loss(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, *, stops: bool
+    running: RunningConsumer, monkeypatch: pytest.MonkeyPatch, *, stops: bool
 ) -> None:
     reasons = iter([DOUBTFUL, DOUBTFUL, "gone"])
 
     async def life_() -> str:
         if stops:
-            scene.consumer.stop()
+            running.consumer.stop()
         return next(reasons)
 
-    monkeypatch.setattr(scene.consumer, "_life", life_)
+    monkeypatch.setattr(running.consumer, "_life", life_)
     with capture_logs() as logged:
-        assert await scene.consumer._consume() == (DOUBTFUL if stops else "gone")
+        assert await running.consumer._consume() == (DOUBTFUL if stops else "gone")
     assert [(line["log_level"], line["reason"]) for line in logged] == ([] if stops else [("info", DOUBTFUL)] * 2)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PUBLISH = "publish to rejects"
 
 
-class Scene:
+class RunningOutlet:
     """An outlet, and one life of it after another."""
 
     def __init__(self, broker: FakeBroker) -> None:
@@ -74,64 +74,66 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 @pytest.fixture
-async def scene(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+async def running(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningOutlet]:
     broker = FakeBroker()
     monkeypatch.setattr(module, "connected", broker.connected)
-    scene = Scene(broker)
-    yield scene
-    for task in scene.tasks:
+    running = RunningOutlet(broker)
+    yield running
+    for task in running.tasks:
         task.cancel()
-    await asyncio.gather(*scene.tasks, return_exceptions=True)
+    await asyncio.gather(*running.tasks, return_exceptions=True)
 
 
 # A life
 
 
-async def test_life_ends_with_the_brokers_reason_and_leaves_no_channel(scene: Scene) -> None:
-    life = await scene.begin(amqp := FakeAmqp())
+async def test_life_ends_with_the_brokers_reason_and_leaves_no_channel(running: RunningOutlet) -> None:
+    life = await running.begin(amqp := FakeAmqp())
     assert amqp.requests == ["channel with confirms"]
     amqp.lose()
     assert await life == "CONNECTION_FORCED - shutdown"
-    assert not scene.outlet.open
-    assert scene.broker.closed == 1
+    assert not running.outlet.open
+    assert running.broker.closed == 1
 
 
-async def test_life_ends_when_it_is_asked_to(scene: Scene) -> None:
-    life = await scene.begin(FakeAmqp())
-    scene.stopping.set()
+async def test_life_ends_when_it_is_asked_to(running: RunningOutlet) -> None:
+    life = await running.begin(FakeAmqp())
+    running.stopping.set()
     assert await life == "stopped"
-    assert not scene.outlet.open
+    assert not running.outlet.open
 
 
-async def test_life_that_can_not_be_set_up_is_none(scene: Scene) -> None:
-    scene.error = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND")
-    scene.broker.lives.append(FakeAmqp())
+async def test_life_that_can_not_be_set_up_is_none(running: RunningOutlet) -> None:
+    running.error = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND")
+    running.broker.lives.append(FakeAmqp())
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
-        await scene.live()
-    assert (scene.opened, scene.outlet.open, scene.broker.closed) == (0, False, 1)
+        await running.live()
+    assert (running.opened, running.outlet.open, running.broker.closed) == (0, False, 1)
 
 
-async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(scene: Scene, clock: VirtualTime) -> None:
-    scene.hangs = True
-    scene.broker.lives.append(FakeAmqp())
+async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
+    running: RunningOutlet, clock: VirtualTime
+) -> None:
+    running.hangs = True
+    running.broker.lives.append(FakeAmqp())
     before_s = clock.now_s
     with pytest.raises(ConnectionError, match=f"does not answer within {DEFAULT.setup_timeout_s:g} s"):
-        await scene.live()
+        await running.live()
     assert clock.now_s - before_s == pytest.approx(DEFAULT.setup_timeout_s, abs=0.01)
 
 
-async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(scene: Scene) -> None:
+async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(running: RunningOutlet) -> None:
     told: list[str | None] = []
-    scene.outlet.on_blocked = lambda: told.append(scene.outlet.blocked)
-    life = await scene.begin(amqp := FakeAmqp())
+    running.outlet.on_blocked = lambda: told.append(running.outlet.blocked)
+    life = await running.begin(amqp := FakeAmqp())
     await amqp.block("low on memory")
     await amqp.unblock()
     await amqp.block("low on disk")
     assert told == ["low on memory", None, "low on disk"]
     amqp.lose()
     await life
-    await scene.begin(FakeAmqp())
-    assert scene.outlet.blocked is None, "another connection may be another node's"
+    await running.begin(FakeAmqp())
+    assert running.outlet.blocked is None, "another connection may be another node's"
 
 
 # An attempt
@@ -150,36 +152,36 @@ async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(
     ids=["returned", "nack", "closed", "stray cancellation", "lost", "bare exception"],
 )
 async def test_attempt_that_is_not_confirmed_says_why_and_where(
-    scene: Scene, answer: BaseException, kind: type[Unconfirmed], words: str
+    running: RunningOutlet, answer: BaseException, kind: type[Unconfirmed], words: str
 ) -> None:
-    await scene.begin(amqp := FakeAmqp().on(PUBLISH, answer))
+    await running.begin(amqp := FakeAmqp().on(PUBLISH, answer))
     with pytest.raises(Unconfirmed, match=words) as unconfirmed:
-        await scene.publish()
+        await running.publish()
     assert type(unconfirmed.value) is kind
     assert unconfirmed.value.channel is amqp.channels[0]  # type: ignore[comparison-overlap]  # the fake stands for it
 
 
-async def test_attempt_that_is_given_up_is_no_loss(scene: Scene) -> None:
-    await scene.begin(amqp := FakeAmqp().on(PUBLISH, HANGS))
-    attempt = asyncio.create_task(scene.publish())
+async def test_attempt_that_is_given_up_is_no_loss(running: RunningOutlet) -> None:
+    await running.begin(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    attempt = asyncio.create_task(running.publish())
     await eventually("it is under way", lambda: PUBLISH in amqp.requests)
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt
 
 
-async def test_attempts_wait_for_a_channel_and_keep_their_order(scene: Scene) -> None:
+async def test_attempts_wait_for_a_channel_and_keep_their_order(running: RunningOutlet) -> None:
     order: list[int] = []
 
     async def publish(number: int) -> None:
-        await scene.publish()
+        await running.publish()
         order.append(number)
 
     waiting = [asyncio.create_task(publish(number)) for number in range(3)]
     await asyncio.sleep(0.1)
     waiting[0].cancel()
     await asyncio.sleep(0.1)
-    await scene.begin(amqp := FakeAmqp())
+    await running.begin(amqp := FakeAmqp())
     waiting.append(asyncio.create_task(publish(3)))
     await asyncio.wait(waiting)
     assert order == [1, 2, 3]
@@ -188,11 +190,11 @@ async def test_attempts_wait_for_a_channel_and_keep_their_order(scene: Scene) ->
 
 @pytest.mark.parametrize(("ids", "at_once"), [(("a", "a"), 1), (("a", "b"), 2), ((None, None), 2)])
 async def test_two_messages_of_the_same_id_are_not_under_way_at_once(
-    scene: Scene, ids: tuple[str | None, ...], at_once: int
+    running: RunningOutlet, ids: tuple[str | None, ...], at_once: int
 ) -> None:
     """aiormq tells by the id alone which one was returned: the other would count as confirmed."""
-    await scene.begin(amqp := FakeAmqp().on(PUBLISH, HANGS))
-    attempts = [asyncio.create_task(scene.publish(each)) for each in ids]
+    await running.begin(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    attempts = [asyncio.create_task(running.publish(each)) for each in ids]
     await asyncio.sleep(0.1)
     assert amqp.requests.count(PUBLISH) == at_once
     attempts[0].cancel()
@@ -205,44 +207,44 @@ async def test_two_messages_of_the_same_id_are_not_under_way_at_once(
 # The channel
 
 
-async def test_channel_that_is_renewed_ends_its_life_with_the_reason(scene: Scene) -> None:
-    life = await scene.begin(amqp := FakeAmqp())
+async def test_channel_that_is_renewed_ends_its_life_with_the_reason(running: RunningOutlet) -> None:
+    life = await running.begin(amqp := FakeAmqp())
     [channel] = amqp.channels
-    scene.outlet.renew(channel, "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
-    assert not scene.outlet.open, "whoever comes now waits for the next channel"
+    running.outlet.renew(channel, "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    assert not running.outlet.open, "whoever comes now waits for the next channel"
     assert await life == "the queue is gone"
 
 
-async def test_channel_that_is_over_ends_no_other_life(scene: Scene) -> None:
+async def test_channel_that_is_over_ends_no_other_life(running: RunningOutlet) -> None:
     """Of hundreds that were returned on one channel, each asks for another."""
-    life = await scene.begin(first := FakeAmqp())
+    life = await running.begin(first := FakeAmqp())
     first.lose()
     await life
-    second = await scene.begin(FakeAmqp())
-    scene.outlet.renew(first.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    second = await running.begin(FakeAmqp())
+    running.outlet.renew(first.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
     await asyncio.sleep(0.1)
-    assert scene.outlet.open
+    assert running.outlet.open
     assert not second.done()
 
 
-async def test_renewal_of_a_channel_that_ends_at_the_same_time_is_none(scene: Scene) -> None:
-    life = await scene.begin(amqp := FakeAmqp())
+async def test_renewal_of_a_channel_that_ends_at_the_same_time_is_none(running: RunningOutlet) -> None:
+    life = await running.begin(amqp := FakeAmqp())
     amqp.lose()
     await asyncio.sleep(0)
-    scene.outlet.renew(amqp.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    running.outlet.renew(amqp.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
     assert await life == "CONNECTION_FORCED - shutdown"
 
 
-async def test_failure_is_had_by_all_who_wait_and_those_who_come(scene: Scene) -> None:
-    waiting = [asyncio.create_task(scene.publish()) for _ in range(2)]
+async def test_failure_is_had_by_all_who_wait_and_those_who_come(running: RunningOutlet) -> None:
+    waiting = [asyncio.create_task(running.publish()) for _ in range(2)]
     await asyncio.sleep(0.1)
-    scene.outlet.fail(ValueError("never"))
-    waiting.append(asyncio.create_task(scene.publish()))
+    running.outlet.fail(ValueError("never"))
+    waiting.append(asyncio.create_task(running.publish()))
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [str(result) for result in results] == ["never"] * 3
 
 
-async def test_failure_is_nothing_to_an_open_channel(scene: Scene) -> None:
-    await scene.begin(FakeAmqp())
-    scene.outlet.fail(ValueError("never"))
-    await scene.publish()
+async def test_failure_is_nothing_to_an_open_channel(running: RunningOutlet) -> None:
+    await running.begin(FakeAmqp())
+    running.outlet.fail(ValueError("never"))
+    await running.publish()

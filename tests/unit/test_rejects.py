@@ -151,7 +151,7 @@ WHAT_TO_DO = r"can't be published to 'bridge\.rejected': ACCESS_REFUSED.*; grant
 NOT_JSON = Rejected(Reason.NOT_JSON, "no")
 
 
-class Scene:
+class RunningRejects:
     """Rejects on a scripted broker."""
 
     def __init__(self, broker: FakeBroker, *, wait: bool = False) -> None:
@@ -180,18 +180,18 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 @pytest.fixture
-async def scene(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+async def running(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningRejects]:
     monkeypatch.setattr(outlet, "connected", (broker := FakeBroker()).connected)
-    scene = Scene(broker)
-    yield scene
-    await scene.end()
+    running = RunningRejects(broker)
+    yield running
+    await running.end()
 
 
-async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(scene: Scene) -> None:
+async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(running: RunningRejects) -> None:
     no_queue = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'bridge.rejected' in vhost '/'")
-    scene.broker.lives.append(amqp := FakeAmqp().on("queue bridge.rejected passive", no_queue))
+    running.broker.lives.append(amqp := FakeAmqp().on("queue bridge.rejected passive", no_queue))
     with capture_logs() as logged:
-        await scene.works()
+        await running.works()
     asked = [each for each in amqp.requests if not each.startswith(("channel", "close"))]
     assert asked == [
         "exchange bridge.rejected passive",
@@ -212,25 +212,27 @@ async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(scen
     ],
 )
 async def test_permission_that_is_missing_for_the_rejects_is_a_refusal_that_says_what_to_do(
-    scene: Scene, request_text: str
+    running: RunningRejects, request_text: str
 ) -> None:
-    scene.broker.lives.append(FakeAmqp().on(request_text, REFUSED))
+    running.broker.lives.append(FakeAmqp().on(request_text, REFUSED))
     with pytest.raises(BrokerRefusal, match=WHAT_TO_DO):
-        await scene.rejects.run()
+        await running.rejects.run()
 
 
-async def test_rejects_that_are_off_need_no_connection(scene: Scene) -> None:
+async def test_rejects_that_are_off_need_no_connection(running: RunningRejects) -> None:
     off = Rejects((), None, "here", Metrics(), wait=False)
     await off.run()
-    assert scene.broker.attempts == 0
+    assert running.broker.attempts == 0
 
 
 @pytest.mark.parametrize("answer", [NACK, returned()], ids=["nack", "returned"])
-async def test_reject_that_is_not_confirmed_is_tried_again_and_both_are_said(scene: Scene, answer: Exception) -> None:
-    scene.broker.lives += [FakeAmqp().on(PUBLISH, answer, None), FakeAmqp()]
-    await scene.works()
+async def test_reject_that_is_not_confirmed_is_tried_again_and_both_are_said(
+    running: RunningRejects, answer: Exception
+) -> None:
+    running.broker.lives += [FakeAmqp().on(PUBLISH, answer, None), FakeAmqp()]
+    await running.works()
     with capture_logs() as logged:
-        delivery = scene.reject()
+        delivery = running.reject()
         await eventually("it is confirmed", lambda: delivery.settled)
     assert [(line["log_level"], line["event"]) for line in logged] == [
         ("warning", "rejected events can't be published; they are held"),
@@ -238,32 +240,34 @@ async def test_reject_that_is_not_confirmed_is_tried_again_and_both_are_said(sce
     ]
     assert logged[0]["waiting"] == 1
     assert delivery.settled == 1
-    assert lost(scene.rejects) == 0
+    assert lost(running.rejects) == 0
 
 
-async def test_reject_that_no_queue_gets_has_everything_set_up_anew(scene: Scene) -> None:
+async def test_reject_that_no_queue_gets_has_everything_set_up_anew(running: RunningRejects) -> None:
     """Somebody has deleted the queue: it is made again."""
-    scene.broker.lives += [FakeAmqp().on(PUBLISH, returned()), second := FakeAmqp()]
-    await scene.works()
-    delivery = scene.reject()
+    running.broker.lives += [FakeAmqp().on(PUBLISH, returned()), second := FakeAmqp()]
+    await running.works()
+    delivery = running.reject()
     await eventually("it is confirmed", lambda: delivery.settled)
-    assert scene.broker.attempts == 2
+    assert running.broker.attempts == 2
     assert second.requests.count(PUBLISH) == 1
 
 
-async def test_reject_that_the_broker_does_not_take_needs_no_other_channel(scene: Scene) -> None:
-    scene.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
-    await scene.works()
-    delivery = scene.reject()
+async def test_reject_that_the_broker_does_not_take_needs_no_other_channel(running: RunningRejects) -> None:
+    running.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
+    await running.works()
+    delivery = running.reject()
     await eventually("it is confirmed", lambda: delivery.settled)
-    assert (scene.broker.attempts, amqp.requests.count(PUBLISH)) == (1, 3)
+    assert (running.broker.attempts, amqp.requests.count(PUBLISH)) == (1, 3)
 
 
-async def test_rejects_that_come_while_the_broker_is_away_are_published_when_it_is_back(scene: Scene) -> None:
-    scene.broker.lives += [first := FakeAmqp(), ConnectionError("refused"), second := FakeAmqp()]
-    await scene.works()
+async def test_rejects_that_come_while_the_broker_is_away_are_published_when_it_is_back(
+    running: RunningRejects,
+) -> None:
+    running.broker.lives += [first := FakeAmqp(), ConnectionError("refused"), second := FakeAmqp()]
+    await running.works()
     first.lose()
-    deliveries = [scene.reject() for _ in range(3)]
+    deliveries = [running.reject() for _ in range(3)]
     with capture_logs() as logged:
         await eventually("all are confirmed", lambda: all(each.settled for each in deliveries))
     assert [(line["log_level"], line["event"]) for line in logged] == [
@@ -275,68 +279,70 @@ async def test_rejects_that_come_while_the_broker_is_away_are_published_when_it_
     assert [each.settled for each in deliveries] == [1, 1, 1]
 
 
-async def test_connection_that_is_lost_while_nothing_is_held_is_no_warning(scene: Scene) -> None:
-    scene.broker.lives += [first := FakeAmqp(), FakeAmqp()]
-    await scene.works()
+async def test_connection_that_is_lost_while_nothing_is_held_is_no_warning(running: RunningRejects) -> None:
+    running.broker.lives += [first := FakeAmqp(), FakeAmqp()]
+    await running.works()
     with capture_logs() as logged:
         first.lose()
-        await eventually("it is noticed", lambda: scene.rejects.status.state is State.LOST)
-        await scene.works()
+        await eventually("it is noticed", lambda: running.rejects.status.state is State.LOST)
+        await running.works()
     assert [(line["log_level"], line["event"]) for line in logged] == [
         ("info", "rejected events could not be published now"),
         ("info", "rejected events can be published again"),
     ]
 
 
-async def test_refusal_later_on_is_a_warning_though_nothing_is_held(scene: Scene) -> None:
-    scene.broker.lives += [first := FakeAmqp(), BrokerRefusal("no permission"), FakeAmqp()]
-    await scene.works()
+async def test_refusal_later_on_is_a_warning_though_nothing_is_held(running: RunningRejects) -> None:
+    running.broker.lives += [first := FakeAmqp(), BrokerRefusal("no permission"), FakeAmqp()]
+    await running.works()
     with capture_logs() as logged:
         first.lose()
-        await eventually("it is refused", lambda: scene.rejects.status.state is State.REFUSED)
+        await eventually("it is refused", lambda: running.rejects.status.state is State.REFUSED)
     assert [line["log_level"] for line in logged] == ["info", "warning"]
     assert logged[-1]["error"] == "no permission"
 
 
-async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working_connection(scene: Scene) -> None:
-    scene.broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
-    await scene.works()
-    delivery = scene.reject()
-    await eventually("it fails", lambda: scene.rejects.status.state is State.LOST)
+async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working_connection(
+    running: RunningRejects,
+) -> None:
+    running.broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
+    await running.works()
+    delivery = running.reject()
+    await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
     delivery.lost = True
     with capture_logs() as logged:
-        scene.rejects.epoch_over()
-        await scene.works()
+        running.rejects.epoch_over()
+        await running.works()
     assert [line["event"] for line in logged] == ["no rejected event is held any more"]
     assert delivery.settled == 0
 
 
-async def test_stop_that_gives_up_what_is_held_says_nothing_of_a_recovery(scene: Scene) -> None:
-    scene.broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
-    await scene.works()
-    scene.reject()
-    await eventually("it fails", lambda: scene.rejects.status.state is State.LOST)
-    scene.rejects.stop()
+async def test_stop_that_gives_up_what_is_held_says_nothing_of_a_recovery(running: RunningRejects) -> None:
+    running.broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
+    await running.works()
+    running.reject()
+    await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
+    running.rejects.stop()
     with capture_logs() as logged:
-        await scene.rejects.close()
+        await running.rejects.close()
     assert logged == []
 
 
 async def test_confirm_that_is_missed_is_not_said_of_a_broker_that_has_said_why(
-    scene: Scene, clock: VirtualTime
+    running: RunningRejects, clock: VirtualTime
 ) -> None:
-    scene.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
-    await scene.works()
-    scene.reject()
+    running.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    await running.works()
+    running.reject()
     await amqp.block("low on memory")
     await asyncio.sleep(3 * DEFAULT.confirm_warning_s)
-    assert scene.rejects.status.error == "the broker takes nothing to publish: low on memory"
+    assert running.rejects.status.error == "the broker takes nothing to publish: low on memory"
 
 
-async def test_broker_that_takes_messages_again_is_said_by_the_first_confirm(scene: Scene) -> None:
-    scene.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
-    await scene.works()
-    scene.reject()
+async def test_broker_that_takes_messages_again_is_said_by_the_first_confirm(running: RunningRejects) -> None:
+    running.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    await running.works()
+    running.reject()
     await amqp.block("low on memory")
     await amqp.unblock()
-    assert scene.rejects.status.state is State.LOST
+    assert running.rejects.status.state is State.LOST

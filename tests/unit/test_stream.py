@@ -51,7 +51,7 @@ class FakeSounding:
         return self.end_at
 
 
-class Scene:
+class Reader:
     """A reader of a stream."""
 
     def __init__(self, *, several_nodes: bool = False) -> None:
@@ -80,8 +80,8 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 @pytest.fixture
-async def scene(clock: VirtualTime) -> Scene:
-    return Scene()
+async def stage(clock: VirtualTime) -> Reader:
+    return Reader()
 
 
 def assert_gap(gap: Gap | None, since_s: float, until_s: float, reason: str) -> None:
@@ -104,34 +104,34 @@ def test_stream_is_declared_with_bounds_and_small_segments() -> None:
     }
 
 
-async def test_stream_that_does_not_exist_is_made_with_its_bounds(scene: Scene) -> None:
+async def test_stream_that_does_not_exist_is_made_with_its_bounds(stage: Reader) -> None:
     amqp = FakeAmqp().on(LOOK, ABSENT)
-    queue = await scene.reader.prepare(amqp.amqp)
+    queue = await stage.reader.prepare(amqp.amqp)
     assert (queue.name, queue.made) == ("kept", True)
     assert STREAM.arguments in [argument for channel in amqp.channels for argument in channel.arguments]
 
 
-async def test_stream_that_exists_is_used_as_it_is(scene: Scene) -> None:
+async def test_stream_that_exists_is_used_as_it_is(stage: Reader) -> None:
     amqp = FakeAmqp()
     with capture_logs() as logged:
-        queue = await scene.reader.prepare(amqp.amqp)
+        queue = await stage.reader.prepare(amqp.amqp)
     assert (queue.made, logged) == (False, [])
     assert amqp.channels[-1].is_closed
 
 
-async def test_other_limits_of_a_stream_that_exists_are_said_once(scene: Scene) -> None:
+async def test_other_limits_of_a_stream_that_exists_are_said_once(stage: Reader) -> None:
     words = "PRECONDITION_FAILED - inequivalent arg 'x-max-age' for queue 'kept' in vhost '/': received '1h'"
     amqp = FakeAmqp().on(DECLARE, aiormq.exceptions.ChannelPreconditionFailed(words))
     with capture_logs() as logged:
         for _ in range(2):
-            assert not (await scene.reader.prepare(amqp.amqp)).made
+            assert not (await stage.reader.prepare(amqp.amqp)).made
     [line] = logged
     assert (line["log_level"], line["difference"]) == ("warning", words)
 
 
-async def test_stream_that_may_not_be_declared_is_used_where_it_exists(scene: Scene) -> None:
+async def test_stream_that_may_not_be_declared_is_used_where_it_exists(stage: Reader) -> None:
     with capture_logs() as logged:
-        assert not (await scene.reader.prepare(FakeAmqp().on(DECLARE, REFUSED).amqp)).made
+        assert not (await stage.reader.prepare(FakeAmqp().on(DECLARE, REFUSED).amqp)).made
     assert logged == []
 
 
@@ -158,63 +158,65 @@ TOO_OLD = r"can't make the stream 'kept', which needs RabbitMQ 3\.9 or newer, wi
     ],
     ids=["another queue", "an exclusive queue", "permission", "before 3.9", "feature flag"],
 )
-async def test_stream_that_can_not_be_had_is_a_refusal(scene: Scene, look: object, declare: object, words: str) -> None:
+async def test_stream_that_can_not_be_had_is_a_refusal(
+    stage: Reader, look: object, declare: object, words: str
+) -> None:
     with pytest.raises(BrokerRefusal, match=words):
-        await scene.reader.prepare(FakeAmqp().on(LOOK, look).on(DECLARE, declare).amqp)
+        await stage.reader.prepare(FakeAmqp().on(LOOK, look).on(DECLARE, declare).amqp)
 
 
-async def test_other_error_of_the_stream_is_no_refusal(scene: Scene) -> None:
+async def test_other_error_of_the_stream_is_no_refusal(stage: Reader) -> None:
     error = aiormq.exceptions.ConnectionClosed(541, "INTERNAL_ERROR")
     with pytest.raises(aiormq.exceptions.ConnectionClosed):
-        await scene.reader.prepare(FakeAmqp().on(LOOK, ABSENT).on(DECLARE, error).amqp)
+        await stage.reader.prepare(FakeAmqp().on(LOOK, ABSENT).on(DECLARE, error).amqp)
 
 
 # Why events may have been lost
 
 
-async def test_first_life_of_a_bridge_has_missed_nothing(scene: Scene) -> None:
-    assert await scene.begin() is None
-    assert not scene.reader.doubtful
-    assert scene.reader.start == 0
-    assert scene.reader.course.end == FakeSounding.end_at
+async def test_first_life_of_a_bridge_has_missed_nothing(stage: Reader) -> None:
+    assert await stage.begin() is None
+    assert not stage.reader.doubtful
+    assert stage.reader.start == 0
+    assert stage.reader.course.end == FakeSounding.end_at
 
 
-async def test_begin_is_a_sign_of_life_and_a_node_that_was_reached(scene: Scene, clock: VirtualTime) -> None:
-    scene.status.unreached = 3
-    await scene.begin()
-    assert scene.status.unreached == 0
-    assert scene.status.proven_s == clock.now_s
+async def test_begin_is_a_sign_of_life_and_a_node_that_was_reached(stage: Reader, clock: VirtualTime) -> None:
+    stage.status.unreached = 3
+    await stage.begin()
+    assert stage.status.unreached == 0
+    assert stage.status.proven_s == clock.now_s
 
 
 @pytest.mark.parametrize(
     ("away_s", "is_gap"), [(DEFAULT.stream_restart_s, False), (DEFAULT.stream_restart_s + 0.1, True)]
 )
 async def test_broker_that_was_silent_as_long_as_a_restart_takes_may_have_lost_events(
-    scene: Scene, clock: VirtualTime, away_s: float, *, is_gap: bool
+    stage: Reader, clock: VirtualTime, away_s: float, *, is_gap: bool
 ) -> None:
-    await scene.begin()
-    scene.status.enter(State.WORKING)
-    scene.status.enter(State.LOST, "gone")
+    await stage.begin()
+    stage.status.enter(State.WORKING)
+    stage.status.enter(State.LOST, "gone")
     heard_s = clock.time()
     clock.now_s += away_s
-    gap = await scene.begin()
+    gap = await stage.begin()
     assert (gap is not None) is is_gap
-    assert scene.reader.doubtful is is_gap
+    assert stage.reader.doubtful is is_gap
     if gap is not None:
         assert_gap(gap, heard_s, clock.time(), AWAY)
 
 
-async def test_news_are_a_sign_of_life_too(scene: Scene, clock: VirtualTime) -> None:
+async def test_news_are_a_sign_of_life_too(stage: Reader, clock: VirtualTime) -> None:
     """Under load, deliveries come, and answers late."""
-    await scene.begin()
-    scene.status.enter(State.WORKING)
+    await stage.begin()
+    stage.status.enter(State.WORKING)
     clock.now_s += 10
-    scene.reader.read_s = clock.now_s
+    stage.reader.read_s = clock.now_s
     clock.now_s += DEFAULT.stream_restart_s
-    assert await scene.begin() is None
+    assert await stage.begin() is None
     clock.now_s += DEFAULT.stream_restart_s + 0.1
-    scene.reader.read_s = clock.now_s - DEFAULT.stream_restart_s - 0.1
-    gap = await scene.begin()
+    stage.reader.read_s = clock.now_s - DEFAULT.stream_restart_s - 0.1
+    gap = await stage.begin()
     assert gap is not None
 
 
@@ -224,76 +226,76 @@ async def test_node_that_was_away_may_have_lost_events_whatever_the_time(
     clock: VirtualTime, unreached: int, *, several: bool, is_gap: bool
 ) -> None:
     """With several nodes, at any time; with one, where the bridge started before its broker."""
-    scene = Scene(several_nodes=several)
-    await scene.begin()
+    stage = Reader(several_nodes=several)
+    await stage.begin()
     if several:
-        scene.status.enter(State.WORKING)
+        stage.status.enter(State.WORKING)
         clock.now_s += 100
-    scene.status.unreached = unreached
-    gap = await scene.begin()
+    stage.status.unreached = unreached
+    gap = await stage.begin()
     assert (gap and gap.reason) == (AWAY if is_gap else None)
 
 
 async def test_bridge_that_never_worked_does_not_take_its_own_silence_for_the_brokers(
-    scene: Scene, clock: VirtualTime
+    stage: Reader, clock: VirtualTime
 ) -> None:
     clock.now_s += 100
-    assert await scene.begin() is None
+    assert await stage.begin() is None
 
 
 async def test_gap_of_a_bridge_that_never_heard_its_broker_begins_with_the_bridge(
-    scene: Scene, clock: VirtualTime
+    stage: Reader, clock: VirtualTime
 ) -> None:
     began_s = clock.time()
     clock.now_s += 100
-    scene.status.unreached = 1
-    gap = await scene.begin()
+    stage.status.unreached = 1
+    gap = await stage.begin()
     assert_gap(gap, began_s, clock.time(), AWAY)
 
 
-async def test_stream_that_was_made_just_now_has_lost_nothing(scene: Scene) -> None:
-    scene.status.unreached = 1
-    assert await scene.begin(FakeAmqp().on(LOOK, ABSENT), made=True) is None
+async def test_stream_that_was_made_just_now_has_lost_nothing(stage: Reader) -> None:
+    stage.status.unreached = 1
+    assert await stage.begin(FakeAmqp().on(LOOK, ABSENT), made=True) is None
 
 
 @pytest.mark.parametrize(("error", "reason"), [("gone", "gone"), (None, "something had to be made again")])
 async def test_what_had_to_be_made_again_is_a_gap_with_the_error_for_its_reason(
-    scene: Scene, error: str | None, reason: str
+    stage: Reader, error: str | None, reason: str
 ) -> None:
-    await scene.begin()
-    scene.status.enter(State.WORKING)
+    await stage.begin()
+    stage.status.enter(State.WORKING)
     if error:
-        scene.status.enter(State.LOST, error)
-    gap = await scene.begin(made=True)
+        stage.status.enter(State.LOST, error)
+    gap = await stage.begin(made=True)
     assert gap is not None
     assert gap.reason == reason
-    assert scene.reader.doubtful
+    assert stage.reader.doubtful
 
 
-async def test_stream_that_was_made_anew_is_doubtful_by_what_was_read_of_the_old_one(scene: Scene) -> None:
-    await scene.begin()
-    scene.status.enter(State.WORKING)
-    scene.reader.course.judge(20, 1)
-    assert await scene.begin() is None
-    assert scene.reader.doubtful
-    assert scene.reader.start == 0
+async def test_stream_that_was_made_anew_is_doubtful_by_what_was_read_of_the_old_one(stage: Reader) -> None:
+    await stage.begin()
+    stage.status.enter(State.WORKING)
+    stage.reader.course.judge(20, 1)
+    assert await stage.begin() is None
+    assert stage.reader.doubtful
+    assert stage.reader.start == 0
 
 
-async def test_stream_that_is_made_again_while_it_is_read_is_told_by_its_reader(scene: Scene) -> None:
+async def test_stream_that_is_made_again_while_it_is_read_is_told_by_its_reader(stage: Reader) -> None:
     """Not by the queue that was made: the gap would be told before it is known whether anything was missed."""
-    await scene.begin()
-    scene.reader.course.judge(10, 1)
-    queue = await scene.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)
+    await stage.begin()
+    stage.reader.course.judge(10, 1)
+    queue = await stage.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)
     assert not queue.made
 
 
-async def test_tokens_of_two_lives_differ_and_begin_alike(scene: Scene) -> None:
+async def test_tokens_of_two_lives_differ_and_begin_alike(stage: Reader) -> None:
     for _ in range(2):
-        await scene.begin()
+        await stage.begin()
     first, second = (each.token for each in FakeSounding.instances)
     assert first != second
-    assert first[:16] == second[:16] == scene.reader._instance
-    assert Scene().reader._instance != scene.reader._instance
+    assert first[:16] == second[:16] == stage.reader._instance
+    assert Reader().reader._instance != stage.reader._instance
 
 
 # Marks
@@ -306,75 +308,75 @@ def mark(token: str, gap: Gap | None = GAP) -> bytes:
     return marks.write(Mark(token, gap))
 
 
-async def test_gap_of_an_own_mark_is_said_counted_and_the_last_one(scene: Scene) -> None:
+async def test_gap_of_an_own_mark_is_said_counted_and_the_last_one(stage: Reader) -> None:
     with capture_logs() as logged:
-        scene.reader.marked(mark(f"{scene.reader._instance}1"))
-    assert scene.recorder.gaps == [GAP]
-    assert (scene.gaps.last, scene.counted) == (GAP, 1)
+        stage.reader.marked(mark(f"{stage.reader._instance}1"))
+    assert stage.recorder.gaps == [GAP]
+    assert (stage.gaps.last, stage.counted) == (GAP, 1)
     assert [(line["log_level"], line["reason"], line["stream"]) for line in logged] == [("warning", "away", "kept")]
 
 
-async def test_gap_of_anothers_mark_is_passed_on_and_nothing_else(scene: Scene) -> None:
+async def test_gap_of_anothers_mark_is_passed_on_and_nothing_else(stage: Reader) -> None:
     with capture_logs() as logged:
-        scene.reader.marked(mark("theirs"))
-    assert scene.recorder.gaps == [GAP]
-    assert (scene.gaps.last, scene.counted, logged) == (None, 0, [])
+        stage.reader.marked(mark("theirs"))
+    assert stage.recorder.gaps == [GAP]
+    assert (stage.gaps.last, stage.counted, logged) == (None, 0, [])
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_mark_that_was_published_twice_is_told_once(scene: Scene, *, own: bool) -> None:
-    token = f"{scene.reader._instance if own else 'theirs'}1"
+async def test_mark_that_was_published_twice_is_told_once(stage: Reader, *, own: bool) -> None:
+    token = f"{stage.reader._instance if own else 'theirs'}1"
     for _ in range(3):
-        scene.reader.marked(mark(token))
-    assert scene.recorder.gaps == [GAP]
+        stage.reader.marked(mark(token))
+    assert stage.recorder.gaps == [GAP]
 
 
-async def test_marks_of_as_many_bridges_as_may_come_back_together_are_told_apart(scene: Scene) -> None:
+async def test_marks_of_as_many_bridges_as_may_come_back_together_are_told_apart(stage: Reader) -> None:
     for _ in range(2):
         for number in range(TOKENS):
-            scene.reader.marked(mark(f"bridge {number}"))
-    assert len(scene.recorder.gaps) == TOKENS
-    scene.reader.marked(mark("one more"))
-    scene.reader.marked(mark("bridge 0"))
-    assert len(scene.recorder.gaps) == TOKENS + 2, "more tokens than that are not remembered"
+            stage.reader.marked(mark(f"bridge {number}"))
+    assert len(stage.recorder.gaps) == TOKENS
+    stage.reader.marked(mark("one more"))
+    stage.reader.marked(mark("bridge 0"))
+    assert len(stage.recorder.gaps) == TOKENS + 2, "more tokens than that are not remembered"
 
 
 @pytest.mark.parametrize("body", [b"no mark", mark("theirs", None)])
-async def test_mark_without_a_gap_tells_of_none(scene: Scene, body: bytes) -> None:
-    scene.reader.marked(body)
-    assert scene.recorder.gaps == []
-    scene.reader.marked(mark("theirs"))
-    assert scene.recorder.gaps == [GAP], "only marks with a gap are remembered"
+async def test_mark_without_a_gap_tells_of_none(stage: Reader, body: bytes) -> None:
+    stage.reader.marked(body)
+    assert stage.recorder.gaps == []
+    stage.reader.marked(mark("theirs"))
+    assert stage.recorder.gaps == [GAP], "only marks with a gap are remembered"
 
 
 # What is said
 
 
-async def test_lost_events_are_told_since_the_last_news_and_once(scene: Scene, clock: VirtualTime) -> None:
-    scene.reader.read_s = clock.now_s
+async def test_lost_events_are_told_since_the_last_news_and_once(stage: Reader, clock: VirtualTime) -> None:
+    stage.reader.read_s = clock.now_s
     read_s = clock.time()
     clock.now_s += 60
-    scene.reader.course.lost = "the stream has dropped events"
+    stage.reader.course.lost = "the stream has dropped events"
     with capture_logs() as logged:
-        scene.reader.missed()
-    [gap] = scene.recorder.gaps
+        stage.reader.missed()
+    [gap] = stage.recorder.gaps
     assert_gap(gap, read_s, clock.time(), "the stream has dropped events")
     assert [line["reason"] for line in logged] == ["the stream has dropped events"]
-    assert scene.reader.course.lost is None
-    assert scene.counted == 1
+    assert stage.reader.course.lost is None
+    assert stage.counted == 1
 
 
-async def test_readiness_says_how_far_the_stream_is_read(scene: Scene) -> None:
-    assert scene.reader.report() == {"stream": "kept", "read": False, "last": None, "end": 0}
-    await scene.begin()
-    scene.reader.course.judge(FakeSounding.end_at, 7)
-    assert scene.reader.report() == {"stream": "kept", "read": True, "last": 10, "end": 10}
+async def test_readiness_says_how_far_the_stream_is_read(stage: Reader) -> None:
+    assert stage.reader.report() == {"stream": "kept", "read": False, "last": None, "end": 0}
+    await stage.begin()
+    stage.reader.course.judge(FakeSounding.end_at, 7)
+    assert stage.reader.report() == {"stream": "kept", "read": True, "last": 10, "end": 10}
 
 
-async def test_end_of_the_past_is_said_with_its_time(scene: Scene, clock: VirtualTime) -> None:
-    scene.reader.course.judge(5, 7)
+async def test_end_of_the_past_is_said_with_its_time(stage: Reader, clock: VirtualTime) -> None:
+    stage.reader.course.judge(5, 7)
     clock.now_s += 3
     with capture_logs() as logged:
-        scene.reader.caught_up()
+        stage.reader.caught_up()
     [line] = logged
     assert (line["event"], line["last"], line["after_s"]) == ("history read", str(Id(5, 7)), 3.0)
