@@ -9,7 +9,7 @@ from typing import NamedTuple
 from playwright.async_api import Browser, async_playwright
 
 from tests.support.broker import unavailable
-from tests.support.prepare import CHROMIUM
+from tests.support.prepare import CHROMIUM, WHOLE_CHROMIUM
 
 STRANGERS = ".example"
 """Names that end so are this machine to the browser, and nothing that it knows to be local."""
@@ -39,9 +39,9 @@ _FLAGS = [
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
     """The browser; each of its contexts is a fresh profile."""
-    command = shutil.which(CHROMIUM)
+    command = shutil.which(CHROMIUM) or shutil.which(WHOLE_CHROMIUM)
     if command is None:
-        unavailable("chromium is not installed; `python -m tests.support.prepare` installs it")
+        unavailable(f"{CHROMIUM} is not installed; `python -m tests.support.prepare` installs it")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=command, args=_FLAGS)
         try:
