@@ -24,6 +24,7 @@ from bridge.broker.lane import Lane
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
+from bridge.tls_version import require_tls_1_2
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -155,6 +156,7 @@ class _Line(aiormq.connection.TransportFactory):
             # Whatever the URL says, and however the library reads it: the password is for a broker that is who it says.
             context.verify_mode = ssl.CERT_REQUIRED
             context.check_hostname = True
+            require_tls_1_2(context)
         assert url.host is not None
         assert url.port is not None
         loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from bridge.contract.text import printable
 from bridge.errors import ConfigurationError
+from bridge.tls_version import require_tls_1_2
 
 
 def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
@@ -47,7 +48,9 @@ def trusting(url: str, cafile: str | None) -> ssl.SSLContext | None:
             raise ConfigurationError(["--cafile: is for wss:// only"])
         return None
     try:
-        return ssl.create_default_context(cafile=cafile)
+        context = ssl.create_default_context(cafile=cafile)
     except OSError as error:
         words = error.strerror if not isinstance(error, ssl.SSLError) else "holds no certificate"
         raise ConfigurationError([f"--cafile {printable(str(cafile))}: {words}"]) from error
+    require_tls_1_2(context)
+    return context

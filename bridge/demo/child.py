@@ -10,6 +10,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from bridge.demo.leash import leashed, signal_group
 from bridge.errors import BridgeError
+from bridge.tls_version import require_tls_1_2
 
 _KEPT_LINES = 15
 _LONGEST_LINE = 256 * 1024
@@ -111,6 +112,7 @@ def is_ready(host: str, port: int, tls: bool) -> bool:
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+        require_tls_1_2(context)
         connection = HTTPSConnection(host, port, timeout=2, context=context)
     try:
         connection.request("GET", "/readyz")

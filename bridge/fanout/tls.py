@@ -3,6 +3,8 @@
 import ssl
 from pathlib import Path
 
+from bridge.tls_version import require_tls_1_2
+
 
 class Tls:
     """A server context that can read its certificate again without dropping anyone."""
@@ -21,6 +23,7 @@ class Tls:
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    require_tls_1_2(context)
     # OpenSSL 3 does without it, unless it was built or configured otherwise: one small record asks for a handshake's
     # work, again and again.
     context.options |= ssl.OP_NO_RENEGOTIATION

@@ -1,0 +1,83 @@
+"""The minimum version of TLS, also on a system whose default contexts have none, as Debian's Python 3.14 has."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING
+
+import aiormq
+import pytest
+from yarl import URL
+
+from bridge.broker.link import _Line
+from bridge.commands.endpoint import trusting
+from bridge.demo import child
+from bridge.fanout.tls import Tls
+from bridge.tls_version import require_tls_1_2
+from tests.support.certificates import certificate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CREATE = ssl.create_default_context
+
+
+@pytest.fixture
+def created(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
+    """The default contexts that are created from now on, each without a minimum version."""
+    contexts: list[ssl.SSLContext] = []
+
+    def create(purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH, **files: str | None) -> ssl.SSLContext:
+        context = CREATE(purpose, **files)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        contexts.append(context)
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", create)
+    return contexts
+
+
+def minimum_of(created: list[ssl.SSLContext]) -> ssl.TLSVersion:
+    [context] = created
+    return context.minimum_version
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (ssl.TLSVersion.MINIMUM_SUPPORTED, ssl.TLSVersion.TLSv1_2),
+        (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2),
+        (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3),
+    ],
+)
+def test_minimum_is_raised_to_tls_1_2_and_never_lowered(before: ssl.TLSVersion, after: ssl.TLSVersion) -> None:
+    context = CREATE()
+    context.minimum_version = before
+    require_tls_1_2(context)
+    assert context.minimum_version is after
+
+
+def test_server_context_has_the_minimum(created: list[ssl.SSLContext], tmp_path: Path) -> None:
+    Tls(*certificate(tmp_path, "bridge"))
+    assert minimum_of(created) is ssl.TLSVersion.TLSv1_2
+
+
+async def test_context_for_a_broker_has_the_minimum(created: list[ssl.SSLContext]) -> None:
+    url = URL("amqps://guest:guest@127.0.0.1:1/")
+    certificates = aiormq.abc.SSLCerts(cert=None, key=None, capath=None, cafile=None, cadata=None, verify=True)
+    loop = asyncio.get_running_loop()
+    provider = aiormq.connection.SSLContextProvider(ssl_context=None, ssl_certs=certificates, loop=loop)
+    with pytest.raises(aiormq.exceptions.AMQPConnectionError):
+        await _Line(lane=None).create(url, ssl_context_provider=provider)
+    assert minimum_of(created) is ssl.TLSVersion.TLSv1_2
+
+
+def test_context_of_tail_has_the_minimum(created: list[ssl.SSLContext]) -> None:
+    trusting("wss://localhost/updates", None)
+    assert minimum_of(created) is ssl.TLSVersion.TLSv1_2
+
+
+def test_context_of_the_demo_has_the_minimum(created: list[ssl.SSLContext]) -> None:
+    assert not child.is_ready("127.0.0.1", 1, tls=True)
+    assert minimum_of(created) is ssl.TLSVersion.TLSv1_2
