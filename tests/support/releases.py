@@ -1,0 +1,292 @@
+"""`python -m tests.support.releases`: runs the tests on several releases of RabbitMQ and of Python; prints a table.
+
+Each run is one pytest process:
+
+    own          the tests that use a broker, on the RabbitMQ and the Python of this machine
+    4.0, 4.3     the same, on these releases of RabbitMQ
+    unit         the unit tests, on the Python of this machine
+    unit-newest  the same, on the newest Python that can be had here
+    newest       the tests that use a broker, on the newest Python; if this is Debian's, on Debian's RabbitMQ of then
+
+A release of RabbitMQ is Debian's, if the script `../shared/bin/rabbitmq-release` exists, or else a container image. The
+newest Python is $PYTHON_NEWEST, or a `python3.X` on the PATH that is newer than this one, or else that of Debian's sid
+(`python_release.sh`). A release that can't be made is one line in the table, and no failure.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.demo.broker import container_possible
+from tests.support.broker import say
+
+ROOT = Path(__file__).parents[2]
+RABBITMQ_RELEASE = ROOT.parent / "shared/bin/rabbitmq-release"
+PYTHON_RELEASE = Path(__file__).with_name("python_release.sh")
+RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+
+DEBIAN = {"4.0": "trixie", "4.3": "sid"}
+"""The release of Debian that has a release of RabbitMQ."""
+
+OWN, UNIT, UNIT_NEWEST, NEWEST = "own", "unit", "unit-newest", "newest"
+NAMES = (OWN, *DEBIAN, UNIT, UNIT_NEWEST, NEWEST)
+
+NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent"}
+"""For the tests to use the private node of a release even where a container engine answers."""
+
+BROKER_VARIABLES = ("TEST_AMQP_URL", "TEST_RABBITMQ_IMAGE")
+
+FOLDERS = ("tests/integration", "tests/faults", "tests/browser", "tests/conformance")
+
+BESIDE_THE_BROKER = (
+    "audit",
+    "bench",
+    "compose",
+    "image",
+    "monitoring",
+    "networks",
+    "proxies",
+    "systemd",
+    "wheel",
+)
+"""What files of tests/integration try beside the broker: a container engine, proxies, a package. Its release does not
+matter to them."""
+
+PART = (
+    "tests/integration/test_permissions.py",
+    "tests/integration/test_stream.py",
+    "tests/faults/test_broker.py",
+    "tests/faults/test_cluster.py",
+    "tests/faults/test_operator.py",
+    "tests/faults/test_stream_refusals.py",
+    "tests/faults/test_topology.py",
+)
+"""What `--part` runs of the tests that use a broker: those in which releases differ most."""
+
+MAKE_LIMIT_S = 900
+"""For the root file system of a release, which is made from packages."""
+
+
+class Unavailable(Exception):
+    """A release can't be made here; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run's pytest starts."""
+
+    python: str
+    """Its version."""
+
+    command: tuple[str, ...]
+    """What comes before pytest's arguments."""
+
+    variables: Mapping[str, str] | None = None
+    """What takes the place of BROKER_VARIABLES in the environment. None: the environment stays as it is."""
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the run."""
+        if self.variables is None:
+            return dict(os.environ)
+        return {**{name: text for name, text in os.environ.items() if name not in BROKER_VARIABLES}, **self.variables}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a junit XML file says."""
+
+    passed: int = 0
+    failed: int = 0
+    expected_failures: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    rabbitmq: str = ""
+    """The versions of the brokers that were used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table: counts, or a reason why there are none."""
+
+    name: str
+    python: str
+    counts: Counts | None
+    reason: str = ""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether a test failed, or pytest itself."""
+        return self.counts is not None and (self.counts.failed > 0 or bool(self.reason))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what was asked for, print the table, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.support.releases",
+        description="Other arguments are pytest's; those that are paths replace the tests that would be run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--only", action="append", choices=NAMES, help="one of the runs; may be given several times")
+    parser.add_argument("--part", action="store_true", help="of the tests that use a broker, those that differ most")
+    options, rest = parser.parse_known_args(arguments)
+    rows = [run(name, part=options.part, rest=rest) for name in options.only or NAMES]
+    sys.stdout.write(f"\n{table(rows)}\n")
+    return int(any(row.is_bad for row in rows))
+
+
+def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
+    """One run, with pytest's output as it comes."""
+    try:
+        place = place_of(name)
+    except Unavailable as reason:
+        return Row(name, "", None, f"can't be made: {reason}")
+    with tempfile.TemporaryDirectory(prefix="edk-bridge-releases-") as folder:
+        report = Path(folder) / "junit.xml"
+        command = [*place.command, "-m", "pytest", f"--junitxml={report}", *selection(name, part=part, rest=rest)]
+        say(f"{name}: {' '.join(command)}")
+        code = subprocess.run(command, cwd=ROOT, env=place.environment(), check=False).returncode
+        counts = counted(report.read_text()) if report.exists() else Counts()
+    # 0: all passed, 1: some failed. All else is about pytest, such as an interrupt, or arguments that it does not know.
+    return Row(name, place.python, counts, "" if code in {0, 1} else f"pytest ended with {code}")
+
+
+def selection(name: str, *, part: bool, rest: Sequence[str]) -> list[str]:
+    """The arguments that choose the tests of a run. Paths in `rest` replace its folders."""
+    paths = any((ROOT / argument.partition("::")[0]).exists() for argument in rest if not argument.startswith("-"))
+    if name in {UNIT, UNIT_NEWEST}:
+        return [*([] if paths else ["tests/unit", "--numprocesses=auto", "--dist=worksteal"]), *rest]
+    folders = () if paths else PART if part else FOLDERS
+    ignored = [f"--ignore=tests/integration/test_{what}.py" for what in BESIDE_THE_BROKER]
+    return [*folders, *ignored, "--uses-broker", "-m", "not alone", *rest]
+
+
+def place_of(name: str) -> Place:
+    """Where a run's pytest starts, after making what is missing. Raises Unavailable."""
+    if name in {OWN, UNIT}:
+        return Place(version_of_python(), (sys.executable,))
+    if name in {UNIT_NEWEST, NEWEST}:
+        return newest_python()
+    if os.access(RABBITMQ_RELEASE, os.X_OK):
+        into = (str(RABBITMQ_RELEASE), DEBIAN[name], "--")
+        found = output_of([*into, RABBITMQCTL, "version"])
+        if not found.startswith(f"{name}."):
+            raise Unavailable(f"Debian's {DEBIAN[name]} has RabbitMQ {found}")
+        return Place(version_of_python(), (*into, sys.executable), NO_ENGINE)
+    image = f"rabbitmq:{name}-management"
+    if not container_possible(image, say):
+        raise Unavailable(f"neither {RABBITMQ_RELEASE.name} nor a container of {image} is to be had")
+    return Place(version_of_python(), (sys.executable,), {"TEST_RABBITMQ_IMAGE": image})
+
+
+def newest_python() -> Place:
+    """The newest Python here, in an environment of its own with the locked packages. Raises Unavailable."""
+    own = os.environ.get("PYTHON_NEWEST") or newer_on_path(os.environ.get("PATH", ""), sys.version_info.minor)
+    into = () if own else (str(PYTHON_RELEASE), "sid", "--")
+    python = (*into, own or "python3")
+    version = output_of([*python, "-c", "import ensurepip, platform, venv; print(platform.python_version())"])
+    folder = ROOT / ".venv/newest"
+    lock = ROOT / "requirements-dev.lock"
+    made_from = f"{version} {hashlib.sha256(lock.read_bytes()).hexdigest()}\n"
+    ready = folder / ".ready"
+    inside = (*into, str(folder / "bin/python"))
+    if not ready.exists() or ready.read_text() != made_from:
+        say(f"making {folder.relative_to(ROOT)} with Python {version}")
+        install = (*inside, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps")
+        output_of([*python, "-m", "venv", "--clear", str(folder)])
+        output_of([*install, "--require-hashes", "-r", str(lock)])
+        output_of([*install, "--no-build-isolation", "--editable", str(ROOT)])
+        ready.write_text(made_from)
+    # In Debian's root there is no broker but its own.
+    return Place(version, inside, NO_ENGINE if into else None)
+
+
+def newer_on_path(path: str, minor: int) -> str | None:
+    """The newest `python3.X` of the folders in a PATH whose X is greater, and that works; None where there is none."""
+    found: dict[int, str] = {}
+    for folder in path.split(os.pathsep):
+        for file in Path(folder or ".").glob("python3.*"):
+            match = re.fullmatch(r"python3\.(\d+)", file.name)
+            if match and int(match[1]) > minor and os.access(file, os.X_OK):
+                found.setdefault(int(match[1]), str(file))
+    # A shim of a version manager is there for versions that it does not run.
+    return next((found[each] for each in sorted(found, reverse=True) if works(found[each])), None)
+
+
+def works(python: str) -> bool:
+    """Whether an environment can be made with a Python."""
+    return subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True, check=False).returncode == 0
+
+
+def version_of_python() -> str:
+    """Of the Python that runs this."""
+    return ".".join(str(part) for part in sys.version_info[:3])
+
+
+def output_of(command: Sequence[str]) -> str:
+    """What a command prints, without its end. Raises Unavailable with its last line if it fails or takes too long."""
+    limit = ("timeout", str(MAKE_LIMIT_S)) if shutil.which("timeout") else ()  # ends what the command has started, too
+    try:
+        done = subprocess.run([*limit, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Unavailable(f"{command[0]}: {error.strerror}") from error
+    if done.returncode:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        raise Unavailable(words[-1] if words else f"{Path(command[0]).name} ended with {done.returncode}")
+    return done.stdout.strip()
+
+
+def counted(junit: str) -> Counts:
+    """The counts in a junit XML file. A test that fails and whose end fails as well counts once."""
+    suites = ET.fromstring(junit)
+    outcomes = [outcome_of(case) for case in suites.iter("testcase")]
+    versions = {each.get("value", "") for each in suites.iter("property") if each.get("name") == "rabbitmq"}
+    return Counts(
+        passed=outcomes.count("passed"),
+        failed=outcomes.count("failed"),
+        expected_failures=outcomes.count("expected failure"),
+        skipped=outcomes.count("skipped"),
+        seconds=sum(float(suite.get("time", "0")) for suite in suites.iter("testsuite")),
+        rabbitmq=", ".join(sorted(versions)),
+    )
+
+
+def outcome_of(case: ET.Element) -> str:
+    """A strict expected failure that passes is a failure, as in pytest."""
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "failed"
+    skipped = case.find("skipped")
+    if skipped is None:
+        return "passed"
+    return "expected failure" if skipped.get("type") == "pytest.xfail" else "skipped"
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The table, in the columns' widths. A reason stands in place of the counts, or behind them."""
+    head = ("run", "RabbitMQ", "Python", "passed", "failed", "expected failures", "skipped", "seconds")
+    lines: list[tuple[str, ...]] = [head]
+    reasons = [""]
+    for row in rows:
+        counts = row.counts
+        cells = (row.name, counts.rabbitmq or "-", row.python) if counts else (row.name,)
+        numbers = (counts.passed, counts.failed, counts.expected_failures, counts.skipped) if counts else ()
+        lines.append((*cells, *map(str, numbers), *([f"{counts.seconds:.0f}"] if counts else [])))
+        reasons.append(row.reason)
+    widths = [max(len(line[index]) for line in lines if len(line) == len(head)) for index in range(len(head))]
+    widths[0] = max(len(line[0]) for line in lines)
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), reason]).rstrip()
+        for line, reason in zip(lines, reasons, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
