@@ -116,6 +116,16 @@ SCRIPTED = "scripted"
 
 LACKING = [case for case in CASES if case.lacks is not None]
 
+fails_to_look = pytest.mark.fails_on(
+    "4.3", reason="the bridge looks for an exchange that it has no permission on, and ends with 3 when that is refused"
+)
+"""A bridge that may only read. Since 4.3, a passive declare needs some permission on what is declared."""
+
+
+def parameters(cases: list[Case]) -> list[object]:
+    """The cases, with the mark of those that may only read."""
+    return [pytest.param(case, marks=fails_to_look if ROWS[case.row].made else (), id=case.user) for case in cases]
+
 
 @pytest.fixture(scope="module")
 def users(node_broker: ControlledNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlledNode]:
@@ -168,7 +178,7 @@ def flags(case: Case) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("case", COMPLETE, ids=lambda case: case.user)
+@pytest.mark.parametrize("case", parameters(COMPLETE))
 async def test_bridge_runs_with_what_the_script_grants(users: ControlledNode, case: Case) -> None:
     row = ROWS[case.row]
     async with place(users, row) as amqp, running(url_of(users, case.user), **flags(case)) as bridge:
@@ -184,7 +194,7 @@ async def test_bridge_runs_with_what_the_script_grants(users: ControlledNode, ca
             assert message.body == b"poison"
 
 
-@pytest.mark.parametrize("case", LACKING, ids=lambda case: case.user)
+@pytest.mark.parametrize("case", parameters(LACKING))
 async def test_bridge_that_has_any_less_says_what_it_lacks(users: ControlledNode, case: Case) -> None:
     assert case.lacks is not None
     right, name = case.lacks
@@ -204,6 +214,7 @@ async def test_bridge_that_has_any_less_says_what_it_lacks(users: ControlledNode
             assert PASSWORD not in text
 
 
+@fails_to_look
 async def test_who_may_only_read_a_queue_is_told_that_the_binding_is_not_seen(users: ControlledNode) -> None:
     """And takes it as it is: what the operator binds later arrives, on the connection that is there."""
     [case] = [case for case in COMPLETE if case.row == "read-queue"]
@@ -228,6 +239,7 @@ async def test_who_may_only_read_a_queue_is_told_that_the_binding_is_not_seen(us
         await client.close()
 
 
+@fails_to_look
 async def test_exchange_that_is_gone_is_said_where_the_bridge_may_not_make_it(users: ControlledNode) -> None:
     [case] = [case for case in COMPLETE if case.row == "read-queue"]
     async with place(users, ROWS[case.row]) as amqp, running(url_of(users, case.user), **flags(case)) as bridge:
