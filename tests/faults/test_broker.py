@@ -4,7 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -174,20 +174,25 @@ async def test_node_that_says_nothing_is_passed_over(broker: Broker, amqp: Abstr
         pytest.param(b"\x01\x00\x00\x00\x00\x01\xf5\x00\x0a\x00\x0a", id="half-a-frame"),
     ],
 )
-async def test_node_that_answers_with_something_else_is_passed_over(
+async def test_node_that_answers_with_something_else_is_passed_over_and_left(
     answer: bytes, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """What one node left behind is not the next one's."""
+    """What one node left behind is not the next one's, and no connection to it stays."""
+    left = asyncio.Event()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)
         writer.write(answer)
+        writer.write_eof()
+        with suppress(ConnectionError):
+            await reader.read()
+        left.set()
         writer.close()
-        await writer.wait_closed()
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as odd:
         urls = f"amqp://guest:guest@127.0.0.1:{odd.sockets[0].getsockname()[1]}/,{broker.url}"
         async with running(urls, exchanges=f"{exchange}=killmail") as bridge:
+            await eventually("the bridge closes the connection", left.is_set)
             client = await RawClient.open(port_of(bridge))
             await publish(amqp, exchange, killmail(7))
             assert await next_id(client) == 7

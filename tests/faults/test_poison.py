@@ -46,7 +46,7 @@ def publish_raw(
         login = f"\0{address.user}\0{address.password}"
         send(commands.Connection.StartOk({}, "PLAIN", login, "en_US"), 0)
         connection.sendall(frame.marshal(commands.Connection.TuneOk(10, 131072, 0), 0))
-        send(commands.Connection.Open("/"), 0)
+        send(commands.Connection.Open(address.path[1:] or "/"), 0)
         send(commands.Channel.Open())
         send(commands.Confirm.Select())
         header = b"\x00\x3c\x00\x00" + len(body).to_bytes(8, "big") + flags.to_bytes(2, "big") + properties

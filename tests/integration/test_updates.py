@@ -102,10 +102,10 @@ async def test_existing_topic_exchange_is_used_as_it_is(shared: Shared, amqp: Ab
     await client.close()
 
 
-async def test_ten_thousand_events_reach_a_hundred_clients_in_order(
-    broker: Broker, amqp: AbstractConnection, exchange: str
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_thousands_of_events_reach_a_hundred_clients_in_order(
+    broker: Broker, amqp: AbstractConnection, exchange: str, count: int
 ) -> None:
-    count = 10_000
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()
         clients = await collectors(await process.port(), 100)
@@ -120,15 +120,15 @@ async def test_ten_thousand_events_reach_a_hundred_clients_in_order(
             frames = server_frames(bytes(clients[0].received))
             return len(frames) == count
 
-        await eventually("the first client has everything", first_has_all, limit_s=60)
+        await eventually("the first client has everything", first_has_all, limit_s=120)
         assert [orjson.loads(payload)["data"]["killmailId"] for opcode, payload in frames if opcode == TEXT] == list(
             range(count)
         )
         # One frame for all, so all streams are the same bytes.
         expected = clients[0].received
-        await eventually(
-            "all have the same", lambda: all(client.received == expected for client in clients), limit_s=60
-        )
+        size = len(expected)
+        await eventually("all have as much", lambda: all(len(client.received) >= size for client in clients))
+        assert all(client.received == expected for client in clients)
         close_all(clients)
 
 

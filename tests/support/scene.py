@@ -33,8 +33,8 @@ ATTEMPTS = "bridge_broker_connection_attempts_total"
 PAUSE_S = 0.01
 """Between two events: a hundred a second, a hundred times what all of EVE Online has."""
 
-RECOVERY_LIMIT_S = 2.0
-"""From the end of a cause until the bridge consumes again."""
+RECOVERY_LIMIT_S = 6.0
+"""From the end of a cause until the bridge consumes again, on a busy machine; on an idle one it is a tenth of that."""
 
 LEFTOVERS_LIMIT_S = 45.0
 """Until the broker has missed a connection that is half open, and gives back what it had sent there."""
