@@ -19,7 +19,7 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup prepare demo test test-quick test-all test-rest soak bench lint format contract readme lock audit mutants clean
+.PHONY: help setup prepare demo test test-quick test-all test-rest test-releases soak bench lint format contract readme lock audit mutants clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test        style, types, and the tests of everything that is promised, against a real RabbitMQ'
 	@echo 'make test-quick  style, types, the unit tests and the vectors, in a minute'
 	@echo 'make test-all    every test there is, with branch coverage (WORKERS=4 where there are more than two cores)'
+	@echo 'make test-releases  the tests that use a broker on several releases of RabbitMQ and Python; prints a table'
 	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
 	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
 	@echo 'make mutants     change the code, and list changes that no unit test fails for (FLAGS="bridge/fanout/waiting.py")'
@@ -87,6 +88,9 @@ test-all: prepare
 test-rest: prepare
 	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'slow and not alone' $(COVER)
 	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone $(if $(COVER),--cov --cov-append --cov-fail-under=95)
+
+test-releases: prepare
+	$(BIN)/python -m tests.support.releases $(FLAGS)
 
 prepare: $(READY)
 	@$(BIN)/python -m tests.support.prepare

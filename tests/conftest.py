@@ -27,6 +27,8 @@ from tests.support.control import ControlledNode
 from tests.support.prepare import NODE
 from tests.support.running import unique
 
+pytest_plugins = ["tests.support.releases_marker"]
+
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """asyncio's own loop, and for what is marked with `both_loops` uvloop as well, which the bridge is served with."""

@@ -2,7 +2,7 @@
 # python_release.sh RELEASE -- COMMAND [ARGUMENT ...]
 #
 # Runs COMMAND where /usr is that of Debian's release RELEASE: `python3` is that release's Python (sid has the newest),
-# and rabbitmq-server is that release's RabbitMQ. The other folders (/home, /root, /tmp, /var/tmp, /work ...) are this
+# and rabbitmq-server is that release's RabbitMQ. The other folders (/home, /tmp and others) are this
 # machine's. No other process sees a change, and the exit status is that of COMMAND.
 #
 #   tests/support/python_release.sh sid -- python3 --version

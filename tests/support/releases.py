@@ -61,6 +61,9 @@ BESIDE_THE_BROKER = (
 """What files of tests/integration try beside the broker: a container engine, proxies, a package. Its release does not
 matter to them."""
 
+WORKERS = ("--numprocesses=2", "--dist=loadfile")
+"""Two files at a time, each worker with a broker of its own."""
+
 PART = (
     "tests/integration/test_permissions.py",
     "tests/integration/test_stream.py",
@@ -166,7 +169,7 @@ def selection(name: str, *, part: bool, rest: Sequence[str]) -> list[str]:
         return [*([] if paths else ["tests/unit", "--numprocesses=auto", "--dist=worksteal"]), *rest]
     folders = () if paths else PART if part else FOLDERS
     ignored = [f"--ignore=tests/integration/test_{what}.py" for what in BESIDE_THE_BROKER]
-    return [*folders, *ignored, "--uses-broker", "-m", "not alone", *rest]
+    return [*folders, *ignored, "--uses-broker", "-m", "not alone", *WORKERS, *rest]
 
 
 def place_of(name: str) -> Place:

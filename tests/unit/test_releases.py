@@ -78,7 +78,7 @@ def test_row_is_bad_if_a_test_or_pytest_failed_and_not_if_there_is_no_such_relea
 )
 def test_paths_replace_the_tests_of_a_run(name: str, part: bool, rest: list[str], tests: list[str]) -> None:
     chosen = selection(name, part=part, rest=rest)
-    only_brokers = ["--uses-broker", "-m", "not alone"]
+    only_brokers = ["--uses-broker", "-m", "not alone", *releases.WORKERS]
     assert [a for a in chosen if not a.startswith("--ignore=") and a not in only_brokers] == tests
     assert ("--uses-broker" in chosen) is (name == "own")
 
