@@ -4,6 +4,7 @@ None of the fixtures does anything for a test that does not ask for it.
 """
 
 import asyncio
+import gc
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -79,6 +80,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest scopes first, so that no worker has one left for itself at the end."""
     order = {NODE_SCOPE: 0, BROWSER_SCOPE: 1}
     items.sort(key=lambda item: order.get(scope_of(item.nodeid.partition("::")[0]), 2))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector the thousands of tests: it would look through all of them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
