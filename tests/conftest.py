@@ -174,7 +174,7 @@ async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
         yield name
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def node() -> str:
     """Node's command, with the packages that the tests need of it."""
     command = shutil.which("node")

@@ -6,37 +6,24 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import orjson
 
 from tests.support.clients import RawClient, get
-from tests.support.control import ControlledNode
+from tests.support.control import PASSWORD, ControlledNode
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish, take
 from tests.support.running import bridge_process, unique
 from tests.support.scene import RECOVERY_LIMIT_S, scene
 from tests.support.waiting import eventually
 
-PASSWORD, OTHER_PASSWORD = secrets.token_hex(8), secrets.token_hex(8)
+OTHER_PASSWORD = secrets.token_hex(8)
 
 
-def url_of(node: ControlledNode, *, user: str = "guest", password: str = "guest", vhost: str = "/") -> str:
-    """The node's, for another user or another virtual host."""
-    parts = urlsplit(node.url)
-    return parts._replace(
-        netloc=f"{user}:{password}@{parts.hostname}:{parts.port}", path=f"/{quote(vhost, '')}"
-    ).geturl()
-
-
-@asynccontextmanager
-async def own_user(node: ControlledNode) -> AsyncIterator[str]:
-    """A user of the bridges' own."""
-    user = unique("user")
-    await node.ctl("add_user", user, PASSWORD)
-    await node.ctl("set_permissions", user, ".*", ".*", ".*")
-    yield user
-    await node.ctl("delete_user", user)
+def user_of(url: str) -> str:
+    """The user's name in a URL."""
+    return urlsplit(url).username or ""
 
 
 async def close_connections(node: ControlledNode, user: str, reason: str) -> None:
@@ -46,49 +33,49 @@ async def close_connections(node: ControlledNode, user: str, reason: str) -> Non
 
 async def test_connections_that_are_closed_by_force_come_back(node_broker: ControlledNode) -> None:
     """Promise: the reason is the broker's own, and a second later it is over; a named queue loses nothing."""
-    async with own_user(node_broker) as user:
-        url = url_of(node_broker, user=user, password=PASSWORD)
-        async with scene(node_broker.url, url) as stage:
-            fault = await stage.fault()
-            await close_connections(node_broker, user, "maintenance")
-            await stage.verify(fault, "an operator closes the connections", "connects again at once")
-            for bridge in stage.bridges.values():
-                [line] = fault.lines(bridge, "broker lost")
-                assert "maintenance" in str(line["error"])
+    url = await node_broker.user()
+    user = user_of(url)
+    async with scene(node_broker.url, url) as stage:
+        fault = await stage.fault()
+        await close_connections(node_broker, user, "maintenance")
+        await stage.verify(fault, "an operator closes the connections", "connects again at once")
+        for bridge in stage.bridges.values():
+            [line] = fault.lines(bridge, "broker lost")
+            assert "maintenance" in str(line["error"])
 
 
 async def test_password_that_is_changed_is_named_until_it_is_right_again(node_broker: ControlledNode) -> None:
     """Promise: `/readyz` says whose password it is, and consuming needs nobody but who changes it back."""
-    async with own_user(node_broker) as user:
-        url = url_of(node_broker, user=user, password=PASSWORD)
-        async with scene(node_broker.url, url) as stage:
-            fault = await stage.fault()
-            await node_broker.ctl("change_password", user, OTHER_PASSWORD)
-            await close_connections(node_broker, user, "the password has changed")
-            for bridge in stage.bridges.values():
-                body = await bridge.not_ready("refuses the user name or the password")
-                assert body["broker"]["state"] == "refused"
-                assert PASSWORD not in str(body) + str(bridge.process.lines)
-            await stage.fetcher.further(100)
-            await node_broker.ctl("change_password", user, PASSWORD)
-            fault.over()
-            does = "says so in `/readyz`, tries again"
-            await stage.verify(fault, "the password is changed, and changed back", does)
+    url = await node_broker.user()
+    user = user_of(url)
+    async with scene(node_broker.url, url) as stage:
+        fault = await stage.fault()
+        await node_broker.ctl("change_password", user, OTHER_PASSWORD)
+        await close_connections(node_broker, user, "the password has changed")
+        for bridge in stage.bridges.values():
+            body = await bridge.not_ready("refuses the user name or the password")
+            assert body["broker"]["state"] == "refused"
+            assert PASSWORD not in str(body) + str(bridge.process.lines)
+        await stage.fetcher.further(100)
+        await node_broker.ctl("change_password", user, PASSWORD)
+        fault.over()
+        does = "says so in `/readyz`, tries again"
+        await stage.verify(fault, "the password is changed, and changed back", does)
 
 
 async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_again(node_broker: ControlledNode) -> None:
     """Promise: `/readyz` names the virtual host; with it go the events, but not the bridge."""
     vhost = unique("vhost")
-    await node_broker.ctl("add_vhost", vhost)
-    await node_broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    async with scene(url_of(node_broker, vhost=vhost)) as stage:
+    rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+    definitions = {"vhosts": [{"name": vhost}], "permissions": [{"vhost": vhost, **rights}]}
+    await node_broker.define(definitions)
+    async with scene(urlsplit(node_broker.url)._replace(path=f"/{vhost}").geturl()) as stage:
         fault = await stage.fault()
         await node_broker.ctl("delete_vhost", vhost)
         for bridge in stage.bridges.values():
             body = await bridge.not_ready(f"the virtual host '{vhost}'")
             assert body["broker"]["state"] == "refused"
-        await node_broker.ctl("add_vhost", vhost)
-        await node_broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+        await node_broker.define(definitions)
         fault.over()
         # What waits in a queue of the virtual host goes with it.
         what, does = "the virtual host is deleted and made again", "names it in `/readyz`, tries again"
@@ -144,15 +131,13 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
 async def test_user_who_may_not_read_the_queue_is_told_so_at_the_start(node_broker: ControlledNode) -> None:
     """Promise: a permission that is missing for consuming alone ends the start as any other does."""
     exchange, queue = unique("exchange"), unique("queue")
-    async with own_user(node_broker) as user:
-        await node_broker.ctl("set_permissions", user, ".*", ".*", f"^{exchange}$")
-        url = url_of(node_broker, user=user, password=PASSWORD)
-        variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": "off"}
-        async with bridge_process(url, **variables) as process:
-            assert await process.ended() == 3
-            [line] = process.texts
-            assert "lacks a permission" in line
-            assert queue in line
+    url = await node_broker.user(read=f"^{exchange}$")
+    variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": "off"}
+    async with bridge_process(url, **variables) as process:
+        assert await process.ended() == 3
+        [line] = process.texts
+        assert "lacks a permission" in line
+        assert queue in line
     async with observer(node_broker.url) as amqp:
         channel = await amqp.channel()
         await channel.queue_delete(queue)

@@ -1,30 +1,15 @@
 """`edk-bridge rejects` by a user who may not do everything: what is missing is named, and nothing is lost."""
 
-import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
 from aio_pika.abc import AbstractConnection
 
 from tests.support.commands import ran
-from tests.support.control import ControlledNode
+from tests.support.control import PASSWORD, ControlledNode
 from tests.support.publishing import bind, numbers_in, observer, rejected
 from tests.support.running import running, unique
-
-PASSWORD = secrets.token_hex(8)
-
-
-@asynccontextmanager
-async def user_who_may(node: ControlledNode, write: str, read: str) -> AsyncIterator[str]:
-    """The node's URL for a user with these permissions."""
-    user = unique("user")
-    await node.ctl("add_user", user, PASSWORD)
-    await node.ctl("set_permissions", user, "^$", write, read)
-    parts = urlsplit(node.url)
-    yield parts._replace(netloc=f"{user}:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
-    await node.ctl("delete_user", user)
 
 
 async def removed(amqp: AbstractConnection, *names: str) -> None:
@@ -48,8 +33,8 @@ async def test_queue_that_may_not_be_read_is_named(
 ) -> None:
     """Promise: the exit code is 3, one line says which permission is missing, and nothing has changed."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))
-    async with user_who_may(node_broker, ".*", "^$") as url:
-        ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
+    url = await node_broker.user(configure="^$", read="^$")
+    ended = await ran("rejects", *arguments, BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
     assert ended.code == 3
     assert ended.said[-1].startswith(f"edk-bridge: the queue '{rejects}' can't be read: ACCESS_REFUSED")
     assert ended.said[-1].endswith("grant the user of BRIDGE_AMQP_URL read on it")
@@ -68,8 +53,8 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
     for first in range(0, 200, 20):
         await rejected(node, rejects, closed, range(first, first + 10))
         await rejected(node, rejects, free, range(first + 10, first + 20))
-    async with user_who_may(node_broker, f"^{free}$", ".*") as url:
-        ended = await ran("rejects", "requeue", "--all", BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
+    url = await node_broker.user(configure="^$", write=f"^{free}$")
+    ended = await ran("rejects", "requeue", "--all", BRIDGE_AMQP_URL=url, BRIDGE_REJECT_EXCHANGE=rejects)
     assert ended.code == 1
     kept, total = ended.said
     assert kept.startswith(

@@ -1,9 +1,7 @@
 """What keeps a bridge from its stream is said in one line that names what is missing, and what to do."""
 
-import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import pytest
 from aio_pika.abc import AbstractConnection
@@ -16,25 +14,13 @@ from bridge.demo.broker import Broker, NoBroker, find_server
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
 from tests.support.broker import say, unavailable
-from tests.support.control import ControlledNode
+from tests.support.control import PASSWORD, ControlledNode
 from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading, refused
 from tests.support.publishing import depth, observer, publish
 from tests.support.running import bridge_process, started, unique
 from tests.support.waiting import eventually
 
-PASSWORD = secrets.token_hex(8)
 KEPT: FieldTable = {"x-queue-type": "stream"}
-
-
-@asynccontextmanager
-async def user_who_may(node: ControlledNode, configure: str, write: str, read: str) -> AsyncIterator[str]:
-    """The node's URL for a user with these permissions."""
-    user = unique("user")
-    await node.ctl("add_user", user, PASSWORD)
-    await node.ctl("set_permissions", user, configure, write, read)
-    parts = urlsplit(node.url)
-    yield parts._replace(netloc=f"{user}:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
-    await node.ctl("delete_user", user)
 
 
 @asynccontextmanager
@@ -65,7 +51,8 @@ async def test_permission_that_is_missing_is_named(
     node_broker: ControlledNode, missing: str, permissions: tuple[str, str, str], said: str
 ) -> None:
     kind = None if missing == "configure" else KEPT
-    async with place(node_broker, kind=kind) as (exchange, stream), user_who_may(node_broker, *permissions) as url:
+    url = await node_broker.user(*permissions)
+    async with place(node_broker, kind=kind) as (exchange, stream):
         with pytest.raises(BrokerRefusal) as refusal:
             await refused(url, exchange, stream)
     text = str(refusal.value)
@@ -80,9 +67,9 @@ async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: ControlledN
     """It tries again for as long as it is refused, and would fill the stream."""
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
-        user_who_may(node_broker, ".*", "^amq", ".*") as url,
         observer(node_broker.url) as amqp,
     ):
+        url = await node_broker.user(write="^amq")
         recorder = Recorder()
         async with reading(node_broker.url, exchange, stream, recorder):
             await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
@@ -120,9 +107,9 @@ async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
 async def test_stream_that_its_operator_made_needs_no_permission_to_make_it(node_broker: ControlledNode) -> None:
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
-        user_who_may(node_broker, "^$", f"^({stream.name}|amq.default)$", f"^({stream.name}|{exchange})$") as url,
         observer(node_broker.url) as amqp,
     ):
+        url = await node_broker.user("^$", f"^({stream.name}|amq.default)$", f"^({stream.name}|{exchange})$")
         recorder = Recorder()
         async with reading(url, exchange, stream, recorder):
             await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
@@ -138,9 +125,9 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
     """Without the permission to declare it nothing tells what it is, until it is not consumed as a stream."""
     async with (
         place(node_broker, kind=kind) as (exchange, stream),
-        user_who_may(node_broker, configure, ".*", ".*") as url,
         observer(node_broker.url) as amqp,
     ):
+        url = await node_broker.user(configure)
         channel = await amqp.channel()
         await (await channel.get_queue(stream.name)).bind(exchange, "#")
         await publish(amqp, exchange, b"theirs", delivery_mode=2)

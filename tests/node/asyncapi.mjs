@@ -1,16 +1,18 @@
-// Prints what the AsyncAPI parser finds in the document on standard input: a line for each, "severity path: message".
+// Prints what the AsyncAPI parser finds in the documents on standard input, a JSON array of strings: for each a JSON
+// array, on a line of its own, of lines "severity path: message".
 
 import { text } from "node:stream/consumers";
 import process from "node:process";
 
 import { DiagnosticSeverity, Parser } from "@asyncapi/parser";
 
-const { document, diagnostics } = await new Parser().parse(await text(process.stdin));
-
-for (const { severity, path, message } of diagnostics) {
-  process.stdout.write(`${DiagnosticSeverity[severity].toLowerCase()} /${path.join("/")}: ${message}\n`);
-}
-
-if (document === undefined) {
-  process.exitCode = 1;
+for (const source of JSON.parse(await text(process.stdin))) {
+  const { document, diagnostics } = await new Parser().parse(source);
+  const lines = diagnostics.map(
+    ({ severity, path, message }) => `${DiagnosticSeverity[severity].toLowerCase()} /${path.join("/")}: ${message}`,
+  );
+  if (document === undefined && !lines.some((line) => line.startsWith("error "))) {
+    throw new Error("no document, and no error");
+  }
+  process.stdout.write(`${JSON.stringify(lines)}\n`);
 }

@@ -1,6 +1,8 @@
 """A broker that a test has in hand: it can be stopped where it stands, go on, and be told what its operator would."""
 
 import asyncio
+import json
+import secrets
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -8,8 +10,13 @@ from pathlib import Path
 
 from bridge.demo.leash import signal_group
 from bridge.demo.node import PrivateNode
+from bridge.demo.ports import LOOPBACK
 
 COMMAND_LIMIT_S = 60
+
+PASSWORD = secrets.token_hex(8)
+"""Of the users that tests make."""
+
 ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 
@@ -35,6 +42,27 @@ class ControlledNode(PrivateNode):
     def command(self, *arguments: str) -> str:
         """The same, for a fixture that no event loop runs in."""
         return self._run(self._command, "--quiet", *arguments)
+
+    async def define(self, definitions: Mapping[str, object]) -> None:
+        """Makes users, virtual hosts, permissions and policies, as `rabbitmqctl import_definitions` takes them.
+
+        One command for all of them: each takes a second of the processor.
+        """
+        file = self.directory / f"{secrets.token_hex(4)}.json"
+        file.write_text(json.dumps(definitions))
+        await self.ctl("import_definitions", str(file))
+
+    async def user(self, configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
+        """The node's URL for a new user with these permissions, who stays until the node ends."""
+        name = f"user-{secrets.token_hex(4)}"
+        rights = {"configure": configure, "write": write, "read": read}
+        await self.define(
+            {
+                "users": [{"name": name, "password": PASSWORD, "tags": ""}],
+                "permissions": [{"user": name, "vhost": "/", **rights}],
+            }
+        )
+        return f"amqp://{name}:{PASSWORD}@{LOOPBACK}:{self.port}/"
 
     async def script(self, script: Path, *arguments: str, **variables: str) -> str:
         """The same of an operator's script, which finds `rabbitmqctl` in the variable RABBITMQCTL."""
