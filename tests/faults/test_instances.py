@@ -27,13 +27,15 @@ PREFETCH = 100
 
 
 class Stream:
-    """Publishes persistent killmails, counted up, without a pause, and keeps the numbers of those confirmed."""
+    """Publishes persistent killmails, counted up, without a pause; keeps the numbers of those confirmed or refused."""
 
     def __init__(self, exchange: aio_pika.abc.AbstractExchange) -> None:
         self._exchange = exchange
         self._number = 0
         self._stopping = False
         self.confirmed: list[int] = []
+        self.refused: set[int] = set()
+        """Those that the broker answered with a nack. Each of them may be in some queues all the same."""
         self._tasks = [asyncio.create_task(self._run()) for _ in range(AT_ONCE)]
 
     async def _run(self) -> None:
@@ -41,8 +43,12 @@ class Stream:
             self._number = number = self._number + 1
             body = orjson.dumps(killmail(number))
             message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-            await self._exchange.publish(message, routing_key="")
-            self.confirmed.append(number)
+            try:
+                await self._exchange.publish(message, routing_key="")
+            except aio_pika.exceptions.DeliveryError:
+                self.refused.add(number)
+            else:
+                self.confirmed.append(number)
 
     async def further(self, count: int) -> None:
         """Returns when that many more are confirmed."""
@@ -247,7 +253,10 @@ async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_ru
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """Each bridge with a queue of its own delivers all that is published while it consumes, whatever becomes of the
-    other, be that killed and started again."""
+    other, be that killed and started again.
+
+    RabbitMQ 4.3 refuses some of what is published while the exclusive queue of the killed bridge goes away.
+    """
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail"}
     async with (
         bridge_process(broker.url, **variables) as steady,
@@ -269,9 +278,10 @@ async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_ru
             await stream.further(500)
         everything = sorted(stream.confirmed)
         await eventually("all have the last event", lambda: a.has(everything[-1]) and c.has(everything[-1]))
-        assert a.numbers == everything
-        assert b.numbers == everything[: len(b.numbers)]
-        assert c.numbers == everything[-len(c.numbers) :]
+        received = [[number for number in client.numbers if number not in stream.refused] for client in (a, b, c)]
+        assert received[0] == everything
+        assert received[1] == everything[: len(received[1])]
+        assert received[2] == everything[-len(received[2]) :]
         assert len(b.numbers) >= 300
         assert len(c.numbers) >= 500
         for client in (a, b):
