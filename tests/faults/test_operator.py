@@ -9,11 +9,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
+import pytest
 
 from tests.support.clients import RawClient, get
 from tests.support.control import PASSWORD, ControlledNode
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish, take
+from tests.support.releases_marker import release_of, version_of
 from tests.support.running import bridge_process, unique
 from tests.support.scene import RECOVERY_LIMIT_S, scene
 from tests.support.waiting import eventually
@@ -110,6 +112,9 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
     node_broker: ControlledNode,
 ) -> None:
     """Promise: a reject that waits longer than the broker has patience costs a reconnect, and is not lost itself."""
+    if release_of(version_of(node_broker.url)) == "4.3":
+        # Nothing that an installation could mend: both queues of the scene are classic.
+        pytest.skip("RabbitMQ 4.3 waits without a limit for the acknowledgements of a classic queue")
     async with (
         patience(node_broker, 1000, 500),
         scene(node_broker.url) as stage,
