@@ -24,7 +24,7 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
 	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
-	@echo 'make test        style, types, and the tests of everything that is promised, against a real RabbitMQ'
+	@echo 'make test        style, types, and the unit, integration, fault and browser tests, against a real RabbitMQ'
 	@echo 'make test-quick  style, types, the unit tests and the vectors, in a minute'
 	@echo 'make test-all    every test there is, with branch coverage (WORKERS=4 where there are more than two cores)'
 	@echo 'make test-releases  the tests that use a broker on several releases of RabbitMQ and Python; prints a table'
@@ -78,11 +78,11 @@ PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
 test: test-quick prepare
 	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'not slow and not alone' $(COVER)
 
-# Two halves and the types at the same time: workers would each collect all of the tests, which takes a third as long
-# again. Coverage needs all of them in one run.
+# Types and two halves of the unit tests run at the same time. xdist would collect all tests in each worker, which takes
+# a third longer. Coverage needs one run of all unit tests.
 QUICK := $(if $(THOROUGH),types unit,types unit-first unit-second)
 test-quick: style
-	@echo 'types and unit tests, which takes a minute'
+	@echo 'checking types and running unit tests (about a minute)'
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync $(QUICK)
 
 unit: $(READY)
@@ -97,7 +97,7 @@ unit-second: $(READY)
 test-all: prepare
 	$(WITH_BROKER) $(MAKE) THOROUGH=1 test test-rest
 
-# What is slow by nature, and what can't bear another test beside it.
+# Tests marked slow or alone.
 test-rest: prepare
 	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'slow and not alone' $(COVER)
 	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone $(if $(COVER),--cov --cov-append --cov-fail-under=95)

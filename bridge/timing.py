@@ -1,6 +1,6 @@
 """Every time constant of the bridge that is not a setting, in one frozen value.
 
-The bridge runs with `DEFAULT`. A test passes other values, so that a limit of 20 s takes it half a second.
+The bridge runs with `DEFAULT`. A test passes other values, so that a limit of 20 s takes 0.5 s.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ class Timing:
     """Intervals and timeouts, in seconds."""
 
     heartbeat_s: int = 10
-    """AMQP heartbeat that is negotiated where the URL names none. A dead connection is noticed after 33 s; aio-pika's
-    default of 60 s makes that 183 s."""
+    """AMQP heartbeat if the URL sets none. A dead connection is detected after 33 s. With aio-pika's default of 60 s,
+    detection takes 183 s."""
 
     connect_timeout_s: float = 5.0
-    """For connecting to one node, up to the open virtual host. A broker may accept and send nothing."""
+    """From the TCP connect to one node until its virtual host is open. The limit matters for a broker that accepts the
+    connection and sends nothing."""
 
     give_up_s: float = 0.2
-    """For the library to release a connection that was never established."""
+    """For aio-pika to release a connection that was never established."""
 
     setup_timeout_s: float = 20.0
     """For all requests between an open connection and the first delivery."""
@@ -29,10 +30,9 @@ class Timing:
     """For closing an AMQP connection. A broker that is stopped never answers, and aio-pika waits for it."""
 
     check_interval_s: float = 1.5
-    """Between two topology checks. A check is a handful of small requests, and finds an exchange that was made anew.
-
-    It is also what the library takes for a sign of life: under load the broker sends no heartbeats, and deliveries
-    bypass the library."""
+    """Between two topology checks. A check is a handful of small requests, and finds an exchange that was deleted and
+    declared again. The answers also tell aio-pika that the connection is alive: under load the broker sends no
+    heartbeats, and deliveries bypass aio-pika."""
 
     check_timeout_s: float = 20.0
     """For one topology check. A busy broker may be slow, and giving up on it loses the events of an exclusive queue."""
@@ -41,33 +41,35 @@ class Timing:
     """For the broker to confirm `basic.cancel`. A broker that is stopped never does."""
 
     settle_timeout_s: float = 3.0
-    """For deliveries that are still unsettled when the bridge stops. The broker keeps those that are left."""
+    """For deliveries that are still unsettled when the bridge stops. A named queue keeps those that stay unsettled."""
 
     end_timeout_s: float = 0.5
-    """For a task with a broker connection to end after it was cancelled."""
+    """For the consumer or rejects task to end after its cancellation. aio-pika may still be closing the connection."""
 
     proof_valid_s: float = 10.0
-    """How long an answer of the broker counts. After that, the broker may be gone without notice."""
+    """How long the bridge stays ready after the broker's last answer. A broker can disappear without closing the
+    connection."""
 
     stable_s: float = 5.0
-    """A connection that lasted this long was good: the next attempt follows at once."""
+    """A connection that lasted this long resets the backoff: the next attempt follows after the shortest pause."""
 
     confirm_warning_s: float = 30.0
     """A rejected event that is not confirmed for this long is reported in the log and in `/readyz`."""
 
     stream_restart_s: float = 2.5
-    """A broker does not restart in less time: its start alone takes 3 s on two cores."""
+    """With one node, a silence of the broker up to this long can't hide a restart: the start alone takes 3 s on two
+    cores. After a longer silence, the bridge reports a possible gap."""
 
     marker_retry_s: float = 1.0
-    """A stream marker that is not read back by then is published again. A broker that has just started confirms
-    messages and drops them until the stream has a leader, or returns them as unroutable."""
+    """After this time, a stream marker that was not read back is published again. A broker that has just started may
+    confirm the marker and drop it, or return it as unroutable."""
 
     close_timeout_s: float = 10.0
     """For a client to answer a close frame, or to read what was sent before it."""
 
     keepalive_tick_s: float = 5.0
-    """Between two passes over all connections, at most. One pass a second costs 1 % of what the bridge does for 8000
-    clients (`make bench`, paced)."""
+    """Longest time between two keepalive passes over all connections. One pass a second costs 1 % of the bridge's
+    processor time with 8000 clients (`make bench`, paced)."""
 
     tls_shutdown_s: float = 2.0
     """For the TLS shutdown of a refused client. What it still sends is read and discarded."""
@@ -76,8 +78,9 @@ class Timing:
     """Between two checks whether file descriptors are available again."""
 
     trim_delay_s: float = 1.0
-    """From the loss of many connections until memory is returned to the system: connections rarely end alone."""
+    """Delay of `malloc_trim` after many connections have closed. Connections usually close in groups, and one trim is
+    enough."""
 
 
 DEFAULT = Timing()
-"""What the bridge runs with."""
+"""The values that the bridge uses in production."""

@@ -1,4 +1,4 @@
-"""The tests. An assertion shows its values in the modules that support the tests, too."""
+"""The tests. pytest also rewrites assertions in `tests.support`, so that a failure shows their values."""
 
 import pytest
 

@@ -53,7 +53,10 @@ NODE_SCOPE, BROWSER_SCOPE = "private node", "browser"
 
 @cache
 def scope_of(file: str) -> str:
-    """What must run in one worker: tests of one file, all that kill the private node, all in the browser."""
+    """Returns the scope of a file: all tests of a scope run in one worker.
+
+    All files that use a private node are one scope, all browser tests are another, and each other file is its own.
+    """
     if file.startswith("tests/browser/"):
         return BROWSER_SCOPE
     kills = re.search("(node|mortal)_broker", Path(file).read_text()) if Path(file).is_file() else None
@@ -77,13 +80,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest scopes first, so that no worker has one left for itself at the end."""
+    """Runs the longest scopes first, so that the workers finish at about the same time."""
     order = {NODE_SCOPE: 0, BROWSER_SCOPE: 1}
     items.sort(key=lambda item: order.get(scope_of(item.nodeid.partition("::")[0]), 2))
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector the thousands of tests: it would look through all of them again and again."""
+    """Excludes the collected tests from garbage collection, which would scan them again and again."""
     gc.collect()
     gc.freeze()
 
@@ -116,7 +119,7 @@ def broker(worker_id: str) -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def node_broker() -> Iterator[ControlledNode]:
-    """A private node that a test may kill, start again, stop, and tell what its operator would.
+    """A private node that a test may kill, restart, pause and configure.
 
     All tests that use it run in one worker. Leave it running as it was.
     """
@@ -130,7 +133,7 @@ def node_broker() -> Iterator[ControlledNode]:
 
 @pytest.fixture(scope="session")
 def mortal_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    """The same for a test that only kills it and starts it again: where no server is installed, a container."""
+    """A broker that a test may only kill and start again: `node_broker`, or a container if no server is installed."""
     if installed_server() is not None:
         yield request.getfixturevalue("node_broker")
     else:

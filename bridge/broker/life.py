@@ -33,8 +33,8 @@ async def keep_alive(
 ) -> None:
     """Calls `live` again and again until `stopping` is set; each call is a life, and returns what ended it.
 
-    A life that lasted `stable_s` was a good one: what ended it is news, and the next attempt follows at once. `lost` is
-    told of each end, before the status changes. Raises BrokerRefusal for a refusal while nothing has ever
+    A life that lasted `stable_s` resets the backoff: the next attempt follows after the shortest pause. `lost` is told
+    of each end, before the status changes. Raises BrokerRefusal for a refusal while nothing has ever
     worked, unless `wait` is set.
     """
     before = cancel_requests()

@@ -30,7 +30,7 @@ from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 alone = pytest.mark.alone
-"""Others would be in the way of the clients whose delays are measured, and floods in the way of others."""
+"""Other tests would distort the measured delays, and floods would disturb other tests."""
 
 CONTINUATION, BINARY = 0, 2
 GIB = 2**30

@@ -1,4 +1,4 @@
-"""Faults that the bridge takes a while to be sure of: with time constants of a few seconds instead of half a minute."""
+"""Faults that the bridge detects only by a timeout, with timeouts of a few seconds."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 TIMING = Timing(check_interval_s=0.3, check_timeout_s=4.0, setup_timeout_s=4.0, proof_valid_s=2.0)
 
 FORGETFUL = Timing(heartbeat_s=2)
-"""The broker misses a connection after two or three heartbeats."""
+"""The broker detects a dead connection after two or three heartbeats."""
 
 NOTICED = "does not answer within 4 s"
 

@@ -80,7 +80,7 @@ async def line(broker: Broker) -> AsyncIterator[Proxy]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(broker: Broker, line: Proxy) -> AsyncIterator[Scene]:
-    """None of these faults ends a bridge: all of them happen to the same two."""
+    """No fault here ends a bridge, so all tests share two bridges."""
     async with scene(broker.url, line.url) as stage:
         yield stage
 

@@ -44,7 +44,7 @@ async def shared_exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(broker: Broker, shared_exchange: str) -> AsyncIterator[Bridge]:
     """A bridge with the default settings, for all tests that need no others."""
-    # A connection that the bridge left open would else be aborted after ten seconds, and nothing would show that.
+    # After its default of 10 s, the bridge would abort a connection that it should have closed earlier.
     async with running(
         broker.url, Timing(close_timeout_s=3600.0), exchanges=f"{shared_exchange}=killmail", host="localhost"
     ) as bridge:

@@ -1,8 +1,7 @@
 """The broker that tests run against: TEST_AMQP_URL, else a container, else a private node of rabbitmq-server.
 
-`python -m tests.support.broker [--hosts=N] COMMAND ...` runs COMMAND with one broker for all of its tests: each of N
-workers has a virtual host of its own there. It starts none where TEST_AMQP_URL names one, or where it is itself run by
-such a command.
+`python -m tests.support.broker [--hosts=N] COMMAND ...` starts one broker with N virtual hosts, one for each worker,
+and runs COMMAND. It starts no broker if TEST_AMQP_URL is set, or if an outer call of this command has started one.
 """
 
 import json
@@ -42,7 +41,7 @@ origins: list[str] = []
 
 
 def shared(worker: str) -> Iterator[Broker]:
-    """The broker of the whole run, in the worker's virtual host; where there is none, one for this process."""
+    """Yields the run's broker in the worker's virtual host, or a broker for this process if the run has none."""
     if URL or SHARED not in os.environ:
         yield from running(URL)
         return
@@ -72,7 +71,7 @@ def _found(url: str | None) -> Broker:
             return broker
         broker.stop()
     if "TEST_RABBITMQ_IMAGE" in os.environ:
-        raise NoBroker(f"no container of {IMAGE}, which TEST_RABBITMQ_IMAGE asks for, could be started")
+        raise NoBroker(f"can't start a container of {IMAGE} (TEST_RABBITMQ_IMAGE)")
     return started_node()
 
 
@@ -125,7 +124,7 @@ def _with_hosts(broker: Broker, hosts: Sequence[str]) -> None:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             file.write(definitions)
             file.flush()
-            # Whoever the node runs as must be able to read it.
+            # The node's user must be able to read the file.
             Path(file.name).chmod(0o644)
             broker.command("import_definitions", file.name)
     else:
@@ -149,7 +148,7 @@ def main(arguments: Sequence[str]) -> int:
         broker = _found(None)
     except NoBroker as error:
         say(str(error))
-        return subprocess.run(arguments, check=False).returncode  # each test says it again, or fails for it
+        return subprocess.run(arguments, check=False).returncode  # each test skips or fails with the same reason
     try:
         _with_hosts(broker, [MASTER, *(f"gw{number}" for number in range(count))])
         described = json.dumps({"url": broker.url, "origin": broker.origin})

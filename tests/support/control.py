@@ -46,14 +46,14 @@ class ControlledNode(PrivateNode):
     async def define(self, definitions: Mapping[str, object]) -> None:
         """Makes users, virtual hosts, permissions and policies, as `rabbitmqctl import_definitions` takes them.
 
-        One command for all of them: each takes a second of the processor.
+        One command for all: each run of rabbitmqctl takes 1 s of processor time.
         """
         file = self.directory / f"{secrets.token_hex(4)}.json"
         file.write_text(json.dumps(definitions))
         await self.ctl("import_definitions", str(file))
 
     async def user(self, configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
-        """The node's URL for a new user with these permissions, who stays until the node ends."""
+        """Creates a user with these permissions, until the node stops. Returns the node's URL for this user."""
         name = f"user-{secrets.token_hex(4)}"
         rights = {"configure": configure, "write": write, "read": read}
         await self.define(

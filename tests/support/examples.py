@@ -7,5 +7,5 @@ THOROUGH = "TEST_THOROUGH" in os.environ
 
 
 def examples(count: int) -> int:
-    """`count` in a thorough run, and a fifth of it in one that a person waits for."""
+    """Returns `count` in a thorough run, and a fifth of it (at least 5) otherwise."""
     return count if THOROUGH else max(5, count // 5)

@@ -19,11 +19,11 @@ from tests.support.broker import IMAGE, URL, say, unavailable
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests/node"
 CHROMIUM = "chromium-headless-shell"
-"""The command, and Debian's package that it is in: Chromium without the windows that no test looks at, which cost it as
-much of the processor as the pages do."""
+"""The command and its Debian package. The headless shell draws no windows; drawing them takes as much processor time as
+the pages."""
 
 WHOLE_CHROMIUM = "chromium"
-"""The same with windows; used where only that is installed."""
+"""Chromium with windows, used if the headless shell is not installed."""
 
 HAPROXY = "haproxy"
 """The same."""

@@ -6,7 +6,7 @@ Each run is one pytest process:
     4.0, 4.3     the same, on these releases of RabbitMQ
     unit         the unit tests, on the Python of this machine
     unit-newest  the same, on the newest Python that can be had here
-    newest       the tests that use a broker, on the newest Python; if this is Debian's, on Debian's RabbitMQ of then
+    newest       the tests that use a broker, on the newest Python; if this is Debian's, on that release's RabbitMQ
 
 A release of RabbitMQ is Debian's, if the script `../shared/bin/rabbitmq-release` exists, or else a container image. The
 newest Python is $PYTHON_NEWEST, or a `python3.X` on the PATH that is newer than this one, or else that of Debian's sid

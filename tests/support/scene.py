@@ -34,7 +34,8 @@ PAUSE_S = 0.01
 """Between two events: a hundred a second, a hundred times what all of EVE Online has."""
 
 RECOVERY_LIMIT_S = 6.0
-"""From the end of a cause until the bridge consumes again, on a busy machine; on an idle one it is a tenth of that."""
+"""Longest recovery, from the end of the cause until the bridge consumes again, on a busy machine. An idle machine needs
+a tenth of that."""
 
 LEFTOVERS_LIMIT_S = 45.0
 """Until the broker has missed a connection that is half open, and gives back what it had sent there."""
@@ -185,7 +186,7 @@ class Watched:
 
 
 class Fault:
-    """One fault, from its cause to what came of it, and how things were before it."""
+    """One fault: the state before it, its start and its end."""
 
     def __init__(self, confirmed: set[int], attempts: dict[str, float], gaps: float, lines: dict[str, int]) -> None:
         self.confirmed_before = confirmed
@@ -238,7 +239,7 @@ class Scene:
         self.timing = timing
 
     async def fault(self) -> Fault:
-        """Begins a fault while everything works. `verify` ends it."""
+        """Records the state before a fault. The test causes the fault, and `verify` checks its outcome."""
         await self.fetcher.further(20)
         return Fault(
             set(self.fetcher.confirmed),

@@ -1,6 +1,6 @@
-"""A clock that jumps: where the event loop would wait for a timer, it is that late at once.
+"""A virtual clock: the event loop jumps to its next timer instead of waiting.
 
-Only for tests without sockets, threads and processes: what these bring would come late by that clock.
+Not for tests with sockets, threads or processes, because their events take real time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 LONGEST_S = 3600.0
-"""Of the clock's own time: code that tries again for ever would do so within a second."""
+"""Of virtual time. Code that retries forever reaches this limit within a second of real time."""
 
 
 class VirtualTime:
@@ -31,9 +31,11 @@ class VirtualTime:
         select = selector.select
 
         def select_at_once(timeout_s: float | None) -> object:
-            assert timeout_s is not None, "nothing is due any more: the test would wait for ever"
+            assert timeout_s is not None, "no timer is pending, so the test would wait forever"
             self.now_s += timeout_s
-            assert self.now_s - self._start_s < LONGEST_S, "the test waits for something that does not come"
+            assert self.now_s - self._start_s < LONGEST_S, (
+                f"the test waited longer than {LONGEST_S:g} s of virtual time"
+            )
             return select(0)
 
         monkeypatch.setattr(selector, "select", select_at_once)
