@@ -151,6 +151,7 @@ async def test_page_can_be_used_with_the_keyboard_alone(
     await expect(page.locator("#filter-words")).to_have_text("Filter: event")
 
 
+@pytest.mark.slow
 async def test_page_keeps_no_more_of_a_large_update_than_it_shows(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
@@ -238,7 +239,9 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     await context.close()
 
 
-@pytest.mark.parametrize(("first", "a_second", "updates"), [(5001, 50, 150), (6001, 1000, 600)])
+@pytest.mark.parametrize(
+    ("first", "a_second", "updates"), [(5001, 50, 150), pytest.param(6001, 1000, 600, marks=pytest.mark.slow)]
+)
 async def test_page_stays_calm_while_much_comes(
     first: int,
     a_second: int,

@@ -3,6 +3,8 @@
 from itertools import islice
 from random import Random
 
+import pytest
+
 from tests.conformance import judges, vectors
 from tests.conformance.mutations import Mutator, disagreements
 
@@ -18,6 +20,7 @@ def test_ajv_judges_every_vector_as_the_vector_says(node: str) -> None:
     ] == []
 
 
+@pytest.mark.slow
 def test_validators_agree_on_random_mutations_of_the_vectors(node: str) -> None:
     cases = list(islice(Mutator(Random(SEED)).cases(), COUNT))
     # Where nearly all or nearly none were valid, the mutations would show little.

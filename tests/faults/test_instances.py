@@ -9,6 +9,7 @@ from itertools import chain
 
 import aio_pika
 import orjson
+import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
@@ -197,6 +198,7 @@ async def test_killed_bridge_leaves_to_its_successor_all_that_it_had_not_acknowl
     )
 
 
+@pytest.mark.slow
 async def test_killed_bridge_whose_acknowledgements_were_under_way_costs_nothing_but_the_prefetch_twice(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:

@@ -65,6 +65,7 @@ async def test_password_that_is_changed_is_named_until_it_is_right_again(node_br
         await stage.verify(fault, "the password is changed, and changed back", does)
 
 
+@pytest.mark.slow
 async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_again(node_broker: ControlledNode) -> None:
     """Promise: `/readyz` names the virtual host; with it go the events, but not the bridge."""
     vhost = unique("vhost")
@@ -108,6 +109,7 @@ async def patience(node: ControlledNode, timeout_ms: int, look_ms: int) -> Async
     await node.ctl("eval", setting.format(1_800_000, 60_000))
 
 
+@pytest.mark.slow
 async def test_channel_that_the_broker_closes_with_406_is_opened_again(
     node_broker: ControlledNode,
 ) -> None:

@@ -27,7 +27,11 @@ async def node(node_broker: ControlledNode) -> AsyncIterator[AbstractConnection]
         yield amqp
 
 
-@pytest.mark.parametrize("arguments", [("list",), ("requeue", "--all"), ("purge", "--yes")], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "arguments",
+    [("list",), *(pytest.param(words, marks=pytest.mark.slow) for words in (("requeue", "--all"), ("purge", "--yes")))],
+    ids=lambda words: words[0],
+)
 async def test_queue_that_may_not_be_read_is_named(
     node_broker: ControlledNode, node: AbstractConnection, arguments: tuple[str, ...]
 ) -> None:
@@ -66,6 +70,7 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
     await removed(node, rejects, free, closed)
 
 
+@pytest.mark.slow
 async def test_queue_that_the_bridge_makes_is_none_that_drops_what_is_looked_at(node_broker: ControlledNode) -> None:
     """Promise: whatever the virtual host's default, `list` removes nothing, however often it is run."""
     host = unique("host")

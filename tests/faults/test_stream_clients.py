@@ -79,6 +79,7 @@ async def test_restart_of_the_broker_costs_nothing_but_what_is_told(mortal_broke
             assert datetime.fromisoformat(gap["since"]) < datetime.fromisoformat(gap["until"])
 
 
+@pytest.mark.slow
 async def test_client_that_comes_before_the_broker_is_told_what_it_missed_when_that_is_known(
     mortal_broker: Broker,
 ) -> None:
@@ -105,6 +106,7 @@ async def test_client_that_comes_before_the_broker_is_told_what_it_missed_when_t
             assert (told["complete"], again) == (True, [2, 3, 4])
 
 
+@pytest.mark.slow
 async def test_stream_that_is_deleted_and_made_again_is_told_as_another_one(
     broker: Broker, amqp: AbstractConnection, exchange: str, stream: str
 ) -> None:

@@ -143,6 +143,7 @@ async def test_exchange_that_had_to_be_made_is_told_although_that_connection_fai
     assert consumer.gaps.last == recorder.gaps[0]
 
 
+@pytest.mark.slow
 async def test_what_the_broker_loses_on_its_return_is_told_to_all_who_read_the_stream_then_or_later(
     mortal_broker: Broker,
 ) -> None:

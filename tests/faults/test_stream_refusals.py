@@ -173,6 +173,7 @@ def node_without_streams() -> Iterator[ControlledNode]:
     node.stop()
 
 
+@pytest.mark.slow
 async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_without_streams: ControlledNode) -> None:
     node = node_without_streams
     flags = await node.ctl("list_feature_flags")

@@ -29,6 +29,7 @@ def node() -> Iterator[PrivateNode]:
     node.stop()
 
 
+@pytest.mark.slow
 async def test_a_killed_broker_starts_again_on_its_port_with_its_data(mortal_broker: Broker) -> None:
     await _publish(mortal_broker.url, b"still here")
     mortal_broker.kill()
@@ -37,6 +38,7 @@ async def test_a_killed_broker_starts_again_on_its_port_with_its_data(mortal_bro
     assert await _get(mortal_broker.url) == b"still here"
 
 
+@pytest.mark.slow
 def test_a_private_node_listens_on_loopback_only_and_leaves_no_trace(node: PrivateNode) -> None:
     node.start()
     processes = _processes_of(node.directory)

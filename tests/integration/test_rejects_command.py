@@ -211,7 +211,7 @@ async def test_what_nobody_would_get_is_kept_and_that_is_said(
     await channel.exchange_delete(deaf)
 
 
-@pytest.mark.parametrize("after", [1, 300])
+@pytest.mark.parametrize("after", [1, pytest.param(300, marks=pytest.mark.slow)])
 async def test_requeue_that_is_killed_loses_nothing(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str, after: int
 ) -> None:

@@ -136,6 +136,7 @@ async def test_expiration_that_the_broker_refuses_keeps_no_other_event_from_bein
     assert await numbers_in(amqp, rejects) == [20]
 
 
+@pytest.mark.slow
 async def test_more_names_that_are_none_than_there_are_channels_end_nothing(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
