@@ -76,7 +76,7 @@ async def connected(
     try:
         yield transport.connection
     finally:
-        await _close(connection, line, timing.amqp_close_timeout_s)
+        await _close(connection, line, timing)
 
 
 def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel) -> asyncio.Future[str]:
@@ -253,17 +253,22 @@ def _close_frame(error: BaseException) -> commands.Connection.Close | None:
     return None
 
 
-async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timeout_s: float) -> None:
+async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timing: Timing) -> None:
     # Whatever happens here, the connection is over: the broker may be gone, or stopped, or closing it itself.
     closing = asyncio.ensure_future(connection.close())
-    await asyncio.wait([closing], timeout=timeout_s)
-    # A broker that is short of memory reads no more, and aiormq waits until it has read everything, also when it is
-    # told to give up.
-    line.cut()
-    closing.cancel()
-    await asyncio.wait([closing])
-    if not closing.cancelled():
-        closing.exception()
+    try:
+        await asyncio.wait([closing], timeout=timing.amqp_close_timeout_s)
+    finally:
+        # Also when this task is cancelled. A broker that is short of memory reads no more, and aiormq waits until it
+        # has read everything, also when it is told to give up.
+        line.cut()
+        # First aiormq's own task notes that the connection is closed. Where that task and `closing` are cancelled
+        # together, as at the end of a program, `closing` waits for the note forever, and so does the program.
+        await asyncio.wait([closing], timeout=timing.give_up_s)
+        closing.cancel()
+        await asyncio.wait([closing], timeout=timing.give_up_s)
+        if closing.done() and not closing.cancelled():
+            closing.exception()
     # At once, where the first attempt was given up: it only marks the connection as closed (see _connect).
     await connection.close()
 

@@ -318,3 +318,52 @@ async def test_end_without_an_error_has_words_too(how: str) -> None:
 
 async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
     link.tell_of_blocking(cast("Any", object()), lambda reason: None)
+
+
+class Closing:
+    """A connection whose end depends on its transport, and the transport's factory. `deaf`: no cancellation ends it."""
+
+    def __init__(self, *, deaf: bool = False) -> None:
+        self.cuts = 0
+        self.ended = asyncio.Event()
+        self._cut = asyncio.Event()
+        self._deaf = deaf
+
+    def cut(self) -> None:
+        self.cuts += 1
+        if not self._deaf:
+            self._cut.set()
+
+    async def close(self) -> None:
+        while not self._cut.is_set():
+            try:
+                await self._cut.wait()
+            except asyncio.CancelledError:
+                if not self._deaf:
+                    raise
+        self.ended.set()
+
+
+async def test_close_that_is_cancelled_still_ends_the_connection(clock: VirtualTime) -> None:
+    connection = Closing()
+    closing = asyncio.create_task(link._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # stands in
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert connection.cuts == 1
+    assert connection.ended.is_set()
+
+
+async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: VirtualTime) -> None:
+    connection = Closing(deaf=True)
+    before_s = clock.now_s
+    closing = asyncio.create_task(link._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # stands in
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert clock.now_s - before_s <= 2 * DEFAULT.give_up_s + 0.01
+    # Nothing is left behind.
+    connection._cut.set()
+    await connection.ended.wait()
