@@ -70,6 +70,7 @@ COVER := --cov --cov-append --cov-report=
 OTHERS := --ignore=tests/unit
 else
 UNIT := tests/unit
+COVER :=
 OTHERS := --ignore=tests/unit --ignore=tests/conformance/test_vectors.py
 endif
 WITH_BROKER := $(BIN)/python -m tests.support.broker --hosts=$(WORKERS)
@@ -95,7 +96,7 @@ unit-second: $(READY)
 	@$(BIN)/pytest --quiet $(sort $(wildcard tests/unit/test_[l-z]*.py))
 
 test-all: prepare
-	$(WITH_BROKER) $(MAKE) THOROUGH=1 test test-rest
+	$(WITH_BROKER) $(MAKE) --jobs=1 THOROUGH=1 test test-rest
 
 # Tests marked slow or alone.
 test-rest: prepare

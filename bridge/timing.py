@@ -1,4 +1,4 @@
-"""Every time constant of the bridge that is not a setting, in one frozen value.
+"""The time constants of the bridge's connections, to the broker and to clients, that are no settings: one frozen value.
 
 The bridge runs with `DEFAULT`. A test passes other values, so that a limit of 20 s takes 0.5 s.
 """

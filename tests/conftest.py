@@ -44,7 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     index, count = int(worker["workerid"].removeprefix("gw")), int(worker["workercount"])
     size = (ports._LAST_PORT - ports._FIRST_PORT) // count
-    ports._FIRST_PORT += index * size
+    # A worker that replaces one that crashed has a number beyond the count.
+    ports._FIRST_PORT += index % count * size
     ports._LAST_PORT = ports._FIRST_PORT + size
 
 

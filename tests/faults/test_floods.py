@@ -302,7 +302,8 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """Half a frame keeps nobody from being evicted as idle; a frame that never ends keeps its client, at no cost."""
-    idle = {"BRIDGE_IDLE_TIMEOUT": "1s", "BRIDGE_PING_INTERVAL": "400ms"}
+    # Long enough for the healthy clients to answer in time, with other tests beside them.
+    idle = {"BRIDGE_IDLE_TIMEOUT": "4s", "BRIDGE_PING_INTERVAL": "1s"}
     async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
         before = descriptors(process.process.pid)
         silent, dripping = Flooder(port), Flooder(port)
@@ -318,7 +319,7 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
             line = process.logged("client evicted")
             assert line is not None
             assert (line["reason"], line["code"]) == ("idle", 4009)
-            assert float(str(line["silent_s"])) >= 1
+            assert float(str(line["silent_s"])) >= 4
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
             silent.socket.close()
             await eventually("it is gone", lambda: descriptors(process.process.pid) == before + 1)

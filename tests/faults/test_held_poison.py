@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 PREFETCH, BEHIND = 50, 5
 """Events that are held, and that wait for them."""
 
-LEAVE_LIMIT_S = 2.0
+LEAVE_LIMIT_S = 6.0
 """From the end of the trouble until no event is held any more."""
 
 LASTING_S = 3.0

@@ -92,8 +92,10 @@ async def rejects_are_refused(node: ControlledNode, rejects: str) -> AsyncIterat
     policy = unique("policy")
     full = '{"max-length":0,"overflow":"reject-publish"}'
     await node.ctl("set_policy", "--apply-to", "queues", policy, f"^{rejects}$", full)
-    yield
-    await node.ctl("clear_policy", policy)
+    try:
+        yield
+    finally:
+        await node.ctl("clear_policy", policy)
 
 
 @asynccontextmanager
@@ -105,8 +107,10 @@ async def patience(node: ControlledNode, timeout_ms: int, look_ms: int) -> Async
         "application:set_env(rabbit, consumer_timeout, {}), application:set_env(rabbit, channel_tick_interval, {})."
     )
     await node.ctl("eval", setting.format(timeout_ms, look_ms))
-    yield
-    await node.ctl("eval", setting.format(1_800_000, 60_000))
+    try:
+        yield
+    finally:
+        await node.ctl("eval", setting.format(1_800_000, 60_000))
 
 
 @pytest.mark.slow

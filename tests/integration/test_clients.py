@@ -121,12 +121,12 @@ async def test_both_addresses_of_localhost_answer_on_one_port(
 async def test_silent_client_is_closed_with_4009_while_it_gets_updates_and_one_that_answers_pings_stays(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    flags = {"exchanges": f"{exchange}=killmail", "idle_timeout": "600ms", "ping_interval": "200ms"}
+    flags = {"exchanges": f"{exchange}=killmail", "idle_timeout": "2s", "ping_interval": "500ms"}
     async with running(broker.url, **flags) as bridge:
         silent, answering = await RawClient.open(port_of(bridge)), await RawClient.open(port_of(bridge))
 
         async def answer_pings() -> None:
-            # Ten pings, at 200 ms each, are more than three idle timeouts.
+            # Ten pings, at 500 ms each, are more than two idle timeouts.
             pings = 0
             while pings < 10:
                 if (await answering.frame())[0] == PING:

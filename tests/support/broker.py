@@ -143,23 +143,31 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0].startswith(HOSTS_FLAG):
         count, arguments = max(1, int(arguments[0].removeprefix(HOSTS_FLAG))), arguments[1:]
     if URL or SHARED in os.environ:
-        return subprocess.run(arguments, check=False).returncode
+        return _run(arguments)
     try:
         broker = _found(None)
     except NoBroker as error:
         say(str(error))
-        return subprocess.run(arguments, check=False).returncode  # each test skips or fails with the same reason
+        return _run(arguments)  # each test skips or fails with the same reason
     try:
-        _with_hosts(broker, [MASTER, *(f"gw{number}" for number in range(count))])
+        _with_hosts(broker, [MASTER, *(f"gw{number}" for number in range(count + SPARE_HOSTS))])
         described = json.dumps({"url": broker.url, "origin": broker.origin})
-        with subprocess.Popen(arguments, env={**os.environ, SHARED: described}) as running_command:
-            # Ctrl-C goes to both: the command ends first, and then the broker.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda *_: running_command.terminate())
-            return running_command.wait()
+        return _run(arguments, **{SHARED: described})
     finally:
         broker.stop()
 
+
+def _run(arguments: Sequence[str], **variables: str) -> int:
+    """The exit status of a command, which ends before this process does."""
+    with subprocess.Popen(arguments, env={**os.environ, **variables}) as command:
+        # Ctrl-C goes to both.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: command.terminate())
+        return command.wait()
+
+
+SPARE_HOSTS = 2
+"""For workers that replace crashed ones."""
 
 MASTER = "master"
 """The virtual host of a run without workers."""

@@ -21,6 +21,8 @@ root=$releases/$1
 
 if [ "${PYTHON_RELEASE_INSIDE:-}" != "$$" ]; then
   [ "$(id -u)" = 0 ] || fail "a root file system of Debian's $1 needs root"
+  # Anybody may write to /var/tmp, and what is found here is run as root.
+  [ ! -e "$releases" ] || [ -O "$releases" ] || fail "$releases belongs to another user: remove it, or set PYTHON_RELEASES"
   if ! [ -x "$root/usr/bin/python3" ]; then
     command -v debootstrap >/dev/null || fail "debootstrap is not installed: apt-get install debootstrap"
     mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p' "$sources" 2>/dev/null | head -n 1)

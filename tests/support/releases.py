@@ -83,6 +83,10 @@ class Unavailable(Exception):
     """A release can't be made here; the message is the reason, in one line."""
 
 
+class NotInstallable(Exception):
+    """The lock file or the project can't be installed on a Python: a failure, and no lack of a release."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a run's pytest starts."""
@@ -152,14 +156,17 @@ def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
         place = place_of(name)
     except Unavailable as reason:
         return Row(name, "", None, f"can't be made: {reason}")
+    except NotInstallable as reason:
+        return Row(name, "", Counts(), f"the locked packages can't be installed: {reason}")
     with tempfile.TemporaryDirectory(prefix="edk-bridge-releases-") as folder:
         report = Path(folder) / "junit.xml"
         command = [*place.command, "-m", "pytest", f"--junitxml={report}", *selection(name, part=part, rest=rest)]
         say(f"{name}: {' '.join(command)}")
         code = subprocess.run(command, cwd=ROOT, env=place.environment(), check=False).returncode
         counts = counted(report.read_text()) if report.exists() else Counts()
-    # 0: all passed, 1: some failed. All else is about pytest, such as an interrupt, or arguments that it does not know.
-    return Row(name, place.python, counts, "" if code in {0, 1} else f"pytest ended with {code}")
+    # Any other outcome is an error of pytest, such as an interrupt, an unknown argument, or no pytest at all.
+    has_run = (code == 0 and counts.passed > 0) or (code == 1 and counts.failed > 0)
+    return Row(name, place.python, counts, "" if has_run else f"pytest ended with {code}")
 
 
 def selection(name: str, *, part: bool, rest: Sequence[str]) -> list[str]:
@@ -191,7 +198,10 @@ def place_of(name: str) -> Place:
 
 
 def newest_python() -> Place:
-    """The newest Python here, in an environment of its own with the locked packages. Raises Unavailable."""
+    """The newest Python here, in an environment of its own with the locked packages.
+
+    Raises Unavailable and NotInstallable.
+    """
     own = os.environ.get("PYTHON_NEWEST") or newer_on_path(os.environ.get("PATH", ""), sys.version_info.minor)
     into = () if own else (str(PYTHON_RELEASE), "sid", "--")
     python = (*into, own or "python3")
@@ -205,8 +215,11 @@ def newest_python() -> Place:
         say(f"making {folder.relative_to(ROOT)} with Python {version}")
         install = (*inside, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps")
         output_of([*python, "-m", "venv", "--clear", str(folder)])
-        output_of([*install, "--require-hashes", "-r", str(lock)])
-        output_of([*install, "--no-build-isolation", "--editable", str(ROOT)])
+        try:
+            output_of([*install, "--require-hashes", "-r", str(lock)])
+            output_of([*install, "--no-build-isolation", "--editable", str(ROOT)])
+        except Unavailable as error:
+            raise NotInstallable(str(error)) from error
         ready.write_text(made_from)
     # In Debian's root there is no broker but its own.
     return Place(version, inside, NO_ENGINE if into else None)

@@ -240,6 +240,10 @@ class Scene:
 
     async def fault(self) -> Fault:
         """Records the state before a fault. The test causes the fault, and `verify` checks its outcome."""
+        # An earlier test that failed may have left these as they were.
+        self.fetcher.go_on()
+        for bridge in self.bridges.values():
+            bridge.lie_s = 0.0
         await self.fetcher.further(20)
         return Fault(
             set(self.fetcher.confirmed),
