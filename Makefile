@@ -59,7 +59,8 @@ demo: $(READY)
 	@$(BIN)/edk-bridge demo $(FLAGS)
 
 # tests/README.md says what is in each tier.
-WORKERS ?= 2
+# A broker of one's own has a single virtual host, which workers can't share.
+WORKERS ?= $(if $(TEST_AMQP_URL),1,2)
 # THOROUGH=1 tries all examples of the property-based tests, and measures branch coverage.
 THOROUGH ?=
 ifdef THOROUGH
