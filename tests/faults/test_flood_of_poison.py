@@ -102,7 +102,7 @@ async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in
         assert [orjson.loads(payload)["data"]["killmailId"] for opcode, payload in frames if opcode == TEXT] == list(
             range(COUNT)
         )
-        found = [(m.body, m.headers["x-reject-reason"]) for m in await take(amqp, rejects, COUNT)]
+        found = [(m.body, m.headers["x-reject-reason"]) for m in await take(amqp, rejects, COUNT, limit_s=60)]
         assert len(found) == COUNT
         assert dict(found) == reasons
         assert await depth(amqp, rejects) == 0
