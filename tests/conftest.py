@@ -4,7 +4,6 @@ None of the fixtures does anything for a test that does not ask for it.
 """
 
 import asyncio
-import gc
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -84,12 +83,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the longest scopes first, so that the workers finish at about the same time."""
     order = {NODE_SCOPE: 0, BROWSER_SCOPE: 1}
     items.sort(key=lambda item: order.get(scope_of(item.nodeid.partition("::")[0]), 2))
-
-
-def pytest_collection_finish() -> None:
-    """Excludes the collected tests from garbage collection, which would scan them again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

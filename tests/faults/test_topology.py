@@ -1,27 +1,21 @@
 """What the bridges consume from is taken away, or becomes something else."""
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 import aio_pika
-import orjson
 import pytest
 import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 from pamqp import commands, frame
 
-from bridge.app import Bridge
 from bridge.demo.broker import Broker
-from tests.support.clients import RawClient
 from tests.support.frames import split_frames
-from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
-from tests.support.publishing import observer, publish
-from tests.support.running import port_of, running, sample, unique
+from tests.support.publishing import observer
 from tests.support.scene import NAMED, Scene, scene
-from tests.support.waiting import eventually
 
-on_stage = pytest.mark.asyncio(loop_scope="module")
+# No test here has a loop of its own: the stage would stand still meanwhile, with requests that time out.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def remake(amqp: AbstractConnection, exchange: str, kind: aio_pika.ExchangeType) -> None:
@@ -92,7 +86,6 @@ async def observing(broker: Broker) -> AsyncIterator[AbstractConnection]:
         yield connection
 
 
-@on_stage
 async def test_queue_that_is_deleted_is_made_again(stage: Scene, observing: AbstractConnection) -> None:
     """Promise: a queue that is gone is said, and made again at once; what was in it is gone with it."""
     fault = await stage.fault()
@@ -106,7 +99,6 @@ async def test_queue_that_is_deleted_is_made_again(stage: Scene, observing: Abst
     assert recovered["gap_possible"] is True
 
 
-@on_stage
 async def test_consumer_that_the_broker_cancels_consumes_again(stage: Scene) -> None:
     """Promise: a cancelled consumer is no silence for ever, though the connection lives."""
     fault = await stage.fault()
@@ -118,7 +110,6 @@ async def test_consumer_that_the_broker_cancels_consumes_again(stage: Scene) -> 
         assert "cancelled the consumer" in str(said["error"])
 
 
-@on_stage
 async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
     stage: Scene, observing: AbstractConnection
 ) -> None:
@@ -132,7 +123,6 @@ async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
     await stage.verify(fault, what, does, kept=False, noticed=())
 
 
-@on_stage
 async def test_exchange_that_is_deleted_is_made_again(stage: Scene, observing: AbstractConnection) -> None:
     """Promise: an exchange that is gone is missed within 1.5 s, and made as at the start."""
     fault = await stage.fault()
@@ -143,7 +133,6 @@ async def test_exchange_that_is_deleted_is_made_again(stage: Scene, observing: A
     await stage.verify(fault, "the exchange is deleted", "makes it again within 1.5 s", kept=False, noticed=None)
 
 
-@on_stage
 async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_another(
     stage: Scene, observing: AbstractConnection
 ) -> None:
@@ -159,7 +148,6 @@ async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_an
     await stage.verify(fault, what, "names it in `/readyz`, tries again", kept=False)
 
 
-@on_stage
 async def test_exchange_that_becomes_a_topic_exchange_is_consumed_from(
     stage: Scene, observing: AbstractConnection
 ) -> None:
@@ -172,84 +160,3 @@ async def test_exchange_that_becomes_a_topic_exchange_is_consumed_from(
     fault = await stage.fault()
     await remake(observing, stage.exchange, aio_pika.ExchangeType.TOPIC)
     await stage.verify(fault, "and that is deleted and made again", "binds it again", kept=False, noticed=())
-
-
-async def looked_at(bridge: Bridge) -> None:
-    """Returns after the next check."""
-    status = bridge._consumer.status
-    before_s = status.proven_s
-    await eventually("the topology is looked at", lambda: status.proven_s != before_s)
-
-
-KINDS: list[dict[str, Any]] = [
-    {"type": "fanout", "durable": False},
-    {"type": "topic", "durable": True},
-    {"type": "topic", "durable": False},
-    {"type": "headers", "durable": True},
-    {"type": "fanout", "durable": True, "arguments": {"alternate-exchange": "amq.fanout"}},
-]
-
-
-async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broker, amqp: AbstractConnection) -> None:
-    """Promise: looking after an exchange changes nothing about it, and is no reason for an outage."""
-    exchanges = {unique("exchange"): kind for kind in KINDS}
-    channel = await amqp.channel()
-    for name, kind in exchanges.items():
-        await channel.declare_exchange(name, **kind)
-    async with running(broker.url, exchanges=",".join(f"{name}=killmail" for name in exchanges)) as bridge:
-        client = await RawClient.open(port_of(bridge))
-        for _ in range(2):
-            await looked_at(bridge)
-        for number, name in enumerate(exchanges):
-            await publish(amqp, name, killmail(number))
-            assert orjson.loads(await client.text())["data"]["killmailId"] == number
-        assert sample(bridge, "bridge_broker_losses_total") == 0
-        await client.close()
-    for name, kind in exchanges.items():
-        await channel.declare_exchange(name, **kind)
-        await channel.exchange_delete(name)
-
-
-OWNED: list[dict[str, Any]] = [each for each in KINDS if "arguments" not in each]
-
-
-@pytest.mark.parametrize("kind", OWNED, ids=lambda kind: f"{kind['type']}-{kind['durable']}")
-async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
-    kind: dict[str, Any], broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    """Promise: whoever declared an exchange can declare it again as before, after the bridge has missed it."""
-    channel = await amqp.channel()
-    await channel.declare_exchange(exchange, **kind)
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
-        await channel.exchange_delete(exchange)
-        await eventually("it is missed", lambda: sample(bridge, "bridge_broker_losses_total"))
-        await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
-        await channel.declare_exchange(exchange, **kind)
-        await publish(amqp, exchange, killmail(1))
-        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
-        await client.close()
-
-
-async def test_exchange_that_only_its_owner_can_make_again_is_waited_for(
-    broker: Broker, amqp: AbstractConnection, exchange: str
-) -> None:
-    """Promise: an exchange with arguments of its own is replaced by no other; `/readyz` names it until it is back."""
-    kind: dict[str, Any] = {"type": "fanout", "durable": True, "arguments": {"alternate-exchange": "amq.fanout"}}
-    channel = await amqp.channel()
-    await channel.declare_exchange(exchange, **kind)
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        client = await RawClient.open(port_of(bridge))
-        await channel.exchange_delete(exchange)
-        words = f"the exchange '{exchange}' is gone"
-
-        def named() -> bool:
-            report = bridge.readiness.report()[1]["broker"]
-            return isinstance(report, dict) and words in str(report["last_error"])
-
-        await eventually("it is named", named)
-        await channel.declare_exchange(exchange, **kind)
-        await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
-        await publish(amqp, exchange, killmail(1))
-        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
-        await client.close()

@@ -69,6 +69,7 @@ PART = (
     "tests/integration/test_stream.py",
     "tests/faults/test_broker.py",
     "tests/faults/test_cluster.py",
+    "tests/faults/test_exchanges.py",
     "tests/faults/test_operator.py",
     "tests/faults/test_stream_refusals.py",
     "tests/faults/test_topology.py",

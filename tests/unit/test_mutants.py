@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.mutants import Usage, change, changed, named, summary, unit_tests_of
+
+with_git = pytest.mark.skipif(shutil.which("git") is None, reason="changes are what git says, and git is not here")
 
 ORIGINAL = """import os
 
@@ -101,12 +104,14 @@ def test_argument_that_is_no_module_is_refused_by_its_name(argument: str, proble
         named(["bridge/one.py", argument], tree)
 
 
+@with_git
 def test_without_a_commit_to_compare_with_modules_must_be_named(tree: Path) -> None:
     git(tree, "init")
     with pytest.raises(Usage, match="name the modules in FLAGS"):
         changed(tree)
 
 
+@with_git
 def test_changed_are_modules_of_commits_of_the_working_tree_and_new_ones(tree: Path) -> None:
     git(tree, "init")
     git(tree, "add", ".")

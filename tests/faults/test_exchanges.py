@@ -1,0 +1,96 @@
+"""Exchanges of every kind are used as they are, and made again as their owners made them."""
+
+from typing import Any
+
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from bridge.app import Bridge
+from bridge.demo.broker import Broker
+from tests.support.clients import RawClient
+from tests.support.killmail import killmail
+from tests.support.publishing import publish
+from tests.support.running import port_of, running, sample, unique
+from tests.support.waiting import eventually
+
+
+async def looked_at(bridge: Bridge) -> None:
+    """Returns after the next check."""
+    status = bridge._consumer.status
+    before_s = status.proven_s
+    await eventually("the topology is looked at", lambda: status.proven_s != before_s)
+
+
+KINDS: list[dict[str, Any]] = [
+    {"type": "fanout", "durable": False},
+    {"type": "topic", "durable": True},
+    {"type": "topic", "durable": False},
+    {"type": "headers", "durable": True},
+    {"type": "fanout", "durable": True, "arguments": {"alternate-exchange": "amq.fanout"}},
+]
+
+
+async def test_exchange_of_any_kind_that_delivers_is_used_as_it_is(broker: Broker, amqp: AbstractConnection) -> None:
+    """Promise: looking after an exchange changes nothing about it, and is no reason for an outage."""
+    exchanges = {unique("exchange"): kind for kind in KINDS}
+    channel = await amqp.channel()
+    for name, kind in exchanges.items():
+        await channel.declare_exchange(name, **kind)
+    async with running(broker.url, exchanges=",".join(f"{name}=killmail" for name in exchanges)) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        for _ in range(2):
+            await looked_at(bridge)
+        for number, name in enumerate(exchanges):
+            await publish(amqp, name, killmail(number))
+            assert orjson.loads(await client.text())["data"]["killmailId"] == number
+        assert sample(bridge, "bridge_broker_losses_total") == 0
+        await client.close()
+    for name, kind in exchanges.items():
+        await channel.declare_exchange(name, **kind)
+        await channel.exchange_delete(name)
+
+
+OWNED: list[dict[str, Any]] = [each for each in KINDS if "arguments" not in each]
+
+
+@pytest.mark.parametrize("kind", OWNED, ids=lambda kind: f"{kind['type']}-{kind['durable']}")
+async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
+    kind: dict[str, Any], broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """Promise: whoever declared an exchange can declare it again as before, after the bridge has missed it."""
+    channel = await amqp.channel()
+    await channel.declare_exchange(exchange, **kind)
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        await channel.exchange_delete(exchange)
+        await eventually("it is missed", lambda: sample(bridge, "bridge_broker_losses_total"))
+        await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
+        await channel.declare_exchange(exchange, **kind)
+        await publish(amqp, exchange, killmail(1))
+        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
+        await client.close()
+
+
+async def test_exchange_that_only_its_owner_can_make_again_is_waited_for(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """Promise: an exchange with arguments of its own is replaced by no other; `/readyz` names it until it is back."""
+    kind: dict[str, Any] = {"type": "fanout", "durable": True, "arguments": {"alternate-exchange": "amq.fanout"}}
+    channel = await amqp.channel()
+    await channel.declare_exchange(exchange, **kind)
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        await channel.exchange_delete(exchange)
+        words = f"the exchange '{exchange}' is gone"
+
+        def named() -> bool:
+            report = bridge.readiness.report()[1]["broker"]
+            return isinstance(report, dict) and words in str(report["last_error"])
+
+        await eventually("it is named", named)
+        await channel.declare_exchange(exchange, **kind)
+        await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
+        await publish(amqp, exchange, killmail(1))
+        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
+        await client.close()
