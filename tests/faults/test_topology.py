@@ -54,7 +54,8 @@ class _Line:
                 self._consumer = channel, value.consumer_tag or ""
         if self._consumer and self._canceller.due:
             self._canceller.due -= 1
-            channel, tag = self._consumer
+            # Once for each consumer: the other bridge's is due too, and its next bytes may come later.
+            (channel, tag), self._consumer = self._consumer, None
             # Between two messages: a frame may not come between the parts of one.
             sent += frame.marshal(commands.Basic.Cancel(tag, nowait=True), channel)
         return sent
