@@ -193,7 +193,7 @@ class FakeAmqp:
     async def _Connection__handle_connection_blocked(self, frame: object) -> None:  # noqa: N802 - aiormq's own name
         pass
 
-    async def _Connection__handle_connection_unblocked(self, frame: object) -> None:  # noqa: N802 - the same
+    async def _Connection__handle_connection_unblocked(self, frame: object) -> None:  # noqa: N802 - aiormq's own name
         pass
 
     async def block(self, reason: str) -> None:

@@ -346,7 +346,7 @@ class Closing:
 
 async def test_close_that_is_cancelled_still_ends_the_connection(clock: VirtualTime) -> None:
     connection = Closing()
-    closing = asyncio.create_task(link._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # stands in
+    closing = asyncio.create_task(link._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # a fake for both
     await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -358,7 +358,7 @@ async def test_close_that_is_cancelled_still_ends_the_connection(clock: VirtualT
 async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: VirtualTime) -> None:
     connection = Closing(deaf=True)
     before_s = clock.now_s
-    closing = asyncio.create_task(link._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # stands in
+    closing = asyncio.create_task(link._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # a fake for both
     await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
