@@ -12,7 +12,7 @@ from bridge.demo.broker import Broker
 from tests.support.frames import split_frames
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import observer
-from tests.support.scene import NAMED, Scene, scene
+from tests.support.scene import NAMED, Fault, Scene, scene
 
 # No test here has a loop of its own: the stage would stand still meanwhile, with requests that time out.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -24,6 +24,13 @@ async def remake(amqp: AbstractConnection, exchange: str, kind: aio_pika.Exchang
     await channel.exchange_delete(exchange)
     await channel.declare_exchange(exchange, kind, durable=True)
     await channel.close()
+
+
+def assert_lost_only_between(stage: Scene, fault: Fault) -> None:
+    """No bridge left its connection, unless its check came after the exchange was deleted and before it was back."""
+    for bridge in stage.bridges.values():
+        errors = [str(line["error"]) for line in fault.lines(bridge, "broker lost")]
+        assert all(error.startswith("NOT_FOUND - no exchange") for error in errors), errors
 
 
 class Canceller:
@@ -121,7 +128,8 @@ async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
     fault = await stage.fault()
     await remake(observing, stage.exchange, aio_pika.ExchangeType.FANOUT)
     what, does = "the exchange is deleted and made again at once", "binds its queue again within 1.5 s"
-    await stage.verify(fault, what, does, kept=False, noticed=())
+    await stage.verify(fault, what, does, kept=False, noticed=None)
+    assert_lost_only_between(stage, fault)
 
 
 async def test_exchange_that_is_deleted_is_made_again(stage: Scene, observing: AbstractConnection) -> None:
@@ -132,6 +140,7 @@ async def test_exchange_that_is_deleted_is_made_again(stage: Scene, observing: A
     await channel.close()
     # Where one bridge has made it again, the other finds it there, and binds its queue.
     await stage.verify(fault, "the exchange is deleted", "makes it again within 1.5 s", kept=False, noticed=None)
+    assert any(fault.lines(bridge, "broker lost") for bridge in stage.bridges.values())
 
 
 async def test_exchange_that_becomes_a_direct_exchange_is_refused_until_it_is_another(
@@ -160,4 +169,5 @@ async def test_exchange_that_becomes_a_topic_exchange_is_consumed_from(
     assert fault.lines(stage.named, "broker refuses; trying again") == []
     fault = await stage.fault()
     await remake(observing, stage.exchange, aio_pika.ExchangeType.TOPIC)
-    await stage.verify(fault, "and that is deleted and made again", "binds it again", kept=False, noticed=())
+    await stage.verify(fault, "and that is deleted and made again", "binds it again", kept=False, noticed=None)
+    assert_lost_only_between(stage, fault)
