@@ -22,12 +22,11 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped] 
 from bridge.demo import ports
 from bridge.demo.broker import Broker, NoBroker
 from bridge.demo.node import installed_server
-from tests.support.broker import origins, running, shared, started_node, unavailable
-from tests.support.control import ControlledNode
+from tests.support.broker import ControlledNode, origins, running, shared, started_node, unavailable
 from tests.support.prepare import NODE
 from tests.support.running import unique
 
-pytest_plugins = ["tests.support.releases_marker"]
+pytest_plugins = ["tests.support.figures", "tests.support.releases_marker"]
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -1,6 +1,12 @@
-"""What the faults cost in this run, as the table that the README shows."""
+"""What the faults cost in this run, as the table that the README shows. `--figures` prints it.
 
-from dataclasses import dataclass
+This module is a plugin of pytest as well: workers hand their rows on to the process that prints the table.
+"""
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import pytest
 
 HEADS = ("fault", "what the bridge does", "lost", "doubled", "consuming again after")
 
@@ -29,3 +35,24 @@ def table() -> str:
     lines = [f"| {' | '.join(HEADS)} |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {row.fault} | {row.does} | {row.lost} | {row.doubled} | {row.after} |" for row in rows]
     return "\n".join(lines)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", action="store_true", help="print what each fault cost, as a table")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["figures"] = [astuple(row) for row in rows]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for row in getattr(node, "workeroutput", {}).get("figures", ()):
+        record(*row)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--figures") and rows:
+        terminalreporter.write_line(f"\n{table()}\n")
