@@ -31,8 +31,17 @@ class Shared:
     rejects: str
 
 
+@pytest_asyncio.fixture(loop_scope="module")
+async def shared(amqp: AbstractConnection, of_all_tests: Shared) -> Shared:
+    """The bridge of all tests. Its rejects queue is empty, even if an earlier test failed."""
+    channel = await amqp.channel()
+    await (await channel.get_queue(of_all_tests.rejects, ensure=False)).purge()
+    await channel.close()
+    return of_all_tests
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Shared]:
+async def of_all_tests(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Shared]:
     """Started once; it makes the exchange and the queue for rejected events itself."""
     async with module_loop.own(amqp, "exchange") as exchange, module_loop.own(amqp, "rejects") as rejects:
         flags = {"reject_exchange": rejects, "instance": "here", "max_message_bytes": 4096}
