@@ -1,6 +1,6 @@
 """`python -m tests.support.releases`: runs the tests on several releases of RabbitMQ and of Python; prints a table.
 
-Each run is one pytest process:
+The runs:
 
     own          the tests that use a broker, on the RabbitMQ and the Python of this machine
     4.0, 4.3     the same, on these releases of RabbitMQ
@@ -70,6 +70,7 @@ PART = (
     "tests/faults/test_broker.py",
     "tests/faults/test_cluster.py",
     "tests/faults/test_exchanges.py",
+    "tests/faults/test_held_poison.py",
     "tests/faults/test_operator.py",
     "tests/faults/test_stream_refusals.py",
     "tests/faults/test_topology.py",
@@ -120,6 +121,16 @@ class Counts:
     rabbitmq: str = ""
     """The versions of the brokers that were used."""
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.expected_failures + other.expected_failures,
+            self.skipped + other.skipped,
+            self.seconds + other.seconds,
+            ", ".join(sorted({*filter(None, (self.rabbitmq, other.rabbitmq))})),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -159,25 +170,36 @@ def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
         return Row(name, "", None, f"can't be made: {reason}")
     except NotInstallable as reason:
         return Row(name, "", Counts(), f"the locked packages can't be installed: {reason}")
-    with tempfile.TemporaryDirectory(prefix="edk-bridge-releases-") as folder:
-        report = Path(folder) / "junit.xml"
-        command = [*place.command, "-m", "pytest", f"--junitxml={report}", *selection(name, part=part, rest=rest)]
-        say(f"{name}: {' '.join(command)}")
-        code = subprocess.run(command, cwd=ROOT, env=place.environment(), check=False).returncode
-        counts = counted(report.read_text()) if report.exists() else Counts()
-    # Any other outcome is an error of pytest, such as an interrupt, an unknown argument, or no pytest at all.
-    has_run = (code == 0 and counts.passed > 0) or (code == 1 and counts.failed > 0)
-    return Row(name, place.python, counts, "" if has_run else f"pytest ended with {code}")
+    total, reasons = Counts(), []
+    for arguments in selections(name, part=part, rest=rest):
+        with tempfile.TemporaryDirectory(prefix="edk-bridge-releases-") as folder:
+            report = Path(folder) / "junit.xml"
+            command = [*place.command, "-m", "pytest", f"--junitxml={report}", *arguments]
+            say(f"{name}: {' '.join(command)}")
+            code = subprocess.run(command, cwd=ROOT, env=place.environment(), check=False).returncode
+            counts = counted(report.read_text()) if report.exists() else Counts()
+        total += counts
+        # Any other outcome is an error of pytest, such as an interrupt, an unknown argument, or no pytest at all.
+        if not ((code == 0 and counts.passed > 0) or (code == 1 and counts.failed > 0)):
+            reasons.append(f"pytest ended with {code}")
+    return Row(name, place.python, total, "; ".join(reasons))
 
 
-def selection(name: str, *, part: bool, rest: Sequence[str]) -> list[str]:
-    """The arguments that choose the tests of a run. Paths in `rest` replace its folders."""
+def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]:
+    """The arguments of each pytest process of a run.
+
+    Tests marked `alone` are in a second process without workers. A part does without them. Paths in `rest` replace the
+    folders, and all tests are in one process.
+    """
     paths = any((ROOT / argument.partition("::")[0]).exists() for argument in rest if not argument.startswith("-"))
     if name in {UNIT, UNIT_NEWEST}:
-        return [*([] if paths else ["tests/unit", "--numprocesses=auto", "--dist=worksteal"]), *rest]
-    folders = () if paths else PART if part else FOLDERS
+        return [[*([] if paths else ["tests/unit", "--numprocesses=auto", "--dist=worksteal"]), *rest]]
+    if paths:
+        return [["--uses-broker", *rest]]
     ignored = [f"--ignore=tests/integration/test_{what}.py" for what in BESIDE_THE_BROKER]
-    return [*folders, *ignored, "--uses-broker", "-m", "not alone", *WORKERS, *rest]
+    chosen = [*(PART if part else FOLDERS), *ignored, "--uses-broker"]
+    shared = [*chosen, "-m", "not alone", *WORKERS, *rest]
+    return [shared] if part else [shared, [*chosen, "-m", "alone", *rest]]
 
 
 def place_of(name: str) -> Place:

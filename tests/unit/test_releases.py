@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import releases
-from tests.support.releases import Counts, Place, Row, Unavailable, counted, newer_on_path, selection, table
+from tests.support.releases import Counts, Place, Row, Unavailable, counted, newer_on_path, selections, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +26,12 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 <testcase name="is skipped"><skipped type="pytest.skip" message="why" /></testcase>
 </testsuite></testsuites>
 """
+
+
+A_TEST = "tests/faults/test_line.py::test_x"
+BROKER = ["--uses-broker"]
+SHARED = [*BROKER, "-m", "not alone", *releases.WORKERS]
+ALONE = [*BROKER, "-m", "alone"]
 
 
 def executable(path: Path, text: str) -> Path:
@@ -68,23 +74,29 @@ def test_row_is_bad_if_a_test_or_pytest_failed_and_not_if_there_is_no_such_relea
 @pytest.mark.parametrize(
     ("name", "part", "rest", "tests"),
     [
-        ("own", False, [], list(releases.FOLDERS)),
-        ("own", True, [], list(releases.PART)),
-        ("own", True, ["tests/faults/test_line.py::test_x", "-x"], ["tests/faults/test_line.py::test_x", "-x"]),
-        ("own", False, ["-k", "stream"], [*releases.FOLDERS, "-k", "stream"]),
-        ("unit", True, [], ["tests/unit", "--numprocesses=auto", "--dist=worksteal"]),
-        ("unit-newest", False, ["tests/unit/test_log.py"], ["tests/unit/test_log.py"]),
+        ("own", False, [], [[*releases.FOLDERS, *SHARED], [*releases.FOLDERS, *ALONE]]),
+        ("own", True, [], [[*releases.PART, *SHARED]]),
+        ("own", True, [A_TEST, "-x"], [[*BROKER, A_TEST, "-x"]]),
+        (
+            "own",
+            False,
+            ["-k", "stream"],
+            [[*releases.FOLDERS, *SHARED, "-k", "stream"], [*releases.FOLDERS, *ALONE, "-k", "stream"]],
+        ),
+        ("unit", True, [], [["tests/unit", "--numprocesses=auto", "--dist=worksteal"]]),
+        ("unit-newest", False, ["tests/unit/test_log.py"], [["tests/unit/test_log.py"]]),
     ],
 )
-def test_paths_replace_the_tests_of_a_run(name: str, part: bool, rest: list[str], tests: list[str]) -> None:
-    chosen = selection(name, part=part, rest=rest)
-    only_brokers = ["--uses-broker", "-m", "not alone", *releases.WORKERS]
-    assert [a for a in chosen if not a.startswith("--ignore=") and a not in only_brokers] == tests
-    assert ("--uses-broker" in chosen) is (name == "own")
+def test_paths_replace_the_tests_of_a_run(name: str, part: bool, rest: list[str], tests: list[list[str]]) -> None:
+    found = [
+        [argument for argument in arguments if not argument.startswith("--ignore=")]
+        for arguments in selections(name, part=part, rest=rest)
+    ]
+    assert found == tests
 
 
 def test_what_is_left_out_and_what_is_a_part_exists() -> None:
-    ignored = [text.removeprefix("--ignore=") for text in selection("own", part=False, rest=[]) if "ignore" in text]
+    ignored = [text.removeprefix("--ignore=") for text in selections("own", part=False, rest=[])[0] if "ignore" in text]
     assert len(ignored) == len(releases.BESIDE_THE_BROKER)
     assert [path for path in (*ignored, *releases.PART, *releases.FOLDERS) if not (releases.ROOT / path).exists()] == []
 
@@ -179,7 +191,15 @@ def test_run_is_a_row_with_what_pytest_reports_and_how_it_ended(
     copy = f'cp "{report}" "${{3#--junitxml=}}"' if reports else ""
     python = executable(tmp_path / "python", f"{copy}\nexit {code}")
     monkeypatch.setattr(releases, "place_of", lambda _name: Place("3.11.7", (str(python),)))
-    assert releases.run("own", part=False, rest=[]) == row
+    assert releases.run("own", part=True, rest=[]) == row
+
+
+def test_row_of_a_run_with_several_processes_is_their_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(JUNIT)
+    python = executable(tmp_path / "python", f'cp "{report}" "${{3#--junitxml=}}"\nexit 1')
+    monkeypatch.setattr(releases, "place_of", lambda _name: Place("3.11.7", (str(python),)))
+    assert releases.run("own", part=False, rest=[]).counts == Counts(4, 8, 2, 2, 123.0, "4.3.6")
 
 
 def test_exit_status_and_table_are_of_the_runs_that_were_asked_for(
