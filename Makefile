@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tests start hundreds of Python processes, and each would compile the bridge.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Its name says which Python .venv was made with: another one makes it anew, and so does a change of what is installed.
 READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
@@ -99,10 +101,11 @@ unit-second: $(READY)
 test-all: prepare
 	$(WITH_BROKER) $(MAKE) --jobs=1 THOROUGH=1 test test-rest
 
-# Tests marked slow or alone.
+# Tests marked slow or alone, without coverage: they reach no line that the others don't, and would take longer.
 test-rest: prepare
-	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'slow and not alone' $(COVER)
-	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone $(if $(COVER),--cov --cov-append --cov-fail-under=95)
+	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'slow and not alone'
+	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone
+	$(if $(THOROUGH),$(BIN)/coverage report --fail-under=95)
 
 test-releases: prepare
 	$(BIN)/python -m tests.support.releases $(FLAGS)
@@ -137,10 +140,10 @@ format: $(READY)
 	$(BIN)/ruff format
 
 contract: $(READY)
-	$(BIN)/python -m tests.support.contract
+	$(BIN)/python -m tests.support.generated contract
 
 readme: $(READY)
-	$(BIN)/python -m tests.support.readme
+	$(BIN)/python -m tests.support.generated readme
 
 lock: $(READY)
 	$(COMPILE) pyproject.toml --output-file requirements.lock

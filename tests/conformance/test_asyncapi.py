@@ -12,7 +12,7 @@ from bridge.contract import catalog
 from bridge.demo.broker import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import get
-from tests.support.contract import ASYNCAPI, asyncapi_document
+from tests.support.generated import ASYNCAPI, asyncapi_document
 from tests.support.prepare import NODE
 from tests.support.running import port_of, running
 from tests.support.waiting import LIMIT_S

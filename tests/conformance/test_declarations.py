@@ -8,8 +8,8 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.contract import catalog
 from bridge.demo.broker import Broker
-from tests.support.contract import DECLARATIONS, declarations
 from tests.support.followers import node_line, node_program
+from tests.support.generated import DECLARATIONS, declarations
 from tests.support.killmail import EXAMPLE
 from tests.support.prepare import NODE
 from tests.support.publishing import publish

@@ -14,7 +14,7 @@ from tests.support import figures
 from tests.support.clients import CLOSE, RawClient, client_frame, request
 from tests.support.healthy import COUNT, healthy_clients
 from tests.support.process_stats import MB, Memory, descriptors, metric
-from tests.support.running import UNMEASURED, bridge_process
+from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 
 STALLED = 500
@@ -128,7 +128,7 @@ async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """A storm of connects and disconnects costs no update, no descriptor and no memory that stays."""
-    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNMEASURED) as process:
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:

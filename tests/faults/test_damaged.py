@@ -11,7 +11,7 @@ import pytest
 
 from bridge.broker.lane import BODY, DELIVER, EMPTY_HEADER, HEADER, METHOD
 from tests.support.clients import RawClient
-from tests.support.frames import payload_of, split_frames, with_payload
+from tests.support.fake_amqp import payload_of, split_frames, with_payload
 from tests.support.killmail import killmail
 from tests.support.proxy import proxy
 from tests.support.publishing import depth, publish

@@ -15,11 +15,11 @@ from bridge.demo.broker import Broker
 from tests.bench.amqp import Channel, Publication
 from tests.support import figures
 from tests.support.clients import TEXT, close_all, collectors, get, server_frames
-from tests.support.frames import payload_of, split_frames
+from tests.support.fake_amqp import payload_of, split_frames
 from tests.support.killmail import killmail
 from tests.support.proxy import proxy
 from tests.support.publishing import bind, depth, publish, take
-from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
+from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,6 @@ async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
         "BRIDGE_REJECT_EXCHANGE": rejects,
         "BRIDGE_MAX_MESSAGE_BYTES": str(MAX_MESSAGE_BYTES),
-        **UNMEASURED,
     }
     events = [body for number, invalid in enumerate(reasons) for body in (invalid, orjson.dumps(killmail(number)))]
     async with bridge_process(broker.url, **variables) as process:

@@ -26,7 +26,7 @@ from tests.support.certificates import certificate
 from tests.support.clients import PING, PONG, TEXT, client_frame, request
 from tests.support.healthy import COUNT, Stream, healthy_clients
 from tests.support.process_stats import MB, Memory, cpu_s, descriptors, metric
-from tests.support.running import UNMEASURED, BridgeProcess, bridge_process
+from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 alone = pytest.mark.alone
@@ -64,7 +64,7 @@ TOGETHER_DELAY_S = 0.25
 CPU_SHARE = 0.6
 """Of a processor, at most, for a flood by hundreds of clients, their handshakes, and the updates that they get too."""
 
-VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB", **UNMEASURED}
+VARIABLES = {"BRIDGE_LOG_BYTES": "1 MiB", "BRIDGE_MAX_MESSAGE_BYTES": "100 KiB"}
 
 
 def head(opcode: int, length: int, *, fin: bool = True) -> bytes:

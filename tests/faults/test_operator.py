@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
+from tests.support.broker import PASSWORD, ControlledNode
 from tests.support.clients import RawClient, get
-from tests.support.control import PASSWORD, ControlledNode
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish, take
 from tests.support.releases_marker import release_of, version_of

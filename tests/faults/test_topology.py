@@ -9,7 +9,7 @@ from aio_pika.abc import AbstractConnection
 from pamqp import commands, frame
 
 from bridge.demo.broker import Broker
-from tests.support.frames import split_frames
+from tests.support.fake_amqp import split_frames
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import observer
 from tests.support.scene import NAMED, Fault, Scene, scene

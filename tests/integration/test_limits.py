@@ -22,10 +22,9 @@ from bridge.fanout import server
 from bridge.fanout.handshake import MAX_REQUEST_BYTES
 from bridge.lines import MOST
 from tests.support import module_loop
-from tests.support.clients import RawClient, request
-from tests.support.handshakes import PENDING, answer, distrust, lines, pending, secure
+from tests.support.clients import PENDING, RawClient, answer, distrust, lines, request
 from tests.support.namespaces import NEAR, island
-from tests.support.running import bridge_process, port_of, running, sample
+from tests.support.running import bridge_process, pending, port_of, running, sample, secure
 from tests.support.waiting import eventually
 
 pytestmark = module_loop.MARK

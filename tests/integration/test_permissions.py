@@ -18,8 +18,8 @@ from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
 from bridge.errors import BrokerRefusal
+from tests.support.broker import ControlledNode
 from tests.support.clients import RawClient, get
-from tests.support.control import ControlledNode
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish, take
 from tests.support.running import bridge_process, port_of, running, started, unique

@@ -16,7 +16,7 @@ from tests.support.clients import RawClient
 from tests.support.exactly_once import have_all, resuming_clients
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
-from tests.support.running import UNMEASURED, bridge_process, port_of, running
+from tests.support.running import bridge_process, port_of, running
 from tests.support.waiting import eventually
 
 JITA = 30000142
@@ -152,7 +152,7 @@ async def test_catching_up_with_all_of_a_full_log_delays_nobody(
     broker: Broker, exchange: str, amqp: AbstractConnection
 ) -> None:
     """Twenty at once, half of them with a filter each; meanwhile somebody else gets an update every 20 ms."""
-    settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PREFETCH": "2000", **UNMEASURED}
+    settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PREFETCH": "2000"}
     async with bridge_process(broker.url, **settings) as bridge:
         port = await bridge.port()
         await bridge.consuming()

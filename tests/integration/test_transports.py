@@ -11,9 +11,8 @@ from structlog.testing import capture_logs
 from bridge.demo.broker import Broker
 from bridge.fanout import server
 from bridge.fanout.handshake import MAX_BEHIND_BYTES
-from tests.support.clients import request
-from tests.support.handshakes import PENDING, answer, distrust, lines, pending, secure
-from tests.support.running import port_of, running, sample
+from tests.support.clients import PENDING, answer, distrust, lines, request
+from tests.support.running import pending, port_of, running, sample, secure
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.both_loops

@@ -88,8 +88,7 @@ async def test_its_bridge_serves_page_schemas_and_updates(
     installed: Path, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     command = [str(installed / "edk-bridge")]
-    clean = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": "", "BRIDGE_EXCHANGES": f"{exchange}=event"}
-    async with bridge_process(broker.url, command=command, **clean) as process:
+    async with bridge_process(broker.url, command=command, BRIDGE_EXCHANGES=f"{exchange}=event") as process:
         await process.consuming()
         port = await process.port()
         for page in ("/", "/page.js", "/schemas/killmail.json", "/asyncapi.json", "/metrics"):

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import struct
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
@@ -243,3 +244,31 @@ async def get(port: int, path: str, *headers: str, method: str = "GET", host: st
     await writer.wait_closed()
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split(b" ", 2)[1]), body
+
+
+Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+PENDING = 5
+"""Connections without a complete request, in tests of that limit."""
+
+
+@contextlib.asynccontextmanager
+async def lines(port: int, count: int) -> AsyncIterator[list[Line]]:
+    """Clients that connect and send nothing."""
+    made = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+    yield made
+    for _, writer in made:
+        writer.transport.abort()
+
+
+async def answer(line: Line) -> bytes:
+    """All that the bridge sends until it ends the connection."""
+    with contextlib.suppress(ConnectionError):
+        return await line[0].read(-1)
+    return b""
+
+
+def distrust(port: int) -> None:
+    """A TLS handshake by a client that knows no certificate. Not asyncio's: that one ends without saying why."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+        ssl.create_default_context().wrap_socket(line, server_hostname="127.0.0.1")

@@ -1,4 +1,4 @@
-"""A scripted broker: an aiormq connection and its channels, which note each request and answer it as a test says."""
+"""AMQP without a broker: frames as a broker sends them, and an aiormq connection that answers as a test says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiormq
-from pamqp import commands
+from pamqp import body, commands, frame
+from pamqp.header import ContentHeader
 
+from bridge.broker.lane import FRAME, FRAME_END, OVERHEAD
 from bridge.timing import DEFAULT
-from tests.support.frames import OWN
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,6 +21,54 @@ if TYPE_CHECKING:
     from bridge.broker.lane import Lane
     from bridge.broker.link import Node
     from bridge.timing import Timing
+
+
+OWN = 3
+"""The channel of all frames here."""
+
+
+def method(tag: int = 1, *, redelivered: bool = False, exchange: str = "killmails", routing_key: str = "") -> bytes:
+    """The first frame of a delivery."""
+    return frame.marshal(commands.Basic.Deliver("consumer", tag, redelivered, exchange, routing_key), OWN)
+
+
+def header(size: int, properties: commands.Basic.Properties | None = None) -> bytes:
+    """The second."""
+    return frame.marshal(ContentHeader(body_size=size, properties=properties), OWN)
+
+
+def part(data: bytes) -> bytes:
+    """One of those that follow."""
+    return frame.marshal(body.ContentBody(data), OWN)
+
+
+def delivery(*parts: bytes, tag: int = 1) -> bytes:
+    """All frames of a delivery, whose body comes in these parts."""
+    return method(tag) + header(sum(map(len, parts))) + b"".join(map(part, parts))
+
+
+def payload_of(whole: bytes) -> bytes:
+    """What a frame holds."""
+    return whole[FRAME.size : -1]
+
+
+def with_payload(whole: bytes, payload: bytes) -> bytes:
+    """The same frame with another payload: its length and its end are right."""
+    kind, channel, _ = FRAME.unpack_from(whole)
+    return FRAME.pack(kind, channel, len(payload)) + payload + bytes([FRAME_END])
+
+
+def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
+    """The whole frames at the start of some bytes, and the rest."""
+    frames = []
+    while len(data) >= OVERHEAD:
+        size = OVERHEAD + FRAME.unpack_from(data)[2]
+        if size > len(data):
+            break
+        frames.append(data[:size])
+        data = data[size:]
+    return frames, data
+
 
 HANGS: Final = object()
 """The answer to a request that the broker never answers."""

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from bridge import settings
 from bridge.app import Bridge
+from bridge.demo.broker import Broker
 from bridge.timing import DEFAULT, Timing
+from tests.support.certificates import certificate
 from tests.support.waiting import LIMIT_S, eventually
 
 UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
-"""Variables for a bridge whose speed is what a test is about: to measure its coverage makes it twice as slow."""
+"""Variables for a Python process that measures no coverage. A bridge would be half as fast, and the tests that run one
+in their own loop reach its lines."""
 
 NOWHERE = Path("/nonexistent/.env")
 
@@ -24,12 +27,20 @@ COMMAND = (sys.executable, "-m", "bridge")
 """The bridge of this checkout."""
 
 
+TIMED_SCRIPT = """
+import json, sys
+from bridge.cli import cli
+from bridge.timing import Timing
+cli.main(sys.argv[2:], prog_name="edk-bridge", obj=Timing(**json.loads(sys.argv[1])))
+"""
+"""`edk-bridge` with the time constants of its first argument, a JSON object."""
+
+
 def timed_command(timing: Timing) -> tuple[str, ...]:
     """The bridge of this checkout with other time constants."""
     if timing == DEFAULT:
         return COMMAND
-    script = Path(__file__).with_name("timed_bridge.py")
-    return sys.executable, "-P", str(script), json.dumps(dataclasses.asdict(timing))
+    return sys.executable, "-P", "-c", TIMED_SCRIPT, json.dumps(dataclasses.asdict(timing))
 
 
 def unique(kind: str) -> str:
@@ -66,6 +77,20 @@ def port_of(bridge: Bridge) -> int:
 def sample(bridge: Bridge, name: str, **labels: str) -> float:
     """A metric's value; 0 where it has none yet."""
     return bridge.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def pending(bridge: Bridge) -> float:
+    """Connections without a complete request."""
+    return sample(bridge, "bridge_handshakes_pending")
+
+
+@asynccontextmanager
+async def secure(broker: Broker, exchange: str, folder: Path, **flags: object) -> AsyncIterator[tuple[Bridge, Path]]:
+    """A bridge with a certificate, which clients are to trust."""
+    chain, key = certificate(folder, "limits")
+    flags |= {"exchanges": f"{exchange}=killmail", "tls_certificate": chain, "tls_key": key}
+    async with running(broker.url, **flags) as bridge:
+        yield bridge, chain
 
 
 class BridgeProcess:
@@ -121,7 +146,13 @@ async def bridge_process(
     `command` is what comes before the bridge's own arguments, be it a program that becomes the bridge.
     """
     environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
-    environment |= {"BRIDGE_AMQP_URL": amqp_url, "BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": "0", **variables}
+    environment |= {
+        "BRIDGE_AMQP_URL": amqp_url,
+        "BRIDGE_HOST": "127.0.0.1",
+        "BRIDGE_PORT": "0",
+        **UNMEASURED,
+        **variables,
+    }
     process = await asyncio.create_subprocess_exec(
         *command,
         "serve",

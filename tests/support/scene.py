@@ -200,11 +200,6 @@ class Fault:
         self.is_over = False
         self.over_s = self.over_unix_s = 0.0
 
-    @property
-    def age_s(self) -> float:
-        """How long it has lasted."""
-        return time.monotonic() - self.began_s
-
     def lines(self, bridge: Watched, *events: str) -> list[dict[str, object]]:
         """The bridge's log lines since the fault began; of these phrases, where some are named."""
         lines = bridge.process.lines[self.lines_before[bridge.name] :]

@@ -23,8 +23,7 @@ from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
-from tests.support.fakes import FakeTransport, Hours
-from tests.support.hub_scene import Scene
+from tests.support.fakes import FakeTransport, Hours, Scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

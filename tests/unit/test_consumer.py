@@ -22,8 +22,7 @@ from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
 from tests.support.delivery_handler import Recorder
-from tests.support.fake_amqp import HANGS, NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker
-from tests.support.frames import delivery
+from tests.support.fake_amqp import HANGS, NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker, delivery
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 

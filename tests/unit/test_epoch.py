@@ -12,7 +12,7 @@ from bridge.broker.consumer import _never
 from bridge.broker.epoch import Delivery, Epoch
 from bridge.broker.status import Gap
 from bridge.contract.ids import Id
-from tests.support.frames import OWN, delivery, header, method, part, split_frames
+from tests.support.fake_amqp import OWN, delivery, header, method, part, split_frames
 
 PREFETCH = 8
 PATIENCE = PREFETCH // 2

@@ -17,8 +17,7 @@ from bridge.fanout.hub import FLUSH_BYTES
 from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS
 from bridge.fanout.log import ENTRY_BYTES
 from tests.support.examples import examples
-from tests.support.fakes import FakeSubscriber, SocketSubscriber
-from tests.support.hub_scene import Scene
+from tests.support.fakes import FakeSubscriber, Scene, SocketSubscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

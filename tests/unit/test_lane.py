@@ -17,7 +17,7 @@ from bridge.broker import decoding
 from bridge.broker.content import Content
 from bridge.broker.lane import EMPTY_HEADER, Lane
 from bridge.broker.settlement import Acknowledgement
-from tests.support.frames import OWN, delivery, header, method, part, payload_of, with_payload
+from tests.support.fake_amqp import OWN, delivery, header, method, part, payload_of, with_payload
 
 decoding.install()
 

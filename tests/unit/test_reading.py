@@ -17,7 +17,7 @@ from bridge.broker.stream import Stream, StreamReader
 from bridge.contract.ids import Id
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import CAUGHT_UP, Came, Marked, Recorder
-from tests.support.frames import OWN, header, method, part
+from tests.support.fake_amqp import OWN, header, method, part
 
 STREAM = Stream("history", 3600.0, 2**20, window=100)
 BASE = 2**40

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.settings import FIELDS
-from tests.support.readme import PARTS, README, filled, metric_rows, metrics_table, settings_table
+from tests.support.generated import PARTS, README, filled, metric_rows, metrics_table, settings_table
 
 
 def test_tables_are_what_make_readme_writes() -> None:

@@ -12,8 +12,7 @@ from bridge.contract import catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.relay import Relay
-from tests.support.fakes import FakeDelivery, FakeRejects
-from tests.support.hub_scene import Scene
+from tests.support.fakes import FakeDelivery, FakeRejects, Scene
 from tests.support.killmail import killmail
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from bridge.fanout.views import ASKED
 from bridge.fanout.waiting import AT_ONCE
 from tests.support.clients import CLOSE, server_frames
 from tests.support.examples import examples
-from tests.support.fakes import FakeSubscriber, SocketSubscriber
-from tests.support.hub_scene import CHECK, NOW_MS, Scene, update
+from tests.support.fakes import CHECK, NOW_MS, FakeSubscriber, Scene, SocketSubscriber, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,17 +1,22 @@
-"""`python -m tests.support.readme`: fills the tables of README.md that the program itself knows: settings and metrics.
+"""`python -m tests.support.generated contract|readme`: writes the committed files and tables that the code determines.
 
-Each is between two markers, so that what is around them is written by hand.
+`contract` writes schemas/generated from the schema files. `readme` fills the tables of settings and metrics in
+README.md, each between two markers, so that the text around them is written by hand.
 """
 
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge import settings
+from bridge import __version__, settings
 from bridge.app import Bridge
-from bridge.settings import FIELDS, PREFIX, shown_default
+from bridge.contract import asyncapi, catalog
+from bridge.settings import FIELDS, PREFIX, Settings, shown_default
+from tests.support.prepare import NODE, prepare_node
 from tests.support.running import NOWHERE
 
 README = Path(__file__).parents[2] / "README.md"
@@ -86,5 +91,49 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 
 
-if __name__ == "__main__":
+GENERATED = catalog.PACKAGED / "generated"
+ASYNCAPI = GENERATED / "asyncapi.json"
+DECLARATIONS = GENERATED / "updates.d.ts"
+
+
+def asyncapi_document() -> bytes:
+    """The AsyncAPI document of a bridge whose settings are the defaults."""
+    settings = Settings()
+    schemas = catalog.load([catalog.PACKAGED])
+    return asyncapi.document(
+        schemas.documents,
+        schemas.filterable,
+        asyncapi.Deployment(
+            version=__version__,
+            host=f"localhost:{settings.port}",
+            secure=False,
+            path=settings.path,
+            exchanges=settings.exchanges,
+            reject_exchange=settings.reject_exchange,
+        ),
+    )
+
+
+def declarations(node: str) -> bytes:
+    """TypeScript declarations for the schema files. `node` is Node's command."""
+    done = subprocess.run(
+        [node, "declarations.mjs", str(catalog.PACKAGED)], cwd=NODE, stdout=subprocess.PIPE, check=True
+    )
+    return done.stdout
+
+
+def write_contract() -> None:
+    """Writes schemas/generated."""
+    prepare_node()
+    GENERATED.mkdir(exist_ok=True)
+    ASYNCAPI.write_bytes(asyncapi_document())
+    DECLARATIONS.write_bytes(declarations("node"))
+
+
+def write_readme() -> None:
+    """Writes the tables of README.md."""
     README.write_text(filled(README.read_text()))
+
+
+if __name__ == "__main__":
+    {"contract": write_contract, "readme": write_readme}[sys.argv[1]]()
