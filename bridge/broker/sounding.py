@@ -80,6 +80,9 @@ class Sounding:
                 )
             # A channel on which nothing may be published is closed for it, and who publishes knows best why.
             await asyncio.wait([publishing], timeout=self._retry_s)
+            if publishing.done() and _is_lost(publishing):
+                # Why the channel is gone may be known a moment later.
+                await asyncio.wait([self._ended], timeout=self._retry_s)
             if publishing.done() and not (self._ended.done() and _is_lost(publishing)):
                 publishing.result()
             raise ConnectionError(f"the end of the stream {self._stream!r} was not found: {self._ended.result()}")

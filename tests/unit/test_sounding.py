@@ -146,6 +146,23 @@ async def test_connection_that_is_lost_meanwhile_is_said_in_the_brokers_words(
         await sounding.end("mine", lambda: None)
 
 
+async def test_lost_connection_is_said_in_the_brokers_words_if_publishing_fails_first(
+    clock: VirtualTime,
+) -> None:
+    amqp = FakeAmqp()
+    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    [channel] = amqp.channels
+
+    async def fail(*_: Any, **__: Any) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(DEFAULT.marker_retry_s / 2, channel.closing.set_exception, RuntimeError("node is going down"))
+        raise aiormq.exceptions.ChannelInvalidStateError("no words of the broker")
+
+    channel.basic_publish = fail  # type: ignore[method-assign]  # a library that is quick
+    with pytest.raises(ConnectionError, match="was not found: node is going down"):
+        await sounding.end("mine", lambda: None)
+
+
 async def test_mark_that_can_not_be_published_for_another_reason_is_said(clock: VirtualTime) -> None:
     amqp = FakeAmqp().on(PUBLISH, RuntimeError("the writer is closed"))
     sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
