@@ -3,14 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# The tests start hundreds of Python processes, and each would compile the bridge.
+# The tests start hundreds of Python processes. Without cached bytecode, each would compile the bridge.
 unexport PYTHONDONTWRITEBYTECODE
 
 # Its name says which Python .venv was made with: another one makes it anew, and so does a change of what is installed.
 READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 # pip-audit's own.
 AUDIT := .venv/audit/.ready
-# mutmut and its dependencies, beside the packages of .venv, which it runs the tests with.
+# mutmut and its dependencies, in a folder of their own. mutmut runs the tests with the packages of .venv.
 MUTANTS := .venv/mutants/.ready
 # The bridge with what it is shipped with, and nothing of what tests it: what is measured is what people run.
 SHIPPED := .venv/shipped/.ready
@@ -26,13 +26,13 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
 	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
-	@echo 'make test        style, types, and the unit, integration, fault and browser tests, against a real RabbitMQ'
+	@echo 'make test        style, types, and all tests but those marked slow or alone, against a real RabbitMQ'
 	@echo 'make test-quick  style, types, the unit tests and the vectors, in a minute'
-	@echo 'make test-all    every test there is, with branch coverage (WORKERS=4 where there are more than two cores)'
+	@echo 'make test-all    all tests, with branch coverage (WORKERS=4 on a machine with more than two cores)'
 	@echo 'make test-releases  the tests that use a broker on several releases of RabbitMQ and Python; prints a table'
 	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
 	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
-	@echo 'make mutants     change the code, and list changes that no unit test fails for (FLAGS="bridge/fanout/waiting.py")'
+	@echo 'make mutants     mutation testing: list mutants that survive the unit tests (FLAGS="bridge/fanout/waiting.py")'
 	@echo 'make lint        style and types only'
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'
@@ -61,7 +61,7 @@ demo: $(READY)
 	@$(BIN)/edk-bridge demo $(FLAGS)
 
 # tests/README.md says what is in each tier.
-# A broker of one's own has a single virtual host, which workers can't share.
+# TEST_AMQP_URL names a single virtual host, which workers can't share.
 WORKERS ?= $(if $(TEST_AMQP_URL),1,2)
 # THOROUGH=1 tries all examples of the property-based tests, and measures branch coverage.
 THOROUGH ?=
@@ -101,7 +101,7 @@ unit-second: $(READY)
 test-all: prepare
 	$(WITH_BROKER) $(MAKE) --jobs=1 THOROUGH=1 test test-rest
 
-# Tests marked slow or alone, without coverage: they reach no line that the others don't, and would take longer.
+# Runs the tests marked slow or alone, without coverage: they cover no additional lines, and coverage slows them down.
 test-rest: prepare
 	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'slow and not alone'
 	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone

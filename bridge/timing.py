@@ -1,4 +1,4 @@
-"""The time constants of the bridge's connections, to the broker and to clients, that are no settings: one frozen value.
+"""Time constants of the bridge's connections to the broker and to clients. They are not settings.
 
 The bridge runs with `DEFAULT`. A test passes other values, so that a limit of 20 s takes 0.5 s.
 """
@@ -21,7 +21,7 @@ class Timing:
     connection and sends nothing."""
 
     give_up_s: float = 0.2
-    """For aio-pika to release a connection that was never established."""
+    """For aio-pika to release a connection that was not established, or not closed, in time."""
 
     setup_timeout_s: float = 20.0
     """For all requests between an open connection and the first delivery."""

@@ -85,7 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hands on what a worker ran against."""
+    """Sends the origins of a worker's brokers to the controller."""
     output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["origins"] = origins
@@ -93,13 +93,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Takes it from there; a worker that crashed has left nothing."""
+    """Adds the origins that a worker has sent. A worker that crashed has sent none."""
     found = getattr(node, "workeroutput", {}).get("origins", ())
     origins.extend(origin for origin in found if origin not in origins)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says what the tests ran against."""
+    """Prints the origins of the brokers that the tests used."""
     for origin in origins:
         terminalreporter.write_line(f"RabbitMQ: {origin}")
 
@@ -151,21 +151,21 @@ async def _own(amqp: AbstractConnection, kind: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """An exchange's name; the test or the bridge makes it."""
+    """An exchange's name; the test or the bridge declares it."""
     async for name in _own(amqp, "exchange"):
         yield name
 
 
 @pytest.fixture
 async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """A queue's name; the test or the bridge makes it."""
+    """A queue's name; the test or the bridge declares it."""
     async for name in _own(amqp, "queue"):
         yield name
 
 
 @pytest.fixture
 async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """The name of an exchange for rejected events, and of its queue; the bridge makes both."""
+    """The name of an exchange for rejected events, and of its queue; the bridge declares both."""
     async for name in _own(amqp, "rejects"):
         yield name
 

@@ -259,11 +259,11 @@ async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timin
     try:
         await asyncio.wait([closing], timeout=timing.amqp_close_timeout_s)
     finally:
-        # Also when this task is cancelled. A broker that is short of memory reads no more, and aiormq waits until it
-        # has read everything, also when it is told to give up.
+        # Also if this task is cancelled. A broker that is short of memory stops reading, and aiormq waits until the
+        # broker has read everything, even if `closing` is cancelled.
         line.cut()
-        # First aiormq's own task notes that the connection is closed. Where that task and `closing` are cancelled
-        # together, as at the end of a program, `closing` waits for the note forever, and so does the program.
+        # aiormq's own task must record first that the connection is closed. If that task and `closing` are cancelled
+        # together, as at the end of a program, `closing` waits forever, and so does the program.
         await asyncio.wait([closing], timeout=timing.give_up_s)
         closing.cancel()
         await asyncio.wait([closing], timeout=timing.give_up_s)

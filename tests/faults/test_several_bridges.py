@@ -122,7 +122,7 @@ async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
         await settled(fetcher, everyone, some)
         resumes = [len(client.resumes) - 1 for client in everyone]
         replayed = sum(answer["replayed"] for client in everyone for answer in client.resumes)
-        # Every bridge is ended, so that everybody has to move.
+        # Every bridge is ended, so that every client has to reconnect.
         assert min(resumes) >= 1
         assert replayed > 0
         bridges.assert_nothing_went_wrong()

@@ -1,7 +1,7 @@
 """The broker that tests run against: TEST_AMQP_URL, else a container, else a private node of rabbitmq-server.
 
-`python -m tests.support.broker [--hosts=N] COMMAND ...` starts one broker with N virtual hosts, one for each worker,
-and runs COMMAND. It starts no broker if TEST_AMQP_URL is set, or if an outer call of this command has started one.
+`python -m tests.support.broker [--hosts=N] COMMAND ...` starts one broker with a virtual host for each of N
+workers, and runs COMMAND. It starts no broker if TEST_AMQP_URL is set, or if an outer call of this command has done so.
 
 A `ControlledNode` is a private node that a test can pause and administer.
 """
@@ -36,32 +36,32 @@ from bridge.demo.ports import LOOPBACK
 COMMAND_LIMIT_S = 60
 
 PASSWORD = secrets.token_hex(8)
-"""Of the users that tests make."""
+"""The password of all users that tests create."""
 
 ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 
 
 class ControlledNode(PrivateNode):
-    """A private node, with its operator's command."""
+    """A private node that a test can pause, and administer with `rabbitmqctl`."""
 
     def __init__(self, server: Path, conf: Mapping[str, str] | None = None) -> None:
         super().__init__(server, conf)
         self._command = server.parent / "rabbitmqctl"
 
     def pause(self) -> None:
-        """Stops every process of the node, as SIGSTOP or a host that hangs does."""
+        """Sends SIGSTOP to every process of the node, so that it hangs."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Lets it go on."""
+        """Sends SIGCONT to every process of the node."""
         self._signal(signal.SIGCONT)
 
     async def ctl(self, *arguments: str) -> str:
-        """What `rabbitmqctl` prints. Takes a second or two. Raises RuntimeError with its words where it fails."""
+        """Returns the output of `rabbitmqctl`, after 1 to 2 s. Raises RuntimeError with its error output."""
         return await asyncio.to_thread(self.command, *arguments)
 
     def command(self, *arguments: str) -> str:
-        """The same, for a fixture that no event loop runs in."""
+        """Like `ctl`, for a fixture without an event loop."""
         return self._run(self._command, "--quiet", *arguments)
 
     async def define(self, definitions: Mapping[str, object]) -> None:
@@ -86,7 +86,7 @@ class ControlledNode(PrivateNode):
         return f"amqp://{name}:{PASSWORD}@{LOOPBACK}:{self.port}/"
 
     async def script(self, script: Path, *arguments: str, **variables: str) -> str:
-        """The same of an operator's script, which finds `rabbitmqctl` in the variable RABBITMQCTL."""
+        """Like `ctl`, for an operator's script, which finds `rabbitmqctl` in the variable RABBITMQCTL."""
         return await asyncio.to_thread(self._run, script, *arguments, RABBITMQCTL=str(self._command), **variables)
 
     def _run(self, command: Path, *arguments: str, **variables: str) -> str:
@@ -145,7 +145,7 @@ def running(url: str | None = None) -> Iterator[Broker]:
 
 
 def _found(url: str | None) -> Broker:
-    """Raises NoBroker."""
+    """Finds the broker at the URL, or starts a container or a private node. Raises NoBroker."""
     if url or container_possible(IMAGE, say):
         broker = find_broker(url, IMAGE, say, may_install=False)
         if url or not isinstance(broker, PrivateNode):
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str], **variables: str) -> int:
     """The exit status of a command, which ends before this process does."""
     with subprocess.Popen(arguments, env={**os.environ, **variables}) as command:
-        # Ctrl-C goes to both.
+        # Ctrl-C reaches both processes. This one must outlive the command, to stop the broker.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: command.terminate())
         return command.wait()

@@ -249,7 +249,7 @@ async def get(port: int, path: str, *headers: str, method: str = "GET", host: st
 Line = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 PENDING = 5
-"""Connections without a complete request, in tests of that limit."""
+"""The limit on connections without a complete request, in tests of this limit."""
 
 
 @contextlib.asynccontextmanager
@@ -269,6 +269,6 @@ async def answer(line: Line) -> bytes:
 
 
 def distrust(port: int) -> None:
-    """A TLS handshake by a client that knows no certificate. Not asyncio's: that one ends without saying why."""
+    """A TLS handshake by a client that does not trust the certificate. asyncio's client would send no TLS alert."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
         ssl.create_default_context().wrap_socket(line, server_hostname="127.0.0.1")

@@ -43,10 +43,10 @@ FURTHER_LIMIT_S = 60.0
 """Nodes may be away meanwhile, one after the other."""
 
 SYSTEMS = (30000142, 30002187)
-"""Every other killmail happens in the one, the rest in the other."""
+"""Killmails alternate between these two systems."""
 
 LOST = (aiormq.exceptions.AMQPError, OSError, RuntimeError, TimeoutError, asyncio.CancelledError)
-"""How a line that breaks may end a publication; aiormq cancels where nobody has cancelled."""
+"""What a publish may raise when the connection is lost. aiormq may cancel a task that the test has not cancelled."""
 
 
 class ConfirmingFetcher:
@@ -60,7 +60,7 @@ class ConfirmingFetcher:
         self._exchange = exchange
         self._number = 0
         self._unconfirmed: list[int] = []
-        """What was published, nobody knows with what success, and will be once more."""
+        """Numbers of published events whose outcome is unknown. They are published again."""
         self._pace = asyncio.Lock()
         self._stopping = False
         self._running = asyncio.create_task(self._run())
@@ -92,7 +92,7 @@ class ConfirmingFetcher:
             try:
                 await self._publish_on(node)
             except LOST:
-                # Unless it is somebody else who ends this.
+                # Only a cancellation by the test ends the fetcher. One by aiormq is a lost connection.
                 if self._running.cancelling():
                     raise
             if self._stopping and not self._unconfirmed:
@@ -100,7 +100,7 @@ class ConfirmingFetcher:
             await asyncio.sleep(PUBLISH_PAUSE_S)
 
     async def _publish_on(self, node: str) -> None:
-        """Until the line breaks, or it is over."""
+        """Publishes on one node until the connection is lost or the fetcher stops."""
         connection = await connect(node, CONNECT_LIMIT_S)
         try:
             channel = await connection.channel(publisher_confirms=True)
@@ -130,13 +130,13 @@ class ConfirmingFetcher:
                 async with asyncio.timeout(CONFIRM_LIMIT_S):
                     await target.publish(message, routing_key="")
             except BaseException:
-                # Whatever has ended it: the broker may have the event, or not.
+                # After any error or cancellation, the broker may or may not have the event.
                 self._unconfirmed.append(number)
                 raise
             self.confirmed.add(number)
 
     async def _next(self) -> int | None:
-        """The number of what is to be published in its turn; None when nothing is."""
+        """Returns the number of the next event to publish, or None if there is none."""
         async with self._pace:
             await asyncio.sleep(PUBLISH_PAUSE_S)
         if self._unconfirmed:
@@ -152,7 +152,7 @@ class ConfirmingFetcher:
 
 @asynccontextmanager
 async def confirming_fetcher(url: str, exchange: str) -> AsyncIterator[ConfirmingFetcher]:
-    """A fetcher at work."""
+    """A running fetcher."""
     fetcher = ConfirmingFetcher(url, exchange)
     try:
         yield fetcher
@@ -161,7 +161,7 @@ async def confirming_fetcher(url: str, exchange: str) -> AsyncIterator[Confirmin
 
 
 RECONNECT_PAUSE_S = 0.2
-"""Between two attempts to connect, at most; each pause is another one."""
+"""Longest pause between two attempts to connect. Each pause is random."""
 
 ANSWER_LIMIT_S = 10.0
 """A load balancer holds a connection for as long as it looks for a server."""
@@ -188,7 +188,7 @@ class ResumingClient:
         """The data of each first message."""
         self.gaps: list[dict[str, Any]] = []
         self.refusals: Counter[str] = Counter()
-        """How attempts to connect ended that led to nothing."""
+        """Failed attempts to connect, by status line or by type of error."""
         self._port = port
         self._query = query
         self._after = ""
@@ -202,7 +202,7 @@ class ResumingClient:
 
     @property
     def places(self) -> list[int]:
-        """Of the updates' ids the part that grows. Clients can't see it: this is a test."""
+        """The sequence of each update's id. Real clients must not parse ids."""
         found = [ids.read(update.id) for update in self.updates]
         assert None not in found, self.updates
         return [each.number for each in found if each is not None]
@@ -224,7 +224,7 @@ class ResumingClient:
         self.verify()
 
     def drop(self) -> None:
-        """Ends the connection that it has, if it has one, with whatever is on its way."""
+        """Aborts the connection, if there is one. Data in flight is lost."""
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -279,7 +279,7 @@ class ResumingClient:
 
     def _take(self, message: dict[str, Any], first: bool) -> None:
         kind, data = message["type"], message["data"]
-        assert first == (kind == "resume"), f"{message} is {'the first' if first else 'no first'} message"
+        assert first == (kind == "resume"), f"{message} is {'the first' if first else 'not the first'} message"
         if kind == "resume":
             assert list(message) == ["type", "data", "timestamp"], message
             self.resumes.append(data)

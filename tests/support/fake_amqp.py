@@ -28,17 +28,17 @@ OWN = 3
 
 
 def method(tag: int = 1, *, redelivered: bool = False, exchange: str = "killmails", routing_key: str = "") -> bytes:
-    """The first frame of a delivery."""
+    """The method frame, which is the first frame of a delivery."""
     return frame.marshal(commands.Basic.Deliver("consumer", tag, redelivered, exchange, routing_key), OWN)
 
 
 def header(size: int, properties: commands.Basic.Properties | None = None) -> bytes:
-    """The second."""
+    """The content header frame."""
     return frame.marshal(ContentHeader(body_size=size, properties=properties), OWN)
 
 
 def part(data: bytes) -> bytes:
-    """One of those that follow."""
+    """A body frame."""
     return frame.marshal(body.ContentBody(data), OWN)
 
 
@@ -48,7 +48,7 @@ def delivery(*parts: bytes, tag: int = 1) -> bytes:
 
 
 def payload_of(whole: bytes) -> bytes:
-    """What a frame holds."""
+    """The payload of a frame."""
     return whole[FRAME.size : -1]
 
 
@@ -91,7 +91,7 @@ def returned() -> aiormq.exceptions.PublishError:
 
 
 class FakeChannel:
-    """One channel. A ChannelClosed that the script gives closes it, as the broker does; then nothing works any more."""
+    """One channel. A scripted ChannelClosed closes it, as a broker does. After that, all requests fail."""
 
     def __init__(self, broker: FakeAmqp, number: int) -> None:
         self.number = number
@@ -188,8 +188,8 @@ class FakeChannel:
 class FakeAmqp:
     """One connection. `script` maps a request's text to its answers, of which the last one holds from then on.
 
-    An answer is returned, an exception is raised, a function is called first, and HANGS never comes. The broker agrees
-    to what the script does not name.
+    An answer is returned, but an exception is raised, a function is called for its result, and HANGS never returns. A
+    request that the script does not name succeeds.
     """
 
     def __init__(self, **script: Sequence[object]) -> None:
@@ -234,10 +234,10 @@ class FakeAmqp:
 
     @property
     def amqp(self) -> aiormq.abc.AbstractConnection:
-        """As the product takes it."""
+        """This fake, with the type that the bridge expects."""
         return cast("aiormq.abc.AbstractConnection", self)
 
-    # Where aiormq handles what the broker says of its memory and its disk.
+    # aiormq's handlers of `connection.blocked` and `connection.unblocked`. `tell_of_blocking` replaces them.
 
     async def _Connection__handle_connection_blocked(self, frame: object) -> None:  # noqa: N802 - aiormq's own name
         pass
@@ -265,7 +265,7 @@ class FakeBroker:
         self.name = ""
         self.lane: Lane | None = None
         self.timing = DEFAULT
-        """What the last attempt came with."""
+        """`nodes`, `name`, `lane` and `timing` are the arguments of the last attempt."""
         self.closed = 0
 
     @asynccontextmanager
@@ -288,5 +288,5 @@ class FakeBroker:
 
 def _end(closing: asyncio.Future[object], error: BaseException) -> None:
     closing.set_exception(error)
-    # A test need not look at it.
+    # Marks the exception as retrieved, so that asyncio does not log it.
     closing.exception()

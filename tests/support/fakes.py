@@ -1,6 +1,6 @@
 """What stands in for the other side in unit tests: a loop turned by hand, a subscriber, a transport, a delivery.
 
-None of them sleeps or needs an event loop. One has a socket, whose other end the test reads.
+None of them sleeps. Only `ManualClock` and `FakeConnector` need a running event loop. One subscriber has a real socket.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from bridge.contract.ids import Id
     from bridge.contract.pipeline import Rejected
-    from bridge.fanout.hub import Hub
     from bridge.fanout.subscriber import Subscriber
     from bridge.fanout.view import View
 
@@ -422,7 +421,7 @@ class FakeConnector:
 
 
 def deliver(transport: FakeTransport, data: bytes) -> None:
-    """Bytes arrive, as the event loop delivers them: in reads, each of what the protocol's buffer takes."""
+    """Delivers bytes as the event loop does: in reads no larger than the protocol's buffer."""
     while data:
         assert transport.reading, "a transport that is paused delivers nothing"
         protocol = transport.get_protocol()
@@ -445,7 +444,7 @@ class Scene:
     """A hub, and what a test does to it. `close` closes the sockets of its clients."""
 
     def __init__(self, log_bytes: int = 2**20, *, shared: bool = False, reads_back: bool = False) -> None:
-        """`shared` leaves the ids to the events, as a stream does."""
+        """With `shared`, each update comes with its id, as from a stream."""
         self.turns = Turns()
         self.log = Log(log_bytes)
         self.history = History(self.log, None if shared else CHECK)

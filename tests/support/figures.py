@@ -1,6 +1,6 @@
-"""What the faults cost in this run, as the table that the README shows. `--figures` prints it.
+"""The README's table of faults, with the figures of this run. `--figures` prints it.
 
-This module is a plugin of pytest as well: workers hand their rows on to the process that prints the table.
+This module is also a pytest plugin: workers send their rows to the process that prints the table.
 """
 
 from dataclasses import astuple, dataclass

@@ -6,7 +6,7 @@ A module uses them under their usual names, in place of those in `tests/conftest
     amqp, exchange = module_loop.amqp, module_loop.exchange
 
 A fixture of the module's own starts the bridge: `@pytest_asyncio.fixture(scope="module", loop_scope="module")`. A test
-leaves this bridge as it found it. Metrics go on counting: a test looks at their difference.
+leaves this bridge as it found it. Metrics are not reset: a test compares values before and after.
 """
 
 from collections.abc import AsyncIterator
@@ -43,20 +43,20 @@ async def amqp(broker: Broker) -> AsyncIterator[AbstractConnection]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """An exchange's name for one test; the test or the bridge makes it."""
+    """An exchange's name for one test; the test or the bridge declares it."""
     async with own(amqp, "exchange") as name:
         yield name
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def queue(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """A queue's name for one test; the test or the bridge makes it."""
+    """A queue's name for one test; the test or the bridge declares it."""
     async with own(amqp, "queue") as name:
         yield name
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def rejects(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """The name of an exchange for rejected events, and of its queue, for one test; the bridge makes both."""
+    """The name of an exchange for rejected events, and of its queue, for one test; the bridge declares both."""
     async with own(amqp, "rejects") as name:
         yield name

@@ -1,7 +1,7 @@
 """`python -m tests.support.mutants`: runs mutmut over modules of the bridge, and lists the mutants that survive.
 
 mutmut changes one expression of a function at a time and runs the unit tests that call this function, in a copy of the
-tree. It does not change constants of a module, bodies of classes and decorated functions, except static and class ones.
+tree. It does not change module constants, class bodies or decorated functions, except static methods and class methods.
 """
 
 import ast
@@ -32,7 +32,7 @@ CONFIGURATION = "[mutmut]\nsource_paths = bridge\nuse_git_change_detection = fal
 
 
 class Usage(Exception):
-    """A sentence about what can't be done."""
+    """The arguments can't be used; the message is the reason, in one sentence."""
 
 
 def named(arguments: Iterable[str], root: Path) -> list[str]:
@@ -52,7 +52,7 @@ def git(root: Path, *arguments: str) -> list[str] | None:
 
 
 def changed(root: Path) -> tuple[str, list[str]]:
-    """A commit, and the modules of the bridge that are not as they were in it."""
+    """A base commit, and the modules of the bridge that changed since then."""
     modules = ("--", ":(glob)bridge/**/*.py")
     for base in ("origin/main", "HEAD~1"):
         differing = git(root, "diff", "--name-only", "--diff-filter=d", "--merge-base", base, *modules)
@@ -131,7 +131,7 @@ def summary(results: str, texts: Mapping[str, tuple[str, str]]) -> list[str]:
 
 
 def mutmut(tree: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Starts it in a copy of the tree, as a process group; programs that the tests start import the mutants too."""
+    """Starts mutmut in a copy of the tree, as a process group; programs that the tests start import the mutants too."""
     path = f"{tree / 'mutants'}{os.pathsep}{TOOL}"
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(TOOL / "bin/mutmut"), *arguments]
@@ -159,13 +159,13 @@ def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
     with mutmut(tree, "run", "--max-children=2", "*") as running:
         assert running.stdout is not None
         try:
-            # Because of "*", it first runs the tests of the mutants only. It then also lists all mutants at its end.
+            # With "*", mutmut first runs only the tests of the mutants, and lists all mutants at its end.
             for line in itertools.takewhile(lambda line: line != "Mutant results\n", running.stdout):
                 sys.stdout.write(line)
                 sys.stdout.flush()
             running.stdout.read()
         except BaseException:
-            # It handles SIGTERM itself, and a mutant in an endless loop handles nothing.
+            # SIGTERM is not enough: mutmut catches it, and a mutant in an endless loop does not react to it.
             os.killpg(running.pid, signal.SIGKILL)
             raise
     if running.returncode != 0:
@@ -177,13 +177,13 @@ def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Everything; the exit code."""
+    """Mutate the modules that the arguments name, or else those that changed; return the exit code."""
     try:
         if arguments:
             modules = named(arguments, ROOT)
         else:
             base, modules = changed(ROOT)
-            sys.stdout.write(f"modules changed since {base}: {', '.join(modules) or 'none; FLAGS names others'}\n")
+            sys.stdout.write(f"modules changed since {base}: {', '.join(modules) or 'none; name others in FLAGS'}\n")
     except Usage as error:
         sys.stderr.write(f"{error}\n")
         return USAGE

@@ -10,7 +10,7 @@ The runs:
 
 A release of RabbitMQ is Debian's, if the script `../shared/bin/rabbitmq-release` exists, or else a container image. The
 newest Python is $PYTHON_NEWEST, or a `python3.X` on the PATH that is newer than this one, or else that of Debian's sid
-(`python_release.sh`). A release that can't be made is one line in the table, and no failure.
+(`python_release.sh`). A release that can't be made is a line in the table, not a failure.
 """
 
 import argparse
@@ -58,8 +58,8 @@ BESIDE_THE_BROKER = (
     "systemd",
     "wheel",
 )
-"""What files of tests/integration try beside the broker: a container engine, proxies, a package. Its release does not
-matter to them."""
+"""Files of tests/integration that test something other than the broker: a container engine, proxies, a package. The
+broker's release does not matter to them."""
 
 WORKERS = ("--numprocesses=2", "--dist=loadfile")
 """Two files at a time, each worker with a broker of its own."""
@@ -78,7 +78,7 @@ PART = (
 """What `--part` runs of the tests that use a broker: those in which releases differ most."""
 
 MAKE_LIMIT_S = 900
-"""For the root file system of a release, which is made from packages."""
+"""For each command. The longest one makes the root file system of a release from packages."""
 
 
 class Unavailable(Exception):
@@ -86,7 +86,7 @@ class Unavailable(Exception):
 
 
 class NotInstallable(Exception):
-    """The lock file or the project can't be installed on a Python: a failure, and no lack of a release."""
+    """The lock file or the project can't be installed on a Python. This is a failure, not a missing release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--only", action="append", choices=NAMES, help="one of the runs; may be given several times")
-    parser.add_argument("--part", action="store_true", help="of the tests that use a broker, those that differ most")
+    parser.add_argument("--part", action="store_true", help="run only the broker tests that differ most")
     options, rest = parser.parse_known_args(arguments)
     rows = [run(name, part=options.part, rest=rest) for name in options.only or NAMES]
     sys.stdout.write(f"\n{table(rows)}\n")
@@ -188,7 +188,7 @@ def run(name: str, *, part: bool, rest: Sequence[str]) -> Row:
 def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]:
     """The arguments of each pytest process of a run.
 
-    Tests marked `alone` are in a second process without workers. A part does without them. Paths in `rest` replace the
+    Tests marked `alone` are in a second process without workers. `part` leaves them out. Paths in `rest` replace the
     folders, and all tests are in one process.
     """
     paths = any((ROOT / argument.partition("::")[0]).exists() for argument in rest if not argument.startswith("-"))
@@ -216,7 +216,7 @@ def place_of(name: str) -> Place:
         return Place(version_of_python(), (*into, sys.executable), NO_ENGINE)
     image = f"rabbitmq:{name}-management"
     if not container_possible(image, say):
-        raise Unavailable(f"neither {RABBITMQ_RELEASE.name} nor a container of {image} is to be had")
+        raise Unavailable(f"neither {RABBITMQ_RELEASE.name} nor a container of {image} is available")
     return Place(version_of_python(), (sys.executable,), {"TEST_RABBITMQ_IMAGE": image})
 
 
@@ -249,14 +249,14 @@ def newest_python() -> Place:
 
 
 def newer_on_path(path: str, minor: int) -> str | None:
-    """The newest `python3.X` of the folders in a PATH whose X is greater, and that works; None where there is none."""
+    """Returns the newest `python3.X` on a PATH that works and has an X greater than `minor`, or None."""
     found: dict[int, str] = {}
     for folder in path.split(os.pathsep):
         for file in Path(folder or ".").glob("python3.*"):
             match = re.fullmatch(r"python3\.(\d+)", file.name)
             if match and int(match[1]) > minor and os.access(file, os.X_OK):
                 found.setdefault(int(match[1]), str(file))
-    # A shim of a version manager is there for versions that it does not run.
+    # A version manager may have a shim for a version that is not installed.
     return next((found[each] for each in sorted(found, reverse=True) if works(found[each])), None)
 
 
@@ -284,7 +284,7 @@ def output_of(command: Sequence[str]) -> str:
 
 
 def counted(junit: str) -> Counts:
-    """The counts in a junit XML file. A test that fails and whose end fails as well counts once."""
+    """The counts in a junit XML file. A test that fails in its call and in its teardown counts once."""
     suites = ET.fromstring(junit)
     outcomes = [outcome_of(case) for case in suites.iter("testcase")]
     versions = {each.get("value", "") for each in suites.iter("property") if each.get("name") == "rabbitmq"}
@@ -309,7 +309,7 @@ def outcome_of(case: ET.Element) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The table, in the columns' widths. A reason stands in place of the counts, or behind them."""
+    """The table, in the columns' widths. A reason replaces the counts, or follows them."""
     head = ("run", "RabbitMQ", "Python", "passed", "failed", "expected failures", "skipped", "seconds")
     lines: list[tuple[str, ...]] = [head]
     reasons = [""]

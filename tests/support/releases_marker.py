@@ -1,4 +1,4 @@
-"""A plugin of pytest: which tests use a broker, and which of these fail on a release because the bridge is at fault.
+"""A pytest plugin: selects the tests that use a broker, and marks those that fail on a release due to a bridge bug.
 
 `--uses-broker` leaves out all other tests. `@pytest.mark.fails_on("4.3", reason="...")` makes a test a strict expected
 failure if the broker in use is of one of the releases. The junit XML file has each version in use, as a property.
@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "fails_on(*releases, reason): fails on these releases of RabbitMQ (such as 4.3) because the bridge is at fault",
+        "fails_on(*releases, reason): fails on these releases of RabbitMQ (such as 4.3) because of a bug in the bridge",
     )
 
 
@@ -61,7 +61,7 @@ def _fails_on(request: pytest.FixtureRequest, record_testsuite_property: Callabl
     _record_once(version, record_testsuite_property)
     for mark in marks:
         if release_of(version) in mark.args:
-            # Of any other error, the reason is another.
+            # Any other exception has another cause, and must fail the test.
             request.applymarker(pytest.mark.xfail(reason=mark.kwargs["reason"], raises=AssertionError, strict=True))
 
 

@@ -18,8 +18,8 @@ from tests.support.certificates import certificate
 from tests.support.waiting import LIMIT_S, eventually
 
 UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
-"""Variables for a Python process that measures no coverage. A bridge would be half as fast, and the tests that run one
-in their own loop reach its lines."""
+"""Variables that turn coverage off in a Python process. With coverage, a bridge is half as fast. Tests that run one in
+their own loop cover its lines."""
 
 NOWHERE = Path("/nonexistent/.env")
 
@@ -86,7 +86,7 @@ def pending(bridge: Bridge) -> float:
 
 @asynccontextmanager
 async def secure(broker: Broker, exchange: str, folder: Path, **flags: object) -> AsyncIterator[tuple[Bridge, Path]]:
-    """A bridge with a certificate, which clients are to trust."""
+    """A bridge that serves TLS, and the certificate that clients must trust."""
     chain, key = certificate(folder, "limits")
     flags |= {"exchanges": f"{exchange}=killmail", "tls_certificate": chain, "tls_key": key}
     async with running(broker.url, **flags) as bridge:

@@ -48,7 +48,7 @@ CONFIRM_S = 0.5
 """From an event's arrival at the broker until its fetcher has noted the confirm, on a busy machine."""
 
 SLACK_S = 2.0
-"""Beyond `proof_valid_s`, before a `/readyz` that says yes while nothing comes is called a lie."""
+"""Added to `proof_valid_s`: how long `/readyz` may return 200 while no update arrives."""
 
 
 class Fetcher:
@@ -201,7 +201,7 @@ class Fault:
         self.over_s = self.over_unix_s = 0.0
 
     def lines(self, bridge: Watched, *events: str) -> list[dict[str, object]]:
-        """The bridge's log lines since the fault began; of these phrases, where some are named."""
+        """The bridge's log lines since the fault began; with `events`, only those with one of these phrases."""
         lines = bridge.process.lines[self.lines_before[bridge.name] :]
         return [line for line in lines if not events or line["event"] in events]
 
@@ -235,7 +235,7 @@ class Scene:
 
     async def fault(self) -> Fault:
         """Records the state before a fault. The test causes the fault, and `verify` checks its outcome."""
-        # An earlier test that failed may have left these as they were.
+        # An earlier test that failed may have left the fetcher paused and `lie_s` set.
         self.fetcher.go_on()
         for bridge in self.bridges.values():
             bridge.lie_s = 0.0
@@ -257,11 +257,11 @@ class Scene:
         kept: bool = True,
         noticed: Collection[str] | None = (NAMED, EXCLUSIVE),
     ) -> None:
-        """Checks what both bridges promise after a fault, and puts it into the table.
+        """Checks what both bridges promise after a fault, and adds a row to the table.
 
         `what` names the fault and `does` says what the bridge does; `limit_s` bounds the recovery; `kept` False says
-        that not even a named queue can keep all events; `noticed` says which bridges lose their connection by it, None
-        that this depends on when each looks.
+        that not even a named queue can keep all events; `noticed` names the bridges that lose their connection; None
+        if that depends on the time of their checks.
         """
         if not fault.is_over:
             fault.over()

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 LONGEST_S = 3600.0
-"""Of virtual time. Code that retries forever reaches this limit within a second of real time."""
+"""Limit of virtual time for a test. Code that retries forever reaches this limit within a second of real time."""
 
 
 class VirtualTime:
     """The time of the running event loop, and of the modules that a test gives it to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
-        """`modules` get it in the place of their `time`."""
+        """Replaces `time` in each of `modules`."""
         loop = asyncio.get_running_loop()
         self.now_s = self._start_s = loop.time()
         self._start_unix_s = time.time()

@@ -1,4 +1,4 @@
-"""What all unit tests share: examples, and no limit on the time of each, which a busy machine would break."""
+"""Hypothesis profile of all unit tests: the number of examples, and no deadline, because busy machines exceed it."""
 
 from __future__ import annotations
 

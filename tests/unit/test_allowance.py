@@ -56,7 +56,7 @@ def test_what_a_client_may_say_in_a_period_is_read_at_once(allowance: Allowance)
     assert len(allowance) == 1
 
 
-def test_nobody_is_waited_for_where_nobody_waits(allowance: Allowance, hours: Hours) -> None:
+def test_no_timer_runs_while_no_client_is_throttled(allowance: Allowance, hours: Hours) -> None:
     for _ in range(1000):
         assert allowance.spend(Client(), PONG_BYTES, 1)
     assert hours.pending == 0
@@ -77,7 +77,7 @@ def test_period_that_is_over_counts_for_nothing(allowance: Allowance, hours: Hou
         hours.now_s += PERIOD_S
 
 
-def test_who_waits_is_listened_to_in_the_next_period_and_not_before(allowance: Allowance, hours: Hours) -> None:
+def test_throttled_client_is_read_again_in_the_next_period_and_not_before(allowance: Allowance, hours: Hours) -> None:
     client = Client()
     allowance.spend(client, MOST + 1, 0)
     hours.pass_by(PERIOD_S / 2)
@@ -115,9 +115,7 @@ def test_clients_do_not_share_what_each_may_say(allowance: Allowance) -> None:
     assert allowance.spend(Client(), MOST, 0)
 
 
-def test_where_all_have_said_too_much_everyone_waits_for_the_next_period_only(
-    allowance: Allowance, hours: Hours
-) -> None:
+def test_client_throttled_by_the_total_limit_waits_for_the_next_period_only(allowance: Allowance, hours: Hours) -> None:
     flood = [Client() for _ in range(OF_ALL_BYTES // OF_ONE_BYTES)]
     for each in flood:
         assert allowance.spend(each, MOST, 0)
@@ -132,7 +130,7 @@ def test_where_all_have_said_too_much_everyone_waits_for_the_next_period_only(
     assert allowance.spend(late[0], MOST, 0)
 
 
-def test_who_is_gone_is_forgotten(allowance: Allowance, hours: Hours) -> None:
+def test_client_that_is_gone_is_forgotten(allowance: Allowance, hours: Hours) -> None:
     gone, other = Client(), Client()
     allowance.spend(gone, MOST + 1, 0)
     allowance.spend(other, MOST + 1, 0)
@@ -143,7 +141,7 @@ def test_who_is_gone_is_forgotten(allowance: Allowance, hours: Hours) -> None:
     assert (gone.heard, other.heard) == (0, 1)
 
 
-def test_who_has_waited_longest_comes_first_and_no_more_than_all_may_say(allowance: Allowance, hours: Hours) -> None:
+def test_client_throttled_longest_is_read_first_within_the_total_limit(allowance: Allowance, hours: Hours) -> None:
     crowd = [Client() for _ in range(2 * AT_ONCE + 1)]
     allowance.spend(Client(), OF_ALL_BYTES, 0)
     for each in crowd:

@@ -295,12 +295,12 @@ class Lifecycle:
         self.bridge = bridge
         self.steps: list[str] = []
         self.drained_s = -1.0
-        """What was left for the clients."""
+        """Seconds that were left to close the clients."""
         self.held_by: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
-        """What lets each of them end."""
+        """Each task ends when its event is set."""
         self.failures: dict[str, BaseException] = {}
         self.clings = False
-        """Being cancelled, they do not end."""
+        """Whether the tasks ignore their cancellation."""
         note = self.steps.append
         monkeypatch.setattr(bridge._server, "listen", self._listen)
         monkeypatch.setattr(bridge._server, "stop_listening", lambda: note("listens no more"))
@@ -313,7 +313,7 @@ class Lifecycle:
         self.error: OSError | None = None
         """What listening raises."""
         self.hung: set[str] = set()
-        """Those that do not end when they are told to."""
+        """Names of the tasks that ignore `stop`."""
 
     def _listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
         self.steps.append(f"listens on {','.join(hosts)} {port} {reuse_port}")
@@ -427,7 +427,7 @@ async def test_stop_goes_from_the_broker_to_the_clients_and_leaves_the_rejects_t
     assert bridge.readiness.stopping
 
 
-async def test_broker_that_does_not_let_go_costs_the_clients_no_more_than_its_share(
+async def test_consumer_that_does_not_end_uses_only_its_share_of_the_shutdown_timeout(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
@@ -479,7 +479,7 @@ async def test_rejects_that_do_not_end_are_given_their_share_and_cancelled(
     assert clock.now_s - before_s == pytest.approx(8.0 * BROKER_SHARE, abs=0.01)
 
 
-async def test_connection_that_clings_to_its_life_does_not_keep_the_bridge_from_its_end(
+async def test_task_that_ignores_its_cancellation_delays_the_stop_by_the_end_timeout_only(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)

@@ -331,7 +331,7 @@ def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: OneClie
     assert not scene.transport.reading
 
 
-def test_client_that_says_too_much_is_not_read_from_until_it_may_say_more(scene: OneClient) -> None:
+def test_throttled_client_is_not_read_until_it_may_send_more(scene: OneClient) -> None:
     ping = Frame(Opcode.PING, b"").serialize(mask=True)
     most = (OF_ONE_BYTES - FRAME_BYTES) // (len(ping) + FRAME_BYTES)
     scene.hears(ping * most)
@@ -344,7 +344,7 @@ def test_client_that_says_too_much_is_not_read_from_until_it_may_say_more(scene:
     assert scene.transport.reading
 
 
-def test_client_that_fills_the_buffer_with_too_much_is_read_on_in_the_next_period_only(scene: OneClient) -> None:
+def test_throttled_client_that_fills_the_buffer_is_read_again_once_its_debt_is_paid(scene: OneClient) -> None:
     scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=True) * (len(RECEIVED) // 6 + 1))
     assert not scene.transport.reading
     scene.turns.settle()
@@ -357,7 +357,7 @@ def test_client_that_fills_the_buffer_with_too_much_is_read_on_in_the_next_perio
     assert passed == (len(RECEIVED) * (6 + FRAME_BYTES) // 6 + FRAME_BYTES) // OF_ONE_BYTES
 
 
-def test_read_brings_little_while_all_have_said_too_much(scene: OneClient) -> None:
+def test_read_is_small_while_all_clients_together_exceed_the_limit(scene: OneClient) -> None:
     assert scene.connection.get_buffer(-1) is RECEIVED
     others = OneClient()
     scene.allowance.spend(others.connection, OF_ALL_BYTES + 1, 0)
@@ -371,7 +371,7 @@ def test_read_brings_little_while_all_have_said_too_much(scene: OneClient) -> No
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_client_that_said_too_much_and_is_gone_is_not_read_on(scene: OneClient, *, lost: bool) -> None:
+def test_throttled_client_that_is_gone_is_not_read_again(scene: OneClient, *, lost: bool) -> None:
     scene.connection.received(Frame(Opcode.BINARY, b"x" * OF_ONE_BYTES).serialize(mask=True))
     assert not scene.transport.reading
     if lost:

@@ -236,7 +236,7 @@ async def test_refusal_is_waited_out_where_that_is_asked_for_and_said_once(broke
 # Losses
 
 
-async def test_broker_that_is_away_is_said_once_and_counted_as_attempts(running: RunningConsumer) -> None:
+async def test_broker_that_is_away_is_logged_once_and_counted_as_attempts(running: RunningConsumer) -> None:
     running.broker.lives += [*[ConnectionError("connection refused")] * 3, FakeAmqp()]
     with capture_logs() as logged:
         running.begin()
@@ -248,14 +248,14 @@ async def test_broker_that_is_away_is_said_once_and_counted_as_attempts(running:
     assert running.count("bridge_broker_losses_total") == 0
 
 
-async def test_attempts_that_reach_no_node_are_known(running: RunningConsumer) -> None:
+async def test_attempts_that_reach_no_node_are_counted(running: RunningConsumer) -> None:
     running.broker.lives += [ConnectionError("refused"), ConnectionError("refused")]
     running.begin()
     await eventually("it tries once more", lambda: running.broker.attempts == 3)
     assert running.consumer.status.unreached == 3
 
 
-async def test_broker_that_is_reached_and_does_not_work_is_no_attempt_that_reaches_none(
+async def test_attempt_that_reaches_a_broker_does_not_count_as_unreached(
     running: RunningConsumer,
 ) -> None:
     running.broker.lives += [FakeAmqp().on("qos 20", ConnectionError("gone"))] * 2
@@ -264,7 +264,7 @@ async def test_broker_that_is_reached_and_does_not_work_is_no_attempt_that_reach
     assert running.consumer.status.unreached == 1
 
 
-async def test_loss_and_recovery_are_said_as_a_pair_and_the_loss_is_counted(running: RunningConsumer) -> None:
+async def test_loss_and_recovery_are_logged_as_a_pair_and_the_loss_is_counted(running: RunningConsumer) -> None:
     """A named queue that was there all the time has kept everything."""
     first = FakeAmqp()
     running.broker.lives += [first, ConnectionError("refused"), FakeAmqp()]
@@ -359,7 +359,7 @@ async def test_exchange_that_vanishes_is_made_again_as_it_was(running: RunningCo
 
 
 @pytest.mark.parametrize("which", ["connection", "channel", "consumer"])
-async def test_whatever_ends_ends_the_life_with_its_reason(running: RunningConsumer, which: str) -> None:
+async def test_loss_of_any_part_ends_the_life_with_its_reason(running: RunningConsumer, which: str) -> None:
     first = FakeAmqp()
     running.broker.lives += [first, FakeAmqp()]
     over: list[bool] = []
@@ -427,7 +427,7 @@ def consumers(count: int) -> commands.Queue.DeclareOk:
     return commands.Queue.DeclareOk("kept", 0, count)
 
 
-async def test_others_that_consume_the_queue_are_said_once_and_so_is_their_end(running: RunningConsumer) -> None:
+async def test_other_consumers_of_the_queue_are_logged_once_and_so_is_their_end(running: RunningConsumer) -> None:
     running.broker.lives.append(FakeAmqp().on(LOOK, None, *map(consumers, (1, 3, 2, 0, 1, 2))))
     running.begin()
     await running.works()
@@ -462,7 +462,7 @@ async def test_others_are_forgotten_with_the_connection(running: RunningConsumer
     assert running.consumer.sharing == 0
 
 
-async def test_binding_that_nobody_can_see_is_said_for_each_connection_and_not_tried_again(
+async def test_binding_that_cannot_be_verified_is_logged_for_each_connection_and_not_tried_again(
     running: RunningConsumer,
 ) -> None:
     def guarded() -> FakeAmqp:
@@ -530,7 +530,7 @@ async def test_what_is_settled_at_the_last_moment_is_acknowledged(running: Runni
 
 
 @pytest.mark.parametrize(("queue", "kept"), [("kept", True), (None, False)])
-async def test_what_is_not_settled_in_time_is_said_with_what_becomes_of_it(
+async def test_deliveries_not_settled_in_time_are_logged_with_whether_the_broker_keeps_them(
     broker: FakeBroker, clock: VirtualTime, queue: str | None, *, kept: bool
 ) -> None:
     broker.lives.append(FakeAmqp())
@@ -553,7 +553,7 @@ async def test_what_is_not_settled_in_time_is_said_with_what_becomes_of_it(
     [HANGS, aiormq.exceptions.ConnectionClosed(320, "gone"), OSError("reset"), RuntimeError("closed")],
     ids=["silent", "lost", "reset", "closed"],
 )
-async def test_stop_that_the_broker_does_not_confirm_is_said_and_waits_for_nothing(
+async def test_stop_that_the_broker_does_not_confirm_is_logged_and_waits_for_nothing(
     running: RunningConsumer, clock: VirtualTime, answer: object
 ) -> None:
     running.broker.lives.append(FakeAmqp().on("cancel tag-1", answer))

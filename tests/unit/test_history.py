@@ -135,7 +135,7 @@ def test_last_position_that_holds_no_update_is_told_apart() -> None:
 
 
 def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
-    """Whoever has had the newest of what is gone misses nothing; anybody else does."""
+    """A client whose last update is the newest discarded one misses nothing. Any older client does."""
     kept = 300
     history = shared(holding(kept))
     for position in range(3 * SEGMENT_UPDATES):

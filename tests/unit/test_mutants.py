@@ -1,4 +1,4 @@
-"""What `make mutants` decides by itself: the modules, their tests, and what it tells of mutmut's results."""
+"""What `make mutants` decides by itself: the modules, their tests, and its summary of mutmut's results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.mutants import Usage, change, changed, named, summary, unit_tests_of
 
-with_git = pytest.mark.skipif(shutil.which("git") is None, reason="changes are what git says, and git is not here")
+with_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 ORIGINAL = """import os
 

@@ -45,7 +45,7 @@ class FakePublisher:
 
 
 class Command:
-    """One run of the command, with a publisher that is none."""
+    """One run of the command, with a fake publisher."""
 
     def __init__(self) -> None:
         self.publisher = FakePublisher()

@@ -1,4 +1,4 @@
-"""What is wrong from the start is said before a command begins."""
+"""The preflight check reports a wrong setting or broker before a command begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on several releases: what is run where, what is counted, the table, and what is said of what can't be made."""
+"""Runs on several releases: which tests run where, the counts, the table, and releases that can't be made."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_paths_replace_the_tests_of_a_run(name: str, part: bool, rest: list[str]
     assert found == tests
 
 
-def test_what_is_left_out_and_what_is_a_part_exists() -> None:
+def test_paths_that_are_ignored_or_part_of_a_run_exist() -> None:
     ignored = [text.removeprefix("--ignore=") for text in selections("own", part=False, rest=[])[0] if "ignore" in text]
     assert len(ignored) == len(releases.BESIDE_THE_BROKER)
     assert [path for path in (*ignored, *releases.PART, *releases.FOLDERS) if not (releases.ROOT / path).exists()] == []

@@ -1,4 +1,4 @@
-"""The mark of tests that fail on a release: whom it makes an expected failure, and how a broker's version is known."""
+"""The mark of tests that fail on a release: which tests it makes expected failures, and how a version is found."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_passes(broker):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """The URL of a broker that says its version and nothing else."""
+    """The URL of a broker that sends its version and nothing else."""
     start = commands.Connection.Start(server_properties={"product": "RabbitMQ", "version": "4.3.6"})
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -60,7 +60,7 @@ def test_version_is_what_the_first_broker_says(server: str) -> None:
 
 @pytest.fixture
 def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A folder with tests of its own, in this process, with the plugin and without those of other tests."""
+    """Runs pytest on a folder of its own, in this process, with the plugin but without asyncio's."""
     monkeypatch.setattr(releases_marker, "_recorded", set())
     pytester.makeini("[pytest]\naddopts = --strict-markers -p no:asyncio -p no:cacheprovider")
     return pytester

@@ -131,7 +131,7 @@ def test_clients_that_come_back_to_nothing_new_count_too_in_a_turn() -> None:
 
 @pytest.mark.parametrize("state", ["live", "live with ids", "lagging", "congested", "counting", "due", "pending"])
 @pytest.mark.parametrize("filtered", [False, True])
-def test_client_that_left_is_kept_by_nothing(state: str, *, filtered: bool) -> None:
+def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) -> None:
     bridge = Bridge(check=None)
     bridge.publish(3 * SEGMENT_UPDATES)
     client = FakeSubscriber(bridge.hub)

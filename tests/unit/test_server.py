@@ -73,7 +73,7 @@ class Client:
 
     @property
     def status(self) -> int:
-        """That of the response; 0 where there is none."""
+        """The status of the response; 0 if there is none."""
         return int(b"".join(self.transport.written)[9:12] or 0)
 
     @property
@@ -149,7 +149,7 @@ class Harness:
         return name
 
     async def tick(self, count: int = 1) -> None:
-        """Lets the time of so many passes over all connections go by."""
+        """Advances the clock by `count` keepalive passes."""
         for _ in range(count):
             await self.clock.advance(self.server._keepalive.tick_s)
 
@@ -167,7 +167,7 @@ class Harness:
         assert draining.done(), "a connection can't be ended"
         await draining
         assert self.errors == []
-        assert (self.gauges(), len(self.server._tally)) == ((0, 0), 0), "somebody has a place still"
+        assert (self.gauges(), len(self.server._tally)) == ((0, 0), 0), "a client is still counted"
         for each in self.sockets:
             each.close()
 
@@ -203,7 +203,7 @@ def events(logged: list[Any], event: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("gone", [False, True])
-async def test_stranger_is_told_so_at_once_and_takes_no_place(serve: Callable[..., Harness], *, gone: bool) -> None:
+async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[..., Harness], *, gone: bool) -> None:
     harness = serve()
     ours, theirs = socket.socketpair()
     if gone:
@@ -225,7 +225,7 @@ async def test_stranger_is_told_so_at_once_and_takes_no_place(serve: Callable[..
     assert harness.gauges() == (0, 0)
 
 
-async def test_stranger_is_cut_off_before_any_tls_and_without_an_answer(serve: Callable[..., Harness]) -> None:
+async def test_foreign_peer_is_cut_off_before_any_tls_and_without_an_answer(serve: Callable[..., Harness]) -> None:
     harness = serve(tls=cast("Tls", SimpleNamespace(context=object())))
     ours, theirs = socket.socketpair()
     with theirs:
@@ -500,7 +500,7 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
     ]
     assert harness.metric("bridge_evictions_total", reason="crowded") == 1
     assert harness.metric("bridge_refused_total", rule="address") == 1
-    # Another address has places of its own, and each that is given back is there again.
+    # Another address has its own limit, and a connection that ends frees its slot.
     assert (await harness.upgrade(B)).close_code is None
     for each in (served, told):
         await each.leave()

@@ -1,4 +1,4 @@
-"""Where a stream ends, as a broker says it, does not say it, or can't."""
+"""Finding the end of a stream, with a broker that answers, is silent or fails."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ async def test_missing_permission_to_publish_is_a_refusal(clock: VirtualTime) ->
         await sounding.end("mine", lambda: None)
 
 
-async def test_refusal_to_publish_is_found_also_where_the_end_of_the_channel_comes_first(clock: VirtualTime) -> None:
-    """The broker closes the channel for it, and whoever publishes learns of that a moment later."""
+async def test_refusal_to_publish_is_found_if_the_channel_ends_first(clock: VirtualTime) -> None:
+    """The broker closes the channel, and the publisher learns of the refusal a moment later."""
     amqp = FakeAmqp()
     sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     [channel] = amqp.channels

@@ -85,7 +85,7 @@ async def stage(clock: VirtualTime) -> Reader:
 
 
 def assert_gap(gap: Gap | None, since_s: float, until_s: float, reason: str) -> None:
-    """It is that gap, but for what is rounded."""
+    """Compares a gap with its parts, up to rounding."""
     assert gap is not None
     assert gap.since_s == pytest.approx(since_s)
     assert gap.until_s == pytest.approx(until_s)
@@ -282,7 +282,7 @@ async def test_stream_that_was_made_anew_is_doubtful_by_what_was_read_of_the_old
 
 
 async def test_stream_that_is_made_again_while_it_is_read_is_told_by_its_reader(stage: Reader) -> None:
-    """Not by the queue that was made: the gap would be told before it is known whether anything was missed."""
+    """Not by the new queue, which would report a gap before it is known whether events were missed."""
     await stage.begin()
     stage.reader.course.judge(10, 1)
     queue = await stage.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)

@@ -1,4 +1,4 @@
-"""No test is left out by the way in which the Makefile divides them."""
+"""The two halves of the unit tests in the Makefile leave out no test."""
 
 from __future__ import annotations
 
