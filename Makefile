@@ -69,18 +69,16 @@ ifdef THOROUGH
 export TEST_THOROUGH := 1
 # The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
 UNIT := tests/unit --cov --cov-config=tests/unit/.coveragerc
-COVER := --cov --cov-append --cov-report=
 OTHERS := --ignore=tests/unit
 else
 UNIT := tests/unit
-COVER :=
 OTHERS := --ignore=tests/unit --ignore=tests/conformance/test_vectors.py
 endif
 WITH_BROKER := $(BIN)/python -m tests.support.broker --hosts=$(WORKERS)
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
 
 test: test-quick prepare
-	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'not slow and not alone' $(COVER)
+	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'not slow and not alone'
 
 # Types and two halves of the unit tests run at the same time. xdist would collect all tests in each worker, which takes
 # a third longer. Coverage needs one run of all unit tests.
@@ -90,6 +88,7 @@ test-quick: style
 	@$(MAKE) --no-print-directory --jobs=3 --output-sync $(QUICK)
 
 unit: $(READY)
+	@rm -f .coverage .coverage.*
 	$(PYTEST) --dist=worksteal $(UNIT)
 
 unit-first: $(READY)
@@ -101,11 +100,11 @@ unit-second: $(READY)
 test-all: prepare
 	$(WITH_BROKER) $(MAKE) --jobs=1 THOROUGH=1 test test-rest
 
-# Runs the tests marked slow or alone, without coverage: they cover no additional lines, and coverage slows them down.
+# The tests marked slow or alone. After all tests, the coverage of the unit tests and of the commands is combined.
 test-rest: prepare
 	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'slow and not alone'
 	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone
-	$(if $(THOROUGH),$(BIN)/coverage report --fail-under=95)
+	$(if $(THOROUGH),$(BIN)/coverage combine --append --quiet && $(BIN)/coverage report --fail-under=95)
 
 test-releases: prepare
 	$(BIN)/python -m tests.support.releases $(FLAGS)

@@ -18,6 +18,7 @@ from bridge.demo.broker import Broker
 from bridge.demo.node import installed_server
 from bridge.demo.ports import free_port
 from tests.support.clients import RawClient, get
+from tests.support.commands import environment
 from tests.support.waiting import LIMIT_S, eventually
 
 EXCHANGE = "bridge.demo"
@@ -68,14 +69,14 @@ async def demo(
 
     Without a URL it has to start a broker.
     """
-    mark = f"TEST_DEMO={port}.{os.getpid()}"
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
-    environment |= {**({"BRIDGE_AMQP_URL": amqp_url} if amqp_url else {}), "PYTHONUNBUFFERED": "1", **variables}
-    environment |= dict([mark.split("=")])
+    name = f"{port}.{os.getpid()}"
+    mark = f"TEST_DEMO={name}"
+    if amqp_url:
+        variables["BRIDGE_AMQP_URL"] = amqp_url
     with output.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bridge", "demo", "--port", str(port), "--rate", "20", *arguments),
-            env=environment,
+            env=environment(PYTHONUNBUFFERED="1", TEST_DEMO=name, **variables),
             # Away from any .env of the developer's own, but with the package to be found.
             cwd=output.parent,
             stdin=asyncio.subprocess.DEVNULL,

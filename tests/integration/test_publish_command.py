@@ -20,6 +20,7 @@ from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
+from tests.support.commands import environment
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged
 from tests.support.proxy import proxy
 from tests.support.publishing import bind, depth, take
@@ -81,13 +82,11 @@ async def command(
     folder: Path, url: str, *arguments: str, script: str = MAIN, of: Sequence[str] = ("publish",), **variables: Any
 ) -> AsyncIterator[Command]:
     """The command, its standard input a pipe; killed at the end if it still runs."""
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
-    environment |= {"BRIDGE_AMQP_URL": url, **variables}
     start = ["-m", "bridge"] if script == MAIN else ["-c", script]
     process = await asyncio.create_subprocess_exec(
         # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
         *("env", "--default-signal=INT", sys.executable, *start, *of, *arguments),
-        env=environment,
+        env=environment(BRIDGE_AMQP_URL=url, **variables),
         cwd=folder,
         stdin=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -344,7 +343,7 @@ async def test_long_input_has_one_line_on_a_terminal(broker: Broker, exchange: s
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", script, "publish", "--amqp-url", broker.url, "events.ndjson"),
-            env={**os.environ, "BRIDGE_EXCHANGES": f"{exchange}=killmail"},
+            env=environment(BRIDGE_EXCHANGES=f"{exchange}=killmail"),
             cwd=tmp_path,
             stderr=theirs,
         )

@@ -17,10 +17,6 @@ from bridge.timing import DEFAULT, Timing
 from tests.support.certificates import certificate
 from tests.support.waiting import LIMIT_S, eventually
 
-UNMEASURED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
-"""Variables that turn coverage off in a Python process. With coverage, a bridge is half as fast. Tests that run one in
-their own loop cover its lines."""
-
 NOWHERE = Path("/nonexistent/.env")
 
 COMMAND = (sys.executable, "-m", "bridge")
@@ -150,7 +146,6 @@ async def bridge_process(
         "BRIDGE_AMQP_URL": amqp_url,
         "BRIDGE_HOST": "127.0.0.1",
         "BRIDGE_PORT": "0",
-        **UNMEASURED,
         **variables,
     }
     process = await asyncio.create_subprocess_exec(
