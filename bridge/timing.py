@@ -43,7 +43,7 @@ class Timing:
     settle_timeout_s: float = 3.0
     """For deliveries that are still unsettled when the bridge stops. A named queue keeps those that stay unsettled."""
 
-    end_timeout_s: float = 0.5
+    end_timeout_s: float = 1.0
     """For the consumer or rejects task to end after its cancellation. aio-pika may still be closing the connection."""
 
     proof_valid_s: float = 10.0

@@ -269,8 +269,8 @@ async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timin
         await asyncio.wait([closing], timeout=timing.give_up_s)
         if closing.done() and not closing.cancelled():
             closing.exception()
-    # At once, where the first attempt was given up: it only marks the connection as closed (see _connect).
-    await connection.close()
+        # At once, where the first attempt was given up: it only marks the connection as closed (see _connect).
+        await connection.close()
 
 
 _FAILED_CALL = re.compile(r"\[Errno (\d+)\] Connect call failed")

@@ -328,6 +328,7 @@ class Closing:
         self.ended = asyncio.Event()
         self._cut = asyncio.Event()
         self._deaf = deaf
+        self._is_closing = False
 
     def cut(self) -> None:
         self.cuts += 1
@@ -335,6 +336,10 @@ class Closing:
             self._cut.set()
 
     async def close(self) -> None:
+        # aio-pika, too, leaves a second call to the first.
+        if self._is_closing:
+            return
+        self._is_closing = True
         while not self._cut.is_set():
             try:
                 await self._cut.wait()
