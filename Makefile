@@ -77,7 +77,7 @@ endif
 WITH_BROKER := $(BIN)/python -m tests.support.broker --hosts=$(WORKERS)
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
 
-test: test-quick prepare
+test: prepare test-quick
 	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'not slow and not alone'
 
 # Types and two halves of the unit tests run at the same time. xdist would collect all tests in each worker, which takes

@@ -14,15 +14,20 @@ from bridge.demo.broker import Broker
 from tests.bench.build import build
 from tests.bench.candidates import Place, Server
 from tests.bench.crowd import Seen, crowd
+from tests.support.broker import unavailable
 from tests.support.killmail import killmail
 
 ROOT = Path(__file__).parents[2]
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("gcc") is None, reason="the load generator is a C program, and gcc is not here"),
-]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    if shutil.which("gcc") is None:
+        unavailable("the load generator is a C program, and gcc is not installed")
+
 
 KEPT, CLIENTS = 300, 6
 PATHS = ["/updates?after=1-00000001", "/updates?after=2-00000002&systemId=1", "/updates"]

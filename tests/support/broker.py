@@ -157,13 +157,10 @@ def _found(url: str | None) -> Broker:
 
 
 def started_node() -> ControlledNode:
-    """A private node of our own. Raises NoBroker."""
+    """A private node of our own. Raises NoBroker if no server is installed, RuntimeError if one does not start."""
     node = ControlledNode(find_server(say, may_install=False))
     say(f"starting RabbitMQ: {node.origin}")
-    try:
-        node.start()
-    except RuntimeError as error:
-        raise NoBroker(str(error)) from error
+    node.start()
     return node
 
 
@@ -230,6 +227,9 @@ def main(arguments: Sequence[str]) -> int:
     except NoBroker as error:
         say(str(error))
         return _run(arguments)  # each test skips or fails with the same reason
+    except RuntimeError as error:
+        say(str(error))
+        return 1
     try:
         _with_hosts(broker, [MASTER, *(f"gw{number}" for number in range(count + SPARE_HOSTS))])
         described = json.dumps({"url": broker.url, "origin": broker.origin})

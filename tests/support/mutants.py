@@ -170,7 +170,10 @@ def run(modules: Sequence[str], tests: Sequence[str], tree: Path) -> int:
             raise
     if running.returncode != 0:
         return FAILED
-    results, _ = mutmut(tree, "results", "--all=true").communicate()
+    listing = mutmut(tree, "results", "--all=true")
+    results, _ = listing.communicate()
+    if listing.returncode != 0:
+        return FAILED
     texts = {module: ((tree / module).read_text(), (tree / "mutants" / module).read_text()) for module in modules}
     sys.stdout.write("\n".join(["", *summary(results, texts), ""]))
     return RAN

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
-import pytest
+from tests.support.broker import unavailable
 
 CLONE_NEWNET = 0x40000000
 NEAR, FAR = "10.99.0.1", "10.99.0.2"
@@ -76,7 +76,7 @@ class Island:
 async def island(broker_url: str) -> AsyncIterator[Island]:
     """Takes this thread into a network of its own, and back at the end. Skips the test where that is not allowed."""
     if sys.platform != "linux" or shutil.which("ip") is None:
-        pytest.skip("network namespaces need Linux and the ip command")
+        unavailable("network namespaces need Linux and the ip command")
     async with AsyncExitStack() as stack:
         outside = stack.enter_context(ThreadPoolExecutor(1))
         far = stack.enter_context(ThreadPoolExecutor(1))
@@ -87,7 +87,7 @@ async def island(broker_url: str) -> AsyncIterator[Island]:
             far.submit(_unshare).result()
             _unshare()
         except PermissionError as error:
-            pytest.skip(f"network namespaces can't be made here: {error}")
+            unavailable(f"network namespaces can't be made here: {error}")
         stack.callback(_enter, home)
         _ip("link set lo up")
         _ip(f"link add near type veth peer name far netns {far.submit(threading.get_native_id).result()}")

@@ -22,14 +22,15 @@ root=$releases/$1
 if [ "${PYTHON_RELEASE_INSIDE:-}" != "$$" ]; then
   [ "$(id -u)" = 0 ] || fail "a root file system of Debian's $1 needs root"
   # Anybody may write to /var/tmp, and what is found here is run as root.
-  [ ! -e "$releases" ] || [ -O "$releases" ] || fail "$releases belongs to another user: remove it, or set PYTHON_RELEASES"
+  mkdir -m 755 "$releases" 2>/dev/null || :
+  [ -d "$releases" ] && [ ! -L "$releases" ] && [ -O "$releases" ] && [ -z "$(find "$releases" -maxdepth 0 -perm /022)" ] ||
+    fail "$releases is not a folder that root alone can write to: remove it, or set PYTHON_RELEASES"
   if ! [ -x "$root/usr/bin/python3" ]; then
     command -v debootstrap >/dev/null || fail "debootstrap is not installed: apt-get install debootstrap"
     mirror=$(sed -n 's/^URIs: *\([^ ]*\).*/\1/p' "$sources" 2>/dev/null | head -n 1)
     [ -n "$mirror" ] || fail "$sources names no mirror"
     echo "${0##*/}: making $root, which takes a minute or two" >&2
     umask 022
-    mkdir -p "$releases"
     making=$(mktemp -d "$root.XXXXXX")
     chmod 755 "$making"
     # debootstrap mounts /proc in the new root: a namespace of its own ends this mount in any case.
