@@ -133,6 +133,20 @@ def mortal_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
         yield from running()
 
 
+@pytest.fixture(autouse=True)
+def _node_runs_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Starts or resumes the private node, if a test that failed has left it dead or paused."""
+    names = {"node_broker", "mortal_broker"}.intersection(request.fixturenames)
+    nodes = [request.getfixturevalue(name) for name in names]
+    yield
+    for node in nodes:
+        if isinstance(node, ControlledNode):
+            if node.runs:
+                node.resume()
+            else:
+                node.start()
+
+
 @pytest.fixture
 async def amqp(broker: Broker) -> AsyncIterator[AbstractConnection]:
     """An observer's connection to `broker`."""

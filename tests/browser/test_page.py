@@ -223,9 +223,16 @@ async def test_page_connects_again_when_the_bridge_is_back(
     exchanges = f"{exchange}=killmail"
     async with running(broker.url, exchanges=exchanges) as bridge:
         await live.open(port_of(bridge))
-    await live.says("Disconnected: the bridge is stopping. Retrying")
+        # The first one lasts for half a second.
+        await live.page.evaluate("""() => {
+            window.states = []
+            const state = document.querySelector("#state")
+            const keep = () => states.push(state.textContent.trim())
+            new MutationObserver(keep).observe(state, { childList: true, characterData: true, subtree: true })
+        }""")
     # It has tried in vain.
     await live.says("Disconnected: the bridge can't be reached. Retrying")
+    assert "Disconnected: the bridge is stopping. Retrying" in await live.page.evaluate("states")
     async with running(broker.url, exchanges=exchanges, port=port_of(bridge)):
         await live.says(CONNECTED)
         await publish(amqp, exchange, killmail(5))

@@ -44,6 +44,9 @@ async def silent_server() -> AsyncIterator[int]:
 
 
 IMPATIENT = Timing(connect_timeout_s=1.0)
+
+GIVEN_UP_LIMIT_S = 15.0
+"""On a busy machine. aio-pika alone waits for 30 s."""
 """A node has one second to answer, instead of five."""
 
 
@@ -225,7 +228,7 @@ async def test_broker_that_says_nothing_behind_tls_is_given_up_as_soon(tmp_path:
         async with started(f"{line.url}?cafile={chain}", IMPATIENT) as bridge:
             body = await not_ready(bridge)
             assert body["broker"]["last_error"].endswith("does not answer within 1 s")
-            assert time.monotonic() - since_s <= IMPATIENT.connect_timeout_s + 2
+            assert time.monotonic() - since_s <= GIVEN_UP_LIMIT_S
 
 
 async def refused(kind: str, broker: Broker, amqp: AbstractConnection, exchange: str) -> tuple[str, str]:

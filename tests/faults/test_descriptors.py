@@ -18,7 +18,7 @@ from tests.support.killmail import killmail
 from tests.support.process_stats import cpu_s, descriptors, metric
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
-from tests.support.running import BridgeProcess, bridge_process
+from tests.support.running import COMMAND, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 LIMIT = 160
@@ -133,9 +133,8 @@ async def test_clients_alone_cannot_use_up_the_descriptors(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     """With fewer descriptors than connections allowed, clients find 1013, and those beyond are dropped and counted."""
-    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
-        # Before it looks, which is after some tenths of a second of imports.
-        resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    command = ("prlimit", f"--nofile={LIMIT}:{LIMIT}", *COMMAND)
+    async with bridge_process(broker.url, command=command, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()
         [warning] = [line for line in process.lines if line["level"] == "warning"]
         assert (warning["descriptors"], warning["connections"]) == (LIMIT, CONNECTIONS)

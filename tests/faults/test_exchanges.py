@@ -10,7 +10,7 @@ from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
-from tests.support.publishing import publish
+from tests.support.publishing import delete_until_missed, publish
 from tests.support.running import port_of, running, sample, unique
 from tests.support.waiting import eventually
 
@@ -63,8 +63,7 @@ async def test_exchange_that_is_made_again_is_what_its_owner_made_it(
     await channel.declare_exchange(exchange, **kind)
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         client = await RawClient.open(port_of(bridge))
-        await channel.exchange_delete(exchange)
-        await eventually("it is missed", lambda: sample(bridge, "bridge_broker_losses_total"))
+        await delete_until_missed(amqp, exchange, lambda: sample(bridge, "bridge_broker_losses_total") > 0)
         await eventually("the bridge is ready", lambda: bridge.readiness.report()[0])
         await channel.declare_exchange(exchange, **kind)
         await publish(amqp, exchange, killmail(1))

@@ -12,14 +12,14 @@ from tests.support.proxy import Direction, proxy
 from tests.support.scene import Scene, Watched, scene
 from tests.support.waiting import eventually
 
-TIMING = Timing(check_interval_s=0.3, check_timeout_s=4.0, setup_timeout_s=4.0, proof_valid_s=2.0)
+TIMING = Timing(check_interval_s=0.3, check_timeout_s=6.0, setup_timeout_s=6.0, proof_valid_s=2.0)
 
 FORGETFUL = Timing(heartbeat_s=2)
 """The broker detects a dead connection after two or three heartbeats."""
 
 UNPROVEN = "the broker has not answered for 2 s"
 
-NOTICED = "does not answer within 4 s"
+NOTICED = "does not answer within 6 s"
 
 DOES = "is not ready after 10 s, gives the connection up after 21 s, tries again"
 """With the product's own time constants."""

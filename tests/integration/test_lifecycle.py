@@ -150,7 +150,7 @@ async def test_sigterm_while_the_broker_says_nothing_ends_with_0() -> None:
         await process.port()
         await eventually("it has connected", lambda: held)
         process.process.send_signal(signal.SIGTERM)
-        assert await process.ended(limit_s=5) == 0
+        assert await process.ended() == 0
         assert process.texts == []
     for writer in held:
         await gone(writer)
@@ -165,7 +165,7 @@ async def test_second_signal_ends_at_once_though_a_client_does_not_close(broker:
         process.process.send_signal(signal.SIGTERM)
         assert (await client.frame())[0] == CLOSE
         process.process.send_signal(signal.SIGTERM)
-        assert await process.ended(limit_s=5) == 128 + signal.SIGTERM
+        assert await process.ended() == 128 + signal.SIGTERM
         await client.close()
 
 
@@ -256,4 +256,4 @@ async def test_tls_handshake_that_began_before_the_stop_does_not_become_a_client
             await upgrade_late()
         await gone(writer)
         late.close()
-        assert await process.ended(limit_s=5) == 0
+        assert await process.ended() == 0

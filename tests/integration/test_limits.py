@@ -107,7 +107,7 @@ async def test_client_for_whom_there_is_no_place_gets_that_of_one_without_a_requ
     broker: Broker, exchange: str
 ) -> None:
     async with (
-        running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge,
+        running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1, handshake_timeout="5m") as bridge,
         lines(port_of(bridge), 1 + RESERVE) as silent,
     ):
         await eventually("all are waited for", lambda: pending(bridge) == 1 + RESERVE)

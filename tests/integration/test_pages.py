@@ -8,7 +8,7 @@ import pytest
 from bridge.demo.broker import Broker
 from tests.support.clients import get, request
 from tests.support.running import port_of, running, sample
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_S, eventually
 
 UPGRADE = (
     "Upgrade: websocket",
@@ -139,9 +139,10 @@ async def test_request_that_is_never_complete_is_ended_after_the_handshake_timeo
 
 
 async def test_stranger_is_refused_before_it_has_said_anything(broker: Broker, exchange: str) -> None:
-    async with running(broker.url, exchanges=f"{exchange}=killmail", allowed_networks="10.0.0.0/8") as bridge:
+    flags = {"allowed_networks": "10.0.0.0/8", "handshake_timeout": "5m"}
+    async with running(broker.url, exchanges=f"{exchange}=killmail", **flags) as bridge:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(LIMIT_S):
             assert (await reader.read(-1)).startswith(b"HTTP/1.1 403 ")
         writer.close()
         await writer.wait_closed()

@@ -218,18 +218,21 @@ async def test_requeue_that_is_killed_loses_nothing(
     count = 1000
     await bind(amqp, exchange, queue)
     await rejected(amqp, rejects, exchange, range(count))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bridge", "rejects", "requeue", "--all"),
-        env=environment(BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects),
-        cwd=Path(__file__).parent,
-    )
+    # Through this process, so that the command waits where the test is late.
+    async with proxy(broker.url) as line:
+        await line.open()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bridge", "rejects", "requeue", "--all"),
+            env=environment(BRIDGE_AMQP_URL=line.url, BRIDGE_REJECT_EXCHANGE=rejects),
+            cwd=Path(__file__).parent,
+        )
 
-    async def under_way() -> bool:
-        return await depth(amqp, queue) >= after
+        async def under_way() -> bool:
+            return await depth(amqp, queue) >= after
 
-    await eventually("some are requeued", under_way)
-    process.kill()
-    await process.wait()
+        await eventually("some are requeued", under_way)
+        process.kill()
+        await process.wait()
     left, arrived = 0, 0
 
     async def settled() -> bool:

@@ -8,6 +8,9 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Sequence
 
+READ_LIMIT_S = 60.0
+"""For a client to get what it waits for. A test then fails, and does not wait forever."""
+
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
@@ -109,8 +112,12 @@ class RawClient:
         """Writes bytes as they are."""
         self._writer.write(data)
 
-    async def frame(self) -> tuple[int, bytes]:
-        """The next frame, of whatever kind."""
+    async def frame(self, limit_s: float | None = READ_LIMIT_S) -> tuple[int, bytes]:
+        """The next frame, of whatever kind. Raises TimeoutError."""
+        async with asyncio.timeout(limit_s):
+            return await self._frame()
+
+    async def _frame(self) -> tuple[int, bytes]:
         first, length = await self._reader.readexactly(2)
         assert first & 0x70 == 0, "a reserved bit is set"
         assert length < 128, "a server frame must not be masked"
@@ -120,10 +127,10 @@ class RawClient:
             length = int.from_bytes(await self._reader.readexactly(8), "big")
         return first & 15, await self._reader.readexactly(length)
 
-    async def text(self) -> bytes:
-        """The next text message; pings are passed over, unanswered."""
+    async def text(self, limit_s: float | None = READ_LIMIT_S) -> bytes:
+        """The next text message; pings are passed over, unanswered. Raises TimeoutError."""
         while True:
-            opcode, payload = await self.frame()
+            opcode, payload = await self.frame(limit_s)
             if opcode == TEXT:
                 return payload
             assert opcode == PING, (opcode, payload)
@@ -138,14 +145,16 @@ class RawClient:
 
     async def some(self) -> bytes:
         """Whatever has come, something at least."""
-        data = await self._reader.read(2**18)
+        async with asyncio.timeout(READ_LIMIT_S):
+            data = await self._reader.read(2**18)
         assert data, "the server has ended the connection"
         return data
 
     async def rest(self) -> bytes:
         """All bytes until the server ends the connection."""
         try:
-            return await self._reader.read(-1)
+            async with asyncio.timeout(READ_LIMIT_S):
+                return await self._reader.read(-1)
         except ConnectionResetError:
             return b""
 
@@ -239,7 +248,8 @@ async def get(port: int, path: str, *headers: str, method: str = "GET", host: st
     if not any(header.lower().startswith("host:") for header in headers):
         headers = (f"Host: {host}:{port}", *headers)
     writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *headers, "", ""]).encode())
-    answer = await reader.read(-1)
+    async with asyncio.timeout(READ_LIMIT_S):
+        answer = await reader.read(-1)
     writer.close()
     await writer.wait_closed()
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -264,7 +274,8 @@ async def lines(port: int, count: int) -> AsyncIterator[list[Line]]:
 async def answer(line: Line) -> bytes:
     """All that the bridge sends until it ends the connection."""
     with contextlib.suppress(ConnectionError):
-        return await line[0].read(-1)
+        async with asyncio.timeout(READ_LIMIT_S):
+            return await line[0].read(-1)
     return b""
 
 

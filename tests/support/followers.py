@@ -295,6 +295,8 @@ class ScriptedBridge:
         self.port = 0
         self.asked: list[str] = []
         """The query of each handshake, as it came."""
+        self.asked_at: list[float] = []
+        """When each handshake came; the event loop's seconds."""
         self.connections: list[ServerConnection] = []
         """Those that are open, and those that went without a word."""
         self.ready = asyncio.Event()
@@ -388,6 +390,7 @@ class ScriptedBridge:
 
     def _refuse(self, connection: ServerConnection, request: Request) -> Response | None:
         self.asked.append(urlsplit(request.path).query)
+        self.asked_at.append(asyncio.get_running_loop().time())
         if self.refusal is None:
             return None
         status, sentence = self.refusal

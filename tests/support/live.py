@@ -9,6 +9,7 @@ from tests.support.followers import CLIENTS, paused
 from tests.support.waiting import LIMIT_S
 
 LIMIT_MS = LIMIT_S * 1000
+expect.set_options(timeout=LIMIT_MS)
 
 CONNECTED = "Connected"
 """What the page says of its state."""

@@ -1,17 +1,19 @@
 """Publishes events to an exchange or a queue, with confirms, and reads queues."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aio_pika
 import orjson
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from yarl import URL
 
 from bridge.broker.rejects import QUEUE_ARGUMENTS
 from tests.support.killmail import killmail
+from tests.support.waiting import eventually
 
 BATCH = 500
 """Confirms that may be outstanding at once."""
@@ -52,6 +54,36 @@ async def publish(connection: AbstractConnection, exchange: str, *events: object
             )
     finally:
         await channel.close()
+
+
+async def remade(connection: AbstractConnection, exchange: str, kind: aio_pika.ExchangeType) -> None:
+    """Deletes an exchange, and declares one of the same name."""
+    while True:
+        channel = await connection.channel()
+        await channel.exchange_delete(exchange)
+        # A bridge that was about to declare its own has been faster, if that is of another kind.
+        with suppress(ChannelPreconditionFailed):
+            await channel.declare_exchange(exchange, kind, durable=True)
+            await channel.close()
+            return
+
+
+async def delete_until_missed(connection: AbstractConnection, exchange: str, is_missed: Callable[[], bool]) -> None:
+    """Deletes an exchange; returns once the bridge has missed it.
+
+    A bridge that was about to declare the exchange makes it again, and has missed nothing: then it is deleted again.
+    """
+
+    async def missed() -> bool:
+        channel = await connection.channel()
+        with suppress(ChannelNotFoundEntity):
+            await channel.get_exchange(exchange)
+            if not is_missed():
+                await channel.exchange_delete(exchange)
+            await channel.close()
+        return is_missed()
+
+    await eventually(f"the exchange {exchange} is missed", missed)
 
 
 async def take(

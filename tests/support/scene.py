@@ -33,7 +33,7 @@ ATTEMPTS = "bridge_broker_connection_attempts_total"
 PAUSE_S = 0.01
 """Between two events: a hundred a second, a hundred times what all of EVE Online has."""
 
-RECOVERY_LIMIT_S = 6.0
+RECOVERY_LIMIT_S = 10.0
 """Longest recovery, from the end of the cause until the bridge consumes again, on a busy machine. An idle machine needs
 a tenth of that."""
 
@@ -44,8 +44,8 @@ GOODBYE_S = 5.0
 
 SAMPLE_S = 0.1
 
-CONFIRM_S = 0.5
-"""From an event's arrival at the broker until its fetcher has noted the confirm, on a busy machine."""
+ROUNDING_S = 0.01
+"""Of the times in a gap."""
 
 SLACK_S = 2.0
 """Added to `proof_valid_s`: how long `/readyz` may return 200 while no update arrives."""
@@ -60,8 +60,11 @@ class Fetcher:
         self._number = 0
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._is_publishing = False
+        self.began: dict[int, float] = {}
+        """When each was handed to the broker, by the killmail's id; monotonic seconds."""
         self.confirmed: dict[int, float] = {}
-        """By the killmail's id; monotonic seconds."""
+        """When the broker's confirm was read, likewise."""
         self._running = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -79,19 +82,25 @@ class Fetcher:
                 await self._flowing.wait()
                 self._number = number = self._number + 1
                 message = aio_pika.Message(orjson.dumps(killmail(number)), delivery_mode=2)
-                async with asyncio.timeout(GOODBYE_S):
-                    # Not mandatory: what nobody's queue gets, the broker confirms, and it counts as lost.
-                    await target.publish(message, routing_key="", mandatory=False)
-                self.confirmed[number] = time.monotonic()
+                self.began[number] = time.monotonic()
+                self._is_publishing = True
+                try:
+                    async with asyncio.timeout(GOODBYE_S):
+                        # Not mandatory: what nobody's queue gets, the broker confirms, and it counts as lost.
+                        await target.publish(message, routing_key="", mandatory=False)
+                    self.confirmed[number] = time.monotonic()
+                finally:
+                    self._is_publishing = False
                 await asyncio.sleep(PAUSE_S)
         finally:
             closing = asyncio.ensure_future(connection.close())
             await asyncio.wait([closing], timeout=GOODBYE_S)
             closing.cancel()
 
-    def pause(self) -> None:
-        """Publishes no more."""
+    async def pause(self) -> None:
+        """Publishes no more; returns when what was under way has come to its end."""
         self._flowing.clear()
+        await eventually("the last publish has ended", lambda: not self._is_publishing)
 
     def go_on(self) -> None:
         """Publishes again."""
@@ -127,7 +136,8 @@ class Watched:
 
     async def _read(self) -> None:
         while True:
-            number = orjson.loads(await self.client.text())["data"]["killmailId"]
+            # An outage may be long.
+            number = orjson.loads(await self.client.text(limit_s=None))["data"]["killmailId"]
             self.received.append(number)
             self.arrived.setdefault(number, time.monotonic())
 
@@ -270,7 +280,7 @@ class Scene:
             for name, bridge in self.bridges.items()
         }
         await self.fetcher.further(20)
-        self.fetcher.pause()
+        await self.fetcher.pause()
         await asyncio.gather(*(self._everything_came(bridge) for bridge in self.bridges.values()))
         if kept:
             # What the broker has sent into nothing comes again once it has missed the connection.
@@ -307,8 +317,8 @@ class Scene:
         over_s, over_unix_s = fault.over_s, fault.over_unix_s
 
         def arrival() -> float | None:
-            confirmed = self.fetcher.confirmed
-            after = [bridge.arrived[n] for n, at in confirmed.items() if at > over_s and n in bridge.arrived]
+            began = self.fetcher.began
+            after = [at for number, at in bridge.arrived.items() if began[number] > over_s]
             return min(after, default=None)
 
         def back() -> bool:
@@ -364,7 +374,13 @@ class Scene:
         if gaps == 1:
             since_s, until_s = (datetime.fromisoformat(body["last_gap"][end]).timestamp() for end in ("since", "until"))
             ahead_s = time.time() - time.monotonic()
-            outside = [n for n in lost if not since_s <= self.fetcher.confirmed[n] + ahead_s <= until_s + CONFIRM_S]
+            began, confirmed = self.fetcher.began, self.fetcher.confirmed
+            # When exactly the broker dropped it, between these two, nobody knows.
+            outside = [
+                n
+                for n in lost
+                if began[n] + ahead_s > until_s + ROUNDING_S or confirmed[n] + ahead_s < since_s - ROUNDING_S
+            ]
             assert outside == [], body["last_gap"]
 
 
@@ -379,7 +395,9 @@ async def scene(
     exchange, queue, rejects = unique("exchange"), unique("queue"), unique("rejects")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_forget, broker_url, (exchange, rejects), (queue, rejects))
-        settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects, **variables}
+        settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects}
+        # The clients answer no ping, and a stage may last for minutes.
+        settings |= {"BRIDGE_IDLE_TIMEOUT": "1h", **variables}
         url = bridge_url or broker_url
         processes = [
             await stack.enter_async_context(bridge_process(url, command=timed_command(timing), **settings, **queues))
