@@ -86,7 +86,7 @@ async def command(
     process = await asyncio.create_subprocess_exec(
         # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
         *("env", "--default-signal=INT", sys.executable, *start, *of, *arguments),
-        env=environment(BRIDGE_AMQP_URL=url, **variables),
+        env=environment(**{"BRIDGE_AMQP_URL": url, **variables}),
         cwd=folder,
         stdin=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
