@@ -242,24 +242,28 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
 async def test_page_stays_calm_while_much_comes(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
-    await _much_comes(live, watched, amqp, exchange, first=5001, a_second=50, updates=150)
+    await live.open(port_of(watched))
+    await _much_comes(live, amqp, exchange, first=5001, a_second=50, updates=150)
 
 
 @pytest.mark.alone  # how long the browser is busy is measured
 async def test_page_stays_calm_and_is_seldom_busy_while_a_thousand_a_second_come(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
-    took_s = await _much_comes(live, watched, amqp, exchange, first=6001, a_second=1000, updates=600)
+    await live.open(port_of(watched))
+    # The first ones cost a browser that has just started several times as much.
+    await publish(amqp, exchange, *map(killmail, range(5501, 5801)))
+    await live.page.locator("tbody tr:first-child a[href$='/kill/5800/']").wait_for(timeout=LIMIT_MS)
+    took_s = await _much_comes(live, amqp, exchange, first=6001, a_second=1000, updates=600)
     long_ms = await live.page.evaluate("longMs")
     # Less than a fifth of the time is the list's, on however slow a machine.
     assert sum(long_ms) / 1000 < took_s / 4, long_ms
 
 
 async def _much_comes(
-    live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str, *, first: int, a_second: int, updates: int
+    live: Live, amqp: AbstractConnection, exchange: str, *, first: int, a_second: int, updates: int
 ) -> float:
     """Publishes updates at this pace. Checks how often the list has changed, and returns how long it took."""
-    await live.open(port_of(watched))
     await live.page.evaluate(OBSERVED)
     loop = asyncio.get_running_loop()
     began = loop.time()
