@@ -49,7 +49,7 @@ def broker_fixture(item: pytest.Item) -> str | None:
 
 
 @pytest.fixture(autouse=True)
-def _fails_on(request: pytest.FixtureRequest, record_testsuite_property: Callable[[str, object], None]) -> None:
+def _fails_on(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
     """Makes the test a strict expected failure on the releases that its mark names."""
     name = broker_fixture(request.node)
     marks = list(request.node.iter_markers("fails_on"))
@@ -58,7 +58,7 @@ def _fails_on(request: pytest.FixtureRequest, record_testsuite_property: Callabl
             pytest.fail(f"fails_on is for tests that use one of the fixtures {', '.join(BROKERS)}", pytrace=False)
         return
     version = version_of(request.getfixturevalue(name).url)
-    _record_once(version, record_testsuite_property)
+    _record_once(version, record_property)
     for mark in marks:
         if release_of(version) in mark.args:
             # Any other exception has another cause, and must fail the test.

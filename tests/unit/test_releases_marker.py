@@ -62,7 +62,7 @@ def test_version_is_what_the_first_broker_says(server: str) -> None:
 def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """Runs pytest on a folder of its own, in this process, with the plugin but without asyncio's."""
     monkeypatch.setattr(releases_marker, "_recorded", set())
-    pytester.makeini("[pytest]\naddopts = --strict-markers -p no:asyncio -p no:cacheprovider")
+    pytester.makeini("[pytest]\naddopts = --strict-markers -p no:asyncio -p no:cacheprovider\njunit_family = xunit1")
     return pytester
 
 
