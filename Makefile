@@ -25,14 +25,15 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
+	@echo 'make prepare     install what the tests need, with apt; every target of tests but test-quick does this first'
 	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
 	@echo 'make test        style, types, and all tests but those marked slow or alone, against a real RabbitMQ'
 	@echo 'make test-quick  style, types, the unit tests and the vectors, in a minute'
 	@echo 'make test-all    all tests, with branch coverage (WORKERS=4 on a machine with more than two cores)'
-	@echo 'make test-releases  the tests that use a broker on several releases of RabbitMQ and Python; prints a table'
+	@echo 'make test-releases  the tests on several releases of RabbitMQ and Python, as a table (FLAGS="--only 4.3 --part")'
 	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
 	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
-	@echo 'make mutants     mutation testing: list mutants that survive the unit tests (FLAGS="bridge/fanout/waiting.py")'
+	@echo 'make mutants     mutation testing of changed modules: list mutants that survive (FLAGS="bridge/fanout/waiting.py")'
 	@echo 'make lint        style and types only'
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'
@@ -61,6 +62,8 @@ demo: $(READY)
 	@$(BIN)/edk-bridge demo $(FLAGS)
 
 # tests/README.md says what is in each tier.
+# make would run a line with $(MAKE) itself under --dry-run, too, and so start the broker.
+SUBMAKE := $(MAKE)
 # TEST_AMQP_URL names a single virtual host, which workers can't share.
 WORKERS ?= $(if $(TEST_AMQP_URL),1,2)
 # THOROUGH=1 tries all examples of the property-based tests, and measures branch coverage.
@@ -98,7 +101,7 @@ unit-second: $(READY)
 	@$(BIN)/pytest --quiet $(sort $(wildcard tests/unit/test_[l-z]*.py))
 
 test-all: prepare
-	$(WITH_BROKER) $(MAKE) --jobs=1 THOROUGH=1 test test-rest
+	$(WITH_BROKER) $(SUBMAKE) --jobs=1 THOROUGH=1 test test-rest
 
 # The tests marked slow or alone. After all tests, the coverage of the unit tests and of the commands is combined.
 test-rest: prepare

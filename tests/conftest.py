@@ -118,8 +118,8 @@ def node_broker() -> Iterator[ControlledNode]:
     """
     try:
         node = started_node()
-    except NoBroker as error:
-        unavailable(str(error))
+    except NoBroker:
+        unavailable("a private node needs an installed rabbitmq-server, whatever other broker there is: `make prepare`")
     yield node
     node.stop()
 
@@ -193,5 +193,5 @@ def node() -> str:
     packages = orjson.loads((NODE / "package.json").read_bytes())["dependencies"]
     missing = [package for package in packages if not (NODE / "node_modules" / package).is_dir()]
     if missing:
-        unavailable(f"not installed: {', '.join(missing)} (Node); `python -m tests.support.prepare` installs them")
+        unavailable(f"not installed: {', '.join(missing)} (Node); `make prepare` installs them")
     return command

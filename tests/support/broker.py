@@ -161,6 +161,7 @@ def started_node() -> ControlledNode:
     node = ControlledNode(find_server(say, may_install=False))
     say(f"starting RabbitMQ: {node.origin}")
     node.start()
+    _note(node)
     return node
 
 

@@ -41,7 +41,7 @@ async def chromium() -> AsyncIterator[Browser]:
     """The browser; each of its contexts is a fresh profile."""
     command = shutil.which(CHROMIUM) or shutil.which(WHOLE_CHROMIUM)
     if command is None:
-        unavailable(f"{CHROMIUM} is not installed; `python -m tests.support.prepare` installs it")
+        unavailable(f"{CHROMIUM} is not installed; `make prepare` installs it")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=command, args=_FLAGS)
         try:

@@ -5,16 +5,15 @@ benchmark's C programs, and Node's WebSocket client. What can't be had is said h
 tests that need it skip, or fail where they must not.
 """
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from bridge.demo import apt
-from bridge.demo.broker import NoBroker, container_possible, find_server
+from bridge.demo.broker import NoBroker, find_server
 from tests.bench.build import build
 from tests.bench.process import Failed
-from tests.support.broker import IMAGE, URL, say, unavailable
+from tests.support.broker import say, unavailable
 
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests/node"
@@ -42,12 +41,7 @@ _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
 
 def prepare_broker() -> None:
-    """Make sure that some broker can be had, installing one where that is allowed.
-
-    In CI rabbitmq-server itself, whatever else there is: the tests of private nodes need it.
-    """
-    if not os.environ.get("CI") and (URL or container_possible(IMAGE, say)):
-        return
+    """Make sure that rabbitmq-server is there, installing it where that is allowed: tests of private nodes need it."""
     try:
         find_server(say)
     except NoBroker as error:
@@ -73,7 +67,7 @@ def program(command: str) -> str:
     """Where one of PROGRAMS is; the test skips where it is not, or fails where it must not."""
     path = found(command)
     if path is None:
-        unavailable(f"{command} is not installed; `python -m tests.support.prepare` installs it")
+        unavailable(f"{command} is not installed; `make prepare` installs it")
     return path
 
 
