@@ -143,7 +143,10 @@ async def test_more_names_that_are_none_than_there_are_channels_end_nothing(
     await bind(amqp, exchange, queue)
     names = [*(f"no\n{number}" for number in range(CHANNELS + 1)), exchange]
     await put(amqp, rejects, *({"x-reject-exchange": name} for name in names))
-    ended = await ran("rejects", "requeue", "--all", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects)
+    # It opens two thousand channels, one after another.
+    ended = await ran(
+        *("rejects", "requeue", "--all"), limit_s=120, BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
+    )
     assert ended.said[-1] == f"1 requeued, {CHANNELS + 1:,} kept"
 
 

@@ -43,8 +43,11 @@ def environment(**variables: str) -> dict[str, str]:
     return own | MEASURED | variables
 
 
-async def ran(*arguments: str, **variables: str) -> Ended:
-    """What is left of a command without a terminal; nothing that it said is a traceback."""
+async def ran(*arguments: str, limit_s: float = LIMIT_S, **variables: str) -> Ended:
+    """What is left of a command without a terminal; nothing that it said is a traceback.
+
+    Raises TimeoutError, with the command killed, if it has not ended within the limit.
+    """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bridge", *arguments),
         env=environment(**variables),
@@ -53,8 +56,13 @@ async def ran(*arguments: str, **variables: str) -> Ended:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(LIMIT_S):
-        printed, said = await process.communicate()
+    try:
+        async with asyncio.timeout(limit_s):
+            printed, said = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.communicate()
+        raise
     assert b"Traceback" not in said, said.decode()
     assert process.returncode is not None
     return Ended(process.returncode, printed.decode().splitlines(), said.decode().splitlines())
