@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 SIZE = 3
 
-REPLICATED_LIMIT_S = 60.0
+REPLICATED_LIMIT_S = 120.0
 """Until a node that was started again has all of a stream: the cluster tries that again every few seconds."""
 
 

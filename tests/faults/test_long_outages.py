@@ -24,7 +24,7 @@ NOTICED = "does not answer within 6 s"
 DOES = "is not ready after 10 s, gives the connection up after 21 s, tries again"
 """With the product's own time constants."""
 
-LATE_LIMIT_S = 2.0
+LATE_LIMIT_S = 3.0
 
 SHARED = "others consume this bridge's queue"
 ALONE = "nobody else consumes this bridge's queue any more"

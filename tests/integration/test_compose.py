@@ -59,7 +59,7 @@ def read(file: str, **variables: str) -> dict[str, Any]:
 
 
 FILES = ("compose.yaml", "compose.cluster.yaml")
-START_LIMIT_S = 90.0
+START_LIMIT_S = 180.0
 
 
 @pytest.fixture(scope="module", params=FILES)
