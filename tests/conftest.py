@@ -23,6 +23,7 @@ from bridge.demo import ports
 from bridge.demo.broker import Broker, NoBroker
 from bridge.demo.node import installed_server
 from tests.support.broker import ControlledNode, origins, running, shared, started_node, unavailable
+from tests.support.image import built
 from tests.support.prepare import NODE
 from tests.support.running import unique
 
@@ -47,19 +48,22 @@ def pytest_configure(config: pytest.Config) -> None:
     ports._LAST_PORT = ports._FIRST_PORT + size
 
 
-NODE_SCOPE, BROWSER_SCOPE = "private node", "browser"
+NODE_SCOPE, BROWSER_SCOPE, IMAGE_SCOPE = SHARING = ("private node", "browser", "image")
+"""The scopes of several files, the longest first."""
 
 
 @cache
 def scope_of(file: str) -> str:
     """Returns the scope of a file: all tests of a scope run in one worker.
 
-    All files that use a private node are one scope, all browser tests are another, and each other file is its own.
+    Of several files are those of the tests that share a private node, a browser or the image; each other file is one.
     """
     if file.startswith("tests/browser/"):
         return BROWSER_SCOPE
-    kills = re.search("(node|mortal)_broker", Path(file).read_text()) if Path(file).is_file() else None
-    return NODE_SCOPE if kills else file
+    text = Path(file).read_text() if Path(file).is_file() else ""
+    if re.search("(node|mortal)_broker", text):
+        return NODE_SCOPE
+    return IMAGE_SCOPE if re.search(r"\bimage: str\b", text) else file
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # the base has no types
@@ -80,8 +84,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the longest scopes first, so that the workers finish at about the same time."""
-    order = {NODE_SCOPE: 0, BROWSER_SCOPE: 1}
-    items.sort(key=lambda item: order.get(scope_of(item.nodeid.partition("::")[0]), 2))
+    order = {scope: place for place, scope in enumerate(SHARING)}
+    items.sort(key=lambda item: order.get(scope_of(item.nodeid.partition("::")[0]), len(order)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -131,6 +135,13 @@ def mortal_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
         yield request.getfixturevalue("node_broker")
     else:
         yield from running()
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[str]:
+    """The name of the image that `docker/Dockerfile` makes. All tests that use it run in one worker."""
+    with built() as name:
+        yield name
 
 
 @pytest.fixture(autouse=True)

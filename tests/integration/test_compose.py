@@ -23,7 +23,6 @@ from bridge.descriptors import OWN, RESERVE
 from bridge.settings import PREFIX
 from tests.support.broker import IMAGE
 from tests.support.clients import RawClient, get
-from tests.support.image import built
 from tests.support.prepare import program
 from tests.support.running import NOWHERE, port_of, running
 from tests.support.waiting import eventually
@@ -191,7 +190,7 @@ async def test_demo_that_only_publishes_says_what_it_lacks(variables: dict[str, 
     assert said in words.decode()
 
 
-async def test_file_starts_what_works(tmp_path: Path) -> None:
+async def test_file_starts_what_works(image: str, tmp_path: Path) -> None:
     """The broker, the bridge and the demo's publisher, by the command that is in the file's first line."""
     text = (FOLDER / "compose.yaml").read_text()
     port = free_port()
@@ -199,27 +198,26 @@ async def test_file_starts_what_works(tmp_path: Path) -> None:
         assert before in text
         text = text.replace(before, after)
     (tmp_path / "compose.yaml").write_text(text)
-    with built() as image:
-        variables = {"RABBITMQ_IMAGE": IMAGE, "BRIDGE_IMAGE": image}
-        project = ("--project-name", f"edk-bridge-test-{secrets.token_hex(4)}")
-        services = ("rabbitmq", "bridge", "demo")
-        try:
-            done = await asyncio.to_thread(
-                compose, str(tmp_path / "compose.yaml"), *project, "up", "--no-build", "-d", *services, **variables
-            )
-            assert done.returncode == 0, done.stderr
+    variables = {"RABBITMQ_IMAGE": IMAGE, "BRIDGE_IMAGE": image}
+    project = ("--project-name", f"edk-bridge-test-{secrets.token_hex(4)}")
+    services = ("rabbitmq", "bridge", "demo")
+    try:
+        done = await asyncio.to_thread(
+            compose, str(tmp_path / "compose.yaml"), *project, "up", "--no-build", "-d", *services, **variables
+        )
+        assert done.returncode == 0, done.stderr
 
-            async def ready() -> bool:
-                try:
-                    return (await get(port, "/readyz"))[0] == 200
-                except (OSError, IndexError):
-                    return False
+        async def ready() -> bool:
+            try:
+                return (await get(port, "/readyz"))[0] == 200
+            except (OSError, IndexError):
+                return False
 
-            await eventually("the bridge is ready", ready, limit_s=START_LIMIT_S)
-            client = await RawClient.open(port)
-            assert orjson.loads(await client.text())["type"] == "killmail"
-            await client.close()
-        finally:
-            await asyncio.to_thread(
-                compose, str(tmp_path / "compose.yaml"), *project, "down", "--volumes", "--timeout", "20", **variables
-            )
+        await eventually("the bridge is ready", ready, limit_s=START_LIMIT_S)
+        client = await RawClient.open(port)
+        assert orjson.loads(await client.text())["type"] == "killmail"
+        await client.close()
+    finally:
+        await asyncio.to_thread(
+            compose, str(tmp_path / "compose.yaml"), *project, "down", "--volumes", "--timeout", "20", **variables
+        )

@@ -14,7 +14,7 @@ import pytest
 from bridge.fanout.live import MANY
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient
-from tests.support.image import PORT, ROOT, Contained, Site, built, site
+from tests.support.image import PORT, ROOT, Contained, Site, site
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish
 from tests.support.waiting import eventually
@@ -32,8 +32,8 @@ READ_ONLY = "30"  # EROFS
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with built() as image, site(image) as found:
+def place(image: str) -> Iterator[Site]:
+    with site(image) as found:
         yield found
 
 

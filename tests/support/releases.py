@@ -61,8 +61,8 @@ BESIDE_THE_BROKER = (
 """Files of tests/integration that test something other than the broker: a container engine, proxies, a package. The
 broker's release does not matter to them."""
 
-WORKERS = (f"--numprocesses={1 if 'TEST_AMQP_URL' in os.environ else 2}", "--dist=loadfile")
-"""Two files at a time, each worker with a broker of its own. A named broker has one virtual host, for one worker."""
+WORKERS = (f"--numprocesses={1 if 'TEST_AMQP_URL' in os.environ else 3}", "--dist=loadfile")
+"""Three files at a time, each worker with a broker of its own. A named broker has one virtual host, for one worker."""
 
 PART = (
     "tests/integration/test_permissions.py",
