@@ -408,6 +408,9 @@ class ScriptedBridge:
             [after] = parse_qs(urlsplit(connection.request.path).query, keep_blank_values=True)["after"]
             for text in self._resume(after):
                 broadcast([connection], text.decode())
+        else:
+            # A bridge says nothing before that either.
+            self._muted.add(connection)
         self.connections.append(connection)
         await connection.wait_closed()
         self.connections.remove(connection)
