@@ -64,6 +64,9 @@ class Timing:
     """After this time, a stream marker that was not read back is published again. A broker that has just started may
     confirm the marker and drop it, or return it as unroutable."""
 
+    stall_check_s: float = 10.0
+    """After so long without a delivery of a stream, the bridge looks whether something newer is in it."""
+
     close_timeout_s: float = 10.0
     """For a client to answer a close frame, or to read what was sent before it."""
 

@@ -22,7 +22,7 @@ from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.life import keep_alive
 from bridge.broker.link import Node, answering, connected, end_of, sentence
-from bridge.broker.reading import DOUBTFUL, ReadingEpoch
+from bridge.broker.reading import ONCE_MORE, STILL, ReadingEpoch
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
@@ -108,7 +108,7 @@ class Consumer:
 
         Returns what ended it, in the broker's words.
         """
-        while (reason := await self._life()) == DOUBTFUL and not self._stopping.is_set():
+        while (reason := await self._life()) in ONCE_MORE and not self._stopping.is_set():
             _log.info("the stream is read from the last event once more", reason=reason)
         return reason
 
@@ -138,7 +138,7 @@ class Consumer:
                     consuming = await self._begin(channel, found.queue)
                 epoch.open()
                 tasks = [
-                    asyncio.create_task(self._watch(watcher, found), name="check topology"),
+                    asyncio.create_task(self._watch(amqp, watcher, found, epoch), name="check topology"),
                     asyncio.create_task(self._stopping.wait(), name="await stop"),
                 ]
                 ends: list[asyncio.Future[Any]] = [ended, epoch.failed, *tasks]
@@ -199,12 +199,22 @@ class Consumer:
                 raise  # somebody else's, for as long as they are there
             raise topology.lacking(error) from error
 
-    async def _watch(self, channel: aiormq.abc.AbstractChannel, found: Topology) -> None:
+    async def _watch(
+        self,
+        amqp: aiormq.abc.AbstractConnection,
+        channel: aiormq.abc.AbstractChannel,
+        found: Topology,
+        epoch: Epoch,
+    ) -> None:
         """Looks at the topology again and again; raises when something is missing, or the broker does not answer."""
         while True:
             await asyncio.sleep(self._timing.check_interval_s)
             async with answering(self._timing.check_timeout_s):
                 consumers = await topology.check(channel, found)
+                # While all deliveries that may be unsettled are, none follows.
+                may_come = epoch.outstanding < self._source.prefetch
+                if self.history is not None and may_come and await self.history.stands_still(amqp):
+                    raise ConnectionError(STILL)
             self.status.prove()
             if self._source.queue is not None:
                 self._count_others(consumers - 1)

@@ -19,9 +19,10 @@ from bridge.broker import marks, topology
 from bridge.broker.course import Course
 from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.link import sentence
-from bridge.broker.sounding import Sounding, lacking, no_stream
+from bridge.broker.sounding import Sounding, lacking, newest, no_stream
 from bridge.broker.status import Status
 from bridge.broker.topology import Amqp, Queue
+from bridge.contract.ids import Id
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 
@@ -88,6 +89,10 @@ class StreamReader:
         self._new = False
         """The stream was made in this life: nothing that was published before was on its way into it."""
         self._difference: str | None = None
+        self._silence: tuple[Id | None, float] = (None, self._began_s)
+        """What was read last, and since when (monotonic seconds) nothing has followed it."""
+        self._behind = False
+        """Whether something newer was there at the last look, in this silence."""
 
     def report(self) -> dict[str, object]:
         """For `/readyz`."""
@@ -121,6 +126,7 @@ class StreamReader:
         self._status.prove()
         self._status.unreached = 0
         self.start = self.course.begin(end)
+        self._silence, self._behind = (self.course.last, time.monotonic()), False
         self.doubtful = reason is not None or self.course.lost is not None
 
     def _reason(self, made: bool) -> str | None:
@@ -159,6 +165,24 @@ class StreamReader:
         """Says that all that was there before this bridge has been read."""
         after_s = round(time.monotonic() - self._status.since_s, 1)
         _log.info("history read", stream=self.stream.name, last=str(self.course.last), after_s=after_s)
+
+    async def stands_still(self, amqp: Amqp) -> bool:
+        """Whether the broker delivers nothing more though the stream goes on; to be called again and again.
+
+        RabbitMQ 4.0.5 and 3.10.8 do so now and then, if retention drops the file that a slow consumer is about to read:
+        no delivery follows, whatever is published, and no error either.
+        """
+        last, now_s = self.course.last, time.monotonic()
+        if last != self._silence[0]:
+            self._silence, self._behind = (last, now_s), False
+        if now_s - self._silence[1] < self._timing.stall_check_s:
+            return False
+        there = await newest(amqp, self.stream.name, self._timing.marker_retry_s)
+        was_behind, self._behind = self._behind, there is not None and (last is None or there > last.number)
+        if not self._behind:
+            self._silence = (last, now_s)
+        # Twice: what was there at the first look may have been on its way.
+        return was_behind and self._behind and last == self.course.last
 
     async def _ensure(self, amqp: Amqp) -> bool:
         name = self.stream.name

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 from aio_pika.abc import AbstractConnection
@@ -9,15 +10,18 @@ from structlog.testing import capture_logs
 
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.course import DROPPED
+from bridge.broker.lane import DELIVER, FRAME, METHOD
 from bridge.broker.link import Node, connected
+from bridge.broker.reading import STILL
 from bridge.broker.sounding import Sounding
 from bridge.broker.status import State
 from bridge.broker.stream import AWAY, Stream
 from bridge.broker.topology import Topology
 from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
-from bridge.timing import DEFAULT
+from bridge.timing import DEFAULT, Timing
 from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading
+from tests.support.fake_amqp import split_frames
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
 from tests.support.running import running, sample, unique
@@ -52,7 +56,8 @@ async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
     """No connection is lost, and nobody is warned of one: the reader looks again by itself."""
     recorder = Recorder()
     with capture_logs() as logged:
-        async with reading(broker.url, exchange, stream_of(queue), recorder, prefetch=TOGETHER) as consumer:
+        timing = Timing(stall_check_s=1.0)
+        async with reading(broker.url, exchange, stream_of(queue), recorder, TOGETHER, timing) as consumer:
             await caught_up(recorder)
             recorder.holds = True
             await fill(amqp, exchange, 1500)
@@ -69,6 +74,54 @@ async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
     jumps = [at for at in range(1, len(numbers)) if numbers[at] > numbers[at - 1] + 1]
     assert len(recorder.gaps) >= len(jumps) > 0
     assert not any(line["event"] == "broker lost" for line in logged)
+
+
+class Withheld:
+    """Keeps back what the broker delivers on one connection's first channel, once it is told to."""
+
+    def __init__(self) -> None:
+        self.now = False
+        self._channel: int | None = None
+        self._rest = b""
+
+    def of_a_connection(self) -> Callable[[bytes], bytes]:
+        """Only the first one is held up: the next is that of the reader's next life."""
+        return self._pass if self._channel is None and not self.now else bytes
+
+    def _pass(self, data: bytes) -> bytes:
+        frames, self._rest = split_frames(self._rest + data)
+        return b"".join(each for each in frames if not self._keeps(each))
+
+    def _keeps(self, each: bytes) -> bool:
+        kind, channel, _ = FRAME.unpack_from(each)
+        if channel and self._channel is None:
+            self._channel = channel
+        # An answer of the broker is a method too; what is delivered has a header and a body.
+        delivers = kind != METHOD or each[FRAME.size : FRAME.size + len(DELIVER)] == DELIVER
+        return self.now and channel == self._channel and delivers
+
+
+async def test_stream_that_is_delivered_no_more_though_it_goes_on_is_read_once_more(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """RabbitMQ 4.0.5 does so now and then after retention. Here, a proxy keeps deliveries back."""
+    recorder, withheld = Recorder(), Withheld()
+    timing = Timing(stall_check_s=0.5, check_interval_s=0.1)
+    with capture_logs() as logged:
+        async with proxy(broker.url) as line:
+            line.alteration = withheld.of_a_connection
+            await line.open()
+            async with reading(line.url, exchange, stream_of(queue), recorder, timing=timing) as consumer:
+                await caught_up(recorder)
+                await publish(amqp, exchange, b"1")
+                await eventually("the first is read", lambda: recorder.bodies == [b"1"])
+                withheld.now = True
+                await publish(amqp, exchange, b"2", b"3")
+                await eventually("all are read", lambda: recorder.bodies == [b"1", b"2", b"3"])
+                assert line.accepted == 2
+                assert consumer._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0
+    assert recorder.gaps == []
+    assert [line["reason"] for line in logged if "once more" in line["event"]] == [STILL]
 
 
 async def test_what_a_reader_has_to_wait_for_is_no_loss(

@@ -14,7 +14,7 @@ from bridge.broker import consumer as module
 from bridge.broker import gaps, life, status
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.link import Node
-from bridge.broker.reading import DOUBTFUL
+from bridge.broker.reading import DOUBTFUL, STILL
 from bridge.broker.status import State
 from bridge.broker.stream import Stream
 from bridge.broker.topology import UNPROVEN
@@ -610,7 +610,7 @@ async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
 async def test_stream_is_read_once_more_where_that_is_asked_for_and_it_is_no_loss(
     running: RunningConsumer, monkeypatch: pytest.MonkeyPatch, *, stops: bool
 ) -> None:
-    reasons = iter([DOUBTFUL, DOUBTFUL, "gone"])
+    reasons = iter([DOUBTFUL, STILL, "gone"])
 
     async def life_() -> str:
         if stops:
@@ -620,4 +620,6 @@ async def test_stream_is_read_once_more_where_that_is_asked_for_and_it_is_no_los
     monkeypatch.setattr(running.consumer, "_life", life_)
     with capture_logs() as logged:
         assert await running.consumer._consume() == (DOUBTFUL if stops else "gone")
-    assert [(line["log_level"], line["reason"]) for line in logged] == ([] if stops else [("info", DOUBTFUL)] * 2)
+    assert [(line["log_level"], line["reason"]) for line in logged] == (
+        [] if stops else [("info", DOUBTFUL), ("info", STILL)]
+    )

@@ -12,7 +12,7 @@ from pamqp import commands
 
 from bridge.broker import marks
 from bridge.broker.marks import MARK, Mark
-from bridge.broker.sounding import PREFETCH, Sounding
+from bridge.broker.sounding import PREFETCH, Sounding, newest
 from bridge.broker.status import Gap
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
@@ -208,3 +208,25 @@ async def test_other_error_of_listening_is_no_refusal() -> None:
     error = aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - no leader yet")
     with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed):
         await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)
+
+
+# The newest message
+
+
+async def test_newest_is_what_a_second_reader_is_given_and_its_channel_is_closed() -> None:
+    amqp = FakeAmqp()
+    tasks: list[asyncio.Task[None]] = []
+    amqp.on(
+        "consume past", lambda: tasks.extend([comes(amqp.channels[0], b"a", 41), comes(amqp.channels[0], b"b", 42)])
+    )
+    assert await newest(amqp.amqp, "past", 1.0) == 41
+    await asyncio.gather(*tasks)
+    assert amqp.requests == ["channel", "qos 1", "consume past", "close channel 3"]
+    assert amqp.channels[0].arguments == [{"x-stream-offset": "last"}]
+
+
+@pytest.mark.parametrize("answer", [None, HANGS, REFUSED], ids=["an empty stream", "silence", "permission"])
+async def test_newest_that_does_not_come_is_none(clock: VirtualTime, answer: object) -> None:
+    amqp = FakeAmqp().on("consume past", answer)
+    assert await newest(amqp.amqp, "past", 1.0) is None
+    assert amqp.channels[0].is_closed
