@@ -36,13 +36,9 @@ REPLICATED_LIMIT_S = 120.0
 # The node itself waits for up to 20 s: each run of rabbitmqctl costs more than 1 s of processor time.
 WHEN_REPLICATED = """
 Whole = fun() ->
-    try
-        {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{stream}">>)),
-        [{{online, Nodes}}] = rabbit_amqqueue:info(Queue, [online]),
-        length(Nodes) =:= {size}
-    catch
-        _:_ -> false
-    end
+    {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{stream}">>)),
+    [{{online, Nodes}}] = rabbit_amqqueue:info(Queue, [online]),
+    is_list(Nodes) andalso length(Nodes) =:= {size}
 end,
 Wait = fun Wait(Left) -> Whole() orelse (Left > 0 andalso (timer:sleep(200) =:= ok) andalso Wait(Left - 1)) end,
 Wait(100).

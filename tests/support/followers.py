@@ -11,7 +11,7 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
@@ -312,6 +312,8 @@ class ScriptedBridge:
         """The newest updates: what is kept."""
         self._number = 0
         self._muted: set[ServerConnection] = set()
+        self._unbegun: set[ServerConnection] = set()
+        """Those that were told nothing, and get no update either: a bridge's first message is where they begin."""
         self._ping_interval_s = ping_interval_s
         self._tls = tls
         self._server: Server | None = None
@@ -355,16 +357,19 @@ class ScriptedBridge:
         self._number += 1
         text = _message(update_type, data, id=self.last_id)
         self._log.append(text)
-        self.say(text)
+        self._tell(text, self._muted | self._unbegun)
         return text
 
     def tell_gap(self, **data: str) -> None:
         """Events may have been missed."""
-        self.say(_message("gap", data))
+        self._tell(_message("gap", data), self._muted | self._unbegun)
 
     def say(self, text: bytes) -> None:
         """A message to all that hear, whatever it is."""
-        broadcast([connection for connection in self.connections if connection not in self._muted], text.decode())
+        self._tell(text, self._muted)
+
+    def _tell(self, text: bytes, deaf: Set[ServerConnection]) -> None:
+        broadcast([connection for connection in self.connections if connection not in deaf], text.decode())
 
     def forget(self) -> None:
         """Nothing is kept any more of what there was until now."""
@@ -409,8 +414,7 @@ class ScriptedBridge:
             for text in self._resume(after):
                 broadcast([connection], text.decode())
         else:
-            # A bridge says nothing before that either.
-            self._muted.add(connection)
+            self._unbegun.add(connection)
         self.connections.append(connection)
         await connection.wait_closed()
         self.connections.remove(connection)
