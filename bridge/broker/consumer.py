@@ -26,6 +26,7 @@ from bridge.broker.reading import ONCE_MORE, STILL, ReadingEpoch
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
+from bridge.contract.ids import Id
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
@@ -108,8 +109,15 @@ class Consumer:
 
         Returns what ended it, in the broker's words.
         """
+        stood_at: tuple[Id | None, ...] = ()
         while (reason := await self._life()) in ONCE_MORE and not self._stopping.is_set():
-            _log.info("the stream is read from the last event once more", reason=reason)
+            say = _log.info
+            if reason == STILL:
+                assert self.history is not None
+                if stood_at == (self.history.course.last,):
+                    return reason  # nothing was read since the last time: that goes on with pauses, as a loss
+                stood_at, say = (self.history.course.last,), _log.warning
+            say("the stream is read from the last event once more", reason=reason)
         return reason
 
     async def _life(self) -> str:
@@ -138,9 +146,12 @@ class Consumer:
                     consuming = await self._begin(channel, found.queue)
                 epoch.open()
                 tasks = [
-                    asyncio.create_task(self._watch(amqp, watcher, found, epoch), name="check topology"),
+                    asyncio.create_task(self._watch(watcher, found), name="check topology"),
                     asyncio.create_task(self._stopping.wait(), name="await stop"),
                 ]
+                if self.history is not None:
+                    following = self._follow(amqp, self.history, epoch)
+                    tasks.append(asyncio.create_task(following, name="see whether the stream goes on"))
                 ends: list[asyncio.Future[Any]] = [ended, epoch.failed, *tasks]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 for end in (ended, epoch.failed):
@@ -199,25 +210,33 @@ class Consumer:
                 raise  # somebody else's, for as long as they are there
             raise topology.lacking(error) from error
 
-    async def _watch(
-        self,
-        amqp: aiormq.abc.AbstractConnection,
-        channel: aiormq.abc.AbstractChannel,
-        found: Topology,
-        epoch: Epoch,
-    ) -> None:
+    async def _watch(self, channel: aiormq.abc.AbstractChannel, found: Topology) -> None:
         """Looks at the topology again and again; raises when something is missing, or the broker does not answer."""
         while True:
             await asyncio.sleep(self._timing.check_interval_s)
             async with answering(self._timing.check_timeout_s):
                 consumers = await topology.check(channel, found)
-                # While all deliveries that may be unsettled are, none follows.
-                may_come = epoch.outstanding < self._source.prefetch
-                if self.history is not None and may_come and await self.history.stands_still(amqp):
-                    raise ConnectionError(STILL)
             self.status.prove()
             if self._source.queue is not None:
                 self._count_others(consumers - 1)
+
+    async def _follow(self, amqp: aiormq.abc.AbstractConnection, history: StreamReader, epoch: Epoch) -> None:
+        """Raises ConnectionError with STILL when the broker delivers nothing more of a stream that goes on."""
+        # The channel takes what the broker sends, however much that is: all that the connection brings waits behind it.
+        channel = await amqp.channel(publisher_confirms=False, frame_buffer_size=0)
+        while True:
+            await asyncio.sleep(self._timing.check_interval_s)
+            # While all deliveries that may be unsettled are, none follows.
+            if epoch.outstanding >= self._source.prefetch:
+                continue
+            try:
+                still = await history.stands_still(channel)
+            except aiormq.exceptions.ChannelAccessRefused as error:
+                # The consumer that is there goes on.
+                _log.warning("the bridge may not look whether the stream goes on", error=sentence(error))
+                await asyncio.Event().wait()
+            if still:
+                raise ConnectionError(STILL)
 
     def _count_others(self, others: int) -> None:
         if others > 0 and not self.sharing:

@@ -106,7 +106,7 @@ async def test_stream_that_is_delivered_no_more_though_it_goes_on_is_read_once_m
 ) -> None:
     """RabbitMQ 4.0.5 does so now and then after retention. Here, a proxy keeps deliveries back."""
     recorder, withheld = Recorder(), Withheld()
-    timing = Timing(stall_check_s=0.5, check_interval_s=0.1)
+    timing = Timing(stall_check_s=1.5, check_interval_s=0.5)
     with capture_logs() as logged:
         async with proxy(broker.url) as line:
             line.alteration = withheld.of_a_connection

@@ -205,7 +205,7 @@ class FakeAmqp:
         self.script[request] = deque(answers)
         return self
 
-    async def channel(self, *, publisher_confirms: bool) -> FakeChannel:
+    async def channel(self, *, publisher_confirms: bool, frame_buffer_size: int = 10) -> FakeChannel:
         await self.ask(f"channel{' with confirms' * publisher_confirms}", None)
         channel = FakeChannel(self, OWN + len(self.channels))
         self.channels.append(channel)

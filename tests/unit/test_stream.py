@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import aiormq
 import pytest
@@ -15,7 +16,7 @@ from bridge.broker.course import Verdict
 from bridge.broker.gaps import Gaps
 from bridge.broker.marks import Mark
 from bridge.broker.status import Gap, State, Status
-from bridge.broker.stream import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
+from bridge.broker.stream import AWAY, LONGEST_PAUSE_S, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.contract.ids import Id
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
@@ -398,7 +399,8 @@ def newest(monkeypatch: pytest.MonkeyPatch) -> Newest:
 
 async def stands_still(stage: Reader, after_s: float = DEFAULT.stall_check_s) -> bool:
     await asyncio.sleep(after_s)
-    return await stage.reader.stands_still(FakeAmqp().amqp)
+    channel: Any = None  # only the stand-in for `newest` is given it
+    return await stage.reader.stands_still(channel)
 
 
 async def read(stage: Reader, number: int) -> None:
@@ -424,20 +426,53 @@ async def test_reader_of_which_nothing_was_ever_read_is_behind_too(stage: Reader
     assert await stands_still(stage, DEFAULT.check_interval_s)
 
 
-@pytest.mark.parametrize("offset", [None, 9, 10], ids=["unknown", "older", "the same"])
-async def test_reader_of_all_that_is_there_looks_again_after_another_silence(
-    stage: Reader, newest: Newest, offset: int | None
+@pytest.mark.parametrize(
+    ("offset", "pauses_s"),
+    [
+        (None, [DEFAULT.stall_check_s] * 5),
+        (9, [20.0, 40.0, *[LONGEST_PAUSE_S] * 3]),
+        (10, [20.0, 40.0, *[LONGEST_PAUSE_S] * 3]),
+    ],
+    ids=["unknown", "older", "the same"],
+)
+async def test_reader_of_all_that_is_there_looks_less_and_less_often(
+    stage: Reader, newest: Newest, clock: VirtualTime, offset: int | None, pauses_s: list[float]
 ) -> None:
     await stage.begin()
     await read(stage, 10)
     newest.offset = offset
-    for _ in range(3):
+    looks_s: list[float] = []
+    while len(looks_s) < 6:
+        assert not await stands_still(stage, 0.5)
+        looks_s += [clock.now_s] * (newest.looks - len(looks_s))
+    assert [later - earlier for earlier, later in pairwise(looks_s)] == pytest.approx(pauses_s, abs=0.6)
+    await read(stage, 11)
+    assert not await stands_still(stage)
+    assert newest.looks == 7, "after a delivery, as often as at first"
+
+
+async def test_look_without_an_answer_says_nothing(stage: Reader, newest: Newest) -> None:
+    await stage.begin()
+    await read(stage, 10)
+    for offset in (11, None):
+        newest.offset = offset
         assert not await stands_still(stage)
-        assert not await stands_still(stage, DEFAULT.stall_check_s - 0.1)
-    assert newest.looks == 3
     newest.offset = 11
-    assert not await stands_still(stage, 0.2)
+    assert await stands_still(stage), "the second one that found something newer"
+
+
+async def test_broker_is_heard_where_something_newer_is_found_and_only_there(
+    stage: Reader, newest: Newest, clock: VirtualTime
+) -> None:
+    """Otherwise the next life would tell of a broker that was away."""
+    await stage.begin()
+    await read(stage, 10)
+    proven_s = stage.status.proven_s
+    newest.offset = 11
+    assert not await stands_still(stage)
+    assert stage.status.proven_s == proven_s
     assert await stands_still(stage, DEFAULT.check_interval_s)
+    assert stage.status.proven_s == clock.now_s
 
 
 async def test_delivery_between_two_looks_proves_that_the_broker_delivers(stage: Reader, newest: Newest) -> None:
