@@ -22,7 +22,8 @@ from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.life import keep_alive
 from bridge.broker.link import Node, answering, connected, end_of, sentence
-from bridge.broker.reading import ONCE_MORE, STILL, ReadingEpoch
+from bridge.broker.reading import DOUBTFUL, ReadingEpoch
+from bridge.broker.standstill import STILL, Standstill
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
@@ -110,7 +111,7 @@ class Consumer:
         Returns what ended it, in the broker's words.
         """
         stood_at: tuple[Id | None, ...] = ()
-        while (reason := await self._life()) in ONCE_MORE and not self._stopping.is_set():
+        while (reason := await self._life()) in (DOUBTFUL, STILL) and not self._stopping.is_set():
             say = _log.info
             if reason == STILL:
                 assert self.history is not None
@@ -150,7 +151,9 @@ class Consumer:
                     asyncio.create_task(self._stopping.wait(), name="await stop"),
                 ]
                 if self.history is not None:
-                    following = self._follow(amqp, self.history, epoch)
+                    standstill = Standstill(amqp, found.queue, self.history.course, self.status.prove, self._timing)
+                    # While all deliveries that may be unsettled are, none follows.
+                    following = standstill.run(lambda: epoch.outstanding < source.prefetch)
                     tasks.append(asyncio.create_task(following, name="see whether the stream goes on"))
                 ends: list[asyncio.Future[Any]] = [ended, epoch.failed, *tasks]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -219,24 +222,6 @@ class Consumer:
             self.status.prove()
             if self._source.queue is not None:
                 self._count_others(consumers - 1)
-
-    async def _follow(self, amqp: aiormq.abc.AbstractConnection, history: StreamReader, epoch: Epoch) -> None:
-        """Raises ConnectionError with STILL when the broker delivers nothing more of a stream that goes on."""
-        # The channel takes what the broker sends, however much that is: all that the connection brings waits behind it.
-        channel = await amqp.channel(publisher_confirms=False, frame_buffer_size=0)
-        while True:
-            await asyncio.sleep(self._timing.check_interval_s)
-            # While all deliveries that may be unsettled are, none follows.
-            if epoch.outstanding >= self._source.prefetch:
-                continue
-            try:
-                still = await history.stands_still(channel)
-            except aiormq.exceptions.ChannelAccessRefused as error:
-                # The consumer that is there goes on.
-                _log.warning("the bridge may not look whether the stream goes on", error=sentence(error))
-                await asyncio.Event().wait()
-            if still:
-                raise ConnectionError(STILL)
 
     def _count_others(self, others: int) -> None:
         if others > 0 and not self.sharing:

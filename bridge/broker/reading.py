@@ -14,9 +14,6 @@ from bridge.broker.stream import StreamReader
 
 NO_OFFSET = "the broker delivers a stream's message without its offset"
 DOUBTFUL = "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"
-STILL = "the broker delivers nothing more, though the stream goes on; it is read from the last event once more"
-ONCE_MORE = (DOUBTFUL, STILL)
-"""Reasons for the next life that are no loss of the broker."""
 
 
 class ReadingEpoch(Epoch):

@@ -6,7 +6,6 @@ from where.
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import aiormq
@@ -112,8 +111,8 @@ class Sounding:
 
     async def _look(self, message: aiormq.abc.DeliveredMessage) -> None:
         if self._token is not None and self._token in message.body and not self._found.done():
-            offset = _offset(message)
-            assert offset is not None
+            offset = (message.header.properties.headers or {}).get(OFFSET_NAME.decode())
+            assert isinstance(offset, int)
             self._found.set_result(offset)
         assert message.delivery_tag is not None
         await self._channel.basic_ack(message.delivery_tag)
@@ -121,35 +120,6 @@ class Sounding:
     def _tell(self, reason: str | None) -> None:
         if reason is not None and not self._blocked.done():
             self._blocked.set_result(reason)
-
-
-async def newest(channel: aiormq.abc.AbstractChannel, stream: str, limit_s: float) -> int | None:
-    """The offset of one of the newest messages of a stream, as another consumer is given it: of those that were stored
-    together last, the first.
-
-    None if it does not come within `limit_s` of the broker's consent, or has headers that can't be read.
-    """
-    found: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-
-    async def look(message: aiormq.abc.DeliveredMessage) -> None:
-        if not found.done():
-            found.set_result(_offset(message))
-        assert message.delivery_tag is not None
-        await channel.basic_ack(message.delivery_tag)
-
-    await channel.basic_qos(prefetch_count=1)
-    consuming = await channel.basic_consume(stream, look, arguments={"x-stream-offset": "last"})
-    offset = None
-    with suppress(TimeoutError):
-        async with asyncio.timeout(limit_s):
-            offset = await found
-    await channel.basic_cancel(consuming.consumer_tag or "")
-    return offset
-
-
-def _offset(message: aiormq.abc.DeliveredMessage) -> int | None:
-    offset = (message.header.properties.headers or {}).get(OFFSET_NAME.decode())
-    return offset if isinstance(offset, int) else None
 
 
 def _is_lost(publishing: asyncio.Task[None]) -> bool:

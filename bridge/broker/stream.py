@@ -19,10 +19,9 @@ from bridge.broker import marks, topology
 from bridge.broker.course import Course
 from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.link import sentence
-from bridge.broker.sounding import Sounding, lacking, newest, no_stream
+from bridge.broker.sounding import Sounding, lacking, no_stream
 from bridge.broker.status import Status
 from bridge.broker.topology import Amqp, Queue
-from bridge.contract.ids import Id
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 
@@ -61,23 +60,6 @@ class Stream:
         }
 
 
-LONGEST_PAUSE_S = 60.0
-"""Between two looks for something newer than what was read. Each look brings a message that is known already."""
-
-
-@dataclass(slots=True)
-class Silence:
-    """A time in which nothing of a stream is delivered."""
-
-    last: Id | None
-    """What was read before."""
-    look_s: float
-    """When to look whether something newer is there (monotonic seconds)."""
-    pause_s: float
-    behind: bool = False
-    """Whether something newer was there at the last look."""
-
-
 class StreamReader:
     """A stream, how far this bridge has read it, and what it may have missed there."""
 
@@ -106,7 +88,6 @@ class StreamReader:
         self._new = False
         """The stream was made in this life: nothing that was published before was on its way into it."""
         self._difference: str | None = None
-        self._silence = self._begun_silence()
 
     def report(self) -> dict[str, object]:
         """For `/readyz`."""
@@ -140,7 +121,6 @@ class StreamReader:
         self._status.prove()
         self._status.unreached = 0
         self.start = self.course.begin(end)
-        self._silence = self._begun_silence()
         self.doubtful = reason is not None or self.course.lost is not None
 
     def _reason(self, made: bool) -> str | None:
@@ -179,40 +159,6 @@ class StreamReader:
         """Says that all that was there before this bridge has been read."""
         after_s = round(time.monotonic() - self._status.since_s, 1)
         _log.info("history read", stream=self.stream.name, last=str(self.course.last), after_s=after_s)
-
-    async def stands_still(self, channel: aiormq.abc.AbstractChannel) -> bool:
-        """Whether the broker delivers nothing more though the stream goes on; to be called again and again.
-
-        RabbitMQ 4.0.5 and 3.10.8 do so now and then, if retention drops the file that a slow consumer is about to read:
-        no delivery follows, whatever is published, and no error either. Looks on `channel`, which should be used for
-        nothing else: after `stall_check_s` of silence, and less and less often while that lasts.
-        """
-        last = self.course.last
-        if last != self._silence.last:
-            self._silence = self._begun_silence()
-        silence = self._silence
-        if time.monotonic() < silence.look_s:
-            return False
-        there = await newest(channel, self.stream.name, self._timing.stall_check_s)
-        if last != self.course.last:
-            return False
-        if there is None:
-            silence.look_s = time.monotonic() + silence.pause_s
-            return False
-        behind = last is None or there > last.number
-        # What is there at the first look may be on its way: the second one follows at once.
-        if behind and silence.behind:
-            self._status.prove()
-            return True
-        silence.behind = behind
-        if not behind:
-            silence.pause_s = min(2 * silence.pause_s, LONGEST_PAUSE_S)
-            silence.look_s = time.monotonic() + silence.pause_s
-        return False
-
-    def _begun_silence(self) -> "Silence":
-        pause_s = self._timing.stall_check_s
-        return Silence(self.course.last, time.monotonic() + pause_s, pause_s)
 
     async def _ensure(self, amqp: Amqp) -> bool:
         name = self.stream.name

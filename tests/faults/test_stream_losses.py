@@ -12,8 +12,8 @@ from bridge.broker.consumer import Consumer, Source
 from bridge.broker.course import DROPPED
 from bridge.broker.lane import DELIVER, FRAME, METHOD
 from bridge.broker.link import Node, connected
-from bridge.broker.reading import STILL
 from bridge.broker.sounding import Sounding
+from bridge.broker.standstill import STILL
 from bridge.broker.status import State
 from bridge.broker.stream import AWAY, Stream
 from bridge.broker.topology import Topology

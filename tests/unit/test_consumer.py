@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiormq
@@ -15,9 +13,10 @@ from structlog.testing import capture_logs
 from bridge.broker import consumer as module
 from bridge.broker import gaps, life, status
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.course import Verdict
+from bridge.broker.course import Course, Verdict
 from bridge.broker.link import Node
-from bridge.broker.reading import DOUBTFUL, STILL
+from bridge.broker.reading import DOUBTFUL
+from bridge.broker.standstill import STILL
 from bridge.broker.status import State
 from bridge.broker.stream import Stream
 from bridge.broker.topology import UNPROVEN
@@ -41,7 +40,7 @@ from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from structlog.typing import EventDict
 
@@ -620,93 +619,74 @@ async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
     await asyncio.wait([running])
 
 
-class ReadingConsumer:
-    """A consumer of a stream with room for `prefetch` deliveries. `answers` are those to whether the stream stands
-    still; the last one holds."""
+class FakeStandstill:
+    """Stands in for `Standstill`: notes what it is given, and finds what a test says."""
 
-    def __init__(
-        self, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, *answers: bool | Exception, prefetch: int = 2
-    ) -> None:
-        self.recorder = Recorder()
-        self.looks = 0
-        self._answers = deque(answers)
-        self._broker = broker
-        source = Source(NODES, ("killmails",), None, prefetch, "a bridge", Stream("past", 3600.0, 2**20, window=100))
-        self.consumer = Consumer(source, self.recorder, Metrics(), wait=False)
-        assert self.consumer.history is not None
-        self.history = self.consumer.history
-        monkeypatch.setattr(self.history, "begin", self._begin)
-        monkeypatch.setattr(self.history, "stands_still", self._stands_still)
+    instances: list[FakeStandstill]
 
-    async def _begin(self, made: bool) -> None:
-        self.history.start = 0
+    def __init__(self, _amqp: object, _stream: str, course: Course, _prove: object, _timing: object) -> None:
+        self.course = course
+        self.still = asyncio.Event()
+        FakeStandstill.instances.append(self)
 
-    async def _stands_still(self, _channel: object) -> bool:
-        self.looks += 1
-        answer = self._answers.popleft() if len(self._answers) > 1 else self._answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.consumer.run())
-        await eventually("it consumes", lambda: self.consumer.status.state is State.WORKING)
-        yield
-        task.cancel()
-        await asyncio.wait([task])
-
-    def come(self, tag: int) -> None:
-        """A delivery of the stream. Its offset takes 64 bits, as the broker's offsets do."""
-        assert self._broker.lane is not None
-        properties = commands.Basic.Properties(headers={"x-stream-offset": 2**40 + tag})
-        assert self._broker.lane.feed(method(tag) + header(5, properties) + part(b"event")) == b""
+    async def run(self, may_come: Callable[[], bool]) -> None:
+        self.may_come = may_come
+        await self.still.wait()
+        raise ConnectionError(STILL)
 
 
-async def test_stream_that_stands_still_is_read_once_more(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    broker.lives += [first := FakeAmqp(), FakeAmqp()]
-    reading = ReadingConsumer(broker, monkeypatch, False, True, False)
+@pytest.fixture
+async def reading(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningConsumer]:
+    """A consumer of a stream, with room for two deliveries."""
+    FakeStandstill.instances = []
+    monkeypatch.setattr(module, "Standstill", FakeStandstill)
+    reading = RunningConsumer(broker, None)
+    stream = Stream("past", 3600.0, 2**20, window=100)
+    source = Source(NODES, ("killmails",), None, 2, "a bridge", stream)
+    reading.consumer = Consumer(source, reading.recorder, Metrics(), wait=False)
+    history = reading.consumer.history
+    assert history is not None
+
+    async def begin(made: bool) -> None:
+        history.start = 0
+
+    monkeypatch.setattr(history, "begin", begin)
+    yield reading
+    await end(reading)
+
+
+async def test_stream_that_stands_still_is_read_once_more(reading: RunningConsumer) -> None:
+    reading.broker.lives += [FakeAmqp(), FakeAmqp()]
     with capture_logs() as logged:
-        async with reading.running():
-            await eventually("there is another life", lambda: broker.attempts == 2)
-            assert reading.consumer.status.state is State.WORKING, "it is no loss"
-    assert reading.looks == 2
-    assert first.requests[-1] != "channel"
+        reading.begin()
+        await reading.works()
+        FakeStandstill.instances[0].still.set()
+        await eventually("there is another life", lambda: len(FakeStandstill.instances) == 2)
+    assert reading.consumer.status.state is State.WORKING, "it is no loss"
     [line] = [line for line in logged if "once more" in line["event"]]
     assert (line["log_level"], line["reason"]) == ("warning", STILL)
 
 
-async def test_nothing_follows_while_all_deliveries_that_may_be_unsettled_are(
-    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_follows_while_all_deliveries_that_may_be_unsettled_are(reading: RunningConsumer) -> None:
     """Rejected events that can't be published are no reason to begin another life: it would lose them."""
-    broker.lives.append(FakeAmqp())
-    reading = ReadingConsumer(broker, monkeypatch, False)
+    reading.broker.lives.append(FakeAmqp())
     reading.recorder.holds = True
-    async with reading.running():
-        reading.come(1)
-        await asyncio.sleep(2 * DEFAULT.check_interval_s)
-        assert reading.looks
-        reading.come(2)
-        looks = reading.looks
-        await asyncio.sleep(3 * DEFAULT.check_interval_s)
-        assert reading.looks == looks
-        reading.recorder.deliveries[0].settle()
-        await asyncio.sleep(2 * DEFAULT.check_interval_s)
-        assert reading.looks > looks
-
-
-async def test_look_that_is_refused_is_said_once_and_ends_nothing(
-    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broker.lives.append(FakeAmqp())
-    reading = ReadingConsumer(broker, monkeypatch, REFUSED)
-    with capture_logs() as logged:
-        async with reading.running():
-            await asyncio.sleep(5 * DEFAULT.check_interval_s)
-            assert reading.consumer.status.state is State.WORKING
-    assert reading.looks == 1
-    assert [line["error"] for line in logged if line["log_level"] == "warning"] == ["ACCESS_REFUSED - access refused"]
+    reading.begin()
+    await reading.works()
+    lane, [standstill] = reading.broker.lane, FakeStandstill.instances
+    assert lane is not None
+    may_come = [standstill.may_come()]
+    for tag in (1, 2):
+        # The offset takes 64 bits, as a broker's offsets do.
+        properties = commands.Basic.Properties(headers={"x-stream-offset": 2**40 + tag})
+        assert lane.feed(method(tag) + header(5, properties) + part(b"event")) == b""
+        may_come.append(standstill.may_come())
+    reading.recorder.deliveries[0].settle()
+    may_come.append(standstill.may_come())
+    assert may_come == [True, True, False, True]
+    history = reading.consumer.history
+    assert history is not None
+    assert standstill.course is history.course
 
 
 async def test_queue_is_never_asked_whether_it_stands_still(running: RunningConsumer) -> None:
@@ -719,17 +699,18 @@ async def test_queue_is_never_asked_whether_it_stands_still(running: RunningCons
 
 
 async def test_stream_of_which_nothing_is_read_between_two_stands_is_a_loss(
-    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+    reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise life would follow life, without a pause or a word in the metrics."""
-    reading = ReadingConsumer(broker, monkeypatch, False)
+    history = reading.consumer.history
+    assert history is not None
     lives = 0
 
     async def life_() -> str:
         nonlocal lives
         lives += 1
         if lives == 2:
-            assert reading.history.course.judge(7, 1) is Verdict.NEW
+            assert history.course.judge(7, 1) is Verdict.NEW
         return STILL
 
     monkeypatch.setattr(reading.consumer, "_life", life_)

@@ -12,7 +12,7 @@ from pamqp import commands
 
 from bridge.broker import marks
 from bridge.broker.marks import MARK, Mark
-from bridge.broker.sounding import PREFETCH, Sounding, newest
+from bridge.broker.sounding import PREFETCH, Sounding
 from bridge.broker.status import Gap
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
@@ -208,53 +208,3 @@ async def test_other_error_of_listening_is_no_refusal() -> None:
     error = aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - no leader yet")
     with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed):
         await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)
-
-
-# The newest message
-
-
-async def test_newest_is_what_another_consumer_is_given_which_is_cancelled_then() -> None:
-    amqp = FakeAmqp()
-    channel: Any = await amqp.channel(publisher_confirms=False)
-    tasks: list[asyncio.Task[None]] = []
-
-    def deliver() -> None:
-        tasks.extend(comes(channel, b"event", offset) for offset in (41, 42))
-
-    amqp.on("consume past", deliver)
-    assert await newest(channel, "past", 1.0) == 41
-    await asyncio.gather(*tasks)
-    assert amqp.requests == ["channel", "qos 1", "consume past", "ack 7", "ack 7", "cancel tag-1"]
-    assert channel.arguments == [{"x-stream-offset": "last"}]
-
-
-async def test_newest_that_does_not_come_is_none(clock: VirtualTime) -> None:
-    amqp = FakeAmqp()
-    channel: Any = await amqp.channel(publisher_confirms=False)
-    before_s = clock.now_s
-    assert await newest(channel, "past", 1.0) is None
-    assert clock.now_s - before_s == pytest.approx(1.0)
-    assert amqp.requests[-1] == "cancel tag-1"
-
-
-async def test_newest_whose_headers_can_not_be_read_is_none() -> None:
-    amqp = FakeAmqp()
-    channel: Any = await amqp.channel(publisher_confirms=False)
-    tasks: list[asyncio.Task[None]] = []
-
-    def deliver() -> None:
-        message = SimpleNamespace(
-            header=SimpleNamespace(properties=commands.Basic.Properties(headers=None)), delivery_tag=7
-        )
-        tasks.append(asyncio.create_task(channel.consumer(message)))
-
-    amqp.on("consume past", deliver)
-    assert await newest(channel, "past", 1.0) is None
-    await asyncio.gather(*tasks)
-
-
-async def test_stream_that_may_not_be_read_any_more_is_said() -> None:
-    amqp = FakeAmqp().on("consume past", REFUSED)
-    channel: Any = await amqp.channel(publisher_confirms=False)
-    with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
-        await newest(channel, "past", 1.0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiormq
 import pytest
@@ -12,11 +10,10 @@ from structlog.testing import capture_logs
 
 from bridge.broker import gaps, marks, status
 from bridge.broker import stream as module
-from bridge.broker.course import Verdict
 from bridge.broker.gaps import Gaps
 from bridge.broker.marks import Mark
 from bridge.broker.status import Gap, State, Status
-from bridge.broker.stream import AWAY, LONGEST_PAUSE_S, SEGMENTS, TOKENS, Stream, StreamReader
+from bridge.broker.stream import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.contract.ids import Id
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
@@ -374,142 +371,6 @@ async def test_readiness_says_how_far_the_stream_is_read(stage: Reader) -> None:
     await stage.begin()
     stage.reader.course.judge(FakeSounding.end_at, 7)
     assert stage.reader.report() == {"stream": "kept", "read": True, "last": 10, "end": 10}
-
-
-# A broker that delivers nothing more
-
-
-class Newest:
-    """Stands in for `newest`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.offset: int | None = None
-        self.looks = 0
-        monkeypatch.setattr(module, "newest", self._look)
-
-    async def _look(self, _amqp: object, _stream: str, _limit_s: float) -> int | None:
-        self.looks += 1
-        return self.offset
-
-
-@pytest.fixture
-def newest(monkeypatch: pytest.MonkeyPatch) -> Newest:
-    return Newest(monkeypatch)
-
-
-async def stands_still(stage: Reader, after_s: float = DEFAULT.stall_check_s) -> bool:
-    await asyncio.sleep(after_s)
-    channel: Any = None  # only the stand-in for `newest` is given it
-    return await stage.reader.stands_still(channel)
-
-
-async def read(stage: Reader, number: int) -> None:
-    """A delivery, and the check that sees it first."""
-    assert stage.reader.course.judge(number, 1) is Verdict.NEW
-    assert not await stands_still(stage, 0.0)
-
-
-async def test_reader_that_nothing_follows_is_behind_if_something_newer_is_there_twice(
-    stage: Reader, newest: Newest
-) -> None:
-    await stage.begin()
-    await read(stage, 10)
-    newest.offset = 11
-    assert not await stands_still(stage)
-    assert await stands_still(stage, DEFAULT.check_interval_s)
-
-
-async def test_reader_of_which_nothing_was_ever_read_is_behind_too(stage: Reader, newest: Newest) -> None:
-    await stage.begin()
-    newest.offset = 0
-    assert not await stands_still(stage)
-    assert await stands_still(stage, DEFAULT.check_interval_s)
-
-
-@pytest.mark.parametrize(
-    ("offset", "pauses_s"),
-    [
-        (None, [DEFAULT.stall_check_s] * 5),
-        (9, [20.0, 40.0, *[LONGEST_PAUSE_S] * 3]),
-        (10, [20.0, 40.0, *[LONGEST_PAUSE_S] * 3]),
-    ],
-    ids=["unknown", "older", "the same"],
-)
-async def test_reader_of_all_that_is_there_looks_less_and_less_often(
-    stage: Reader, newest: Newest, clock: VirtualTime, offset: int | None, pauses_s: list[float]
-) -> None:
-    await stage.begin()
-    await read(stage, 10)
-    newest.offset = offset
-    looks_s: list[float] = []
-    while len(looks_s) < 6:
-        assert not await stands_still(stage, 0.5)
-        looks_s += [clock.now_s] * (newest.looks - len(looks_s))
-    assert [later - earlier for earlier, later in pairwise(looks_s)] == pytest.approx(pauses_s, abs=0.6)
-    await read(stage, 11)
-    assert not await stands_still(stage)
-    assert newest.looks == 7, "after a delivery, as often as at first"
-
-
-async def test_look_without_an_answer_says_nothing(stage: Reader, newest: Newest) -> None:
-    await stage.begin()
-    await read(stage, 10)
-    for offset in (11, None):
-        newest.offset = offset
-        assert not await stands_still(stage)
-    newest.offset = 11
-    assert await stands_still(stage), "the second one that found something newer"
-
-
-async def test_broker_is_heard_where_something_newer_is_found_and_only_there(
-    stage: Reader, newest: Newest, clock: VirtualTime
-) -> None:
-    """Otherwise the next life would tell of a broker that was away."""
-    await stage.begin()
-    await read(stage, 10)
-    proven_s = stage.status.proven_s
-    newest.offset = 11
-    assert not await stands_still(stage)
-    assert stage.status.proven_s == proven_s
-    assert await stands_still(stage, DEFAULT.check_interval_s)
-    assert stage.status.proven_s == clock.now_s
-
-
-async def test_delivery_between_two_looks_proves_that_the_broker_delivers(stage: Reader, newest: Newest) -> None:
-    await stage.begin()
-    await read(stage, 10)
-    newest.offset = 12
-    assert not await stands_still(stage)
-    stage.reader.course.judge(11, 1)
-    assert not await stands_still(stage, DEFAULT.check_interval_s)
-    assert newest.looks == 1, "its silence begins anew"
-
-
-async def test_delivery_during_a_look_proves_it_too(
-    stage: Reader, newest: Newest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await stage.begin()
-    await read(stage, 10)
-    newest.offset = 11
-    assert not await stands_still(stage)
-
-    async def look(*_: object) -> int:
-        stage.reader.course.judge(11, 1)
-        return 11
-
-    monkeypatch.setattr(module, "newest", look)
-    assert not await stands_still(stage, DEFAULT.check_interval_s)
-
-
-async def test_silence_begins_with_each_life(stage: Reader, newest: Newest) -> None:
-    """The broker has not delivered anything yet: that is no reason to begin another life."""
-    await stage.begin()
-    await read(stage, 10)
-    newest.offset = 11
-    assert not await stands_still(stage)
-    await stage.begin()
-    assert not await stands_still(stage, DEFAULT.check_interval_s)
-    assert newest.looks == 1
 
 
 async def test_end_of_the_past_is_said_with_its_time(stage: Reader, clock: VirtualTime) -> None:
