@@ -65,8 +65,8 @@ class Timing:
     confirm the marker and drop it, or return it as unroutable."""
 
     stall_check_s: float = 10.0
-    """After so long without a delivery of a stream, the bridge looks whether something newer is in it. It waits as long
-    for what it finds there."""
+    """A stream that delivers nothing for this long is probed for newer messages. A probe waits this long for its
+    answer."""
 
     close_timeout_s: float = 10.0
     """For a client to answer a close frame, or to read what was sent before it."""

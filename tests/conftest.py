@@ -49,21 +49,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 NODE_SCOPE, BROWSER_SCOPE, IMAGE_SCOPE = SHARING = ("private node", "browser", "image")
-"""The scopes of several files, the longest first."""
+"""Scopes that hold several files, slowest first."""
 
 
 @cache
 def scope_of(file: str) -> str:
     """Returns the scope of a file: all tests of a scope run in one worker.
 
-    Of several files are those of the tests that share a private node, a browser or the image; each other file is one.
+    Tests that share a private node, the browser or the image form one scope each. Every other file is its own scope.
     """
     if file.startswith("tests/browser/"):
         return BROWSER_SCOPE
     text = Path(file).read_text() if Path(file).is_file() else ""
     if re.search("(node|mortal)_broker", text):
         return NODE_SCOPE
-    # Of the tests that ask for the fixture; unit tests use the name for other things.
+    # Matches the fixture by its annotation. Unit tests use the name for other things.
     return IMAGE_SCOPE if file.startswith("tests/integration/") and re.search(r"\bimage: str\b", text) else file
 
 

@@ -23,7 +23,7 @@ from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.life import keep_alive
 from bridge.broker.link import Node, answering, connected, end_of, sentence
 from bridge.broker.reading import DOUBTFUL, ReadingEpoch
-from bridge.broker.standstill import STILL, Standstill
+from bridge.broker.stall import STALLED, StallDetector
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
@@ -106,19 +106,19 @@ class Consumer:
         return self.status.state is State.WORKING and (self.history is None or self.history.course.at_end)
 
     async def _consume(self) -> str:
-        """One life, or several where the stream's reader asks for the next: nothing is lost then, and none is told of.
+        """Runs sessions until one ends for a reason other than a possible gap or a first stall; returns that reason.
 
-        Returns what ended it, in the broker's words.
+        A session that follows at once is not counted as a loss.
         """
-        stood_at: tuple[Id | None, ...] = ()
-        while (reason := await self._life()) in (DOUBTFUL, STILL) and not self._stopping.is_set():
+        stalled_at: tuple[Id | None, ...] = ()
+        while (reason := await self._life()) in (DOUBTFUL, STALLED) and not self._stopping.is_set():
             say = _log.info
-            if reason == STILL:
+            if reason == STALLED:
                 assert self.history is not None
-                if stood_at == (self.history.course.last,):
-                    return reason  # nothing was read since the last time: that goes on with pauses, as a loss
-                stood_at, say = (self.history.course.last,), _log.warning
-            say("the stream is read from the last event once more", reason=reason)
+                if stalled_at == (self.history.course.last,):
+                    return reason  # at the same event again: as a loss, so that the next attempt waits
+                stalled_at, say = (self.history.course.last,), _log.warning
+            say("rereading the stream from the last event", reason=reason)
         return reason
 
     async def _life(self) -> str:
@@ -151,10 +151,10 @@ class Consumer:
                     asyncio.create_task(self._stopping.wait(), name="await stop"),
                 ]
                 if self.history is not None:
-                    standstill = Standstill(amqp, found.queue, self.history.course, self.status.prove, self._timing)
-                    # While all deliveries that may be unsettled are, none follows.
-                    following = standstill.run(lambda: epoch.outstanding < source.prefetch)
-                    tasks.append(asyncio.create_task(following, name="see whether the stream goes on"))
+                    detector = StallDetector(amqp, found.queue, self.history.course, self.status.prove, self._timing)
+                    # At the prefetch limit, the broker sends nothing: this is no stall.
+                    detecting = detector.run(lambda: epoch.outstanding < source.prefetch)
+                    tasks.append(asyncio.create_task(detecting, name="detect stall"))
                 ends: list[asyncio.Future[Any]] = [ended, epoch.failed, *tasks]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 for end in (ended, epoch.failed):

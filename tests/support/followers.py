@@ -312,8 +312,8 @@ class ScriptedBridge:
         """The newest updates: what is kept."""
         self._number = 0
         self._muted: set[ServerConnection] = set()
-        self._unbegun: set[ServerConnection] = set()
-        """Those that were told nothing, and get no update either: a bridge's first message is where they begin."""
+        self._not_resumed: set[ServerConnection] = set()
+        """Connections without a `resume`. They get no updates and no gaps, because a bridge sends `resume` first."""
         self._ping_interval_s = ping_interval_s
         self._tls = tls
         self._server: Server | None = None
@@ -357,19 +357,19 @@ class ScriptedBridge:
         self._number += 1
         text = _message(update_type, data, id=self.last_id)
         self._log.append(text)
-        self._tell(text, self._muted | self._unbegun)
+        self._tell(text, self._muted | self._not_resumed)
         return text
 
     def tell_gap(self, **data: str) -> None:
         """Events may have been missed."""
-        self._tell(_message("gap", data), self._muted | self._unbegun)
+        self._tell(_message("gap", data), self._muted | self._not_resumed)
 
     def say(self, text: bytes) -> None:
         """A message to all that hear, whatever it is."""
         self._tell(text, self._muted)
 
-    def _tell(self, text: bytes, deaf: Set[ServerConnection]) -> None:
-        broadcast([connection for connection in self.connections if connection not in deaf], text.decode())
+    def _tell(self, text: bytes, excluded: Set[ServerConnection]) -> None:
+        broadcast([connection for connection in self.connections if connection not in excluded], text.decode())
 
     def forget(self) -> None:
         """Nothing is kept any more of what there was until now."""
@@ -414,7 +414,7 @@ class ScriptedBridge:
             for text in self._resume(after):
                 broadcast([connection], text.decode())
         else:
-            self._unbegun.add(connection)
+            self._not_resumed.add(connection)
         self.connections.append(connection)
         await connection.wait_closed()
         self.connections.remove(connection)

@@ -16,7 +16,7 @@ from bridge.broker.consumer import Consumer, Source
 from bridge.broker.course import Course, Verdict
 from bridge.broker.link import Node
 from bridge.broker.reading import DOUBTFUL
-from bridge.broker.standstill import STILL
+from bridge.broker.stall import STALLED
 from bridge.broker.status import State
 from bridge.broker.stream import Stream
 from bridge.broker.topology import UNPROVEN
@@ -619,27 +619,27 @@ async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
     await asyncio.wait([running])
 
 
-class FakeStandstill:
-    """Stands in for `Standstill`: notes what it is given, and finds what a test says."""
+class FakeStallDetector:
+    """Stands in for `StallDetector`: notes what it is given, and finds what a test says."""
 
-    instances: list[FakeStandstill]
+    instances: list[FakeStallDetector]
 
     def __init__(self, _amqp: object, _stream: str, course: Course, _prove: object, _timing: object) -> None:
         self.course = course
-        self.still = asyncio.Event()
-        FakeStandstill.instances.append(self)
+        self.stalled = asyncio.Event()
+        FakeStallDetector.instances.append(self)
 
-    async def run(self, may_come: Callable[[], bool]) -> None:
-        self.may_come = may_come
-        await self.still.wait()
-        raise ConnectionError(STILL)
+    async def run(self, may_deliver: Callable[[], bool]) -> None:
+        self.may_deliver = may_deliver
+        await self.stalled.wait()
+        raise ConnectionError(STALLED)
 
 
 @pytest.fixture
 async def reading(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningConsumer]:
     """A consumer of a stream, with room for two deliveries."""
-    FakeStandstill.instances = []
-    monkeypatch.setattr(module, "Standstill", FakeStandstill)
+    FakeStallDetector.instances = []
+    monkeypatch.setattr(module, "StallDetector", FakeStallDetector)
     reading = RunningConsumer(broker, None)
     stream = Stream("past", 3600.0, 2**20, window=100)
     source = Source(NODES, ("killmails",), None, 2, "a bridge", stream)
@@ -655,41 +655,41 @@ async def reading(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     await end(reading)
 
 
-async def test_stream_that_stands_still_is_read_once_more(reading: RunningConsumer) -> None:
+async def test_stalled_stream_is_reread(reading: RunningConsumer) -> None:
     reading.broker.lives += [FakeAmqp(), FakeAmqp()]
     with capture_logs() as logged:
         reading.begin()
         await reading.works()
-        FakeStandstill.instances[0].still.set()
-        await eventually("there is another life", lambda: len(FakeStandstill.instances) == 2)
+        FakeStallDetector.instances[0].stalled.set()
+        await eventually("there is another life", lambda: len(FakeStallDetector.instances) == 2)
     assert reading.consumer.status.state is State.WORKING, "it is no loss"
-    [line] = [line for line in logged if "once more" in line["event"]]
-    assert (line["log_level"], line["reason"]) == ("warning", STILL)
+    [line] = [line for line in logged if "rereading" in line["event"]]
+    assert (line["log_level"], line["reason"]) == ("warning", STALLED)
 
 
-async def test_nothing_follows_while_all_deliveries_that_may_be_unsettled_are(reading: RunningConsumer) -> None:
-    """Rejected events that can't be published are no reason to begin another life: it would lose them."""
+async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsumer) -> None:
+    """A new session would lose rejected events that can't be published."""
     reading.broker.lives.append(FakeAmqp())
     reading.recorder.holds = True
     reading.begin()
     await reading.works()
-    lane, [standstill] = reading.broker.lane, FakeStandstill.instances
+    lane, [detector] = reading.broker.lane, FakeStallDetector.instances
     assert lane is not None
-    may_come = [standstill.may_come()]
+    may_deliver = [detector.may_deliver()]
     for tag in (1, 2):
         # The offset takes 64 bits, as a broker's offsets do.
         properties = commands.Basic.Properties(headers={"x-stream-offset": 2**40 + tag})
         assert lane.feed(method(tag) + header(5, properties) + part(b"event")) == b""
-        may_come.append(standstill.may_come())
+        may_deliver.append(detector.may_deliver())
     reading.recorder.deliveries[0].settle()
-    may_come.append(standstill.may_come())
-    assert may_come == [True, True, False, True]
+    may_deliver.append(detector.may_deliver())
+    assert may_deliver == [True, True, False, True]
     history = reading.consumer.history
     assert history is not None
-    assert standstill.course is history.course
+    assert detector.course is history.course
 
 
-async def test_queue_is_never_asked_whether_it_stands_still(running: RunningConsumer) -> None:
+async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> None:
     running.broker.lives.append(amqp := FakeAmqp())
     running.begin()
     await running.works()
@@ -698,10 +698,10 @@ async def test_queue_is_never_asked_whether_it_stands_still(running: RunningCons
     assert len(amqp.channels) == channels
 
 
-async def test_stream_of_which_nothing_is_read_between_two_stands_is_a_loss(
+async def test_second_stall_at_the_same_event_is_a_loss(
     reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise life would follow life, without a pause or a word in the metrics."""
+    """Otherwise sessions repeat without a pause, and no metric counts them."""
     history = reading.consumer.history
     assert history is not None
     lives = 0
@@ -711,10 +711,10 @@ async def test_stream_of_which_nothing_is_read_between_two_stands_is_a_loss(
         lives += 1
         if lives == 2:
             assert history.course.judge(7, 1) is Verdict.NEW
-        return STILL
+        return STALLED
 
     monkeypatch.setattr(reading.consumer, "_life", life_)
-    assert await reading.consumer._consume() == STILL
+    assert await reading.consumer._consume() == STALLED
     assert lives == 3, "between the first two, something was read"
 
 

@@ -1,4 +1,4 @@
-"""Looks for something newer than what a stream's consumer was delivered: when, and what they say."""
+"""Probes for messages newer than the last delivery: when they are made, and what follows from their answers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from pamqp import commands
 from structlog.testing import capture_logs
 
-from bridge.broker import standstill as module
+from bridge.broker import stall as module
 from bridge.broker.course import Course, Verdict
-from bridge.broker.standstill import LONGEST_PAUSE_S, STILL, Standstill, newest
+from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector, newest
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import REFUSED, FakeAmqp, FakeChannel
 from tests.support.virtual_time import VirtualTime
@@ -45,9 +45,9 @@ class Stream:
         """Headers in the place of those with the offset."""
         self.course = Course(100)
         self.course.begin(0)
-        self.looks_s: list[float] = []
+        self.probes_s: list[float] = []
         self.proofs = 0
-        self.may_come = True
+        self.may_deliver = True
         self.amqp = FakeAmqp().on(CONSUME, self._deliver)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -56,18 +56,18 @@ class Stream:
         assert self.course.judge(number, 1) is Verdict.NEW
 
     @asynccontextmanager
-    async def followed(self) -> AsyncIterator[asyncio.Task[None]]:
-        standstill = Standstill(self.amqp.amqp, "past", self.course, self._prove)
-        following = asyncio.create_task(standstill.run(lambda: self.may_come))
-        yield following
-        following.cancel()
-        await asyncio.wait([following, *self._tasks])
+    async def detecting(self) -> AsyncIterator[asyncio.Task[None]]:
+        detector = StallDetector(self.amqp.amqp, "past", self.course, self._prove)
+        detecting = asyncio.create_task(detector.run(lambda: self.may_deliver))
+        yield detecting
+        detecting.cancel()
+        await asyncio.wait([detecting, *self._tasks])
 
     def _prove(self) -> None:
         self.proofs += 1
 
     def _deliver(self) -> None:
-        self.looks_s.append(asyncio.get_running_loop().time())
+        self.probes_s.append(asyncio.get_running_loop().time())
         channel: FakeChannel = self.amqp.channels[0]
         if self.newest is None or channel.consumer is None:
             return
@@ -83,23 +83,23 @@ async def stream() -> Stream:
     return Stream()
 
 
-async def test_stream_stands_still_if_something_newer_is_there_twice(stream: Stream, clock: VirtualTime) -> None:
+async def test_stall_is_confirmed_by_a_second_probe(stream: Stream, clock: VirtualTime) -> None:
     stream.read(10)
     stream.newest = 11
     before_s = clock.now_s
-    async with stream.followed() as following:
-        with pytest.raises(ConnectionError, match=STILL):
-            await following
+    async with stream.detecting() as detecting:
+        with pytest.raises(ConnectionError, match=STALLED):
+            await detecting
     assert clock.now_s - before_s == pytest.approx(FIRST_S + CHECK_S, abs=CHECK_S)
-    assert len(stream.looks_s) == 2
-    assert stream.proofs == 1, "the broker is there, and the next life does not tell of one that was away"
+    assert len(stream.probes_s) == 2
+    assert stream.proofs == 1, "the broker answers, so the next session reports no outage"
 
 
-async def test_stream_of_which_nothing_was_ever_read_may_stand_still(stream: Stream) -> None:
+async def test_stream_of_which_nothing_was_ever_read_may_stall(stream: Stream) -> None:
     stream.newest = 0
-    async with stream.followed() as following:
-        with pytest.raises(ConnectionError, match=STILL):
-            await following
+    async with stream.detecting() as detecting:
+        with pytest.raises(ConnectionError, match=STALLED):
+            await detecting
 
 
 @pytest.mark.parametrize(
@@ -107,123 +107,123 @@ async def test_stream_of_which_nothing_was_ever_read_may_stand_still(stream: Str
     [(None, [2 * FIRST_S] * 5), (9, [20.0, 40.0, *[LONGEST_PAUSE_S] * 3]), (10, [20.0, 40.0, *[LONGEST_PAUSE_S] * 3])],
     ids=["no answer", "older", "the same"],
 )
-async def test_looks_are_rare_while_all_that_is_there_was_delivered(
+async def test_pauses_between_probes_grow_while_there_is_nothing_newer(
     stream: Stream, number: int | None, pauses_s: list[float]
 ) -> None:
-    """A look that gets no answer takes as long as the pause before the first."""
+    """A probe without an answer takes as long as the pause before the first one."""
     stream.read(10)
     stream.newest = number
-    async with stream.followed():
-        await eventually("it has looked six times", lambda: len(stream.looks_s) == 6, limit_s=600)
-        pauses = [later - earlier for earlier, later in pairwise(stream.looks_s)]
+    async with stream.detecting():
+        await eventually("it has probed six times", lambda: len(stream.probes_s) == 6, limit_s=600)
+        pauses = [later - earlier for earlier, later in pairwise(stream.probes_s)]
         assert pauses == pytest.approx(pauses_s, abs=2 * CHECK_S)
         stream.read(11)
         before_s = asyncio.get_running_loop().time()
-        await eventually("it looks again", lambda: len(stream.looks_s) == 7, limit_s=600)
-        # A look without an answer may be under way.
-        assert stream.looks_s[-1] - before_s < 2 * FIRST_S + 2 * CHECK_S, "as soon as at first"
+        await eventually("it probes again", lambda: len(stream.probes_s) == 7, limit_s=600)
+        # A probe without an answer may be under way.
+        assert stream.probes_s[-1] - before_s < 2 * FIRST_S + 2 * CHECK_S, "as soon as at first"
     assert stream.proofs == 0
 
 
-async def test_look_without_an_answer_takes_nothing_back(stream: Stream) -> None:
+async def test_unanswered_probe_keeps_the_previous_result(stream: Stream) -> None:
     stream.read(10)
     stream.newest = 11
-    async with stream.followed() as following:
-        await eventually("something newer is there", lambda: stream.looks_s, limit_s=60)
+    async with stream.detecting() as detecting:
+        await eventually("something newer is there", lambda: stream.probes_s, limit_s=60)
         stream.newest = None
-        await eventually("there is no answer", lambda: len(stream.looks_s) == 2, limit_s=60)
+        await eventually("there is no answer", lambda: len(stream.probes_s) == 2, limit_s=60)
         stream.newest = 11
-        with pytest.raises(ConnectionError, match=STILL):
-            await following
-    assert len(stream.looks_s) == 3
+        with pytest.raises(ConnectionError, match=STALLED):
+            await detecting
+    assert len(stream.probes_s) == 3
 
 
-async def test_look_that_finds_nothing_newer_takes_back_what_the_one_before_found(stream: Stream) -> None:
+async def test_probe_without_a_newer_message_clears_the_previous_result(stream: Stream) -> None:
     stream.read(10)
     stream.newest = 11
-    async with stream.followed() as following:
-        await eventually("something newer is there", lambda: stream.looks_s, limit_s=60)
+    async with stream.detecting() as detecting:
+        await eventually("something newer is there", lambda: stream.probes_s, limit_s=60)
         stream.newest = 10
-        await eventually("it is not", lambda: len(stream.looks_s) == 2, limit_s=60)
+        await eventually("it is not", lambda: len(stream.probes_s) == 2, limit_s=60)
         stream.newest = 11
-        with pytest.raises(ConnectionError, match=STILL):
-            await following
-    assert len(stream.looks_s) == 4
+        with pytest.raises(ConnectionError, match=STALLED):
+            await detecting
+    assert len(stream.probes_s) == 4
 
 
-async def test_delivery_between_two_looks_proves_that_the_broker_delivers(stream: Stream) -> None:
+async def test_delivery_between_two_probes_prevents_a_stall(stream: Stream) -> None:
     stream.read(10)
     stream.newest = 12
-    async with stream.followed() as following:
+    async with stream.detecting() as detecting:
         for times in range(1, 4):
-            await eventually("it looks", lambda: len(stream.looks_s) == times, limit_s=60)  # noqa: B023 - over by then
+            await eventually("it probes", lambda: len(stream.probes_s) == times, limit_s=60)  # noqa: B023 - over by then
             stream.read(10 + times)
             stream.newest += 1
-        assert not following.done()
-    assert all(later - earlier > FIRST_S for earlier, later in pairwise(stream.looks_s))
+        assert not detecting.done()
+    assert all(later - earlier > FIRST_S for earlier, later in pairwise(stream.probes_s))
 
 
-async def test_delivery_during_a_look_proves_it_too(stream: Stream) -> None:
+async def test_delivery_during_a_probe_prevents_a_stall(stream: Stream) -> None:
     stream.read(10)
     stream.newest = 11
-    async with stream.followed() as following:
-        await eventually("something newer is there", lambda: stream.looks_s, limit_s=60)
+    async with stream.detecting() as detecting:
+        await eventually("something newer is there", lambda: stream.probes_s, limit_s=60)
         stream.amqp.on("cancel tag-1", lambda: stream.read(11))
         await asyncio.sleep(2 * CHECK_S)
-        assert len(stream.looks_s) == 2
-        assert not following.done()
+        assert len(stream.probes_s) == 2
+        assert not detecting.done()
 
 
-async def test_nothing_is_looked_for_while_nothing_may_come(stream: Stream) -> None:
-    stream.may_come = False
+async def test_no_probe_starts_while_the_broker_may_not_deliver(stream: Stream) -> None:
+    stream.may_deliver = False
     stream.newest = 1
-    async with stream.followed() as following:
+    async with stream.detecting() as detecting:
         await asyncio.sleep(10 * FIRST_S)
-        assert stream.looks_s == []
-        stream.may_come = True
-        with pytest.raises(ConnectionError, match=STILL):
-            await following
+        assert stream.probes_s == []
+        stream.may_deliver = True
+        with pytest.raises(ConnectionError, match=STALLED):
+            await detecting
 
 
-async def test_refusal_to_look_is_said_once_and_ends_nothing(stream: Stream) -> None:
+async def test_refused_probe_is_logged_once_and_the_session_continues(stream: Stream) -> None:
     stream.amqp.on(CONSUME, REFUSED)
     with capture_logs() as logged:
-        async with stream.followed() as following:
+        async with stream.detecting() as detecting:
             await asyncio.sleep(10 * FIRST_S)
-            assert not following.done()
+            assert not detecting.done()
     assert [(line["log_level"], line["error"]) for line in logged] == [("warning", "ACCESS_REFUSED - access refused")]
 
 
 async def test_stream_that_is_gone_ends_it(stream: Stream) -> None:
     stream.amqp.on(CONSUME, aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'past' in vhost '/'"))
-    async with stream.followed() as following:
+    async with stream.detecting() as detecting:
         with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
-            await following
+            await detecting
 
 
-# One look
+# One probe
 
 
-async def look(stream: Stream) -> int | None:
+async def probe(stream: Stream) -> int | None:
     channel: Any = await stream.amqp.channel(publisher_confirms=False)
     return await newest(channel, "past", 1.0)
 
 
-async def test_newest_is_what_another_consumer_is_given_first_and_that_is_cancelled_then(stream: Stream) -> None:
+async def test_newest_returns_the_first_offset_and_cancels_its_consumer(stream: Stream) -> None:
     stream.newest = 41
-    assert await look(stream) == 41
+    assert await probe(stream) == 41
     assert stream.amqp.requests == ["channel", "qos 1", CONSUME, "ack 41", "ack 42", "cancel tag-1"]
     assert stream.amqp.channels[0].arguments == [{"x-stream-offset": "last"}]
 
 
-async def test_newest_that_does_not_come_is_none(stream: Stream, clock: VirtualTime) -> None:
+async def test_newest_is_none_if_nothing_arrives(stream: Stream, clock: VirtualTime) -> None:
     before_s = clock.now_s
-    assert await look(stream) is None
+    assert await probe(stream) is None
     assert clock.now_s - before_s == pytest.approx(1.0)
     assert stream.amqp.requests[-1] == "cancel tag-1"
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-stream-offset": "timestamp"}])
-async def test_newest_whose_offset_can_not_be_read_is_none(stream: Stream, headers: FieldTable) -> None:
+async def test_newest_is_none_if_the_offset_is_unreadable(stream: Stream, headers: FieldTable) -> None:
     stream.newest, stream.headers = 41, headers
-    assert await look(stream) is None
+    assert await probe(stream) is None
