@@ -23,11 +23,10 @@ from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.life import keep_alive
 from bridge.broker.link import Node, answering, connected, end_of, sentence
 from bridge.broker.reading import DOUBTFUL, ReadingEpoch
-from bridge.broker.stall import STALLED, StallDetector
+from bridge.broker.stall import STALLED, StallDetector, Stalls
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
-from bridge.contract.ids import Id
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
@@ -79,6 +78,7 @@ class Consumer:
         """How many others consume the named queue, as far as the broker knows."""
         self.unproven: tuple[str, ...] = ()
         """Exchanges that are bound to the queue by somebody else, or not at all."""
+        self._stalls = Stalls()
         self._made = False
         """Something had to be made at the broker, and no life has said so yet."""
         self._known: dict[str, Exchange] = {}
@@ -106,18 +106,15 @@ class Consumer:
         return self.status.state is State.WORKING and (self.history is None or self.history.course.at_end)
 
     async def _consume(self) -> str:
-        """Runs sessions until one ends for a reason other than a possible gap or a first stall; returns that reason.
+        """Runs sessions until one ends for a reason other than a possible gap or a new stall; returns that reason.
 
         A session that follows at once is not counted as a loss.
         """
-        stalled_at: tuple[Id | None, ...] = ()
+        await self._stalls.wait(self._stopping)
         while (reason := await self._life()) in (DOUBTFUL, STALLED) and not self._stopping.is_set():
-            say = _log.info
-            if reason == STALLED:
-                assert self.history is not None
-                if stalled_at == (self.history.course.last,):
-                    return reason  # at the same event again: as a loss, so that the next attempt waits
-                stalled_at, say = (self.history.course.last,), _log.warning
+            if reason == STALLED and self.history and not self._stalls.note(self.history.course.last):
+                return reason
+            say = _log.warning if reason == STALLED else _log.info
             say("rereading the stream from the last event", reason=reason)
         return reason
 
@@ -151,7 +148,8 @@ class Consumer:
                     asyncio.create_task(self._stopping.wait(), name="await stop"),
                 ]
                 if self.history is not None:
-                    detector = StallDetector(amqp, found.queue, self.history.course, self.status.prove, self._timing)
+                    course, start = self.history.course, self.history.start
+                    detector = StallDetector(amqp, found.queue, course, start, self.status.prove, self._timing)
                     # At the prefetch limit, the broker sends nothing: this is no stall.
                     detecting = detector.run(lambda: epoch.outstanding < source.prefetch)
                     tasks.append(asyncio.create_task(detecting, name="detect stall"))

@@ -3,17 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
 
+from bridge.broker import stall
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.course import DROPPED
 from bridge.broker.lane import DELIVER, FRAME, METHOD
 from bridge.broker.link import Node, connected
 from bridge.broker.sounding import Sounding
-from bridge.broker.stall import STALLED
+from bridge.broker.stall import STALLED, delivers
 from bridge.broker.status import State
 from bridge.broker.stream import AWAY, Stream
 from bridge.broker.topology import Topology
@@ -56,7 +58,7 @@ async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
     """No connection is lost, and nobody is warned of one: the reader looks again by itself."""
     recorder = Recorder()
     with capture_logs() as logged:
-        timing = Timing(stall_check_s=1.0)
+        timing = Timing(stall_check_s=1.0, stream_restart_s=20.0)
         async with reading(broker.url, exchange, stream_of(queue), recorder, TOGETHER, timing) as consumer:
             await caught_up(recorder)
             recorder.holds = True
@@ -106,7 +108,7 @@ async def test_stalled_stream_is_reread_from_the_last_event(
 ) -> None:
     """The proxy withholds deliveries, as RabbitMQ 3.10.8 and 4.0.5 sometimes do after retention."""
     recorder, withheld = Recorder(), Withheld()
-    timing = Timing(stall_check_s=1.5, check_interval_s=0.5)
+    timing = Timing(stall_check_s=1.5, check_interval_s=0.5, stream_restart_s=20.0)
     with capture_logs() as logged:
         async with proxy(broker.url) as line:
             line.alteration = withheld.of_a_connection
@@ -122,6 +124,30 @@ async def test_stalled_stream_is_reread_from_the_last_event(
                 assert consumer._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0
     assert recorder.gaps == []
     assert [line["reason"] for line in logged if "rereading" in line["event"]] == [STALLED]
+
+
+async def test_stream_at_rest_is_probed_and_not_reread(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe behind the last event of a chunk, and behind one within it, is answered with silence."""
+    recorder, answers = Recorder(), list[bool]()
+
+    async def noted(*arguments: Any) -> bool:
+        answers.append(await delivers(*arguments))
+        return answers[-1]
+
+    monkeypatch.setattr(stall, "delivers", noted)
+    timing = Timing(stall_check_s=0.3, check_interval_s=0.1)
+    async with reading(broker.url, exchange, stream_of(queue), recorder, timing=timing) as consumer:
+        await caught_up(recorder)
+        for count in (1, 5, 1):
+            await publish(amqp, exchange, *[b"event"] * count)
+            probes = len(answers)
+            await eventually("it has been probed three times", lambda: len(answers) >= probes + 3)  # noqa: B023 - over by then
+        assert consumer._metrics.registry.get_sample_value("bridge_broker_connection_attempts_total") == 1
+    assert len(recorder.bodies) == 7
+    assert not answers[-1]
+    assert recorder.gaps == []
 
 
 async def test_what_a_reader_has_to_wait_for_is_no_loss(

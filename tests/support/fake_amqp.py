@@ -206,7 +206,8 @@ class FakeAmqp:
         return self
 
     async def channel(self, *, publisher_confirms: bool, frame_buffer_size: int = 10) -> FakeChannel:
-        await self.ask(f"channel{' with confirms' * publisher_confirms}", None)
+        unbounded = " without a bound" * (frame_buffer_size == 0)
+        await self.ask(f"channel{' with confirms' * publisher_confirms}{unbounded}", None)
         channel = FakeChannel(self, OWN + len(self.channels))
         self.channels.append(channel)
         return channel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import aiormq
@@ -13,10 +14,10 @@ from structlog.testing import capture_logs
 from bridge.broker import consumer as module
 from bridge.broker import gaps, life, status
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.course import Course, Verdict
+from bridge.broker.course import Verdict
 from bridge.broker.link import Node
 from bridge.broker.reading import DOUBTFUL
-from bridge.broker.stall import STALLED
+from bridge.broker.stall import LONGEST_PAUSE_S, STALLED
 from bridge.broker.status import State
 from bridge.broker.stream import Stream
 from bridge.broker.topology import UNPROVEN
@@ -624,8 +625,8 @@ class FakeStallDetector:
 
     instances: list[FakeStallDetector]
 
-    def __init__(self, _amqp: object, _stream: str, course: Course, _prove: object, _timing: object) -> None:
-        self.course = course
+    def __init__(self, _amqp: object, *given: object) -> None:
+        self.given = given
         self.stalled = asyncio.Event()
         FakeStallDetector.instances.append(self)
 
@@ -643,7 +644,8 @@ async def reading(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     reading = RunningConsumer(broker, None)
     stream = Stream("past", 3600.0, 2**20, window=100)
     source = Source(NODES, ("killmails",), None, 2, "a bridge", stream)
-    reading.consumer = Consumer(source, reading.recorder, Metrics(), wait=False)
+    reading.metrics = Metrics()
+    reading.consumer = Consumer(source, reading.recorder, reading.metrics, wait=False)
     history = reading.consumer.history
     assert history is not None
 
@@ -662,7 +664,8 @@ async def test_stalled_stream_is_reread(reading: RunningConsumer) -> None:
         await reading.works()
         FakeStallDetector.instances[0].stalled.set()
         await eventually("there is another life", lambda: len(FakeStallDetector.instances) == 2)
-    assert reading.consumer.status.state is State.WORKING, "it is no loss"
+    assert events(logged).count(("warning", "broker lost")) == 0, "it is no loss"
+    assert reading.count("bridge_broker_losses_total") == 0
     [line] = [line for line in logged if "rereading" in line["event"]]
     assert (line["log_level"], line["reason"]) == ("warning", STALLED)
 
@@ -684,9 +687,9 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
     reading.recorder.deliveries[0].settle()
     may_deliver.append(detector.may_deliver())
     assert may_deliver == [True, True, False, True]
-    history = reading.consumer.history
+    history, status_ = reading.consumer.history, reading.consumer.status
     assert history is not None
-    assert detector.course is history.course
+    assert detector.given == ("past", history.course, history.start, status_.prove, DEFAULT)
 
 
 async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> None:
@@ -698,24 +701,29 @@ async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> No
     assert len(amqp.channels) == channels
 
 
-async def test_second_stall_at_the_same_event_is_a_loss(
-    reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch
+async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
+    reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
-    """Otherwise sessions repeat without a pause, and no metric counts them."""
+    """Otherwise they repeat without a pause, and each leaves a mark in the stream."""
     history = reading.consumer.history
     assert history is not None
-    lives = 0
+    began_s: list[float] = []
 
     async def life_() -> str:
-        nonlocal lives
-        lives += 1
-        if lives == 2:
+        began_s.append(clock.now_s)
+        reading.consumer.status.enter(State.WORKING)
+        if len(began_s) == 2:
             assert history.course.judge(7, 1) is Verdict.NEW
+        await asyncio.sleep(12)
         return STALLED
 
     monkeypatch.setattr(reading.consumer, "_life", life_)
-    assert await reading.consumer._consume() == STALLED
-    assert lives == 3, "between the first two, something was read"
+    reading.begin()
+    await eventually("there are twelve sessions", lambda: len(began_s) == 12, limit_s=1000)
+    pauses_s = [later - earlier - 12 for earlier, later in pairwise(began_s)]
+    assert pauses_s[:2] == pytest.approx([0.0, 0.0], abs=0.1), "between the first two, something was read"
+    assert all(LONGEST_PAUSE_S / 2 - 0.1 <= pause_s <= LONGEST_PAUSE_S + 2 for pause_s in pauses_s[-3:])
+    assert reading.count("bridge_broker_losses_total") == 9
 
 
 @pytest.mark.parametrize("stops", [False, True])

@@ -5,29 +5,27 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import aiormq
 import pytest
-from pamqp import commands
 from structlog.testing import capture_logs
 
 from bridge.broker import stall as module
 from bridge.broker.course import Course, Verdict
-from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector, newest
+from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector, Stalls, delivers
+from bridge.contract.ids import Id
 from bridge.timing import DEFAULT
-from tests.support.fake_amqp import REFUSED, FakeAmqp, FakeChannel
+from tests.support.fake_amqp import HANGS, REFUSED, FakeAmqp
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from pamqp.common import FieldTable
-
-CONSUME = "consume past"
+CONSUME, CANCEL = "consume past", "cancel tag-1"
 FIRST_S, CHECK_S = DEFAULT.stall_check_s, DEFAULT.check_interval_s
+START = 5
 
 
 @pytest.fixture(autouse=True)
@@ -39,17 +37,14 @@ class Stream:
     """A broker with a stream, and what a consumer of it was delivered."""
 
     def __init__(self) -> None:
-        self.newest: int | None = None
-        """None: the broker sends nothing to another consumer."""
-        self.headers: FieldTable | None = None
-        """Headers in the place of those with the offset."""
+        self.newest = START
         self.course = Course(100)
         self.course.begin(0)
         self.probes_s: list[float] = []
         self.proofs = 0
         self.may_deliver = True
-        self.amqp = FakeAmqp().on(CONSUME, self._deliver)
-        self._tasks: list[asyncio.Task[None]] = []
+        self.amqp = FakeAmqp().on(CONSUME, self.deliver)
+        self._taking: list[asyncio.Task[None]] = []
 
     def read(self, number: int) -> None:
         """The consumer is delivered a message."""
@@ -57,25 +52,29 @@ class Stream:
 
     @asynccontextmanager
     async def detecting(self) -> AsyncIterator[asyncio.Task[None]]:
-        detector = StallDetector(self.amqp.amqp, "past", self.course, self._prove)
+        detector = StallDetector(self.amqp.amqp, "past", self.course, START, self._prove)
         detecting = asyncio.create_task(detector.run(lambda: self.may_deliver))
-        yield detecting
-        detecting.cancel()
-        await asyncio.wait([detecting, *self._tasks])
+        try:
+            yield detecting
+        finally:
+            detecting.cancel()
+            await asyncio.wait([detecting])
+        await asyncio.gather(*self._taking)
+
+    def deliver(self) -> None:
+        """Gives a new consumer what it asks for: everything from an offset on."""
+        self.probes_s.append(asyncio.get_running_loop().time())
+        channel = self.amqp.channels[-1]
+        arguments: Any = channel.arguments[-1]
+        assert channel.consumer is not None
+        for _ in range(arguments["x-stream-offset"], self.newest + 1):
+            self._taking.append(asyncio.create_task(channel.consumer(None)))
+
+    async def probed(self, times: int) -> None:
+        await eventually(f"it has probed {times} times", lambda: len(self.probes_s) >= times, limit_s=1000)
 
     def _prove(self) -> None:
         self.proofs += 1
-
-    def _deliver(self) -> None:
-        self.probes_s.append(asyncio.get_running_loop().time())
-        channel: FakeChannel = self.amqp.channels[0]
-        if self.newest is None or channel.consumer is None:
-            return
-        for number in (self.newest, self.newest + 1):
-            headers: FieldTable = {"x-stream-offset": number} if self.headers is None else self.headers
-            properties = commands.Basic.Properties(headers=headers)
-            message = SimpleNamespace(header=SimpleNamespace(properties=properties), delivery_tag=number)
-            self._tasks.append(asyncio.create_task(channel.consumer(message)))
 
 
 @pytest.fixture
@@ -93,58 +92,40 @@ async def test_stall_is_confirmed_by_a_second_probe(stream: Stream, clock: Virtu
     assert clock.now_s - before_s == pytest.approx(FIRST_S + CHECK_S, abs=CHECK_S)
     assert len(stream.probes_s) == 2
     assert stream.proofs == 1, "the broker answers, so the next session reports no outage"
+    assert [request for request in stream.amqp.requests if request.startswith("channel")] == ["channel without a bound"]
 
 
 async def test_stream_of_which_nothing_was_ever_read_may_stall(stream: Stream) -> None:
-    stream.newest = 0
     async with stream.detecting() as detecting:
         with pytest.raises(ConnectionError, match=STALLED):
             await detecting
+    assert stream.amqp.channels[0].arguments == [{"x-stream-offset": START}] * 2
 
 
-@pytest.mark.parametrize(
-    ("number", "pauses_s"),
-    [(None, [2 * FIRST_S] * 5), (9, [20.0, 40.0, *[LONGEST_PAUSE_S] * 3]), (10, [20.0, 40.0, *[LONGEST_PAUSE_S] * 3])],
-    ids=["no answer", "older", "the same"],
-)
-async def test_pauses_between_probes_grow_while_there_is_nothing_newer(
-    stream: Stream, number: int | None, pauses_s: list[float]
-) -> None:
-    """A probe without an answer takes as long as the pause before the first one."""
+async def test_pauses_between_probes_grow_while_there_is_nothing_newer(stream: Stream) -> None:
     stream.read(10)
-    stream.newest = number
+    stream.newest = 10
     async with stream.detecting():
-        await eventually("it has probed six times", lambda: len(stream.probes_s) == 6, limit_s=600)
-        pauses = [later - earlier for earlier, later in pairwise(stream.probes_s)]
-        assert pauses == pytest.approx(pauses_s, abs=2 * CHECK_S)
+        await stream.probed(6)
+        # A probe that finds nothing takes FIRST_S.
+        pauses_s = [later - earlier - FIRST_S for earlier, later in pairwise(stream.probes_s)]
+        assert pauses_s == pytest.approx([20.0, 40.0, *[LONGEST_PAUSE_S] * 3], abs=2 * CHECK_S)
+        stream.newest = 11
         stream.read(11)
         before_s = asyncio.get_running_loop().time()
-        await eventually("it probes again", lambda: len(stream.probes_s) == 7, limit_s=600)
-        # A probe without an answer may be under way.
+        await stream.probed(7)
+        # One more probe may be under way.
         assert stream.probes_s[-1] - before_s < 2 * FIRST_S + 2 * CHECK_S, "as soon as at first"
     assert stream.proofs == 0
-
-
-async def test_unanswered_probe_keeps_the_previous_result(stream: Stream) -> None:
-    stream.read(10)
-    stream.newest = 11
-    async with stream.detecting() as detecting:
-        await eventually("something newer is there", lambda: stream.probes_s, limit_s=60)
-        stream.newest = None
-        await eventually("there is no answer", lambda: len(stream.probes_s) == 2, limit_s=60)
-        stream.newest = 11
-        with pytest.raises(ConnectionError, match=STALLED):
-            await detecting
-    assert len(stream.probes_s) == 3
 
 
 async def test_probe_without_a_newer_message_clears_the_previous_result(stream: Stream) -> None:
     stream.read(10)
     stream.newest = 11
     async with stream.detecting() as detecting:
-        await eventually("something newer is there", lambda: stream.probes_s, limit_s=60)
+        await stream.probed(1)
         stream.newest = 10
-        await eventually("it is not", lambda: len(stream.probes_s) == 2, limit_s=60)
+        await stream.probed(2)
         stream.newest = 11
         with pytest.raises(ConnectionError, match=STALLED):
             await detecting
@@ -153,12 +134,11 @@ async def test_probe_without_a_newer_message_clears_the_previous_result(stream: 
 
 async def test_delivery_between_two_probes_prevents_a_stall(stream: Stream) -> None:
     stream.read(10)
-    stream.newest = 12
     async with stream.detecting() as detecting:
-        for times in range(1, 4):
-            await eventually("it probes", lambda: len(stream.probes_s) == times, limit_s=60)  # noqa: B023 - over by then
-            stream.read(10 + times)
-            stream.newest += 1
+        for number in range(11, 14):
+            stream.newest = number
+            await stream.probed(number - 10)
+            stream.read(number)
         assert not detecting.done()
     assert all(later - earlier > FIRST_S for earlier, later in pairwise(stream.probes_s))
 
@@ -167,63 +147,118 @@ async def test_delivery_during_a_probe_prevents_a_stall(stream: Stream) -> None:
     stream.read(10)
     stream.newest = 11
     async with stream.detecting() as detecting:
-        await eventually("something newer is there", lambda: stream.probes_s, limit_s=60)
-        stream.amqp.on("cancel tag-1", lambda: stream.read(11))
+        await stream.probed(1)
+        stream.amqp.on(CANCEL, lambda: stream.read(11), None)
         await asyncio.sleep(2 * CHECK_S)
         assert len(stream.probes_s) == 2
         assert not detecting.done()
 
 
-async def test_no_probe_starts_while_the_broker_may_not_deliver(stream: Stream) -> None:
+async def test_silence_begins_when_the_broker_may_deliver(stream: Stream) -> None:
+    """What is held for long may be on a cold disk."""
     stream.may_deliver = False
-    stream.newest = 1
     async with stream.detecting() as detecting:
         await asyncio.sleep(10 * FIRST_S)
         assert stream.probes_s == []
         stream.may_deliver = True
+        released_s = asyncio.get_running_loop().time()
         with pytest.raises(ConnectionError, match=STALLED):
             await detecting
+    assert stream.probes_s[0] - released_s >= FIRST_S - CHECK_S
 
 
-async def test_refused_probe_is_logged_once_and_the_session_continues(stream: Stream) -> None:
-    stream.amqp.on(CONSUME, REFUSED)
+NOT_RUNNING = aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - no running replica on the local node")
+
+
+@pytest.mark.parametrize("request_", ["channel without a bound", "qos 1", CONSUME, CANCEL])
+@pytest.mark.parametrize(
+    ("answer", "words"), [(REFUSED, "access refused"), (NOT_RUNNING, "no running replica"), (HANGS, "TimeoutError")]
+)
+async def test_failed_probe_is_logged_once_and_the_session_continues(
+    stream: Stream, request_: str, answer: object, words: str
+) -> None:
+    stream.read(10)
+    stream.newest = 10
+    before = stream.amqp.script.get(request_)
+    stream.amqp.on(request_, answer)
     with capture_logs() as logged:
         async with stream.detecting() as detecting:
-            await asyncio.sleep(10 * FIRST_S)
+            await asyncio.sleep(300)
             assert not detecting.done()
-    assert [(line["log_level"], line["error"]) for line in logged] == [("warning", "ACCESS_REFUSED - access refused")]
-
-
-async def test_stream_that_is_gone_ends_it(stream: Stream) -> None:
-    stream.amqp.on(CONSUME, aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'past' in vhost '/'"))
-    async with stream.detecting() as detecting:
-        with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
-            await detecting
+            [line] = logged
+            assert line["log_level"] == "warning"
+            assert words in line["error"]
+            stream.amqp.script.pop(request_)
+            if before is not None:
+                stream.amqp.script[request_] = before
+            stream.newest = 11
+            with pytest.raises(ConnectionError, match=STALLED):
+                await detecting
 
 
 # One probe
 
 
-async def probe(stream: Stream) -> int | None:
+async def probe(stream: Stream, offset: int) -> bool:
     channel: Any = await stream.amqp.channel(publisher_confirms=False)
-    return await newest(channel, "past", 1.0)
+    return await delivers(channel, "past", offset, 1.0)
 
 
-async def test_newest_returns_the_first_offset_and_cancels_its_consumer(stream: Stream) -> None:
+async def test_probe_asks_for_what_follows_and_cancels_its_consumer(stream: Stream, clock: VirtualTime) -> None:
     stream.newest = 41
-    assert await probe(stream) == 41
-    assert stream.amqp.requests == ["channel", "qos 1", CONSUME, "ack 41", "ack 42", "cancel tag-1"]
-    assert stream.amqp.channels[0].arguments == [{"x-stream-offset": "last"}]
-
-
-async def test_newest_is_none_if_nothing_arrives(stream: Stream, clock: VirtualTime) -> None:
     before_s = clock.now_s
-    assert await probe(stream) is None
+    assert await probe(stream, 40)
+    assert clock.now_s == before_s
+    assert stream.amqp.requests == ["channel", "qos 1", CONSUME, CANCEL]
+    assert stream.amqp.channels[0].arguments == [{"x-stream-offset": 40}]
+
+
+async def test_silence_is_nothing_newer(stream: Stream, clock: VirtualTime) -> None:
+    before_s = clock.now_s
+    assert not await probe(stream, START + 1)
     assert clock.now_s - before_s == pytest.approx(1.0)
-    assert stream.amqp.requests[-1] == "cancel tag-1"
+    assert stream.amqp.requests[-1] == CANCEL
 
 
-@pytest.mark.parametrize("headers", [{}, {"x-stream-offset": "timestamp"}])
-async def test_newest_is_none_if_the_offset_is_unreadable(stream: Stream, headers: FieldTable) -> None:
-    stream.newest, stream.headers = 41, headers
-    assert await probe(stream) is None
+async def test_channel_that_ends_meanwhile_is_reported_in_the_brokers_words(stream: Stream) -> None:
+    """RabbitMQ agrees to consume before it looks into the stream."""
+
+    def end() -> None:
+        stream.amqp.channels[0].closing.set_exception(NOT_RUNNING)
+
+    stream.amqp.on(CONSUME, lambda: asyncio.get_running_loop().call_soon(end))
+    with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed, match="no running replica"):
+        await probe(stream, 40)
+
+
+# Over all sessions
+
+
+async def waited_s(stalls: Stalls, stopping: asyncio.Event) -> float:
+    loop = asyncio.get_running_loop()
+    before_s = loop.time()
+    await stalls.wait(stopping)
+    return loop.time() - before_s
+
+
+async def test_only_repeated_stalls_are_waited_for_and_longer_each_time() -> None:
+    stalls, stopping = Stalls(), asyncio.Event()
+    assert await waited_s(stalls, stopping) == 0
+    assert stalls.note(None)
+    assert await waited_s(stalls, stopping) == 0
+    assert not stalls.note(None)
+    assert 0.5 <= await waited_s(stalls, stopping) <= 1
+    assert await waited_s(stalls, stopping) == 0, "another loss has nothing to do with it"
+    assert not stalls.note(None)
+    assert 1 <= await waited_s(stalls, stopping) <= 2
+    assert stalls.note(Id(7, 1))
+    assert not stalls.note(Id(7, 1))
+    assert 0.5 <= await waited_s(stalls, stopping) <= 1
+
+
+async def test_bridge_that_stops_does_not_wait() -> None:
+    stalls, stopping = Stalls(), asyncio.Event()
+    stalls.note(None)
+    stalls.note(None)
+    stopping.set()
+    assert await waited_s(stalls, stopping) == 0
