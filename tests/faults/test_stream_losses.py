@@ -129,7 +129,7 @@ async def test_stalled_stream_is_reread_from_the_last_event(
 async def test_stream_at_rest_is_probed_and_not_reread(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A probe behind the last event of a chunk, and behind one within it, is answered with silence."""
+    """A probe behind the last event is answered with silence."""
     recorder, answers = Recorder(), list[bool]()
 
     async def noted(*arguments: Any) -> bool:
