@@ -29,7 +29,7 @@ help:
 	@echo 'make demo        run a broker, the bridge and a source of killmails, until Ctrl-C (FLAGS="--port 3001")'
 	@echo 'make test        style, types, and all tests but those marked slow or alone, against a real RabbitMQ'
 	@echo 'make test-quick  style, types, the unit tests and the vectors, in a minute'
-	@echo 'make test-all    all tests, with branch coverage (WORKERS=5 on a machine with four cores)'
+	@echo 'make test-all    all tests, with branch coverage (WORKERS=5 SLOW_WORKERS=4 with four cores)'
 	@echo 'make test-releases  the tests on several releases of RabbitMQ and Python, as a table (FLAGS="--only 4.3 --part")'
 	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
 	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
@@ -67,6 +67,8 @@ SUBMAKE := $(MAKE)
 # On two cores, three workers are faster: with two, the cores are idle for a fifth of the time. TEST_AMQP_URL names a
 # single virtual host, which workers can't share.
 WORKERS ?= $(if $(TEST_AMQP_URL),1,3)
+# The slow tests keep two cores busy.
+SLOW_WORKERS ?= $(if $(TEST_AMQP_URL),1,2)
 # THOROUGH=1 tries all examples of the property-based tests, and measures branch coverage.
 THOROUGH ?=
 ifdef THOROUGH
@@ -106,7 +108,7 @@ test-all: prepare
 
 # The tests marked slow or alone. After all tests, the coverage of the unit tests and of the commands is combined.
 test-rest: prepare
-	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'slow and not alone'
+	$(WITH_BROKER) $(BIN)/pytest --numprocesses=$(SLOW_WORKERS) $(OTHERS) --dist=loadfile -m 'slow and not alone'
 	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone
 	$(if $(THOROUGH),$(BIN)/coverage combine --append --quiet && $(BIN)/coverage report --fail-under=95)
 
