@@ -26,7 +26,7 @@ from tests.support.certificates import certificate
 from tests.support.clients import TEXT, frame_size, get, request, server_frames
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
-from tests.support.running import bridge_process, port_of, running
+from tests.support.running import UNPINGED, bridge_process, port_of, running
 from tests.support.waiting import LIMIT_S, eventually
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ async def test_clients_that_read_little_by_little_get_the_same_bytes_as_those_th
 ) -> None:
     """Each socket takes a part of a large update, a different one each time: what follows must be its rest."""
     events = [event(number) for number in range(160)]
-    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()
         port = await process.port()
         pieces = {TINY: 700, 4096: 1500, 9000: 3001, 30_000: 5000}
@@ -216,7 +216,7 @@ async def test_clients_that_come_and_go_during_a_flood_get_nothing_of_each_other
     """The kernel gives a descriptor to the next client as soon as the last one's is closed."""
     chance = random.Random(7)
     published = 0
-    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()
         with Crowd(await process.port()) as crowd:
             witness = await crowd.join()
@@ -295,7 +295,7 @@ async def test_client_that_joins_a_flood_without_reading_its_handshake_gets_a_wh
 ) -> None:
     """What it is sent, from the handshake on, lies with the kernel, and then in the log."""
     published = 0
-    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail", **UNPINGED) as process:
         await process.consuming()
         port = await process.port()
         with Crowd(port) as crowd:

@@ -17,6 +17,9 @@ from bridge.timing import DEFAULT, Timing
 from tests.support.certificates import certificate
 from tests.support.waiting import LIMIT_S, eventually
 
+UNPINGED = {"BRIDGE_IDLE_TIMEOUT": "1h", "BRIDGE_PING_INTERVAL": "30m"}
+"""For `bridge_process`, if a test expects nothing but updates: on a busy machine, a test takes longer than 30 s."""
+
 NOWHERE = Path("/nonexistent/.env")
 
 COMMAND = (sys.executable, "-m", "bridge")
