@@ -146,9 +146,9 @@ async def test_delivery_between_two_probes_prevents_a_stall(stream: Stream) -> N
 async def test_delivery_during_a_probe_prevents_a_stall(stream: Stream) -> None:
     stream.read(10)
     stream.newest = 11
+    stream.amqp.on(CANCEL, None, lambda: stream.read(11), None)
     async with stream.detecting() as detecting:
-        await stream.probed(1)
-        stream.amqp.on(CANCEL, lambda: stream.read(11), None)
+        await stream.probed(2)
         await asyncio.sleep(2 * CHECK_S)
         assert len(stream.probes_s) == 2
         assert not detecting.done()
