@@ -143,7 +143,7 @@ async def test_stream_at_rest_is_probed_and_not_reread(
         for count in (1, 5, 1):
             await publish(amqp, exchange, *[b"event"] * count)
             probes = len(answers)
-            await eventually("it has been probed three times", lambda: len(answers) >= probes + 3)  # noqa: B023 - over by then
+            await eventually("it has been probed three times", lambda: len(answers) >= probes + 3)  # noqa: B023 - over before the next turn
         assert consumer._metrics.registry.get_sample_value("bridge_broker_connection_attempts_total") == 1
     assert len(recorder.bodies) == 7
     assert not answers[-1]
