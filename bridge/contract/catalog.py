@@ -59,6 +59,11 @@ class Violation:
     """What came and what was expected: printable and bounded."""
 
 
+NO_TYPES = frozenset({None, "", "binary"})
+"""What names no type, where it is a message's `type` property. RabbitMQ 3.10 sets it to `binary` for what was sent as
+bytes by AMQP 1.0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """One schema file, compiled: of an update type, or of a foreign form."""
@@ -124,6 +129,11 @@ def load(folders: Sequence[Path]) -> Catalog:
         if not files:
             raise SchemaError(f"{folder}: there are no schema files (*.json) in this folder")
         for file in files:
+            if file.stem in NO_TYPES:
+                raise SchemaError(
+                    f"{file}: {file.stem!r} can't be a type: RabbitMQ 3.10 gives this one to what is sent as "
+                    "bytes by AMQP 1.0; give it another name"
+                )
             if file.name in documents:
                 raise SchemaError(f"{file}: there is a {file.name} already; give the type another name")
             documents[file.name], schemas[file.stem] = _read(file)

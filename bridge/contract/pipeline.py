@@ -10,13 +10,16 @@ from typing import NamedTuple
 import orjson
 
 from bridge.contract import forms
-from bridge.contract.catalog import Catalog, Identity, Schema, Violation
+from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, Violation
 from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
 
 ENVELOPE_MEMBERS = frozenset({"type", "data", "timestamp"})
 ENVELOPE_BYTES = 1024
 """What an update may have beyond its event: the envelope's own members."""
+AMQP_1_0 = "amqp-1.0"
+"""The `type` that RabbitMQ gives to what was sent by AMQP 1.0, and not as bytes in a data section."""
+
 PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8"})
 
 
@@ -149,9 +152,11 @@ class Pipeline:
         try:
             data = orjson.loads(event.body)
         except orjson.JSONDecodeError as error:
+            if event.type == AMQP_1_0:
+                return Rejected(Reason.UNSUPPORTED_ENCODING, _ENCODED)
             return Rejected(Reason.NOT_JSON, _not_json(event.body, error))
 
-        name, pointer = event.type or None, ""
+        name, pointer = None if event.type in NO_TYPES else event.type, ""
         if (
             isinstance(data, dict)
             and "data" in data
@@ -207,6 +212,11 @@ def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
         return f"the body is not UTF-8: byte {broken.start} can't be read"
     return f"the body is not JSON: {printable(str(error))}"
 
+
+_ENCODED = (
+    "the body is an AMQP 1.0 value or sequence in AMQP's own encoding; send the JSON as bytes, in a data section "
+    "(rhea: rhea.message.data_section(buffer); proton: Message(inferred=True, body=bytes))"
+)
 
 _TOO_DEEP = Rejected(Reason.NOT_JSON, "the event is nested too deeply (about 250 levels are allowed)")
 

@@ -367,3 +367,8 @@ def test_id_of_another_file_is_refused_within_a_schema_too(tmp_path: Path) -> No
     (tmp_path / "own.json").write_bytes(orjson.dumps(theirs))
     with pytest.raises(SchemaError, match=r"own.json: its \$id 'urn:edk-bridge:schema:esi-killmail' is that of esi-"):
         catalog.load([catalog.PACKAGED, tmp_path])
+
+
+def test_type_that_the_broker_gives_to_others_is_no_name_for_one(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match=r"binary\.json: 'binary' can't be a type: RabbitMQ 3\.10 gives this one to"):
+        load(tmp_path / "own", binary={"type": "object"})

@@ -254,7 +254,29 @@ def test_message_of_the_bridges_own_named_as_a_type_is_unknown(name: str) -> Non
         assert f"{name} is what the bridge itself tells" in outcome.detail
 
 
-@pytest.mark.parametrize("kind", [None, ""])
+@pytest.mark.parametrize("kind", [None, "", "binary"])
+def test_type_property_that_names_no_type_leaves_it_to_the_envelope_and_the_exchange(kind: str | None) -> None:
+    """RabbitMQ 3.10 sets it to `binary` for what was sent as bytes by AMQP 1.0."""
+    assert accepted(EXAMPLE, kind=kind).type == "killmail"
+    assert accepted({"type": "killmail", "data": EXAMPLE}, kind=kind, default="event").type == "killmail"
+
+
+def encoded_by_amqp_1_0(value: bytes) -> bytes:
+    """A value section with a string of up to 255 bytes (AMQP 1.0, section 3.2.8)."""
+    return b"\x00\x53\x77\xa1" + bytes([len(value)]) + value
+
+
+def test_value_of_amqp_1_0_is_rejected_with_how_to_send_it() -> None:
+    outcome = rejected(encoded_by_amqp_1_0(b'{"killmailId":1}'), kind="amqp-1.0")
+    assert outcome.reason is Reason.UNSUPPORTED_ENCODING
+    assert "send the JSON as bytes, in a data section" in outcome.detail
+
+
+def test_same_bytes_without_the_brokers_word_for_them_are_no_json() -> None:
+    assert rejected(encoded_by_amqp_1_0(b"{}"), kind="killmail").reason is Reason.NOT_JSON
+
+
+@pytest.mark.parametrize("kind", [None, "", "binary"])
 def test_no_type_anywhere_is_unknown(kind: str | None) -> None:
     outcome = rejected(EXAMPLE, kind=kind, default=None)
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "")
