@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge import values
+from bridge.amqp_urls import amqp_urls
 from bridge.errors import ConfigurationError, masked
 from bridge.fanout.access import DEFAULT_NETWORKS, Network
 from bridge.fanout.paths import is_own
@@ -36,7 +37,7 @@ class Settings:
 
     amqp_url: tuple[str, ...] = _setting(
         "amqp://guest:guest@localhost:5672/",
-        values.amqp_urls,
+        amqp_urls,
         "the broker: amqp:// or amqps://; several nodes, separated by commas, are tried in turn",
         secret=True,
     )
@@ -136,6 +137,8 @@ class Settings:
         "auto", values.one_of("auto", "text", "json"), "text or json; auto: text on a terminal, json otherwise"
     )
     instance: str = _setting(socket.gethostname(), values.name, "this bridge's name, for logs, headers and the broker")
+    amqp_url_file: Path | None = None
+    """The file that `amqp_url` was read from, if BRIDGE_AMQP_URL_FILE names one. No setting of its own."""
 
     @property
     def history_window(self) -> int:
@@ -146,7 +149,7 @@ class Settings:
         return max(self.log_bytes // 220, self.duplicate_window)
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.metadata}
 
 
 def load(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path) -> Settings:
@@ -174,7 +177,8 @@ def load_with_sources(
             shown = "its value" if field.metadata["secret"] else repr(masked(found[name].text))
             problems.append(f"{PREFIX}{name.upper()} ({found[name].source}): {shown} won't do: expected {error}")
     if not problems:
-        settings = Settings(**effective)
+        file = found["amqp_url"].file if "amqp_url" in found else None
+        settings = Settings(**effective, amqp_url_file=file)
         problems = _contradictions(settings)
     if problems:
         raise ConfigurationError(problems)

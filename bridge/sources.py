@@ -24,6 +24,8 @@ class Found:
     text: str
     source: str
     """Where it was found, as an operator would name it."""
+    file: Path | None = None
+    """The file that held it alone, if a `_FILE` variant named one."""
 
 
 def find(
@@ -60,9 +62,7 @@ def _variables(
                 problems.append(f"{variable} ({source}): {PREFIX}{name.upper()} is set as well; set one of them")
                 continue
             try:
-                found[name] = Found(
-                    Path(text).read_text(encoding="utf-8").rstrip("\r\n"), f"{variable} in the {source}"
-                )
+                found[name] = Found(content(Path(text)), f"{variable} in the {source}", Path(text))
             except (OSError, ValueError) as error:
                 # The content may have been put where its file's name belongs.
                 shown = "the file that it names" if known[name] else repr(masked(text))
@@ -75,6 +75,11 @@ def _variables(
             hint = f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
             problems.append(f"{variable} ({source}): there is no such setting{hint}")
     return found
+
+
+def content(file: Path) -> str:
+    """The text of a setting that a file holds alone. Raises OSError and ValueError."""
+    return file.read_text(encoding="utf-8").rstrip("\r\n")
 
 
 def _dotenv(file: Path, problems: list[str]) -> dict[str, str]:

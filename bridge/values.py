@@ -2,11 +2,9 @@
 
 import ipaddress
 import re
-import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from urllib.parse import parse_qsl, urlsplit
 
 from bridge.errors import masked
 from bridge.fanout.access import Network
@@ -130,58 +128,6 @@ def exchanges(text: str) -> Mapping[str, str]:
     if not found:
         raise ValueError("exchange=type, as in killmails=killmail")
     return MappingProxyType(found)
-
-
-def amqp_urls(text: str) -> tuple[str, ...]:
-    """One or more broker URLs. Checked here, because aio-pika takes any and then retries for ever."""
-    # A comma may also stand in a password: only one before a scheme separates.
-    urls = tuple(url.strip() for url in re.split(r",\s*(?=amqps?://)", text.rstrip(", ")))
-    for url in urls:
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        # Behind the host, an @ is the end of a password that has a / ? or # in it: the host would be a piece of that.
-        if not usable or "@" in parts.path + parts.query + parts.fragment or "\\" in parts.netloc:
-            raise ValueError(
-                "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ \\ in the "
-                "user's name or the password are written as %2F %3F %23 %40 %5C"
-            )
-        _check_query(parse_qsl(parts.query, keep_blank_values=True))
-    return urls
-
-
-TLS_QUERY = ("cadata", "cafile", "capath", "certfile", "keyfile")
-AMQP_QUERY = ("auth", "heartbeat", "name", "timeout", *TLS_QUERY)
-"""What the library takes from the URL's query (aiormq 7.2), but for one."""
-UNSAFE = "no_verify_ssl"
-"""The one. Only its 0 is let through, which changes nothing."""
-
-
-def _check_query(pairs: list[tuple[str, str]]) -> None:
-    query = dict(pairs)
-    unknown = sorted(query.keys() - {*AMQP_QUERY, UNSAFE})
-    if unknown:
-        raise ValueError(f"nothing behind the ? but {', '.join(AMQP_QUERY)}; {', '.join(unknown)} would be ignored")
-    if any(name == UNSAFE and value != "0" for name, value in pairs):
-        raise ValueError(
-            f"a URL without {UNSAFE}: the password would go to whoever answers; cafile=/path/of/the/authority.pem, "
-            "or of the broker's own certificate, has it verified"
-        )
-    if len(query) < len(pairs):
-        raise ValueError("each name behind the ? once: of two, the library takes one")
-    for name in ("cafile", "certfile", "keyfile"):
-        if name in query:
-            try:
-                file(query[name])
-            except ValueError as error:
-                raise ValueError(f"{name} to be {error}: {query[name]}") from error
-    if "cafile" in query:
-        try:
-            ssl.create_default_context(cafile=query["cafile"])
-        except ssl.SSLError as error:
-            raise ValueError(f"cafile to hold certificates (PEM): {query['cafile']}") from error
 
 
 def path(text: str) -> str:

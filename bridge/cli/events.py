@@ -9,7 +9,7 @@ import uvloop
 
 from bridge import logs
 from bridge.app import load_schemas
-from bridge.broker.link import Node
+from bridge.broker.nodes import Node
 from bridge.broker.publisher import Publisher
 from bridge.broker.reach import reach
 from bridge.cli.options import INTERRUPTED, complete_type, effective_settings, fail, failing, setting_options

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import orjson
 
-from bridge import values
+from bridge.amqp_urls import amqp_urls
 from bridge.contract.text import printable
 from bridge.errors import masked, masked_url
 from bridge.settings import FIELDS, PREFIX
@@ -35,7 +35,7 @@ def _row(name: str, found: Found | None) -> Row:
     metadata = FIELDS[name].metadata
     text = (metadata["default"] if found is None else found.text.strip()) or None
     if text is not None:
-        text = ",".join(map(masked_url, values.amqp_urls(text))) if metadata["secret"] else masked(text)
+        text = ",".join(map(masked_url, amqp_urls(text))) if metadata["secret"] else masked(text)
     return Row(PREFIX + name.upper(), text, DEFAULT if found is None else found.source)
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from bridge.broker.link import Node
+from bridge.amqp_urls import amqp_urls
+from bridge.broker.nodes import Node
 from bridge.demo import apt
 from bridge.demo.node import PrivateNode, installed_server
 from bridge.demo.ports import await_amqp
 from bridge.errors import BridgeError
-from bridge.values import amqp_urls
 
 __all__ = [
     "Broker",

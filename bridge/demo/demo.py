@@ -20,7 +20,7 @@ from dotenv import dotenv_values
 
 from bridge import logs, settings
 from bridge.broker.life import cancel_requests
-from bridge.broker.link import Node
+from bridge.broker.nodes import Node
 from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher

@@ -3,6 +3,7 @@
 import ssl
 from pathlib import Path
 
+from bridge.certificates import load_pair
 from bridge.tls_version import require_tls_1_2
 
 
@@ -27,23 +28,5 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     # OpenSSL 3 does without it, unless it was built or configured otherwise: one small record asks for a handshake's
     # work, again and again.
     context.options |= ssl.OP_NO_RENEGOTIATION
-    # Looked into first: of what is no PEM, OpenSSL says neither what it is nor in which file.
-    if b"-----BEGIN CERTIFICATE" not in certificate.read_bytes():
-        raise OSError(f"{certificate} holds no certificate (PEM)")
-    text = key.read_bytes()
-    if b"PRIVATE KEY-----" not in text:
-        raise OSError(f"{key} holds no private key (PEM)")
-    if b"ENCRYPTED" in text:
-        raise OSError(f"the key in {key} is encrypted, and must not be: nobody is there to give its passphrase")
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise OSError(f"the key in {key} is not that of the certificate in {certificate}") from error
-        raise OSError(f"{certificate}, {key}: {error.reason or error}") from error
+    load_pair(context, certificate, key)
     return context
-
-
-def _no_password() -> str:
-    """For an encrypted key all the same, instead of OpenSSL's question at the terminal."""
-    return ""

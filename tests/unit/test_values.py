@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import values
+from bridge.amqp_urls import amqp_urls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,12 +70,14 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (values.exchanges, "killmails=killmail", {"killmails": "killmail"}),
     (values.exchanges, " b = event , a=killmail,", {"b": "event", "a": "killmail"}),
     (values.exchanges, "a=b=c", {"a": "b=c"}),
-    (values.amqp_urls, "amqp://localhost", ("amqp://localhost",)),
-    (values.amqp_urls, "amqps://u:p@mq:5671/vhost", ("amqps://u:p@mq:5671/vhost",)),
-    (values.amqp_urls, "amqp://a/, amqps://b/", ("amqp://a/", "amqps://b/")),
-    (values.amqp_urls, "amqp://u:p,w@a/,amqp://b/", ("amqp://u:p,w@a/", "amqp://b/")),
-    (values.amqp_urls, "amqp://[::1]:5672/", ("amqp://[::1]:5672/",)),
-    (values.amqp_urls, "amqps://mq/?no_verify_ssl=0", ("amqps://mq/?no_verify_ssl=0",)),
+    (amqp_urls, "amqp://localhost", ("amqp://localhost",)),
+    (amqp_urls, "amqps://u:p@mq:5671/vhost", ("amqps://u:p@mq:5671/vhost",)),
+    (amqp_urls, "amqp://a/, amqps://b/", ("amqp://a/", "amqps://b/")),
+    (amqp_urls, "amqp://u:p,w@a/,amqp://b/", ("amqp://u:p,w@a/", "amqp://b/")),
+    (amqp_urls, "amqp://[::1]:5672/", ("amqp://[::1]:5672/",)),
+    (amqp_urls, "amqps://mq/?no_verify_ssl=0", ("amqps://mq/?no_verify_ssl=0",)),
+    *((amqp_urls, f"amqp://mq/?{query}", (f"amqp://mq/?{query}",)) for query in ("heartbeat=0", "heartbeat=65534")),
+    *((amqp_urls, f"amqp://mq/?{query}", (f"amqp://mq/?{query}",)) for query in ("timeout=5", "auth=PLAIN", "name=a")),
     (values.path, "/", "/"),
     (values.path, "/updates", "/updates"),
     (values.path, "/a/b-c_d.e~f", "/a/b-c_d.e~f"),
@@ -109,18 +112,15 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((values.names, text, "separated by commas") for text in ("", " ", ",")),
     *((values.exchanges, text, "exchange=type") for text in ("", ",", "killmails", "=killmail", "a=", "a=b,a=c")),
     (values.exchanges, "x" * 128 + "=killmail", "a name of 1 to 127"),
-    *((values.amqp_urls, text, "amqp://user:password@host") for text in ("", "localhost", "http://mq", "amqp://")),
+    *((amqp_urls, text, "amqp://user:password@host") for text in ("", "localhost", "http://mq", "amqp://")),
+    *((amqp_urls, text, "amqps://") for text in ("amqp://u:p@", "amqp://mq:x", "amqp://mq:70000", "amqp://mq:0")),
+    *((amqp_urls, text, "amqps://") for text in ("amqp://[::1", "amqp://a,amqp://", "amqp:mq")),
     *(
-        (values.amqp_urls, text, "amqps://")
-        for text in ("amqp://u:p@", "amqp://mq:x", "amqp://mq:70000", "amqp://mq:0")
-    ),
-    *((values.amqp_urls, text, "amqps://") for text in ("amqp://[::1", "amqp://a,amqp://", "amqp:mq")),
-    *(
-        (values.amqp_urls, f"amqp://u:{word}@mq/", "%2F %3F %23 %40 %5C")
+        (amqp_urls, f"amqp://u:{word}@mq/", "%2F %3F %23 %40 %5C")
         for word in ("a/b", "a@b/c", "1/2", "a#b", "a?b", "a\\b")
     ),
     *(
-        (values.amqp_urls, f"amqps://mq/?{query}", "a URL without no_verify_ssl: the password would go")
+        (amqp_urls, f"amqps://mq/?{query}", "a URL without no_verify_ssl: TLS verification can't be disabled")
         for query in (
             "no_verify_ssl=1",
             "no_verify_ssl",
@@ -129,11 +129,29 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
             "no_verify_ssl=00",
         )
     ),
-    (values.amqp_urls, "amqps://mq/?heartbeat=1&heartbeat=2", "once"),
-    (values.amqp_urls, "amqps://mq/?ca_file=a&verify=0", "certfile, keyfile; ca_file, verify would be ignored"),
-    (values.amqp_urls, "amqps://mq/?cafile=/nonexistent/a.pem", "/nonexistent/a.pem"),
-    (values.amqp_urls, f"amqps://mq/?certfile={Path(__file__).parent}", "Is a directory"),
-    (values.amqp_urls, f"amqps://mq/?cafile={__file__}", "cafile to hold certificates"),
+    (amqp_urls, "amqps://mq/?heartbeat=1&heartbeat=2", "once"),
+    (amqp_urls, "amqps://mq/?ca_file=a&verify=0", "certfile, keyfile; ca_file, verify would be ignored"),
+    (amqp_urls, "amqps://mq/?cafile=/nonexistent/a.pem", "/nonexistent/a.pem"),
+    (amqp_urls, f"amqps://mq/?certfile={Path(__file__).parent}", "Is a directory"),
+    (amqp_urls, f"amqps://mq/?cafile={__file__}", "cafile to be a file that holds certificates (PEM)"),
+    (amqp_urls, "amqps://mq/?capath=/nonexistent", "capath to be a folder that exists: /nonexistent"),
+    *((amqp_urls, f"amqps://mq/?cadata={text}", "cadata to be certificates (DER)") for text in ("x", "AAAA", "")),
+    *(
+        (amqp_urls, f"amqp://mq/?heartbeat={text}", "heartbeat to be a whole number from 0 to 65534")
+        for text in ("60s", "abc", "-5", "1.5", "99999", "65535", "", "%D9%A4", "0x10", "1e1")
+    ),
+    *(
+        (amqp_urls, f"amqp://mq/?timeout={text}", "timeout to be a whole number from 1 to 3600")
+        for text in ("abc", "0", "-1", "2.5", "")
+    ),
+    *((amqp_urls, f"amqps://mq/?auth={text}", "auth to be plain or external") for text in ("kerberos", "amqplain", "")),
+    (amqp_urls, "amqps://mq/?auth=EXTERNAL", "certfile and keyfile beside auth=external"),
+    (amqp_urls, "amqps://mq/?keyfile=/dev/null", "certfile beside keyfile"),
+    *(
+        (amqp_urls, f"amqp://mq/?{name}=/dev/null", f"amqps:// with {name}, which would be ignored without TLS")
+        for name in ("cafile", "certfile", "keyfile", "capath", "cadata")
+    ),
+    (amqp_urls, "amqp://a/,amqp://b/?heartbeat=x", "heartbeat to be"),
     *(
         (values.path, text, "a path such as /updates")
         for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9")
@@ -196,7 +214,7 @@ def test_file_must_be_readable(tmp_path: Path) -> None:
 
 
 PURE = [WHOLE, SIZE, DURATION, LEVEL, MAYBE, values.boolean, values.name, values.names, values.exchanges]
-PURE += [values.amqp_urls, values.path, values.networks, values.host_names, values.origins]
+PURE += [amqp_urls, values.path, values.networks, values.host_names, values.origins]
 
 
 @given(

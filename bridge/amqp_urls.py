@@ -1,0 +1,113 @@
+"""The broker's URLs, checked completely before the first connection. aio-pika accepts any text as a URL. What it can't
+use in the query, it ignores, or it retries for ever."""
+
+import base64
+import binascii
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from bridge import values
+from bridge.certificates import load_pair
+from bridge.contract.text import printable
+
+OF_TLS = ("cadata", "cafile", "capath", "certfile", "keyfile")
+KNOWN = ("auth", "heartbeat", "name", "timeout", *OF_TLS)
+"""The query parameters that the library reads (aiormq 7.2), except UNSAFE."""
+
+UNSAFE = "no_verify_ssl"
+"""Would disable TLS verification. Only 0, the default, is accepted."""
+
+LONGEST_HEARTBEAT_S = 65_534
+"""The library takes any longer one for none."""
+
+
+def amqp_urls(text: str) -> tuple[str, ...]:
+    """One or more URLs. Raises ValueError, whose text says what was expected."""
+    # A comma may also stand in a password: only one before a scheme separates.
+    urls = tuple(url.strip() for url in re.split(r",\s*(?=amqps?://)", text.rstrip(", ")))
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        # Behind the host, an @ is the end of a password that has a / ? or # in it: the host would be a piece of that.
+        if not usable or "@" in parts.path + parts.query + parts.fragment or "\\" in parts.netloc:
+            raise ValueError(
+                "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ \\ in the "
+                "user's name or the password are written as %2F %3F %23 %40 %5C"
+            )
+        _check_query(parts.scheme == "amqps", parse_qsl(parts.query, keep_blank_values=True))
+    return urls
+
+
+def _check_query(over_tls: bool, pairs: list[tuple[str, str]]) -> None:
+    query = dict(pairs)
+    unknown = sorted(query.keys() - {*KNOWN, UNSAFE})
+    if unknown:
+        raise ValueError(f"nothing behind the ? but {', '.join(KNOWN)}; {', '.join(unknown)} would be ignored")
+    if any(name == UNSAFE and value != "0" for name, value in pairs):
+        raise ValueError(
+            f"a URL without {UNSAFE}: TLS verification can't be disabled; name the authority's certificate, "
+            "or the broker's own, with cafile=/path/of/it.pem"
+        )
+    if len(query) < len(pairs):
+        raise ValueError("each name behind the ? once: of two, the library takes one")
+    of_tls = [name for name in OF_TLS if name in query]
+    if of_tls and not over_tls:
+        raise ValueError(f"amqps:// with {', '.join(of_tls)}, which would be ignored without TLS")
+    for name, check in _CHECKS.items():
+        if name in query:
+            try:
+                check(query[name])
+            except ValueError as error:
+                raise ValueError(f"{name} to be {error}: {printable(query[name])}") from error
+    _check_pair(query)
+    if query.get("auth", "").lower() == "external" and "certfile" not in query:
+        raise ValueError("amqps:// with certfile and keyfile beside auth=external: the certificate names the user")
+
+
+def _check_pair(query: Mapping[str, str]) -> None:
+    if "certfile" not in query:
+        if "keyfile" in query:
+            raise ValueError("certfile beside keyfile: a key is of no use without its certificate")
+        return
+    key = query.get("keyfile")
+    try:
+        load_pair(ssl.create_default_context(), Path(query["certfile"]), None if key is None else Path(key))
+    except OSError as error:
+        hint = "; keyfile names another file for it" if key is None and "private key" in str(error) else ""
+        raise ValueError(f"a certificate in certfile and its key in keyfile, but {error}{hint}") from error
+
+
+def _authorities(text: str) -> Path:
+    path = values.file(text)
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError as error:
+        raise ValueError("a file that holds certificates (PEM)") from error
+    return path
+
+
+def _authority(text: str) -> str:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError, ssl.SSLError) as error:
+        raise ValueError("certificates (DER) in Base64") from error
+    return text
+
+
+_CHECKS: Mapping[str, Callable[[str], object]] = {
+    "auth": values.one_of("plain", "external"),
+    "heartbeat": values.whole(0, LONGEST_HEARTBEAT_S),
+    "name": values.name,
+    "timeout": values.whole(1, 3600),
+    "cadata": _authority,
+    "cafile": _authorities,
+    "capath": values.folder,
+    "certfile": values.file,
+    "keyfile": values.file,
+}

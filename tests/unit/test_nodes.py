@@ -1,0 +1,71 @@
+"""Nodes from a file that is renewed while the bridge runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.amqp_urls import amqp_urls
+from bridge.broker.nodes import Node, RenewedNodes, nodes_of
+from bridge.settings import load
+from bridge.sources import content
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OLD, NEW = "amqp://user:old@mq/", "amqp://user:new@mq/"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (file := tmp_path / "url").write_text(f"{OLD}\n")
+    return file
+
+
+@pytest.fixture
+def nodes(file: Path) -> RenewedNodes:
+    return RenewedNodes((OLD,), lambda: amqp_urls(content(file)))
+
+
+def test_url_is_read_again_for_each_connection(nodes: RenewedNodes, file: Path) -> None:
+    assert [*nodes] == [Node(OLD)]
+    file.write_text(f"{NEW},amqp://other/\n")
+    assert [*nodes] == [Node(NEW), Node("amqp://other/")]
+    assert (len(nodes), nodes[0], nodes[1:]) == (2, Node(NEW), (Node("amqp://other/"),))
+
+
+@pytest.mark.parametrize("text", ["", "secret", b"\xff", None], ids=["empty", "no URL", "no text", "gone"])
+def test_file_that_can_not_be_used_leaves_the_last_url_and_is_said_once_without_its_content(
+    nodes: RenewedNodes, file: Path, text: str | bytes | None
+) -> None:
+    if text is None:
+        file.unlink()
+    else:
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with capture_logs() as logged:
+        assert [*nodes] == [*nodes] == [Node(OLD)]
+    [line] = logged
+    assert line["log_level"] == "warning"
+    assert "secret" not in str(line)
+    file.write_text(NEW)
+    assert [*nodes] == [Node(NEW)]
+    file.unlink()
+    with capture_logs() as logged:
+        assert [*nodes] == [Node(NEW)]
+    assert len(logged) == 1, "it is said again of the next time"
+
+
+def test_only_the_url_of_a_file_is_read_again(file: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "no.env"
+    of_a_file = load({}, {"BRIDGE_AMQP_URL_FILE": str(file)}, nowhere)
+    assert (of_a_file.amqp_url, of_a_file.amqp_url_file) == ((OLD,), file)
+    assert isinstance(nodes_of(of_a_file.amqp_url, file), RenewedNodes)
+    file.write_text(NEW)
+    assert [*nodes_of(of_a_file.amqp_url, file)] == [Node(NEW)]
+    for settings in (load({}, {"BRIDGE_AMQP_URL": OLD}, nowhere), load({}, {}, nowhere)):
+        assert settings.amqp_url_file is None
+        assert nodes_of(settings.amqp_url, settings.amqp_url_file) == tuple(map(Node, settings.amqp_url))
+    overridden = load({"amqp_url": OLD}, {"BRIDGE_AMQP_URL_FILE": str(file)}, nowhere)
+    assert overridden.amqp_url_file is None, "a flag wins, and is no file"
