@@ -9,10 +9,8 @@ import asyncio
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import aio_pika
 import aiormq
@@ -21,44 +19,16 @@ from yarl import URL
 
 from bridge.broker import tls
 from bridge.broker.lane import Lane
+from bridge.broker.nodes import Node
+from bridge.broker.patience import patient
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 from bridge.tls_version import require_tls_1_2
 
-PORTS = {"amqp": 5672, "amqps": 5671}
-
 NOT_ALLOWED = 530
 """The reply code for a virtual host that does not exist or that the user may not use; and, which passes, for one whose
 limit of connections is reached."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """The address of one node, with credentials. Its text never shows the password."""
-
-    url: str = field(repr=False)
-
-    def __str__(self) -> str:
-        parts = urlsplit(self.url)
-        user = f"{parts.username}:***@" if parts.username else ""
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        return f"{parts.scheme}://{user}{host}:{parts.port or PORTS[parts.scheme]}{parts.path}"
-
-    @property
-    def virtual_host(self) -> str:
-        """The virtual host that the URL's path names; `/` where it names none."""
-        return unquote(urlsplit(self.url).path[1:]) or "/"
-
-
-@asynccontextmanager
-async def answering(limit_s: float) -> AsyncIterator[None]:
-    """For requests to the broker. Raises ConnectionError where they take longer than `limit_s` together."""
-    try:
-        async with asyncio.timeout(limit_s):
-            yield
-    except TimeoutError as error:
-        raise ConnectionError(f"the broker does not answer within {limit_s:g} s") from error
 
 
 @asynccontextmanager
@@ -77,51 +47,6 @@ async def connected(
         yield transport.connection
     finally:
         await _close(connection, line, timing)
-
-
-def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel) -> asyncio.Future[str]:
-    """Done when the connection, the channel or the consumer ends, with the reason."""
-    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def end(reason: str) -> None:
-        if not ended.done():
-            ended.set_result(reason)
-
-    def closed(closing: "asyncio.Future[object]") -> None:
-        error = None if closing.cancelled() else closing.exception()
-        end(sentence(error) if error is not None else "the connection was closed")
-
-    amqp.closing.add_done_callback(closed)
-    channel.closing.add_done_callback(closed)
-    # The only sign of a queue that was deleted, or of a consumer that the broker cancelled.
-    channel.on_consumer_cancel_callbacks.add(lambda frame: end("the broker cancelled the consumer: its queue is gone"))
-    return ended
-
-
-def tell_of_blocking(amqp: aiormq.abc.AbstractConnection, tell: Callable[[str | None], None]) -> None:
-    """Has `tell` told when the broker takes nothing more to publish, in its own words, and None when it does again.
-
-    aiormq waits then, and tells nobody but its log; a broker that is short of memory or disk may stay so for hours.
-    """
-    on_blocked = getattr(amqp, _ON_BLOCKED, None)
-    on_unblocked = getattr(amqp, _ON_UNBLOCKED, None)
-    if on_blocked is None or on_unblocked is None:
-        return  # another version of the library: a confirm that is missed for long is noticed all the same
-
-    async def tell_blocked(frame: commands.Connection.Blocked) -> None:
-        tell(printable(str(frame.reason)))
-        await on_blocked(frame)
-
-    async def tell_unblocked(frame: commands.Connection.Unblocked) -> None:
-        tell(None)
-        await on_unblocked(frame)
-
-    setattr(amqp, _ON_BLOCKED, tell_blocked)
-    setattr(amqp, _ON_UNBLOCKED, tell_unblocked)
-
-
-_ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{what}" for what in ("blocked", "unblocked"))
-"""The library's own methods, which are private: it has no callback for either."""
 
 
 class _Reader(asyncio.StreamReaderProtocol):
@@ -173,12 +98,17 @@ class _Line(aiormq.connection.TransportFactory):
         self._transport = transport
         if self._lane is not None:
             self._lane.write = self._send
+            self._lane.hold = self._hold
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def _send(self, frames: bytes) -> None:
         # Whole frames may go between aiormq's own, but not behind its last: that one ended our side.
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames)
+
+    def _hold(self, held: bool) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            (self._transport.pause_reading if held else self._transport.resume_reading)()
 
     def cut(self) -> None:
         """Ends the connection without a word, and without what was not sent yet."""
@@ -190,12 +120,13 @@ Linked = tuple[aio_pika.abc.AbstractConnection, _Line]
 
 
 async def _connect_to_any(nodes: Sequence[Node], name: str, lane: Lane | None, timing: Timing) -> Linked:
-    for node in nodes[:-1]:
+    *others, last = nodes
+    for node in others:
         try:
             return await _connect(node, name, lane, timing)
         except (ConnectionError, BrokerRefusal):
             continue
-    return await _connect(nodes[-1], name, lane, timing)
+    return await _connect(last, name, lane, timing)
 
 
 async def _connect(node: Node, name: str, lane: Lane | None, timing: Timing) -> Linked:
@@ -205,38 +136,64 @@ async def _connect(node: Node, name: str, lane: Lane | None, timing: Timing) -> 
     connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
     line = _Line(lane)
     connection.kwargs["transport_factory"] = line
-    # aiormq, told to give up, says goodbye first: over TLS, to a broker that says nothing, that takes it 30 s.
-    cutting = asyncio.get_running_loop().call_later(timing.connect_timeout_s + timing.give_up_s, line.cut)
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(timing.connect_timeout_s):
+        # aiormq, told to give up, says goodbye first: over TLS, to a broker that says nothing, that takes it 30 s.
+        async with patient(timing.connect_timeout_s, lambda: loop.call_later(timing.give_up_s, line.cut)):
             await connection.connect()
     except TimeoutError as error:
         raise ConnectionError(f"{node} does not answer within {timing.connect_timeout_s:g} s") from error
-    except aiormq.exceptions.ProbableAuthenticationError as error:
-        raise BrokerRefusal(f"{node} refuses the user name or the password in its URL: {sentence(error)}") from error
     except aiormq.exceptions.AMQPError as error:
-        close = _close_frame(error)
-        if close is not None and close.reply_code == NOT_ALLOWED and "limit" not in str(close.reply_text):
-            raise BrokerRefusal(
-                f"{node} does not let this user into the virtual host {node.virtual_host!r}; "
-                f"make it, or grant permissions on it: {printable(str(close.reply_text))}"
-            ) from error
-        if close is not None:
-            words = printable(str(close.reply_text))
-        elif url.scheme == "amqp" and isinstance(error.__cause__, asyncio.IncompleteReadError | ConnectionResetError):
-            words = tls.SILENT_END
-        else:
-            words = sentence(error)
-        raise ConnectionError(f"{node}: {words}") from error
+        raise _meaning(node, url, error) from error
     except OSError as error:
         raise ConnectionError(f"{node}: {sentence(error)}") from error
     else:
         return connection, line
     finally:
-        cutting.cancel()
         if connection.transport is None:
             # One that is not closed closes itself when it is collected, wherever that happens to be.
             await connection.close()
+
+
+def _meaning(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> BrokerRefusal | ConnectionError:
+    """What an error says of the node that was to be connected to, and what to do about it."""
+    if isinstance(error, aiormq.exceptions.ProbableAuthenticationError):
+        return BrokerRefusal(f"{node} {_refused(url, sentence(error))}")
+    if isinstance(error, aiormq.exceptions.AuthenticationError):
+        return BrokerRefusal(f"{node} {_not_offered(url, error)}")
+    close = _close_frame(error)
+    if close is not None and close.reply_code == NOT_ALLOWED and "limit" not in str(close.reply_text):
+        return BrokerRefusal(
+            f"{node} does not let this user into the virtual host {node.virtual_host!r}; "
+            f"make it, or grant permissions on it: {printable(str(close.reply_text))}"
+        )
+    if close is not None:
+        words = printable(str(close.reply_text))
+    elif isinstance(error.__cause__, ssl.SSLError):
+        words = tls.complaint(error.__cause__)
+    elif isinstance(error.__cause__, asyncio.IncompleteReadError | ConnectionResetError):
+        words = tls.silent_end(url.scheme, "certfile" in url.query)
+    else:
+        words = sentence(error)
+    return ConnectionError(f"{node}: {words}")
+
+
+def _refused(url: URL, words: str) -> str:
+    """What to look at where a broker refuses whoever connects."""
+    if url.query.get("auth", "").lower() == "external":
+        return f"refuses the user that the certificate names: {words}"
+    return f"refuses the user name or the password in its URL: {words}; if the password is a token, it may have expired"
+
+
+def _not_offered(url: URL, error: aiormq.exceptions.AuthenticationError) -> str:
+    """What to do if the broker does not offer the mechanism that `auth` asks for."""
+    asked = url.query.get("auth", "plain").lower()
+    offered = printable(str(error.args[0])) if error.args else "nothing"
+    if asked == "external":
+        hint = "enable its plugin rabbitmq_auth_mechanism_ssl, and EXTERNAL in auth_mechanisms, or leave auth out"
+    else:
+        hint = "allow PLAIN in its auth_mechanisms, or set auth=external with certfile and keyfile"
+    return f"does not offer auth={asked}, but {offered}: {hint}"
 
 
 def _close_frame(error: BaseException) -> commands.Connection.Close | None:
@@ -257,7 +214,9 @@ async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timin
     # Whatever happens here, the connection is over: the broker may be gone, or stopped, or closing it itself.
     closing = asyncio.ensure_future(connection.close())
     try:
-        await asyncio.wait([closing], timeout=timing.amqp_close_timeout_s)
+        with suppress(TimeoutError):
+            async with patient(timing.amqp_close_timeout_s):
+                await asyncio.wait([closing])
     finally:
         # Also if this task is cancelled. A broker that is short of memory stops reading, and aiormq waits until the
         # broker has read everything, even if `closing` is cancelled.

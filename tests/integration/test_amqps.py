@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
+import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
@@ -23,20 +24,53 @@ from tests.support.waiting import eventually
 
 
 @asynccontextmanager
-async def listener(folder: Path) -> AsyncIterator[tuple[int, Path, list[bytes]]]:
-    """A server behind TLS with a certificate of its own making: its port, the certificate, and what it is told."""
+async def listener(
+    folder: Path, *, trusts: Path | None = None, silent: bool = False
+) -> AsyncIterator[tuple[int, Path, list[bytes]]]:
+    """A server behind TLS with a certificate of its own making: its port, the certificate, and what it is told.
+
+    It demands a certificate that `trusts` vouches for, where that is given. A `silent` one ends each connection.
+    """
     chain, key = certificate(folder, "broker")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(chain, key)
+    if trusts is not None:
+        context.load_verify_locations(trusts)
+        context.verify_mode = ssl.CERT_REQUIRED
     heard: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if silent:
+            writer.transport.abort()
+            return
         heard.append(await reader.read(4))
         await gone(writer)
 
     server = await asyncio.start_server(listen, "127.0.0.1", 0, ssl=context)
     async with server:
         yield server.sockets[0].getsockname()[1], chain, heard
+
+
+@asynccontextmanager
+async def demanding(folder: Path, trusts: Path, version: str) -> AsyncIterator[tuple[int, Path]]:
+    """OpenSSL's own server, which demands a certificate that `trusts` vouches for: its port, and its certificate."""
+    chain, key = certificate(folder, "broker")
+    arguments = ["-accept", "127.0.0.1:0", "-cert", str(chain), "-key", str(key), "-CAfile", str(trusts), f"-{version}"]
+    process = await asyncio.create_subprocess_exec(
+        *("openssl", "s_server", *arguments, "-Verify", "1", "-verify_return_error"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        line = b""
+        while not line.startswith(b"ACCEPT"):
+            line = await process.stdout.readline()
+        yield int(line.rpartition(b":")[2]), chain
+    finally:
+        process.kill()
+        await process.wait()
 
 
 NOT_TRUSTED = "its certificate is not trusted, so nothing is said to it: self-signed certificate"
@@ -68,6 +102,56 @@ async def test_broker_with_a_certificate_that_is_trusted_is_spoken_to(tmp_path: 
         started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}"),
     ):
         await eventually("the broker is spoken to", lambda: b"AMQP" in heard)
+
+
+@pytest.mark.parametrize("version", ["tls1_2", "tls1_3"])
+async def test_broker_that_demands_a_certificate_is_said_with_what_to_do(tmp_path: Path, version: str) -> None:
+    """With TLS 1.3, it does so after the handshake; with TLS 1.2, without a word for it."""
+    (own := tmp_path / "bridge").mkdir()
+    trusted, _ = certificate(own, "bridge")
+    async with (
+        demanding(tmp_path, trusted, version) as (port, chain),
+        started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}") as bridge,
+    ):
+        said = await error(bridge)
+        assert "demand" in said
+        assert "a client certificate: add ?certfile=/path/of/it.pem&keyfile=" in said
+
+
+@pytest.mark.parametrize("version", ["tls1_2", "tls1_3"])
+async def test_certificate_that_the_broker_does_not_trust_is_said(tmp_path: Path, version: str) -> None:
+    (own := tmp_path / "bridge").mkdir()
+    (other := tmp_path / "other").mkdir()
+    mine, key = certificate(own, "bridge")
+    trusted, _ = certificate(other, "another")
+    async with demanding(tmp_path, trusted, version) as (port, chain):
+        url = f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}&certfile={mine}&keyfile={key}"
+        async with started(url) as bridge:
+            assert "not accept the bridge's certificate (certfile in the URL)" in await error(bridge)
+
+
+@pytest.mark.parametrize("with_certificate", [False, True])
+async def test_broker_that_ends_the_connection_without_an_alert_may_want_another_certificate(
+    tmp_path: Path, *, with_certificate: bool
+) -> None:
+    """Not every server sends one, and not every alert comes through."""
+    (own := tmp_path / "bridge").mkdir()
+    mine, key = certificate(own, "bridge")
+    async with listener(tmp_path, silent=True) as (port, chain, heard):
+        query = f"&certfile={mine}&keyfile={key}" if with_certificate else ""
+        async with started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}{query}") as bridge:
+            said = await error(bridge)
+            assert ("may not accept the bridge's certificate" if with_certificate else "may demand") in said
+        assert heard == []
+
+
+async def test_certificate_that_the_broker_trusts_is_enough(tmp_path: Path) -> None:
+    (own := tmp_path / "bridge").mkdir()
+    mine, key = certificate(own, "bridge")
+    async with listener(tmp_path, trusts=mine) as (port, chain, heard):
+        url = f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}&certfile={mine}&keyfile={key}"
+        async with started(url):
+            await eventually("the broker is spoken to", lambda: b"AMQP" in heard)
 
 
 async def test_broker_with_a_certificate_for_another_host_is_told_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from pamqp import commands
 
 from bridge.backoff import Backoff
-from bridge.broker import link
-from bridge.broker.link import Node, sentence, without_addresses
+from bridge.broker import endings, link
+from bridge.broker.endings import Ending
+from bridge.broker.link import sentence, without_addresses
+from bridge.broker.nodes import Node
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, FakeAmqp, FakeChannel
@@ -221,6 +224,54 @@ async def test_wrong_password_is_a_refusal_that_does_not_show_it(
     assert "secret" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    ("query", "error", "words"),
+    [
+        (
+            "auth=external",
+            aiormq.exceptions.AuthenticationError("PLAIN AMQPLAIN", ["PLAIN", "EXTERNAL"]),
+            "does not offer auth=external, but PLAIN AMQPLAIN: enable its plugin rabbitmq_auth_mechanism_ssl",
+        ),
+        (
+            "",
+            aiormq.exceptions.AuthenticationError("EXTERNAL", ["PLAIN", "EXTERNAL"]),
+            "does not offer auth=plain, but EXTERNAL: allow PLAIN in its auth_mechanisms, or set auth=external",
+        ),
+        (
+            "auth=EXTERNAL",
+            aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"),
+            "refuses the user that the certificate names: ACCESS_REFUSED$",
+        ),
+        (
+            "",
+            aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"),
+            "in its URL: ACCESS_REFUSED; if the password is a token, it may have expired$",
+        ),
+    ],
+)
+async def test_way_to_log_in_that_is_refused_is_said_with_what_is_possible(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, query: str, error: Exception, words: str
+) -> None:
+    Line(monkeypatch, one=error)
+    with pytest.raises(BrokerRefusal, match=words):
+        async with link.connected((Node(f"amqps://guest:secret@one/kills?{query}"),), "a bridge"):
+            raise AssertionError("there is none")
+
+
+async def test_alert_that_comes_after_the_handshake_is_said_as_any_other(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
+) -> None:
+    """With TLS 1.3, a broker that demands a certificate says so when the client thinks that all is well."""
+    error = aiormq.exceptions.AMQPConnectionError("Server communication error")
+    alert = ssl.SSLError(1, "alert")
+    alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    error.__cause__ = alert
+    Line(monkeypatch, one=error)
+    with pytest.raises(ConnectionError, match="it demands a client certificate"):
+        async with link.connected(nodes("one"), "a bridge"):
+            raise AssertionError("there is none")
+
+
 class Closed(aiormq.exceptions.AMQPError):
     """What aiormq raises where the broker closes the connection instead of opening the virtual host."""
 
@@ -272,18 +323,10 @@ async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
 # Requests, and ends
 
 
-async def test_request_that_takes_longer_than_it_may_is_a_lost_connection(clock: VirtualTime) -> None:
-    with pytest.raises(ConnectionError, match=r"the broker does not answer within 2\.5 s"):
-        async with link.answering(2.5):
-            await asyncio.sleep(2.6)
-    async with link.answering(2.5):
-        await asyncio.sleep(2.4)
-
-
-async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[str]]:
+async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[Ending]]:
     amqp = FakeAmqp()
     channel: Any = await amqp.channel(publisher_confirms=False)
-    return amqp, channel, link.end_of(amqp.amqp, channel)
+    return amqp, channel, endings.end_of(amqp.amqp, channel)
 
 
 async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_first_one_counts() -> None:
@@ -291,19 +334,19 @@ async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_firs
     await asyncio.sleep(0)
     assert not ended.done()
     channel.closing.set_exception(aiormq.exceptions.ChannelClosed("PRECONDITION_FAILED - delivery timed out"))
-    assert await ended == "PRECONDITION_FAILED - delivery timed out"
+    assert await ended == ("PRECONDITION_FAILED - delivery timed out", True)
     amqp.lose()
     await asyncio.sleep(0)
-    assert ended.result() == "PRECONDITION_FAILED - delivery timed out"
+    assert ended.result() == ("PRECONDITION_FAILED - delivery timed out", True)
 
     amqp, _, ended = await opened()
     amqp.lose(aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"))
-    assert await ended == "CONNECTION_FORCED"
+    assert await ended == ("CONNECTION_FORCED", True)
 
     _, channel, ended = await opened()
     [cancelled] = channel.on_consumer_cancel_callbacks
     cancelled(object())
-    assert await ended == "the broker cancelled the consumer: its queue is gone"
+    assert await ended == (endings.CANCELLED, True)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "in order"])
@@ -313,11 +356,36 @@ async def test_end_without_an_error_has_words_too(how: str) -> None:
         amqp.closing.cancel()
     else:
         amqp.closing.set_result(None)
-    assert await ended == "the connection was closed"
+    assert await ended == ("the connection was closed", False)
+
+
+@pytest.mark.parametrize(
+    ("error", "explained"),
+    [
+        (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - Closed via management plugin"), True),
+        (aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR"), True),
+        (aiormq.exceptions.ChannelClosed("PRECONDITION_FAILED - delivery timed out"), True),
+        (BrokerRefusal("a permission is missing"), True),
+        (
+            aiormq.exceptions.ConnectionClosed(
+                320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"
+            ),
+            False,
+        ),
+        (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - vhost '/' is down"), False),
+        (aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed"), False),
+        (ConnectionResetError("reset"), False),
+        (ConnectionError("the broker does not answer within 20 s"), False),
+        (RuntimeError("closed"), False),
+        (asyncio.CancelledError(), False),
+    ],
+)
+def test_broker_lives_on_only_where_it_says_why_and_not_that_it_stops(error: BaseException, *, explained: bool) -> None:
+    assert endings.Ending.by(error).explained is explained
 
 
 async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
-    link.tell_of_blocking(cast("Any", object()), lambda reason: None)
+    endings.tell_of_blocking(cast("Any", object()), lambda reason: None)
 
 
 class Closing:
