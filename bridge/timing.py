@@ -30,12 +30,22 @@ class Timing:
     """For closing an AMQP connection. A broker that is stopped never answers, and aio-pika waits for it."""
 
     check_interval_s: float = 1.5
-    """Between two topology checks. A check is a handful of small requests, and finds an exchange that was deleted and
-    declared again. The answers also tell aio-pika that the connection is alive: under load the broker sends no
-    heartbeats, and deliveries bypass aio-pika."""
+    """Between an answer to one of the topology check's questions and the next time that it is asked. They are a handful
+    of small requests, and find an exchange that was deleted and declared again. The answers also tell aio-pika that the
+    connection is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
 
     check_timeout_s: float = 20.0
-    """For one topology check. A busy broker may be slow, and giving up on it loses the events of an exclusive queue."""
+    """If no request of the topology check is answered for this long, the connection is given up. If only one isn't, the
+    bridge warns. A busy broker may be slow, and giving up on it loses the events of an exclusive queue."""
+
+    refused_interval_s: float = 60.0
+    """Between a refused request of the topology check and the next attempt, because the broker logs each refusal.
+
+    Also the age at which the check replaces a channel: on an open one, the broker caches the user's permissions."""
+
+    unbind_timeout_s: float = 1.0
+    """For the broker to unbind an exclusive queue before the connection is closed. A node of a cluster without its
+    majority never does."""
 
     cancel_timeout_s: float = 2.0
     """For the broker to confirm `basic.cancel`. A broker that is stopped never does."""
@@ -56,17 +66,13 @@ class Timing:
     confirm_warning_s: float = 30.0
     """A rejected event that is not confirmed for this long is reported in the log and in `/readyz`."""
 
-    stream_restart_s: float = 2.5
-    """With one node, a silence of the broker up to this long can't hide a restart: the start alone takes 3 s on two
-    cores. After a longer silence, the bridge reports a possible gap."""
-
     marker_retry_s: float = 1.0
     """After this time, a stream marker that was not read back is published again. A broker that has just started may
     confirm the marker and drop it, or return it as unroutable."""
 
     stall_check_s: float = 10.0
-    """A stream that delivers nothing for this long is probed for newer messages. A probe waits this long for its
-    answer."""
+    """A stream that delivers nothing for this long is probed for newer messages, and the end of one that delivers is
+    looked for as often. A probe waits this long for its answer."""
 
     close_timeout_s: float = 10.0
     """For a client to answer a close frame, or to read what was sent before it."""

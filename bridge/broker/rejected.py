@@ -15,16 +15,16 @@ import aiormq
 from pamqp import commands
 
 from bridge.broker import decoding
-from bridge.broker.link import Node, connected, sentence
+from bridge.broker.link import connected, sentence
+from bridge.broker.nodes import Node
+from bridge.broker.patience import patient
+from bridge.broker.returns import DELIVERY_COUNT
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
 ANSWER_S = 30.0
 """For each request. A broker that is short of memory or disk takes nothing to publish, and does not say so."""
 
 PREFIX = "x-reject-"
-
-RETURNS = "x-delivery-count"
-"""What a quorum queue says of a message that it gives once more; beyond its delivery limit, it drops the message."""
 
 Answer = TypeVar("Answer")
 
@@ -90,7 +90,7 @@ class RejectsQueue:
             reject = Reject(
                 number, message.body, message.header.properties, message.routing_key or "", message.delivery_tag
             )
-            count = reject.headers.get(RETURNS)
+            count = reject.headers.get(DELIVERY_COUNT)
             self.returned = max(self.returned, count if isinstance(count, int) else 0)
             yield reject
 
@@ -104,7 +104,7 @@ class RejectsQueue:
 
     async def _asked(self, request: Awaitable[Answer]) -> Answer:
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with patient(ANSWER_S):
                 return await request
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
@@ -127,7 +127,7 @@ async def opened(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectsQueue
         channel = await amqp.channel(publisher_confirms=False)
         queue = RejectsQueue(amqp, channel, name)
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with patient(ANSWER_S):
                 declared = await channel.queue_declare(name, passive=True)
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             raise ConfigurationError(

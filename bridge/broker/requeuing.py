@@ -8,14 +8,17 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
-from bridge.broker.link import Node, sentence
-from bridge.broker.rejected import ANSWER_S, LOST, PREFIX, RETURNS, Interrupted, Reject, interrupted
+from bridge.broker.link import sentence
+from bridge.broker.nodes import Node
+from bridge.broker.patience import patient
+from bridge.broker.rejected import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
+from bridge.broker.returns import DELIVERY_COUNT
 from bridge.contract.text import printable
 
 UNDER_WAY = 50
 """Events that may be published and not confirmed at once."""
 
-OF_DELIVERY = frozenset({RETURNS, "x-acquired-count", "x-stream-offset"})
+OF_DELIVERY = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
 """Headers that a quorum queue or a stream adds to what it delivers: the event did not come with them."""
 
 _MILLISECONDS = re.compile("[0-9]{1,10}")
@@ -60,7 +63,7 @@ class Requeuing:
         # one that nobody got would count as confirmed.
         async with self._of_this_id.setdefault(reject.id, asyncio.Lock()):
             try:
-                async with asyncio.timeout(ANSWER_S):
+                async with patient(ANSWER_S):
                     await channel.basic_publish(
                         reject.body,
                         exchange=exchange,

@@ -13,8 +13,10 @@ from pamqp import commands
 
 from bridge.broker import marks, topology
 from bridge.broker.content import OFFSET_NAME
-from bridge.broker.link import end_of, sentence, tell_of_blocking
+from bridge.broker.endings import end_of, tell_of_blocking
+from bridge.broker.link import sentence
 from bridge.broker.marks import MARK, Mark
+from bridge.broker.patience import patient
 from bridge.broker.status import Gap
 from bridge.broker.topology import Amqp
 from bridge.errors import BrokerRefusal
@@ -85,7 +87,8 @@ class Sounding:
                 await asyncio.wait([self._ended], timeout=self._retry_s)
             if publishing.done() and not (self._ended.done() and _is_lost(publishing)):
                 publishing.result()
-            raise ConnectionError(f"the end of the stream {self._stream!r} was not found: {self._ended.result()}")
+            reason = self._ended.result().reason
+            raise ConnectionError(f"the end of the stream {self._stream!r} was not found: {reason}")
         finally:
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
@@ -97,7 +100,7 @@ class Sounding:
         while True:
             body = marks.write(Mark(token, gap()))
             try:
-                async with asyncio.timeout(self._retry_s):
+                async with patient(self._retry_s):
                     await self._channel.basic_publish(
                         body, routing_key=self._stream, properties=properties, mandatory=True
                     )

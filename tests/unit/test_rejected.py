@@ -13,7 +13,7 @@ import pytest
 from pamqp import commands
 
 from bridge.broker import rejected
-from bridge.broker.link import Node
+from bridge.broker.nodes import Node
 from bridge.broker.rejected import ANSWER_S, Interrupted, Reject, opened
 from bridge.broker.requeuing import restored, user_of
 from bridge.commands.rejects import ALL_REASONS, Choice, _count, as_entry, as_fields, as_json

@@ -1,0 +1,55 @@
+"""A bridge whose own loop turns slowly: what it reads late is not the broker's fault."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+from aio_pika.abc import AbstractConnection
+
+from bridge.demo.broker import Broker
+from bridge.timing import Timing
+from tests.support.clients import RawClient
+from tests.support.killmail import killmail
+from tests.support.publishing import publish
+from tests.support.running import port_of, running, sample
+from tests.support.waiting import eventually
+
+TURN_S = 0.05
+"""Of each turn of the loop, as with thousands of clients on a part of a core."""
+
+LIMIT_S = 0.5
+"""Of the broker's answers: less than any of them takes, as the bridge sees them."""
+
+TIMING = Timing(connect_timeout_s=LIMIT_S, setup_timeout_s=LIMIT_S, check_timeout_s=LIMIT_S, check_interval_s=0.1)
+
+
+@asynccontextmanager
+async def slow_loop() -> AsyncIterator[None]:
+    async def block() -> None:
+        while True:
+            time.sleep(TURN_S)  # noqa: ASYNC251 - this is the fault
+            await asyncio.sleep(0)
+
+    blocking = asyncio.create_task(block())
+    try:
+        yield
+    finally:
+        blocking.cancel()
+
+
+async def test_bridge_connects_and_consumes_on_although_each_answer_is_read_late(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    async with slow_loop(), running(broker.url, TIMING, exchanges=f"{exchange}=killmail") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        status = bridge._consumer.status
+        until_s = time.monotonic() + 5 * LIMIT_S
+        await eventually("the topology is looked at for long", lambda: (status.proven_s or 0) > until_s)
+        await publish(amqp, exchange, killmail(1))
+        assert orjson.loads(await client.text())["data"] == killmail(1)
+        assert sample(bridge, "bridge_broker_losses_total") == 0
+        assert sample(bridge, "bridge_broker_connection_attempts_total") == 1
+        assert bridge.readiness.report()[1]["warnings"] == []
+        await client.close()
