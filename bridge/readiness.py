@@ -70,10 +70,4 @@ class Readiness:
                 f"consumers of the queue {self._settings.queue!r} beside this bridge: {self._consumer.sharing}; each "
                 "event goes to one of them only: give every bridge a BRIDGE_QUEUE of its own"
             )
-        if self._consumer.unproven:
-            warnings.append(
-                f"the user of BRIDGE_AMQP_URL may not bind the queue to {', '.join(self._consumer.unproven)}, and "
-                "can't see whether it is bound: whoever made the queue must see to that, again whenever one of these "
-                "exchanges was made anew"
-            )
-        return warnings
+        return [*warnings, *self._consumer.doubts]

@@ -6,25 +6,24 @@ Nothing that exists is ever changed: the fetchers own their exchange, and the br
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import aiormq
+import structlog
 from pamqp.common import FieldTable
 
+from bridge.broker.endings import CANCELLED
 from bridge.broker.link import sentence
+from bridge.broker.patience import answering
 from bridge.errors import BrokerRefusal
+
+_log = structlog.get_logger("bridge.broker")
 
 Amqp = aiormq.abc.AbstractConnection
 Request = Callable[[aiormq.abc.AbstractChannel], Awaitable[object]]
 
 ROUTING_KEY = "#"
 """Everything, where the exchange is a topic exchange; a fanout exchange does not look at it."""
-
-QUEUE_ARGUMENTS: FieldTable = {
-    "x-expires": 7 * 24 * 3600 * 1000,
-    "x-max-length-bytes": 256 * 1024 * 1024,
-}
-"""For a named queue that the bridge makes: kept for a week without a consumer (milliseconds), a few days of killmails
-at most, the oldest going first, so that a bridge that never comes back does not fill the broker's disk."""
 
 MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([\w-]+)'")
 """What the broker says where an exchange is not what it was declared as."""
@@ -34,8 +33,14 @@ ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
 after a start of RabbitMQ 3.10.8 that its home node "is down or inaccessible", and to its declaration, 50 ms later, that
 all is well."""
 
-UNPROVEN = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"
-"""Said once for each connection: where they have not, nothing comes, and nothing else says so."""
+
+class Presence(Enum):
+    """Whether something is at the broker, as far as the user may know."""
+
+    THERE = auto()
+    ABSENT = auto()
+    HIDDEN = auto()
+    """From RabbitMQ 4.3 on, the broker answers only a user with some permission on the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Topology:
     queue: str
     unproven: tuple[str, ...] = ()
     """Exchanges that the user may not bind to the queue, which is somebody else's: it is for them to have bound it."""
+    hidden: tuple[str, ...] = ()
+    """Exchanges that the user may not look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +87,14 @@ async def set_up(
     where a permission is missing or an exchange is of a kind that would never deliver, ConnectionError where one is
     gone that only its owner can make again.
     """
+    hidden = []
     try:
         for exchange in exchanges:
-            if await _ensure_as_it_was(amqp, known.get(exchange, Exchange(exchange, "fanout"))):
+            presence = await _ensured_as_it_was(amqp, known.get(exchange, Exchange(exchange, "fanout")))
+            if presence is Presence.ABSENT:
                 on_made()
+            elif presence is Presence.HIDDEN:
+                hidden.append(exchange)
         found = [await _recognized(amqp, exchange) for exchange in exchanges]
         queue = await prepare()
         if queue.made:
@@ -91,17 +102,7 @@ async def set_up(
     except aiormq.exceptions.ChannelAccessRefused as error:
         raise lacking(error) from error
     unproven = [exchange for exchange in exchanges if not await bound(amqp, queue, exchange)]
-    return Topology(tuple(found), queue.name, tuple(unproven))
-
-
-async def exclusive_queue(channel: aiormq.abc.AbstractChannel) -> Queue:
-    """One that the broker names, and that goes with the connection."""
-    return Queue((await channel.queue_declare("", exclusive=True, auto_delete=True)).queue or "", made=True)
-
-
-async def named_queue(amqp: Amqp, name: str) -> Queue:
-    """A durable one that waits for the bridge."""
-    return Queue(name, await ensure_queue(amqp, name, QUEUE_ARGUMENTS))
+    return Topology(tuple(found), queue.name, tuple(unproven), tuple(hidden))
 
 
 async def bound(amqp: Amqp, queue: Queue, exchange: str) -> bool:
@@ -121,6 +122,20 @@ async def bound(amqp: Amqp, queue: Queue, exchange: str) -> bool:
     return True
 
 
+async def unbind(amqp: Amqp, queue: str, exchanges: Sequence[str], limit_s: float) -> None:
+    """Unbinds an exclusive queue, before its connection is closed, if the broker does so within `limit_s`.
+
+    On RabbitMQ 4.3, deleting a bound queue makes the confirms of other publishers fail at that moment.
+    """
+    try:
+        async with answering(limit_s):
+            channel = await amqp.channel(publisher_confirms=False)
+            for exchange in exchanges:
+                await channel.queue_unbind(queue, exchange, ROUTING_KEY)
+    except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
+        _log.info("the queue was not unbound before its connection was closed", queue=queue, error=sentence(error))
+
+
 async def _may_configure(amqp: Amqp, queue: str) -> bool:
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -134,45 +149,40 @@ async def _may_configure(amqp: Amqp, queue: str) -> bool:
     return True
 
 
+async def why_cancelled(amqp: Amqp, queue: str, limit_s: float) -> str:
+    """Why the broker cancelled the consumer of a queue, as far as that can be found out within `limit_s`."""
+    try:
+        async with answering(limit_s):
+            presence = await _presence(amqp, lambda channel: channel.queue_declare(queue, passive=True))
+    except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
+        return f"{CANCELLED}: {sentence(error)}"
+    return f"{CANCELLED}: its queue is gone" if presence is Presence.ABSENT else CANCELLED
+
+
 def lacking(error: aiormq.exceptions.ChannelAccessRefused, permission: str | None = None) -> BrokerRefusal:
     """The refusal that a missing permission is; `permission` says which, where the broker does not."""
     hint = "" if permission is None else f"; it needs {permission}"
     return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {sentence(error)}{hint}")
 
 
-async def check(channel: aiormq.abc.AbstractChannel, topology: Topology) -> int:
-    """Raises where something is gone or has become something else; binds again, where the user may; returns how many
-    consume the queue.
-
-    An exchange that is deleted and made again takes the binding with it, and nobody is told: no error, no messages. One
-    that was made again as a direct exchange takes the binding, and delivers nothing.
-    """
-    for exchange in topology.exchanges:
-        # First whether it is there: the second declaration would make it.
-        await channel.exchange_declare(exchange.name, passive=True)
-        if exchange.kind is not None:
-            await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)
-    queue = await channel.queue_declare(topology.queue, passive=True)
-    for exchange in topology.exchanges:
-        if exchange.name not in topology.unproven:
-            await channel.queue_bind(topology.queue, exchange.name, ROUTING_KEY)
-    return queue.consumer_count or 0
-
-
 async def exchange_exists(amqp: Amqp, exchange: str) -> bool:
-    """Whether there is one of that name, of whatever kind. Raises ConnectionError where it is there and not up yet."""
+    """Whether there is one of that name, of whatever kind; True as well if the user may not know.
+
+    Raises ConnectionError where it is there and not up yet.
+    """
     try:
-        return await _is_there(amqp, lambda channel: channel.exchange_declare(exchange, passive=True))
+        presence = await _presence(amqp, lambda channel: channel.exchange_declare(exchange, passive=True))
     except aiormq.exceptions.ChannelNotFoundEntity as error:
         raise ConnectionError(sentence(error)) from error
+    return presence is not Presence.ABSENT
 
 
 async def ensure_exchange(amqp: Amqp, exchange: str) -> bool:
     """Makes a durable fanout exchange where none of that name exists, and says so; one that exists is used as it is."""
-    return await _ensure_as_it_was(amqp, Exchange(exchange, "fanout"))
+    return await _ensured_as_it_was(amqp, Exchange(exchange, "fanout")) is Presence.ABSENT
 
 
-async def _ensure_as_it_was(amqp: Amqp, exchange: Exchange) -> bool:
+async def _ensured_as_it_was(amqp: Amqp, exchange: Exchange) -> Presence:
     """One that has vanished is its owner's to declare, who would be refused for ever if it were another by then."""
 
     async def make(channel: aiormq.abc.AbstractChannel) -> object:
@@ -180,39 +190,46 @@ async def _ensure_as_it_was(amqp: Amqp, exchange: Exchange) -> bool:
             raise ConnectionError(f"the exchange {exchange.name!r} is gone; it is for those to make again who made it")
         return await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)
 
-    return await _ensure(amqp, lambda channel: channel.exchange_declare(exchange.name, passive=True), make)
+    return await _ensured(amqp, lambda channel: channel.exchange_declare(exchange.name, passive=True), make)
 
 
 async def ensure_queue(amqp: Amqp, queue: str, arguments: FieldTable) -> bool:
-    """Makes a durable queue where none of that name exists, and says so; one that exists is used as it is."""
-    return await _ensure(
+    """Makes a durable queue where none of that name exists, and says so; one that exists is used as it is.
+
+    One that the user may not look at is taken to exist: whatever is asked of it next says what the user lacks.
+    """
+    presence = await _ensured(
         amqp,
         lambda channel: channel.queue_declare(queue, passive=True),
         lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments),
     )
+    return presence is Presence.ABSENT
 
 
-async def _ensure(amqp: Amqp, look: Request, make: Request) -> bool:
-    if await _is_there(amqp, look):
-        return False
-    channel = await amqp.channel(publisher_confirms=False)
-    await make(channel)
-    await channel.close()
-    return True
+async def _ensured(amqp: Amqp, look: Request, make: Request) -> Presence:
+    """How it was found: what was absent is there now."""
+    presence = await _presence(amqp, look)
+    if presence is Presence.ABSENT:
+        channel = await amqp.channel(publisher_confirms=False)
+        await make(channel)
+        await channel.close()
+    return presence
 
 
-async def _is_there(amqp: Amqp, look: Request) -> bool:
+async def _presence(amqp: Amqp, look: Request) -> Presence:
     """Raises ChannelNotFoundEntity where it is there and not up yet: made anew, it would have nothing to lose."""
     # On a channel of its own: the broker closes one on which something is missing.
     channel = await amqp.channel(publisher_confirms=False)
     try:
         await look(channel)
+    except aiormq.exceptions.ChannelAccessRefused:
+        return Presence.HIDDEN
     except aiormq.exceptions.ChannelNotFoundEntity as error:
         if not ABSENT.search(sentence(error)):
             raise
-        return False
+        return Presence.ABSENT
     await channel.close()
-    return True
+    return Presence.THERE
 
 
 async def _recognized(amqp: Amqp, exchange: str) -> Exchange:

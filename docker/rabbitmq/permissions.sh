@@ -7,7 +7,9 @@
 # permitted before. With a broker in a container, RABBITMQCTL='docker exec rabbitmq rabbitmqctl' goes before the
 # command. The rows:
 #
-#   read-queue     BRIDGE_QUEUE, which somebody else has made and bound: read that queue. The least.
+#   read-queue     BRIDGE_QUEUE, which somebody else has made and bound: read that queue. The least. From RabbitMQ 4.3 on,
+#                  the bridge can't see whether the exchange exists or was declared again, and warns of that in
+#                  /readyz. Grant read on the exchange too, and it can. The same holds for read-stream.
 #   own-queue      BRIDGE_QUEUE, which the bridge makes and binds.
 #   exclusive      neither: the bridge makes a queue for each connection.
 #   read-stream    BRIDGE_HISTORY=stream, on a stream that somebody else has made and bound.

@@ -5,6 +5,7 @@ import json
 import secrets
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,17 +14,22 @@ from pathlib import Path
 import orjson
 import pytest
 
+from bridge.app import Bridge
 from bridge.broker.marks import MARK
 from bridge.demo.broker import NoBroker, find_server
 from bridge.demo.leash import leashed
 from bridge.demo.ports import LOOPBACK, free_port
+from bridge.timing import Timing
 from tests.faults.test_several_bridges import BETWEEN, CLIENTS, on_stream, settled
 from tests.support import figures
 from tests.support.broker import ControlledNode, say, unavailable
+from tests.support.clients import RawClient
 from tests.support.exactly_once import SYSTEMS, ConfirmingFetcher, confirming_fetcher, resuming_clients
 from tests.support.fleet import fleet
-from tests.support.publishing import observer
-from tests.support.running import unique
+from tests.support.killmail import killmail
+from tests.support.publishing import observer, publish
+from tests.support.releases_marker import version_of
+from tests.support.running import port_of, running, sample, unique
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -248,3 +254,104 @@ async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_
             f"0 of {len(fetcher.confirmed)}",
             "0",
         )
+
+
+AGAIN_LIMIT_S = 45.0
+"""From the return of the stream's majority until the bridge has read all of it."""
+
+WITHOUT_AN_ANSWER = Timing(check_interval_s=0.3, check_timeout_s=3.0)
+
+
+class Alone:
+    """A bridge on the node that is left alone, with a client."""
+
+    def __init__(self, bridge: Bridge, client: RawClient) -> None:
+        self.bridge = bridge
+        self._client = client
+
+    async def gets(self, number: int) -> None:
+        assert orjson.loads(await self._client.text())["data"]["killmailId"] == number
+
+    @property
+    def warnings(self) -> list[object]:
+        found = self.bridge.readiness.report()[1]["warnings"]
+        assert isinstance(found, list)
+        return found
+
+    def was_never_lost(self) -> bool:
+        lost = sample(self.bridge, "bridge_broker_losses_total")
+        return not lost and self.bridge._consumer.gaps.last is None and self.bridge.readiness.report()[0]
+
+
+@asynccontextmanager
+async def alone(url: str, exchange: str, **flags: str) -> AsyncIterator[Alone]:
+    settings = {"exchanges": f"{exchange}=killmail", "reject_exchange": "off", **flags}
+    async with running(url, WITHOUT_AN_ANSWER, **settings) as bridge:
+        client = await RawClient.open(port_of(bridge))
+        yield Alone(bridge, client)
+        await client.close()
+
+
+async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_until_the_others_are_back(
+    cluster: Cluster,
+) -> None:
+    """There, RabbitMQ 4.3 answers all requests but those that change its metadata."""
+    first, *others = cluster.members
+    async with (
+        names(cluster) as (exchange, queue),
+        observer(first.url) as amqp,
+        alone(first.url, exchange) as exclusive,
+        alone(first.url, exchange, queue=queue) as named,
+    ):
+
+        async def comes(number: int) -> None:
+            await publish(amqp, exchange, killmail(number))
+            await exclusive.gets(number)
+            await named.gets(number)
+
+        await comes(1)
+        for other in others:
+            other.kill()
+        killed_s = time.monotonic()
+        await comes(2)
+        if tuple(map(int, version_of(first.url).split(".")))[:2] >= (4, 3):
+            await eventually("both warn", lambda: exclusive.warnings and named.warnings)
+            assert all("the broker answers, but not when" in str(each) for each in exclusive.warnings + named.warnings)
+        # Twice as long as what a broker may take that answers nothing at all.
+        asked_s = killed_s + 2 * WITHOUT_AN_ANSWER.check_timeout_s
+        for each in (exclusive, named):
+            status = each.bridge._consumer.status
+            await eventually("it goes on for long", lambda: (status.proven_s or 0) > asked_s)  # noqa: B023 - over before the next turn
+            assert each.was_never_lost()
+        await comes(3)
+        for other in others:
+            await asyncio.to_thread(other.start)
+        await eventually("they warn no more", lambda: not exclusive.warnings + named.warnings)
+        await comes(4)
+        assert exclusive.was_never_lost()
+        assert named.was_never_lost()
+
+
+async def test_stream_whose_majority_is_back_is_read_on(cluster: Cluster) -> None:
+    """Two of three nodes are killed, and one comes back."""
+    first, second, third = cluster.members
+    async with names(cluster) as (exchange, stream):
+        flags = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": stream}
+        async with running(cluster.url, reject_exchange="off", **flags) as bridge:
+            client = await RawClient.open(port_of(bridge))
+
+            async def comes(number: int) -> None:
+                async with observer(first.url) as amqp:
+                    await publish(amqp, exchange, killmail(number))
+                assert orjson.loads(await client.text())["data"]["killmailId"] == number
+
+            await comes(1)
+            await cluster.replicated(stream)
+            second.kill()
+            third.kill()
+            await asyncio.to_thread(second.start)
+            await eventually("it reads the stream", lambda: bridge._consumer.at_end, limit_s=AGAIN_LIMIT_S)
+            await comes(2)
+            await client.close()
+        await asyncio.to_thread(third.start)
+        await cluster.replicated(stream)

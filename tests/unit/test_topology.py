@@ -7,19 +7,16 @@ import aiormq
 import pytest
 
 from bridge.broker.topology import (
-    QUEUE_ARGUMENTS,
     Amqp,
     Exchange,
     Queue,
     Topology,
-    check,
     ensure_queue,
     exchange_exists,
-    named_queue,
     set_up,
 )
 from bridge.errors import BrokerRefusal
-from tests.support.fake_amqp import NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp
+from tests.support.fake_amqp import NO_EXCHANGE, REFUSED, FakeAmqp
 
 NOT_UP = "NOT_FOUND - home node 'rabbit@host' of durable queue 'kept' in vhost '/' is down or inaccessible"
 ABSENT = "NOT_FOUND - no queue 'kept' in vhost '/'"
@@ -158,49 +155,15 @@ async def test_missing_permission_for_an_exchange_is_a_refusal() -> None:
         await Made().set_up(amqp)
 
 
-# Bindings
+# What the user may not look at
 
 
-@pytest.mark.parametrize(
-    ("queue_made", "configure"),
-    [
-        (True, REFUSED),
-        (False, None),
-        (False, aiormq.exceptions.ChannelPreconditionFailed("inequivalent arg")),
-        (False, aiormq.exceptions.ChannelLockedResource("RESOURCE_LOCKED")),
-    ],
-    ids=["made it", "may declare it", "may declare it otherwise", "may declare it, locked"],
-)
-async def test_who_could_have_the_queue_bound_and_may_not_is_refused(
-    configure: Exception | None, *, queue_made: bool
-) -> None:
-    """Nobody else has bound it: the bridge would wait for ever."""
-    amqp = FakeAmqp().on("bind kept to kills #", REFUSED).on("queue kept declare durable", configure)
-    with pytest.raises(BrokerRefusal, match="it needs write on the queue and read on the exchange, to bind them"):
-        await Made(queue_made=queue_made).set_up(amqp)
-
-
-async def test_who_has_the_queue_from_somebody_else_is_told_that_the_binding_is_not_seen() -> None:
-    amqp = FakeAmqp().on("bind kept to kills #", REFUSED).on("queue kept declare durable", REFUSED)
-    found = await Made().set_up(amqp)
-    assert found.unproven == ("kills",)
-
-
-# The look from time to time
-
-
-async def test_look_binds_again_but_for_what_the_user_may_not_bind() -> None:
-    amqp = FakeAmqp()
-    channel: Any = await amqp.channel(publisher_confirms=False)
-    found = Topology((Exchange("a", "fanout"), Exchange("b", None)), "kept", ("b",))
-    assert await check(channel, found) == 1
-    assert amqp.requests[1:] == [
-        "exchange a passive",
-        "exchange a fanout durable",
-        "exchange b passive",
-        "queue kept passive",
-        "bind kept to a #",
-    ]
+async def test_exchange_that_may_not_be_looked_at_is_used_and_told() -> None:
+    made = Made()
+    amqp = FakeAmqp().on("exchange kills passive", REFUSED).on("exchange kills fanout durable", REFUSED)
+    found = await made.set_up(amqp)
+    assert found == Topology((Exchange("kills", None),), "kept", hidden=("kills",))
+    assert made.times == 0
 
 
 # Is it there?
@@ -213,12 +176,4 @@ async def test_exchange_exists_or_does_not_or_is_not_up_yet() -> None:
     assert not await exchange_exists(FakeAmqp().on(look, NO_EXCHANGE).amqp, "killmails")
     with pytest.raises(ConnectionError, match="is down or inaccessible"):
         await exchange_exists(FakeAmqp().on(look, not_up).amqp, "killmails")
-    with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
-        await exchange_exists(FakeAmqp().on(look, REFUSED).amqp, "killmails")
-
-
-async def test_named_queue_that_is_made_has_bounds_and_is_kept() -> None:
-    queue = await named_queue((amqp := FakeAmqp().on("queue kept passive", NO_QUEUE)).amqp, "kept")
-    assert queue == Queue("kept", made=True)
-    assert amqp.channels[-1].arguments == [QUEUE_ARGUMENTS]
-    assert await named_queue(FakeAmqp().amqp, "kept") == Queue("kept", made=False)
+    assert await exchange_exists(FakeAmqp().on(look, REFUSED).amqp, "killmails"), "whoever uses it will see"

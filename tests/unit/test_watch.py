@@ -1,0 +1,243 @@
+"""The questions about the topology: what they find, and what it means that one is refused or gets no answer."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aiormq
+import pytest
+from pamqp import commands
+from structlog.testing import capture_logs
+
+from bridge.broker import watch as module
+from bridge.broker.topology import Exchange, Topology
+from bridge.broker.watch import Watch
+from bridge.timing import DEFAULT
+from tests.support.fake_amqp import HANGS, NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp
+from tests.support.virtual_time import VirtualTime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+FOUND = Topology((Exchange("kills", "topic"),), "kept")
+EXCHANGE, KIND, QUEUE = "exchange kills passive", "exchange kills topic durable", "queue kept passive"
+BIND = "bind kept to kills #"
+ROUND_S = DEFAULT.check_interval_s + 0.01
+LIMIT_S = DEFAULT.check_timeout_s
+
+
+@pytest.fixture(autouse=True)
+async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch, module)
+
+
+class Watched:
+    """A watch that runs, and what it told."""
+
+    def __init__(self, amqp: FakeAmqp, found: Topology) -> None:
+        self.asked_s: list[float] = []
+        """When each question was asked that was answered."""
+        self.complete_s: list[float] = []
+        self.watch = Watch(amqp.amqp, found, self.asked_s.append, self.complete_s.append, named=True)
+        self.running = asyncio.create_task(self.watch.run())
+
+    @property
+    def answers(self) -> int:
+        return len(self.asked_s)
+
+
+@asynccontextmanager
+async def watched(amqp: FakeAmqp, found: Topology = FOUND) -> AsyncIterator[Watched]:
+    watched = Watched(amqp, found)
+    yield watched
+    watched.running.cancel()
+    await asyncio.wait([watched.running])
+
+
+async def test_every_question_is_asked_in_each_round_and_each_on_a_channel_of_its_own() -> None:
+    async with watched(amqp := FakeAmqp()) as watching:
+        await asyncio.sleep(ROUND_S)
+        assert sorted(amqp.requests) == [BIND, "channel", "channel", "channel", EXCHANGE, KIND, QUEUE]
+        amqp.requests.clear()
+        await asyncio.sleep(ROUND_S)
+        assert sorted(amqp.requests) == [BIND, EXCHANGE, KIND, QUEUE]
+        assert (watching.answers, watching.watch.others) == (6, 0)
+        assert watching.watch.warnings == []
+
+
+async def test_whether_an_exchange_is_there_is_asked_before_it_is_declared() -> None:
+    """The declaration would make it, and nobody would know that anything was missed."""
+    async with watched(amqp := FakeAmqp().on(EXCHANGE, NO_EXCHANGE)) as watching:
+        with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
+            await watching.running
+    assert KIND not in amqp.requests
+
+
+async def test_what_the_user_may_not_do_from_the_start_is_not_asked() -> None:
+    found = Topology(
+        (Exchange("a", "fanout"), Exchange("b", None), Exchange("c", None)), "kept", unproven=("b",), hidden=("c",)
+    )
+    async with watched(amqp := FakeAmqp(), found):
+        await asyncio.sleep(ROUND_S)
+        assert sorted(set(amqp.requests)) == [
+            "bind kept to a #",
+            "bind kept to c #",
+            "channel",
+            "exchange a fanout durable",
+            "exchange a passive",
+            "exchange b passive",
+            QUEUE,
+        ]
+
+
+@pytest.mark.parametrize(("request_", "error"), [(EXCHANGE, NO_EXCHANGE), (QUEUE, NO_QUEUE), (BIND, NO_EXCHANGE)])
+async def test_what_is_gone_ends_it_and_all_its_questions(request_: str, error: Exception) -> None:
+    async with watched(amqp := FakeAmqp().on(request_, None, error)) as watching:
+        with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
+            await watching.running
+        amqp.requests.clear()
+        await asyncio.sleep(5 * ROUND_S)
+        assert amqp.requests == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "purpose"),
+    [
+        (EXCHANGE, "look at the exchange 'kills'"),
+        (KIND, "look at the exchange 'kills'"),
+        (QUEUE, "look at the queue 'kept'"),
+        (BIND, "bind the queue 'kept' to the exchange 'kills'"),
+    ],
+)
+async def test_permission_that_is_taken_away_is_a_warning_until_it_is_granted_again(
+    request_: str, purpose: str
+) -> None:
+    amqp = FakeAmqp().on(request_, None, REFUSED, REFUSED, None)
+    with capture_logs() as logged:
+        async with watched(amqp) as watching:
+            await asyncio.sleep(2 * ROUND_S)
+            warning = f"the user of BRIDGE_AMQP_URL may no longer {purpose}: ACCESS_REFUSED - access refused"
+            assert watching.watch.warnings == [warning]
+            answers = watching.answers
+            await asyncio.sleep(2 * ROUND_S)
+            assert amqp.requests.count(request_) == 2, "the broker logs each refusal"
+            assert watching.answers > answers, "the others go on"
+            await asyncio.sleep(2 * DEFAULT.refused_interval_s)
+            assert watching.watch.warnings == []
+    assert [(line["log_level"], line["event"]) for line in logged] == [
+        ("warning", warning),
+        ("info", f"the bridge can {purpose} again"),
+    ]
+
+
+@pytest.mark.parametrize("request_", [EXCHANGE, QUEUE, BIND])
+async def test_question_without_an_answer_is_a_warning_while_others_are_answered(request_: str) -> None:
+    majority = asyncio.Event()
+    amqp = FakeAmqp().on(request_, None, majority.wait, None)
+
+    async def answer(request: str, default: object) -> object:
+        if request == request_ and amqp.requests.count(request_) == 2:
+            amqp.requests.append(request)
+            await majority.wait()
+            return default
+        return await FakeAmqp.ask(amqp, request, default)
+
+    amqp.on(request_)
+    amqp.ask = answer  # type: ignore[method-assign]  # one answer that comes late
+    with capture_logs() as logged:
+        async with watched(amqp) as watching:
+            await asyncio.sleep(2 * LIMIT_S)
+            [warning] = watching.watch.warnings
+            assert "the broker answers, but not when it is asked to" in warning
+            assert amqp.requests.count(request_) == 3, "it is asked once, not again and again"
+            majority.set()
+            await asyncio.sleep(ROUND_S)
+            assert watching.watch.warnings == []
+            assert not watching.running.done()
+    assert [line["log_level"] for line in logged] == ["warning", "info"]
+
+
+async def test_broker_that_answers_nothing_is_given_up_after_the_limit(clock: VirtualTime) -> None:
+    amqp = FakeAmqp()
+    for request in (EXCHANGE, QUEUE, BIND):
+        amqp.on(request, None, HANGS)
+    before_s = clock.now_s
+    with capture_logs() as logged:
+        async with watched(amqp) as watching:
+            with pytest.raises(ConnectionError, match=rf"the broker does not answer within {LIMIT_S:g} s"):
+                await watching.running
+    assert clock.now_s - before_s == pytest.approx(2 * DEFAULT.check_interval_s + LIMIT_S, abs=LIMIT_S / 50)
+    assert logged == [], "who gives the broker up says so"
+
+
+async def test_channel_that_can_not_be_opened_counts_as_silence() -> None:
+    amqp = FakeAmqp().on("channel", HANGS)
+    async with watched(amqp) as watching:
+        with pytest.raises(ConnectionError, match="the broker does not answer"):
+            await watching.running
+
+
+async def test_cancellation_that_nobody_asked_for_ends_it() -> None:
+    """aiormq cancels whoever waits for a channel that goes away."""
+    async with watched(FakeAmqp().on(BIND, asyncio.CancelledError())) as watching:
+        await asyncio.wait([watching.running])
+        assert watching.running.cancelled()
+
+
+async def test_answer_is_told_with_the_time_of_its_question(clock: VirtualTime) -> None:
+    """A bridge that stood still reads it much later."""
+    amqp = FakeAmqp().on(EXCHANGE, HANGS).on(BIND, HANGS)
+    began_s = clock.monotonic()
+
+    async def answer_late(request: str, default: object) -> object:
+        if request == QUEUE:
+            await asyncio.sleep(12)
+        return await FakeAmqp.ask(amqp, request, default)
+
+    amqp.ask = answer_late  # type: ignore[method-assign]  # an answer that comes late
+    async with watched(amqp) as watching:
+        assert not watching.watch.answered
+        await asyncio.sleep(ROUND_S + 12)
+        assert watching.watch.answered
+        assert watching.asked_s == [pytest.approx(began_s + DEFAULT.check_interval_s, abs=0.1)]
+        assert watching.complete_s == [], "the others are not answered yet"
+
+
+@pytest.mark.parametrize("late", [EXCHANGE, QUEUE, BIND])
+async def test_everything_was_in_its_place_when_the_first_of_all_questions_was_asked(
+    clock: VirtualTime, late: str
+) -> None:
+    """One that gets no answer proves nothing: an exchange that is another one by now has taken its binding along."""
+    amqp = FakeAmqp().on(late, None, HANGS)
+    began_s = clock.monotonic()
+    async with watched(amqp) as watching:
+        await asyncio.sleep(5 * ROUND_S)
+        assert watching.answers > 5
+        first_s = began_s + DEFAULT.check_interval_s
+        assert watching.complete_s == [pytest.approx(first_s, abs=0.1)] * len(watching.complete_s)
+
+
+async def test_messages_that_wait_in_the_queue_may_be_lost_with_it(clock: VirtualTime) -> None:
+    waiting = commands.Queue.DeclareOk("kept", 7, 1)
+    async with watched(FakeAmqp().on(QUEUE, waiting, None)) as watching:
+        await asyncio.sleep(ROUND_S)
+        assert watching.complete_s == []
+        empty_s = clock.monotonic()
+        await asyncio.sleep(ROUND_S)
+        assert watching.complete_s[-1] == pytest.approx(empty_s, abs=DEFAULT.check_interval_s)
+
+
+async def test_broker_is_not_blamed_while_nothing_is_read_from_it(clock: VirtualTime) -> None:
+    amqp, deaf = FakeAmqp(), True
+    for request in (EXCHANGE, QUEUE, BIND):
+        amqp.on(request, HANGS)
+    watch = Watch(amqp.amqp, FOUND, lambda _: None, lambda _: None, lambda: deaf, named=True)
+    running = asyncio.create_task(watch.run())
+    await asyncio.sleep(3 * LIMIT_S)
+    assert not running.done()
+    assert watch.warnings == []
+    deaf = False
+    with pytest.raises(ConnectionError):
+        await running
