@@ -52,14 +52,14 @@ class Course:
         """The offset of this life's own mark."""
 
     @property
-    def _number(self) -> int:
+    def number(self) -> int:
         """The last one's; below all numbers where nothing was read of this stream."""
         return -1 if self.last is None else self.last.number
 
     @property
     def at_end(self) -> bool:
         """True once all is read that was there when this life began."""
-        return self._number >= self.end
+        return self.number >= self.end
 
     def begin(self, end: int) -> int:
         """A life begins: returns the offset to read from. `end` is that of a message that was published just now."""
@@ -75,20 +75,20 @@ class Course:
         """What a delivery is; NEW ones count as read from now on. To be called for each, in order."""
         if self._proving:
             assert self.last is not None
-            if number < self._number:
+            if number < self.number:
                 return Verdict.KNOWN
             self._proving = False
-            if number > self._number:
+            if number > self.number:
                 self.lost = DROPPED
                 return self._read(number, check)
             if check != self.last.check:
                 self._forget()
                 return Verdict.FOREIGN
-        if number <= self._number:
+        if number <= self.number:
             return Verdict.KNOWN
         # The broker drops the oldest first. A reader that is slower than that goes on with what is left, and nobody is
         # told.
-        if self.last is not None and number > self._number + OWN_STEP and number != self._doubted:
+        if self.last is not None and number > self.number + OWN_STEP and number != self._doubted:
             self._doubted = number
             return Verdict.DOUBTFUL
         return self._read(number, check)

@@ -1,13 +1,17 @@
-"""Times in which events may have been missed: each is told, counted, and the last one kept.
+"""Times in which events may have been missed: each is logged, told, counted, and the last one kept.
 
 This file must never know how anybody came to think so.
 """
 
 import time
 
+import structlog
+
 from bridge.broker.epoch import Recipient
 from bridge.broker.status import Gap
 from bridge.metrics import Metrics
+
+_log = structlog.get_logger("bridge.broker")
 
 
 class Gaps:
@@ -16,17 +20,28 @@ class Gaps:
     def __init__(self, recipient: Recipient, metrics: Metrics) -> None:
         self.last: Gap | None = None
         """The last one of this bridge's own."""
+        self._complete_s = time.monotonic()
         self._recipient = recipient
         self._metrics = metrics
+
+    def complete(self, at_s: float) -> None:
+        """Notes that everything that was published before then (monotonic seconds) has come."""
+        self._complete_s = max(self._complete_s, at_s)
+
+    def tell_of_loss(self, reason: str) -> None:
+        """Tells of a gap from the last moment at which nothing was missed until now."""
+        self.tell(until_now(self._complete_s, reason))
 
     def tell(self, gap: Gap) -> None:
         """Tells of a gap that this bridge had."""
         self.last = gap
+        _log.warning("events may have been missed", **gap.report())
         self._metrics.gaps.inc()
-        self.pass_on(gap)
+        self._recipient.missed(gap)
 
     def pass_on(self, gap: Gap) -> None:
         """Tells of one that another bridge had, or this one before it was started again."""
+        _log.warning("events may have been missed, says the stream", **gap.report())
         self._recipient.missed(gap)
 
 

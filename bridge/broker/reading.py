@@ -46,7 +46,9 @@ class ReadingEpoch(Epoch):
             return
         if course.lost is not None:
             self._history.missed()
-        self._history.read_s = received_s = time.monotonic()
+        if number >= self._history.proof_at:
+            self._history.prove()
+        received_s = time.monotonic()
         known_as = course.last
         assert known_as is not None
         if content.type == MARK and not exchange:

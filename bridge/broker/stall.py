@@ -1,21 +1,25 @@
-"""Detects a stream that RabbitMQ stops delivering although it has newer messages.
+"""Compares the consumer of a stream with the stream's end, as long as a session lasts.
 
-This happens after retention drops the file that a slow consumer is about to read. The broker sends no delivery and no
-error. Seen with RabbitMQ 4.0.5 in one of six runs of a test, and once with 3.10.8. Silence alone is no proof: nothing
-may have been published.
+A consumer that has reached the end has missed nothing so far: should events be missed later, the gap begins there. And
+RabbitMQ may stop delivering although the stream has newer messages, without an error: after retention drops the file
+that a slow consumer is about to read. Seen with RabbitMQ 4.0.5 in one of six runs of a test, and once with 3.10.8.
+Silence alone is no proof of either: nothing may have been published.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Literal
 
 import aiormq
 import structlog
 
-from bridge.backoff import Backoff
-from bridge.broker.course import Course
+from bridge.broker.content import OFFSET_NAME
+from bridge.broker.endings import ExplainedError
 from bridge.broker.link import sentence
+from bridge.broker.patience import patient
+from bridge.broker.stream import StreamReader
 from bridge.broker.topology import Amqp
 from bridge.contract.ids import Id
 from bridge.timing import DEFAULT, Timing
@@ -28,61 +32,40 @@ LONGEST_PAUSE_S = 60.0
 _log = structlog.get_logger("bridge.broker")
 
 
-class Stalls:
-    """The stalls of all sessions. After repeated stalls at the same event, the next session begins later each time."""
-
-    def __init__(self) -> None:
-        self._at: tuple[Id | None, ...] = ()
-        self._pauses = Backoff(1.0, LONGEST_PAUSE_S)
-        self._repeated = False
-
-    def note(self, last: Id | None) -> bool:
-        """Notes a stall after the event `last`. Returns False if the stall before was at the same event."""
-        self._repeated = self._at == (last,)
-        if not self._repeated:
-            self._at = (last,)
-            self._pauses.reset()
-        return not self._repeated
-
-    async def wait(self, stopping: asyncio.Event) -> None:
-        """Waits before the session that follows a repeated stall, unless `stopping` is set."""
-        if self._repeated:
-            self._repeated = False
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pauses.pause_s()):
-                    await stopping.wait()
-
-
 class StallDetector:
-    """Checks, during one session, whether the stream has messages newer than the last delivery."""
+    """Probes a stream from time to time, with a second consumer."""
 
     def __init__(
-        self, amqp: Amqp, stream: str, course: Course, start: int, prove: Callable[[], None], timing: Timing = DEFAULT
+        self, amqp: Amqp, reader: StreamReader, prove: Callable[[float], None], timing: Timing = DEFAULT
     ) -> None:
-        """`course` is the consumer's position in the stream, and `start` the offset that it began at. `prove` is called
-        once a stall is confirmed, because the probe shows that the broker still answers."""
+        """`reader` says how far the consumer is, and is told of the stream's end. `prove` is called once a stall is
+        confirmed, because the probe shows that the broker still answers: with the time at which it was asked."""
         self._amqp = amqp
-        self._stream = stream
-        self._course = course
-        self._start = start
+        self._reader = reader
+        self._course = reader.course
         self._prove = prove
         self._timing = timing
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._failed = False
+        self._end_s = time.monotonic() + timing.stall_check_s
+        """When the end is looked for next, while deliveries come."""
         self._begin_silence()
 
     async def run(self, may_deliver: Callable[[], bool]) -> None:
-        """Runs until cancelled. Raises ConnectionError(STALLED) when the stream stalls.
+        """Runs until cancelled. Raises ExplainedError(STALLED) when the stream stalls.
 
-        The first probe follows `stall_check_s` of silence in which `may_deliver()` was true. The pause doubles after
-        each probe without a newer message, up to LONGEST_PAUSE_S.
+        The first probe for a stall follows `stall_check_s` of silence in which `may_deliver()` was true. The pause
+        doubles after each probe without a newer message, up to LONGEST_PAUSE_S.
         """
         while True:
             await asyncio.sleep(self._timing.check_interval_s)
-            if not may_deliver() or self._course.last != self._last:
+            delivering = self._course.last != self._last
+            if delivering or not may_deliver():
                 self._begin_silence()
+                if delivering and time.monotonic() >= self._end_s:
+                    await self._find_end()
             elif time.monotonic() >= self._probe_s and await self._is_stalled():
-                raise ConnectionError(STALLED)
+                raise ExplainedError(STALLED)
 
     def _begin_silence(self) -> None:
         self._last: Id | None = self._course.last
@@ -91,8 +74,25 @@ class StallDetector:
         self._behind = False
         """Whether the last probe found a newer message."""
 
+    async def _find_end(self) -> None:
+        # Whoever has read the first message that comes to the probe has read all that was there before the probe.
+        asked_s = time.monotonic()
+        self._end_s = asked_s + self._timing.stall_check_s
+        with suppress(_UnknownError):
+            offset = await self._probe("next")
+            if offset is not None:
+                self._reader.expect(offset, asked_s)
+
     async def _is_stalled(self) -> bool:
-        if not await self._probe():
+        asked_s = time.monotonic()
+        try:
+            behind = await self._probe(self._reader.start if self._last is None else self._last.number + 1) is not None
+        except _UnknownError:
+            behind = False
+        else:
+            if not behind:
+                self._reader.expect(self._course.number, asked_s)
+        if not behind:
             self._behind = False
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             self._probe_s = time.monotonic() + self._pause_s
@@ -102,46 +102,58 @@ class StallDetector:
         confirmed = self._behind and self._course.last == self._last
         self._behind = True
         if confirmed:
-            self._prove()
+            self._prove(asked_s)
         return confirmed
 
-    async def _probe(self) -> bool:
-        """Whether there is a newer message. False if that can't be found out: without a probe, the consumer still
-        works, and it learns by itself that its stream or its connection is gone."""
+    async def _probe(self, offset: "int | Literal['next']") -> int | None:
+        """The offset of the first message from there on, None if there is none. Raises _UnknownError: without a
+        probe, the consumer still works, and it learns by itself that its stream or its connection is gone."""
         limit_s = self._timing.stall_check_s
         try:
-            async with asyncio.timeout(limit_s + self._timing.check_timeout_s):
+            async with patient(limit_s + self._timing.check_timeout_s):
                 if self._channel is None or self._channel.is_closed:
                     # 0 means unbounded. A full frame buffer would block aiormq's reader, and with it all channels of
                     # the connection. RabbitMQ 3.10 may send a whole chunk despite the prefetch of 1.
                     self._channel = await self._amqp.channel(publisher_confirms=False, frame_buffer_size=0)
-                behind = self._start if self._last is None else self._last.number + 1
-                return await delivers(self._channel, self._stream, behind, limit_s)
+                return await first_offset(self._channel, self._reader.stream.name, offset, limit_s)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
             if not self._failed:
                 self._failed = True
-                _log.warning("the stream can't be probed for a stall", stream=self._stream, error=sentence(error))
+                _log.warning(
+                    "the stream can't be probed for its end", stream=self._reader.stream.name, error=sentence(error)
+                )
             self._channel = None
-            return False
+            raise _UnknownError from error
 
 
-async def delivers(channel: aiormq.abc.AbstractChannel, stream: str, offset: int, limit_s: float) -> bool:
-    """Whether another consumer, from an offset on, is given a message within `limit_s` after basic.consume-ok.
+class _UnknownError(Exception):
+    """A probe had no answer."""
+
+
+async def first_offset(
+    channel: aiormq.abc.AbstractChannel, stream: str, offset: "int | Literal['next']", limit_s: float
+) -> int | None:
+    """The offset of the first message that another consumer, from an offset on, is given within `limit_s` after
+    basic.consume-ok; None if there is none.
 
     An offset beyond the end of the stream is answered with silence, and one that was dropped with what follows it.
     Raises what closes the channel meanwhile.
     """
-    found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    async def take(_message: aiormq.abc.DeliveredMessage) -> None:
+    async def take(message: aiormq.abc.DeliveredMessage) -> None:
         if not found.done():
-            found.set_result(None)
+            at = (message.header.properties.headers or {}).get(OFFSET_NAME.decode())
+            assert isinstance(at, int)
+            found.set_result(at)
 
     await channel.basic_qos(prefetch_count=1)
     consuming = await channel.basic_consume(stream, take, arguments={"x-stream-offset": offset})
     closing = channel.closing
-    await asyncio.wait([found, closing], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+    with suppress(TimeoutError):
+        async with patient(limit_s):
+            await asyncio.wait([found, closing], return_when=asyncio.FIRST_COMPLETED)
     if closing.done():
         closing.result()
     await channel.basic_cancel(consuming.consumer_tag or "")
-    return found.done()
+    return found.result() if found.done() else None

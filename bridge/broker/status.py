@@ -45,15 +45,20 @@ class Status:
     """Attempts to connect since it last worked."""
     unreached: int = 0
     """Of these, those in which no node of the broker let it in, the one that is under way included."""
+    unexplained: bool = False
+    """True if a connection was lost since it last worked, and the broker may have been restarted meanwhile."""
     error: str | None = None
     """The last error, in the broker's own words; kept after recovery."""
     error_unix_s: float | None = None
     """When that was said last."""
     proven_s: float | None = None
-    """When the broker last answered."""
+    """When the last answered request was sent (monotonic seconds)."""
 
-    def enter(self, state: State, error: str | None = None) -> None:
-        """Changes the state; the same state again only changes the error."""
+    def enter(self, state: State, error: str | None = None, asked_s: float | None = None) -> None:
+        """Changes the state; the same state again only changes the error.
+
+        `asked_s` is when the broker was asked for what it has answered now, where it works.
+        """
         if error is not None:
             self.error = error
             self.error_unix_s = time.time()
@@ -63,11 +68,12 @@ class Status:
         if state is State.WORKING:
             self.worked = True
             self.attempts = self.unreached = 0
-            self.prove()
+            self.unexplained = False
+            self.prove(time.monotonic() if asked_s is None else asked_s)
 
-    def prove(self) -> None:
-        """Notes that the broker has just answered."""
-        self.proven_s = time.monotonic()
+    def prove(self, asked_s: float) -> None:
+        """Notes that a request sent at that time was answered. The answer may have been read much later."""
+        self.proven_s = asked_s if self.proven_s is None else max(self.proven_s, asked_s)
 
     @property
     def proven(self) -> bool:

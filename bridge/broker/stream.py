@@ -9,6 +9,7 @@ import math
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiormq
@@ -25,7 +26,7 @@ from bridge.broker.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 
-AWAY = "the broker was away, and may have confirmed events on its return before the stream took them"
+AWAY = "the broker was away, or may have been, and may have confirmed events on its return before the stream took them"
 """RabbitMQ 3.10.8, killed and started again, did so for 0.3 s: with its listener open, and the stream's leader not
 elected yet, a message for it was confirmed and dropped."""
 
@@ -64,15 +65,17 @@ class StreamReader:
     """A stream, how far this bridge has read it, and what it may have missed there."""
 
     def __init__(
-        self, stream: Stream, gaps: Gaps, status: Status, several_nodes: bool, timing: Timing = DEFAULT
+        self, stream: Stream, gaps: Gaps, status: Status, several_nodes: Callable[[], bool], timing: Timing = DEFAULT
     ) -> None:
-        """`status` is that of the connection through which the stream is read."""
+        """`status` is that of the connection through which the stream is read. `several_nodes()` is asked each time,
+        since a file may name others."""
         self.stream = stream
         self.course = Course(stream.window)
         self.start = 0
         """The offset to read from in this life."""
-        self.read_s: float | None = None
-        """When something new was read last (monotonic seconds)."""
+        self.proof_at: float = math.inf
+        """The offset of the message that proves, when it is read, that the stream's end had been reached."""
+        self._proof_s = 0.0
         self.doubtful = False
         """True where events may have been missed before this life: what it reads will say so."""
         self._gaps = gaps
@@ -113,14 +116,18 @@ class StreamReader:
         and again, would fill the stream with marks.
         """
         assert self._sounding is not None
+        asked_s = time.monotonic()
         reason, since_s = self._reason(made), self._status.proven_s
         since_s = self._began_s if since_s is None else since_s
         gap = (lambda: None) if reason is None else (lambda: until_now(since_s, reason))
         end = await self._sounding.end(f"{self._instance}{secrets.token_hex(8)}", gap)
         # What may have been missed is in the stream now, for everybody: this bridge reads it there too.
-        self._status.prove()
+        self._status.prove(asked_s)
         self._status.unreached = 0
+        self._status.unexplained = False
         self.start = self.course.begin(end)
+        self.proof_at = math.inf
+        self.expect(end, asked_s)
         self.doubtful = reason is not None or self.course.lost is not None
 
     def _reason(self, made: bool) -> str | None:
@@ -130,11 +137,10 @@ class StreamReader:
             return status.error or "something had to be made again"
         if self._new:
             return None
-        if status.worked and not self._several_nodes:
-            heard_s = max(status.proven_s or self._began_s, self.read_s or self._began_s)
-            return AWAY if time.monotonic() - heard_s > self._timing.stream_restart_s else None
         # Of several nodes, another one that answers says that the stream has another leader soon.
-        return AWAY if status.unreached else None
+        # With one, it may be another start of it that answers, unless it has answered the first attempt.
+        restarted = status.worked and (status.unexplained or status.attempts > 1) and not self._several_nodes()
+        return AWAY if status.unreached or restarted else None
 
     def marked(self, body: bytes) -> None:
         """Tells of the gap that a mark bears; to be called for each mark, in its place."""
@@ -143,17 +149,26 @@ class StreamReader:
             return
         self._told.append(mark.token)
         if mark.token.startswith(self._instance):
-            _log.warning("events may have been missed", reason=mark.gap.reason, stream=self.stream.name)
             self._gaps.tell(mark.gap)
         else:
             self._gaps.pass_on(mark.gap)
 
     def missed(self) -> None:
         """Tells what the course says of lost events; to be called before the first delivery behind them."""
-        assert self.read_s is not None
         reason, self.course.lost = self.course.lost or "", None
-        _log.warning("events may have been missed", reason=reason, stream=self.stream.name)
-        self._gaps.tell(until_now(self.read_s, reason))
+        self._gaps.tell_of_loss(reason)
+
+    def expect(self, offset: int, at_s: float) -> None:
+        """Notes that a reader of this offset has read all that was in the stream at `at_s` (monotonic seconds)."""
+        if self.course.number >= offset:
+            self._gaps.complete(at_s)
+        elif self.proof_at == math.inf:
+            self.proof_at, self._proof_s = offset, at_s
+
+    def prove(self) -> None:
+        """To be called when `proof_at` was read."""
+        self.proof_at = math.inf
+        self._gaps.complete(self._proof_s)
 
     def caught_up(self) -> None:
         """Says that all that was there before this bridge has been read."""

@@ -1,10 +1,13 @@
 """What may be missing of a stream is told, by whoever knows of it to all who read it: nothing is lost in silence."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
+import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
@@ -13,20 +16,23 @@ from bridge.broker import stall
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.course import DROPPED
 from bridge.broker.lane import DELIVER, FRAME, METHOD
-from bridge.broker.link import Node, connected
+from bridge.broker.link import connected
+from bridge.broker.nodes import Node
 from bridge.broker.sounding import Sounding
-from bridge.broker.stall import STALLED, delivers
+from bridge.broker.stall import STALLED, first_offset
 from bridge.broker.status import State
 from bridge.broker.stream import AWAY, Stream
 from bridge.broker.topology import Topology
 from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
+from tests.support.clients import RawClient
 from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading
 from tests.support.fake_amqp import split_frames
+from tests.support.killmail import killmail
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
-from tests.support.running import running, sample, unique
+from tests.support.running import bridge_process, running, sample, unique
 from tests.support.scene import Fetcher
 from tests.support.waiting import eventually
 
@@ -58,7 +64,7 @@ async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
     """No connection is lost, and nobody is warned of one: the reader looks again by itself."""
     recorder = Recorder()
     with capture_logs() as logged:
-        timing = Timing(stall_check_s=1.0, stream_restart_s=20.0)
+        timing = Timing(stall_check_s=1.0)
         async with reading(broker.url, exchange, stream_of(queue), recorder, TOGETHER, timing) as consumer:
             await caught_up(recorder)
             recorder.holds = True
@@ -108,7 +114,7 @@ async def test_stalled_stream_is_reread_from_the_last_event(
 ) -> None:
     """The proxy withholds deliveries, as RabbitMQ 3.10.8 and 4.0.5 sometimes do after retention."""
     recorder, withheld = Recorder(), Withheld()
-    timing = Timing(stall_check_s=1.5, check_interval_s=0.5, stream_restart_s=20.0)
+    timing = Timing(stall_check_s=1.5, check_interval_s=0.5)
     with capture_logs() as logged:
         async with proxy(broker.url) as line:
             line.alteration = withheld.of_a_connection
@@ -130,13 +136,13 @@ async def test_stream_at_rest_is_probed_and_not_reread(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A probe behind the last event is answered with silence."""
-    recorder, answers = Recorder(), list[bool]()
+    recorder, answers = Recorder(), list[int | None]()
 
-    async def noted(*arguments: Any) -> bool:
-        answers.append(await delivers(*arguments))
+    async def noted(*arguments: Any) -> int | None:
+        answers.append(await first_offset(*arguments))
         return answers[-1]
 
-    monkeypatch.setattr(stall, "delivers", noted)
+    monkeypatch.setattr(stall, "first_offset", noted)
     timing = Timing(stall_check_s=0.3, check_interval_s=0.1)
     async with reading(broker.url, exchange, stream_of(queue), recorder, timing=timing) as consumer:
         await caught_up(recorder)
@@ -146,7 +152,7 @@ async def test_stream_at_rest_is_probed_and_not_reread(
             await eventually("it has been probed three times", lambda: len(answers) >= probes + 3)  # noqa: B023 - over before the next turn
         assert consumer._metrics.registry.get_sample_value("bridge_broker_connection_attempts_total") == 1
     assert len(recorder.bodies) == 7
-    assert not answers[-1]
+    assert answers[-1] is None
     assert recorder.gaps == []
 
 
@@ -172,21 +178,19 @@ async def test_gap_begins_where_the_broker_was_heard_before_the_first_of_two_los
         await caught_up(recorder)
         before_s, attempts = time.time(), line.accepted
         await line.close()
-        silent_s = time.monotonic() + 3.0
-        await eventually("it was silent for long", lambda: time.monotonic() > silent_s)
+        await eventually("that is noticed", lambda: consumer.status.state is not State.WORKING)
         recovered = consumer._recovered
 
-        def lost_again(found: Topology) -> None:
-            recovered(found)
+        def lost_again(found: Topology, asked_s: float) -> None:
+            recovered(found, asked_s)
             monkeypatch.undo()
             raise ConnectionError("lost before the first delivery")
 
         monkeypatch.setattr(consumer, "_recovered", lost_again)
         await line.open()
-        await eventually("the gap is told", lambda: recorder.gaps)
-        assert line.accepted >= attempts + 2
-        [gap] = recorder.gaps
-        assert gap == consumer.gaps.last
+        await eventually("it was lost once more", lambda: line.accepted >= attempts + 2)
+        await eventually("the gap is told", lambda: recorder.gaps and consumer.at_end)
+        gap = recorder.gaps[0]
     assert gap.reason == AWAY
     assert gap.since_s <= before_s < gap.until_s
 
@@ -207,7 +211,7 @@ async def test_exchange_that_had_to_be_made_is_told_although_that_connection_fai
             monkeypatch.undo()
             raise ConnectionError("lost while it was set up")
 
-        monkeypatch.setattr(consumer, "_prepare", lost)
+        monkeypatch.setattr(consumer._queue, "prepare", lost)
         channel = await amqp.channel()
         await channel.exchange_delete(exchange)
         await eventually("that is missed", lambda: consumer.status.state is not State.WORKING)
@@ -299,3 +303,51 @@ async def test_rejects_in_hand_when_a_bridge_stops_are_said_to_be_lost(
     assert said["deliveries"] == 5
     assert said["kept_by_the_broker"] is False
     await channel.close()
+
+
+@pytest.mark.slow
+async def test_gap_of_a_bridge_that_stood_still_has_all_that_it_missed_within_it(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
+) -> None:
+    """Events that were in the buffers are read late, and prove nothing about what was published meanwhile."""
+    names = {"EXCHANGES": f"{exchange}=killmail", "HISTORY": "stream", "HISTORY_STREAM": queue}
+    names |= {"HISTORY_MAX_BYTES": str(BYTES), "REJECT_EXCHANGE": "off"}
+    async with bridge_process(broker.url, **{f"BRIDGE_{name}": text for name, text in names.items()}) as process:
+        await process.consuming()
+        port = await process.port()
+        client = await RawClient.open(port, path="/updates?after=")
+        assert orjson.loads(await client.text())["type"] == "resume"
+        published_s: list[float] = []
+
+        async def publish_some(count: int) -> None:
+            for _ in range(0, count, TOGETHER):
+                numbers = range(len(published_s), len(published_s) + TOGETHER)
+                published_s.extend([time.time()] * TOGETHER)
+                await publish(amqp, exchange, *(killmail(number, padding="x" * SIZE) for number in numbers))
+
+        await publish_some(TOGETHER)
+        came: list[int] = []
+        gaps: list[Any] = []
+
+        async def read_until(last: int) -> None:
+            while not came or came[-1] < last:
+                message = orjson.loads(await client.text())
+                if message["type"] == "gap":
+                    gaps.append(message["data"])
+                else:
+                    came.append(message["data"]["killmailId"])
+
+        await read_until(TOGETHER - 1)
+        process.process.send_signal(signal.SIGSTOP)
+        try:
+            await publish_some(1500)
+        finally:
+            process.process.send_signal(signal.SIGCONT)
+        await publish_some(TOGETHER)
+        await read_until(len(published_s) - 1)
+        await client.close()
+    missed = sorted({*range(len(published_s))} - {*came})
+    assert missed
+    intervals = [[datetime.fromisoformat(gap[end]).timestamp() for end in ("since", "until")] for gap in gaps]
+    assert min(since for since, _ in intervals) <= published_s[missed[0]]
+    assert published_s[missed[-1]] <= max(until for _, until in intervals)

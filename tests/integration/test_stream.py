@@ -17,10 +17,11 @@ from bridge.broker.status import Gap, State
 from bridge.broker.stream import AWAY, Stream
 from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal
+from tests.support.broker import ControlledNode
 from tests.support.delivery_handler import CAUGHT_UP, Came, Recorder, reading, refused
 from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
-from tests.support.publishing import bind, delete_until_missed, depth, publish, remade, take
+from tests.support.publishing import bind, delete_until_missed, depth, observer, publish, remade, take
 from tests.support.running import running, sample, unique
 from tests.support.scene import Fetcher
 from tests.support.waiting import eventually
@@ -101,10 +102,11 @@ async def test_only_the_window_is_read_back(
     assert second.past == bodies(50 - len(second.past), 50)
 
 
-async def test_connection_that_is_lost_costs_nothing(
+async def test_connection_that_is_lost_without_a_reason_loses_nothing_and_reports_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Each time in the middle of what is delivered, with deliveries that nobody has settled."""
+    """Each time in the middle of what is delivered, with deliveries that nobody has settled. The broker may have been
+    restarted meanwhile, however soon it is back."""
     recorder = Recorder()
     async with (
         proxy(broker.url) as line,
@@ -127,6 +129,30 @@ async def test_connection_that_is_lost_costs_nothing(
         line.cut()
         await has(recorder, bodies(0, 400))
     assert recorder.ids == sorted(set(recorder.ids))
+    assert len(recorder.gaps) == 6
+    assert {gap.reason for gap in recorder.gaps} == {AWAY}
+
+
+async def test_connection_that_the_broker_closes_with_a_reason_is_no_gap(node_broker: ControlledNode) -> None:
+    """It lives, and says so."""
+    exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
+    async with (
+        observer(node_broker.url) as amqp,
+        reading(node_broker.url, exchange, stream, recorder) as consumer,
+    ):
+        await caught_up(recorder)
+        await publish(amqp, exchange, b"1")
+        await has(recorder, [b"1"])
+
+        def attempts() -> float:
+            return consumer._metrics.registry.get_sample_value("bridge_broker_connection_attempts_total") or 0
+
+        assert attempts() == 1
+        await node_broker.ctl("close_all_connections", "maintenance")
+        await eventually("it is back", lambda: attempts() == 2 and consumer.at_end)
+        async with observer(node_broker.url) as again:
+            await publish(again, exchange, b"2")
+        await has(recorder, [b"1", b"2"])
     assert recorder.gaps == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.broker import gaps as module
 from bridge.broker.gaps import Gaps, until_now
@@ -17,11 +18,32 @@ from tests.support.virtual_time import VirtualTime
 def test_own_gap_is_told_counted_and_kept_and_anothers_is_only_told() -> None:
     recorder, metrics = Recorder(), Metrics()
     gaps, own, others = Gaps(recorder, metrics), Gap(1.0, 2.0, "away"), Gap(3.0, 4.0, "theirs")
-    gaps.tell(own)
-    gaps.pass_on(others)
+    with capture_logs() as logged:
+        gaps.tell(own)
+        gaps.pass_on(others)
+    assert logged == [
+        {"log_level": "warning", "event": "events may have been missed", **own.report()},
+        {"log_level": "warning", "event": "events may have been missed, says the stream", **others.report()},
+    ]
     assert recorder.gaps == [own, others]
     assert gaps.last == own
     assert metrics.registry.get_sample_value("bridge_gaps_total") == 1
+
+
+async def test_loss_is_told_since_the_last_moment_at_which_nothing_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = VirtualTime(monkeypatch, module)
+    gaps, began_s = Gaps(recorder := Recorder(), Metrics()), clock.time()
+    await asyncio.sleep(10)
+    gaps.tell_of_loss("early")
+    complete_s, complete_unix_s = clock.monotonic(), clock.time()
+    gaps.complete(complete_s)
+    gaps.complete(complete_s - 5)  # an older proof takes nothing back
+    await asyncio.sleep(20)
+    gaps.tell_of_loss("away")
+    assert [(gap.since_s, gap.until_s) for gap in recorder.gaps] == [
+        pytest.approx((began_s, began_s + 10)),
+        pytest.approx((complete_unix_s, complete_unix_s + 20)),
+    ]
 
 
 async def test_gap_is_in_unix_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ class FedReader:
         self.recorder = Recorder()
         self.metrics = Metrics()
         self.gaps = Gaps(self.recorder, self.metrics)
-        self.history = StreamReader(STREAM, self.gaps, Status(), several_nodes=False)
+        self.history = StreamReader(STREAM, self.gaps, Status(), several_nodes=lambda: False)
         self.opened = 0
         self.acknowledged: list[bytes] = []
         self.epoch = self.begin(0)
@@ -244,11 +244,20 @@ async def test_epoch_is_opened_before_its_first_delivery_and_once(reader: FedRea
     assert reader.opened == 1
 
 
-async def test_time_of_the_last_news_is_kept(reader: FedReader) -> None:
+async def test_whoever_reads_the_end_has_missed_nothing_until_then(reader: FedReader) -> None:
     reader.begin(9)
-    assert reader.history.read_s is None
+    reader.history.expect(BASE + 9, complete_s := reader.gaps._complete_s + 60)
+    reader.come(7, 8)
+    assert reader.gaps._complete_s < complete_s
+    reader.come(9)
+    assert reader.gaps._complete_s == complete_s
+
+
+async def test_gap_begins_before_the_end_that_was_reached_by_the_events_behind_it(reader: FedReader) -> None:
+    """What comes behind the missing events proves that the end was reached, and the gap begins before."""
     reader.come(1)
-    first_s = reader.history.read_s
-    assert first_s == reader.recorder.deliveries[0].received_s
-    reader.come(1)
-    assert reader.history.read_s == first_s
+    reader.begin(9)
+    reader.history.expect(BASE + 9, reader.gaps._complete_s + 60)
+    reader.come(9)
+    [gap] = reader.recorder.gaps
+    assert gap.since_s <= gap.until_s, "the proof is of a time to come"

@@ -1,27 +1,34 @@
-"""Probes for messages newer than the last delivery: when they are made, and what follows from their answers."""
+"""Probes for the stream's end: when they are made, and what follows from their answers."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import aiormq
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.broker import gaps
 from bridge.broker import stall as module
-from bridge.broker.course import Course, Verdict
-from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector, Stalls, delivers
-from bridge.contract.ids import Id
+from bridge.broker.course import Verdict
+from bridge.broker.gaps import Gaps
+from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector, first_offset
+from bridge.broker.status import Status
+from bridge.broker.stream import Stream as Kept
+from bridge.broker.stream import StreamReader
+from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
+from tests.support.delivery_handler import Recorder
 from tests.support.fake_amqp import HANGS, REFUSED, FakeAmqp
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterable
 
 CONSUME, CANCEL = "consume past", "cancel tag-1"
 FIRST_S, CHECK_S = DEFAULT.stall_check_s, DEFAULT.check_interval_s
@@ -30,7 +37,7 @@ START = 5
 
 @pytest.fixture(autouse=True)
 async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    return VirtualTime(monkeypatch, module)
+    return VirtualTime(monkeypatch, module, gaps)
 
 
 class Stream:
@@ -38,12 +45,20 @@ class Stream:
 
     def __init__(self) -> None:
         self.newest = START
-        self.course = Course(100)
+        self.gaps = Gaps(Recorder(), Metrics())
+        self.reader = StreamReader(Kept("past", 3600.0, 2**20, 100), self.gaps, Status(), several_nodes=lambda: False)
+        self.reader.start = START
+        self.course = self.reader.course
         self.course.begin(0)
         self.probes_s: list[float] = []
-        self.proofs = 0
+        """When it was asked for what follows the last delivery."""
+        self.ends_s: list[float] = []
+        """When it was asked for the next message that is published."""
+        self.proofs_s: list[float] = []
         self.may_deliver = True
         self.amqp = FakeAmqp().on(CONSUME, self.deliver)
+        self.waiting: Callable[[Any], Any] | None = None
+        """A probe that waits for the next message."""
         self._taking: list[asyncio.Task[None]] = []
 
     def read(self, number: int) -> None:
@@ -52,7 +67,7 @@ class Stream:
 
     @asynccontextmanager
     async def detecting(self) -> AsyncIterator[asyncio.Task[None]]:
-        detector = StallDetector(self.amqp.amqp, "past", self.course, START, self._prove)
+        detector = StallDetector(self.amqp.amqp, self.reader, self.proofs_s.append)
         detecting = asyncio.create_task(detector.run(lambda: self.may_deliver))
         try:
             yield detecting
@@ -63,18 +78,39 @@ class Stream:
 
     def deliver(self) -> None:
         """Gives a new consumer what it asks for: everything from an offset on."""
-        self.probes_s.append(asyncio.get_running_loop().time())
         channel = self.amqp.channels[-1]
         arguments: Any = channel.arguments[-1]
         assert channel.consumer is not None
-        for _ in range(arguments["x-stream-offset"], self.newest + 1):
-            self._taking.append(asyncio.create_task(channel.consumer(None)))
+        first = arguments["x-stream-offset"]
+        self.waiting = None
+        now_s = asyncio.get_running_loop().time()
+        if first == "next":
+            self.ends_s.append(now_s)
+            self.waiting = channel.consumer
+        else:
+            self.probes_s.append(now_s)
+            self._give(channel.consumer, range(first, self.newest + 1))
+
+    def come(self) -> None:
+        """A message is published: the consumer reads it, and so does a probe that waits for the next."""
+        self.newest += 1
+        self.read(self.newest)
+        if self.waiting is not None:
+            self._give(self.waiting, [self.newest])
+
+    def _give(self, consumer: Callable[[Any], Any], offsets: Iterable[int]) -> None:
+        for offset in offsets:
+            properties = SimpleNamespace(headers={"x-stream-offset": offset})
+            message = SimpleNamespace(header=SimpleNamespace(properties=properties))
+            self._taking.append(asyncio.create_task(consumer(message)))
+
+    @property
+    def complete_s(self) -> float:
+        """The last moment that was proven at the stream's end."""
+        return self.gaps._complete_s
 
     async def probed(self, times: int) -> None:
         await eventually(f"it has probed {times} times", lambda: len(self.probes_s) >= times, limit_s=1000)
-
-    def _prove(self) -> None:
-        self.proofs += 1
 
 
 @pytest.fixture
@@ -91,7 +127,7 @@ async def test_stall_is_confirmed_by_a_second_probe(stream: Stream, clock: Virtu
             await detecting
     assert clock.now_s - before_s == pytest.approx(FIRST_S + CHECK_S, abs=CHECK_S)
     assert len(stream.probes_s) == 2
-    assert stream.proofs == 1, "the broker answers, so the next session reports no outage"
+    assert stream.proofs_s == [pytest.approx(clock.now_s)], "the broker answers, so the next session reports no outage"
     assert [request for request in stream.amqp.requests if request.startswith("channel")] == ["channel without a bound"]
 
 
@@ -116,7 +152,7 @@ async def test_pauses_between_probes_grow_while_there_is_nothing_newer(stream: S
         await stream.probed(7)
         # One more probe may be under way.
         assert stream.probes_s[-1] - before_s < 2 * FIRST_S + 2 * CHECK_S, "as soon as at first"
-    assert stream.proofs == 0
+    assert stream.proofs_s == []
 
 
 async def test_probe_without_a_newer_message_clears_the_previous_result(stream: Stream) -> None:
@@ -199,15 +235,15 @@ async def test_failed_probe_is_logged_once_and_the_session_continues(
 # One probe
 
 
-async def probe(stream: Stream, offset: int) -> bool:
+async def probe(stream: Stream, offset: int) -> int | None:
     channel: Any = await stream.amqp.channel(publisher_confirms=False)
-    return await delivers(channel, "past", offset, 1.0)
+    return await first_offset(channel, "past", offset, 1.0)
 
 
 async def test_probe_asks_for_what_follows_and_cancels_its_consumer(stream: Stream, clock: VirtualTime) -> None:
     stream.newest = 41
     before_s = clock.now_s
-    assert await probe(stream, 40)
+    assert await probe(stream, 40) == 40
     assert clock.now_s == before_s
     assert stream.amqp.requests == ["channel", "qos 1", CONSUME, CANCEL]
     assert stream.amqp.channels[0].arguments == [{"x-stream-offset": 40}]
@@ -215,7 +251,7 @@ async def test_probe_asks_for_what_follows_and_cancels_its_consumer(stream: Stre
 
 async def test_silence_is_nothing_newer(stream: Stream, clock: VirtualTime) -> None:
     before_s = clock.now_s
-    assert not await probe(stream, START + 1)
+    assert await probe(stream, START + 1) is None
     assert clock.now_s - before_s == pytest.approx(1.0)
     assert stream.amqp.requests[-1] == CANCEL
 
@@ -231,34 +267,58 @@ async def test_channel_that_ends_meanwhile_is_reported_in_the_brokers_words(stre
         await probe(stream, 40)
 
 
-# Over all sessions
+# The last moment at which nothing was missed
 
 
-async def waited_s(stalls: Stalls, stopping: asyncio.Event) -> float:
-    loop = asyncio.get_running_loop()
-    before_s = loop.time()
-    await stalls.wait(stopping)
-    return loop.time() - before_s
+async def test_silence_proves_that_the_end_was_reached_when_the_probe_began(stream: Stream, clock: VirtualTime) -> None:
+    stream.newest = 10
+    stream.read(10)
+    async with stream.detecting():
+        await stream.probed(1)
+        began_s = clock.monotonic()
+        assert stream.complete_s < began_s
+        await asyncio.sleep(FIRST_S + 0.01)
+    assert stream.complete_s == pytest.approx(began_s, abs=0.01)
 
 
-async def test_only_repeated_stalls_are_waited_for_and_longer_each_time() -> None:
-    stalls, stopping = Stalls(), asyncio.Event()
-    assert await waited_s(stalls, stopping) == 0
-    assert stalls.note(None)
-    assert await waited_s(stalls, stopping) == 0
-    assert not stalls.note(None)
-    assert 0.5 <= await waited_s(stalls, stopping) <= 1
-    assert await waited_s(stalls, stopping) == 0, "another loss has nothing to do with it"
-    assert not stalls.note(None)
-    assert 1 <= await waited_s(stalls, stopping) <= 2
-    assert stalls.note(Id(7, 1))
-    assert not stalls.note(Id(7, 1))
-    assert 0.5 <= await waited_s(stalls, stopping) <= 1
+@pytest.mark.parametrize("answer", [REFUSED, HANGS])
+async def test_probe_that_fails_proves_nothing(stream: Stream, answer: object) -> None:
+    stream.read(10)
+    before_s = stream.complete_s
+    stream.amqp.on("qos 1", answer)
+    async with stream.detecting():
+        await asyncio.sleep(100)
+    assert stream.complete_s == before_s
 
 
-async def test_bridge_that_stops_does_not_wait() -> None:
-    stalls, stopping = Stalls(), asyncio.Event()
-    stalls.note(None)
-    stalls.note(None)
-    stopping.set()
-    assert await waited_s(stalls, stopping) == 0
+async def test_end_is_looked_for_while_deliveries_come(stream: Stream, clock: VirtualTime) -> None:
+    """The next message that comes to a probe proves that all before it was published before."""
+    stream.read(stream.newest)
+    async with stream.detecting() as detecting:
+        for _ in range(100):
+            await asyncio.sleep(1.0)
+            stream.come()
+        assert not detecting.done()
+        assert clock.monotonic() - stream.complete_s < FIRST_S + 2 * CHECK_S
+    assert len(stream.ends_s) == pytest.approx(100 / FIRST_S, abs=2)
+    assert stream.probes_s == []
+
+
+async def test_end_is_proven_only_when_it_is_read(stream: Stream, clock: VirtualTime) -> None:
+    """The reader is slower than the publishers: what comes to the probe is far ahead."""
+    stream.newest = 1000
+    stream.read(10)
+    before_s = stream.complete_s
+    async with stream.detecting():
+        number = 10
+        while not stream.ends_s:
+            await asyncio.sleep(1.0)
+            stream.read(number := number + 1)
+        asked_s = clock.monotonic()
+        assert stream.waiting is not None
+        stream._give(stream.waiting, [1001])
+        await asyncio.sleep(0.01)
+        assert stream.complete_s == before_s
+        assert stream.reader.proof_at == 1001
+        stream.reader.prove()
+    assert stream.complete_s == pytest.approx(asked_s, abs=1.01)

@@ -107,8 +107,20 @@ def test_working_is_a_proof_that_grows_old(since: Status, clock: Time, age_s: fl
 def test_answer_of_the_broker_proves_anew(since: Status, clock: Time) -> None:
     since.enter(State.WORKING)
     clock.now_s += 2 * PROOF_VALID_S
-    since.prove()
+    since.prove(clock.now_s)
     assert since.proven
+
+
+def test_answer_proves_nothing_about_the_time_since_its_question(since: Status, clock: Time) -> None:
+    """A bridge that stood still reads old answers late."""
+    since.enter(State.WORKING)
+    asked_s = clock.now_s
+    clock.now_s += 2 * PROOF_VALID_S
+    since.prove(asked_s)
+    assert not since.proven
+    since.prove(clock.now_s)
+    since.prove(asked_s)
+    assert since.proven_s == clock.now_s, "a late answer takes nothing back"
 
 
 def test_gap_is_reported_in_the_time_of_people_and_machines() -> None:

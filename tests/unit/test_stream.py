@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import aiormq
@@ -17,7 +18,6 @@ from bridge.broker.stream import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.contract.ids import Id
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
-from bridge.timing import DEFAULT
 from tests.support.delivery_handler import Recorder
 from tests.support.fake_amqp import REFUSED, FakeAmqp
 from tests.support.virtual_time import VirtualTime
@@ -59,7 +59,7 @@ class Reader:
         self.metrics = Metrics()
         self.gaps = Gaps(self.recorder, self.metrics)
         self.status = Status()
-        self.reader = StreamReader(STREAM, self.gaps, self.status, several_nodes)
+        self.reader = StreamReader(STREAM, self.gaps, self.status, lambda: several_nodes)
 
     async def begin(self, amqp: FakeAmqp | None = None, *, made: bool = False) -> Gap | None:
         """A life begins; returns the gap that its mark bears."""
@@ -188,36 +188,35 @@ async def test_begin_is_a_sign_of_life_and_a_node_that_was_reached(stage: Reader
     assert stage.status.proven_s == clock.now_s
 
 
-@pytest.mark.parametrize(
-    ("away_s", "is_gap"), [(DEFAULT.stream_restart_s, False), (DEFAULT.stream_restart_s + 0.1, True)]
-)
-async def test_broker_that_was_silent_as_long_as_a_restart_takes_may_have_lost_events(
-    stage: Reader, clock: VirtualTime, away_s: float, *, is_gap: bool
+@pytest.mark.parametrize("unexplained", [True, False])
+@pytest.mark.parametrize("away_s", [0.0, 100.0])
+async def test_broker_that_was_lost_without_a_word_may_have_lost_events_however_soon_it_is_back(
+    stage: Reader, clock: VirtualTime, away_s: float, *, unexplained: bool
 ) -> None:
     await stage.begin()
     stage.status.enter(State.WORKING)
     stage.status.enter(State.LOST, "gone")
     heard_s = clock.time()
     clock.now_s += away_s
+    stage.status.unexplained = unexplained
     gap = await stage.begin()
-    assert (gap is not None) is is_gap
-    assert stage.reader.doubtful is is_gap
+    assert (gap is not None) is unexplained
+    assert stage.reader.doubtful is unexplained
     if gap is not None:
         assert_gap(gap, heard_s, clock.time(), AWAY)
+    assert not stage.status.unexplained, "the mark says so, for all who read the stream"
 
 
-async def test_news_are_a_sign_of_life_too(stage: Reader, clock: VirtualTime) -> None:
-    """Under load, deliveries come, and answers late."""
+@pytest.mark.parametrize(("attempts", "is_gap"), [(1, False), (2, True)])
+async def test_broker_that_did_not_answer_the_first_attempt_may_have_been_restarted_before_the_next(
+    stage: Reader, attempts: int, *, is_gap: bool
+) -> None:
     await stage.begin()
     stage.status.enter(State.WORKING)
-    clock.now_s += 10
-    stage.reader.read_s = clock.now_s
-    clock.now_s += DEFAULT.stream_restart_s
-    assert await stage.begin() is None
-    clock.now_s += DEFAULT.stream_restart_s + 0.1
-    stage.reader.read_s = clock.now_s - DEFAULT.stream_restart_s - 0.1
+    stage.status.enter(State.LOST, "closed with a reason")
+    stage.status.attempts = attempts
     gap = await stage.begin()
-    assert gap is not None
+    assert (gap and gap.reason) == (AWAY if is_gap else None)
 
 
 @pytest.mark.parametrize(("unreached", "is_gap"), [(0, False), (1, True)])
@@ -230,6 +229,7 @@ async def test_node_that_was_away_may_have_lost_events_whatever_the_time(
     await stage.begin()
     if several:
         stage.status.enter(State.WORKING)
+        stage.status.unexplained = True
         clock.now_s += 100
     stage.status.unreached = unreached
     gap = await stage.begin()
@@ -313,14 +313,15 @@ async def test_gap_of_an_own_mark_is_said_counted_and_the_last_one(stage: Reader
         stage.reader.marked(mark(f"{stage.reader._instance}1"))
     assert stage.recorder.gaps == [GAP]
     assert (stage.gaps.last, stage.counted) == (GAP, 1)
-    assert [(line["log_level"], line["reason"], line["stream"]) for line in logged] == [("warning", "away", "kept")]
+    assert [(line["log_level"], line["reason"]) for line in logged] == [("warning", "away")]
 
 
 async def test_gap_of_anothers_mark_is_passed_on_and_nothing_else(stage: Reader) -> None:
     with capture_logs() as logged:
         stage.reader.marked(mark("theirs"))
     assert stage.recorder.gaps == [GAP]
-    assert (stage.gaps.last, stage.counted, logged) == (None, 0, [])
+    assert (stage.gaps.last, stage.counted) == (None, 0)
+    assert [line["event"] for line in logged] == ["events may have been missed, says the stream"]
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -352,18 +353,49 @@ async def test_mark_without_a_gap_tells_of_none(stage: Reader, body: bytes) -> N
 # What is said
 
 
-async def test_lost_events_are_told_since_the_last_news_and_once(stage: Reader, clock: VirtualTime) -> None:
-    stage.reader.read_s = clock.now_s
-    read_s = clock.time()
+async def test_lost_events_are_told_since_the_streams_end_was_reached_last_and_once(
+    stage: Reader, clock: VirtualTime
+) -> None:
+    clock.now_s += 60
+    proven_s = clock.time()
+    await stage.begin()
+    clock.now_s += 60
+    stage.reader.course.judge(FakeSounding.end_at, 7)
+    stage.reader.prove()
     clock.now_s += 60
     stage.reader.course.lost = "the stream has dropped events"
     with capture_logs() as logged:
         stage.reader.missed()
     [gap] = stage.recorder.gaps
-    assert_gap(gap, read_s, clock.time(), "the stream has dropped events")
+    assert_gap(gap, proven_s, clock.time(), "the stream has dropped events")
     assert [line["reason"] for line in logged] == ["the stream has dropped events"]
     assert stage.reader.course.lost is None
     assert stage.counted == 1
+
+
+async def test_end_is_proven_when_it_is_read_and_the_first_proof_due_is_not_put_off(
+    stage: Reader, clock: VirtualTime
+) -> None:
+    """A reader that is always behind, and looks for the end again and again, would prove nothing."""
+    began_s = clock.monotonic()
+    await stage.begin()
+    assert stage.reader.proof_at == FakeSounding.end_at
+    clock.now_s += 10
+    stage.reader.expect(20, clock.monotonic())
+    assert stage.reader.proof_at == FakeSounding.end_at
+    stage.reader.course.judge(FakeSounding.end_at, 7)
+    stage.reader.prove()
+    assert (stage.reader.proof_at, stage.gaps._complete_s) == (math.inf, began_s)
+    stage.reader.expect(20, clock.monotonic())
+    assert (stage.reader.proof_at, stage.gaps._complete_s) == (20, began_s)
+
+
+async def test_end_that_is_read_already_is_proven_at_once(stage: Reader, clock: VirtualTime) -> None:
+    await stage.begin()
+    stage.reader.course.judge(FakeSounding.end_at, 7)
+    clock.now_s += 10
+    stage.reader.expect(FakeSounding.end_at, clock.monotonic())
+    assert stage.gaps._complete_s == clock.monotonic()
 
 
 async def test_readiness_says_how_far_the_stream_is_read(stage: Reader) -> None:
