@@ -1,0 +1,76 @@
+"""Other publishers: what a bridge does at the broker must not make their confirms fail."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import DeliveryError
+
+from bridge.broker.consumer import Consumer, Source
+from bridge.broker.nodes import Node
+from bridge.broker.status import State
+from bridge.demo.broker import Broker
+from bridge.metrics import Metrics
+from tests.support.delivery_handler import Recorder
+from tests.support.publishing import observer
+from tests.support.waiting import eventually
+
+BRIDGES, TOGETHER = 25, 5
+
+IN_FLIGHT = 20
+"""Publishes that are not confirmed yet."""
+
+
+@asynccontextmanager
+async def publishing(url: str, exchange: str) -> AsyncIterator[Counter[str]]:
+    """A fetcher that publishes all the time; how many of its confirms were of which kind."""
+    outcomes = Counter[str]()
+    async with observer(url) as amqp:
+        channel = await amqp.channel(publisher_confirms=True)
+        target = await channel.get_exchange(exchange, ensure=False)
+
+        async def publish() -> None:
+            while True:
+                try:
+                    await target.publish(aio_pika.Message(b"event"), "", mandatory=False)
+                    outcomes["ack"] += 1
+                except DeliveryError:
+                    outcomes["nack"] += 1
+
+        publishers = [asyncio.create_task(publish()) for _ in range(IN_FLIGHT)]
+        try:
+            yield outcomes
+        finally:
+            for publisher in publishers:
+                publisher.cancel()
+            await asyncio.gather(*publishers, return_exceptions=True)
+
+
+async def start_and_stop(url: str, exchange: str, outcomes: Counter[str]) -> None:
+    """One bridge's consumer, with an exclusive queue, that consumes some events."""
+    recorder = Recorder()
+    source = Source((Node(url),), (exchange,), None, 200, "a bridge")
+    consumer = Consumer(source, recorder, Metrics(), wait=False)
+    running = asyncio.create_task(consumer.run())
+    await eventually("it consumes", lambda: consumer.status.state is State.WORKING and recorder.deliveries)
+    confirmed = outcomes["ack"]
+    await eventually("others publish", lambda: outcomes["ack"] > confirmed + IN_FLIGHT)
+    consumer.stop()
+    await running
+
+
+async def test_bridges_that_start_and_stop_leave_the_confirms_of_others_alone(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """On RabbitMQ 4.3, an exclusive queue that goes while it is bound makes them fail."""
+    channel = await amqp.channel()
+    await channel.declare_exchange(exchange, "fanout", durable=True)
+    async with publishing(broker.url, exchange) as outcomes:
+        for _ in range(BRIDGES // TOGETHER):
+            await asyncio.gather(*(start_and_stop(broker.url, exchange, outcomes) for _ in range(TOGETHER)))
+    assert outcomes["ack"] > BRIDGES * IN_FLIGHT
+    assert outcomes["nack"] == 0
+    await channel.close()

@@ -1,0 +1,88 @@
+"""Queues of other types: what the bridge makes where they are the default, and what it says of those of others."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+from aio_pika.abc import AbstractConnection
+from pamqp.common import FieldTable
+
+from bridge.broker.returns import WARNED
+from bridge.demo.broker import Broker
+from bridge.timing import Timing
+from tests.support.broker import ControlledNode
+from tests.support.proxy import proxy
+from tests.support.publishing import publish, take
+from tests.support.running import running, unique
+from tests.support.waiting import eventually
+
+
+@asynccontextmanager
+async def virtual_host(node: ControlledNode, default_queue_type: str) -> AsyncIterator[str]:
+    """The node's URL, in a virtual host with that default (which RabbitMQ 3.10 does not know)."""
+    name = unique("host")
+    metadata = {"description": "", "tags": [], "default_queue_type": default_queue_type}
+    rights = {"configure": ".*", "write": ".*", "read": ".*"}
+    await node.define(
+        {
+            "vhosts": [{"name": name, "metadata": metadata, "default_queue_type": default_queue_type}],
+            "permissions": [{"user": "guest", "vhost": name, **rights}],
+        }
+    )
+    try:
+        yield urlsplit(node.url)._replace(path=f"/{name}").geturl()
+    finally:
+        await node.ctl("delete_vhost", name)
+
+
+async def test_queues_that_the_bridge_makes_are_classic_whatever_the_default_is(node_broker: ControlledNode) -> None:
+    async with virtual_host(node_broker, "quorum") as url:
+        host = urlsplit(url).path[1:]
+        async with (
+            running(url, queue="kept", reject_exchange="rejected"),
+            running(url, reject_exchange="off"),
+            running(url, history="stream", reject_exchange="off"),
+        ):
+            listed = json.loads(await node_broker.ctl("list_queues", "-p", host, "--formatter", "json", "name", "type"))
+    types = {row["name"].partition("gen-")[0]: row["type"] for row in listed}
+    assert types == {"kept": "classic", "rejected": "classic", "amq.": "classic", "bridge.history": "stream"}
+
+
+QUORUM: FieldTable = {"x-queue-type": "quorum"}
+
+
+async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
+) -> None:
+    """What is held goes back with each connection that is lost, and the queue counts that."""
+    channel = await amqp.channel()
+    await channel.declare_queue(queue, durable=True, arguments=QUORUM)
+    full: FieldTable = {"x-max-length": 0, "x-overflow": "reject-publish"}
+    await channel.declare_queue(rejects, durable=True, arguments=full)
+    flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "reject_exchange": rejects}
+    async with proxy(broker.url) as line:
+        await line.open()
+        async with running(line.url, Timing(check_interval_s=0.1), **flags) as bridge:
+
+            def warnings() -> object:
+                return bridge.readiness.report()[1]["warnings"]
+
+            await publish(amqp, exchange, b"poison")
+            for _ in range(WARNED):
+                await eventually("it is held", lambda: bridge._rejects.waiting == 1)
+                assert warnings() == []
+                accepted = line.accepted
+                line.cut()
+                await eventually("it is back", lambda: line.accepted > accepted + 1)  # noqa: B023 - over before the next turn
+                # Connections that end before any answer are another matter.
+                await eventually("the broker answers", lambda: (watch := bridge._consumer._watch) and watch.answered)
+            await eventually("it warns", warnings)
+            assert f"was delivered {WARNED} times before" in str(warnings())
+            await channel.queue_delete(rejects)
+            await channel.declare_queue(rejects, durable=True)
+            await eventually("it warns no more", lambda: not warnings())
+            assert bridge._rejects.waiting == 0
+        [message] = await take(amqp, rejects, 1)
+        assert message.body == b"poison"
+    await channel.close()
