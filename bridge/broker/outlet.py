@@ -13,9 +13,16 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
+from bridge.broker import large
+from bridge.broker.endings import Ending, end_of, tell_of_blocking
 from bridge.broker.life import cancel_requests
-from bridge.broker.link import Node, answering, connected, end_of, sentence, tell_of_blocking
+from bridge.broker.link import connected, sentence
+from bridge.broker.nodes import Node, rotated
+from bridge.broker.patience import answering
 from bridge.timing import DEFAULT, Timing
+
+LARGEST_FRAME = 128 * 1024
+"""Bytes: what RabbitMQ takes unless it is told otherwise. It may take less, or say that there is no limit."""
 
 _LOST = "the connection was lost"
 
@@ -49,12 +56,15 @@ class Outlet:
         self._set_up = set_up
         self._timing = timing
         self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
-        self._ended: asyncio.Future[str] | None = None
+        self._ended: asyncio.Future[Ending] | None = None
         """Of the channel: done when it, or its connection, is over."""
         self.blocked: str | None = None
         """Why the broker takes nothing to publish at the moment, in its own words."""
         self.on_blocked: Callable[[], None] = lambda: None
         """Called when `blocked` has changed."""
+        self._passed_over = 0
+        """Set-ups that failed on a connected node. The list of nodes is rotated by this number."""
+        self._frame_max = LARGEST_FRAME
         self._turn = asyncio.Lock()
         self._of_this_id: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -68,11 +78,16 @@ class Outlet:
 
         `opened` is told when the channel can be published on.
         """
-        async with connected(self._nodes, self._name, timing=self._timing) as amqp:
-            async with answering(self._timing.setup_timeout_s):
-                channel = await amqp.channel(publisher_confirms=True)
-                await self._set_up(amqp, channel)
+        async with connected(rotated(self._nodes, self._passed_over), self._name, timing=self._timing) as amqp:
+            try:
+                async with answering(self._timing.setup_timeout_s):
+                    channel = await amqp.channel(publisher_confirms=True)
+                    await self._set_up(amqp, channel)
+            except ConnectionError:
+                self._passed_over += 1
+                raise
             self.blocked = None
+            self._frame_max = amqp.connection_tune.frame_max or LARGEST_FRAME
             tell_of_blocking(amqp, self._tell)
             self._channel.set_result(channel)
             opened()
@@ -84,40 +99,43 @@ class Outlet:
             finally:
                 stop.cancel()
                 self._withdraw(channel)
-            return ended.result() if ended.done() else "stopped"
+            return ended.result().reason if ended.done() else "stopped"
 
     def _tell(self, reason: str | None) -> None:
         self.blocked = reason
         self.on_blocked()
 
     async def publish(
-        self, body: bytes, exchange: str, routing_key: str, properties: commands.Basic.Properties
+        self,
+        body: bytes,
+        exchange: str,
+        routing_key: str,
+        properties: Callable[[int], commands.Basic.Properties],
+        message_id: str | None = None,
     ) -> None:
         """One attempt: waits for a channel, then for the confirm, however long. Raises Unconfirmed.
+
+        `properties` makes the properties, with `message_id`, for a connection with that frame limit (bytes).
 
         There is no time after which it would be given up while the connection lives: a broker that is short of memory
         takes nothing for as long as that lasts, and would get another copy with each attempt.
         """
         # aiormq tells which of its publishes the broker returned by the message id alone: two of the same id at once,
         # and one that nobody got would count as confirmed.
-        lock = (
-            self._of_this_id.setdefault(properties.message_id, asyncio.Lock())
-            if properties.message_id
-            else nullcontext()
-        )
+        lock = self._of_this_id.setdefault(message_id, asyncio.Lock()) if message_id else nullcontext()
         async with lock:
             # Who comes when there is a channel at last would overtake those who have waited for it.
             async with self._turn:
                 channel = await asyncio.shield(self._channel)
             before = cancel_requests()
+            fitting = properties(self._frame_max)
             try:
-                await channel.basic_publish(
-                    body,
-                    exchange=exchange,
-                    routing_key=routing_key,
-                    properties=properties,
-                    mandatory=True,
-                )
+                if len(body) >= large.LARGE:
+                    await large.publish(channel, body, exchange, routing_key, fitting)
+                else:
+                    await channel.basic_publish(
+                        body, exchange=exchange, routing_key=routing_key, properties=fitting, mandatory=True
+                    )
             except aiormq.exceptions.PublishError as error:
                 raise Unrouted("no queue is bound to the exchange", channel) from error
             except aiormq.exceptions.DeliveryError as error:
@@ -138,7 +156,7 @@ class Outlet:
     def renew(self, channel: Channel, reason: str) -> None:
         """Ends the life of this channel, so that everything is set up anew; one that is over already stays so."""
         if self._withdraw(channel) and self._ended is not None and not self._ended.done():
-            self._ended.set_result(reason)
+            self._ended.set_result(Ending(reason))
 
     def fail(self, error: Exception) -> None:
         """Lets everybody who waits for a channel have this error instead: there will be none."""

@@ -18,10 +18,12 @@ import orjson
 from pamqp import commands
 
 from bridge import values
+from bridge.amqp_urls import amqp_urls
 from bridge.backoff import Backoff
 from bridge.broker import topology
 from bridge.broker.life import keep_alive
-from bridge.broker.link import Node, sentence
+from bridge.broker.link import sentence
+from bridge.broker.nodes import Node
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.broker.status import State, Status
 from bridge.contract import catalog
@@ -87,7 +89,7 @@ class Publisher:
         included. Raises ValueError for a URL or a name that is none and for schema files that can't be used.
         """
         try:
-            self._nodes: Sequence[Node] = tuple(map(Node, values.amqp_urls(amqp_url)))
+            self._nodes: Sequence[Node] = tuple(map(Node, amqp_urls(amqp_url)))
         except ValueError as error:
             raise ValueError(f"amqp_url: expected {error}") from None
         try:
@@ -184,7 +186,7 @@ class Publisher:
         pauses = Backoff()
         while True:
             try:
-                await self._connected().publish(body, self._exchange, "", properties)
+                await self._connected().publish(body, self._exchange, "", lambda frame_max: properties)
             except Unrouted:
                 self._trouble = None
                 return False

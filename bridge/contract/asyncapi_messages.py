@@ -33,7 +33,7 @@ _REJECT_HEADERS = {
     "x-reject-user-id": "The event's user_id, where it had one: the broker takes it from nobody else.",
     "x-reject-cluster-id": "The event's cluster_id, where it had one: no library sends it.",
     "x-reject-expiration": "The event's expiration in milliseconds, where it had one: a reject does not expire.",
-    "x-reject-headers": "There where the event's own properties are left out, because they can't be published again.",
+    "x-reject-headers": "There where headers of the event's own, or all its properties, can't be published again.",
 }
 
 Object = dict[str, Any]

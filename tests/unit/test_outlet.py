@@ -10,14 +10,15 @@ import pytest
 from pamqp import commands
 
 from bridge.broker import outlet as module
-from bridge.broker.outlet import Outlet, Unconfirmed, Unrouted
+from bridge.broker.nodes import Node
+from bridge.broker.outlet import LARGEST_FRAME, Outlet, Unconfirmed, Unrouted
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, FakeAmqp, FakeBroker, returned
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from bridge.broker.outlet import Channel
 
@@ -35,6 +36,8 @@ class RunningOutlet:
         self.hangs = False
         """Setting up never ends."""
         self.opened = 0
+        self.frame_max = 0
+        """What the last properties were made for."""
         self.stopping = asyncio.Event()
         self.outlet = Outlet((), "a bridge", self._set_up)
         self.tasks: list[asyncio.Task[str]] = []
@@ -64,8 +67,15 @@ class RunningOutlet:
         await eventually("it is open", lambda: self.opened > opened)
         return task
 
+    def _properties(self, message_id: str | None) -> Callable[[int], commands.Basic.Properties]:
+        def make(frame_max: int) -> commands.Basic.Properties:
+            self.frame_max = frame_max
+            return commands.Basic.Properties(message_id=message_id)
+
+        return make
+
     async def publish(self, message_id: str | None = None) -> None:
-        await self.outlet.publish(b"body", "rejects", "", commands.Basic.Properties(message_id=message_id))
+        await self.outlet.publish(b"body", "rejects", "", self._properties(message_id), message_id)
 
 
 @pytest.fixture
@@ -248,3 +258,28 @@ async def test_failure_is_nothing_to_an_open_channel(running: RunningOutlet) -> 
     await running.begin(FakeAmqp())
     running.outlet.fail(ValueError("never"))
     await running.publish()
+
+
+@pytest.mark.parametrize(("agreed", "used"), [(8192, 8192), (0, LARGEST_FRAME)], ids=["small", "without a limit"])
+async def test_properties_are_made_for_the_connection_that_takes_them(
+    running: RunningOutlet, agreed: int, used: int
+) -> None:
+    amqp = FakeAmqp()
+    amqp.connection_tune.frame_max = agreed
+    await running.begin(amqp)
+    await running.publish()
+    assert running.frame_max == used
+
+
+async def test_node_on_which_nothing_can_be_set_up_is_tried_last(running: RunningOutlet) -> None:
+    """A node of a cluster without its majority lets the bridge in, and answers no further."""
+    nodes = tuple(Node(f"amqp://{name}/") for name in ("one", "two", "three"))
+    running.outlet._nodes = nodes
+    running.hangs = True
+    running.broker.lives.append(FakeAmqp())
+    with pytest.raises(ConnectionError):
+        await running.live()
+    assert running.broker.nodes == nodes
+    running.hangs = False
+    await running.begin(FakeAmqp())
+    assert running.broker.nodes == (*nodes[1:], nodes[0])

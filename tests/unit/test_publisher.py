@@ -10,7 +10,7 @@ import pytest
 from bridge.broker import life, outlet, status
 from bridge.broker.publisher import NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal
-from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeBroker, returned
+from tests.support.fake_amqp import HANGS, NACK, NO_EXCHANGE, REFUSED, FakeAmqp, FakeBroker, returned
 from tests.support.killmail import EXAMPLE
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
@@ -59,7 +59,7 @@ async def test_publisher_that_was_refused_asks_again_with_the_next_update(broker
 
 
 async def test_exchange_that_may_not_be_made_is_a_refusal_and_can_be_used_once_it_may(broker: FakeBroker) -> None:
-    broker.lives += [FakeAmqp().on(LOOK, REFUSED), FakeAmqp()]
+    broker.lives += [FakeAmqp().on(LOOK, NO_EXCHANGE).on("exchange killmails fanout durable", REFUSED), FakeAmqp()]
     async with Publisher() as fetcher:
         with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
             await fetcher.broadcast("killmail", EXAMPLE)

@@ -1,0 +1,57 @@
+"""A broker that takes only small frames: what is rejected is published all the same, and says what was left out."""
+
+from collections.abc import Iterator
+
+import orjson
+import pytest
+from pamqp.common import FieldTable
+
+from bridge.demo.broker import NoBroker, find_server
+from tests.support.broker import ControlledNode, say, unavailable
+from tests.support.clients import RawClient
+from tests.support.killmail import killmail
+from tests.support.publishing import observer, publish, take
+from tests.support.running import port_of, running, sample, unique
+
+pytestmark = pytest.mark.slow
+
+FRAME_MAX = 8192
+"""The smallest that RabbitMQ takes from its configuration."""
+
+
+@pytest.fixture(scope="module")
+def small_frames_node() -> Iterator[ControlledNode]:
+    try:
+        node = ControlledNode(find_server(say, may_install=False), {"frame_max": str(FRAME_MAX)})
+    except NoBroker as error:
+        unavailable(str(error))
+    node.start()
+    yield node
+    node.stop()
+
+
+async def test_reject_with_headers_that_just_fitted_is_published_without_the_largest(
+    small_frames_node: ControlledNode,
+) -> None:
+    """Beside the reasons, there is no room for all of them. The broker closes the connection for a larger frame."""
+    exchange, rejects = unique("exchange"), unique("rejects")
+    url = small_frames_node.url
+    async with (
+        observer(url) as amqp,
+        running(url, exchanges=f"{exchange}=killmail", reject_exchange=rejects) as bridge,
+    ):
+        large: FieldTable = {"trace": "x" * 6200, "source": "y" * 1700, "fetcher": "f-1"}
+        await publish(amqp, exchange, b"poison", headers=large)
+        [message] = await take(amqp, rejects, 1)
+        assert message.headers["x-reject-reason"] == "not-json"
+        assert str(message.headers["x-reject-headers"]).endswith(": trace")
+        assert {name: message.headers.get(name) for name in large} == {**large, "trace": None}
+        assert sample(bridge, "bridge_broker_connection_attempts_total") == 1
+        client = await RawClient.open(port_of(bridge))
+        await publish(amqp, exchange, killmail(1, padding="z" * 20_000), headers=large)
+        assert orjson.loads(await client.text())["data"]["killmailId"] == 1
+        await client.close()
+        channel = await amqp.channel()
+        await channel.queue_delete(rejects)
+        for name in (exchange, rejects):
+            await channel.exchange_delete(name)

@@ -1,0 +1,110 @@
+"""What a rejected event is published with: always in one frame, with as much of its own as there is room for."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp import commands, frame
+from pamqp.header import ContentHeader
+
+from bridge.broker.reject_properties import LEFT_OUT, reject_properties
+from bridge.contract.pipeline import Reason, Rejected
+
+SMALLEST, USUAL = 8192, 131_072
+"""Frames, in bytes: the smallest that RabbitMQ takes is 8192."""
+
+NO = Rejected(Reason.NOT_JSON, "it is no JSON", "/data", "urn:schema")
+LONGEST = Rejected(Reason.SCHEMA_VIOLATION, "\U0001d11e" * 800, "/" + "\U0001d11e" * 400, "urn:" + "x" * 200)
+
+
+def made(frame_max: int = USUAL, rejected: Rejected = NO, **values: Any) -> commands.Basic.Properties:
+    came = commands.Basic.Properties(**values)
+    properties = reject_properties(came, "killmails", rejected, "here", frame_max)
+    assert len(frame.marshal(ContentHeader(0, 2, properties), 1)) <= frame_max
+    assert properties.message_id, "aiormq would add one, and go beyond the frame"
+    return properties
+
+
+def headers_of(properties: commands.Basic.Properties) -> dict[str, Any]:
+    return dict(properties.headers or {})
+
+
+def own(properties: commands.Basic.Properties) -> dict[str, Any]:
+    return {name: value for name, value in headers_of(properties).items() if not name.startswith("x-reject-")}
+
+
+def test_all_headers_are_kept_where_there_is_room() -> None:
+    came = {"a": 1, "b": "two", "c": [True, None]}
+    properties = made(headers=came, message_id="m-1", message_type="killmail")
+    assert own(properties) == came
+    assert LEFT_OUT not in headers_of(properties)
+    assert (properties.message_id, properties.message_type) == ("m-1", "killmail")
+
+
+@pytest.mark.parametrize("frame_max", [SMALLEST, USUAL])
+def test_largest_headers_are_left_out_and_named(frame_max: int) -> None:
+    properties = made(frame_max, headers={"small": "kept", "large": "x" * frame_max, "medium": "y" * 5000})
+    assert set(own(properties)) == {"small", "medium"}
+    assert headers_of(properties)[LEFT_OUT] == "left out, because they can't be published again: large"
+    assert headers_of(properties)["x-reject-reason"] == "not-json"
+
+
+def test_headers_that_fit_exactly_are_kept_and_one_byte_more_is_not() -> None:
+    room = SMALLEST - len(frame.marshal(ContentHeader(0, 2, made(SMALLEST, headers={"x": ""})), 1))
+    assert "x" in own(made(SMALLEST, headers={"x": "x" * room}))
+    assert "x" not in own(made(SMALLEST, headers={"x": "x" * (room + 1)}))
+
+
+def test_many_headers_that_are_left_out_are_counted() -> None:
+    properties = made(SMALLEST, headers={f"header-{number:03}": "x" * 500 for number in range(100)})
+    sentence = headers_of(properties)[LEFT_OUT]
+    assert len(own(properties)) >= 10
+    assert sentence.endswith(" more")
+    assert len(sentence) < 500
+
+
+def test_tens_of_thousands_of_headers_take_no_time() -> None:
+    """Each attempt to publish makes them, in one turn of the loop: with 20,000 headers, comparing all with all of them
+    takes minutes."""
+    headers = {f"{number:05}": None for number in range(17_000)}
+    began_s = time.process_time()
+    properties = made(110_000, LONGEST, headers=headers)
+    assert time.process_time() - began_s < 2.0
+    assert 10_000 < len(own(properties)) < 17_000
+
+
+def test_header_that_can_be_read_and_not_written_is_left_out_alone() -> None:
+    properties = made(headers={"odd": object(), "x" * 200: "its name would be cut", "even": 2}, message_id="m-1")
+    assert own(properties) == {"even": 2}
+    assert "odd" in headers_of(properties)[LEFT_OUT]
+    assert properties.message_id == "m-1"
+
+
+def test_reasons_fit_however_long_they_are() -> None:
+    texts = dict.fromkeys(("content_type", "correlation_id", "reply_to", "message_id", "app_id"), "x" * 255)
+    properties = made(SMALLEST, LONGEST, message_type="killmail", headers={"a": "x" * 9000}, **texts)
+    headers = headers_of(properties)
+    assert headers["x-reject-reason"] == "schema-violation"
+    assert headers["x-reject-detail"].startswith("\U0001d11e")
+    assert properties.message_type == "killmail"
+    assert LEFT_OUT in headers
+
+
+values_ = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=3000) | st.binary(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=20), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(headers=st.dictionaries(st.text(max_size=200), values_, max_size=12), long=st.booleans())
+def test_reject_of_whatever_headers_fits_and_names_what_is_missing(headers: dict[str, Any], *, long: bool) -> None:
+    properties = made(SMALLEST, LONGEST if long else NO, headers=headers)
+    kept = own(properties)
+    missing = {name for name in headers if not name.startswith("x-reject-")} - set(kept)
+    assert bool(missing) is (LEFT_OUT in headers_of(properties))
+    assert all(kept[name] == headers[name] for name in kept)
