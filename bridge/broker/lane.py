@@ -10,7 +10,7 @@ This file must never know of sockets, of what a message means, or of what become
 
 import struct
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from bridge.broker.content import Content, string
 from bridge.broker.settlement import Acknowledgement
@@ -21,6 +21,8 @@ FRAME_END = 0xCE
 OVERHEAD = FRAME.size + 1
 METHOD, HEADER, BODY = 1, 2, 3
 TYPES = frozenset({METHOD, HEADER, BODY, 8})
+LARGE = 1024 * 1024
+"""A body of so many bytes or more is assembled in one buffer."""
 EMPTY_HEADER = 14
 """Bytes of a content header without properties: class, weight, body size, flags."""
 DELIVER = b"\x00\x3c\x00\x3c"
@@ -51,6 +53,8 @@ class Lane:
         """The number of the channel whose deliveries are taken; its own, with nothing else consuming on it."""
         self.write: Callable[[bytes], None] = lambda frames: None
         """Sends whole frames to the broker. Nothing is sent while there is no connection."""
+        self.hold: Callable[[bool], None] = lambda held: None
+        """Stops reading from the broker, or goes on with it."""
         self.receive = receive
         """Who gets the next delivery."""
         self._received = received
@@ -66,6 +70,8 @@ class Lane:
         """What the broker delivers, while its content is still to come."""
         self._content: Content | None = None
         self._body: list[bytes] = []
+        self._large: bytearray | None = None
+        """What there is of a large body. A list of its parts, joined at its end, would take as much again."""
         self._missing = 0
         """Bytes of the body that are still to come."""
         self.broken: str | None = None
@@ -151,11 +157,15 @@ class Lane:
             if self._properties is None or properties != self._properties[0]:
                 self._properties = (properties, self._read(data[start:end]))
             self._content = self._properties[1]
+            self._large = bytearray() if self._missing >= LARGE else None
         else:
             self._missing -= end - start
             if self._content is None or self._missing < 0:
                 raise ValueError("a body that its content header does not announce")
-            self._body.append(data[start:end])
+            if self._large is None:
+                self._body.append(data[start:end])
+            else:
+                self._large += memoryview(data)[start:end]
         if not self._missing:
             self._hand_out(*self._method, self._content)
         return True
@@ -177,8 +187,11 @@ class Lane:
         return True
 
     def _hand_out(self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content) -> None:
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._method = self._content = None
+        if self._large is not None:
+            body = cast("bytes", self._large)  # whoever reads bytes reads it as well, and nobody changes it any more
+        else:
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._method = self._content = self._large = None
         self._body = []
         self._handed_out = True
         self.receive(tag, redelivered, exchange, routing_key, content, body)

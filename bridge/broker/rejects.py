@@ -5,23 +5,22 @@ lost connection gives it back to a named queue; an exclusive one is gone, and wh
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 
 import aiormq
 import structlog
-from pamqp import commands
 from pamqp.common import FieldTable
-from pamqp.header import ContentHeader
 
 from bridge.backoff import Backoff
-from bridge.broker import topology
+from bridge.broker import patience, topology
 from bridge.broker.epoch import Delivery
 from bridge.broker.life import keep_alive
-from bridge.broker.link import Node, sentence
+from bridge.broker.link import sentence
+from bridge.broker.nodes import Node
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
+from bridge.broker.reject_properties import reject_properties
 from bridge.broker.retries import LONGEST_OWN_S, Retries
 from bridge.broker.status import State, Status
 from bridge.contract.pipeline import Rejected
@@ -29,8 +28,9 @@ from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
-MAX_HEADER_BYTES = 100_000
-"""Of a message's properties: they must fit into one AMQP frame, of 128 KiB unless the broker is told otherwise."""
+HELD_BYTES = 24 * 1024 * 1024
+"""Bytes of held rejected events at which the bridge stops reading from the broker. Lost sessions may leave as many
+again. One more event is always taken, whatever its size."""
 
 QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
 """Of the rejects' queue: the oldest go first. Rejects are there to be looked at, not to fill the broker's disk.
@@ -66,6 +66,10 @@ class Rejects:
         self._metrics = metrics
         self._wait = wait
         self._publishing: dict[asyncio.Task[None], Delivery] = {}
+        self._held_bytes = 0
+        """Of the bodies that are held and belong to the consumer's present session."""
+        self.on_held: Callable[[bool], None] = lambda held: None
+        """Called with True when HELD_BYTES are held, and with False when there is room again."""
         self._retries = Retries()
         self._most_kept = most_kept
         self._outlet.on_blocked = self._blocked
@@ -87,9 +91,12 @@ class Rejects:
         # The loop itself refers to a task only weakly.
         self._publishing[task] = delivery
         task.add_done_callback(self._done)
+        self._hold(len(delivery.body))
 
     def _done(self, task: asyncio.Task[None]) -> None:
         delivery = self._publishing.pop(task)
+        if delivery.current:
+            self._hold(-len(delivery.body))
         if not task.cancelled() and (error := task.exception()) is not None:
             # One event less, and said so, rather than a bridge that waits for it for ever.
             _log.error("a rejected event could not be published, and is lost", exc_info=error)
@@ -101,14 +108,25 @@ class Rejects:
 
     def epoch_over(self) -> None:
         """To be called when deliveries that are not settled are no longer the bridge's: gives up what comes again."""
+        self._held_bytes = 0
         stale = [task for task, delivery in self._publishing.items() if not delivery.current]
         if self._most_kept is None:
             given_up = stale
         else:
-            given_up = stale[: max(0, len(stale) - self._most_kept)]
+            kept_bytes = 0
+            given_up = []
+            for number, task in enumerate(reversed(stale), 1):
+                kept_bytes += len(self._publishing[task].body)
+                if number > self._most_kept or (kept_bytes > HELD_BYTES and number > 1):
+                    given_up.append(task)
             self._lose(len(given_up), "too many rejected events are held; the oldest are lost")
         for task in given_up:
             task.cancel()
+
+    def _hold(self, added: int) -> None:
+        before, self._held_bytes = self._held_bytes, self._held_bytes + added
+        if (before < HELD_BYTES) != (self._held_bytes < HELD_BYTES):
+            self.on_held(self._held_bytes >= HELD_BYTES)
 
     def _lose(self, events: int, phrase: str) -> None:
         if events:
@@ -166,12 +184,15 @@ class Rejects:
             self._working("rejected events can be published again")
 
     async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
-        properties = self._properties(delivery, rejected)
+        came = delivery.content.properties
+        properties = functools.partial(reject_properties, came, delivery.exchange, rejected, self._instance)
         pauses = Backoff(longest_s=LONGEST_OWN_S)
         while True:
             watching = asyncio.create_task(self._watch(), name="await confirm")
             try:
-                await self._outlet.publish(delivery.body, self._exchange or "", delivery.routing_key, properties)
+                await self._outlet.publish(
+                    delivery.body, self._exchange or "", delivery.routing_key, properties, came.message_id
+                )
             except Unconfirmed as error:
                 # However it fails, it is tried again. Why a channel has ended is for `run` to say: here, less is known.
                 if isinstance(error, Unrouted) or not error.channel.is_closed:
@@ -192,7 +213,7 @@ class Rejects:
         """Says again and again that a confirm is missed, whatever others say meanwhile."""
         limit_s = self._timing.confirm_warning_s
         while True:
-            await asyncio.sleep(limit_s)
+            await patience.sleep(limit_s)
             if self._outlet.open and not self._outlet.blocked:
                 self._failed(f"no confirm within {limit_s:g} s: the broker may be short of memory or disk")
 
@@ -207,38 +228,6 @@ class Rejects:
             after_s = round(time.monotonic() - self.status.since_s, 1)
             _log.info(phrase, after_s=after_s, waiting=self.waiting)
         self.status.enter(State.WORKING)
-
-    def _properties(self, delivery: Delivery, rejected: Rejected) -> commands.Basic.Properties:
-        """The message's own properties, and the reasons among its headers."""
-        came = delivery.content.properties
-        reasons: FieldTable = {
-            "x-reject-reason": rejected.reason.value,
-            "x-reject-detail": rejected.detail,
-            "x-reject-pointer": rejected.pointer,
-            "x-reject-schema": rejected.schema,
-            "x-reject-exchange": delivery.exchange,
-            "x-reject-instance": self._instance,
-            "x-reject-time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        }
-        values = {name: getattr(came, name) for name in commands.Basic.Properties.attributes()}
-        # What the broker or the library takes from nobody but the sender, and what would end the reject before anybody
-        # has looked at it: said, but not sent again.
-        for name in ("user_id", "cluster_id", "expiration"):
-            if values[name]:
-                reasons[f"x-reject-{name.replace('_', '-')}"] = values[name]
-            values[name] = "" if name == "cluster_id" else None
-        if values["delivery_mode"] not in (None, 1, 2):
-            values["delivery_mode"] = None
-        # An event that was rejected before, and is still, or that would pass for one: the reasons are ours.
-        own = {name: value for name, value in (came.headers or {}).items() if not name.startswith("x-reject-")}
-        values["headers"] = {**own, **reasons}
-        with suppress(Exception):  # a value that can be read, but not written: there is no bound to what they raise
-            properties = commands.Basic.Properties(**values)
-            # A header frame that the broker would not take closes the connection, for ever again.
-            if len(ContentHeader(0, len(delivery.body), properties).marshal()) <= MAX_HEADER_BYTES:
-                return properties
-        reasons["x-reject-headers"] = "the event's own properties are left out: they can't be published again"
-        return commands.Basic.Properties(headers=dict(reasons), message_type=came.message_type, delivery_mode=2)
 
     def _lost(self, state: State, error: str) -> None:
         if self.status.state is not state:

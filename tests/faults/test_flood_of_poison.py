@@ -94,7 +94,7 @@ async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in
         async def has_all() -> bool:
             return await depth(amqp, rejects) >= COUNT and await waiting(process) == 0
 
-        await eventually("all invalid events are rejected", has_all, limit_s=60)
+        await eventually("all invalid events are rejected", has_all, limit_s=120)
         last = b'"killmailId":%d,' % (COUNT - 1)
         await eventually("the last update has arrived", lambda: last in client.received)
         frames = server_frames(bytes(client.received))

@@ -10,7 +10,6 @@ import aio_pika
 import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
-from pamqp import commands
 
 from bridge.app import Bridge
 from bridge.broker.outlet import Outlet
@@ -150,12 +149,10 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
     attempts = 0
     publish_once = Outlet.publish
 
-    async def counted(
-        self: Outlet, body: bytes, exchange: str, routing_key: str, properties: commands.Basic.Properties
-    ) -> None:
+    async def counted(self: Outlet, *arguments: Any) -> None:
         nonlocal attempts
         attempts += 1
-        await publish_once(self, body, exchange, routing_key, properties)
+        await publish_once(self, *arguments)
 
     monkeypatch.setattr(Outlet, "publish", counted)
     await begin(amqp, rejects)

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from bridge.broker import life, outlet, status
 from bridge.broker import rejects as module
+from bridge.broker.outlet import LARGEST_FRAME
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import State
 from bridge.contract.pipeline import Reason, Rejected
@@ -23,7 +24,7 @@ from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from pamqp import commands
 
@@ -38,8 +39,14 @@ class SilentOutlet:
         self.published = 0
 
     async def publish(
-        self, body: bytes, exchange: str, routing_key: str, properties: commands.Basic.Properties
+        self,
+        body: bytes,
+        exchange: str,
+        routing_key: str,
+        properties: Callable[[int], commands.Basic.Properties],
+        message_id: str | None,
     ) -> None:
+        properties(LARGEST_FRAME)
         self.published += 1
         await self.confirming.wait()
 
@@ -67,7 +74,8 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
         raise ZeroDivisionError("unforeseen")
 
     rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False)
-    monkeypatch.setattr(rejects, "_properties", fail)
+    monkeypatch.setattr(module, "reject_properties", fail)
+    rejects._outlet = SilentOutlet()  # type: ignore[assignment]  # it only makes the properties
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
     await eventually("it is settled", lambda: delivery.settled)
@@ -203,20 +211,19 @@ async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(runn
     assert logged == [], "that it works from the start is no news"
 
 
-@pytest.mark.parametrize(
-    "request_text",
-    [
-        "exchange bridge.rejected passive",
-        "queue bridge.rejected passive",
-        "bind bridge.rejected to bridge.rejected #",
-    ],
-)
 async def test_permission_that_is_missing_for_the_rejects_is_a_refusal_that_says_what_to_do(
-    running: RunningRejects, request_text: str
+    running: RunningRejects,
 ) -> None:
-    running.broker.lives.append(FakeAmqp().on(request_text, REFUSED))
+    running.broker.lives.append(FakeAmqp().on("bind bridge.rejected to bridge.rejected #", REFUSED))
     with pytest.raises(BrokerRefusal, match=WHAT_TO_DO):
         await running.rejects.run()
+
+
+@pytest.mark.parametrize("look", ["exchange bridge.rejected passive", "queue bridge.rejected passive"])
+async def test_what_the_user_may_not_look_at_is_taken_to_exist(running: RunningRejects, look: str) -> None:
+    """RabbitMQ 4.3 refuses a look to who has no permission on the name. The next request says what is missing."""
+    running.broker.lives.append(FakeAmqp().on(look, REFUSED))
+    await running.works()
 
 
 async def test_rejects_that_are_off_need_no_connection(running: RunningRejects) -> None:
@@ -346,3 +353,56 @@ async def test_broker_that_takes_messages_again_is_said_by_the_first_confirm(run
     await amqp.block("low on memory")
     await amqp.unblock()
     assert running.rejects.status.state is State.LOST
+
+
+def of_size(size: int) -> FakeDelivery:
+    return FakeDelivery(b"x" * size)
+
+
+@pytest.fixture
+async def unconfirmed() -> tuple[Rejects, SilentOutlet, list[bool]]:
+    """Rejects that are not confirmed yet, and what was said of the bytes that are held."""
+    rejects, outlet = Rejects((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=200), SilentOutlet()
+    rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
+    told: list[bool] = []
+    rejects.on_held = told.append
+    return rejects, outlet, told
+
+
+NO = Rejected(Reason.TOO_LARGE, "no")
+
+
+async def test_bytes_that_are_held_are_bounded_and_said_at_the_bound(
+    unconfirmed: tuple[Rejects, SilentOutlet, list[bool]],
+) -> None:
+    rejects, outlet, told = unconfirmed
+    deliveries = [of_size(size) for size in (module.HELD_BYTES - 1, 1, 1)]
+    rejects.reject(deliveries[0], NO)
+    assert told == []
+    rejects.reject(deliveries[1], NO)
+    rejects.reject(deliveries[2], NO)
+    assert told == [True]
+    outlet.confirming.set()
+    await eventually("all are confirmed", lambda: all(delivery.settled for delivery in deliveries))
+    assert told == [True, False]
+
+
+async def test_session_that_is_over_leaves_room_for_the_next_one(
+    unconfirmed: tuple[Rejects, SilentOutlet, list[bool]],
+) -> None:
+    """What comes again is given up; of what does not, the newest is kept within the same bound, and one at least."""
+    rejects, outlet, told = unconfirmed
+    before = [of_size(size) for size in (10, module.HELD_BYTES, 1)]
+    for delivery in before:
+        rejects.reject(delivery, NO)
+        delivery.lost = True
+    rejects.epoch_over()
+    await eventually("the oldest are given up", lambda: rejects.waiting == 1)
+    assert lost(rejects) == 2
+    rejects.reject(of_size(module.HELD_BYTES - 1), NO)
+    assert told == [True], "what is left of the session before does not count"
+    rejects.reject(of_size(1), NO)
+    assert told == [True, True]
+    outlet.confirming.set()
+    await eventually("all are confirmed", lambda: rejects.waiting == 0)
+    assert told == [True, True, False]

@@ -1,0 +1,62 @@
+"""Bounds what the bridge takes from the broker at once: deliveries, and bytes of rejected events that are held."""
+
+import asyncio
+
+import structlog
+
+from bridge.broker.lane import Lane
+
+_log = structlog.get_logger("bridge.broker")
+
+
+class Intake:
+    """Over all sessions."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: the deliveries that may be unsettled at once."""
+        self.prefetch = most
+        """The same, for the session that begins next."""
+        self.held = False
+        """True while nothing is read from the broker."""
+        self._most = most
+        self.relieved = asyncio.Event()
+        """Set when the full prefetch can be used again."""
+        self._lane: Lane | None = None
+
+    def begin(self, lane: Lane) -> None:
+        """A session has begun to consume."""
+        self._lane = lane
+
+    def hold(self, held: bool) -> None:
+        """Stops reading from the broker, or goes on with it.
+
+        With a reduced prefetch, there is room for all that the broker sends: it is read, and `relieved` is set when
+        there is room for more.
+        """
+        if self._lane is None:
+            return
+        if self.prefetch == self._most > 1:
+            self.held = held
+            self._lane.hold(held)
+        elif not held:
+            self.relieved.set()
+
+    def restore(self) -> int:
+        """Goes back to the full prefetch, and returns it."""
+        self.prefetch = self._most
+        self.relieved.clear()
+        return self.prefetch
+
+    def end(self, outstanding: int) -> None:
+        """The session is over, with so many unsettled deliveries.
+
+        The broker ends a connection from which nothing is read for 15 s or so. If that was it, the next session takes
+        no more deliveries than there is room for, so that all is read that the broker sends.
+        """
+        self.prefetch = max(1, outstanding) if self.held else self._most
+        self.relieved.clear()
+        if self.held and self._lane is not None:
+            _log.warning("prefetch reduced: large rejected events are held", prefetch=self.prefetch)
+            self._lane.hold(False)  # what is said at the end would not be heard
+        self.held = False
+        self._lane = None

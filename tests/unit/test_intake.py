@@ -1,0 +1,96 @@
+"""When nothing is read from the broker, and how much the next session takes."""
+
+from __future__ import annotations
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.broker.epoch import Epoch
+from bridge.broker.intake import Intake
+from bridge.broker.lane import Lane
+from tests.support.delivery_handler import Recorder
+
+MOST = 200
+
+
+class Held:
+    """An intake, and what its lane was told."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+        self.intake = Intake(MOST)
+
+    @property
+    def lane(self) -> Lane:
+        lane = Epoch(Recorder(), MOST).lane
+        lane.hold = self.told.append
+        return lane
+
+
+@pytest.fixture
+async def held() -> Held:
+    return Held()
+
+
+async def test_reading_stops_and_goes_on(held: Held) -> None:
+    held.intake.begin(held.lane)
+    held.intake.hold(True)
+    assert held.intake.held
+    held.intake.hold(False)
+    assert (held.told, held.intake.held) == ([True, False], False)
+    held.intake.end(7)
+    assert held.intake.prefetch == MOST
+
+
+@pytest.mark.parametrize(("outstanding", "prefetch"), [(3, 3), (0, 1)])
+async def test_session_that_follows_one_in_which_nothing_was_read_takes_what_there_was_room_for(
+    held: Held, outstanding: int, prefetch: int
+) -> None:
+    held.intake.begin(held.lane)
+    held.intake.hold(True)
+    with capture_logs() as logged:
+        held.intake.end(outstanding)
+    assert held.intake.prefetch == prefetch
+    assert [(line["log_level"], line["prefetch"]) for line in logged] == [("warning", prefetch)]
+    assert held.told == [True, False], "what the broker says at the end is heard"
+
+
+async def test_with_a_reduced_prefetch_all_is_read_until_there_is_room_for_more(held: Held) -> None:
+    held.intake.begin(held.lane)
+    held.intake.hold(True)
+    held.intake.end(3)
+    held.told.clear()
+    held.intake.begin(held.lane)
+    held.intake.hold(True)
+    assert (held.told, held.intake.held, held.intake.relieved.is_set()) == ([], False, False)
+    held.intake.hold(False)
+    assert held.intake.relieved.is_set()
+    assert held.intake.restore() == held.intake.prefetch == MOST
+    assert not held.intake.relieved.is_set()
+    held.intake.hold(True)
+    assert held.told == [True]
+
+
+async def test_reduced_prefetch_lasts_for_one_session(held: Held) -> None:
+    held.intake.begin(held.lane)
+    held.intake.hold(True)
+    held.intake.end(3)
+    held.intake.begin(held.lane)
+    held.intake.hold(True)
+    held.intake.end(3)
+    assert held.intake.prefetch == MOST
+
+
+async def test_one_delivery_at_a_time_is_always_read() -> None:
+    """The broker sends nothing more, and a connection from which nothing is read is lost."""
+    held = Held()
+    held.intake = Intake(1)
+    held.intake.begin(held.lane)
+    held.intake.hold(True)
+    assert (held.told, held.intake.held) == ([], False)
+
+
+async def test_between_two_sessions_there_is_nothing_to_hold(held: Held) -> None:
+    held.intake.hold(True)
+    held.intake.begin(held.lane)
+    assert (held.told, held.intake.held) == ([], False)
