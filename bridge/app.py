@@ -11,7 +11,7 @@ import structlog
 
 from bridge import __version__, descriptors
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.link import Node
+from bridge.broker.nodes import nodes_of
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream
@@ -68,7 +68,7 @@ class Bridge:
         metrics.watch("bridge_log_bytes", "Bytes that the shared log of updates takes.", lambda: log.size_bytes)
         metrics.watch("bridge_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
         metrics.watch("bridge_log_updates", "Updates in the shared log.", lambda: len(log))
-        nodes = tuple(Node(url) for url in settings.amqp_url)
+        nodes = nodes_of(settings.amqp_url, settings.amqp_url_file)
         self._rejects = Rejects(
             nodes,
             settings.reject_exchange,
@@ -93,6 +93,7 @@ class Bridge:
         self._consumer = Consumer(source, relay, metrics, settings.wait, timing)
         self._hub.is_fed = lambda: self._consumer.at_end
         self._consumer.on_epoch_over = self._rejects.epoch_over
+        self._rejects.on_held = self._consumer.intake.hold
         self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
         self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)
         places = descriptors.places(settings.max_connections)

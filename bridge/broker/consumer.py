@@ -7,31 +7,38 @@ next. This file must never know what becomes of a delivery.
 import asyncio
 import functools
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiormq
 import structlog
-from pamqp import commands
-from pamqp.common import FieldTable
 
-from bridge.broker import decoding, topology
+from bridge.broker import decoding, queues, topology
+from bridge.broker.endings import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.broker.epoch import Epoch, Recipient
-from bridge.broker.gaps import Gaps, until_now
-from bridge.broker.life import keep_alive
-from bridge.broker.link import Node, answering, connected, end_of, sentence
+from bridge.broker.gaps import Gaps
+from bridge.broker.intake import Intake
+from bridge.broker.life import cancel_requests, keep_alive
+from bridge.broker.link import connected
+from bridge.broker.nodes import Node, rotated
+from bridge.broker.patience import answering
+from bridge.broker.queues import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.broker.reading import DOUBTFUL, ReadingEpoch
-from bridge.broker.stall import STALLED, StallDetector, Stalls
+from bridge.broker.repeats import EndsAtOnce, Repeats
+from bridge.broker.returns import Returns
+from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
+from bridge.broker.watch import Watch
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.broker")
+
+STOPPED = "stopped"
 
 decoding.install()
 
@@ -40,7 +47,7 @@ decoding.install()
 class Source:
     """Where events come from."""
 
-    nodes: tuple[Node, ...]
+    nodes: Sequence[Node]
     exchanges: tuple[str, ...]
     queue: str | None
     """A durable queue's name; None for an exclusive one of each connection."""
@@ -72,19 +79,20 @@ class Consumer:
         self.history = (
             None
             if source.stream is None
-            else StreamReader(source.stream, self.gaps, self.status, len(source.nodes) > 1, timing)
+            else StreamReader(source.stream, self.gaps, self.status, lambda: len(source.nodes) > 1, timing)
         )
-        self.sharing = 0
-        """How many others consume the named queue, as far as the broker knows."""
-        self.unproven: tuple[str, ...] = ()
-        """Exchanges that are bound to the queue by somebody else, or not at all."""
-        self._stalls = Stalls()
+        self._queue = self._consumed()
+        self._returns = Returns()
+        self._watch: Watch | None = None
+        self.intake = Intake(source.prefetch)
+        self._passed_over = 0
+        """Set-ups that failed on a connected node. The list of nodes is rotated by this number."""
+        self._stalls = Repeats(LONGEST_PAUSE_S)
+        self._at_once = EndsAtOnce()
         self._made = False
         """Something had to be made at the broker, and no life has said so yet."""
         self._known: dict[str, Exchange] = {}
         """The exchanges as they last were: one that vanishes is made again as its owner made it, or not at all."""
-        self._priority = 0
-        """Of the newest consumer of a named queue."""
         metrics.watch(
             "bridge_queue_others", "Others that consume this bridge's named queue.", lambda: float(self.sharing)
         )
@@ -105,12 +113,26 @@ class Consumer:
         """True while the broker is consumed from, and of a stream all is read that was there before this connection."""
         return self.status.state is State.WORKING and (self.history is None or self.history.course.at_end)
 
+    @property
+    def sharing(self) -> int:
+        """How many others consume the named queue, as far as the broker knows."""
+        return 0 if self._watch is None else self._watch.others
+
+    @property
+    def doubts(self) -> list[str]:
+        """Warnings: what keeps events from coming, and what the bridge can't check."""
+        warnings = self._returns.warnings + ([] if self._watch is None else self._watch.warnings)
+        return self._at_once.warnings + warnings
+
     async def _consume(self) -> str:
         """Runs sessions until one ends for a reason other than a possible gap or a new stall; returns that reason.
 
         A session that follows at once is not counted as a loss.
         """
-        await self._stalls.wait(self._stopping)
+        # The broker may be restarted while there is no connection.
+        self.status.unexplained |= await self._stalls.wait(self._stopping) | await self._at_once.wait(self._stopping)
+        if self._stopping.is_set():
+            return STOPPED
         while (reason := await self._life()) in (DOUBTFUL, STALLED) and not self._stopping.is_set():
             if reason == STALLED and self.history and not self._stalls.note(self.history.course.last):
                 return reason
@@ -119,162 +141,165 @@ class Consumer:
         return reason
 
     async def _life(self) -> str:
-        source = self._source
+        source, before = self._source, cancel_requests()
         self._metrics.broker_attempts.inc()
-        epoch = self._epoch()
+        epoch = self._new_epoch()
         self.status.unreached += 1
-        async with connected(source.nodes, source.name, epoch.lane, self._timing) as amqp:
+        nodes = rotated(source.nodes, self._passed_over)
+        async with connected(nodes, source.name, epoch.lane, self._timing) as amqp:
             self.status.unreached -= 1
-            tasks: list[asyncio.Task[object]] = []
             try:
-                async with answering(self._timing.setup_timeout_s):
-                    channel = await amqp.channel(publisher_confirms=False)
-                    watcher = await amqp.channel(publisher_confirms=False)
-                    prepare = functools.partial(self._prepare, amqp, channel)
-                    found = await topology.set_up(amqp, source.exchanges, self._known, prepare, self._note_made)
-                    self._known = {exchange.name: exchange for exchange in found.exchanges}
-                    await channel.basic_qos(prefetch_count=source.prefetch)
-                    if self.history is not None:
-                        await self.history.begin(self._made)
-                        self._made = False  # the stream says so now
-                    ended = end_of(amqp, channel)
-                    # Before the first delivery: it comes right behind the broker's consent.
-                    epoch.on_open = lambda: self._recovered(found)
-                    epoch.lane.channel = channel.number
-                    consuming = await self._begin(channel, found.queue)
+                try:
+                    async with answering(self._timing.setup_timeout_s):
+                        found, ended = await self._set_up(amqp, epoch)
+                except ConnectionError:
+                    # This node lets the bridge in, and no further. Another one may.
+                    self._passed_over += 1
+                    raise
                 epoch.open()
-                tasks = [
-                    asyncio.create_task(self._watch(watcher, found), name="check topology"),
-                    asyncio.create_task(self._stopping.wait(), name="await stop"),
-                ]
-                if self.history is not None:
-                    course, start = self.history.course, self.history.start
-                    detector = StallDetector(amqp, found.queue, course, start, self.status.prove, self._timing)
-                    # At the prefetch limit, the broker sends nothing: this is no stall.
-                    detecting = detector.run(lambda: epoch.outstanding < source.prefetch)
-                    tasks.append(asyncio.create_task(detecting, name="detect stall"))
-                ends: list[asyncio.Future[Any]] = [ended, epoch.failed, *tasks]
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                for end in (ended, epoch.failed):
-                    if end.done():
-                        return end.result()
-                if self._stopping.is_set():
-                    await self._finish(channel, consuming.consumer_tag or "", epoch)
-                    return "stopped"
-                return next(_failure(task) for task in tasks if task.done())
+                self.intake.begin(epoch.lane)
+                ending = await self._ended(amqp, epoch, found, ended)
+                if ending.reason == STOPPED:
+                    self.intake.hold(False)
+                    await epoch.finish(self._queue.comes_again, self._timing)
+            except BaseException as error:
+                ending = Ending.by(error)
+                lost = await ending_of_connection(amqp, self._timing.give_up_s)
+                ending = lost or ending
+                if lost is None or isinstance(error, BrokerRefusal) or cancel_requests() > before:
+                    raise
+                raise ConnectionError(lost.reason) from error
+            else:
+                return ending.reason
             finally:
+                self.status.unexplained |= not ending.explained
+                if epoch.lane.channel is not None:  # it was about to consume, or has consumed
+                    at_once = amqp.closing.done() and not (self._watch and self._watch.answered)
+                    self._at_once.note_ending(ending if at_once else None)
+                self.intake.end(epoch.outstanding)
                 epoch.current = False
-                self.sharing = 0
+                self._watch = None
                 self.on_epoch_over()
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._queue.leave(amqp)
 
-    def _epoch(self) -> Epoch:
+    async def _set_up(
+        self, amqp: aiormq.abc.AbstractConnection, epoch: Epoch
+    ) -> tuple[Topology, "asyncio.Future[Ending]"]:
+        """Returns what is consumed from, and the future of its end."""
+        source = self._source
+        channel = await amqp.channel(publisher_confirms=False)
+        prepare = functools.partial(self._queue.prepare, amqp, channel)
+        found = await topology.set_up(amqp, source.exchanges, self._known, prepare, self._note_made)
+        self._known = {exchange.name: exchange for exchange in found.exchanges}
+        await channel.basic_qos(prefetch_count=self.intake.prefetch)
+        if self.history is not None:
+            await self.history.begin(self._made)
+            self._made = False  # the stream says so now
+        ended = end_of(amqp, channel)
+        # Before the first delivery: it comes right behind the broker's consent.
+        asked_s = time.monotonic()
+        epoch.on_open = lambda: self._recovered(found, asked_s)
+        epoch.channel, epoch.lane.channel = channel, channel.number
+        await queues.consume(epoch, found.queue, self._queue.arguments())
+        return found, ended
+
+    async def _ended(
+        self, amqp: aiormq.abc.AbstractConnection, epoch: Epoch, found: Topology, ended: "asyncio.Future[Ending]"
+    ) -> Ending:
+        """Returns when consuming is over."""
+        self._watch = watch = Watch(
+            amqp,
+            found,
+            self._heard,
+            self._drained,
+            lambda: self.intake.held,
+            named=self._source.queue is not None,
+            timing=self._timing,
+        )
+        tasks: list[asyncio.Task[object]] = [
+            asyncio.create_task(watch.run(), name="check topology"),
+            asyncio.create_task(self._stopping.wait(), name="await stop"),
+        ]
+        if self.history is not None:
+            detector = StallDetector(amqp, self.history, self.status.prove, self._timing)
+            # At the prefetch limit, the broker sends nothing: this is no stall.
+            detecting = detector.run(lambda: epoch.outstanding < self.intake.prefetch and not self.intake.held)
+            tasks.append(asyncio.create_task(detecting, name="detect stall"))
+        ends: list[asyncio.Future[Any]] = [ended, epoch.failed, *tasks]
+        tasks.append(asyncio.create_task(self._restore_prefetch(epoch, found), name="restore prefetch"))
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            over = [task for task in tasks[:-1] if task.done()]
+            if over and not self._stopping.is_set():
+                # A pending request fails first. The reason for the close is known only after that.
+                await asyncio.wait([ended], timeout=self._timing.give_up_s)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if ended.done() and ended.result().reason == CANCELLED:
+            reason = await topology.why_cancelled(amqp, found.queue, self._timing.cancel_timeout_s)
+            lost = await ending_of_connection(amqp, self._timing.give_up_s)
+            return Ending(reason, lost is None or lost.explained)
+        if ended.done():
+            return ended.result()
+        if epoch.failed.done():
+            return Ending(epoch.failed.result())
+        return Ending(STOPPED) if self._stopping.is_set() else ending_of(over[0])
+
+    def _heard(self, asked_s: float) -> None:
+        self.status.prove(asked_s)
+        self._at_once.reset()
+
+    async def _restore_prefetch(self, epoch: Epoch, found: Topology) -> None:
+        """Consumes anew, on the same channel, when a reduced prefetch is no longer needed."""
+        await self.intake.relieved.wait()
+        assert epoch.channel is not None
+        await epoch.channel.basic_cancel(epoch.consumer_tag)
+        if self.history is not None:
+            self.history.start = self.history.course.number + 1
+        await epoch.channel.basic_qos(prefetch_count=self.intake.restore())
+        await queues.consume(epoch, found.queue, self._queue.arguments())
+
+    def _drained(self, asked_s: float) -> None:
         if self.history is None:
-            return Epoch(self._recipient, self._source.prefetch)
-        return ReadingEpoch(self._recipient, self._source.prefetch, self.history)
+            self.gaps.complete(asked_s)  # what was published before is here
+
+    def _consumed(self) -> ConsumedQueue:
+        if self.history is not None:
+            return StreamQueue(self.history)
+        if self._source.queue is not None:
+            return NamedQueue(self._source.queue)
+        return ExclusiveQueue(self._source.exchanges, self._timing)
+
+    def _new_epoch(self) -> Epoch:
+        if self.history is None:
+            self._returns.begin()
+            return Epoch(self._recipient, self.intake.prefetch, returns=self._returns)
+        return ReadingEpoch(self._recipient, self.intake.prefetch, self.history)
 
     def _note_made(self) -> None:
         self._made = True
 
-    async def _prepare(
-        self, amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel
-    ) -> topology.Queue:
-        if self.history is not None:
-            return await self.history.prepare(amqp)
-        if self._source.queue is not None:
-            return await topology.named_queue(amqp, self._source.queue)
-        return await topology.exclusive_queue(channel)
-
-    async def _begin(self, channel: aiormq.abc.AbstractChannel, queue: str) -> commands.Basic.ConsumeOk:
-        arguments: FieldTable | None = None
-        if self.history is not None:
-            arguments = {"x-stream-offset": self.history.start}
-        elif self._source.queue is not None:
-            # The newest connection comes first. A broker that still believes in an old one, half open, would otherwise
-            # give it every other event, to keep until three heartbeats are over.
-            self._priority = max(self._priority + 1, time.time_ns() // 1_000_000)
-            arguments = {"x-priority": self._priority}
-        try:
-            return await channel.basic_consume(queue, _never, arguments=arguments)
-        except aiormq.exceptions.ChannelPreconditionFailed as error:
-            if "x-priority" in sentence(error):
-                # It would give what is published from now on, and never what was published meanwhile.
-                raise BrokerRefusal(
-                    f"the queue {queue!r} is a stream, which keeps nothing back for a bridge that is away; set "
-                    f"BRIDGE_HISTORY=stream and BRIDGE_HISTORY_STREAM={queue} instead of BRIDGE_QUEUE"
-                ) from error
-            raise
-        except aiormq.exceptions.ChannelAccessRefused as error:
-            if "in exclusive use" in sentence(error):
-                raise  # somebody else's, for as long as they are there
-            raise topology.lacking(error) from error
-
-    async def _watch(self, channel: aiormq.abc.AbstractChannel, found: Topology) -> None:
-        """Looks at the topology again and again; raises when something is missing, or the broker does not answer."""
-        while True:
-            await asyncio.sleep(self._timing.check_interval_s)
-            async with answering(self._timing.check_timeout_s):
-                consumers = await topology.check(channel, found)
-            self.status.prove()
-            if self._source.queue is not None:
-                self._count_others(consumers - 1)
-
-    def _count_others(self, others: int) -> None:
-        if others > 0 and not self.sharing:
-            _log.error(
-                "others consume this bridge's queue, and each event goes to one of them only; give every bridge a "
-                "BRIDGE_QUEUE of its own (right after a lost connection it may be its own old one, and passes)",
-                queue=self._source.queue,
-                others=others,
-            )
-        elif others <= 0 and self.sharing:
-            _log.info("nobody else consumes this bridge's queue any more", queue=self._source.queue)
-        self.sharing = max(0, others)
-
-    async def _finish(self, channel: aiormq.abc.AbstractChannel, consumer_tag: str, epoch: Epoch) -> None:
-        try:
-            await channel.basic_cancel(consumer_tag, timeout=self._timing.cancel_timeout_s)
-        except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
-            _log.warning("the broker did not confirm the end of consuming", error=sentence(error))
-            return
-        # No delivery comes any more.
-        epoch.settled.clear()
-        if epoch.outstanding:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._timing.settle_timeout_s):
-                    await epoch.settled.wait()
-        epoch.acknowledge()
-        if epoch.outstanding:
-            # They are rejects. Those of an exclusive queue go with it, and a stream gives nothing twice that was read:
-            # lost, where nobody else publishes them yet.
-            _log.warning(
-                "stopped with unsettled deliveries",
-                deliveries=epoch.outstanding,
-                kept_by_the_broker=self._source.queue is not None,
-            )
-
-    def _recovered(self, found: Topology) -> None:
+    def _recovered(self, found: Topology, asked_s: float) -> None:
         status = self.status
         fields = {"queue": found.queue, "exchanges": self._source.exchanges, "attempts": status.attempts}
         if status.worked:
             after_s = round(time.monotonic() - status.since_s, 1)
             gap = self._made if self.history is None else self.history.doubtful
-            if self._made and status.proven_s is not None:
+            if self._made:
                 # What was published meanwhile went to nobody's queue, unless the queue was there all the time.
-                self.gaps.tell(until_now(status.proven_s, status.error or ""))
+                self.gaps.tell_of_loss(status.error or "")
             if status.state is not State.WORKING:
                 _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)
         else:
             _log.info("consuming", **fields)
             if self.history is not None:
                 _log.info("reading the history", stream=self.history.stream.name, first=self.history.start)
-        self.unproven = found.unproven
-        if found.unproven:
-            _log.warning(topology.UNPROVEN, queue=found.queue, exchanges=found.unproven)
+        if self._made:
+            self.gaps.complete(asked_s)  # the queue is new, and bound
         self._made = False
-        status.enter(State.WORKING)
+        status.enter(State.WORKING, asked_s=asked_s)
 
     def _lost(self, state: State, error: str) -> None:
         if self.status.state is State.WORKING:
@@ -285,13 +310,3 @@ class Consumer:
                 "broker refuses; trying again" if state is State.REFUSED else "broker not available; trying again",
                 error=error,
             )
-
-
-async def _never(message: aiormq.abc.DeliveredMessage) -> None:
-    """What aiormq would call for a delivery, if one came past the lane."""
-    raise AssertionError("a delivery went past its lane")
-
-
-def _failure(task: "asyncio.Task[object]") -> str:
-    error = None if task.cancelled() else task.exception()
-    return sentence(error) if error is not None else "the channel was closed"

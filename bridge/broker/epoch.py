@@ -7,13 +7,23 @@ and the acknowledgements follow in runs. This file must never know what becomes 
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
+
+import aiormq
+import structlog
 
 from bridge.broker.content import Content
 from bridge.broker.lane import Lane
+from bridge.broker.link import sentence
+from bridge.broker.patience import answering, patient
+from bridge.broker.returns import Returns
 from bridge.broker.settlement import Settlement
 from bridge.broker.status import Gap
 from bridge.contract.ids import Id
+from bridge.timing import DEFAULT, Timing
+
+_log = structlog.get_logger("bridge.broker")
 
 
 class Delivery:
@@ -77,16 +87,26 @@ class Recipient(Protocol):
 class Epoch:
     """One channel's deliveries, from consuming to its end."""
 
-    def __init__(self, recipient: Recipient, prefetch: int, read: Callable[[bytes], Content] = Content) -> None:
-        """`read` reads a message's properties."""
+    def __init__(
+        self,
+        recipient: Recipient,
+        prefetch: int,
+        read: Callable[[bytes], Content] = Content,
+        returns: Returns | None = None,
+    ) -> None:
+        """`read` reads a message's properties; `returns` is told of what was delivered before."""
         self.lane = Lane(self._receive_first, self._received, read)
         self.current = True
         self.on_open: Callable[[], None] = lambda: None
         """Called before the first delivery (see `open`)."""
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done when the deliveries make no sense any more, with the reason."""
+        self.channel: aiormq.abc.AbstractChannel | None = None
+        """The channel that consumes, and as whom."""
+        self.consumer_tag = ""
         self.settled = asyncio.Event()
         """Set when there was nothing left to acknowledge."""
+        self._returns = returns or Returns()
         self._settlement = Settlement(prefetch)
         self._due = False
         self._deliver = recipient.deliver
@@ -117,6 +137,8 @@ class Epoch:
             return  # it could not be acknowledged any more, and comes again: nobody needs it twice
         self._due = True  # see _received
         self._settlement.deliver(tag)
+        if redelivered:
+            self._returns.note(tag, content)
         received_s = time.monotonic()
         self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s))
 
@@ -129,6 +151,8 @@ class Epoch:
 
     def settle(self, tag: int) -> None:
         self._settlement.settle(tag)
+        if self._returns.counts:
+            self._returns.settle(tag)
         if not self._due:
             self._due = True
             self._loop.call_soon(self.acknowledge)
@@ -140,3 +164,29 @@ class Epoch:
             self.lane.acknowledge(self._settlement.take())
             if not self.outstanding:
                 self.settled.set()
+
+    async def finish(self, comes_again: bool, timing: Timing = DEFAULT) -> None:
+        """Cancels the consumer, waits for what is in hand to be settled, and acknowledges it.
+
+        `comes_again` says whether the queue delivers again what stays unsettled.
+        """
+        try:
+            async with answering(timing.cancel_timeout_s):
+                assert self.channel is not None
+                await self.channel.basic_cancel(self.consumer_tag)
+        except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
+            _log.warning("the broker did not confirm the end of consuming", error=sentence(error))
+            return
+        # No delivery comes any more.
+        self.settled.clear()
+        if self.outstanding:
+            with suppress(TimeoutError):
+                async with patient(timing.settle_timeout_s):
+                    await self.settled.wait()
+        self.acknowledge()
+        if self.outstanding:
+            # They are rejects. Those of an exclusive queue go with it, and a stream gives nothing twice that was read:
+            # lost, where nobody else publishes them yet.
+            _log.warning(
+                "stopped with unsettled deliveries", deliveries=self.outstanding, kept_by_the_broker=comes_again
+            )

@@ -16,7 +16,7 @@ from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
 from bridge.app import Bridge
-from bridge.broker.link import Node
+from bridge.broker.nodes import Node
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
 from bridge.timing import Timing

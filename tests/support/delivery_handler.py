@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.link import Node
+from bridge.broker.nodes import Node
 from bridge.broker.stream import Stream
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing

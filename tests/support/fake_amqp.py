@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from bridge.broker.lane import Lane
-    from bridge.broker.link import Node
+    from bridge.broker.nodes import Node
     from bridge.timing import Timing
 
 
@@ -148,6 +148,9 @@ class FakeChannel:
     async def queue_bind(self, queue: str, exchange: str, routing_key: str) -> Any:
         return await self._ask(f"bind {queue} to {exchange} {routing_key}")
 
+    async def queue_unbind(self, queue: str, exchange: str, routing_key: str) -> Any:
+        return await self._ask(f"unbind {queue} from {exchange} {routing_key}")
+
     async def basic_qos(self, *, prefetch_count: int) -> Any:
         return await self._ask(f"qos {prefetch_count}")
 
@@ -156,9 +159,8 @@ class FakeChannel:
         self.arguments.append(arguments)
         return await self._ask(f"consume {queue}", commands.Basic.ConsumeOk("tag-1"))
 
-    async def basic_cancel(self, consumer_tag: str, *, timeout: float | None = None) -> Any:
-        async with asyncio.timeout(timeout):
-            return await self._ask(f"cancel {consumer_tag}")
+    async def basic_cancel(self, consumer_tag: str) -> Any:
+        return await self._ask(f"cancel {consumer_tag}")
 
     async def basic_get(self, queue: str) -> Any:
         return await self._ask(f"get {queue}")
@@ -198,6 +200,7 @@ class FakeAmqp:
         self.channels: list[FakeChannel] = []
         """In the order in which they were opened; the first one has the number OWN."""
         self.closing: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.connection_tune = commands.Connection.Tune(frame_max=131_072)
         self.script: dict[str, deque[object]] = {name: deque(answers) for name, answers in script.items()}
 
     def on(self, request: str, *answers: object) -> FakeAmqp:

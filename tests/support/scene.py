@@ -359,7 +359,7 @@ class Scene:
         # Whatever was tried how often: a line for each change, of the connection that consumes and of the one that
         # publishes what is rejected. What is rejected has lines of its own.
         changes = [line for line in new if line["event"] != "event rejected"]
-        assert len(changes) <= 6 * max(1, len(lost)), new
+        assert len(changes) <= 8 * max(1, len(lost)), new
         assert [line for line in new if "exception" in line] == []
 
     async def _gap_is_told(self, fault: Fault, lost: list[int]) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(bridge.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 AMQP = {"aio_pika", "aiormq", "pamqp"}
 CLOCKS = {"now", "today", "utcnow"}
-MAX_LINES = 300
+MAX_LINES = 320
 TAIL = "bridge.commands.tail"
 
 

@@ -12,15 +12,17 @@ from pamqp import commands
 from structlog.testing import capture_logs
 
 from bridge.broker import consumer as module
-from bridge.broker import gaps, life, status
+from bridge.broker import gaps, life, queues, status, watch
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.course import Verdict
-from bridge.broker.link import Node
+from bridge.broker.endings import ExplainedError
+from bridge.broker.nodes import Node
 from bridge.broker.reading import DOUBTFUL
+from bridge.broker.repeats import ENDS_AT_ONCE, LOST_AT_ONCE
 from bridge.broker.stall import LONGEST_PAUSE_S, STALLED
 from bridge.broker.status import State
 from bridge.broker.stream import Stream
-from bridge.broker.topology import UNPROVEN
+from bridge.broker.watch import UNPROVEN
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
@@ -51,17 +53,20 @@ LOOK = "queue kept passive"
 
 @pytest.fixture
 async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    return VirtualTime(monkeypatch, module, life, status, gaps)
+    return VirtualTime(monkeypatch, module, life, status, gaps, queues, watch)
 
 
 class RunningConsumer:
     """A consumer, and the broker of its lives."""
 
-    def __init__(self, broker: FakeBroker, queue: str | None = "kept", *, wait: bool = False) -> None:
+    def __init__(
+        self, broker: FakeBroker, queue: str | None = "kept", *, wait: bool = False, nodes: tuple[str, ...] = ()
+    ) -> None:
         self.broker = broker
         self.recorder = Recorder()
         self.metrics = Metrics()
-        source = Source(NODES, ("killmails",), queue, 20, "a bridge")
+        addresses = tuple(Node(f"amqp://{node}/") for node in nodes) or NODES
+        source = Source(addresses, ("killmails",), queue, 20, "a bridge")
         self.consumer = Consumer(source, self.recorder, self.metrics, wait)
         self.states: list[State] = []
         self.running: asyncio.Task[None] | None = None
@@ -194,7 +199,7 @@ async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
     running.begin()
     await running.is_lost()
     assert running.consumer.status.error == f"the broker does not answer within {DEFAULT.setup_timeout_s:g} s"
-    assert clock.now_s - before_s == pytest.approx(DEFAULT.setup_timeout_s, abs=0.1)
+    assert clock.now_s - before_s == pytest.approx(DEFAULT.setup_timeout_s + DEFAULT.give_up_s, abs=0.1)
     assert running.broker.closed == 1
 
 
@@ -321,6 +326,151 @@ async def test_queue_that_had_to_be_made_again_is_a_gap_since_the_last_answer(
     assert exclusive.count("bridge_gaps_total") == 1
 
 
+async def test_gap_begins_where_the_queue_was_seen_empty_last(exclusive: RunningConsumer, clock: VirtualTime) -> None:
+    """What waited in an exclusive queue goes with it, however lately the broker has answered."""
+    first = FakeAmqp()
+    look = "queue amq.gen-1 passive"
+    first.on(look, None, commands.Queue.DeclareOk("amq.gen-1", 3, 1))
+    exclusive.broker.lives += [first, FakeAmqp()]
+    exclusive.begin()
+    await exclusive.works()
+    await eventually("it is seen empty", lambda: look in first.requests, limit_s=60)
+    empty_s = clock.time()
+    await asyncio.sleep(20)
+    first.lose()
+    await exclusive.is_lost()
+    await exclusive.works()
+    [gap] = exclusive.recorder.gaps
+    assert gap.since_s == pytest.approx(empty_s, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ends", "unexplained"),
+    [
+        ([aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - Closed via management plugin")], False),
+        ([aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed")], True),
+        (
+            [
+                aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed"),
+                aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - Closed via management plugin"),
+            ],
+            True,
+        ),
+    ],
+    ids=["with a word", "without a word", "without a word, then with one"],
+)
+async def test_loss_without_a_word_is_known_until_the_broker_works_again(
+    running: RunningConsumer, ends: list[Exception], *, unexplained: bool
+) -> None:
+    first, *others = ends
+    running.broker.lives.append(working := FakeAmqp())
+    running.broker.lives += [FakeAmqp().on("qos 20", error) for error in others]
+    running.begin()
+    await running.works()
+    working.lose(first)
+    await eventually("it has tried again", lambda: running.broker.attempts == len(ends) + 1)
+    assert running.consumer.status.unexplained is unexplained
+    running.broker.lives.append(FakeAmqp())
+    assert running.running is not None
+    running.running.cancel()
+    await asyncio.wait([running.running])
+    running.begin()
+    await running.works()
+    assert not running.consumer.status.unexplained
+
+
+INTERNAL_ERROR = aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR")
+
+
+async def lost_at_once(running: RunningConsumer, error: Exception, times: int) -> list[float]:
+    """Loses that many connections as soon as they consume. Returns the pauses (s) between them."""
+    lives = [FakeAmqp() for _ in range(times)]
+    for life_ in lives:
+        life_.on("consume kept", lambda life_=life_: asyncio.get_running_loop().call_soon(life_.lose, error) and None)
+    running.broker.lives += [*lives, FakeAmqp()]
+    begun_s = []
+    running.begin()
+    for attempt in range(times + 1):
+        await eventually("it tries", lambda: running.broker.attempts > attempt, limit_s=100)  # noqa: B023 - over before the next turn
+        begun_s.append(asyncio.get_running_loop().time())
+    return [later - earlier for earlier, later in pairwise(begun_s)]
+
+
+async def test_connection_that_ends_at_each_delivery_is_retried_later_and_reported(running: RunningConsumer) -> None:
+    with capture_logs() as logged:
+        pauses_s = await lost_at_once(running, INTERNAL_ERROR, 9)
+        assert pauses_s[0] < 1.5, "once is no news"
+        assert 15 <= pauses_s[-1] < 30 + 2.5
+        assert running.consumer.doubts == [ENDS_AT_ONCE]
+        await running.works()
+        await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
+    said = [line for line in logged if line["event"] == ENDS_AT_ONCE]
+    assert [(line["log_level"], line["times"], line["error"]) for line in said] == [
+        ("error", times, "INTERNAL_ERROR") for times in (2, 4, 8)
+    ]
+
+
+async def test_connection_that_is_lost_at_once_again_and_again_is_not_blamed_on_a_message(
+    running: RunningConsumer,
+) -> None:
+    await lost_at_once(running, aiormq.exceptions.AMQPConnectionError("reset"), 2)
+    assert running.consumer.doubts == [LOST_AT_ONCE]
+
+
+async def test_connection_on_which_the_broker_has_answered_did_not_end_at_once(running: RunningConsumer) -> None:
+    lives = [FakeAmqp(), FakeAmqp(), FakeAmqp()]
+    running.broker.lives += lives
+    running.begin()
+    for life_ in lives[:2]:
+        await running.works()
+        await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
+        life_.lose(INTERNAL_ERROR)
+        await running.is_lost()
+    await running.works()
+    assert running.consumer.doubts == []
+
+
+async def test_bridge_that_stops_does_not_wait_for_the_next_session(running: RunningConsumer) -> None:
+    await lost_at_once(running, INTERNAL_ERROR, 6)
+    attempts = running.broker.attempts
+    await running.stop()
+    assert running.broker.attempts == attempts
+
+
+async def test_reduced_prefetch_is_given_up_on_the_same_channel_when_there_is_room(running: RunningConsumer) -> None:
+    running.broker.lives += [first := FakeAmqp(), second := FakeAmqp()]
+    running.recorder.holds = True
+    running.begin()
+    await running.works()
+    running.come(1, 2, 3)
+    running.consumer.intake.hold(True)
+    first.lose()
+    await running.is_lost()
+    await running.works()
+    assert "qos 3" in second.requests
+    running.consumer.intake.hold(True)
+    running.consumer.intake.hold(False)
+    await eventually("it consumes anew", lambda: second.requests.count("consume kept") == 2)
+    of_the_channel = [each for each in second.requests if each.startswith(("qos", "consume", "cancel"))]
+    assert of_the_channel == ["qos 3", "consume kept", "cancel tag-1", "qos 20", "consume kept"]
+    running.come(1)
+    assert running.consumer.status.state is State.WORKING
+
+
+@pytest.mark.parametrize("how", ["stopped", "its exchange is gone"])
+async def test_exclusive_queue_is_unbound_before_its_connection_is_closed(exclusive: RunningConsumer, how: str) -> None:
+    amqp = FakeAmqp()
+    if how != "stopped":
+        amqp.on("exchange killmails passive", None, NO_EXCHANGE)
+    exclusive.broker.lives.append(amqp)
+    exclusive.begin()
+    await exclusive.works()
+    if how == "stopped":
+        await exclusive.stop()
+    await eventually("the connection is closed", lambda: exclusive.broker.closed, limit_s=60)
+    assert amqp.requests[-1] == "unbind amq.gen-1 from killmails #"
+
+
 async def test_gap_is_told_before_the_first_delivery_behind_it(exclusive: RunningConsumer) -> None:
     first = FakeAmqp()
     exclusive.broker.lives += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.come(1))]
@@ -391,10 +541,44 @@ async def test_loss_of_any_part_ends_the_life_with_its_reason(running: RunningCo
         [cancelled] = channel.on_consumer_cancel_callbacks
         cancelled(object())
     await running.is_lost()
-    words = {"connection": "CONNECTION_FORCED", "channel": "delivery timed out", "consumer": "its queue is gone"}
+    words = {"connection": "CONNECTION_FORCED", "channel": "delivery timed out", "consumer": "cancelled the consumer"}
     assert words[which] in str(running.consumer.status.error)
     assert over == [False], "what is held is the broker's again when that is told"
     await running.works()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "the broker cancelled the consumer"),
+        (NO_QUEUE, "the broker cancelled the consumer: its queue is gone"),
+        (
+            aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - queue 'kept' is down or inaccessible"),
+            "the broker cancelled the consumer: NOT_FOUND - queue 'kept' is down or inaccessible",
+        ),
+        (HANGS, f"the broker cancelled the consumer: the broker does not answer within {DEFAULT.cancel_timeout_s:g} s"),
+    ],
+    ids=["there", "gone", "down", "silent"],
+)
+async def test_queue_is_said_to_be_gone_only_if_it_is(running: RunningConsumer, answer: object, words: str) -> None:
+    first = FakeAmqp().on(LOOK, None, answer)
+    running.broker.lives += [first, FakeAmqp()]
+    running.begin()
+    await running.works()
+    [cancelled] = first.channels[0].on_consumer_cancel_callbacks
+    cancelled(object())
+    await running.is_lost()
+    assert running.consumer.status.error == words
+
+
+async def test_node_that_leaves_a_request_without_an_answer_is_the_last_to_be_tried_again(broker: FakeBroker) -> None:
+    running = RunningConsumer(broker, nodes=("one", "two", "three"))
+    broker.lives += [FakeAmqp().on("qos 20", HANGS), FakeAmqp()]
+    running.begin()
+    await running.is_lost()
+    await running.works()
+    assert [node.url for node in broker.nodes] == ["amqp://two/", "amqp://three/", "amqp://one/"]
+    await end(running)
 
 
 # The topology, looked at again and again
@@ -410,12 +594,13 @@ async def test_look_at_the_topology_is_a_sign_of_life(running: RunningConsumer, 
     proven_s = running.consumer.status.proven_s
     assert proven_s is not None
     assert proven_s == pytest.approx(before_s + DEFAULT.check_interval_s, abs=0.1)
-    assert amqp.requests == [
+    assert {*amqp.requests} == {
+        "channel",
         "exchange killmails passive",
         "exchange killmails fanout durable",
         LOOK,
         "bind kept to killmails #",
-    ]
+    }
     assert amqp.channels[0].published == []
 
 
@@ -423,10 +608,9 @@ async def test_look_at_the_topology_is_a_sign_of_life(running: RunningConsumer, 
     ("answer", "reason"),
     [
         (NO_QUEUE, "NOT_FOUND - no queue 'kept' in vhost '/'"),
-        (HANGS, f"the broker does not answer within {DEFAULT.check_timeout_s:g} s"),
         (asyncio.CancelledError(), "the channel was closed"),
     ],
-    ids=["gone", "silent", "cancelled"],
+    ids=["gone", "cancelled"],
 )
 async def test_topology_that_has_changed_ends_the_life(running: RunningConsumer, answer: object, reason: str) -> None:
     running.broker.lives += [FakeAmqp().on(LOOK, None, None, answer), FakeAmqp()]
@@ -434,6 +618,18 @@ async def test_topology_that_has_changed_ends_the_life(running: RunningConsumer,
     await running.works()
     await running.is_lost()
     assert running.consumer.status.error == reason
+    await running.works()
+
+
+async def test_broker_that_answers_nothing_any_more_ends_the_life(running: RunningConsumer) -> None:
+    first = FakeAmqp().on(LOOK, None, HANGS)
+    first.on("exchange killmails passive", None, HANGS).on("bind kept to killmails #", None, HANGS)
+    running.broker.lives += [first, FakeAmqp()]
+    running.begin()
+    await running.works()
+    await running.is_lost()
+    assert running.consumer.status.error == f"the broker does not answer within {DEFAULT.check_timeout_s:g} s"
+    assert running.consumer.doubts == []
     await running.works()
 
 
@@ -487,7 +683,8 @@ async def test_binding_that_cannot_be_verified_is_logged_for_each_connection_and
     with capture_logs() as logged:
         running.begin()
         await running.works()
-        assert running.consumer.unproven == ("killmails",)
+        [doubt] = running.consumer.doubts
+        assert "may not bind the queue to killmails" in doubt
         await asyncio.sleep(3 * DEFAULT.check_interval_s)
         first.lose()
         await running.is_lost()
@@ -633,7 +830,7 @@ class FakeStallDetector:
     async def run(self, may_deliver: Callable[[], bool]) -> None:
         self.may_deliver = may_deliver
         await self.stalled.wait()
-        raise ConnectionError(STALLED)
+        raise ExplainedError(STALLED)
 
 
 @pytest.fixture
@@ -689,13 +886,14 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
     assert may_deliver == [True, True, False, True]
     history, status_ = reading.consumer.history, reading.consumer.status
     assert history is not None
-    assert detector.given == ("past", history.course, history.start, status_.prove, DEFAULT)
+    assert detector.given == (history, status_.prove, DEFAULT)
 
 
 async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> None:
     running.broker.lives.append(amqp := FakeAmqp())
     running.begin()
     await running.works()
+    await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
     channels = len(amqp.channels)
     await asyncio.sleep(2 * DEFAULT.stall_check_s)
     assert len(amqp.channels) == channels

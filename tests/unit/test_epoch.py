@@ -8,7 +8,6 @@ import pytest
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from bridge.broker.consumer import _never
 from bridge.broker.epoch import Delivery, Epoch
 from bridge.broker.status import Gap
 from bridge.contract.ids import Id
@@ -259,8 +258,3 @@ async def test_settled_can_be_cleared_and_is_set_again(handler: Handler) -> None
     handler.settle(2)
     await turn()
     assert handler.epoch.settled.is_set()
-
-
-async def test_delivery_past_the_lane_is_a_fault_of_ours() -> None:
-    with pytest.raises(AssertionError, match="past its lane"):
-        await _never(object())  # type: ignore[arg-type]  # nothing of it is looked at
