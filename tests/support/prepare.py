@@ -37,6 +37,9 @@ PROGRAMS = {
 }
 """Those that what is in `docker/` is tried with: each command, and Debian's package that it is in."""
 
+DEBIAN_PYTHON = "/usr/bin/python3"
+"""The Python that Debian's packages are for."""
+
 _NODE_PACKAGES = {"node": "nodejs", "npm": "npm"}
 
 
@@ -92,6 +95,16 @@ def prepare_browser() -> None:
         say(f"tests in a browser can't run: {error}")
 
 
+def prepare_proton() -> None:
+    """Make sure that Debian's Python has proton, a client for AMQP 1.0."""
+    asked = [DEBIAN_PYTHON, "-c", "import proton"]
+    try:
+        if subprocess.run(asked, capture_output=True, check=False).returncode:
+            apt.install(["python3-qpid-proton"], say)
+    except (OSError, RuntimeError) as error:
+        say(f"tests of AMQP 1.0 with proton can't run: {error}")
+
+
 def prepare_audit() -> None:
     """Make sure that pip-audit is there, which has an environment of its own."""
     done = subprocess.run(["make", ".venv/audit/.ready"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -131,6 +144,7 @@ def _npm_ci() -> None:
 if __name__ == "__main__":
     prepare_broker()
     prepare_openssl()
+    prepare_proton()
     prepare_programs()
     prepare_browser()
     prepare_audit()

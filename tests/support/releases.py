@@ -69,9 +69,11 @@ PART = (
     "tests/integration/test_stream.py",
     "tests/faults/test_broker.py",
     "tests/faults/test_cluster.py",
+    "tests/faults/test_confirms.py",
     "tests/faults/test_exchanges.py",
     "tests/faults/test_held_poison.py",
     "tests/faults/test_operator.py",
+    "tests/faults/test_queue_types.py",
     "tests/faults/test_stream_refusals.py",
     "tests/faults/test_topology.py",
 )

@@ -14,7 +14,15 @@ import pytest
 from pamqp import commands, frame
 from yarl import URL
 
-BROKERS = ("cluster", "node_broker", "node_without_streams", "mortal_broker", "broker")
+BROKERS = (
+    "cluster",
+    "plugins_node",
+    "small_frames_node",
+    "node_broker",
+    "node_without_streams",
+    "mortal_broker",
+    "broker",
+)
 """The fixtures that are brokers. The first one that a test uses is the broker that its mark is about."""
 
 ANSWER_LIMIT_S = 10.0

@@ -1,0 +1,24 @@
+// Sends one message by AMQP 1.0: node amqp10.mjs HOST PORT ADDRESS KIND BODY, where KIND is the section that the body
+// becomes. Ends with 0 when the broker has accepted it.
+import rhea from "rhea";
+
+const [host, port, address, kind, body] = process.argv.slice(2);
+const bodies = {
+  data: () => rhea.message.data_section(Buffer.from(body)),
+  text: () => body,
+  binary: () => Buffer.from(body),
+  object: () => JSON.parse(body),
+  sequence: () => rhea.message.sequence_section([body]),
+};
+
+const connection = rhea.connect({ host, port: Number(port), username: "guest", password: "guest", reconnect: false });
+connection.open_sender(address);
+connection.once("sendable", ({ sender }) => sender.send({ body: bodies[kind]() }));
+connection.on("accepted", () => connection.close());
+for (const failure of ["rejected", "released", "connection_error", "session_error", "sender_error", "disconnected"]) {
+  connection.on(failure, (context) => {
+    console.error(failure, context.error ?? context.connection?.error ?? context.sender?.error ?? "");
+    process.exit(1);
+  });
+}
+connection.on("connection_close", () => process.exit(0));
