@@ -13,7 +13,7 @@ from bridge.lines import MOST
 from tests.support import figures
 from tests.support.clients import CLOSE, RawClient, client_frame, request
 from tests.support.healthy import COUNT, healthy_clients
-from tests.support.process_stats import MB, Memory, descriptors, metric
+from tests.support.process_stats import MB, Memory, metric, sockets
 from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 
@@ -80,12 +80,12 @@ async def test_requests_that_drip_are_refused_in_time_and_keep_no_place(
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            memory, before = Memory(pid), descriptors(pid)
+            memory, before = Memory(pid), sockets(pid)
             lines = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(DRIPPING)))
             answers = [asyncio.create_task(reader.readuntil(b"\r\n")) for reader, _ in lines]
             drops = iter(request(port, headers=["X-Long: " + "x" * 1000]))
             # They go on with it whatever they are answered, and never end the connection themselves.
-            while descriptors(pid) > before or not all(answer.done() for answer in answers):
+            while sockets(pid) > before or not all(answer.done() for answer in answers):
                 drop = bytes([next(drops)])
                 for _, writer in lines:
                     writer.write(drop)
@@ -133,13 +133,13 @@ async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            before = descriptors(pid)
+            before = sockets(pid)
             # What the first of them brings in, modules and caches, is there for good.
             await asyncio.to_thread(come_and_go, port, RATE // 2)
-            await eventually("the first are gone", lambda: descriptors(pid) == before)
+            await eventually("the first are gone", lambda: sockets(pid) == before)
             memory = Memory(pid)
             rate = await asyncio.to_thread(come_and_go, port, RATE * STORM_S)
-            await eventually("all are gone", lambda: descriptors(pid) == before)
+            await eventually("all are gone", lambda: sockets(pid) == before)
             assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB at {rate:.0f} a second"
             assert await metric(port, "bridge_connections") == COUNT
             await stream.verify()

@@ -15,7 +15,7 @@ from tests.support import figures
 from tests.support.clients import TEXT, RawClient, close_all, close_code, collectors, request
 from tests.support.healthy import COUNT, healthy_clients
 from tests.support.killmail import killmail
-from tests.support.process_stats import cpu_s, descriptors, metric
+from tests.support.process_stats import cpu_s, descriptors, metric, sockets
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
 from tests.support.running import COMMAND, BridgeProcess, bridge_process
@@ -141,7 +141,7 @@ async def test_clients_alone_cannot_use_up_the_descriptors(
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            before = descriptors(pid)
+            before = sockets(pid)
             fates = await asyncio.gather(*(fate(port) for _ in range(PRESSING)))
             found = Counter(what for what, _ in fates)
             assert found == {"served": CONNECTIONS - COUNT, "1013": RESERVED, "dropped": PRESSING - PLACES + COUNT}
@@ -150,7 +150,7 @@ async def test_clients_alone_cannot_use_up_the_descriptors(
             for _, writer in fates:
                 if writer is not None:
                     writer.transport.abort()
-            await eventually("all are gone", lambda: descriptors(pid) == before)
+            await eventually("all are gone", lambda: sockets(pid) == before)
             assert await metric(port, 'bridge_refused_total{rule="full"}') == found["dropped"]
             assert await metric(port, 'bridge_evictions_total{reason="full"}') == found["1013"]
             assert await metric(port, "bridge_descriptor_shortages_total") == 0

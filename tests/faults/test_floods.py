@@ -25,7 +25,7 @@ from tests.support import figures
 from tests.support.certificates import certificate
 from tests.support.clients import PING, PONG, TEXT, client_frame, request
 from tests.support.healthy import COUNT, Stream, healthy_clients
-from tests.support.process_stats import MB, Memory, cpu_s, descriptors, metric
+from tests.support.process_stats import MB, Memory, cpu_s, metric, sockets
 from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
@@ -305,7 +305,7 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
     # Long enough for the healthy clients to answer in time, with other tests beside them.
     idle = {"BRIDGE_IDLE_TIMEOUT": "4s", "BRIDGE_PING_INTERVAL": "1s"}
     async with bridge_with_healthy_clients(broker, amqp, exchange, **idle) as (process, port, stream, memory):
-        before = descriptors(process.process.pid)
+        before = sockets(process.process.pid)
         silent, dripping = Flooder(port), Flooder(port)
         with silent.socket, dripping.socket:
             silent.socket.sendall(head(TEXT, GIB)[:7])
@@ -322,7 +322,7 @@ async def test_half_a_frame_and_silence_is_idle_and_bytes_for_ever_are_held_nowh
             assert float(str(line["silent_s"])) >= 4
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
             silent.socket.close()
-            await eventually("it is gone", lambda: descriptors(process.process.pid) == before + 1)
+            await eventually("it is gone", lambda: sockets(process.process.pid) == before + 1)
             dripping.socket.sendall(b"x")
             await stream.further(1)
         await verify(stream, memory)

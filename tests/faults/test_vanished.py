@@ -11,7 +11,7 @@ from tests.support import figures
 from tests.support.clients import request
 from tests.support.healthy import healthy_clients
 from tests.support.namespaces import FAR, island
-from tests.support.process_stats import MB, Memory, descriptors, metric
+from tests.support.process_stats import MB, Memory, metric, sockets
 from tests.support.running import bridge_process
 from tests.support.waiting import eventually
 
@@ -40,7 +40,7 @@ async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothin
         port, pid = await process.port(), process.process.pid
         async with healthy_clients(amqp, exchange, port) as stream:
             await stream.further(20)
-            before = descriptors(pid)
+            before = sockets(pid)
             memory = Memory(pid)
             client = await net.connect_from_afar(port)
             with client:
@@ -48,7 +48,7 @@ async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothin
                 received = 0
                 while received < 5000:
                     received += len(await asyncio.to_thread(client.recv, 1000))
-                assert descriptors(pid) == before + 1
+                assert sockets(pid) == before + 1
                 await net.cut()
                 since_s = time.monotonic()
                 await eventually("the client is evicted", lambda: process.logged("client evicted"))
@@ -58,7 +58,7 @@ async def test_client_whose_machine_vanishes_is_evicted_as_idle_and_costs_nothin
                 assert (line["reason"], line["code"]) == ("idle", 4009)
                 assert str(line["peer"]).startswith(f"{FAR} port ")
                 assert took_s <= IDLE_TIMEOUT_S + 4 * TICK_S
-                await eventually("its descriptor is free", lambda: descriptors(pid) == before, limit_s=GONE_LIMIT_S)
+                await eventually("its descriptor is free", lambda: sockets(pid) == before, limit_s=GONE_LIMIT_S)
             assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
             assert memory.look() <= 4 * MB
             await stream.verify()

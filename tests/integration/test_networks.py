@@ -9,7 +9,7 @@ import pytest
 from bridge.demo.broker import Broker
 from tests.support.clients import request
 from tests.support.namespaces import NEAR, NEAR_V6, Island, island
-from tests.support.process_stats import descriptors, metric
+from tests.support.process_stats import metric, sockets
 from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
@@ -105,11 +105,11 @@ async def test_strangers_that_stay_take_no_place(broker: Broker, exchange: str) 
         pid = process.process.pid
         await eventually("it consumes", lambda: process.logged("consuming"))
         stranger, friend = await net.settle("203.0.113.7"), await net.settle("10.1.2.3")
-        before = descriptors(pid)
+        before = sockets(pid)
         # More than the places that there are, and those in which clients are told that there is none.
         strangers = [await net.connect_from_afar(port, stranger) for _ in range(400)]
         assert (await told(net, port, friend)).startswith(b"HTTP/1.1 101 ")
-        await eventually("nothing is left of any", lambda: descriptors(pid) == before)
+        await eventually("nothing is left of any", lambda: sockets(pid) == before)
         assert await metric(port, 'bridge_refused_total{rule="peer"}') == len(strangers)
         assert await metric(port, 'bridge_refused_total{rule="full"}') == 0
         for each in strangers:

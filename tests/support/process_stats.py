@@ -20,6 +20,17 @@ def descriptors(pid: int) -> int:
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
+def sockets(pid: int) -> int:
+    """Sockets that are open: other descriptors may come later, such as that of libffi, which opens its own file."""
+    count = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            count += descriptor.readlink().name.startswith("socket:")
+        except FileNotFoundError:
+            continue  # closed since it was listed
+    return count
+
+
 def cpu_s(pid: int) -> float:
     """Processor time so far, in user and kernel mode."""
     # Behind the command's name, which may hold anything: utime and stime are the 14th and 15th field of all.
