@@ -75,7 +75,7 @@ def test_row_is_bad_if_a_test_or_pytest_failed_and_not_if_there_is_no_such_relea
     ("name", "part", "rest", "tests"),
     [
         ("own", False, [], [[*releases.FOLDERS, *SHARED], [*releases.FOLDERS, *ALONE]]),
-        ("own", True, [], [[*releases.PART, *SHARED]]),
+        ("own", True, [], [[*releases.PART, *SHARED, releases.IN_THIS_ORDER]]),
         ("own", True, [A_TEST, "-x"], [[*BROKER, A_TEST, "-x"]]),
         (
             "own",
