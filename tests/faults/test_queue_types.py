@@ -50,6 +50,7 @@ async def test_queues_that_the_bridge_makes_are_classic_whatever_the_default_is(
 
 
 QUORUM: FieldTable = {"x-queue-type": "quorum"}
+OF_ONE: FieldTable = {"x-max-length": 1, "x-overflow": "reject-publish"}
 
 
 async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
@@ -58,8 +59,10 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
     """What is held goes back with each connection that is lost, and the queue counts that."""
     channel = await amqp.channel()
     await channel.declare_queue(queue, durable=True, arguments=QUORUM)
-    full: FieldTable = {"x-max-length": 0, "x-overflow": "reject-publish"}
-    await channel.declare_queue(rejects, durable=True, arguments=full)
+    # Full, until it is purged. The broker would confirm an event that is on its way to a queue while that is deleted.
+    full = await channel.declare_queue(rejects, durable=True, arguments=OF_ONE)
+    await full.bind(await channel.declare_exchange(rejects, "fanout", durable=True))
+    await publish(amqp, rejects, b"old")
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "reject_exchange": rejects}
     async with proxy(broker.url) as line:
         await line.open()
@@ -79,8 +82,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
                 await eventually("the broker answers", lambda: (watch := bridge._consumer._watch) and watch.answered)
             await eventually("it warns", warnings)
             assert f"was delivered {WARNED} times before" in str(warnings())
-            await channel.queue_delete(rejects)
-            await channel.declare_queue(rejects, durable=True)
+            await full.purge()
             await eventually("it warns no more", lambda: not warnings())
             assert bridge._rejects.waiting == 0
         [message] = await take(amqp, rejects, 1)
