@@ -75,8 +75,9 @@ async def test_restart_of_the_broker_costs_nothing_but_what_is_told(mortal_broke
             assert all(answer["complete"] for answer in client.resumes)
             assert not lost or client.gaps
         if lost:
-            [gap] = clients[-1].gaps
-            assert datetime.fromisoformat(gap["since"]) < datetime.fromisoformat(gap["until"])
+            # A broker that starts may end a connection once more, after the first gap was told.
+            for gap in clients[-1].gaps:
+                assert datetime.fromisoformat(gap["since"]) < datetime.fromisoformat(gap["until"])
 
 
 @pytest.mark.slow
