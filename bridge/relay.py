@@ -133,7 +133,7 @@ class Relay:
     def missed(self, gap: Gap) -> None:
         """Events may have been published that no delivery will bring."""
         said = gap.report()
-        self._hub.notify(envelope.gap(str(said["since"]), str(said["until"]), gap.reason, now_ms()))
+        self._hub.notify(envelope.gap(str(said["since"]), str(said["until"]), gap.slug, now_ms()))
 
     def _say(self, delivery: Delivery, rejected: Rejected) -> None:
         """One line for the first event of a reason, and for each that doubles their number: a flood stays short."""

@@ -8,7 +8,7 @@ import time
 import structlog
 
 from bridge.broker.epoch import Recipient
-from bridge.broker.status import Gap
+from bridge.broker.status import Gap, GapSlug
 from bridge.metrics import Metrics
 
 _log = structlog.get_logger("bridge.broker")
@@ -28,9 +28,9 @@ class Gaps:
         """Notes that everything that was published before then (monotonic seconds) has come."""
         self._complete_s = max(self._complete_s, at_s)
 
-    def tell_of_loss(self, reason: str) -> None:
+    def tell_of_loss(self, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> None:
         """Tells of a gap from the last moment at which nothing was missed until now."""
-        self.tell(until_now(self._complete_s, reason))
+        self.tell(until_now(self._complete_s, reason, slug))
 
     def tell(self, gap: Gap) -> None:
         """Tells of a gap that this bridge had."""
@@ -45,7 +45,7 @@ class Gaps:
         self._recipient.missed(gap)
 
 
-def until_now(since_s: float, reason: str) -> Gap:
+def until_now(since_s: float, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> Gap:
     """From some monotonic second on."""
     now_s, now_unix_s = time.monotonic(), time.time()
-    return Gap(now_unix_s - (now_s - since_s), now_unix_s, reason)
+    return Gap(now_unix_s - (now_s - since_s), now_unix_s, reason, slug)

@@ -18,6 +18,14 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
+class GapSlug(StrEnum):
+    """What clients are told of a gap's reason: nothing of it names a host, a user or a library."""
+
+    BROKER_AWAY = "broker-away"
+    STREAM_TRUNCATED = "stream-truncated"
+    STREAM_RECREATED = "stream-recreated"
+
+
 @dataclass(frozen=True, slots=True)
 class Gap:
     """A time in which events may have been published that no queue of the bridge's got. Unix seconds."""
@@ -25,6 +33,8 @@ class Gap:
     since_s: float
     until_s: float
     reason: str
+    """For the operator: words of the broker and of libraries, which may name hosts and users."""
+    slug: GapSlug = GapSlug.BROKER_AWAY
 
     def report(self) -> dict[str, object]:
         """For `/readyz`."""

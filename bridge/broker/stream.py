@@ -17,14 +17,16 @@ import structlog
 from pamqp.common import FieldTable
 
 from bridge.broker import marks, topology
-from bridge.broker.course import Course
+from bridge.broker.course import DROPPED, REMADE, Course
 from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.link import sentence
 from bridge.broker.sounding import Sounding, lacking, no_stream
-from bridge.broker.status import Status
+from bridge.broker.status import GapSlug, Status
 from bridge.broker.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
+
+SLUGS = {DROPPED: GapSlug.STREAM_TRUNCATED, REMADE: GapSlug.STREAM_RECREATED}
 
 AWAY = "the broker was away, or may have been, and may have confirmed events on its return before the stream took them"
 """RabbitMQ 3.10.8, killed and started again, did so for 0.3 s: with its listener open, and the stream's leader not
@@ -156,7 +158,7 @@ class StreamReader:
     def missed(self) -> None:
         """Tells what the course says of lost events; to be called before the first delivery behind them."""
         reason, self.course.lost = self.course.lost or "", None
-        self._gaps.tell_of_loss(reason)
+        self._gaps.tell_of_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
 
     def expect(self, offset: int, at_s: float) -> None:
         """Notes that a reader of this offset has read all that was in the stream at `at_s` (monotonic seconds)."""

@@ -54,6 +54,13 @@ REASONS = {
     4009: "the bridge heard nothing from here",
 }
 
+GAPS = {
+    "broker-away": "it had no broker",
+    "stream-truncated": "the stream dropped events before they were read",
+    "stream-recreated": "the stream was deleted and made again",
+}
+"""What a gap's reasons mean. Another one, of a newer bridge, is said as it is."""
+
 
 class Refused(BridgeError):
     """The bridge does not take the request: what it asks for, or who asks. Holds the bridge's own sentence."""
@@ -205,7 +212,7 @@ class Tail:
                 await self._write(text if isinstance(text, str) else text.decode())
                 self.last_id = own
             case {"type": "gap", "data": {"since": str(since), "until": str(until), "reason": str(reason)}}:
-                words = (printable(word) for word in (since, until, reason))
+                words = (printable(word) for word in (since, until, GAPS.get(reason, reason)))
                 self._say(
                     "updates may be missing: the bridge may have missed events from {} until {}: {}".format(*words)
                 )

@@ -37,7 +37,10 @@ def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes: 
 
 
 def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
-    """What a client that asked for ids is told where the bridge may have missed events, from one moment to another."""
+    """What a client that asked for ids is told where the bridge may have missed events, from one moment to another.
+
+    `reason` is a slug: clients get nothing of the broker's own words.
+    """
     return wrap("gap", {"since": since, "until": until, "reason": reason}, timestamp_ms)
 
 

@@ -6,6 +6,13 @@ const LONGEST_TEXT = 600;
 const ZKILLBOARD = "https://zkillboard.com";
 const VICTIM = { corporation: "victimCorporationId", alliance: "victimAllianceId" };
 
+// What a gap's reasons mean. Another one, of a newer bridge, is shown as it is.
+const GAPS = {
+  "broker-away": "the bridge had no broker",
+  "stream-truncated": "the stream dropped events before the bridge read them",
+  "stream-recreated": "the stream was deleted and made again",
+};
+
 // An update, or what may be missing: `missed` is the data of a `gap`, or of a `resume` that is not complete.
 export function row({ type, data, timestamp, missed }) {
   const sent = new Date(timestamp).toISOString();
@@ -31,7 +38,7 @@ function whatIsMissing(data) {
     const following = data.replayed === 1 ? "1 update that is kept follows" : `${data.replayed} that are kept follow`;
     return `Updates may be missing here: the bridge does not know or keep all that came after the last one; ${following}.`;
   }
-  return `Updates may be missing from ${moment(data.since)} to ${moment(data.until)} UTC: ${data.reason}.`;
+  return `Updates may be missing from ${moment(data.since)} to ${moment(data.until)} UTC: ${GAPS[data.reason] ?? data.reason}.`;
 }
 
 function killmail(data, sent) {

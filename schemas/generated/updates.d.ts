@@ -309,7 +309,7 @@ export interface Gap {
    */
   until: string;
   /**
-   * What happened, in a few words, for people.
+   * What happened: broker-away (the bridge had no broker), stream-truncated (RabbitMQ dropped events before the bridge read them) or stream-recreated (the stream was deleted and made again). There may be more later.
    */
   reason: string;
 }

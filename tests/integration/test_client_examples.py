@@ -171,7 +171,7 @@ async def test_what_is_missing_is_told_and_what_is_kept_follows(bridge: Scripted
         await bridge.start()
         await has(follower, had, kept)
         await told(follower, "missed", {"complete": False, "replayed": 1, "id": f"2-{CHECK}"})
-        gap = {"since": "2024-10-22T10:30:00.000Z", "until": "2024-10-22T10:31:00.000Z", "reason": "connection lost"}
+        gap = {"since": "2024-10-22T10:30:00.000Z", "until": "2024-10-22T10:31:00.000Z", "reason": "broker-away"}
         bridge.tell_gap(**gap)
         bridge.say(b'{"type":"of a newer bridge","data":{},"timestamp":1}')
         await has(follower, had, kept, bridge.emit(4))

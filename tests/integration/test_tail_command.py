@@ -71,12 +71,15 @@ async def test_gap_is_said_and_what_is_not_known_is_ignored(bridge: ScriptedBrid
     async with tailing(bridge.url) as tail:
         await tail.says("connected to")
         bridge.tell_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="lost\x1b[31m")
+        bridge.tell_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="broker-away")
         bridge.say(b'{"type":"gap","data":"of a newer bridge","timestamp":1}')
         bridge.say(b'{"type":"news","data":{},"timestamp":1}')
         await tail.prints(bridge.emit(1))
         assert tail.said[1:] == [
             "updates may be missing: the bridge may have missed events from 2024-10-22T10:30:00Z until "
-            "2024-10-22T10:31:00Z: lost\\x1b[31m"
+            "2024-10-22T10:31:00Z: lost\\x1b[31m",
+            "updates may be missing: the bridge may have missed events from 2024-10-22T10:30:00Z until "
+            "2024-10-22T10:31:00Z: it had no broker",
         ]
 
 

@@ -8,6 +8,7 @@ import orjson
 import pytest
 import structlog
 
+from bridge.broker.status import Gap, GapSlug
 from bridge.contract import catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason
@@ -41,13 +42,18 @@ class RelayScene(Scene):
 
     @property
     def sent(self) -> list[dict[str, Any]]:
-        """The updates that the client has, of less than 126 bytes or of less than 65536 each."""
-        rest, updates = self.client.received, []
-        while rest:
-            start, length = (4, int.from_bytes(rest[2:4], "big")) if rest[1] == 126 else (2, rest[1])
-            updates.append(orjson.loads(rest[start : start + length]))
-            rest = rest[start + length :]
-        return updates
+        """The updates that the client has."""
+        return messages(self.client.received)
+
+
+def messages(frames: bytes) -> list[dict[str, Any]]:
+    """What frames hold, of less than 126 bytes or of less than 65536 each."""
+    found = []
+    while frames:
+        start, length = (4, int.from_bytes(frames[2:4], "big")) if frames[1] == 126 else (2, frames[1])
+        found.append(orjson.loads(frames[start : start + length]))
+        frames = frames[start + length :]
+    return found
 
 
 @pytest.fixture
@@ -238,3 +244,17 @@ def test_rejected_events_are_logged_at_the_first_and_at_each_doubling(scene: Rel
         for _ in range(9):
             scene.deliver(b"poison")
     assert [line["rejected_so_far"] for line in logged if line["event"] == "event rejected"] == [1, 2, 4, 8]
+
+
+def test_gap_names_nothing_of_the_broker_to_clients(tmp_path: Path) -> None:
+    scene = RelayScene(tmp_path, {"killmails": "killmail"})
+    with_ids = scene.join(after="")
+    scene.turns.settle()
+    words = "user 'edk' at broker.internal:5672 was refused: Connection.Close(reply_code=403)"
+    scene.relay.missed(Gap(1_729_593_000.0, 1_729_593_012.25, words))
+    scene.relay.missed(Gap(1_729_593_000.0, 1_729_593_012.25, words, GapSlug.STREAM_TRUNCATED))
+    scene.turns.settle()
+    gaps = [message["data"] for message in messages(with_ids.received) if message["type"] == "gap"]
+    assert [gap["reason"] for gap in gaps] == ["broker-away", "stream-truncated"]
+    assert b"edk" not in with_ids.received
+    assert b"5672" not in with_ids.received

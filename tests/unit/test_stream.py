@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from bridge.broker import gaps, marks, status
 from bridge.broker import stream as module
+from bridge.broker.course import DROPPED, REMADE
 from bridge.broker.gaps import Gaps
 from bridge.broker.marks import Mark
 from bridge.broker.status import Gap, State, Status
@@ -353,8 +354,12 @@ async def test_mark_without_a_gap_tells_of_none(stage: Reader, body: bytes) -> N
 # What is said
 
 
+@pytest.mark.parametrize(
+    ("lost", "slug"),
+    [(DROPPED, "stream-truncated"), (REMADE, "stream-recreated"), ("of a kind to come", "broker-away")],
+)
 async def test_lost_events_are_told_since_the_streams_end_was_reached_last_and_once(
-    stage: Reader, clock: VirtualTime
+    stage: Reader, clock: VirtualTime, lost: str, slug: str
 ) -> None:
     clock.now_s += 60
     proven_s = clock.time()
@@ -363,12 +368,13 @@ async def test_lost_events_are_told_since_the_streams_end_was_reached_last_and_o
     stage.reader.course.judge(FakeSounding.end_at, 7)
     stage.reader.prove()
     clock.now_s += 60
-    stage.reader.course.lost = "the stream has dropped events"
+    stage.reader.course.lost = lost
     with capture_logs() as logged:
         stage.reader.missed()
     [gap] = stage.recorder.gaps
-    assert_gap(gap, proven_s, clock.time(), "the stream has dropped events")
-    assert [line["reason"] for line in logged] == ["the stream has dropped events"]
+    assert_gap(gap, proven_s, clock.time(), lost)
+    assert gap.slug == slug
+    assert [line["reason"] for line in logged] == [lost]
     assert stage.reader.course.lost is None
     assert stage.counted == 1
 
