@@ -11,7 +11,9 @@ This file must never know who asks, or how updates get to them.
 """
 
 import difflib
+import heapq
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import parse_qsl
@@ -33,6 +35,20 @@ _ABSENT = object()
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 """RFC 8259, section 6."""
+
+PARAMETERS = ("type", "after")
+"""What a query may have beside the members of updates."""
+
+_ALIASES = {
+    **dict.fromkeys(("types", "event", "events", "topic", "topics", "channel", "channels", "kinds"), "type"),
+    **dict.fromkeys(("since", "from", "cursor", "id", "ids", "lastid", "lasteventid", "offset", "start"), "after"),
+}
+"""What other feeds call these parameters, without case and without anything between letters."""
+
+_BRACKETS = re.compile(r"\[[^\[\]]*\]$")
+"""How PHP, jQuery and axios write a parameter that is there several times."""
+
+_SEPARATORS = re.compile("[,;| ]+")
 
 _EXAMPLES = {
     "integer": "an integer (30000142)",
@@ -91,8 +107,10 @@ class Filters:
 
     def __init__(self, catalog: Catalog) -> None:
         self._types = frozenset(catalog.types)
+        self._known_types = printable(", ".join(sorted(self._types)), 200)
         self._members = catalog.filterable
-        self._lower = {name.lower(): name for name in catalog.filterable}
+        self._near_types = Nearest(self._types)
+        self._near_names = Nearest([*PARAMETERS, *catalog.filterable])
 
     def read(self, query: str) -> Wish:
         """The wish in a query: what stands behind the `?`, percent-encoded. Raises BadQuery."""
@@ -130,10 +148,13 @@ class Filters:
 
     def _type(self, value: str) -> str:
         if value not in self._types:
-            known = printable(", ".join(sorted(self._types)), 200)
-            close = difflib.get_close_matches(value[:80].lower(), self._types, n=1)
-            hint = f" (did you mean {printable(close[0], 40)}?)" if close else ""
-            raise BadQuery(f"there is no update type {printable(value, 40)!r}{hint}; there are {known}")
+            parts = _SEPARATORS.split(value[:_TYPED])
+            if len(parts) > 1 and self._types.issuperset(parts):
+                hint = f" ({_repeat('type', parts)})"
+            else:
+                close = self._near_types.to(value)
+                hint = f" (did you mean {printable(close, 40)}?)" if close else ""
+            raise BadQuery(f"there is no update type {printable(value, 40)!r}{hint}; there are {self._known_types}")
         return value
 
     def _readings(self, name: str, value: str) -> list[str | bool | float | None]:
@@ -153,14 +174,49 @@ class Filters:
             readings.append(number)
         if not readings:
             wanted = " or ".join(words for kind, words in _EXAMPLES.items() if kind in types)
-            raise BadQuery(f"{printable(name, 40)} must be {wanted}; got {printable(value, 40)!r}")
+            parts = _SEPARATORS.split(value[:_TYPED])
+            hint = f"; {_repeat(name, parts)}" if len(parts) > 1 and all(map(_number, parts)) else ""
+            raise BadQuery(f"{printable(name, 40)} must be {wanted}; got {printable(value, 40)!r}{hint}")
         return readings
 
     def _unknown(self, name: str) -> str:
-        # Of what is much longer than any name, no member is a close match: its start may be.
-        close = difflib.get_close_matches(name[:80].lower(), self._lower, n=1)
-        hint = f"did you mean {printable(self._lower[close[0]], 40)}?" if close else "/schemas/ says which there are"
-        return f"there is no member {printable(name, 40)!r} to filter by; {hint}"
+        said = f"there is no member {printable(name, 40)!r} to filter by"
+        bare = _BRACKETS.sub("", name[:_TYPED])
+        if bare not in {name, "after"} and (bare in PARAMETERS or bare in self._members):
+            return f"{said}; {_repeat(bare, ['a', 'b'])}"
+        letters = "".join(filter(str.isalnum, bare)).lower()
+        close = _ALIASES.get(letters) or self._near_names.to(bare)
+        return f"{said}; did you mean {printable(close, 40)}?" if close else f"{said}; /schemas/ says which there are"
+
+
+_TYPED = 80
+"""Characters of a query that a hint is made of: what people type. Of what is much longer than any name, no name is a
+close match, but one may be of its start."""
+
+
+class Nearest:
+    """The name that somebody may have meant. Takes 0.2 ms, however many names there are."""
+
+    _COMPARED = 8
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {name.lower(): name for name in names}
+        self._letters = [(frozenset(name), name) for name in self._names]
+
+    def to(self, text: str) -> str | None:
+        """None where no name is near."""
+        text = text[:_TYPED].lower()
+        letters = frozenset(text)
+        # difflib takes 20 microseconds for a name: it is asked about those that share most letters.
+        likely = heapq.nsmallest(self._COMPARED, self._letters, key=lambda known: len(letters ^ known[0]))
+        close = difflib.get_close_matches(text, [name for _, name in likely], n=1)
+        return self._names[close[0]] if close else None
+
+
+def _repeat(name: str, values: Sequence[str]) -> str:
+    """How several values are asked for."""
+    pairs = "&".join(f"{name}={value}" for value in values[:2])
+    return f"for several values, repeat the parameter: {printable(pairs, 80)}"
 
 
 def _number(text: str) -> float | None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog
 from bridge.contract.catalog import Catalog
-from bridge.contract.filters import MOST_VALUES, BadQuery, Filter, Filters, Wish
+from bridge.contract.filters import MOST_VALUES, BadQuery, Filter, Filters, Nearest, Wish
 from tests.support.killmail import EXAMPLE
 
 if TYPE_CHECKING:
@@ -257,6 +257,26 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
         ("qqq=1", "there is no member 'qqq' to filter by; /schemas/ says which there are"),
         ("=1", "there is no member '' to filter by"),
         ("solarSystemId=1", "did you mean lastSystemId?"),
+        ("type[]=killmail", "member 'type[]' to filter by; for several values, repeat the parameter: type=a&type=b"),
+        ("type%5B0%5D=killmail", "for several values, repeat the parameter: type=a&type=b"),
+        ("systemId[]=1", "for several values, repeat the parameter: systemId=a&systemId=b"),
+        ("after[]=", "did you mean after?"),
+        ("systemid[]=1", "did you mean systemId?"),
+        ("types=killmail", "did you mean type?"),
+        ("Type=killmail", "did you mean type?"),
+        ("tpye=killmail", "did you mean type?"),
+        ("topic=killmail", "did you mean type?"),
+        ("since=5", "did you mean after?"),
+        ("Last-Event-ID=5", "did you mean after?"),
+        ("last_id=5", "did you mean after?"),
+        ("aftr=5", "did you mean after?"),
+        ("AFTER=5", "did you mean after?"),
+        ("type=killmail,event", "(for several values, repeat the parameter: type=killmail&type=event); there are"),
+        ("type=killmail|event;event", "repeat the parameter: type=killmail&type=event)"),
+        ("type=killmail%20event", "repeat the parameter: type=killmail&type=event)"),
+        ("type=killmail,evnt", "there is no update type 'killmail,evnt'"),
+        ("systemId=1,2,3", "got '1,2,3'; for several values, repeat the parameter: systemId=1&systemId=2"),
+        ("systemId=1,x", "got '1,x'"),
         ("killmailIds=1", "there is no member 'killmailIds' to filter by; did you mean killmailId?"),
         ("systemId=Jita", "systemId must be an integer (30000142) or null; got 'Jita'"),
         ("systemId=", "systemId must be an integer (30000142) or null; got ''"),
@@ -373,6 +393,13 @@ def test_error_repeats_only_a_bounded_bit_of_the_query() -> None:
         with pytest.raises(BadQuery) as raised:
             PACKAGED.read(query)
         assert str(raised.value).count("x") < 60
+
+
+def test_name_that_was_meant_is_found_among_thousands() -> None:
+    names = [f"member{number}Of{number * 7919 % 1000}" for number in range(3000)]
+    assert Nearest([*names, "systemId"]).to("sistemid") == "systemId"
+    assert Nearest(names).to("MEMBER17of") is not None
+    assert Nearest([]).to("x") is None
 
 
 def test_error_is_short_and_printable_whatever_an_operators_own_names_are(tmp_path: Path) -> None:
