@@ -96,7 +96,7 @@ class Relay:
             self._rejects.reject(delivery, outcome)
         elif duplicate:
             self._mark(delivery)
-            self._metrics.duplicates.labels(outcome.type).inc()
+            self._metrics.duplicates[outcome.type] += 1
             delivery.settle()
         else:
             # All of it once the update is in the log. Publishing may flush what came before, and must not settle this

@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from bridge.metrics import CONTENT_TYPE, RECEIPT_TO_FLUSH_S, Durations, Metrics
+from bridge.metrics import CONTENT_TYPE, RECEIPT_TO_FLUSH_S, ByType, Durations, Metrics
 
 TYPES = {
     "bridge_broker_connection_attempts_total": "counter",
@@ -104,7 +104,7 @@ def test_what_is_counted_is_shown_with_its_label() -> None:
     metrics.rejects.labels("not-json").inc(2)
     metrics.evictions.labels("too-slow").inc(3)
     metrics.refused.labels("origin").inc(4)
-    metrics.duplicates.labels("killmail").inc(5)
+    metrics.duplicates["killmail"] += 5
     shown = samples(metrics)
     assert shown["bridge_updates_total", (("type", "killmail"),)] == 1
     assert shown["bridge_rejects_total", (("reason", "not-json"),)] == 2
@@ -164,6 +164,26 @@ def test_plain_number_is_shown_as_what_it_counts() -> None:
     assert shown["bridge_updates_total", (("type", "a"),)] == 6
     assert shown["bridge_updates_total", (("type", 'q"\\\n'),)] == 7
     assert shown["bridge_receipt_to_flush_seconds_count", ()] == 1
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers(0, 2**53), max_size=5))
+def test_counts_by_type_are_written_as_the_library_reads_them(counts: dict[str, int]) -> None:
+    by_type = ByType("bridge_updates", "Updates broadcast, by type.")
+    by_type.counts.update(counts)
+    for _ in range(2):
+        [family] = text_string_to_metric_families(by_type.lines())
+        assert (family.name, family.type, family.documentation) == ("bridge_updates", "counter", by_type._meaning)
+        assert {sample.labels["type"]: sample.value for sample in family.samples} == counts
+        by_type.counts["another"] += 1
+        counts["another"] = by_type.counts["another"]
+
+
+def test_programs_see_the_same_in_the_registry_as_is_shown() -> None:
+    metrics = Metrics()
+    metrics.begin(["killmail"], ["not-json"], ["too-slow"])
+    metrics.watch("bridge_connections", "Open.", lambda: 3.0)
+    names = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    assert names == {name for name, _ in samples(metrics)}
 
 
 class Alone(Collector):
