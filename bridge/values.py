@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from bridge.errors import masked
 from bridge.fanout.access import Network
+from bridge.fanout.authority import canonical_host, canonical_origin
 
 SIZES = {
     "": 1,
@@ -154,19 +155,13 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def host_names(text: str) -> frozenset[str]:
-    """Host names separated by commas; none is fine."""
-    found = frozenset(item.lower().removesuffix(".") for item in _split(text))
-    if not all(re.fullmatch(r"[a-z0-9._-]+", item) for item in found):
-        raise ValueError("host names without scheme and port, separated by commas")
-    return found
+    """Host names separated by commas, in the form in which they are compared; none is fine."""
+    return _each(text, canonical_host, "host names or addresses, separated by commas")
 
 
 def origins(text: str) -> frozenset[str]:
-    """Origins separated by commas; none is fine."""
-    found = frozenset(item.lower().removesuffix("/") for item in _split(text))
-    if not all(re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|null", item) for item in found):
-        raise ValueError("origins such as https://kills.example.org, separated by commas")
-    return found
+    """Origins separated by commas, in the form in which they are compared; none is fine."""
+    return _each(text, canonical_origin, "origins such as https://kills.example.org, separated by commas")
 
 
 def folder(text: str) -> Path:
@@ -183,6 +178,16 @@ def file(text: str) -> Path:
             return Path(text)
     except OSError as error:
         raise ValueError(f"a file that can be read ({error.strerror})") from error
+
+
+def _each(text: str, parse: Callable[[str], str], expected: str) -> frozenset[str]:
+    found = set()
+    for item in _split(text):
+        try:
+            found.add(parse(item))
+        except ValueError as error:
+            raise ValueError(f"{expected} ({masked(item)}: {error})") from error
+    return frozenset(found)
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -89,7 +89,13 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     ),
     (values.host_names, "", frozenset()),
     (values.host_names, "Kills.Example.org., my_host", frozenset({"kills.example.org", "my_host"})),
+    (values.host_names, "B\xfccher.example, [2001:DB8::1]", frozenset({"xn--bcher-kva.example", "2001:db8::1"})),
     (values.origins, "", frozenset()),
+    (
+        values.origins,
+        "https://B\xfccher.example:443, file://, app://., ws://10.0.0.1:3000/",
+        frozenset({"https://xn--bcher-kva.example", "file://", "app://.", "http://10.0.0.1:3000"}),
+    ),
     (
         values.origins,
         "https://Kills.example.org/, http://[::1]:8080, null",
@@ -161,7 +167,9 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         for text in ("", ",", "10.0.0.1/8", "localhost", "10.0.0.0/33")
     ),
     (values.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "192.168.0.0 say"),
-    *((values.host_names, text, "host names without scheme") for text in ("http://a", "a:80", "a b", "*", "\xe9")),
+    *((values.host_names, text, "host names or addresses") for text in ("http://a", "a:80", "a b", "*", "a..b")),
+    (values.host_names, "a, *.example.org", "*.example.org: wildcards are not supported"),
+    (values.origins, "https://a, https://*.example.org", "https://*.example.org: wildcards are not supported"),
     *(
         (values.origins, text, "origins such as")
         for text in ("kills.example.org", "https://", "https://a/b", "http://a@b")

@@ -1,0 +1,154 @@
+"""Hosts, origins and their canonical forms: how a header's value and a setting's value come to be compared.
+
+Both sides are converted, so that a setting never misses a header because of its spelling: letters in upper case, a
+default port, a name that is not ASCII, a slash at the end.
+
+Pure. Nothing here knows which hosts or origins are allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import NamedTuple, TypeAlias
+
+import idna
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+MAX_HOST_CHARACTERS = 255
+"""Of a name with its dots (RFC 1035, section 2.3.4)."""
+
+MAX_ORIGIN_CHARACTERS = MAX_HOST_CHARACTERS + 64
+"""With a scheme and a port. Nothing longer is parsed."""
+
+IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
+"""A superset of IPv6 addresses. Without a zone, which has no place in a header (RFC 7239 section 6, RFC 3986 section
+3.2.2)."""
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_OF_SOCKETS = {"ws": "http", "wss": "https"}
+"""A page has no such origin, but WebSocket clients of programs make one of the URL that they connect to (ws4py)."""
+
+# Each expression matches a whole text, and only in ASCII. A text that does not match is refused.
+_AUTHORITY = re.compile(
+    rf"(?:\[(?P<boxed>{IPV6})\]|(?P<name>[\w-]+(?:\.[\w-]+)*)\.?)(?::(?P<port>[0-9]{{1,5}}))?",
+    re.ASCII | re.IGNORECASE,
+)
+_ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[!-~]*)", re.ASCII | re.IGNORECASE)
+# Origins of other schemes have a part of their own behind the slashes: an extension's identifier, a dot, nothing.
+_OTHER = re.compile(r"[^/?#@\\*,]*", re.ASCII)
+
+
+class Authority(NamedTuple):
+    """A host and its port. A name is in lower case without a trailing dot, an address in canonical form."""
+
+    host: str
+    address: Address | None
+    port: int | None
+
+    def agrees(self, other: Authority, scheme: str) -> bool:
+        """Whether both name the same host and port. A missing port is the default of `scheme` (http or https)."""
+        default = DEFAULT_PORTS[scheme]
+        return self.host == other.host and (
+            (default if self.port is None else self.port) == (default if other.port is None else other.port)
+        )
+
+    @property
+    def is_localhost(self) -> bool:
+        """Whether this is `localhost` or a name below it (RFC 6761, section 6.3)."""
+        return self.host == "localhost" or self.host.endswith(".localhost")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this names this machine, by name or by address."""
+        return self.is_localhost or (self.address is not None and self.address.is_loopback)
+
+
+def address_of(text: str) -> Address | None:
+    """An address. An IPv4-mapped IPv6 address becomes the IPv4 address. None if the text is not an address."""
+    try:
+        if ":" not in text:
+            return ipaddress.IPv4Address(inet_pton(AF_INET, text))
+        # The C library's parser takes a fifth of the time of ipaddress', which knows zones.
+        address = ipaddress.IPv6Address(text if "%" in text else inet_pton(AF_INET6, text))
+    except (OSError, ValueError):
+        return None
+    return address.ipv4_mapped or address
+
+
+def authority_of(text: str) -> Authority | None:
+    """Parses `host[:port]`: no user, no escapes, no empty label, at most one trailing dot. None if it is malformed."""
+    if len(text) > MAX_HOST_CHARACTERS + len(".:65535"):
+        return None
+    form = _AUTHORITY.fullmatch(text)
+    if form is None:
+        return None
+    boxed, name, digits = form["boxed"], form["name"], form["port"]
+    port = None if digits is None else int(digits)
+    # A name that does not begin with a digit can't be an address.
+    address = address_of(name if boxed is None else boxed) if boxed is not None or name[0].isdigit() else None
+    if (boxed is not None and address is None) or (port is not None and port > 65535):
+        return None
+    return Authority(name.lower() if address is None else str(address), address, port)
+
+
+def canonical_host(text: str) -> str:
+    """The form in which a host of a setting is compared with `Authority.host`. Raises ValueError with the reason."""
+    address = address_of(text.removeprefix("[").removesuffix("]"))
+    if address is not None:
+        return str(address)
+    if "*" in text:
+        raise ValueError("wildcards are not supported; give each name")
+    if "://" in text or "/" in text:
+        raise ValueError("give the name alone, without scheme and path")
+    authority = authority_of(_ascii(text))
+    if authority is None:
+        raise ValueError("not a host name")
+    if authority.port is not None:
+        raise ValueError("give the name without a port: every port matches")
+    return authority.host
+
+
+def canonical_origin(text: str) -> str:
+    """The form in which origins are compared, on both sides. Raises ValueError with the reason.
+
+    `null` and `file://` are origins too: a sandboxed frame has the former, a page of Electron's the latter.
+    """
+    if len(text) > MAX_ORIGIN_CHARACTERS:
+        raise ValueError(f"more than {MAX_ORIGIN_CHARACTERS} characters")
+    if text.lower() == "null":
+        return "null"
+    if "*" in text:
+        raise ValueError("wildcards are not supported; give each origin")
+    form = _ORIGIN.fullmatch(_ascii(text))
+    if form is None:
+        raise ValueError("an origin is scheme://host[:port]")
+    scheme = form["scheme"].lower()
+    scheme = _OF_SOCKETS.get(scheme, scheme)
+    rest = form["rest"].removesuffix("/")
+    if scheme not in DEFAULT_PORTS:
+        if _OTHER.fullmatch(rest) is None or not (rest or scheme == "file"):
+            raise ValueError("an origin is scheme://host[:port], without a path")
+        return f"{scheme}://{rest.lower()}"
+    authority = authority_of(rest)
+    if authority is None:
+        raise ValueError("an origin is scheme://host[:port], without user and path")
+    host = f"[{authority.host}]" if isinstance(authority.address, ipaddress.IPv6Address) else authority.host
+    is_default = authority.port in {None, DEFAULT_PORTS[scheme]}
+    return f"{scheme}://{host}" if is_default else f"{scheme}://{host}:{authority.port}"
+
+
+def _ascii(text: str) -> str:
+    """A host or an origin with its name in ASCII, as browsers write it (UTS 46)."""
+    if text.isascii():
+        return text
+    scheme, separator, rest = text.rpartition("://")
+    host, slash, path = rest.partition("/")
+    name, colon, port = host.partition(":")
+    try:
+        return f"{scheme}{separator}{idna.encode(name, uts46=True).decode()}{colon}{port}{slash}{path}"
+    except idna.IDNAError as error:
+        raise ValueError(f"not a host name ({error})") from error

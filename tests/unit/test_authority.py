@@ -1,0 +1,122 @@
+"""Hosts and origins: what is parsed, and the one form in which a setting and a header are compared."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.fanout.authority import (
+    MAX_HOST_CHARACTERS,
+    MAX_ORIGIN_CHARACTERS,
+    authority_of,
+    canonical_host,
+    canonical_origin,
+)
+
+
+@pytest.mark.parametrize(
+    ("given_", "canonical"),
+    [
+        ("https://kills.example.org", "https://kills.example.org"),
+        ("HTTPS://Kills.Example.ORG.", "https://kills.example.org"),
+        ("https://kills.example.org:443", "https://kills.example.org"),
+        ("http://kills.example.org:80/", "http://kills.example.org"),
+        ("http://kills.example.org:443", "http://kills.example.org:443"),
+        ("http://localhost:8080", "http://localhost:8080"),
+        ("ws://kills.example.org:3000", "http://kills.example.org:3000"),
+        ("wss://kills.example.org", "https://kills.example.org"),
+        ("wss://kills.example.org:443", "https://kills.example.org"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("https://BÜCHER.example:443/", "https://xn--bcher-kva.example"),
+        ("https://bücher.example:8443", "https://xn--bcher-kva.example:8443"),
+        ("http://[0:0::1]:3000", "http://[::1]:3000"),
+        ("http://[::ffff:10.0.0.1]", "http://10.0.0.1"),
+        ("null", "null"),
+        ("NULL", "null"),
+        ("file://", "file://"),
+        ("file:///", "file://"),
+        ("app://.", "app://."),
+        ("chrome-extension://ABCdef", "chrome-extension://abcdef"),
+        ("capacitor://localhost", "capacitor://localhost"),
+    ],
+)
+def test_origin_has_one_form(given_: str, canonical: str) -> None:
+    assert canonical_origin(given_) == canonical
+    assert canonical_origin(canonical) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("*", "wildcards are not supported"),
+        ("https://*.example.org", "wildcards are not supported"),
+        ("chrome-extension://*", "wildcards are not supported"),
+        ("kills.example.org", "scheme://host"),
+        ("https://", "scheme://host"),
+        ("app://", "scheme://host"),
+        ("https://kills.example.org/page", "without user and path"),
+        ("https://me@kills.example.org", "without user and path"),
+        ("https://kills.example.org:65536", "without user and path"),
+        ("https://kills..example.org", "without user and path"),
+        ("app://a/b", "without a path"),
+        ("app://a,b", "without a path"),
+        ("https://a b", "scheme://host"),
+        ("https://ä b", "not a host name"),
+        ("https://" + "a" * MAX_ORIGIN_CHARACTERS, f"more than {MAX_ORIGIN_CHARACTERS} characters"),
+    ],
+)
+def test_text_that_no_browser_sends_as_an_origin_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        canonical_origin(text)
+
+
+@pytest.mark.parametrize(
+    ("given_", "canonical"),
+    [
+        ("kills.example.org", "kills.example.org"),
+        ("KILLS.example.org.", "kills.example.org"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("my_bridge", "my_bridge"),
+        ("203.0.113.9", "203.0.113.9"),
+        ("[2001:DB8::1]", "2001:db8::1"),
+        ("2001:db8:0::1", "2001:db8::1"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+    ],
+)
+def test_host_has_one_form_which_a_header_comes_to(given_: str, canonical: str) -> None:
+    assert canonical_host(given_) == canonical
+    header = authority_of(f"[{canonical}]:3000" if ":" in canonical else f"{canonical.upper()}:3000")
+    assert header is not None
+    assert header.host == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("*.example.org", "wildcards are not supported"),
+        ("*", "wildcards are not supported"),
+        ("https://kills.example.org", "without scheme and path"),
+        ("kills.example.org/", "without scheme and path"),
+        ("kills.example.org:3000", "without a port"),
+        ("[2001:db8::1]:3000", "without a port"),
+        ("kills..example.org", "not a host name"),
+        ("a b", "not a host name"),
+        ("ä b", "not a host name"),
+        ("a." * MAX_HOST_CHARACTERS + "org", "not a host name"),
+    ],
+)
+def test_text_that_no_header_names_as_a_host_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        canonical_host(text)
+
+
+@given(st.text(alphabet="aZ0.:/-_[]*@#üß\u2024 null", max_size=30))
+def test_any_text_has_a_form_that_stays_or_is_refused(text: str) -> None:
+    for canonical in (canonical_host, canonical_origin):
+        with contextlib.suppress(ValueError):
+            form = canonical(text)
+            assert form.isascii()
+            assert canonical(form) == form
