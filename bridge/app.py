@@ -126,7 +126,7 @@ class Bridge:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
             raise AddressUnavailable(f"can't listen on {masked(str(error.strerror))}; {remedy(error)}") from error
-        self._pages.asyncapi = self._described(self.addresses[0][1])
+        self._pages.describe(self._described(self.addresses[0][1]))
         scheme = "wss" if self._tls else "ws"
         for address, port in self.addresses:
             host = f"[{address}]" if ":" in address else address

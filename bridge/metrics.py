@@ -66,8 +66,10 @@ class ByType(Collector):
         self._name = name
         self._meaning = meaning
         self.counts: collections.Counter[str] = collections.Counter()
-        self._beginnings: dict[str, str] = {}
-        """Of each type's line."""
+        self._shown: dict[str, int] = {}
+        """The counts as of the last scrape."""
+        self._lines: dict[str, str] = {}
+        """Each type's line then."""
 
     def collect(self) -> Iterable[Metric]:
         """For the registry."""
@@ -75,13 +77,13 @@ class ByType(Collector):
 
     def lines(self) -> str:
         """What `collect` comes to in the text format."""
-        beginnings = self._beginnings
-        for name in self.counts.keys() - beginnings.keys():
+        for name, count in self.counts.items() - self._shown.items():
             # As Prometheus' text format asks for it.
             value = name.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-            beginnings[name] = f'{self._name}_total{{type="{value}"}} '
-        lines = [f"{beginnings[name]}{count}.0\n" for name, count in self.counts.items()]
-        return f"# HELP {self._name}_total {self._meaning}\n# TYPE {self._name}_total counter\n{''.join(lines)}"
+            self._lines[name] = f'{self._name}_total{{type="{value}"}} {count}.0\n'
+            self._shown[name] = count
+        lines = "".join(self._lines.values())
+        return f"# HELP {self._name}_total {self._meaning}\n# TYPE {self._name}_total counter\n{lines}"
 
 
 class Metrics(Collector):

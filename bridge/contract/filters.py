@@ -13,10 +13,12 @@ This file must never know who asks, or how updates get to them.
 import difflib
 import heapq
 import re
+from bisect import bisect
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 import orjson
 
@@ -29,6 +31,12 @@ MOST_VALUES = 256
 """In one query: types, and values of members. A filter of one integer takes 0.8 KB, one of so many 16 KB, and none more
 than 72 KB: that of the longest line, whose strings have a character each that takes four bytes. To read a query takes
 1.5 ms."""
+
+MOST_FIELDS = 2 * MOST_VALUES
+"""Between two `&`, empty ones too."""
+
+MOST_ESCAPES = 1024
+"""Percent-encoded bytes, each of which takes a third of a microsecond."""
 
 _ABSENT = object()
 """What no filter asks for: null is a value that must be there."""
@@ -115,36 +123,28 @@ class Filters:
     def read(self, query: str) -> Wish:
         """The wish in a query: what stands behind the `?`, percent-encoded. Raises BadQuery."""
         # Before anything is decoded, which takes most of the time that a query does.
-        values = sum(field != "" and field.partition("=")[0] != "after" for field in query.split("&"))
-        if values > MOST_VALUES:
-            raise BadQuery(f"the query has {values} values of types and members; give {MOST_VALUES} at most")
-        types: set[str] = set()
-        after: str | None = None
-        # No sets yet: one that is made of a set is twice as large.
-        members: dict[str, tuple[list[Plain], list[bool]]] = {}
-        try:
-            pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
-        except UnicodeDecodeError as error:
-            raise BadQuery("the query's percent-encoding must be of UTF-8 (%C3%A9, not %E9)") from error
-        for name, value in pairs:
-            if name == "type":
-                types.add(self._type(value))
-            elif name == "after":
-                if after is not None:
-                    raise BadQuery("after is there twice; give it once, with the last id that you have")
-                after = value
-            else:
-                plain, booleans = members.setdefault(name, ([], []))
-                for reading in self._readings(name, value):
-                    if isinstance(reading, bool):
-                        booleans.append(reading)
-                    else:
-                        plain.append(reading)
-        if not types and not members:
+        if query.count("&") > MOST_FIELDS:
+            raise BadQuery(f"the query has more than {MOST_FIELDS} fields; give {MOST_VALUES} values at most")
+        if query.count("%") > MOST_ESCAPES:
+            raise BadQuery(f"the query has more than {MOST_ESCAPES} percent-encoded bytes")
+        fields = [field.partition("=") for field in query.split("&") if field]
+        if len(fields) > MOST_VALUES and (count := sum(name != "after" for name, _, _ in fields)) > MOST_VALUES:
+            raise BadQuery(f"the query has {count} values of types and members; give {MOST_VALUES} at most")
+        names, values = [name for name, _, _ in fields], [value for _, _, value in fields]
+        if "%" in query or "+" in query:
+            names, values = _decoded(names), _decoded(values)
+        given: defaultdict[str, list[str]] = defaultdict(list)
+        for name, value in zip(names, values, strict=True):
+            given[name].append(value)
+        ids = given.pop("after", [])
+        if len(ids) > 1:
+            raise BadQuery("after is there twice; give it once, with the last id that you have")
+        after = ids[0] if ids else None
+        types = frozenset(map(self._type, given.pop("type", ())))
+        if not types and not given:
             return Wish(None, after)
-        named = sorted(members.items())
-        wanted = tuple((name, frozenset(plain), frozenset(booleans)) for name, (plain, booleans) in named)
-        return Wish(Filter(frozenset(types) or None, wanted), after)
+        wanted = tuple((name, *self._readings(name, values)) for name, values in sorted(given.items()))
+        return Wish(Filter(types or None, wanted), after)
 
     def _type(self, value: str) -> str:
         if value not in self._types:
@@ -157,27 +157,37 @@ class Filters:
             raise BadQuery(f"there is no update type {printable(value, 40)!r}{hint}; there are {self._known_types}")
         return value
 
-    def _readings(self, name: str, value: str) -> list[str | bool | float | None]:
-        """The value as each of the types that the member may have."""
+    def _readings(self, name: str, values: Sequence[str]) -> tuple[frozenset[Plain], frozenset[bool]]:
+        """The values as each of the types that the member may have, true and false apart."""
         types = self._members.get(name)
         if types is None:
             raise BadQuery(self._unknown(name))
-        readings: list[str | bool | float | None] = []
-        if "string" in types:
-            readings.append(value)
-        if "null" in types and value == "null":
-            readings.append(None)
-        if "boolean" in types and value in {"true", "false"}:
-            readings.append(value == "true")
-        number = _number(value)
-        if number is not None and ("number" in types or ("integer" in types and float(number).is_integer())):
-            readings.append(number)
-        if not readings:
-            wanted = " or ".join(words for kind, words in _EXAMPLES.items() if kind in types)
-            parts = _SEPARATORS.split(value[:_TYPED])
-            hint = f"; {_repeat(name, parts)}" if len(parts) > 1 and all(map(_number, parts)) else ""
-            raise BadQuery(f"{printable(name, 40)} must be {wanted}; got {printable(value, 40)!r}{hint}")
-        return readings
+        # What most queries ask for, at once: it takes a fifth of the time.
+        if "integer" in types <= {"integer", "null"} and (whole := _integers(values)) is not None:
+            return frozenset(whole), frozenset()
+        numbers: dict[str, float] = {}
+        if not types.isdisjoint({"integer", "number"}):
+            any_number = "number" in types
+            for value in values:
+                number = _number(value)
+                if number is not None and (any_number or float(number).is_integer()):
+                    numbers[value] = number
+        booleans = {value: value == "true" for value in values if value in {"true", "false"} and "boolean" in types}
+        nulls = [None] if "null" in types and "null" in values else []
+        if "string" not in types:
+            for value in values:
+                if not (value in numbers or value in booleans or (nulls and value == "null")):
+                    raise BadQuery(self._misfit(name, value, types))
+        # Of a list: a set that is made of a set is twice as large.
+        texts = values if "string" in types else ()
+        return frozenset([*texts, *nulls, *numbers.values()]), frozenset(booleans.values())
+
+    def _misfit(self, name: str, value: str, types: frozenset[str]) -> str:
+        wanted = " or ".join(words for kind, words in _EXAMPLES.items() if kind in types)
+        parts = _SEPARATORS.split(value[:_TYPED])
+        are_numbers = len(parts) > 1 and all(_number(part) is not None for part in parts if part)
+        hint = f"; {_repeat(name, parts)}" if are_numbers else ""
+        return f"{printable(name, 40)} must be {wanted}; got {printable(value, 40)!r}{hint}"
 
     def _unknown(self, name: str) -> str:
         said = f"there is no member {printable(name, 40)!r} to filter by"
@@ -195,21 +205,26 @@ close match, but one may be of its start."""
 
 
 class Nearest:
-    """The name that somebody may have meant. Takes 0.2 ms, however many names there are."""
+    """The name that somebody may have meant. Takes 0.3 ms at most, however many names there are."""
+
+    _NEIGHBOURS = 128
+    """On each side, in the order of the alphabet: of few names, all."""
 
     _COMPARED = 8
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {name.lower(): name for name in names}
-        self._letters = [(frozenset(name), name) for name in self._names]
+        self._sorted = sorted(self._names)
 
     def to(self, text: str) -> str | None:
         """None where no name is near."""
         text = text[:_TYPED].lower()
-        letters = frozenset(text)
+        at = bisect(self._sorted, text)
+        neighbours = self._sorted[max(0, at - self._NEIGHBOURS) : at + self._NEIGHBOURS]
         # difflib takes 20 microseconds for a name: it is asked about those that share most letters.
-        likely = heapq.nsmallest(self._COMPARED, self._letters, key=lambda known: len(letters ^ known[0]))
-        close = difflib.get_close_matches(text, [name for _, name in likely], n=1)
+        letters = frozenset(text)
+        likely = heapq.nsmallest(self._COMPARED, neighbours, key=lambda name: len(letters.symmetric_difference(name)))
+        close = difflib.get_close_matches(text, likely, n=1)
         return self._names[close[0]] if close else None
 
 
@@ -217,6 +232,34 @@ def _repeat(name: str, values: Sequence[str]) -> str:
     """How several values are asked for."""
     pairs = "&".join(f"{name}={value}" for value in values[:2])
     return f"for several values, repeat the parameter: {printable(pairs, 80)}"
+
+
+_BETWEEN = b"\xff"
+"""No byte of any text in UTF-8."""
+
+
+def _decoded(texts: Sequence[str]) -> list[str]:
+    """Names or values as they were meant, all at once: one by one, they take three times as long. Raises BadQuery."""
+    try:
+        joined = _BETWEEN.join(text.encode() for text in texts).replace(b"+", b" ")
+        decoded = [part.decode() for part in unquote_to_bytes(joined).split(_BETWEEN)]
+    except UnicodeError:
+        decoded = []
+    if len(decoded) != len(texts):
+        raise BadQuery("the query's percent-encoding must be of UTF-8 (%C3%A9, not %E9)")
+    return decoded
+
+
+def _integers(texts: Sequence[str]) -> list[int] | None:
+    """All of the texts as numbers; None where one of them is anything but digits, as JSON writes them."""
+    joined = ",".join(texts)
+    if joined.count(",") >= len(texts) or not (joined.isascii() and joined.replace(",", "").isdigit()):
+        return None
+    try:
+        numbers: list[int] = orjson.loads(f"[{joined}]")
+    except orjson.JSONDecodeError:
+        return None
+    return numbers
 
 
 def _number(text: str) -> float | None:

@@ -1,25 +1,39 @@
-"""Who may connect: a verdict on a request, from what its socket and its headers say.
+"""Which requests are allowed: a verdict from the peer's address and from the headers.
 
-Three strangers are kept out. The world beyond the internal networks: by the peer's address, and by every address
-that a forwarding header names, so that a proxy on the same host never lets it in. A page whose name was rebound to
-an internal address: by ``Host``. A page from elsewhere in an internal browser: by ``Origin``. Whatever a peer puts
-into its forwarding headers can only exclude it.
+Three kinds of outsiders are refused. The world beyond the internal networks: by the peer's address, and by every
+address that a forwarding header names, so that a proxy on the same host never admits it. A page whose name was rebound
+to an internal address: by ``Host``. A page of another site in an internal browser: by ``Origin``, or by
+``Sec-Fetch-Site`` where the browser sends no ``Origin``. A forged forwarding header can only exclude its sender.
 
-This file must never know of sockets, of WebSocket, or of what a path means.
+Nothing here knows of sockets, of WebSocket, or of what a path means.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+from bridge.fanout.authority import (
+    DEFAULT_PORTS,
+    IPV6,
+    MAX_ORIGIN_CHARACTERS,
+    Address,
+    Authority,
+    address_of,
+    authority_of,
+    canonical_origin,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+Headers: TypeAlias = "Mapping[str, Sequence[str]]"
+"""The values of each header by its name in lower case, in the order in which they came, decoded as Latin-1."""
 
 DEFAULT_NETWORKS: tuple[Network, ...] = (
     ipaddress.IPv4Network("127.0.0.0/8"),
@@ -30,13 +44,28 @@ DEFAULT_NETWORKS: tuple[Network, ...] = (
     ipaddress.IPv6Network("fc00::/7"),
 )
 
+FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+MAX_FORWARDED = 32
+"""Addresses in the forwarding headers of a request. Nobody has a chain of so many proxies, and each address takes
+5 microseconds of the loop."""
+
+MAX_FORWARDED_PAIRS = 4 * MAX_FORWARDED
+"""Of ``Forwarded``, which has four: for, by, host and proto."""
+
+MAX_FORWARDED_CHARACTERS = 64 * MAX_FORWARDED
+"""Of all these headers together. An element of ``Forwarded`` may have other pairs beside its address."""
+
 DETAIL_CHARACTERS = 200
 
-# None of these has a place for anything of the peer's: the sentence is sent back as it stands.
+# No sentence quotes the request: it is sent to the client as it is.
 _PEER = "Your address is in none of the networks that may connect (BRIDGE_ALLOWED_NETWORKS)."
 _FORWARDED = (
     "A forwarding header names an address outside the networks that may connect (BRIDGE_ALLOWED_NETWORKS), "
     "or none that can be read."
+)
+_FORWARDED_MANY = (
+    f"The forwarding headers have more than {MAX_FORWARDED} addresses or {MAX_FORWARDED_CHARACTERS} characters."
 )
 _HOST_COUNT = "A request must have exactly one Host header."
 _HOST_FORM = "The Host header must be a host name or an address, with or without a port."
@@ -48,32 +77,23 @@ _TARGET_FORM = "A request target that is a whole URL must begin with http or htt
 _TARGET_HOST = "The request target and the Host header must name the same host and port."
 _ORIGIN_COUNT = "A request must have no more than one Origin header."
 _ORIGIN = "Pages of this origin may not connect (BRIDGE_ALLOWED_ORIGINS)."
+_CROSS_SITE = "A page of another site may not connect without saying its origin (Sec-Fetch-Site: cross-site)."
 
-# Each expression reads a whole text, and only in ASCII: what is not matched is not understood, and refused. An IPv6
-# zone has no place in a header (RFC 7239 section 6, RFC 3986 section 3.2.2), so "%" is in none of them.
-_IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
-_AUTHORITY = re.compile(
-    rf"(?:\[(?P<boxed>{_IPV6})\]|(?P<name>[\w-]+(?:\.[\w-]+)*)\.?)(?::(?P<port>[0-9]{{1,5}}))?",
-    re.ASCII | re.IGNORECASE,
-)
 _ABSOLUTE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?:[/?].*)?", re.ASCII | re.IGNORECASE)
-_ORIGIN_FORM = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/]*)", re.ASCII | re.IGNORECASE)
 # RFC 7239 section 6: a node may have a port, and that may be obfuscated.
 _NODE_PORT = r"(?::(?:[0-9]{1,5}|_[\w.-]+))?"
 _NODE = re.compile(
-    rf"\[(?P<boxed>{_IPV6})\]{_NODE_PORT}|(?P<v4>[0-9.]+){_NODE_PORT}|(?P<v6>{_IPV6})", re.ASCII | re.IGNORECASE
+    rf"\[(?P<boxed>{IPV6})\]{_NODE_PORT}|(?P<v4>[0-9.]+){_NODE_PORT}|(?P<v6>{IPV6})", re.ASCII | re.IGNORECASE
 )
 # RFC 7239 section 4, but without escapes in quoted strings.
 _PAIR = re.compile(r"""(?P<name>[\w!#$%&'*+.^`|~-]+)=(?P<value>"[^"\\]*"|[^"\\\s]+)""", re.ASCII)
-# What inet_aton and browsers take for an IPv4 address although it has no dot, 0x7f000001 say.
+# What inet_aton and browsers take for an IPv4 address although it has no dot, such as 0x7f000001.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is turned away: ``status`` and ``sentence`` for the peer, the rest for the operator.
+    """Why a request is refused: ``status`` and ``sentence`` for the client, the rest for the operator.
 
     ``rule`` is a metric label: peer, forwarded, host or origin. ``detail`` is the offending value in printable ASCII,
     up to ``DETAIL_CHARACTERS``.
@@ -85,148 +105,147 @@ class Refusal:
     detail: str
 
 
-class _Authority(NamedTuple):
-    """A host and its port; an address is written in its canonical form, without brackets."""
-
-    host: str
-    address: Address | None
-    port: int | None
-
-    def agrees(self, other: _Authority, scheme: str) -> bool:
-        """Whether both are the same place, where a missing port is the scheme's."""
-        default = _DEFAULT_PORTS[scheme]
-        return self.host == other.host and (
-            (default if self.port is None else self.port) == (default if other.port is None else other.port)
-        )
-
-    @property
-    def is_localhost(self) -> bool:
-        return self.host == "localhost" or self.host.endswith(".localhost")
-
-
-@dataclass(frozen=True, slots=True)
 class Access:
-    """The operator's word on who may connect.
+    """The operator's rules: which networks, hosts and origins are allowed."""
 
-    ``hosts`` are names in lower case; ``origins`` are ``scheme://host[:port]`` in lower case, without a trailing slash
-    (``null`` may be one).
-    """
-
-    networks: tuple[Network, ...]
-    hosts: frozenset[str]
-    origins: frozenset[str]
+    def __init__(self, networks: Iterable[Network], hosts: frozenset[str], origins: frozenset[str]) -> None:
+        """``hosts`` and ``origins`` are in the forms of ``canonical_host`` and ``canonical_origin``."""
+        self._networks = _Ranges(networks)
+        self.hosts = hosts
+        self.origins = origins
 
     def admits_peer(self, address: str) -> bool:
-        """Whether a socket's peer address is internal; an IPv6 zone counts for nothing."""
-        parsed = _address(address)
-        return parsed is not None and self._is_internal(parsed)
+        """Whether a socket's peer address is internal. An IPv6 zone counts for nothing."""
+        parsed = address_of(address)
+        return parsed is not None and parsed in self._networks
 
-    def stranger(self, peer: str) -> Refusal | None:
-        """Why whoever has this address is turned away, before it says anything; None where it may speak."""
-        return None if self.admits_peer(peer) else _refused(_PEER, "peer", peer)
+    def check_peer(self, address: str) -> Refusal | None:
+        """Why a client with this address is refused before it sends anything; None if it is not."""
+        return None if self.admits_peer(address) else _refused(_PEER, "peer", address)
 
-    def refusal(self, headers: Sequence[tuple[str, str]], target: str) -> Refusal | None:
-        """The first rule that the request of somebody who may speak breaks, if any.
-
-        ``headers`` are all that came, in order, names in any case, values decoded as Latin-1.
-        """
-        hosts: list[str] = []
-        origins: list[str] = []
-        for name, value in headers:
-            match name.lower():
-                case "host":
-                    hosts.append(value.strip(" \t"))
-                case "origin":
-                    origins.append(value.strip(" \t"))
-                case "forwarded" | "x-forwarded-for" | "x-real-ip" as header:
-                    if (stranger := self._stranger(header, value)) is not None:
-                        return _refused(_FORWARDED, "forwarded", f"{header}: {stranger}")
+    def check_request(self, headers: Headers, target: str, *, requires_host: bool = True) -> Refusal | None:
+        """The first rule about forwarding, ``Host`` and target that a request of an internal peer breaks, if any."""
+        if (refusal := self._check_forwarded(headers)) is not None:
+            return refusal
+        hosts = headers.get("host", ())
+        if not hosts and not requires_host and target.startswith("/"):
+            return None
         if len(hosts) != 1:
-            return _refused(_HOST_COUNT, "host", ", ".join(hosts), status=400)
-        if (host := _authority(hosts[0])) is None:
+            return _refused(_HOST_COUNT, "host", ", ".join(hosts[:2]), status=400)
+        if (host := authority_of(hosts[0].strip(" \t"))) is None:
             return _refused(_HOST_FORM, "host", hosts[0], status=400)
         if not self._answers_to(host):
             return _refused(_HOST_NAME, "host", hosts[0])
-        return self._target_refusal(target, host) or self._origin_refusal(origins, host)
+        return _check_target(target, host)
 
-    def _is_internal(self, address: Address) -> bool:
-        return any(address in network for network in self.networks)
+    def check_origin(self, headers: Headers) -> Refusal | None:
+        """Why a page may not use what is not for every page, after ``check_request``; None if it may."""
+        origins = headers.get("origin", ())
+        if len(origins) > 1:
+            return _refused(_ORIGIN_COUNT, "origin", ", ".join(origins[:2]))
+        if origins:
+            return None if self.allowed_origin(headers) is not None else _refused(_ORIGIN, "origin", origins[0])
+        # Browsers send no Origin with <img>, <script> and fetch in the mode no-cors.
+        if any(site.strip(" \t").lower() == "cross-site" for site in headers.get("sec-fetch-site", ())):
+            return _refused(_CROSS_SITE, "origin", "Sec-Fetch-Site: cross-site")
+        return None
 
-    def _stranger(self, header: str, value: str) -> str | None:
+    def allowed_origin(self, headers: Headers) -> str | None:
+        """The request's ``Origin`` as it came, if it has exactly one and a page of that origin may connect."""
+        origins = headers.get("origin", ())
+        if len(origins) != 1:
+            return None
+        origin = origins[0].strip(" \t")
+        if not origin.isascii() or len(origin) > MAX_ORIGIN_CHARACTERS:
+            return None
+        try:
+            canonical = canonical_origin(origin)
+        except ValueError:
+            return None
+        return origin if self._admits_origin(canonical, headers.get("host", ())) else None
+
+    def _admits_origin(self, canonical: str, hosts: Sequence[str]) -> bool:
+        if canonical in self.origins:
+            return True
+        scheme, _, rest = canonical.partition("://")
+        authority = authority_of(rest) if scheme in DEFAULT_PORTS else None
+        if authority is None:
+            return False
+        if authority.is_loopback:
+            return True
+        # The same host can't be a rebound name, because Host has passed its own rule.
+        host = authority_of(hosts[0].strip(" \t")) if hosts else None
+        return host is not None and authority.agrees(host, scheme)
+
+    def _check_forwarded(self, headers: Headers) -> Refusal | None:
+        given = [(name, value) for name in FORWARDING for value in headers.get(name, ())]
+        # Before anything is parsed. More addresses are never judged by the first ones: the last may be external.
+        if (
+            sum(value.count(",") + 1 for _, value in given) > MAX_FORWARDED
+            or sum(value.count(";") for _, value in given) > MAX_FORWARDED_PAIRS
+            or sum(len(value) for _, value in given) > MAX_FORWARDED_CHARACTERS
+        ):
+            return _refused(_FORWARDED_MANY, "forwarded", "{}: {}".format(*given[0]))
+        for name, value in given:
+            if (external := self._external(name, value)) is not None:
+                return _refused(_FORWARDED, "forwarded", f"{name}: {external}")
+        return None
+
+    def _external(self, header: str, value: str) -> str | None:
         """The first element of a forwarding header that is not, or not known to be, an internal address."""
         for element in value.split(","):
             nodes = _forwarded_nodes(element) if header == "forwarded" else [element.strip(" \t")]
             for node in nodes:
                 address = _node_address(node)
-                if address is None or not self._is_internal(address):
+                if address is None or address not in self._networks:
                     return element
         return None
 
-    def _answers_to(self, host: _Authority) -> bool:
+    def _answers_to(self, host: Authority) -> bool:
         if host.is_localhost or host.host in self.hosts:
             return True
         if host.address is not None:
-            return self._is_internal(host.address)
+            return host.address in self._networks
         return "." not in host.host and _NUMBER.fullmatch(host.host) is None
 
-    def _target_refusal(self, target: str, host: _Authority) -> Refusal | None:
-        """RFC 9112 section 3.2.2: an absolute target names a host of its own, and it counts before ``Host``."""
-        if target.startswith("/") or "://" not in target:
-            return None
-        form = _ABSOLUTE.fullmatch(target)
-        authority = None if form is None else _authority(form["authority"])
-        if form is None or authority is None:
-            return _refused(_TARGET_FORM, "host", target, status=400)
-        # What agrees with Host has passed the rule for Host.
-        return None if authority.agrees(host, form["scheme"].lower()) else _refused(_TARGET_HOST, "host", target)
 
-    def _origin_refusal(self, origins: list[str], host: _Authority) -> Refusal | None:
-        if not origins:
-            return None
-        if len(origins) > 1:
-            return _refused(_ORIGIN_COUNT, "origin", ", ".join(origins))
-        return None if self._admits_origin(origins[0], host) else _refused(_ORIGIN, "origin", origins[0])
+class _Ranges:
+    """Networks as sorted ranges of addresses: a lookup takes the same time for one network and for thousands."""
 
-    def _admits_origin(self, origin: str, host: _Authority) -> bool:
-        if origin.lower() in self.origins:
-            return True
-        form = _ORIGIN_FORM.fullmatch(origin)
-        authority = None if form is None else _authority(form["authority"])
-        if form is None or authority is None:
-            return False
-        if authority.is_localhost or (authority.address is not None and authority.address.is_loopback):
-            return True
-        # The same host can't be a rebound name: Host has passed its own rule by now.
-        return authority.agrees(host, form["scheme"].lower())
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._starts: dict[int, list[int]] = {4: [], 6: []}
+        self._ends: dict[int, list[int]] = {4: [], 6: []}
+        given = tuple(networks)
+        v4 = ipaddress.collapse_addresses([each for each in given if isinstance(each, ipaddress.IPv4Network)])
+        v6 = ipaddress.collapse_addresses([each for each in given if isinstance(each, ipaddress.IPv6Network)])
+        collapsed: tuple[Network, ...] = (*v4, *v6)
+        for network in collapsed:
+            self._starts[network.version].append(int(network.network_address))
+            self._ends[network.version].append(int(network.broadcast_address))
+
+    def __contains__(self, address: Address) -> bool:
+        number = int(address)
+        index = bisect_right(self._starts[address.version], number) - 1
+        return index >= 0 and number <= self._ends[address.version][index]
 
 
-def _address(text: str) -> Address | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
+def _check_target(target: str, host: Authority) -> Refusal | None:
+    """RFC 9112 section 3.2.2: an absolute target names a host of its own, which counts before ``Host``."""
+    if target.startswith("/") or "://" not in target:
         return None
-    return address if isinstance(address, ipaddress.IPv4Address) else address.ipv4_mapped or address
-
-
-def _authority(text: str) -> _Authority | None:
-    """``host[:port]``, read strictly: no user, no escapes, no empty label, one trailing dot at most."""
-    form = _AUTHORITY.fullmatch(text)
-    if form is None:
-        return None
-    boxed, name, digits = form["boxed"], form["name"], form["port"]
-    port = None if digits is None else int(digits)
-    # A name that does not begin with a digit spares the attempt to read it as an address.
-    address = _address(name if boxed is None else boxed) if boxed is not None or name[0].isdigit() else None
-    if (boxed is not None and address is None) or (port is not None and port > 65535):
-        return None
-    return _Authority(name.lower() if address is None else str(address), address, port)
+    form = _ABSOLUTE.fullmatch(target)
+    authority = None if form is None else authority_of(form["authority"])
+    if form is None or authority is None:
+        return _refused(_TARGET_FORM, "host", target, status=400)
+    # A target that agrees with Host has passed the rule for Host.
+    return None if authority.agrees(host, form["scheme"].lower()) else _refused(_TARGET_HOST, "host", target)
 
 
 def _forwarded_nodes(element: str) -> list[str]:
-    """What an element of ``Forwarded`` names with ``for=``; an empty node where it names nobody or can't be read.
+    """The values of ``for=`` in an element of ``Forwarded``; an empty one if it has none or can't be parsed.
 
     Elements and pairs are divided at every comma and semicolon, quoted or not. Without this, a peer's unclosed quote
-    could swallow the element that a proxy appends; and no address has either in it.
+    could swallow the element that a proxy appends. No address has either character in it.
     """
     nodes: list[str] = []
     for pair in element.split(";"):
@@ -243,11 +262,11 @@ def _forwarded_nodes(element: str) -> list[str]:
 
 def _node_address(node: str) -> Address | None:
     form = _NODE.fullmatch(node)
-    return None if form is None else _address(form["boxed"] or form["v4"] or form["v6"])
+    return None if form is None else address_of(form["boxed"] or form["v4"] or form["v6"])
 
 
 def _refused(sentence: str, rule: str, value: str, *, status: int = 403) -> Refusal:
-    # Without the first cut, escaping would cost as much as the peer likes.
+    # Without the first cut, a client decides how much is escaped.
     detail = value[: DETAIL_CHARACTERS + 1].encode("unicode_escape").decode("ascii")
     if len(detail) > DETAIL_CHARACTERS:
         detail = detail[: DETAIL_CHARACTERS - 3] + "..."

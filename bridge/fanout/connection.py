@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, cast
 
+from bridge.fanout import tcp_info
 from bridge.fanout.allowance import READ_BYTES, RECEIVED, Allowance
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import PING, close_frame, pong_frame
@@ -23,9 +24,6 @@ from bridge.fanout.view import View
 LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to
 80 KB, and for the close frame. With a longer one the client may find the end of the connection without its reason."""
-
-ENDED = frozenset({7, 8})
-"""TCP_CLOSE, after a reset, and TCP_CLOSE_WAIT."""
 
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
@@ -177,13 +175,9 @@ class Connection(asyncio.BufferedProtocol):
     def end_if_gone(self) -> None:
         """Ends the connection at once where its client has ended it, which only a read would tell."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
-        if stream is None or not hasattr(socket, "TCP_INFO"):
-            return
-        assert self._transport is not None
         with suppress(OSError):
-            # Its first byte is the state, numbered as in Linux' tcp_states.h.
-            if stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in ENDED:
-                self._transport.abort()
+            if stream is not None and tcp_info.has_ended(stream):
+                self.abort()
 
     def received(self, data: memoryview | bytes) -> bool:
         """Deals with a client's bytes. False where it has said too much: nothing is read of it for a while."""

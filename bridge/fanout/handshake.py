@@ -1,11 +1,10 @@
 """From a TCP connection to a WebSocket one, or to a page, or to a refusal: the first bytes of every client.
 
-HTTP is parsed and the upgrade is checked by websockets; who may connect is decided by `access`. Bounded in bytes and
-time, TLS included. What is left of a client after its upgrade is a `Connection`, and nothing of this.
+Bounded in bytes and time, TLS included. What a request says is read by `http_request`, which requests are allowed is
+decided by `access`, what RFC 6455 requires by `upgrade`. After an upgrade, a `Connection` takes the client over.
 """
 
 import asyncio
-import re
 import socket
 import ssl
 import struct
@@ -14,23 +13,16 @@ from functools import partial
 from http import HTTPStatus
 from typing import Protocol, cast
 
-from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHeader
-from websockets.http11 import Request, Response
-from websockets.server import ServerProtocol
-
 from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
+from bridge.fanout import paths, tcp_info, upgrade
 from bridge.fanout.access import Access
 from bridge.fanout.allowance import RECEIVED
-from bridge.fanout.pages import Page, Pages, sentence
+from bridge.fanout.http_request import BadRequest, Request, RequestReader
+from bridge.fanout.listeners import SEND_BUFFER_BYTES
+from bridge.fanout.pages import Pages
+from bridge.fanout.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.fanout.tls import Tls
-
-MAX_REQUEST_BYTES = 16384
-"""Request line and headers. A browser with a full jar of cookies for localhost sends about 8 KiB."""
-
-MAX_LINE_BYTES, MAX_HEADERS = 8190, 128
-"""websockets' own limits."""
 
 MAX_BEHIND_BYTES = 2**18
 """Behind a request that is answered: a body that somebody sends along. It is read, so that the answer is not lost to a
@@ -39,18 +31,17 @@ reset, and thrown away; what is more than that only costs time."""
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
 
-TLS_HANDSHAKE = 0x16
-"""The first byte of whoever speaks TLS (RFC 8446, section 5.1)."""
+SENT_CHECK_S = 0.05
+"""Between two checks whether a client has got a response over TLS that its kernel could not take at once."""
 
-OTHER_METHOD = re.compile(rb"(?!GET )[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n")
+READ_METHODS = frozenset({"GET", "HEAD"})
 
-ONLY_GET = sentence(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET is answered here.", ("Allow", "GET"))
-
-FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
-"""In every answer: a browser takes it for nothing else than it is, and hands it to no page of another origin."""
-
-
-TOO_LARGE = f"Of a request {MAX_REQUEST_BYTES} bytes are read, {MAX_HEADERS} headers, {MAX_LINE_BYTES} bytes a line."
+PREFLIGHT = (
+    ("Access-Control-Allow-Methods", "GET"),
+    ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control"),
+    ("Access-Control-Max-Age", "7200"),
+)
+"""What a page of another origin may send to the endpoint. For two hours, the most that Chromium remembers it for."""
 
 
 class Host(Protocol):
@@ -64,7 +55,9 @@ class Host(Protocol):
     handshake_timeout_s: float
     tls_shutdown_s: float
 
-    def upgraded(self, handshake: "Handshake", transport: asyncio.Transport, wish: Wish, rest: bytes) -> None:
+    def upgraded(
+        self, handshake: "Handshake", transport: asyncio.Transport, request: Request, wish: Wish, rest: bytes
+    ) -> None:
         """The client of this handshake has a connection now; `rest` is what it sent after its request."""
 
     def refused(self, rule: str, peer: str, detail: str) -> None:
@@ -81,11 +74,13 @@ class Handshake(asyncio.BufferedProtocol):
         """`client` is an accepted socket, whose `address` may connect."""
         self.address = address
         self._host = host
-        self._received = bytearray()
+        self._reader: RequestReader | None = RequestReader()
         self._transport: asyncio.Transport | None = None
         self._answered = False
         self._behind_bytes = 0
         """What came behind a request that is answered."""
+        self._read_by_client = 0
+        """How far the client has read its answer, at the last look."""
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
         # Makes a transport of the socket, with TLS where the bridge has a certificate.
@@ -135,17 +130,14 @@ class Handshake(asyncio.BufferedProtocol):
             if self._behind_bytes > MAX_BEHIND_BYTES:
                 self.abort()
             return
-        scanned = max(0, len(self._received) - 3)
-        self._received += RECEIVED[:nbytes]
-        if self._received[0] == TLS_HANDSHAKE:
-            self._refuse("malformed", HTTPStatus.BAD_REQUEST, "There is no TLS here: use ws:// and http://.")
-            return
-        end = self._received.find(b"\r\n\r\n", scanned)
-        if end < 0 or end > MAX_REQUEST_BYTES:
-            if len(self._received) > MAX_REQUEST_BYTES:
-                self._refuse("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
-            return
-        self._request(bytes(self._received[: end + 4]), bytes(self._received[end + 4 :]))
+        assert self._reader is not None
+        try:
+            read = self._reader.feed(RECEIVED[:nbytes])
+        except BadRequest as error:
+            self._refuse(error.rule, error.status, str(error))
+        else:
+            if read is not None:
+                self._answer_request(*read)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
@@ -167,100 +159,135 @@ class Handshake(asyncio.BufferedProtocol):
         elif self._opening is not None:
             self._opening.cancel()
 
-    def _request(self, head: bytes, rest: bytes) -> None:
-        assert self._transport is not None
-        protocol = ServerProtocol(max_size=None)
-        protocol.receive_data(head)
-        events = protocol.events_received()
-        # A generator of the protocol's own, which refers to it: with it, each handshake would leave 1.3 KB to the
-        # garbage collector. No more bytes come here.
-        del protocol.parser
-        if not events:
-            # Also a request with a body, which no page takes.
-            lines = head.split(b"\r\n")
-            if OTHER_METHOD.match(head):
-                self._answer(ONLY_GET)
-            elif max(map(len, lines)) > MAX_LINE_BYTES or len(lines) > MAX_HEADERS + 3:
-                self._refuse("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
-            else:
-                self._refuse("malformed", HTTPStatus.BAD_REQUEST, "This is not an HTTP request that can be read.")
-            return
-        request = events[0]
-        assert isinstance(request, Request)
-        refusal = self._host.access.refusal(list(request.headers.raw_items()), request.path)
+    def _answer_request(self, request: Request, rest: bytes) -> None:
+        """`rest` is what came behind the head."""
+        host, path, access = self._host, request.path, self._host.access
+        requires_host = not (request.version == "1.0" and path in paths.PROBED)
+        refusal = access.check_request(request.headers, request.target, requires_host=requires_host)
+        if refusal is None and path == host.path:
+            refusal = access.check_origin(request.headers)
         if refusal is not None:
-            self._refuse(refusal.rule, HTTPStatus(refusal.status), refusal.sentence, refusal.detail)
-            return
-        path, query = _split(request.path)
-        if request.method != "GET":
-            self._answer(ONLY_GET)
-        elif path != self._host.path:
-            self._answer(self._host.pages.get(path))
+            self._refuse(refusal.rule, HTTPStatus(refusal.status), refusal.sentence, refusal.detail, request)
+        elif path == host.path:
+            self._answer_endpoint(request, rest)
+        elif request.method in READ_METHODS:
+            response = host.pages.get(path)
+            self._answer(unless_matched(response, request.headers.get("if-none-match", ())), request)
+        elif path == "*":
+            # About the server as a whole: the check that HAProxy's manual shows.
+            self._answer(Response(HTTPStatus.NO_CONTENT, b"", headers=(("Allow", "GET, HEAD, OPTIONS"),)), request)
         else:
-            try:
-                wish = self._host.filters.read(query)
-            except BadQuery as error:
-                # Some hints are questions, with a mark of their own.
-                end = "" if str(error).endswith("?") else "."
-                sentence = f"This query can't be answered: {error}{end}"
-                self._refuse("query", HTTPStatus.BAD_REQUEST, sentence)
-            else:
-                self._upgrade(protocol, request, wish, rest)
+            self._answer_other_method(request, "GET, HEAD")
 
-    def _upgrade(self, protocol: ServerProtocol, request: Request, wish: Wish, rest: bytes) -> None:
+    def _answer_endpoint(self, request: Request, rest: bytes) -> None:
+        """A request to the path of updates, from where it may be sent."""
+        if request.method == "OPTIONS":
+            allow = ("Allow", "GET, HEAD, OPTIONS")
+            self._answer(Response(HTTPStatus.NO_CONTENT, b"", headers=(allow, *PREFLIGHT)), request)
+            return
+        if request.method not in READ_METHODS:
+            self._answer_other_method(request, "GET, HEAD, OPTIONS")
+            return
+        try:
+            wish = self._host.filters.read(request.query)
+        except BadQuery as error:
+            # Some hints are questions, with a mark of their own.
+            end = "" if str(error).endswith("?") else "."
+            text = f"This query can't be answered: {error}{end}"
+            self._refuse("query", HTTPStatus.BAD_REQUEST, text, request=request)
+            return
+        answer = upgrade.answer(request, self._host.path, self._cors(request))
+        if isinstance(answer, upgrade.NoUpgrade):
+            self._refuse("upgrade", answer.status, answer.sentence, request=request, headers=answer.headers)
+            return
         assert self._transport is not None
-        response = protocol.accept(request)
-        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._refuse_upgrade(HTTPStatus(response.status_code), protocol.handshake_exc)
-            return
         self._answered = True
+        self._reader = None
         self._stop_timer()
-        self._transport.write(response.serialize())
-        self._host.upgraded(self, self._transport, wish, rest)
+        self._transport.write(answer)
+        self._host.upgraded(self, self._transport, request, wish, rest)
 
-    def _refuse_upgrade(self, status: HTTPStatus, error: Exception | None) -> None:
-        """In words of our own: the library's quote the client, to itself and in the log."""
-        if isinstance(error, InvalidHeader) and error.name == "Sec-WebSocket-Version" and error.value is not None:
-            status = HTTPStatus.UPGRADE_REQUIRED
-        headers: tuple[tuple[str, str], ...] = ()
-        if status is HTTPStatus.UPGRADE_REQUIRED:
-            text = f"{self._host.path} is a WebSocket endpoint: connect to it with a WebSocket client (version 13)."
-            # RFC 9110, section 15.5.22, and RFC 6455, section 4.4.
-            headers = ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")
-        else:
-            text = "This is no WebSocket handshake (RFC 6455, section 4.1): a header is missing, twice or malformed."
-        self._refuse("upgrade", status, text, headers=headers)
+    def _answer_other_method(self, request: Request, allowed: str) -> None:
+        text = f"Only {allowed} are answered here."
+        self._answer(sentence(HTTPStatus.METHOD_NOT_ALLOWED, text, ("Allow", allowed)), request)
+
+    def _cors(self, request: Request) -> tuple[Header, ...]:
+        """What lets a page of another origin read the answer, if it may connect. Never with credentials."""
+        is_endpoint = request.path == self._host.path
+        if not (is_endpoint or paths.is_shared(request.path)):
+            return ()
+        vary: Header = ("Vary", "Accept, Origin" if is_endpoint else "Origin")
+        origin = self._host.access.allowed_origin(request.headers)
+        return (vary,) if origin is None else (vary, ("Access-Control-Allow-Origin", origin))
 
     def _too_late(self) -> None:
-        if self._answered:
-            self.abort()
-            return
         seconds = self._host.handshake_timeout_s
         if self._transport is None:
             self._host.refused("timeout", self.address, f"No complete TLS handshake within {seconds:g} seconds.")
             self.abort()
             return
-        # Once more, for a client that does not end the connection either: it would keep its place for ever.
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
         self._refuse("timeout", HTTPStatus.REQUEST_TIMEOUT, f"No complete request within {seconds:g} seconds.")
 
     def _refuse(
-        self, rule: str, status: HTTPStatus, text: str, detail: str = "", headers: tuple[tuple[str, str], ...] = ()
+        self,
+        rule: str,
+        status: HTTPStatus,
+        text: str,
+        detail: str = "",
+        request: Request | None = None,
+        headers: tuple[Header, ...] = (),
     ) -> None:
         self._host.refused(rule, self.address, detail or text)
-        self._answer(sentence(status, text, *headers))
+        self._answer(sentence(status, text, *headers), request)
 
-    def _answer(self, page: Page) -> None:
+    def _answer(self, response: Response, request: Request | None = None) -> None:
         assert self._transport is not None
         self._answered = True
-        self._received.clear()
-        self._transport.write(serialized(page))
+        self._reader = None
+        self._stop_timer()
+        has_body = True
+        if request is not None:
+            response = response.with_headers(*self._cors(request))
+            has_body = request.method != "HEAD"
+        data = serialized(response, has_body=has_body)
+        self._read_by_client = self._progress()
+        self._transport.write(data)
+        # A client that does not end the connection, or reads nothing, would keep its place for ever.
+        self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s, self._cut_unless_read)
         # Only our side ends: closing the socket with bytes unread would reset it, and the answer might never be seen.
-        # The timer runs on: it ends the connection of a client that does not end it.
         if self._transport.can_write_eof():
             self._transport.write_eof()
+        elif len(data) <= SEND_BUFFER_BYTES:
+            self._transport.close()  # the kernel has it
         else:
+            self._close_when_read(self._read_by_client + len(data))
+
+    def _cut_unless_read(self) -> None:
+        """Ends the connection if the client has read nothing of its answer since the last look."""
+        progress = self._progress()
+        if progress <= self._read_by_client:
+            self.abort()
+            return
+        self._read_by_client = progress
+        self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s, self._cut_unless_read)
+
+    def _close_when_read(self, progress: int) -> None:
+        """Begins the end of TLS, which has a timeout of its own, when the client has got that far."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._progress() >= progress:
             self._transport.close()
+        else:
+            asyncio.get_running_loop().call_later(SENT_CHECK_S, self._close_when_read, progress)
+
+    def _progress(self) -> int:
+        """A number that grows as the client reads: bytes that it acknowledged, or the bytes that wait, from below."""
+        assert self._transport is not None
+        acknowledged = None
+        if (stream := self._transport.get_extra_info("socket")) is not None:
+            with suppress(OSError):
+                acknowledged = tcp_info.acknowledged_bytes(stream)
+        return -self._transport.get_write_buffer_size() if acknowledged is None else acknowledged
 
     def _end(self) -> None:
         self._stop_timer()
@@ -270,27 +297,3 @@ class Handshake(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def serialized(page: Page) -> bytes:
-    """A response as bytes, after which the connection ends."""
-    headers = Headers(
-        [
-            ("Content-Type", page.content_type),
-            ("Content-Length", str(len(page.body))),
-            ("Cache-Control", "no-store"),
-            *FOR_BROWSERS,
-            ("Content-Security-Policy", page.policy),
-            ("Connection", "close"),
-            *page.headers,
-        ]
-    )
-    return Response(page.status.value, page.status.phrase, headers, page.body).serialize()
-
-
-def _split(target: str) -> tuple[str, str]:
-    """Path and query of an origin-form or absolute-form request target."""
-    if not target.startswith("/"):
-        target = "/" + target.partition("://")[2].partition("/")[2]
-    path, _, query = target.partition("?")
-    return path, query

@@ -5,24 +5,21 @@ once, at the start.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
 
 import orjson
 
 from bridge.contract import asyncapi
-from bridge.fanout.paths import PARTS, SCHEMAS
+from bridge.fanout.paths import ASYNCAPI, PARTS, SCHEMAS
+from bridge.fanout.responses import JSON, NOT_IN_A_FRAME, Response, document, sentence
 from bridge.metrics import CONTENT_TYPE, Metrics
 
-JSON = "application/json; charset=utf-8"
-TEXT = "text/plain; charset=utf-8"
+SCHEMA_JSON = "application/schema+json"
+"""As JSON Schema registers it (draft 2020-12, core, section 14). Like every JSON it has no parameter for a charset."""
 
 UPDATES_PATH = "@UPDATES_PATH@"
 """What stands in index.html for the path of the WebSocket endpoint, in a quoted attribute."""
-
-NOT_IN_A_FRAME = "frame-ancestors 'none'"
-"""The policy of everything that is no page for people: no page of somebody else's shows it as its own."""
 
 LIVE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -33,31 +30,14 @@ LIVE_POLICY = (
 text, and markup that slipped in all the same runs nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """An HTTP response before it is written."""
-
-    status: HTTPStatus
-    body: bytes
-    content_type: str = TEXT
-    headers: tuple[tuple[str, str], ...] = ()
-    policy: str = NOT_IN_A_FRAME
-    """Its Content-Security-Policy."""
-
-
-def sentence(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Page:
-    """A refusal or an error: one plain sentence."""
-    return Page(status, text.encode() + b"\n", TEXT, headers)
-
-
-def _live(updates_path: str) -> dict[str, Page]:
+def _live(updates_path: str) -> dict[str, Response]:
     """The live page's parts by their paths. Raises OSError where one can't be read."""
     parts = {}
     for path, (file, media_type) in PARTS.items():
         body = file.read_bytes()
         if path == "/":
             body = body.replace(UPDATES_PATH.encode(), escape(updates_path).encode())
-        parts[path] = Page(HTTPStatus.OK, body, media_type, (("Referrer-Policy", "no-referrer"),), LIVE_POLICY)
+        parts[path] = Response(HTTPStatus.OK, body, media_type, (("Referrer-Policy", "no-referrer"),), LIVE_POLICY)
     return parts
 
 
@@ -74,9 +54,8 @@ class Pages:
         """`readiness` says whether the bridge is ready, and what its JSON body is."""
         self._readiness = readiness
         self._metrics = metrics
-        self._schemas = schemas
-        self.asyncapi: bytes | None = None
-        """The AsyncAPI document, once it is known which port it must name."""
+        self._documents = {f"{SCHEMAS}{name}": document(body, SCHEMA_JSON) for name, body in schemas.items()}
+        self._documents[SCHEMAS] = document(orjson.dumps(sorted(schemas)), JSON)
         self._live = _live(updates_path)
         self._not_found = sentence(
             HTTPStatus.NOT_FOUND,
@@ -84,7 +63,11 @@ class Pages:
             "the pages are / (live), /healthz, /readyz, /metrics, /schemas/ and /asyncapi.json.",
         )
 
-    def get(self, path: str) -> Page:
+    def describe(self, asyncapi_document: bytes) -> None:
+        """Serves the AsyncAPI document from now on. It names the port, which is not known at the start."""
+        self._documents[ASYNCAPI] = document(asyncapi_document, asyncapi.MEDIA_TYPE)
+
+    def get(self, path: str) -> Response:
         """The page for a GET of `path` (without a query)."""
         match path:
             case "/healthz":
@@ -92,15 +75,9 @@ class Pages:
             case "/readyz":
                 ready, body = self._readiness()
                 status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-                return Page(status, orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE), JSON)
+                return Response(
+                    status, orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE), JSON
+                )
             case "/metrics":
-                return Page(HTTPStatus.OK, self._metrics.exposition(), CONTENT_TYPE)
-            case "/schemas/":
-                return Page(HTTPStatus.OK, orjson.dumps(sorted(self._schemas)), JSON)
-            case "/asyncapi.json" if self.asyncapi is not None:
-                return Page(HTTPStatus.OK, self.asyncapi, asyncapi.MEDIA_TYPE)
-        if (part := self._live.get(path)) is not None:
-            return part
-        if path.startswith(SCHEMAS) and (document := self._schemas.get(path.removeprefix(SCHEMAS))) is not None:
-            return Page(HTTPStatus.OK, document, "application/schema+json; charset=utf-8")
-        return self._not_found
+                return Response(HTTPStatus.OK, self._metrics.exposition(), CONTENT_TYPE)
+        return self._live.get(path) or self._documents.get(path) or self._not_found

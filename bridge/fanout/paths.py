@@ -10,7 +10,12 @@ from bridge.contract.catalog import PACKAGED
 SCHEMAS = "/schemas/"
 """Everything below it is a page as well."""
 
-NAMED = ("/healthz", "/readyz", "/metrics", SCHEMAS, "/asyncapi.json")
+ASYNCAPI = "/asyncapi.json"
+
+PROBED = ("/healthz", "/readyz", "/metrics")
+"""For programs that watch over the bridge. Some of them send HTTP/1.0 without Host (HAProxy's check)."""
+
+NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
 
 FOLDER = Path(__file__).parents[1] / "page"
 """The live page's files."""
@@ -26,6 +31,11 @@ PARTS = {
     "/icon.svg": (FOLDER / "icon.svg", "image/svg+xml"),
 }
 """The live page and what it loads: path, file, media type."""
+
+
+def is_shared(path: str) -> bool:
+    """Whether pages of other origins may read what is there, if they may connect: the contract's documents."""
+    return path == ASYNCAPI or path.startswith(SCHEMAS)
 
 
 def is_own(path: str) -> bool:

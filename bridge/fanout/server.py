@@ -10,17 +10,21 @@ from http import HTTPStatus
 import structlog
 
 from bridge import memory
+from bridge.contract import ids
 from bridge.contract.filters import Filters, Wish
+from bridge.contract.text import printable
 from bridge.fanout.access import Access, Refusal
 from bridge.fanout.allowance import Allowance, Speaker
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
-from bridge.fanout.handshake import Handshake, serialized
+from bridge.fanout.handshake import Handshake
+from bridge.fanout.http_request import Request
 from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.listeners import BACKLOG, open_listeners
-from bridge.fanout.pages import Pages, sentence
+from bridge.fanout.pages import Pages
+from bridge.fanout.responses import sentence, serialized
 from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
 from bridge.lines import Lines
@@ -90,6 +94,7 @@ class Server:
         self._clock = Clock(loop.time())
         self._allowance = Allowance(loop.time, loop.call_at, self._waits)
         self._lines = Lines(loop.time)
+        self._advised_subprotocol = False
         self._tally = Tally(limits.max_connections_per_address)
         self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
         """The eldest first. An ordinary dict looks for its first entry among all that were there before it."""
@@ -157,7 +162,7 @@ class Server:
 
     def let_in(self, client: socket.socket, address: str) -> None:
         """Takes an accepted socket, and gives its client a place; or closes it, where there is none for it."""
-        if (stranger := self.access.stranger(address)) is not None:
+        if (stranger := self.access.check_peer(address)) is not None:
             self._turn_away(client, address, stranger)
         elif (shared := self._tally.take(address)) is None:
             self.refused("address", address, "There are too many connections from this address.")
@@ -205,8 +210,11 @@ class Server:
         eldest.abort()
         return True
 
-    def upgraded(self, handshake: Handshake, transport: asyncio.Transport, wish: Wish, rest: bytes) -> None:
+    def upgraded(
+        self, handshake: Handshake, transport: asyncio.Transport, request: Request, wish: Wish, rest: bytes
+    ) -> None:
         del self._handshakes[handshake]
+        self._advise(request, wish, handshake.address)
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_S:
             self._clock.now_s = now_s
@@ -222,6 +230,26 @@ class Server:
             connection.close(CloseReason.CROWDED, max_connections_per_address=self._limits.max_connections_per_address)
         if rest:
             connection.received(rest)
+
+    def _advise(self, request: Request, wish: Wish, peer: str) -> None:
+        """Logs what is wrong with a client that is served all the same, and what to do about it."""
+        if not self._advised_subprotocol and (subprotocols := request.lists("sec-websocket-protocol")):
+            self._advised_subprotocol = True
+            _log.warning(
+                "client asked for a subprotocol; the bridge has none, and some libraries end the connection for that "
+                "(ws, Node, Bun, websocket-client): connect without a subprotocol",
+                peer=peer,
+                subprotocols=printable(", ".join(subprotocols), 100),
+            )
+        is_placeholder = wish.after is not None and ids.is_placeholder(wish.after)
+        if is_placeholder and (unsaid := self._lines.due("after")) is not None:
+            _log.warning(
+                "client gave a placeholder as the id to go on from, and gets everything that is kept: its variable "
+                "has no id yet; leave after empty then",
+                peer=peer,
+                after=wish.after,
+                **unsaid,
+            )
 
     def refused(self, rule: str, peer: str, detail: str) -> None:
         self._metrics.refused.labels(rule).inc()

@@ -19,7 +19,7 @@ from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.descriptors import RESERVE
 from bridge.fanout import server
-from bridge.fanout.handshake import MAX_REQUEST_BYTES
+from bridge.fanout.http_request import MAX_HEAD_BYTES
 from bridge.lines import MOST
 from tests.support import module_loop
 from tests.support.clients import PENDING, RawClient, answer, distrust, lines, request
@@ -78,20 +78,20 @@ async def test_as_many_clients_without_a_request_as_are_allowed_lose_nothing(sha
 async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(shared: Bridge, excess: int) -> None:
     before = sample(shared, "bridge_refused_total", rule="size")
     head = request(port_of(shared), headers=["X-A: " + "a" * 6000, "X-B: " + "b" * 6000, "X-C: "])
-    padded = head[:-4] + b"c" * (MAX_REQUEST_BYTES - len(head) + 4 + excess) + b"\r\n\r\n"
+    padded = head[:-4] + b"c" * (MAX_HEAD_BYTES - len(head) + excess) + b"\r\n\r\n"
     async with lines(port_of(shared), 1) as [(reader, writer)]:
         writer.write(padded)
         assert (await reader.readline())[9:12] == (b"431" if excess else b"101")
     assert sample(shared, "bridge_refused_total", rule="size") == before + excess
 
 
-@pytest.mark.parametrize("header", ["Cookie: " + "a" * 8300, "\r\n".join(["X-A: b"] * 130)], ids=["line", "headers"])
+@pytest.mark.parametrize("header", ["Cookie: " + "a" * 16_385, "\r\n".join(["X-A: b"] * 130)], ids=["line", "headers"])
 async def test_request_with_a_long_line_or_many_headers_is_refused_with_the_limits(shared: Bridge, header: str) -> None:
     async with lines(port_of(shared), 1) as [line]:
         line[1].write(request(port_of(shared), headers=[header]))
         said = await answer(line)
     assert said.startswith(b"HTTP/1.1 431 ")
-    assert said.endswith(b"Of a request 16384 bytes are read, 128 headers, 8190 bytes a line.\n")
+    assert said.endswith(b"A request may have 24576 bytes, 128 headers, and 16384 bytes in one header.\n")
 
 
 async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(shared: Bridge) -> None:

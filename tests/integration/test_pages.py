@@ -41,19 +41,24 @@ async def test_every_page_answers(broker: Broker, exchange: str) -> None:
     [
         pytest.param("/nothing", (), "GET", 404, b"/updates is the WebSocket endpoint", id="unknown-path"),
         pytest.param("/schemas/../settings.py", (), "GET", 404, b"nothing here", id="path-outside-the-schemas"),
-        pytest.param("/healthz", (), "POST", 405, b"Only GET", id="other-method"),
+        pytest.param("/healthz", (), "POST", 405, b"Only GET, HEAD are", id="other-method"),
+        pytest.param("/healthz", (), "BREW", 405, b"Only GET, HEAD are", id="unknown-method"),
         pytest.param("/updates", (), "GET", 426, b"WebSocket", id="no-upgrade"),
         pytest.param("/updates?type=kilmail", UPGRADE, "GET", 400, b"no update type 'kilmail'", id="unknown-type"),
         pytest.param("/updates?system=1", UPGRADE, "GET", 400, b"systemId", id="unknown-member"),
         pytest.param("/updates?systemId=Jita", UPGRADE, "GET", 400, b"an integer", id="value-of-another-type"),
         pytest.param("/updates?after=&after=", UPGRADE, "GET", 400, b"twice", id="two-ids"),
         pytest.param("/updates", (*UPGRADE, "Origin: https://evil.example"), "GET", 403, b"ORIGINS", id="origin"),
-        pytest.param("/metrics", ("Origin: https://evil.example",), "GET", 403, b"ORIGINS", id="origin-of-a-page"),
+        pytest.param("/updates", ("Sec-Fetch-Site: cross-site",), "GET", 403, b"another site", id="cross-site"),
         pytest.param("/updates", (*UPGRADE, "Host: evil.example"), "GET", 403, b"ALLOWED_HOSTS", id="host"),
         pytest.param("/updates", (*UPGRADE, "Host: localhost", "Host: a"), "GET", 400, b"exactly one", id="two-hosts"),
         pytest.param("/updates", (*UPGRADE, "X-Forwarded-For: 203.0.113.9"), "GET", 403, b"NETWORKS", id="forwarded"),
-        pytest.param("/updates", ("X-Much: " + "x" * 17_000,), "GET", 431, b"16384 bytes are read", id="too-large"),
+        pytest.param(
+            "/updates", ("Cookie: " + "x" * 17_000,), "GET", 431, b"16384 bytes in one header", id="too-large"
+        ),
+        pytest.param("/" + "a" * 9000, (), "GET", 414, b"8190 bytes", id="too-long"),
         pytest.param("no path", (), "GET", 400, b"not an HTTP request", id="malformed"),
+        pytest.param("updates", (), "GET", 400, b"must be a path", id="no-path"),
     ],
 )
 async def test_request_that_is_not_served_is_told_why(
@@ -77,7 +82,8 @@ async def test_request_that_is_not_served_is_told_why(
         ("/updates", (), 426),
         ("/updates?after=", (), 426),
         ("/updates?x=", (), 400),
-        ("/metrics", ("Origin: https://evil.example",), 403),
+        ("/metrics", ("Origin: https://evil.example",), 200),
+        ("/updates", ("Origin: https://evil.example",), 403),
     ],
 )
 async def test_every_answer_forbids_browsers_to_hand_it_to_another_page(
@@ -104,8 +110,10 @@ async def test_every_answer_forbids_browsers_to_hand_it_to_another_page(
         ("Origin: http://127.0.0.1",),
         ("X-Forwarded-For: 10.1.2.3, 192.168.0.9",),
         ("Origin: https://kills.example.org",),
+        ("Origin: HTTPS://Kills.example.org:443/",),
+        ("Cookie: " + "c" * 16_000,),
     ],
-    ids=["local-page", "loopback-page", "internal-proxy-chain", "allowed-origin"],
+    ids=["local-page", "loopback-page", "internal-proxy-chain", "allowed-origin", "other-spelling", "large-cookies"],
 )
 async def test_client_that_may_connect_is_upgraded(broker: Broker, exchange: str, headers: tuple[str, ...]) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "allowed_origins": "https://kills.example.org"}

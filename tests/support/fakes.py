@@ -272,6 +272,11 @@ class FakeTransport(asyncio.Transport):
         self.ended: list[str] = []
         """How its end came about: eof, close, abort, in their order."""
         self.reading = True
+        self.waiting_bytes = 0
+        """What the kernel has not taken yet."""
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting_bytes
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol

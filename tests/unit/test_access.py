@@ -9,13 +9,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.fanout.access import DEFAULT_NETWORKS, DETAIL_CHARACTERS, Access, Refusal
+from bridge.fanout.access import (
+    DEFAULT_NETWORKS,
+    DETAIL_CHARACTERS,
+    MAX_FORWARDED,
+    MAX_FORWARDED_CHARACTERS,
+    MAX_FORWARDED_PAIRS,
+    Access,
+    Refusal,
+)
+from bridge.fanout.authority import MAX_ORIGIN_CHARACTERS
 from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bridge.fanout.access import Address
+    from bridge.fanout.authority import Address
 
 ACCESS = Access(
     DEFAULT_NETWORKS,
@@ -28,7 +37,10 @@ LOCAL = ("Host", "localhost:3000")
 def verdict(
     *headers: tuple[str, str], peer: str = "127.0.0.1", target: str = "/updates", access: Access = ACCESS
 ) -> Refusal | None:
-    return access.stranger(peer) or access.refusal(headers, target)
+    given: dict[str, list[str]] = {}
+    for name, value in headers:
+        given.setdefault(name.lower(), []).append(value)
+    return access.check_peer(peer) or access.check_request(given, target) or access.check_origin(given)
 
 
 def rule(refusal: Refusal | None) -> tuple[int, str] | None:
@@ -410,6 +422,13 @@ def test_agreeing_target_does_not_excuse_a_foreign_host() -> None:
         ("bridge:3000", "HTTPS://Kills.Example.org"),
         ("bridge:3000", "http://dev.example.org:8080"),
         ("bridge:3000", "http://localhost "),
+        ("bridge:3000", "http://localhost/"),
+        ("bridge:3000", "http://bridge:3000/"),
+        ("bridge:3000", "ws://bridge:3000"),
+        ("bridge", "wss://bridge:443"),
+        ("bridge:3000", "https://kills.example.org:443"),
+        ("bridge:3000", "https://kills.example.org/"),
+        ("bridge:3000", "wss://kills.example.org"),
     ],
 )
 def test_origin_of_the_same_host_or_localhost_or_listed_is_admitted(host: str, origin: str) -> None:
@@ -424,7 +443,6 @@ def test_origin_of_the_same_host_or_localhost_or_listed_is_admitted(host: str, o
         ("bridge:3000", "http://bridge:3001"),
         ("bridge", "http://bridge:443"),
         ("bridge:80", "https://bridge"),
-        ("bridge:3000", "ws://bridge:3000"),
         ("bridge:3000", "ftp://localhost"),
         ("bridge:3000", "http://10.1.2.3:3000"),
         ("bridge:3000", "http://[fd00::1]"),
@@ -439,7 +457,11 @@ def test_origin_of_the_same_host_or_localhost_or_listed_is_admitted(host: str, o
         ("bridge:3000", "http://xlocalhost"),
         ("bridge:3000", "http://127.1"),
         ("bridge:3000", "http://0.0.0.0:3000"),
-        ("bridge:3000", "http://localhost/"),
+        ("bridge:3000", "http://bridge:3000//"),
+        ("bridge:3000", "file://"),
+        ("bridge:3000", "https://*.example.org"),
+        ("bridge:3000", "*"),
+        ("bridge:3000", "http://" + "a" * MAX_ORIGIN_CHARACTERS),
         ("bridge:3000", "http://localhost:99999"),
         ("bridge:3000", "http://localhost http://evil.com"),
         ("bridge:3000", "http://localhost, http://localhost"),
@@ -461,9 +483,99 @@ def test_foreign_or_unreadable_origin_is_refused(host: str, origin: str) -> None
     assert "BRIDGE_ALLOWED_ORIGINS" in refusal.sentence
 
 
-def test_null_origin_is_admitted_where_the_operator_lists_it() -> None:
-    access = Access(DEFAULT_NETWORKS, frozenset(), frozenset({"null"}))
-    assert verdict(LOCAL, ("Origin", "null"), access=access) is None
+@pytest.mark.parametrize("origin", ["null", "file://", "app://.", "chrome-extension://abc", "https://xn--bcher-kva.de"])
+def test_origin_is_admitted_where_the_operator_lists_it(origin: str) -> None:
+    access = Access(DEFAULT_NETWORKS, frozenset(), frozenset({origin}))
+    assert verdict(LOCAL, ("Origin", origin), access=access) is None
+    assert rule(verdict(LOCAL, ("Origin", origin))) == (403, "origin")
+
+
+@pytest.mark.parametrize("site", ["cross-site", " Cross-Site\t"])
+def test_page_of_another_site_without_an_origin_is_refused(site: str) -> None:
+    refusal = verdict(LOCAL, ("Sec-Fetch-Site", site))
+    assert rule(refusal) == (403, "origin")
+    assert refusal is not None
+    assert refusal.detail == "Sec-Fetch-Site: cross-site"
+
+
+@pytest.mark.parametrize("site", ["same-origin", "same-site", "none", ""])
+def test_page_of_the_same_site_and_a_link_that_was_typed_are_admitted(site: str) -> None:
+    assert verdict(LOCAL, ("Sec-Fetch-Site", site)) is None
+
+
+def test_page_of_another_site_is_admitted_by_its_origin() -> None:
+    assert verdict(LOCAL, ("Sec-Fetch-Site", "cross-site"), ("Origin", "https://kills.example.org")) is None
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [
+        ([], None),
+        (["https://kills.example.org"], "https://kills.example.org"),
+        # As it came: a browser compares it with what it sent.
+        (["HTTPS://kills.example.org:443 "], "HTTPS://kills.example.org:443"),
+        (["https://evil.example"], None),
+        (["https://kills.example.org", "https://kills.example.org"], None),
+    ],
+)
+def test_origin_to_echo_is_the_one_that_may_connect_as_it_came(origins: list[str], allowed: str | None) -> None:
+    assert ACCESS.allowed_origin({"host": ["localhost"], "origin": origins}) == allowed
+
+
+def test_host_may_be_missing_where_it_is_not_required() -> None:
+    assert ACCESS.check_request({}, "/healthz", requires_host=False) is None
+    assert rule(ACCESS.check_request({}, "/healthz")) == (400, "host")
+    # What there is counts all the same.
+    assert rule(ACCESS.check_request({"host": ["evil.com"]}, "/healthz", requires_host=False)) == (403, "host")
+    assert rule(ACCESS.check_request({}, "http://evil.com/healthz", requires_host=False)) == (400, "host")
+    external = {"x-forwarded-for": ["8.8.8.8"]}
+    assert rule(ACCESS.check_request(external, "/healthz", requires_host=False)) == (403, "forwarded")
+    # The origin of a page is no origin of ours where we have no host.
+    assert ACCESS.allowed_origin({"origin": ["http://bridge"]}) is None
+
+
+WITH_MANY_CHARACTERS = "for=10.0.0.1;by=" + "x" * (MAX_FORWARDED_CHARACTERS - 16)
+
+
+@pytest.mark.parametrize(
+    ("headers", "more"),
+    [
+        ([("X-Forwarded-For", ",".join(["10.0.0.1"] * MAX_FORWARDED))], ",10.0.0.1"),
+        ([("X-Forwarded-For", "10.0.0.1")] * MAX_FORWARDED, ",10.0.0.1"),
+        ([("Forwarded", ",".join(["for=10.0.0.1"] * (MAX_FORWARDED - 1))), ("X-Real-IP", "::1")], ",for=10.0.0.1"),
+        ([("Forwarded", WITH_MANY_CHARACTERS)], "x"),
+        ([("Forwarded", "for=10.0.0.1" + ";" * MAX_FORWARDED_PAIRS)], ";"),
+    ],
+    ids=["one header", "many headers", "several kinds", "characters", "pairs"],
+)
+def test_more_forwarded_addresses_than_are_parsed_are_refused_as_a_whole(
+    headers: list[tuple[str, str]], more: str
+) -> None:
+    assert verdict(LOCAL, *headers) is None
+    (name, value), *others = headers
+    refusal = verdict(LOCAL, (name, value + more), *others)
+    assert rule(refusal) == (403, "forwarded")
+    assert refusal is not None
+    assert refusal.sentence.startswith(f"The forwarding headers have more than {MAX_FORWARDED} addresses")
+
+
+def test_networks_in_any_number_and_order_are_looked_up_as_a_whole() -> None:
+    networks = [ipaddress.ip_network(f"{first}.{second}.0.0/16") for first in range(60, 20, -1) for second in (7, 9, 8)]
+    access = Access([*networks, ipaddress.ip_network("2001:db8::/32")], frozenset(), frozenset())
+    for text, internal in [
+        ("60.7.0.0", True),
+        ("21.9.255.255", True),
+        ("21.8.1.1", True),
+        ("21.6.255.255", False),
+        ("40.10.0.0", False),
+        ("20.8.0.1", False),
+        ("255.255.255.255", False),
+        ("0.0.0.0", False),
+        ("2001:db8:ffff::", True),
+        ("2001:db9::", False),
+        ("::", False),
+    ]:
+        assert access.admits_peer(text) is internal, text
 
 
 def test_several_origins_are_refused_even_when_each_would_pass() -> None:
@@ -535,6 +647,8 @@ SENTENCES = {
         verdict(LOCAL, target="http://evil.com"),
         verdict(LOCAL, ("Origin", "null"), ("Origin", "null")),
         verdict(LOCAL, ("Origin", "null")),
+        verdict(LOCAL, ("Sec-Fetch-Site", "cross-site")),
+        verdict(LOCAL, ("X-Real-IP", "," * MAX_FORWARDED)),
     ]
     if refusal is not None
 }
@@ -560,8 +674,8 @@ def test_any_request_gets_a_verdict_in_printable_and_bounded_words(
         assert refusal.detail.isprintable()
 
 
-def test_there_are_nine_sentences_and_each_is_one_line() -> None:
-    assert len(SENTENCES) == 9
+def test_there_are_eleven_sentences_and_each_is_one_line() -> None:
+    assert len(SENTENCES) == 11
     assert all(sentence.isascii() and sentence.isprintable() and sentence.endswith(".") for sentence in SENTENCES)
 
 

@@ -365,7 +365,7 @@ async def test_bridge_listens_before_it_consumes_and_can_publish_rejects_before_
     assert lifecycle.steps == ["listens on localhost 4321 True", "rejects begun", "consumer begun"]
     assert bridge.addresses == [("127.0.0.1", 4321), ("::1", 4321)]
     assert [line["url"] for line in logged] == ["ws://127.0.0.1:4321/live", "ws://[::1]:4321/live"]
-    assert b"localhost:4321" in (bridge._pages.asyncapi or b"")
+    assert b"localhost:4321" in bridge._pages.get("/asyncapi.json").body
     await bridge.stop()
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog
 from bridge.contract.catalog import Catalog
-from bridge.contract.filters import MOST_VALUES, BadQuery, Filter, Filters, Nearest, Wish
+from bridge.contract.filters import MOST_ESCAPES, MOST_FIELDS, MOST_VALUES, BadQuery, Filter, Filters, Nearest, Wish
 from tests.support.killmail import EXAMPLE
 
 if TYPE_CHECKING:
@@ -335,6 +335,24 @@ def test_one_value_more_than_the_limit_is_refused(more: str) -> None:
         PACKAGED.read("&".join([*systems, "after=", more]))
 
 
+@pytest.mark.parametrize("field", ["", "after=", "x"])
+def test_query_of_more_fields_than_are_looked_at_is_refused(field: str) -> None:
+    assert PACKAGED.read("&" * MOST_FIELDS) == Wish(None, None)
+    words = f"the query has more than {MOST_FIELDS} fields; give {MOST_VALUES} values at most"
+    with pytest.raises(BadQuery, match=f"^{words}$"):
+        PACKAGED.read("&".join([field] * (MOST_FIELDS + 2)))
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_query_of_more_percent_encoded_bytes_than_are_decoded_is_refused(excess: int) -> None:
+    query = "after=" + "%20" * (MOST_ESCAPES + excess)
+    if excess:
+        with pytest.raises(BadQuery, match=f"^the query has more than {MOST_ESCAPES} percent-encoded bytes$"):
+            PACKAGED.read(query)
+    else:
+        assert PACKAGED.read(query).after == " " * MOST_ESCAPES
+
+
 def test_longest_query_is_kept_in_bounded_memory() -> None:
     members = catalog.load([catalog.PACKAGED]).filterable
     wide = quote("🚀")
@@ -397,7 +415,7 @@ def test_error_repeats_only_a_bounded_bit_of_the_query() -> None:
 
 def test_name_that_was_meant_is_found_among_thousands() -> None:
     names = [f"member{number}Of{number * 7919 % 1000}" for number in range(3000)]
-    assert Nearest([*names, "systemId"]).to("sistemid") == "systemId"
+    assert Nearest([*names, "systemId"]).to("systemd") == "systemId"
     assert Nearest(names).to("MEMBER17of") is not None
     assert Nearest([]).to("x") is None
 

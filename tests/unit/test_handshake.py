@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 import weakref
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,17 +17,14 @@ from websockets.server import ServerProtocol
 
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
-from bridge.fanout import handshake as handshake_module
+from bridge.fanout import tcp_info
+from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.access import DEFAULT_NETWORKS, Access
-from bridge.fanout.handshake import (
-    MAX_BEHIND_BYTES,
-    MAX_HEADERS,
-    MAX_LINE_BYTES,
-    MAX_REQUEST_BYTES,
-    TOO_LARGE,
-    Handshake,
-)
+from bridge.fanout.handshake import MAX_BEHIND_BYTES, SENT_CHECK_S, Handshake
+from bridge.fanout.http_request import Request, parse
+from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
+from bridge.fanout.responses import sentence
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
 from tests.support.clients import request
@@ -57,12 +55,17 @@ class RecordingHost:
         self.handshake_timeout_s = TIMEOUT_S
         self.tls_shutdown_s = DEFAULT.tls_shutdown_s
         self.upgrades: list[tuple[Handshake, asyncio.Transport, Wish, bytes]] = []
+        self.requests: list[Request] = []
+        """Those of the upgrades."""
         self.refusals: list[tuple[str, str, str]] = []
         """Rule, address and detail of each."""
         self.ended: list[Handshake] = []
 
-    def upgraded(self, handshake: Handshake, transport: asyncio.Transport, wish: Wish, rest: bytes) -> None:
+    def upgraded(
+        self, handshake: Handshake, transport: asyncio.Transport, request: Request, wish: Wish, rest: bytes
+    ) -> None:
         self.upgrades.append((handshake, transport, wish, rest))
+        self.requests.append(request)
 
     def refused(self, rule: str, peer: str, detail: str) -> None:
         self.refusals.append((rule, peer, detail))
@@ -74,15 +77,17 @@ class RecordingHost:
 class Client:
     """A client's handshake, and the bridge's end of its socket."""
 
-    def __init__(self, host: RecordingHost, connector: FakeConnector) -> None:
+    def __init__(self, host: RecordingHost, connector: FakeConnector, number: int = 0) -> None:
+        """`number` is how many were connected before."""
         self.host = host
         self._connector = connector
+        self._number = number
         self.socket = socket.socket()
         self.handshake = Handshake(host, self.socket, ADDRESS)
 
     @property
     def transport(self) -> FakeTransport:
-        return self._connector.transports[0]
+        return self._connector.transports[self._number]
 
     def send(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -122,7 +127,7 @@ class Harness:
         return context
 
     async def connect(self) -> Client:
-        self.clients.append(Client(self.host, self.connector))
+        self.clients.append(Client(self.host, self.connector, len(self.clients)))
         await self.clock.settle()
         return self.clients[-1]
 
@@ -146,12 +151,6 @@ def get(target: str = "/updates", *lines: str) -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", "Host: localhost:3000", *lines, "", ""]).encode()
 
 
-def padded(size: int) -> bytes:
-    """A handshake of so many bytes, in which no line is too long."""
-    head = request(3000, headers=["X-A: " + "a" * 6000, "X-B: " + "b" * 6000, "X-C: "])
-    return head[:-4] + b"c" * (size - len(head)) + b"\r\n\r\n"
-
-
 # Upgrades
 
 
@@ -159,7 +158,7 @@ async def test_handshake_is_answered_with_101_and_the_accept_of_its_key(harness:
     client = await harness.ask(request(3000, headers=["Sec-WebSocket-Extensions: permessage-deflate"]))
     assert client.answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
     headers = client.headers
-    del headers["Date"]
+    del headers["Date"], headers["Vary"]
     # The accept that RFC 6455, section 1.3, gives for this key. No extension is negotiated.
     assert headers == {
         "Upgrade": "websocket",
@@ -212,23 +211,21 @@ async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
 @pytest.mark.parametrize(
     ("request_", "status", "headers"),
     [
-        (get(), 426, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}),
+        (get(), 426, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Connection": "Upgrade, close"}),
         (UPDATES.replace(b": 13", b": 12"), 426, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}),
-        (UPDATES.replace(b"Sec-WebSocket-Version: 13\r\n", b""), 400, {}),
-        (UPDATES.replace(b"Sec-WebSocket-Key: ", b"Sec-WebSocket-Key: secret"), 400, {}),
+        (UPDATES.replace(b"HTTP/1.1", b"HTTP/1.0"), 426, {"Upgrade": "websocket"}),
+        (UPDATES.replace(b"Sec-WebSocket-Version: 13\r\n", b""), 400, {"Upgrade": None, "Connection": "close"}),
+        (UPDATES.replace(b"Sec-WebSocket-Key: ", b"Sec-WebSocket-Key: secret"), 400, {"Upgrade": None}),
     ],
-    ids=["no upgrade", "version 12", "no version", "bad key"],
+    ids=["no upgrade", "version 12", "HTTP/1.0", "no version", "bad key"],
 )
 async def test_request_that_is_no_handshake_is_refused_in_the_bridges_own_words(
-    harness: Harness, request_: bytes, status: int, headers: dict[str, str]
+    harness: Harness, request_: bytes, status: int, headers: dict[str, str | None]
 ) -> None:
     client = await harness.ask(request_)
     assert client.status == status
     answered = client.headers
     assert {name: answered.get(name) for name in headers} == headers
-    assert ("Upgrade" in answered) is ("Sec-WebSocket-Version" in answered) is bool(headers)
-    begin = "/updates is a WebSocket endpoint: " if headers else "This is no WebSocket handshake (RFC 6455"
-    assert client.sentence.startswith(begin)
     assert b"secret" not in client.answer
     assert harness.host.refusals == [("upgrade", ADDRESS, client.sentence)]
     assert harness.host.upgrades == []
@@ -290,22 +287,152 @@ async def test_whole_url_without_a_path_is_the_live_page(harness: Harness) -> No
     assert "script-src 'self'" in client.headers["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize("target", ["/healthz", "/", "/schemas/", "/nothing", "/updates", "/updates?nothing=1"])
+async def test_head_is_answered_like_get_without_the_body(harness: Harness, target: str) -> None:
+    found = await harness.ask(get(target))
+    client = await harness.ask(get(target).replace(b"GET", b"HEAD"))
+    head, _, body = found.answer.partition(b"\r\n\r\n")
+    assert body
+    assert client.answer == head + b"\r\n\r\n"
+    assert client.transport.ended == ["eof"]
+
+
+async def test_head_of_a_handshake_is_no_handshake(harness: Harness) -> None:
+    client = await harness.ask(UPDATES.replace(b"GET", b"HEAD"))
+    assert client.status == 426
+    assert harness.host.upgrades == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "allowed"),
+    [
+        (HEALTH.replace(b"GET", b"POST"), "GET, HEAD"),
+        (HEALTH.replace(b"GET", b"OPTIONS"), "GET, HEAD"),
+        (HEALTH.replace(b"GET", b"BREW"), "GET, HEAD"),
+        (get("/nothing").replace(b"GET", b"DELETE"), "GET, HEAD"),
+        (HEALTH.replace(b"GET", b"POST")[:-2] + b"Content-Length: 3\r\n\r\nabc", "GET, HEAD"),
+        (HEALTH.replace(b"GET", b"POST")[:-2] + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "GET, HEAD"),
+        (HEALTH.replace(b"GET", b"POST").replace(b"/1.1", b"/1.0"), "GET, HEAD"),
+        (UPDATES.replace(b"GET", b"POST"), "GET, HEAD, OPTIONS"),
+        (b"CONNECT localhost:3000 HTTP/1.1\r\nHost: localhost:3000\r\n\r\n", "GET, HEAD"),
+    ],
+)
+async def test_other_method_is_answered_with_405_and_what_is_allowed(
+    harness: Harness, request_: bytes, allowed: str
+) -> None:
+    client = await harness.ask(request_)
+    assert client.status == 405
+    assert client.headers["Allow"] == allowed
+    assert client.sentence == f"Only {allowed} are answered here."
+    assert harness.host.refusals == []
+
+
+@pytest.mark.parametrize("origin", [(), ("Origin: http://localhost:8080",)])
+async def test_options_of_the_endpoint_say_what_a_page_of_another_origin_may_send(
+    harness: Harness, origin: tuple[str, ...]
+) -> None:
+    client = await harness.ask(get("/updates", *origin).replace(b"GET", b"OPTIONS"))
+    assert client.status == 204
+    headers = client.headers
+    assert headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert headers["Access-Control-Allow-Methods"] == "GET"
+    assert headers["Access-Control-Allow-Headers"] == "Last-Event-ID, Cache-Control"
+    assert headers.get("Access-Control-Allow-Origin") == ("http://localhost:8080" if origin else None)
+    assert client.answer.endswith(b"\r\n\r\n")
+
+
+async def test_options_of_the_endpoint_from_an_origin_that_may_not_connect_are_refused(harness: Harness) -> None:
+    client = await harness.ask(get("/updates", "Origin: https://evil.example").replace(b"GET", b"OPTIONS"))
+    assert client.status == 403
+    assert "Access-Control-Allow-Methods" not in client.headers
+
+
+async def test_options_of_the_server_as_a_whole_are_answered(harness: Harness) -> None:
+    client = await harness.ask(b"OPTIONS * HTTP/1.1\r\nHost: www\r\n\r\n")
+    assert (client.status, client.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/healthz?x"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_probe_in_http_1_0_needs_no_host(harness: Harness, path: str, method: str) -> None:
+    client = await harness.ask(f"{method} {path} HTTP/1.0\r\n\r\n".encode())
+    assert client.status == 200
+
+
 @pytest.mark.parametrize(
     "request_",
     [
-        HEALTH.replace(b"GET", b"HEAD"),
-        UPDATES.replace(b"GET", b"POST"),
-        HEALTH.replace(b"GET", b"POST")[:-2] + b"Content-Length: 3\r\n\r\nabc",
-        HEALTH.replace(b"GET", b"POST").replace(b"/1.1", b"/1.0")[:-2] + b"Content-Length: 3\r\n\r\nabc",
+        b"GET /updates HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET http://localhost/healthz HTTP/1.0\r\n\r\n",
     ],
-    ids=["HEAD", "POST to the endpoint", "POST with a body", "POST with a body in HTTP/1.0"],
 )
-async def test_other_method_than_get_is_answered_with_405(harness: Harness, request_: bytes) -> None:
+async def test_other_request_without_host_is_refused(harness: Harness, request_: bytes) -> None:
     client = await harness.ask(request_)
-    assert client.status == 405
-    assert client.headers["Allow"] == "GET"
-    assert client.sentence == "Only GET is answered here."
-    assert harness.host.refusals == []
+    assert client.status == 400
+    assert client.sentence == "A request must have exactly one Host header."
+
+
+async def test_request_with_a_host_is_answered_in_http_1_0(harness: Harness) -> None:
+    client = await harness.ask(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    assert client.status == 200
+
+
+# Pages of other origins
+
+EVIL = "Origin: https://evil.example"
+OTHER = "Origin: http://localhost:8080"
+
+
+@pytest.mark.parametrize("target", ["/", "/page.js", "/healthz", "/metrics", "/schemas/", "/nothing"])
+@pytest.mark.parametrize("header", [EVIL, "Sec-Fetch-Site: cross-site"])
+async def test_page_is_served_whatever_the_origin_and_only_an_allowed_one_may_read_it(
+    harness: Harness, target: str, header: str
+) -> None:
+    """Behind a proxy that rewrites Host, the live page's own scripts are asked for with an origin."""
+    client = await harness.ask(get(target, header))
+    assert client.status == (404 if target == "/nothing" else 200)
+    assert "Access-Control-Allow-Origin" not in client.headers
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "vary"),
+    [
+        ("/schemas/", 200, "Origin"),
+        ("/schemas/nothing.json", 404, "Origin"),
+        ("/schemas/clients/browser.js", 200, "Origin"),
+        ("/asyncapi.json", 404, "Origin"),
+        ("/updates", 426, "Accept, Origin"),
+        ("/updates?nothing=1", 400, "Accept, Origin"),
+    ],
+)
+async def test_allowed_origin_is_echoed_with_what_pages_of_it_may_read(
+    harness: Harness, target: str, status: int, vary: str
+) -> None:
+    client = await harness.ask(get(target, OTHER))
+    assert client.status == status
+    assert client.headers["Access-Control-Allow-Origin"] == "http://localhost:8080"
+    assert client.headers["Vary"] == vary
+    assert "Access-Control-Allow-Credentials" not in client.headers
+
+
+async def test_origin_is_echoed_with_the_upgrade_too(harness: Harness) -> None:
+    client = await harness.ask(request(3000, headers=[OTHER]))
+    assert (client.status, client.headers["Access-Control-Allow-Origin"]) == (101, "http://localhost:8080")
+
+
+@pytest.mark.parametrize("target", ["/", "/healthz", "/metrics", "/page.js"])
+async def test_what_no_page_of_another_origin_reads_is_not_shared(harness: Harness, target: str) -> None:
+    client = await harness.ask(get(target, OTHER))
+    assert client.headers.keys().isdisjoint({"Access-Control-Allow-Origin", "Vary"})
+
+
+async def test_document_that_the_client_has_is_not_sent_again(harness: Harness) -> None:
+    etag = (await harness.ask(get("/schemas/"))).headers["ETag"]
+    client = await harness.ask(get("/schemas/", f"If-None-Match: {etag}", OTHER))
+    assert client.answer.startswith(b"HTTP/1.1 304 Not Modified\r\n")
+    assert b"\r\nAccess-Control-Allow-Origin: http://localhost:8080\r\n" in client.answer
 
 
 # Refusals
@@ -315,20 +442,21 @@ async def test_other_method_than_get_is_answered_with_405(harness: Harness, requ
     ("request_", "rule", "status", "detail"),
     [
         (get("/healthz", "X-Forwarded-For: 8.8.8.8"), "forwarded", 403, "x-forwarded-for: 8.8.8.8"),
-        (get("/healthz", "Origin: https://evil.example"), "origin", 403, "https://evil.example"),
+        (get("/updates", "Origin: https://evil.example"), "origin", 403, "https://evil.example"),
+        (get("/updates", "Sec-Fetch-Site: cross-site"), "origin", 403, "Sec-Fetch-Site: cross-site"),
         (get("/healthz", "Host: localhost"), "host", 400, "localhost:3000, localhost"),
         (HEALTH.replace(b"localhost", b"evil.example"), "host", 403, "evil.example"),
         (get("http://127.0.0.1:3000/healthz"), "host", 403, "http://127.0.0.1:3000/healthz"),
     ],
-    ids=["forwarded", "origin", "two hosts", "host", "target"],
+    ids=["forwarded", "origin", "cross-site", "two hosts", "host", "target"],
 )
 async def test_request_that_access_refuses_is_told_the_rule_and_the_operator_the_value(
     harness: Harness, request_: bytes, rule: str, status: int, detail: str
 ) -> None:
     client = await harness.ask(request_)
-    head = request_.decode().split("\r\n")
-    headers = [cast("tuple[str, str]", tuple(line.split(": ", 1))) for line in head[1:-2]]
-    refusal = harness.host.access.refusal(headers, head[0].split()[1])
+    asked = parse(request_)
+    access = harness.host.access
+    refusal = access.check_request(asked.headers, asked.target) or access.check_origin(asked.headers)
     assert refusal is not None
     assert (client.status, client.sentence) == (status, refusal.sentence)
     assert harness.host.refusals == [(rule, ADDRESS, detail)]
@@ -355,61 +483,33 @@ async def test_query_that_cannot_be_answered_is_told_why_with_one_mark_at_its_en
 
 
 @pytest.mark.parametrize(
-    "request_",
+    ("request_", "rule", "status"),
     [
-        b"\r\n\r\n",
-        b"GET /\r\n\r\n",
-        b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n",
-        HEALTH[:-2] + b"Transfer-Encoding: chunked\r\n\r\n",
-        b"GET /" + b"a" * (MAX_LINE_BYTES - 5) + b"\r\nX: y\r\n\r\n",
-        b"GET /\r\n" + b"X: y\r\n" * MAX_HEADERS + b"\r\n",
+        (b"GET /\r\n\r\n", "malformed", 400),
+        (b"GET foo HTTP/1.1\r\nHost: localhost\r\n\r\n", "malformed", 400),
+        (b"GET * HTTP/1.1\r\nHost: localhost\r\n\r\n", "malformed", 400),
+        (b"\x16", "malformed", 400),
+        (HEALTH[:-2] + b"Transfer-Encoding: chunked\r\n\r\n", "malformed", 400),
+        (get("/" + "a" * 9000), "size", 414),
+        (get("/", "Cookie: " + "c" * 17_000), "size", 431),
+        (get("/", *["X: y"] * 128), "size", 431),
     ],
-    ids=["nothing", "no version", "HTTP/2", "chunked", "longest line", "most headers"],
+    ids=["no version", "no path", "no path either", "TLS", "body", "long target", "large header", "many headers"],
 )
-async def test_request_that_cannot_be_read_is_refused_as_malformed(harness: Harness, request_: bytes) -> None:
+async def test_request_that_cannot_be_read_is_refused_with_the_reason(
+    harness: Harness, request_: bytes, rule: str, status: int
+) -> None:
     client = await harness.ask(request_)
-    assert client.status == 400
-    assert client.sentence == "This is not an HTTP request that can be read."
-    assert harness.host.refusals == [("malformed", ADDRESS, client.sentence)]
+    assert client.status == status
+    assert harness.host.refusals == [(rule, ADDRESS, client.sentence)]
+    assert client.transport.ended == ["eof"]
 
 
-async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_its_first_byte(harness: Harness) -> None:
-    client = await harness.ask(b"\x16")
-    assert client.status == 400
-    assert client.sentence == "There is no TLS here: use ws:// and http://."
-    assert harness.host.refusals == [("malformed", ADDRESS, client.sentence)]
-
-
-def refused_for_its_size(client: Client) -> bool:
-    assert client.host.refusals in ([], [("size", ADDRESS, TOO_LARGE)])
-    assert bool(client.host.refusals) is (client.status == 431) is (client.sentence == TOO_LARGE)
-    return client.status == 431
-
-
-@pytest.mark.parametrize("excess", [0, 1])
-async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(harness: Harness, excess: int) -> None:
-    client = await harness.ask(padded(MAX_REQUEST_BYTES + 4 + excess))
-    assert refused_for_its_size(client) is bool(excess)
-    assert len(harness.host.upgrades) == 1 - excess
-
-
-async def test_request_without_an_end_is_refused_as_soon_as_it_is_too_large(harness: Harness) -> None:
-    client = await harness.ask(b"a" * MAX_REQUEST_BYTES)
-    assert client.answer == b""
-    client.send(b"a")
-    assert refused_for_its_size(client)
-
-
-@pytest.mark.parametrize("excess", [0, 1])
-async def test_line_of_the_largest_size_is_read_and_a_longer_one_refused(harness: Harness, excess: int) -> None:
-    client = await harness.ask(get("/healthz", "X: " + "y" * (MAX_LINE_BYTES - 3 + excess)))
-    assert refused_for_its_size(client) is bool(excess)
-
-
-@pytest.mark.parametrize("excess", [0, 1])
-async def test_as_many_headers_as_are_allowed_are_read_and_more_refused(harness: Harness, excess: int) -> None:
-    client = await harness.ask(get("/healthz", *["X: y"] * (MAX_HEADERS - 1 + excess)))
-    assert refused_for_its_size(client) is bool(excess)
+async def test_second_request_is_not_answered(harness: Harness) -> None:
+    client = await harness.ask(HEALTH + HEALTH)
+    assert client.answer.count(b"HTTP/1.1 ") == 1
+    client.send(HEALTH)
+    assert client.answer.count(b"HTTP/1.1 ") == 1
 
 
 # Time
@@ -440,6 +540,82 @@ async def test_client_that_does_not_end_the_connection_after_its_answer_is_cut(
     assert client.transport.ended == ["eof", "abort"]
     assert harness.host.ended == [client.handshake]
     assert len(harness.host.refusals) == refused
+
+
+class Reader:
+    """What a client's kernel acknowledges, as the bridge's own sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.acknowledged: int | None = 0
+        monkeypatch.setattr(tcp_info, "acknowledged_bytes", lambda client: self.acknowledged)
+
+
+@pytest.mark.parametrize("kernel_says", [True, False])
+async def test_client_that_reads_its_answer_slowly_has_as_long_as_it_takes(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, *, kernel_says: bool
+) -> None:
+    reader = Reader(monkeypatch)
+    client = await harness.connect()
+    client.transport.waiting_bytes = 100
+    if not kernel_says:
+        reader.acknowledged = None
+    client.send(HEALTH)
+    for _ in range(5):
+        await harness.clock.advance(TIMEOUT_S - 0.1)
+        assert client.transport.ended == ["eof"]
+        if reader.acknowledged is None:
+            client.transport.waiting_bytes -= 1
+        else:
+            reader.acknowledged += 1
+        await harness.clock.advance(0.1)
+    await harness.clock.advance(TIMEOUT_S - 0.1)
+    assert client.transport.ended == ["eof"]
+    await harness.clock.advance(0.1)
+    assert client.transport.ended == ["eof", "abort"]
+    assert harness.host.refusals == []
+
+
+async def test_answer_has_the_whole_timeout_however_late_the_request_came(harness: Harness) -> None:
+    client = await harness.connect()
+    await harness.clock.advance(TIMEOUT_S - 0.1)
+    client.send(HEALTH)
+    await harness.clock.advance(TIMEOUT_S - 0.1)
+    assert client.transport.ended == ["eof"]
+    await harness.clock.advance(0.2)
+    assert client.transport.ended == ["eof", "abort"]
+
+
+async def test_tls_does_not_begin_to_end_before_a_large_answer_was_read(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of TLS has a timeout of its own, and would cut a slow reader."""
+    monkeypatch.setattr(PAGES, "get", lambda path: sentence(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
+    reader = Reader(monkeypatch)
+    harness.connector.half_closes = False
+    client = await harness.ask(HEALTH)
+    size = len(client.answer)
+    for acknowledged in (0, size - 1):
+        reader.acknowledged = acknowledged
+        await harness.clock.advance(SENT_CHECK_S)
+        assert client.transport.ended == []
+    reader.acknowledged = size
+    await harness.clock.advance(SENT_CHECK_S)
+    assert client.transport.ended == ["close"]
+    await harness.clock.advance(TIMEOUT_S)
+    assert client.transport.ended == ["close"]
+
+
+async def test_client_of_tls_that_reads_nothing_of_a_large_answer_is_cut(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PAGES, "get", lambda path: sentence(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
+    Reader(monkeypatch)
+    harness.connector.half_closes = False
+    client = await harness.ask(HEALTH)
+    await harness.clock.advance(TIMEOUT_S)
+    assert client.transport.ended == ["abort"]
+    await harness.clock.advance(TIMEOUT_S)
+    assert client.transport.ended == ["abort"]
 
 
 async def test_timeout_counts_from_the_accept_and_not_from_the_first_byte(harness: Harness) -> None:
@@ -623,7 +799,7 @@ async def test_handshake_that_is_over_leaves_nothing_to_the_garbage_collector(
             super().__init__(**options)
             protocols.append(weakref.ref(self))
 
-    monkeypatch.setattr(handshake_module, "ServerProtocol", Watched)
+    monkeypatch.setattr(upgrade_module, "ServerProtocol", Watched)
     gc.disable()
     try:
         handshake = Handshake(harness.host, socket.socket(), ADDRESS)

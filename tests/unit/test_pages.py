@@ -10,8 +10,9 @@ import orjson
 import pytest
 
 from bridge.contract.catalog import PACKAGED
-from bridge.fanout.pages import UPDATES_PATH, Page, Pages, sentence
-from bridge.fanout.paths import FOLDER, NAMED, PARTS, is_own
+from bridge.fanout.pages import UPDATES_PATH, Pages
+from bridge.fanout.paths import FOLDER, NAMED, PARTS, PROBED, is_own, is_shared
+from bridge.fanout.responses import Response, document
 from bridge.metrics import CONTENT_TYPE, Metrics
 
 if TYPE_CHECKING:
@@ -25,13 +26,13 @@ def pages(*, ready: bool = True, metrics: Metrics | None = None, updates_path: s
 
 
 def test_health_is_a_word() -> None:
-    assert pages().get("/healthz") == Page(HTTPStatus.OK, b"alive\n", "text/plain; charset=utf-8")
+    assert pages().get("/healthz") == Response(HTTPStatus.OK, b"alive\n", "text/plain; charset=utf-8")
 
 
 @pytest.mark.parametrize(("ready", "status"), [(True, HTTPStatus.OK), (False, HTTPStatus.SERVICE_UNAVAILABLE)])
 def test_readiness_is_a_status_and_its_body_says_why(*, ready: bool, status: HTTPStatus) -> None:
     page = pages(ready=ready).get("/readyz")
-    assert (page.status, page.content_type) == (status, "application/json; charset=utf-8")
+    assert (page.status, page.content_type) == (status, "application/json")
     assert orjson.loads(page.body) == {"ready": ready, "missing": []}
     assert page.body.endswith(b"}\n")
 
@@ -47,23 +48,23 @@ def test_metrics_are_the_exposition_as_it_is_now() -> None:
 
 def test_schemas_are_listed_in_order() -> None:
     page = pages().get("/schemas/")
-    assert (page.status, page.content_type) == (HTTPStatus.OK, "application/json; charset=utf-8")
+    assert (page.status, page.content_type) == (HTTPStatus.OK, "application/json")
     assert page.body == b'["killmail.json","update.json"]'
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schema_is_served_byte_for_byte(name: str) -> None:
     page = pages().get(f"/schemas/{name}")
-    assert (page.status, page.content_type) == (HTTPStatus.OK, "application/schema+json; charset=utf-8")
+    assert (page.status, page.content_type) == (HTTPStatus.OK, "application/schema+json")
     assert page.body == SCHEMAS[name]
 
 
 def test_asyncapi_document_is_served_once_it_is_there() -> None:
     all_pages = pages()
     assert all_pages.get("/asyncapi.json").status == HTTPStatus.NOT_FOUND
-    all_pages.asyncapi = b'{"asyncapi": "3.0.0"}'
+    all_pages.describe(b'{"asyncapi": "3.0.0"}')
     page = all_pages.get("/asyncapi.json")
-    assert page == Page(HTTPStatus.OK, b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0")
+    assert page == document(b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0")
 
 
 def test_live_page_is_told_where_the_endpoint_is() -> None:
@@ -140,10 +141,24 @@ def test_path_of_a_page_is_the_bridges_own(path: str) -> None:
 
 def test_pages_that_are_named_are_all_that_there_are() -> None:
     all_pages = pages()
-    all_pages.asyncapi = b"{}"
+    all_pages.describe(b"{}")
     assert {path for path in (*NAMED, *PARTS) if all_pages.get(path).status != HTTPStatus.OK} == set()
     listed = all_pages.get("/nothing").body.partition(b"the pages are ")[2].decode()
     assert sorted(re.findall(r"/[\w/.]*(?=[ ,]|\.\n)", listed)) == sorted(["/", *NAMED])
+
+
+@pytest.mark.parametrize("path", ["/schemas/", "/schemas/update.json", "/asyncapi.json"])
+def test_document_has_a_tag_and_may_be_read_by_other_pages(path: str) -> None:
+    all_pages = pages()
+    all_pages.describe(b"{}")
+    assert all_pages.get(path).etag is not None
+    assert is_shared(path)
+
+
+@pytest.mark.parametrize("path", [*PROBED, "/", "/page.js", "/kills"])
+def test_what_changes_and_what_is_the_live_pages_own_has_no_tag_and_is_not_shared(path: str) -> None:
+    assert pages().get(path).etag is None
+    assert not is_shared(path)
 
 
 @pytest.mark.parametrize("path", ["/updates", "/kills", "/metrics/", "/schemas", "/page", "//metrics"])
@@ -182,8 +197,3 @@ def test_anything_else_is_not_found_and_says_what_there_is(path: str) -> None:
     page = pages().get(path)
     assert page.status == HTTPStatus.NOT_FOUND
     assert b"/kills is the WebSocket endpoint; the pages are / (live), /healthz," in page.body
-
-
-def test_sentence_is_a_line_of_plain_text_with_its_headers() -> None:
-    page = sentence(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET.", ("Allow", "GET"))
-    assert page == Page(HTTPStatus.METHOD_NOT_ALLOWED, b"Only GET.\n", "text/plain; charset=utf-8", (("Allow", "GET"),))

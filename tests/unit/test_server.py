@@ -256,6 +256,38 @@ async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(
     assert harness.metric("bridge_refused_total", rule="host") == MOST + 4
 
 
+async def connected_with(harness: Harness, *headers: str, target: str = "/updates") -> None:
+    """A client that is served, with these headers in its handshake."""
+    client = await harness.connect()
+    client.send(request(3000, target, headers=headers))
+    assert client.status == 101
+
+
+async def test_client_that_asks_for_a_subprotocol_is_served_and_logged_once(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    with capture_logs() as logged:
+        await connected_with(harness, "Sec-WebSocket-Protocol:")
+        assert logged == []
+        await connected_with(harness, "Sec-WebSocket-Protocol: Chat, x\u00e9" + "y" * 200)
+        await connected_with(harness, "Sec-WebSocket-Protocol: chat")
+    [line] = logged
+    assert line["event"].startswith("client asked for a subprotocol; the bridge has none")
+    assert line["subprotocols"].startswith("chat, x")
+    assert len(line["subprotocols"]) < 120
+
+
+async def test_placeholder_for_an_id_is_logged_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    with capture_logs() as logged:
+        for after in ("", "1-0000000a", "x"):
+            await connected_with(harness, target=f"/updates?after={after}")
+        assert logged == []
+        for _ in range(MOST + 3):
+            await connected_with(harness, target="/updates?after=undefined")
+    assert [line["after"] for line in logged] == ["undefined"] * MOST
+    assert all("its variable has no id yet" in line["event"] for line in logged)
+
+
 # Places
 
 

@@ -1,0 +1,217 @@
+"""The head of an HTTP request: request line and headers, parsed and bounded (RFC 9112).
+
+llhttp reads the headers, through httptools, as strictly as it can: no folded lines, no space before a colon, no
+control characters, no contradiction between Content-Length and Transfer-Encoding. The request line is read here,
+because llhttp takes less than RFC 9112 in one place (methods that it does not know) and more in others (HTTP/0.9,
+RTSP).
+
+Pure. Nothing here knows which requests are allowed, or what a path means.
+"""
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import httptools
+
+MAX_HEADER_BYTES = 16384
+"""Of one header's value. Browsers send a service on localhost the cookies of every application on localhost."""
+
+MAX_REQUEST_LINE_BYTES = 8190
+"""Method, target and version. The target is what the bridge interprets."""
+
+MAX_HEAD_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_LINE_BYTES + 2
+"""Request line and headers. A header of the largest size and a usual request fit in."""
+
+MAX_HEADERS = 128
+
+MAX_MEMBERS = 64
+"""Of a comma-separated header that the bridge interprets. Those behind them count for nothing."""
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
+_END = re.compile(rb"\n\r?\n")
+# A head that ends with LF alone is answered as well, at once and with 400: a client would wait for the timeout.
+_BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
+
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/(1\.[01])\r\n")
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
+
+_TOO_LARGE = (
+    f"A request may have {MAX_HEAD_BYTES} bytes, {MAX_HEADERS} headers, and {MAX_HEADER_BYTES} bytes in one header."
+)
+_TOO_LONG = f"A request line may have {MAX_REQUEST_LINE_BYTES} bytes."
+_UNREADABLE = "This is not an HTTP request that can be read"
+_NO_PATH = "The request target must be a path, or a whole URL: GET /updates HTTP/1.1."
+_BODY = "The bridge takes no request with a body."
+
+_OTHER_PROTOCOLS = (
+    (re.compile(rb"\x16"), "There is no TLS here: use ws:// and http://."),
+    (re.compile(rb"PRI \* HTTP/2"), "The bridge speaks HTTP/1.1, not HTTP/2: have the client or the proxy use that."),
+    # The second is version 2: its signature begins with two empty lines.
+    (re.compile(rb"PROXY |\x00\r\nQUIT\n"), "The bridge takes no PROXY protocol: turn it off in the proxy."),
+    (re.compile(rb"[ -~]* HTTP/(?:0\.|[2-9])"), "The bridge speaks HTTP/1.1 and HTTP/1.0."),
+    (re.compile(rb"[ -~]+\n"), "Each line of a request must end with CR LF (\\r\\n)."),
+)
+"""How the first bytes of other protocols begin, and what to do about it."""
+
+
+class BadRequest(Exception):
+    """A request that can't be answered as it is. Its text is a sentence for the client."""
+
+    def __init__(self, rule: str, status: HTTPStatus, sentence: str) -> None:
+        super().__init__(sentence)
+        self.rule = rule
+        """A metric label: malformed, or size."""
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request without its body, with the headers that the bridge interprets.
+
+    A header's name is in lower case, its values are decoded as Latin-1.
+    """
+
+    method: str
+    target: str
+    version: str
+    """1.0 or 1.1."""
+    headers: dict[str, list[str]]
+
+    @property
+    def path(self) -> str:
+        """The target's path, as it was sent. `*` for an OPTIONS request about the server as a whole."""
+        return self._path_and_query[0]
+
+    @property
+    def query(self) -> str:
+        """What follows the `?`, percent-encoded."""
+        return self._path_and_query[1]
+
+    @property
+    def _path_and_query(self) -> tuple[str, str]:
+        absolute = _ABSOLUTE.match(self.target)
+        path, _, query = self.target[absolute.end() if absolute else 0 :].partition("?")
+        return path or "/", query
+
+    def lists(self, name: str) -> list[str]:
+        """The members of a comma-separated header, in lower case (RFC 9110, section 5.6.1), up to MAX_MEMBERS."""
+        values = ",".join(self.headers.get(name, ())).lower().split(",", MAX_MEMBERS)[:MAX_MEMBERS]
+        return [member for value in values if (member := value.strip(" \t"))]
+
+
+INTERPRETED = {
+    name.encode(): name
+    for name in (
+        "connection",
+        "content-length",
+        "forwarded",
+        "host",
+        "if-none-match",
+        "origin",
+        "sec-fetch-site",
+        "sec-websocket-key",
+        "sec-websocket-protocol",
+        "sec-websocket-version",
+        "transfer-encoding",
+        "upgrade",
+        "x-forwarded-for",
+        "x-real-ip",
+    )
+}
+"""The headers that mean something here."""
+
+
+class _Collected:
+    """What httptools calls back."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, list[str]] = {}
+        self.has_large = False
+        self.is_complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(value) > MAX_HEADER_BYTES:
+            self.has_large = True
+        elif (known := INTERPRETED.get(name.lower())) is not None:
+            self.headers.setdefault(known, []).append(value.decode("latin-1").rstrip(" \t"))
+
+    def on_headers_complete(self) -> None:
+        self.is_complete = True
+
+
+class RequestReader:
+    """Collects the bytes of a client until they have a whole head, however they are split."""
+
+    __slots__ = ("_received",)
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+
+    def feed(self, data: bytes | memoryview) -> tuple[Request, bytes] | None:
+        """Takes what came. Returns the request and what followed its head, or None if there is more to come.
+
+        Raises BadRequest, also for a beginning that can't become a request. Nothing may be fed after that.
+        """
+        received = self._received
+        scanned = max(0, len(received) - 2)
+        received += data
+        # RFC 9112 section 2.2: empty lines before a request are ignored.
+        start = _EMPTY_LINES.match(received).end()  # type: ignore[union-attr]  # it matches nothing at least
+        end = _END.search(received, max(start, scanned))
+        size = (end.end() if end else len(received)) - start
+        if size > MAX_HEAD_BYTES or start > MAX_HEAD_BYTES:
+            raise BadRequest("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+        if end is None:
+            if size and not _BEGINNING.match(received, start):
+                raise _malformed(received[start:])
+            return None
+        return parse(bytes(received[start : end.end()])), bytes(received[end.end() :])
+
+
+def parse(head: bytes) -> Request:
+    """Parses a head, which includes the empty line at its end. Raises BadRequest."""
+    if head.find(b"\r\n") > MAX_REQUEST_LINE_BYTES:
+        raise BadRequest("size", HTTPStatus.REQUEST_URI_TOO_LONG, _TOO_LONG)
+    line = _REQUEST_LINE.match(head)
+    if line is None:
+        raise _malformed(head)
+    if head.count(b"\n") - 2 > MAX_HEADERS:
+        raise BadRequest("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+    headers = _headers(head[line.end() :])
+    method, target, version = (part.decode("ascii") for part in line.groups())
+    if method in {"GET", "HEAD", "OPTIONS"}:
+        _check_target(method, target)
+        if "transfer-encoding" in headers or headers.get("content-length", ["0"]) != ["0"]:
+            raise BadRequest("malformed", HTTPStatus.BAD_REQUEST, _BODY)
+    return Request(method, target, version, headers)
+
+
+def _headers(lines: bytes) -> dict[str, list[str]]:
+    collected = _Collected()
+    try:
+        # With a request line that says nothing: the parser gets as far as the headers, whatever was asked for.
+        httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + lines)
+    except httptools.HttpParserUpgrade:
+        pass  # raised where an upgrade is asked for; the headers are complete
+    except httptools.HttpParserError as error:
+        # The parser's words: one of its own constants, which quotes nothing.
+        raise BadRequest("malformed", HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
+    assert collected.is_complete, "a header that was left out may be the one that excludes the client"
+    if collected.has_large:
+        raise BadRequest("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+    return collected.headers
+
+
+def _check_target(method: str, target: str) -> None:
+    is_path = target.startswith("/") or _ABSOLUTE.match(target) or (method, target) == ("OPTIONS", "*")
+    # RFC 9112 section 3.2: a target has no fragment.
+    if not is_path or "#" in target:
+        raise BadRequest("malformed", HTTPStatus.BAD_REQUEST, _NO_PATH)
+
+
+def _malformed(head: bytes | bytearray) -> BadRequest:
+    for beginning, hint in _OTHER_PROTOCOLS:
+        if beginning.match(head):
+            return BadRequest("malformed", HTTPStatus.BAD_REQUEST, hint)
+    return BadRequest("malformed", HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}.")

@@ -1,0 +1,97 @@
+"""From a request to a WebSocket connection: what RFC 6455, section 4.2, requires of both sides.
+
+The key and the version are checked by websockets, which also computes the answer. The rest is read here, as leniently
+as section 4.2.1 allows: `Upgrade` and `Connection` are lists, no extension and no subprotocol is ever negotiated.
+
+Pure. Nothing here knows who may connect.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
+from websockets.http11 import Request as WebSocketRequest
+from websockets.server import ServerProtocol
+
+from bridge.fanout.http_request import Request
+
+VERSION = "13"
+
+_LONGEST_CHARACTERS = 64
+"""Of a header that is checked. A key has 24: one that was cut is as wrong as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoUpgrade:
+    """Why a request does not become a WebSocket connection."""
+
+    status: HTTPStatus
+    sentence: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def is_wanted(request: Request) -> bool:
+    """Whether a client asks for a WebSocket connection. In HTTP/1.0 nobody can (RFC 9110, section 7.8)."""
+    return (
+        request.method == "GET"
+        and request.version == "1.1"
+        and "websocket" in request.lists("upgrade")
+        and "upgrade" in request.lists("connection")
+    )
+
+
+def answer(request: Request, path: str, headers: Sequence[tuple[str, str]] = ()) -> bytes | NoUpgrade:
+    """The 101 response, with more `headers`, to a request of the endpoint at `path`; or why there is none."""
+    if not is_wanted(request):
+        return _upgrade_required(
+            f"{path} is a WebSocket endpoint: connect to it with a WebSocket client.{_hint(request)}"
+        )
+    protocol = ServerProtocol()
+    response = protocol.accept(WebSocketRequest(request.target, _for_library(request)))
+    # Its generator refers to it: each handshake would leave 1.3 KB to the garbage collector.
+    del protocol.parser
+    if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+        for header, value in headers:
+            response.headers[header] = value
+        return response.serialize()
+    # In our own words: the library's quote the client.
+    error = protocol.handshake_exc
+    name = error.name if isinstance(error, InvalidHeader) else ""
+    if name == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
+        return _upgrade_required(f"{path} speaks version {VERSION} of WebSocket (RFC 6455), and no other.")
+    return NoUpgrade(
+        HTTPStatus.BAD_REQUEST,
+        "This is no WebSocket handshake (RFC 6455, section 4.1): "
+        f"{name or 'a header'} is missing, there more than once, or malformed.",
+    )
+
+
+def _for_library(request: Request) -> Headers:
+    """What is left to check. With all headers, the library would parse lists that have no part in the answer."""
+    headers = Headers([("Upgrade", "websocket"), ("Connection", "Upgrade")])
+    for name in ("Sec-WebSocket-Key", "Sec-WebSocket-Version"):
+        for value in request.headers.get(name.lower(), ()):
+            headers[name] = value[:_LONGEST_CHARACTERS]
+    return headers
+
+
+def _upgrade_required(sentence: str) -> NoUpgrade:
+    # RFC 9110, section 15.5.22, and RFC 6455, section 4.4.
+    headers = ("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", VERSION)
+    return NoUpgrade(HTTPStatus.UPGRADE_REQUIRED, sentence, headers)
+
+
+def _hint(request: Request) -> str:
+    """What to do where a WebSocket client did ask, and something on the way made another request of it."""
+    if not ("sec-websocket-key" in request.headers or "websocket" in request.lists("upgrade")):
+        return ""
+    if request.method != "GET":
+        return f" A handshake is a GET, not a {request.method}."
+    if request.version == "1.0":
+        return " This request came as HTTP/1.0: in nginx, proxy_http_version 1.1."
+    return (
+        " A proxy took the headers Upgrade and Connection from this handshake: in nginx, "
+        'proxy_set_header Upgrade $http_upgrade and proxy_set_header Connection "upgrade".'
+    )

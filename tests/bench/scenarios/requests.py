@@ -1,0 +1,129 @@
+"""What a request costs the loop, and so all other clients: each kind at its largest, and the metrics of many types."""
+
+import contextlib
+import functools
+import json
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from bridge.demo.ports import LOOPBACK
+from tests.bench.candidates import Candidate, Place, Server, serving
+from tests.bench.cases import LOST, MISPLACED, Case, Figure, Row
+from tests.bench.crowd import crowd, publishing
+from tests.support.largest_requests import METRICS, REQUESTS
+
+WATCHERS, RATE = 100, 20
+COSTLY = "forwarded: as many addresses as are parsed"
+"""Kind of the requests that others get their updates beside."""
+
+_LIMIT_S = 10.0
+
+
+def cases(quick: bool) -> list[Case]:
+    """The bridge alone: what a request costs depends on what it means."""
+    count, types, updates = (20, 2000, 60) if quick else (300, 2000, 400)
+    return [
+        Case(
+            "requests: each at the largest size that is read",
+            tuple(Figure(name, f"CPU ms: {name}", 2) for name in REQUESTS),
+            functools.partial(_costs, count=count),
+            10,
+            only_ours=True,
+        ),
+        Case(
+            f"requests: {types} update types of one's own",
+            (
+                Figure("metrics", "CPU ms: page: /metrics", 2),
+                Figure("unknown", "CPU ms: query: an unknown name (refused)", 2),
+            ),
+            functools.partial(_many_types, count=count, types=types),
+            10,
+            only_ours=True,
+        ),
+        Case(
+            f"requests: one after the other ({COSTLY}), {WATCHERS} others get {RATE} updates a second",
+            (
+                Figure("alone_ms", "p99 ms of the others alone", 1),
+                Figure("beside_ms", "p99 ms beside the requests", 1),
+                Figure(LOST, "updates lost"),
+                Figure(MISPLACED, "updates doubled or out of order"),
+            ),
+            functools.partial(_beside, updates=updates),
+            WATCHERS + 10,
+            only_ours=True,
+        ),
+    ]
+
+
+def _costs(place: Place, candidate: Candidate, *, count: int) -> Row:
+    with serving(candidate, place) as server:
+        return {name: _cost_ms(server, request, count) for name, request in REQUESTS.items()}
+
+
+def _many_types(place: Place, candidate: Candidate, *, count: int, types: int) -> Row:
+    with tempfile.TemporaryDirectory(prefix="edk-bridge-bench-") as folder:
+        for number in range(types):
+            schema = {"type": "object", "properties": {f"member{number}": {"type": "integer"}}}
+            (Path(folder) / f"type-{number}.json").write_text(json.dumps(schema))
+        with serving(candidate, place, BRIDGE_SCHEMAS=folder) as server:
+            return {
+                "metrics": _cost_ms(server, METRICS, count),
+                "unknown": _cost_ms(server, REQUESTS["query: an unknown name (refused)"], count),
+            }
+
+
+def _beside(place: Place, candidate: Candidate, *, updates: int) -> Row:
+    row: dict[str, float] = {LOST: 0, MISPLACED: 0}
+    with serving(candidate, place) as server:
+        for key, requesting in (("alone_ms", contextlib.nullcontext()), ("beside_ms", _asking(server))):
+            with crowd(place, server, WATCHERS, frames=updates) as watchers:
+                watchers.ready()
+                server.settle()
+                with requesting, publishing(place, updates, RATE):
+                    seen = watchers.seen()
+            row[key] = seen.p99_us / 1000
+            row[LOST] += seen.lost
+            row[MISPLACED] += seen.misplaced
+    return row
+
+
+def _cost_ms(server: Server, request: bytes, count: int) -> float:
+    """Milliseconds of processor time for one request, its connection and its answer included."""
+    for _ in range(3):
+        _ask(server, request)
+    server.settle()
+    before_us = server.cpu_us()
+    for _ in range(count):
+        _ask(server, request)
+    return (server.cpu_us() - before_us) / count / 1000
+
+
+def _ask(server: Server, request: bytes) -> None:
+    """Returns when the answer has begun: what follows an upgrade is another matter."""
+    with socket.create_connection((LOOPBACK, server.port), timeout=_LIMIT_S) as line:
+        line.sendall(request)
+        if line.recv(65536).startswith(b"HTTP/1.1 101"):
+            return
+        while line.recv(65536):
+            pass
+
+
+@contextlib.contextmanager
+def _asking(server: Server) -> Iterator[None]:
+    """Requests, one after the other, until the end."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            _ask(server, REQUESTS[COSTLY])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,91 @@
+"""Requests that are as large as the bridge reads, of each kind that makes it work."""
+
+from collections.abc import Mapping
+
+from bridge.contract.filters import MOST_ESCAPES, MOST_FIELDS, MOST_VALUES
+from bridge.fanout.access import MAX_FORWARDED, MAX_FORWARDED_PAIRS
+from bridge.fanout.http_request import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_REQUEST_LINE_BYTES
+
+_UPGRADE = (
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version: 13",
+)
+_TARGET = MAX_REQUEST_LINE_BYTES - len("GET  HTTP/1.1")
+
+
+def _handshake(*headers: str, target: str = "/updates", host: str = "localhost") -> bytes:
+    lines = (f"GET {target} HTTP/1.1", f"Host: {host}", *_UPGRADE, *headers, "", "")
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def _get(target: str) -> bytes:
+    return f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+def _header(name: str, member: str, limit: int = MAX_HEADER_BYTES) -> str:
+    """A header whose value is as many members as the limit allows."""
+    return f"{name}: {','.join([member] * ((limit + 1) // (len(member) + 1)))}"
+
+
+def _query(*fields: str) -> str:
+    """As many of the fields as a target takes."""
+    target = "/updates?"
+    for field in fields:
+        if len(target) + len(field) + 1 > _TARGET:
+            break
+        target += f"{field}&"
+    return target.removesuffix("&")
+
+
+def _filled() -> bytes:
+    """As many headers as there may be, which together are as large as they may be."""
+    names = [f"X-{number}: " for number in range(MAX_HEADERS - 1 - len(_UPGRADE))]
+    room = MAX_HEAD_BYTES - len(_handshake(*names))
+    return _handshake(*(name + "v" * (room // len(names)) for name in names))
+
+
+_NODE = "[fd00:1111:2222:3333:4444:5555:6666:7777]:65535"
+_EMOJI = "%F0%9F%9A%80"
+
+REQUESTS: Mapping[str, bytes] = {
+    "a handshake as it usually is": _handshake(),
+    "headers: as many and as large as there may be": _filled(),
+    "cookies": _handshake(_header("Cookie", "c=1")),
+    "forwarded: as many addresses as are parsed": _handshake(_header("X-Forwarded-For", _NODE, 48 * MAX_FORWARDED - 1)),
+    "forwarded: pairs": _handshake("Forwarded: for=10.0.0.1" + ";a=bbbbbbbbbbbb" * MAX_FORWARDED_PAIRS),
+    "forwarded: thousands of addresses (refused)": _handshake(_header("X-Forwarded-For", "10.0.0.1")),
+    "host: a long name (refused)": _handshake(host="a." * (MAX_HEADER_BYTES // 2)),
+    "origin: a long one (refused)": _handshake(f"Origin: http://{'a.' * (MAX_HEADER_BYTES // 2 - 8)}"),
+    "lists: Upgrade and Connection": _handshake(_header("Upgrade", "a", 8000), _header("Connection", "a", 8000)),
+    "lists: Sec-WebSocket-Protocol": _handshake(_header("Sec-WebSocket-Protocol", "a")),
+    "lists: Sec-WebSocket-Extensions": _handshake(_header("Sec-WebSocket-Extensions", "permessage-deflate;a=b")),
+    "key: a long one (refused)": _handshake("Sec-WebSocket-Key: " + "A" * MAX_HEADER_BYTES),
+    "path (404)": _get("/" + "a" * (_TARGET - 1)),
+    "query: integers": _handshake(target=_query(*(f"systemId={number}" for number in range(MOST_VALUES)))),
+    "query: long integers": _handshake(
+        target=_query(*(f"victimId={9007199254740991 - number}" for number in range(MOST_VALUES)))
+    ),
+    "query: strings, percent-encoded": _handshake(
+        target=_query(*(f"title={number}%C3%A9" for number in range(MOST_VALUES)))
+    ),
+    "query: one string, percent-encoded": _handshake(target=f"/updates?title={_EMOJI * (MOST_ESCAPES // 4)}"),
+    "query: fields without anything": _handshake(target="/updates?" + "&" * MOST_FIELDS),
+    "query: thousands of fields (refused)": _handshake(target="/updates?" + "&" * (_TARGET - 9)),
+    "query: thousands of ids (refused)": _handshake(target=_query(*["after=1"] * 1500)),
+    "query: an unknown name (refused)": _handshake(target="/updates?sistemld=1"),
+    "query: an unknown name, long (refused)": _handshake(target=f"/updates?{'sistem' * 1300}=1"),
+    "query: an unknown type (refused)": _handshake(target="/updates?type=" + "kilmial" * 10),
+    "query: a list as a value (refused)": _handshake(target=f"/updates?systemId={'1,' * ((_TARGET - 18) // 2)}1"),
+    "document that the client has": _get("/asyncapi.json").replace(
+        b"\r\n\r\n", f"\r\n{_header('If-None-Match', 'a')}\r\n\r\n".encode()
+    ),
+    "page: /": _get("/"),
+    "page: /asyncapi.json": _get("/asyncapi.json"),
+    "page: /schemas/": _get("/schemas/"),
+    "page: /readyz": _get("/readyz"),
+}
+"""By what they are. The answer is an upgrade or a page, unless the name says otherwise."""
+
+METRICS = _get("/metrics")

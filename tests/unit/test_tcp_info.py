@@ -1,0 +1,62 @@
+"""What the kernel says of real connections over loopback."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridge.fanout import tcp_info
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Our end of a connection, and the client's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    with ours, client:
+        yield ours, client
+
+
+def test_bytes_count_once_the_client_has_them(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, client = pair
+    before = tcp_info.acknowledged_bytes(ours)
+    assert before is not None
+    ours.sendall(b"x" * 1000)
+    # Whoever has read them all has a kernel that has acknowledged them, or is about to.
+    received = client.recv(1000, socket.MSG_WAITALL)
+    client.sendall(b"y")
+    ours.recv(1)
+    after = tcp_info.acknowledged_bytes(ours)
+    assert after is not None
+    assert after - before == len(received) == 1000
+
+
+def test_end_of_the_client_shows_without_a_read(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, client = pair
+    assert not tcp_info.has_ended(ours)
+    client.shutdown(socket.SHUT_WR)
+    ours.recv(1, socket.MSG_PEEK)
+    assert tcp_info.has_ended(ours)
+
+
+def test_closed_socket_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    ours.close()
+    with pytest.raises(OSError, match="Bad file"):
+        tcp_info.has_ended(ours)
+    with pytest.raises(OSError, match="Bad file"):
+        tcp_info.acknowledged_bytes(ours)
+
+
+def test_kernel_without_tcp_info_says_nothing(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_info, "_HAS_TCP_INFO", False)
+    assert tcp_info.acknowledged_bytes(pair[0]) is None
+    assert not tcp_info.has_ended(pair[0])

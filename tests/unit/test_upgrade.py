@@ -1,0 +1,137 @@
+"""What becomes a WebSocket connection, and what a client is told whose request does not."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import pytest
+
+from bridge.fanout.http_request import Request, parse
+from bridge.fanout.upgrade import NoUpgrade, answer, is_wanted
+from tests.support.clients import request
+
+HANDSHAKE = request(3000)
+NGINX = "in nginx, proxy_http_version 1.1"
+PROXY = "A proxy took the headers Upgrade and Connection"
+
+
+def changed(old: bytes, new: bytes) -> Request:
+    assert old in HANDSHAKE
+    return parse(HANDSHAKE.replace(old, new))
+
+
+def refused(request_: Request) -> NoUpgrade:
+    found = answer(request_, "/updates")
+    assert isinstance(found, NoUpgrade)
+    return found
+
+
+def test_answer_has_the_accept_of_the_key_and_no_extension_and_no_subprotocol() -> None:
+    offers = b"Sec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Protocol: a, b\r\nHost"
+    found = answer(changed(b"Host", offers), "/updates", [("Vary", "Origin")])
+    assert isinstance(found, bytes)
+    head, *lines = found.decode().split("\r\n")
+    assert head == "HTTP/1.1 101 Switching Protocols"
+    # The accept that RFC 6455, section 1.3, gives for this key.
+    assert [line for line in lines if not line.startswith("Date: ")] == [
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+        "Vary: Origin",
+        "",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"Upgrade: websocket", b"Upgrade: WebSocket"),
+        (b"Upgrade: websocket", b"Upgrade: h2c, websocket"),
+        (b"Upgrade: websocket", b"Upgrade: websocket,"),
+        (b"Upgrade: websocket", b"Upgrade: h2c\r\nUpgrade: websocket"),
+        (b"Connection: Upgrade", b"Connection: keep-alive, upgrade"),
+        (b"Connection: Upgrade", b"Connection: keep-alive\r\nConnection: UPGRADE"),
+        (b"Host", b"Sec-WebSocket-Protocol:\r\nHost"),
+        (b"Host", b"Sec-WebSocket-Protocol: ,\r\nHost"),
+        (b"Host", b"Sec-WebSocket-Protocol: a b, @\r\nHost"),
+        (b"Host", b"Sec-WebSocket-Extensions:\r\nHost"),
+        (b"Host", b"Sec-WebSocket-Extensions: permessage-deflate; =\r\nHost"),
+        (b"Host", b"Sec-WebSocket-Extensions: x-webkit-deflate-frame\r\nHost"),
+        (b"Host", b"Content-Length: 0\r\nHost"),
+        (b"Host", b"Keep-Alive: timeout=5\r\nTE: trailers\r\nHost"),
+    ],
+)
+def test_handshake_of_any_spelling_is_answered(old: bytes, new: bytes) -> None:
+    assert isinstance(answer(changed(old, new), "/updates"), bytes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hint"),
+    [
+        (b"Upgrade: websocket\r\n", b"", PROXY),
+        (b"Upgrade: websocket", b"Upgrade: h2c", PROXY),
+        (b"Upgrade: websocket", b"Upgrade: websockets", PROXY),
+        (b"Connection: Upgrade", b"Connection: close", PROXY),
+        (b"HTTP/1.1", b"HTTP/1.0", NGINX),
+        (b"Upgrade: websocket\r\nConnection: Upgrade\r\n", b"", PROXY),
+        (b"GET", b"HEAD", "A handshake is a GET, not a HEAD."),
+    ],
+)
+def test_handshake_that_something_on_the_way_has_changed_is_told_what_to_do(old: bytes, new: bytes, hint: str) -> None:
+    found = refused(changed(old, new))
+    assert found.status == HTTPStatus.UPGRADE_REQUIRED
+    assert hint in found.sentence
+    assert dict(found.headers) == {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade, close",
+        "Sec-WebSocket-Version": "13",
+    }
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_request_that_is_no_handshake_is_told_what_there_is(version: bytes) -> None:
+    found = refused(parse(b"GET /updates HTTP/%b\r\nHost: localhost\r\n\r\n" % version))
+    assert found.status == HTTPStatus.UPGRADE_REQUIRED
+    assert found.sentence == "/updates is a WebSocket endpoint: connect to it with a WebSocket client."
+
+
+@pytest.mark.parametrize("version", [b"12", b"8", b"0", b"13, 8", b"13\r\nSec-WebSocket-Version: 8", b""])
+def test_other_version_is_told_which_one_there_is(version: bytes) -> None:
+    found = refused(changed(b"Version: 13", b"Version: " + version))
+    assert found.status == HTTPStatus.UPGRADE_REQUIRED
+    assert found.sentence == "/updates speaks version 13 of WebSocket (RFC 6455), and no other."
+    assert ("Sec-WebSocket-Version", "13") in found.headers
+
+
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        (KEY + b"\r\n", b"", "Sec-WebSocket-Key"),
+        (KEY, KEY + b"\r\n" + KEY, "Sec-WebSocket-Key"),
+        (KEY, b"Sec-WebSocket-Key: secret", "Sec-WebSocket-Key"),
+        (KEY, b"Sec-WebSocket-Key: c2VjcmV0", "Sec-WebSocket-Key"),
+        (KEY, b"Sec-WebSocket-Key: \xe9", "Sec-WebSocket-Key"),
+        (b"Sec-WebSocket-Version: 13\r\n", b"", "Sec-WebSocket-Version"),
+    ],
+)
+def test_handshake_that_rfc_6455_forbids_is_told_which_header_is_wrong(old: bytes, new: bytes, name: str) -> None:
+    found = refused(changed(old, new))
+    assert found.status == HTTPStatus.BAD_REQUEST
+    assert f": {name} is missing, there more than once, or malformed." in found.sentence
+    assert "secret" not in found.sentence
+
+
+def test_upgrade_is_wanted_by_nothing_but_a_handshake() -> None:
+    assert is_wanted(parse(HANDSHAKE))
+    for old, new in [
+        (b"GET", b"HEAD"),
+        (b"GET", b"OPTIONS"),
+        (b"1.1", b"1.0"),
+        (b"websocket", b"h2c"),
+        (b": Up", b": No"),
+    ]:
+        assert not is_wanted(changed(old, new))
