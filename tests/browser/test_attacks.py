@@ -64,7 +64,7 @@ CASES = [
     *sockets("host", ATTACKER, f"localhost.{ATTACKER}", f"127.0.0.1.{ATTACKER}", "0.0.0.0"),
     # From places whose origin is null, or somebody else's to tell.
     *(
-        Case(attack, url, saw, place=place)
+        Case(attack, url, saw, rule, place)
         for place in (
             "sandboxedFrame",
             "dataFrame",
@@ -74,40 +74,66 @@ CASES = [
             "blobWorker",
             "dataWorker",
         )
-        for attack, url, saw in (("socket", SOCKET, "closed 1006"), ("fetch", METRICS, "TypeError"))
+        for attack, url, saw, rule in (
+            ("socket", SOCKET, "closed 1006", "origin"),
+            ("fetch", METRICS, "TypeError", None),
+        )
     ),
     # A script that reads.
     *(
-        Case("fetch", f"http://localhost:{{port}}{path}", "TypeError")
-        for path in ("/readyz", "/schemas/killmail.json", "/updates", "/nothing")
+        Case("fetch", f"http://localhost:{{port}}{path}", "TypeError", rule)
+        for path, rule in (
+            ("/readyz", None),
+            ("/schemas/killmail.json", None),
+            ("/asyncapi.json", None),
+            ("/updates", "origin"),
+            ("/nothing", None),
+        )
     ),
-    Case("fetch", METRICS, "TypeError"),
+    Case("fetch", METRICS, "TypeError", None),
     Case("fetch", f"http://{ATTACKER}:{{port}}/metrics", "TypeError", "host"),
-    Case("fetch", f"{REDIRECT}{METRICS}", "TypeError"),
-    Case("fetchWithCredentials", METRICS, "TypeError"),
+    Case("fetch", f"{REDIRECT}{METRICS}", "TypeError", None),
+    Case("fetch", f"{REDIRECT}http://localhost:{{port}}/updates", "TypeError"),
+    Case("fetchWithCredentials", METRICS, "TypeError", None),
+    Case("fetchWithCredentials", "http://localhost:{port}/updates", "TypeError"),
     # The browser asks for leave, with OPTIONS.
-    Case("fetchWithWords", METRICS, "TypeError"),
+    Case("fetchWithWords", METRICS, "TypeError", None),
+    Case("fetchWithWords", "http://localhost:{port}/updates", "TypeError"),
     # A body: 405, whoever it is from.
     Case("fetchPost", METRICS, "TypeError", None),
     *(
-        Case("fetchOpaque", f"http://localhost:{{port}}{path}", "TypeError", None)
-        for path in ("/metrics", "/readyz", "/schemas/killmail.json", "/updates", "/nothing")
+        Case("fetchOpaque", f"http://localhost:{{port}}{path}", "TypeError", rule)
+        for path, rule in (
+            ("/metrics", None),
+            ("/readyz", None),
+            ("/schemas/killmail.json", None),
+            # Without Origin: the browser says that it is of another site.
+            ("/updates", "origin"),
+            ("/nothing", None),
+        )
     ),
-    Case("request", METRICS, "error 0"),
-    Case("events", METRICS, "error 2"),
+    Case("request", METRICS, "error 0", None),
+    Case("events", METRICS, "error 2", None),
     Case("events", "http://localhost:{port}/updates", "error 2"),
     # A page that has it as a part of its own.
     Case("script", "http://localhost:{port}/page.js", "error", None),
     Case("script", f"{REDIRECT}http://localhost:{{port}}/page.js", "error", None),
-    Case("scriptWithCors", "http://localhost:{port}/page.js", "error"),
-    Case("module", "http://localhost:{port}/page.js", "TypeError"),
+    Case("scriptWithCors", "http://localhost:{port}/page.js", "error", None),
+    Case("module", "http://localhost:{port}/page.js", "TypeError", None),
+    Case("module", "http://localhost:{port}/schemas/clients/browser.js", "TypeError", None),
     Case("importScripts", "http://localhost:{port}/page.js", "NetworkError", None, "worker"),
     Case("image", "http://localhost:{port}/icon.svg", "error", None),
     Case("style", "http://localhost:{port}/page.css", "error", None),
     # A frame in which the browser shows that it shows nothing. An object has an empty page instead.
     *(
-        Case("iframe", f"http://localhost:{{port}}{path}", "SecurityError", None)
-        for path in ("/", "/metrics", "/readyz", "/updates", "/nothing")
+        Case("iframe", f"http://localhost:{{port}}{path}", "SecurityError", rule)
+        for path, rule in (
+            ("/", None),
+            ("/metrics", None),
+            ("/readyz", None),
+            ("/updates", "origin"),
+            ("/nothing", None),
+        )
     ),
     Case("embed", METRICS, "SecurityError", None),
     Case("object", METRICS, "read", None),
@@ -195,10 +221,10 @@ async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
     await eventually("its connection is closed", lambda: sample(attacked, "bridge_connections") == 0)
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/updates"])
+@pytest.mark.parametrize("form", ["form", "formWithWords"])
 @pytest.mark.parametrize(
-    ("form", "status", "words", "refused"),
-    [("form", 403, "BRIDGE_ALLOWED_ORIGINS", {"origin": 1}), ("formWithWords", 405, "Only GET", {})],
+    ("path", "status", "words", "refused"),
+    [("/updates", 403, "BRIDGE_ALLOWED_ORIGINS", {"origin": 1}), ("/metrics", 405, "Only GET", {})],
 )
 async def test_form_of_another_origin_is_not_taken(
     path: str,
@@ -263,7 +289,7 @@ async def test_name_that_moves_to_the_bridge_under_a_page_gets_nothing_unless_it
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "board.localhost", "board.example"])
-async def test_page_of_an_allowed_origin_has_the_socket_and_nothing_else(
+async def test_page_of_an_allowed_origin_has_the_socket_and_the_documents_and_nothing_else(
     host: str, broker: Broker, exchange: str, site: ForeignSite, page: Page
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "allowed_origins": f"http://board.example:{site.port}"}
@@ -272,6 +298,9 @@ async def test_page_of_an_allowed_origin_has_the_socket_and_nothing_else(
         watch = Watch(bridge)
         port = port_of(bridge)
         assert await attack(page, "socket", SOCKET.format(port=port)) == "open"
+        for path in ("schemas/killmail.json", "asyncapi.json"):
+            assert (await attack(page, "fetch", f"http://localhost:{port}/{path}")).startswith("cors 200 {"), path
+        assert (await attack(page, "fetch", f"http://localhost:{port}/updates")).startswith("cors 426 ")
         assert await attack(page, "fetch", METRICS.format(port=port)) == "TypeError"
         assert await attack(page, "script", f"http://localhost:{port}/page.js") == "error"
         assert (watch.refused, watch.opened) == ({}, 1)
