@@ -10,6 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 READY := .venv/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null)
 # pip-audit's own.
 AUDIT := .venv/audit/.ready
+# The WebSocket libraries that tests connect with.
+LIBRARIES := .venv/libraries/.ready
 # mutmut and its dependencies, in a folder of their own. mutmut runs the tests with the packages of .venv.
 MUTANTS := .venv/mutants/.ready
 # The bridge with what it is shipped with, and nothing of what tests it: what is measured is what people run.
@@ -156,6 +158,7 @@ lock: $(READY)
 	  --output-file requirements-dev.lock
 	: | $(COMPILE) - --group build --constraint requirements-dev.lock --output-file requirements-build.lock
 	: | $(COMPILE) - --group audit --constraint requirements-dev.lock --output-file requirements-audit.lock
+	: | $(COMPILE) - --group libraries --constraint requirements-dev.lock --output-file requirements-libraries.lock
 	: | $(COMPILE) - --group mutants --constraint requirements-dev.lock --constraint requirements-audit.lock \
 	  --output-file requirements-mutants.lock
 	@! grep -nE '://|/(home|opt|root|tmp|usr|var)/' requirements*.lock
@@ -166,6 +169,11 @@ audit: $(READY) $(AUDIT)
 $(AUDIT): requirements-audit.lock
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/pip install -qq --require-hashes --no-deps -r requirements-audit.lock
+	@touch $@
+
+$(LIBRARIES): requirements-libraries.lock
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/pip install -qq --require-hashes --no-deps -r requirements-libraries.lock
 	@touch $@
 
 mutants: $(READY) $(MUTANTS)

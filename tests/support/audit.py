@@ -17,8 +17,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
-LOCKS = tuple(ROOT / f"requirements{kind}.lock" for kind in ("", "-build", "-dev", "-audit", "-mutants"))
-SHIPPED, BUILD, DEV, AUDIT, MUTANTS = LOCKS
+LOCKS = tuple(ROOT / f"requirements{kind}.lock" for kind in ("", "-build", "-dev", "-audit", "-libraries", "-mutants"))
+SHIPPED, BUILD, DEV, AUDIT, LIBRARIES, MUTANTS = LOCKS
 PYTHON = ROOT / ".venv/audit/bin/python"
 """Of the environment that pip-audit has for itself, and make makes."""
 CLEAN, VULNERABLE, NOT_AUDITED = 0, 1, 3

@@ -1,8 +1,8 @@
 """`python -m tests.support.prepare`: gets what the tests need from outside, before pytest starts.
 
-A broker, the openssl command, what the bridge is put beside (HAProxy, nginx and others), a browser, pip-audit, the
-benchmark's C programs, and Node's WebSocket client. What can't be had is said here, in a line, and is no error yet: the
-tests that need it skip, or fail where they must not.
+A broker, the openssl command, what the bridge is put beside (HAProxy, nginx and others), a browser, WebSocket libraries
+of several languages, pip-audit, the benchmark's C programs, and Node's packages. What can't be had is said here, in a
+line, and is no error yet: the tests that need it skip, or fail where they must not.
 """
 
 import shutil
@@ -36,6 +36,18 @@ PROGRAMS = {
     "docker-compose": "docker-compose",
 }
 """Those that what is in `docker/` is tried with: each command, and Debian's package that it is in."""
+
+LIBRARIES = (
+    "gir1.2-soup-3.0",
+    "libanyevent-websocket-client-perl",
+    "libmojolicious-perl",
+    "libwebsockets-test-server",
+    "python3-gi",
+    "ruby-faye-websocket",
+    "tcl",
+    "tcllib",
+)
+"""Debian's packages with WebSocket libraries, and what runs them."""
 
 DEBIAN_PYTHON = "/usr/bin/python3"
 """The Python that Debian's packages are for."""
@@ -105,11 +117,24 @@ def prepare_proton() -> None:
         say(f"tests of AMQP 1.0 with proton can't run: {error}")
 
 
-def prepare_audit() -> None:
-    """Make sure that pip-audit is there, which has an environment of its own."""
-    done = subprocess.run(["make", ".venv/audit/.ready"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        say(f"tests of the audit can't run: {' | '.join(done.stderr.splitlines()[-5:])}")
+def prepare_environments() -> None:
+    """Make sure that there is what has an environment of its own: pip-audit, and libraries that clients are made of."""
+    for name, what in (("audit", "of the audit"), ("libraries", "with WebSocket libraries")):
+        done = subprocess.run(["make", f".venv/{name}/.ready"], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            say(f"tests {what} can't run: {' | '.join(done.stderr.splitlines()[-5:])}")
+
+
+def prepare_libraries() -> None:
+    """Make sure that there are the WebSocket libraries of other languages that Debian has."""
+    listed = subprocess.run(["dpkg-query", "-W", "-f", "${Package} "], capture_output=True, text=True, check=False)
+    missing = [package for package in LIBRARIES if package not in listed.stdout.split()]
+    if not missing:
+        return
+    try:
+        apt.install(missing, say)
+    except RuntimeError as error:
+        say(f"tests with WebSocket libraries can't run: {error}")
 
 
 def prepare_bench() -> None:
@@ -147,6 +172,7 @@ if __name__ == "__main__":
     prepare_proton()
     prepare_programs()
     prepare_browser()
-    prepare_audit()
+    prepare_libraries()
+    prepare_environments()
     prepare_bench()
     prepare_node()

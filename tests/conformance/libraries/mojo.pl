@@ -1,0 +1,17 @@
+# perl mojo.pl URL
+use strict;
+use warnings;
+use Mojo::UserAgent;
+use Mojo::IOLoop;
+
+my $agent = Mojo::UserAgent->new;
+$agent->websocket($ARGV[0] => sub {
+    my ($self, $transaction) = @_;
+    die "no handshake\n" unless $transaction->is_websocket;
+    $transaction->on(message => sub {
+        my ($socket, $message) = @_;
+        print "$message\n";
+        exit 0;
+    });
+});
+Mojo::IOLoop->start;

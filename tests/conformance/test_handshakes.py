@@ -1,0 +1,62 @@
+"""The handshakes that real libraries send: each is answered with 101, however it is split and whatever its line ends.
+
+The requests in `handshakes.json` were written down from runs of the libraries. `integration/test_libraries.py` runs
+those that can be installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from bridge.contract import catalog
+from bridge.contract.filters import Filters, Wish
+from bridge.fanout import upgrade
+from bridge.fanout.access import DEFAULT_NETWORKS, Access
+from bridge.fanout.http_request import RequestReader, parse
+
+if TYPE_CHECKING:
+    from bridge.fanout.http_request import Request
+
+DOCUMENT: dict[str, Any] = orjson.loads(Path(__file__).with_name("handshakes.json").read_bytes())
+HANDSHAKES: dict[str, bytes] = {
+    name: "\r\n".join([*lines, "", ""]).encode("latin-1") for name, lines in DOCUMENT["handshakes"].items()
+}
+ACCESS = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
+FILTERS = Filters(catalog.load([catalog.PACKAGED]))
+
+
+def assert_is_upgraded(request: Request) -> None:
+    assert ACCESS.check_request(request.headers, request.target) is None
+    assert ACCESS.check_origin(request.headers) is None
+    assert request.path == "/updates"
+    assert FILTERS.read(request.query) == Wish(None, None)
+    answer = upgrade.answer(request, "/updates")
+    assert isinstance(answer, bytes), answer
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert b"Sec-WebSocket-Protocol" not in answer
+    assert b"Sec-WebSocket-Extensions" not in answer
+
+
+@pytest.mark.parametrize("name", HANDSHAKES)
+def test_handshake_of_a_library_is_answered_with_an_upgrade(name: str) -> None:
+    assert_is_upgraded(parse(HANDSHAKES[name]))
+
+
+@pytest.mark.parametrize("name", HANDSHAKES)
+def test_handshake_of_a_library_is_the_same_wherever_it_is_split(name: str) -> None:
+    handshake = HANDSHAKES[name]
+    for at in range(1, len(handshake)):
+        reader = RequestReader()
+        assert reader.feed(handshake[:at]) is None
+        assert reader.feed(handshake[at:] + b"frame") == (parse(handshake), b"frame")
+
+
+@pytest.mark.parametrize("name", HANDSHAKES)
+def test_handshake_of_a_library_to_another_name_of_the_bridge_is_answered_with_an_upgrade(name: str) -> None:
+    """A library that sends an Origin sends that of the URL it connects to, but for Go's example."""
+    handshake = HANDSHAKES[name].replace(b"127.0.0.1", b"bridge")
+    assert_is_upgraded(parse(handshake))

@@ -1,0 +1,30 @@
+// `node clients.mjs LIBRARY URL`: connects with a WebSocket library as its documentation shows, prints one message.
+const [library, url, ...protocols] = process.argv.slice(2);
+
+const print = (message) => {
+  console.log(String(message));
+  process.exit(0);
+};
+const fail = (error) => {
+  console.error(String(error?.message ?? error));
+  process.exit(1);
+};
+
+// The interface of browsers.
+const follow = (WebSocket) => {
+  const socket = new WebSocket(url, protocols);
+  socket.onmessage = (event) => print(event.data);
+  socket.onerror = (event) => fail(event.message ?? "error");
+  socket.onclose = (event) => fail(`closed ${event.code}`);
+};
+
+const libraries = {
+  ws: async () => follow((await import("ws")).WebSocket),
+  undici: async () => follow((await import("undici")).WebSocket),
+  "faye-websocket": async () => follow((await import("faye-websocket")).default.Client),
+  websocket: async () => follow((await import("websocket")).default.w3cwebsocket),
+  // Bun's, Deno's or Node's own.
+  builtin: async () => follow(globalThis.WebSocket),
+};
+
+await libraries[library]();
