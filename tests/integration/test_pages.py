@@ -1,13 +1,21 @@
 """The HTTP side of a running bridge: pages, refusals, limits of a handshake."""
 
 import asyncio
+import socket
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import orjson
 import pytest
 
+from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.clients import get, request
-from tests.support.running import port_of, running, sample
+from tests.support.running import port_of, running, sample, secure
 from tests.support.waiting import LIMIT_S, eventually
 
 UPGRADE = (
@@ -160,3 +168,84 @@ async def test_body_of_another_method_does_not_hide_its_405(broker: Broker, exch
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         status, _ = await get(port_of(bridge), "/healthz", "Content-Length: 5", method="POST")
         assert status == 405
+
+
+LARGE_BYTES = 1_000_000
+TIMEOUT_S = 0.5
+"""Of handshakes, and of a response that nothing is read of."""
+
+PAUSE_S, READ_BYTES = 0.06, 16_384
+"""Of a client that reads for eight times as long."""
+
+
+@asynccontextmanager
+async def serving_a_large_document(
+    broker: Broker, exchange: str, folder: Path, *, tls: bool
+) -> AsyncIterator[tuple[Bridge, ssl.SSLContext | None]]:
+    schemas = folder / "schemas"
+    schemas.mkdir()
+    (schemas / "large.json").write_text('{"description": "%s"}' % ("x" * LARGE_BYTES))
+    flags = {"schemas": schemas, "handshake_timeout": f"{TIMEOUT_S}s"}
+    if not tls:
+        async with running(broker.url, exchanges=f"{exchange}=killmail", **flags) as bridge:
+            yield bridge, None
+        return
+    async with secure(broker, exchange, folder, **flags) as (bridge, chain):
+        yield bridge, ssl.create_default_context(cafile=chain)
+
+
+@contextmanager
+def asking_for_it(port: int, context: ssl.SSLContext | None) -> Iterator[socket.socket]:
+    """A client whose kernel takes little, and that has asked for the document. It blocks: it belongs into a thread."""
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
+        line.settimeout(LIMIT_S)
+        line.connect(("127.0.0.1", port))
+        with context.wrap_socket(line, server_hostname="limits") if context else line as client:
+            client.sendall(b"GET /schemas/large.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            yield client
+
+
+def read_slowly(port: int, context: ssl.SSLContext | None) -> tuple[float, bytes]:
+    """Returns how long it took, and the answer."""
+    with asking_for_it(port, context) as client:
+        began_s, answer = time.monotonic(), b""
+        while piece := client.recv(READ_BYTES):
+            answer += piece
+            time.sleep(PAUSE_S)
+        return time.monotonic() - began_s, answer
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_client_that_reads_a_page_slowly_gets_all_of_it(
+    broker: Broker, exchange: str, tmp_path: Path, *, tls: bool
+) -> None:
+    async with serving_a_large_document(broker, exchange, tmp_path, tls=tls) as (bridge, context):
+        took_s, answer = await asyncio.to_thread(read_slowly, port_of(bridge), context)
+        assert took_s > 4 * TIMEOUT_S, "it was not slow"
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert f"\r\nContent-Length: {len(body)}\r\n".encode() in head
+        assert len(body) > LARGE_BYTES
+        await eventually("nothing is left of it", lambda: sample(bridge, "bridge_handshakes_pending") == 0)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_client_that_reads_nothing_of_its_page_is_cut(
+    broker: Broker, exchange: str, tmp_path: Path, *, tls: bool
+) -> None:
+    async with serving_a_large_document(broker, exchange, tmp_path, tls=tls) as (bridge, context):
+        over = threading.Event()
+
+        def read_nothing() -> int:
+            with asking_for_it(port_of(bridge), context) as client:
+                assert over.wait(LIMIT_S)
+                try:
+                    return sum(map(len, iter(lambda: client.recv(READ_BYTES), b"")))
+                except ConnectionError:
+                    return 0
+
+        reading = asyncio.create_task(asyncio.to_thread(read_nothing))
+        await eventually("it is there", lambda: sample(bridge, "bridge_handshakes_pending") == 1)
+        await eventually("it is cut", lambda: sample(bridge, "bridge_handshakes_pending") == 0)
+        over.set()
+        assert await reading < LARGE_BYTES
