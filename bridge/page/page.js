@@ -28,6 +28,7 @@ let connection;
 let line = ["connecting", "Connecting"]; // Of the connection: its state, and the words for it.
 let spoken; // What the state says, but for how long ago that was.
 let health;
+let mayNotConnect = false; // The bridge refuses pages of this address.
 
 const list = listOf(document);
 const countUpdate = showRate(document);
@@ -58,28 +59,45 @@ function open() {
     onMissed: (data) => list.add({ missed: data, timestamp: Date.now() }),
     onState: (name, detail) => {
       if (name === "connected") {
+        mayNotConnect = false;
         say("connected", "Connected");
         askHealth();
         return;
       }
       askHealth();
       // No seconds counted down: they would be read out one by one.
-      say("disconnected", `Disconnected: ${REASONS[detail] ?? `code ${detail}`}. Retrying`);
-      if (detail === NOT_REACHED && query) askWhy();
+      sayLost(detail);
+      if (detail === NOT_REACHED) askWhy();
     },
   });
   connection = opened;
 
-  // A browser hides from scripts what a refused handshake was answered; a plain request is answered the same.
+  // A browser hides from scripts what a refused handshake was answered. A plain request is answered the same, but for
+  // the origin, which a browser sends along to the page's own host only with another method.
   async function askWhy() {
-    const answer = await fetch(`${location.protocol}//${place}&after=`).catch(() => undefined);
+    const url = `${location.protocol}//${place}`;
+    const preflight = await fetch(url, { method: "OPTIONS" }).catch(() => undefined);
+    if (opened !== connection) return;
+    mayNotConnect = preflight?.status === 403 && (await textOf(preflight)).includes("BRIDGE_ALLOWED_ORIGINS");
+    if (line[0] === "disconnected") sayLost(NOT_REACHED);
+    if (mayNotConnect || !query) return;
+    const answer = await fetch(`${url}&after=`).catch(() => undefined);
     if (answer?.status !== 400) return;
-    const sentence = await answer.text().catch(() => "");
+    const sentence = await textOf(answer);
     if (opened !== connection || !sentence) return;
     opened.stop();
     say("disconnected", "Not connected: the filter is refused");
     filter.refuse(sentence.trim());
   }
+}
+
+function sayLost(code) {
+  const refusal = `This address may not connect. Add ${location.origin} to BRIDGE_ALLOWED_ORIGINS.`;
+  say("disconnected", mayNotConnect ? refusal : `Disconnected: ${REASONS[code] ?? `code ${code}`}. Retrying`);
+}
+
+function textOf(answer) {
+  return answer.text().catch(() => "");
 }
 
 function say(name, text) {

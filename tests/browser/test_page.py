@@ -1,7 +1,8 @@
 """The live page in a real browser: it connects, shows what comes, comes back, and does no harm with what it shows."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 
 import orjson
@@ -11,6 +12,7 @@ from playwright.async_api import Error, Page, Route, expect
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
+from bridge.demo.ports import free_port
 from tests.support.browser import File, foreign_site
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
@@ -80,13 +82,8 @@ async def test_page_connects_wherever_the_endpoint_is(path: str, live: Live, bro
 @asynccontextmanager
 async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
     """Forwards requests to `port` of loopback, without their prefix; yields its own port. Drops requests without it."""
-    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        serving.add(task)
-        task.add_done_callback(serving.discard)
         with suppress(OSError, asyncio.IncompleteReadError):
             line = await reader.readuntil(b"\n")
             before, found, after = line.partition(f" {prefix}/".encode())
@@ -96,7 +93,23 @@ async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
                 await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
         writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with tcp_server(serve) as proxy_port:
+        yield proxy_port
+
+
+@asynccontextmanager
+async def tcp_server(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[object, object, None]],
+) -> AsyncIterator[int]:
+    """Serves each connection on loopback; yields the port. At the end, it breaks off what is still served."""
+    serving: set[asyncio.Task[None]] = set()
+
+    def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(serve(reader, writer))
+        serving.add(task)
+        task.add_done_callback(serving.discard)
+
+    server = await asyncio.start_server(begin, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -124,6 +137,42 @@ async def test_page_works_in_a_folder_of_a_proxy(live: Live, watched: Bridge) ->
         await expect(live.page).to_have_url(f"http://localhost:{port}/intern/kills/")
         await live.says(CONNECTED)
         assert live.said == []
+
+
+HOST_LINE = re.compile(rb"\r\nHost: [^\r]*\r\n", re.IGNORECASE)
+
+
+@asynccontextmanager
+async def renaming_proxy(port: int) -> AsyncIterator[int]:
+    """Forwards requests with the Host of their target, as nginx does unless it is told otherwise; yields its port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+            up_writer.write(HOST_LINE.sub(b"\r\nHost: 127.0.0.1:%d\r\n" % port, head))
+            await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+        writer.transport.abort()
+
+    async with tcp_server(serve) as proxy_port:
+        yield proxy_port
+
+
+async def test_page_behind_a_proxy_that_renames_its_host_loads_and_says_what_to_set(
+    live: Live, broker: Broker, exchange: str
+) -> None:
+    """Its scripts come with an origin, which is not that of the host that the bridge is asked by."""
+    flags: dict[str, object] = {"exchanges": f"{exchange}=killmail", "port": free_port()}
+    await live.hurry()
+    async with renaming_proxy(int(str(flags["port"]))) as port:
+        origin = f"http://board.example:{port}"
+        async with running(broker.url, **flags) as bridge:
+            await live.page.goto(f"{origin}/")
+            await live.says(f"This address may not connect. Add {origin} to BRIDGE_ALLOWED_ORIGINS.")
+            assert sample(bridge, "bridge_connections_opened_total") == 0
+        async with running(broker.url, **flags, allowed_origins=origin):
+            # It goes on trying.
+            await live.says(CONNECTED)
 
 
 async def test_page_keeps_the_newest_hundred_updates_newest_first(
