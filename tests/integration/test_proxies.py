@@ -208,6 +208,31 @@ async def test_pages_of_the_operator_are_not_there_behind_a_proxy(
             assert await told(net, FRIEND, page(path)) in {301, 308, 400, 404}, path
 
 
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (("proxy_http_version 1.1;", ""), "HTTP/1.0: in nginx, proxy_http_version 1.1."),
+        (
+            ("proxy_set_header Upgrade $http_upgrade;", ""),
+            "A proxy took the headers Upgrade and Connection from this handshake: in nginx, proxy_set_header",
+        ),
+    ],
+    ids=["HTTP/1.0", "no upgrade"],
+)
+async def test_handshake_that_nginx_changes_is_told_what_to_set(
+    change: tuple[str, str], hint: str, broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    """What nginx does unless it is told otherwise."""
+    async with proxied_bridge("nginx", broker, exchange, tmp_path, change) as net:
+        reader, writer = await connect(net, FRIEND)
+        writer.write(handshake())
+        async with asyncio.timeout(10):
+            answer = await reader.readuntil(b"Content-Length: ") + await reader.readuntil(b".\n")
+        assert answer.startswith(b"HTTP/1.1 426 ")
+        assert hint.encode() in answer
+        writer.transport.abort()
+
+
 async def answered(net: Island, asked: bytes) -> int:
     """The status of the answer to a friend; 0 where there is none."""
     try:
