@@ -7,6 +7,7 @@ line, and is no error yet: the tests that need it skip, or fail where they must 
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bridge.demo import apt
@@ -166,13 +167,20 @@ def _npm_ci() -> None:
         raise RuntimeError(f"npm ci: {' | '.join(done.stderr.splitlines()[-5:])}")
 
 
+def main() -> None:
+    """All of it. Only apt-get must not run twice at the same time."""
+    with ThreadPoolExecutor() as pool:
+        environments = pool.submit(prepare_environments)
+        prepare_broker()
+        prepare_openssl()
+        prepare_proton()
+        prepare_programs()
+        prepare_browser()
+        prepare_libraries()
+        prepare_bench()
+        prepare_node()
+        environments.result()
+
+
 if __name__ == "__main__":
-    prepare_broker()
-    prepare_openssl()
-    prepare_proton()
-    prepare_programs()
-    prepare_browser()
-    prepare_libraries()
-    prepare_environments()
-    prepare_bench()
-    prepare_node()
+    main()
