@@ -19,7 +19,7 @@ class State(StrEnum):
 
 
 class GapSlug(StrEnum):
-    """What clients are told of a gap's reason: nothing of it names a host, a user or a library."""
+    """The reason of a gap, as clients get it. A slug names no host, no user and no library."""
 
     BROKER_AWAY = "broker-away"
     STREAM_TRUNCATED = "stream-truncated"

@@ -1,11 +1,11 @@
-"""Which requests are allowed: a verdict from the peer's address and from the headers.
+"""Decides which requests are allowed, from the peer's address and the headers.
 
-Three kinds of outsiders are refused. The world beyond the internal networks: by the peer's address, and by every
-address that a forwarding header names, so that a proxy on the same host never admits it. A page whose name was rebound
-to an internal address: by ``Host``. A page of another site in an internal browser: by ``Origin``, or by
-``Sec-Fetch-Site`` where the browser sends no ``Origin``. A forged forwarding header can only exclude its sender.
+Three rules refuse outsiders. The peer's address and every forwarded address must be internal, so that a proxy on the
+same host admits no external client. ``Host`` must not be a public name that was rebound to an internal address.
+``Origin`` must be allowed; if the browser sends none, ``Sec-Fetch-Site`` must not be ``cross-site``. A forged
+forwarding header can only exclude its sender.
 
-Nothing here knows of sockets, of WebSocket, or of what a path means.
+Nothing here knows of sockets, of WebSocket, or of the meaning of a path.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ DEFAULT_NETWORKS: tuple[Network, ...] = (
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 MAX_FORWARDED = 32
-"""Addresses in the forwarding headers of a request. Nobody has a chain of so many proxies, and each address takes
-5 microseconds of the loop."""
+"""Limits the addresses in the forwarding headers of a request. Real proxy chains are much shorter, and each address
+takes 5 microseconds of the loop."""
 
 MAX_FORWARDED_PAIRS = 4 * MAX_FORWARDED
-"""Of ``Forwarded``, which has four: for, by, host and proto."""
+"""Limits the pairs in ``Forwarded``. An element has at most four: for, by, host and proto."""
 
 MAX_FORWARDED_CHARACTERS = 64 * MAX_FORWARDED
-"""Of all these headers together. An element of ``Forwarded`` may have other pairs beside its address."""
+"""Limits the length of all forwarding headers together."""
 
 DETAIL_CHARACTERS = 200
 
@@ -77,7 +77,7 @@ _TARGET_FORM = "A request target that is a whole URL must begin with http or htt
 _TARGET_HOST = "The request target and the Host header must name the same host and port."
 _ORIGIN_COUNT = "A request must have no more than one Origin header."
 _ORIGIN = "Pages of this origin may not connect (BRIDGE_ALLOWED_ORIGINS)."
-_CROSS_SITE = "A page of another site may not connect without saying its origin (Sec-Fetch-Site: cross-site)."
+_CROSS_SITE = "A page of another site may not connect without an Origin header (Sec-Fetch-Site: cross-site)."
 
 _ABSOLUTE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?:[/?].*)?", re.ASCII | re.IGNORECASE)
 # RFC 7239 section 6: a node may have a port, and that may be obfuscated.
@@ -139,7 +139,7 @@ class Access:
         return _check_target(target, host)
 
     def check_origin(self, headers: Headers) -> Refusal | None:
-        """Why a page may not use what is not for every page, after ``check_request``; None if it may."""
+        """Returns why a page may not use the endpoint, or None if it may. Call ``check_request`` first."""
         origins = headers.get("origin", ())
         if len(origins) > 1:
             return _refused(_ORIGIN_COUNT, "origin", ", ".join(origins[:2]))

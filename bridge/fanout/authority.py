@@ -1,7 +1,7 @@
-"""Hosts, origins and their canonical forms: how a header's value and a setting's value come to be compared.
+"""Converts hosts and origins to one canonical form, in which settings are compared with headers.
 
-Both sides are converted, so that a setting never misses a header because of its spelling: letters in upper case, a
-default port, a name that is not ASCII, a slash at the end.
+Both sides are converted, so that a setting matches a header in any spelling: letters in upper case, a default port, a
+name that is not ASCII, a slash at the end.
 
 Pure. Nothing here knows which hosts or origins are allowed.
 """
@@ -30,7 +30,7 @@ IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _OF_SOCKETS = {"ws": "http", "wss": "https"}
-"""A page has no such origin, but WebSocket clients of programs make one of the URL that they connect to (ws4py)."""
+"""Browsers never send these schemes in an origin. Some WebSocket libraries send the URL's scheme (ws4py)."""
 
 # Each expression matches a whole text, and only in ASCII. A text that does not match is refused.
 _AUTHORITY = re.compile(
@@ -113,9 +113,9 @@ def canonical_host(text: str) -> str:
 
 
 def canonical_origin(text: str) -> str:
-    """The form in which origins are compared, on both sides. Raises ValueError with the reason.
+    """Converts an origin to the form in which origins are compared. Raises ValueError with the reason.
 
-    `null` and `file://` are origins too: a sandboxed frame has the former, a page of Electron's the latter.
+    `null` and `file://` are origins too: a sandboxed frame sends `null`, a page in Electron sends `file://`.
     """
     if len(text) > MAX_ORIGIN_CHARACTERS:
         raise ValueError(f"more than {MAX_ORIGIN_CHARACTERS} characters")

@@ -1,7 +1,7 @@
 """From a TCP connection to a WebSocket one, or to a page, or to a refusal: the first bytes of every client.
 
-Bounded in bytes and time, TLS included. What a request says is read by `http_request`, which requests are allowed is
-decided by `access`, what RFC 6455 requires by `upgrade`. After an upgrade, a `Connection` takes the client over.
+A handshake is bounded in bytes and time, TLS included. `http_request` parses the request, `access` decides whether it
+is allowed, and `upgrade` applies RFC 6455. After an upgrade, a `Connection` takes over the client.
 """
 
 import asyncio
@@ -208,7 +208,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._host.upgraded(self, self._transport, request, wish, rest)
 
     def _answer_other_method(self, request: Request, allowed: str) -> None:
-        text = f"Only {allowed} are answered here."
+        text = f"Only {allowed} are allowed for this path."
         self._answer(sentence(HTTPStatus.METHOD_NOT_ALLOWED, text, ("Allow", allowed)), request)
 
     def _cors(self, request: Request) -> tuple[Header, ...]:
@@ -252,7 +252,7 @@ class Handshake(asyncio.BufferedProtocol):
         data = serialized(response, has_body=has_body)
         self._read_by_client = self._progress()
         self._transport.write(data)
-        # A client that does not end the connection, or reads nothing, would keep its place for ever.
+        # A client that does not end the connection, or reads nothing, would hold its connection forever.
         self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s, self._cut_unless_read)
         # Only our side ends: closing the socket with bytes unread would reset it, and the answer might never be seen.
         if self._transport.can_write_eof():
@@ -281,7 +281,7 @@ class Handshake(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_later(SENT_CHECK_S, self._close_when_read, progress)
 
     def _progress(self) -> int:
-        """A number that grows as the client reads: bytes that it acknowledged, or the bytes that wait, from below."""
+        """Returns a number that grows as the client reads: acknowledged bytes, or minus the write buffer's size."""
         assert self._transport is not None
         acknowledged = None
         if (stream := self._transport.get_extra_info("socket")) is not None:

@@ -1,9 +1,8 @@
 """The head of an HTTP request: request line and headers, parsed and bounded (RFC 9112).
 
 llhttp reads the headers, through httptools, as strictly as it can: no folded lines, no space before a colon, no
-control characters, no contradiction between Content-Length and Transfer-Encoding. The request line is read here,
-because llhttp takes less than RFC 9112 in one place (methods that it does not know) and more in others (HTTP/0.9,
-RTSP).
+control characters, no contradiction between Content-Length and Transfer-Encoding. This module parses the
+request line, because llhttp refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
 
 Pure. Nothing here knows which requests are allowed, or what a path means.
 """
@@ -37,19 +36,20 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/(
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
 _TOO_LARGE = (
-    f"A request may have {MAX_HEAD_BYTES} bytes, {MAX_HEADERS} headers, and {MAX_HEADER_BYTES} bytes in one header."
+    f"A request may have at most {MAX_HEAD_BYTES} bytes, {MAX_HEADERS} headers, "
+    f"and {MAX_HEADER_BYTES} bytes in one header."
 )
-_TOO_LONG = f"A request line may have {MAX_REQUEST_LINE_BYTES} bytes."
-_UNREADABLE = "This is not an HTTP request that can be read"
-_NO_PATH = "The request target must be a path, or a whole URL: GET /updates HTTP/1.1."
-_BODY = "The bridge takes no request with a body."
+_TOO_LONG = f"A request line may have at most {MAX_REQUEST_LINE_BYTES} bytes."
+_UNREADABLE = "This is not a valid HTTP request"
+_NO_PATH = "The request target must be a path or an absolute URL, without a fragment: GET /updates HTTP/1.1."
+_BODY = "The bridge does not accept requests with a body."
 
 _OTHER_PROTOCOLS = (
     (re.compile(rb"\x16"), "There is no TLS here: use ws:// and http://."),
-    (re.compile(rb"PRI \* HTTP/2"), "The bridge speaks HTTP/1.1, not HTTP/2: have the client or the proxy use that."),
+    (re.compile(rb"PRI \* HTTP/2"), "The bridge supports HTTP/1.1, not HTTP/2: set the client or proxy to HTTP/1.1."),
     # The second is version 2: its signature begins with two empty lines.
-    (re.compile(rb"PROXY |\x00\r\nQUIT\n"), "The bridge takes no PROXY protocol: turn it off in the proxy."),
-    (re.compile(rb"[ -~]* HTTP/(?:0\.|[2-9])"), "The bridge speaks HTTP/1.1 and HTTP/1.0."),
+    (re.compile(rb"PROXY |\x00\r\nQUIT\n"), "The bridge accepts no PROXY protocol: turn it off in the proxy."),
+    (re.compile(rb"[ -~]* HTTP/(?:0\.|[2-9])"), "The bridge supports HTTP/1.1 and HTTP/1.0."),
     (re.compile(rb"[ -~]+\n"), "Each line of a request must end with CR LF (\\r\\n)."),
 )
 """How the first bytes of other protocols begin, and what to do about it."""
@@ -149,9 +149,9 @@ class RequestReader:
         self._received = bytearray()
 
     def feed(self, data: bytes | memoryview) -> tuple[Request, bytes] | None:
-        """Takes what came. Returns the request and what followed its head, or None if there is more to come.
+        """Adds received bytes. Returns the request and the bytes after its head, or None if the head is incomplete.
 
-        Raises BadRequest, also for a beginning that can't become a request. Nothing may be fed after that.
+        Raises BadRequest, also if the first bytes can't begin a request. Don't call it again after that.
         """
         received = self._received
         scanned = max(0, len(received) - 2)

@@ -1,4 +1,4 @@
-"""An HTTP response before it is written, and how it is written.
+"""Builds HTTP responses and serializes them.
 
 Every response ends its connection. Nothing here knows which response belongs to which request.
 """
@@ -31,7 +31,7 @@ class Response:
     policy: str = NOT_IN_A_FRAME
     """Its Content-Security-Policy."""
     etag: str | None = None
-    """Of a document: something that a client may keep, and ask whether it has changed."""
+    """The entity tag of a document, which clients may cache and revalidate."""
 
     def with_headers(self, *headers: Header) -> "Response":
         """The same with more headers."""

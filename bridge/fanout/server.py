@@ -232,20 +232,20 @@ class Server:
             connection.received(rest)
 
     def _advise(self, request: Request, wish: Wish, peer: str) -> None:
-        """Logs what is wrong with a client that is served all the same, and what to do about it."""
+        """Logs mistakes in a handshake that the bridge accepts, each with a hint."""
         if not self._advised_subprotocol and (subprotocols := request.lists("sec-websocket-protocol")):
             self._advised_subprotocol = True
             _log.warning(
-                "client asked for a subprotocol; the bridge has none, and some libraries end the connection for that "
-                "(ws, Node, Bun, websocket-client): connect without a subprotocol",
+                "client asked for a subprotocol; the bridge has none. Some libraries then close the connection "
+                "(ws, Node, Bun, websocket-client); connect without a subprotocol",
                 peer=peer,
                 subprotocols=printable(", ".join(subprotocols), 100),
             )
         is_placeholder = wish.after is not None and ids.is_placeholder(wish.after)
         if is_placeholder and (unsaid := self._lines.due("after")) is not None:
             _log.warning(
-                "client gave a placeholder as the id to go on from, and gets everything that is kept: its variable "
-                "has no id yet; leave after empty then",
+                "client sent a placeholder as after, and gets a full replay: its variable has no id yet; "
+                "leave after empty in this case",
                 peer=peer,
                 after=wish.after,
                 **unsaid,

@@ -1,9 +1,10 @@
-"""From a request to a WebSocket connection: what RFC 6455, section 4.2, requires of both sides.
+"""Answers WebSocket handshakes as RFC 6455, section 4.2, requires.
 
-The key and the version are checked by websockets, which also computes the answer. The rest is read here, as leniently
-as section 4.2.1 allows: `Upgrade` and `Connection` are lists, no extension and no subprotocol is ever negotiated.
+The library websockets checks the key and the version, and computes the answer. This module checks the rest, as
+leniently as section 4.2.1 allows: `Upgrade` and `Connection` are lists. It never negotiates an extension or a
+subprotocol.
 
-Pure. Nothing here knows who may connect.
+Pure. Nothing here knows which clients may connect.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class NoUpgrade:
 
 
 def is_wanted(request: Request) -> bool:
-    """Whether a client asks for a WebSocket connection. In HTTP/1.0 nobody can (RFC 9110, section 7.8)."""
+    """Whether a client asks for a WebSocket connection. HTTP/1.0 has no upgrades (RFC 9110, section 7.8)."""
     return (
         request.method == "GET"
         and request.version == "1.1"
@@ -43,7 +44,7 @@ def is_wanted(request: Request) -> bool:
 
 
 def answer(request: Request, path: str, headers: Sequence[tuple[str, str]] = ()) -> bytes | NoUpgrade:
-    """The 101 response, with more `headers`, to a request of the endpoint at `path`; or why there is none."""
+    """Returns the 101 response with additional `headers`, or why the endpoint at `path` refuses the request."""
     if not is_wanted(request):
         return _upgrade_required(
             f"{path} is a WebSocket endpoint: connect to it with a WebSocket client.{_hint(request)}"
@@ -60,11 +61,11 @@ def answer(request: Request, path: str, headers: Sequence[tuple[str, str]] = ())
     error = protocol.handshake_exc
     name = error.name if isinstance(error, InvalidHeader) else ""
     if name == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
-        return _upgrade_required(f"{path} speaks version {VERSION} of WebSocket (RFC 6455), and no other.")
+        return _upgrade_required(f"{path} supports only version {VERSION} of WebSocket (RFC 6455).")
     return NoUpgrade(
         HTTPStatus.BAD_REQUEST,
-        "This is no WebSocket handshake (RFC 6455, section 4.1): "
-        f"{name or 'a header'} is missing, there more than once, or malformed.",
+        "This is not a valid WebSocket handshake (RFC 6455, section 4.1): "
+        f"{name or 'a header'} is missing, repeated or malformed.",
     )
 
 
@@ -88,10 +89,10 @@ def _hint(request: Request) -> str:
     if not ("sec-websocket-key" in request.headers or "websocket" in request.lists("upgrade")):
         return ""
     if request.method != "GET":
-        return f" A handshake is a GET, not a {request.method}."
+        return f" A WebSocket handshake must use GET, not {request.method}."
     if request.version == "1.0":
-        return " This request came as HTTP/1.0: in nginx, proxy_http_version 1.1."
+        return " The handshake must use HTTP/1.1, not HTTP/1.0: in nginx, proxy_http_version 1.1."
     return (
-        " A proxy took the headers Upgrade and Connection from this handshake: in nginx, "
+        " A proxy removed the headers Upgrade and Connection from this handshake: in nginx, set "
         'proxy_set_header Upgrade $http_upgrade and proxy_set_header Connection "upgrade".'
     )

@@ -72,8 +72,8 @@ function open() {
   });
   connection = opened;
 
-  // A browser hides from scripts what a refused handshake was answered. A plain request is answered the same, but for
-  // the origin, which a browser sends along to the page's own host only with another method.
+  // Scripts can't read the response to a refused handshake. A plain GET gets the same response, except for the check
+  // of Origin: to the page's own host, a browser sends Origin only with methods other than GET and HEAD.
   async function askWhy() {
     const url = `${location.protocol}//${place}`;
     const preflight = await fetch(url, { method: "OPTIONS" }).catch(() => undefined);

@@ -126,7 +126,7 @@ async def haproxy(folder: Path, check: str, port: int) -> AsyncIterator[None]:
 
 
 def status_of_the_check(folder: Path) -> str:
-    """What HAProxy's last check came to, in its own words; nothing while it has not begun."""
+    """Returns the status of HAProxy's last check in HAProxy's words, or an empty text before the first check."""
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(LIMIT_S)
         try:

@@ -214,7 +214,7 @@ async def test_pages_of_the_operator_are_not_there_behind_a_proxy(
         (("proxy_http_version 1.1;", ""), "HTTP/1.0: in nginx, proxy_http_version 1.1."),
         (
             ("proxy_set_header Upgrade $http_upgrade;", ""),
-            "A proxy took the headers Upgrade and Connection from this handshake: in nginx, proxy_set_header",
+            "A proxy removed the headers Upgrade and Connection from this handshake: in nginx, set proxy_set_header",
         ),
     ],
     ids=["HTTP/1.0", "no upgrade"],

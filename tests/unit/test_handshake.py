@@ -323,7 +323,7 @@ async def test_other_method_is_answered_with_405_and_what_is_allowed(
     client = await harness.ask(request_)
     assert client.status == 405
     assert client.headers["Allow"] == allowed
-    assert client.sentence == f"Only {allowed} are answered here."
+    assert client.sentence == f"Only {allowed} are allowed for this path."
     assert harness.host.refusals == []
 
 

@@ -136,7 +136,7 @@ def test_second_request_is_left_as_it_came() -> None:
 
 # What is refused
 
-UNREADABLE = "This is not an HTTP request that can be read"
+UNREADABLE = "This is not a valid HTTP request"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_request_that_parsers_may_read_in_several_ways_is_malformed(head: bytes)
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
 @pytest.mark.parametrize("line", [b"Content-Length: 1", b"Content-Length: 00", b"Transfer-Encoding: chunked"])
 def test_request_with_a_body_is_refused(method: bytes, line: bytes) -> None:
-    assert refusal(get(line, method=method)) == ("malformed", 400, "The bridge takes no request with a body.")
+    assert refusal(get(line, method=method)) == ("malformed", 400, "The bridge does not accept requests with a body.")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_target_that_is_no_path_is_refused(target: bytes) -> None:
     assert refusal(get(target=target)) == (
         "malformed",
         400,
-        "The request target must be a path, or a whole URL: GET /updates HTTP/1.1.",
+        "The request target must be a path or an absolute URL, without a fragment: GET /updates HTTP/1.1.",
     )
 
 
@@ -220,8 +220,8 @@ def test_target_that_is_no_path_is_refused(target: bytes) -> None:
         (b"\x16", "There is no TLS here: use ws:// and http://."),
         (b"\x16\x03\x01\x02\x00", "There is no TLS here: use ws:// and http://."),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "not HTTP/2"),
-        (b"GET / HTTP/2.0\r\n\r\n", "speaks HTTP/1.1 and HTTP/1.0"),
-        (b"GET / HTTP/0.9\r\n\r\n", "speaks HTTP/1.1 and HTTP/1.0"),
+        (b"GET / HTTP/2.0\r\n\r\n", "supports HTTP/1.1 and HTTP/1.0"),
+        (b"GET / HTTP/0.9\r\n\r\n", "supports HTTP/1.1 and HTTP/1.0"),
         (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", "no PROXY protocol"),
         (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c", "no PROXY protocol"),
         (b"GET / HTTP/1.0\n\n", "CR LF"),
@@ -229,7 +229,7 @@ def test_target_that_is_no_path_is_refused(target: bytes) -> None:
         (b"GET / HTTP/1.1\nHost: localhost\r\n\r\n", "CR LF"),
     ],
 )
-def test_other_protocols_are_told_what_to_do(beginning: bytes, words: str) -> None:
+def test_other_protocol_is_refused_with_a_hint(beginning: bytes, words: str) -> None:
     rule, status, sentence = refusal(beginning)
     assert (rule, status) == ("malformed", 400)
     assert words in sentence

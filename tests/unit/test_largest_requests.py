@@ -31,7 +31,7 @@ LIMIT_S = 0.001
 """Of processor time. What each of these takes was between 0.04 and 0.5 ms when this was written."""
 
 ATTEMPTS = 50
-"""The best of so many: what the machine does beside is no matter of the bridge's."""
+"""A test takes the best of this many runs, so that other load on the machine does not count."""
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ def test_bytes_count_once_the_client_has_them(pair: tuple[socket.socket, socket.
     before = tcp_info.acknowledged_bytes(ours)
     assert before is not None
     ours.sendall(b"x" * 1000)
-    # Whoever has read them all has a kernel that has acknowledged them, or is about to.
+    # The client has read all bytes, so its kernel has acknowledged them or is about to.
     received = client.recv(1000, socket.MSG_WAITALL)
     client.sendall(b"y")
     ours.recv(1)

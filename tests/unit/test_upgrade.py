@@ -12,7 +12,7 @@ from tests.support.clients import request
 
 HANDSHAKE = request(3000)
 NGINX = "in nginx, proxy_http_version 1.1"
-PROXY = "A proxy took the headers Upgrade and Connection"
+PROXY = "A proxy removed the headers Upgrade and Connection"
 
 
 def changed(old: bytes, new: bytes) -> Request:
@@ -75,10 +75,10 @@ def test_handshake_of_any_spelling_is_answered(old: bytes, new: bytes) -> None:
         (b"Connection: Upgrade", b"Connection: close", PROXY),
         (b"HTTP/1.1", b"HTTP/1.0", NGINX),
         (b"Upgrade: websocket\r\nConnection: Upgrade\r\n", b"", PROXY),
-        (b"GET", b"HEAD", "A handshake is a GET, not a HEAD."),
+        (b"GET", b"HEAD", "A WebSocket handshake must use GET, not HEAD."),
     ],
 )
-def test_handshake_that_something_on_the_way_has_changed_is_told_what_to_do(old: bytes, new: bytes, hint: str) -> None:
+def test_handshake_that_a_proxy_changed_is_refused_with_a_hint(old: bytes, new: bytes, hint: str) -> None:
     found = refused(changed(old, new))
     assert found.status == HTTPStatus.UPGRADE_REQUIRED
     assert hint in found.sentence
@@ -90,17 +90,17 @@ def test_handshake_that_something_on_the_way_has_changed_is_told_what_to_do(old:
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_request_that_is_no_handshake_is_told_what_there_is(version: bytes) -> None:
+def test_plain_request_is_refused_with_the_kind_of_endpoint(version: bytes) -> None:
     found = refused(parse(b"GET /updates HTTP/%b\r\nHost: localhost\r\n\r\n" % version))
     assert found.status == HTTPStatus.UPGRADE_REQUIRED
     assert found.sentence == "/updates is a WebSocket endpoint: connect to it with a WebSocket client."
 
 
 @pytest.mark.parametrize("version", [b"12", b"8", b"0", b"13, 8", b"13\r\nSec-WebSocket-Version: 8", b""])
-def test_other_version_is_told_which_one_there_is(version: bytes) -> None:
+def test_other_version_is_refused_with_the_supported_one(version: bytes) -> None:
     found = refused(changed(b"Version: 13", b"Version: " + version))
     assert found.status == HTTPStatus.UPGRADE_REQUIRED
-    assert found.sentence == "/updates speaks version 13 of WebSocket (RFC 6455), and no other."
+    assert found.sentence == "/updates supports only version 13 of WebSocket (RFC 6455)."
     assert ("Sec-WebSocket-Version", "13") in found.headers
 
 
@@ -118,10 +118,10 @@ KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
         (b"Sec-WebSocket-Version: 13\r\n", b"", "Sec-WebSocket-Version"),
     ],
 )
-def test_handshake_that_rfc_6455_forbids_is_told_which_header_is_wrong(old: bytes, new: bytes, name: str) -> None:
+def test_invalid_handshake_is_refused_with_the_wrong_header(old: bytes, new: bytes, name: str) -> None:
     found = refused(changed(old, new))
     assert found.status == HTTPStatus.BAD_REQUEST
-    assert f": {name} is missing, there more than once, or malformed." in found.sentence
+    assert f": {name} is missing, repeated or malformed." in found.sentence
     assert "secret" not in found.sentence
 
 
