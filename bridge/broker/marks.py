@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from bridge.broker.status import Gap
+from bridge.broker.status import Gap, GapSlug
 from bridge.contract.text import printable
 
 MARK = "bridge.mark"
@@ -36,7 +36,7 @@ def write(mark: Mark) -> bytes:
     said: dict[str, object] = {"token": mark.token}
     if mark.gap is not None:
         gap = mark.gap
-        said["gap"] = {"since": gap.since_s, "until": gap.until_s, "reason": printable(gap.reason)}
+        said["gap"] = {"since": gap.since_s, "until": gap.until_s, "reason": printable(gap.reason), "slug": gap.slug}
     return orjson.dumps(said)
 
 
@@ -58,7 +58,10 @@ def _gap(said: object) -> Gap | None:
     since_s, until_s, reason = _seconds(said.get("since")), _seconds(said.get("until")), said.get("reason")
     if since_s is None or until_s is None or since_s > until_s or not isinstance(reason, str):
         return None
-    return Gap(since_s, until_s, printable(reason))
+    slug = said.get("slug")
+    # An older bridge writes none, and a newer one may write another.
+    known = GapSlug(slug) if slug in list(GapSlug) else GapSlug.BROKER_AWAY
+    return Gap(since_s, until_s, printable(reason), known)
 
 
 def _seconds(said: object) -> float | None:

@@ -120,8 +120,9 @@ class StreamReader:
         assert self._sounding is not None
         asked_s = time.monotonic()
         reason, since_s = self._reason(made), self._status.proven_s
+        slug = GapSlug.STREAM_RECREATED if self._new else GapSlug.BROKER_AWAY
         since_s = self._began_s if since_s is None else since_s
-        gap = (lambda: None) if reason is None else (lambda: until_now(since_s, reason))
+        gap = (lambda: None) if reason is None else (lambda: until_now(since_s, reason, slug))
         end = await self._sounding.end(f"{self._instance}{secrets.token_hex(8)}", gap)
         # What may have been missed is in the stream now, for everybody: this bridge reads it there too.
         self._status.prove(asked_s)

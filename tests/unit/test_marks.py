@@ -7,13 +7,27 @@ import pytest
 
 from bridge.broker import marks
 from bridge.broker.marks import LATEST_S, MAX_BYTES, Mark
-from bridge.broker.status import Gap
+from bridge.broker.status import Gap, GapSlug
 from bridge.contract.text import LIMIT
 
 GAP = Gap(1.5, 2.5, "the broker was away")
 
 
-@pytest.mark.parametrize("gap", [None, GAP, Gap(0.0, LATEST_S, "")])
+@pytest.mark.parametrize(
+    ("said", "slug"),
+    [({}, "broker-away"), ({"slug": "stream-recreated"}, "stream-recreated"), ({"slug": "x"}, "broker-away")]
+    + [({"slug": slug}, "broker-away") for slug in (None, 1, ["broker-away"])],
+)
+def test_slug_is_one_that_is_known(said: dict[str, object], slug: str) -> None:
+    mark = marks.read(orjson.dumps({"token": "t", "gap": {"since": 1, "until": 2, "reason": "r"} | said}))
+    assert mark is not None
+    assert mark.gap is not None
+    assert mark.gap.slug == slug
+
+
+@pytest.mark.parametrize(
+    "gap", [None, GAP, Gap(1.0, 2.0, "made again", GapSlug.STREAM_RECREATED), Gap(0.0, LATEST_S, "")]
+)
 def test_mark_is_read_as_it_was_written(gap: Gap | None) -> None:
     assert marks.read(marks.write(Mark("token", gap))) == Mark("token", gap)
 
