@@ -29,8 +29,8 @@ Plain = str | int | float | None
 
 MOST_VALUES = 256
 """In one query: types, and values of members. A filter of one integer takes 0.8 KB, one of so many 16 KB, and none more
-than 72 KB: that of the longest line, whose strings have a character each that takes four bytes. To read a query takes
-1.5 ms."""
+than 72 KB: that of the longest line, whose strings have a character each that takes four bytes. Whatever
+it holds, a query is read in half a millisecond."""
 
 MOST_FIELDS = 2 * MOST_VALUES
 """Limits the fields of a query, which are separated by `&`. Empty fields count too."""
@@ -41,22 +41,26 @@ MOST_ESCAPES = 1024
 _ABSENT = object()
 """What no filter asks for: null is a value that must be there."""
 
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_A_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 """RFC 8259, section 6."""
+
+_NUMBER, _SEVERAL_NUMBERS = re.compile(_A_NUMBER), re.compile(f"{_A_NUMBER}(?:,{_A_NUMBER})*")
 
 PARAMETERS = ("type", "after")
 """What a query may have beside the members of updates."""
 
-_ALIASES = {
-    **dict.fromkeys(("types", "event", "events", "topic", "topics", "channel", "channels", "kinds"), "type"),
-    **dict.fromkeys(("since", "from", "cursor", "id", "ids", "lastid", "lasteventid", "offset", "start"), "after"),
-}
+_TYPE = "type types event events eventtype messagetype updatetype topic topics channel channels kinds stream subscribe"
+_AFTER = (
+    "since from cursor id ids offset start resume sinceid fromid startfrom resumefrom lastid lasteventid lastmessageid"
+)
+_ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
 """What other feeds call these parameters, without case and without anything between letters."""
 
 _BRACKETS = re.compile(r"\[[^\[\]]*\]$")
 """How PHP, jQuery and axios write a parameter that is there several times."""
 
-_SEPARATORS = re.compile("[,;| ]+")
+_SEPARATORS = re.compile(r"""[][,;|"' ]+""")
+"""Between and around the values of a list, as people write one."""
 
 _EXAMPLES = {
     "integer": "an integer (30000142)",
@@ -148,8 +152,8 @@ class Filters:
 
     def _type(self, value: str) -> str:
         if value not in self._types:
-            parts = _SEPARATORS.split(value[:_TYPED])
-            if len(parts) > 1 and self._types.issuperset(parts):
+            parts = _parts(value)
+            if len(parts) > 1 and not self._types.isdisjoint(parts):
                 hint = f" ({_repeat('type', parts)})"
             else:
                 close = self._near_types.to(value)
@@ -162,12 +166,13 @@ class Filters:
         types = self._members.get(name)
         if types is None:
             raise BadQuery(self._unknown(name))
+        any_number = "number" in types
         # What most queries ask for, at once: it takes a fifth of the time.
-        if "integer" in types <= {"integer", "null"} and (whole := _integers(values)) is not None:
-            return frozenset(whole), frozenset()
+        found = _numbers(values) if types <= {"integer", "number", "null"} else None
+        if found is not None and (any_number or ("integer" in types and all(float(n).is_integer() for n in found))):
+            return frozenset(found), frozenset()
         numbers: dict[str, float] = {}
         if not types.isdisjoint({"integer", "number"}):
-            any_number = "number" in types
             for value in values:
                 number = _number(value)
                 if number is not None and (any_number or float(number).is_integer()):
@@ -184,15 +189,18 @@ class Filters:
 
     def _misfit(self, name: str, value: str, types: frozenset[str]) -> str:
         wanted = " or ".join(words for kind, words in _EXAMPLES.items() if kind in types)
-        parts = _SEPARATORS.split(value[:_TYPED])
-        are_numbers = len(parts) > 1 and all(_number(part) is not None for part in parts if part)
+        parts = _parts(value)
+        are_numbers = len(parts) > 1 and all(_number(part) is not None for part in parts)
         hint = f"; {_repeat(name, parts)}" if are_numbers else ""
         return f"{printable(name, 40)} must be {wanted}; got {printable(value, 40)!r}{hint}"
 
     def _unknown(self, name: str) -> str:
         said = f"there is no member {printable(name, 40)!r} to filter by"
-        bare = _BRACKETS.sub("", name[:_TYPED])
-        if bare not in {name, "after"} and (bare in PARAMETERS or bare in self._members):
+        if name in self._types:
+            return f"{said}; did you mean type={printable(name, 40)}?"
+        meant = name[:_TYPED].removeprefix("?").removeprefix("data.")
+        bare = _BRACKETS.sub("", meant)
+        if bare not in {meant, "after"} and (bare in PARAMETERS or bare in self._members):
             return f"{said}; {_repeat(bare, ['a', 'b'])}"
         letters = "".join(filter(str.isalnum, bare)).lower()
         close = _ALIASES.get(letters) or self._near_names.to(bare)
@@ -228,6 +236,11 @@ class Nearest:
         return self._names[close[0]] if close else None
 
 
+def _parts(value: str) -> list[str]:
+    """The values of a list; the last one may be incomplete."""
+    return [part for part in _SEPARATORS.split(value[:_TYPED]) if part]
+
+
 def _repeat(name: str, values: Sequence[str]) -> str:
     """How several values are asked for."""
     pairs = "&".join(f"{name}={value}" for value in values[:2])
@@ -250,15 +263,15 @@ def _decoded(texts: Sequence[str]) -> list[str]:
     return decoded
 
 
-def _integers(texts: Sequence[str]) -> list[int] | None:
-    """All of the texts as numbers; None where one of them is anything but digits, as JSON writes them."""
+def _numbers(texts: Sequence[str]) -> list[float] | None:
+    """All of the texts as numbers; None where one of them is none."""
     joined = ",".join(texts)
-    if joined.count(",") >= len(texts) or not (joined.isascii() and joined.replace(",", "").isdigit()):
+    if joined.count(",") >= len(texts) or _SEVERAL_NUMBERS.fullmatch(joined) is None:
         return None
     try:
-        numbers: list[int] = orjson.loads(f"[{joined}]")
+        numbers: list[float] = orjson.loads(f"[{joined}]")
     except orjson.JSONDecodeError:
-        return None
+        return None  # one is too large for a floating point number
     return numbers
 
 

@@ -67,6 +67,15 @@ REQUESTS: Mapping[str, bytes] = {
     "query: long integers": _handshake(
         target=_query(*(f"victimId={9007199254740991 - number}" for number in range(MOST_VALUES)))
     ),
+    "query: integers that are written as others": _handshake(
+        target=_query(*(f"systemId={number}.0e0" for number in range(MOST_VALUES)))
+    ),
+    "query: numbers": _handshake(target=_query(*(f"price={number}.5e1" for number in range(MOST_VALUES)))),
+    "all of it: addresses, headers and a query": _handshake(
+        f"X-Forwarded-For: {','.join([_NODE] * MAX_FORWARDED)}",
+        *[f"X-{number}: y" for number in range(100)],
+        target=_query(*(f"systemId={number}.0e0" for number in range(MOST_VALUES))),
+    ),
     "query: strings, percent-encoded": _handshake(
         target=_query(*(f"title={number}%C3%A9" for number in range(MOST_VALUES)))
     ),

@@ -267,6 +267,14 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
         ("tpye=killmail", "did you mean type?"),
         ("topic=killmail", "did you mean type?"),
         ("since=5", "did you mean after?"),
+        *((f"{name}=x", "did you mean type?") for name in ("eventType", "event_type", "messageType", "stream")),
+        *(
+            (f"{name}=x", "did you mean after?")
+            for name in ("sinceId", "since_id", "startFrom", "resumeFrom", "cursor")
+        ),
+        ("data.systemId=1", "did you mean systemId?"),
+        ("?type=killmail", "did you mean type?"),
+        ("killmail", "did you mean type=killmail?"),
         ("Last-Event-ID=5", "did you mean after?"),
         ("last_id=5", "did you mean after?"),
         ("aftr=5", "did you mean after?"),
@@ -274,7 +282,10 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
         ("type=killmail,event", "(for several values, repeat the parameter: type=killmail&type=event); there are"),
         ("type=killmail|event;event", "repeat the parameter: type=killmail&type=event)"),
         ("type=killmail%20event", "repeat the parameter: type=killmail&type=event)"),
-        ("type=killmail,evnt", "there is no update type 'killmail,evnt'"),
+        ("type=killmail,evnt", "repeat the parameter: type=killmail&type=evnt)"),
+        ('type=["killmail","event"]', "repeat the parameter: type=killmail&type=event)"),
+        ("type=kilmail,evnt", "there is no update type 'kilmail,evnt'"),
+        ("systemId=[1,2]", "repeat the parameter: systemId=1&systemId=2"),
         ("systemId=1,2,3", "got '1,2,3'; for several values, repeat the parameter: systemId=1&systemId=2"),
         ("systemId=1,x", "got '1,x'"),
         ("killmailIds=1", "there is no member 'killmailIds' to filter by; did you mean killmailId?"),
