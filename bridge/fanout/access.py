@@ -20,6 +20,7 @@ from bridge.fanout.authority import (
     DEFAULT_PORTS,
     IPV6,
     MAX_ORIGIN_CHARACTERS,
+    NUMBER,
     Address,
     Authority,
     address_of,
@@ -53,7 +54,7 @@ takes 5 microseconds of the loop."""
 MAX_FORWARDED_PAIRS = 4 * MAX_FORWARDED
 """Limits the pairs in ``Forwarded``. An element has at most four: for, by, host and proto."""
 
-MAX_FORWARDED_CHARACTERS = 64 * MAX_FORWARDED
+MAX_FORWARDED_CHARACTERS = 160 * MAX_FORWARDED
 """Limits the length of all forwarding headers together."""
 
 DETAIL_CHARACTERS = 200
@@ -87,8 +88,6 @@ _NODE = re.compile(
 )
 # RFC 7239 section 4, but without escapes in quoted strings.
 _PAIR = re.compile(r"""(?P<name>[\w!#$%&'*+.^`|~-]+)=(?P<value>"[^"\\]*"|[^"\\\s]+)""", re.ASCII)
-# What inet_aton and browsers take for an IPv4 address although it has no dot, such as 0x7f000001.
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +142,19 @@ class Access:
         origins = headers.get("origin", ())
         if len(origins) > 1:
             return _refused(_ORIGIN_COUNT, "origin", ", ".join(origins[:2]))
-        if origins:
+        # No page sends an empty one.
+        if any(origin.strip(" \t") for origin in origins):
             return None if self.allowed_origin(headers) is not None else _refused(_ORIGIN, "origin", origins[0])
         # Browsers send no Origin with <img>, <script> and fetch in the mode no-cors.
         if any(site.strip(" \t").lower() == "cross-site" for site in headers.get("sec-fetch-site", ())):
             return _refused(_CROSS_SITE, "origin", "Sec-Fetch-Site: cross-site")
         return None
 
-    def allowed_origin(self, headers: Headers) -> str | None:
-        """The request's ``Origin`` as it came, if it has exactly one and a page of that origin may connect."""
+    def allowed_origin(self, headers: Headers, *, trusts_host: bool = True) -> str | None:
+        """The request's ``Origin`` as it came, if it has exactly one and a page of that origin may connect.
+
+        ``trusts_host`` is False if ``Host`` has not passed ``check_request``: it may be a rebound name.
+        """
         origins = headers.get("origin", ())
         if len(origins) != 1:
             return None
@@ -162,7 +165,7 @@ class Access:
             canonical = canonical_origin(origin)
         except ValueError:
             return None
-        return origin if self._admits_origin(canonical, headers.get("host", ())) else None
+        return origin if self._admits_origin(canonical, headers.get("host", ()) if trusts_host else ()) else None
 
     def _admits_origin(self, canonical: str, hosts: Sequence[str]) -> bool:
         if canonical in self.origins:
@@ -206,7 +209,7 @@ class Access:
             return True
         if host.address is not None:
             return host.address in self._networks
-        return "." not in host.host and _NUMBER.fullmatch(host.host) is None
+        return "." not in host.host and NUMBER.fullmatch(host.host) is None
 
 
 class _Ranges:

@@ -32,6 +32,8 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _OF_SOCKETS = {"ws": "http", "wss": "https"}
 """Browsers never send these schemes in an origin. Some WebSocket libraries send the URL's scheme (ws4py)."""
 
+_OPAQUE = frozenset({"about", "blob", "data", "ftp", "javascript"})
+
 # Each expression matches a whole text, and only in ASCII. A text that does not match is refused.
 _AUTHORITY = re.compile(
     rf"(?:\[(?P<boxed>{IPV6})\]|(?P<name>[\w-]+(?:\.[\w-]+)*)\.?)(?::(?P<port>[0-9]{{1,5}}))?",
@@ -39,7 +41,9 @@ _AUTHORITY = re.compile(
 )
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[!-~]*)", re.ASCII | re.IGNORECASE)
 # Origins of other schemes have a part of their own behind the slashes: an extension's identifier, a dot, nothing.
-_OTHER = re.compile(r"[^/?#@\\*,]*", re.ASCII)
+_OTHER = re.compile(r"[\w.:-]*", re.ASCII)
+# To inet_aton and to browsers, a host whose last label is such a number is an IPv4 address, or an error: 0x7f000001.
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 
 class Authority(NamedTuple):
@@ -97,7 +101,9 @@ def authority_of(text: str) -> Authority | None:
 
 def canonical_host(text: str) -> str:
     """The form in which a host of a setting is compared with `Authority.host`. Raises ValueError with the reason."""
-    address = address_of(text.removeprefix("[").removesuffix("]"))
+    if "%" in text:
+        raise ValueError("an address in a Host header has no zone")
+    address = address_of(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     if address is not None:
         return str(address)
     if "*" in text:
@@ -109,6 +115,7 @@ def canonical_host(text: str) -> str:
         raise ValueError("not a host name")
     if authority.port is not None:
         raise ValueError("give the name without a port: every port matches")
+    _check_name(authority)
     return authority.host
 
 
@@ -129,6 +136,8 @@ def canonical_origin(text: str) -> str:
     scheme = form["scheme"].lower()
     scheme = _OF_SOCKETS.get(scheme, scheme)
     rest = form["rest"].removesuffix("/")
+    if scheme in _OPAQUE:
+        raise ValueError(f"browsers send null as the origin of {scheme}: pages")
     if scheme not in DEFAULT_PORTS:
         if _OTHER.fullmatch(rest) is None or not (rest or scheme == "file"):
             raise ValueError("an origin is scheme://host[:port], without a path")
@@ -136,9 +145,16 @@ def canonical_origin(text: str) -> str:
     authority = authority_of(rest)
     if authority is None:
         raise ValueError("an origin is scheme://host[:port], without user and path")
+    _check_name(authority)
     host = f"[{authority.host}]" if isinstance(authority.address, ipaddress.IPv6Address) else authority.host
     is_default = authority.port in {None, DEFAULT_PORTS[scheme]}
     return f"{scheme}://{host}" if is_default else f"{scheme}://{host}:{authority.port}"
+
+
+def _check_name(authority: Authority) -> None:
+    """Raises ValueError for a name that browsers take for an IPv4 address: they send that address instead."""
+    if authority.address is None and NUMBER.fullmatch(authority.host.rpartition(".")[2]):
+        raise ValueError("write an IPv4 address with four decimal numbers")
 
 
 def _ascii(text: str) -> str:
@@ -151,4 +167,4 @@ def _ascii(text: str) -> str:
     try:
         return f"{scheme}{separator}{idna.encode(name, uts46=True).decode()}{colon}{port}{slash}{path}"
     except idna.IDNAError as error:
-        raise ValueError(f"not a host name ({error})") from error
+        raise ValueError(f"not a host name: {error}; give the form that begins with xn--") from error

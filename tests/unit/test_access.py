@@ -468,7 +468,6 @@ def test_origin_of_the_same_host_or_localhost_or_listed_is_admitted(host: str, o
         ("bridge:3000", "localhost"),
         ("bridge:3000", "//localhost"),
         ("bridge:3000", "null"),
-        ("bridge:3000", ""),
         ("bridge:3000", "http://"),
         ("bridge:3000", "http://kills.example.org"),
         ("bridge:3000", "https://kills.example.org:8443"),
@@ -496,6 +495,13 @@ def test_page_of_another_site_without_an_origin_is_refused(site: str) -> None:
     assert rule(refusal) == (403, "origin")
     assert refusal is not None
     assert refusal.detail == "Sec-Fetch-Site: cross-site"
+
+
+@pytest.mark.parametrize("origins", [[""], [" "], []])
+def test_empty_origin_is_none(origins: list[str]) -> None:
+    headers = [("Origin", origin) for origin in origins]
+    assert verdict(LOCAL, *headers) is None
+    assert rule(verdict(LOCAL, *headers, ("Sec-Fetch-Site", "cross-site"))) == (403, "origin")
 
 
 @pytest.mark.parametrize("site", ["same-origin", "same-site", "none", ""])
@@ -530,6 +536,10 @@ def test_host_may_be_missing_where_it_is_not_required() -> None:
     assert rule(ACCESS.check_request({}, "http://evil.com/healthz", requires_host=False)) == (400, "host")
     external = {"x-forwarded-for": ["8.8.8.8"]}
     assert rule(ACCESS.check_request(external, "/healthz", requires_host=False)) == (403, "forwarded")
+    # A host that has not passed its rule says nothing of origins.
+    own = {"host": ["bridge:3000"], "origin": ["http://bridge:3000"]}
+    assert ACCESS.allowed_origin(own) == "http://bridge:3000"
+    assert ACCESS.allowed_origin(own, trusts_host=False) is None
     # The origin of a page is no origin of ours where we have no host.
     assert ACCESS.allowed_origin({"origin": ["http://bridge"]}) is None
 
