@@ -31,7 +31,10 @@ reset, and thrown away; what is more than that only costs time."""
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
 
-SENT_CHECK_S = 0.05
+LEAST_READ_BYTES_PER_S = 1024
+"""Of a response. A client that reads less is cut: it holds the response in memory."""
+
+SENT_CHECK_S, LONGEST_SENT_CHECK_S = 0.05, 1.0
 """Between two checks whether a client has got a response over TLS that its kernel could not take at once."""
 
 READ_METHODS = frozenset({"GET", "HEAD"})
@@ -79,8 +82,12 @@ class Handshake(asyncio.BufferedProtocol):
         self._answered = False
         self._behind_bytes = 0
         """What came behind a request that is answered."""
-        self._read_by_client = 0
-        """How far the client has read its answer, at the last look."""
+        self._trusts_host = False
+        """Whether Host has passed its rule."""
+        self._all_acknowledged_at: int | None = None
+        """How many bytes the client's kernel has acknowledged once the client has its answer; None if unknown."""
+        self._unread_bytes = 0
+        """How much of its answer the client had not read at the last look."""
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
         # Makes a transport of the socket, with TLS where the bridge has a certificate.
@@ -134,7 +141,7 @@ class Handshake(asyncio.BufferedProtocol):
         try:
             read = self._reader.feed(RECEIVED[:nbytes])
         except BadRequest as error:
-            self._refuse(error.rule, error.status, str(error))
+            self._refuse(error.rule, error.status, str(error), request=error.request)
         else:
             if read is not None:
                 self._answer_request(*read)
@@ -149,6 +156,7 @@ class Handshake(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Ends it at once: the server is stopping, or needs the place. Whatever comes by then is not looked at."""
         self._answered = True
+        self._stop_timer()
         if self._transport is not None:
             # With a reset: the kernel would keep what the client has not read, of a connection that nobody counts. TLS
             # that is over has no socket any more.
@@ -164,6 +172,7 @@ class Handshake(asyncio.BufferedProtocol):
         host, path, access = self._host, request.path, self._host.access
         requires_host = not (request.version == "1.0" and path in paths.PROBED)
         refusal = access.check_request(request.headers, request.target, requires_host=requires_host)
+        self._trusts_host = refusal is None
         if refusal is None and path == host.path:
             refusal = access.check_origin(request.headers)
         if refusal is not None:
@@ -173,6 +182,10 @@ class Handshake(asyncio.BufferedProtocol):
         elif request.method in READ_METHODS:
             response = host.pages.get(path)
             self._answer(unless_matched(response, request.headers.get("if-none-match", ())), request)
+        elif request.method == "OPTIONS" and path in paths.PROBED:
+            # HAProxy's check, unless it is told another method. The status says what a GET's says.
+            response = host.pages.get(path)
+            self._answer(Response(response.status, b"", headers=(("Allow", "GET, HEAD, OPTIONS"),)), request)
         elif path == "*":
             # About the server as a whole: the check that HAProxy's manual shows.
             self._answer(Response(HTTPStatus.NO_CONTENT, b"", headers=(("Allow", "GET, HEAD, OPTIONS"),)), request)
@@ -217,7 +230,7 @@ class Handshake(asyncio.BufferedProtocol):
         if not (is_endpoint or paths.is_shared(request.path)):
             return ()
         vary: Header = ("Vary", "Accept, Origin" if is_endpoint else "Origin")
-        origin = self._host.access.allowed_origin(request.headers)
+        origin = self._host.access.allowed_origin(request.headers, trusts_host=self._trusts_host)
         return (vary,) if origin is None else (vary, ("Access-Control-Allow-Origin", origin))
 
     def _too_late(self) -> None:
@@ -250,8 +263,11 @@ class Handshake(asyncio.BufferedProtocol):
             response = response.with_headers(*self._cors(request))
             has_body = request.method != "HEAD"
         data = serialized(response, has_body=has_body)
-        self._read_by_client = self._progress()
+        acknowledged = self._acknowledged()
+        if acknowledged is not None:
+            self._all_acknowledged_at = acknowledged + len(data)
         self._transport.write(data)
+        self._unread_bytes = self._unread()
         # A client that does not end the connection, or reads nothing, would hold its connection forever.
         self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s, self._cut_unless_read)
         # Only our side ends: closing the socket with bytes unread would reset it, and the answer might never be seen.
@@ -260,34 +276,45 @@ class Handshake(asyncio.BufferedProtocol):
         elif len(data) <= SEND_BUFFER_BYTES:
             self._transport.close()  # the kernel has it
         else:
-            self._close_when_read(self._read_by_client + len(data))
+            self._close_when_read(SENT_CHECK_S)
 
     def _cut_unless_read(self) -> None:
-        """Ends the connection if the client has read nothing of its answer since the last look."""
-        progress = self._progress()
-        if progress <= self._read_by_client:
+        """Ends the connection if the client has read too little of its answer since the last look."""
+        timeout_s, before = self._host.handshake_timeout_s, self._unread_bytes
+        self._unread_bytes = self._unread()
+        has_all = self._unread_bytes <= 0 < before
+        if before - self._unread_bytes < LEAST_READ_BYTES_PER_S * timeout_s and not has_all:
             self.abort()
-            return
-        self._read_by_client = progress
-        self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s, self._cut_unless_read)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(timeout_s, self._cut_unless_read)
 
-    def _close_when_read(self, progress: int) -> None:
-        """Begins the end of TLS, which has a timeout of its own, when the client has got that far."""
+    def _close_when_read(self, pause_s: float) -> None:
+        """Begins the end of TLS, which has a timeout of its own, when the client has read its answer."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._progress() >= progress:
+        if self._unread() <= 0:
             self._transport.close()
         else:
-            asyncio.get_running_loop().call_later(SENT_CHECK_S, self._close_when_read, progress)
+            pause_s = min(2 * pause_s, LONGEST_SENT_CHECK_S)
+            asyncio.get_running_loop().call_later(pause_s, self._close_when_read, pause_s)
 
-    def _progress(self) -> int:
-        """Returns a number that grows as the client reads: acknowledged bytes, or minus the write buffer's size."""
+    def _unread(self) -> int:
+        """Bytes of the answer that the client has not read, without those of TLS. 0 or less: it has all of them."""
         assert self._transport is not None
-        acknowledged = None
-        if (stream := self._transport.get_extra_info("socket")) is not None:
-            with suppress(OSError):
-                acknowledged = tcp_info.acknowledged_bytes(stream)
-        return -self._transport.get_write_buffer_size() if acknowledged is None else acknowledged
+        acknowledged = self._acknowledged()
+        if acknowledged is None or self._all_acknowledged_at is None:
+            return self._transport.get_write_buffer_size()
+        return self._all_acknowledged_at - acknowledged
+
+    def _acknowledged(self) -> int | None:
+        assert self._transport is not None
+        stream = self._transport.get_extra_info("socket")
+        if stream is None:
+            return None
+        try:
+            return tcp_info.acknowledged_bytes(stream)
+        except OSError:
+            return None  # TLS that is over has no socket any more
 
     def _end(self) -> None:
         self._stop_timer()

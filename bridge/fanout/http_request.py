@@ -19,15 +19,17 @@ MAX_HEADER_BYTES = 16384
 MAX_REQUEST_LINE_BYTES = 8190
 """Method, target and version. The target is what the bridge interprets."""
 
-MAX_HEAD_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_LINE_BYTES + 2
-"""Request line and headers. A header of the largest size and a usual request fit in."""
+MAX_HEAD_BYTES = 2 * MAX_HEADER_BYTES
+"""Request line and headers. A header and a request line of the largest size fit in, with 8 KiB for the others."""
+
+MAX_EMPTY_LINES = 16
+"""Before a request. They are ignored."""
 
 MAX_HEADERS = 128
 
 MAX_MEMBERS = 64
 """Of a comma-separated header that the bridge interprets. Those behind them count for nothing."""
 
-_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _END = re.compile(rb"\n\r?\n")
 # A head that ends with LF alone is answered as well, at once and with 400: a client would wait for the timeout.
 _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
@@ -58,11 +60,13 @@ _OTHER_PROTOCOLS = (
 class BadRequest(Exception):
     """A request that can't be answered as it is. Its text is a sentence for the client."""
 
-    def __init__(self, rule: str, status: HTTPStatus, sentence: str) -> None:
+    def __init__(self, rule: str, status: HTTPStatus, sentence: str, request: "Request | None" = None) -> None:
         super().__init__(sentence)
         self.rule = rule
         """A metric label: malformed, or size."""
         self.status = status
+        self.request = request
+        """What is known of the request, for the headers of the response. Nothing has been checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +147,11 @@ class _Collected:
 class RequestReader:
     """Collects the bytes of a client until they have a whole head, however they are split."""
 
-    __slots__ = ("_received",)
+    __slots__ = ("_empty_lines", "_received")
 
     def __init__(self) -> None:
         self._received = bytearray()
+        self._empty_lines = 0
 
     def feed(self, data: bytes | memoryview) -> tuple[Request, bytes] | None:
         """Adds received bytes. Returns the request and the bytes after its head, or None if the head is incomplete.
@@ -156,58 +161,64 @@ class RequestReader:
         received = self._received
         scanned = max(0, len(received) - 2)
         received += data
-        # RFC 9112 section 2.2: empty lines before a request are ignored.
-        start = _EMPTY_LINES.match(received).end()  # type: ignore[union-attr]  # it matches nothing at least
-        end = _END.search(received, max(start, scanned))
-        size = (end.end() if end else len(received)) - start
-        if size > MAX_HEAD_BYTES or start > MAX_HEAD_BYTES:
+        # RFC 9112 section 2.2.
+        while received.startswith(b"\r\n"):
+            del received[:2]
+            self._empty_lines += 1
+            scanned = 0
+            if self._empty_lines > MAX_EMPTY_LINES:
+                raise _malformed(received)
+        end = _END.search(received, scanned)
+        if (end.end() if end else len(received)) > MAX_HEAD_BYTES:
             raise BadRequest("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
         if end is None:
-            if size and not _BEGINNING.match(received, start):
-                raise _malformed(received[start:])
+            if received and not _BEGINNING.match(received):
+                raise _malformed(received)
             return None
-        return parse(bytes(received[start : end.end()])), bytes(received[end.end() :])
+        return parse(bytes(received[: end.end()])), bytes(received[end.end() :])
 
 
 def parse(head: bytes) -> Request:
     """Parses a head, which includes the empty line at its end. Raises BadRequest."""
-    if head.find(b"\r\n") > MAX_REQUEST_LINE_BYTES:
-        raise BadRequest("size", HTTPStatus.REQUEST_URI_TOO_LONG, _TOO_LONG)
     line = _REQUEST_LINE.match(head)
     if line is None:
         raise _malformed(head)
-    if head.count(b"\n") - 2 > MAX_HEADERS:
-        raise BadRequest("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
-    headers = _headers(head[line.end() :])
     method, target, version = (part.decode("ascii") for part in line.groups())
-    if method in {"GET", "HEAD", "OPTIONS"}:
-        _check_target(method, target)
-        if "transfer-encoding" in headers or headers.get("content-length", ["0"]) != ["0"]:
-            raise BadRequest("malformed", HTTPStatus.BAD_REQUEST, _BODY)
-    return Request(method, target, version, headers)
-
-
-def _headers(lines: bytes) -> dict[str, list[str]]:
     collected = _Collected()
+    request = Request(method, target, version, collected.headers)
+
+    def refused(rule: str, status: HTTPStatus, sentence: str) -> BadRequest:
+        return BadRequest(rule, status, sentence, request)
+
+    if head.count(b"\n") - 2 > MAX_HEADERS:
+        raise refused("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
     try:
         # With a request line that says nothing: the parser gets as far as the headers, whatever was asked for.
-        httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + lines)
+        httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
     except httptools.HttpParserUpgrade:
         pass  # raised where an upgrade is asked for; the headers are complete
     except httptools.HttpParserError as error:
         # The parser's words: one of its own constants, which quotes nothing.
-        raise BadRequest("malformed", HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
+        raise refused("malformed", HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
     assert collected.is_complete, "a header that was left out may be the one that excludes the client"
     if collected.has_large:
-        raise BadRequest("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
-    return collected.headers
+        raise refused("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+    if line.end() - 2 > MAX_REQUEST_LINE_BYTES:
+        raise refused("size", HTTPStatus.REQUEST_URI_TOO_LONG, _TOO_LONG)
+    if not _is_target(method, target):
+        raise refused("malformed", HTTPStatus.BAD_REQUEST, _NO_PATH)
+    has_body = "transfer-encoding" in request.headers or request.headers.get("content-length", ["0"]) != ["0"]
+    if has_body and method in {"GET", "HEAD", "OPTIONS"}:
+        raise refused("malformed", HTTPStatus.BAD_REQUEST, _BODY)
+    return request
 
 
-def _check_target(method: str, target: str) -> None:
-    is_path = target.startswith("/") or _ABSOLUTE.match(target) or (method, target) == ("OPTIONS", "*")
+def _is_target(method: str, target: str) -> bool:
+    if method == "CONNECT":
+        return True  # a host and a port; it is answered with 405
     # RFC 9112 section 3.2: a target has no fragment.
-    if not is_path or "#" in target:
-        raise BadRequest("malformed", HTTPStatus.BAD_REQUEST, _NO_PATH)
+    is_path = target.startswith("/") or _ABSOLUTE.match(target) is not None or (method, target) == ("OPTIONS", "*")
+    return is_path and "#" not in target
 
 
 def _malformed(head: bytes | bytearray) -> BadRequest:

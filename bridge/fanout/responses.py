@@ -3,9 +3,12 @@
 Every response ends its connection. Nothing here knows which response belongs to which request.
 """
 
+import functools
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from email.utils import formatdate
 from http import HTTPStatus
 
 JSON = "application/json"
@@ -64,6 +67,7 @@ def serialized(response: Response, *, has_body: bool = True) -> bytes:
     headers: list[Header] = []
     if has_content:
         headers += ("Content-Type", response.content_type), ("Content-Length", str(len(response.body)))
+    headers.append(("Date", _date(int(time.time()))))
     headers.append(("Cache-Control", "no-cache" if response.etag is not None else "no-store"))
     if response.etag is not None:
         headers.append(("ETag", response.etag))
@@ -75,3 +79,9 @@ def serialized(response: Response, *, has_body: bool = True) -> bytes:
     lines = [f"HTTP/1.1 {response.status.value} {response.status.phrase}", *(f"{n}: {value}" for n, value in headers)]
     head = "".join(f"{line}\r\n" for line in lines).encode("ascii") + b"\r\n"
     return head + response.body if has_body and has_content else head
+
+
+@functools.lru_cache(maxsize=1)
+def _date(now_s: int) -> str:
+    """RFC 9110, section 6.6.1."""
+    return formatdate(now_s, usegmt=True)

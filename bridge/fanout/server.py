@@ -241,13 +241,13 @@ class Server:
                 peer=peer,
                 subprotocols=printable(", ".join(subprotocols), 100),
             )
-        is_placeholder = wish.after is not None and ids.is_placeholder(wish.after)
-        if is_placeholder and (unsaid := self._lines.due("after")) is not None:
+        after = wish.after or ""
+        if ids.is_placeholder(after) and (unsaid := self._lines.due("after")) is not None:
             _log.warning(
                 "client sent a placeholder as after, and gets a full replay: its variable has no id yet; "
                 "leave after empty in this case",
                 peer=peer,
-                after=wish.after,
+                after=printable(after.strip(), 40),
                 **unsaid,
             )
 

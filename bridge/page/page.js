@@ -77,8 +77,9 @@ function open() {
   async function askWhy() {
     const url = `${location.protocol}//${place}`;
     const preflight = await fetch(url, { method: "OPTIONS" }).catch(() => undefined);
+    const refusal = preflight?.status === 403 ? await textOf(preflight) : "";
     if (opened !== connection) return;
-    mayNotConnect = preflight?.status === 403 && (await textOf(preflight)).includes("BRIDGE_ALLOWED_ORIGINS");
+    mayNotConnect = refusal.includes("BRIDGE_ALLOWED_ORIGINS");
     if (line[0] === "disconnected") sayLost(NOT_REACHED);
     if (mayNotConnect || !query) return;
     const answer = await fetch(`${url}&after=`).catch(() => undefined);

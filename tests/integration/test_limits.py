@@ -91,7 +91,7 @@ async def test_request_with_a_long_line_or_many_headers_is_refused_with_the_limi
         line[1].write(request(port_of(shared), headers=[header]))
         said = await answer(line)
     assert said.startswith(b"HTTP/1.1 431 ")
-    assert said.endswith(b"A request may have at most 24576 bytes, 128 headers, and 16384 bytes in one header.\n")
+    assert said.endswith(b"A request may have at most 32768 bytes, 128 headers, and 16384 bytes in one header.\n")
 
 
 async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(shared: Bridge) -> None:

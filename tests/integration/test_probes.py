@@ -98,6 +98,7 @@ backend bridge
 
 CHECKS = {
     "HTTP/1.0 without Host": "  option httpchk GET /readyz",
+    "without a method, which is OPTIONS": "  option httpchk /readyz",
     "HEAD": "  option httpchk HEAD /healthz",
     "as in the manual": "  option httpchk OPTIONS * HTTP/1.1\n  http-check send hdr Host www",
     "HTTP/1.1 with Host": "  option httpchk\n  http-check send meth GET uri /readyz ver HTTP/1.1 hdr Host localhost\n"
@@ -146,10 +147,11 @@ async def test_check_of_haproxy_finds_the_bridge_up(shared: Bridge, check: str, 
         assert status_of_the_check(tmp_path) == "L7OK UP"
 
 
-async def test_check_of_haproxy_finds_a_bridge_without_a_broker_down(tmp_path: Path) -> None:
+@pytest.mark.parametrize("check", ["HTTP/1.0 without Host", "without a method, which is OPTIONS"])
+async def test_check_of_haproxy_finds_a_bridge_without_a_broker_down(check: str, tmp_path: Path) -> None:
     """Without this, nothing would say that a check looks at the status."""
     async with (
         started("amqp://127.0.0.1:1/", wait="true") as bridge,
-        haproxy(tmp_path, CHECKS["HTTP/1.0 without Host"], port_of(bridge)),
+        haproxy(tmp_path, CHECKS[check], port_of(bridge)),
     ):
         await eventually("it is down", lambda: status_of_the_check(tmp_path) == "L7STS DOWN")

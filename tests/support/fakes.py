@@ -274,6 +274,8 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
         self.waiting_bytes = 0
         """What the kernel has not taken yet."""
+        self.takes_nothing = False
+        """Whether what is written waits."""
 
     def get_write_buffer_size(self) -> int:
         return self.waiting_bytes
@@ -295,6 +297,8 @@ class FakeTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         assert "eof" not in self.ended, "nothing may be written after the end of our side"
         self.written.append(bytes(data))
+        if self.takes_nothing:
+            self.waiting_bytes += len(data)
         if self.full and not self._paused:
             self._paused = True
             self.get_protocol().pause_writing()

@@ -20,7 +20,7 @@ from bridge.contract.filters import Filters, Wish
 from bridge.fanout import tcp_info
 from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.access import DEFAULT_NETWORKS, Access
-from bridge.fanout.handshake import MAX_BEHIND_BYTES, SENT_CHECK_S, Handshake
+from bridge.fanout.handshake import LEAST_READ_BYTES_PER_S, LONGEST_SENT_CHECK_S, MAX_BEHIND_BYTES, Handshake
 from bridge.fanout.http_request import Request, parse
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
@@ -241,6 +241,7 @@ async def test_page_is_answered_with_its_headers_and_only_our_side_ends(harness:
         b"HTTP/1.1 200 OK\r\n"
         b"Content-Type: text/plain; charset=utf-8\r\n"
         b"Content-Length: 6\r\n"
+        b"Date: " + client.headers["Date"].encode() + b"\r\n"
         b"Cache-Control: no-store\r\n"
         b"X-Content-Type-Options: nosniff\r\n"
         b"Cross-Origin-Resource-Policy: same-origin\r\n"
@@ -307,7 +308,7 @@ async def test_head_of_a_handshake_is_no_handshake(harness: Harness) -> None:
     ("request_", "allowed"),
     [
         (HEALTH.replace(b"GET", b"POST"), "GET, HEAD"),
-        (HEALTH.replace(b"GET", b"OPTIONS"), "GET, HEAD"),
+        (get("/").replace(b"GET", b"OPTIONS"), "GET, HEAD"),
         (HEALTH.replace(b"GET", b"BREW"), "GET, HEAD"),
         (get("/nothing").replace(b"GET", b"DELETE"), "GET, HEAD"),
         (HEALTH.replace(b"GET", b"POST")[:-2] + b"Content-Length: 3\r\n\r\nabc", "GET, HEAD"),
@@ -353,10 +354,18 @@ async def test_options_of_the_server_as_a_whole_are_answered(harness: Harness) -
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/healthz?x"])
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 async def test_probe_in_http_1_0_needs_no_host(harness: Harness, path: str, method: str) -> None:
     client = await harness.ask(f"{method} {path} HTTP/1.0\r\n\r\n".encode())
     assert client.status == 200
+
+
+async def test_options_of_a_probe_say_what_a_get_says(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HAProxy's check sends OPTIONS unless it is told otherwise."""
+    monkeypatch.setattr(PAGES, "get", lambda path: sentence(HTTPStatus.SERVICE_UNAVAILABLE, "no"))
+    client = await harness.ask(b"OPTIONS /readyz HTTP/1.0\r\n\r\n")
+    assert (client.status, client.sentence) == (503, "")
+    assert client.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
 @pytest.mark.parametrize(
@@ -505,6 +514,60 @@ async def test_request_that_cannot_be_read_is_refused_with_the_reason(
     assert client.transport.ended == ["eof"]
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"HEAD foo HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nA : b\r\n\r\n",
+        b"HEAD /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+async def test_refused_head_has_no_body(harness: Harness, request_: bytes) -> None:
+    client = await harness.ask(request_)
+    assert client.status in {400, 414}
+    assert client.answer.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "PATCH"])
+@pytest.mark.parametrize("target", ["*", "foo", "/#a"])
+async def test_target_that_is_no_path_is_refused_whatever_the_method(
+    harness: Harness, method: str, target: str
+) -> None:
+    client = await harness.ask(f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert client.status == 400
+
+
+@pytest.mark.parametrize(
+    ("origin", "echoed"), [("http://localhost:8080", True), ("http://bridge:3000", False), (EVIL[8:], False)]
+)
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [
+        ("/updates?type=" + "a" * 9000, (), 414),
+        ("/schemas/#a", (), 400),
+        ("/updates", ("Cookie: " + "c" * 17_000,), 431),
+        ("/updates", ("Content-Length: 1",), 400),
+    ],
+)
+async def test_refusal_of_what_other_pages_may_read_is_readable_too(
+    harness: Harness, origin: str, target: str, headers: tuple[str, ...], status: int, *, echoed: bool
+) -> None:
+    request_ = get(target, f"Origin: {origin}", *headers).replace(b"localhost:3000", b"bridge:3000", 1)
+    client = await harness.ask(request_)
+    assert client.status == status
+    # Its own origin counts only once Host has passed its rule.
+    assert client.headers.get("Access-Control-Allow-Origin") == (origin if echoed else None)
+    assert "Origin" in client.headers["Vary"]
+
+
+async def test_origin_of_a_host_that_is_refused_is_not_echoed(harness: Harness) -> None:
+    rebound = b"GET /updates HTTP/1.1\r\nHost: evil.example\r\nOrigin: http://evil.example\r\n\r\n"
+    client = await harness.ask(rebound)
+    assert client.status == 403
+    assert "Access-Control-Allow-Origin" not in client.headers
+
+
 async def test_second_request_is_not_answered(harness: Harness) -> None:
     client = await harness.ask(HEALTH + HEALTH)
     assert client.answer.count(b"HTTP/1.1 ") == 1
@@ -550,29 +613,54 @@ class Reader:
         monkeypatch.setattr(tcp_info, "acknowledged_bytes", lambda client: self.acknowledged)
 
 
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page is so large that a kernel does not take it at once."""
+    monkeypatch.setattr(PAGES, "get", lambda path: sentence(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
+
+
+LEAST = int(LEAST_READ_BYTES_PER_S * TIMEOUT_S)
+
+
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("kernel_says", [True, False])
 async def test_client_that_reads_its_answer_slowly_has_as_long_as_it_takes(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, *, kernel_says: bool
 ) -> None:
     reader = Reader(monkeypatch)
-    client = await harness.connect()
-    client.transport.waiting_bytes = 100
     if not kernel_says:
         reader.acknowledged = None
+    client = await harness.connect()
+    client.transport.takes_nothing = True
     client.send(HEALTH)
-    for _ in range(5):
+
+    async def read(count: int) -> None:
         await harness.clock.advance(TIMEOUT_S - 0.1)
         assert client.transport.ended == ["eof"]
         if reader.acknowledged is None:
-            client.transport.waiting_bytes -= 1
+            client.transport.waiting_bytes -= count
         else:
-            reader.acknowledged += 1
+            reader.acknowledged += count
         await harness.clock.advance(0.1)
-    await harness.clock.advance(TIMEOUT_S - 0.1)
+
+    for _ in range(5):
+        await read(LEAST)
+        assert client.transport.ended == ["eof"]
+    # What is left may be little.
+    await read(len(client.answer) - 5 * LEAST)
     assert client.transport.ended == ["eof"]
-    await harness.clock.advance(0.1)
+    await read(0)
     assert client.transport.ended == ["eof", "abort"]
     assert harness.host.refusals == []
+
+
+@pytest.mark.usefixtures("large")
+async def test_client_that_reads_less_than_the_least_is_cut(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(monkeypatch)
+    client = await harness.ask(HEALTH)
+    reader.acknowledged = LEAST - 1
+    await harness.clock.advance(TIMEOUT_S)
+    assert client.transport.ended == ["eof", "abort"]
 
 
 async def test_answer_has_the_whole_timeout_however_late_the_request_came(harness: Harness) -> None:
@@ -585,30 +673,39 @@ async def test_answer_has_the_whole_timeout_however_late_the_request_came(harnes
     assert client.transport.ended == ["eof", "abort"]
 
 
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("kernel_says", [True, False])
 async def test_tls_does_not_begin_to_end_before_a_large_answer_was_read(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, *, kernel_says: bool
 ) -> None:
     """The end of TLS has a timeout of its own, and would cut a slow reader."""
-    monkeypatch.setattr(PAGES, "get", lambda path: sentence(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
     reader = Reader(monkeypatch)
+    if not kernel_says:
+        reader.acknowledged = None
     harness.connector.half_closes = False
-    client = await harness.ask(HEALTH)
+    client = await harness.connect()
+    client.transport.takes_nothing = True
+    client.send(HEALTH)
     size = len(client.answer)
-    for acknowledged in (0, size - 1):
-        reader.acknowledged = acknowledged
-        await harness.clock.advance(SENT_CHECK_S)
+    for read in (0, size - 1):
+        if kernel_says:
+            reader.acknowledged = read
+        else:
+            client.transport.waiting_bytes = size - read
+        await harness.clock.advance(LONGEST_SENT_CHECK_S)
         assert client.transport.ended == []
-    reader.acknowledged = size
-    await harness.clock.advance(SENT_CHECK_S)
+    reader.acknowledged = size if kernel_says else None
+    client.transport.waiting_bytes = 0
+    await harness.clock.advance(LONGEST_SENT_CHECK_S)
     assert client.transport.ended == ["close"]
     await harness.clock.advance(TIMEOUT_S)
     assert client.transport.ended == ["close"]
 
 
+@pytest.mark.usefixtures("large")
 async def test_client_of_tls_that_reads_nothing_of_a_large_answer_is_cut(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PAGES, "get", lambda path: sentence(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
     Reader(monkeypatch)
     harness.connector.half_closes = False
     client = await harness.ask(HEALTH)
@@ -616,6 +713,16 @@ async def test_client_of_tls_that_reads_nothing_of_a_large_answer_is_cut(
     assert client.transport.ended == ["abort"]
     await harness.clock.advance(TIMEOUT_S)
     assert client.transport.ended == ["abort"]
+
+
+async def test_aborted_handshake_is_not_answered_at_its_timeout(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await harness.connect()
+    monkeypatch.setattr(client.transport, "abort", lambda: None)  # it takes its time
+    client.handshake.abort()
+    await harness.clock.advance(2 * TIMEOUT_S)
+    assert (client.answer, harness.host.refusals) == (b"", [])
 
 
 async def test_timeout_counts_from_the_accept_and_not_from_the_first_byte(harness: Harness) -> None:

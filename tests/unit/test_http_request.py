@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.fanout.http_request import (
     INTERPRETED,
+    MAX_EMPTY_LINES,
     MAX_HEAD_BYTES,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
@@ -124,7 +125,7 @@ def test_request_that_comes_byte_by_byte_is_the_same() -> None:
     assert feed(*(bytes([byte]) for byte in WHOLE)) == (parse(WHOLE), b"")
 
 
-@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n", b"\r\n" * 9])
+@pytest.mark.parametrize("empty", [b"\r\n", b"\r\n\r\n", b"\r\n" * MAX_EMPTY_LINES])
 def test_empty_lines_before_a_request_are_ignored(empty: bytes) -> None:
     assert feed(empty + WHOLE) == (parse(WHOLE), b"")
     assert feed(*(bytes([byte]) for byte in empty + WHOLE)) == (parse(WHOLE), b"")
@@ -276,7 +277,7 @@ def test_most_headers_are_read_and_more_refused(excess: int) -> None:
 @pytest.mark.parametrize("excess", [0, 1])
 @pytest.mark.parametrize("complete", [False, True])
 def test_largest_head_is_read_and_a_larger_one_refused(excess: int, *, complete: bool) -> None:
-    head = get(b"A: " + b"a" * 12_000, b"B: ", target=b"/")
+    head = get(b"A: " + b"a" * 12_000, b"C: " + b"c" * 12_000, b"B: ", target=b"/")
     head = head[:-4] + b"b" * (MAX_HEAD_BYTES - len(head) + excess) + b"\r\n\r\n"
     sent = head if complete else head[:-1]
     if excess == 0:
@@ -288,9 +289,15 @@ def test_largest_head_is_read_and_a_larger_one_refused(excess: int, *, complete:
         assert refusal(sent + b"x")[:2] == ("size", 431)
 
 
-def test_empty_lines_without_end_are_refused() -> None:
-    assert feed(b"\r\n" * (MAX_HEAD_BYTES // 2)) is None
-    assert refusal(b"\r\n" * (MAX_HEAD_BYTES // 2 + 1))[:2] == ("size", 431)
+@pytest.mark.parametrize("singly", [False, True])
+def test_more_empty_lines_than_are_ignored_are_refused(*, singly: bool) -> None:
+    pieces = [bytes([byte]) for byte in b"\r\n" * MAX_EMPTY_LINES] if singly else [b"\r\n" * MAX_EMPTY_LINES]
+    assert feed(*pieces, WHOLE) == (parse(WHOLE), b"")
+    reader = RequestReader()
+    for piece in pieces:
+        assert reader.feed(piece) is None
+    with pytest.raises(BadRequest, match=UNREADABLE):
+        reader.feed(b"\r\n")
 
 
 # Whatever comes

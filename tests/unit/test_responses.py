@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from http import HTTPStatus
 
 import pytest
@@ -11,11 +12,18 @@ from bridge.fanout.responses import Response, document, sentence, serialized, un
 DOCUMENT = document(b"{}", "application/json")
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time that stands still."""
+    monkeypatch.setattr(time, "time", lambda: 784_111_777.5)
+
+
 def test_response_has_its_headers_and_ends_the_connection() -> None:
     assert serialized(sentence(HTTPStatus.OK, "alive")) == (
         b"HTTP/1.1 200 OK\r\n"
         b"Content-Type: text/plain; charset=utf-8\r\n"
         b"Content-Length: 6\r\n"
+        b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
         b"Cache-Control: no-store\r\n"
         b"X-Content-Type-Options: nosniff\r\n"
         b"Cross-Origin-Resource-Policy: same-origin\r\n"
@@ -39,7 +47,7 @@ def test_connection_of_a_response_itself_is_there_once() -> None:
 
 def test_response_without_content_has_no_length() -> None:
     written = serialized(Response(HTTPStatus.NO_CONTENT, b"", headers=(("Allow", "GET"),)))
-    assert written.startswith(b"HTTP/1.1 204 No Content\r\nCache-Control")
+    assert written.startswith(b"HTTP/1.1 204 No Content\r\nDate")
     assert b"Content-Length" not in written
     assert b"\r\nAllow: GET\r\n" in written
 

@@ -283,7 +283,7 @@ async def test_placeholder_for_an_id_is_logged_ten_times_a_minute(serve: Callabl
             await connected_with(harness, target=f"/updates?after={after}")
         assert logged == []
         for _ in range(MOST + 3):
-            await connected_with(harness, target="/updates?after=undefined")
+            await connected_with(harness, target="/updates?after=" + "+" * 1000 + "undefined")
     assert [line["after"] for line in logged] == ["undefined"] * MOST
     assert all("its variable has no id yet" in line["event"] for line in logged)
 
