@@ -82,7 +82,7 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
     """The broker ends a connection from which nothing is read. The next one takes no more than there is room for."""
-    size, count = 8_000_000, 20
+    size, count = 8_000_000, 30
     await queue_with(amqp, queue, size, count)
     channel = await amqp.channel()
     full: FieldTable = {"x-max-length": 0, "x-overflow": "reject-publish"}
@@ -106,7 +106,8 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
         await channel.queue_delete(rejects)
         await eventually("all are there", lambda: _is_deep(amqp, kept.name, count), limit_s=LIMIT_S)
         sampling.cancel()
-        assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + size
+        # What was on its way to the broker when a session ended is sent to its end, beside what the next one has.
+        assert memory.look() < (LOG_MB + 2 * IN_HAND_MB + BASE_MB) * MB + size
         assert await metric(port, "bridge_rejects_lost_total") == 0
     assert len(await take(amqp, kept.name, count)) == count
     await kept.delete()
