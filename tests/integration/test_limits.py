@@ -77,7 +77,7 @@ async def test_as_many_clients_without_a_request_as_are_allowed_lose_nothing(sha
 @pytest.mark.parametrize("excess", [0, 1])
 async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(shared: Bridge, excess: int) -> None:
     before = sample(shared, "bridge_refused_total", rule="size")
-    head = request(port_of(shared), headers=["X-A: " + "a" * 6000, "X-B: " + "b" * 6000, "X-C: "])
+    head = request(port_of(shared), headers=["X-A: " + "a" * 12_000, "X-B: " + "b" * 12_000, "X-C: "])
     padded = head[:-4] + b"c" * (MAX_HEAD_BYTES - len(head) + excess) + b"\r\n\r\n"
     async with lines(port_of(shared), 1) as [(reader, writer)]:
         writer.write(padded)

@@ -65,7 +65,7 @@ async def test_every_page_answers(broker: Broker, exchange: str) -> None:
             "/updates", ("Cookie: " + "x" * 17_000,), "GET", 431, b"16384 bytes in one header", id="too-large"
         ),
         pytest.param("/" + "a" * 9000, (), "GET", 414, b"8190 bytes", id="too-long"),
-        pytest.param("no path", (), "GET", 400, b"not an HTTP request", id="malformed"),
+        pytest.param("no path", (), "GET", 400, b"not a valid HTTP request", id="malformed"),
         pytest.param("updates", (), "GET", 400, b"must be a path", id="no-path"),
     ],
 )
