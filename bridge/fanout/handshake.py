@@ -15,13 +15,13 @@ from typing import Protocol, cast
 
 from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
-from bridge.fanout import paths, tcp_info, upgrade
+from bridge.fanout import paths, upgrade
 from bridge.fanout.access import Access
 from bridge.fanout.allowance import RECEIVED
 from bridge.fanout.http_request import BadRequest, Request, RequestReader
-from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import Header, Response, sentence, serialized, unless_matched
+from bridge.fanout.sending import Sending
 from bridge.fanout.tls import Tls
 
 MAX_BEHIND_BYTES = 2**18
@@ -30,12 +30,6 @@ reset, and thrown away; what is more than that only costs time."""
 
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
-
-LEAST_READ_BYTES_PER_S = 1024
-"""Of a response. A client that reads less is cut: it holds the response in memory."""
-
-SENT_CHECK_S, LONGEST_SENT_CHECK_S = 0.05, 1.0
-"""Between two checks whether a client has got a response over TLS that its kernel could not take at once."""
 
 READ_METHODS = frozenset({"GET", "HEAD"})
 
@@ -84,10 +78,7 @@ class Handshake(asyncio.BufferedProtocol):
         """What came behind a request that is answered."""
         self._trusts_host = False
         """Whether Host has passed its rule."""
-        self._all_acknowledged_at: int | None = None
-        """How many bytes the client's kernel has acknowledged once the client has its answer; None if unknown."""
-        self._unread_bytes = 0
-        """How much of its answer the client had not read at the last look."""
+        self._sending: Sending | None = None
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
         # Makes a transport of the socket, with TLS where the bridge has a certificate.
@@ -148,7 +139,8 @@ class Handshake(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
-        self._transport = None
+        # They refer to each other: without this, they wait for the garbage collector.
+        self._transport = self._sending = None
 
     def eof_received(self) -> None:
         """The transport closes itself."""
@@ -263,58 +255,7 @@ class Handshake(asyncio.BufferedProtocol):
             response = response.with_headers(*self._cors(request))
             has_body = request.method != "HEAD"
         data = serialized(response, has_body=has_body)
-        acknowledged = self._acknowledged()
-        if acknowledged is not None:
-            self._all_acknowledged_at = acknowledged + len(data)
-        self._transport.write(data)
-        self._unread_bytes = self._unread()
-        # A client that does not end the connection, or reads nothing, would hold its connection forever.
-        self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s, self._cut_unless_read)
-        # Only our side ends: closing the socket with bytes unread would reset it, and the answer might never be seen.
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        elif len(data) <= SEND_BUFFER_BYTES:
-            self._transport.close()  # the kernel has it
-        else:
-            self._close_when_read(SENT_CHECK_S)
-
-    def _cut_unless_read(self) -> None:
-        """Ends the connection if the client has read too little of its answer since the last look."""
-        timeout_s, before = self._host.handshake_timeout_s, self._unread_bytes
-        self._unread_bytes = self._unread()
-        has_all = self._unread_bytes <= 0 < before
-        if before - self._unread_bytes < LEAST_READ_BYTES_PER_S * timeout_s and not has_all:
-            self.abort()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(timeout_s, self._cut_unless_read)
-
-    def _close_when_read(self, pause_s: float) -> None:
-        """Begins the end of TLS, which has a timeout of its own, when the client has read its answer."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        if self._unread() <= 0:
-            self._transport.close()
-        else:
-            pause_s = min(2 * pause_s, LONGEST_SENT_CHECK_S)
-            asyncio.get_running_loop().call_later(pause_s, self._close_when_read, pause_s)
-
-    def _unread(self) -> int:
-        """Bytes of the answer that the client has not read, without those of TLS. 0 or less: it has all of them."""
-        assert self._transport is not None
-        acknowledged = self._acknowledged()
-        if acknowledged is None or self._all_acknowledged_at is None:
-            return self._transport.get_write_buffer_size()
-        return self._all_acknowledged_at - acknowledged
-
-    def _acknowledged(self) -> int | None:
-        assert self._transport is not None
-        stream = self._transport.get_extra_info("socket")
-        if stream is None:
-            return None
-        try:
-            return tcp_info.acknowledged_bytes(stream)
-        except OSError:
-            return None  # TLS that is over has no socket any more
+        self._sending = Sending(self._transport, data, self._host.handshake_timeout_s, self.abort)
 
     def _end(self) -> None:
         self._stop_timer()
@@ -324,3 +265,5 @@ class Handshake(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._sending is not None:
+            self._sending.stop()

@@ -20,11 +20,12 @@ from bridge.contract.filters import Filters, Wish
 from bridge.fanout import tcp_info
 from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.access import DEFAULT_NETWORKS, Access
-from bridge.fanout.handshake import LEAST_READ_BYTES_PER_S, LONGEST_SENT_CHECK_S, MAX_BEHIND_BYTES, Handshake
+from bridge.fanout.handshake import MAX_BEHIND_BYTES, Handshake
 from bridge.fanout.http_request import Request, parse
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import sentence
+from bridge.fanout.sending import LEAST_READ_BYTES_PER_S, LONGEST_SENT_CHECK_S
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
 from tests.support.clients import request

@@ -1,0 +1,81 @@
+"""Sends a response, and ends the connection: once the client has read the response, or because it reads too slowly."""
+
+import asyncio
+from collections.abc import Callable
+
+from bridge.fanout import tcp_info
+from bridge.fanout.listeners import SEND_BUFFER_BYTES
+
+LEAST_READ_BYTES_PER_S = 1024
+"""Of a response. A client that reads less is cut: it holds the response in memory."""
+
+SENT_CHECK_S, LONGEST_SENT_CHECK_S = 0.05, 1.0
+"""Shortest and longest pause between two checks whether a client has read a large response over TLS."""
+
+
+class Sending:
+    """A response on its way to a client."""
+
+    __slots__ = ("_all_acknowledged_at", "_cut", "_cutting", "_timeout_s", "_transport", "_unread_bytes")
+
+    def __init__(self, transport: asyncio.Transport, data: bytes, timeout_s: float, cut: Callable[[], None]) -> None:
+        """Writes `data`, and ends this side of the connection.
+
+        `cut` is called at the end of each `timeout_s` in which the client has read too little, or has not ended its
+        side although it has read everything.
+        """
+        self._transport = transport
+        self._timeout_s = timeout_s
+        self._cut = cut
+        acknowledged = self._acknowledged()
+        self._all_acknowledged_at = None if acknowledged is None else acknowledged + len(data)
+        """How many bytes the client's kernel has acknowledged once it has the response; None if that is unknown."""
+        transport.write(data)
+        self._unread_bytes = self._unread()
+        self._cutting = asyncio.get_running_loop().call_later(timeout_s, self._cut_unless_read)
+        # Only our side ends: closing the socket with bytes unread would reset it, and the client might never see the
+        # response.
+        if transport.can_write_eof():
+            transport.write_eof()
+        elif len(data) <= SEND_BUFFER_BYTES:
+            transport.close()  # the kernel has it
+        else:
+            self._close_when_read(SENT_CHECK_S)
+
+    def stop(self) -> None:
+        """To be called when the connection is over."""
+        self._cutting.cancel()
+
+    def _cut_unless_read(self) -> None:
+        before, self._unread_bytes = self._unread_bytes, self._unread()
+        has_all = self._unread_bytes <= 0 < before
+        if before - self._unread_bytes < LEAST_READ_BYTES_PER_S * self._timeout_s and not has_all:
+            self._cut()
+        else:
+            self._cutting = asyncio.get_running_loop().call_later(self._timeout_s, self._cut_unless_read)
+
+    def _close_when_read(self, pause_s: float) -> None:
+        """Begins the end of TLS, which has a timeout of its own, when the client has read the response."""
+        if self._transport.is_closing():
+            return
+        if self._unread() <= 0:
+            self._transport.close()
+        else:
+            pause_s = min(2 * pause_s, LONGEST_SENT_CHECK_S)
+            asyncio.get_running_loop().call_later(pause_s, self._close_when_read, pause_s)
+
+    def _unread(self) -> int:
+        """Bytes of the response that the client has not read, without those of TLS. 0 or less: it has read all."""
+        acknowledged = self._acknowledged()
+        if acknowledged is None or self._all_acknowledged_at is None:
+            return self._transport.get_write_buffer_size()
+        return self._all_acknowledged_at - acknowledged
+
+    def _acknowledged(self) -> int | None:
+        stream = self._transport.get_extra_info("socket")
+        if stream is None:
+            return None
+        try:
+            return tcp_info.acknowledged_bytes(stream)
+        except OSError:
+            return None  # TLS that is over has no socket any more
