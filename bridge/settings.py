@@ -93,12 +93,15 @@ class Settings:
         "networks that clients may connect from, separated by commas",
     )
     allowed_hosts: frozenset[str] = _setting(
-        "", values.host_names, "names, beside localhost and internal ones, that clients may use for this host"
+        "",
+        values.host_names,
+        "names, beside localhost and internal ones, that clients may use for this host, separated by commas",
     )
     allowed_origins: frozenset[str] = _setting(
         "",
         values.origins,
-        "origins of web pages, beside this host's own, that may connect, as in https://kills.example.org",
+        "origins of web pages, beside this host's own and localhost's, that may connect, separated by commas, as in "
+        "https://kills.example.org,http://10.0.0.5:8080",
     )
     idle_timeout: float = _setting(
         "120s", values.duration(0.1, 86400), "a client from which nothing is heard for this long is closed"

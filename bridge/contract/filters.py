@@ -56,6 +56,11 @@ _AFTER = (
 _ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
 """What other feeds call these parameters, without case and without anything between letters."""
 
+_SOURCES = {"solarsystemid": "systemId", "solarsystem": "systemId", "characterid": "victimId"}
+"""What ESI and EDK call members of a killmail."""
+
+_CONDITIONS = frozenset({"filter", "filters", "where", "q", "query"})
+
 _BRACKETS = re.compile(r"\[[^\[\]]*\]$")
 """How PHP, jQuery and axios write a parameter that is there several times."""
 
@@ -203,8 +208,11 @@ class Filters:
         if bare not in {meant, "after"} and (bare in PARAMETERS or bare in self._members):
             return f"{said}; {_repeat(bare, ['a', 'b'])}"
         letters = "".join(filter(str.isalnum, bare)).lower()
-        close = _ALIASES.get(letters) or self._near_names.to(bare)
-        return f"{said}; did you mean {printable(close, 40)}?" if close else f"{said}; /schemas/ says which there are"
+        if letters in _CONDITIONS:
+            return f"{said}; name the member itself: systemId=30000142"
+        known = _SOURCES.get(letters, "")
+        close = known if known in self._members else _ALIASES.get(letters) or self._near_names.to(bare)
+        return f"{said}; did you mean {printable(close, 40)}?" if close else f"{said}; /asyncapi.json lists the members"
 
 
 _TYPED = 80

@@ -28,11 +28,3 @@ def read(text: str) -> Id | None:
     """The id that a client gives back; None for what no bridge has ever given out."""
     match = PATTERN.fullmatch(text)
     return None if match is None else Id(int(match[1]), int(match[2], 16))
-
-
-_PLACEHOLDERS = frozenset({"undefined", "null", "none", "nil", "nan", "[object object]"})
-
-
-def is_placeholder(text: str) -> bool:
-    """Whether this is what a program writes where it has no id: what no bridge gives out, and no client means."""
-    return text.strip().lower() in _PLACEHOLDERS

@@ -109,7 +109,7 @@ def canonical_host(text: str) -> str:
     if "*" in text:
         raise ValueError("wildcards are not supported; give each name")
     if "://" in text or "/" in text:
-        raise ValueError("give the name alone, without scheme and path")
+        raise ValueError("give the name alone, without scheme and path; networks belong to BRIDGE_ALLOWED_NETWORKS")
     authority = authority_of(_ascii(text))
     if authority is None:
         raise ValueError("not a host name")
@@ -132,19 +132,19 @@ def canonical_origin(text: str) -> str:
         raise ValueError("wildcards are not supported; give each origin")
     form = _ORIGIN.fullmatch(_ascii(text))
     if form is None:
-        raise ValueError("an origin is scheme://host[:port]")
+        raise ValueError("an origin has a scheme and a host, such as https://kills.example.org")
     scheme = form["scheme"].lower()
     scheme = _OF_SOCKETS.get(scheme, scheme)
     rest = form["rest"].removesuffix("/")
     if scheme in _OPAQUE:
-        raise ValueError(f"browsers send null as the origin of {scheme}: pages")
+        raise ValueError(f"a page with a {scheme}: address has no origin of its own")
     if scheme not in DEFAULT_PORTS:
         if _OTHER.fullmatch(rest) is None or not (rest or scheme == "file"):
-            raise ValueError("an origin is scheme://host[:port], without a path")
+            raise ValueError("after the scheme, give a valid host and port, without a path")
         return f"{scheme}://{rest.lower()}"
     authority = authority_of(rest)
     if authority is None:
-        raise ValueError("an origin is scheme://host[:port], without user and path")
+        raise ValueError("after the scheme, give a valid host and port, without user and path")
     _check_name(authority)
     host = f"[{authority.host}]" if isinstance(authority.address, ipaddress.IPv6Address) else authority.host
     is_default = authority.port in {None, DEFAULT_PORTS[scheme]}

@@ -182,7 +182,7 @@ class Handshake(asyncio.BufferedProtocol):
             # About the server as a whole: the check that HAProxy's manual shows.
             self._answer(Response(HTTPStatus.NO_CONTENT, b"", headers=(("Allow", "GET, HEAD, OPTIONS"),)), request)
         else:
-            self._answer_other_method(request, "GET, HEAD")
+            self._answer_other_method(request, "GET, HEAD, OPTIONS" if path in paths.PROBED else "GET, HEAD")
 
     def _answer_endpoint(self, request: Request, rest: bytes) -> None:
         """A request to the path of updates, from where it may be sent."""
@@ -223,7 +223,9 @@ class Handshake(asyncio.BufferedProtocol):
             return ()
         vary: Header = ("Vary", "Accept, Origin" if is_endpoint else "Origin")
         origin = self._host.access.allowed_origin(request.headers, trusts_host=self._trusts_host)
-        return (vary,) if origin is None else (vary, ("Access-Control-Allow-Origin", origin))
+        if origin is None:
+            return (vary,)
+        return vary, ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "ETag")
 
     def _too_late(self) -> None:
         seconds = self._host.handshake_timeout_s

@@ -37,9 +37,10 @@ _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/(1\.[01])\r\n")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?]*")
 
-_TOO_LARGE = (
-    f"A request may have at most {MAX_HEAD_BYTES} bytes, {MAX_HEADERS} headers, "
-    f"and {MAX_HEADER_BYTES} bytes in one header."
+_TOO_LARGE = f"A request may have at most {MAX_HEAD_BYTES} bytes."
+_TOO_MANY = f"A request may have at most {MAX_HEADERS} headers."
+_LARGE_HEADER = (
+    f"A header may have at most {MAX_HEADER_BYTES} bytes. If a browser sent it, delete the cookies of this host."
 )
 _TOO_LONG = f"A request line may have at most {MAX_REQUEST_LINE_BYTES} bytes."
 _UNREADABLE = "This is not a valid HTTP request"
@@ -191,7 +192,7 @@ def parse(head: bytes) -> Request:
         return BadRequest(rule, status, sentence, request)
 
     if head.count(b"\n") - 2 > MAX_HEADERS:
-        raise refused("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+        raise refused("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_MANY)
     try:
         # With a request line that says nothing: the parser gets as far as the headers, whatever was asked for.
         httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
@@ -202,7 +203,7 @@ def parse(head: bytes) -> Request:
         raise refused("malformed", HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
     assert collected.is_complete, "a header that was left out may be the one that excludes the client"
     if collected.has_large:
-        raise refused("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+        raise refused("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _LARGE_HEADER)
     if line.end() - 2 > MAX_REQUEST_LINE_BYTES:
         raise refused("size", HTTPStatus.REQUEST_URI_TOO_LONG, _TOO_LONG)
     if not _is_target(method, target):

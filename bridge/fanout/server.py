@@ -242,10 +242,10 @@ class Server:
                 subprotocols=printable(", ".join(subprotocols), 100),
             )
         after = wish.after or ""
-        if ids.is_placeholder(after) and (unsaid := self._lines.due("after")) is not None:
+        if after and ids.read(after) is None and (unsaid := self._lines.due("after")) is not None:
             _log.warning(
-                "client sent a placeholder as after, and gets a full replay: its variable has no id yet; "
-                "leave after empty in this case",
+                "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
+                "after empty",
                 peer=peer,
                 after=printable(after.strip(), 40),
                 **unsaid,

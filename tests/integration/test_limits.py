@@ -85,13 +85,22 @@ async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(shar
     assert sample(shared, "bridge_refused_total", rule="size") == before + excess
 
 
-@pytest.mark.parametrize("header", ["Cookie: " + "a" * 16_385, "\r\n".join(["X-A: b"] * 130)], ids=["line", "headers"])
-async def test_request_with_a_long_line_or_many_headers_is_refused_with_the_limits(shared: Bridge, header: str) -> None:
+@pytest.mark.parametrize(
+    ("header", "limit"),
+    [
+        ("Cookie: " + "a" * 16_385, b"at most 16384 bytes. If a browser sent it, delete the cookies of this host.\n"),
+        ("\r\n".join(["X-A: b"] * 130), b"A request may have at most 128 headers.\n"),
+    ],
+    ids=["line", "headers"],
+)
+async def test_request_with_a_long_line_or_many_headers_is_refused_with_the_limit(
+    shared: Bridge, header: str, limit: bytes
+) -> None:
     async with lines(port_of(shared), 1) as [line]:
         line[1].write(request(port_of(shared), headers=[header]))
         said = await answer(line)
     assert said.startswith(b"HTTP/1.1 431 ")
-    assert said.endswith(b"A request may have at most 32768 bytes, 128 headers, and 16384 bytes in one header.\n")
+    assert said.endswith(limit)
 
 
 async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(shared: Bridge) -> None:

@@ -308,13 +308,13 @@ async def test_head_of_a_handshake_is_no_handshake(harness: Harness) -> None:
 @pytest.mark.parametrize(
     ("request_", "allowed"),
     [
-        (HEALTH.replace(b"GET", b"POST"), "GET, HEAD"),
+        (HEALTH.replace(b"GET", b"POST"), "GET, HEAD, OPTIONS"),
         (get("/").replace(b"GET", b"OPTIONS"), "GET, HEAD"),
-        (HEALTH.replace(b"GET", b"BREW"), "GET, HEAD"),
+        (HEALTH.replace(b"GET", b"BREW"), "GET, HEAD, OPTIONS"),
         (get("/nothing").replace(b"GET", b"DELETE"), "GET, HEAD"),
-        (HEALTH.replace(b"GET", b"POST")[:-2] + b"Content-Length: 3\r\n\r\nabc", "GET, HEAD"),
-        (HEALTH.replace(b"GET", b"POST")[:-2] + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "GET, HEAD"),
-        (HEALTH.replace(b"GET", b"POST").replace(b"/1.1", b"/1.0"), "GET, HEAD"),
+        (HEALTH.replace(b"GET", b"POST")[:-2] + b"Content-Length: 3\r\n\r\nabc", "GET, HEAD, OPTIONS"),
+        (HEALTH.replace(b"GET", b"POST")[:-2] + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "GET, HEAD, OPTIONS"),
+        (HEALTH.replace(b"GET", b"POST").replace(b"/1.1", b"/1.0"), "GET, HEAD, OPTIONS"),
         (UPDATES.replace(b"GET", b"POST"), "GET, HEAD, OPTIONS"),
         (b"CONNECT localhost:3000 HTTP/1.1\r\nHost: localhost:3000\r\n\r\n", "GET, HEAD"),
     ],
@@ -479,7 +479,7 @@ async def test_access_is_asked_before_the_method_and_the_path(harness: Harness) 
 
 
 @pytest.mark.parametrize(
-    ("query", "end"), [("nothing=1", "; /schemas/ says which there are."), ("systemid=1", "; did you mean systemId?")]
+    ("query", "end"), [("nothing=1", "; /asyncapi.json lists the members."), ("systemid=1", "; did you mean systemId?")]
 )
 async def test_query_that_cannot_be_answered_is_told_why_with_one_mark_at_its_end(
     harness: Harness, query: str, end: str

@@ -35,14 +35,3 @@ def test_an_id_looks_like_this() -> None:
 )
 def test_nothing_else_is_an_id(text: str) -> None:
     assert ids.read(text) is None
-
-
-@pytest.mark.parametrize("text", ["undefined", "null", "None", "NaN", "nil", " NULL ", "[object Object]"])
-def test_what_programs_write_for_no_id_is_a_placeholder_and_no_id(text: str) -> None:
-    assert ids.is_placeholder(text)
-    assert ids.read(text) is None
-
-
-@pytest.mark.parametrize("text", ["", "5-00000001", "x", "0", "earliest"])
-def test_anything_else_is_no_placeholder(text: str) -> None:
-    assert not ids.is_placeholder(text)

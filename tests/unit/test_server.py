@@ -276,16 +276,21 @@ async def test_client_that_asks_for_a_subprotocol_is_served_and_logged_once(serv
     assert len(line["subprotocols"]) < 120
 
 
-async def test_placeholder_for_an_id_is_logged_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
+async def test_value_that_is_no_id_is_logged_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
     harness = serve()
     with capture_logs() as logged:
-        for after in ("", "1-0000000a", "x"):
+        for after in ("", "1-0000000a"):
             await connected_with(harness, target=f"/updates?after={after}")
         assert logged == []
         for _ in range(MOST + 3):
             await connected_with(harness, target="/updates?after=" + "+" * 1000 + "undefined")
-    assert [line["after"] for line in logged] == ["undefined"] * MOST
-    assert all("its variable has no id yet" in line["event"] for line in logged)
+        assert [line["after"] for line in logged] == ["undefined"] * MOST
+        assert all("leaves after empty" in line["event"] for line in logged)
+        await harness.clock.advance(MINUTE_S)
+        for after in ("null", "None", "NaN", "latest", "-1", "%5Bobject%20Object%5D", "x" * 1000):
+            await connected_with(harness, target=f"/updates?after={after}")
+    assert len(logged) == MOST + 7
+    assert all(len(line["after"]) < 60 for line in logged)
 
 
 # Places
