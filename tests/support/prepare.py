@@ -42,7 +42,6 @@ LIBRARIES = (
     "gir1.2-soup-3.0",
     "libanyevent-websocket-client-perl",
     "libmojolicious-perl",
-    "libwebsockets-test-server",
     "python3-gi",
     "ruby-faye-websocket",
     "tcl",
