@@ -108,11 +108,9 @@ unit-second: $(READY)
 test-all: prepare
 	$(WITH_BROKER) $(SUBMAKE) --jobs=1 THOROUGH=1 test test-rest
 
-# The tests marked slow or alone. xdist would begin with the files that have most tests, and so end with the cluster's,
-# which are few and take minutes. After all tests, the coverage of the unit tests and of the commands is combined.
+# The tests marked slow or alone. After all tests, the coverage of the unit tests and of the commands is combined.
 test-rest: prepare
-	$(WITH_BROKER) $(BIN)/pytest --numprocesses=$(SLOW_WORKERS) $(OTHERS) --dist=loadfile --no-loadscope-reorder \
-	  -m 'slow and not alone'
+	$(WITH_BROKER) $(BIN)/pytest --numprocesses=$(SLOW_WORKERS) $(OTHERS) --dist=loadfile -m 'slow and not alone'
 	$(WITH_BROKER) $(BIN)/pytest $(OTHERS) -m alone
 	$(if $(THOROUGH),$(BIN)/coverage combine --append --quiet && $(BIN)/coverage report --fail-under=95)
 
