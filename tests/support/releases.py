@@ -68,7 +68,6 @@ PART = (
     "tests/faults/test_cluster.py",
     "tests/integration/test_permissions.py",
     "tests/integration/test_stream.py",
-    "tests/faults/test_stream_refusals.py",
     "tests/faults/test_held_poison.py",
     "tests/faults/test_exchanges.py",
     "tests/faults/test_confirms.py",

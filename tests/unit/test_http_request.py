@@ -363,7 +363,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return data
 
 
-@settings(deadline=None, max_examples=examples(2000))
+@settings(deadline=None, max_examples=examples(500))
 @given(data=mutated(), pieces=st.lists(st.integers(1, 40), max_size=5))
 def test_mutated_request_is_read_as_another_parser_reads_it_or_refused(data: bytes, pieces: list[int]) -> None:
     """A request that is smuggled past one parser into another has two readings. h11 never reads more strictly."""
