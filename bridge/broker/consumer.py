@@ -258,8 +258,9 @@ class Consumer:
         await epoch.channel.basic_cancel(epoch.consumer_tag)
         if self.history is not None:
             self.history.start = self.history.course.number + 1
-        await epoch.channel.basic_qos(prefetch_count=self.intake.restore())
+        await epoch.channel.basic_qos(prefetch_count=self.intake.most)
         await queues.consume(epoch, found.queue, self._queue.arguments())
+        self.intake.restore()
 
     def _drained(self, asked_s: float) -> None:
         if self.history is None:

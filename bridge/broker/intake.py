@@ -14,13 +14,15 @@ class Intake:
 
     def __init__(self, most: int) -> None:
         """`most`: the deliveries that may be unsettled at once."""
+        self.most = most
         self.prefetch = most
-        """The same, for the session that begins next."""
+        """The same, for the present session, or the one that begins next."""
         self.held = False
         """True while nothing is read from the broker."""
-        self._most = most
         self.relieved = asyncio.Event()
         """Set when the full prefetch can be used again."""
+        self._full = False
+        """True while there is no room for more."""
         self._lane: Lane | None = None
 
     def begin(self, lane: Lane) -> None:
@@ -35,17 +37,20 @@ class Intake:
         """
         if self._lane is None:
             return
-        if self.prefetch == self._most > 1:
+        self._full = held
+        if self.prefetch < self.most:
+            if not held:
+                self.relieved.set()
+        elif self.most > 1:
             self.held = held
             self._lane.hold(held)
-        elif not held:
-            self.relieved.set()
 
-    def restore(self) -> int:
-        """Goes back to the full prefetch, and returns it."""
-        self.prefetch = self._most
+    def restore(self) -> None:
+        """The broker delivers with the full prefetch again. The room may have been filled while that was agreed."""
+        self.prefetch = self.most
         self.relieved.clear()
-        return self.prefetch
+        if self._full:
+            self.hold(True)
 
     def end(self, outstanding: int) -> None:
         """The session is over, with so many unsettled deliveries.
@@ -53,10 +58,10 @@ class Intake:
         The broker ends a connection from which nothing is read for 15 s or so. If that was it, the next session takes
         no more deliveries than there is room for, so that all is read that the broker sends.
         """
-        self.prefetch = max(1, outstanding) if self.held else self._most
+        self.prefetch = max(1, outstanding) if self.held else self.most
         self.relieved.clear()
         if self.held and self._lane is not None:
             _log.warning("prefetch reduced: large rejected events are held", prefetch=self.prefetch)
             self._lane.hold(False)  # what is said at the end would not be heard
-        self.held = False
+        self.held = self._full = False
         self._lane = None

@@ -65,10 +65,23 @@ async def test_with_a_reduced_prefetch_all_is_read_until_there_is_room_for_more(
     assert (held.told, held.intake.held, held.intake.relieved.is_set()) == ([], False, False)
     held.intake.hold(False)
     assert held.intake.relieved.is_set()
-    assert held.intake.restore() == held.intake.prefetch == MOST
-    assert not held.intake.relieved.is_set()
+    held.intake.restore()
+    assert (held.told, held.intake.prefetch, held.intake.relieved.is_set()) == ([], MOST, False)
     held.intake.hold(True)
     assert held.told == [True]
+
+
+async def test_room_that_fills_while_the_full_prefetch_is_agreed_ends_the_reading(held: Held) -> None:
+    held.intake.begin(held.lane)
+    held.intake.hold(True)
+    held.intake.end(3)
+    held.told.clear()
+    held.intake.begin(held.lane)
+    for full in (True, False, True):
+        held.intake.hold(full)
+    assert held.told == [], "the broker's consent is still to be read"
+    held.intake.restore()
+    assert (held.told, held.intake.held) == ([True], True)
 
 
 async def test_reduced_prefetch_lasts_for_one_session(held: Held) -> None:
@@ -88,6 +101,8 @@ async def test_one_delivery_at_a_time_is_always_read() -> None:
     held.intake.begin(held.lane)
     held.intake.hold(True)
     assert (held.told, held.intake.held) == ([], False)
+    held.intake.hold(False)
+    assert not held.intake.relieved.is_set(), "there is nothing to restore"
 
 
 async def test_between_two_sessions_there_is_nothing_to_hold(held: Held) -> None:
