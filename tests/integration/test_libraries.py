@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,15 @@ COMMANDS: Mapping[str, Sequence[str | Path]] = {
 }
 """How each is started, with the bridge's URL behind."""
 
+LOADED: Mapping[str, Sequence[str]] = {
+    "libsoup": (str(DEBIAN_PYTHON), "-c", "import gi; gi.require_version('Soup', '3.0')"),
+    "AnyEvent": ("perl", "-MAnyEvent::WebSocket::Client", "-e1"),
+    "Mojolicious": ("perl", "-MMojo::UserAgent", "-e1"),
+    "faye-websocket on Ruby": ("ruby", "-rfaye/websocket", "-e", ""),
+    "tcllib": ("sh", "-c", "echo 'exit [catch {package require websocket}]' | tclsh"),
+}
+"""What succeeds if the library is installed, where its language may be there without it."""
+
 BY_CHANCE = frozenset({"java.net.http"})
 """What is used if it is there: a Java runtime is 200 MB."""
 
@@ -87,6 +97,8 @@ def started(name: str) -> list[str | Path]:
         if name in BY_CHANCE:
             pytest.skip(f"{program} is not installed")
         unavailable(f"{program} is not installed; `make prepare` installs it")
+    if name in LOADED and subprocess.run(LOADED[name], capture_output=True, check=False).returncode:
+        unavailable(f"the library {name} is not installed; `make prepare` installs it")
     return [program, *arguments]
 
 

@@ -52,6 +52,7 @@ BESIDE_THE_BROKER = (
     "bench",
     "compose",
     "image",
+    "libraries",
     "monitoring",
     "networks",
     "proxies",
