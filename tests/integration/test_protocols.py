@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -105,8 +106,12 @@ def by_stomp(node: ManyTongues, exchange: str, kind: str, body: str) -> None:
 def by_mqtt(node: ManyTongues, topic: str, kind: str, body: str) -> None:
     client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.username_pw_set(GUEST, GUEST)
+    connected = threading.Event()
+    client.on_connect = lambda *_: connected.set()
     client.connect(LOOPBACK, node.mqtt_port)
     client.loop_start()
+    # A client that ends before it has read the broker's consent resets the connection, and what it published is lost.
+    assert connected.wait(LIMIT_S)
     client.publish(topic, body, qos=int(kind)).wait_for_publish(LIMIT_S)
     client.disconnect()
     client.loop_stop()
