@@ -9,7 +9,7 @@ import sys
 
 import structlog
 
-from bridge import __version__, descriptors
+from bridge import __version__, descriptors, memory
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.nodes import nodes_of
 from bridge.broker.rejects import Rejects
@@ -247,6 +247,7 @@ async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
     """
     loop = asyncio.get_running_loop()
     descriptors.allow()
+    memory.map_large_blocks()
     manager = Notifier(os.environ)
     stopping = asyncio.Event()
 
