@@ -7,12 +7,12 @@ to decide.
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol, cast
 
 from bridge.fanout import tcp_info
-from bridge.fanout.allowance import READ_BYTES, RECEIVED, Allowance
+from bridge.fanout.allowance import RECEIVED, Allowance
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import PING, close_frame, pong_frame
 from bridge.fanout.hub import Hub
@@ -24,6 +24,9 @@ from bridge.fanout.view import View
 LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to
 80 KB, and for the close frame. With a longer one the client may find the end of the connection without its reason."""
+
+RESET = struct.pack("ii", 1, 0)
+"""A socket that lingers for no time."""
 
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
@@ -37,12 +40,6 @@ class Clock:
         self.now_s = now_s
 
 
-class SslTransport(Protocol):
-    """What the transports of TLS have beside, uvloop's and asyncio's."""
-
-    def set_read_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
-
-
 class Connection(asyncio.BufferedProtocol):
     """Sends what the hub gives it, answers pings and closes, and ignores everything else a client says."""
 
@@ -50,8 +47,10 @@ class Connection(asyncio.BufferedProtocol):
         "_allowance",
         "_hub",
         "_inbound",
+        "_last",
         "_on_close",
         "_on_lost",
+        "_ping_is_due",
         "_pong",
         "_transport",
         "address",
@@ -60,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
         "congested",
         "cursor",
         "heard_at",
+        "offset",
         "opened_at",
         "pinged_at",
         "slot",
@@ -84,11 +84,16 @@ class Connection(asyncio.BufferedProtocol):
         self._inbound: Inbound | None = None
         self._pong: bytes | None = None
         """The newest ping's payload, while it can't be answered: the ones before need no answer (RFC 6455, 5.5.3)."""
+        self._ping_is_due = False
+        """True if a ping waits for the end of a frame."""
+        self._last: tuple[bytes, Callable[[], None]] | None = None
+        """The close frame that waits for the end of a frame, and what is done after it."""
         self._on_close = on_close
         self._on_lost = on_lost
         self.clock = clock
         self.address = address
         self.cursor = 0
+        self.offset = 0
         self.slot = -1
         self.view: View[Subscriber] | None = None
         self.congested = False
@@ -96,13 +101,10 @@ class Connection(asyncio.BufferedProtocol):
         self.closed_at: float | None = None
         """When the closing handshake began."""
         transport.set_protocol(self)
-        encrypted = transport.get_extra_info("sslcontext") is not None
-        # With no room in its buffer the transport writes to the socket at once, and says so when not all of it fits.
-        # TLS counts "at least" where TCP counts "more than": with 0 it would say so of an empty buffer, and stay so.
-        transport.set_write_buffer_limits(high=1 if encrypted else 0, low=0)
-        if encrypted:
-            # While nothing is read of the client, TLS goes on to read from its socket: 256 KB, left to itself.
-            cast("SslTransport", transport).set_read_buffer_limits(high=READ_BYTES, low=0)
+        if transport.get_extra_info("sslcontext") is None:
+            # With no room in its buffer the transport writes to the socket at once, and says so when not all of it
+            # fits. `TlsTransport` does so always.
+            transport.set_write_buffer_limits(high=0, low=0)
 
     @property
     def descriptor(self) -> int | None:
@@ -121,7 +123,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, *frames: bytes | memoryview) -> int:
         """Sends through the transport: bytes written, -1 if some of them wait in it, 0 if they are dropped."""
-        if self.closed_at is not None or self._transport is None:
+        if self._transport is None or (self.closed_at is not None and self._last is None):
             return 0
         for part in frames:
             # Not writelines, which copies them into one.
@@ -130,31 +132,74 @@ class Connection(asyncio.BufferedProtocol):
 
     def ping(self) -> None:
         """Asks the client for a sign of life. Two bytes, so it may wait behind what a slow client has not read."""
-        if self._transport is not None and self.closed_at is None:
-            self.pinged_at = self.clock.now_s
+        if self._transport is None or self.closed_at is not None:
+            return
+        self.pinged_at = self.clock.now_s
+        if self.offset:
+            self._ping_is_due = True
+        else:
             self._transport.write(PING)
 
+    def frame_ended(self) -> None:
+        """A frame that was sent in parts has been sent: control frames that waited for that follow."""
+        if self._transport is None:
+            return
+        if self._last is not None:
+            (frame, then), self._last = self._last, None
+            self._say_last(frame, then)
+        elif self.closed_at is None:
+            if self._ping_is_due:
+                self._ping_is_due = False
+                self._transport.write(PING)
+            self._answer_late()
+
     def close(self, reason: CloseReason, **details: object) -> None:
-        """Starts the closing handshake; the client has until the next sweeps to answer it."""
+        """Starts the closing handshake; the client has until the next sweeps to answer it.
+
+        Where the log has dropped the frame in the middle of which the client is, no close frame can follow, and the
+        connection is reset.
+        """
+        self._close(reason, details, _nothing)
+
+    def _close(self, reason: CloseReason, details: dict[str, object], then: Callable[[], None]) -> None:
         if self.closed_at is None and self._transport is not None:
             self._on_close(self, reason, details)
-            self._farewell(close_frame(reason.code, reason.phrase))
+            self._farewell(close_frame(reason.code, reason.phrase), then)
 
     def abort(self) -> None:
         """Ends the connection at once, whatever still waits in its transport."""
         if self._transport is not None:
             self._transport.abort()
 
-    def _farewell(self, frame: bytes) -> None:
-        assert self._transport is not None
+    def reset(self) -> None:
+        """The same, and the client's kernel is told so: nothing that is on its way matters any more."""
+        stream = self._transport.get_extra_info("socket") if self._transport is not None else None
+        with suppress(OSError):
+            if stream is not None:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.abort()
+
+    def _farewell(self, frame: bytes, then: Callable[[], None]) -> None:
+        """Sends a close frame, now or at the end of the frame in which the client is, and then does what follows."""
         self.closed_at = self.clock.now_s
-        self._hub.leave(self)
+        if not self.offset:
+            self._hub.leave(self)
+            self._say_last(frame, then)
+            return
+        self._last = frame, then
+        if not self._hub.finish(self):
+            self._last = None
+            self.reset()
+
+    def _say_last(self, frame: bytes, then: Callable[[], None]) -> None:
+        assert self._transport is not None
         self._transport.write(frame)
         # TLS that is over has no socket any more, though nobody has been told yet.
         if self.congested and (stream := self._transport.get_extra_info("socket")) is not None:
             # The kernel takes it behind all that the client has not read, and the client finds it there, however late.
             with suppress(OSError):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER_BYTES)
+        then()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._allowance.buffer
@@ -202,29 +247,37 @@ class Connection(asyncio.BufferedProtocol):
         """In one write: each costs as much as the reading of ten pings."""
         if not pings or self._transport is None or self.closed_at is not None:
             return
-        if self.congested:
+        if self.congested or self.offset:
             self._pong = pings[-1]
         else:
             self._transport.write(b"".join(map(pong_frame, pings)))
 
+    def _answer_late(self) -> None:
+        if self._pong is not None:
+            payload, self._pong = self._pong, None
+            self._answer([payload])
+
     def _fail(self, reason: CloseReason, sentence: str) -> None:
-        if self._transport is None or self.closed_at is not None:
-            return
-        self.close(reason, violation=sentence)
-        # No closing handshake with a client that breaks the protocol (RFC 6455, section 7.1.7). Only our side ends:
-        # closing the socket with bytes unread would reset it, and the close frame might never be seen.
-        if self._transport.can_write_eof():
+        self._close(reason, {"violation": sentence}, self._end_this_side)
+
+    def _end_this_side(self) -> None:
+        """No closing handshake with a client that breaks the protocol (RFC 6455, section 7.1.7).
+
+        Closing the socket with bytes unread would reset it, and the close frame might never be seen.
+        """
+        if self._transport is not None:
             self._transport.write_eof()
-        else:
-            self._transport.close()
 
     def _closed_by_client(self, code: int | None) -> None:
+        # The server closes the TCP connection first (RFC 6455, section 7.1.1).
         if self._transport is None:
             return
         if self.closed_at is None:
-            self._farewell(close_frame(code))
-        # The server closes the TCP connection first (RFC 6455, section 7.1.1).
-        self._transport.close()
+            self._farewell(close_frame(code), self._transport.close)
+        elif self._last is not None:
+            self._last = self._last[0], self._transport.close
+        else:
+            self._transport.close()
 
     def eof_received(self) -> None:
         """The transport closes itself."""
@@ -235,9 +288,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.congested = False
-        if self._pong is not None:
-            payload, self._pong = self._pong, None
-            self._answer([payload])
+        self._answer_late()
         self._hub.drained(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -245,5 +296,9 @@ class Connection(asyncio.BufferedProtocol):
         self._allowance.forget(self)
         # Transport and protocol refer to each other: without this they wait for the garbage collector.
         self._transport = None
-        self._inbound = None
+        self._inbound = self._last = None
         self._on_lost(self)
+
+
+def _nothing() -> None:
+    """What is done after the bridge's own close frame: the client has time to answer it."""

@@ -43,18 +43,18 @@ class Framing:
             self._measured = (positions, ids, list(accumulate(sizes)))
         return self._measured[2]
 
-    def rest(self, position: int, taken: int, *, ids: bool) -> list[bytes | memoryview]:
-        """What is left of such a frame after so many bytes of it: views, so that a thousand clients that stop within a
-        large one don't hold a thousand copies."""
+    def part(self, position: int, offset: int, max_bytes: int, *, ids: bool) -> tuple[bytes, bool]:
+        """A part of such a frame, from `offset` on, and whether the frame ends with it. A copy of nothing more: a
+        client that reads slowly must not keep a large frame in memory that the log drops."""
         frame = self._history.log.frame(position)
         parts: Sequence[bytes | memoryview]
         parts = self._parts(position) if ids and frame else (self.frame(position, ids=ids),)
-        rest: list[bytes | memoryview] = []
+        end, start = offset + max_bytes, 0
+        found = []
         for part in parts:
-            if taken < len(part):
-                rest.append(memoryview(part)[taken:])
-            taken = max(0, taken - len(part))
-        return rest
+            found.append(memoryview(part)[max(0, offset - start) : max(0, end - start)])
+            start += len(part)
+        return b"".join(found), end >= start
 
     def _parts(self, position: int) -> tuple[bytes, memoryview, bytes]:
         payload, end = payload_of(self._history.log.frame(position))[:-1], ending(str(self._history.id_of(position)))

@@ -107,6 +107,7 @@ class Hub:
 
         To be called before its descriptor is closed: the next socket to be opened gets the same one.
         """
+        self._lagging.forget(connection)
         view = connection.view
         if view is None:
             return
@@ -120,6 +121,15 @@ class Hub:
         self._resuming.forget(connection)
         self._waiting.forget(connection)
         connection.view = None
+
+    def finish(self, connection: Subscriber) -> bool:
+        """Forgets a connection that is closing in the middle of a frame, but for the rest of that frame.
+
+        False where the log has dropped the frame: no close frame can follow.
+        """
+        view = connection.view
+        self.leave(connection)
+        return view is not None and self._lagging.finish(connection, view)
 
     def publish(self, payload: bytes, content: Content | None = None, given: Id | None = None) -> None:
         """Adds an update (UTF-8 JSON) to the log; it leaves with the next `flush`, together with all others by then.
@@ -180,7 +190,7 @@ class Hub:
             assert connection.view is not None
             connection.view.live.discard(connection)
             lagging.add(connection, start)
-            lagging.hand_over(connection, positions, taken)
+            lagging.hand_over(connection, positions, 0, taken)
         metrics = self._metrics
         for view in views:
             if view.live.indirect:
@@ -215,8 +225,7 @@ class Hub:
 
     def drained(self, connection: Subscriber) -> None:
         """To be called when the transport of a congested connection is empty again."""
-        if connection in self._lagging:
-            self._lagging.go_on(connection)
+        self._lagging.go_on(connection)
 
     def tick(self) -> None:
         """To be called every few seconds: who waits in vain for what it says it has had is told that it is unknown."""

@@ -13,6 +13,7 @@ from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.resuming import Resuming
 from bridge.fanout.subscriber import Subscriber
+from bridge.fanout.view import View
 from bridge.fanout.writing import write_one
 
 CATCH_UP_BYTES = 16384
@@ -54,6 +55,8 @@ class Lagging:
         self._connections: set[Subscriber] = set()
         self._returning: set[Subscriber] = set()
         """Those of them that were never live."""
+        self._finishing: dict[Subscriber, View[Subscriber]] = {}
+        """Connections that are closing, but get the rest of a frame before their close frame; and what they see."""
         self._due: tuple[OrderedDict[Subscriber, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         """Those that can be given something, each once, by who comes first."""
         self._turning = False
@@ -77,10 +80,24 @@ class Lagging:
             self._returning.add(connection)
         else:
             connection.view.behind += 1
-        connection.cursor = position
-        if not self._connections or position < self._slowest:
+        connection.cursor, connection.offset = position, 0
+        if not (self._connections or self._finishing) or position < self._slowest:
             self._slowest = position
         self._connections.add(connection)
+
+    def finish(self, connection: Subscriber, view: View[Subscriber]) -> bool:
+        """Gives one that is here no more the rest of the frame in which it is. False where the log has dropped that."""
+        if connection.cursor < self._log.tail:
+            return False
+        self._slowest = min(self._slowest, connection.cursor)
+        self._finishing[connection] = view
+        self.go_on(connection)
+        return True
+
+    def forget(self, connection: Subscriber) -> None:
+        """To be called when it is gone: it gets nothing more of a frame."""
+        if self._finishing.pop(connection, None) is not None:
+            self._due[URGENT].pop(connection, None)
 
     def discard(self, connection: Subscriber) -> bool:
         """Removes one, if it is here; says whether it was to have what it has not had."""
@@ -103,25 +120,27 @@ class Lagging:
 
     def go_on(self, connection: Subscriber) -> None:
         """Gives it something in one of the next turns. Not at once: one that reads just then could keep it going."""
-        if connection not in self._connections:
+        if connection not in self._connections and connection not in self._finishing:
             return
-        assert connection.view is not None
         rank = URGENT
         if connection in self._returning:
+            assert connection.view is not None
             rank = RETURNING if connection.view.filter is None else FILTERING
         self._due[rank].setdefault(connection)
         self._wake()
 
-    def hand_over(self, connection: Subscriber, positions: Sequence[int], taken: int) -> None:
-        """Goes on after a socket took only so many bytes of the frames of some positions.
+    def hand_over(self, connection: Subscriber, positions: Sequence[int], offset: int, taken: int) -> None:
+        """Goes on after a socket took only so many bytes of the frames of some positions, the first one from `offset`.
 
-        The frame that it stopped in must be finished, and by the transport: it says when there is room again. The rest
-        stays in the log.
+        The frame that it stopped in goes on through the transport, or a piece of it: the transport says when there is
+        room again. The rest stays in the log.
         """
-        assert connection.view is not None
-        position, rest = connection.view.split(positions, taken)
-        connection.cursor = position + 1
-        self.send(connection, *rest)
+        view = connection.view
+        assert view is not None
+        position, offset = view.split(positions, offset, taken)
+        piece = view.read(position, offset, position + 1, CATCH_UP_BYTES)
+        connection.cursor, connection.offset = piece.end, piece.offset
+        self.send(connection, piece.frames)
         self.go_on(connection)
 
     def evict_too_slow(self) -> None:
@@ -131,6 +150,9 @@ class Lagging:
 
     def give(self, connection: Subscriber) -> None:
         """Gives it a piece now, if it can take one."""
+        if connection in self._finishing:
+            self._give_rest(connection)
+            return
         if connection not in self._connections or connection.congested:
             return
         if connection in self._resuming:
@@ -143,8 +165,8 @@ class Lagging:
         elif connection.cursor < self._log.tail:
             self._evict(connection)
             return
-        elif connection.cursor < self.flushed and not self._give_piece(connection):
-            return
+        elif connection.cursor < self.flushed:
+            self._give_piece(connection)
         if connection not in self._connections or connection.congested:
             return
         if connection.cursor < self.flushed:
@@ -154,21 +176,36 @@ class Lagging:
         self.discard(connection)
         self._arrived(connection)
 
-    def _give_piece(self, connection: Subscriber) -> bool:
-        """False where its socket did not take all of it."""
+    def _give_piece(self, connection: Subscriber) -> None:
         assert connection.view is not None
-        frames, positions, end = connection.view.read(connection.cursor, self.flushed, CATCH_UP_BYTES)
+        offset = connection.offset
+        piece = connection.view.read(connection.cursor, offset, self.flushed, CATCH_UP_BYTES)
+        frames = piece.frames
         self._history.work_bytes += len(frames)
+        connection.cursor, connection.offset = piece.end, piece.offset
         descriptor = connection.descriptor
-        if frames and descriptor is not None:
-            taken = write_one(descriptor, frames)
-            if taken < len(frames):
-                self.hand_over(connection, positions, taken)
-                return False
-        connection.cursor = end
-        if frames and descriptor is None:
+        if not frames:
+            return
+        if descriptor is None:
             self.send(connection, frames)
-        return True
+        elif (taken := write_one(descriptor, frames)) < len(frames):
+            self.hand_over(connection, piece.positions, offset, taken)
+        if offset and not connection.offset:
+            connection.frame_ended()
+
+    def _give_rest(self, connection: Subscriber) -> None:
+        if connection.congested:
+            return
+        view = self._finishing[connection]
+        piece = view.read(connection.cursor, connection.offset, connection.cursor + 1, CATCH_UP_BYTES)
+        self._history.work_bytes += len(piece.frames)
+        connection.cursor, connection.offset = piece.end, piece.offset
+        self.send(connection, piece.frames)
+        if connection.offset:
+            self.go_on(connection)
+        else:
+            self.forget(connection)
+            connection.frame_ended()
 
     def _wake(self) -> None:
         if not self._turning:
@@ -210,6 +247,9 @@ class Lagging:
 
     def _evict_some(self) -> None:
         tail = self._log.tail
+        for connection in [connection for connection in self._finishing if connection.cursor < tail]:
+            self.forget(connection)
+            connection.reset()
         # Whoever has not been told yet where it goes on goes on at the tail, wherever that is by then.
         judged = [connection for connection in self._connections if connection not in self._resuming]
         behind = [connection for connection in judged if connection.cursor < tail]
@@ -219,7 +259,8 @@ class Lagging:
         if self._evicting:
             self._schedule(self._evict_some)
         self._slowest = min(
-            (connection.cursor for connection in judged if connection.cursor >= tail), default=self.flushed
+            (connection.cursor for connection in (*judged, *self._finishing) if connection.cursor >= tail),
+            default=self.flushed,
         )
 
     def _evict(self, connection: Subscriber) -> None:

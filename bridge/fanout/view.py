@@ -17,13 +17,15 @@ P = TypeVar("P", bound=Place)
 
 
 class Piece(NamedTuple):
-    """Some frames of a view."""
+    """Some frames of a view, or a part of one."""
 
     frames: bytes
     positions: Sequence[int]
     """Those that they are of."""
     end: int
-    """The position behind the last that was looked at."""
+    """The position at which the next piece begins."""
+    offset: int
+    """How many bytes of the frame at that position this piece and the ones before it hold."""
 
 
 class View(Generic[P]):
@@ -43,33 +45,46 @@ class View(Generic[P]):
         self.behind = 0
         """Of these, those that were live before."""
 
-    def read(self, position: int, end: int, max_bytes: int) -> Piece:
-        """What it shows from `position` on.
+    def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
+        """What it shows from byte `offset` of the frame at `position` on: at most so many bytes.
 
-        Stops before `end`, before the frame that would make the piece larger than `max_bytes` but for the first, and
-        where enough was looked at; so the piece may be empty. `position` must be in the log, and below `end`.
+        A frame that is larger comes in parts. Stops before `end`, and where enough was looked at; so the piece may be
+        empty. `position` must be in the log, and below `end`.
         """
+        if offset:
+            return self._part(position, offset, max_bytes)
+        log = self._history.log
         if self.filter is None and not self.ids:
-            frames, reached = self._history.log.read(position, end, max_bytes)
-            return Piece(frames, range(position, reached), reached)
+            frames, reached = log.read(position, end, max_bytes)
+            if len(frames) > max_bytes:
+                return self._part(position, 0, max_bytes)
+            return Piece(frames, range(position, reached), reached, 0)
         run: list[bytes] = []
         size = 0
         positions, reached = self._history.wanted(self.filter, position, end, notices=self.ids)
         for at in positions:
-            frame = self._framing.frame(at, ids=self.ids)
-            size += len(frame)
+            size += len(log.frame(at))
             if run and size > max_bytes:
-                reached = at
-                break
-            run.append(frame)
-        return Piece(b"".join(run), positions[: len(run)], reached)
+                return Piece(b"".join(run), positions[: len(run)], at, 0)
+            if size > max_bytes:
+                return self._part(at, 0, max_bytes)
+            run.append(self._framing.frame(at, ids=self.ids))
+        return Piece(b"".join(run), positions, reached, 0)
 
-    def split(self, positions: Sequence[int], taken: int) -> tuple[int, list[bytes | memoryview]]:
-        """Where frames of these positions stopped of which only `taken` bytes were taken, which must be less than all.
+    def _part(self, position: int, offset: int, max_bytes: int) -> Piece:
+        part, is_last = self._framing.part(position, offset, max_bytes, ids=self.ids)
+        end, reached = (position + 1, 0) if is_last else (position, offset + len(part))
+        return Piece(part, (position,), end, reached)
 
-        Returns the position of the first one that was not taken in full, and what is left of it.
+    def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
+        """Where a client stopped that took only `taken` bytes of the frames of these positions, less than all.
+
+        `offset` is how many bytes of the first one it had before. Returns the position of the first frame that it does
+        not have whole, and how many bytes of that it has.
         """
+        taken += offset
+        if len(positions) == 1:
+            return positions[0], taken
         ends = self._framing.ends(positions, ids=self.ids)
         at = bisect_right(ends, taken)
-        before = ends[at - 1] if at else 0
-        return positions[at], self._framing.rest(positions[at], taken - before, ids=self.ids)
+        return positions[at], taken - (ends[at - 1] if at else 0)

@@ -108,7 +108,7 @@ class FakeSubscriber:
         self.descriptor: int | None = None
         self.slot = -1
         self.view: View[Subscriber] | None = None
-        self.cursor = 0
+        self.cursor = self.offset = 0
         self.congested = False
         self.full = False
         """The next write does not fit."""
@@ -117,6 +117,11 @@ class FakeSubscriber:
         self.fault: Exception | None = None
         """What a write raises."""
         self.writes: list[bytes] = []
+        self.ended_frames = 0
+        """How often it was told of the end of a frame that was sent in parts."""
+        self.finishes = False
+        """Whether it is closed, but gets the rest of a frame."""
+        self.was_reset = False
         self.closed: CloseReason | None = None
         self.details: dict[str, object] = {}
 
@@ -125,7 +130,7 @@ class FakeSubscriber:
         return b"".join(self.writes)
 
     def send(self, *frames: bytes | memoryview) -> int:
-        assert self.closed is None, "a closed connection is sent nothing"
+        assert self.closed is None or self.finishes, "a closed connection is sent nothing but the rest of a frame"
         if self.fault is not None:
             raise self.fault
         if self.leaves:
@@ -139,7 +144,28 @@ class FakeSubscriber:
         assert self.closed is None, "a connection is closed once"
         self.closed = reason
         self.details = details
-        self.hub.leave(self)
+        if not self.offset:
+            self.hub.leave(self)
+            self.closing_frame()
+            return
+        self.finishes = True
+        if not self.hub.finish(self):
+            self.reset()
+
+    def closing_frame(self) -> None:
+        """The close frame follows what was sent."""
+
+    def frame_ended(self) -> None:
+        assert not self.offset
+        self.ended_frames += 1
+        if self.finishes:
+            self.finishes = False
+            self.closing_frame()
+
+    def reset(self) -> None:
+        assert self.finishes, "a connection is reset only in the middle of a frame"
+        self.finishes = False
+        self.was_reset = True
 
     def drain(self, *, full: bool = False) -> None:
         """The transport is empty again; `full` lets the next write fill it once more."""
@@ -217,9 +243,14 @@ class SocketSubscriber(FakeSubscriber):
             self.congested = True
             self.hub.congested(self)
 
-    def close(self, reason: CloseReason, **details: object) -> None:
-        super().close(reason, **details)
-        self.write(close_frame(reason.code, reason.phrase))
+    def closing_frame(self) -> None:
+        assert self.closed is not None
+        self.write(close_frame(self.closed.code, self.closed.phrase))
+
+    def reset(self) -> None:
+        super().reset()
+        self.held = b""
+        self._lost()
 
     def drain(self, *, full: bool = False) -> None:
         """The transport goes on as far as the socket takes it; `full` is for others."""
@@ -253,7 +284,6 @@ class FakeTransport(asyncio.Transport):
         call_soon: Callable[..., object],
         *,
         peername: tuple[object, ...] | None = ("127.0.0.1", 54321),
-        half_closes: bool = True,
         encrypted: bool = False,
         line: socket.socket | None = None,
     ) -> None:
@@ -262,13 +292,11 @@ class FakeTransport(asyncio.Transport):
             line.close()
         super().__init__({"peername": peername, "socket": line} | ({"sslcontext": object()} if encrypted else {}))
         self._call_soon = call_soon
-        self._half_closes = half_closes
         self._protocol: asyncio.BaseProtocol | None = None
         self._paused = False
         self.full = False
         self.written: list[bytes] = []
         self.high: int | None = None
-        self.read_high: int | None = None
         self.ended: list[str] = []
         """How its end came about: eof, close, abort, in their order."""
         self.reading = True
@@ -289,10 +317,6 @@ class FakeTransport(asyncio.Transport):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.high = high
-
-    def set_read_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        assert self.get_extra_info("sslcontext") is not None, "only the transports of TLS have it"
-        self.read_high = high
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         assert "eof" not in self.ended, "nothing may be written after the end of our side"
@@ -318,7 +342,7 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
 
     def can_write_eof(self) -> bool:
-        return self._half_closes
+        return True
 
     def write_eof(self) -> None:
         self.ended.append("eof")
@@ -403,25 +427,20 @@ class FakeConnector:
     """Stands in for the event loop's `connect_accepted_socket`: makes a FakeTransport of each accepted socket."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.half_closes = True
-        self.tls_completes = True
+        self.completes = True
         """False: each connection waits until the test sets the result, or the error, of its future in `pending`."""
         self.pending: list[asyncio.Future[None]] = []
-        self.options: list[dict[str, Any]] = []
-        """The keyword arguments of each call."""
         self.transports: list[FakeTransport] = []
         monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", self._connect)
 
     async def _connect(
-        self, protocol_factory: Callable[[], asyncio.BaseProtocol], client: socket.socket, **options: Any
+        self, protocol_factory: Callable[[], asyncio.BaseProtocol], client: socket.socket
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        self.options.append(options)
         loop = asyncio.get_running_loop()
-        if not self.tls_completes:
+        if not self.completes:
             self.pending.append(loop.create_future())
             await self.pending[-1]
-        encrypted = options.get("ssl") is not None
-        transport = FakeTransport(loop.call_soon, half_closes=self.half_closes, encrypted=encrypted, line=client)
+        transport = FakeTransport(loop.call_soon, line=client)
         protocol = protocol_factory()
         transport.set_protocol(protocol)
         self.transports.append(transport)

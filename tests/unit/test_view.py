@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -12,9 +12,12 @@ from bridge.contract import envelope
 from bridge.fanout.frames import text_frame
 from bridge.fanout.framing import Framing
 from bridge.fanout.history import History
-from bridge.fanout.log import ENTRY_BYTES, Log
+from bridge.fanout.log import Log
 from bridge.fanout.recent import Recent
 from bridge.fanout.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def filled(*sizes: int, max_bytes: int = 1_000_000) -> History:
@@ -24,46 +27,62 @@ def filled(*sizes: int, max_bytes: int = 1_000_000) -> History:
     return history
 
 
+def view_of(history: History, *, ids: bool) -> tuple[View[Any], Callable[[int], bytes]]:
+    """A view, and what gives the frame that it shows at a position."""
+    framing = Framing(history)
+    return View(history, framing, None, ids), lambda position: framing.frame(position, ids=ids)
+
+
+SIZES = st.lists(st.integers(0, 200) | st.integers(65_000, 66_000), min_size=1, max_size=8)
+
+
 @pytest.mark.parametrize("ids", [True, False])
-@given(
-    sizes=st.lists(st.integers(0, 200) | st.integers(65_000, 66_000), min_size=1, max_size=8),
-    first=st.integers(0, 7),
-    share=st.floats(0, 1, exclude_max=True),
-)
+@given(sizes=SIZES, first=st.integers(0, 7), share=st.floats(0, 1, exclude_max=True))
 def test_run_is_split_where_its_bytes_were_counted_off(ids: bool, sizes: list[int], first: int, share: float) -> None:
     history = filled(*sizes)
-    view: View[Any] = View(history, Framing(history), None, ids)
+    view, frame = view_of(history, ids=ids)
     position = min(first, len(sizes) - 1)
-    run, positions, end = view.read(position, len(sizes), 10_000_000)
+    run, positions, end, offset = view.read(position, 0, len(sizes), 10_000_000)
+    assert offset == 0
     taken = int(share * len(run))
-    stopped, parts = view.split(positions, taken)
-    rest = b"".join(parts)
+    stopped, offset = view.split(positions, 0, taken)
     # What is left of its frame, and all frames behind it, is what was not taken; and there is something left of it.
-    behind = b"".join(Framing(history).frame(at, ids=ids) for at in range(stopped + 1, end))
-    assert rest + behind == run[taken:]
-    assert 0 < len(rest) <= len(Framing(history).frame(stopped, ids=ids))
+    rest = frame(stopped)[offset:]
+    assert rest + b"".join(map(frame, range(stopped + 1, end))) == run[taken:]
+    assert rest
 
 
 @pytest.mark.parametrize("ids", [True, False])
-def test_rest_of_a_large_update_is_no_copy(ids: bool) -> None:
-    history = filled(100_000)
-    view: View[Any] = View(history, Framing(history), None, ids)
-    _, parts = view.split((0,), 10)
-    largest = max(parts, key=len)
-    assert isinstance(largest, memoryview)
-    assert largest.obj is history.log.frame(0)
-    assert sum(map(len, parts)) - len(largest) < 50
+@given(sizes=SIZES, max_bytes=st.integers(1, 70_000), taken=st.lists(st.integers(1, 70_000), max_size=5))
+def test_pieces_are_bounded_and_make_up_the_frames_wherever_a_client_stops(
+    ids: bool, sizes: list[int], max_bytes: int, taken: list[int]
+) -> None:
+    history = filled(*sizes)
+    view, frame = view_of(history, ids=ids)
+    position = offset = 0
+    read = bytearray()
+    while position < len(sizes):
+        piece = view.read(position, offset, len(sizes), max_bytes)
+        # A frame with an id is a little larger than the frame in the log, by which it is judged.
+        assert len(piece.frames) <= max_bytes + 100
+        stops_at = taken.pop() if taken else len(piece.frames)
+        if stops_at < len(piece.frames):
+            read += piece.frames[:stops_at]
+            position, offset = view.split(piece.positions, offset, stops_at)
+        else:
+            read += piece.frames
+            position, offset = piece.end, piece.offset
+    assert offset == 0
+    assert read == b"".join(map(frame, range(len(sizes))))
 
 
 @pytest.mark.parametrize("ids", [True, False])
-def test_rest_of_a_frame_outlives_the_frames_place_in_the_log(ids: bool) -> None:
-    history = filled(0, 0, max_bytes=2 * (60 + ENTRY_BYTES))
-    view: View[Any] = View(history, Framing(history), None, ids)
-    frame = Framing(history).frame(0, ids=ids)
-    _, parts = view.split((0,), 1)
-    history.append(b"x" * 100)
-    assert history.log.tail > 0
-    assert b"".join(parts) == frame[1:]
+def test_part_of_a_large_update_keeps_nothing_else_of_it_in_memory(ids: bool) -> None:
+    view, frame = view_of(filled(100_000), ids=ids)
+    piece = view.read(0, 50_000, 1, 1000)
+    assert type(piece.frames) is bytes
+    assert piece.frames == frame(0)[50_000:51_000]
+    assert (piece.end, piece.offset) == (0, 51_000)
 
 
 def test_recent_ones_are_bounded_and_the_newest_stays() -> None:
