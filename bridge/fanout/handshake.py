@@ -23,6 +23,7 @@ from bridge.fanout.pages import Pages
 from bridge.fanout.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.fanout.sending import Sending
 from bridge.fanout.tls import Tls
+from bridge.fanout.tls_transport import TlsTransport
 
 MAX_BEHIND_BYTES = 2**18
 """Behind a request that is answered: a body that somebody sends along. It is read, so that the answer is not lost to a
@@ -30,6 +31,8 @@ reset, and thrown away; what is more than that only costs time."""
 
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
+
+_ENDED = "The client ended the connection."
 
 READ_METHODS = frozenset({"GET", "HEAD"})
 
@@ -81,18 +84,20 @@ class Handshake(asyncio.BufferedProtocol):
         self._sending: Sending | None = None
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
-        # Makes a transport of the socket, with TLS where the bridge has a certificate.
-        self._opening: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]] | None = loop.create_task(
-            loop.connect_accepted_socket(
-                lambda: self,
-                client,
-                ssl=host.tls.context if host.tls else None,
-                # The timer of the handshake as a whole comes first.
-                ssl_handshake_timeout=2 * host.handshake_timeout_s if host.tls else None,
-                ssl_shutdown_timeout=host.tls_shutdown_s if host.tls else None,
-            )
-        )
-        self._opening.add_done_callback(partial(self._opened, client))
+        self._shaking_hands: TlsTransport | None = None
+        """The transport during its TLS handshake."""
+        self._opening: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]] | None = None
+        if host.tls is None:
+            self._opening = loop.create_task(loop.connect_accepted_socket(lambda: self, client))
+            self._opening.add_done_callback(partial(self._opened, client))
+            return
+        try:
+            self._shaking_hands = TlsTransport(loop, client, host.tls.context, self, self._no_tls, host.tls_shutdown_s)
+        except OSError as error:
+            client.close()
+            loop.call_soon(self._no_tls, error)
+        else:
+            self._shaking_hands.begin()
 
     def _opened(
         self, client: socket.socket, opening: "asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]]"
@@ -105,18 +110,28 @@ class Handshake(asyncio.BufferedProtocol):
         client.close()
         error = None if opening.cancelled() else opening.exception()
         if error is not None:
-            # OpenSSL's own words, or none at all: what a client says in an alert is a number.
-            detail = printable(str(error)) or "The client ended the connection."
-            if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
+            self._host.refused("lost", self.address, printable(str(error)) or _ENDED)
+        self._end()
+
+    def _no_tls(self, error: OSError) -> None:
+        """The TLS handshake failed, or the client is gone, or this was aborted."""
+        self._shaking_hands = None
+        if not self._answered:
+            # In OpenSSL's own words: what a client says in an alert is a number.
+            detail = printable(str(error)) or _ENDED
+            if isinstance(error, ssl.SSLEOFError):
+                detail = _ENDED
+            elif isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
                 detail = "It speaks HTTP, not TLS: use wss:// and https:// here."
-            self._host.refused("tls" if self._host.tls else "lost", self.address, detail)
+            self._host.refused("tls", self.address, detail)
         self._end()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        self._shaking_hands = None
         if self._answered:
-            # TLS was done in the turn in which it was given up.
+            # The transport was made in the turn in which it was given up.
             self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -156,6 +171,8 @@ class Handshake(asyncio.BufferedProtocol):
                 with suppress(OSError):
                     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self._transport.abort()
+        elif self._shaking_hands is not None:
+            self._shaking_hands.abort()
         elif self._opening is not None:
             self._opening.cancel()
 

@@ -4,13 +4,9 @@ import asyncio
 from collections.abc import Callable
 
 from bridge.fanout import tcp_info
-from bridge.fanout.listeners import SEND_BUFFER_BYTES
 
 LEAST_READ_BYTES_PER_S = 1024
 """Of a response. A client that reads less is cut: it holds the response in memory."""
-
-SENT_CHECK_S, LONGEST_SENT_CHECK_S = 0.05, 1.0
-"""Shortest and longest pause between two checks whether a client has read a large response over TLS."""
 
 
 class Sending:
@@ -35,12 +31,7 @@ class Sending:
         self._cutting = asyncio.get_running_loop().call_later(timeout_s, self._cut_unless_read)
         # Only our side ends: closing the socket with bytes unread would reset it, and the client might never see the
         # response.
-        if transport.can_write_eof():
-            transport.write_eof()
-        elif len(data) <= SEND_BUFFER_BYTES:
-            transport.close()  # the kernel has it
-        else:
-            self._close_when_read(SENT_CHECK_S)
+        transport.write_eof()
 
     def stop(self) -> None:
         """To be called when the connection is over."""
@@ -53,16 +44,6 @@ class Sending:
             self._cut()
         else:
             self._cutting = asyncio.get_running_loop().call_later(self._timeout_s, self._cut_unless_read)
-
-    def _close_when_read(self, pause_s: float) -> None:
-        """Begins the end of TLS, which has a timeout of its own, when the client has read the response."""
-        if self._transport.is_closing():
-            return
-        if self._unread() <= 0:
-            self._transport.close()
-        else:
-            pause_s = min(2 * pause_s, LONGEST_SENT_CHECK_S)
-            asyncio.get_running_loop().call_later(pause_s, self._close_when_read, pause_s)
 
     def _unread(self) -> int:
         """Bytes of the response that the client has not read, without those of TLS. 0 or less: it has read all."""

@@ -242,9 +242,19 @@ def close_all(clients: Sequence[Collector]) -> None:
             client.transport.abort()
 
 
-async def get(port: int, path: str, *headers: str, method: str = "GET", host: str = "localhost") -> tuple[int, bytes]:
-    """Status and body of a plain HTTP request. A header `Host` among the headers stands for the default one."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def get(
+    port: int,
+    path: str,
+    *headers: str,
+    method: str = "GET",
+    host: str = "localhost",
+    context: ssl.SSLContext | None = None,
+) -> tuple[int, bytes]:
+    """Status and body of an HTTP request, over TLS with a `context`.
+
+    A header `Host` among the headers stands for the default one.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     if not any(header.lower().startswith("host:") for header in headers):
         headers = (f"Host: {host}:{port}", *headers)
     writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *headers, "", ""]).encode())

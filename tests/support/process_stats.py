@@ -1,6 +1,7 @@
 """What a bridge's process uses, by the kernel and by its own metrics: memory, descriptors, processor time."""
 
 import os
+import ssl
 from pathlib import Path
 
 from tests.support.clients import get
@@ -38,9 +39,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
-async def metric(port: int, name: str) -> float:
-    """A sample as `/metrics` gives it; `name` has its labels, if any, as they are written there. 0 where it is not."""
-    _, body = await get(port, "/metrics")
+async def metric(port: int, name: str, context: ssl.SSLContext | None = None) -> float:
+    """A sample as `/metrics` gives it; `name` has its labels, if any, as they are written there. 0 where it is not.
+
+    `context` is for a bridge that serves TLS.
+    """
+    _, body = await get(port, "/metrics", context=context)
     return next((float(line.split()[-1]) for line in body.decode().splitlines() if line.startswith(f"{name} ")), 0.0)
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import ssl
 import struct
 import weakref
 from http import HTTPStatus
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from websockets.server import ServerProtocol
@@ -25,16 +23,18 @@ from bridge.fanout.http_request import Request, parse
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import sentence
-from bridge.fanout.sending import LEAST_READ_BYTES_PER_S, LONGEST_SENT_CHECK_S
+from bridge.fanout.sending import LEAST_READ_BYTES_PER_S
+from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
+from tests.support.certificates import certificate
 from tests.support.clients import request
 from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
-    from bridge.fanout.tls import Tls
 
 FILTERS = Filters(catalog.load([catalog.PACKAGED]))
 PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")
@@ -120,12 +120,6 @@ class Harness:
         self.connector = FakeConnector(monkeypatch)
         self.host = RecordingHost()
         self.clients: list[Client] = []
-
-    def use_tls(self) -> object:
-        """The bridge has a certificate from now on; returns its context."""
-        context = object()
-        self.host.tls = cast("Tls", SimpleNamespace(context=context))
-        return context
 
     async def connect(self) -> Client:
         self.clients.append(Client(self.host, self.connector, len(self.clients)))
@@ -243,13 +237,6 @@ async def test_page_is_answered_with_its_headers_and_only_our_side_ends(harness:
     assert not harness.host.refusals
     assert not harness.host.upgrades
     assert not harness.host.ended
-
-
-async def test_answer_over_a_transport_that_closes_as_a_whole_closes_it(harness: Harness) -> None:
-    harness.connector.half_closes = False
-    client = await harness.ask(HEALTH)
-    assert client.status == 200
-    assert client.transport.ended == ["close"]
 
 
 @pytest.mark.parametrize(
@@ -662,48 +649,6 @@ async def test_answer_has_the_whole_timeout_however_late_the_request_came(harnes
     assert client.transport.ended == ["eof", "abort"]
 
 
-@pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("kernel_says", [True, False])
-async def test_tls_does_not_begin_to_end_before_a_large_answer_was_read(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch, *, kernel_says: bool
-) -> None:
-    """The end of TLS has a timeout of its own, and would cut a slow reader."""
-    reader = Reader(monkeypatch)
-    if not kernel_says:
-        reader.acknowledged = None
-    harness.connector.half_closes = False
-    client = await harness.connect()
-    client.transport.takes_nothing = True
-    client.send(HEALTH)
-    size = len(client.answer)
-    for read in (0, size - 1):
-        if kernel_says:
-            reader.acknowledged = read
-        else:
-            client.transport.waiting_bytes = size - read
-        await harness.clock.advance(LONGEST_SENT_CHECK_S)
-        assert client.transport.ended == []
-    reader.acknowledged = size if kernel_says else None
-    client.transport.waiting_bytes = 0
-    await harness.clock.advance(LONGEST_SENT_CHECK_S)
-    assert client.transport.ended == ["close"]
-    await harness.clock.advance(TIMEOUT_S)
-    assert client.transport.ended == ["close"]
-
-
-@pytest.mark.usefixtures("large")
-async def test_client_of_tls_that_reads_nothing_of_a_large_answer_is_cut(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Reader(monkeypatch)
-    harness.connector.half_closes = False
-    client = await harness.ask(HEALTH)
-    await harness.clock.advance(TIMEOUT_S)
-    assert client.transport.ended == ["abort"]
-    await harness.clock.advance(TIMEOUT_S)
-    assert client.transport.ended == ["abort"]
-
-
 async def test_aborted_handshake_is_not_answered_at_its_timeout(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -785,70 +730,82 @@ async def test_abort_of_a_connection_whose_socket_is_gone_ends_it_all_the_same(
 # TLS
 
 
-async def test_tls_has_the_context_of_the_bridge_and_twice_the_handshakes_time(harness: Harness) -> None:
-    context = harness.use_tls()
-    await harness.connect()
-    assert harness.connector.options == [
-        # The timer of the handshake as a whole comes first.
-        {"ssl": context, "ssl_handshake_timeout": 2 * TIMEOUT_S, "ssl_shutdown_timeout": DEFAULT.tls_shutdown_s}
-    ]
+async def connect_over_tls(harness: Harness, tmp_path: Path) -> tuple[Handshake, socket.socket, socket.socket]:
+    """A client of a bridge with a certificate: its handshake, the bridge's socket and the client's own."""
+    harness.host.tls = Tls(*certificate(tmp_path, "localhost"))
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    handshake = Handshake(harness.host, near, ADDRESS)
+    await harness.clock.settle()
+    return handshake, near, far
 
 
-async def test_without_a_certificate_there_is_no_tls(harness: Harness) -> None:
-    await harness.connect()
-    assert harness.connector.options == [{"ssl": None, "ssl_handshake_timeout": None, "ssl_shutdown_timeout": None}]
-
-
-async def test_tls_handshake_that_is_never_complete_is_cut_at_the_timeout(harness: Harness) -> None:
-    harness.use_tls()
-    harness.connector.tls_completes = False
-    client = await harness.connect()
-    await harness.clock.advance(TIMEOUT_S - 0.1)
-    assert harness.host.refusals == []
-    await harness.clock.advance(0.1)
-    assert harness.host.refusals == [("timeout", ADDRESS, "No complete TLS handshake within 10 seconds.")]
-    assert harness.connector.pending[0].cancelled()
-    assert client.socket.fileno() == -1
-    assert harness.host.ended == [client.handshake]
+async def test_tls_handshake_that_is_never_complete_is_cut_at_the_timeout(harness: Harness, tmp_path: Path) -> None:
+    handshake, _, far = await connect_over_tls(harness, tmp_path)
+    with far:
+        await harness.clock.advance(TIMEOUT_S - 0.1)
+        assert harness.host.refusals == []
+        await harness.clock.advance(0.1)
+        assert harness.host.refusals == [("timeout", ADDRESS, "No complete TLS handshake within 10 seconds.")]
+        assert far.recv(100) == b""
+    assert harness.host.ended == [handshake]
     await harness.clock.advance(3 * TIMEOUT_S)
     assert len(harness.host.refusals) == len(harness.host.ended) == 1
 
 
-def tls_error(reason: str, text: str) -> ssl.SSLError:
-    """An error as OpenSSL raises it."""
-    error = ssl.SSLError(1, text)
-    error.reason = reason
-    return error
-
-
 @pytest.mark.parametrize(
-    ("error", "detail"),
+    ("said", "detail"),
     [
-        (tls_error("HTTP_REQUEST", "http request"), "It speaks HTTP, not TLS: use wss:// and https:// here."),
-        (tls_error("TLSV1_ALERT_UNKNOWN_CA", "unknown\x1bca"), "unknown\\x1bca"),
-        (ConnectionResetError(), "The client ended the connection."),
+        (b"GET /updates HTTP/1.1\r\n\r\n", "It speaks HTTP, not TLS: use wss:// and https:// here."),
+        (b"\x15\x03\x01\x00\x02\x02\x30", "UNEXPECTED_MESSAGE"),
+        (b"", "The client ended the connection."),
     ],
-    ids=["HTTP", "alert", "reset"],
+    ids=["HTTP", "alert", "end"],
 )
 async def test_tls_handshake_that_fails_is_refused_with_its_reason(
-    harness: Harness, error: OSError, detail: str
+    harness: Harness, tmp_path: Path, said: bytes, detail: str
 ) -> None:
-    harness.use_tls()
-    harness.connector.tls_completes = False
-    client = await harness.connect()
-    harness.connector.pending[0].set_exception(error)
-    await harness.clock.settle()
-    [(rule, peer, said)] = harness.host.refusals
+    handshake, _, far = await connect_over_tls(harness, tmp_path)
+    with far:
+        far.send(said)
+        far.shutdown(socket.SHUT_WR)
+        await harness.clock.settle()
+    [(rule, peer, text)] = harness.host.refusals
     assert (rule, peer) == ("tls", ADDRESS)
-    assert detail in said
-    assert client.socket.fileno() == -1
-    assert harness.host.ended == [client.handshake]
+    assert detail in text
+    assert harness.host.ended == [handshake]
     await harness.clock.advance(3 * TIMEOUT_S)
     assert len(harness.host.refusals) == 1
 
 
+async def test_client_of_tls_that_is_gone_already_is_refused(harness: Harness, tmp_path: Path) -> None:
+    harness.host.tls = Tls(*certificate(tmp_path, "localhost"))
+    near = socket.socket()  # not connected, as if it was reset
+    handshake = Handshake(harness.host, near, ADDRESS)
+    assert harness.host.ended == [], "the server does not know of it yet"
+    await harness.clock.settle()
+    assert [rule for rule, _, _ in harness.host.refusals] == ["tls"]
+    assert harness.host.ended == [handshake]
+    assert near.fileno() == -1
+
+
+async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_nothing(
+    harness: Harness, tmp_path: Path
+) -> None:
+    handshake, _, far = await connect_over_tls(harness, tmp_path)
+    with far:
+        handshake.abort()
+        await harness.clock.settle()
+        assert far.recv(100) == b""
+    assert harness.host.ended == [handshake]
+    assert harness.host.refusals == []
+
+
+# Accepted sockets whose transport is not made yet
+
+
 async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(harness: Harness) -> None:
-    harness.connector.tls_completes = False
+    harness.connector.completes = False
     client = await harness.connect()
     harness.connector.pending[0].set_exception(OSError("out of memory"))
     await harness.clock.settle()
@@ -857,8 +814,8 @@ async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(
     assert harness.host.ended == [client.handshake]
 
 
-async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_nothing(harness: Harness) -> None:
-    harness.connector.tls_completes = False
+async def test_abort_of_a_client_without_a_transport_closes_the_socket_and_refuses_nothing(harness: Harness) -> None:
+    harness.connector.completes = False
     client = await harness.connect()
     client.handshake.abort()
     await harness.clock.settle()
@@ -867,8 +824,8 @@ async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_noth
     assert harness.host.refusals == []
 
 
-async def test_tls_handshake_that_completes_after_it_was_given_up_is_ended(harness: Harness) -> None:
-    harness.connector.tls_completes = False
+async def test_transport_that_is_made_after_the_client_was_given_up_is_ended(harness: Harness) -> None:
+    harness.connector.completes = False
     client = await harness.connect()
     client.handshake.abort()
     late = FakeTransport(asyncio.get_running_loop().call_soon)

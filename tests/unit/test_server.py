@@ -235,13 +235,6 @@ async def test_foreign_peer_is_cut_off_before_any_tls_and_without_an_answer(serv
     assert harness.metric("bridge_refused_total", rule="peer") == 1
 
 
-async def test_client_is_served_over_tls_where_there_is_a_certificate(serve: Callable[..., Harness]) -> None:
-    context = object()
-    harness = serve(tls=cast("Tls", SimpleNamespace(context=context)))
-    await harness.upgrade()
-    assert [options["ssl"] for options in harness.connector.options] == [context]
-
-
 async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(serve: Callable[..., Harness]) -> None:
     harness = serve()
     with capture_logs() as logged:

@@ -1,0 +1,118 @@
+"""Large updates, and clients that don't read them: the bridge keeps its log, and a piece for each client."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.certificates import certificate
+from tests.support.clients import request
+from tests.support.killmail import killmail
+from tests.support.process_stats import MB, Memory, metric
+from tests.support.publishing import publish
+from tests.support.running import bridge_process
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from aio_pika.abc import AbstractConnection
+
+    from bridge.demo.broker import Broker
+
+pytestmark = pytest.mark.slow
+
+LOG_BYTES = 16 * MB
+PIECE_BYTES = 16384
+UPDATE_BYTES = 3_900_000
+SPARE_BYTES = 30 * MB
+"""For an update on its way from the broker into the log, and for OpenSSL: it holds a sealed record for each client."""
+
+LIMIT_S = 60.0
+
+
+def large(number: int) -> dict[str, object]:
+    """A killmail whose update has about 3.9 MB."""
+    return killmail(number, padding="x" * UPDATE_BYTES)
+
+
+@contextmanager
+def silent_client(port: int, context: ssl.SSLContext | None) -> Iterator[socket.socket]:
+    """Upgrades, and never reads anything but the answer to that."""
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
+        if context is not None:
+            client = context.wrap_socket(client, server_hostname="127.0.0.1")  # noqa: PLW2901 - it takes over the socket
+        with client:
+            client.sendall(request(port))
+            head = b""
+            while b"\r\n\r\n" not in head:
+                byte = client.recv(1)
+                assert byte, head
+                head += byte
+            assert head.startswith(b"HTTP/1.1 101 "), head
+            yield client
+
+
+async def growth(memory: Memory, port: int, lagging: int, context: ssl.SSLContext | None) -> int:
+    """How many bytes the bridge has grown once so many clients are behind."""
+
+    async def are_behind() -> bool:
+        memory.look()
+        return await metric(port, "bridge_connections_lagging", context) == lagging
+
+    await eventually("they are behind", are_behind, limit_s=LIMIT_S)
+    return memory.look()
+
+
+async def test_large_update_takes_a_piece_of_memory_for_each_client_of_tls_that_does_not_read(
+    broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    chain, key = certificate(tmp_path, "bridge")
+    context = ssl.create_default_context(cafile=chain)
+    count = 500
+    settings = {"EXCHANGES": f"{exchange}=killmail", "TLS_CERTIFICATE": str(chain), "TLS_KEY": str(key)}
+    async with bridge_process(broker.url, **{f"BRIDGE_{name}": text for name, text in settings.items()}) as process:
+        await process.consuming()
+        port = await process.port()
+        with ExitStack() as clients:
+            for _ in range(count):
+                await asyncio.to_thread(clients.enter_context, silent_client(port, context))
+            memory = Memory(process.process.pid)
+            await publish(amqp, exchange, large(1))
+            grown = await growth(memory, port, count, context)
+            assert grown < LOG_BYTES + SPARE_BYTES, f"{grown / MB:.0f} MiB"
+            # The log drops the update, and everybody is in the middle of it.
+            for number in range(2, 8):
+                await publish(amqp, exchange, large(number))
+            grown = await growth(memory, port, 0, context)
+            assert await metric(port, 'bridge_evictions_total{reason="too-slow"}', context) == count
+            assert grown < LOG_BYTES + SPARE_BYTES, f"{grown / MB:.0f} MiB"
+
+
+async def test_client_that_stalls_keeps_no_update_in_memory_that_the_log_has_dropped(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    """Each client connects beside another update, in the middle of which it stays."""
+    count = 40
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        await process.consuming()
+        port = await process.port()
+        with ExitStack() as clients:
+            memory = Memory(process.process.pid)
+            for number in range(count):
+                clients.enter_context(silent_client(port, None))
+                await publish(amqp, exchange, large(number))
+                await eventually("it is sent", functools.partial(_updates, port, number + 1))
+                memory.look()
+            assert memory.look() < LOG_BYTES + SPARE_BYTES + count * PIECE_BYTES, f"{memory.look() / MB:.0f} MiB"
+
+
+async def _updates(port: int, count: int) -> bool:
+    return await metric(port, 'bridge_updates_total{type="killmail"}') == count

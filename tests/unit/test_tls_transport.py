@@ -1,0 +1,441 @@
+"""TLS over real sockets, with OpenSSL at both ends: what is held, what is told to the protocol, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridge.fanout.tls import Tls
+from bridge.fanout.tls_transport import MAX_DISCARDED_BYTES, RECORD_BYTES, TlsTransport
+from tests.support.certificates import certificate
+from tests.support.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.both_loops
+
+SHUTDOWN_S = 0.3
+MUCH = bytes(range(256)) * 4096
+"""More than the sockets take while nobody reads: 1 MiB."""
+
+
+class Recorder(asyncio.BufferedProtocol):
+    """Notes what it is told, and reads into a small buffer."""
+
+    def __init__(self, buffer_bytes: int = 4096) -> None:
+        self.buffer = memoryview(bytearray(buffer_bytes))
+        self.received = bytearray()
+        self.reads = 0
+        self.told: list[str] = []
+        self.on_data: Callable[[], None] = lambda: None
+        self.error: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.told.append("made")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received += self.buffer[:nbytes]
+        self.reads += 1
+        self.on_data()
+
+    def eof_received(self) -> None:
+        self.told.append("eof")
+
+    def pause_writing(self) -> None:
+        self.told.append("pause")
+
+    def resume_writing(self) -> None:
+        self.told.append("resume")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.error = exc
+        self.told.append("lost")
+
+
+class Client:
+    """The client's end: OpenSSL over memory, so that a test sees each step, and over a socket."""
+
+    def __init__(self, far: socket.socket) -> None:
+        self.socket = far
+        far.setblocking(False)
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing)
+        self.ended = False
+        """True once the bridge has ended TCP."""
+
+    def pump(self) -> None:
+        """Moves bytes between OpenSSL and the socket."""
+        if data := self.outgoing.read():
+            with suppress(OSError):
+                self.socket.sendall(data)
+        with suppress(BlockingIOError, ConnectionError):
+            while not self.ended:
+                data = self.socket.recv(2**16)
+                self.incoming.write(data)
+                self.ended = not data
+
+    def shakes_hands(self) -> bool:
+        self.pump()
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self.pump()
+            return False
+        self.pump()
+        return True
+
+    def read(self) -> bytes:
+        """All that has come."""
+        self.pump()
+        read = bytearray()
+        with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            while data := self.tls.read(2**16):
+                read += data
+        return bytes(read)
+
+    def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        self.pump()
+
+
+class Pair:
+    """Both ends."""
+
+    def __init__(self, folder: Path) -> None:
+        near, far = socket.socketpair()
+        self.near = near
+        self.protocol = Recorder()
+        self.failures: list[OSError] = []
+        self.context = Tls(*certificate(folder, "localhost")).context
+        loop = asyncio.get_running_loop()
+        self.transport = TlsTransport(loop, near, self.context, self.protocol, self.failures.append, SHUTDOWN_S)
+        self.client = Client(far)
+        self.transport.begin()
+
+    async def connect(self) -> None:
+        await eventually("TLS is there", self.client.shakes_hands)
+        await eventually("the protocol knows", lambda: self.protocol.told == ["made"])
+        self.protocol.told.clear()
+        self.client.read()  # the session tickets
+
+    async def lost(self) -> None:
+        await eventually("the protocol is told of the end", lambda: "lost" in self.protocol.told)
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    pair = Pair(tmp_path)
+    yield pair
+    pair.transport.abort()
+    await asyncio.sleep(0)
+    pair.client.socket.close()
+
+
+@pytest.fixture
+async def connected(pair: Pair) -> Pair:
+    await pair.connect()
+    return pair
+
+
+# Both ways
+
+
+async def test_bytes_go_both_ways(connected: Pair) -> None:
+    connected.client.send(b"from the client")
+    await eventually("it is read", lambda: connected.protocol.received == b"from the client")
+    connected.transport.write(b"from the bridge")
+    assert connected.client.read() == b"from the bridge"
+    assert connected.protocol.told == []
+
+
+async def test_transport_answers_what_a_connection_asks_of_it(connected: Pair) -> None:
+    transport = connected.transport
+    assert transport.get_extra_info("sslcontext") is connected.context
+    assert transport.get_extra_info("socket").fileno() >= 0
+    assert transport.get_extra_info("peername") == ""
+    assert transport.get_extra_info("cipher", "none") == "none"
+    assert transport.get_protocol() is connected.protocol
+    assert transport.can_write_eof()
+    assert (transport.is_reading(), transport.is_closing(), transport.get_write_buffer_size()) == (True, False, 0)
+    other = Recorder()
+    transport.set_protocol(other)
+    connected.client.send(b"x")
+    await eventually("the other protocol reads", lambda: other.received == b"x")
+    transport.set_protocol(connected.protocol)
+    transport.abort()
+    assert transport.get_extra_info("socket", "gone") == "gone"
+    assert transport.is_closing()
+
+
+async def test_request_that_comes_with_the_end_of_the_handshake_is_read(pair: Pair) -> None:
+    def shakes_hands_and_asks() -> bool:
+        if not pair.client.shakes_hands():
+            return False
+        pair.client.send(b"request")
+        return True
+
+    await eventually("it asks", shakes_hands_and_asks)
+    await eventually("it is read", lambda: pair.protocol.received == b"request")
+
+
+async def test_all_that_openssl_has_decrypted_is_read(connected: Pair) -> None:
+    """A record larger than the buffer: the socket is not readable any more, but OpenSSL has the rest."""
+    connected.client.send(MUCH[:RECORD_BYTES])
+    await eventually("all is read", lambda: connected.protocol.received == MUCH[:RECORD_BYTES])
+    assert connected.protocol.reads >= RECORD_BYTES // 4096
+
+
+async def test_nothing_is_read_while_reading_is_paused_and_all_of_it_afterwards(connected: Pair) -> None:
+    protocol, transport = connected.protocol, connected.transport
+    protocol.on_data = transport.pause_reading
+    connected.client.send(MUCH[:RECORD_BYTES])
+    await eventually("some is read", lambda: protocol.reads == 1)
+    transport.pause_reading()
+    assert not transport.is_reading()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert protocol.reads == 1
+    # What is left is in OpenSSL alone.
+    protocol.on_data = lambda: None
+    transport.resume_reading()
+    transport.resume_reading()
+    await eventually("the rest is read", lambda: protocol.received == MUCH[:RECORD_BYTES])
+
+
+async def test_reading_that_is_paused_again_at_once_stays_paused(connected: Pair) -> None:
+    connected.protocol.on_data = connected.transport.pause_reading
+    connected.client.send(MUCH[:RECORD_BYTES])
+    await eventually("some is read", lambda: connected.protocol.reads == 1)
+    connected.transport.resume_reading()
+    connected.transport.pause_reading()
+    await asyncio.sleep(0)
+    assert connected.protocol.reads == 1
+
+
+# Clients that read slowly
+
+
+async def test_what_the_socket_does_not_take_is_held_and_comes_whole(connected: Pair) -> None:
+    transport, protocol = connected.transport, connected.protocol
+    transport.write(MUCH)
+    transport.write(b"end")
+    assert 0 < transport.get_write_buffer_size() <= len(MUCH) + 3
+    assert protocol.told == ["pause"]
+    read = bytearray()
+
+    def all_came() -> bool:
+        nonlocal read
+        read += connected.client.read()
+        return read == MUCH + b"end"
+
+    await eventually("all came", all_came)
+    await eventually("there is room again", lambda: protocol.told == ["pause", "resume"])
+    assert transport.get_write_buffer_size() == 0
+
+
+async def test_both_ends_write_at_once(connected: Pair) -> None:
+    """The writer's events do not end the reading, nor the other way round."""
+    connected.transport.write(MUCH)
+    connected.client.send(b"1")
+    await eventually("it is read", lambda: connected.protocol.received == b"1")
+    read = bytearray()
+
+    def all_came() -> bool:
+        nonlocal read
+        read += connected.client.read()
+        return read == MUCH
+
+    await eventually("all came", all_came)
+    connected.client.send(b"2")
+    await eventually("it is read", lambda: connected.protocol.received == b"12")
+
+
+async def test_client_that_is_gone_is_found_out_by_a_write(connected: Pair) -> None:
+    connected.transport.pause_reading()
+    connected.client.socket.close()
+    connected.transport.write(b"x")
+    await connected.lost()
+    connected.transport.write(b"x")
+    connected.transport.resume_reading()
+    assert isinstance(connected.protocol.error, OSError)
+    assert connected.protocol.told == ["lost"]
+
+
+# The end
+
+
+async def test_end_of_this_side_is_seen_by_the_client_and_what_it_sends_then_is_discarded(connected: Pair) -> None:
+    transport, protocol, client = connected.transport, connected.protocol, connected.client
+    transport.write(b"answer")
+    transport.write_eof()
+    transport.write_eof()
+    transport.write(b"late")
+    assert client.read() == b"answer"
+    assert client.ended
+    client.send(b"a body that nobody wants")
+    client.socket.shutdown(socket.SHUT_WR)
+    await connected.lost()
+    assert protocol.received == b""
+    assert protocol.error is None
+
+
+async def test_end_of_this_side_comes_behind_what_is_held(connected: Pair) -> None:
+    connected.transport.write(MUCH)
+    connected.transport.write_eof()
+    read = bytearray()
+
+    def ended() -> bool:
+        nonlocal read
+        read += connected.client.read()
+        return connected.client.ended
+
+    await eventually("the end came", ended)
+    assert read == MUCH
+
+
+async def test_client_that_ends_its_side_first_still_reads_its_answer(connected: Pair) -> None:
+    connected.transport.write(MUCH)
+    connected.transport.write_eof()
+    with suppress(ssl.SSLError):
+        connected.client.tls.unwrap()  # sends close_notify, without which OpenSSL ends both sides
+    connected.client.pump()
+    await eventually("its end is seen", lambda: "eof" in connected.protocol.told)
+    read = bytearray()
+
+    def all_came() -> bool:
+        nonlocal read
+        read += connected.client.read()
+        return read == MUCH
+
+    await eventually("all came", all_came)
+    await connected.lost()
+
+
+@pytest.mark.parametrize("notified", [True, False])
+async def test_end_of_the_client_is_the_end(connected: Pair, *, notified: bool) -> None:
+    if notified:
+        with suppress(ssl.SSLWantReadError):
+            connected.client.tls.unwrap()
+        connected.client.pump()
+    else:
+        connected.client.socket.shutdown(socket.SHUT_WR)
+    await connected.lost()
+    assert connected.protocol.told == ["eof", "lost"]
+    assert connected.protocol.error is None
+
+
+async def test_client_that_sends_too_much_after_the_end_of_this_side_is_cut(connected: Pair) -> None:
+    connected.transport.write_eof()
+
+    def is_cut() -> bool:
+        with suppress(OSError):
+            connected.client.socket.send(b"x" * 2**16)
+        return "lost" in connected.protocol.told
+
+    await eventually("it is cut", is_cut)
+    assert connected.transport._discarded_bytes > MAX_DISCARDED_BYTES
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_close_waits_for_the_end_of_the_client_for_a_limited_time(connected: Pair, *, answers: bool) -> None:
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    connected.transport.close()
+    connected.transport.close()
+    assert connected.transport.is_closing()
+    assert connected.client.read() == b""
+    assert connected.client.ended
+    if answers:
+        connected.client.socket.close()
+    await connected.lost()
+    assert (loop.time() - began_s < SHUTDOWN_S) is answers
+
+
+async def test_abort_is_the_end_at_once_whatever_is_held(connected: Pair) -> None:
+    connected.transport.write(MUCH)
+    connected.transport.abort()
+    connected.transport.abort()
+    assert connected.transport.get_write_buffer_size() == 0
+    await connected.lost()
+    assert connected.protocol.told == ["pause", "lost"]
+
+
+async def test_garbage_ends_the_connection(connected: Pair) -> None:
+    connected.client.socket.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+    await connected.lost()
+    assert isinstance(connected.protocol.error, ssl.SSLError)
+
+
+async def test_protocol_that_fails_ends_its_connection_alone(connected: Pair) -> None:
+    reported: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    connected.protocol.on_data = fail
+    connected.client.send(b"x")
+    await connected.lost()
+    assert [str(context["exception"]) for context in reported] == ["a bug"]
+
+
+# The handshake
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b""], ids=["HTTP", "nothing"])
+async def test_handshake_that_fails_is_told_once_and_the_protocol_is_not(pair: Pair, said: bytes) -> None:
+    pair.client.socket.sendall(said)
+    pair.client.socket.shutdown(socket.SHUT_WR)
+    await eventually("it fails", lambda: pair.failures)
+    pair.transport.abort()
+    await asyncio.sleep(0)
+    assert len(pair.failures) == 1
+    assert isinstance(pair.failures[0], ssl.SSLError)
+    assert pair.protocol.told == []
+
+
+async def test_handshake_that_is_given_up_fails(pair: Pair) -> None:
+    pair.transport.abort()
+    await eventually("it fails", lambda: pair.failures)
+    assert isinstance(pair.failures[0], ConnectionAbortedError)
+
+
+async def test_close_during_the_handshake_is_its_end_in_time(pair: Pair) -> None:
+    pair.transport.close()
+    await eventually("it fails", lambda: pair.failures)
+
+
+async def test_socket_that_is_not_connected_any_more_is_an_error(tmp_path: Path) -> None:
+    context = Tls(*certificate(tmp_path, "localhost")).context
+    with socket.socket() as near, pytest.raises(OSError, match="not connected"):
+        TlsTransport(asyncio.get_running_loop(), near, context, Recorder(), lambda _: None, SHUTDOWN_S)
+
+
+async def test_read_that_needs_a_write_goes_on_when_the_socket_is_writable(
+    connected: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key update of TLS 1.3 is to be answered, and the socket is full. Python's clients can't send one."""
+    real, wanted = connected.transport._socket.recv_into, [True]
+
+    def wants_write_once(buffer: memoryview) -> int:
+        if wanted:
+            wanted.clear()
+            raise ssl.SSLWantWriteError
+        return real(buffer)
+
+    monkeypatch.setattr(connected.transport._socket, "recv_into", wants_write_once)
+    connected.client.send(b"x")
+    await eventually("it is read", lambda: connected.protocol.received == b"x")
+    assert connected.protocol.told == []
