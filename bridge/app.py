@@ -9,7 +9,7 @@ import sys
 
 import structlog
 
-from bridge import __version__, descriptors, memory
+from bridge import __version__, descriptors, logs, memory
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.nodes import nodes_of
 from bridge.broker.rejects import Rejects
@@ -285,7 +285,9 @@ async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
     manager.stopping()
     for task in (failing, asked):
         task.cancel()
+    deadline_s = loop.time() + settings.shutdown_timeout
     await bridge.stop()
+    await logs.written(max(timing.last_lines_s, deadline_s - loop.time()))
     watched.cancel()
     if failed:
         failing.result()

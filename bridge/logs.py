@@ -7,6 +7,7 @@ Whatever a value is and whoever wrote the line, nothing that is not printable ge
 command, and a reader of lines for another line.
 """
 
+import asyncio
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -15,6 +16,7 @@ from typing import Any
 import orjson
 import structlog
 
+from bridge import queued_output
 from bridge.contract.text import escaped
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -26,8 +28,9 @@ SILENT = "websockets"
 
 def configure(level: str, style: str) -> None:
     """`level` is one of LEVELS; `style` is `text`, `json`, or `auto`: text on a terminal, JSON otherwise."""
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
     if style == "auto":
-        style = "text" if sys.stderr.isatty() else "json"
+        style = "text" if on_terminal else "json"
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -36,7 +39,7 @@ def configure(level: str, style: str) -> None:
     renderer: Any
     if style == "text":
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
+            colors=on_terminal,
             pad_event_to=0,
             # Where the package rich is there, the default shows every frame's local variables: passwords, and events.
             exception_formatter=structlog.dev.plain_traceback,
@@ -53,7 +56,7 @@ def configure(level: str, style: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    output = logging.StreamHandler(sys.stderr)
+    output = logging.NullHandler() if sys.stderr is None else logging.StreamHandler(sys.stderr)
     output.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -71,6 +74,31 @@ def configure(level: str, style: str) -> None:
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL + 1)
     logging.getLogger(SILENT).setLevel(logging.CRITICAL + 1)
+
+
+def never_block() -> None:
+    """From now on, nothing that is written to standard error blocks: for a process with an event loop.
+
+    Lines are dropped while nothing reads them. To be called before `configure`.
+    """
+    queued_output.install("stderr", _report_dropped)
+
+
+async def written(timeout_s: float) -> None:
+    """Returns when all lines are written, but not later than this."""
+    output = queued_output.queue_of(sys.stderr)
+    if output is not None:
+        await asyncio.to_thread(output.drain, timeout_s)
+
+
+def lines_dropped() -> int:
+    """Lines that were dropped since the start of the process."""
+    output = queued_output.queue_of(sys.stderr)
+    return 0 if output is None else output.lines_dropped
+
+
+def _report_dropped(lines: int) -> None:
+    structlog.get_logger("bridge").warning("log lines dropped", lines=lines)
 
 
 def _escaped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":

@@ -22,6 +22,8 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from bridge import logs
+
 # The time at which each counter was made doubles what is scraped, and the process's start time says as much.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
 
@@ -157,6 +159,12 @@ class Metrics(Collector):
         )
         yield _counter(
             "bridge_replayed", "Updates times connections: given again to those that resume.", {"": self.replayed}
+        )
+        # The process has one log, however many bridges it has.
+        yield _counter(
+            "bridge_log_lines_dropped",
+            "Lines of the log that were dropped, because nothing read them or they could not be written.",
+            {"": logs.lines_dropped()},
         )
         yield self.receipt_to_flush.family(
             "bridge_receipt_to_flush_seconds",

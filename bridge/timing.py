@@ -84,6 +84,9 @@ class Timing:
     tls_shutdown_s: float = 2.0
     """For the TLS shutdown of a refused client. What it still sends is read and discarded."""
 
+    last_lines_s: float = 0.2
+    """For the last lines of the log, if the clients have taken the entire shutdown timeout."""
+
     descriptor_check_s: float = 1.0
     """Between two checks whether file descriptors are available again."""
 

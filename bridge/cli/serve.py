@@ -26,6 +26,7 @@ _SETTINGS = (
 def _serve(**flags: str | None) -> None:
     # A test passes its own through the context.
     timing = click.get_current_context().find_object(Timing) or DEFAULT
+    logs.never_block()
     try:
         effective = effective_settings(flags)
         logs.configure(effective.log_level, effective.log_format)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import fcntl
+import io
 import logging
+import os
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 import structlog
 
-from bridge import logs
+from bridge import logs, queued_output
+from bridge.queued_output import queue_of
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,3 +212,59 @@ def test_configuring_twice_writes_once(output: Output) -> None:
     logs.configure("info", "json")
     structlog.get_logger("bridge").info("listening")
     assert len(output.lines()) == 1
+
+
+# Without a reader
+
+
+def test_log_without_a_standard_error_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    for style in ("auto", "text", "json"):
+        logs.configure("info", style)
+        structlog.get_logger("bridge").info("listening")
+    assert isinstance(logging.getLogger().handlers[0], logging.NullHandler)
+
+
+async def test_log_that_is_no_queue_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    logs.never_block()
+    assert isinstance(sys.stderr, io.StringIO)
+    threads = threading.active_count()
+    await logs.written(60.0)
+    assert (threading.active_count(), logs.lines_dropped()) == (threads, 0)
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+async def test_lines_that_were_dropped_are_a_line_once_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, style: str
+) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"x" * fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096))
+    monkeypatch.setattr(queued_output, "LIMIT_BYTES", 500)
+    with os.fdopen(writer, "w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        logs.never_block()
+        output = queue_of(sys.stderr)
+        assert output is not None
+        logs.configure("info", style)
+        log = structlog.get_logger("bridge.test")
+        log.info("first")
+        await eventually("the thread writes", lambda: output._writing and not output._queue)
+        for name in ("fits", "x" * 1000, "x" * 2000):
+            log.info(name)
+        assert logs.lines_dropped() == 2
+        await logs.written(0.0)
+        assert not os.read(reader, 4096).strip(b"x")
+        await logs.written(20.0)
+        output.end()
+        atexit.unregister(output.end)
+    first, second, report, *others = os.read(reader, 4096).decode().splitlines()
+    os.close(reader)
+    assert ("first" in first, "fits" in second, others) == (True, True, [])
+    if style == "json":
+        fields = orjson.loads(report)
+        assert fields.pop("timestamp").endswith("Z")
+        assert fields == {"event": "log lines dropped", "level": "warning", "logger": "bridge", "lines": 2}
+    else:
+        assert "warning" in report
+        assert report.endswith("log lines dropped [bridge] lines=2")

@@ -18,6 +18,7 @@ TYPES = {
     "bridge_broker_connection_attempts_total": "counter",
     "bridge_broker_losses_total": "counter",
     "bridge_gaps_total": "counter",
+    "bridge_log_lines_dropped_total": "counter",
     "bridge_rejects_lost_total": "counter",
     "bridge_connections_opened_total": "counter",
     "bridge_deliveries_total": "counter",
@@ -71,6 +72,7 @@ def test_exposition_is_of_the_type_that_it_is_served_as() -> None:
         "bridge_broker_losses_total",
         "bridge_broker_connection_attempts_total",
         "bridge_connections_opened_total",
+        "bridge_log_lines_dropped_total",
         "bridge_receipt_to_flush_seconds_count",
     ],
 )
