@@ -14,10 +14,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
 
+import click
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from bridge import queued_output
 from bridge.backoff import Backoff
 from bridge.commands.output import Output
 from bridge.commands.spinner import Spinner
@@ -237,6 +239,7 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> Non
     if sys.stdout is None:
         raise ConfigurationError(["standard output is closed"])
     descriptor = sys.stdout.fileno()
+    queued_output.install("stderr", _report_dropped, queued_output.IN_ORDER_S)
 
     async def main() -> None:
         output = Output(descriptor, in_color)
@@ -262,6 +265,10 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> Non
         raise BridgeError(f"standard output: {error.strerror}") from error
     except asyncio.CancelledError:
         sys.exit(TERMINATED)
+
+
+def _report_dropped(lines: int) -> None:
+    click.echo(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
 
 
 async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from bridge.demo.ports import free_port
 from tests.support.clients import get
-from tests.support.commands import AWAY, environment
+from tests.support.commands import AWAY, environment, tailing
+from tests.support.followers import scripted_bridge
 from tests.support.running import COMMAND
 from tests.support.waiting import LIMIT_S, eventually
 
@@ -335,3 +336,20 @@ async def test_traceback_that_ends_the_bridge_waits_for_no_reader(pipe: FullPipe
     if not full:
         lines = await pipe.lines()
         assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "RuntimeError: a bug")
+
+
+@pytest.mark.parametrize("what", ["a full pipe", "a full disk"])
+async def test_tail_prints_and_ends_whatever_becomes_of_its_standard_error(pipe: FullPipe, what: str) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    stderr = full if what == "a full disk" else pipe.writer
+    try:
+        async with scripted_bridge() as source, tailing(source.url, stderr=stderr) as tail:
+            await eventually("it is connected", lambda: source.asked)
+            await tail.prints(source.emit({"killmailId": 1}))
+            source.drop()
+            await eventually("it is connected again", lambda: len(source.asked) > 1)
+            await tail.prints(source.emit({"killmailId": 2}))
+            tail.process.send_signal(signal.SIGTERM)
+            assert await tail.ended() == 128 + signal.SIGTERM
+    finally:
+        os.close(full)
