@@ -18,7 +18,7 @@ import aiormq
 import click
 from dotenv import dotenv_values
 
-from bridge import logs, settings
+from bridge import logs, queued_output, settings
 from bridge.broker.life import cancel_requests
 from bridge.broker.nodes import Node
 from bridge.demo.broker import Broker, PrivateNode, find_broker
@@ -79,7 +79,7 @@ def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None) -> int:
     `rate` is in killmails a second, `schemas` the folder of schema files that the bridge is to have beside its own.
     """
     signals = _Signals()
-    logs.configure("warning", "text")
+    _never_block()
     broker: Broker | None = None
     try:
         named = _named_broker()
@@ -102,6 +102,17 @@ def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None) -> int:
             _say("stopped")
 
 
+def _never_block() -> None:
+    """A terminal that Ctrl-S has stopped must not keep a signal from ending the demo."""
+
+    def report(lines: int) -> None:
+        _say(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
+
+    queued_output.install("stdout", report, queued_output.IN_ORDER_S)
+    queued_output.install("stderr", report, queued_output.IN_ORDER_S)
+    logs.configure("warning", "text")
+
+
 def _failed(error: BridgeError) -> int:
     for line in str(error).splitlines():
         _say(f"edk-bridge: {line}", err=True)
@@ -111,7 +122,7 @@ def _failed(error: BridgeError) -> int:
 def publish_only(rate: float) -> int:
     """Only publish, where whoever asks for this has named the broker, to the exchange that a bridge there consumes."""
     signals = _Signals()
-    logs.configure("warning", "text")
+    _never_block()
     try:
         effective = settings.load({}, os.environ, _DOTENV)
         exchange = next((name for name, carried in effective.exchanges.items() if carried == "killmail"), None)
