@@ -44,9 +44,6 @@ one: whoever means it needs some milliseconds, and so who sends nothing, or a by
 NO_PLACE = frozenset({CloseReason.FULL, CloseReason.CROWDED})
 """Reasons to close a connection that never had one of the places that there are."""
 
-AT_WILL = NO_PLACE | {CloseReason.PROTOCOL_ERROR, CloseReason.INVALID_UTF8}
-"""Reasons that a client can cause as often as it connects. Of each of the others there is a line: who, and how much."""
-
 CLOCK_S = 1.0
 """How exactly it is known since when a client is connected: all that come within it share one number."""
 
@@ -277,8 +274,7 @@ class Server:
         if reason is CloseReason.STOPPING:
             return
         self._metrics.evictions.labels(reason.slug).inc()
-        unsaid = self._lines.due(reason.slug) if reason in AT_WILL else {}
-        if unsaid is None:
+        if (unsaid := self._lines.due(reason.slug)) is None:
             return
         connected_s = round(asyncio.get_running_loop().time() - connection.opened_at)
         _log.info(

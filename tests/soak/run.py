@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,6 +28,14 @@ LOOK_S = 0.2
 
 REST_LIMIT_S = 60.0
 """Until all that was confirmed has come. What lies on a forsaken line comes again when the broker has missed it."""
+
+UNLIMITED = (
+    sys.executable,
+    "-P",
+    "-c",
+    "import bridge.lines; bridge.lines.MOST = 10**9; import runpy; runpy.run_module('bridge', run_name='__main__')",
+)
+"""A bridge that logs each eviction: by its line, a client that reads nothing finds out that it was evicted."""
 
 STILL_S = 1.0
 """What could come a second time comes within it, once the broker has nothing more to give."""
@@ -240,7 +249,7 @@ async def _bridge(url: str, names: Names) -> AsyncIterator[BridgeProcess]:
         "BRIDGE_MAX_MESSAGE_BYTES": "64 KiB",
         "BRIDGE_DUPLICATE_WINDOW": str(DUPLICATE_WINDOW),
     }
-    async with bridge_process(url, **variables) as process:
+    async with bridge_process(url, command=UNLIMITED, **variables) as process:
         yield process
 
 
