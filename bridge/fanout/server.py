@@ -262,7 +262,7 @@ class Server:
     def _waits(self, speaker: Speaker) -> None:
         self._metrics.pauses.inc()
         if (unsaid := self._lines.due("flood")) is not None:
-            _log.info("client says too much: the rest of it waits", peer=speaker.peer, **unsaid)
+            _log.info("client throttled", peer=speaker.peer, **unsaid)
 
     def over(self, handshake: Handshake) -> None:
         # Once: who has lost its place to another is told so, and goes later.

@@ -195,9 +195,9 @@ def test_each_case_has_the_outcome_that_a_server_owes_which_only_emits(
     with capture_logs() as logged, asyncio.Runner(loop_factory=loop) as runner:
         runner.run(_each_case(broker, exchange))
     # A line for a client that breaks the protocol or sends a message in a thousand pieces, none for what else one says.
-    said_too_much = "client says too much: the rest of it waits"
+    throttled = "client throttled"
     assert {line["log_level"] for line in logged} == {"info"}
-    assert {line["event"] for line in logged} - {said_too_much} == {
+    assert {line["event"] for line in logged} - {throttled} == {
         "listening",
         "consuming",
         "client evicted",
