@@ -28,6 +28,9 @@ LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
 
+MAX_PONGS_DUE = 4
+"""Pings of which each may still be answered by a pong that counts for nothing: a client can't save up for a flood."""
+
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
 
@@ -52,6 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         "_on_lost",
         "_ping_is_due",
         "_pong",
+        "_pongs_due",
         "_transport",
         "address",
         "clock",
@@ -88,6 +92,8 @@ class Connection(asyncio.BufferedProtocol):
         """True if a ping waits for the end of a frame."""
         self._last: tuple[bytes, Callable[[], None]] | None = None
         """The close frame that waits for the end of a frame, and what is done after it."""
+        self._pongs_due = 0
+        """Own pings without an answer: so many pongs count for nothing."""
         self._on_close = on_close
         self._on_lost = on_lost
         self.clock = clock
@@ -138,7 +144,11 @@ class Connection(asyncio.BufferedProtocol):
         if self.offset:
             self._ping_is_due = True
         else:
-            self._transport.write(PING)
+            self._write_ping(self._transport)
+
+    def _write_ping(self, transport: asyncio.Transport) -> None:
+        self._pongs_due = min(self._pongs_due + 1, MAX_PONGS_DUE)
+        transport.write(PING)
 
     def frame_ended(self) -> None:
         """A frame that was sent in parts has been sent: control frames that waited for that follow."""
@@ -150,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self.closed_at is None:
             if self._ping_is_due:
                 self._ping_is_due = False
-                self._transport.write(PING)
+                self._write_ping(self._transport)
             self._answer_late()
 
     def close(self, reason: CloseReason, **details: object) -> None:
@@ -237,11 +247,23 @@ class Connection(asyncio.BufferedProtocol):
                 case Close(code):
                     self._closed_by_client(code)
         self._inbound = None if inbound.idle else inbound
-        if self._transport is None or self._allowance.spend(self, len(data), inbound.frames):
+        if self._transport is None or self._spend(len(data), inbound):
             return True
         # Whatever comes of it: also a client that is being closed can't have all of the processor.
         self._transport.pause_reading()
         return False
+
+    def _spend(self, read_bytes: int, inbound: Inbound) -> bool:
+        """Counts what a client said, without the pongs that the bridge's own pings asked for."""
+        frames = inbound.frames
+        if answers := min(inbound.pongs, self._pongs_due):
+            self._pongs_due -= answers
+            # Of a pong that came in pieces, those before its last have counted.
+            frames = max(0, frames - answers)
+            read_bytes = max(0, read_bytes - inbound.pong_bytes * answers // inbound.pongs)
+            if not (frames or read_bytes):
+                return True
+        return self._allowance.spend(self, read_bytes, frames)
 
     def _answer(self, pings: list[bytes]) -> None:
         """In one write: each costs as much as the reading of ten pings."""

@@ -22,6 +22,7 @@ except ImportError:  # no wheel for this platform: the same in Python
 # RFC 6455 section 5.2: two bytes, up to eight of extended length, four of mask. Section 5.5: control payloads.
 HEADER_BYTES = 14
 CONTROL_PAYLOAD_BYTES = 125
+CONTROL_HEADER_BYTES = 6
 # A text is unmasked and decoded in pieces, so that what that costs in memory does not grow with the read. Divisible
 # by four: every piece begins at the same byte of the mask.
 TEXT_PIECE_BYTES = 65536
@@ -70,7 +71,20 @@ class _BrokenError(Exception):
 class Inbound:
     """Where a connection stands in what its client sends."""
 
-    __slots__ = ("_decoder", "_fin", "_head", "_left", "_mask", "_opcode", "_over", "_payload", "_started", "frames")
+    __slots__ = (
+        "_decoder",
+        "_fin",
+        "_head",
+        "_left",
+        "_mask",
+        "_opcode",
+        "_over",
+        "_payload",
+        "_started",
+        "frames",
+        "pong_bytes",
+        "pongs",
+    )
 
     def __init__(self) -> None:
         self._head = b""  # an unfinished header
@@ -84,6 +98,10 @@ class Inbound:
         self._over = False
         self.frames = 0
         """How many frames began, or ended as a whole, with the last bytes: what they cost to judge."""
+        self.pongs = 0
+        """How many pongs ended with the last bytes."""
+        self.pong_bytes = 0
+        """The size of these pongs."""
 
     @property
     def idle(self) -> bool:
@@ -96,7 +114,7 @@ class Inbound:
         ``data`` may be overwritten afterwards. As many events can come as six-byte frames fit into it.
         """
         events: list[Event] = []
-        self.frames = 0
+        self.frames = self.pongs = self.pong_bytes = 0
         if self._over:
             return events
         try:
@@ -209,9 +227,12 @@ class Inbound:
         self._mask = self._mask[turn:] + self._mask[:turn]
 
     def _end_control(self, opcode: int, mask: bytes, masked: bytes | memoryview, events: list[Event]) -> None:
-        if opcode == Opcode.PING:
+        if opcode == Opcode.PONG:
+            self.pongs += 1
+            self.pong_bytes += CONTROL_HEADER_BYTES + len(masked)
+        elif opcode == Opcode.PING:
             events.append(Ping(apply_mask(masked, mask)))
-        elif opcode == Opcode.CLOSE:
+        else:
             # In the midst of a fragmented message too: a control frame may stand between fragments (section 5.4).
             # websockets' parser calls it a violation, Autobahn's case 7.1.5 a clean close.
             events.append(Close(_close_code(apply_mask(masked, mask))))

@@ -20,7 +20,7 @@ from bridge.fanout.allowance import (
     Allowance,
 )
 from bridge.fanout.closing import CloseReason
-from bridge.fanout.connection import Clock, Connection
+from bridge.fanout.connection import MAX_PONGS_DUE, Clock, Connection
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from tests.support.fakes import FakeTransport, Hours, Scene
@@ -393,6 +393,92 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClie
     assert scene.connection._inbound is None
     scene.says(Opcode.PING, b"after")
     assert scene.transport.written == [pong_frame(b"after")]
+
+
+# Pongs, and what they count for
+
+
+def spent(scene: OneClient) -> int:
+    """What counts against the limit of the client."""
+    assert scene.allowance._said_by_all == sum(scene.allowance._said.values())
+    return scene.allowance._said.get(scene.connection, 0)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"x" * 125])
+def test_pong_that_a_ping_asked_for_counts_for_nothing_and_the_next_one_does(scene: OneClient, payload: bytes) -> None:
+    pong = Frame(Opcode.PONG, payload).serialize(mask=True)
+    cost = len(pong) + 2 * FRAME_BYTES
+    for asked in range(1, 4):
+        scene.connection.ping()
+        scene.hears(pong)
+        assert spent(scene) == (asked - 1) * cost
+        scene.hears(pong)
+        assert spent(scene) == asked * cost
+
+
+def test_pong_of_a_client_that_was_not_pinged_counts(scene: OneClient) -> None:
+    scene.says(Opcode.PONG)
+    assert spent(scene) == 6 + 2 * FRAME_BYTES
+
+
+def test_each_of_several_pings_may_be_answered_late(scene: OneClient) -> None:
+    pong = Frame(Opcode.PONG, b"").serialize(mask=True)
+    for _ in range(3):
+        scene.connection.ping()
+    scene.hears(pong * 3)
+    assert spent(scene) == 0
+    scene.hears(pong)
+    assert spent(scene) == len(pong) + 2 * FRAME_BYTES
+
+
+def test_pings_without_an_answer_are_no_license_for_a_flood(scene: OneClient) -> None:
+    for _ in range(10 * MAX_PONGS_DUE):
+        scene.connection.ping()
+    pong = Frame(Opcode.PONG, b"").serialize(mask=True)
+    scene.hears(pong * (MAX_PONGS_DUE + 3))
+    assert spent(scene) == 3 * len(pong) + 4 * FRAME_BYTES
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.TEXT])
+def test_what_comes_with_the_pong_counts(scene: OneClient, opcode: Opcode) -> None:
+    other = Frame(opcode, b"hello").serialize(mask=True)
+    scene.connection.ping()
+    scene.hears(other + Frame(Opcode.PONG, b"x" * 40).serialize(mask=True))
+    assert spent(scene) == len(other) + 2 * FRAME_BYTES
+
+
+def test_frame_that_is_no_pong_counts_after_a_ping(scene: OneClient) -> None:
+    scene.connection.ping()
+    scene.says(Opcode.TEXT, b"hello")
+    assert spent(scene) == 11 + 2 * FRAME_BYTES
+    # And the pong is still to come.
+    scene.says(Opcode.PONG)
+    assert spent(scene) == 11 + 2 * FRAME_BYTES
+
+
+def test_of_a_pong_that_comes_in_pieces_all_but_the_last_count(scene: OneClient) -> None:
+    pong = Frame(Opcode.PONG, b"x" * 20).serialize(mask=True)
+    scene.connection.ping()
+    scene.hears(pong[:10])
+    assert spent(scene) == 10 + 2 * FRAME_BYTES
+    scene.hears(pong[10:])
+    assert spent(scene) == 10 + 2 * FRAME_BYTES
+
+
+def test_crowd_that_answers_the_pings_of_the_bridge_is_not_throttled(scene: OneClient) -> None:
+    # From the 1,013th on, their pongs would be more than all clients together may send in a period.
+    others = [OneClient() for _ in range(1100)]
+    for each in others:
+        each.connection._allowance = scene.allowance
+        each.connection.ping()
+        each.says(Opcode.PONG)
+        assert each.transport.reading
+    scene.connection.ping()
+    scene.allowance.spend(others[0].connection, OF_ALL_BYTES + 1, 0)
+    # Nor while others flood.
+    scene.says(Opcode.PONG)
+    assert scene.transport.reading
+    assert len(scene.allowance) == 1
 
 
 def test_client_that_fills_the_buffer_is_read_on_in_the_next_turn(scene: OneClient) -> None:

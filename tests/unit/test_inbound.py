@@ -544,3 +544,25 @@ BROKEN_THERE = [pytest.param(data, id=name) for name, data, _ in BROKEN if "leng
 @pytest.mark.parametrize("data", BROKEN_THERE)
 def test_breach_of_the_protocol_is_one_for_the_library_too(data: bytes) -> None:
     assert outcome(fed(data)) == oracle(data)
+
+
+# What counts for less
+
+
+def test_pongs_that_end_with_the_last_bytes_are_counted_with_their_size() -> None:
+    connection = Inbound()
+    connection.feed(frame(PONG) + frame(PING, b"x") + frame(PONG, b"y" * 125))
+    assert (connection.frames, connection.pongs, connection.pong_bytes) == (3, 2, 6 + 131)
+    connection.feed(frame(PONG, b"abc"))
+    assert (connection.frames, connection.pongs, connection.pong_bytes) == (1, 1, 9)
+    connection.feed(frame(PING))
+    assert (connection.pongs, connection.pong_bytes) == (0, 0)
+
+
+def test_pong_counts_with_its_last_byte() -> None:
+    connection = Inbound()
+    pong = frame(PONG, b"abc")
+    connection.feed(pong[:-1])
+    assert (connection.frames, connection.pongs, connection.pong_bytes) == (1, 0, 0)
+    connection.feed(pong[-1:])
+    assert (connection.frames, connection.pongs, connection.pong_bytes) == (0, 1, len(pong))
