@@ -8,17 +8,20 @@ from bridge.fanout import tcp_info
 LEAST_READ_BYTES_PER_S = 1024
 """Of a response. A client that reads less is cut: it holds the response in memory."""
 
+LATE = 0.25
+"""Of the timeout. A check that comes later than this, because the bridge did not run, cuts no client."""
+
 
 class Sending:
     """A response on its way to a client."""
 
-    __slots__ = ("_all_acknowledged_at", "_cut", "_cutting", "_timeout_s", "_transport", "_unread_bytes")
+    __slots__ = ("_all_acknowledged_at", "_cut", "_cut_at", "_cutting", "_timeout_s", "_transport", "_unread_bytes")
 
     def __init__(self, transport: asyncio.Transport, data: bytes, timeout_s: float, cut: Callable[[], None]) -> None:
         """Writes `data`, and ends this side of the connection.
 
-        `cut` is called at the end of each `timeout_s` in which the client has read too little, or has not ended its
-        side although it has read everything.
+        `cut` is called at the end of a `timeout_s` in which the client has read too little, or has not ended its side
+        although it has read everything.
         """
         self._transport = transport
         self._timeout_s = timeout_s
@@ -28,7 +31,7 @@ class Sending:
         """How many bytes the client's kernel has acknowledged once it has the response; None if that is unknown."""
         transport.write(data)
         self._unread_bytes = self._unread()
-        self._cutting = asyncio.get_running_loop().call_later(timeout_s, self._cut_unless_read)
+        self._begin_period()
         # Only our side ends: closing the socket with bytes unread would reset it, and the client might never see the
         # response.
         transport.write_eof()
@@ -37,13 +40,21 @@ class Sending:
         """To be called when the connection is over."""
         self._cutting.cancel()
 
+    def _begin_period(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._cut_at = loop.time() + self._timeout_s
+        self._cutting = loop.call_at(self._cut_at, self._cut_unless_read)
+
     def _cut_unless_read(self) -> None:
         before, self._unread_bytes = self._unread_bytes, self._unread()
         has_all = self._unread_bytes <= 0 < before
-        if before - self._unread_bytes < LEAST_READ_BYTES_PER_S * self._timeout_s and not has_all:
-            self._cut()
+        read_enough = has_all or before - self._unread_bytes >= LEAST_READ_BYTES_PER_S * self._timeout_s
+        # A bridge that did not run has handed the kernel nothing more that the client could have read.
+        late = asyncio.get_running_loop().time() - self._cut_at > LATE * self._timeout_s
+        if read_enough or late:
+            self._begin_period()
         else:
-            self._cutting = asyncio.get_running_loop().call_later(self._timeout_s, self._cut_unless_read)
+            self._cut()
 
     def _unread(self) -> int:
         """Bytes of the response that the client has not read, without those of TLS. 0 or less: it has read all."""

@@ -1,0 +1,76 @@
+"""A response to a slow reader, by a clock that a test moves: what is judged after the bridge itself did not run."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bridge.fanout import tcp_info
+from bridge.fanout.sending import LATE, LEAST_READ_BYTES_PER_S, Sending
+from tests.support.fakes import FakeTransport, ManualClock
+
+TIMEOUT_S = 10.0
+LEAST = int(LEAST_READ_BYTES_PER_S * TIMEOUT_S)
+RESPONSE = b"x" * (10 * LEAST)
+
+
+class Response:
+    """A response on its way: what its client's kernel has acknowledged, and whether it was cut."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = ManualClock(monkeypatch)
+        self.acknowledged = 0
+        monkeypatch.setattr(tcp_info, "acknowledged_bytes", lambda _: self.acknowledged)
+        self.cut = 0
+        transport = FakeTransport(asyncio.get_running_loop().call_soon)
+        self.sending = Sending(transport, RESPONSE, TIMEOUT_S, self._cut)
+
+    def _cut(self) -> None:
+        self.cut += 1
+
+
+@pytest.fixture
+async def response(monkeypatch: pytest.MonkeyPatch) -> Response:
+    return Response(monkeypatch)
+
+
+async def test_check_that_comes_late_cuts_no_client_and_gives_it_the_whole_timeout(response: Response) -> None:
+    # The kernel had less than the client may read in that time, and the bridge gave it nothing more.
+    response.acknowledged = LEAST - 1
+    await response.clock.advance(3600.0)
+    assert response.cut == 0
+    await response.clock.advance(TIMEOUT_S - 0.1)
+    assert response.cut == 0
+    await response.clock.advance(0.1)
+    assert response.cut == 1
+
+
+async def test_client_that_reads_on_after_a_late_check_gets_its_response(response: Response) -> None:
+    await response.clock.advance(3600.0)
+    for _ in range(3):
+        response.acknowledged += LEAST
+        await response.clock.advance(TIMEOUT_S)
+    assert response.cut == 0
+    response.sending.stop()
+
+
+async def test_check_that_comes_a_little_late_cuts(response: Response) -> None:
+    await response.clock.advance((1 + LATE) * TIMEOUT_S)
+    assert response.cut == 1
+
+
+async def test_check_is_made_on_although_each_comes_a_little_late(response: Response) -> None:
+    for _ in range(5):
+        response.acknowledged += LEAST
+        await response.clock.advance((1 + LATE) * TIMEOUT_S)
+        assert response.cut == 0
+    await response.clock.advance((1 + LATE) * TIMEOUT_S)
+    assert response.cut == 1
+
+
+async def test_client_that_has_read_everything_and_stays_is_cut_after_a_late_check_too(response: Response) -> None:
+    response.acknowledged = len(RESPONSE)
+    await response.clock.advance(3600.0)
+    await response.clock.advance(TIMEOUT_S)
+    assert response.cut == 1
