@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock
-from bridge.fanout.keepalive import Keepalive
+from bridge.fanout.keepalive import PING_PAUSE_S, Keepalive
+from bridge.lines import MINUTE_S, MOST
 from bridge.timing import DEFAULT
+from tests.support.virtual_time import VirtualTime
 
 IDLE_S, PING_S = 120.0, 30.0
 CLOSE_TIMEOUT_S = DEFAULT.close_timeout_s
@@ -53,10 +57,16 @@ def keepalive(client: Client, clock: Clock) -> Keepalive:
     return Keepalive([client], clock, IDLE_S, PING_S)
 
 
-def tick_until(keepalive: Keepalive, clock: Clock, now_s: int) -> None:
+def look(keepalive: Keepalive, now_s: float) -> None:
+    """One pass, with all the pings that it asks for."""
+    keepalive.tick(now_s)
+    keepalive.ping_due()
+
+
+def tick_until(keepalive: Keepalive, clock: Clock, now_s: float) -> None:
     """Ticks once a second."""
     while clock.now_s < now_s:
-        keepalive.tick(clock.now_s + 1)
+        look(keepalive, clock.now_s + 1)
 
 
 def test_tick_sets_the_clock_that_all_connections_share(keepalive: Keepalive, clock: Clock) -> None:
@@ -86,23 +96,23 @@ def test_client_that_stays_silent_is_pinged_at_each_interval_and_then_evicted(
 
 def test_client_that_answers_its_pings_stays(keepalive: Keepalive, client: Client) -> None:
     for now_s in range(1, 1000):
-        keepalive.tick(now_s)
+        look(keepalive, now_s)
         if client.pinged_at == now_s:
             client.heard_at = now_s
     assert {what for _, what in client.said} == {"ping"}
 
 
 def test_client_that_talks_is_not_pinged(keepalive: Keepalive, client: Client) -> None:
-    for now_s in range(0, 1000, 20):
-        client.heard_at = now_s
-        keepalive.tick(now_s + 19)
+    for now_s in range(1000):
+        client.heard_at = now_s - now_s % 20
+        look(keepalive, now_s)
     assert client.said == []
 
 
 def test_only_what_is_heard_puts_off_the_eviction(keepalive: Keepalive, client: Client) -> None:
     for now_s in range(1, 126):
         client.pinged_at = now_s
-        keepalive.tick(now_s)
+        look(keepalive, now_s)
     assert client.said == [(125, "idle")]
 
 
@@ -148,7 +158,7 @@ def test_client_that_answers_each_ping_before_the_next_pass_is_never_closed(idle
     now_s = 0.0
     while now_s < 10 * idle_s:
         now_s += keepalive.tick_s
-        keepalive.tick(now_s)
+        look(keepalive, now_s)
         if client.pinged_at == now_s:
             client.heard_at = clock.now_s
     assert {what for _, what in client.said} == {"ping"}
@@ -164,7 +174,7 @@ def test_client_is_never_closed_before_its_time(heard_s: float) -> None:
         if now_s < heard_s <= now_s + keepalive.tick_s:
             client.heard_at = clock.now_s  # as a connection puts it down
         now_s += keepalive.tick_s
-        keepalive.tick(now_s)
+        look(keepalive, now_s)
     assert IDLE_S <= now_s - heard_s < IDLE_S + 2 * keepalive.tick_s
 
 
@@ -175,7 +185,7 @@ async def test_run_ticks_with_the_time_of_the_loop_until_it_is_cancelled() -> No
     client.heard_at = loop.time()
     closed = asyncio.Event()
     client.close = lambda *_, **__: closed.set()  # type: ignore[method-assign]  # the moment that is waited for
-    running = asyncio.create_task(Keepalive([client], clock, 0.004, 0.002).run())
+    running = asyncio.create_task(Keepalive([client], clock, 0.2, 0.1).run())
     async with asyncio.timeout(5):
         await closed.wait()
     running.cancel()
@@ -184,16 +194,87 @@ async def test_run_ticks_with_the_time_of_the_loop_until_it_is_cancelled() -> No
     assert clock.now_s <= loop.time()
 
 
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("gone")
+
+
+@pytest.mark.parametrize(("fails", "at_s"), [("ping", 30), ("close", 125)])
 def test_connection_that_raises_is_aborted_and_the_others_are_looked_after(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, fails: str, at_s: int
 ) -> None:
     clients = [Client(clock) for _ in range(3)]
     broken = clients[1]
+    monkeypatch.setattr(broken, fails, fail)
+    tick_until(Keepalive(clients, clock, IDLE_S, PING_S), clock, at_s)
+    assert broken.said[-1] == (at_s, "abort")
+    others = [client.said for client in clients if client is not broken]
+    assert others == [others[0]] * 2
+    assert others[0][-1][1] == {"ping": "ping", "close": "idle"}[fails]
 
-    def fail() -> None:
-        raise RuntimeError("gone")
 
-    monkeypatch.setattr(broken, "ping", fail)
-    tick_until(Keepalive(clients, clock, IDLE_S, PING_S), clock, 30)
-    assert broken.said == [(30.0, "abort")]
-    assert all(client.said == [(30.0, "ping")] for client in clients if client is not broken)
+def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "ping", fail)
+    keepalive = Keepalive([Client(clock) for _ in range(MOST + 3)], clock, IDLE_S, PING_S)
+    with capture_logs() as logged:
+        tick_until(keepalive, clock, PING_S)
+        assert [line["log_level"] for line in logged] == ["error"] * MOST
+        tick_until(keepalive, clock, PING_S + MINUTE_S)
+    assert len(logged) == 2 * MOST
+    # Those of the first pass that had no line, and of each of the 59 after it.
+    assert logged[MOST]["unsaid"] == 3 + 59 * (MOST + 3)
+
+
+# The pings of a pass
+
+
+@pytest.mark.parametrize("count", [1, 7, 1000])
+def test_pings_of_a_pass_are_spread_evenly_until_the_next(clock: Clock, count: int) -> None:
+    clients = [Client(clock) for _ in range(count)]
+    keepalive = Keepalive(clients, clock, IDLE_S, PING_S)
+    for now_s in range(5, 35, 5):
+        keepalive.tick(now_s)
+    assert all(client.said == [] for client in clients), "nothing but a turn of the loop may be between two groups"
+    groups = []
+    left_s = keepalive.tick_s
+    while left_s > 0:
+        before = sum(len(client.said) for client in clients)
+        keepalive.ping_due(left_s)
+        groups.append(sum(len(client.said) for client in clients) - before)
+        left_s -= PING_PAUSE_S
+    assert all(client.said == [(30, "ping")] for client in clients)
+    assert max(groups) <= -(-count // round(keepalive.tick_s / PING_PAUSE_S))
+
+
+def test_pings_that_had_no_turn_until_the_next_pass_are_sent_with_it_and_once(
+    keepalive: Keepalive, client: Client
+) -> None:
+    for now_s in range(5, 45, 5):
+        keepalive.tick(now_s)
+    assert client.said == [(30, "ping")]
+
+
+def test_client_that_has_sent_something_since_the_pass_is_not_pinged(
+    keepalive: Keepalive, client: Client, clock: Clock
+) -> None:
+    for now_s in range(5, 35, 5):
+        keepalive.tick(now_s)
+    client.heard_at = clock.now_s
+    keepalive.ping_due()
+    assert client.said == []
+
+
+async def test_run_pings_a_crowd_in_many_turns_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = VirtualTime(monkeypatch)
+    clock = Clock(time.now_s)
+    crowd = [Client(clock) for _ in range(1000)]
+    sent_at: list[float] = []
+    for each in crowd:
+        monkeypatch.setattr(each, "ping", lambda: sent_at.append(time.now_s))
+    began_s = time.now_s
+    running = asyncio.create_task(Keepalive(crowd, clock, IDLE_S, PING_S).run())
+    await asyncio.sleep(35.0 - PING_PAUSE_S / 2)
+    running.cancel()
+    assert len(sent_at) == len(crowd)
+    assert sent_at[0] - began_s == pytest.approx(30.0)
+    assert sent_at[-1] - began_s == pytest.approx(35.0, abs=2 * PING_PAUSE_S)
+    assert max(Counter(sent_at).values()) <= 2 * len(crowd) * PING_PAUSE_S / 5.0
