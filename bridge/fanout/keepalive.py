@@ -3,12 +3,16 @@
 One pass over all connections at each tick, instead of timers for each: at 10,000 connections a pass takes about two
 milliseconds, and an idle connection owns no timer. A ping costs as much as the look at fifty connections: the pings
 that a pass asks for are spread over the time until the next pass.
+
+A bridge that does not run (SIGSTOP, a paused container or virtual machine, a blocked event loop) reads no pong. It
+knows that by a pass that comes late, and then judges no client. Where the clock stands still as well, as in a suspended
+machine, that time does not count at all.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
-from math import ceil
+from math import ceil, inf
 from typing import Protocol
 
 import structlog
@@ -21,6 +25,9 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.fanout")
 
 LEAST_TICK_S = 0.05
+
+LATE_TICKS = 2
+"""A pass that comes later than this judges no client."""
 
 PING_PAUSE_S = 0.05
 """Between two groups of pings: 20,000 in a tick of 5 s are 200 at once, which take 2 ms."""
@@ -47,10 +54,10 @@ class Keepalive:
         clock: Clock,
         idle_timeout_s: float,
         ping_interval_s: float,
-        on_tick: Callable[[], None] = lambda: None,
+        on_tick: Callable[[bool], None] = lambda late: None,
         timing: Timing = DEFAULT,
     ) -> None:
-        """`on_tick` is called after each pass."""
+        """`on_tick` is called after each pass: with True if the pass came late, so that no client may be judged."""
         self._connections = connections
         self._clock = clock
         self._ping_interval_s = ping_interval_s
@@ -65,6 +72,8 @@ class Keepalive:
         self._evict_after_s = idle_timeout_s + self.tick_s
         self._passed_at = clock.now_s
         """When the last pass was."""
+        self._awake_since_s = -inf
+        """When the last late pass was: what a client did not do before then may be the bridge's own fault."""
         self._due: deque[Living] = deque()
         """Those that the last pass found silent, and that are not pinged yet."""
 
@@ -82,15 +91,24 @@ class Keepalive:
 
     def tick(self, now_s: float) -> None:
         """One pass. Only what a client sends counts as a sign of life, never what it is sent."""
+        late_s = now_s - self._passed_at - self.tick_s
+        late = late_s > LATE_TICKS * self.tick_s
         self._passed_at = now_s
-        self.ping_due()
+        if late:
+            self._awake_since_s = now_s
+            # This pass finds them again: pings to all of them at once would make it later still.
+            self._due.clear()
+        else:
+            self.ping_due()
         self._clock.now_s = now_s
+        if late and (unsaid := self._lines.due("late")) is not None:
+            _log.warning("event loop stalled: idle timeouts start again", late_s=round(late_s, 1), **unsaid)
         for connection in tuple(self._connections):
             try:
                 self._look_after(connection, now_s)
             except Exception:  # one connection's failure must not end the watch over all others
                 self._abort(connection)
-        self._on_tick()
+        self._on_tick(late)
 
     def ping_due(self, left_s: float = 0.0) -> None:
         """Pings those that are silent: as many as must be pinged now if all are to be within `left_s`, evenly."""
@@ -106,11 +124,11 @@ class Keepalive:
 
     def _look_after(self, connection: Living, now_s: float) -> None:
         if connection.closed_at is not None:
-            if now_s - connection.closed_at >= self._close_timeout_s:
+            if now_s - max(connection.closed_at, self._awake_since_s) >= self._close_timeout_s:
                 connection.abort()
             return
         silent_s = now_s - connection.heard_at
-        if silent_s >= self._evict_after_s:
+        if silent_s >= self._evict_after_s and now_s - self._awake_since_s >= self._evict_after_s:
             connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
         elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
             self._due.append(connection)

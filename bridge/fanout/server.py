@@ -253,8 +253,10 @@ class Server:
         if (unsaid := self._lines.due(rule)) is not None:
             _log.info("client refused", rule=rule, peer=peer, detail=detail, **unsaid)
 
-    def _tick(self) -> None:
-        self._hub.tick()
+    def _tick(self, late: bool) -> None:
+        # Of a client's update that did not come while the bridge read nothing, it can't be said that it is unknown.
+        if not late:
+            self._hub.tick()
         # Of whom nothing is read it does not show that they are gone, and there may be thousands.
         for speaker in self._allowance:
             speaker.end_if_gone()

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock
-from bridge.fanout.keepalive import PING_PAUSE_S, Keepalive
+from bridge.fanout.keepalive import LATE_TICKS, PING_PAUSE_S, Keepalive
 from bridge.lines import MINUTE_S, MOST
 from bridge.timing import DEFAULT
 from tests.support.virtual_time import VirtualTime
@@ -278,3 +278,127 @@ async def test_run_pings_a_crowd_in_many_turns_of_the_loop(monkeypatch: pytest.M
     assert sent_at[0] - began_s == pytest.approx(30.0)
     assert sent_at[-1] - began_s == pytest.approx(35.0, abs=2 * PING_PAUSE_S)
     assert max(Counter(sent_at).values()) <= 2 * len(crowd) * PING_PAUSE_S / 5.0
+
+
+# A bridge that does not run
+
+
+FREEZES_S = (15.1, 60.0, 3600.0)
+"""Since the last pass: a pass is due after 5 s, and is late after two ticks more."""
+
+
+@pytest.mark.parametrize("freeze_s", FREEZES_S)
+def test_late_pass_evicts_no_client_and_gives_each_a_whole_idle_timeout(
+    keepalive: Keepalive, client: Client, clock: Clock, freeze_s: float
+) -> None:
+    tick_until(keepalive, clock, 119)
+    pings = len(client.said)
+    woken_s = 119 + freeze_s
+    keepalive.tick(woken_s)
+    assert len(client.said) == pings
+    tick_until(keepalive, clock, woken_s + IDLE_S + keepalive.tick_s - 1)
+    assert {what for _, what in client.said} == {"ping"}
+    tick_until(keepalive, clock, woken_s + IDLE_S + keepalive.tick_s)
+    assert client.said[-1] == (woken_s + IDLE_S + keepalive.tick_s, "idle")
+    assert client.details == {"silent_s": round(woken_s + IDLE_S + keepalive.tick_s, 1)}
+
+
+@pytest.mark.parametrize("freeze_s", FREEZES_S)
+def test_late_pass_pings_and_the_client_that_answers_stays(
+    keepalive: Keepalive, client: Client, clock: Clock, freeze_s: float
+) -> None:
+    tick_until(keepalive, clock, 25)
+    woken_s = clock.now_s + freeze_s
+    look(keepalive, woken_s)
+    assert client.said == [(woken_s, "ping")]
+    for _ in range(1000):
+        if client.pinged_at == clock.now_s:
+            client.heard_at = clock.now_s
+        look(keepalive, clock.now_s + 1)
+    assert {what for _, what in client.said} == {"ping"}
+
+
+def test_pass_that_is_two_ticks_late_judges(keepalive: Keepalive, client: Client, clock: Clock) -> None:
+    tick_until(keepalive, clock, 119)
+    look(keepalive, 119 + (1 + LATE_TICKS) * keepalive.tick_s)
+    assert client.said[-1] == (134, "idle")
+
+
+def test_client_is_not_evicted_while_every_pass_is_late_and_is_once_they_are_not() -> None:
+    """Each turn of the loop takes 5 s, of an idle timeout of 4 s."""
+    clock = Clock(0.0)
+    client = Client(clock)
+    keepalive = Keepalive([client], clock, 4.0, 1.0)
+    for now_s in range(5, 500, 5):
+        look(keepalive, now_s)
+    assert client.said == [(float(now_s), "ping") for now_s in range(5, 500, 5)]
+    while clock.now_s < 495 + 4.0 + keepalive.tick_s:
+        assert client.closed_at is None
+        look(keepalive, clock.now_s + keepalive.tick_s)
+    assert client.said[-1][1] == "idle"
+
+
+@pytest.mark.parametrize("turn_s", [1.0, 2.9, 5.0, 14.0, 40.0])
+@pytest.mark.parametrize(("idle_s", "ping_s"), [(120.0, 30.0), (30.0, 28.0), (4.0, 1.0)])
+def test_client_whose_pongs_are_read_in_the_next_turn_stays_however_long_a_turn_takes(
+    turn_s: float, idle_s: float, ping_s: float
+) -> None:
+    clock = Clock(0.0)
+    client = Client(clock)
+    keepalive = Keepalive([client], clock, idle_s, ping_s)
+    pinged_at = 0.0
+    for _ in range(500):
+        # What came while the turn took so long is read first, and put down with the time of the pass before.
+        if client.pinged_at > pinged_at:
+            pinged_at = client.pinged_at
+            client.heard_at = clock.now_s
+        look(keepalive, clock.now_s + max(turn_s, keepalive.tick_s))
+    assert {what for _, what in client.said} == {"ping"}
+
+
+def test_client_that_is_closing_has_the_whole_close_timeout_after_a_late_pass(
+    keepalive: Keepalive, client: Client, clock: Clock
+) -> None:
+    client.close(CloseReason.STOPPING)
+    tick_until(keepalive, clock, CLOSE_TIMEOUT_S - 1)
+    keepalive.tick(3600)
+    tick_until(keepalive, clock, 3600 + CLOSE_TIMEOUT_S - 1)
+    assert client.said == [(0, "stopping")]
+    tick_until(keepalive, clock, 3600 + CLOSE_TIMEOUT_S)
+    assert client.said[1:] == [(3600 + CLOSE_TIMEOUT_S, "abort")]
+
+
+def test_clock_that_stands_still_with_the_bridge_counts_nothing(
+    keepalive: Keepalive, client: Client, clock: Clock
+) -> None:
+    """A suspended machine: the next pass comes in time by that clock, and the timeout goes on where it was."""
+    tick_until(keepalive, clock, 29)
+    look(keepalive, 34.0)
+    assert client.said == [(34.0, "ping")]
+
+
+def test_who_judges_clients_too_is_told_of_late_passes(clock: Clock) -> None:
+    told: list[bool] = []
+    keepalive = Keepalive([], clock, IDLE_S, PING_S, told.append)
+    for now_s in (5, 20, 36, 41):
+        keepalive.tick(now_s)
+    assert told == [False, False, True, False]
+
+
+def test_late_passes_are_logged_ten_times_a_minute(clock: Clock) -> None:
+    keepalive = Keepalive([], clock, 0.4, 0.2)
+    with capture_logs() as logged:
+        for number in range(MOST + 5):
+            keepalive.tick(1.0 + number)
+    assert len(logged) == MOST
+    assert (logged[0]["log_level"], logged[0]["late_s"]) == ("warning", 0.9)
+
+
+def test_pings_that_wait_when_the_bridge_stops_running_are_asked_for_anew(clock: Clock) -> None:
+    clients = [Client(clock) for _ in range(100)]
+    keepalive = Keepalive(clients, clock, IDLE_S, PING_S)
+    tick_until(keepalive, clock, 29)
+    keepalive.tick(30)
+    keepalive.ping_due(keepalive.tick_s)
+    look(keepalive, 3600)
+    assert {tuple(client.said) for client in clients} == {((30, "ping"), (3600, "ping")), ((3600, "ping"),)}

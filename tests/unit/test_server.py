@@ -23,6 +23,7 @@ from bridge.fanout.allowance import PERIOD_S, READ_BYTES
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
+from bridge.fanout.keepalive import PING_PAUSE_S
 from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
 from bridge.fanout.server import CLOCK_S, Limits, Server
@@ -652,6 +653,42 @@ async def test_client_whose_id_never_comes_is_told_so_by_the_ticks(serve: Callab
     assert message["type"] == "resume"
     assert message["data"]["complete"] is False
     assert harness.metric("bridge_connections_waiting") == 0
+
+
+async def test_client_whose_id_did_not_come_while_the_bridge_did_not_run_waits_on(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve()
+    harness.listen()
+    client = await harness.upgrade(query="?after=99-00000001")
+    await harness.tick(1)
+    await harness.clock.advance(3600.0)
+    assert harness.metric("bridge_connections_waiting") == 1
+    # What was sent meanwhile is read now.
+    harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), Id(99, 1))
+    harness.hub.flush()
+    await harness.clock.settle()
+    [payload] = [payload for opcode, payload in client.frames if opcode == TEXT]
+    assert orjson.loads(payload)["data"]["complete"] is True
+
+
+async def test_clients_stay_when_the_bridge_did_not_run_for_an_hour(serve: Callable[..., Harness]) -> None:
+    harness = serve(idle_timeout_s=8.0, ping_interval_s=4.0)
+    harness.listen()
+    answers, silent = await harness.upgrade(), await harness.upgrade()
+    await harness.tick(1)
+    with capture_logs() as logged:
+        await harness.clock.advance(3600.0)
+        await harness.clock.advance(PING_PAUSE_S)
+        assert [each.frames for each in (answers, silent)] == [[(PING, b"")]] * 2
+        answers.send(Frame(Opcode.PONG, b"").serialize(mask=True))
+        await harness.tick(8)
+        assert silent.close_code is None
+        answers.send(Frame(Opcode.PONG, b"").serialize(mask=True))
+        await harness.tick(1)
+    assert answers.close_code is None
+    assert silent.close_code == 4009
+    assert [line["event"] for line in logged] == ["event loop stalled: idle timeouts start again", "client evicted"]
 
 
 async def test_throttled_client_that_is_gone_is_ended_by_the_tick(serve: Callable[..., Harness]) -> None:

@@ -1,0 +1,113 @@
+"""A bridge that does not run for a while, as in a container that is paused: its clients are not to blame."""
+
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from tests.support.clients import CLOSE, PING, PONG, Collector, RawClient, client_frame, collectors, server_frames
+from tests.support.process_stats import metric
+from tests.support.running import BridgeProcess, bridge_process
+from tests.support.waiting import eventually
+
+NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
+"""Clients may connect while the bridge waits for one."""
+
+IDLE_TIMEOUT_S, PING_INTERVAL_S = 1.2, 0.4
+
+FREEZE_S = 1.8
+"""More than the idle timeout and all that is added to it."""
+
+CROWD = 1200
+"""Clients whose pongs together are more than all may send in a quarter of a second, if they count."""
+
+
+class Answering(Collector):
+    """Answers each ping, as every library does, and keeps count."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.pings = 0
+        self.closed = False
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # The bridge has no broker: whatever comes is a ping or a close, in one piece.
+        for opcode, payload in server_frames(bytes(self.received)):
+            self.closed = self.closed or opcode == CLOSE
+            if opcode == PING and self.transport is not None:
+                self.pings += 1
+                self.transport.write(client_frame(PONG, payload))
+        self.received.clear()
+
+
+async def answering(port: int, count: int) -> list[Answering]:
+    """That many clients."""
+    return [each for each in await collectors(port, count, Answering) if isinstance(each, Answering)]
+
+
+def all_pinged(clients: list[Answering], before: list[int]) -> bool:
+    """Whether each was pinged since it had been pinged so often."""
+    return all(client.pings > count for client, count in zip(clients, before, strict=True))
+
+
+@asynccontextmanager
+async def frozen(process: BridgeProcess, seconds: float = FREEZE_S) -> AsyncIterator[None]:
+    """The bridge does not run for so long."""
+    process.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+        until_s = time.monotonic() + seconds
+        await eventually("the bridge has not run for long", lambda: time.monotonic() >= until_s)
+    finally:
+        process.process.send_signal(signal.SIGCONT)
+
+
+async def test_clients_stay_when_the_bridge_wakes_and_one_that_is_silent_has_a_whole_idle_timeout() -> None:
+    variables = {"BRIDGE_IDLE_TIMEOUT": f"{IDLE_TIMEOUT_S}s", "BRIDGE_PING_INTERVAL": f"{PING_INTERVAL_S}s"}
+    async with bridge_process(NO_BROKER, BRIDGE_WAIT="true", **variables) as process:
+        port = await process.port()
+        clients = await answering(port, 20)
+        await eventually("all are pinged", lambda: all(client.pings for client in clients))
+        silent = await RawClient.open(port)
+        async with frozen(process):
+            pass
+        woken_s = time.monotonic()
+        before = [client.pings for client in clients]
+        assert await silent.closed() == 4009
+        assert time.monotonic() - woken_s >= IDLE_TIMEOUT_S
+        await eventually("the others are pinged on", lambda: all_pinged(clients, before))
+        assert not any(client.closed or client.lost.done() for client in clients)
+        assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 1
+        assert process.logged("event loop stalled: idle timeouts start again") is not None
+        await silent.close()
+
+
+async def test_clients_stay_when_the_bridge_is_frozen_again_and_again() -> None:
+    variables = {"BRIDGE_IDLE_TIMEOUT": "1s", "BRIDGE_PING_INTERVAL": "300ms"}
+    async with bridge_process(NO_BROKER, BRIDGE_WAIT="true", **variables) as process:
+        port = await process.port()
+        clients = await answering(port, 5)
+        for _ in range(2):
+            async with frozen(process, 1.3):
+                before = [client.pings for client in clients]
+            await eventually("all are pinged", partial(all_pinged, clients, before))
+        assert not any(client.closed or client.lost.done() for client in clients)
+        assert await metric(port, 'bridge_evictions_total{reason="idle"}') == 0
+
+
+async def test_crowd_that_answers_the_pings_of_a_bridge_that_wakes_is_not_throttled() -> None:
+    """All are silent for as long as the bridge was frozen, and are pinged in the same pass."""
+    variables = {"BRIDGE_IDLE_TIMEOUT": "60s", "BRIDGE_PING_INTERVAL": "1200ms"}
+    async with bridge_process(NO_BROKER, BRIDGE_WAIT="true", **variables) as process:
+        port = await process.port()
+        clients = await answering(port, CROWD)
+        async with frozen(process, 1.3):
+            before = [client.pings for client in clients]
+        await eventually("all are pinged", lambda: all_pinged(clients, before))
+        assert await metric(port, "bridge_reading_pauses_total") == 0
+        assert process.logged("client throttled") is None
+        for client in clients:
+            assert client.transport is not None
+            client.transport.abort()
