@@ -17,7 +17,7 @@ import aiormq
 from pamqp import commands
 from yarl import URL
 
-from bridge.broker import tls
+from bridge.broker import heartbeats, tls
 from bridge.broker.lane import Lane
 from bridge.broker.nodes import Node
 from bridge.broker.patience import patient
@@ -43,6 +43,7 @@ async def connected(
     connection, line = await _connect_to_any(nodes, name, lane, timing)
     transport = connection.transport
     assert transport is not None
+    heartbeats.make_patient(transport.connection)
     try:
         yield transport.connection
     finally:
