@@ -29,6 +29,10 @@ MAX_BEHIND_BYTES = 2**18
 """Behind a request that is answered: a body that somebody sends along. It is read, so that the answer is not lost to a
 reset, and thrown away; what is more than that only costs time."""
 
+PERIODS = 4
+"""Of the timeout. In each of them, the event loop reads at least once: where its turns take long, so does the timeout.
+Otherwise a turn of 5 s would refuse every client that came in it, before anything of it was read."""
+
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
 
@@ -83,7 +87,9 @@ class Handshake(asyncio.BufferedProtocol):
         """Whether Host has passed its rule."""
         self._sending: Sending | None = None
         loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = loop.call_later(host.handshake_timeout_s, self._too_late)
+        self._timer: asyncio.TimerHandle | None = None
+        self._periods = PERIODS
+        self._begin_period()
         self._shaking_hands: TlsTransport | None = None
         """The transport during its TLS handshake."""
         self._opening: asyncio.Task[tuple[asyncio.Transport, asyncio.BaseProtocol]] | None = None
@@ -244,10 +250,21 @@ class Handshake(asyncio.BufferedProtocol):
             return (vary,)
         return vary, ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "ETag")
 
+    def _begin_period(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._host.handshake_timeout_s / PERIODS, self._end_period)
+
+    def _end_period(self) -> None:
+        self._periods -= 1
+        if self._periods:
+            self._begin_period()
+        else:
+            self._too_late()
+
     def _too_late(self) -> None:
         seconds = self._host.handshake_timeout_s
         if self._transport is None:
-            self._host.refused("timeout", self.address, f"No complete TLS handshake within {seconds:g} seconds.")
+            missing = "TLS handshake" if self._host.tls else "request"
+            self._host.refused("timeout", self.address, f"No complete {missing} within {seconds:g} seconds.")
             self.abort()
             return
         self._refuse("timeout", HTTPStatus.REQUEST_TIMEOUT, f"No complete request within {seconds:g} seconds.")

@@ -1,16 +1,21 @@
 """A bridge whose own loop turns slowly: what it reads late is not the broker's fault."""
 
 import asyncio
+import ssl
 import time
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import orjson
+import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from bridge.timing import Timing
-from tests.support.clients import RawClient
+from tests.support.certificates import certificate
+from tests.support.clients import READ_LIMIT_S, RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
 from tests.support.running import port_of, running, sample
@@ -25,11 +30,14 @@ LIMIT_S = 0.5
 TIMING = Timing(connect_timeout_s=LIMIT_S, setup_timeout_s=LIMIT_S, check_timeout_s=LIMIT_S, check_interval_s=0.1)
 
 
+HANDSHAKE_TIMEOUT_S = 0.2
+
+
 @asynccontextmanager
-async def slow_loop() -> AsyncIterator[None]:
+async def slow_loop(turn_s: float = TURN_S) -> AsyncIterator[None]:
     async def block() -> None:
         while True:
-            time.sleep(TURN_S)  # noqa: ASYNC251 - this is the fault
+            time.sleep(turn_s)  # noqa: ASYNC251 - this is the fault
             await asyncio.sleep(0)
 
     blocking = asyncio.create_task(block())
@@ -53,3 +61,23 @@ async def test_bridge_connects_and_consumes_on_although_each_answer_is_read_late
         assert sample(bridge, "bridge_broker_connection_attempts_total") == 1
         assert bridge.readiness.report()[1]["warnings"] == []
         await client.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_client_is_served_although_a_turn_takes_longer_than_the_timeout_of_a_handshake(
+    broker: Broker, exchange: str, tmp_path: Path, scheme: str
+) -> None:
+    chain, key = certificate(tmp_path, "bridge")
+    tls = {"tls_certificate": chain, "tls_key": key} if scheme == "https" else {}
+    flags = {"exchanges": f"{exchange}=killmail", "handshake_timeout": HANDSHAKE_TIMEOUT_S, **tls}
+    async with running(broker.url, **flags) as bridge, slow_loop(1.5 * HANDSHAKE_TIMEOUT_S):
+        url = f"{scheme}://127.0.0.1:{port_of(bridge)}/healthz"
+        context = ssl.create_default_context(cafile=chain)
+
+        def ask() -> int:
+            with urllib.request.urlopen(url, timeout=READ_LIMIT_S, context=context) as answer:
+                return int(answer.status)
+
+        # Several, for the turn in which a client comes is not the same for all.
+        assert await asyncio.gather(*(asyncio.to_thread(ask) for _ in range(5))) == [200] * 5
+        assert sample(bridge, "bridge_refused_total", rule="timeout") == 0

@@ -405,6 +405,9 @@ class FakeRejects(Rejects):
         self.taken.append((delivery, rejected))
 
 
+STEP_S = 0.5
+
+
 class ManualClock:
     """The clock of the running event loop, which a test moves. A timer fires when the test moves the clock past it."""
 
@@ -418,7 +421,14 @@ class ManualClock:
             await asyncio.sleep(0)
 
     async def advance(self, seconds: float) -> None:
-        """Moves the clock, and runs what is due by then. A timer that is set meanwhile counts from the new time."""
+        """Time passes in steps of STEP_S, and what is due by then runs."""
+        end_s = self.now_s + seconds
+        while (left_s := end_s - self.now_s) > STEP_S:
+            await self.stall(STEP_S)
+        await self.stall(left_s)
+
+    async def stall(self, seconds: float) -> None:
+        """So much time passes in one turn of the loop. A timer that is set then counts from the new time."""
         self.now_s += seconds
         await self.settle()
 

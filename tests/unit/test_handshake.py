@@ -18,7 +18,7 @@ from bridge.contract.filters import Filters, Wish
 from bridge.fanout import tcp_info
 from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.access import DEFAULT_NETWORKS, Access
-from bridge.fanout.handshake import MAX_BEHIND_BYTES, Handshake
+from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, Handshake
 from bridge.fanout.http_request import Request, parse
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
@@ -659,6 +659,24 @@ async def test_aborted_handshake_is_not_answered_at_its_timeout(
     assert (client.answer, harness.host.refusals) == (b"", [])
 
 
+async def test_client_is_not_refused_before_the_bridge_has_read_what_it_sent(harness: Harness) -> None:
+    """Each turn of the loop takes as long as the timeout."""
+    client = await harness.connect()
+    for _ in range(PERIODS - 1):
+        await harness.clock.stall(TIMEOUT_S)
+        assert client.answer == b""
+    client.send(HEALTH)
+    assert client.status == 200
+    assert harness.host.refusals == []
+
+
+async def test_client_without_a_request_is_refused_however_long_the_turns_of_the_loop_are(harness: Harness) -> None:
+    client = await harness.connect()
+    for _ in range(PERIODS):
+        await harness.clock.stall(TIMEOUT_S)
+    assert client.status == 408
+
+
 async def test_timeout_counts_from_the_accept_and_not_from_the_first_byte(harness: Harness) -> None:
     client = await harness.connect()
     await harness.clock.advance(TIMEOUT_S - 0.1)
@@ -810,6 +828,15 @@ async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(
     harness.connector.pending[0].set_exception(OSError("out of memory"))
     await harness.clock.settle()
     assert harness.host.refusals == [("lost", ADDRESS, "out of memory")]
+    assert client.socket.fileno() == -1
+    assert harness.host.ended == [client.handshake]
+
+
+async def test_client_that_never_gets_a_transport_is_cut_at_the_timeout(harness: Harness) -> None:
+    harness.connector.completes = False
+    client = await harness.connect()
+    await harness.clock.advance(TIMEOUT_S)
+    assert harness.host.refusals == [("timeout", ADDRESS, "No complete request within 10 seconds.")]
     assert client.socket.fileno() == -1
     assert harness.host.ended == [client.handshake]
 

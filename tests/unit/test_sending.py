@@ -38,7 +38,7 @@ async def response(monkeypatch: pytest.MonkeyPatch) -> Response:
 async def test_check_that_comes_late_cuts_no_client_and_gives_it_the_whole_timeout(response: Response) -> None:
     # The kernel had less than the client may read in that time, and the bridge gave it nothing more.
     response.acknowledged = LEAST - 1
-    await response.clock.advance(3600.0)
+    await response.clock.stall(3600.0)
     assert response.cut == 0
     await response.clock.advance(TIMEOUT_S - 0.1)
     assert response.cut == 0
@@ -47,7 +47,7 @@ async def test_check_that_comes_late_cuts_no_client_and_gives_it_the_whole_timeo
 
 
 async def test_client_that_reads_on_after_a_late_check_gets_its_response(response: Response) -> None:
-    await response.clock.advance(3600.0)
+    await response.clock.stall(3600.0)
     for _ in range(3):
         response.acknowledged += LEAST
         await response.clock.advance(TIMEOUT_S)
@@ -56,21 +56,21 @@ async def test_client_that_reads_on_after_a_late_check_gets_its_response(respons
 
 
 async def test_check_that_comes_a_little_late_cuts(response: Response) -> None:
-    await response.clock.advance((1 + LATE) * TIMEOUT_S)
+    await response.clock.stall((1 + LATE) * TIMEOUT_S)
     assert response.cut == 1
 
 
 async def test_check_is_made_on_although_each_comes_a_little_late(response: Response) -> None:
     for _ in range(5):
         response.acknowledged += LEAST
-        await response.clock.advance((1 + LATE) * TIMEOUT_S)
+        await response.clock.stall((1 + LATE) * TIMEOUT_S)
         assert response.cut == 0
-    await response.clock.advance((1 + LATE) * TIMEOUT_S)
+    await response.clock.stall((1 + LATE) * TIMEOUT_S)
     assert response.cut == 1
 
 
 async def test_client_that_has_read_everything_and_stays_is_cut_after_a_late_check_too(response: Response) -> None:
     response.acknowledged = len(RESPONSE)
-    await response.clock.advance(3600.0)
+    await response.clock.stall(3600.0)
     await response.clock.advance(TIMEOUT_S)
     assert response.cut == 1

@@ -662,7 +662,7 @@ async def test_client_whose_id_did_not_come_while_the_bridge_did_not_run_waits_o
     harness.listen()
     client = await harness.upgrade(query="?after=99-00000001")
     await harness.tick(1)
-    await harness.clock.advance(3600.0)
+    await harness.clock.stall(3600.0)
     assert harness.metric("bridge_connections_waiting") == 1
     # What was sent meanwhile is read now.
     harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), Id(99, 1))
@@ -678,7 +678,7 @@ async def test_clients_stay_when_the_bridge_did_not_run_for_an_hour(serve: Calla
     answers, silent = await harness.upgrade(), await harness.upgrade()
     await harness.tick(1)
     with capture_logs() as logged:
-        await harness.clock.advance(3600.0)
+        await harness.clock.stall(3600.0)
         await harness.clock.advance(PING_PAUSE_S)
         assert [each.frames for each in (answers, silent)] == [[(PING, b"")]] * 2
         answers.send(Frame(Opcode.PONG, b"").serialize(mask=True))
