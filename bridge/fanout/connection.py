@@ -127,6 +127,14 @@ class Connection(asyncio.BufferedProtocol):
         name = self._transport.get_extra_info("peername") if self._transport is not None else None
         return f"{name[0]} port {name[1]}" if name else "gone"
 
+    @property
+    def acknowledged_bytes(self) -> int | None:
+        """How many bytes the client's kernel has acknowledged; None where this kernel doesn't say."""
+        stream = self._transport.get_extra_info("socket") if self._transport is not None else None
+        with suppress(OSError):
+            return None if stream is None else tcp_info.acknowledged_bytes(stream)
+        return None
+
     def send(self, *frames: bytes | memoryview) -> int:
         """Sends through the transport: bytes written, -1 if some of them wait in it, 0 if they are dropped."""
         if self._transport is None or (self.closed_at is not None and self._last is None):

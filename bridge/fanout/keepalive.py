@@ -29,6 +29,9 @@ LEAST_TICK_S = 0.05
 LATE_TICKS = 2
 """A pass that comes later than this judges no client."""
 
+LEAST_READ_BYTES_PER_S = 1024
+"""Of what was sent before a close frame. A client that reads less is not waited for."""
+
 PING_PAUSE_S = 0.05
 """Between two groups of pings: 20,000 in a tick of 5 s are 200 at once, which take 2 ms."""
 
@@ -40,6 +43,8 @@ class Living(Protocol):
     pinged_at: float
     closed_at: float | None
 
+    @property
+    def acknowledged_bytes(self) -> int | None: ...
     def ping(self) -> None: ...
     def close(self, reason: CloseReason, **details: object) -> None: ...
     def abort(self) -> None: ...
@@ -74,6 +79,8 @@ class Keepalive:
         """When the last pass was."""
         self._awake_since_s = -inf
         """When the last late pass was: what a client did not do before then may be the bridge's own fault."""
+        self._closing: dict[Living, tuple[float, int | None]] = {}
+        """Connections that are closing: since when each is waited for, and how many bytes its client had read then."""
         self._due: deque[Living] = deque()
         """Those that the last pass found silent, and that are not pinged yet."""
 
@@ -103,8 +110,13 @@ class Keepalive:
         self._clock.now_s = now_s
         if late and (unsaid := self._lines.due("late")) is not None:
             _log.warning("event loop stalled: idle timeouts start again", late_s=round(late_s, 1), **unsaid)
+        closing, self._closing = self._closing, {}
         for connection in tuple(self._connections):
             try:
+                if connection.closed_at is not None:
+                    before = closing.get(connection) or (connection.closed_at, connection.acknowledged_bytes)
+                    self._await_close(connection, now_s, *before)
+                    continue
                 self._look_after(connection, now_s)
             except Exception:  # one connection's failure must not end the watch over all others
                 self._abort(connection)
@@ -123,15 +135,23 @@ class Keepalive:
                 self._abort(connection)
 
     def _look_after(self, connection: Living, now_s: float) -> None:
-        if connection.closed_at is not None:
-            if now_s - max(connection.closed_at, self._awake_since_s) >= self._close_timeout_s:
-                connection.abort()
-            return
         silent_s = now_s - connection.heard_at
         if silent_s >= self._evict_after_s and now_s - self._awake_since_s >= self._evict_after_s:
             connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
         elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
             self._due.append(connection)
+
+    def _await_close(self, connection: Living, now_s: float, since_s: float, had_bytes: int | None) -> None:
+        """A client that reads on may still come to the close frame, behind all that it was sent before."""
+        since_s = max(since_s, self._awake_since_s)
+        if now_s - since_s >= self._close_timeout_s:
+            read_bytes = connection.acknowledged_bytes
+            least_bytes = LEAST_READ_BYTES_PER_S * self._close_timeout_s
+            if read_bytes is None or had_bytes is None or read_bytes - had_bytes < least_bytes:
+                connection.abort()
+                return
+            since_s, had_bytes = now_s, read_bytes
+        self._closing[connection] = since_s, had_bytes
 
     def _abort(self, connection: Living) -> None:
         """To be called while an exception is handled."""

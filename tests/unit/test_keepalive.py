@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock
-from bridge.fanout.keepalive import LATE_TICKS, PING_PAUSE_S, Keepalive
+from bridge.fanout.keepalive import LATE_TICKS, LEAST_READ_BYTES_PER_S, PING_PAUSE_S, Keepalive
 from bridge.lines import MINUTE_S, MOST
 from bridge.timing import DEFAULT
 from tests.support.virtual_time import VirtualTime
@@ -26,6 +26,7 @@ class Client:
         self._clock = clock
         self.heard_at = self.pinged_at = clock.now_s
         self.closed_at: float | None = None
+        self.acknowledged_bytes: int | None = 0
         self.said: list[tuple[float, str]] = []
         self.details: dict[str, object] = {}
 
@@ -148,6 +149,32 @@ def test_client_that_is_removed_while_it_is_watched_over_disturbs_nobody(clock: 
 )
 def test_tick_is_five_seconds_or_what_the_times_leave_room_for(idle_s: float, ping_s: float, tick_s: float) -> None:
     assert Keepalive([], Clock(0.0), idle_s, ping_s).tick_s == tick_s
+
+
+def test_client_that_is_closing_is_waited_for_as_long_as_it_reads(
+    keepalive: Keepalive, client: Client, clock: Clock
+) -> None:
+    """The close frame is behind all that the client was sent before."""
+    client.acknowledged_bytes = 5_000_000
+    client.close(CloseReason.TOO_SLOW)
+    least = int(LEAST_READ_BYTES_PER_S * CLOSE_TIMEOUT_S)
+    tick_until(keepalive, clock, 1)
+    for periods in (1, 2, 3):
+        client.acknowledged_bytes += least
+        tick_until(keepalive, clock, periods * CLOSE_TIMEOUT_S + 1)
+        assert client.said[1:] == []
+    client.acknowledged_bytes += least - 1
+    tick_until(keepalive, clock, 4 * CLOSE_TIMEOUT_S)
+    assert client.said[1:] == [(4 * CLOSE_TIMEOUT_S, "abort")]
+
+
+def test_client_that_is_closing_is_aborted_in_time_where_the_kernel_says_nothing(
+    keepalive: Keepalive, client: Client, clock: Clock
+) -> None:
+    client.acknowledged_bytes = None
+    client.close(CloseReason.TOO_SLOW)
+    tick_until(keepalive, clock, CLOSE_TIMEOUT_S)
+    assert client.said[1:] == [(CLOSE_TIMEOUT_S, "abort")]
 
 
 @pytest.mark.parametrize(("idle_s", "ping_s"), [(120.0, 30.0), (120.0, 117.0), (30.0, 28.0), (22.0, 21.0), (1.0, 0.9)])
