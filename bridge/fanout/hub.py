@@ -193,22 +193,27 @@ class Hub:
             lagging.hand_over(connection, positions, 0, taken)
         metrics = self._metrics
         for view in views:
-            if view.live.indirect:
-                self._send_indirectly(view, start, frames)
+            if view.live.encrypted:
+                self._encrypt(view, start, frames)
             metrics.written += len(view.live) * updates
             metrics.enqueued += view.behind * updates
 
-    def _send_indirectly(self, view: View[Subscriber], start: int, frames: bytes) -> None:
+    def _encrypt(self, view: View[Subscriber], start: int, frames: bytes) -> None:
         lagging = self._lagging
-        for connection in tuple(view.live.indirect):
-            if len(frames) <= CATCH_UP_BYTES:
-                lagging.send(connection, frames)
+        if len(frames) <= CATCH_UP_BYTES:
+            for connection, taken in view.live.encrypt(frames):
+                lagging.send(connection, frames[taken:])
                 if connection.congested:
                     self.congested(connection)
-            else:
-                view.live.discard(connection)
-                lagging.add(connection, start)
+            return
+        for connection in tuple(view.live.encrypted):
+            view.live.discard(connection)
+            lagging.add(connection, start)
+            # At once only where it is not much: encrypting a large update for hundreds takes its time.
+            if len(frames) <= FLUSH_BYTES:
                 lagging.give(connection)
+            else:
+                lagging.go_on(connection)
 
     def _postpone(self, view: View[Subscriber], start: int) -> None:
         for connection in view.live:

@@ -19,6 +19,10 @@ from bridge.fanout.writing import write_one
 CATCH_UP_BYTES = 16384
 """What one is given at a time."""
 
+PARTS = 16
+"""How many pieces of one large frame it is given at a time: with one a turn, a client that reads fast would fall behind
+a flood of large updates."""
+
 URGENT, RETURNING, FILTERING = range(3)
 """Who is given something first: those that were live until just now, then those that come back, and last those of them
 with filters, which have much to ask for."""
@@ -167,6 +171,10 @@ class Lagging:
             return
         elif connection.cursor < self.flushed:
             self._give_piece(connection)
+            for _ in range(PARTS - 1):
+                if not connection.offset or connection.congested or connection not in self._connections:
+                    break
+                self._give_piece(connection)
         if connection not in self._connections or connection.congested:
             return
         if connection.cursor < self.flushed:

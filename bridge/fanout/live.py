@@ -5,8 +5,8 @@ are cold by the time that the kernel comes back from the client before, and cost
 paced: 1.4 times a bare loop in C then, 1.1 to 1.2 without them).
 
 Writing past a transport is right only as long as the transport holds nothing, and as long as the descriptor is its own:
-who is congested or closing must not be in here. One whose bytes must go through a transport (TLS) is here, but has no
-descriptor: whoever broadcasts looks after it.
+who is congested or closing must not be in here. A connection with TLS has no descriptor here, which would get its bytes
+unencrypted, but the method of its socket that encrypts and sends.
 """
 
 from array import array
@@ -28,7 +28,14 @@ class Place(Protocol):
 
     @property
     def descriptor(self) -> int | None:
-        """Of the socket; None where nothing may be written past the transport."""
+        """Of the socket; None with TLS."""
+
+    @property
+    def encrypt_and_send(self) -> Callable[[bytes], int]:
+        """With TLS: sends as much of at most one record as the socket takes, and returns how many bytes that was.
+
+        If it raises, the same bytes must be offered again, through the transport.
+        """
 
     slot: int
     """The connection's place in the list, for `Live` alone; -1 while it is not there."""
@@ -40,7 +47,7 @@ P = TypeVar("P", bound=Place)
 class Live(Generic[P]):
     """A set of connections, in no particular order."""
 
-    __slots__ = ("connections", "descriptors", "indirect")
+    __slots__ = ("connections", "descriptors", "encrypted", "sends")
 
     def __init__(self) -> None:
         self.connections: list[P] = []
@@ -48,24 +55,27 @@ class Live(Generic[P]):
         # Not a list: its numbers would be objects, scattered among what each connection had allocated, and each one a
         # miss of the cache (2 % of the paced fan-out).
         self.descriptors = array("i")
-        self.indirect: set[P] = set()
-        """Those without a descriptor: to be read only."""
+        self.encrypted: list[P] = []
+        """Those with TLS, and behind them what encrypts and sends: to be read only."""
+        self.sends: list[Callable[[bytes], int]] = []
 
     def __len__(self) -> int:
-        return len(self.connections) + len(self.indirect)
+        return len(self.connections) + len(self.encrypted)
 
     def __contains__(self, connection: P) -> bool:
-        return connection.slot >= 0 or connection in self.indirect
+        return connection.slot >= 0
 
     def __iter__(self) -> Iterator[P]:
         """Over a copy: whoever is come by may be discarded."""
-        return iter((*self.connections, *self.indirect))
+        return iter((*self.connections, *self.encrypted))
 
     def add(self, connection: P) -> None:
         """Adds one that is not here."""
         descriptor = connection.descriptor
         if descriptor is None:
-            self.indirect.add(connection)
+            connection.slot = len(self.encrypted)
+            self.encrypted.append(connection)
+            self.sends.append(connection.encrypt_and_send)
         else:
             connection.slot = len(self.connections)
             self.connections.append(connection)
@@ -73,17 +83,38 @@ class Live(Generic[P]):
 
     def discard(self, connection: P) -> None:
         """Removes one, if it is here."""
-        self.indirect.discard(connection)
         slot = connection.slot
         if slot < 0:
             return
         connection.slot = -1
-        last, descriptor = self.connections.pop(), self.descriptors.pop()
+        # The last takes its place: nobody else moves.
+        if slot < len(self.connections) and self.connections[slot] is connection:
+            last, descriptor = self.connections.pop(), self.descriptors.pop()
+            if last is not connection:
+                self.connections[slot], self.descriptors[slot] = last, descriptor
+        else:
+            last, send = self.encrypted.pop(), self.sends.pop()
+            if last is not connection:
+                self.encrypted[slot], self.sends[slot] = last, send
         if last is not connection:
-            # The last takes its place: nobody else moves.
             last.slot = slot
-            self.connections[slot] = last
-            self.descriptors[slot] = descriptor
+
+    def encrypt(self, frames: bytes) -> list[tuple[P, int]]:
+        """Sends to those with TLS; returns those that did not take everything, each with the bytes that it took.
+
+        `frames` are at most one record.
+        """
+        short: list[tuple[P, int]] = []
+        size, slot = len(frames), 0
+        for send in self.sends:
+            try:
+                taken = send(frames)
+            except Exception:  # the socket is full, or the connection is over: its transport finds out
+                taken = 0
+            if taken != size:
+                short.append((self.encrypted[slot], taken))
+            slot += 1  # noqa: SIM113 - enumerate makes a tuple for each, which costs as much as the loop
+        return short
 
 
 class Writer:

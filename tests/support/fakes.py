@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
@@ -101,7 +102,7 @@ class _NoLoop:
 
 
 class FakeSubscriber:
-    """A connection without a descriptor, as the hub sees it: takes writes until it is told to be full."""
+    """A connection with TLS, as the hub sees it: takes writes until it is told to be full."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -139,6 +140,14 @@ class FakeSubscriber:
         self.writes.append(b"".join(frames))
         self.congested = self.congested or self.full
         return -1 if self.congested else len(self.writes[-1])
+
+    def encrypt_and_send(self, data: bytes) -> int:
+        if self.fault is not None:
+            raise self.fault
+        if self.full or self.leaves or self.congested:
+            raise ssl.SSLWantWriteError
+        self.writes.append(data)
+        return len(data)
 
     def close(self, reason: CloseReason, **details: object) -> None:
         assert self.closed is None, "a connection is closed once"

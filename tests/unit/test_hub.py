@@ -15,7 +15,7 @@ from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import close_frame, text_frame
 from bridge.fanout.framing import Framing
 from bridge.fanout.hub import FLUSH_BYTES
-from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS
+from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS, PARTS
 from bridge.fanout.log import ENTRY_BYTES
 from tests.support.examples import examples
 from tests.support.fakes import FakeSubscriber, Scene, SocketSubscriber
@@ -29,6 +29,9 @@ SMALL = b"x" * 58
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
 """Something that is no update (an endless pong), and more than a socket with little room takes."""
+
+ONE_PIECE = CATCH_UP_BYTES - 4
+"""A payload of this size makes a frame of one piece."""
 
 LITTLE_ROOM = 1
 """Of a socket: the kernel makes 4608 bytes of it, and each write costs some of them beside what is written."""
@@ -278,20 +281,20 @@ def test_update_larger_than_a_piece_is_given_in_pieces(scene: Scene, after: str 
     scene.turns.settle()
     subscriber.full = True
     scene.publish("a")
-    scene.publish("a", size=3 * CATCH_UP_BYTES)
+    scene.publish("a", size=(PARTS + 2) * CATCH_UP_BYTES)
     scene.publish("a")
     before = len(subscriber.writes)
     subscriber.drain()
+    written = []
     while scene.hub.lagging:
-        written = len(subscriber.writes)
         assert scene.turns.turn() == 1
-        assert len(subscriber.writes) <= written + 1, "one piece a turn"
+        written.append(len(subscriber.writes) - before)
     pieces = subscriber.writes[before:]
-    assert [len(piece) for piece in pieces[:3]] == [CATCH_UP_BYTES] * 3
-    assert len(pieces) == 5
+    assert [len(piece) for piece in pieces[:-2]] == [CATCH_UP_BYTES] * (PARTS + 2)
+    assert written == [PARTS, PARTS + 3, PARTS + 4]
     framing, ids = Framing(scene.history), after is not None
-    assert b"".join(pieces[:4]) == framing.frame(1, ids=ids)
-    assert pieces[4] == framing.frame(2, ids=ids)
+    assert b"".join(pieces[:-1]) == framing.frame(1, ids=ids)
+    assert pieces[-1] == framing.frame(2, ids=ids)
     assert subscriber.ended_frames == 1
 
 
@@ -360,7 +363,7 @@ def test_client_that_is_closing_in_the_middle_of_a_frame_and_is_gone_gets_nothin
 
 
 def test_connection_congested_again_waits_for_the_next_drain(scene: Scene) -> None:
-    subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
+    subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     subscriber.drain(full=True)
     scene.turns.turn()
     assert len(subscriber.writes) == 2
@@ -373,7 +376,7 @@ def test_connection_congested_again_waits_for_the_next_drain(scene: Scene) -> No
 
 
 def test_connection_congested_by_something_else_before_its_turn_waits(scene: Scene) -> None:
-    subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
+    subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     subscriber.drain()
     scene.turns.turn()
     subscriber.congested = True
@@ -385,12 +388,12 @@ def test_connection_congested_by_something_else_before_its_turn_waits(scene: Sce
 
 
 def test_update_published_while_a_connection_catches_up_comes_in_its_place(scene: Scene) -> None:
-    subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
+    subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     subscriber.drain()
     scene.turns.turn()
     scene.publish(b"new")
     scene.turns.settle()
-    frames = [b"first", b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES, b"new"]
+    frames = [b"first", b"x" * ONE_PIECE, b"y" * ONE_PIECE, b"new"]
     assert subscriber.received == b"".join(map(text_frame, frames))
     assert scene.hub.lagging == 0
 
@@ -419,7 +422,7 @@ def test_drained_connection_that_never_lagged_or_left_is_given_nothing(scene: Sc
 
 
 def test_connection_that_left_before_its_turn_is_given_nothing(scene: Scene) -> None:
-    subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
+    subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     subscriber.drain()
     scene.turns.turn()
     scene.hub.leave(subscriber)
@@ -439,7 +442,7 @@ def test_connection_that_leaves_while_it_is_written_to_is_live_no_more(scene: Sc
 
 
 def test_connection_that_leaves_while_it_catches_up_is_given_nothing_more(scene: Scene) -> None:
-    subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
+    subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     subscriber.leaves = True
     subscriber.drain()
     scene.turns.turn()
@@ -600,7 +603,7 @@ def test_draining_closes_live_connections_after_what_was_published(scene: Scene)
 
 
 def test_draining_lets_a_lagging_connection_catch_up_before_it_is_closed(scene: Scene) -> None:
-    subscriber = scene.lagging(b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES)
+    subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     scene.hub.drain()
     assert subscriber.closed is None
     subscriber.drain()
@@ -608,7 +611,7 @@ def test_draining_lets_a_lagging_connection_catch_up_before_it_is_closed(scene: 
     assert subscriber.closed is None
     scene.turns.settle()
     assert subscriber.closed is CloseReason.STOPPING
-    frames = [b"first", b"x" * CATCH_UP_BYTES, b"y" * CATCH_UP_BYTES]
+    frames = [b"first", b"x" * ONE_PIECE, b"y" * ONE_PIECE]
     assert subscriber.received == b"".join(map(text_frame, frames))
 
 

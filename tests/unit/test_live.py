@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,15 @@ class Peer:
     def __init__(self, descriptor: int | None) -> None:
         self.descriptor = descriptor
         self.slot = -1
+        self.sent: list[bytes] = []
+        self.answer: int | Exception | None = None
+        """How many bytes are taken of what is to be encrypted, or what that raises; None for all."""
+
+    def encrypt_and_send(self, data: bytes) -> int:
+        self.sent.append(data)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return len(data) if self.answer is None else self.answer
 
 
 class Client(Peer):
@@ -193,16 +203,27 @@ def test_one_that_was_discarded_is_not_written_to(sockets: LiveSockets) -> None:
     assert [client.read() for client in clients] == [b"", b"frames", b"frames"]
 
 
-def test_one_without_a_descriptor_is_there_and_not_written_to(sockets: LiveSockets) -> None:
-    client, indirect = sockets.client(), Peer(None)
-    sockets.add(indirect)
-    assert set(sockets.indirect) == {indirect}
-    assert (len(sockets), set(sockets)) == (2, {client, indirect})
-    assert indirect in sockets
+def test_one_with_tls_is_there_and_its_socket_not_written_to(sockets: LiveSockets) -> None:
+    client, encrypted = sockets.client(), Peer(None)
+    sockets.add(encrypted)
+    assert sockets.encrypted == [encrypted]
+    assert (len(sockets), set(sockets)) == (2, {client, encrypted})
+    assert encrypted in sockets
     assert sockets.write(b"frames") == []
-    sockets.discard(indirect)
-    assert not sockets.indirect
-    assert indirect not in sockets
+    assert encrypted.sent == []
+    sockets.discard(encrypted)
+    assert not sockets.encrypted
+    assert encrypted not in sockets
+
+
+def test_those_with_tls_that_do_not_take_everything_are_told_with_what_they_took() -> None:
+    live: Live[Peer] = Live()
+    peers = [Peer(None) for _ in range(5)]
+    for peer in peers:
+        live.add(peer)
+    peers[1].answer, peers[2].answer, peers[4].answer = ssl.SSLWantWriteError(), 2, BrokenPipeError()
+    assert live.encrypt(b"frames") == [(peers[1], 0), (peers[2], 2), (peers[4], 0)]
+    assert [peer.sent for peer in peers] == [[b"frames"]] * 5
 
 
 def test_one_socket_is_written_to_as_all_are(sockets: LiveSockets) -> None:
@@ -234,7 +255,7 @@ def test_whoever_is_come_by_may_be_discarded() -> None:
     assert len(live) == 0
     for peer in peers:
         live.add(peer)
-    for peer in tuple(live.indirect):
+    for peer in tuple(live.encrypted):
         live.discard(peer)
     assert len(live) == 6
 
@@ -260,5 +281,7 @@ def test_live_agrees_with_a_set_whatever_is_added_and_discarded(numbers: list[in
         direct = [each for each in live if each.descriptor is not None]
         assert [each.slot for each in direct] == list(range(len(direct)))
         assert list(live.descriptors) == [each.descriptor for each in direct]
-        assert set(live.indirect) == {each for each in model if each.descriptor is None}
+        encrypted = [each for each in live if each.descriptor is None]
+        assert [each.slot for each in encrypted] == list(range(len(encrypted)))
+        assert live.sends == [each.encrypt_and_send for each in encrypted]
         assert {each.slot for each in peers if each not in model} <= {-1}
