@@ -94,7 +94,6 @@ class Hub:
         connection.view = view = self._views.of(wanted, ids=after is not None)
         view.members += 1
         if after is not None:
-            self.flush()
             if not self._waiting.takes(connection, after):
                 self._begin(connection, after)
         elif connection.congested:
@@ -250,7 +249,10 @@ class Hub:
 
     def _begin(self, connection: Subscriber, after: str) -> None:
         assert connection.view is not None
-        self._resuming.begin(connection, connection.view.filter, after)
+        if self._lagging.flushed < self._log.head:
+            # A cursor may follow the newest update, and `resume` counts updates from there up to the flushed position.
+            self.flush()
+        self._resuming.begin(connection, connection.view.filter, after, self._lagging.flushed)
         self._lagging.add(connection, connection.cursor, returning=True)
         if after == FROM_NOW_ON:
             self._lagging.give(connection)
@@ -267,11 +269,12 @@ class Hub:
 
     def _let_some_go(self) -> None:
         ready = self._waiting.ready()
-        for connection, after in ready:
-            self._begin(connection, after)
+        # Before they begin: a flush of theirs then lets no more go in this turn.
         self._letting_go = bool(ready)
         if ready:
             self.schedule(self._let_some_go)
+        for connection, after in ready:
+            self._begin(connection, after)
 
     def _arrived(self, connection: Subscriber) -> None:
         assert connection.view is not None

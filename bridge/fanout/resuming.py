@@ -47,15 +47,23 @@ class Resuming:
         """Over a copy."""
         return iter(tuple(self._counting))
 
-    def begin(self, connection: Subscriber, wanted: Filter | None, after: str) -> None:
-        """Puts its cursor where it goes on: behind its id, or where that is not known, at the oldest that is kept."""
+    def begin(self, connection: Subscriber, wanted: Filter | None, after: str, flushed: int) -> None:
+        """Puts its cursor where it goes on: behind its id, or where that is not known, at the oldest that is kept.
+
+        `flushed` is the position up to which the live connections have had everything. No cursor is set beyond it.
+        `Hub` flushes first, so that a client does not get the update of its id again.
+        """
         known = ids.read(after)
         if after == FROM_NOW_ON:
-            position: int | None = self._history.log.head
+            position: int | None = flushed
         else:
             position = None if known is None else self._history.after(known)
-        connection.cursor = self._history.oldest if position is None else position
+        connection.cursor = self._oldest(flushed) if position is None else min(position, flushed)
         self._counting[connection] = _Resumption(wanted, position is not None, connection.cursor)
+
+    def _oldest(self, flushed: int) -> int:
+        # Beyond the flushed position, the number of replayed updates would be negative.
+        return min(self._history.oldest, flushed)
 
     def forget(self, connection: Subscriber) -> None:
         """To be called when it is gone."""
@@ -70,7 +78,7 @@ class Resuming:
         if connection.cursor < history.log.tail:
             # While it was counted. The second time it gets nothing of before: it might never come to an end.
             this.complete, this.updates = False, 0
-            connection.cursor = this.counted = flushed if this.overtaken else history.oldest
+            connection.cursor = this.counted = flushed if this.overtaken else self._oldest(flushed)
             this.overtaken = True
         updates, this.counted = history.count(this.wanted, this.counted, flushed)
         this.updates += updates

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.contract import envelope
 from bridge.contract.ids import Id
+from bridge.fanout import history, waiting
+from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import SEGMENT_UPDATES, History
 from bridge.fanout.hub import Hub
 from bridge.fanout.lagging import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.fanout.resuming import Resuming
+from bridge.fanout.segment import Filter
 from bridge.metrics import Metrics
 from tests.support.clients import server_frames
+from tests.support.examples import examples
 from tests.support.fakes import FakeSubscriber, Turns
 
 NOW_MS = 1_700_000_000_000
@@ -44,6 +52,13 @@ class Bridge:
         self.told: list[tuple[bool, int]] = []
         self.resuming = Resuming(self.history, lambda: NOW_MS, lambda *told: self.told.append(told))
 
+    @property
+    def flushed(self) -> int:
+        return self.hub._lagging.flushed
+
+    def begin(self, client: FakeSubscriber, wanted: Filter | None, after: str) -> None:
+        self.resuming.begin(client, wanted, after, self.flushed)
+
     def publish(self, count: int) -> None:
         for _ in range(count):
             given = None if self.history._check is not None else Id(self.history.log.head + 1, CHECK)
@@ -52,7 +67,7 @@ class Bridge:
 
     def message(self, client: FakeSubscriber) -> dict[str, object] | None:
         """What a client is told; None where it has to wait for another turn."""
-        frame = self.resuming.message(client, self.history.log.head)
+        frame = self.resuming.message(client, self.flushed)
         if frame is None:
             return None
         [(_, payload)] = server_frames(frame)
@@ -64,7 +79,7 @@ def test_client_is_told_once_all_segments_were_counted() -> None:
     bridge = Bridge()
     bridge.publish(3 * SEGMENT_UPDATES)
     client = FakeSubscriber(bridge.hub)
-    bridge.resuming.begin(client, Everything(), str(Id(10, CHECK)))
+    bridge.begin(client, Everything(), str(Id(10, CHECK)))
     assert [bridge.message(client) for _ in range(2)] == [None, None]
     assert client in bridge.resuming
     count = 3 * SEGMENT_UPDATES - 10
@@ -78,7 +93,7 @@ def test_client_that_is_overtaken_while_it_is_counted_begins_again_once_and_then
     bridge = Bridge(room)
     bridge.publish(room)
     client = FakeSubscriber(bridge.hub)
-    bridge.resuming.begin(client, Everything(), str(Id(1, CHECK)))
+    bridge.begin(client, Everything(), str(Id(1, CHECK)))
     assert bridge.message(client) is None
     bridge.publish(room)
     assert bridge.message(client) is None
@@ -95,7 +110,7 @@ def test_client_that_is_overtaken_is_told_only_what_it_still_gets() -> None:
     bridge = Bridge(room)
     bridge.publish(room)
     client = FakeSubscriber(bridge.hub)
-    bridge.resuming.begin(client, Everything(), str(Id(1, CHECK)))
+    bridge.begin(client, Everything(), str(Id(1, CHECK)))
     assert bridge.message(client) is None
     bridge.publish(100)
     data = None
@@ -111,7 +126,7 @@ def test_client_that_is_overtaken_is_told_only_what_it_still_gets() -> None:
 def test_client_that_is_forgotten_is_counted_no_more() -> None:
     bridge = Bridge()
     client = FakeSubscriber(bridge.hub)
-    bridge.resuming.begin(client, None, "")
+    bridge.begin(client, None, "")
     assert list(bridge.resuming) == [client]
     bridge.resuming.forget(client)
     assert list(bridge.resuming) == []
@@ -152,3 +167,196 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
     del client
     bridge.turns.settle()
     assert gone() is None
+
+
+@pytest.mark.parametrize("after", ["", str(Id(2, CHECK)), str(Id(99, CHECK))], ids=["new", "ahead", "unknown"])
+def test_cursor_is_never_beyond_what_was_flushed(after: str) -> None:
+    bridge = Bridge(check=None)
+    bridge.publish(1)
+    bridge.hub.publish(PAYLOAD, given=Id(2, CHECK))
+    bridge.hub.publish(PAYLOAD, given=Id(1, CHECK))
+    client = FakeSubscriber(bridge.hub)
+    bridge.begin(client, None, after)
+    assert client.cursor <= bridge.flushed
+    data = bridge.message(client)
+    assert data is not None
+    assert data["replayed"] == bridge.flushed - client.cursor
+
+
+def test_client_that_is_overtaken_while_updates_are_not_flushed_begins_no_later_than_these() -> None:
+    bridge = Bridge(8, check=None)
+    bridge.publish(8)
+    client = FakeSubscriber(bridge.hub)
+    bridge.begin(client, Everything(), str(Id(1, CHECK)))
+    bridge.hub.flush()
+    # Each number is lower than the one before: each begins a segment of its own.
+    for number in range(4):
+        bridge.hub.publish(PAYLOAD, given=Id(100 - number, CHECK))
+    assert client.cursor < bridge.history.log.tail <= bridge.flushed
+    assert bridge.message(client) is not None
+    assert bridge.told[0][1] == bridge.flushed - client.cursor
+
+
+def test_new_clients_that_begin_in_a_later_turn_get_what_is_not_flushed_as_new() -> None:
+    bridge = Bridge(check=None)
+    bridge.hub._waiting.reads_back = True
+    clients = [FakeSubscriber(bridge.hub) for _ in range(3 * waiting.AT_ONCE)]
+    for client in clients:
+        bridge.hub.join(client, None, "")
+    bridge.hub.caught_up()
+    bridge.hub.publish(PAYLOAD, given=Id(1, CHECK))
+    bridge.turns.settle()
+    bridge.hub.flush()
+    for client in clients:
+        resume, *updates = messages(client)
+        assert resume["data"]["replayed"] == 0
+        assert len(updates) == (resume["data"]["id"] == str(Id(0, 0)))
+
+
+def test_client_whose_update_has_come_but_is_not_flushed_does_not_get_it_again() -> None:
+    bridge = Bridge(check=None)
+    client = FakeSubscriber(bridge.hub)
+    bridge.hub.join(client, None, str(Id(2, CHECK)))
+    for number in (1, 2, 3):
+        bridge.hub.publish(PAYLOAD, given=Id(number, CHECK))
+    bridge.hub.tick()
+    bridge.turns.settle()
+    bridge.hub.flush()
+    resume, *updates = messages(client)
+    assert resume["data"] == {"complete": True, "replayed": 1, "id": str(Id(2, CHECK))}
+    assert [update["id"] for update in updates] == [str(Id(3, CHECK))]
+
+
+def messages(client: FakeSubscriber) -> list[dict[str, Any]]:
+    """What a client was sent."""
+    return [orjson.loads(payload) for _, payload in server_frames(client.received)]
+
+
+@dataclass(frozen=True, slots=True)
+class Even:
+    """A filter for half of the updates."""
+
+    def matches(self, update_type: str, data: object) -> bool:
+        assert isinstance(data, int)
+        return data % 2 == 0
+
+
+@settings(max_examples=examples(200), stateful_step_count=40)
+class AnyTurn(RuleBasedStateMachine):
+    """Updates, marks, gaps and clients in any order, with and without a flush between them.
+
+    The data of an update is its position in the log. The time of each `resume` is the position up to which updates had
+    been flushed then: the updates before that are those that it counts.
+    """
+
+    @initialize(
+        room=st.sampled_from([4, 40, 4000]),
+        reads_back=st.booleans(),
+        at_once=st.sampled_from([1, 2, 64]),
+        segment=st.sampled_from([1, 3, 256]),
+    )
+    def start(self, room: int, at_once: int, segment: int, *, reads_back: bool) -> None:
+        log_bytes = room * (ENTRY_BYTES + len(PAYLOAD) + 2)
+        self.turns = Turns()
+        self.log = Log(log_bytes)
+        self.hub = Hub(
+            History(self.log, None),
+            Metrics(),
+            self.turns.call_soon,
+            log_bytes,
+            lambda: self.hub._lagging.flushed,
+            reads_back=reads_back,
+        )
+        self.clients: list[tuple[FakeSubscriber, int]] = []
+        """Each with the position behind the id that it gave, or 0."""
+        self._limits = waiting.AT_ONCE, history.SEGMENT_UPDATES
+        waiting.AT_ONCE, history.SEGMENT_UPDATES = at_once, segment
+
+    @rule(kinds=st.lists(st.sampled_from(["update", "update", "mark", "gap"]), min_size=1, max_size=6))
+    def publish(self, kinds: list[str]) -> None:
+        for kind in kinds:
+            position = self.log.head
+            if kind == "update":
+                self.hub.publish(envelope.wrap("a", position, NOW_MS), ("a", position), Id(position + 1, CHECK))
+            elif kind == "mark":
+                self.hub.mark(Id(position + 1, CHECK))
+            else:
+                self.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+
+    @rule(name=st.sampled_from(["flush", "caught_up"]))
+    def hand_out(self, name: str) -> None:
+        getattr(self.hub, name)()
+
+    @rule()
+    def tick(self) -> None:
+        self.hub.tick()
+        self.turns.turn()
+
+    @rule()
+    def turn(self) -> None:
+        self.turns.turn()
+
+    @precondition(lambda self: len(self.clients) < 8)
+    @rule(
+        back=st.sampled_from([None, -6, -2, -1, 0, 1, 5, 12]),
+        full=st.booleans(),
+        wanted=st.sampled_from([None, Even()]),
+        times=st.integers(1, 3),
+    )
+    def join(self, back: int | None, wanted: Filter | None, times: int, *, full: bool) -> None:
+        """`back` is how far behind the newest position the client's id is. One below 0 is still to come; None is of a
+        client that has no id yet."""
+        position = 0 if back is None else max(0, self.log.head - back)
+        for _ in range(times):
+            client = FakeSubscriber(self.hub)
+            client.congested = full
+            self.clients.append((client, position))
+            self.hub.join(client, wanted, "" if back is None else str(Id(position, CHECK)))
+
+    @rule(which=st.integers(0, 7))
+    def leave(self, which: int) -> None:
+        for client, _ in self.clients[which : which + 1]:
+            self.hub.leave(client)
+            self.clients.pop(which)
+
+    @rule(which=st.integers(0, 7))
+    def drain(self, which: int) -> None:
+        for client, _ in self.clients[which : which + 1]:
+            if client.congested:
+                client.drain()
+
+    def counted(self, client: FakeSubscriber, after: int) -> tuple[int, int]:
+        """How many updates a client got of those that its `resume` counts, and how many that says."""
+        received = messages(client)
+        if not received:
+            return 0, 0
+        resume = received[0]
+        assert resume["type"] == "resume"
+        positions = [each["data"] for each in received[1:] if each["type"] == "a"]
+        assert positions == sorted(set(positions)), "once, and in order"
+        if resume["data"]["complete"]:
+            assert all(position >= after for position in positions), "nothing that it had"
+        return sum(position < resume["timestamp"] for position in positions), resume["data"]["replayed"]
+
+    @invariant()
+    def number_of_replayed_updates_is_never_exceeded_nor_negative(self) -> None:
+        for client, after in self.clients:
+            got, replayed = self.counted(client, after)
+            assert 0 <= got <= replayed
+
+    def teardown(self) -> None:
+        waiting.AT_ONCE, history.SEGMENT_UPDATES = self._limits
+        self.hub.caught_up()
+        for _ in range(3):
+            self.turns.settle()
+            for client, _ in self.clients:
+                if client.congested and client.closed is None:
+                    client.drain()
+            self.hub.tick()
+        self.turns.settle()
+        for client, after in self.clients:
+            got, replayed = self.counted(client, after)
+            assert got == replayed or client.closed is CloseReason.TOO_SLOW
+
+
+test_resume_says_exactly_how_many_updates_come_before_the_new_ones = AnyTurn.TestCase
