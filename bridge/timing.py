@@ -90,6 +90,14 @@ class Timing:
     descriptor_check_s: float = 1.0
     """Between two checks whether file descriptors are available again."""
 
+    accept_grace_s: float = 0.2
+    """When the bridge stops and shares its port, for clients whose TCP handshake has begun. A handshake takes one round
+    trip."""
+
+    request_grace_s: float = 1.0
+    """When the bridge stops, for clients to send their request and to read the answer. Browsers keep connections open
+    on which they never send one."""
+
     trim_delay_s: float = 1.0
     """Delay of `malloc_trim` after many connections have closed. Connections usually close in groups, and one trim is
     enough."""

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from bridge.fanout.listeners import BACKLOG
+from bridge.fanout.listeners import BACKLOG, drop_connection_requests
 from bridge.metrics import Metrics
-from bridge.timing import DEFAULT
+from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")
 
@@ -41,16 +41,14 @@ class Entrance:
         listeners: Sequence[socket.socket],
         let_in: Callable[[socket.socket, str], None],
         metrics: Metrics,
-        check_s: float = DEFAULT.descriptor_check_s,
+        timing: Timing = DEFAULT,
     ) -> None:
-        """`let_in` gets each client's socket, its own from then on, and the client's address.
-
-        `check_s` is the time between two checks whether descriptors are available again.
-        """
+        """`let_in` gets each client's socket, its own from then on, and the client's address."""
         self._listeners = listeners
         self._let_in = let_in
         self._metrics = metrics
-        self._check_s = check_s
+        self._check_s = timing.descriptor_check_s
+        self._grace_s = timing.accept_grace_s
         self._short_since_s: float | None = None
         self._look: asyncio.TimerHandle | None = None
         self._held: tuple[socket.socket, str] | None = None
@@ -62,15 +60,33 @@ class Entrance:
             listener.listen(BACKLOG)
         self._go_on()
 
+    async def stop(self) -> None:
+        """Accepts the clients that wait in the kernel's queue, and then closes the listeners.
+
+        A listener that shares its port stays open for a moment: the kernel gives it no new clients, but those whose TCP
+        handshake has begun.
+        """
+        shared = filter(_shares_port, self._listeners)
+        quiet = [drop_connection_requests(listener) for listener in shared]
+        try:
+            if any(quiet):
+                await asyncio.sleep(self._grace_s)
+        finally:
+            self.close()
+
     def close(self) -> None:
-        """Accepts no one any more, and turns away who waits."""
+        """The same at once. While descriptors are short, clients that wait are reset."""
+        self._pause()
+        for listener in self._listeners:
+            if listener.fileno() >= 0:
+                if self._look is None:
+                    # No more: clients may come faster than they are accepted.
+                    self._accept(listener, BACKLOG)
+                listener.close()
         if self._look is not None:
             self._look.cancel()
-        self._pause()
         if self._held is not None:
             self._held[0].close()
-        for listener in self._listeners:
-            listener.close()
 
     def _go_on(self) -> None:
         for listener in self._listeners:
@@ -81,9 +97,9 @@ class Entrance:
             if listener.fileno() >= 0:
                 asyncio.get_running_loop().remove_reader(listener)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, most: int = AT_ONCE) -> None:
         border = _border()
-        for _ in range(AT_ONCE):
+        for _ in range(most):
             try:
                 client, name = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -129,6 +145,10 @@ class Entrance:
             return False
         os.close(lowest)
         return lowest < _border()
+
+
+def _shares_port(listener: socket.socket) -> bool:
+    return listener.fileno() >= 0 and listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) != 0
 
 
 def _border() -> float:

@@ -2,6 +2,9 @@
 
 import errno
 import socket
+import struct
+import sys
+from array import array
 from collections.abc import Sequence
 
 LOCALHOST = ("127.0.0.1", "::1")
@@ -32,6 +35,18 @@ REMEDIES = {
     errno.EADDRNOTAVAIL: "this machine has no such address, or not yet: BRIDGE_HOST names it",
     errno.EACCES: "a port below 1024 is root's: name another one in BRIDGE_PORT",
 }
+
+SO_ATTACH_FILTER = 26
+"""Linux's number (asm-generic/socket.h), which Python does not know."""
+
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of the flags: a filter of a TCP socket sees the packet from the TCP header on
+    (0x54, 0, 0, 0x12),  # of these, SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone:
+    (0x06, 0, 0, 0),  # drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # else keep all of it
+)
+"""A program of classic BPF: code, jump if true, jump if false, operand (linux/filter.h)."""
 
 NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
@@ -98,3 +113,21 @@ def _bind(address: str, port: int, reuse_port: bool) -> socket.socket:
         listener.close()
         raise OSError(error.errno, f"{address} port {port}: {error.strerror}") from error
     return listener
+
+
+def drop_connection_requests(listener: socket.socket) -> bool:
+    """Lets the kernel drop each new connection request (SYN), as if it were lost. False where it can't (not Linux).
+
+    The client repeats its request after a second, and gets another listener on the port then. Connections whose TCP
+    handshake has begun are established as ever. Without this, the kernel would give this listener clients until it is
+    closed, and reset them then.
+    """
+    if sys.platform != "linux":
+        return False
+    program = array("B", b"".join(struct.pack("=HBBI", *step) for step in _DROP_SYN))
+    address, _ = program.buffer_info()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(_DROP_SYN), address))
+    except OSError:
+        return False  # a sandbox that emulates the kernel
+    return True

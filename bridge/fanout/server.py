@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -32,7 +33,6 @@ from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")
-
 
 MANY = 1000
 """Connections of which, when half have gone, the memory is given back."""
@@ -106,6 +106,8 @@ class Server:
         )
         self._keeping: asyncio.Task[None] | None = None
         self._entrance: Entrance | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._draining = False
         self._dropped = 0
         """Clients for whom there was no place even to refuse them, since there last was one."""
         self._empty = asyncio.Event()
@@ -130,32 +132,41 @@ class Server:
         """Starts to accept clients; returns the addresses and ports. Raises OSError that names the address."""
         listeners = open_listeners(hosts, port, reuse_port)
         names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
-        self._entrance = Entrance(listeners, self.let_in, self._metrics, self._timing.descriptor_check_s)
+        self._entrance = Entrance(listeners, self.let_in, self._metrics, self._timing)
         self._entrance.open()
         self._keeping = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
         return names
 
     def stop_listening(self) -> None:
-        """Accepts no one any more; who is connected stays."""
+        """Accepts the clients that wait already, and no more. Clients without a complete request get some time."""
         if self._entrance is not None:
-            self._entrance.close()
-        for handshake in tuple(self._handshakes):
-            handshake.abort()
+            self._stopping = asyncio.get_running_loop().create_task(self._entrance.stop(), name="stop accepting")
+        asyncio.get_running_loop().call_later(self._timing.request_grace_s, self._abort, self._handshakes)
 
     async def drain(self, timeout_s: float) -> None:
         """Closes every client with 1001 once it has had everything, and aborts those that are not gone in time."""
         self._hub.drain()
+        self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
+                if self._stopping is not None:
+                    await self._stopping
                 await self._empty.wait()
         except TimeoutError:
-            _log.warning("clients did not close in time", clients=len(self._connections), timeout_s=timeout_s)
-            for connection in tuple(self._connections):
-                connection.abort()
+            if self._entrance is not None:
+                self._entrance.close()
+            clients: list[Handshake | Connection] = [*self._connections, *self._handshakes]
+            if clients:
+                _log.warning("clients did not close in time", clients=len(clients), timeout_s=timeout_s)
+            self._abort(clients)
             # An abort takes one turn of the loop; nothing can hold it up.
             await self._empty.wait()
         if self._keeping is not None:
             self._keeping.cancel()
+
+    def _abort(self, clients: Iterable[Handshake | Connection]) -> None:
+        for client in tuple(clients):
+            client.abort()
 
     def let_in(self, client: socket.socket, address: str) -> None:
         """Takes an accepted socket, and gives its client a place; or closes it, where there is none for it."""
@@ -168,6 +179,7 @@ class Server:
             self._tally.leave(address)
             client.close()
         else:
+            self._empty.clear()
             self._handshakes[Handshake(self, client, shared)] = None
 
     def _turn_away(self, client: socket.socket, address: str, refusal: Refusal) -> None:
@@ -218,10 +230,11 @@ class Server:
         connection = Connection(transport, self._hub, self._clock, self._allowance, handshake.address, *self._callbacks)
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
-        self._empty.clear()
         self._hub.join(connection, wish.filter, wish.after)
+        if self._draining:
+            connection.close(CloseReason.STOPPING)
         # All that take a descriptor count, those that are being closed too.
-        if len(self._connections) > self._limits.max_connections:
+        elif len(self._connections) > self._limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=self._limits.max_connections)
         elif self._tally.is_crowded(handshake.address):
             connection.close(CloseReason.CROWDED, max_connections_per_address=self._limits.max_connections_per_address)
@@ -270,7 +283,12 @@ class Server:
         # Once: who has lost its place to another is told so, and goes later.
         if handshake in self._handshakes:
             del self._handshakes[handshake]
-            self._tally.leave(handshake.address)
+            self._left(handshake.address)
+
+    def _left(self, address: str) -> None:
+        self._tally.leave(address)
+        if not self._connections and not self._handshakes:
+            self._empty.set()
 
     def _closed(self, connection: Connection, reason: CloseReason, details: dict[str, object]) -> None:
         if reason is CloseReason.STOPPING:
@@ -291,11 +309,10 @@ class Server:
 
     def _lost(self, connection: Connection) -> None:
         self._connections.pop(connection, None)
-        self._tally.leave(connection.address)
         if not self._connections:
             # Empty it is, but as large as it ever was.
             self._connections.clear()
-            self._empty.set()
+        self._left(connection.address)
         if self._most >= MANY and len(self._connections) <= self._most // 2:
             self._most = len(self._connections)
             asyncio.get_running_loop().call_later(self._timing.trim_delay_s, memory.release)

@@ -3,7 +3,9 @@
 import asyncio
 import resource
 import signal
+import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import aio_pika
@@ -21,6 +23,7 @@ from tests.support.clients import (
     close_code,
     collectors,
     get,
+    request,
     server_frames,
 )
 from tests.support.killmail import killmail
@@ -113,3 +116,66 @@ async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time
         close_all(readers)
         for client in stalled:
             await client.close()
+
+
+class Newcomers:
+    """Clients that connect, send a request, read the beginning of the answer and go, again and again."""
+
+    def __init__(self, port: int, count: int) -> None:
+        self._port = port
+        self.outcomes: Counter[str] = Counter()
+        """The status of each answer, or why there was none."""
+        self._coming = [asyncio.create_task(self._come(place)) for place in range(count)]
+
+    async def _come(self, place: int) -> None:
+        readiness = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            except OSError as error:
+                self.outcomes[repr(error)] += 1
+                continue
+            try:
+                writer.write(request(self._port) if place % 2 else readiness)
+                line = await reader.readline()
+                self.outcomes[line.split()[1].decode() if line else "nothing"] += 1
+            except OSError as error:
+                self.outcomes[repr(error)] += 1
+            finally:
+                writer.transport.abort()
+
+    async def further(self, count: int) -> None:
+        """Returns when so many more have come."""
+        until = self.outcomes.total() + count
+        await eventually("clients come", lambda: self.outcomes.total() >= until)
+
+    async def stop(self) -> None:
+        for task in self._coming:
+            task.cancel()
+        await asyncio.gather(*self._coming, return_exceptions=True)
+
+
+async def test_no_client_is_reset_when_one_of_two_bridges_on_a_port_stops() -> None:
+    """Clients that the kernel has given to the bridge that stops get an answer from it, the others from the other."""
+    with socket.socket() as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+        variables = {
+            "BRIDGE_PORT": str(port),
+            "BRIDGE_REUSE_PORT": "true",
+            "BRIDGE_EXCHANGES": "killmails=killmail",
+            # Nobody answers there: a bridge serves clients without a broker.
+            "BRIDGE_WAIT": "true",
+        }
+        nowhere = "amqp://guest:guest@127.0.0.1:1/"
+        async with bridge_process(nowhere, **variables) as first, bridge_process(nowhere, **variables) as second:
+            await first.port()
+            await second.port()
+            newcomers = Newcomers(port, 40)
+            await newcomers.further(200)
+            first.process.send_signal(signal.SIGTERM)
+            assert await first.ended() == 0
+            await newcomers.further(200)
+            await newcomers.stop()
+    assert set(newcomers.outcomes) == {"101", "503"}, newcomers.outcomes

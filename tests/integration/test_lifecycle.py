@@ -15,9 +15,10 @@ import pytest
 
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
+from bridge.timing import Timing
 from tests.support.certificates import certificate
-from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, get, request
-from tests.support.running import bridge_process
+from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, close_code, get, request, server_frames
+from tests.support.running import bridge_process, timed_command
 from tests.support.waiting import LIMIT_S, eventually
 
 UNREACHABLE = "amqp://guest:guest@127.0.0.1:1/"
@@ -227,12 +228,13 @@ async def test_sighup_of_a_bridge_whose_terminal_is_gone_stops_it_in_order(excha
         os.close(its)
 
 
-async def test_tls_handshake_that_began_before_the_stop_does_not_become_a_client(
+async def test_client_whose_tls_handshake_began_before_the_stop_is_answered_and_closed(
     broker: Broker, tmp_path: Path
 ) -> None:
     chain, key = certificate(tmp_path, "stopping")
     variables = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key), "BRIDGE_SHUTDOWN_TIMEOUT": "60s"}
-    async with bridge_process(broker.url, **variables) as process:
+    command = timed_command(Timing(request_grace_s=20))
+    async with bridge_process(broker.url, command=command, **variables) as process:
         port = await process.port()
         await process.consuming()
         trust = ssl.create_default_context(cafile=chain)
@@ -243,17 +245,11 @@ async def test_tls_handshake_that_began_before_the_stop_does_not_become_a_client
         process.process.send_signal(signal.SIGTERM)
         # The first client keeps the bridge from ending until the second has tried.
         assert (await reader.readexactly(2))[0] == 0x88
-
-        async def upgrade_late() -> bytes:
-            late_reader, late_writer = await asyncio.open_connection(sock=late, ssl=trust, server_hostname="127.0.0.1")
-            try:
-                late_writer.write(request(port))
-                return await late_reader.readuntil(b"\r\n\r\n")
-            finally:
-                await gone(late_writer)
-
-        with pytest.raises((OSError, asyncio.IncompleteReadError)):
-            await upgrade_late()
+        late_reader, late_writer = await asyncio.open_connection(sock=late, ssl=trust, server_hostname="127.0.0.1")
+        late_writer.write(request(port))
+        assert (await late_reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        [(opcode, payload)] = server_frames(await late_reader.readexactly(2) + await late_reader.read(125))
+        assert (opcode, close_code(payload)) == (CLOSE, 1001)
+        await gone(late_writer)
         await gone(writer)
-        late.close()
         assert await process.ended() == 0

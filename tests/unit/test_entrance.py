@@ -8,6 +8,7 @@ import math
 import os
 import resource
 import socket
+import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,26 +18,28 @@ from structlog.testing import capture_logs
 from bridge.fanout import entrance
 from bridge.fanout.entrance import AT_ONCE, SPARE, Entrance
 from bridge.metrics import Metrics
-from bridge.timing import DEFAULT
+from bridge.timing import DEFAULT, Timing
 from tests.support.fakes import ManualClock
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-CHECK_S = 0.01
+TIMING = Timing(descriptor_check_s=0.01)
 
 
 class RecordedEntrance(Entrance):
     """Accepts clients at one listening socket, and keeps them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reuse_port: bool = False) -> None:
         self.metrics = Metrics()
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse_port)
+        self.listener.bind(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.name = self.listener.getsockname()
         self.let_in: list[tuple[socket.socket, str]] = []
-        super().__init__([self.listener], lambda *client: self.let_in.append(client), self.metrics, CHECK_S)
+        super().__init__([self.listener], lambda *client: self.let_in.append(client), self.metrics, TIMING)
         self.clients: list[socket.socket] = []
 
     def come(self, count: int = 1) -> None:
@@ -90,6 +93,89 @@ async def test_client_comes_in_with_its_address(acceptor: RecordedEntrance) -> N
 
 async def test_close_closes_the_listening_socket(acceptor: RecordedEntrance) -> None:
     acceptor.close()
+    assert acceptor.listener.fileno() == -1
+
+
+async def test_clients_that_wait_are_accepted_before_the_listening_socket_is_closed() -> None:
+    acceptor = RecordedEntrance()
+    acceptor.open()
+    acceptor.come(3 * AT_ONCE)
+    assert acceptor.let_in == [], "the loop has not turned"
+    await acceptor.stop()
+    assert acceptor.listener.fileno() == -1
+    assert len(acceptor.let_in) == 3 * AT_ONCE
+    for (accepted, _), client in zip(acceptor.let_in, acceptor.clients, strict=True):
+        accepted.sendall(b"answer")
+        assert client.recv(10) == b"answer"
+        accepted.close()
+        client.close()
+
+
+async def test_stop_accepts_no_more_clients_than_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as client:
+        backlog = 5
+        monkeypatch.setattr(entrance, "BACKLOG", backlog)
+        accepting = Accepting(monkeypatch, ScriptedListener(*[(client, ("10.0.0.7", 54321))] * (backlog + 1)))
+        await accepting.entrance.stop()
+        assert len(accepting.accepted) == backlog
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can filter what a listener gets")
+async def test_listener_that_shares_its_port_gets_no_new_clients_but_those_whose_tcp_handshake_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    acceptor = RecordedEntrance(reuse_port=True)
+    # A connection is established on this side only with the first data.
+    acceptor.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+    acceptor.open()
+    acceptor.come()
+    clock = ManualClock(monkeypatch)
+    stopping = asyncio.create_task(acceptor.stop())
+    await clock.settle()
+    assert acceptor.let_in == []
+    with socket.socket() as late:
+        late.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            late.connect(acceptor.name)
+        # What the kernel drops it has dropped by now: there is no network between the two.
+        with pytest.raises(OSError, match="not connected"):
+            late.getpeername()
+        acceptor.clients[0].sendall(b"request")
+        await acceptor.turns()
+        assert len(acceptor.let_in) == 1
+        assert not stopping.done()
+        await clock.advance(DEFAULT.accept_grace_s)
+        await stopping
+    assert acceptor.listener.fileno() == -1
+    [(client, _)] = acceptor.let_in
+    assert client.recv(10) == b"request"
+    for each in (client, *acceptor.clients):
+        each.close()
+
+
+async def test_listener_that_shares_its_port_is_closed_at_once_where_new_clients_can_not_be_kept_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entrance, "drop_connection_requests", lambda _: False)
+    ManualClock(monkeypatch)
+    acceptor = RecordedEntrance(reuse_port=True)
+    acceptor.open()
+    acceptor.come()
+    await acceptor.stop()
+    assert acceptor.listener.fileno() == -1
+    [(client, _)] = acceptor.let_in
+    client.close()
+    acceptor.clients[0].close()
+
+
+async def test_stop_that_is_cancelled_closes_the_listening_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    acceptor = RecordedEntrance(reuse_port=True)
+    acceptor.open()
+    clock = ManualClock(monkeypatch)
+    stopping = asyncio.create_task(acceptor.stop())
+    await clock.settle()
+    stopping.cancel()
+    await clock.settle()
     assert acceptor.listener.fileno() == -1
 
 

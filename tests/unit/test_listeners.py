@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bridge.fanout.listeners import PORT_ATTEMPTS, RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, open_listeners, remedy
+from bridge.fanout.listeners import (
+    PORT_ATTEMPTS,
+    RECEIVE_BUFFER_BYTES,
+    SEND_BUFFER_BYTES,
+    drop_connection_requests,
+    open_listeners,
+    remedy,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -243,3 +251,15 @@ def test_port_is_shared_only_where_that_is_asked_for(*, reuse_port: bool) -> Non
 def test_ipv6_listener_does_not_block_either() -> None:
     with opened("::1") as [listener]:
         assert not listener.getblocking()
+
+
+def test_connection_requests_are_not_dropped_on_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with opened("127.0.0.1") as [listener]:
+        assert not drop_connection_requests(listener)
+
+
+def test_connection_requests_are_not_dropped_where_the_kernel_refuses() -> None:
+    with socket.socket() as listener:
+        listener.close()
+        assert not drop_connection_requests(listener)

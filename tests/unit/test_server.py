@@ -742,7 +742,9 @@ async def test_listen_returns_address_and_port_alone_for_ipv6(
         def getsockname(self) -> tuple[str, int, int, int]:
             return "::1", 3000, 0, 0
 
-    monkeypatch.setattr(server_module, "open_listeners", lambda *_: [Six()])
+    six = Six()
+    six.setblocking(False)
+    monkeypatch.setattr(server_module, "open_listeners", lambda *_: [six])
     assert serve().server.listen(("::1",), 3000, reuse_port=False) == [("::1", 3000)]
 
 
@@ -761,15 +763,84 @@ async def test_listener_is_made_as_the_settings_say(
     assert asked == [(("localhost", "10.0.0.1"), 3000, reuse_port)]
 
 
-async def test_stop_listening_ends_handshakes_and_keeps_connections(serve: Callable[..., Harness]) -> None:
+async def test_stop_listening_keeps_connections_and_gives_handshakes_a_moment(serve: Callable[..., Harness]) -> None:
     harness = serve()
     name = harness.listen()
     client, pending = await harness.upgrade(), [await harness.connect() for _ in range(2)]
     harness.server.stop_listening()
     await harness.clock.settle()
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(name):
+        pass
+    assert harness.gauges() == (1, 2)
+    await harness.clock.advance(DEFAULT.request_grace_s / 2)
+    assert [each.ended for each in pending] == [[], []]
+    await harness.clock.advance(DEFAULT.request_grace_s / 2)
     assert [each.ended for each in pending] == [["abort"], ["abort"]]
     assert client.ended == []
     assert harness.gauges() == (1, 0)
+
+
+async def test_client_that_waits_to_be_accepted_is_answered_after_stop_listening(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    with socket.create_connection(harness.listen()):
+        assert harness.connector.transports == [], "the loop has not turned"
+        harness.server.stop_listening()
+        await harness.clock.settle()
+        [transport] = harness.connector.transports
+        client = Client(harness, transport.get_extra_info("socket"))
+        harness.sockets.append(client.socket)
+        client.send(request(3000, "/healthz"))
+        assert client.status == 200
+
+
+@pytest.mark.parametrize("query", ["", "?after=", "?after=7-00000007"], ids=["plain", "new", "resuming"])
+async def test_client_whose_request_is_complete_while_the_server_drains_is_closed_with_1001(
+    serve: Callable[..., Harness], query: str
+) -> None:
+    harness = serve()
+    harness.listen()
+    client, probe = await harness.connect(), await harness.connect()
+    harness.server.stop_listening()
+    draining = asyncio.create_task(harness.server.drain(5.0))
+    await harness.clock.settle()
+    client.send(request(3000, "/updates" + query))
+    probe.send(request(3000, "/healthz"))
+    assert (client.status, client.close_code) == (101, 1001)
+    assert probe.status == 200
+    client.send(CLOSED_BY_CLIENT)
+    await harness.clock.settle()
+    assert not draining.done(), "the other one still reads its answer"
+    await probe.leave()
+    assert draining.done()
+    await draining
+    assert harness.metric("bridge_evictions_total", reason="stopping") == 0
+
+
+async def test_drain_waits_no_longer_for_clients_without_a_request_than_for_a_moment(
+    serve: Callable[..., Harness],
+) -> None:
+    harness = serve()
+    client = await harness.connect()
+    harness.server.stop_listening()
+    with capture_logs() as logged:
+        draining = asyncio.create_task(harness.server.drain(5.0))
+        await harness.clock.advance(DEFAULT.request_grace_s)
+        assert client.ended == ["abort"]
+        assert draining.done()
+        await draining
+    assert logged == []
+
+
+async def test_drain_closes_a_shared_listener_at_its_deadline(serve: Callable[..., Harness]) -> None:
+    harness = serve()
+    [name] = harness.server.listen(("127.0.0.1",), 0, reuse_port=True)
+    harness.server.stop_listening()
+    with capture_logs() as logged:
+        draining = asyncio.create_task(harness.server.drain(0.0))
+        await harness.clock.settle()
+        assert draining.done()
+        await draining
+    assert logged == []
     with pytest.raises(ConnectionRefusedError), socket.create_connection(name):
         pass
 
