@@ -137,6 +137,10 @@ class Metrics(Collector):
             "Clients refused before the upgrade, by the rule that refused them.",
             ["rule"],
         )
+        self.abandoned = self._counter(
+            "bridge_handshakes_abandoned",
+            "Connections that the client ended before its request, or its TLS handshake, was complete.",
+        )
         self.pauses = self._counter(
             "bridge_reading_pauses",
             "Times that nothing was read of a client for a while, because it, or all of them, had said too much.",

@@ -23,3 +23,7 @@ class CloseReason(Enum):
     def slug(self) -> str:
         """The name as a metric's label and in logs."""
         return self.name.lower().replace("_", "-")
+
+
+NO_PLACE = frozenset({CloseReason.FULL, CloseReason.CROWDED})
+"""Reasons to close a connection that never had one of the places that there are."""

@@ -5,6 +5,7 @@ is allowed, and `upgrade` applies RFC 6455. After an upgrade, a `Connection` tak
 """
 
 import asyncio
+import errno
 import socket
 import ssl
 import struct
@@ -36,8 +37,6 @@ Otherwise a turn of 5 s would refuse every client that came in it, before anythi
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
 
-_ENDED = "The client ended the connection."
-
 READ_METHODS = frozenset({"GET", "HEAD"})
 
 PREFLIGHT = (
@@ -66,6 +65,9 @@ class Host(Protocol):
 
     def refused(self, rule: str, peer: str, detail: str) -> None:
         """A client was turned away, for a log line and a metric."""
+
+    def abandoned(self, peer: str) -> None:
+        """A client ended its connection before its request was complete."""
 
     def over(self, handshake: "Handshake") -> None:
         """The client of this handshake is gone."""
@@ -115,19 +117,22 @@ class Handshake(asyncio.BufferedProtocol):
         # No transport ever had it, or none that would say that it is gone.
         client.close()
         error = None if opening.cancelled() else opening.exception()
-        if error is not None:
-            self._host.refused("lost", self.address, printable(str(error)) or _ENDED)
+        if isinstance(error, ConnectionError):
+            self._host.abandoned(self.address)
+        elif error is not None:
+            self._host.refused("lost", self.address, printable(str(error)) or type(error).__name__)
         self._end()
 
     def _no_tls(self, error: OSError) -> None:
         """The TLS handshake failed, or the client is gone, or this was aborted."""
         self._shaking_hands = None
-        if not self._answered:
+        left = isinstance(error, (ConnectionError, ssl.SSLEOFError)) or error.errno == errno.ENOTCONN
+        if left and not self._answered:
+            self._host.abandoned(self.address)
+        elif not self._answered:
             # In OpenSSL's own words: what a client says in an alert is a number.
-            detail = printable(str(error)) or _ENDED
-            if isinstance(error, ssl.SSLEOFError):
-                detail = _ENDED
-            elif isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
+            detail = printable(str(error)) or type(error).__name__
+            if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
                 detail = "It speaks HTTP, not TLS: use wss:// and https:// here."
             self._host.refused("tls", self.address, detail)
         self._end()
@@ -159,6 +164,8 @@ class Handshake(asyncio.BufferedProtocol):
                 self._answer_request(*read)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self._answered:
+            self._host.abandoned(self.address)
         self._end()
         # They refer to each other: without this, they wait for the garbage collector.
         self._transport = self._sending = None

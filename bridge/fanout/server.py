@@ -16,7 +16,7 @@ from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout.access import Access, Refusal
 from bridge.fanout.allowance import Allowance, Speaker
-from bridge.fanout.closing import CloseReason
+from bridge.fanout.closing import NO_PLACE, CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
 from bridge.fanout.handshake import Handshake
@@ -40,9 +40,6 @@ MANY = 1000
 PENDING = BACKLOG
 """Connections without a complete request, at most: as many as the kernel hands over at once. The eldest ends for a new
 one: whoever means it needs some milliseconds, and so who sends nothing, or a byte a second, keeps nobody out."""
-
-NO_PLACE = frozenset({CloseReason.FULL, CloseReason.CROWDED})
-"""Reasons to close a connection that never had one of the places that there are."""
 
 CLOCK_S = 1.0
 """How exactly it is known since when a client is connected: all that come within it share one number."""
@@ -265,6 +262,11 @@ class Server:
         self._metrics.refused.labels(rule).inc()
         if (unsaid := self._lines.due(rule)) is not None:
             _log.info("client refused", rule=rule, peer=peer, detail=detail, **unsaid)
+
+    def abandoned(self, peer: str) -> None:
+        self._metrics.abandoned.inc()
+        # Port scanners and TCP health checks do this all the time.
+        _log.debug("client ended the connection before its request was complete", peer=peer)
 
     def _tick(self, late: bool) -> None:
         # Of a client's update that did not come while the bridge read nothing, it can't be said that it is unknown.

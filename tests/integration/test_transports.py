@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.fanout import server
-from bridge.fanout.handshake import MAX_BEHIND_BYTES
+from bridge.fanout.handshake import MAX_BEHIND_BYTES, RESET
 from tests.support.clients import PENDING, answer, distrust, lines, request
 from tests.support.running import pending, port_of, running, sample, secure
 from tests.support.waiting import eventually
@@ -104,16 +105,49 @@ async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
         assert refusal["detail"] == "It speaks HTTP, not TLS: use wss:// and https:// here."
 
 
-async def test_client_that_goes_during_the_tls_handshake_is_counted(
-    broker: Broker, exchange: str, tmp_path: Path
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00"], ids=["nothing", "a part"])
+@pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
+async def test_client_that_goes_during_the_tls_handshake_is_counted_as_one_that_left(
+    broker: Broker, exchange: str, tmp_path: Path, sent: bytes, *, reset: bool
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
-        with capture_logs() as logged:
-            async with lines(port_of(bridge), 1):
-                await eventually("it is counted", lambda: pending(bridge) == 1)
-            await eventually("it has no place any more", lambda: pending(bridge) == 0)
-        assert sample(bridge, "bridge_refused_total", rule="tls") == 1
-        assert [entry["detail"] for entry in logged] == ["The client ended the connection."]
+        await leave(bridge, sent, reset=reset)
+        assert sample(bridge, "bridge_refused_total", rule="tls") == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /updates HT"], ids=["nothing", "a part"])
+@pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
+async def test_client_that_goes_before_its_request_is_complete_is_counted_as_one_that_left(
+    broker: Broker, exchange: str, sent: bytes, *, reset: bool
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
+        await leave(bridge, sent, reset=reset)
+
+
+async def test_client_that_goes_after_its_tls_handshake_is_counted_as_one_that_left(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    async with secure(broker, exchange, tmp_path) as (bridge, chain):
+        trust = ssl.create_default_context(cafile=chain)
+        _, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
+        assert sample(bridge, "bridge_handshakes_abandoned_total") == 0
+        writer.close()
+        await eventually("it has no place any more", lambda: pending(bridge) == 0)
+        assert sample(bridge, "bridge_handshakes_abandoned_total") == 1
+
+
+async def leave(bridge: Bridge, sent: bytes, *, reset: bool) -> None:
+    """A client connects, sends this, and goes; there is no line for an operator, and one more in the metric."""
+    with capture_logs() as logged:
+        client = socket.create_connection(("127.0.0.1", port_of(bridge)))
+        await eventually("it is counted", lambda: pending(bridge) == 1)
+        client.sendall(sent)
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.close()
+        await eventually("it has no place any more", lambda: pending(bridge) == 0)
+    assert sample(bridge, "bridge_handshakes_abandoned_total") == 1
+    assert {entry["log_level"] for entry in logged} == {"debug"}
 
 
 async def test_client_that_does_not_trust_the_certificate_is_named(

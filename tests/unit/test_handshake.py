@@ -18,7 +18,7 @@ from bridge.contract.filters import Filters, Wish
 from bridge.fanout import tcp_info
 from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.access import DEFAULT_NETWORKS, Access
-from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, Handshake
+from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.fanout.http_request import Request, parse
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
@@ -60,6 +60,8 @@ class RecordingHost:
         """Those of the upgrades."""
         self.refusals: list[tuple[str, str, str]] = []
         """Rule, address and detail of each."""
+        self.left: list[str] = []
+        """The address of each client that ended the connection before its request was complete."""
         self.ended: list[Handshake] = []
 
     def upgraded(
@@ -70,6 +72,9 @@ class RecordingHost:
 
     def refused(self, rule: str, peer: str, detail: str) -> None:
         self.refusals.append((rule, peer, detail))
+
+    def abandoned(self, peer: str) -> None:
+        self.left.append(peer)
 
     def over(self, handshake: Handshake) -> None:
         self.ended.append(handshake)
@@ -698,6 +703,53 @@ async def test_lost_client_is_reported_once_and_its_timer_does_not_fire(harness:
     assert client.answer == b""
 
 
+@pytest.mark.parametrize("sent", [b"", UPDATES[:-1]], ids=["nothing", "a part"])
+async def test_client_that_leaves_before_its_request_is_complete_is_reported_as_such(
+    harness: Harness, sent: bytes
+) -> None:
+    client = await harness.connect()
+    client.send(sent)
+    client.transport.close()
+    await harness.clock.settle()
+    assert harness.host.left == [ADDRESS]
+    assert harness.host.refusals == []
+
+
+@pytest.mark.parametrize("sent", [UPDATES, HEALTH, b"nonsense\r\n\r\n"], ids=["101", "200", "400"])
+async def test_client_that_leaves_after_its_request_is_not_reported_as_one_that_sent_none(
+    harness: Harness, sent: bytes
+) -> None:
+    client = await harness.ask(sent)
+    client.transport.close()
+    await harness.clock.settle()
+    assert harness.host.left == []
+
+
+async def test_client_that_is_cut_by_the_bridge_is_not_reported_as_one_that_left(harness: Harness) -> None:
+    client = await harness.connect()
+    client.handshake.abort()
+    await harness.clock.settle()
+    assert client.transport.ended == ["abort"]
+    late = await harness.connect()
+    await harness.clock.advance(2 * TIMEOUT_S)
+    assert late.status == 408
+    assert harness.host.left == []
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), ConnectionAbortedError("gone"), BrokenPipeError()], ids=repr)
+async def test_client_that_leaves_before_it_has_a_transport_is_reported_as_such(
+    harness: Harness, error: OSError
+) -> None:
+    harness.connector.completes = False
+    client = await harness.connect()
+    harness.connector.pending[0].set_exception(error)
+    await harness.clock.settle()
+    assert harness.host.left == [ADDRESS]
+    assert harness.host.refusals == []
+    assert client.socket.fileno() == -1
+    assert harness.host.ended == [client.handshake]
+
+
 async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -> None:
     protocol: asyncio.BufferedProtocol = (await harness.connect()).handshake
     # None, by which a transport closes itself.
@@ -776,9 +828,8 @@ async def test_tls_handshake_that_is_never_complete_is_cut_at_the_timeout(harnes
     [
         (b"GET /updates HTTP/1.1\r\n\r\n", "It speaks HTTP, not TLS: use wss:// and https:// here."),
         (b"\x15\x03\x01\x00\x02\x02\x30", "UNEXPECTED_MESSAGE"),
-        (b"", "The client ended the connection."),
     ],
-    ids=["HTTP", "alert", "end"],
+    ids=["HTTP", "alert"],
 )
 async def test_tls_handshake_that_fails_is_refused_with_its_reason(
     harness: Harness, tmp_path: Path, said: bytes, detail: str
@@ -796,13 +847,29 @@ async def test_tls_handshake_that_fails_is_refused_with_its_reason(
     assert len(harness.host.refusals) == 1
 
 
-async def test_client_of_tls_that_is_gone_already_is_refused(harness: Harness, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["ends", "resets"])
+async def test_client_that_leaves_during_its_tls_handshake_is_not_refused(
+    harness: Harness, tmp_path: Path, how: str
+) -> None:
+    harness.host.tls = Tls(*certificate(tmp_path, "localhost"))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as far:
+        near, _ = listener.accept()
+        handshake = Handshake(harness.host, near, ADDRESS)
+        await harness.clock.settle()
+        if how == "resets":
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    await harness.clock.settle()
+    assert (harness.host.left, harness.host.refusals) == ([ADDRESS], [])
+    assert harness.host.ended == [handshake]
+
+
+async def test_client_of_tls_that_is_gone_already_is_not_refused(harness: Harness, tmp_path: Path) -> None:
     harness.host.tls = Tls(*certificate(tmp_path, "localhost"))
     near = socket.socket()  # not connected, as if it was reset
     handshake = Handshake(harness.host, near, ADDRESS)
     assert harness.host.ended == [], "the server does not know of it yet"
     await harness.clock.settle()
-    assert [rule for rule, _, _ in harness.host.refusals] == ["tls"]
+    assert (harness.host.left, harness.host.refusals) == ([ADDRESS], [])
     assert harness.host.ended == [handshake]
     assert near.fileno() == -1
 

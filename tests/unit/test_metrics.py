@@ -19,6 +19,7 @@ TYPES = {
     "bridge_broker_losses_total": "counter",
     "bridge_gaps_total": "counter",
     "bridge_log_lines_dropped_total": "counter",
+    "bridge_handshakes_abandoned_total": "counter",
     "bridge_rejects_lost_total": "counter",
     "bridge_connections_opened_total": "counter",
     "bridge_deliveries_total": "counter",

@@ -308,9 +308,13 @@ async def test_client_becomes_a_connection_that_gets_updates(serve: Callable[...
 async def test_client_that_leaves_without_a_request_gives_its_place_back(serve: Callable[..., Harness]) -> None:
     harness = serve()
     client = await harness.connect()
-    await client.leave()
+    with capture_logs() as logged:
+        await client.leave()
     assert harness.gauges() == (0, 0)
     assert len(harness.server._tally) == 0
+    assert harness.metric("bridge_handshakes_abandoned_total") == 1
+    # Health checks do this: no line for an operator.
+    assert [line["log_level"] for line in logged] == ["debug"]
 
 
 async def test_client_gets_what_its_query_asks_for(serve: Callable[..., Harness]) -> None:
