@@ -34,8 +34,8 @@ from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")
 
-MANY = 1000
-"""Connections of which, when half have gone, the memory is given back."""
+MANY = 250
+"""Connections of which, when half have gone, the memory is given back: with TLS, what they had not read takes 8 MB."""
 
 PENDING = BACKLOG
 """Connections without a complete request, at most: as many as the kernel hands over at once. The eldest ends for a new

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.certificates import certificate
-from tests.support.clients import request
+from tests.support.clients import RawClient, request
 from tests.support.killmail import killmail
-from tests.support.process_stats import MB, Memory, metric
+from tests.support.process_stats import MB, Memory, metric, rss_bytes
 from tests.support.publishing import publish
 from tests.support.running import bridge_process
 from tests.support.waiting import eventually
@@ -116,3 +116,23 @@ async def test_client_that_stalls_keeps_no_update_in_memory_that_the_log_has_dro
 
 async def _updates(port: int, count: int) -> bool:
     return await metric(port, 'bridge_updates_total{type="killmail"}') == count
+
+
+async def test_memory_of_large_updates_is_given_back(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
+    async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
+        await process.consuming()
+        port = await process.port()
+        memory = Memory(process.process.pid)
+        clients = [await RawClient.open(port) for _ in range(20)]
+        for number in range(10):
+            await publish(amqp, exchange, large(number))
+            await asyncio.gather(*(client.text() for client in clients))
+        for client in clients:
+            await client.close()
+        await eventually("they are gone", lambda: _connections(port, 0))
+        kept = rss_bytes(process.process.pid) - memory.before
+        assert kept < LOG_BYTES + 4 * MB, f"{kept / MB:.0f} MiB"
+
+
+async def _connections(port: int, count: int) -> bool:
+    return await metric(port, "bridge_connections") == count

@@ -53,9 +53,10 @@ class Memory:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._before = self._most = rss_bytes(pid)
+        self.before = self._most = rss_bytes(pid)
+        """Bytes that were resident then."""
 
     def look(self) -> int:
         """Bytes that it has grown at most, as far as was looked."""
         self._most = max(self._most, rss_bytes(self._pid))
-        return self._most - self._before
+        return self._most - self.before
