@@ -74,9 +74,6 @@ class Lagging:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def __contains__(self, connection: Subscriber) -> bool:
-        return connection in self._connections
-
     def add(self, connection: Subscriber, position: int, *, returning: bool = False) -> None:
         """Adds one whose next frame is at a position; `returning` says that it was not live before."""
         assert connection.view is not None

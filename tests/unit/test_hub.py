@@ -318,6 +318,24 @@ def test_client_that_reads_on_gets_a_large_update_whole(scene: Scene) -> None:
     assert (subscriber.ended_frames, scene.hub.lagging) == (1, 0)
 
 
+def test_large_update_is_encrypted_in_later_turns(scene: Scene) -> None:
+    """For hundreds of clients, all of it would take too long."""
+    subscriber = scene.join()
+    frames = scene.publish(b"x" * 100_000)
+    assert subscriber.writes == []
+    scene.turns.settle()
+    assert subscriber.received == frames
+    assert scene.hub.lagging == 0
+
+
+def test_clients_that_stop_in_the_same_frames_go_on_where_each_has_stopped(scene: Scene) -> None:
+    slow = [scene.join_with_socket(LITTLE_ROOM) for _ in range(3)]
+    frames = scene.publish(*[b"x" * 3000] * 5)
+    for subscriber in slow:
+        read_on(scene, subscriber)
+        assert subscriber.received == frames
+
+
 def test_client_in_the_middle_of_a_frame_that_the_log_drops_is_reset() -> None:
     with closing(Scene(200_000)) as scene:
         subscriber = scene.join_with_socket(LITTLE_ROOM)
