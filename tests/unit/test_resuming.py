@@ -241,7 +241,7 @@ class Even:
         return data % 2 == 0
 
 
-@settings(max_examples=examples(200), stateful_step_count=40)
+@settings(max_examples=examples(60), stateful_step_count=40)
 class AnyTurn(RuleBasedStateMachine):
     """Updates, marks, gaps and clients in any order, with and without a flush between them.
 

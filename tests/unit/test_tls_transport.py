@@ -17,7 +17,6 @@ from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.both_loops
 
@@ -113,12 +112,12 @@ class Client:
 class Pair:
     """Both ends."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, context: ssl.SSLContext) -> None:
         near, far = socket.socketpair()
         self.near = near
         self.protocol = Recorder()
         self.failures: list[OSError] = []
-        self.context = Tls(*certificate(folder, "localhost")).context
+        self.context = context
         loop = asyncio.get_running_loop()
         self.transport = TlsTransport(loop, near, self.context, self.protocol, self.failures.append, SHUTDOWN_S)
         self.client = Client(far)
@@ -134,9 +133,14 @@ class Pair:
         await eventually("the protocol is told of the end", lambda: "lost" in self.protocol.told)
 
 
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    return Tls(*certificate(tmp_path_factory.mktemp("certificate"), "localhost")).context
+
+
 @pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
-    pair = Pair(tmp_path)
+async def pair(context: ssl.SSLContext) -> AsyncIterator[Pair]:
+    pair = Pair(context)
     yield pair
     pair.transport.abort()
     await asyncio.sleep(0)
@@ -417,8 +421,7 @@ async def test_close_during_the_handshake_is_its_end_in_time(pair: Pair) -> None
     await eventually("it fails", lambda: pair.failures)
 
 
-async def test_socket_that_is_not_connected_any_more_is_an_error(tmp_path: Path) -> None:
-    context = Tls(*certificate(tmp_path, "localhost")).context
+async def test_socket_that_is_not_connected_any_more_is_an_error(context: ssl.SSLContext) -> None:
     with socket.socket() as near, pytest.raises(OSError, match="not connected"):
         TlsTransport(asyncio.get_running_loop(), near, context, Recorder(), lambda _: None, SHUTDOWN_S)
 
