@@ -77,6 +77,11 @@ PART = (
 """What `--part` runs of the tests that use a broker: those in which releases differ most. The slowest file comes first,
 because the run lasts longer if one worker begins it last."""
 
+TOO_LONG = (
+    "tests/faults/test_cluster.py::test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_are_killed",
+)
+"""What `--part` leaves to the whole run: this test alone takes as long as all others together."""
+
 IN_THIS_ORDER = "--no-loadscope-reorder"
 """Without this, xdist begins with the files that have most tests."""
 
@@ -202,7 +207,9 @@ def selections(name: str, *, part: bool, rest: Sequence[str]) -> list[list[str]]
     ignored = [f"--ignore=tests/integration/test_{what}.py" for what in BESIDE_THE_BROKER]
     chosen = [*(PART if part else FOLDERS), *ignored, "--uses-broker"]
     shared = [*chosen, "-m", "not alone", *WORKERS, *rest]
-    return [[*shared, IN_THIS_ORDER]] if part else [shared, [*chosen, "-m", "alone", *rest]]
+    if part:
+        return [[*shared, IN_THIS_ORDER, *(f"--deselect={test}" for test in TOO_LONG)]]
+    return [shared, [*chosen, "-m", "alone", *rest]]
 
 
 def place_of(name: str) -> Place:

@@ -31,6 +31,7 @@ JUNIT = """<?xml version="1.0" encoding="utf-8"?>
 A_TEST = "tests/faults/test_line.py::test_x"
 BROKER = ["--uses-broker"]
 SHARED = [*BROKER, "-m", "not alone", *releases.WORKERS]
+TOO_LONG = [f"--deselect={test}" for test in releases.TOO_LONG]
 ALONE = [*BROKER, "-m", "alone"]
 
 
@@ -75,7 +76,7 @@ def test_row_is_bad_if_a_test_or_pytest_failed_and_not_if_there_is_no_such_relea
     ("name", "part", "rest", "tests"),
     [
         ("own", False, [], [[*releases.FOLDERS, *SHARED], [*releases.FOLDERS, *ALONE]]),
-        ("own", True, [], [[*releases.PART, *SHARED, releases.IN_THIS_ORDER]]),
+        ("own", True, [], [[*releases.PART, *SHARED, releases.IN_THIS_ORDER, *TOO_LONG]]),
         ("own", True, [A_TEST, "-x"], [[*BROKER, A_TEST, "-x"]]),
         (
             "own",
@@ -99,6 +100,12 @@ def test_paths_that_are_ignored_or_part_of_a_run_exist() -> None:
     ignored = [text.removeprefix("--ignore=") for text in selections("own", part=False, rest=[])[0] if "ignore" in text]
     assert len(ignored) == len(releases.BESIDE_THE_BROKER)
     assert [path for path in (*ignored, *releases.PART, *releases.FOLDERS) if not (releases.ROOT / path).exists()] == []
+
+
+def test_tests_that_are_left_to_the_whole_run_exist() -> None:
+    for test in releases.TOO_LONG:
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (releases.ROOT / path).read_text()
 
 
 def test_release_that_debian_has_runs_under_the_script_without_an_engine(
