@@ -77,22 +77,22 @@ def configure(level: str, style: str) -> None:
 
 
 def never_block() -> None:
-    """From now on, nothing that is written to standard error blocks: for a process with an event loop.
+    """Makes writes to standard error never block. For a process with an event loop.
 
-    Lines are dropped while nothing reads them. To be called before `configure`.
+    If nothing reads the lines and the queue is full, later lines are dropped. To be called before `configure`.
     """
     queued_output.install("stderr", _report_dropped)
 
 
 async def written(timeout_s: float) -> None:
-    """Returns when all lines are written, but not later than this."""
+    """Waits until all lines are written, for at most `timeout_s`."""
     output = queued_output.queue_of(sys.stderr)
     if output is not None:
         await asyncio.to_thread(output.drain, timeout_s)
 
 
 def lines_dropped() -> int:
-    """Lines that were dropped since the start of the process."""
+    """Returns how many lines were dropped since the start of the process."""
     output = queued_output.queue_of(sys.stderr)
     return 0 if output is None else output.lines_dropped
 

@@ -4,18 +4,18 @@ import ctypes
 import gc
 
 MAPPED_BYTES = 2**18
-"""Blocks of so many bytes or more are mapped, each by itself, and go back to the system as soon as they are free."""
+"""The C library maps each block of at least this size on its own, and unmaps it as soon as it is freed."""
 
 _M_MMAP_THRESHOLD = -3
-"""The option's number in glibc's `malloc.h`."""
+"""The number of this option in glibc's `malloc.h`."""
 
 
 def map_large_blocks() -> None:
-    """Makes the C library give large blocks back to the system, whenever it frees one.
+    """Makes the C library return each large block to the system as soon as it is freed.
 
-    glibc itself raises this threshold, up to 32 MiB, with each mapped block that is freed. Large updates then leave
-    holes that nothing else fits into: with updates of 3.9 MB and a log of 16 MiB, the process grew by 62 MB instead of
-    16.
+    By default, glibc raises this threshold up to 32 MiB when a larger mapped block is freed. Large updates then leave
+    holes in the heap that no other block fits into. With updates of 3.9 MB and a log of 16 MiB, the process grew by
+    62 MB instead of 16 MB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

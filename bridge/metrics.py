@@ -164,7 +164,7 @@ class Metrics(Collector):
         yield _counter(
             "bridge_replayed", "Updates times connections: given again to those that resume.", {"": self.replayed}
         )
-        # The process has one log, however many bridges it has.
+        # All bridges in a process share one log.
         yield _counter(
             "bridge_log_lines_dropped",
             "Lines of the log that were dropped, because nothing read them or they could not be written.",

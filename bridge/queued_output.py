@@ -1,10 +1,10 @@
 """Standard error and standard output for an event loop: a thread writes, and the loop never waits for a reader.
 
-A write blocks while a pipe is full, or while Ctrl-S has stopped a terminal. O_NONBLOCK is no way out: it holds for each
-program that shares the pipe or the terminal.
+A write blocks while a pipe is full, or while Ctrl-S has stopped a terminal. O_NONBLOCK can't be used instead: it would
+affect each program that shares the pipe or the terminal.
 
-The whole stream is replaced, not only the handler of the log. Warnings, tracebacks and errors of commands go the same
-way, in order.
+`install` replaces the entire stream, not only the handler of the log. Warnings, tracebacks and errors of commands
+therefore stay in order with the lines of the log.
 """
 
 import atexit
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["IN_ORDER_S", "LIMIT_BYTES", "QueuedOutput", "install", "queue_of"]
 
 LIMIT_BYTES = 2**20
-"""About 5,000 lines of a log. More are dropped."""
+"""The size of the queue: about 5,000 log lines. Lines that don't fit are dropped."""
 
 LAST_S = 1.0
-"""For the last lines, at the end of the process: the error that ends it may be among them."""
+"""How long the process waits at its end for the last lines, which may contain the error that ends it."""
 
 IN_ORDER_S = 0.1
-"""The patience of a command that shows something on two streams."""
+"""`patience_s` for a command that writes to both streams."""
 
 DESCRIPTORS = {"stdout": 1, "stderr": 2}
 
@@ -41,58 +41,58 @@ class QueuedOutput(io.RawIOBase):
     def __init__(
         self, descriptor: int, report: Callable[[int], object], limit_bytes: int, patience_s: float = 0.0
     ) -> None:
-        """`report` gets the number of dropped lines once lines can be written again. The thread calls it.
+        """The thread calls `report` with the number of dropped lines when lines can be written again.
 
-        `flush` waits up to `patience_s` for the thread, so that lines of two streams stay in order. It waits no more
-        once that was in vain, until something is written again.
+        `flush` waits up to `patience_s` for the thread, so that the lines of two streams stay in order. After a wait
+        that timed out, `flush` does not wait again until the thread has written something.
         """
         super().__init__()
         self.lines_dropped = 0
-        """Since the start."""
+        """The number of lines dropped since the start."""
         self._descriptor = descriptor
         self._report = report
         self._limit_bytes = limit_bytes
         self._patience_s = patience_s
-        # A terminal that is gone does not say any more that it was one.
+        # `isatty` returns False for a terminal that is gone, so the answer is stored.
         self._is_terminal = os.isatty(descriptor)
-        # Its lock is reentrant: garbage collection may run, and warn, at any point of this class.
+        # The lock is reentrant: garbage collection may run at any point of this class, and write a warning.
         self._changed = threading.Condition()
         self._queue: deque[bytes] = deque()
         self._size_bytes = 0
         self._writing = False
         self._blocked = False
-        """Whether `flush` has waited in vain, and nothing was written since."""
+        """Whether a wait of `flush` timed out, and nothing was written since then."""
         self._given_up = False
-        """The same for `drain`."""
+        """Whether a wait of `drain` timed out, and nothing was written since then."""
         self._unreported = 0
         self._torn = False
-        """Whether the last write failed within a line."""
+        """Whether the last write failed in the middle of a line."""
         self._ending = False
         self._ended = False
-        # A thread that is blocked in a write must not keep the process.
+        # A daemon thread: if it is blocked in a write, the process must end nevertheless.
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
 
     def writable(self) -> bool:
-        """Always."""
+        """Returns True always."""
         return True
 
     def fileno(self) -> int:
-        """Only for questions about the descriptor: what is written to it overtakes the queue."""
+        """Returns the descriptor, for queries only. Data written to it directly would overtake the queue."""
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Whether it was a terminal at the start."""
+        """Returns whether the descriptor was a terminal at the start."""
         return self._is_terminal
 
     def write(self, data: "ReadableBuffer", /) -> int:
         """Queues whole lines. Never blocks, and never fails."""
         chunk = bytes(data)
-        # A lock that the thread holds while the interpreter ends is never released.
+        # The thread may hold the lock when the interpreter ends, and would then never release it.
         if self._ended:
             return len(chunk)
         with self._changed:
-            # The thread's own report has to fit into a full queue. It writes one after some lines have left the queue.
+            # The thread's own report is queued even if the queue is full. It follows after some lines are written.
             if self._size_bytes + len(chunk) <= self._limit_bytes or threading.get_ident() == self._thread.ident:
                 self._queue.append(chunk)
                 self._size_bytes += len(chunk)
@@ -102,24 +102,24 @@ class QueuedOutput(io.RawIOBase):
         return len(chunk)
 
     def flush(self) -> None:
-        """Waits for the thread, within `patience_s`."""
+        """Waits for the thread, for at most `patience_s`."""
         if self._patience_s and not self._blocked:
             self._blocked = not self._wait(self._patience_s)
 
     def drain(self, timeout_s: float) -> bool:
-        """Whether all is written. Waits for that, but no longer than this."""
+        """Waits up to `timeout_s` until all lines are written. Returns whether they are."""
         self._given_up = not self._wait(timeout_s)
         return not self._given_up
 
     def end(self) -> None:
-        """Writes what is queued, unless `drain` has waited in vain, and ends the thread. Later lines are discarded."""
+        """Writes the queued lines and ends the thread. If `drain` timed out, it does not wait. Discards later lines."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
         try:
             self._thread.join(0.0 if self._given_up else LAST_S)
         finally:
-            # Also after Ctrl-C.
+            # Ctrl-C may interrupt `join`.
             self._ended = True
 
     def _wait(self, timeout_s: float) -> bool:
@@ -142,7 +142,7 @@ class QueuedOutput(io.RawIOBase):
                 self._report(dropped)
 
     def _next(self) -> bytes:
-        """Waits for lines. Returns as many as a pipe takes at once, not mixed with those of other programs."""
+        """Waits for lines. Returns as many as a pipe takes in one atomic write, and at least one."""
         with self._changed:
             self._writing = False
             self._changed.notify_all()
@@ -157,7 +157,7 @@ class QueuedOutput(io.RawIOBase):
         return b"".join(batch)
 
     def _write_out(self, batch: bytes) -> bytes:
-        """Blocks until all is written. Returns what can't be written."""
+        """Blocks until the batch is written. Returns the part that can't be written."""
         newline = b"\n" if self._torn else b""
         data = newline + batch
         done = 0
@@ -182,15 +182,15 @@ class QueuedOutput(io.RawIOBase):
 
 
 def queue_of(stream: TextIO | None) -> QueuedOutput | None:
-    """The queue behind a stream, if `install` has put one there."""
+    """Returns the queue behind a stream, or None if `install` has not replaced the stream."""
     buffer = getattr(stream, "buffer", None)
     return buffer if isinstance(buffer, QueuedOutput) else None
 
 
 def install(name: Literal["stdout", "stderr"], report: Callable[[int], object], patience_s: float = 0.0) -> None:
-    """Replaces `sys.stdout` or `sys.stderr` until the process ends. One that is closed becomes /dev/null.
+    """Replaces `sys.stdout` or `sys.stderr` until the process ends. A closed stream becomes /dev/null.
 
-    The arguments are those of QueuedOutput. A stream without a descriptor stays as it is.
+    `report` and `patience_s` are passed to QueuedOutput. A stream without a descriptor is not replaced.
     """
     stream: TextIO | None = getattr(sys, name)
     if stream is None:
@@ -205,15 +205,15 @@ def install(name: Literal["stdout", "stderr"], report: Callable[[int], object], 
     with suppress(OSError):
         stream.flush()
     output = QueuedOutput(descriptor, report, LIMIT_BYTES, patience_s)
-    # For what is written after this: the last words of the interpreter.
+    # Also writes lines that follow the end of the event loop, such as the traceback of an unhandled exception.
     atexit.register(output.end)
-    # Without write_through, a line that is written in parts is one entry of the queue.
+    # Without write_through, the wrapper collects the parts of a line, and the queue gets whole lines.
     wrapper = io.TextIOWrapper(output, stream.encoding, stream.errors, line_buffering=True)  # type: ignore[type-var]  # RawIOBase has what it needs
     setattr(sys, name, wrapper)
 
 
 def _null(descriptor: int) -> TextIO:
-    """/dev/null as a stream, and as the descriptor, which would else be the next socket's."""
+    """Opens /dev/null as a stream, and also as the descriptor. Otherwise, the next socket would get this descriptor."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.fstat(descriptor)

@@ -85,18 +85,18 @@ class Timing:
     """For the TLS shutdown of a refused client. What it still sends is read and discarded."""
 
     last_lines_s: float = 0.2
-    """For the last lines of the log, if the clients have taken the entire shutdown timeout."""
+    """Minimum time for the last lines of the log, even if the clients have used the entire shutdown timeout."""
 
     descriptor_check_s: float = 1.0
     """Between two checks whether file descriptors are available again."""
 
     accept_grace_s: float = 0.2
-    """When the bridge stops and shares its port, for clients whose TCP handshake has begun. A handshake takes one round
+    """When the bridge stops and shares its port: time for TCP handshakes that have begun. A handshake takes one round
     trip."""
 
     request_grace_s: float = 1.0
-    """When the bridge stops, for clients to send their request and to read the answer. Browsers keep connections open
-    on which they never send one."""
+    """When the bridge stops: time for clients to send their request and to read the answer. It is limited because
+    browsers keep connections open on which they never send a request."""
 
     trim_delay_s: float = 1.0
     """Delay of `malloc_trim` after many connections have closed. Connections usually close in groups, and one trim is

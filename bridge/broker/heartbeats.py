@@ -1,25 +1,25 @@
-"""How long the broker may send nothing before its connection is given up: only time in which the bridge ran counts.
+"""Heartbeat timeouts of broker connections: only the time in which the bridge runs counts.
 
-aiormq gives a connection up if no frame came for three heartbeats, by the clock. A broker that is frozen together with
-the bridge, on one paused machine, has sent nothing either: its connection would be given up at once when both run
-again, and an exclusive queue and its events with it.
+aiormq closes a connection if the broker sends no frame for three heartbeats. A paused machine freezes the bridge and
+its broker together, and the broker then sends nothing. When both run again, aiormq would close the connection at once,
+and the broker would delete an exclusive queue with its events.
 """
 
 import aiormq
 
 LATE_INTERVALS = 2
-"""A check that comes later than this gives no connection up."""
+"""A check that is more than this many intervals late closes no connection."""
 
 
 class _Patient(aiormq.connection.Connection):
-    """A connection that begins to count anew after a check that came late."""
+    """A connection whose heartbeat timeout starts again after a late check."""
 
     checked_at: float
     awake_since_s: float
 
     @property
     def is_connection_was_stuck(self) -> bool:
-        """Whether no frame came for too long. aiormq asks this every half of a heartbeat."""
+        """Whether the broker has sent no frame for too long. aiormq reads this twice in each heartbeat."""
         now_s = self.loop.time()
         interval_s = max(1, self.heartbeat_timeout // 2)
         if now_s - self.checked_at > (1 + LATE_INTERVALS) * interval_s:
@@ -30,9 +30,9 @@ class _Patient(aiormq.connection.Connection):
 
 
 def make_patient(connection: aiormq.abc.AbstractConnection) -> None:
-    """Makes aiormq judge this connection's broker so. To be called when it is open."""
+    """Applies this rule to an open connection."""
     if isinstance(connection, aiormq.connection.Connection):
-        # aiormq makes its connections itself, of this one class.
+        # aiormq creates its connections itself, and takes no other class.
         connection.__class__ = _Patient
         assert isinstance(connection, _Patient)
         connection.checked_at = connection.loop.time()

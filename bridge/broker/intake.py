@@ -16,13 +16,13 @@ class Intake:
         """`most`: the deliveries that may be unsettled at once."""
         self.most = most
         self.prefetch = most
-        """The same, for the present session, or the one that begins next."""
+        """The same limit, for the current session or, between two sessions, for the next one."""
         self.held = False
         """True while nothing is read from the broker."""
         self.relieved = asyncio.Event()
         """Set when the full prefetch can be used again."""
         self._full = False
-        """True while there is no room for more."""
+        """True while there is no room for more deliveries."""
         self._lane: Lane | None = None
 
     def begin(self, lane: Lane) -> None:
@@ -46,7 +46,10 @@ class Intake:
             self._lane.hold(held)
 
     def restore(self) -> None:
-        """The broker delivers with the full prefetch again. The room may have been filled while that was agreed."""
+        """Records that the broker has applied the full prefetch again.
+
+        If the room was filled before the broker answered, reading stops at once.
+        """
         self.prefetch = self.most
         self.relieved.clear()
         if self._full:

@@ -103,7 +103,7 @@ def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None) -> int:
 
 
 def _never_block() -> None:
-    """A terminal that Ctrl-S has stopped must not keep a signal from ending the demo."""
+    """Makes output never block: a signal must end the demo even if Ctrl-S has stopped the terminal."""
 
     def report(lines: int) -> None:
         _say(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)

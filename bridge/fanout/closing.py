@@ -26,4 +26,4 @@ class CloseReason(Enum):
 
 
 NO_PLACE = frozenset({CloseReason.FULL, CloseReason.CROWDED})
-"""Reasons to close a connection that never had one of the places that there are."""
+"""Reasons to close a connection that exceeds the capacity."""

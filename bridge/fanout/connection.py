@@ -26,10 +26,11 @@ LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 80 KB, and for the close frame. With a longer one the client may find the end of the connection without its reason."""
 
 RESET = struct.pack("ii", 1, 0)
-"""A socket that lingers for no time."""
+"""The value of SO_LINGER with which a close resets the connection."""
 
 MAX_PONGS_DUE = 4
-"""Pings of which each may still be answered by a pong that counts for nothing: a client can't save up for a flood."""
+"""The most pongs that a client may send without a charge, one for each unanswered ping. Without this limit, a client
+could collect free pongs for a flood."""
 
 REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
@@ -89,11 +90,11 @@ class Connection(asyncio.BufferedProtocol):
         self._pong: bytes | None = None
         """The newest ping's payload, while it can't be answered: the ones before need no answer (RFC 6455, 5.5.3)."""
         self._ping_is_due = False
-        """True if a ping waits for the end of a frame."""
+        """True while a ping waits until the current frame is complete."""
         self._last: tuple[bytes, Callable[[], None]] | None = None
-        """The close frame that waits for the end of a frame, and what is done after it."""
+        """The close frame that waits until the current frame is complete, and the function to call after it."""
         self._pongs_due = 0
-        """Own pings without an answer: so many pongs count for nothing."""
+        """Pings of the bridge without an answer. The limit does not charge this many pongs."""
         self._on_close = on_close
         self._on_lost = on_lost
         self.clock = clock
@@ -108,8 +109,8 @@ class Connection(asyncio.BufferedProtocol):
         """When the closing handshake began."""
         transport.set_protocol(self)
         if transport.get_extra_info("sslcontext") is None:
-            # With no room in its buffer the transport writes to the socket at once, and says so when not all of it
-            # fits. `TlsTransport` does so always.
+            # Without a write buffer, the transport writes to the socket at once, and pauses the protocol if the socket
+            # does not take all bytes. `TlsTransport` always behaves like this.
             transport.set_write_buffer_limits(high=0, low=0)
 
     @property
@@ -123,8 +124,8 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def encrypt_and_send(self) -> Callable[[bytes], int]:
-        """With TLS: sends at most a record, past the transport as long as that holds nothing. See `Place`."""
-        send: Callable[[bytes], int] = self._transport.get_extra_info("socket").send  # type: ignore[union-attr]  # who joins has a transport
+        """With TLS: sends at most one record directly to the socket, while the transport is empty. See `Place`."""
+        send: Callable[[bytes], int] = self._transport.get_extra_info("socket").send  # type: ignore[union-attr]  # a client that joins has a transport
         return send
 
     @property
@@ -135,7 +136,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def acknowledged_bytes(self) -> int | None:
-        """How many bytes the client's kernel has acknowledged; None where this kernel doesn't say."""
+        """How many bytes the client's kernel has acknowledged. None if our kernel does not report this."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
             return None if stream is None else tcp_info.acknowledged_bytes(stream)
@@ -151,7 +152,7 @@ class Connection(asyncio.BufferedProtocol):
         return -1 if self.congested else sum(map(len, frames))
 
     def ping(self) -> None:
-        """Asks the client for a sign of life. Two bytes, so it may wait behind what a slow client has not read."""
+        """Sends a ping. It has only two bytes, so the transport may hold it until a slow client reads."""
         if self._transport is None or self.closed_at is not None:
             return
         self.pinged_at = self.clock.now_s
@@ -165,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
         transport.write(PING)
 
     def frame_ended(self) -> None:
-        """A frame that was sent in parts has been sent: control frames that waited for that follow."""
+        """Sends the control frames that waited until a frame sent in parts is complete."""
         if self._transport is None:
             return
         if self._last is not None:
@@ -178,10 +179,10 @@ class Connection(asyncio.BufferedProtocol):
             self._answer_late()
 
     def close(self, reason: CloseReason, **details: object) -> None:
-        """Starts the closing handshake; the client has until the next sweeps to answer it.
+        """Starts the closing handshake. `Keepalive` limits how long the client may take to answer it.
 
-        Where the log has dropped the frame in the middle of which the client is, no close frame can follow, and the
-        connection is reset.
+        If the client has received only a part of a frame, and the log has dropped this frame, then no close frame can
+        follow. The connection is reset instead.
         """
         self._close(reason, details, _nothing)
 
@@ -196,7 +197,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def reset(self) -> None:
-        """The same, and the client's kernel is told so: nothing that is on its way matters any more."""
+        """Ends the connection at once with a TCP reset. The kernel discards all data that is not sent yet."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
             if stream is not None:
@@ -204,7 +205,7 @@ class Connection(asyncio.BufferedProtocol):
         self.abort()
 
     def _farewell(self, frame: bytes, then: Callable[[], None]) -> None:
-        """Sends a close frame, now or at the end of the frame in which the client is, and then does what follows."""
+        """Sends a close frame as soon as the current frame is complete, and then calls `then`."""
         self.closed_at = self.clock.now_s
         if not self.offset:
             self._hub.leave(self)
@@ -268,11 +269,11 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     def _spend(self, read_bytes: int, inbound: Inbound) -> bool:
-        """Counts what a client said, without the pongs that the bridge's own pings asked for."""
+        """Charges the limit for received data, except for pongs that answer pings of the bridge."""
         frames = inbound.frames
         if answers := min(inbound.pongs, self._pongs_due):
             self._pongs_due -= answers
-            # Of a pong that came in pieces, those before its last have counted.
+            # If a pong arrives in several reads, the limit has already charged all reads but the last.
             frames = max(0, frames - answers)
             read_bytes = max(0, read_bytes - inbound.pong_bytes * answers // inbound.pongs)
             if not (frames or read_bytes):
@@ -297,9 +298,10 @@ class Connection(asyncio.BufferedProtocol):
         self._close(reason, {"violation": sentence}, self._end_this_side)
 
     def _end_this_side(self) -> None:
-        """No closing handshake with a client that breaks the protocol (RFC 6455, section 7.1.7).
+        """Ends TCP without a closing handshake, because the client broke the protocol (RFC 6455, section 7.1.7).
 
-        Closing the socket with bytes unread would reset it, and the close frame might never be seen.
+        Only this side ends. If the socket were closed with unread bytes, the kernel would reset the connection, and the
+        client might never receive the close frame.
         """
         if self._transport is not None:
             self._transport.write_eof()
@@ -337,4 +339,4 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _nothing() -> None:
-    """What is done after the bridge's own close frame: the client has time to answer it."""
+    """The function to call after the bridge's own close frame. The connection stays open until the client answers."""

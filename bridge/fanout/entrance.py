@@ -43,7 +43,7 @@ class Entrance:
         metrics: Metrics,
         timing: Timing = DEFAULT,
     ) -> None:
-        """`let_in` gets each client's socket, its own from then on, and the client's address."""
+        """`let_in` is called with the socket and the address of each client, and takes over the socket."""
         self._listeners = listeners
         self._let_in = let_in
         self._metrics = metrics
@@ -63,8 +63,8 @@ class Entrance:
     async def stop(self) -> None:
         """Accepts the clients that wait in the kernel's queue, and then closes the listeners.
 
-        A listener that shares its port stays open for a moment: the kernel gives it no new clients, but those whose TCP
-        handshake has begun.
+        A listener that shares its port stays open for a moment. In this time, it still accepts clients whose TCP
+        handshake has begun. The kernel drops the requests of other clients.
         """
         shared = filter(_shares_port, self._listeners)
         quiet = [drop_connection_requests(listener) for listener in shared]
@@ -75,12 +75,12 @@ class Entrance:
             self.close()
 
     def close(self) -> None:
-        """The same at once. While descriptors are short, clients that wait are reset."""
+        """Like `stop`, but without a delay. While descriptors are exhausted, clients in the queue are reset instead."""
         self._pause()
         for listener in self._listeners:
             if listener.fileno() >= 0:
                 if self._look is None:
-                    # No more: clients may come faster than they are accepted.
+                    # At most BACKLOG, because clients may connect faster than the bridge accepts them.
                     self._accept(listener, BACKLOG)
                 listener.close()
         if self._look is not None:

@@ -44,8 +44,10 @@ class Framing:
         return self._measured[2]
 
     def part(self, position: int, offset: int, max_bytes: int, *, ids: bool) -> tuple[bytes, bool]:
-        """A part of such a frame, from `offset` on, and whether the frame ends with it. A copy of nothing more: a
-        client that reads slowly must not keep a large frame in memory that the log drops."""
+        """A part of the frame that starts at `offset`, and whether the frame ends with it.
+
+        The part is a copy. A view would keep the entire frame in memory after the log drops it.
+        """
         frame = self._history.log.frame(position)
         parts: Sequence[bytes | memoryview]
         parts = self._parts(position) if ids and frame else (self.frame(position, ids=ids),)

@@ -31,8 +31,9 @@ MAX_BEHIND_BYTES = 2**18
 reset, and thrown away; what is more than that only costs time."""
 
 PERIODS = 4
-"""Of the timeout. In each of them, the event loop reads at least once: where its turns take long, so does the timeout.
-Otherwise a turn of 5 s would refuse every client that came in it, before anything of it was read."""
+"""The number of timers that make up the timeout, one after another. The event loop reads at least once in each period,
+so slow turns of the loop make the timeout longer. With a single timer, a turn of 5 s would refuse every client that
+connects during this turn, before the bridge reads its request."""
 
 RESET = struct.pack("ii", 1, 0)
 """A socket that lingers for no time."""
@@ -67,7 +68,7 @@ class Host(Protocol):
         """A client was turned away, for a log line and a metric."""
 
     def abandoned(self, peer: str) -> None:
-        """A client ended its connection before its request was complete."""
+        """Called if a client ends its connection before its request is complete."""
 
     def over(self, handshake: "Handshake") -> None:
         """The client of this handshake is gone."""
@@ -124,13 +125,13 @@ class Handshake(asyncio.BufferedProtocol):
         self._end()
 
     def _no_tls(self, error: OSError) -> None:
-        """The TLS handshake failed, or the client is gone, or this was aborted."""
+        """Called if the TLS handshake fails, if the client is gone, or after `abort`."""
         self._shaking_hands = None
         left = isinstance(error, (ConnectionError, ssl.SSLEOFError)) or error.errno == errno.ENOTCONN
         if left and not self._answered:
             self._host.abandoned(self.address)
         elif not self._answered:
-            # In OpenSSL's own words: what a client says in an alert is a number.
+            # The text is OpenSSL's own: an alert of a client has only a number.
             detail = printable(str(error)) or type(error).__name__
             if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
                 detail = "It speaks HTTP, not TLS: use wss:// and https:// here."
@@ -142,7 +143,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._shaking_hands = None
         if self._answered:
-            # The transport was made in the turn in which it was given up.
+            # `abort` or the timeout came in the same turn of the loop in which the transport was created.
             self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:

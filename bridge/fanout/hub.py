@@ -122,9 +122,9 @@ class Hub:
         connection.view = None
 
     def finish(self, connection: Subscriber) -> bool:
-        """Forgets a connection that is closing in the middle of a frame, but for the rest of that frame.
+        """Removes a connection that closes in the middle of a frame. It still receives the rest of this frame.
 
-        False where the log has dropped the frame: no close frame can follow.
+        Returns False if the log has dropped the frame: no close frame can follow then.
         """
         view = connection.view
         self.leave(connection)
@@ -208,7 +208,7 @@ class Hub:
         for connection in tuple(view.live.encrypted):
             view.live.discard(connection)
             lagging.add(connection, start)
-            # At once only where it is not much: encrypting a large update for hundreds takes its time.
+            # Large updates are sent in later turns, because their encryption for hundreds of clients takes long.
             if len(frames) <= FLUSH_BYTES:
                 lagging.give(connection)
             else:
@@ -250,7 +250,7 @@ class Hub:
     def _begin(self, connection: Subscriber, after: str) -> None:
         assert connection.view is not None
         if self._lagging.flushed < self._log.head:
-            # A cursor may follow the newest update, and `resume` counts updates from there up to the flushed position.
+            # The cursor may follow the newest update, and `resume` counts from the cursor to the flushed position.
             self.flush()
         self._resuming.begin(connection, connection.view.filter, after, self._lagging.flushed)
         self._lagging.add(connection, connection.cursor, returning=True)
@@ -269,7 +269,7 @@ class Hub:
 
     def _let_some_go(self) -> None:
         ready = self._waiting.ready()
-        # Before they begin: a flush of theirs then lets no more go in this turn.
+        # Set before `_begin`, which may flush: that flush must not release further connections in this turn.
         self._letting_go = bool(ready)
         if ready:
             self.schedule(self._let_some_go)

@@ -99,7 +99,7 @@ class Inbound:
         self.frames = 0
         """How many frames began, or ended as a whole, with the last bytes: what they cost to judge."""
         self.pongs = 0
-        """How many pongs ended with the last bytes."""
+        """How many pongs were completed by the last call of `feed`."""
         self.pong_bytes = 0
         """The size of these pongs."""
 

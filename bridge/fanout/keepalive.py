@@ -1,12 +1,12 @@
-"""Pings to clients that are silent, and an end for those that stay silent.
+"""Pings clients that are silent, and closes clients that stay silent.
 
-One pass over all connections at each tick, instead of timers for each: at 10,000 connections a pass takes about two
-milliseconds, and an idle connection owns no timer. A ping costs as much as the look at fifty connections: the pings
-that a pass asks for are spread over the time until the next pass.
+Each tick makes one pass over all connections, so no connection has its own timer. A pass over 10,000 connections takes
+about two milliseconds. A ping costs as much as the check of fifty connections. The pings of a pass are therefore spread
+over the time until the next pass.
 
-A bridge that does not run (SIGSTOP, a paused container or virtual machine, a blocked event loop) reads no pong. It
-knows that by a pass that comes late, and then judges no client. Where the clock stands still as well, as in a suspended
-machine, that time does not count at all.
+While the bridge does not run (SIGSTOP, a paused container or virtual machine, a blocked event loop), it reads no pongs.
+The next pass is then late, and a late pass closes no client. If the clock stops too, as on a suspended machine, the
+time does not count at all.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ _log = structlog.get_logger("bridge.fanout")
 LEAST_TICK_S = 0.05
 
 LATE_TICKS = 2
-"""A pass that comes later than this judges no client."""
+"""A pass that is more than this many ticks late closes no client."""
 
 LEAST_READ_BYTES_PER_S = 1024
-"""Of what was sent before a close frame. A client that reads less is not waited for."""
+"""How fast a client must read the data before its close frame. The bridge aborts a slower client."""
 
 PING_PAUSE_S = 0.05
-"""Between two groups of pings: 20,000 in a tick of 5 s are 200 at once, which take 2 ms."""
+"""The time between two groups of pings. With 20,000 pings in a tick of 5 s, a group has 200 pings and takes 2 ms."""
 
 
 class Living(Protocol):
@@ -62,7 +62,7 @@ class Keepalive:
         on_tick: Callable[[bool], None] = lambda late: None,
         timing: Timing = DEFAULT,
     ) -> None:
-        """`on_tick` is called after each pass: with True if the pass came late, so that no client may be judged."""
+        """`on_tick` is called after each pass, with True if the pass was late. It must not close clients then."""
         self._connections = connections
         self._clock = clock
         self._ping_interval_s = ping_interval_s
@@ -73,16 +73,16 @@ class Keepalive:
         room_s = max(LEAST_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, room_s)
         """Seconds between two passes: how exact all times here are."""
-        # A tick more: what a client sends is put down with the time of the pass before it.
+        # One tick longer, because `heard_at` is the time of the pass before the client sent something.
         self._evict_after_s = idle_timeout_s + self.tick_s
         self._passed_at = clock.now_s
-        """When the last pass was."""
+        """The time of the last pass."""
         self._awake_since_s = -inf
-        """When the last late pass was: what a client did not do before then may be the bridge's own fault."""
+        """The time of the last late pass. Timeouts start here again, because the bridge did not read before."""
         self._closing: dict[Living, tuple[float, int | None]] = {}
-        """Connections that are closing: since when each is waited for, and how many bytes its client had read then."""
+        """Closing connections, with the start of the current close timeout and the bytes acknowledged at that time."""
         self._due: deque[Living] = deque()
-        """Those that the last pass found silent, and that are not pinged yet."""
+        """Silent connections of the last pass that are not pinged yet."""
 
     async def run(self) -> None:
         """Ticks until it is cancelled."""
@@ -97,13 +97,13 @@ class Keepalive:
             self.tick(loop.time())
 
     def tick(self, now_s: float) -> None:
-        """One pass. Only what a client sends counts as a sign of life, never what it is sent."""
+        """Makes one pass. Only data from a client counts as a sign of life, not data for the client."""
         late_s = now_s - self._passed_at - self.tick_s
         late = late_s > LATE_TICKS * self.tick_s
         self._passed_at = now_s
         if late:
             self._awake_since_s = now_s
-            # This pass finds them again: pings to all of them at once would make it later still.
+            # This pass adds these connections again. Pings to all of them at once would block the loop still longer.
             self._due.clear()
         else:
             self.ping_due()
@@ -123,12 +123,12 @@ class Keepalive:
         self._on_tick(late)
 
     def ping_due(self, left_s: float = 0.0) -> None:
-        """Pings those that are silent: as many as must be pinged now if all are to be within `left_s`, evenly."""
+        """Pings a group of silent connections. Its size spreads the pings evenly over the next `left_s` seconds."""
         share = 1.0 if left_s <= PING_PAUSE_S else PING_PAUSE_S / left_s
         for _ in range(ceil(len(self._due) * share)):
             connection = self._due.popleft()
             if self._clock.now_s - connection.heard_at < self._ping_interval_s:
-                continue  # it has sent something since
+                continue  # the client has sent something since the pass
             try:
                 connection.ping()
             except Exception:  # as above
@@ -142,7 +142,7 @@ class Keepalive:
             self._due.append(connection)
 
     def _await_close(self, connection: Living, now_s: float, since_s: float, had_bytes: int | None) -> None:
-        """A client that reads on may still come to the close frame, behind all that it was sent before."""
+        """Aborts a closing connection after the close timeout, unless its client still reads earlier data."""
         since_s = max(since_s, self._awake_since_s)
         if now_s - since_s >= self._close_timeout_s:
             read_bytes = connection.acknowledged_bytes
@@ -154,7 +154,7 @@ class Keepalive:
         self._closing[connection] = since_s, had_bytes
 
     def _abort(self, connection: Living) -> None:
-        """To be called while an exception is handled."""
+        """Logs the exception that is being handled, and aborts the connection."""
         if (unsaid := self._lines.due("failed")) is not None:
             _log.exception("a connection could not be pinged or closed", **unsaid)
         connection.abort()

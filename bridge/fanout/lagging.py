@@ -20,8 +20,8 @@ CATCH_UP_BYTES = 16384
 """What one is given at a time."""
 
 PARTS = 16
-"""How many pieces of one large frame it is given at a time: with one a turn, a client that reads fast would fall behind
-a flood of large updates."""
+"""How many pieces of one large frame a client gets in a turn. With one piece, a fast client would fall behind during a
+flood of large updates."""
 
 URGENT, RETURNING, FILTERING = range(3)
 """Who is given something first: those that were live until just now, then those that come back, and last those of them
@@ -60,7 +60,7 @@ class Lagging:
         self._returning: set[Subscriber] = set()
         """Those of them that were never live."""
         self._finishing: dict[Subscriber, View[Subscriber]] = {}
-        """Connections that are closing, but get the rest of a frame before their close frame; and what they see."""
+        """Connections that get the rest of a frame before their close frame, each with its view."""
         self._due: tuple[OrderedDict[Subscriber, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         """Those that can be given something, each once, by who comes first."""
         self._turning = False
@@ -87,7 +87,7 @@ class Lagging:
         self._connections.add(connection)
 
     def finish(self, connection: Subscriber, view: View[Subscriber]) -> bool:
-        """Gives one that is here no more the rest of the frame in which it is. False where the log has dropped that."""
+        """Sends a removed connection the rest of its current frame. Returns False if the log has dropped the frame."""
         if connection.cursor < self._log.tail:
             return False
         self._slowest = min(self._slowest, connection.cursor)
@@ -96,7 +96,7 @@ class Lagging:
         return True
 
     def forget(self, connection: Subscriber) -> None:
-        """To be called when it is gone: it gets nothing more of a frame."""
+        """Stops sending the rest of a frame. To be called when the connection is gone."""
         if self._finishing.pop(connection, None) is not None:
             self._due[URGENT].pop(connection, None)
 
@@ -131,10 +131,10 @@ class Lagging:
         self._wake()
 
     def hand_over(self, connection: Subscriber, positions: Sequence[int], offset: int, taken: int) -> None:
-        """Goes on after a socket took only so many bytes of the frames of some positions, the first one from `offset`.
+        """Continues after a socket took only `taken` bytes of the frames at `positions`.
 
-        The frame that it stopped in goes on through the transport, or a piece of it: the transport says when there is
-        room again. The rest stays in the log.
+        `offset` is where the first frame started. The transport sends the next piece of the frame in which the socket
+        stopped, and reports when it has room again. The rest stays in the log.
         """
         view = connection.view
         assert view is not None

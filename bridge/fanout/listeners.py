@@ -37,16 +37,16 @@ REMEDIES = {
 }
 
 SO_ATTACH_FILTER = 26
-"""Linux's number (asm-generic/socket.h), which Python does not know."""
+"""The number of this option on Linux (asm-generic/socket.h). Python's `socket` does not define it."""
 
 _DROP_SYN = (
-    (0x30, 0, 0, 13),  # load the byte of the flags: a filter of a TCP socket sees the packet from the TCP header on
-    (0x54, 0, 0, 0x12),  # of these, SYN and ACK
-    (0x15, 0, 1, 0x02),  # SYN alone:
+    (0x30, 0, 0, 13),  # load the byte of flags: the filter of a TCP socket gets the packet without its IP header
+    (0x54, 0, 0, 0x12),  # keep only the flags SYN and ACK
+    (0x15, 0, 1, 0x02),  # if only SYN is set,
     (0x06, 0, 0, 0),  # drop the packet
-    (0x06, 0, 0, 0xFFFFFFFF),  # else keep all of it
+    (0x06, 0, 0, 0xFFFFFFFF),  # else keep the entire packet
 )
-"""A program of classic BPF: code, jump if true, jump if false, operand (linux/filter.h)."""
+"""A classic BPF program. Each step is a code, a jump if true, a jump if false, and an operand (linux/filter.h)."""
 
 NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
@@ -116,11 +116,11 @@ def _bind(address: str, port: int, reuse_port: bool) -> socket.socket:
 
 
 def drop_connection_requests(listener: socket.socket) -> bool:
-    """Lets the kernel drop each new connection request (SYN), as if it were lost. False where it can't (not Linux).
+    """Makes the kernel drop each new connection request (SYN). Returns False if the kernel can't, as outside Linux.
 
-    The client repeats its request after a second, and gets another listener on the port then. Connections whose TCP
-    handshake has begun are established as ever. Without this, the kernel would give this listener clients until it is
-    closed, and reset them then.
+    The client repeats its request after a second, and then reaches another listener on the port. The kernel still
+    establishes connections whose TCP handshake has begun. Without the filter, the kernel would choose this listener for
+    new clients until it is closed, and would then reset these clients.
     """
     if sys.platform != "linux":
         return False

@@ -5,8 +5,8 @@ are cold by the time that the kernel comes back from the client before, and cost
 paced: 1.4 times a bare loop in C then, 1.1 to 1.2 without them).
 
 Writing past a transport is right only as long as the transport holds nothing, and as long as the descriptor is its own:
-who is congested or closing must not be in here. A connection with TLS has no descriptor here, which would get its bytes
-unencrypted, but the method of its socket that encrypts and sends.
+a connection that is congested or closing must not be in here. For a connection with TLS, the set holds the method of
+its socket that encrypts and sends. It holds no descriptor: a write to that would send bytes unencrypted.
 """
 
 from array import array
@@ -28,13 +28,13 @@ class Place(Protocol):
 
     @property
     def descriptor(self) -> int | None:
-        """Of the socket; None with TLS."""
+        """The descriptor of the socket; None with TLS."""
 
     @property
     def encrypt_and_send(self) -> Callable[[bytes], int]:
-        """With TLS: sends as much of at most one record as the socket takes, and returns how many bytes that was.
+        """With TLS: sends bytes of at most one record, and returns how many bytes the socket took.
 
-        If it raises, the same bytes must be offered again, through the transport.
+        If it raises, the same bytes must be sent again, through the transport.
         """
 
     slot: int
@@ -56,8 +56,9 @@ class Live(Generic[P]):
         # miss of the cache (2 % of the paced fan-out).
         self.descriptors = array("i")
         self.encrypted: list[P] = []
-        """Those with TLS, and behind them what encrypts and sends: to be read only."""
+        """The connections with TLS. Read-only for others."""
         self.sends: list[Callable[[bytes], int]] = []
+        """`encrypt_and_send` of each of these connections, in the same order."""
 
     def __len__(self) -> int:
         return len(self.connections) + len(self.encrypted)
@@ -87,7 +88,7 @@ class Live(Generic[P]):
         if slot < 0:
             return
         connection.slot = -1
-        # The last takes its place: nobody else moves.
+        # The last connection moves to the free slot, and no other connection moves.
         if slot < len(self.connections) and self.connections[slot] is connection:
             last, descriptor = self.connections.pop(), self.descriptors.pop()
             if last is not connection:
@@ -100,20 +101,21 @@ class Live(Generic[P]):
             last.slot = slot
 
     def encrypt(self, frames: bytes) -> list[tuple[P, int]]:
-        """Sends to those with TLS; returns those that did not take everything, each with the bytes that it took.
+        """Sends frames to all connections with TLS.
 
-        `frames` are at most one record.
+        `frames` must fit into one record. Returns the connections whose sockets did not take everything, each with the
+        number of bytes that its socket took.
         """
         short: list[tuple[P, int]] = []
         size, slot = len(frames), 0
         for send in self.sends:
             try:
                 taken = send(frames)
-            except Exception:  # the socket is full, or the connection is over: its transport finds out
+            except Exception:  # the socket is full or closed: its transport finds this out
                 taken = 0
             if taken != size:
                 short.append((self.encrypted[slot], taken))
-            slot += 1  # noqa: SIM113 - enumerate makes a tuple for each, which costs as much as the loop
+            slot += 1  # noqa: SIM113 - enumerate makes a tuple for each connection, which costs as much as the loop
         return short
 
 

@@ -48,9 +48,9 @@ class Resuming:
         return iter(tuple(self._counting))
 
     def begin(self, connection: Subscriber, wanted: Filter | None, after: str, flushed: int) -> None:
-        """Puts its cursor where it goes on: behind its id, or where that is not known, at the oldest that is kept.
+        """Sets the cursor of a connection after the update of its id, or to the oldest update if the id is unknown.
 
-        `flushed` is the position up to which the live connections have had everything. No cursor is set beyond it.
+        `flushed` is the position up to which the live connections have received everything. No cursor is set beyond it.
         `Hub` flushes first, so that a client does not get the update of its id again.
         """
         known = ids.read(after)

@@ -9,7 +9,7 @@ LEAST_READ_BYTES_PER_S = 1024
 """Of a response. A client that reads less is cut: it holds the response in memory."""
 
 LATE = 0.25
-"""Of the timeout. A check that comes later than this, because the bridge did not run, cuts no client."""
+"""A fraction of the timeout. If a check is later than this, the bridge did not run, and the check cuts no client."""
 
 
 class Sending:
@@ -20,8 +20,8 @@ class Sending:
     def __init__(self, transport: asyncio.Transport, data: bytes, timeout_s: float, cut: Callable[[], None]) -> None:
         """Writes `data`, and ends this side of the connection.
 
-        `cut` is called at the end of a `timeout_s` in which the client has read too little, or has not ended its side
-        although it has read everything.
+        `cut` is called after a period of `timeout_s` in which the client has read too little. It is also called after a
+        period in which the client has not ended its side although it has read everything.
         """
         self._transport = transport
         self._timeout_s = timeout_s
@@ -49,7 +49,7 @@ class Sending:
         before, self._unread_bytes = self._unread_bytes, self._unread()
         has_all = self._unread_bytes <= 0 < before
         read_enough = has_all or before - self._unread_bytes >= LEAST_READ_BYTES_PER_S * self._timeout_s
-        # A bridge that did not run has handed the kernel nothing more that the client could have read.
+        # While the bridge did not run, it gave the kernel no further data that the client could read.
         late = asyncio.get_running_loop().time() - self._cut_at > LATE * self._timeout_s
         if read_enough or late:
             self._begin_period()

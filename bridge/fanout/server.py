@@ -35,7 +35,8 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.fanout")
 
 MANY = 250
-"""Connections of which, when half have gone, the memory is given back: with TLS, what they had not read takes 8 MB."""
+"""The number of connections from which on memory is returned to the system when half of them are closed. With TLS, the
+unread data of 250 clients takes 8 MB."""
 
 PENDING = BACKLOG
 """Connections without a complete request, at most: as many as the kernel hands over at once. The eldest ends for a new
@@ -135,7 +136,10 @@ class Server:
         return names
 
     def stop_listening(self) -> None:
-        """Accepts the clients that wait already, and no more. Clients without a complete request get some time."""
+        """Accepts the clients that already wait, and no further ones.
+
+        Clients without a complete request have `request_grace_s` to send it.
+        """
         if self._entrance is not None:
             self._stopping = asyncio.get_running_loop().create_task(self._entrance.stop(), name="stop accepting")
         asyncio.get_running_loop().call_later(self._timing.request_grace_s, self._abort, self._handshakes)
@@ -265,11 +269,11 @@ class Server:
 
     def abandoned(self, peer: str) -> None:
         self._metrics.abandoned.inc()
-        # Port scanners and TCP health checks do this all the time.
+        # Only at debug, because port scanners and TCP health checks do this all the time.
         _log.debug("client ended the connection before its request was complete", peer=peer)
 
     def _tick(self, late: bool) -> None:
-        # Of a client's update that did not come while the bridge read nothing, it can't be said that it is unknown.
+        # While the bridge did not run, it received no updates: the update that a client waits for may still arrive.
         if not late:
             self._hub.tick()
         # Of whom nothing is read it does not show that they are gone, and there may be thousands.

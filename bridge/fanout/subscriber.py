@@ -13,7 +13,7 @@ class Subscriber(Place, Protocol):
     cursor: int
     """The position of the next frame to send. Meaningful while the connection lags."""
     offset: int
-    """How many bytes of the frame at the cursor it has been sent: not 0 only within a frame that is sent in parts."""
+    """How many bytes of the frame at the cursor are sent. It is 0 unless the frame is sent in parts."""
     congested: bool
     """True while the transport still holds something."""
     view: "View[Subscriber] | None"
@@ -23,10 +23,10 @@ class Subscriber(Place, Protocol):
         """Through the transport: bytes written; -1 where (a part of) them is enqueued; 0 where they are dropped."""
 
     def frame_ended(self) -> None:
-        """Called when a frame that was sent in parts has been sent: control frames may follow."""
+        """Called when all parts of a frame are sent. Control frames may follow."""
 
     def reset(self) -> None:
-        """Ends the connection at once, in the middle of a frame that is not in the log any more."""
+        """Ends the connection at once, in the middle of a frame that the log has dropped."""
 
     def close(self, reason: CloseReason, **details: object) -> None:
         """Closes with a reason; `details` are numbers for the log."""

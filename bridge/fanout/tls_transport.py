@@ -1,7 +1,7 @@
 """A transport for TLS that writes to the socket itself: one call of OpenSSL encrypts a record and sends it.
 
-The TLS transports of asyncio and uvloop encrypt at once all that they are given, and keep it in memory until the client
-reads it. This transport encrypts a record of at most 16 KiB only when the socket takes the record before it.
+The TLS transports of asyncio and uvloop encrypt all data at once, and keep it in memory until the client reads it. This
+transport encrypts a record of at most 16 KiB only after the socket has taken the previous record.
 """
 
 import asyncio
@@ -13,20 +13,21 @@ from enum import Enum
 from typing import Any
 
 RECORD_BYTES = 16384
-"""The most that a TLS record holds (RFC 8446, section 5.1)."""
+"""The largest payload of a TLS record (RFC 8446, section 5.1)."""
 
 MAX_DISCARDED_BYTES = 2**18
-"""Bytes that are read and discarded after the end of this side. Closing the socket with unread bytes resets the
-connection, and the client might lose what it was sent. A client that sends more is reset."""
+"""How many bytes are read and discarded after this side has ended. A client that sends more is reset.
+
+Closing a socket with unread bytes resets the connection, and the client might lose data that was sent to it."""
 
 _DISCARDED = bytearray(65536)
-"""Where all transports read what they discard."""
+"""The buffer that all transports share for discarded data."""
 
 
 class _State(Enum):
     HANDSHAKE = "the TLS handshake is not complete"
     OPEN = "bytes go both ways"
-    ENDED = "this side has ended; what the client still sends is discarded"
+    ENDED = "this side has ended; later data from the client is discarded"
     LOST = "the socket is closed, or about to be"
 
 
@@ -66,25 +67,25 @@ class TlsTransport(asyncio.Transport):
     ) -> None:
         """Takes over the socket. The handshake begins with `begin`.
 
-        `failed` is called once if the handshake fails. After the handshake, the protocol gets `connection_made`, and
-        finally `connection_lost`. `shutdown_timeout_s` is how long `close` waits for the client to end its side.
-        Raises OSError if the client has gone already.
+        `failed` is called once if the handshake fails. If it succeeds, `connection_made` of the protocol is called, and
+        `connection_lost` at the end. `shutdown_timeout_s` is how long `close` waits for the client to end its side.
+        Raises OSError if the client is already gone.
         """
         self._loop = loop
         self._protocol: asyncio.BufferedProtocol | None = protocol
         self._failed: Callable[[OSError], None] | None = failed
         self._shutdown_timeout_s = shutdown_timeout_s
         self._held = memoryview(b"")
-        """What is still to be sent. OpenSSL may have encrypted its first record already, so the beginning must not
-        change."""
+        """Data that the socket has not taken yet. OpenSSL may have encrypted its first record already, so the
+        beginning must not change."""
         self._paused = False
-        """True while the protocol is told not to write."""
+        """True between `pause_writing` and `resume_writing` of the protocol."""
         self._ends = False
-        """True once this side ends as soon as nothing is held."""
+        """True after `write_eof`: this side ends as soon as the socket has taken all data."""
         self._closing = False
         self._reading = False
         self._read_waits = False
-        """True while OpenSSL needs to write before it can read on."""
+        """True while OpenSSL must write before it can continue to read."""
         self._discarded_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._state = _State.HANDSHAKE
@@ -145,7 +146,7 @@ class TlsTransport(asyncio.Transport):
         if not self._reading and self._state is not _State.LOST:
             self._reading = True
             self._loop.add_reader(self._socket, self._ready)
-            # What OpenSSL has decrypted does not make the descriptor readable.
+            # Data that OpenSSL has already decrypted does not make the descriptor readable.
             self._loop.call_soon(self._read_decrypted)
 
     def _read_decrypted(self) -> None:
@@ -153,7 +154,7 @@ class TlsTransport(asyncio.Transport):
             self._ready()
 
     def _ready(self) -> None:
-        """The socket is readable, or writable where a handshake or a read waited for that."""
+        """Called when the socket is readable, or when it is writable and the handshake or a read waits for that."""
         try:
             if self._state is _State.HANDSHAKE:
                 self._shake_hands()
@@ -190,11 +191,11 @@ class TlsTransport(asyncio.Transport):
             self._end_by_client(protocol)
             return
         protocol.buffer_updated(count)
-        # In the next turn of the loop: a client that sends much must not delay the others.
+        # The rest is read in the next turn of the loop, so that one client does not delay the others.
         self._loop.call_soon(self._read_decrypted)
 
     def _discard(self) -> None:
-        # Past OpenSSL, which fails if bytes follow its own end.
+        # Reads from TCP directly: OpenSSL fails if data arrives after its own close_notify.
         count = socket.socket.recv_into(self._socket, _DISCARDED)
         self._discarded_bytes += count
         if not count or self._discarded_bytes > MAX_DISCARDED_BYTES:
@@ -212,9 +213,9 @@ class TlsTransport(asyncio.Transport):
     # Writing
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends the data, and holds what the socket does not take of it. To bound this, write in pieces.
+        """Sends the data, and holds the rest that the socket does not take. Write small pieces to limit this rest.
 
-        Does nothing once this side has ended.
+        Does nothing after this side has ended.
         """
         if self._ends or self._state is _State.LOST:
             return
@@ -225,7 +226,7 @@ class TlsTransport(asyncio.Transport):
             self._push()
 
     def _push(self) -> None:
-        """Sends what is held, as far as the socket takes it."""
+        """Sends held data until the socket takes no more."""
         held, send = self._held, self._socket.send
         try:
             while held:
@@ -263,14 +264,14 @@ class TlsTransport(asyncio.Transport):
     # The end
 
     def write_eof(self) -> None:
-        """Ends this side once everything is sent. What the client still sends is discarded."""
+        """Ends this side when all data is sent. Later data from the client is discarded."""
         if not self._ends:
             self._ends = True
             if not self._held and self._state is _State.OPEN:
                 self._end()
 
     def close(self) -> None:
-        """Ends this side once everything is sent, and waits for the client to end its side. The time is limited."""
+        """Ends this side when all data is sent, and waits up to `shutdown_timeout_s` for the client to end its side."""
         if not self._closing:
             self._closing = True
             self.write_eof()
@@ -278,7 +279,7 @@ class TlsTransport(asyncio.Transport):
                 self._timer = self._loop.call_later(self._shutdown_timeout_s, self.abort)
 
     def abort(self) -> None:
-        """Closes the socket at once, whatever is held."""
+        """Closes the socket at once, and discards held data."""
         self._lose(None)
 
     def _end(self) -> None:
@@ -288,14 +289,14 @@ class TlsTransport(asyncio.Transport):
             return
         self._state = _State.ENDED
         with suppress(OSError, ValueError):
-            # Sends the alert close_notify, and then fails, because the client has not sent one yet.
+            # Sends the alert close_notify. The call then fails, because the client has not sent its own alert yet.
             self._socket.unwrap()
         with suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_WR)
         self.resume_reading()
 
     def _lose(self, error: OSError | None) -> None:
-        """Closes the socket. The protocol is told in the next turn of the loop."""
+        """Closes the socket, and calls the protocol in the next turn of the loop."""
         if self._state is _State.LOST:
             return
         made = self._state is not _State.HANDSHAKE
@@ -312,7 +313,7 @@ class TlsTransport(asyncio.Transport):
         self._loop.call_soon(self._tell, made, error)
 
     def _tell(self, made: bool, error: OSError | None) -> None:
-        # Both refer to this transport: without this, they wait for the garbage collector.
+        # The protocol and the callback refer to this transport. Without this, only the garbage collector frees them.
         protocol, failed = self._protocol, self._failed
         self._protocol = self._failed = None
         if made:

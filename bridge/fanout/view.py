@@ -23,9 +23,9 @@ class Piece(NamedTuple):
     positions: Sequence[int]
     """Those that they are of."""
     end: int
-    """The position at which the next piece begins."""
+    """The position of the frame with which the next piece begins."""
     offset: int
-    """How many bytes of the frame at that position this piece and the ones before it hold."""
+    """How many bytes of the frame at `end` are in this piece and the pieces before it."""
 
 
 class View(Generic[P]):
@@ -46,10 +46,10 @@ class View(Generic[P]):
         """Of these, those that were live before."""
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
-        """What it shows from byte `offset` of the frame at `position` on: at most so many bytes.
+        """Returns frames of the view from byte `offset` of the frame at `position` on, in at most `max_bytes`.
 
-        A frame that is larger comes in parts. Stops before `end`, and where enough was looked at; so the piece may be
-        empty. `position` must be in the log, and below `end`.
+        A larger frame is returned in parts. The piece stops before `end`. It also stops when enough positions were
+        searched, so it may be empty. `position` must be in the log, and below `end`.
         """
         if offset:
             return self._part(position, offset, max_bytes)
@@ -77,10 +77,10 @@ class View(Generic[P]):
         return Piece(part, (position,), end, reached)
 
     def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
-        """Where a client stopped that took only `taken` bytes of the frames of these positions, less than all.
+        """Finds where a client stopped that took only `taken` bytes of the frames at these positions.
 
-        `offset` is how many bytes of the first one it had before. Returns the position of the first frame that it does
-        not have whole, and how many bytes of that it has.
+        `taken` must be less than all bytes. `offset` is how many bytes of the first frame the client had before.
+        Returns the position of the first incomplete frame, and how many bytes of this frame the client has.
         """
         taken += offset
         if len(positions) == 1:
