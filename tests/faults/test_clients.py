@@ -55,7 +55,7 @@ async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
             evicted = [line for line in process.lines if line["event"] == "client evicted"]
             assert {(line["reason"], line["code"]) for line in evicted} == {("too-slow", 4008)}
             assert all(int(str(line["updates_behind"])) > 0 for line in evicted)
-            # The first of a minute have a line, and no more, and the first of the next says how many had none.
+            # Only the first evictions of a minute are logged. The first line of the next minute counts the others.
             assert sum("unsaid" not in line for line in evicted) <= 2 * MOST
             assert await metric(port, "bridge_connections") == COUNT
             # The whole of them find out why, whenever they read on.

@@ -1,4 +1,4 @@
-"""A bridge that does not run for a while, as in a container that is paused: its clients are not to blame."""
+"""A bridge that does not run for a while, for example in a paused container, closes no client for this silence."""
 
 import signal
 import time
@@ -12,19 +12,19 @@ from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
-"""Clients may connect while the bridge waits for one."""
+"""A broker that can't be reached. Clients may connect while the bridge waits for it."""
 
 IDLE_TIMEOUT_S, PING_INTERVAL_S = 1.2, 0.4
 
 FREEZE_S = 1.8
-"""More than the idle timeout and all that is added to it."""
+"""Longer than the idle timeout and its tolerance of a tick."""
 
 CROWD = 1200
-"""Clients whose pongs together are more than all may send in a quarter of a second, if they count."""
+"""So many clients that their pongs would exceed the common limit of a quarter of a second if they were charged."""
 
 
 class Answering(Collector):
-    """Answers each ping, as every library does, and keeps count."""
+    """Answers and counts each ping, as every library does."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -33,7 +33,7 @@ class Answering(Collector):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # The bridge has no broker: whatever comes is a ping or a close, in one piece.
+        # Without a broker, the bridge sends only pings and close frames, each in one piece.
         for opcode, payload in server_frames(bytes(self.received)):
             self.closed = self.closed or opcode == CLOSE
             if opcode == PING and self.transport is not None:
@@ -43,18 +43,18 @@ class Answering(Collector):
 
 
 async def answering(port: int, count: int) -> list[Answering]:
-    """That many clients."""
+    """Connects `count` clients."""
     return [each for each in await collectors(port, count, Answering) if isinstance(each, Answering)]
 
 
 def all_pinged(clients: list[Answering], before: list[int]) -> bool:
-    """Whether each was pinged since it had been pinged so often."""
+    """Whether each client got another ping after the number of pings in `before`."""
     return all(client.pings > count for client, count in zip(clients, before, strict=True))
 
 
 @asynccontextmanager
 async def frozen(process: BridgeProcess, seconds: float = FREEZE_S) -> AsyncIterator[None]:
-    """The bridge does not run for so long."""
+    """Stops the process of the bridge for at least `seconds`."""
     process.process.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -98,7 +98,7 @@ async def test_clients_stay_when_the_bridge_is_frozen_again_and_again() -> None:
 
 
 async def test_crowd_that_answers_the_pings_of_a_bridge_that_wakes_is_not_throttled() -> None:
-    """All are silent for as long as the bridge was frozen, and are pinged in the same pass."""
+    """All clients are silent while the bridge is frozen, and one pass pings all of them."""
     variables = {"BRIDGE_IDLE_TIMEOUT": "60s", "BRIDGE_PING_INTERVAL": "1200ms"}
     async with bridge_process(NO_BROKER, BRIDGE_WAIT="true", **variables) as process:
         port = await process.port()

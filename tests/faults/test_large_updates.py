@@ -1,4 +1,4 @@
-"""Large updates, and clients that don't read them: the bridge keeps its log, and a piece for each client."""
+"""Large updates and clients that don't read them: the bridge keeps only its log and a piece for each client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOG_BYTES = 16 * MB
 PIECE_BYTES = 16384
 UPDATE_BYTES = 3_900_000
 SPARE_BYTES = 30 * MB
-"""For an update on its way from the broker into the log, and for OpenSSL: it holds a sealed record for each client."""
+"""For an update on its way from the broker to the log, and for OpenSSL, which holds an encrypted record per client."""
 
 LIMIT_S = 60.0
 
@@ -45,7 +45,7 @@ def large(number: int) -> dict[str, object]:
 
 @contextmanager
 def silent_client(port: int, context: ssl.SSLContext | None) -> Iterator[socket.socket]:
-    """Upgrades, and never reads anything but the answer to that."""
+    """Connects a WebSocket client that reads only the answer to its handshake."""
     with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
         if context is not None:
             client = context.wrap_socket(client, server_hostname="127.0.0.1")  # noqa: PLW2901 - it takes over the socket
@@ -61,7 +61,7 @@ def silent_client(port: int, context: ssl.SSLContext | None) -> Iterator[socket.
 
 
 async def growth(memory: Memory, port: int, lagging: int, context: ssl.SSLContext | None) -> int:
-    """How many bytes the bridge has grown once so many clients are behind."""
+    """Waits until `lagging` clients lag, and returns how many bytes the bridge has grown."""
 
     async def are_behind() -> bool:
         memory.look()
@@ -88,7 +88,7 @@ async def test_large_update_takes_a_piece_of_memory_for_each_client_of_tls_that_
             await publish(amqp, exchange, large(1))
             grown = await growth(memory, port, count, context)
             assert grown < LOG_BYTES + SPARE_BYTES, f"{grown / MB:.0f} MiB"
-            # The log drops the update, and everybody is in the middle of it.
+            # The log drops the update while each client is in the middle of it.
             for number in range(2, 8):
                 await publish(amqp, exchange, large(number))
             grown = await growth(memory, port, 0, context)
@@ -99,7 +99,7 @@ async def test_large_update_takes_a_piece_of_memory_for_each_client_of_tls_that_
 async def test_client_that_stalls_keeps_no_update_in_memory_that_the_log_has_dropped(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Each client connects beside another update, in the middle of which it stays."""
+    """Each client connects before a different update, and stops in the middle of this update."""
     count = 40
     async with bridge_process(broker.url, BRIDGE_EXCHANGES=f"{exchange}=killmail") as process:
         await process.consuming()

@@ -1,4 +1,4 @@
-"""A log that nothing reads, or that can't be written: the bridge runs and stops as always, and counts what it drops."""
+"""A log that nothing reads, or that can't be written: the bridge runs and stops as always, and counts dropped lines."""
 
 import asyncio
 import fcntl
@@ -30,7 +30,7 @@ queued_output.LIMIT_BYTES = 1500
 from bridge.cli import main
 main()
 """
-"""`edk-bridge`, which drops lines beyond a few."""
+"""`edk-bridge` with a small queue, which drops lines early."""
 
 BROKEN = """
 from bridge.cli import main, serve
@@ -39,23 +39,23 @@ async def bug(*_):
 serve.run_bridge = bug
 main()
 """
-"""`edk-bridge serve`, which ends with a traceback."""
+"""`edk-bridge serve` with a bug, which ends with a traceback."""
 
 ANSWER_LIMIT_S = 5.0
-"""A bridge that is blocked never answers."""
+"""The time for an answer. A blocked bridge never answers."""
 
 HELD = "another-program-has-written-this"
 
 
 class Running:
-    """A bridge with a standard error of the test's choice, on a port that the log need not tell."""
+    """A running bridge. The test chooses its standard error and its port, so it need not read the log."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
         self.port = port
 
     async def get(self, path: str, host: str = "localhost") -> tuple[int, bytes]:
-        """Status and body. Raises TimeoutError if the bridge is blocked."""
+        """Returns status and body. Raises TimeoutError if the bridge is blocked."""
         async with asyncio.timeout(ANSWER_LIMIT_S):
             return await get(self.port, path, host=host)
 
@@ -83,13 +83,13 @@ class Running:
         await eventually("it stops listening", is_refused)
 
     async def lines_dropped(self) -> int:
-        """The metric."""
+        """Returns the value of the metric."""
         _, body = await self.get("/metrics")
         [line] = [each for each in body.decode().splitlines() if each.startswith("bridge_log_lines_dropped_total ")]
         return int(float(line.partition(" ")[2]))
 
     async def ended(self, limit_s: float = LIMIT_S) -> int:
-        """Its exit code."""
+        """Waits for the end of the process, and returns its exit code."""
         async with asyncio.timeout(limit_s):
             return await self.process.wait()
 
@@ -98,7 +98,7 @@ class Running:
 async def bridge(
     stderr: int | None, *arguments: str, command: Sequence[str] = COMMAND, **variables: str
 ) -> AsyncIterator[Running]:
-    """A bridge whose broker can't be reached; killed at the end if it still runs."""
+    """Starts a bridge whose broker can't be reached. Kills it at the end if it still runs."""
     port = free_port()
     settings = {"BRIDGE_AMQP_URL": UNREACHABLE, "BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": str(port)}
     settings |= {"BRIDGE_REJECT_EXCHANGE": "off", "BRIDGE_SHUTDOWN_TIMEOUT": "0.2s"}
@@ -114,18 +114,18 @@ async def bridge(
 
 
 class FullPipe:
-    """A pipe in which there is no room, as another program's text fills it."""
+    """A pipe that the text of another program has filled."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         size = fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 4096)
         os.write(self.writer, HELD.encode().ljust(size - 1) + b"\n")
         self.text = b""
-        """What was read."""
+        """The bytes that were read."""
         self._reading: asyncio.Task[None] | None = None
 
     def read(self) -> None:
-        """Begins to read. The bridge must be the only one that can write from now on."""
+        """Begins to read. From now on, only the bridge may have the other end open."""
         os.close(self.writer)
         self.writer = -1
         self._reading = asyncio.create_task(asyncio.to_thread(self._read))
@@ -135,7 +135,7 @@ class FullPipe:
             self.text += chunk
 
     async def lines(self) -> list[str]:
-        """All lines of the bridge, once it has ended."""
+        """Waits for the end of the bridge, and returns all its lines."""
         assert self._reading is not None
         await self._reading
         first, *others = self.text.decode().splitlines()
@@ -164,7 +164,7 @@ async def test_bridge_serves_and_stops_while_the_pipe_of_its_log_is_full(pipe: F
     async with bridge(pipe.writer) as running:
         await running.listens()
         for _ in range(3):
-            # A refused client is a line.
+            # Each refused client makes a log line.
             assert (await running.get("/updates", host="elsewhere.example"))[0] == 403
         assert await running.is_alive()
         running.process.send_signal(signal.SIGTERM)
@@ -199,12 +199,12 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
         await running.listens()
 
         async def drops() -> bool:
-            # A line for each.
+            # Each request makes a log line.
             running.process.send_signal(signal.SIGHUP)
             return await running.lines_dropped() > 0
 
         await eventually("it drops lines", drops)
-        # A signal may still be on its way while the next one is sent: the last one is handled before the next request.
+        # Signals are handled asynchronously. The bridge handles the last signal before it answers the next request.
         dropped = await running.lines_dropped()
         pipe.read()
         await eventually("it says so", lambda: b"log lines dropped" in pipe.text)
@@ -216,7 +216,7 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
     reports = [orjson.loads(line) for line, event in zip(lines, found, strict=True) if event == "log lines dropped"]
     assert {(report["level"], report["logger"]) for report in reports} == {("warning", "bridge")}
     assert sum(report["lines"] for report in reports) >= dropped
-    # It stands behind the lines that were queued before.
+    # The report follows the lines that were queued before it.
     assert set(found[1:at]) == {
         "broker not available; trying again",
         "there is no certificate to read again (BRIDGE_TLS_CERTIFICATE is not set)",
@@ -232,7 +232,7 @@ async def test_bridge_without_a_standard_error_runs(style: str) -> None:
     async with bridge(None, "--log-format", style, command=(*CLOSED, *COMMAND)) as running:
         await running.listens()
         assert (await running.get("/updates", host="elsewhere.example"))[0] == 403
-        # A socket in its place would get what C code prints there.
+        # Otherwise, the next socket would become descriptor 2, and C code would print to it.
         assert Path(f"/proc/{running.process.pid}/fd/2").samefile(os.devnull)  # noqa: ASYNC240 - /proc never blocks
         running.process.send_signal(signal.SIGTERM)
         assert await running.ended() == 0
@@ -276,7 +276,7 @@ async def test_bridge_whose_log_lost_its_reader_runs_on(pipe: FullPipe) -> None:
 
 @contextmanager
 def terminal() -> Iterator[tuple[int, int]]:
-    """Both sides: the first is the emulator's, the second the program's."""
+    """A pseudo-terminal: the descriptor of the emulator, and then that of the program."""
     ours, its = pty.openpty()
     descriptors = [ours, its]
     try:
@@ -289,7 +289,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 async def test_bridge_on_a_terminal_with_its_output_stopped_serves_and_stops() -> None:
     with terminal() as (ours, its):
-        # What Ctrl-S does.
+        # Ctrl-S does the same.
         termios.tcflow(its, termios.TCOOFF)
         async with bridge(its) as running:
             await running.listens()

@@ -124,7 +124,7 @@ class Newcomers:
     def __init__(self, port: int, count: int) -> None:
         self._port = port
         self.outcomes: Counter[str] = Counter()
-        """The status of each answer, or why there was none."""
+        """The status of each answer, or the error instead of it."""
         self._coming = [asyncio.create_task(self._come(place)) for place in range(count)]
 
     async def _come(self, place: int) -> None:
@@ -145,7 +145,7 @@ class Newcomers:
                 writer.transport.abort()
 
     async def further(self, count: int) -> None:
-        """Returns when so many more have come."""
+        """Waits until `count` more clients have connected and gone."""
         until = self.outcomes.total() + count
         await eventually("clients come", lambda: self.outcomes.total() >= until)
 
@@ -156,7 +156,7 @@ class Newcomers:
 
 
 async def test_no_client_is_reset_when_one_of_two_bridges_on_a_port_stops() -> None:
-    """Clients that the kernel has given to the bridge that stops get an answer from it, the others from the other."""
+    """The stopping bridge answers the clients that the kernel has given to it. The other bridge answers the rest."""
     with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         place.bind(("127.0.0.1", 0))
@@ -165,7 +165,7 @@ async def test_no_client_is_reset_when_one_of_two_bridges_on_a_port_stops() -> N
             "BRIDGE_PORT": str(port),
             "BRIDGE_REUSE_PORT": "true",
             "BRIDGE_EXCHANGES": "killmails=killmail",
-            # Nobody answers there: a bridge serves clients without a broker.
+            # The broker can't be reached: a bridge serves clients without one.
             "BRIDGE_WAIT": "true",
         }
         nowhere = "amqp://guest:guest@127.0.0.1:1/"

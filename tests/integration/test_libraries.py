@@ -66,7 +66,7 @@ LOADED: Mapping[str, Sequence[str]] = {
     "faye-websocket on Ruby": ("ruby", "-rfaye/websocket", "-e", ""),
     "tcllib": ("sh", "-c", "echo 'exit [catch {package require websocket}]' | tclsh"),
 }
-"""What succeeds if the library is installed, where its language may be there without it."""
+"""Commands that succeed only if the library is installed. The language alone may be installed without it."""
 
 BY_CHANCE = frozenset({"java.net.http"})
 """What is used if it is there: a Java runtime is 200 MB."""

@@ -79,7 +79,7 @@ def run(*command: str | Path) -> None:
 
 
 def require(way: str) -> None:
-    """Skips the test if the client is not installed. To be called first: a skip leaves open what the test opened."""
+    """Skips the test if the client is not installed. To be called first: a skip does not close open resources."""
     if way == "rhea" and shutil.which("node") is None:
         unavailable("node is not installed; `make prepare` installs it")
     proton = (DEBIAN_PYTHON, "-c", "import proton")
@@ -110,7 +110,7 @@ def by_mqtt(node: ManyTongues, topic: str, kind: str, body: str) -> None:
     client.on_connect = lambda *_: connected.set()
     client.connect(LOOPBACK, node.mqtt_port)
     client.loop_start()
-    # A client that ends before it has read the broker's consent resets the connection, and what it published is lost.
+    # If the client ends before it reads the broker's answer, it resets the connection, and its messages are lost.
     assert connected.wait(LIMIT_S)
     client.publish(topic, body, qos=int(kind)).wait_for_publish(LIMIT_S)
     client.disconnect()

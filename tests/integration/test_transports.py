@@ -137,7 +137,7 @@ async def test_client_that_goes_after_its_tls_handshake_is_counted_as_one_that_l
 
 
 async def leave(bridge: Bridge, sent: bytes, *, reset: bool) -> None:
-    """A client connects, sends this, and goes; there is no line for an operator, and one more in the metric."""
+    """Connects a client that sends `sent` and leaves. Checks the metric, and that the log has only debug lines."""
     with capture_logs() as logged:
         client = socket.create_connection(("127.0.0.1", port_of(bridge)))
         await eventually("it is counted", lambda: pending(bridge) == 1)

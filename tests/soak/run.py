@@ -35,7 +35,7 @@ UNLIMITED = (
     "-c",
     "import bridge.lines; bridge.lines.MOST = 10**9; import runpy; runpy.run_module('bridge', run_name='__main__')",
 )
-"""A bridge that logs each eviction: by its line, a client that reads nothing finds out that it was evicted."""
+"""A bridge that logs each eviction. The test learns from these lines that a client which reads nothing was evicted."""
 
 STILL_S = 1.0
 """What could come a second time comes within it, once the broker has nothing more to give."""

@@ -102,7 +102,7 @@ class _NoLoop:
 
 
 class FakeSubscriber:
-    """A connection with TLS, as the hub sees it: takes writes until it is told to be full."""
+    """A connection with TLS, as the hub sees it. It takes writes until the test sets `full`."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -119,9 +119,9 @@ class FakeSubscriber:
         """What a write raises."""
         self.writes: list[bytes] = []
         self.ended_frames = 0
-        """How often it was told of the end of a frame that was sent in parts."""
+        """How often `frame_ended` was called."""
         self.finishes = False
-        """Whether it is closed, but gets the rest of a frame."""
+        """True while it is closing and still gets the rest of a frame."""
         self.was_reset = False
         self.closed: CloseReason | None = None
         self.details: dict[str, object] = {}
@@ -162,7 +162,7 @@ class FakeSubscriber:
             self.reset()
 
     def closing_frame(self) -> None:
-        """The close frame follows what was sent."""
+        """Called when the close frame is sent, after all other data."""
 
     def frame_ended(self) -> None:
         assert not self.offset
@@ -430,14 +430,14 @@ class ManualClock:
             await asyncio.sleep(0)
 
     async def advance(self, seconds: float) -> None:
-        """Time passes in steps of STEP_S, and what is due by then runs."""
+        """Moves the clock in steps of STEP_S, and runs the timers that are due after each step."""
         end_s = self.now_s + seconds
         while (left_s := end_s - self.now_s) > STEP_S:
             await self.stall(STEP_S)
         await self.stall(left_s)
 
     async def stall(self, seconds: float) -> None:
-        """So much time passes in one turn of the loop. A timer that is set then counts from the new time."""
+        """Moves the clock in a single turn of the loop. Timers that are set later count from the new time."""
         self.now_s += seconds
         await self.settle()
 

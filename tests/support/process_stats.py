@@ -54,7 +54,7 @@ class Memory:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self.before = self._most = rss_bytes(pid)
-        """Bytes that were resident then."""
+        """Resident bytes at the start."""
 
     def look(self) -> int:
         """Bytes that it has grown at most, as far as was looked."""

@@ -155,7 +155,7 @@ def test_published_updates_go_past_the_transport(ends: tuple[socket.socket, sock
 
 
 class TlsSocket(socket.socket):
-    """Takes what is to be encrypted, or is full."""
+    """Takes data for encryption, or raises because it is full."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ def test_published_updates_of_an_encrypted_connection_go_through_tls() -> None:
         scene = OneClient(line=line, encrypted=True)
         scene.publish(b"update")
         assert (line.sent, scene.transport.written) == ([UPDATE], [])
-        # What OpenSSL has encrypted already is offered again by the transport.
+        # The transport offers the data that OpenSSL has already encrypted again.
         line.full = scene.transport.full = True
         scene.publish(b"update")
         assert (line.sent, scene.transport.written) == ([UPDATE], [UPDATE])
@@ -242,7 +242,7 @@ def test_congested_connection_catches_up_when_its_transport_drains(*, encrypted:
 
 
 def within_a_frame(ends: tuple[socket.socket, socket.socket]) -> tuple[OneClient, bytes]:
-    """A client that has read nothing of a large update, and the update's frame."""
+    """Returns a client that has read nothing of a large update, and the frame of this update."""
     ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     scene = OneClient(line=ends[0])
     scene.transport.full = True
@@ -254,7 +254,7 @@ def within_a_frame(ends: tuple[socket.socket, socket.socket]) -> tuple[OneClient
 
 
 def finish(scene: OneClient, far: socket.socket) -> bytes:
-    """The client reads everything, as far as it comes; returns what it read."""
+    """Reads all data that the connection sends, as the client, and returns it."""
     read = bytearray()
     written = 0
     while True:
@@ -416,7 +416,7 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClie
 
 
 def spent(scene: OneClient) -> int:
-    """What counts against the limit of the client."""
+    """Returns how much the limit has charged the client."""
     assert scene.allowance._said_by_all == sum(scene.allowance._said.values())
     return scene.allowance._said.get(scene.connection, 0)
 
@@ -468,7 +468,7 @@ def test_frame_that_is_no_pong_counts_after_a_ping(scene: OneClient) -> None:
     scene.connection.ping()
     scene.says(Opcode.TEXT, b"hello")
     assert spent(scene) == 11 + 2 * FRAME_BYTES
-    # And the pong is still to come.
+    # The pong is still outstanding.
     scene.says(Opcode.PONG)
     assert spent(scene) == 11 + 2 * FRAME_BYTES
 
@@ -483,7 +483,7 @@ def test_of_a_pong_that_comes_in_pieces_all_but_the_last_count(scene: OneClient)
 
 
 def test_crowd_that_answers_the_pings_of_the_bridge_is_not_throttled(scene: OneClient) -> None:
-    # From the 1,013th on, their pongs would be more than all clients together may send in a period.
+    # If pongs were charged, the 1,013th pong would exceed the common limit of a period.
     others = [OneClient() for _ in range(1100)]
     for each in others:
         each.connection._allowance = scene.allowance
@@ -492,7 +492,7 @@ def test_crowd_that_answers_the_pings_of_the_bridge_is_not_throttled(scene: OneC
         assert each.transport.reading
     scene.connection.ping()
     scene.allowance.spend(others[0].connection, OF_ALL_BYTES + 1, 0)
-    # Nor while others flood.
+    # The same holds while other clients flood the bridge.
     scene.says(Opcode.PONG)
     assert scene.transport.reading
     assert len(scene.allowance) == 1

@@ -125,7 +125,7 @@ async def test_listener_that_shares_its_port_gets_no_new_clients_but_those_whose
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     acceptor = RecordedEntrance(reuse_port=True)
-    # A connection is established on this side only with the first data.
+    # With this option, the kernel establishes a connection only when the first data arrives.
     acceptor.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
     acceptor.open()
     acceptor.come()
@@ -137,7 +137,7 @@ async def test_listener_that_shares_its_port_gets_no_new_clients_but_those_whose
         late.setblocking(False)
         with pytest.raises(BlockingIOError):
             late.connect(acceptor.name)
-        # What the kernel drops it has dropped by now: there is no network between the two.
+        # The kernel has already dropped the request, because no network is in between.
         with pytest.raises(OSError, match="not connected"):
             late.getpeername()
         acceptor.clients[0].sendall(b"request")

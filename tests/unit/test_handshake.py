@@ -61,7 +61,7 @@ class RecordingHost:
         self.refusals: list[tuple[str, str, str]] = []
         """Rule, address and detail of each."""
         self.left: list[str] = []
-        """The address of each client that ended the connection before its request was complete."""
+        """The address of each client that ended its connection before its request was complete."""
         self.ended: list[Handshake] = []
 
     def upgraded(
@@ -801,7 +801,7 @@ async def test_abort_of_a_connection_whose_socket_is_gone_ends_it_all_the_same(
 
 
 async def connect_over_tls(harness: Harness, tmp_path: Path) -> tuple[Handshake, socket.socket, socket.socket]:
-    """A client of a bridge with a certificate: its handshake, the bridge's socket and the client's own."""
+    """Connects a client to a bridge with a certificate. Returns the handshake, the bridge's socket and the client's."""
     harness.host.tls = Tls(*certificate(tmp_path, "localhost"))
     near, far = socket.socketpair()
     far.setblocking(False)

@@ -1,4 +1,4 @@
-"""A broker's silence, by a clock that a test moves: when its connection is given up, and when it is not."""
+"""A silent broker, with a clock that the test moves: when its connection is closed, and when it stays open."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.support.fakes import ManualClock
 
 HEARTBEAT_S = 10
 INTERVAL_S = HEARTBEAT_S // 2
-"""Between two of aiormq's checks."""
+"""The time between two checks of aiormq."""
 
 GRACE_S = 33
-"""Without a frame, until aiormq gives a connection up."""
+"""The time without a frame after which aiormq closes a connection."""
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
 
 
 def opened() -> aiormq.connection.Connection:
-    """A connection whose last frame came just now."""
+    """Returns a connection that has just received a frame."""
     return aiormq.connection.Connection(f"amqp://localhost/?heartbeat={HEARTBEAT_S}", loop=asyncio.get_running_loop())
 
 
 def test_aiormq_still_needs_this() -> None:
-    """If this fails, aiormq itself has learned it."""
+    """If this test fails, aiormq does this itself, and `heartbeats.py` is no longer needed."""
 
     async def frozen() -> bool:
         with pytest.MonkeyPatch.context() as patch:

@@ -31,7 +31,7 @@ FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
 """Something that is no update (an endless pong), and more than a socket with little room takes."""
 
 ONE_PIECE = CATCH_UP_BYTES - 4
-"""A payload of this size makes a frame of one piece."""
+"""The size of a payload whose frame fits exactly one piece."""
 
 LITTLE_ROOM = 1
 """Of a socket: the kernel makes 4608 bytes of it, and each write costs some of them beside what is written."""
@@ -305,7 +305,7 @@ def test_nothing_of_a_large_update_is_kept_beside_the_log_but_a_piece(after: str
         scene.turns.settle()
         subscriber.read()
         scene.publish("a", size=100_000)
-        # A copy: a view would keep all of the update in memory.
+        # The data is a copy. A view would keep the entire update in memory.
         assert 0 < len(subscriber.writes[-1]) <= CATCH_UP_BYTES
         assert (subscriber.cursor, subscriber.offset > 0) == (0, True)
 
@@ -319,7 +319,7 @@ def test_client_that_reads_on_gets_a_large_update_whole(scene: Scene) -> None:
 
 
 def test_large_update_is_encrypted_in_later_turns(scene: Scene) -> None:
-    """For hundreds of clients, all of it would take too long."""
+    """Encryption for hundreds of clients would take too long in one turn."""
     subscriber = scene.join()
     frames = scene.publish(b"x" * 100_000)
     assert subscriber.writes == []

@@ -59,7 +59,7 @@ def keepalive(client: Client, clock: Clock) -> Keepalive:
 
 
 def look(keepalive: Keepalive, now_s: float) -> None:
-    """One pass, with all the pings that it asks for."""
+    """Makes one pass, and sends all its pings."""
     keepalive.tick(now_s)
     keepalive.ping_due()
 
@@ -154,7 +154,7 @@ def test_tick_is_five_seconds_or_what_the_times_leave_room_for(idle_s: float, pi
 def test_client_that_is_closing_is_waited_for_as_long_as_it_reads(
     keepalive: Keepalive, client: Client, clock: Clock
 ) -> None:
-    """The close frame is behind all that the client was sent before."""
+    """The close frame follows all data that was sent before."""
     client.acknowledged_bytes = 5_000_000
     client.close(CloseReason.TOO_SLOW)
     least = int(LEAST_READ_BYTES_PER_S * CLOSE_TIMEOUT_S)
@@ -247,7 +247,7 @@ def test_connections_that_raise_are_logged_ten_times_a_minute(clock: Clock, monk
         assert [line["log_level"] for line in logged] == ["error"] * MOST
         tick_until(keepalive, clock, PING_S + MINUTE_S)
     assert len(logged) == 2 * MOST
-    # Those of the first pass that had no line, and of each of the 59 after it.
+    # The failures of the first pass beyond its lines, and all failures of the next 59 passes.
     assert logged[MOST]["unsaid"] == 3 + 59 * (MOST + 3)
 
 
@@ -311,7 +311,7 @@ async def test_run_pings_a_crowd_in_many_turns_of_the_loop(monkeypatch: pytest.M
 
 
 FREEZES_S = (15.1, 60.0, 3600.0)
-"""Since the last pass: a pass is due after 5 s, and is late after two ticks more."""
+"""Times since the last pass. A pass is due after 5 s, and is late after two more ticks."""
 
 
 @pytest.mark.parametrize("freeze_s", FREEZES_S)
@@ -352,7 +352,7 @@ def test_pass_that_is_two_ticks_late_judges(keepalive: Keepalive, client: Client
 
 
 def test_client_is_not_evicted_while_every_pass_is_late_and_is_once_they_are_not() -> None:
-    """Each turn of the loop takes 5 s, of an idle timeout of 4 s."""
+    """Each turn of the loop takes 5 s, with an idle timeout of 4 s."""
     clock = Clock(0.0)
     client = Client(clock)
     keepalive = Keepalive([client], clock, 4.0, 1.0)
@@ -375,7 +375,7 @@ def test_client_whose_pongs_are_read_in_the_next_turn_stays_however_long_a_turn_
     keepalive = Keepalive([client], clock, idle_s, ping_s)
     pinged_at = 0.0
     for _ in range(500):
-        # What came while the turn took so long is read first, and put down with the time of the pass before.
+        # Data that arrived during the slow turn is read first, and recorded with the time of the previous pass.
         if client.pinged_at > pinged_at:
             pinged_at = client.pinged_at
             client.heard_at = clock.now_s
@@ -398,7 +398,7 @@ def test_client_that_is_closing_has_the_whole_close_timeout_after_a_late_pass(
 def test_clock_that_stands_still_with_the_bridge_counts_nothing(
     keepalive: Keepalive, client: Client, clock: Clock
 ) -> None:
-    """A suspended machine: the next pass comes in time by that clock, and the timeout goes on where it was."""
+    """By the clock of a suspended machine, the next pass is in time, and the timeout continues."""
     tick_until(keepalive, clock, 29)
     look(keepalive, 34.0)
     assert client.said == [(34.0, "ping")]

@@ -31,7 +31,7 @@ class Peer:
         self.slot = -1
         self.sent: list[bytes] = []
         self.answer: int | Exception | None = None
-        """How many bytes are taken of what is to be encrypted, or what that raises; None for all."""
+        """How many bytes `encrypt_and_send` takes, or the exception that it raises. None takes all bytes."""
 
     def encrypt_and_send(self, data: bytes) -> int:
         self.sent.append(data)

@@ -1,4 +1,4 @@
-"""Output through a thread: what is written, in which order, and what is dropped and counted."""
+"""Output through a thread: written lines and their order, and lines that are dropped and counted."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Pipe:
         self.outputs[0].write(b"%d dropped\n" % lines)
 
     def fill(self) -> None:
-        """Leaves no room."""
+        """Fills the pipe."""
         os.write(self.writer, b"x" * CAPACITY)
 
     def read(self) -> bytes:
-        """What is there, without waiting for more."""
+        """Returns the data in the pipe without waiting for more."""
         return os.read(self.reader, 2**16)
 
     def close(self) -> None:
-        """Ends the thread, also one that is blocked."""
+        """Ends the thread, even if it is blocked."""
         if self.reader >= 0:
             os.close(self.reader)
         for output in self.outputs:
@@ -90,7 +90,7 @@ async def test_lines_beyond_the_limit_are_dropped_counted_and_reported_where_the
     pipe.fill()
     output.write(b"first\n")
     await is_blocked(output)
-    # The limit itself fits.
+    # A queue of exactly the limit is accepted.
     for line in (b"12\n", b"123456\n", b"a\nb\n", b"c\n"):
         output.write(line)
     assert (output.lines_dropped, pipe.reported) == (3, [])
@@ -128,7 +128,7 @@ WRITE = os.write
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, descriptor: int, write: Callable[[int, bytes], int] = WRITE) -> list[int]:
-    """The sizes of the writes from now on, which `write` does."""
+    """Replaces `os.write` by `write` for a descriptor. Returns a list that gets the size of each write."""
     sizes: list[int] = []
 
     def record(number: int, data: bytes) -> int:
@@ -144,7 +144,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, descriptor: int, write: Callable[[
 def test_line_that_can_not_be_written_is_counted_and_reported_after_the_next_that_can(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that was full for a while, and that took a part of a line."""
+    """A full disk takes only a part of a line, and has room again later."""
     output = pipe.output()
     room = [4]
 
@@ -165,7 +165,7 @@ def test_line_that_can_not_be_written_is_counted_and_reported_after_the_next_tha
     assert output.drain(LIMIT_S)
     output.write(b"fourth\n")
     assert output.drain(LIMIT_S)
-    # What was torn is a line of its own.
+    # The torn part of the line becomes a line of its own.
     assert pipe.read() == b"firs\nthird\n2 dropped\nfourth\n"
     assert (output.lines_dropped, pipe.reported) == (2, [2])
 
@@ -262,7 +262,7 @@ async def test_end_waits_for_a_reader_within_its_limit(pipe: Pipe, monkeypatch: 
 def test_end_waits_also_after_a_flush_that_was_in_vain(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch, *, flushed: bool
 ) -> None:
-    """The patience of a flush is short. A reader that is only slow gets the last lines."""
+    """The patience of `flush` is short. A slow reader still gets the last lines."""
     output = pipe.output(patience_s=0.01)
     pipe.fill()
     output.write(b"first\n")
@@ -276,7 +276,7 @@ def test_end_waits_also_after_a_flush_that_was_in_vain(
 
 
 def test_write_within_a_write_does_not_block(pipe: Pipe) -> None:
-    """Garbage collection runs anywhere, and may warn."""
+    """Garbage collection may run at any point, and may write a warning."""
     output = pipe.output()
     with output._changed:
         output.write(b"first\n")
@@ -306,7 +306,7 @@ def test_terminal_stays_one_after_it_is_gone() -> None:
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, stream: TextIO | None) -> Iterator[TextIO]:
-    """Standard error was this stream, and is what is given here."""
+    """Replaces standard error, which was `stream`, and yields the replacement."""
     monkeypatch.setattr(sys, "stderr", stream)
     install("stderr", lambda _: None)
     assert sys.stderr is not None

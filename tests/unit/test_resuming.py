@@ -189,7 +189,7 @@ def test_client_that_is_overtaken_while_updates_are_not_flushed_begins_no_later_
     client = FakeSubscriber(bridge.hub)
     bridge.begin(client, Everything(), str(Id(1, CHECK)))
     bridge.hub.flush()
-    # Each number is lower than the one before: each begins a segment of its own.
+    # Each sequence is lower than the one before, so each update begins a new segment.
     for number in range(4):
         bridge.hub.publish(PAYLOAD, given=Id(100 - number, CHECK))
     assert client.cursor < bridge.history.log.tail <= bridge.flushed
@@ -228,13 +228,13 @@ def test_client_whose_update_has_come_but_is_not_flushed_does_not_get_it_again()
 
 
 def messages(client: FakeSubscriber) -> list[dict[str, Any]]:
-    """What a client was sent."""
+    """Returns the messages that a client was sent."""
     return [orjson.loads(payload) for _, payload in server_frames(client.received)]
 
 
 @dataclass(frozen=True, slots=True)
 class Even:
-    """A filter for half of the updates."""
+    """A filter that matches half of the updates."""
 
     def matches(self, update_type: str, data: object) -> bool:
         assert isinstance(data, int)
@@ -245,8 +245,8 @@ class Even:
 class AnyTurn(RuleBasedStateMachine):
     """Updates, marks, gaps and clients in any order, with and without a flush between them.
 
-    The data of an update is its position in the log. The time of each `resume` is the position up to which updates had
-    been flushed then: the updates before that are those that it counts.
+    The data of an update is its position in the log. The time of each `resume` is the position up to which updates were
+    flushed at that moment. The `resume` counts the updates before this position.
     """
 
     @initialize(
@@ -268,7 +268,7 @@ class AnyTurn(RuleBasedStateMachine):
             reads_back=reads_back,
         )
         self.clients: list[tuple[FakeSubscriber, int]] = []
-        """Each with the position behind the id that it gave, or 0."""
+        """The clients. Each has the position after the id that it sent, or 0."""
         self._limits = waiting.AT_ONCE, history.SEGMENT_UPDATES
         waiting.AT_ONCE, history.SEGMENT_UPDATES = at_once, segment
 
@@ -304,8 +304,10 @@ class AnyTurn(RuleBasedStateMachine):
         times=st.integers(1, 3),
     )
     def join(self, back: int | None, wanted: Filter | None, times: int, *, full: bool) -> None:
-        """`back` is how far behind the newest position the client's id is. One below 0 is still to come; None is of a
-        client that has no id yet."""
+        """`back` is how far the client's id is behind the newest position.
+
+        If it is negative, the id is not published yet. None is for a client without an id.
+        """
         position = 0 if back is None else max(0, self.log.head - back)
         for _ in range(times):
             client = FakeSubscriber(self.hub)
@@ -326,7 +328,7 @@ class AnyTurn(RuleBasedStateMachine):
                 client.drain()
 
     def counted(self, client: FakeSubscriber, after: int) -> tuple[int, int]:
-        """How many updates a client got of those that its `resume` counts, and how many that says."""
+        """Returns how many of the updates counted by `resume` the client got, and the number that `resume` contains."""
         received = messages(client)
         if not received:
             return 0, 0

@@ -1,4 +1,4 @@
-"""A response to a slow reader, by a clock that a test moves: what is judged after the bridge itself did not run."""
+"""A response to a slow client, with a clock that the test moves: checks after the bridge itself did not run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESPONSE = b"x" * (10 * LEAST)
 
 
 class Response:
-    """A response on its way: what its client's kernel has acknowledged, and whether it was cut."""
+    """A response, the bytes that the client's kernel has acknowledged, and how often the client was cut."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = ManualClock(monkeypatch)
@@ -36,7 +36,7 @@ async def response(monkeypatch: pytest.MonkeyPatch) -> Response:
 
 
 async def test_check_that_comes_late_cuts_no_client_and_gives_it_the_whole_timeout(response: Response) -> None:
-    # The kernel had less than the client may read in that time, and the bridge gave it nothing more.
+    # The client read all that the kernel had. This is less than the minimum, and the bridge added nothing.
     response.acknowledged = LEAST - 1
     await response.clock.stall(3600.0)
     assert response.cut == 0

@@ -313,7 +313,7 @@ async def test_client_that_leaves_without_a_request_gives_its_place_back(serve: 
     assert harness.gauges() == (0, 0)
     assert len(harness.server._tally) == 0
     assert harness.metric("bridge_handshakes_abandoned_total") == 1
-    # Health checks do this: no line for an operator.
+    # Health checks do this, so the line is only at debug.
     assert [line["log_level"] for line in logged] == ["debug"]
 
 
@@ -668,7 +668,7 @@ async def test_client_whose_id_did_not_come_while_the_bridge_did_not_run_waits_o
     await harness.tick(1)
     await harness.clock.stall(3600.0)
     assert harness.metric("bridge_connections_waiting") == 1
-    # What was sent meanwhile is read now.
+    # The bridge now reads the events that were published in the meantime.
     harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), Id(99, 1))
     harness.hub.flush()
     await harness.clock.settle()

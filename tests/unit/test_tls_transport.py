@@ -1,4 +1,4 @@
-"""TLS over real sockets, with OpenSSL at both ends: what is held, what is told to the protocol, and how it ends."""
+"""TLS over real sockets, with OpenSSL at both ends: held data, calls of the protocol, and the end of the connection."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.both_loops
 
 SHUTDOWN_S = 0.3
 MUCH = bytes(range(256)) * 4096
-"""More than the sockets take while nobody reads: 1 MiB."""
+"""1 MiB, which is more than the sockets take while the client does not read."""
 
 
 class Recorder(asyncio.BufferedProtocol):
-    """Notes what it is told, and reads into a small buffer."""
+    """Records the calls of the transport, and reads into a small buffer."""
 
     def __init__(self, buffer_bytes: int = 4096) -> None:
         self.buffer = memoryview(bytearray(buffer_bytes))
@@ -62,7 +62,7 @@ class Recorder(asyncio.BufferedProtocol):
 
 
 class Client:
-    """The client's end: OpenSSL over memory, so that a test sees each step, and over a socket."""
+    """The client's end. OpenSSL runs over memory, so that a test sees each step. `pump` connects it to a socket."""
 
     def __init__(self, far: socket.socket) -> None:
         self.socket = far
@@ -72,7 +72,7 @@ class Client:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing)
         self.ended = False
-        """True once the bridge has ended TCP."""
+        """True after the bridge has ended its side of TCP."""
 
     def pump(self) -> None:
         """Moves bytes between OpenSSL and the socket."""
@@ -96,7 +96,7 @@ class Client:
         return True
 
     def read(self) -> bytes:
-        """All that has come."""
+        """Returns all data that has arrived."""
         self.pump()
         read = bytearray()
         with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
@@ -110,7 +110,7 @@ class Client:
 
 
 class Pair:
-    """Both ends."""
+    """Both ends of a TLS connection."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         near, far = socket.socketpair()
@@ -195,7 +195,7 @@ async def test_request_that_comes_with_the_end_of_the_handshake_is_read(pair: Pa
 
 
 async def test_all_that_openssl_has_decrypted_is_read(connected: Pair) -> None:
-    """A record larger than the buffer: the socket is not readable any more, but OpenSSL has the rest."""
+    """A record is larger than the buffer. The socket is no longer readable, but OpenSSL still has the rest."""
     connected.client.send(MUCH[:RECORD_BYTES])
     await eventually("all is read", lambda: connected.protocol.received == MUCH[:RECORD_BYTES])
     assert connected.protocol.reads >= RECORD_BYTES // 4096
@@ -211,7 +211,7 @@ async def test_nothing_is_read_while_reading_is_paused_and_all_of_it_afterwards(
     for _ in range(5):
         await asyncio.sleep(0)
     assert protocol.reads == 1
-    # What is left is in OpenSSL alone.
+    # Only OpenSSL still has data.
     protocol.on_data = lambda: None
     transport.resume_reading()
     transport.resume_reading()
@@ -250,7 +250,7 @@ async def test_what_the_socket_does_not_take_is_held_and_comes_whole(connected: 
 
 
 async def test_both_ends_write_at_once(connected: Pair) -> None:
-    """The writer's events do not end the reading, nor the other way round."""
+    """Writable events do not stop reading, and readable events do not stop writing."""
     connected.transport.write(MUCH)
     connected.client.send(b"1")
     await eventually("it is read", lambda: connected.protocol.received == b"1")
@@ -313,7 +313,7 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
     connected.transport.write(MUCH)
     connected.transport.write_eof()
     with suppress(ssl.SSLError):
-        connected.client.tls.unwrap()  # sends close_notify, without which OpenSSL ends both sides
+        connected.client.tls.unwrap()  # sends close_notify; without it, OpenSSL ends both sides
     connected.client.pump()
     await eventually("its end is seen", lambda: "eof" in connected.protocol.told)
     read = bytearray()
@@ -429,7 +429,10 @@ async def test_socket_that_is_not_connected_any_more_is_an_error(context: ssl.SS
 async def test_read_that_needs_a_write_goes_on_when_the_socket_is_writable(
     connected: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key update of TLS 1.3 is to be answered, and the socket is full. Python's clients can't send one."""
+    """OpenSSL must answer a key update of TLS 1.3 while the socket is full.
+
+    Python's clients can't send a key update, so a fake raises the error.
+    """
     real, wanted = connected.transport._socket.recv_into, [True]
 
     def wants_write_once(buffer: memoryview) -> int:

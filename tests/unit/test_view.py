@@ -28,7 +28,7 @@ def filled(*sizes: int, max_bytes: int = 1_000_000) -> History:
 
 
 def view_of(history: History, *, ids: bool) -> tuple[View[Any], Callable[[int], bytes]]:
-    """A view, and what gives the frame that it shows at a position."""
+    """Returns a view, and a function that returns the frame of the view at a position."""
     framing = Framing(history)
     return View(history, framing, None, ids), lambda position: framing.frame(position, ids=ids)
 
@@ -63,7 +63,7 @@ def test_pieces_are_bounded_and_make_up_the_frames_wherever_a_client_stops(
     read = bytearray()
     while position < len(sizes):
         piece = view.read(position, offset, len(sizes), max_bytes)
-        # A frame with an id is a little larger than the frame in the log, by which it is judged.
+        # The limit applies to the frame in the log. A frame with an id is a little larger.
         assert len(piece.frames) <= max_bytes + 100
         stops_at = taken.pop() if taken else len(piece.frames)
         if stops_at < len(piece.frames):
