@@ -51,9 +51,9 @@ class Connection(asyncio.BufferedProtocol):
         "_allowance",
         "_hub",
         "_inbound",
-        "_last",
         "_on_close",
         "_on_lost",
+        "_pending_close",
         "_ping_is_due",
         "_pong",
         "_pongs_due",
@@ -91,7 +91,7 @@ class Connection(asyncio.BufferedProtocol):
         """The newest ping's payload, while it can't be answered: the ones before need no answer (RFC 6455, 5.5.3)."""
         self._ping_is_due = False
         """True while a ping waits until the current frame is complete."""
-        self._last: tuple[bytes, Callable[[], None]] | None = None
+        self._pending_close: tuple[bytes, Callable[[], None]] | None = None
         """The close frame that waits until the current frame is complete, and the function to call after it."""
         self._pongs_due = 0
         """Pings of the bridge without an answer. The limit does not charge this many pongs."""
@@ -144,7 +144,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, *frames: bytes | memoryview) -> int:
         """Sends through the transport: bytes written, -1 if some of them wait in it, 0 if they are dropped."""
-        if self._transport is None or (self.closed_at is not None and self._last is None):
+        if self._transport is None or (self.closed_at is not None and self._pending_close is None):
             return 0
         for part in frames:
             # Not writelines, which copies them into one.
@@ -169,9 +169,9 @@ class Connection(asyncio.BufferedProtocol):
         """Sends the control frames that waited until a frame sent in parts is complete."""
         if self._transport is None:
             return
-        if self._last is not None:
-            (frame, then), self._last = self._last, None
-            self._say_last(frame, then)
+        if self._pending_close is not None:
+            (frame, then), self._pending_close = self._pending_close, None
+            self._send_close_frame(frame, then)
         elif self.closed_at is None:
             if self._ping_is_due:
                 self._ping_is_due = False
@@ -209,14 +209,14 @@ class Connection(asyncio.BufferedProtocol):
         self.closed_at = self.clock.now_s
         if not self.offset:
             self._hub.leave(self)
-            self._say_last(frame, then)
+            self._send_close_frame(frame, then)
             return
-        self._last = frame, then
+        self._pending_close = frame, then
         if not self._hub.finish(self):
-            self._last = None
+            self._pending_close = None
             self.reset()
 
-    def _say_last(self, frame: bytes, then: Callable[[], None]) -> None:
+    def _send_close_frame(self, frame: bytes, then: Callable[[], None]) -> None:
         assert self._transport is not None
         self._transport.write(frame)
         # TLS that is over has no socket any more, though nobody has been told yet.
@@ -312,8 +312,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self.closed_at is None:
             self._farewell(close_frame(code), self._transport.close)
-        elif self._last is not None:
-            self._last = self._last[0], self._transport.close
+        elif self._pending_close is not None:
+            self._pending_close = self._pending_close[0], self._transport.close
         else:
             self._transport.close()
 
@@ -334,7 +334,7 @@ class Connection(asyncio.BufferedProtocol):
         self._allowance.forget(self)
         # Transport and protocol refer to each other: without this they wait for the garbage collector.
         self._transport = None
-        self._inbound = self._last = None
+        self._inbound = self._pending_close = None
         self._on_lost(self)
 
 

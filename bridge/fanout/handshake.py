@@ -101,10 +101,12 @@ class Handshake(asyncio.BufferedProtocol):
             self._opening.add_done_callback(partial(self._opened, client))
             return
         try:
-            self._shaking_hands = TlsTransport(loop, client, host.tls.context, self, self._no_tls, host.tls_shutdown_s)
+            self._shaking_hands = TlsTransport(
+                loop, client, host.tls.context, self, self._on_tls_failed, host.tls_shutdown_s
+            )
         except OSError as error:
             client.close()
-            loop.call_soon(self._no_tls, error)
+            loop.call_soon(self._on_tls_failed, error)
         else:
             self._shaking_hands.begin()
 
@@ -124,7 +126,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._host.refused("lost", self.address, printable(str(error)) or type(error).__name__)
         self._end()
 
-    def _no_tls(self, error: OSError) -> None:
+    def _on_tls_failed(self, error: OSError) -> None:
         """Called if the TLS handshake fails, if the client is gone, or after `abort`."""
         self._shaking_hands = None
         left = isinstance(error, (ConnectionError, ssl.SSLEOFError)) or error.errno == errno.ENOTCONN

@@ -171,7 +171,7 @@ async def test_bridge_serves_and_stops_while_the_pipe_of_its_log_is_full(pipe: F
         assert await running.ended() == 0
 
 
-async def test_second_signal_ends_a_bridge_at_once_whose_last_lines_nothing_reads(pipe: FullPipe) -> None:
+async def test_second_signal_ends_a_bridge_at_once_although_nothing_reads_its_last_lines(pipe: FullPipe) -> None:
     async with bridge(pipe.writer, BRIDGE_SHUTDOWN_TIMEOUT="1h") as running:
         await running.listens()
         running.process.send_signal(signal.SIGTERM)
@@ -228,7 +228,7 @@ CLOSED = ("sh", "-c", 'exec "$@" 2>&-', "sh")
 
 
 @pytest.mark.parametrize("style", ["auto", "text", "json"])
-async def test_bridge_without_a_standard_error_runs(style: str) -> None:
+async def test_bridge_runs_without_standard_error(style: str) -> None:
     async with bridge(None, "--log-format", style, command=(*CLOSED, *COMMAND)) as running:
         await running.listens()
         assert (await running.get("/updates", host="elsewhere.example"))[0] == 403
@@ -339,7 +339,7 @@ async def test_traceback_that_ends_the_bridge_waits_for_no_reader(pipe: FullPipe
 
 
 @pytest.mark.parametrize("what", ["a full pipe", "a full disk"])
-async def test_tail_prints_and_ends_whatever_becomes_of_its_standard_error(pipe: FullPipe, what: str) -> None:
+async def test_tail_prints_and_ends_although_its_standard_error_is_blocked_or_full(pipe: FullPipe, what: str) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     stderr = full if what == "a full disk" else pipe.writer
     try:

@@ -448,7 +448,7 @@ def test_each_of_several_pings_may_be_answered_late(scene: OneClient) -> None:
     assert spent(scene) == len(pong) + 2 * FRAME_BYTES
 
 
-def test_pings_without_an_answer_are_no_license_for_a_flood(scene: OneClient) -> None:
+def test_unanswered_pings_allow_only_a_few_pongs_without_a_charge(scene: OneClient) -> None:
     for _ in range(10 * MAX_PONGS_DUE):
         scene.connection.ping()
     pong = Frame(Opcode.PONG, b"").serialize(mask=True)
@@ -473,7 +473,7 @@ def test_frame_that_is_no_pong_counts_after_a_ping(scene: OneClient) -> None:
     assert spent(scene) == 11 + 2 * FRAME_BYTES
 
 
-def test_of_a_pong_that_comes_in_pieces_all_but_the_last_count(scene: OneClient) -> None:
+def test_all_reads_of_a_pong_but_the_last_are_charged(scene: OneClient) -> None:
     pong = Frame(Opcode.PONG, b"x" * 20).serialize(mask=True)
     scene.connection.ping()
     scene.hears(pong[:10])

@@ -28,7 +28,7 @@ def opened() -> aiormq.connection.Connection:
     return aiormq.connection.Connection(f"amqp://localhost/?heartbeat={HEARTBEAT_S}", loop=asyncio.get_running_loop())
 
 
-def test_aiormq_still_needs_this() -> None:
+def test_aiormq_alone_closes_the_connection_after_a_freeze() -> None:
     """If this test fails, aiormq does this itself, and `heartbeats.py` is no longer needed."""
 
     async def frozen() -> bool:

@@ -299,7 +299,7 @@ def test_update_larger_than_a_piece_is_given_in_pieces(scene: Scene, after: str 
 
 
 @pytest.mark.parametrize("after", [None, ""], ids=["plain", "with ids"])
-def test_nothing_of_a_large_update_is_kept_beside_the_log_but_a_piece(after: str | None) -> None:
+def test_only_a_piece_of_a_large_update_is_kept_beside_the_log(after: str | None) -> None:
     with closing(Scene()) as scene:
         subscriber = scene.join_with_socket(LITTLE_ROOM, after=after)
         scene.turns.settle()

@@ -404,7 +404,7 @@ def test_clock_that_stands_still_with_the_bridge_counts_nothing(
     assert client.said == [(34.0, "ping")]
 
 
-def test_who_judges_clients_too_is_told_of_late_passes(clock: Clock) -> None:
+def test_on_tick_is_called_with_true_after_a_late_pass(clock: Clock) -> None:
     told: list[bool] = []
     keepalive = Keepalive([], clock, IDLE_S, PING_S, told.append)
     for now_s in (5, 20, 36, 41):

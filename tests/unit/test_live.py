@@ -203,7 +203,7 @@ def test_one_that_was_discarded_is_not_written_to(sockets: LiveSockets) -> None:
     assert [client.read() for client in clients] == [b"", b"frames", b"frames"]
 
 
-def test_one_with_tls_is_there_and_its_socket_not_written_to(sockets: LiveSockets) -> None:
+def test_connection_with_tls_is_in_the_set_and_its_descriptor_is_not_written_to(sockets: LiveSockets) -> None:
     client, encrypted = sockets.client(), Peer(None)
     sockets.add(encrypted)
     assert sockets.encrypted == [encrypted]
@@ -216,7 +216,7 @@ def test_one_with_tls_is_there_and_its_socket_not_written_to(sockets: LiveSocket
     assert encrypted not in sockets
 
 
-def test_those_with_tls_that_do_not_take_everything_are_told_with_what_they_took() -> None:
+def test_encrypt_returns_connections_that_did_not_take_everything_and_how_much_they_took() -> None:
     live: Live[Peer] = Live()
     peers = [Peer(None) for _ in range(5)]
     for peer in peers:

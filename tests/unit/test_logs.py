@@ -235,7 +235,7 @@ async def test_log_that_is_no_queue_is_not_waited_for(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("style", ["json", "text"])
-async def test_lines_that_were_dropped_are_a_line_once_there_is_room(
+async def test_dropped_lines_are_reported_in_the_log_once_there_is_room(
     monkeypatch: pytest.MonkeyPatch, style: str
 ) -> None:
     reader, writer = os.pipe()

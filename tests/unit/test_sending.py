@@ -60,7 +60,7 @@ async def test_check_that_comes_a_little_late_cuts(response: Response) -> None:
     assert response.cut == 1
 
 
-async def test_check_is_made_on_although_each_comes_a_little_late(response: Response) -> None:
+async def test_checks_continue_although_each_is_a_little_late(response: Response) -> None:
     for _ in range(5):
         response.acknowledged += LEAST
         await response.clock.stall((1 + LATE) * TIMEOUT_S)

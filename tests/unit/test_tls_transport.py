@@ -266,7 +266,7 @@ async def test_both_ends_write_at_once(connected: Pair) -> None:
     await eventually("it is read", lambda: connected.protocol.received == b"12")
 
 
-async def test_client_that_is_gone_is_found_out_by_a_write(connected: Pair) -> None:
+async def test_write_detects_a_client_that_is_gone(connected: Pair) -> None:
     connected.transport.pause_reading()
     connected.client.socket.close()
     connected.transport.write(b"x")
@@ -328,7 +328,7 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
 
 
 @pytest.mark.parametrize("notified", [True, False])
-async def test_end_of_the_client_is_the_end(connected: Pair, *, notified: bool) -> None:
+async def test_end_of_the_client_side_ends_the_connection(connected: Pair, *, notified: bool) -> None:
     if notified:
         with suppress(ssl.SSLWantReadError):
             connected.client.tls.unwrap()
@@ -399,7 +399,7 @@ async def test_protocol_that_fails_ends_its_connection_alone(connected: Pair) ->
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b""], ids=["HTTP", "nothing"])
-async def test_handshake_that_fails_is_told_once_and_the_protocol_is_not(pair: Pair, said: bytes) -> None:
+async def test_failed_handshake_is_reported_once_and_not_to_the_protocol(pair: Pair, said: bytes) -> None:
     pair.client.socket.sendall(said)
     pair.client.socket.shutdown(socket.SHUT_WR)
     await eventually("it fails", lambda: pair.failures)
