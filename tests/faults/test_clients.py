@@ -44,7 +44,7 @@ async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
         stalled = [await RawClient.open(port, receive_bytes=4096) for _ in range(STALLED)]
         for client in stalled:
             client.pause()
-        async with healthy_clients(amqp, exchange, port, padding="x" * 30_000) as stream:
+        async with healthy_clients(amqp, exchange, port, padding="x" * 10_000) as stream:
 
             async def all_are_evicted() -> bool:
                 memory.look()
