@@ -16,6 +16,9 @@ from yarl import URL
 _HEADER = b"AMQP\x00\x00\x09\x01"
 _CHANNEL = 1
 
+_PIECE_BYTES = 131_072 - 8
+"""The most of a body that one frame holds: RabbitMQ's own `frame_max`, unless configured, less what is around it."""
+
 Method = TypeVar("Method")
 
 
@@ -121,7 +124,7 @@ class Channel:
 
 
 class Publication:
-    """The three frames of a message, of which only the body's content changes from one to the next."""
+    """The frames of a message, of which only the body's content changes from one to the next."""
 
     def __init__(self, exchange: str, mandatory: bool = False) -> None:
         publish = commands.Basic.Publish(exchange=exchange, routing_key="", mandatory=mandatory)
@@ -135,4 +138,5 @@ class Publication:
         if head is None:
             header = frame.marshal(ContentHeader(0, len(body), self._properties), _CHANNEL)
             head = self._heads[len(body)] = self._publish + header
-        return head + frame.marshal(ContentBody(body), _CHANNEL)
+        pieces = (body[at : at + _PIECE_BYTES] for at in range(0, len(body), _PIECE_BYTES))
+        return head + b"".join(frame.marshal(ContentBody(piece), _CHANNEL) for piece in pieces)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from pamqp import frame
+from pamqp.body import ContentBody
 
+from tests.bench.amqp import Publication
 from tests.bench.candidates import FLOOR, OURS
 from tests.bench.cases import CUT, LOST, Case, Figure, faults, lines
 from tests.bench.publish import SYSTEM
@@ -42,3 +45,16 @@ def test_filters_of_the_benchmark_are_all_different_and_match_as_often_as_they_s
     published = [{str(SYSTEM + number)} for number in range(kind.systems)]
     assert len(set(map(frozenset, asked))) == filters.FILTERS
     assert [sum(bool(values & systems) for systems in published) for values in asked] == [1] * filters.FILTERS
+
+
+@pytest.mark.parametrize("size", [1, 131_064, 131_065, 3_900_000])
+def test_large_event_of_the_benchmark_is_published_in_frames_that_the_broker_takes(size: int) -> None:
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    rest, parts = Publication("killmails").of(body), []
+    while rest:
+        taken, _, part = frame.unmarshal(rest)
+        assert taken <= 131_072
+        rest = rest[taken:]
+        parts.append(part)
+    pieces = [part.value for part in parts if isinstance(part, ContentBody)]
+    assert b"".join(filter(None, pieces)) == body
