@@ -18,7 +18,7 @@ from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, head, lines
 from tests.bench.process import Failed
-from tests.bench.scenarios import connect, delivery, filters, memory, requests, rest, resume, slow
+from tests.bench.scenarios import connect, delivery, filters, memory, requests, rest, resume, slow, stalled
 from tests.support.broker import broker_or_reason, say
 from tests.support.running import unique
 
@@ -32,6 +32,7 @@ SCENARIOS = {
     "filters": filters.cases,
     "resume": resume.cases,
     "requests": requests.cases,
+    "stalled": stalled.cases,
 }
 SPARE_DESCRIPTORS = 200
 WHO = "; ".join(f"{name}: {what}" for name, what in NAMES.items())
@@ -99,7 +100,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__, epilog=EPILOG)
     known = (
         "paced, saturated, memory, slow, connect (and a storm of reconnects), rest (and the start), filters, resume, "
-        "requests; all without any"
+        "requests, stalled; all without any"
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=known)
     parser.add_argument(

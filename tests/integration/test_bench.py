@@ -11,11 +11,14 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from bridge.demo.broker import Broker
+from tests.bench.amqp import Channel
 from tests.bench.build import build
-from tests.bench.candidates import Place, Server
+from tests.bench.candidates import OURS, Place, Server, named
 from tests.bench.crowd import Seen, crowd
+from tests.bench.scenarios import stalled
 from tests.support.broker import unavailable
 from tests.support.killmail import killmail
+from tests.support.process_stats import MB
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,3 +84,18 @@ async def test_benchmark_measures_the_bridge_and_the_floor_and_finds_nothing_wro
     assert len(costs) == 2
     assert all(float(cost) > 0 for pair in costs for cost in pair)
     assert "WRONG" not in said.decode()
+
+
+@pytest.mark.parametrize(("size", "tls"), [(16_000, False), (256_000, True)], ids=["plain", "tls"])
+async def test_stalled_clients_are_evicted_and_the_memory_that_they_took_is_measured(
+    broker: Broker, exchange: str, tmp_path: Path, size: int, tls: bool
+) -> None:
+    place = Place(broker.url, exchange, tmp_path / "log")
+    with Channel(broker.url) as channel:
+        channel.declare(exchange)
+    row = await asyncio.to_thread(stalled.measure, place, named(OURS), clients=10, size=size, tls=tls)
+    assert stalled.LOG_BYTES / MB / 2 < row["full_mb"] < 4 * stalled.LOG_BYTES / MB, row
+    if size > stalled.KERNEL_BYTES:
+        assert 0 < row["one_mb"] < row["full_mb"], row
+    else:
+        assert "one_mb" not in row

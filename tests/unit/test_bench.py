@@ -9,10 +9,10 @@ from pamqp import frame
 from pamqp.body import ContentBody
 
 from tests.bench.amqp import Publication
-from tests.bench.candidates import FLOOR, OURS
+from tests.bench.candidates import FLOOR, OURS, Candidate
 from tests.bench.cases import CUT, LOST, Case, Figure, faults, lines
 from tests.bench.publish import SYSTEM
-from tests.bench.scenarios import filters
+from tests.bench.scenarios import filters, stalled
 
 CASE = Case(
     "paced",
@@ -58,3 +58,12 @@ def test_large_event_of_the_benchmark_is_published_in_frames_that_the_broker_tak
         parts.append(part)
     pieces = [part.value for part in parts if isinstance(part, ContentBody)]
     assert b"".join(filter(None, pieces)) == body
+
+
+def test_stalled_clients_are_measured_for_the_bridge_alone_and_one_update_only_where_it_stalls_them() -> None:
+    cases = stalled.cases(quick=False)
+    assert len({case.title for case in cases}) == len(cases) == 2 * len(stalled.SIZES) * len(stalled.CLIENTS)
+    for case in cases:
+        assert case.takes(Candidate(OURS, []))
+        assert not case.takes(Candidate("naive", []))
+        assert any(figure.key == "one_mb" for figure in case.figures) == case.title.endswith(("256 KB", "3.9 MB"))

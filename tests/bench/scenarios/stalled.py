@@ -1,0 +1,196 @@
+"""How much memory clients take that read nothing, by their number, the size of updates and the transport."""
+
+import asyncio
+import contextlib
+import functools
+import shutil
+import socket
+import ssl
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bridge.demo.ports import LOOPBACK
+from tests.bench.amqp import Channel, Publication
+from tests.bench.candidates import Candidate, Place, Server, serving
+from tests.bench.cases import Case, Figure, Row
+from tests.bench.process import Failed, await_true
+from tests.bench.publish import Events
+from tests.support.certificates import certificate
+from tests.support.clients import request
+from tests.support.process_stats import MB, Memory, metric
+from tests.support.running import UNPINGED
+
+CLIENTS, QUICK_CLIENTS = (100, 500, 2000), (50,)
+SIZES = {"300 B": 300, "16 KB": 16_000, "256 KB": 256_000, "3.9 MB": 3_900_000}
+"""Bytes of an update, by what the table calls them."""
+
+LOG_BYTES = 16 * MB
+OWN_BYTES = 250
+"""Of an update without padding."""
+
+KERNEL_BYTES = 131_072
+"""The kernel never takes more than this of a client that does not read: one larger update stalls every client."""
+
+STEP_BYTES = 65_536
+"""Published at a time until all clients are behind; one update where that is larger."""
+
+SAMPLE_S = 0.005
+LIMIT_S = 120.0
+HANDSHAKES = 8
+"""At once: OpenSSL releases Python's lock meanwhile."""
+
+_UPDATES = 'bridge_updates_total{type="killmail"}'
+_LAGGING = "bridge_connections_lagging"
+_EVICTED = 'bridge_evictions_total{reason="too-slow"}'
+
+
+def cases(quick: bool) -> list[Case]:
+    """Each on a bridge of its own: the memory that a bridge had once may serve it again."""
+    return [
+        Case(
+            f"stalled: {clients} clients read nothing, {'TLS' if tls else 'plain'}, updates of {name}",
+            _figures(size),
+            functools.partial(measure, clients=clients, size=size, tls=tls),
+            clients,
+            only_ours=True,
+            rounds=1,
+        )
+        for tls in (False, True)
+        for name, size in SIZES.items()
+        for clients in (QUICK_CLIENTS if quick else CLIENTS)
+    ]
+
+
+def _figures(size: int) -> tuple[Figure, ...]:
+    full = Figure("full_mb", "MB grown, log full and clients evicted", 1)
+    return (Figure("one_mb", "MB grown, one update", 1), full) if size > KERNEL_BYTES else (full,)
+
+
+def measure(place: Place, candidate: Candidate, *, clients: int, size: int, tls: bool) -> Row:
+    """The most that the bridge grew, in MB, since all clients are connected."""
+    settings = {**UNPINGED, "BRIDGE_LOG_BYTES": str(LOG_BYTES)}
+    row = {}
+    with contextlib.ExitStack() as stack:
+        context = None
+        if tls:
+            chain, key = _certificate(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))))
+            context = ssl.create_default_context(cafile=chain)
+            settings |= {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
+        server = stack.enter_context(serving(candidate, place, **settings))
+        publisher = _Publisher(stack.enter_context(Channel(place.amqp)), place.exchange, size, server, context)
+        stack.enter_context(_stalled(server, clients, context))
+        server.settle()
+        memory = Memory(server.pid)
+        with _sampled(memory):
+            if size > KERNEL_BYTES:
+                publisher.publish(1)
+                publisher.await_metric(_LAGGING, clients)
+                server.settle()
+            else:
+                publisher.stall(clients)
+        if size > KERNEL_BYTES:
+            row["one_mb"] = memory.look() / MB
+        with _sampled(memory):
+            publisher.publish(LOG_BYTES // size + 1)
+            publisher.await_metric(_EVICTED, clients)
+        row["full_mb"] = memory.look() / MB
+    return row
+
+
+class _Publisher:
+    """Publishes updates of one size, and reads the bridge's metrics."""
+
+    def __init__(
+        self, channel: Channel, exchange: str, size: int, server: Server, context: ssl.SSLContext | None
+    ) -> None:
+        self._channel = channel
+        self._size = size
+        self._publication = Publication(exchange)
+        self._events = Events(size - OWN_BYTES)
+        self._server = server
+        self._context = context
+        self._count = self.metric(_UPDATES)
+
+    def publish(self, count: int) -> None:
+        """Returns when the bridge has sent so many updates to all clients that keep up."""
+        for _ in range(count):
+            self._channel.write(self._publication.of(self._events.next()))
+        self._count += count
+        self.await_metric(_UPDATES, self._count)
+
+    def stall(self, clients: int) -> None:
+        """Publishes until no client's socket takes more. Clients that were not written to yet are behind as well."""
+        step = max(1, STEP_BYTES // self._size)
+        while True:
+            self.publish(step)
+            if self.metric(_LAGGING) == clients:
+                self._server.settle()
+                if self.metric(_LAGGING) == clients:
+                    return
+
+    def metric(self, name: str) -> float:
+        """A sample of the bridge's metrics."""
+        return asyncio.run(metric(self._server.port, name, self._context))
+
+    def await_metric(self, name: str, value: float) -> None:
+        """Returns as soon as a sample has the value."""
+        await_true(f"{name} is {value:.0f}", lambda: self.metric(name) == value, LIMIT_S, 0.02)
+
+
+@contextlib.contextmanager
+def _sampled(memory: Memory) -> Iterator[None]:
+    """Looks at the memory all the while."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(SAMPLE_S):
+            memory.look()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _stalled(server: Server, count: int, context: ssl.SSLContext | None) -> Iterator[None]:
+    """So many clients that read nothing after the answer to their handshake."""
+    with contextlib.ExitStack() as clients, ThreadPoolExecutor(HANDSHAKES) as pool:
+        try:
+            for client in pool.map(lambda _: _client(server, context), range(count)):
+                clients.enter_context(client)
+        except OSError as error:
+            raise Failed(f"a client can't connect: {error}") from error
+        yield
+
+
+def _client(server: Server, context: ssl.SSLContext | None) -> socket.socket:
+    client = socket.socket()
+    client.settimeout(LIMIT_S)
+    # Before connect, which tells the bridge. The kernel makes the least of it that there is.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    client.connect((LOOPBACK, server.port))
+    if context is not None:
+        client = context.wrap_socket(client, server_hostname=LOOPBACK)
+    client.sendall(request(server.port))
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = client.recv(1)
+        if not byte:
+            raise Failed(f"a client was refused: {head!r}")
+        head += byte
+    if not head.startswith(b"HTTP/1.1 101 "):
+        raise Failed(f"a client was refused: {head!r}")
+    return client
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    if shutil.which("openssl") is None:
+        raise Failed("the openssl command, which makes the certificate, is missing")
+    return certificate(folder, "bridge")
