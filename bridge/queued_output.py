@@ -89,7 +89,7 @@ class QueuedOutput(io.RawIOBase):
         """Queues whole lines. Never blocks, and never fails."""
         chunk = bytes(data)
         # The thread may hold the lock when the interpreter ends, and would then never release it.
-        if self._ended:
+        if self._ended or not chunk:
             return len(chunk)
         with self._changed:
             # The thread's own report is queued even if the queue is full. It follows after some lines are written.

@@ -123,10 +123,10 @@ class Connection(asyncio.BufferedProtocol):
         return descriptor
 
     @property
-    def encrypt_and_send(self) -> Callable[[bytes], int]:
-        """With TLS: sends at most one record directly to the socket, while the transport is empty. See `Place`."""
-        send: Callable[[bytes], int] = self._transport.get_extra_info("socket").send  # type: ignore[union-attr]  # a client that joins has a transport
-        return send
+    def write(self) -> Callable[[bytes], None]:
+        """With TLS: encrypts frames and sends them. See `Place`."""
+        assert self._transport is not None
+        return self._transport.write
 
     @property
     def peer(self) -> str:
@@ -330,12 +330,14 @@ class Connection(asyncio.BufferedProtocol):
         self._hub.drained(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._hub.leave(self)
-        self._allowance.forget(self)
-        # Transport and protocol refer to each other: without this they wait for the garbage collector.
-        self._transport = None
-        self._inbound = self._pending_close = None
-        self._on_lost(self)
+        try:
+            self._hub.leave(self)
+            self._allowance.forget(self)
+        finally:
+            # Transport and protocol refer to each other: without this they wait for the garbage collector.
+            self._transport = None
+            self._inbound = self._pending_close = None
+            self._on_lost(self)
 
 
 def _nothing() -> None:

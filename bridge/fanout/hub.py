@@ -28,6 +28,9 @@ from bridge.metrics import Metrics
 FLUSH_BYTES = 65536
 """What one write to a connection may hold. Larger writes gain nothing: a frame costs the kernel more than the call."""
 
+ENCRYPT_BYTES = 2**20
+"""How much of larger updates is encrypted for all clients in the turn of the loop that brings it: 4 ms."""
+
 
 class Hub:
     """Publishes updates to all connections. Few verbs: join, leave, publish, drain."""
@@ -200,16 +203,16 @@ class Hub:
     def _encrypt(self, view: View[Subscriber], start: int, frames: bytes) -> None:
         lagging = self._lagging
         if len(frames) <= CATCH_UP_BYTES:
-            for connection, taken in view.live.encrypt(frames):
-                lagging.send(connection, frames[taken:])
-                if connection.congested:
-                    self.congested(connection)
+            for connection, error in view.live.encrypt(frames):
+                lagging.fail(connection, error)
             return
+        room_bytes = ENCRYPT_BYTES
         for connection in tuple(view.live.encrypted):
             view.live.discard(connection)
             lagging.add(connection, start)
-            # Large updates are sent in later turns, because their encryption for hundreds of clients takes long.
-            if len(frames) <= FLUSH_BYTES:
+            # The others get it in later turns: to encrypt it for hundreds of clients takes long.
+            if len(frames) <= room_bytes:
+                room_bytes -= len(frames)
                 lagging.give(connection)
             else:
                 lagging.go_on(connection)

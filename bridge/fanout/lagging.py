@@ -151,6 +151,12 @@ class Lagging:
 
     def give(self, connection: Subscriber) -> None:
         """Gives it a piece now, if it can take one."""
+        try:
+            self._give(connection)
+        except Exception as error:  # of one connection: it must not affect the others, nor be forgotten
+            self.fail(connection, error)
+
+    def _give(self, connection: Subscriber) -> None:
         if connection in self._finishing:
             self._give_rest(connection)
             return
@@ -192,6 +198,8 @@ class Lagging:
         if not frames:
             return
         if descriptor is None:
+            # Encryption costs as much as the write.
+            self._history.work_bytes += len(frames)
             self.send(connection, frames)
         elif (taken := write_one(descriptor, frames)) < len(frames):
             self.hand_over(connection, piece.positions, offset, taken)
@@ -200,6 +208,10 @@ class Lagging:
 
     def _give_rest(self, connection: Subscriber) -> None:
         if connection.congested:
+            return
+        if connection.cursor < self._log.tail:
+            self.forget(connection)
+            connection.reset()
             return
         view = self._finishing[connection]
         piece = view.read(connection.cursor, connection.offset, connection.cursor + 1, CATCH_UP_BYTES)
@@ -233,19 +245,17 @@ class Lagging:
                 return
             history.work_bytes += LEAST_BYTES
             connection, _ = due.popitem(last=False)
-            try:
-                self.give(connection)
-            except Exception as error:  # one connection's failure is not the others', nor may it be forgotten
-                self._fail(connection, error)
+            self.give(connection)
 
     def send(self, connection: Subscriber, *frames: bytes | memoryview) -> None:
         """Sends through its transport; one that fails is closed, and no trouble for the others."""
         try:
             connection.send(*frames)
         except Exception as error:  # whatever a transport may raise
-            self._fail(connection, error)
+            self.fail(connection, error)
 
-    def _fail(self, connection: Subscriber, error: Exception) -> None:
+    def fail(self, connection: Subscriber, error: Exception) -> None:
+        """Closes a connection because of an error of the bridge's own."""
         with suppress(Exception):
             connection.close(CloseReason.INTERNAL, error=repr(error))
         self._leave(connection)

@@ -31,11 +31,8 @@ class Place(Protocol):
         """The descriptor of the socket; None with TLS."""
 
     @property
-    def encrypt_and_send(self) -> Callable[[bytes], int]:
-        """With TLS: sends bytes of at most one record, and returns how many bytes the socket took.
-
-        If it raises, the same bytes must be sent again, through the transport.
-        """
+    def write(self) -> Callable[[bytes], None]:
+        """With TLS: encrypts frames and sends them. Holds what the socket does not take, and reports that."""
 
     slot: int
     """The connection's place in the list, for `Live` alone; -1 while it is not there."""
@@ -47,7 +44,7 @@ P = TypeVar("P", bound=Place)
 class Live(Generic[P]):
     """A set of connections, in no particular order."""
 
-    __slots__ = ("connections", "descriptors", "encrypted", "sends")
+    __slots__ = ("connections", "descriptors", "encrypted", "writes")
 
     def __init__(self) -> None:
         self.connections: list[P] = []
@@ -57,7 +54,7 @@ class Live(Generic[P]):
         self.descriptors = array("i")
         self.encrypted: list[P] = []
         """The connections with TLS. Read-only for others."""
-        self.sends: list[Callable[[bytes], int]] = []
+        self.writes: list[Callable[[bytes], None]] = []
         """`encrypt_and_send` of each of these connections, in the same order."""
 
     def __len__(self) -> int:
@@ -74,9 +71,10 @@ class Live(Generic[P]):
         """Adds one that is not here."""
         descriptor = connection.descriptor
         if descriptor is None:
+            write = connection.write
             connection.slot = len(self.encrypted)
             self.encrypted.append(connection)
-            self.sends.append(connection.encrypt_and_send)
+            self.writes.append(write)
         else:
             connection.slot = len(self.connections)
             self.connections.append(connection)
@@ -94,29 +92,24 @@ class Live(Generic[P]):
             if last is not connection:
                 self.connections[slot], self.descriptors[slot] = last, descriptor
         else:
-            last, send = self.encrypted.pop(), self.sends.pop()
+            last, write = self.encrypted.pop(), self.writes.pop()
             if last is not connection:
-                self.encrypted[slot], self.sends[slot] = last, send
+                self.encrypted[slot], self.writes[slot] = last, write
         if last is not connection:
             last.slot = slot
 
-    def encrypt(self, frames: bytes) -> list[tuple[P, int]]:
-        """Sends frames to all connections with TLS.
+    def encrypt(self, frames: bytes) -> list[tuple[P, Exception]]:
+        """Sends to the connections with TLS; returns those that failed.
 
-        `frames` must fit into one record. Returns the connections whose sockets did not take everything, each with the
-        number of bytes that its socket took.
+        A connection that holds a part of the frames leaves this set meanwhile.
         """
-        short: list[tuple[P, int]] = []
-        size, slot = len(frames), 0
-        for send in self.sends:
+        failed: list[tuple[P, Exception]] = []
+        for connection, write in zip(tuple(self.encrypted), tuple(self.writes), strict=True):
             try:
-                taken = send(frames)
-            except Exception:  # the socket is full or closed: its transport finds this out
-                taken = 0
-            if taken != size:
-                short.append((self.encrypted[slot], taken))
-            slot += 1  # noqa: SIM113 - enumerate makes a tuple for each connection, which costs as much as the loop
-        return short
+                write(frames)
+            except Exception as error:  # of one connection: all others get theirs
+                failed.append((connection, error))
+        return failed
 
 
 class Writer:

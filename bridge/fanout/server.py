@@ -158,7 +158,7 @@ class Server:
                 self._entrance.close()
             clients: list[Handshake | Connection] = [*self._connections, *self._handshakes]
             if clients:
-                _log.warning("clients did not close in time", clients=len(clients), timeout_s=timeout_s)
+                _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
             self._abort(clients)
             # An abort takes one turn of the loop; nothing can hold it up.
             await self._empty.wait()

@@ -1,7 +1,11 @@
-"""A transport for TLS that writes to the socket itself: one call of OpenSSL encrypts a record and sends it.
+"""A transport for TLS that encrypts data only when it is sent, and reads a bounded number of bytes in a turn.
 
-The TLS transports of asyncio and uvloop encrypt all data at once, and keep it in memory until the client reads it. This
-transport encrypts a record of at most 16 KiB only after the socket has taken the previous record.
+The TLS transports of asyncio and uvloop keep two buffers for each connection, and encrypt all data at once. Here, all
+connections share two buffers, because each call of OpenSSL is followed at once by moving its bytes to or from the
+socket. A connection holds only what its socket did not take: with writes in pieces, at most one record.
+
+An `ssl.SSLSocket`, which has no buffers, is not used for two reasons. OpenSSL would read from the socket for as long as
+a client sends key updates, and block the event loop. And it fails if a key update comes while a record waits.
 """
 
 import asyncio
@@ -15,13 +19,27 @@ from typing import Any
 RECORD_BYTES = 16384
 """The largest payload of a TLS record (RFC 8446, section 5.1)."""
 
+READ_BYTES = 4096
+"""The most that is read from a socket in a turn of the loop: 150 key updates, which take 4 ms."""
+
+RECORD_OVERHEAD_BYTES = 64
+"""How many bytes a record has beside its data, at most with common ciphers."""
+
+MAX_SURPLUS_BYTES = 2**16
+"""How many bytes a client may send that are neither data nor the overhead of data: 2400 key updates. A client that
+sends more is disconnected."""
+
 MAX_DISCARDED_BYTES = 2**18
 """How many bytes are read and discarded after this side has ended. A client that sends more is reset.
 
 Closing a socket with unread bytes resets the connection, and the client might lose data that was sent to it."""
 
-_DISCARDED = bytearray(65536)
-"""The buffer that all transports share for discarded data."""
+_RAW = memoryview(bytearray(READ_BYTES))
+"""The buffer that all transports share for bytes from a socket."""
+
+_INCOMING, _OUTGOING = ssl.MemoryBIO(), ssl.MemoryBIO()
+"""OpenSSL's buffers, shared by all transports of the process. The outgoing one is empty whenever other code runs. The
+incoming one is empty whenever a transport begins to decrypt."""
 
 
 class _State(Enum):
@@ -39,21 +57,23 @@ class TlsTransport(asyncio.Transport):
     """
 
     __slots__ = (
+        "_client_ended",
         "_closing",
         "_discarded_bytes",
         "_ends",
         "_failed",
         "_held",
         "_loop",
-        "_paused",
         "_peername",
         "_protocol",
-        "_read_waits",
         "_reading",
         "_shutdown_timeout_s",
         "_socket",
         "_state",
+        "_surplus_bytes",
         "_timer",
+        "_tls",
+        "_unread",
     )
 
     def __init__(
@@ -76,26 +96,24 @@ class TlsTransport(asyncio.Transport):
         self._failed: Callable[[OSError], None] | None = failed
         self._shutdown_timeout_s = shutdown_timeout_s
         self._held = memoryview(b"")
-        """Data that the socket has not taken yet. OpenSSL may have encrypted its first record already, so the
-        beginning must not change."""
-        self._paused = False
-        """True between `pause_writing` and `resume_writing` of the protocol."""
+        """Encrypted data that the socket has not taken yet."""
+        self._unread = b""
+        """Data that was read from the socket, and is not decrypted while reading is paused."""
         self._ends = False
         """True after `write_eof`: this side ends as soon as the socket has taken all data."""
+        self._client_ended = False
         self._closing = False
         self._reading = False
-        self._read_waits = False
-        """True while OpenSSL must write before it can continue to read."""
         self._discarded_bytes = 0
+        self._surplus_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._state = _State.HANDSHAKE
         self._peername = client.getpeername()
         client.setblocking(False)
         with suppress(OSError):  # not TCP
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = context.wrap_socket(
-            client, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
-        )
+        self._socket = client
+        self._tls = context.wrap_bio(_INCOMING, _OUTGOING, server_side=True)
 
     def begin(self) -> None:
         """Begins the handshake."""
@@ -108,11 +126,11 @@ class TlsTransport(asyncio.Transport):
         """`socket`, `peername` and `sslcontext`, as with asyncio's transports. The socket is for its options only."""
         match name:
             case "socket":
-                return self._socket if self._socket.fileno() >= 0 else default
+                return self._socket
             case "peername":
                 return self._peername
             case "sslcontext":
-                return self._socket.context
+                return self._tls.context
         return default
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -143,68 +161,95 @@ class TlsTransport(asyncio.Transport):
             self._loop.remove_reader(self._socket)
 
     def resume_reading(self) -> None:
-        if not self._reading and self._state is not _State.LOST:
+        if not self._reading and not self._client_ended and self._state is not _State.LOST:
             self._reading = True
             self._loop.add_reader(self._socket, self._ready)
-            # Data that OpenSSL has already decrypted does not make the descriptor readable.
-            self._loop.call_soon(self._read_decrypted)
+            # These bytes do not make the descriptor readable.
+            self._loop.call_soon(self._read_on)
 
-    def _read_decrypted(self) -> None:
-        if self._reading and self._state is _State.OPEN and self._socket.pending():
-            self._ready()
+    def _read_on(self) -> None:
+        if self._reading and self._state is _State.OPEN and (self._unread or self._tls.pending()):
+            raw, self._unread = self._unread, b""
+            self._decrypt(raw)
 
     def _ready(self) -> None:
-        """Called when the socket is readable, or when it is writable and the handshake or a read waits for that."""
+        """The socket is readable."""
+        try:
+            count = self._socket.recv_into(_RAW)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if self._state is _State.ENDED:
+            self._discarded_bytes += count
+            if not count or self._discarded_bytes > MAX_DISCARDED_BYTES:
+                self._lose(None)
+        elif count:
+            raw, self._unread = self._unread + _RAW[:count], b""
+            self._decrypt(raw)
+        elif self._state is _State.HANDSHAKE:
+            self._lose(ConnectionAbortedError("the client ended the connection"))
+        else:
+            self._end_by_client()
+
+    def _decrypt(self, raw: bytes) -> None:
+        """Gives OpenSSL bytes of the client, and the protocol the data in them, until reading is paused."""
+        assert not _INCOMING.pending
+        _INCOMING.write(raw)
+        data_bytes = 0
         try:
             if self._state is _State.HANDSHAKE:
                 self._shake_hands()
-            else:
-                assert self._protocol is not None
-                self._read(self._protocol)
-        except (ssl.SSLWantReadError, BlockingIOError, InterruptedError):
+            while self._reading and self._state is _State.OPEN:
+                count = self._read()
+                if not count:
+                    self._end_by_client()
+                data_bytes += count + RECORD_OVERHEAD_BYTES
+        except ssl.SSLWantReadError:
             pass
-        except ssl.SSLWantWriteError:
-            self._read_waits = True
-            self._loop.add_writer(self._socket, self._writable)
         except OSError as error:
             self._lose(error)
         except Exception as error:
             message = "a TLS connection failed in its protocol"
             self._loop.call_exception_handler({"message": message, "exception": error, "transport": self})
             self._lose(None)
+        finally:
+            self._unread = _INCOMING.read()
+        self._surplus_bytes = max(0, self._surplus_bytes + len(raw) - len(self._unread) - data_bytes)
+        if self._surplus_bytes > MAX_SURPLUS_BYTES:
+            self._lose(ConnectionAbortedError("too many TLS messages without data"))
 
     def _shake_hands(self) -> None:
-        self._socket.do_handshake()
-        self._state = _State.OPEN
-        self._failed = None
+        try:
+            self._tls.do_handshake()
+        finally:
+            self._send_encrypted()
+        self._surplus_bytes = 0
+        if self._state is _State.HANDSHAKE:
+            self._state = _State.OPEN
+            self._failed = None
+            assert self._protocol is not None
+            self._protocol.connection_made(self)
+
+    def _read(self) -> int:
         assert self._protocol is not None
-        self._protocol.connection_made(self)
-        self._read_decrypted()
+        buffer: memoryview = self._protocol.get_buffer(-1)  # type: ignore[assignment]  # typeshed knows only Buffer
+        try:
+            count: int = self._tls.read(len(buffer), buffer)  # type: ignore[assignment]  # with a buffer it is a number
+        finally:
+            # OpenSSL may have answered a key update, or sent an alert.
+            self._send_encrypted()
+        if count and self._state is _State.OPEN:
+            self._protocol.buffer_updated(count)
+        return count
 
-    def _read(self, protocol: asyncio.BufferedProtocol) -> None:
-        if self._state is _State.ENDED:
-            self._discard()
-            return
-        buffer: memoryview = protocol.get_buffer(-1)  # type: ignore[assignment]  # typeshed knows only Buffer
-        count = self._socket.recv_into(buffer)
-        if not count:
-            self._end_by_client(protocol)
-            return
-        protocol.buffer_updated(count)
-        # The rest is read in the next turn of the loop, so that one client does not delay the others.
-        self._loop.call_soon(self._read_decrypted)
-
-    def _discard(self) -> None:
-        # Reads from TCP directly: OpenSSL fails if data arrives after its own close_notify.
-        count = socket.socket.recv_into(self._socket, _DISCARDED)
-        self._discarded_bytes += count
-        if not count or self._discarded_bytes > MAX_DISCARDED_BYTES:
-            self._lose(None)
-
-    def _end_by_client(self, protocol: asyncio.BufferedProtocol) -> None:
-        protocol.eof_received()
+    def _end_by_client(self) -> None:
+        self._client_ended = True
+        assert self._protocol is not None
+        self._protocol.eof_received()
         if self._held and self._ends:
-            # The client has ended its side, and still reads the response.
+            # The client has ended its side, but still reads the response.
             self._closing = True
             self.pause_reading()
         else:
@@ -213,58 +258,68 @@ class TlsTransport(asyncio.Transport):
     # Writing
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends the data, and holds the rest that the socket does not take. Write small pieces to limit this rest.
+        """Encrypts and sends the data, and holds the part that the socket does not take. To bound it, write in pieces.
 
         Does nothing after this side has ended.
         """
-        if self._ends or self._state is _State.LOST:
+        if self._ends or not data or self._state is not _State.OPEN:
             return
-        if self._held:
-            self._held = memoryview(b"".join((self._held, data)))
-        else:
-            self._held = memoryview(data)
-            self._push()
-
-    def _push(self) -> None:
-        """Sends held data until the socket takes no more."""
-        held, send = self._held, self._socket.send
         try:
-            while held:
-                held = held[send(held) :]
-        except ssl.SSLWantWriteError:
-            self._hold(held)
+            written = self._tls.write(data)
+            while written < len(data):
+                written += self._tls.write(memoryview(data)[written:])
         except OSError as error:
+            _OUTGOING.read()
             self._lose(error)
-        else:
-            self._held = held
-            if self._ends:
-                self._end()
+            return
+        self._send_encrypted()
 
-    def _hold(self, data: memoryview) -> None:
-        self._held = data
+    def _send_encrypted(self) -> None:
+        """Sends what OpenSSL has encrypted."""
+        encrypted = _OUTGOING.read()
+        if self._held:
+            if encrypted:
+                self._held = memoryview(b"".join((self._held, encrypted)))
+        elif encrypted and self._state is not _State.LOST:
+            try:
+                taken = self._socket.send(encrypted)
+            except (BlockingIOError, InterruptedError):
+                taken = 0
+            except OSError as error:
+                self._lose(error)
+                return
+            if taken < len(encrypted):
+                self._hold(memoryview(encrypted)[taken:])
+
+    def _hold(self, encrypted: memoryview) -> None:
+        # A copy: a view would keep all of a large response in memory.
+        self._held = encrypted if len(encrypted) <= 2 * RECORD_BYTES else memoryview(bytes(encrypted))
         self._loop.add_writer(self._socket, self._writable)
-        if not self._paused:
-            self._paused = True
-            assert self._protocol is not None
+        if self._state is _State.OPEN and self._protocol is not None:
             self._protocol.pause_writing()
 
     def _writable(self) -> None:
+        try:
+            taken = self._socket.send(self._held)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        self._held = self._held[taken:]
         if self._held:
-            self._push()
-        if not self._held and self._state is not _State.LOST:
-            self._loop.remove_writer(self._socket)
-            if self._paused:
-                self._paused = False
-                assert self._protocol is not None
-                self._protocol.resume_writing()
-        if self._read_waits:
-            self._read_waits = False
-            self._ready()
+            return
+        self._loop.remove_writer(self._socket)
+        if self._ends:
+            self._end()
+        elif self._state is _State.OPEN:
+            assert self._protocol is not None
+            self._protocol.resume_writing()
 
     # The end
 
     def write_eof(self) -> None:
-        """Ends this side when all data is sent. Later data from the client is discarded."""
+        """Ends this side after all data is sent. Later data from the client is discarded."""
         if not self._ends:
             self._ends = True
             if not self._held and self._state is _State.OPEN:
@@ -283,16 +338,18 @@ class TlsTransport(asyncio.Transport):
         self._lose(None)
 
     def _end(self) -> None:
-        if self._closing and not self._reading:
-            # The client has ended its side.
+        if self._client_ended:
             self._lose(None)
             return
         self._state = _State.ENDED
         with suppress(OSError, ValueError):
-            # Sends the alert close_notify. The call then fails, because the client has not sent its own alert yet.
-            self._socket.unwrap()
+            # Writes the alert close_notify, and then fails, because the client has not sent one yet.
+            self._tls.unwrap()
+        alert = _OUTGOING.read()
         with suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+            self._socket.send(alert)
+            self._socket.shutdown(socket.SHUT_WR)
+        self._unread = b""
         self.resume_reading()
 
     def _lose(self, error: OSError | None) -> None:
@@ -302,7 +359,7 @@ class TlsTransport(asyncio.Transport):
         made = self._state is not _State.HANDSHAKE
         self._state = _State.LOST
         self._closing = True
-        self._held = memoryview(b"")
+        self._held, self._unread = memoryview(b""), b""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -5,14 +5,19 @@ import socket
 import ssl
 from pathlib import Path
 
+import orjson
 import pytest
+from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
+from websockets.asyncio.client import connect
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.fanout import server
 from bridge.fanout.handshake import MAX_BEHIND_BYTES, RESET
 from tests.support.clients import PENDING, answer, distrust, lines, request
+from tests.support.killmail import killmail
+from tests.support.publishing import publish
 from tests.support.running import pending, port_of, running, sample, secure
 from tests.support.waiting import eventually
 
@@ -168,3 +173,27 @@ async def test_stopping_ends_tls_handshakes(broker: Broker, exchange: str, tmp_p
         await eventually("it is counted", lambda: pending(bridge) == 1)
     assert await answer(silent) == b""
     silent[1].transport.abort()
+
+
+def upgrade_and_reset(port: int) -> None:
+    """Asks for the upgrade, and resets the connection before the answer can be read."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port))) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.sendall(request(port))
+
+
+async def test_clients_of_tls_that_reset_after_their_request_harm_no_other_client(
+    broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    async with secure(broker, exchange, tmp_path) as (bridge, chain):
+        port, context = port_of(bridge), ssl.create_default_context(cafile=chain)
+        uri = f"wss://127.0.0.1:{port}/updates"
+        async with connect(uri, ssl=context) as first, connect(uri, ssl=context) as second:
+            for number in range(10):
+                await asyncio.to_thread(upgrade_and_reset, port)
+                await publish(amqp, exchange, killmail(number))
+                for client in (first, second):
+                    assert orjson.loads(await client.recv())["data"] == killmail(number)
+            await eventually("they are gone", lambda: sample(bridge, "bridge_connections") == 2)

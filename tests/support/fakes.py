@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
@@ -130,6 +129,12 @@ class FakeSubscriber:
     def received(self) -> bytes:
         return b"".join(self.writes)
 
+    def write(self, data: bytes) -> None:
+        """What a live connection with TLS is written, past `send`."""
+        self.send(data)
+        if self.congested:
+            self.hub.congested(self)
+
     def send(self, *frames: bytes | memoryview) -> int:
         assert self.closed is None or self.finishes, "a closed connection is sent nothing but the rest of a frame"
         if self.fault is not None:
@@ -140,14 +145,6 @@ class FakeSubscriber:
         self.writes.append(b"".join(frames))
         self.congested = self.congested or self.full
         return -1 if self.congested else len(self.writes[-1])
-
-    def encrypt_and_send(self, data: bytes) -> int:
-        if self.fault is not None:
-            raise self.fault
-        if self.full or self.leaves or self.congested:
-            raise ssl.SSLWantWriteError
-        self.writes.append(data)
-        return len(data)
 
     def close(self, reason: CloseReason, **details: object) -> None:
         assert self.closed is None, "a connection is closed once"

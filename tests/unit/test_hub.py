@@ -14,7 +14,7 @@ from bridge.fanout import live
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import close_frame, text_frame
 from bridge.fanout.framing import Framing
-from bridge.fanout.hub import FLUSH_BYTES
+from bridge.fanout.hub import ENCRYPT_BYTES, FLUSH_BYTES
 from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS, PARTS
 from bridge.fanout.log import ENTRY_BYTES
 from tests.support.examples import examples
@@ -318,14 +318,24 @@ def test_client_that_reads_on_gets_a_large_update_whole(scene: Scene) -> None:
     assert (subscriber.ended_frames, scene.hub.lagging) == (1, 0)
 
 
-def test_large_update_is_encrypted_in_later_turns(scene: Scene) -> None:
-    """Encryption for hundreds of clients would take too long in one turn."""
-    subscriber = scene.join()
+def test_large_update_is_encrypted_for_many_clients_in_later_turns(scene: Scene) -> None:
+    at_once = ENCRYPT_BYTES // 100_010
+    subscribers = [scene.join() for _ in range(at_once + 5)]
     frames = scene.publish(b"x" * 100_000)
-    assert subscriber.writes == []
+    assert [each.received == frames for each in subscribers].count(True) == at_once
     scene.turns.settle()
-    assert subscriber.received == frames
+    assert all(each.received == frames for each in subscribers)
     assert scene.hub.lagging == 0
+
+
+@pytest.mark.parametrize("size", [10, 30_000])
+def test_connection_with_tls_that_raises_is_closed_and_the_others_get_theirs(scene: Scene, size: int) -> None:
+    subscribers = [scene.join() for _ in range(5)]
+    subscribers[1].fault = RuntimeError("a bug")
+    frames = scene.publish(b"x" * size)
+    scene.turns.settle()
+    assert subscribers[1].closed is CloseReason.INTERNAL
+    assert all(each.received == frames for each in subscribers if each is not subscribers[1])
 
 
 def test_clients_that_stop_in_the_same_frames_go_on_where_each_has_stopped(scene: Scene) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -26,18 +25,20 @@ FRAMES = bytes(range(256)) * 1000
 class Peer:
     """A connection's place, without a connection."""
 
-    def __init__(self, descriptor: int | None) -> None:
+    def __init__(self, descriptor: int | None, live: Live[Peer] | None = None) -> None:
         self.descriptor = descriptor
         self.slot = -1
-        self.sent: list[bytes] = []
-        self.answer: int | Exception | None = None
-        """How many bytes `encrypt_and_send` takes, or the exception that it raises. None takes all bytes."""
+        self.written: list[bytes] = []
+        self.fault: Exception | None = None
+        self.leaves = False
+        self._live = live
 
-    def encrypt_and_send(self, data: bytes) -> int:
-        self.sent.append(data)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return len(data) if self.answer is None else self.answer
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        if self.fault is not None:
+            raise self.fault
+        if self.leaves and self._live is not None:
+            self._live.discard(self)
 
 
 class Client(Peer):
@@ -210,20 +211,22 @@ def test_connection_with_tls_is_in_the_set_and_its_descriptor_is_not_written_to(
     assert (len(sockets), set(sockets)) == (2, {client, encrypted})
     assert encrypted in sockets
     assert sockets.write(b"frames") == []
-    assert encrypted.sent == []
+    assert encrypted.written == []
     sockets.discard(encrypted)
     assert not sockets.encrypted
     assert encrypted not in sockets
 
 
-def test_encrypt_returns_connections_that_did_not_take_everything_and_how_much_they_took() -> None:
+def test_all_with_tls_are_written_to_although_some_fail_and_some_leave() -> None:
     live: Live[Peer] = Live()
-    peers = [Peer(None) for _ in range(5)]
+    leaving, failing, *others = peers = [Peer(None, live) for _ in range(5)]
+    leaving.leaves = True
+    failing.fault = fault = RuntimeError("a bug")
     for peer in peers:
         live.add(peer)
-    peers[1].answer, peers[2].answer, peers[4].answer = ssl.SSLWantWriteError(), 2, BrokenPipeError()
-    assert live.encrypt(b"frames") == [(peers[1], 0), (peers[2], 2), (peers[4], 0)]
-    assert [peer.sent for peer in peers] == [[b"frames"]] * 5
+    assert live.encrypt(b"frames") == [(failing, fault)]
+    assert [peer.written for peer in peers] == [[b"frames"]] * 5
+    assert set(live) == {failing, *others}
 
 
 def test_one_socket_is_written_to_as_all_are(sockets: LiveSockets) -> None:
@@ -283,5 +286,5 @@ def test_live_agrees_with_a_set_whatever_is_added_and_discarded(numbers: list[in
         assert list(live.descriptors) == [each.descriptor for each in direct]
         encrypted = [each for each in live if each.descriptor is None]
         assert [each.slot for each in encrypted] == list(range(len(encrypted)))
-        assert live.sends == [each.encrypt_and_send for each in encrypted]
+        assert live.writes == [each.write for each in encrypted]
         assert {each.slot for each in peers if each not in model} <= {-1}

@@ -76,6 +76,14 @@ async def is_blocked(output: QueuedOutput) -> None:
     await eventually("the thread writes", lambda: output._writing and not output._queue)
 
 
+def test_empty_write_is_not_the_end(pipe: Pipe) -> None:
+    output = pipe.output()
+    assert output.write(b"") == 0
+    output.write(b"line\n")
+    assert output.drain(LIMIT_S)
+    assert pipe.read() == b"line\n"
+
+
 def test_lines_are_written_in_order(pipe: Pipe) -> None:
     output = pipe.output()
     for number in range(20):

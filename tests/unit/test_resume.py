@@ -420,7 +420,8 @@ def test_so_many_are_given_something_in_a_turn_and_no_more(scene: Scene) -> None
     while scene.turns.turn():
         written = sum(len(client.received) for client in clients)
         most_bytes, before = max(most_bytes, written - before), written
-    assert BUDGETS[RETURNING] / 2 < most_bytes <= BUDGETS[RETURNING] + CATCH_UP_BYTES
+    # With TLS, which these clients have, each byte counts twice.
+    assert BUDGETS[RETURNING] / 4 < most_bytes <= BUDGETS[RETURNING] / 2 + CATCH_UP_BYTES
     assert all(len(messages(client.received)) == 100 for client in clients)
 
 
