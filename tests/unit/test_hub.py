@@ -378,6 +378,20 @@ def test_client_that_is_closing_in_the_middle_of_a_frame_that_the_log_drops_is_r
         assert frame.startswith(subscriber.received)
 
 
+def test_closing_client_is_reset_if_the_log_has_dropped_its_frame_before_the_next_flush() -> None:
+    with closing(Scene(200_000)) as scene:
+        subscriber = scene.join_with_socket(LITTLE_ROOM)
+        frame = scene.publish(b"x" * 100_000)
+        subscriber.close(CloseReason.IDLE)
+        scene.hub.publish(b"y" * 150_000)
+        while subscriber.congested:
+            subscriber.read()
+            subscriber.drain()
+        scene.turns.turn()
+        assert subscriber.was_reset
+        assert frame.startswith(subscriber.received)
+
+
 def test_client_that_is_closing_in_the_middle_of_a_frame_and_is_gone_gets_nothing_more(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     scene.publish(b"x" * 100_000)
