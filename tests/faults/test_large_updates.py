@@ -33,7 +33,7 @@ LOG_BYTES = 16 * MB
 PIECE_BYTES = 16384
 UPDATE_BYTES = 3_900_000
 SPARE_BYTES = 30 * MB
-"""For an update on its way from the broker to the log, and for OpenSSL, which holds an encrypted record per client."""
+"""For an update on its way from the broker to the log, and for a piece for each client."""
 
 LIMIT_S = 60.0
 
