@@ -67,6 +67,7 @@ class TlsTransport(asyncio.Transport):
         "_peername",
         "_protocol",
         "_reading",
+        "_reads_again",
         "_shutdown_timeout_s",
         "_socket",
         "_state",
@@ -104,6 +105,8 @@ class TlsTransport(asyncio.Transport):
         self._client_ended = False
         self._closing = False
         self._reading = False
+        self._reads_again = False
+        """True while a read is due that follows one that brought data."""
         self._discarded_bytes = 0
         self._surplus_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -174,6 +177,16 @@ class TlsTransport(asyncio.Transport):
 
     def _ready(self) -> None:
         """The socket is readable."""
+        if not self._reads_again:
+            self._receive()
+
+    def _receive_again(self) -> None:
+        # uvloop reports data and a reset together, once, and then stops to poll the socket.
+        self._reads_again = False
+        if self._reading:
+            self._receive()
+
+    def _receive(self) -> None:
         try:
             count = self._socket.recv_into(_RAW)
         except (BlockingIOError, InterruptedError):
@@ -181,6 +194,9 @@ class TlsTransport(asyncio.Transport):
         except OSError as error:
             self._lose(error)
             return
+        if count:
+            self._reads_again = True
+            self._loop.call_soon(self._receive_again)
         if self._state is _State.ENDED:
             self._discarded_bytes += count
             if not count or self._discarded_bytes > MAX_DISCARDED_BYTES:

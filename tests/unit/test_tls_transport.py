@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import socket
 import ssl
+import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -115,8 +116,11 @@ class Client:
 class Pair:
     """Both ends of a TLS connection."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
-        near, far = socket.socketpair()
+    def __init__(
+        self, context: ssl.SSLContext, near: socket.socket | None = None, far: socket.socket | None = None
+    ) -> None:
+        if near is None or far is None:
+            near, far = socket.socketpair()
         self.near = near
         self.protocol = Recorder()
         self.failures: list[OSError] = []
@@ -341,6 +345,17 @@ async def test_end_of_the_client_side_ends_the_connection(connected: Pair, *, no
     await connected.lost()
     assert connected.protocol.told == ["eof", "lost"]
     assert connected.protocol.error is None
+
+
+@pytest.mark.parametrize("data", [b"", b"\x17\x03\x03"], ids=["nothing", "a part of a record"])
+async def test_reset_of_the_client_is_the_end_whatever_came_with_it(context: ssl.SSLContext, data: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as far:
+        pair = Pair(context, listener.accept()[0], far)
+        await pair.connect()
+        far.send(data)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far.close()
+        await pair.lost()
 
 
 async def test_client_that_sends_too_much_after_the_end_of_this_side_is_cut(connected: Pair) -> None:
