@@ -6,7 +6,7 @@ paced: 1.4 times a bare loop in C then, 1.1 to 1.2 without them).
 
 Writing past a transport is right only as long as the transport holds nothing, and as long as the descriptor is its own:
 a connection that is congested or closing must not be in here. For a connection with TLS, the set holds the method of
-its socket that encrypts and sends. It holds no descriptor: a write to that would send bytes unencrypted.
+its transport that encrypts and sends. It holds no descriptor: a write to that would send bytes unencrypted.
 """
 
 from array import array
