@@ -455,7 +455,7 @@ def send_key_updates(client: Client, count: int, *, requested: bool) -> None:
     """Sends TLS 1.3 key updates, which Python has no function for."""
     library = ctypes.CDLL(libssl())
     # The SSL object is the second field of CPython's, behind its header.
-    openssl = ctypes.c_void_p(ctypes.c_void_p.from_address(id(client.tls._sslobj) + 24).value)  # type: ignore[attr-defined]  # private
+    openssl = ctypes.c_void_p(ctypes.c_void_p.from_address(id(client.tls._sslobj) + 24).value)  # type: ignore[attr-defined]  # private, and there is no public way
     for _ in range(count):
         assert library.SSL_key_update(openssl, int(requested)) == 1
         assert library.SSL_do_handshake(openssl) == 1
