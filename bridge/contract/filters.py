@@ -158,7 +158,7 @@ class Filters:
     def _type(self, value: str) -> str:
         if value not in self._types:
             parts = _parts(value)
-            if len(parts) > 1 and not self._types.isdisjoint(parts):
+            if len(parts) > 1 and ("," in value or not self._types.isdisjoint(parts)):
                 hint = f" ({_repeat('type', parts)})"
             else:
                 close = self._near_types.to(value)

@@ -286,6 +286,7 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
         ("type=killmail|event;event", "repeat the parameter: type=killmail&type=event)"),
         ("type=killmail%20event", "repeat the parameter: type=killmail&type=event)"),
         ("type=killmail,evnt", "repeat the parameter: type=killmail&type=evnt)"),
+        ("type=a,b", "(for several values, repeat the parameter: type=a&type=b); there are"),
         ('type=["killmail","event"]', "repeat the parameter: type=killmail&type=event)"),
         ("type=kilmail,evnt", "there is no update type 'kilmail,evnt'"),
         ("systemId=[1,2]", "repeat the parameter: systemId=1&systemId=2"),
