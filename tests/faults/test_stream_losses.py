@@ -61,7 +61,7 @@ async def caught_up(recorder: Recorder) -> None:
 async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """No connection is lost, and nobody is warned of one: the reader looks again by itself."""
+    """The reader looks again by itself. The connection stays, unless the broker fails at reading what it has dropped."""
     recorder = Recorder()
     with capture_logs() as logged:
         timing = Timing(stall_check_s=1.0)
@@ -74,14 +74,17 @@ async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
             for delivery in held:
                 delivery.settle()
             await eventually("the newest is read", lambda: int(recorder.bodies[-1]) == 1499)
-            assert consumer._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0
+            losses = consumer._metrics.registry.get_sample_value("bridge_broker_losses_total")
+    lost = [line for line in logged if line["event"] == "broker lost"]
+    # RabbitMQ 4.3.6 sometimes ends the connection with 541 when it deletes the segment that it is reading.
+    assert all("INTERNAL_ERROR" in line["error"] for line in lost)
+    assert losses == len(lost)
     numbers = [int(body) for body in recorder.bodies]
     assert numbers == sorted(set(numbers))
     assert len(numbers) < 1500
     assert {gap.reason for gap in recorder.gaps} == {DROPPED}
     jumps = [at for at in range(1, len(numbers)) if numbers[at] > numbers[at - 1] + 1]
     assert len(recorder.gaps) >= len(jumps) > 0
-    assert not any(line["event"] == "broker lost" for line in logged)
 
 
 class Withheld:
