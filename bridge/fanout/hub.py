@@ -67,6 +67,8 @@ class Hub:
         """True while some that need not wait any more begin in later turns."""
         self._pending_bytes = 0
         self._draining = False
+        self._sent_bytes = 0
+        """Bytes sent to live connections."""
         self.on_flush: Callable[[], None] = lambda: None
         """Called after each flush: all that was published before has been handed out."""
         self.is_fed: Callable[[], bool] = lambda: True
@@ -80,6 +82,16 @@ class Hub:
     def lagging(self) -> int:
         """How many connections are behind."""
         return len(self._lagging)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of updates and own messages written to sockets, or handed to transports."""
+        return self._sent_bytes + self._lagging.sent_bytes
+
+    @property
+    def logged_updates(self) -> int:
+        """How many updates the log holds, without its other entries: own messages and ids without an update."""
+        return self._history.count(None, self._log.tail, self._log.head)[0]
 
     @property
     def waiting(self) -> int:
@@ -192,9 +204,12 @@ class Hub:
             assert connection.view is not None
             connection.view.live.discard(connection)
             lagging.add(connection, start)
+            self._sent_bytes += taken
             lagging.hand_over(connection, positions, 0, taken)
         metrics = self._metrics
         for view in views:
+            # The connections with a descriptor that are still live took all frames.
+            self._sent_bytes += len(frames) * len(view.live.connections)
             if view.live.encrypted:
                 self._encrypt(view, start, frames)
             metrics.written += len(view.live) * updates
@@ -203,7 +218,10 @@ class Hub:
     def _encrypt(self, view: View[Subscriber], start: int, frames: bytes) -> None:
         lagging = self._lagging
         if len(frames) <= CATCH_UP_BYTES:
-            for connection, error in view.live.encrypt(frames):
+            connections = len(view.live.encrypted)
+            failed = view.live.encrypt(frames)
+            self._sent_bytes += len(frames) * (connections - len(failed))
+            for connection, error in failed:
                 lagging.fail(connection, error)
             return
         room_bytes = ENCRYPT_BYTES

@@ -70,6 +70,8 @@ class Lagging:
         """A lower bound of the cursors: they are looked through only when the tail passes it."""
         self._evicting = False
         """True while some wait for their eviction in a later turn."""
+        self.sent_bytes = 0
+        """Bytes written to sockets and handed to transports."""
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -201,8 +203,11 @@ class Lagging:
             # Encryption costs as much as the write.
             self._history.work_bytes += len(frames)
             self.send(connection, frames)
-        elif (taken := write_one(descriptor, frames)) < len(frames):
-            self.hand_over(connection, piece.positions, offset, taken)
+        else:
+            taken = write_one(descriptor, frames)
+            self.sent_bytes += taken
+            if taken < len(frames):
+                self.hand_over(connection, piece.positions, offset, taken)
         if offset and not connection.offset:
             connection.frame_ended()
 
@@ -250,7 +255,8 @@ class Lagging:
     def send(self, connection: Subscriber, *frames: bytes | memoryview) -> None:
         """Sends through its transport; one that fails is closed, and no trouble for the others."""
         try:
-            connection.send(*frames)
+            if connection.send(*frames):
+                self.sent_bytes += sum(map(len, frames))
         except Exception as error:  # whatever a transport may raise
             self.fail(connection, error)
 

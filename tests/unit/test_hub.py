@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bridge.contract.ids import Id
 from bridge.fanout import live
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import close_frame, text_frame
@@ -847,6 +849,100 @@ def test_descriptor_of_a_connection_that_left_may_be_the_next_ones(scene: Scene)
     assert subscriber.read() == other.read() == frames
 
 
+def test_updates_in_the_log_are_counted_without_its_other_entries_and_without_those_it_dropped() -> None:
+    with closing(Scene(log_bytes=100_000, shared=True)) as scene:
+        assert scene.hub.logged_updates == 0
+        for number in range(1, 601, 2):
+            scene.hub.mark(Id(number, 1))
+            scene.give(Id(number + 1, 1))
+            scene.hub.notify(b"gap")
+        kept = range(scene.log.tail, scene.log.head)
+        assert kept.start > 0
+        assert scene.hub.logged_updates == sum(position % 3 == 1 for position in kept)
+
+
+# Bytes sent
+
+
+@dataclass(frozen=True, slots=True)
+class OneType:
+    """A filter for one type of update."""
+
+    wanted: str
+
+    def matches(self, update_type: str, _: object) -> bool:
+        return update_type == self.wanted
+
+
+def test_bytes_written_to_live_connections_are_counted_once_for_each(scene: Scene) -> None:
+    assert scene.hub.sent_bytes == 0
+    frames = scene.publish(b"sent to no connection")
+    assert scene.hub.sent_bytes == 0
+    for _ in range(3):
+        scene.join()
+        scene.join_with_socket()
+    frames = scene.publish(b"a", b"update")
+    assert scene.hub.sent_bytes == 6 * len(frames)
+
+
+def test_bytes_for_a_filter_are_counted_as_they_are_sent(scene: Scene) -> None:
+    everything = scene.join_with_socket()
+    some = scene.join_with_socket(wanted=OneType("b"))
+    none = scene.join_with_socket(wanted=OneType("c"))
+    with_ids = scene.join_with_socket(after="")
+    scene.turns.settle()
+    scene.publish("a", "b")
+    received = [len(each.read()) for each in (everything, some, none, with_ids)]
+    assert received[2] == 0
+    assert scene.hub.sent_bytes == sum(received)
+
+
+def test_bytes_that_a_socket_does_not_take_are_counted_when_they_are_sent(scene: Scene) -> None:
+    slow, ready = scene.join_with_socket(LITTLE_ROOM), scene.join_with_socket()
+    frames = scene.publish(*[b"x" * 3000] * 30)
+    sent_bytes = scene.hub.sent_bytes
+    assert len(frames) < sent_bytes < 2 * len(frames)
+    read_on(scene, slow)
+    assert slow.received == ready.read() == frames
+    assert scene.hub.sent_bytes == 2 * len(frames)
+
+
+@pytest.mark.parametrize("size", [100, CATCH_UP_BYTES, ENCRYPT_BYTES // 3], ids=["small", "pieces", "later turns"])
+def test_bytes_of_large_updates_are_counted_with_and_without_a_descriptor(size: int) -> None:
+    with closing(Scene(log_bytes=2**24)) as scene:
+        subscribers = [scene.join() for _ in range(5)]
+        with_socket = scene.join_with_socket()
+        frames = scene.publish(b"x" * size)
+        read_on(scene, with_socket)
+        scene.turns.settle()
+        assert all(each.received == frames for each in (*subscribers, with_socket))
+        assert scene.hub.sent_bytes == 6 * len(frames)
+
+
+def test_bytes_of_own_messages_are_counted(scene: Scene) -> None:
+    resumed, live_one = scene.join_with_socket(after=""), scene.join(after="")
+    scene.turns.settle()
+    scene.hub.notify(b'{"type":"gap","data":{},"timestamp":1700000000000}')
+    received = [resumed.read(), live_one.received]
+    assert all(b"resume" in each and b"gap" in each for each in received)
+    assert scene.hub.sent_bytes == sum(map(len, received))
+
+
+def test_bytes_that_a_transport_refuses_and_control_frames_are_not_counted(scene: Scene) -> None:
+    broken, congested, left, ready = scene.join(), scene.join(full=True), scene.join(), scene.join_with_socket()
+    broken.fault = RuntimeError("gone")
+    frames = scene.publish(b"update")
+    assert scene.hub.sent_bytes == 3 * len(frames)
+    left.leaves = True
+    scene.publish(b"update")
+    congested.leaves = True
+    congested.drain()
+    scene.turns.settle()
+    ready.close(CloseReason.IDLE)
+    # The live transport took over the update before it reported its end.
+    assert scene.hub.sent_bytes == 5 * len(frames)
+
+
 # Whatever happens, in any order
 
 
@@ -865,6 +961,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
         """With the number of frames that had been flushed when it joined."""
         self._many = live.MANY
+        self.counted = True
+        """False once it is not known any more how many bytes each client was sent."""
 
     @initialize(many=st.sampled_from([1, 3, 1000]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
@@ -927,6 +1025,7 @@ class AnyOrder(RuleBasedStateMachine):
     def vanish(self, which: int) -> None:
         for subscriber in self.with_sockets[which : which + 1]:
             subscriber.vanish()
+            self.counted = False
 
     @rule()
     def turn(self) -> None:
@@ -939,6 +1038,7 @@ class AnyOrder(RuleBasedStateMachine):
             if isinstance(subscriber, SocketSubscriber):
                 subscriber.end()
             self.subscribers.pop(which)
+            self.counted = False
 
     @invariant()
     def what_was_sent_is_a_run_of_what_was_published(self) -> None:
@@ -971,8 +1071,11 @@ class AnyOrder(RuleBasedStateMachine):
         with closing(self.scene):
             self.come_to_rest()
             assert self.scene.hub.lagging == 0
+            received_bytes = 0
             for subscriber, first in self.subscribers:
                 texts, others, rest = apart(subscriber.received)
+                received_bytes += len(texts) + len(rest)
+                self.counted = self.counted and not subscriber.was_reset
                 if isinstance(subscriber, SocketSubscriber) and subscriber.vanished:
                     assert subscriber.gone
                 elif subscriber.closed is None:
@@ -984,6 +1087,7 @@ class AnyOrder(RuleBasedStateMachine):
                         assert int(str(subscriber.details["updates_behind"])) > 0
                     if subscriber.descriptor is not None:
                         assert (others[-1][:1], rest) == (b"\x88", b"")
+            assert not self.counted or self.scene.hub.sent_bytes == received_bytes
 
     def come_to_rest(self) -> None:
         self.scene.turns.settle()
