@@ -27,6 +27,7 @@ from bridge.fanout.authority import (
     authority_of,
     canonical_origin,
 )
+from bridge.fanout.refusals import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,13 +95,12 @@ _PAIR = re.compile(r"""(?P<name>[\w!#$%&'*+.^`|~-]+)=(?P<value>"[^"\\]*"|[^"\\\s
 class Refusal:
     """Why a request is refused: ``status`` and ``sentence`` for the client, the rest for the operator.
 
-    ``rule`` is a metric label: peer, forwarded, host or origin. ``detail`` is the offending value in printable ASCII,
-    up to ``DETAIL_CHARACTERS``.
+    ``detail`` is the offending value in printable ASCII, up to ``DETAIL_CHARACTERS``.
     """
 
     status: int
     sentence: str
-    rule: str
+    rule: Rule
     detail: str
 
 
@@ -120,7 +120,7 @@ class Access:
 
     def check_peer(self, address: str) -> Refusal | None:
         """Why a client with this address is refused before it sends anything; None if it is not."""
-        return None if self.admits_peer(address) else _refused(_PEER, "peer", address)
+        return None if self.admits_peer(address) else _refused(_PEER, Rule.PEER, address)
 
     def check_request(self, headers: Headers, target: str, *, requires_host: bool = True) -> Refusal | None:
         """The first rule about forwarding, ``Host`` and target that a request of an internal peer breaks, if any."""
@@ -130,24 +130,24 @@ class Access:
         if not hosts and not requires_host and target.startswith("/"):
             return None
         if len(hosts) != 1:
-            return _refused(_HOST_COUNT, "host", ", ".join(hosts[:2]), status=400)
+            return _refused(_HOST_COUNT, Rule.HOST, ", ".join(hosts[:2]), status=400)
         if (host := authority_of(hosts[0].strip(" \t"))) is None:
-            return _refused(_HOST_FORM, "host", hosts[0], status=400)
+            return _refused(_HOST_FORM, Rule.HOST, hosts[0], status=400)
         if not self._answers_to(host):
-            return _refused(_HOST_NAME, "host", hosts[0])
+            return _refused(_HOST_NAME, Rule.HOST, hosts[0])
         return _check_target(target, host)
 
     def check_origin(self, headers: Headers) -> Refusal | None:
         """Returns why a page may not use the endpoint, or None if it may. Call ``check_request`` first."""
         origins = headers.get("origin", ())
         if len(origins) > 1:
-            return _refused(_ORIGIN_COUNT, "origin", ", ".join(origins[:2]))
+            return _refused(_ORIGIN_COUNT, Rule.ORIGIN, ", ".join(origins[:2]))
         # No page sends an empty one.
         if any(origin.strip(" \t") for origin in origins):
-            return None if self.allowed_origin(headers) is not None else _refused(_ORIGIN, "origin", origins[0])
+            return None if self.allowed_origin(headers) is not None else _refused(_ORIGIN, Rule.ORIGIN, origins[0])
         # Browsers send no Origin with <img>, <script> and fetch in the mode no-cors.
         if any(site.strip(" \t").lower() == "cross-site" for site in headers.get("sec-fetch-site", ())):
-            return _refused(_CROSS_SITE, "origin", "Sec-Fetch-Site: cross-site")
+            return _refused(_CROSS_SITE, Rule.ORIGIN, "Sec-Fetch-Site: cross-site")
         return None
 
     def allowed_origin(self, headers: Headers, *, trusts_host: bool = True) -> str | None:
@@ -188,10 +188,10 @@ class Access:
             or sum(value.count(";") for _, value in given) > MAX_FORWARDED_PAIRS
             or sum(len(value) for _, value in given) > MAX_FORWARDED_CHARACTERS
         ):
-            return _refused(_FORWARDED_MANY, "forwarded", "{}: {}".format(*given[0]))
+            return _refused(_FORWARDED_MANY, Rule.FORWARDED, "{}: {}".format(*given[0]))
         for name, value in given:
             if (external := self._external(name, value)) is not None:
-                return _refused(_FORWARDED, "forwarded", f"{name}: {external}")
+                return _refused(_FORWARDED, Rule.FORWARDED, f"{name}: {external}")
         return None
 
     def _external(self, header: str, value: str) -> str | None:
@@ -239,9 +239,9 @@ def _check_target(target: str, host: Authority) -> Refusal | None:
     form = _ABSOLUTE.fullmatch(target)
     authority = None if form is None else authority_of(form["authority"])
     if form is None or authority is None:
-        return _refused(_TARGET_FORM, "host", target, status=400)
+        return _refused(_TARGET_FORM, Rule.HOST, target, status=400)
     # A target that agrees with Host has passed the rule for Host.
-    return None if authority.agrees(host, form["scheme"].lower()) else _refused(_TARGET_HOST, "host", target)
+    return None if authority.agrees(host, form["scheme"].lower()) else _refused(_TARGET_HOST, Rule.HOST, target)
 
 
 def _forwarded_nodes(element: str) -> list[str]:
@@ -268,7 +268,7 @@ def _node_address(node: str) -> Address | None:
     return None if form is None else address_of(form["boxed"] or form["v4"] or form["v6"])
 
 
-def _refused(sentence: str, rule: str, value: str, *, status: int = 403) -> Refusal:
+def _refused(sentence: str, rule: Rule, value: str, *, status: int = 403) -> Refusal:
     # Without the first cut, a client decides how much is escaped.
     detail = value[: DETAIL_CHARACTERS + 1].encode("unicode_escape").decode("ascii")
     if len(detail) > DETAIL_CHARACTERS:

@@ -11,7 +11,7 @@ class CloseReason(Enum):
     INVALID_UTF8 = (1007, "a text message that is not UTF-8")
     INTERNAL = (1011, "internal error; reconnect")
     FULL = (1013, "the bridge is full; reconnect later")
-    CROWDED = (1013, "too many connections from your address; reconnect later")
+    ADDRESS_LIMIT = (1013, "too many connections from your address; reconnect later")
     TOO_SLOW = (4008, "too slow: updates that were not read in time are gone; reconnect")
     IDLE = (4009, "nothing was heard from the client for too long; answer pings, and reconnect")
 
@@ -25,5 +25,5 @@ class CloseReason(Enum):
         return self.name.lower().replace("_", "-")
 
 
-NO_PLACE = frozenset({CloseReason.FULL, CloseReason.CROWDED})
+CAPACITY_REASONS = frozenset({CloseReason.FULL, CloseReason.ADDRESS_LIMIT})
 """Reasons to close a connection that exceeds the capacity."""

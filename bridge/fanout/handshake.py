@@ -21,6 +21,7 @@ from bridge.fanout.access import Access
 from bridge.fanout.allowance import RECEIVED
 from bridge.fanout.http_request import BadRequest, Request, RequestReader
 from bridge.fanout.pages import Pages
+from bridge.fanout.refusals import Rule
 from bridge.fanout.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.fanout.sending import Sending
 from bridge.fanout.tls import Tls
@@ -64,8 +65,8 @@ class Host(Protocol):
     ) -> None:
         """The client of this handshake has a connection now; `rest` is what it sent after its request."""
 
-    def refused(self, rule: str, peer: str, detail: str) -> None:
-        """A client was turned away, for a log line and a metric."""
+    def refused(self, rule: Rule, peer: str, detail: str) -> None:
+        """A client is refused, for a log line and a metric."""
 
     def abandoned(self, peer: str) -> None:
         """Called if a client ends its connection before its request is complete."""
@@ -123,7 +124,7 @@ class Handshake(asyncio.BufferedProtocol):
         if isinstance(error, ConnectionError):
             self._host.abandoned(self.address)
         elif error is not None:
-            self._host.refused("lost", self.address, printable(str(error)) or type(error).__name__)
+            self._host.refused(Rule.LOST, self.address, printable(str(error)) or type(error).__name__)
         self._end()
 
     def _on_tls_failed(self, error: OSError) -> None:
@@ -137,7 +138,7 @@ class Handshake(asyncio.BufferedProtocol):
             detail = printable(str(error)) or type(error).__name__
             if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
                 detail = "It speaks HTTP, not TLS: use wss:// and https:// here."
-            self._host.refused("tls", self.address, detail)
+            self._host.refused(Rule.TLS, self.address, detail)
         self._end()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -232,11 +233,11 @@ class Handshake(asyncio.BufferedProtocol):
             # Some hints are questions, with a mark of their own.
             end = "" if str(error).endswith("?") else "."
             text = f"This query can't be answered: {error}{end}"
-            self._refuse("query", HTTPStatus.BAD_REQUEST, text, request=request)
+            self._refuse(Rule.QUERY, HTTPStatus.BAD_REQUEST, text, request=request)
             return
         answer = upgrade.answer(request, self._host.path, self._cors(request))
         if isinstance(answer, upgrade.NoUpgrade):
-            self._refuse("upgrade", answer.status, answer.sentence, request=request, headers=answer.headers)
+            self._refuse(Rule.UPGRADE, answer.status, answer.sentence, request=request, headers=answer.headers)
             return
         assert self._transport is not None
         self._answered = True
@@ -274,14 +275,14 @@ class Handshake(asyncio.BufferedProtocol):
         seconds = self._host.handshake_timeout_s
         if self._transport is None:
             missing = "TLS handshake" if self._host.tls else "request"
-            self._host.refused("timeout", self.address, f"No complete {missing} within {seconds:g} seconds.")
+            self._host.refused(Rule.TIMEOUT, self.address, f"No complete {missing} within {seconds:g} seconds.")
             self.abort()
             return
-        self._refuse("timeout", HTTPStatus.REQUEST_TIMEOUT, f"No complete request within {seconds:g} seconds.")
+        self._refuse(Rule.TIMEOUT, HTTPStatus.REQUEST_TIMEOUT, f"No complete request within {seconds:g} seconds.")
 
     def _refuse(
         self,
-        rule: str,
+        rule: Rule,
         status: HTTPStatus,
         text: str,
         detail: str = "",

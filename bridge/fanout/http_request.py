@@ -13,6 +13,8 @@ from http import HTTPStatus
 
 import httptools
 
+from bridge.fanout.refusals import Rule
+
 MAX_HEADER_BYTES = 16384
 """Of one header's value. Browsers send a service on localhost the cookies of every application on localhost."""
 
@@ -61,10 +63,9 @@ _OTHER_PROTOCOLS = (
 class BadRequest(Exception):
     """A request that can't be answered as it is. Its text is a sentence for the client."""
 
-    def __init__(self, rule: str, status: HTTPStatus, sentence: str, request: "Request | None" = None) -> None:
+    def __init__(self, rule: Rule, status: HTTPStatus, sentence: str, request: "Request | None" = None) -> None:
         super().__init__(sentence)
         self.rule = rule
-        """A metric label: malformed, or size."""
         self.status = status
         self.request = request
         """What is known of the request, for the headers of the response. Nothing has been checked."""
@@ -171,7 +172,7 @@ class RequestReader:
                 raise _malformed(received)
         end = _END.search(received, scanned)
         if (end.end() if end else len(received)) > MAX_HEAD_BYTES:
-            raise BadRequest("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+            raise BadRequest(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
         if end is None:
             if received and not _BEGINNING.match(received):
                 raise _malformed(received)
@@ -188,11 +189,11 @@ def parse(head: bytes) -> Request:
     collected = _Collected()
     request = Request(method, target, version, collected.headers)
 
-    def refused(rule: str, status: HTTPStatus, sentence: str) -> BadRequest:
+    def refused(rule: Rule, status: HTTPStatus, sentence: str) -> BadRequest:
         return BadRequest(rule, status, sentence, request)
 
     if head.count(b"\n") - 2 > MAX_HEADERS:
-        raise refused("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_MANY)
+        raise refused(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_MANY)
     try:
         # With a request line that says nothing: the parser gets as far as the headers, whatever was asked for.
         httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
@@ -200,17 +201,17 @@ def parse(head: bytes) -> Request:
         pass  # raised where an upgrade is asked for; the headers are complete
     except httptools.HttpParserError as error:
         # The parser's words: one of its own constants, which quotes nothing.
-        raise refused("malformed", HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
+        raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
     assert collected.is_complete, "a header that was left out may be the one that excludes the client"
     if collected.has_large:
-        raise refused("size", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _LARGE_HEADER)
+        raise refused(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _LARGE_HEADER)
     if line.end() - 2 > MAX_REQUEST_LINE_BYTES:
-        raise refused("size", HTTPStatus.REQUEST_URI_TOO_LONG, _TOO_LONG)
+        raise refused(Rule.SIZE, HTTPStatus.REQUEST_URI_TOO_LONG, _TOO_LONG)
     if not _is_target(method, target):
-        raise refused("malformed", HTTPStatus.BAD_REQUEST, _NO_PATH)
+        raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, _NO_PATH)
     has_body = "transfer-encoding" in request.headers or request.headers.get("content-length", ["0"]) != ["0"]
     if has_body and method in {"GET", "HEAD", "OPTIONS"}:
-        raise refused("malformed", HTTPStatus.BAD_REQUEST, _BODY)
+        raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, _BODY)
     return request
 
 
@@ -225,5 +226,5 @@ def _is_target(method: str, target: str) -> bool:
 def _malformed(head: bytes | bytearray) -> BadRequest:
     for beginning, hint in _OTHER_PROTOCOLS:
         if beginning.match(head):
-            return BadRequest("malformed", HTTPStatus.BAD_REQUEST, hint)
-    return BadRequest("malformed", HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}.")
+            return BadRequest(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, hint)
+    return BadRequest(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}.")

@@ -16,7 +16,7 @@ from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout.access import Access, Refusal
 from bridge.fanout.allowance import Allowance, Speaker
-from bridge.fanout.closing import NO_PLACE, CloseReason
+from bridge.fanout.closing import CAPACITY_REASONS, CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
 from bridge.fanout.handshake import Handshake
@@ -25,6 +25,7 @@ from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.listeners import BACKLOG, open_listeners
 from bridge.fanout.pages import Pages
+from bridge.fanout.refusals import Rule
 from bridge.fanout.responses import sentence, serialized
 from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
@@ -174,7 +175,7 @@ class Server:
         if (stranger := self.access.check_peer(address)) is not None:
             self._turn_away(client, address, stranger)
         elif (shared := self._tally.take(address)) is None:
-            self.refused("address", address, "There are too many connections from this address.")
+            self.refused(Rule.ADDRESS_LIMIT, address, "There are too many connections from this address.")
             client.close()
         elif not self._has_place():
             self._tally.leave(address)
@@ -195,7 +196,7 @@ class Server:
         """Whether there is a place for another client: that of the eldest that has made no request yet, if need be."""
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.reserve:
-            self._metrics.refused.labels("full").inc()
+            self._metrics.refused.labels(Rule.FULL).inc()
             if not self._dropped and (unsaid := self._lines.due("dropped")) is not None:
                 _log.warning(
                     "more clients than can be told that the bridge is full: they are dropped", clients=clients, **unsaid
@@ -207,7 +208,7 @@ class Server:
                 _log.info("there is room for clients again", dropped=self._dropped, **unsaid)
             self._dropped = 0
         if len(self._handshakes) >= PENDING:
-            self.refused("pending", next(iter(self._handshakes)).address, "Too many had made no request yet.")
+            self.refused(Rule.PENDING, next(iter(self._handshakes)).address, "Too many had made no request yet.")
             self._cut_eldest()
         return True
 
@@ -238,7 +239,9 @@ class Server:
         elif len(self._connections) > self._limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=self._limits.max_connections)
         elif self._tally.is_crowded(handshake.address):
-            connection.close(CloseReason.CROWDED, max_connections_per_address=self._limits.max_connections_per_address)
+            connection.close(
+                CloseReason.ADDRESS_LIMIT, max_connections_per_address=self._limits.max_connections_per_address
+            )
         if rest:
             connection.received(rest)
 
@@ -262,10 +265,10 @@ class Server:
                 **unsaid,
             )
 
-    def refused(self, rule: str, peer: str, detail: str) -> None:
+    def refused(self, rule: Rule, peer: str, detail: str) -> None:
         self._metrics.refused.labels(rule).inc()
         if (unsaid := self._lines.due(rule)) is not None:
-            _log.info("client refused", rule=rule, peer=peer, detail=detail, **unsaid)
+            _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **unsaid)
 
     def abandoned(self, peer: str) -> None:
         self._metrics.abandoned.inc()
@@ -304,7 +307,7 @@ class Server:
             return
         connected_s = round(asyncio.get_running_loop().time() - connection.opened_at)
         _log.info(
-            "client turned away" if reason in NO_PLACE else "client evicted",
+            "client turned away" if reason in CAPACITY_REASONS else "client evicted",
             reason=reason.slug,
             code=reason.code,
             peer=connection.peer,

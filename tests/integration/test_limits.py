@@ -162,13 +162,13 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(br
 
 
 @pytest.fixture
-def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+def limited_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback is an address like others."""
     monkeypatch.setattr("bridge.fanout.tally._is_loopback", lambda address: False)
     monkeypatch.setattr("bridge.fanout.tally.RESERVE", 2)
 
 
-@pytest.mark.usefixtures("crowded")
+@pytest.mark.usefixtures("limited_loopback")
 async def test_client_beyond_those_of_its_address_finds_1013_and_any_further_one_is_dropped(
     broker: Broker, exchange: str
 ) -> None:
@@ -179,9 +179,9 @@ async def test_client_beyond_those_of_its_address_finds_1013_and_any_further_one
         with capture_logs() as logged:
             async with lines(port_of(bridge), 1) as [beyond]:
                 assert await answer(beyond) == b""
-        assert [(line["rule"], line["peer"]) for line in logged] == [("address", "127.0.0.1")]
+        assert [(line["rule"], line["peer"]) for line in logged] == [("address-limit", "127.0.0.1")]
         assert [await each.closed() for each in told] == [1013, 1013]
-        assert sample(bridge, "bridge_evictions_total", reason="crowded") == 2
+        assert sample(bridge, "bridge_evictions_total", reason="address-limit") == 2
         assert sample(bridge, "bridge_connections") == 2
         for each in [*clients, *told]:
             await each.close()

@@ -22,6 +22,7 @@ from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.fanout.http_request import Request, parse
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
+from bridge.fanout.refusals import Rule
 from bridge.fanout.responses import sentence
 from bridge.fanout.sending import LEAST_READ_BYTES_PER_S
 from bridge.fanout.tls import Tls
@@ -70,7 +71,7 @@ class RecordingHost:
         self.upgrades.append((handshake, transport, wish, rest))
         self.requests.append(request)
 
-    def refused(self, rule: str, peer: str, detail: str) -> None:
+    def refused(self, rule: Rule, peer: str, detail: str) -> None:
         self.refusals.append((rule, peer, detail))
 
     def abandoned(self, peer: str) -> None:

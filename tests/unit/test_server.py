@@ -26,6 +26,7 @@ from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import PING_PAUSE_S
 from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
+from bridge.fanout.refusals import Rule
 from bridge.fanout.server import CLOCK_S, Limits, Server
 from bridge.lines import MINUTE_S, MOST
 from bridge.metrics import Metrics
@@ -240,10 +241,10 @@ async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(
     harness = serve()
     with capture_logs() as logged:
         for _ in range(MOST + 3):
-            harness.server.refused("host", A, "evil.example")
-        harness.server.refused("origin", A, "null")
+            harness.server.refused(Rule.HOST, A, "evil.example")
+        harness.server.refused(Rule.ORIGIN, A, "null")
         await harness.clock.advance(MINUTE_S)
-        harness.server.refused("host", B, "evil.example")
+        harness.server.refused(Rule.HOST, B, "evil.example")
     lines = events(logged, "client refused")
     assert [line["rule"] for line in lines] == ["host"] * MOST + ["origin", "host"]
     assert [line.get("unsaid") for line in lines] == [None] * (MOST + 1) + [3]
@@ -528,13 +529,13 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
     assert events(logged, "client refused") == [
         {
             "log_level": "info",
-            "rule": "address",
+            "rule": "address-limit",
             "peer": A,
             "detail": "There are too many connections from this address.",
         }
     ]
-    assert harness.metric("bridge_evictions_total", reason="crowded") == 1
-    assert harness.metric("bridge_refused_total", rule="address") == 1
+    assert harness.metric("bridge_evictions_total", reason="address-limit") == 1
+    assert harness.metric("bridge_refused_total", rule="address-limit") == 1
     # Another address has its own limit, and a connection that ends frees its slot.
     assert (await harness.upgrade(B)).close_code is None
     for each in (served, told):
