@@ -27,6 +27,7 @@ from bridge.fanout.hub import Hub
 from bridge.fanout.listeners import remedy
 from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
+from bridge.fanout.refusals import Rule
 from bridge.fanout.server import Limits, Server
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
@@ -51,7 +52,7 @@ class Bridge:
         schemas = self._schemas
         # Whoever is closed because the bridge stops is not evicted, and not counted.
         closings = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
-        metrics.begin(schemas.types, Reason, closings)
+        metrics.init_labels(schemas.types, Reason, closings, Rule)
         if beyond := ", ".join(str(network) for network in settings.allowed_networks if network.is_global):
             _log.warning("public addresses may connect (BRIDGE_ALLOWED_NETWORKS)", networks=beyond)
         log = Log(settings.log_bytes)
@@ -65,9 +66,9 @@ class Bridge:
             now_ms,
             reads_back=shared,
         )
-        metrics.watch("bridge_log_bytes", "Bytes that the shared log of updates takes.", lambda: log.size_bytes)
-        metrics.watch("bridge_tasks", "Tasks of the event loop.", lambda: len(asyncio.all_tasks()))
-        metrics.watch("bridge_log_updates", "Updates in the shared log.", lambda: len(log))
+        metrics.gauge("bridge_update_log_bytes", "Bytes of memory that the update log takes.", lambda: log.size_bytes)
+        metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
+        metrics.gauge("bridge_update_log_updates", "Updates in the update log.", lambda: self._hub.logged_updates)
         nodes = nodes_of(settings.amqp_url, settings.amqp_url_file)
         self._rejects = Rejects(
             nodes,

@@ -1,4 +1,6 @@
-"""Everything that is counted, in one place: names, labels and meanings, as Prometheus reads them at `/metrics`.
+"""All metrics: names, labels and help texts, as Prometheus reads them at `/metrics`.
+
+From 0.1.0 on, the names and the labels are a promise to dashboards and alerts.
 
 One instance, with a registry of its own, for each bridge: two bridges in one process (in a test, say) don't mix.
 
@@ -7,8 +9,10 @@ took 8 of the 30 microseconds that an update cost (`make bench`, saturated with 
 """
 
 import collections
+import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,15 +26,20 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from bridge import logs
+from bridge import __version__, logs
 
 # The time at which each counter was made doubles what is scraped, and the process's start time says as much.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-
 RECEIPT_TO_FLUSH_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Transport(StrEnum):
+    """How a client gets updates: the values of the label `transport`."""
+
+    WEBSOCKET = "websocket"
 
 
 class Durations:
@@ -48,9 +57,9 @@ class Durations:
         self._counts[bisect_left(self._bounds_s, seconds)] += 1
         self._sum_s += seconds
 
-    def family(self, name: str, meaning: str) -> Metric:
+    def family(self, name: str, text: str) -> Metric:
         """As a histogram: each bucket holds those of the smaller bounds too."""
-        family = HistogramMetricFamily(name, meaning)
+        family = HistogramMetricFamily(name, text)
         bounds = [*map(str, map(float, self._bounds_s)), "+Inf"]
         so_far = 0
         buckets = [(bound, so_far := so_far + count) for bound, count in zip(bounds, self._counts, strict=True)]
@@ -64,9 +73,9 @@ class ByType(Collector):
     The library takes 10 microseconds for each at a scrape, and the loop waits for that. This takes 0.3.
     """
 
-    def __init__(self, name: str, meaning: str) -> None:
+    def __init__(self, name: str, text: str) -> None:
         self._name = name
-        self._meaning = meaning
+        self._text = text
         self.counts: collections.Counter[str] = collections.Counter()
         self._shown: dict[str, int] = {}
         """The counts as of the last scrape."""
@@ -75,7 +84,7 @@ class ByType(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """For the registry."""
-        yield _counter(self._name, self._meaning, self.counts, "type")
+        yield _counter(self._name, self._text, self.counts, "type")
 
     def lines(self) -> str:
         """What `collect` comes to in the text format."""
@@ -85,11 +94,11 @@ class ByType(Collector):
             self._lines[name] = f'{self._name}_total{{type="{value}"}} {count}.0\n'
             self._shown[name] = count
         lines = "".join(self._lines.values())
-        return f"# HELP {self._name}_total {self._meaning}\n# TYPE {self._name}_total counter\n{lines}"
+        return f"# HELP {self._name}_total {self._text}\n# TYPE {self._name}_total counter\n{lines}"
 
 
 class Metrics(Collector):
-    """The counters are incremented where things happen; what has a state is read when it is asked for (`watch`)."""
+    """The counters are incremented where things happen; what has a state is read when it is asked for (`gauge`)."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -98,10 +107,17 @@ class Metrics(Collector):
         """All but what there is for each type."""
         self._add(ProcessCollector(registry=None))
         self._add(GCCollector(registry=CollectorRegistry()))
+        self._gauges: dict[str, Gauge] = {}
+        self._counters: dict[str, tuple[str, list[tuple[dict[str, str], Callable[[], int]]]]] = {}
+        """The help text of each counter that `counter` added, and its values with their labels."""
         self.deliveries = 0
         self.redeliveries = 0
+        self.last_update_ms = 0
+        """Unix milliseconds: the `timestamp` of the newest broadcast update."""
         self._updates = ByType("bridge_updates", "Updates broadcast, by type.")
-        self._duplicates = ByType("bridge_duplicates", "Updates not sent again, because one of the same identity was.")
+        self._duplicates = ByType(
+            "bridge_duplicates", "Events not broadcast because an update with the same identity was, by type."
+        )
         self.updates, self.duplicates = self._updates.counts, self._duplicates.counts
         self.written = 0
         """Updates times connections, as are the next three."""
@@ -112,74 +128,89 @@ class Metrics(Collector):
         self._add(self)
         self.registry.register(self._updates)
         self.registry.register(self._duplicates)
-        self.rejects = self._counter("bridge_rejects", "Events that could not become an update.", ["reason"])
+        self.rejects = self._counter("bridge_rejects", "Rejected events, by reason.", ["reason"])
         self.rejects_lost = self._counter(
-            "bridge_rejects_lost",
-            "Rejected events that could not be held until they were confirmed.",
+            "bridge_rejects_lost", "Rejected events that were lost before RabbitMQ confirmed them."
         )
-        self.broker_losses = self._counter("bridge_broker_losses", "Times that consuming ended without being asked to.")
-        self.gaps = self._counter(
-            "bridge_gaps",
-            "Times in which events may have been published that no queue of the bridge's got.",
+        self.broker_losses = self._counter(
+            "bridge_broker_losses", "Consumer sessions that ended although the bridge was not stopping."
         )
+        self.gaps = self._counter("bridge_gaps", "Periods in which the bridge may have missed events.")
         self.broker_attempts = self._counter(
-            "bridge_broker_connection_attempts",
-            "Attempts to connect to a broker, the first included.",
+            "bridge_broker_connection_attempts", "Attempts to connect to RabbitMQ, including the first one."
         )
-        self.opened = self._counter("bridge_connections_opened", "WebSocket connections opened.")
+        self.opened = self._counter("bridge_connections_opened", "Connections opened by clients.", ["transport"])
         self.resumes = self._counter(
             "bridge_resumes",
-            "Connections that asked for ids, by whether nothing was missing behind the one that they had.",
+            "Clients that asked for ids, by whether the bridge had all updates since their id.",
             ["complete"],
         )
         self.refused = self._counter(
-            "bridge_refused",
-            "Clients refused before the upgrade, by the rule that refused them.",
-            ["rule"],
+            "bridge_clients_refused", "Clients refused before they had a connection, by rule.", ["rule"]
         )
         self.abandoned = self._counter(
-            "bridge_handshakes_abandoned",
-            "Connections that the client ended before its request, or its TLS handshake, was complete.",
+            "bridge_handshakes_abandoned", "Handshakes that the client ended before its request was complete."
         )
-        self.pauses = self._counter(
-            "bridge_reading_pauses",
-            "Times that nothing was read of a client for a while, because it, or all of them, had said too much.",
+        self.throttles = self._counter(
+            "bridge_client_throttles",
+            "Times that a client was throttled because it, or all clients together, sent more than the limit.",
         )
-        self.descriptor_shortages = self._counter(
-            "bridge_descriptor_shortages",
-            "Times that file descriptors were short, and nobody was accepted for a while.",
+        self.descriptors_exhausted = self._counter(
+            "bridge_descriptors_exhausted",
+            "Times that the bridge stopped accepting clients because file descriptors were exhausted.",
         )
-        self.evictions = self._counter("bridge_evictions", "Connections that the bridge closed, by reason.", ["reason"])
+        self.evictions = self._counter(
+            "bridge_evictions", "Connections that the bridge evicted, by reason.", ["reason"]
+        )
+        self.gauge(
+            "bridge_build_info",
+            "Always 1. The labels are the versions of the bridge and of Python.",
+            lambda: 1,
+            version=__version__,
+            python=platform.python_version(),
+        )
+        self.gauge(
+            "bridge_last_update_timestamp_seconds",
+            "Unix time of the newest broadcast update, or 0. Updates that are read back from a stream do not count.",
+            lambda: self.last_update_ms / 1000,
+        )
 
     def collect(self) -> Iterable[Metric]:
         """The plain numbers, for the registry."""
-        yield _counter("bridge_deliveries", "Messages that the broker delivered.", {"": self.deliveries})
-        yield _counter("bridge_redeliveries", "Messages that the broker had delivered before.", {"": self.redeliveries})
+        yield _counter("bridge_deliveries", "Deliveries from RabbitMQ.", {"": self.deliveries})
+        yield _counter("bridge_redeliveries", "Deliveries that RabbitMQ had delivered before.", {"": self.redeliveries})
         yield _counter(
             "bridge_sends",
-            "Updates times connections: written at once, enqueued behind earlier ones, or dropped with an eviction.",
+            "Updates sent, counted once for each connection: written at once, enqueued for a lagging connection, or "
+            "dropped because this connection ended.",
             {"written": self.written, "enqueued": self.enqueued, "dropped": self.dropped},
             "outcome",
         )
         yield _counter(
-            "bridge_replayed", "Updates times connections: given again to those that resume.", {"": self.replayed}
+            "bridge_replayed",
+            "Updates sent again to clients that resumed, counted once for each connection.",
+            {"": self.replayed},
         )
         # All bridges in a process share one log.
         yield _counter(
             "bridge_log_lines_dropped",
-            "Lines of the log that were dropped, because nothing read them or they could not be written.",
+            "Log lines dropped because they could not be written.",
             {"": logs.lines_dropped()},
         )
+        for name, (text, values) in self._counters.items():
+            family = CounterMetricFamily(name, text, labels=list(values[0][0]))
+            for labels, value in values:
+                family.add_metric(list(labels.values()), value())
+            yield family
         yield self.receipt_to_flush.family(
             "bridge_receipt_to_flush_seconds",
-            "From a delivery's receipt until its update has been handed to every connection that keeps up.",
+            "Time from the receipt of a delivery until its update was written to all live connections.",
         )
 
-    def begin(self, types: Iterable[str], rejects: Iterable[str], evictions: Iterable[str]) -> None:
-        """Has a count of 0 for each update type and each reason that there can be.
-
-        A count that first appears as 1 has not increased, to Prometheus: it would never tell of the first one.
-        """
+    def init_labels(
+        self, types: Iterable[str], rejects: Iterable[str], evictions: Iterable[str], refusals: Iterable[str]
+    ) -> None:
+        """Starts the counter of each label value at 0. Prometheus sees no increase in a counter that appears as 1."""
         for update_type in types:
             self.updates[update_type] += 0
             self.duplicates[update_type] += 0
@@ -187,21 +218,31 @@ class Metrics(Collector):
             self.rejects.labels(reason)
         for reason in evictions:
             self.evictions.labels(reason)
+        for rule in refusals:
+            self.refused.labels(rule)
+        for transport in Transport:
+            self.opened.labels(transport)
         for complete in ("true", "false"):
             self.resumes.labels(complete)
 
-    def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """Adds a gauge whose value is asked for at each scrape."""
-        gauge = Gauge(name, meaning, registry=None)
-        gauge.set_function(value)
-        self._add(gauge)
+    def gauge(self, name: str, text: str, value: Callable[[], float], **labels: str) -> None:
+        """Adds a gauge whose value is read at each scrape. It may be added again with other label values."""
+        gauge = self._gauges.get(name)
+        if gauge is None:
+            gauge = self._gauges[name] = Gauge(name, text, tuple(labels), registry=None)
+            self._add(gauge)
+        (gauge.labels(**labels) if labels else gauge).set_function(value)
+
+    def counter(self, name: str, text: str, value: Callable[[], int], **labels: str) -> None:
+        """The same for a counter. `name` is without `_total`."""
+        self._counters.setdefault(name, (text, []))[1].append((labels, value))
 
     def exposition(self) -> bytes:
         """All metrics in the text format that `CONTENT_TYPE` names."""
         return generate_latest(self._few) + (self._updates.lines() + self._duplicates.lines()).encode()
 
-    def _counter(self, name: str, meaning: str, labels: Sequence[str] = ()) -> Counter:
-        counter = Counter(name, meaning, labels, registry=None)
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        counter = Counter(name, text, labels, registry=None)
         self._add(counter)
         return counter
 
@@ -210,8 +251,8 @@ class Metrics(Collector):
         self._few.register(collector)
 
 
-def _counter(name: str, meaning: str, values: Mapping[str, int], label: str | None = None) -> Metric:
-    family = CounterMetricFamily(name, meaning, labels=[label] if label else None)
+def _counter(name: str, text: str, values: Mapping[str, int], label: str | None = None) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label] if label else None)
     for value, count in values.items():
         family.add_metric([value] if label else [], count)
     return family

@@ -68,6 +68,7 @@ class Relay:
             self._metrics.redeliveries += 1
         duplicate = False
         outcome: Accepted | Rejected
+        received_ms = now_ms()
         try:
             content = delivery.content
             event = Event(
@@ -76,7 +77,7 @@ class Relay:
                 self._exchanges.get(delivery.exchange, self._only_type),
                 content.encoding,
             )
-            outcome = self._pipeline.process(event, now_ms())
+            outcome = self._pipeline.process(event, received_ms)
             if isinstance(outcome, Accepted):
                 duplicate = outcome.identity is not None and outcome.identity in self._window
                 if not duplicate:
@@ -104,6 +105,7 @@ class Relay:
             self._unflushed.append(delivery)
             if not self._reading_back:
                 self._metrics.updates[outcome.type] += 1
+                self._metrics.last_update_ms = received_ms
             if outcome.identity is not None:
                 self._window.remember(outcome.identity)
 

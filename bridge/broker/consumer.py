@@ -93,11 +93,15 @@ class Consumer:
         """Something had to be made at the broker, and no life has said so yet."""
         self._known: dict[str, Exchange] = {}
         """The exchanges as they last were: one that vanishes is made again as its owner made it, or not at all."""
-        metrics.watch(
-            "bridge_queue_others", "Others that consume this bridge's named queue.", lambda: float(self.sharing)
+        metrics.gauge(
+            "bridge_queue_other_consumers",
+            "Other consumers of the named queue of this bridge (BRIDGE_QUEUE).",
+            lambda: float(self.sharing),
         )
-        metrics.watch(
-            "bridge_consuming", "1 while the bridge consumes.", lambda: float(self.status.state is State.WORKING)
+        metrics.gauge(
+            "bridge_consuming",
+            "Whether the bridge consumes: 1 or 0.",
+            lambda: float(self.status.state is State.WORKING),
         )
 
     async def run(self) -> None:

@@ -74,7 +74,11 @@ class Rejects:
         self._most_kept = most_kept
         self._outlet.on_blocked = self._blocked
         self._stopping = asyncio.Event()
-        metrics.watch("bridge_rejects_waiting", "Rejected events not confirmed yet.", lambda: len(self._publishing))
+        metrics.gauge(
+            "bridge_rejects_waiting",
+            "Rejected events that RabbitMQ has not confirmed yet.",
+            lambda: len(self._publishing),
+        )
 
     @property
     def waiting(self) -> int:

@@ -118,7 +118,7 @@ class Entrance:
         self._pause()
         if self._short_since_s is None:
             self._short_since_s = time.monotonic()
-            self._metrics.descriptor_shortages.inc()
+            self._metrics.descriptors_exhausted.inc()
             _log.error(
                 "file descriptors are short: nobody is accepted until there are more (ulimit -n, LimitNOFILE)",
                 fewer_left_than=SPARE,

@@ -105,7 +105,6 @@ class Hub:
 
     def join(self, connection: Subscriber, wanted: Filter | None = None, after: str | None = None) -> None:
         """Adds a connection: from now on, or where it asks for ids, from behind the one that it has had last."""
-        self._metrics.opened.inc()
         connection.view = view = self._views.of(wanted, ids=after is not None)
         view.members += 1
         if after is not None:

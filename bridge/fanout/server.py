@@ -30,7 +30,7 @@ from bridge.fanout.responses import sentence, serialized
 from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
 from bridge.lines import Lines
-from bridge.metrics import Metrics
+from bridge.metrics import Metrics, Transport
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")
@@ -111,20 +111,34 @@ class Server:
         """Clients for whom there was no place even to refuse them, since there last was one."""
         self._empty = asyncio.Event()
         self._empty.set()
-        metrics.watch("bridge_connections", "WebSocket connections that are open.", lambda: len(hub))
-        metrics.watch(
-            "bridge_connections_lagging",
-            "WebSocket connections that are behind the newest update.",
-            lambda: hub.lagging,
+        self._opened = metrics.opened.labels(Transport.WEBSOCKET)
+        metrics.gauge(
+            "bridge_connections", "Open connections of clients.", lambda: len(hub), transport=Transport.WEBSOCKET
         )
-        metrics.watch(
-            "bridge_connections_waiting",
-            "WebSocket connections that wait until the bridge has got the update that they had last.",
+        metrics.gauge(
+            "bridge_connections_lagging",
+            "Connections that have not received all updates yet, because they are lagging or catching up.",
+            lambda: hub.lagging,
+            transport=Transport.WEBSOCKET,
+        )
+        metrics.gauge(
+            "bridge_resumes_pending",
+            "Connections whose resume waits until the bridge has the update that the client received last.",
             lambda: hub.waiting,
         )
-        metrics.watch("bridge_views", "Different filters in use, with ids and without.", lambda: hub.views)
-        metrics.watch(
+        metrics.gauge(
+            "bridge_subscriptions",
+            "Different subscriptions in use, apart from the default one: all updates, without ids.",
+            lambda: hub.views,
+        )
+        metrics.gauge(
             "bridge_handshakes_pending", "Connections without a complete request.", lambda: len(self._handshakes)
+        )
+        metrics.counter(
+            "bridge_sent_bytes",
+            "Bytes of updates and own messages written to client sockets or enqueued for them, before TLS.",
+            lambda: hub.sent_bytes,
+            transport=Transport.WEBSOCKET,
         )
 
     def listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
@@ -232,6 +246,7 @@ class Server:
         connection = Connection(transport, self._hub, self._clock, self._allowance, handshake.address, *self._callbacks)
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
+        self._opened.inc()
         self._hub.join(connection, wish.filter, wish.after)
         if self._draining:
             connection.close(CloseReason.STOPPING)
@@ -284,7 +299,7 @@ class Server:
             speaker.end_if_gone()
 
     def _waits(self, speaker: Speaker) -> None:
-        self._metrics.pauses.inc()
+        self._metrics.throttles.inc()
         if (unsaid := self._lines.due("flood")) is not None:
             _log.info("client throttled", peer=speaker.peer, **unsaid)
 

@@ -142,7 +142,7 @@ CASES = [
 
 def refusals(bridge: Bridge) -> dict[str, float]:
     """How many clients each rule of access has refused."""
-    return {rule: sample(bridge, "bridge_refused_total", rule=rule) for rule in RULES}
+    return {rule: sample(bridge, "bridge_clients_refused_total", rule=rule) for rule in RULES}
 
 
 class Watch:
@@ -151,7 +151,7 @@ class Watch:
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._before = refusals(bridge)
-        self._opened = sample(bridge, "bridge_connections_opened_total")
+        self._opened = sample(bridge, "bridge_connections_opened_total", transport="websocket")
 
     @property
     def refused(self) -> dict[str, float]:
@@ -162,7 +162,7 @@ class Watch:
     @property
     def opened(self) -> float:
         """Connections opened."""
-        return sample(self._bridge, "bridge_connections_opened_total") - self._opened
+        return sample(self._bridge, "bridge_connections_opened_total", transport="websocket") - self._opened
 
 
 async def attack(page: Page, name: str, url: str, place: str = "page") -> str:
@@ -197,7 +197,7 @@ async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge,
     watch = Watch(attacked)
     saw = await attack(tab, case.attack, case.url.format(port=port), case.place)
     assert (saw, watch.refused) == (case.saw, {case.rule: 1} if case.rule else {})
-    assert (watch.opened, sample(attacked, "bridge_connections")) == (0, 0)
+    assert (watch.opened, sample(attacked, "bridge_connections", transport="websocket")) == (0, 0)
     # Nor does it show anything of the bridge's as if it were its own.
     assert [frame.url for frame in tab.frames if f":{port}" in frame.url and not frame.url.startswith("data:")] == []
 
@@ -218,7 +218,9 @@ async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
     assert await page.evaluate("inside(window.opened)") == "SecurityError"
     assert (watch.opened, watch.refused) == (connections, {})
     await popup.close()
-    await eventually("its connection is closed", lambda: sample(attacked, "bridge_connections") == 0)
+    await eventually(
+        "its connection is closed", lambda: sample(attacked, "bridge_connections", transport="websocket") == 0
+    )
 
 
 @pytest.mark.parametrize("form", ["form", "formWithWords"])

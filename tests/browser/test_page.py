@@ -76,7 +76,7 @@ async def test_page_says_since_when_nothing_has_come(live: Live, watched: Bridge
 async def test_page_connects_wherever_the_endpoint_is(path: str, live: Live, broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", path=path) as bridge:
         await live.open(port_of(bridge))
-        assert (sample(bridge, "bridge_connections"), live.said) == (1, [])
+        assert (sample(bridge, "bridge_connections", transport="websocket"), live.said) == (1, [])
 
 
 @asynccontextmanager
@@ -169,7 +169,7 @@ async def test_page_behind_a_proxy_that_renames_its_host_loads_and_says_what_to_
         async with running(broker.url, **flags) as bridge:
             await live.page.goto(f"{origin}/")
             await live.says(f"This address may not connect. Add {origin} to BRIDGE_ALLOWED_ORIGINS.")
-            assert sample(bridge, "bridge_connections_opened_total") == 0
+            assert sample(bridge, "bridge_connections_opened_total", transport="websocket") == 0
         async with running(broker.url, **flags, allowed_origins=origin):
             # It goes on trying.
             await live.says(CONNECTED)

@@ -220,7 +220,9 @@ async def _each_case(broker: Broker, exchange: str) -> None:
                 if all_owed.get(number) != all_seen.get(number)
             ]
             assert not wrong, "\n".join([f"{len(wrong)} cases deviate", *wrong])
-            await eventually("only the listener is left", lambda: sample(bridge, "bridge_connections") == 1)
+            await eventually(
+                "only the listener is left", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
+            )
             reasons = [outcome.reason for outcome in all_owed.values()]
             for reason in (VIOLATION, INVALID):
                 assert sample(bridge, "bridge_evictions_total", reason=reason.slug) == reasons.count(reason.phrase)

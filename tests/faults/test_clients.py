@@ -57,7 +57,7 @@ async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
             assert all(int(str(line["updates_behind"])) > 0 for line in evicted)
             # Only the first evictions of a minute are logged. The first line of the next minute counts the others.
             assert sum("unsaid" not in line for line in evicted) <= 2 * MOST
-            assert await metric(port, "bridge_connections") == COUNT
+            assert await metric(port, 'bridge_connections{transport="websocket"}') == COUNT
             # The whole of them find out why, whenever they read on.
             for client in stalled:
                 client.resume()
@@ -94,7 +94,7 @@ async def test_requests_that_drip_are_refused_in_time_and_keep_no_place(
                     writer.write(drop)
                 await asyncio.sleep(DRIP_S)
             assert {answer.result() for answer in answers} == {b"HTTP/1.1 408 Request Timeout\r\n"}
-            assert await metric(port, 'bridge_refused_total{rule="timeout"}') == DRIPPING
+            assert await metric(port, 'bridge_clients_refused_total{rule="timeout"}') == DRIPPING
             # The first of them have a line, and no more: who comes again and again can't fill a disk.
             refusals = [line for line in process.lines if line["event"] == "client refused"]
             assert [line["rule"] for line in refusals] == ["timeout"] * MOST
@@ -144,7 +144,7 @@ async def test_a_thousand_clients_a_second_come_and_go_and_leave_nothing_behind(
             rate = await asyncio.to_thread(come_and_go, port, RATE * STORM_S)
             await eventually("all are gone", lambda: sockets(pid) == before)
             assert memory.look() <= MEMORY_BYTES, f"{memory.look() / MB:.1f} MB at {rate:.0f} a second"
-            assert await metric(port, "bridge_connections") == COUNT
+            assert await metric(port, 'bridge_connections{transport="websocket"}') == COUNT
             await stream.verify()
             figures.record(
                 f"{rate:,.0f} clients a second come and go, for {STORM_S} s",

@@ -91,7 +91,7 @@ async def test_descriptors_that_run_out_and_come_back_cost_nobody_an_update(
                 assert not waiting.done()
             late = await waiting
             assert (count(process, SHORT), count(process, AGAIN)) == (1, 1)
-            assert await metric(port, "bridge_descriptor_shortages_total") == 1
+            assert await metric(port, "bridge_descriptors_exhausted_total") == 1
             await stream.further(20)
             await stream.verify()
             figures.record(
@@ -151,9 +151,9 @@ async def test_clients_alone_cannot_use_up_the_descriptors(
                 if writer is not None:
                     writer.transport.abort()
             await eventually("all are gone", lambda: sockets(pid) == before)
-            assert await metric(port, 'bridge_refused_total{rule="full"}') == found["dropped"]
+            assert await metric(port, 'bridge_clients_refused_total{rule="full"}') == found["dropped"]
             assert await metric(port, 'bridge_evictions_total{reason="full"}') == found["1013"]
-            assert await metric(port, "bridge_descriptor_shortages_total") == 0
+            assert await metric(port, "bridge_descriptors_exhausted_total") == 0
             assert count(process, "more clients than can be told that the bridge is full: they are dropped") == 1
             assert process.logged("there is room for clients again")
             assert process.logged(SHORT) is None

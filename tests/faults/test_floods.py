@@ -186,7 +186,7 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
         held = 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
         most = may_be_read(frame_bytes, FLOOD_S) + held
         assert flooder.sent_bytes <= most, f"{flooder.sent_bytes:,} bytes, of {most:,}"
-        assert await metric(port, "bridge_reading_pauses_total") > 0
+        assert await metric(port, "bridge_client_throttles_total") > 0
         assert process.logged("client throttled") is not None
         # Not so slow either that it could not be told from one that is never read from.
         assert flooder.sent_bytes >= most / 4
@@ -272,7 +272,7 @@ async def test_hundreds_that_flood_together_leave_the_processor_to_others(
 
 
 async def connections(port: int, count: int) -> bool:
-    return await metric(port, "bridge_connections") == count
+    return await metric(port, 'bridge_connections{transport="websocket"}') == count
 
 
 def flood_together(port: int, count: int, seconds: float) -> int:

@@ -106,7 +106,7 @@ async def test_crowd_that_answers_the_pings_of_a_bridge_that_wakes_is_not_thrott
         async with frozen(process, 1.3):
             before = [client.pings for client in clients]
         await eventually("all are pinged", lambda: all_pinged(clients, before))
-        assert await metric(port, "bridge_reading_pauses_total") == 0
+        assert await metric(port, "bridge_client_throttles_total") == 0
         assert process.logged("client throttled") is None
         for client in clients:
             assert client.transport is not None

@@ -65,7 +65,7 @@ async def growth(memory: Memory, port: int, lagging: int, context: ssl.SSLContex
 
     async def are_behind() -> bool:
         memory.look()
-        return await metric(port, "bridge_connections_lagging", context) == lagging
+        return await metric(port, 'bridge_connections_lagging{transport="websocket"}', context) == lagging
 
     await eventually("they are behind", are_behind, limit_s=LIMIT_S)
     return memory.look()
@@ -135,4 +135,4 @@ async def test_memory_of_large_updates_is_given_back(broker: Broker, amqp: Abstr
 
 
 async def _connections(port: int, count: int) -> bool:
-    return await metric(port, "bridge_connections") == count
+    return await metric(port, 'bridge_connections{transport="websocket"}') == count

@@ -24,7 +24,9 @@ async def others(process: BridgeProcess) -> float:
     """How many others there are, by the metrics."""
     _, body = await get(await process.port(), "/metrics")
     return next(
-        float(line.split()[1]) for line in body.decode().splitlines() if line.startswith("bridge_queue_others ")
+        float(line.split()[1])
+        for line in body.decode().splitlines()
+        if line.startswith("bridge_queue_other_consumers ")
     )
 
 

@@ -55,7 +55,7 @@ def many_files() -> Iterator[None]:
 
 
 async def metric(port: int, name: str) -> float:
-    """A metric without labels, as `/metrics` gives it."""
+    """A metric as `/metrics` gives it, with its labels."""
     _, body = await get(port, "/metrics")
     return next(float(line.split()[1]) for line in body.decode().splitlines() if line.startswith(f"{name} "))
 
@@ -84,7 +84,7 @@ async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time
             nonlocal number
             number += 10
             await publish(amqp, exchange, *(killmail(number + i, padding="x" * 100_000) for i in range(10)))
-            return await metric(port, "bridge_connections_lagging") == STALLED
+            return await metric(port, 'bridge_connections_lagging{transport="websocket"}') == STALLED
 
         await eventually("the sockets of those who do not read are full", all_are_stuck)
         readers = await collectors(port, READERS, ClosingCollector)
@@ -98,8 +98,8 @@ async def test_sigterm_under_load_closes_every_reader_with_1001_and_ends_in_time
 
         fetching = asyncio.create_task(fetch())
         await eventually("every reader reads", lambda: all(len(client.received) > 5000 for client in readers))
-        assert await metric(port, "bridge_connections") == READERS + STALLED
-        assert await metric(port, "bridge_connections_lagging") >= STALLED
+        assert await metric(port, 'bridge_connections{transport="websocket"}') == READERS + STALLED
+        assert await metric(port, 'bridge_connections_lagging{transport="websocket"}') >= STALLED
         since_s = time.monotonic()
         process.process.send_signal(signal.SIGTERM)
         assert await process.ended() == 0

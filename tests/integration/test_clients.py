@@ -85,7 +85,7 @@ async def test_close_frame_or_protocol_error_of_a_client_ends_the_tcp_connection
         [(opcode, payload)] = server_frames(await client.rest())
     assert (opcode, close_code(payload)) == (CLOSE, code)
     await client.close()
-    await eventually("no connection is left", lambda: sample(shared, "bridge_connections") == 0)
+    await eventually("no connection is left", lambda: sample(shared, "bridge_connections", transport="websocket") == 0)
     assert evicted() - before == evictions
 
 
@@ -96,10 +96,12 @@ async def test_client_that_pauses_and_reads_on_gets_everything(
     client = await RawClient.open(port_of(shared), receive_bytes=4096)
     client.pause()
     await publish(amqp, shared_exchange, *(killmail(number, padding="x" * 50_000) for number in numbers))
-    await eventually("it lags", lambda: sample(shared, "bridge_connections_lagging") == 1)
+    await eventually("it lags", lambda: sample(shared, "bridge_connections_lagging", transport="websocket") == 1)
     client.resume()
     assert [orjson.loads(await client.text())["data"]["killmailId"] for _ in numbers] == numbers
-    await eventually("it has caught up", lambda: sample(shared, "bridge_connections_lagging") == 0)
+    await eventually(
+        "it has caught up", lambda: sample(shared, "bridge_connections_lagging", transport="websocket") == 0
+    )
     last = next(NUMBERS)
     await publish(amqp, shared_exchange, killmail(last))
     assert orjson.loads(await client.text())["data"]["killmailId"] == last
@@ -143,7 +145,7 @@ async def test_silent_client_is_closed_with_4009_while_it_gets_updates_and_one_t
         await silent.close()
         await answered
         assert sample(bridge, "bridge_evictions_total", reason="idle") == 1
-        assert sample(bridge, "bridge_connections") == 1
+        assert sample(bridge, "bridge_connections", transport="websocket") == 1
         await answering.close()
 
 
@@ -167,7 +169,7 @@ async def test_client_that_falls_off_the_log_is_closed_with_4008_and_others_lose
             "the stalled client is evicted", lambda: sample(bridge, "bridge_evictions_total", reason="too-slow") == 1
         )
         assert sample(bridge, "bridge_sends_total", outcome="dropped") > 0
-        assert sample(bridge, "bridge_log_bytes") <= 2**20
+        assert sample(bridge, "bridge_update_log_bytes") <= 2**20
         await stalled.close()
         await reader.close()
 
@@ -200,9 +202,9 @@ async def test_client_beyond_the_limit_is_closed_with_1013_and_the_others_stay(b
         first, second = await RawClient.open(port_of(bridge)), await RawClient.open(port_of(bridge))
         third = await RawClient.open(port_of(bridge))
         assert await third.closed() == 1013
-        assert sample(bridge, "bridge_connections") == 2
+        assert sample(bridge, "bridge_connections", transport="websocket") == 2
         await first.close()
-        await eventually("there is room", lambda: sample(bridge, "bridge_connections") == 1)
+        await eventually("there is room", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1)
         fourth = await RawClient.open(port_of(bridge))
         fourth.send(client_frame(PING, b""))
         assert (await fourth.frame())[0] == PONG

@@ -308,7 +308,7 @@ async def test_client_that_joins_a_flood_without_reading_its_handshake_gets_a_wh
                 await publish(amqp, exchange, *(event(number) for number in range(published, published + 8)))
                 published += 8
                 await witness.read_until(published)
-                return await metric(port, "bridge_connections_lagging")
+                return await metric(port, 'bridge_connections_lagging{transport="websocket"}')
 
             await lagging()
             flooding = asyncio.create_task(lagging())
@@ -330,7 +330,7 @@ async def test_client_that_joins_a_flood_without_reading_its_handshake_gets_a_wh
                 assert is_part(client.received, witness.received, starts)
 
             async def none_lags() -> bool:
-                return await metric(port, "bridge_connections_lagging") == 0
+                return await metric(port, 'bridge_connections_lagging{transport="websocket"}') == 0
 
             await eventually("all have caught up", none_lags)
             await publish(amqp, exchange, event(published))

@@ -118,7 +118,7 @@ async def test_client_made_with_a_library_gets_an_update(
 
         def is_connected() -> bool:
             assert process.returncode is None, "it ended before it was connected"
-            return sample(shared, "bridge_connections") == 1
+            return sample(shared, "bridge_connections", transport="websocket") == 1
 
         await eventually("it is connected", is_connected, limit_s=LIMIT_S)
         # Another one for each client: an update is sent once.
@@ -133,4 +133,4 @@ async def test_client_made_with_a_library_gets_an_update(
         raise
     assert process.returncode == 0, errors.decode(errors="replace")
     assert orjson.loads(output)["data"] == event
-    await eventually("it is gone", lambda: sample(shared, "bridge_connections") == 0)
+    await eventually("it is gone", lambda: sample(shared, "bridge_connections", transport="websocket") == 0)

@@ -49,40 +49,42 @@ def few_pending(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_pending")
 async def test_oldest_client_without_a_request_is_cut_off_for_a_new_one(shared: Bridge) -> None:
     """Clients that send nothing don't use up the limit: the newest client is served."""
-    before = sample(shared, "bridge_refused_total", rule="pending")
+    before = sample(shared, "bridge_clients_refused_total", rule="pending")
     async with lines(port_of(shared), PENDING) as silent:
         await eventually("all are waited for", lambda: pending(shared) == PENDING)
         client = await RawClient.open(port_of(shared))
         assert await answer(silent[0]) == b""
         assert pending(shared) == PENDING - 1
-        assert sample(shared, "bridge_refused_total", rule="pending") == before + 1
+        assert sample(shared, "bridge_clients_refused_total", rule="pending") == before + 1
         # The others are still connected.
         silent[1][1].write(request(port_of(shared)))
         assert (await silent[1][0].readline()).startswith(b"HTTP/1.1 101 ")
         await client.close()
-    await eventually("nothing is left", lambda: pending(shared) == sample(shared, "bridge_connections") == 0)
+    await eventually(
+        "nothing is left", lambda: pending(shared) == sample(shared, "bridge_connections", transport="websocket") == 0
+    )
 
 
 @pytest.mark.usefixtures("few_pending")
 async def test_as_many_clients_without_a_request_as_are_allowed_lose_nothing(shared: Bridge) -> None:
-    before = sample(shared, "bridge_refused_total", rule="pending")
+    before = sample(shared, "bridge_clients_refused_total", rule="pending")
     async with lines(port_of(shared), PENDING) as made:
         await eventually("all are waited for", lambda: pending(shared) == PENDING)
         for reader, writer in made:
             writer.write(request(port_of(shared)))
             assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
-        assert sample(shared, "bridge_refused_total", rule="pending") == before
+        assert sample(shared, "bridge_clients_refused_total", rule="pending") == before
 
 
 @pytest.mark.parametrize("excess", [0, 1])
 async def test_request_of_the_largest_size_is_read_and_a_larger_one_refused(shared: Bridge, excess: int) -> None:
-    before = sample(shared, "bridge_refused_total", rule="size")
+    before = sample(shared, "bridge_clients_refused_total", rule="size")
     head = request(port_of(shared), headers=["X-A: " + "a" * 12_000, "X-B: " + "b" * 12_000, "X-C: "])
     padded = head[:-4] + b"c" * (MAX_HEAD_BYTES - len(head) + excess) + b"\r\n\r\n"
     async with lines(port_of(shared), 1) as [(reader, writer)]:
         writer.write(padded)
         assert (await reader.readline())[9:12] == (b"431" if excess else b"101")
-    assert sample(shared, "bridge_refused_total", rule="size") == before + excess
+    assert sample(shared, "bridge_clients_refused_total", rule="size") == before + excess
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker
             async with lines(port_of(bridge), 3) as beyond:
                 for each in beyond:
                     assert await answer(each) == b""
-        assert sample(bridge, "bridge_refused_total", rule="full") == 3
+        assert sample(bridge, "bridge_clients_refused_total", rule="full") == 3
         assert [line["log_level"] for line in logged if line["event"].startswith("more clients than")] == ["warning"]
         for client in clients:
             await client.close()
@@ -182,7 +184,7 @@ async def test_client_beyond_those_of_its_address_finds_1013_and_any_further_one
         assert [(line["rule"], line["peer"]) for line in logged] == [("address-limit", "127.0.0.1")]
         assert [await each.closed() for each in told] == [1013, 1013]
         assert sample(bridge, "bridge_evictions_total", reason="address-limit") == 2
-        assert sample(bridge, "bridge_connections") == 2
+        assert sample(bridge, "bridge_connections", transport="websocket") == 2
         for each in [*clients, *told]:
             await each.close()
         await eventually("all are gone", lambda: len(bridge._server._tally) == 0)
@@ -225,4 +227,4 @@ async def test_stranger_is_cut_off_before_any_tls(broker: Broker, exchange: str,
     async with secure(broker, exchange, tmp_path, allowed_networks="10.0.0.0/8") as (bridge, _):
         async with lines(port_of(bridge), 1) as [line]:
             assert await answer(line) == b""
-        assert sample(bridge, "bridge_refused_total", rule="peer") == 1
+        assert sample(bridge, "bridge_clients_refused_total", rule="peer") == 1

@@ -34,12 +34,13 @@ TARGETS = {"job", "instance"}
 """Labels that Prometheus gives to what it scrapes."""
 
 
-def promtool(*arguments: str) -> str:
+def promtool(*arguments: str, text: str = "") -> str:
+    """Gives promtool a text on its standard input; returns what it writes."""
     done = subprocess.run(
-        [program("promtool"), *arguments], cwd=MONITORING, capture_output=True, text=True, check=False
+        [program("promtool"), *arguments], cwd=MONITORING, capture_output=True, input=text, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def panels() -> Iterator[tuple[str, str, str]]:
@@ -105,6 +106,13 @@ async def test_what_an_alert_counts_is_there_before_anything_has_happened(broker
     counted = {name for rule in rules() for name, _ in NAME.findall(rule) if name.endswith("_total")}
     assert "bridge_rejects_total" in counted
     assert counted <= samples
+
+
+async def test_promtool_finds_nothing_wrong_with_names_and_help_texts(broker: Broker, exchange: str) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange="off") as bridge:
+        _, body = await get(port_of(bridge), "/metrics")
+    assert b"# TYPE bridge_build_info gauge" in body
+    assert promtool("check", "metrics", text=body.decode()) == ""
 
 
 def test_memory_is_told_of_before_the_engine_ends_the_bridge() -> None:

@@ -80,8 +80,8 @@ async def test_internal_addresses_are_let_in(broker: Broker, exchange: str) -> N
         for address in INTERNAL:
             answer = await told(net, port, await net.settle(address))
             assert answer.startswith(b"HTTP/1.1 101 "), (address, answer)
-        assert await metric(port, 'bridge_refused_total{rule="peer"}') == 0
-        assert await metric(port, "bridge_connections_opened_total") == len(INTERNAL)
+        assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == 0
+        assert await metric(port, 'bridge_connections_opened_total{transport="websocket"}') == len(INTERNAL)
 
 
 async def test_other_addresses_are_refused_whatever_their_headers_say(broker: Broker, exchange: str) -> None:
@@ -92,8 +92,8 @@ async def test_other_addresses_are_refused_whatever_their_headers_say(broker: Br
             for headers in ([], ["X-Forwarded-For: 127.0.0.1"], ["Forwarded: for=10.0.0.1"], ["X-Real-IP: ::1"]):
                 answer = await told(net, port, source, *headers, host="localhost")
                 assert answer.startswith(b"HTTP/1.1 403 "), (address, headers, answer)
-        assert await metric(port, 'bridge_refused_total{rule="peer"}') == 4 * len(EXTERNAL)
-        assert await metric(port, "bridge_connections_opened_total") == 0
+        assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == 4 * len(EXTERNAL)
+        assert await metric(port, 'bridge_connections_opened_total{transport="websocket"}') == 0
         refusal = process.logged("client refused")
         assert refusal is not None
         assert (refusal["rule"], refusal["peer"]) == ("peer", EXTERNAL[0])
@@ -110,8 +110,8 @@ async def test_strangers_that_stay_take_no_place(broker: Broker, exchange: str) 
         strangers = [await net.connect_from_afar(port, stranger) for _ in range(400)]
         assert (await told(net, port, friend)).startswith(b"HTTP/1.1 101 ")
         await eventually("nothing is left of any", lambda: sockets(pid) == before)
-        assert await metric(port, 'bridge_refused_total{rule="peer"}') == len(strangers)
-        assert await metric(port, 'bridge_refused_total{rule="full"}') == 0
+        assert await metric(port, 'bridge_clients_refused_total{rule="peer"}') == len(strangers)
+        assert await metric(port, 'bridge_clients_refused_total{rule="full"}') == 0
         for each in strangers:
             each.close()
 

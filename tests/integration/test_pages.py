@@ -73,7 +73,7 @@ async def test_request_that_is_not_served_is_told_why(
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         answered, body = await get(port_of(bridge), path, *headers, method=method)
         assert (answered, words in body) == (status, True), body
-        assert sample(bridge, "bridge_connections") == 0
+        assert sample(bridge, "bridge_connections", transport="websocket") == 0
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ async def test_networks_that_do_not_hold_the_peer_refuse_it(broker: Broker, exch
     async with running(broker.url, exchanges=f"{exchange}=killmail", allowed_networks="10.0.0.0/8") as bridge:
         status, body = await get(port_of(bridge), "/updates", *UPGRADE)
         assert (status, b"ALLOWED_NETWORKS" in body) == (403, True)
-        assert sample(bridge, "bridge_refused_total", rule="peer") == 1
+        assert sample(bridge, "bridge_clients_refused_total", rule="peer") == 1
 
 
 async def test_request_that_is_never_complete_is_ended_after_the_handshake_timeout(

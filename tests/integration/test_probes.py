@@ -73,14 +73,14 @@ async def test_curl_without_a_host_header_finds_what_is_for_probes(shared: Bridg
 
 
 async def test_head_of_the_endpoint_says_what_a_get_says(shared: Bridge) -> None:
-    before = sample(shared, "bridge_connections_opened_total")
+    before = sample(shared, "bridge_connections_opened_total", transport="websocket")
     url = f"http://127.0.0.1:{port_of(shared)}/updates"
     for flags in ([], ["--header", "Upgrade: websocket", "--header", "Connection: Upgrade"]):
         _, output = await run("curl", "--silent", "--head", "--noproxy", "*", *flags, url)
         assert output.startswith("HTTP/1.1 426 Upgrade Required\r\n")
         assert "\r\nConnection: Upgrade, close\r\n" in output
         assert "\r\nUpgrade: websocket\r\n" in output
-    assert sample(shared, "bridge_connections_opened_total") == before
+    assert sample(shared, "bridge_connections_opened_total", transport="websocket") == before
 
 
 HAPROXY = """

@@ -73,7 +73,9 @@ async def test_client_in_python_prints_updates(
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         try:
             assert process.stdout is not None
-            await eventually("it is connected", lambda: sample(bridge, "bridge_connections") == 1)
+            await eventually(
+                "it is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
+            )
             await publish_events(amqp, exchange, killmail(1))
             async with asyncio.timeout(LIMIT_S):
                 assert b"'killmailId': 1" in await process.stdout.readline()

@@ -63,7 +63,7 @@ async def line_to(bridge: Bridge) -> AsyncIterator[tuple[Proxy, str]]:
 
 
 async def connected(bridge: Bridge) -> None:
-    await eventually("it is connected", lambda: sample(bridge, "bridge_connections") == 1)
+    await eventually("it is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1)
 
 
 async def has(follower: Follower, *killmail_ids: int) -> None:

@@ -77,7 +77,7 @@ async def test_tls_handshake_that_is_never_complete_takes_a_place_for_the_handsh
                 silent[1][1].write(b"\x16\x03\x01\x02\x00")
                 assert [await answer(each) for each in silent] == [b"", b"", b""]
             await eventually("they have no place any more", lambda: pending(bridge) == 0)
-        assert sample(bridge, "bridge_refused_total", rule="timeout") == 3
+        assert sample(bridge, "bridge_clients_refused_total", rule="timeout") == 3
         assert {line["detail"] for line in logged} == {"No complete TLS handshake within 0.3 seconds."}
 
 
@@ -86,7 +86,9 @@ async def test_tls_handshakes_that_are_never_complete_keep_nobody_out(
 ) -> None:
     monkeypatch.setattr(server, "PENDING", PENDING)
     async with secure(broker, exchange, tmp_path) as (bridge, chain), lines(port_of(bridge), 2 * PENDING) as silent:
-        await eventually("the first ones are cut off", lambda: sample(bridge, "bridge_refused_total", rule="pending"))
+        await eventually(
+            "the first ones are cut off", lambda: sample(bridge, "bridge_clients_refused_total", rule="pending")
+        )
         trust = ssl.create_default_context(cafile=chain)
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(bridge), ssl=trust)
         writer.write(request(port_of(bridge)))
@@ -105,7 +107,7 @@ async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
                 line[1].write(request(port_of(bridge)))
                 assert b"HTTP" not in await answer(line)
                 await eventually("it has no place any more", lambda: pending(bridge) == 0)
-        assert sample(bridge, "bridge_refused_total", rule="tls") == 1
+        assert sample(bridge, "bridge_clients_refused_total", rule="tls") == 1
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
         assert refusal["detail"] == "It speaks HTTP, not TLS: use wss:// and https:// here."
 
@@ -117,7 +119,7 @@ async def test_client_that_goes_during_the_tls_handshake_is_counted_as_one_that_
 ) -> None:
     async with secure(broker, exchange, tmp_path) as (bridge, _):
         await leave(bridge, sent, reset=reset)
-        assert sample(bridge, "bridge_refused_total", rule="tls") == 0
+        assert sample(bridge, "bridge_clients_refused_total", rule="tls") == 0
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /updates HT"], ids=["nothing", "a part"])
@@ -162,7 +164,7 @@ async def test_client_that_does_not_trust_the_certificate_is_named(
         with capture_logs() as logged:
             with pytest.raises(ssl.SSLCertVerificationError):
                 await asyncio.to_thread(distrust, port_of(bridge))
-            await eventually("it is refused", lambda: sample(bridge, "bridge_refused_total", rule="tls"))
+            await eventually("it is refused", lambda: sample(bridge, "bridge_clients_refused_total", rule="tls"))
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
         assert "unknown ca" in str(refusal["detail"]).lower()
 
@@ -196,4 +198,4 @@ async def test_clients_of_tls_that_reset_after_their_request_harm_no_other_clien
                 await publish(amqp, exchange, killmail(number))
                 for client in (first, second):
                     assert orjson.loads(await client.recv())["data"] == killmail(number)
-            await eventually("they are gone", lambda: sample(bridge, "bridge_connections") == 2)
+            await eventually("they are gone", lambda: sample(bridge, "bridge_connections", transport="websocket") == 2)

@@ -233,7 +233,7 @@ async def _figures(stage: Stage, breaking: Breaking) -> dict[str, str]:
         "duplicates not sent": await count('bridge_duplicates_total{type="killmail"}'),
         **{f"clients: {what}": f"{times:,}" for what, times in sorted(stage.crowd.seen.items())},
         "stretches compared with a healthy client's": f"{stage.stretches.right:,}",
-        "connections opened": await count("bridge_connections_opened_total"),
+        "connections opened": await count('bridge_connections_opened_total{transport="websocket"}'),
         "processor: the bridge, of a core": f"{watch.bridge_cpu:.0%}",
         "processor: this program, of a core": f"{watch.own_cpu:.0%}, late by {watch.late_s:.2f} s at most",
     }

@@ -40,12 +40,15 @@ def cpu_s(pid: int) -> float:
 
 
 async def metric(port: int, name: str, context: ssl.SSLContext | None = None) -> float:
-    """A sample as `/metrics` gives it; `name` has its labels, if any, as they are written there. 0 where it is not.
+    """A sample as `/metrics` gives it; `name` has its labels, if any, as they are written there.
 
-    `context` is for a bridge that serves TLS.
+    `context` is for a bridge that serves TLS. Raises KeyError if there is no such series.
     """
     _, body = await get(port, "/metrics", context=context)
-    return next((float(line.split()[-1]) for line in body.decode().splitlines() if line.startswith(f"{name} ")), 0.0)
+    for line in body.decode().splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[-1])
+    raise KeyError(f"there is no series {name}")
 
 
 class Memory:

@@ -15,6 +15,7 @@ from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.timing import DEFAULT, Timing
 from tests.support.certificates import certificate
+from tests.support.metrics import series, value
 from tests.support.waiting import LIMIT_S, eventually
 
 UNPINGED = {"BRIDGE_IDLE_TIMEOUT": "1h", "BRIDGE_PING_INTERVAL": "30m"}
@@ -57,15 +58,20 @@ async def running(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -
 
 @asynccontextmanager
 async def started(amqp_url: str, timing: Timing = DEFAULT, /, **flags: object) -> AsyncIterator[Bridge]:
-    """The same, whether it gets ready or not."""
+    """The same, whether it gets ready or not.
+
+    At the end, it has the series that it had at the start: Prometheus sees no increase in a counter that appears as 1.
+    """
     texts = {"amqp_url": amqp_url, "host": "127.0.0.1", "port": "0", "shutdown_timeout": "5s"}
     texts |= {name: str(value) for name, value in flags.items()}
     bridge = Bridge(settings.load(texts, {}, NOWHERE), timing)
+    at_start = series(bridge.metrics)
     await bridge.start()
     try:
         yield bridge
     finally:
         await bridge.stop()
+    assert series(bridge.metrics) == at_start
 
 
 def port_of(bridge: Bridge) -> int:
@@ -74,8 +80,8 @@ def port_of(bridge: Bridge) -> int:
 
 
 def sample(bridge: Bridge, name: str, **labels: str) -> float:
-    """A metric's value; 0 where it has none yet."""
-    return bridge.metrics.registry.get_sample_value(name, labels) or 0.0
+    """A metric's value. Raises KeyError if there is no such series."""
+    return value(bridge.metrics, name, **labels)
 
 
 def pending(bridge: Bridge) -> float:

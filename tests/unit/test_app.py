@@ -19,8 +19,10 @@ from bridge.contract.ids import Id
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
 from bridge.fanout.closing import CloseReason
+from bridge.fanout.refusals import Rule
 from bridge.timing import DEFAULT
 from tests.support.fakes import FakeDelivery
+from tests.support.metrics import series, value
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
@@ -259,6 +261,40 @@ async def test_close_reasons_have_counters_but_for_the_stop_which_evicts_nobody(
         if sample.name == "bridge_evictions_total"
     }
     assert counted == {reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING}
+
+
+async def test_every_label_value_that_can_occur_has_a_series_before_anything_is_counted(
+    build: Callable[..., Bridge],
+) -> None:
+    bridge = build()
+    labelled = {
+        "bridge_clients_refused_total": {("rule", rule.value) for rule in Rule},
+        "bridge_connections": {("transport", "websocket")},
+        "bridge_connections_lagging": {("transport", "websocket")},
+        "bridge_connections_opened_total": {("transport", "websocket")},
+        "bridge_duplicates_total": {("type", each) for each in bridge._schemas.types},
+        "bridge_evictions_total": {("reason", each.slug) for each in CloseReason if each is not CloseReason.STOPPING},
+        "bridge_rejects_total": {("reason", reason.value) for reason in Reason},
+        "bridge_resumes_total": {("complete", "true"), ("complete", "false")},
+        "bridge_sends_total": {("outcome", each) for each in ("written", "enqueued", "dropped")},
+        "bridge_sent_bytes_total": {("transport", "websocket")},
+        "bridge_updates_total": {("type", each) for each in bridge._schemas.types},
+    }
+    found: dict[str, set[tuple[str, str]]] = {}
+    for name, labels in series(bridge.metrics):
+        if labels and name.startswith("bridge_") and not name.endswith(("_info", "_bucket")):
+            found.setdefault(name, set()).update(labels)
+            assert value(bridge.metrics, name, **dict(labels)) == 0
+    assert found == labelled
+
+
+async def test_update_log_counts_updates_and_not_its_other_entries(build: Callable[..., Bridge]) -> None:
+    bridge = build()
+    assert value(bridge.metrics, "bridge_update_log_updates") == 0
+    bridge._hub.publish(b"update")
+    bridge._hub.notify(b"gap")
+    assert value(bridge.metrics, "bridge_update_log_updates") == 1
+    assert value(bridge.metrics, "bridge_update_log_bytes") == bridge._hub._log.size_bytes > len(b"update")
 
 
 # Settings that are in other files

@@ -649,7 +649,7 @@ async def test_other_consumers_of_the_queue_are_logged_once_and_so_is_their_end(
     assert seen == [(0, 0), (2, 1), (1, 1), (0, 2), (0, 2), (1, 3)]
     assert [line["log_level"] for line in logged] == ["error", "info", "error"]
     assert (logged[0]["queue"], logged[0]["others"]) == ("kept", 2)
-    assert running.count("bridge_queue_others") == 1
+    assert running.count("bridge_queue_other_consumers") == 1
 
 
 async def test_queue_of_ones_own_has_no_others(exclusive: RunningConsumer) -> None:

@@ -20,6 +20,7 @@ from bridge.fanout.entrance import AT_ONCE, SPARE, Entrance
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 from tests.support.fakes import ManualClock
+from tests.support.metrics import value
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class RecordedEntrance(Entrance):
 
     @property
     def shortages(self) -> float:
-        return self.metrics.registry.get_sample_value("bridge_descriptor_shortages_total") or 0.0
+        return value(self.metrics, "bridge_descriptors_exhausted_total")
 
 
 @pytest.fixture
@@ -296,7 +297,7 @@ class Accepting:
 
     @property
     def shortages(self) -> float:
-        return self.metrics.registry.get_sample_value("bridge_descriptor_shortages_total") or 0.0
+        return value(self.metrics, "bridge_descriptors_exhausted_total")
 
 
 @pytest.mark.parametrize("name", [("10.0.0.7", 54321), ("fd00::7", 54321, 0, 0)], ids=["IPv4", "IPv6"])

@@ -72,7 +72,7 @@ def test_request_of_the_largest_size_takes_less_than_a_millisecond(name: str) ->
 
 def test_metrics_of_thousands_of_types_take_less_than_five_milliseconds() -> None:
     metrics = Metrics()
-    metrics.begin([f"type-{number}" for number in range(2000)], [], [])
+    metrics.init_labels([f"type-{number}" for number in range(2000)], [], [], [])
     pages = Pages(lambda: (True, {}), metrics, {}, "/updates")
 
     def scrape_s() -> float:

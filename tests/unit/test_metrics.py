@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import platform
 import re
 
 import pytest
@@ -12,24 +14,27 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from bridge import __version__
 from bridge.metrics import CONTENT_TYPE, RECEIPT_TO_FLUSH_S, ByType, Durations, Metrics
 
 TYPES = {
     "bridge_broker_connection_attempts_total": "counter",
     "bridge_broker_losses_total": "counter",
     "bridge_gaps_total": "counter",
+    "bridge_last_update_timestamp_seconds": "gauge",
     "bridge_log_lines_dropped_total": "counter",
     "bridge_handshakes_abandoned_total": "counter",
     "bridge_rejects_lost_total": "counter",
+    "bridge_build_info": "gauge",
     "bridge_connections_opened_total": "counter",
     "bridge_deliveries_total": "counter",
     "bridge_duplicates_total": "counter",
-    "bridge_descriptor_shortages_total": "counter",
-    "bridge_reading_pauses_total": "counter",
+    "bridge_descriptors_exhausted_total": "counter",
+    "bridge_client_throttles_total": "counter",
     "bridge_evictions_total": "counter",
     "bridge_receipt_to_flush_seconds": "histogram",
     "bridge_redeliveries_total": "counter",
-    "bridge_refused_total": "counter",
+    "bridge_clients_refused_total": "counter",
     "bridge_replayed_total": "counter",
     "bridge_resumes_total": "counter",
     "bridge_rejects_total": "counter",
@@ -39,14 +44,15 @@ TYPES = {
 """What dashboards and alerts ask for."""
 
 MEANINGS = {
-    "bridge_deliveries_total": "Messages that the broker delivered.",
-    "bridge_redeliveries_total": "Messages that the broker had delivered before.",
+    "bridge_deliveries_total": "Deliveries from RabbitMQ.",
+    "bridge_redeliveries_total": "Deliveries that RabbitMQ had delivered before.",
     "bridge_updates_total": "Updates broadcast, by type.",
     "bridge_sends_total": (
-        "Updates times connections: written at once, enqueued behind earlier ones, or dropped with an eviction."
+        "Updates sent, counted once for each connection: written at once, enqueued for a lagging connection, or "
+        "dropped because this connection ended."
     ),
     "bridge_receipt_to_flush_seconds": (
-        "From a delivery's receipt until its update has been handed to every connection that keeps up."
+        "Time from the receipt of a delivery until its update was written to all live connections."
     ),
 }
 """Of those that are plain numbers."""
@@ -72,7 +78,6 @@ def test_exposition_is_of_the_type_that_it_is_served_as() -> None:
         "bridge_redeliveries_total",
         "bridge_broker_losses_total",
         "bridge_broker_connection_attempts_total",
-        "bridge_connections_opened_total",
         "bridge_log_lines_dropped_total",
         "bridge_receipt_to_flush_seconds_count",
     ],
@@ -90,7 +95,7 @@ def test_what_may_be_counted_begins_at_zero() -> None:
     metrics = Metrics()
     assert "bridge_rejects_total" not in {name for name, _ in samples(metrics)}
     metrics.updates["killmail"] = 2
-    metrics.begin(["killmail", "event"], ["not-json"], ["too-slow"])
+    metrics.init_labels(["killmail", "event"], ["not-json"], ["too-slow"], ["origin"])
     shown = samples(metrics)
     # What was counted before stays.
     assert shown["bridge_updates_total", (("type", "killmail"),)] == 2
@@ -98,6 +103,8 @@ def test_what_may_be_counted_begins_at_zero() -> None:
     assert shown["bridge_duplicates_total", (("type", "event"),)] == 0
     assert shown["bridge_rejects_total", (("reason", "not-json"),)] == 0
     assert shown["bridge_evictions_total", (("reason", "too-slow"),)] == 0
+    assert shown["bridge_clients_refused_total", (("rule", "origin"),)] == 0
+    assert shown["bridge_connections_opened_total", (("transport", "websocket"),)] == 0
     assert [shown["bridge_resumes_total", (("complete", word),)] for word in ("true", "false")] == [0, 0]
 
 
@@ -112,14 +119,41 @@ def test_what_is_counted_is_shown_with_its_label() -> None:
     assert shown["bridge_updates_total", (("type", "killmail"),)] == 1
     assert shown["bridge_rejects_total", (("reason", "not-json"),)] == 2
     assert shown["bridge_evictions_total", (("reason", "too-slow"),)] == 3
-    assert shown["bridge_refused_total", (("rule", "origin"),)] == 4
+    assert shown["bridge_clients_refused_total", (("rule", "origin"),)] == 4
     assert shown["bridge_duplicates_total", (("type", "killmail"),)] == 5
 
 
-def test_watched_value_is_asked_for_at_each_scrape() -> None:
-    metrics, values = Metrics(), iter([1.0, 2.0])
-    metrics.watch("bridge_connections", "WebSocket connections that are open.", lambda: next(values))
-    assert [samples(metrics)["bridge_connections", ()] for _ in range(2)] == [1.0, 2.0]
+def test_value_of_a_gauge_or_counter_is_read_at_each_scrape() -> None:
+    metrics, numbers = Metrics(), itertools.count(1)
+    metrics.gauge("bridge_connections", "Open.", lambda: next(numbers))
+    assert [samples(metrics)["bridge_connections", ()] for _ in range(2)] == [1, 2]
+    metrics, numbers = Metrics(), itertools.count(1)
+    metrics.counter("bridge_sent_bytes", "Sent.", lambda: next(numbers))
+    assert [samples(metrics)["bridge_sent_bytes_total", ()] for _ in range(2)] == [1, 2]
+
+
+def test_gauge_and_counter_have_a_value_for_each_label() -> None:
+    metrics = Metrics()
+    for number, transport in enumerate(("websocket", "other"), 1):
+        metrics.gauge("bridge_connections", "Open.", lambda number=number: number, transport=transport)  # type: ignore[misc]  # mypy can't infer a lambda's default
+        metrics.counter("bridge_sent_bytes", "Sent.", lambda number=number: 10 * number, transport=transport)  # type: ignore[misc]  # as above
+    shown = samples(metrics)
+    assert [shown["bridge_connections", (("transport", each),)] for each in ("websocket", "other")] == [1, 2]
+    assert [shown["bridge_sent_bytes_total", (("transport", each),)] for each in ("websocket", "other")] == [10, 20]
+    assert metrics.exposition().count(b"# TYPE bridge_sent_bytes_total counter") == 1
+
+
+def test_build_info_is_1_and_its_labels_are_the_versions() -> None:
+    labels = (("python", platform.python_version()), ("version", __version__))
+    [(name, value)] = [item for item in samples(Metrics()).items() if item[0][0] == "bridge_build_info"]
+    assert (tuple(sorted(name[1])), value) == (labels, 1)
+
+
+def test_time_of_the_newest_update_is_in_seconds_and_0_before_the_first() -> None:
+    metrics = Metrics()
+    assert samples(metrics)["bridge_last_update_timestamp_seconds", ()] == 0
+    metrics.last_update_ms = 1_700_000_000_250
+    assert samples(metrics)["bridge_last_update_timestamp_seconds", ()] == 1_700_000_000.25
 
 
 def test_two_bridges_in_one_process_do_not_mix() -> None:
@@ -175,7 +209,7 @@ def test_counts_by_type_are_written_as_the_library_reads_them(counts: dict[str, 
     by_type.counts.update(counts)
     for _ in range(2):
         [family] = text_string_to_metric_families(by_type.lines())
-        assert (family.name, family.type, family.documentation) == ("bridge_updates", "counter", by_type._meaning)
+        assert (family.name, family.type, family.documentation) == ("bridge_updates", "counter", by_type._text)
         assert {sample.labels["type"]: sample.value for sample in family.samples} == counts
         by_type.counts["another"] += 1
         counts["another"] = by_type.counts["another"]
@@ -183,8 +217,9 @@ def test_counts_by_type_are_written_as_the_library_reads_them(counts: dict[str, 
 
 def test_programs_see_the_same_in_the_registry_as_is_shown() -> None:
     metrics = Metrics()
-    metrics.begin(["killmail"], ["not-json"], ["too-slow"])
-    metrics.watch("bridge_connections", "Open.", lambda: 3.0)
+    metrics.init_labels(["killmail"], ["not-json"], ["too-slow"], ["origin"])
+    metrics.gauge("bridge_connections", "Open.", lambda: 3.0)
+    metrics.counter("bridge_sent_bytes", "Sent.", lambda: 4, transport="websocket")
     names = {sample.name for family in metrics.registry.collect() for sample in family.samples}
     assert names == {name for name, _ in samples(metrics)}
 

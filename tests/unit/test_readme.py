@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.fanout.refusals import Rule
 from bridge.settings import FIELDS
 from tests.support.generated import PARTS, README, filled, metric_rows, metrics_table, settings_table
 
@@ -28,9 +29,30 @@ def test_metrics_are_of_every_kind_and_have_their_labels() -> None:
     assert rows["bridge_rejects_total"] == ("counter", ("reason",))
     assert rows["bridge_updates_total"] == ("counter", ("type",))
     assert rows["bridge_deliveries_total"] == ("counter", ())
-    assert rows["bridge_connections"] == ("gauge", ())
+    assert rows["bridge_connections"] == ("gauge", ("transport",))
+    assert rows["bridge_sent_bytes_total"] == ("counter", ("transport",))
+    assert rows["bridge_build_info"] == ("gauge", ("version", "python"))
+    assert rows["bridge_handshakes_pending"] == ("gauge", ())
     assert rows["bridge_receipt_to_flush_seconds"] == ("histogram", ())
     assert len(metrics_table().splitlines()) == len(rows) + 2
+
+
+def test_metrics_follow_the_naming_rules_of_prometheus_and_say_what_they_mean() -> None:
+    for row in metric_rows():
+        assert re.fullmatch(r"bridge(_[a-z]+)+", row.name)
+        assert row.name.endswith("_total") == (row.kind == "counter"), row.name
+        assert not re.search(r"_(ms|milliseconds|minutes|hours|kb|mb|kilobytes|megabytes|percent)(_|$)", row.name)
+        assert not re.search(r"_(gauge|counter|histogram|bucket|count|sum)(_|$)", row.name)
+        assert not set(row.labels) & {"job", "instance", "le", "quantile"}, row
+        sentences = re.findall(r"[A-Z][^.]*\.", row.meaning)
+        assert " ".join(sentences) == row.meaning, row.name
+        assert all(len(sentence.split()) <= 25 for sentence in sentences), row.name
+
+
+@pytest.mark.parametrize("rule", Rule)
+def test_each_rule_of_a_refusal_is_explained(rule: Rule) -> None:
+    [about] = re.findall(r"^- A `rule` is (.*?)\n-", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert f"`{rule.value}`" in about
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -8,6 +8,7 @@ import orjson
 import pytest
 import structlog
 
+from bridge import relay as relay_module
 from bridge.broker.status import Gap, GapSlug
 from bridge.contract import catalog
 from bridge.contract.duplicates import DuplicateWindow
@@ -15,6 +16,7 @@ from bridge.contract.pipeline import Pipeline, Reason
 from bridge.relay import Relay
 from tests.support.fakes import FakeDelivery, FakeRejects, Scene
 from tests.support.killmail import killmail
+from tests.support.metrics import value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,12 +26,15 @@ if TYPE_CHECKING:
 class RelayScene(Scene):
     """A relay, in front of a hub with one client."""
 
-    def __init__(self, folder: Path, exchanges: Mapping[str, str]) -> None:
-        super().__init__()
+    def __init__(self, folder: Path, exchanges: Mapping[str, str], *, reads_back: bool = False) -> None:
+        super().__init__(reads_back=reads_back)
         (folder / "weather.json").write_text('{"type": "object"}')
         self.pipeline = Pipeline(catalog.load([catalog.PACKAGED, folder]), 100_000)
         self.rejects = FakeRejects()
-        self.relay = Relay(exchanges, self.pipeline, DuplicateWindow(10), self.hub, self.rejects, self.metrics)
+        self.relay = Relay(
+            exchanges, self.pipeline, DuplicateWindow(10), self.hub, self.rejects, self.metrics, reads_back=reads_back
+        )
+        self.metrics.init_labels(["killmail"], [], [], [])
         self.client = self.join()
 
     def deliver(self, body: object, **options: Any) -> FakeDelivery:
@@ -38,7 +43,7 @@ class RelayScene(Scene):
         return delivery
 
     def count(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        return value(self.metrics, name, **labels)
 
     @property
     def sent(self) -> list[dict[str, Any]]:
@@ -90,6 +95,42 @@ def test_accepted_delivery_is_counted_and_timed(scene: RelayScene) -> None:
     assert scene.count("bridge_updates_total", type="killmail") == 1
     assert scene.count("bridge_receipt_to_flush_seconds_count") == 1
     assert 0 <= scene.count("bridge_receipt_to_flush_seconds_sum") < 60
+
+
+def test_time_of_the_newest_update_is_0_before_the_first_and_then_the_one_in_the_update(scene: RelayScene) -> None:
+    name = "bridge_last_update_timestamp_seconds"
+    assert scene.count(name) == 0
+    for number in (1, 2):
+        scene.deliver(killmail(number))
+        scene.relay.flush()
+        assert scene.count(name) == scene.sent[-1]["timestamp"] / 1000
+
+
+@pytest.mark.parametrize(
+    "body", [b"poison", orjson.dumps(killmail(1))], ids=["a rejected event", "a duplicate of an event"]
+)
+def test_time_of_the_newest_update_stays_when_nothing_is_broadcast(
+    scene: RelayScene, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr(relay_module, "now_ms", lambda: 1_700_000_000_500)
+    scene.deliver(killmail(1))
+    monkeypatch.setattr(relay_module, "now_ms", lambda: 1_700_000_009_000)
+    scene.deliver(body)
+    scene.relay.missed(Gap(1_729_593_000.0, 1_729_593_012.25, "broker away"))
+    assert scene.count("bridge_last_update_timestamp_seconds") == 1_700_000_000.5
+
+
+def test_update_that_is_read_back_at_start_is_not_the_newest_broadcast_one(tmp_path: Path) -> None:
+    scene = RelayScene(tmp_path, {"killmails": "killmail"}, reads_back=True)
+    scene.deliver(killmail(1))
+    scene.relay.flush()
+    scene.deliver(killmail(2))
+    scene.relay.caught_up()
+    assert (scene.count("bridge_last_update_timestamp_seconds"), scene.sent) == (0, [])
+    scene.deliver(killmail(3))
+    scene.relay.flush()
+    [update] = scene.sent
+    assert scene.count("bridge_last_update_timestamp_seconds") == update["timestamp"] / 1000
 
 
 def test_rejected_delivery_is_handed_over_unsettled(scene: RelayScene) -> None:

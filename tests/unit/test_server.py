@@ -33,6 +33,7 @@ from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
+from tests.support.metrics import series, value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -113,6 +114,7 @@ class Harness:
         self.clock = ManualClock(monkeypatch)
         self.connector = FakeConnector(monkeypatch)
         self.metrics = Metrics()
+        self.metrics.init_labels([], [], [reason.slug for reason in CloseReason], Rule)
         loop = asyncio.get_running_loop()
         self.errors: list[dict[str, Any]] = []
         """What callbacks of the loop raised."""
@@ -128,6 +130,7 @@ class Harness:
             self.metrics,
             tls,
         )
+        self._series = series(self.metrics)
         self.sockets: list[socket.socket] = []
 
     async def connect(self, address: str = A) -> Client:
@@ -156,11 +159,11 @@ class Harness:
             await self.clock.advance(self.server._keepalive.tick_s)
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        return value(self.metrics, name, **labels)
 
     def gauges(self) -> tuple[float, float]:
         """Open connections, and connections without a complete request."""
-        return self.metric("bridge_connections"), self.metric("bridge_handshakes_pending")
+        return self.metric("bridge_connections", transport="websocket"), self.metric("bridge_handshakes_pending")
 
     async def close(self) -> None:
         self.server.stop_listening()
@@ -169,6 +172,7 @@ class Harness:
         assert draining.done(), "a connection can't be ended"
         await draining
         assert self.errors == []
+        assert series(self.metrics) == self._series, "a refusal or a close has a label value without a counter at 0"
         assert (self.gauges(), len(self.server._tally)) == ((0, 0), 0), "a client is still counted"
         for each in self.sockets:
             each.close()
@@ -219,7 +223,7 @@ async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[...,
             assert answer.endswith(
                 b"\r\n\r\nYour address is in none of the networks that may connect (BRIDGE_ALLOWED_NETWORKS).\n"
             )
-    assert harness.metric("bridge_refused_total", rule="peer") == 1
+    assert harness.metric("bridge_clients_refused_total", rule="peer") == 1
     assert events(logged, "client refused") == [
         {"log_level": "info", "rule": "peer", "peer": STRANGER, "detail": STRANGER}
     ]
@@ -234,7 +238,7 @@ async def test_foreign_peer_is_cut_off_before_any_tls_and_without_an_answer(serv
         harness.server.let_in(ours, STRANGER)
         assert ours.fileno() == -1
         assert theirs.recv(10_000) == b""
-    assert harness.metric("bridge_refused_total", rule="peer") == 1
+    assert harness.metric("bridge_clients_refused_total", rule="peer") == 1
 
 
 async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(serve: Callable[..., Harness]) -> None:
@@ -248,7 +252,7 @@ async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(
     lines = events(logged, "client refused")
     assert [line["rule"] for line in lines] == ["host"] * MOST + ["origin", "host"]
     assert [line.get("unsaid") for line in lines] == [None] * (MOST + 1) + [3]
-    assert harness.metric("bridge_refused_total", rule="host") == MOST + 4
+    assert harness.metric("bridge_clients_refused_total", rule="host") == MOST + 4
 
 
 async def connected_with(harness: Harness, *headers: str, target: str = "/updates") -> None:
@@ -321,7 +325,7 @@ async def test_client_that_leaves_without_a_request_gives_its_place_back(serve: 
 async def test_client_gets_what_its_query_asks_for(serve: Callable[..., Harness]) -> None:
     harness = serve()
     client = await harness.upgrade(query="?type=event&after=")
-    assert harness.metric("bridge_views") == 1
+    assert harness.metric("bridge_subscriptions") == 1
     harness.hub.publish(b'{"type": "killmail", "data": {}}', ("killmail", {}), Id(1, 7))
     harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), Id(2, 7))
     harness.hub.flush()
@@ -353,7 +357,7 @@ async def test_client_without_a_request_is_answered_408_at_the_handshake_timeout
     assert client.status == 0
     await harness.clock.advance(0.1)
     assert client.status == 408
-    assert harness.metric("bridge_refused_total", rule="timeout") == 1
+    assert harness.metric("bridge_clients_refused_total", rule="timeout") == 1
     await harness.clock.advance(HANDSHAKE_TIMEOUT_S)
     assert harness.gauges() == (0, 0)
 
@@ -397,7 +401,7 @@ async def test_clients_beyond_those_that_can_be_told_so_are_dropped_and_logged_o
         dropped = [await harness.connect(B) for _ in range(2)]
     assert [each.dropped for each in (*told, *dropped)] == [False] * 3 + [True] * 2
     assert len(harness.connector.transports) == 3
-    assert harness.metric("bridge_refused_total", rule="full") == 2
+    assert harness.metric("bridge_clients_refused_total", rule="full") == 2
     assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
     # They have no place that they could give back.
     assert len(harness.server._tally) == 1
@@ -449,7 +453,7 @@ async def test_client_without_a_request_gives_its_place_to_one_that_comes_to_a_f
     assert not newest.ended
     assert not newest.dropped
     assert harness.gauges() == (1, 2)
-    assert harness.metric("bridge_refused_total", rule="full") == 1
+    assert harness.metric("bridge_clients_refused_total", rule="full") == 1
     await served.leave()
     younger.send(request(3000))
     newest.send(request(3000))
@@ -474,7 +478,7 @@ async def test_client_without_a_request_gives_its_place_to_the_one_that_is_one_t
     younger.send(request(3000))
     await harness.connect(B)
     assert not newest.ended
-    assert harness.metric("bridge_refused_total", rule="pending") == 1
+    assert harness.metric("bridge_clients_refused_total", rule="pending") == 1
 
 
 async def test_place_that_went_to_another_client_is_given_back_once(
@@ -505,7 +509,7 @@ async def test_clients_that_come_in_one_turn_of_the_loop_each_take_the_place_of_
     await harness.clock.settle()
     assert [each.ended for each in waiting] == [["abort"], ["abort"], []]
     assert harness.gauges() == (0, 3)
-    assert harness.metric("bridge_refused_total", rule=rule) == 2
+    assert harness.metric("bridge_clients_refused_total", rule=rule) == 2
 
 
 @pytest.fixture
@@ -535,7 +539,7 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
         }
     ]
     assert harness.metric("bridge_evictions_total", reason="address-limit") == 1
-    assert harness.metric("bridge_refused_total", rule="address-limit") == 1
+    assert harness.metric("bridge_clients_refused_total", rule="address-limit") == 1
     # Another address has its own limit, and a connection that ends frees its slot.
     assert (await harness.upgrade(B)).close_code is None
     for each in (served, told):
@@ -610,7 +614,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
     with capture_logs() as logged:
         flood(client)
     assert not client.transport.reading
-    assert harness.metric("bridge_reading_pauses_total") == 1
+    assert harness.metric("bridge_client_throttles_total") == 1
     assert events(logged, "client throttled") == [{"log_level": "info", "peer": "127.0.0.1 port 54321"}]
     with capture_logs() as logged:
         for _ in range(MOST):
@@ -619,7 +623,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
                 await harness.clock.advance(PERIOD_S)
             flood(client)
     assert len(logged) == MOST - 1
-    assert harness.metric("bridge_reading_pauses_total") == MOST + 1
+    assert harness.metric("bridge_client_throttles_total") == MOST + 1
 
 
 def flood(client: Client) -> None:
@@ -648,7 +652,7 @@ async def test_client_whose_id_never_comes_is_told_so_by_the_ticks(serve: Callab
     harness = serve()
     harness.listen()
     client = await harness.upgrade(query="?after=99-00000001")
-    assert harness.metric("bridge_connections_waiting") == 1
+    assert harness.metric("bridge_resumes_pending") == 1
     await harness.tick(1)
     assert client.frames == []
     await harness.tick(1)
@@ -657,7 +661,7 @@ async def test_client_whose_id_never_comes_is_told_so_by_the_ticks(serve: Callab
     message = orjson.loads(payload)
     assert message["type"] == "resume"
     assert message["data"]["complete"] is False
-    assert harness.metric("bridge_connections_waiting") == 0
+    assert harness.metric("bridge_resumes_pending") == 0
 
 
 async def test_client_whose_id_did_not_come_while_the_bridge_did_not_run_waits_on(
@@ -668,7 +672,7 @@ async def test_client_whose_id_did_not_come_while_the_bridge_did_not_run_waits_o
     client = await harness.upgrade(query="?after=99-00000001")
     await harness.tick(1)
     await harness.clock.stall(3600.0)
-    assert harness.metric("bridge_connections_waiting") == 1
+    assert harness.metric("bridge_resumes_pending") == 1
     # The bridge now reads the events that were published in the meantime.
     harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), Id(99, 1))
     harness.hub.flush()
@@ -715,7 +719,7 @@ async def test_gauge_tells_of_clients_that_are_behind(serve: Callable[..., Harne
     client.transport.full = True
     harness.hub.publish(b"update")
     harness.hub.flush()
-    assert harness.metric("bridge_connections_lagging") == 1
+    assert harness.metric("bridge_connections_lagging", transport="websocket") == 1
 
 
 # Listening, and the end

@@ -43,7 +43,7 @@ HANDSHAKES = 8
 """At once: OpenSSL releases Python's lock meanwhile."""
 
 _UPDATES = 'bridge_updates_total{type="killmail"}'
-_LAGGING = "bridge_connections_lagging"
+_LAGGING = 'bridge_connections_lagging{transport="websocket"}'
 _EVICTED = 'bridge_evictions_total{reason="too-slow"}'
 
 
