@@ -8,26 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urldefrag, urljoin
 
-Steps = tuple[str | int, ...]
-
-_SCHEMA = frozenset[str]().union(
-    ("items", "contains", "additionalProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
-    ("if", "then", "else", "not", "contentSchema"),
-)
-_SCHEMAS_BY_NAME = frozenset(
-    ("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties")
-)
-_LISTS_OF_SCHEMAS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
-_PLAIN = frozenset[str]().union(
-    ("$comment", "title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples"),
-    ("type", "enum", "const", "format", "contentEncoding", "contentMediaType"),
-    ("multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum"),
-    ("maxLength", "minLength", "pattern"),
-    ("maxItems", "minItems", "uniqueItems", "maxContains", "minContains"),
-    ("maxProperties", "minProperties", "required", "dependentRequired"),
-)
-_REFERENCES = ("$ref", "$dynamicRef")
-_ANCHORS = ("$anchor", "$dynamicAnchor")
+from bridge.contract.keywords import ANCHORS, BY_NAME, PLAIN, REFERENCES, Steps, subschemas
 
 
 def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, Any]:
@@ -47,7 +28,7 @@ def _find(schema: Any, base: str, uris: tuple[str, ...], place: str, places: dic
         if "$id" in schema:
             base = _base(schema, base)
             uris = (*uris, f"{base}#")
-        places.update((f"{base}#{schema[anchor]}", place) for anchor in _ANCHORS if anchor in schema)
+        places.update((f"{base}#{schema[anchor]}", place) for anchor in ANCHORS if anchor in schema)
         for old, new, part in _parts(schema):
             below = tuple("/".join((uri, *map(_escaped, old))) for uri in uris)
             _find(part, base, below, "/".join((place, *map(_step, new))), places)
@@ -61,7 +42,7 @@ def _converted(schema: Any, base: str, places: Mapping[str, str]) -> Any:
     result: dict[Any, Any] = {
         keyword: value
         for keyword, value in schema.items()
-        if (keyword in _PLAIN or keyword.startswith("x-")) and not _seems_reference(value)
+        if (keyword in PLAIN or keyword.startswith("x-")) and not _seems_reference(value)
     }
     for _, new, part in _parts(schema):
         converted = _converted(part, base, places)
@@ -72,7 +53,7 @@ def _converted(schema: Any, base: str, places: Mapping[str, str]) -> Any:
             result.setdefault(keyword, {})[within[0]] = converted
         else:
             result.setdefault(keyword, []).append(converted)
-    references = [_reference(schema[keyword], base, places) for keyword in _REFERENCES if keyword in schema]
+    references = [_reference(schema[keyword], base, places) for keyword in REFERENCES if keyword in schema]
     if len(references) == 1 and not result:
         return references[0]
     if references:
@@ -83,7 +64,11 @@ def _converted(schema: Any, base: str, places: Mapping[str, str]) -> Any:
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, Steps, Any]]:
     """The schemas right within this one: the steps to each in draft 2020-12, and in draft 7."""
-    for keyword, value in schema.items():
+    for steps, part in subschemas(schema):
+        keyword, *within = steps
+        if keyword in BY_NAME and within == ["$ref"]:
+            # A member with the name $ref is no reference, but tools fall over it.
+            continue
         new = keyword
         if keyword == "$defs":
             new = "definitions"
@@ -91,13 +76,7 @@ def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, Steps, Any]]:
             new = "items"
         elif keyword == "items" and "prefixItems" in schema:
             new = "additionalItems"
-        if keyword in _SCHEMA:
-            yield (keyword,), (new,), value
-        elif keyword in _SCHEMAS_BY_NAME:
-            # A member with the name $ref is no reference, but tools fall over it.
-            yield from (((keyword, name), (new, name), part) for name, part in value.items() if name != "$ref")
-        elif keyword in _LISTS_OF_SCHEMAS:
-            yield from (((keyword, at), (new, at), part) for at, part in enumerate(value))
+        yield steps, (new, *within), part
 
 
 def _reference(reference: str, base: str, places: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,43 @@
+"""The keywords of JSON Schema draft 2020-12, and where subschemas stand in a schema."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Steps = tuple[str | int, ...]
+
+REFERENCES = ("$ref", "$dynamicRef")
+ANCHORS = ("$anchor", "$dynamicAnchor")
+BY_NAME = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
+"""Keywords whose value has a subschema for each name. `dependencies` is of older drafts, and has no effect."""
+
+PLAIN = frozenset[str]().union(
+    ("$comment", "title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples"),
+    ("type", "enum", "const", "format", "contentEncoding", "contentMediaType"),
+    ("multipleOf", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum"),
+    ("maxLength", "minLength", "pattern"),
+    ("maxItems", "minItems", "uniqueItems", "maxContains", "minContains"),
+    ("maxProperties", "minProperties", "required", "dependentRequired"),
+)
+"""Keywords without subschemas that mean the same in draft 7 and in draft 2020-12."""
+
+_SINGLE = frozenset[str]().union(
+    ("items", "contains", "additionalProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
+    ("if", "then", "else", "not", "contentSchema"),
+)
+_LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
+
+KEYWORDS = (PLAIN | _SINGLE | BY_NAME | _LISTS).union(REFERENCES, ANCHORS, ("$schema", "$id", "$vocabulary")) - {
+    "dependencies"
+}
+"""Every keyword that has a meaning in draft 2020-12."""
+
+
+def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, Any]]:
+    """The subschemas directly within a schema that the meta-schema allows, each with the steps to it."""
+    for keyword, value in schema.items():
+        if keyword in _SINGLE:
+            yield (keyword,), value
+        elif keyword in BY_NAME:
+            yield from (((keyword, name), part) for name, part in value.items())
+        elif keyword in _LISTS:
+            yield from (((keyword, at), part) for at, part in enumerate(value))
