@@ -50,6 +50,8 @@ class Bridge:
         self.metrics = metrics = Metrics()
         self._schemas, self._tls = check(settings)
         schemas = self._schemas
+        for each in schemas.warnings:
+            _log.warning("schema file is probably wrong", file=each.file, pointer=each.pointer, detail=each.detail)
         # Whoever is closed because the bridge stops is not evicted, and not counted.
         closings = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
         metrics.init_labels(schemas.types, Reason, closings, Rule)

@@ -17,8 +17,9 @@ import jsonschema_rs
 import orjson
 from jsonschema_rs import ValidationErrorKind as Kind
 
-from bridge.contract import members
-from bridge.contract.text import json_pointer, printable
+from bridge.contract import members, schema_lint
+from bridge.contract.schema_lint import IDENTITY, ROLE, SchemaWarning
+from bridge.contract.text import json_pointer, printable, unescape
 
 PACKAGED = next(
     folder
@@ -62,6 +63,13 @@ class Violation:
 NO_TYPES = frozenset({None, "", "binary"})
 """What names no type, where it is a message's `type` property. RabbitMQ 3.10 sets it to `binary` for what was sent as
 bytes by AMQP 1.0."""
+
+_RESERVED = frozenset({"resume", "gap", "heartbeat", "close", "error"})
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a type is reserved for own messages: no event and no schema file of an operator may have it."""
+    return name in _RESERVED or name.startswith("bridge.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,38 +122,79 @@ class Catalog:
     """What the bridge itself tells its clients, by name: nobody can publish it."""
     filterable: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The members of any type's data that a client may filter by, each with its scalar types (`integer`, `null`)."""
+    warnings: tuple[SchemaWarning, ...] = ()
+    """What is probably a mistake in the folders, though the files can be used."""
 
 
 def load(folders: Sequence[Path]) -> Catalog:
     """Reads every `*.json` of the folders (later folders add to earlier ones) and compiles the update types.
 
-    Raises SchemaError for the first file that is unreadable, not JSON, not a JSON Schema of draft 2020-12, or has the
-    name of another.
+    Raises SchemaError for the first file that is unreadable, not JSON, not a JSON Schema of draft 2020-12, has the name
+    of another or that of a reserved type.
     """
     documents: dict[str, bytes] = {}
     schemas: dict[str, dict[str, Any]] = {}
+    shown: dict[str, str] = {}
+    warnings: list[SchemaWarning] = []
     for folder in folders:
-        files = sorted(folder.glob("*.json"))
+        files, skipped = _files(folder)
+        warnings += skipped
         if not files:
-            raise SchemaError(f"{folder}: there are no schema files (*.json) in this folder")
+            found = "".join(f"; {warning}" for warning in skipped[:3])
+            raise SchemaError(f"{_shown(folder)}: there are no schema files (*.json) in this folder{found}")
         for file in files:
             if file.stem in NO_TYPES:
                 raise SchemaError(
-                    f"{file}: {file.stem!r} can't be a type: RabbitMQ 3.10 gives this one to what is sent as "
+                    f"{_shown(file)}: {file.stem!r} can't be a type: RabbitMQ 3.10 gives this one to what is sent as "
                     "bytes by AMQP 1.0; give it another name"
                 )
+            if is_reserved(file.stem) and folder != PACKAGED:
+                raise SchemaError(
+                    f"{_shown(file)}: the type {file.stem!r} is reserved for messages of the bridge itself; give the "
+                    "file another name"
+                )
             if file.name in documents:
-                raise SchemaError(f"{file}: there is a {file.name} already; give the type another name")
+                raise SchemaError(f"{_shown(file)}: there is a {file.name} already; give the type another name")
             documents[file.name], schemas[file.stem] = _read(file)
+            shown[file.stem] = _shown(file)
     registry = _registry(schemas)
     compiled = {name: _compile(name, schema, registry) for name, schema in schemas.items()}
 
     def of(role: str | None) -> dict[str, Schema]:
-        return {name: schema for name, schema in compiled.items() if schemas[name].get("x-role") == role}
+        return {name: schema for name, schema in compiled.items() if schemas[name].get(ROLE) == role}
 
     types = of(None)
+    for name, schema in schemas.items():
+        unusual = schema_lint.unusual_name(name) if name in types else None
+        if unusual is not None:
+            warnings.append(SchemaWarning(shown[name], "", unusual))
+        declared = members.declared(schema, registry.resolver(schema["$id"])) if name in types else None
+        warnings += (SchemaWarning(shown[name], *found) for found in schema_lint.lint(schema, declared))
     filterable = members.filterable({schema.schema_id: schemas[name] for name, schema in types.items()}, registry)
-    return Catalog(types, of("form"), documents, of("message"), filterable)
+    return Catalog(types, of("form"), documents, of("message"), filterable, tuple(warnings))
+
+
+def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
+    """The schema files of a folder, and what looks like schema files there and is not read."""
+    files: list[Path] = []
+    skipped: list[SchemaWarning] = []
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise SchemaError(f"{_shown(folder)}: can't be read: {error.strerror}") from error
+    for entry in entries:
+        reason = schema_lint.not_read(entry.name)
+        if reason is None and entry.name.endswith(".json"):
+            files.append(entry)
+        elif reason is None and folder != PACKAGED and not entry.name.startswith(".") and any(entry.glob("*.json")):
+            reason = "not read: the schema files in a folder within the folder; move them up"
+        if reason is not None:
+            skipped.append(SchemaWarning(_shown(entry), "", reason))
+    return files, skipped
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
 
 
 def schema_id(name: str) -> str:
@@ -167,14 +216,14 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
         content = file.read_bytes()
         schema = orjson.loads(content)
     except (OSError, orjson.JSONDecodeError) as error:
-        raise SchemaError(f"{file}: can't be read as JSON: {error}") from error
+        raise SchemaError(f"{_shown(file)}: can't be read as JSON: {error}") from error
     if not isinstance(schema, dict):
-        raise SchemaError(f"{file}: a schema file must hold a JSON object")
+        raise SchemaError(f"{_shown(file)}: a schema file must hold a JSON object")
     if str(schema.get("$schema", DRAFT)).removesuffix("#") != DRAFT:
-        raise SchemaError(f"{file}: $schema must be {DRAFT}, or left out; got {schema['$schema']!r}")
+        raise SchemaError(f"{_shown(file)}: $schema must be {DRAFT}, or left out; got {schema['$schema']!r}")
     roles = PACKAGED_ROLES if file.parent == PACKAGED else ROLES
-    if schema.get("x-role") not in roles:
-        raise SchemaError(f"{file}: x-role must be definitions, or left out; got {schema['x-role']!r}")
+    if schema.get(ROLE) not in roles:
+        raise SchemaError(f"{_shown(file)}: x-role must be definitions, or left out; got {schema[ROLE]!r}")
     schema.setdefault("$id", schema_id(file.stem))
     return content, schema
 
@@ -235,13 +284,9 @@ def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry
         place = json_pointer(list(getattr(error, "instance_path", ()))) or "the schema"
         words = f"{place}: {printable(getattr(error, 'message', str(error)))}"
         raise SchemaError(f"{name}.json: not a usable JSON Schema (draft 2020-12): {words}") from error
-    identity = schema.get("x-identity")
+    identity = schema.get(IDENTITY)
     if identity is not None and not (
         isinstance(identity, str) and identity.startswith("/") and "/" not in identity[1:] and len(identity) > 1
     ):
         raise SchemaError(f"{name}.json: x-identity must name a top-level member, as in /killmailId; got {identity!r}")
-    return Schema(name, schema["$id"], validator, None if identity is None else _unescape(identity[1:]))
-
-
-def _unescape(step: str) -> str:
-    return step.replace("~1", "/").replace("~0", "~")
+    return Schema(name, schema["$id"], validator, None if identity is None else unescape(identity[1:]))

@@ -42,6 +42,14 @@ def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> 
     }
 
 
+def declared(schema: Any, resolver: jsonschema_rs.Resolver) -> dict[str, frozenset[str]]:
+    """Every member that a schema declares, with all its types, whatever they are. `resolver` is that of its `$id`."""
+    found: dict[str, frozenset[str]] = {}
+    for name, types in _members(schema, resolver, set()):
+        found[name] = found.get(name, frozenset()) | types
+    return found
+
+
 def _members(
     schema: Any, resolver: jsonschema_rs.Resolver, seen: set[tuple[str, str]]
 ) -> Iterator[tuple[str, frozenset[str]]]:

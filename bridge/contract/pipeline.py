@@ -10,7 +10,7 @@ from typing import NamedTuple
 import orjson
 
 from bridge.contract import forms
-from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, Violation
+from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, Violation, is_reserved
 from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
 
@@ -91,7 +91,6 @@ class Pipeline:
     def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
         self._types = catalog.types
         self._forms = catalog.forms
-        self._messages = catalog.messages
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
@@ -198,8 +197,10 @@ class Pipeline:
             return f"the message has no type property and its exchange no default type; known types: {known}"
         if name in self._forms:
             return f"{name} is a form of a killmail, not an update type: publish it with the type {forms.UPDATE_TYPE}"
-        if name in self._messages:
-            return f"{name} is what the bridge itself tells its clients, not an update type; known types: {known}"
+        if is_reserved(name):
+            return (
+                f"the type {printable(name, 80)!r} is reserved for messages of the bridge itself; known types: {known}"
+            )
         return f"there is no schema for the type {printable(name, 80)!r}; known types: {known}"
 
 

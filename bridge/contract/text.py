@@ -18,6 +18,15 @@ def escaped(text: str, kept: str = "") -> str:
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def from_system(text: str) -> str:
+    """An argument, a variable or a file's name as text that UTF-8 can encode.
+
+    Python decodes them by the locale, and represents other bytes as surrogates. These are read as UTF-8 here; bytes
+    that are no UTF-8 are escaped, as in `\\xff`.
+    """
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def _cut(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
@@ -28,3 +37,8 @@ def _cut(text: str, limit: int) -> str:
 def json_pointer(path: "list[str | int]") -> str:
     """RFC 6901: `["a/b", 0]` is `/a~1b/0`; the whole document is the empty string."""
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+
+
+def unescape(step: str) -> str:
+    """A step of a JSON Pointer as the name that it stands for."""
+    return step.replace("~1", "/").replace("~0", "~")

@@ -48,6 +48,42 @@ def sample(bridge: Bridge, name: str) -> float | None:
     return bridge.metrics.registry.get_sample_value(name)
 
 
+# Schema files
+
+
+async def test_schema_file_that_is_probably_mistaken_is_logged_once_with_its_place(
+    build: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "duel.json").write_text('{"requierd": ["winner"]}')
+    (own / "sighting.JSON").write_text("{}")
+    with capture_logs() as logged:
+        build(schemas=own)
+    assert [line for line in logged if line["event"] == "schema file is probably wrong"] == [
+        {
+            "event": "schema file is probably wrong",
+            "log_level": "warning",
+            "file": str(own / "sighting.JSON"),
+            "pointer": "",
+            "detail": "not read: schema files hold JSON, and their names end with .json",
+        },
+        {
+            "event": "schema file is probably wrong",
+            "log_level": "warning",
+            "file": str(own / "duel.json"),
+            "pointer": "/requierd",
+            "detail": "the keyword 'requierd' is unknown and has no effect; did you mean required?",
+        },
+    ]
+
+
+async def test_packaged_schema_files_cause_no_warning(build: Callable[..., Bridge]) -> None:
+    with capture_logs() as logged:
+        build()
+    assert [line for line in logged if line["event"] == "schema file is probably wrong"] == []
+
+
 # Rejects
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import orjson
@@ -12,9 +14,6 @@ import pytest
 from bridge.contract import catalog
 from bridge.contract.catalog import Catalog, Schema, SchemaError, Violation
 from tests.support.killmail import EXAMPLE
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MAXIMUM = 2**53 - 1
 PACKAGED = catalog.load([catalog.PACKAGED])
@@ -225,7 +224,7 @@ def test_unusable_schema_is_an_error_that_names_its_file(
     assert str(raised.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["killmail", "resume", "gap", "update-with-id"])
+@pytest.mark.parametrize("name", ["killmail", "update-with-id"])
 def test_name_that_is_there_already_is_an_error(tmp_path: Path, name: str) -> None:
     own = folder_of(tmp_path, **{name: {}})
     with pytest.raises(SchemaError, match=rf"{name}\.json already; give the type another name") as raised:
@@ -372,3 +371,90 @@ def test_id_of_another_file_is_refused_within_a_schema_too(tmp_path: Path) -> No
 def test_type_that_the_broker_gives_to_others_is_no_name_for_one(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"binary\.json: 'binary' can't be a type: RabbitMQ 3\.10 gives this one to"):
         load(tmp_path / "own", binary={"type": "object"})
+
+
+@pytest.mark.parametrize("name", ["resume", "gap", "heartbeat", "close", "error", "bridge.x", "bridge.", "bridge.a.b"])
+@pytest.mark.parametrize("schema", [{}, {"x-role": "definitions"}], ids=repr)
+def test_reserved_type_is_refused(tmp_path: Path, name: str, schema: dict[str, Any]) -> None:
+    own = folder_of(tmp_path, **{name: schema, "aaa": {}})
+    with pytest.raises(
+        SchemaError, match=f"the type '{name}' is reserved for messages of the bridge itself; give the"
+    ) as raised:
+        catalog.load([catalog.PACKAGED, own])
+    assert str(own / f"{name}.json") in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["Resume", "resumed", "bridge", "my.bridge.x", "errors"])
+def test_type_that_only_looks_reserved_is_one(tmp_path: Path, name: str) -> None:
+    assert name in load(tmp_path, **{name: {}}).types
+
+
+# What is probably a mistake
+
+
+def warned(catalog_: Catalog, folder: Path) -> list[str]:
+    return [str(warning).removeprefix(f"{folder}/") for warning in catalog_.warnings]
+
+
+def test_packaged_files_cause_no_warning() -> None:
+    assert PACKAGED.warnings == ()
+
+
+def test_warnings_name_the_file_and_the_place(tmp_path: Path) -> None:
+    at: dict[str, Any] = {"$ref": "urn:edk-bridge:schema:shared", "id": "x"}
+    duel: dict[str, Any] = {"requierd": ["winner"], "properties": {"at": at}}
+    shared: dict[str, Any] = {"x-role": "definitions", "tpye": "string"}
+    own = folder_of(tmp_path, duel=duel, shared=shared)
+    (own / "sighting.schema.json").write_text("{}")
+    assert warned(catalog.load([catalog.PACKAGED, own]), own) == [
+        "duel.json: /requierd: the keyword 'requierd' is unknown and has no effect; did you mean required?",
+        "duel.json: /properties/at/id: the keyword 'id' has no effect in draft 2020-12; use $id",
+        "shared.json: /tpye: the keyword 'tpye' is unknown and has no effect; did you mean type?",
+        "sighting.schema.json: the update type is 'sighting.schema', from the file's name; if the type is 'sighting', "
+        "rename the file to sighting.json",
+    ]
+
+
+def test_identity_is_looked_for_in_what_the_schema_refers_to(tmp_path: Path) -> None:
+    base = {"x-role": "definitions", "$defs": {"move": {"properties": {"moveId": {"type": "integer"}}}}}
+    parts = [{"$ref": "urn:edk-bridge:schema:shared#/$defs/move"}, {"properties": {"moveId": {"minimum": 1}}}]
+    loaded = load(
+        tmp_path, shared=base, good={"allOf": parts, "x-identity": "/moveId"}, bad={"allOf": parts, "x-identity": "/id"}
+    )
+    assert warned(loaded, tmp_path) == [
+        "bad.json: /x-identity: the schema declares no member 'id', so updates are probably not identified; "
+        "declare it in properties"
+    ]
+
+
+def test_file_that_looks_like_a_schema_file_is_not_read_and_said(tmp_path: Path) -> None:
+    folder_of(tmp_path, event={})
+    folder_of(tmp_path / "more", duel={})
+    folder_of(tmp_path / "empty")
+    folder_of(tmp_path / ".hidden", duel={})
+    for name in (b"._event.json", b"duel.yaml", b"DUEL.JSON", b"du\xffel.json", b"du\nel.json", b"README.md"):
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(b"no JSON")
+    (tmp_path / ".#event.json").symlink_to("nowhere")
+    loaded = catalog.load([tmp_path])
+    assert set(loaded.types) == {"event"}
+    assert all(line.isprintable() for line in warned(loaded, tmp_path))
+    assert [line.partition(": ")[0] for line in warned(loaded, tmp_path)] == [
+        ".#event.json",
+        "._event.json",
+        "DUEL.JSON",
+        "du\\nel.json",
+        "duel.yaml",
+        "du\\udcffel.json",
+        "more",
+    ]
+
+
+def test_folder_with_nothing_but_files_that_are_not_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "event.JSON").write_text("{}")
+    with pytest.raises(SchemaError, match=r"no schema files \(\*\.json\) in this folder; .*event\.JSON: not read: "):
+        catalog.load([tmp_path])
+
+
+def test_folder_that_can_not_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match=r"none: can't be read: No such file"):
+        catalog.load([tmp_path / "none"])

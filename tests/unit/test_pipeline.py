@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from bridge.contract.text import printable
 from tests.support.examples import examples
 from tests.support.killmail import EXAMPLE
 
@@ -246,12 +247,15 @@ def test_form_named_as_a_type_is_unknown_and_the_right_type_is_said(form: str) -
     assert outcome.detail.endswith("publish it with the type killmail")
 
 
-@pytest.mark.parametrize("name", ["resume", "gap"])
-def test_message_of_the_bridges_own_named_as_a_type_is_unknown(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["resume", "gap", "heartbeat", "close", "error", "bridge.", "bridge.x\n", "bridge.gap"]
+)
+def test_reserved_type_is_unknown_and_said_to_be_reserved(name: str) -> None:
     for outcome in (processed({}, kind=name), processed({"type": name, "data": {}})):
         assert isinstance(outcome, Rejected)
         assert outcome.reason == Reason.UNKNOWN_TYPE
-        assert f"{name} is what the bridge itself tells" in outcome.detail
+        assert outcome.detail.startswith(f"the type {printable(name)!r} is reserved for messages of the bridge itself")
+        assert outcome.detail.isprintable()
 
 
 @pytest.mark.parametrize("kind", [None, "", "binary"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.contract.text import LIMIT, json_pointer, printable
+from bridge.contract.text import LIMIT, from_system, json_pointer, printable, unescape
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,16 @@ def test_path_becomes_a_json_pointer(path: list[str | int], pointer: str) -> Non
 def test_any_pointer_can_be_read_back(path: list[str]) -> None:
     steps = json_pointer(list(path)).split("/")[1:]
     assert [step.replace("~1", "/").replace("~0", "~") for step in steps] == path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a", "a"), ("\xe4", "\xe4"), ("\udcc3\udca4", "\xe4"), ("\udcff", "\\xff"), ("\U0001f680\n", "\U0001f680\n")],
+    ids=ascii,
+)
+def test_name_from_the_system_is_text_that_utf_8_can_encode(name: str, text: str) -> None:
+    assert from_system(name) == text
+
+
+def test_step_of_a_pointer_is_unescaped_as_rfc_6901_says() -> None:
+    assert [unescape(step) for step in ("a", "a~1b", "~01", "~0~1")] == ["a", "a/b", "~1", "~/"]

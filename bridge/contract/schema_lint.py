@@ -1,0 +1,170 @@
+"""What is probably a mistake in a folder of schema files, although a validator accepts the files.
+
+Takes names of files, and schemas that are compiled already. Reads no files.
+"""
+
+import difflib
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from bridge.contract.keywords import KEYWORDS, Steps, subschemas
+from bridge.contract.text import json_pointer, printable, unescape
+
+MOST_PER_FILE = 20
+"""Warnings of one file. A file that has more is probably no JSON Schema, and the first ones show that."""
+
+LONGEST_TYPE_BYTES = 255
+"""The length of AMQP's `type` property (a short string)."""
+
+IDENTITY, ROLE = "x-identity", "x-role"
+
+_OWN = (IDENTITY, ROLE)
+_EXTENSIONS = frozenset((*_OWN, "x-form-of"))
+
+_REPLACED = {
+    "$recursiveAnchor": "$dynamicAnchor",
+    "$recursiveRef": "$dynamicRef",
+    "additionalItems": "items, beside prefixItems",
+    "dependencies": "dependentRequired or dependentSchemas",
+    "disallow": "not",
+    "discriminator": "oneOf, with a const in each branch",
+    "divisibleBy": "multipleOf",
+    "example": "examples, a list",
+    "extends": "allOf",
+    "id": "$id",
+    "nullable": '"null" in a list of types, as in "type": ["string", "null"]',
+    "optional": "required, a list of names",
+}
+"""Keywords of older drafts and of OpenAPI, and what has their effect in draft 2020-12."""
+
+_LIKE_A_SCHEMA = re.compile(r"\.(?:json[5c]?|jsonschema|schema|ya?ml|jsn|josn|jso|jason|json\.txt)\s*\Z", re.IGNORECASE)
+_COPY = re.compile(r"(?: \(\d+\)| - Copy| copy(?: \d+)?)$|^Copy of ", re.IGNORECASE)
+
+_IDENTIFYING = frozenset(("string", "integer", "number"))
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaWarning:
+    """Something in a folder of schema files that has no effect, or probably not the one that was meant."""
+
+    file: str
+    """The file or folder: printable."""
+    pointer: str
+    """JSON Pointer into the file; empty if the warning is about the file itself. Printable."""
+    detail: str
+    """One sentence: printable and bounded."""
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.pointer, self.detail) if part)
+
+
+def not_read(name: str) -> str | None:
+    """Why a file is not read, although its name looks like that of a schema file; None for every other name."""
+    if _LIKE_A_SCHEMA.search(name) is None:
+        return None
+    if name.startswith("."):
+        return "not read: its name begins with a dot, as those of hidden and temporary files do"
+    if not name.endswith(".json"):
+        return "not read: schema files hold JSON, and their names end with .json"
+    stem = name.removesuffix(".json")
+    try:
+        length_bytes = len(stem.encode())
+    except UnicodeEncodeError:
+        return "not read: its name is not UTF-8, so it can't be an update type; rename the file"
+    if not stem.isprintable():
+        return (
+            "not read: its name has characters that are not printable, so it can't be an update type; rename the file"
+        )
+    if length_bytes > LONGEST_TYPE_BYTES:
+        return f"not read: an update type has at most {LONGEST_TYPE_BYTES} bytes; give the file a shorter name"
+    return None
+
+
+def unusual_name(stem: str) -> str | None:
+    """Why the name of an update type is probably a mistake; None for every other name."""
+    bare = re.sub(r"\.(?:schema|json|jsonschema)$", "", stem.strip(), flags=re.IGNORECASE)
+    bare = (_COPY.sub("", bare) or bare).strip()
+    if bare == stem:
+        return None
+    meant = f"; if the type is {bare!r}, rename the file to {bare}.json" if bare else "; rename the file"
+    return printable(f"the update type is {stem!r}, from the file's name{meant}")
+
+
+def lint(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> list[tuple[str, str]]:
+    """What has no effect in a schema: a JSON Pointer and a sentence for each, at most `MOST_PER_FILE`.
+
+    `declared` has the members of an update type's data, each with its JSON types; None: the schema is no update type.
+    """
+    found = list(islice(_found(schema, declared), MOST_PER_FILE + 1))
+    if len(found) > MOST_PER_FILE:
+        found[MOST_PER_FILE - 1 :] = [("", "there are more problems of this kind in the file")]
+    return [(printable(pointer), printable(detail)) for pointer, detail in found]
+
+
+def _found(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> Iterator[tuple[str, str]]:
+    if schema.get(IDENTITY) is not None and (detail := _identity(schema, declared)) is not None:
+        yield json_pointer([IDENTITY]), detail
+    # Not recursive: a schema may be nested more deeply than Python calls.
+    rest: list[tuple[Steps, Any]] = [((), schema)]
+    while rest:
+        steps, part = rest.pop()
+        if not isinstance(part, dict):
+            continue
+        for keyword in part:
+            if (detail := _keyword(keyword, is_top=not steps)) is not None:
+                yield json_pointer([*steps, keyword]), detail
+        yield from ((json_pointer([*steps, "required", at]), detail) for at, detail in _required(part))
+        rest += reversed([((*steps, *more), inner) for more, inner in subschemas(part)])
+
+
+def _keyword(keyword: str, *, is_top: bool) -> str | None:
+    if keyword in KEYWORDS:
+        return None
+    if keyword in _EXTENSIONS:
+        return None if is_top else f"{keyword} has an effect only at the top of a schema file"
+    if keyword in _REPLACED:
+        return f"the keyword {keyword!r} has no effect in draft 2020-12; use {_REPLACED[keyword]}"
+    if keyword.startswith("x-"):
+        close = _close(keyword, _OWN, 0.7)
+        return None if close is None else f"the keyword {keyword!r} has no effect; did you mean {close}?"
+    close = _close(keyword, (*sorted(KEYWORDS), *_OWN))
+    hint = f"did you mean {close}?" if close else "the name of a keyword of your own begins with x-"
+    return f"the keyword {keyword!r} is unknown and has no effect; {hint}"
+
+
+def _required(schema: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """Names that are required and not declared, beside a declared one that is not required and nearly the same."""
+    required = schema.get("required", [])
+    declared = [name for name in schema.get("properties", {}) if name not in required]
+    for at, name in enumerate(required):
+        if name in schema.get("properties", {}):
+            continue
+        close = _close(name, declared, 0.85)
+        if close is not None:
+            yield at, f"no property {name!r} is declared; did you mean {close!r}?"
+
+
+def _identity(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> str | None:
+    if declared is None:
+        return f"{IDENTITY} has an effect only in the schema of an update type"
+    name = unescape(schema[IDENTITY][1:])
+    if name in declared:
+        if _IDENTIFYING.isdisjoint(declared[name]):
+            return f"{name!r} is never a string or a number, so it identifies no update"
+        return None
+    others = (schema.get(keyword) for keyword in ("patternProperties", "additionalProperties", "unevaluatedProperties"))
+    if name in schema.get("required", []) or any(isinstance(other, dict) for other in others):
+        return None
+    close = _close(name, declared)
+    hint = f"did you mean {close!r}?" if close else "declare it in properties"
+    return f"the schema declares no member {name!r}, so updates are probably not identified; {hint}"
+
+
+def _close(name: str, names: Collection[str], cutoff: float = 0.75) -> str | None:
+    """The name that is most like this one, whatever the case of its letters."""
+    by_lower = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, 1, cutoff)
+    return by_lower[close[0]] if close else None

@@ -1,0 +1,281 @@
+"""Warnings of schema files: what causes one, what it names, and what causes none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridge.contract.schema_lint import MOST_PER_FILE, SchemaWarning, lint, not_read, unusual_name
+
+DECLARED = {"moveId": {"integer"}, "fleet": {"object"}, "note": {"string", "null"}}
+
+
+def details(schema: dict[str, Any]) -> list[str]:
+    return [f"{pointer}: {detail}" for pointer, detail in lint(schema, DECLARED)]
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("event.JSON", "names end with .json"),
+        ("event.Json", "names end with .json"),
+        ("event.json ", "names end with .json"),
+        ("event.json.txt", "names end with .json"),
+        ("event.json5", "names end with .json"),
+        ("event.jsonc", "names end with .json"),
+        ("event.jsn", "names end with .json"),
+        ("event.schema", "names end with .json"),
+        ("event.jsonschema", "names end with .json"),
+        ("event.yaml", "names end with .json"),
+        ("event.YML", "names end with .json"),
+        ("._event.json", "begins with a dot"),
+        (".#event.json", "begins with a dot"),
+        (".json", "begins with a dot"),
+        (".event.YAML", "begins with a dot"),
+        ("ev\udcffent.json", "is not UTF-8"),
+        ("ev\nent.json", "not printable"),
+        ("event\u200b.json", "not printable"),
+        ("\ufeffevent.json", "not printable"),
+        ("x" * 256 + ".json", "at most 255 bytes"),
+        ("ä" * 128 + ".json", "at most 255 bytes"),
+    ],
+)
+def test_file_that_looks_like_a_schema_file_and_is_not_one_has_a_reason(name: str, words: str) -> None:
+    reason = not_read(name)
+    assert reason is not None
+    assert words in reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("event.json", "fleet-move.json", "x" * 255 + ".json", "shared parts.json", "a.b.json", "ärger.json"),
+        *("README.md", "event.json~", "event.json.bak", ".event.json.swp", "events.ndjson", "Makefile", "..data"),
+    ],
+)
+def test_name_of_a_schema_file_or_of_something_else_has_none(name: str) -> None:
+    assert not_read(name) is None
+
+
+@pytest.mark.parametrize(
+    ("stem", "meant"),
+    [
+        ("killmail.schema", "killmail"),
+        ("killmail.Schema", "killmail"),
+        ("killmail.json", "killmail"),
+        (" killmail", "killmail"),
+        ("killmail ", "killmail"),
+        ("killmail (1)", "killmail"),
+        ("killmail - Copy", "killmail"),
+        ("killmail copy 2", "killmail"),
+        ("Copy of killmail", "killmail"),
+    ],
+)
+def test_name_that_is_probably_a_slip_is_said_with_the_one_that_is_meant(stem: str, meant: str) -> None:
+    assert unusual_name(stem) == (
+        f"the update type is {stem!r}, from the file's name; if the type is {meant!r}, rename the file to {meant}.json"
+    )
+
+
+def test_name_of_blanks_only_is_said_without_another_one() -> None:
+    assert unusual_name("  ") == "the update type is '  ', from the file's name; rename the file"
+
+
+@pytest.mark.parametrize(
+    "stem", ["killmail", "fleet-move", "fleet move", "v1.2", "schema", "json", "copy", "fleet.move"]
+)
+def test_usual_name_is_left_alone(stem: str) -> None:
+    assert unusual_name(stem) is None
+
+
+# Keywords
+
+
+@pytest.mark.parametrize(
+    ("keyword", "meant"),
+    [
+        ("requierd", "required"),
+        ("Required", "required"),
+        ("propertys", "properties"),
+        ("additional_properties", "additionalProperties"),
+        ("maxlength", "maxLength"),
+        ("tpye", "type"),
+        ("anyof", "anyOf"),
+        ("ref", "$ref"),
+        ("exmaples", "examples"),
+        ("comment", "$comment"),
+        ("x_identity", "x-identity"),
+        ("X-Role", "x-role"),
+    ],
+)
+def test_unknown_keyword_is_said_with_the_one_that_is_meant(keyword: str, meant: str) -> None:
+    assert details({keyword: 1}) == [
+        f"/{keyword}: the keyword {keyword!r} is unknown and has no effect; did you mean {meant}?"
+    ]
+
+
+@pytest.mark.parametrize("keyword", ["version", "", "\x1b[2J", "日本"])
+def test_unknown_keyword_that_is_like_no_other_is_said_too(keyword: str) -> None:
+    [line] = details({keyword: 1})
+    assert line.endswith("is unknown and has no effect; the name of a keyword of your own begins with x-")
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "instead"),
+    [
+        ("dependencies", "dependentRequired or dependentSchemas"),
+        ("additionalItems", "items, beside prefixItems"),
+        ("id", "$id"),
+        ("nullable", '"null" in a list of types'),
+        ("example", "examples, a list"),
+        ("$recursiveRef", "$dynamicRef"),
+        ("divisibleBy", "multipleOf"),
+    ],
+)
+def test_keyword_of_another_draft_or_of_openapi_is_said_with_what_to_use(keyword: str, instead: str) -> None:
+    [line] = details({keyword: {}})
+    assert f"the keyword {keyword!r} has no effect in draft 2020-12; use {instead}" in line
+
+
+@pytest.mark.parametrize("keyword", ["x-identiy", "x-Identity", "x-identifier", "x-rol"])
+def test_near_miss_of_an_own_keyword_is_said(keyword: str) -> None:
+    [line] = details({keyword: "/moveId"})
+    assert "has no effect; did you mean x-" in line
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer"),
+    [
+        ({"properties": {"a/b": {"requierd": []}}}, "/properties/a~1b/requierd"),
+        ({"$defs": {"a": {"requierd": []}}}, "/$defs/a/requierd"),
+        ({"allOf": [{}, {"requierd": []}]}, "/allOf/1/requierd"),
+        ({"if": {"not": {"requierd": []}}}, "/if/not/requierd"),
+        ({"items": {"prefixItems": [{"requierd": []}]}}, "/items/prefixItems/0/requierd"),
+        ({"dependentSchemas": {"a": {"requierd": []}}}, "/dependentSchemas/a/requierd"),
+        ({"patternProperties": {"^a": {"requierd": []}}}, "/patternProperties/^a/requierd"),
+        ({"unevaluatedProperties": {"requierd": []}}, "/unevaluatedProperties/requierd"),
+        ({"contentSchema": {"requierd": []}}, "/contentSchema/requierd"),
+    ],
+)
+def test_unknown_keyword_is_found_wherever_a_subschema_may_stand(schema: dict[str, Any], pointer: str) -> None:
+    assert [found for found, _ in lint(schema, DECLARED)] == [pointer]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"requierd": {}, "id": {}, "nullable": True}, "patternProperties": {"id": {}}},
+        {"$defs": {"requierd": {}}, "definitions": {"id": {}}},
+        {"const": {"requierd": 1}, "enum": [{"id": 1}], "default": {"id": 1}, "examples": [{"nullable": 1}]},
+        {"dependentRequired": {"id": ["nullable"]}, "dependentSchemas": {"id": {}}},
+        {"x-unit": "ISK", "x-anything": {"requierd": 1}, "x-form-of": "killmail"},
+        {"$schema": "", "$id": "", "$anchor": "a", "$comment": "", "$vocabulary": {}, "$dynamicAnchor": "b"},
+        {"x-identity": None},
+    ],
+    ids=repr,
+)
+def test_names_values_and_extensions_are_no_keywords(schema: dict[str, Any]) -> None:
+    assert details(schema) == []
+
+
+@pytest.mark.parametrize("keyword", ["x-identity", "x-role"])
+def test_own_keyword_within_a_schema_has_no_effect(keyword: str) -> None:
+    assert details({"properties": {"a": {keyword: "/b"}}}) == [
+        f"/properties/a/{keyword}: {keyword} has an effect only at the top of a schema file"
+    ]
+
+
+def test_schema_that_is_nested_deeply_is_walked_to_its_end() -> None:
+    schema: dict[str, Any] = {"requierd": []}
+    for _ in range(5000):
+        schema = {"not": schema}
+    [(pointer, _)] = lint(schema, DECLARED)
+    assert pointer.endswith("/not/requierd")
+
+
+@pytest.mark.parametrize(("count", "said"), [(MOST_PER_FILE, MOST_PER_FILE), (MOST_PER_FILE + 1, MOST_PER_FILE)])
+def test_no_more_warnings_are_said_of_a_file_than_may_be(count: int, said: int) -> None:
+    found = lint({f"wrong{number}": 1 for number in range(count)}, DECLARED)
+    assert len(found) == said
+    assert (("", "there are more problems of this kind in the file") in found) == (count > MOST_PER_FILE)
+
+
+# Members
+
+
+def test_identity_that_names_no_declared_member_is_said_with_the_one_that_is_meant() -> None:
+    assert details({"x-identity": "/moveID"}) == [
+        "/x-identity: the schema declares no member 'moveID', so updates are probably not identified; "
+        "did you mean 'moveId'?"
+    ]
+    assert details({"x-identity": "/pilot"}) == [
+        "/x-identity: the schema declares no member 'pilot', so updates are probably not identified; "
+        "declare it in properties"
+    ]
+
+
+def test_identity_that_is_never_a_string_or_a_number_is_said() -> None:
+    assert details({"x-identity": "/fleet"}) == [
+        "/x-identity: 'fleet' is never a string or a number, so it identifies no update"
+    ]
+
+
+def test_identity_of_what_is_no_update_type_is_said() -> None:
+    assert lint({"x-role": "definitions", "x-identity": "/moveId"}, None) == [
+        ("/x-identity", "x-identity has an effect only in the schema of an update type")
+    ]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"x-identity": "/moveId"},
+        {"x-identity": "/note"},
+        {"x-identity": "/pilot", "required": ["pilot"]},
+        {"x-identity": "/pilot", "additionalProperties": {"type": "string"}},
+        {"x-identity": "/pilot", "patternProperties": {"^p": {"type": "string"}}},
+    ],
+    ids=repr,
+)
+def test_identity_that_the_schema_knows_causes_no_warning(schema: dict[str, Any]) -> None:
+    assert details(schema) == []
+
+
+def test_identity_with_escapes_is_compared_as_the_name_that_it_stands_for() -> None:
+    assert lint({"x-identity": "/a~1b~0"}, {"a/b~": {"string"}}) == []
+
+
+def test_required_name_that_is_nearly_a_declared_one_is_said() -> None:
+    assert details({"properties": {"systemId": {}, "at": {}}, "required": ["at", "sytemId"]}) == [
+        "/required/1: no property 'sytemId' is declared; did you mean 'systemId'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"required": ["pilot"]},
+        {"properties": {"systemId": {}}, "required": ["pilot", "systemId"]},
+        {"properties": {"killmailId": {}}, "required": ["killmailId", "killmailIds"]},
+        {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    ],
+    ids=repr,
+)
+def test_required_name_that_is_declared_elsewhere_or_nowhere_causes_no_warning(schema: dict[str, Any]) -> None:
+    assert details(schema) == []
+
+
+@pytest.mark.parametrize(
+    ("warning", "line"),
+    [
+        (SchemaWarning("a.json", "/x", "why"), "a.json: /x: why"),
+        (SchemaWarning("a.json", "", "why"), "a.json: why"),
+    ],
+)
+def test_warning_is_one_line(warning: SchemaWarning, line: str) -> None:
+    assert str(warning) == line
