@@ -3,6 +3,8 @@
 import click
 from click.shell_completion import get_completion_class
 
+from bridge.commands.streams import echo
+
 SHELLS = {
     "bash": 'eval "$(edk-bridge completion bash)"   # in ~/.bashrc; bash 4.4 or newer',
     "zsh": 'eval "$(edk-bridge completion zsh)"    # in ~/.zshrc, after compinit',
@@ -23,4 +25,4 @@ def completion(context: click.Context, shell: str) -> None:
     """Prints the script with which a shell completes this command."""
     script = get_completion_class(shell)
     assert script is not None
-    click.echo(script(context.find_root().command, {}, "edk-bridge", "_EDK_BRIDGE_COMPLETE").source())
+    echo(script(context.find_root().command, {}, "edk-bridge", "_EDK_BRIDGE_COMPLETE").source())

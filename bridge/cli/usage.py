@@ -11,6 +11,7 @@ import click
 
 from bridge import __version__
 from bridge.cli.options import INTERRUPTED
+from bridge.commands.streams import echo, escape_unencodable
 from bridge.contract.text import printable
 from bridge.errors import masked
 
@@ -23,13 +24,14 @@ class OneLine(click.Group):
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # click has overloads
         """As click's, which ends the program."""
+        escape_unencodable()
         try:
             code = super().main(args, **{**options, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code
         except click.ClickException as error:
-            click.echo(f"edk-bridge: {complaint(error)}", err=True)
+            echo(f"edk-bridge: {complaint(error)}", err=True)
             code = error.exit_code
         except click.Abort:
             # Ctrl-C where nobody has more to say of it.
@@ -70,5 +72,5 @@ def print_version(context: click.Context, option: click.Parameter, asked: bool) 
     """Prints the version, and those of what it stands on, and ends."""
     if asked and not context.resilient_parsing:
         libraries = "".join(f", {name} {version(name)}" for name in LIBRARIES)
-        click.echo(f"edk-bridge, version {__version__} (Python {platform.python_version()}{libraries})")
+        echo(f"edk-bridge, version {__version__} (Python {platform.python_version()}{libraries})")
         context.exit()

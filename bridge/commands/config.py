@@ -9,7 +9,7 @@ from typing import NamedTuple
 import orjson
 
 from bridge.amqp_urls import amqp_urls
-from bridge.contract.text import printable
+from bridge.contract.text import from_system, printable
 from bridge.errors import masked, masked_url
 from bridge.settings import FIELDS, PREFIX
 from bridge.sources import Found
@@ -52,5 +52,11 @@ def as_text(rows: Sequence[Row]) -> str:
 
 def as_json(rows: Sequence[Row]) -> str:
     """An object with a member for each variable: `{"value": ..., "source": ...}`; a value that is not set is null."""
-    document = {row.variable: {"value": row.value, "source": row.source} for row in rows}
+    document = {
+        row.variable: {
+            "value": None if row.value is None else from_system(row.value),
+            "source": from_system(row.source),
+        }
+        for row in rows
+    }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()

@@ -11,14 +11,16 @@ import select
 import stat
 
 from bridge.commands.colors import colored
+from bridge.commands.streams import ESCAPE
 
 
 class Output:
     """One descriptor, for lines. Made inside a running event loop."""
 
-    def __init__(self, descriptor: int, in_color: bool = False) -> None:
+    def __init__(self, descriptor: int, in_color: bool = False, encoding: str = "utf-8") -> None:
         self._descriptor = descriptor
         self._in_color = in_color
+        self._encoding = encoding
         self._loop = asyncio.get_running_loop()
         self._on_terminal = os.isatty(descriptor)
         self._is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
@@ -28,13 +30,13 @@ class Output:
         """Prints a line of JSON. Raises BrokenPipeError, or another OSError, where nobody takes it any more.
 
         What a terminal might take for a command is escaped, which is the same JSON: that can only be in a string. What
-        is in color is for a terminal, be it behind a pager.
+        is in color is for a terminal, be it behind a pager. Characters that the encoding does not have are escaped too.
         """
         if (self._on_terminal or self._in_color) and not text.isprintable():
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
         if self._in_color:
             text = colored(text)
-        rest = memoryview(text.encode() + b"\n")
+        rest = memoryview(text.encode(self._encoding, ESCAPE) + b"\n")
         while rest:
             await self._writable()
             try:

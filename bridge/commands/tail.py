@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
 
-import click
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -23,6 +22,7 @@ from bridge import queued_output
 from bridge.backoff import Backoff
 from bridge.commands.output import Output
 from bridge.commands.spinner import Spinner
+from bridge.commands.streams import echo, json_encoding
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 
@@ -238,11 +238,11 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> Non
     # Not by its name alone: a program that is started without one has none.
     if sys.stdout is None:
         raise ConfigurationError(["standard output is closed"])
-    descriptor = sys.stdout.fileno()
+    descriptor, encoding = sys.stdout.fileno(), json_encoding(sys.stdout)
     queued_output.install("stderr", _report_dropped, queued_output.IN_ORDER_S)
 
     async def main() -> None:
-        output = Output(descriptor, in_color)
+        output = Output(descriptor, in_color, encoding)
         spinner = Spinner(sys.stderr, os.environ.get("TERM"))
         tail = Tail(url, after, tls, output.line, spinner.say, spinner.wait)
         following = asyncio.ensure_future(_follow(tail, output.abandoned()))
@@ -268,7 +268,7 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> Non
 
 
 def _report_dropped(lines: int) -> None:
-    click.echo(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
+    echo(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
 
 
 async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:

@@ -15,12 +15,12 @@ from types import FrameType
 from typing import NoReturn
 
 import aiormq
-import click
 from dotenv import dotenv_values
 
 from bridge import logs, queued_output, settings
 from bridge.broker.life import cancel_requests
 from bridge.broker.nodes import Node
+from bridge.commands.streams import echo
 from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher
@@ -288,4 +288,4 @@ def _command() -> str:
 def _say(line: str, err: bool = False) -> None:
     # The terminal may be gone: that is what SIGHUP is about, and it must not keep anything from being stopped.
     with suppress(OSError):
-        click.echo(line, err=err)
+        echo(line, err=err)

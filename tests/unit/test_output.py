@@ -93,3 +93,18 @@ async def test_pipe_that_another_program_has_filled_meanwhile_is_tried_again(
     monkeypatch.setattr("bridge.commands.output.os.write", first_refuses)
     await Output(pipe[1]).line("line")
     assert os.read(pipe[0], 100) == b"line\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("utf-8", '"\xe4\U0001f680"\n'.encode()),
+        ("latin-1", b'"\xe4\\ud83d\\ude80"\n'),
+        ("ascii", b'"\\u00e4\\ud83d\\ude80"\n'),
+    ],
+)
+async def test_character_that_the_encoding_does_not_have_is_escaped(
+    pipe: tuple[int, int], encoding: str, written: bytes
+) -> None:
+    await Output(pipe[1], encoding=encoding).line('"\xe4\U0001f680"')
+    assert os.read(pipe[0], 100) == written
