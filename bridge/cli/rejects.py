@@ -16,6 +16,7 @@ from bridge.commands import rejects
 from bridge.commands.output import Output
 from bridge.commands.progress import Progress
 from bridge.commands.rejects import Choice, Outcome
+from bridge.commands.streams import echo, json_encoding
 from bridge.contract.pipeline import Reason
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
@@ -30,6 +31,7 @@ _REASON = click.Option(
     metavar="REASON",
     help=f"only those with this reason: {', '.join(_REASONS)}",
 )
+_ALL = click.Option(["--all", "everything"], is_flag=True, help="all that are there when it begins")
 _IDS: click.Parameter = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
 _BROKER = ("amqp_url", "reject_exchange")
 
@@ -47,7 +49,7 @@ def _on_queue(settings: Settings, work: Callable[[RejectsQueue], Awaitable[Answe
                 return await work(queue)
             finally:
                 if queue.returned:
-                    click.echo(
+                    echo(
                         f"{name} is a quorum queue: each reading counts as a delivery (the most by now: "
                         f"{queue.returned + 1}), and what exceeds its delivery limit is dropped: raise that limit, or "
                         "use a classic queue",
@@ -69,7 +71,8 @@ def _list(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
     async def work(queue: RejectsQueue) -> None:
         count = 0
         # A pager takes no more than a page at a time, and the broker wants to hear from this end all the while.
-        output = Output(sys.stdout.fileno())
+        encoding = json_encoding(sys.stdout) if in_json else sys.stdout.encoding
+        output = Output(sys.stdout.fileno(), encoding=encoding)
         try:
             async for reject in rejects.chosen(queue, Choice(reason)):
                 for line in shown(reject).split("\n"):
@@ -83,7 +86,7 @@ def _list(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
         except OSError as error:
             raise BridgeError(f"standard output: {error.strerror}") from error
         of = "" if reason is None else f" with the reason {reason}"
-        click.echo(f"{count:,} listed{of}; {queue.count:,} in {queue.name} in all", err=True)
+        echo(f"{count:,} listed{of}; {queue.count:,} in {queue.name} in all", err=True)
 
     with failing():
         if sys.stdout is None:
@@ -100,12 +103,7 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
         await rejects.requeue(queue, choice, user_of(Node(settings.amqp_url[0])), outcome, progress.tick)
 
     with failing():
-        if everything and ids:
-            raise ConfigurationError(["ids or --all: one of them says which are meant"])
-        if not (everything or ids or reason):
-            raise ConfigurationError(
-                ["say which: ids, as `edk-bridge rejects list` has them, --reason (all with that reason), or --all"]
-            )
+        _require_selection(ids, everything, reason)
         settings = effective_settings(flags)
         try:
             _on_queue(settings, work)
@@ -119,6 +117,16 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
     sys.exit(1 if missing or outcome.kept else 0)
 
 
+def _require_selection(ids: tuple[str, ...], everything: bool, reason: str | None) -> None:
+    """Raises ConfigurationError unless the arguments say which events are meant."""
+    if everything and ids:
+        raise ConfigurationError(["ids or --all: one of them says which are meant"])
+    if not (everything or ids or reason):
+        raise ConfigurationError(
+            ["say which: ids, as `edk-bridge rejects list` has them, --reason (all with that reason), or --all"]
+        )
+
+
 def _missing(ids: tuple[str, ...], outcome: Outcome, say: Callable[[str], None]) -> bool:
     """Says which of the ids were not there; whether any was not."""
     missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
@@ -127,7 +135,7 @@ def _missing(ids: tuple[str, ...], outcome: Outcome, say: Callable[[str], None])
     return bool(missing)
 
 
-def _purge(ids: tuple[str, ...], reason: str | None, yes: bool, **flags: str | None) -> None:
+def _purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool, **flags: str | None) -> None:
     outcome = Outcome()
     choice = Choice(reason, frozenset(ids) or None)
     agreed: int | None = None
@@ -142,6 +150,7 @@ def _purge(ids: tuple[str, ...], reason: str | None, yes: bool, **flags: str | N
         await rejects.remove(queue, choice, outcome)
 
     with failing():
+        _require_selection(ids, everything, reason)
         settings = effective_settings(flags)
         if not yes:
             if sys.stdin is None or not sys.stdin.isatty():
@@ -151,13 +160,13 @@ def _purge(ids: tuple[str, ...], reason: str | None, yes: bool, **flags: str | N
             which += [f"those with the reason {reason}"] if reason else []
             of = f" {', '.join(which)} of" if which else ""
             if not click.confirm(f"Remove{of} {agreed:,} rejected events in {settings.reject_exchange}?", err=True):
-                click.echo("nothing is removed", err=True)
+                echo("nothing is removed", err=True)
                 sys.exit(1)
         try:
             _on_queue(settings, work)
         finally:
-            click.echo(f"{outcome.done:,} removed", err=True)
-    sys.exit(1 if _missing(ids, outcome, lambda line: click.echo(line, err=True)) else 0)
+            echo(f"{outcome.done:,} removed", err=True)
+    sys.exit(1 if _missing(ids, outcome, lambda line: echo(line, err=True)) else 0)
 
 
 REJECTS = click.Group(
@@ -194,7 +203,7 @@ REJECTS = click.Group(
             callback=_requeue,
             params=[
                 _IDS,
-                click.Option(["--all", "everything"], is_flag=True, help="all that are there when it begins"),
+                _ALL,
                 _REASON,
                 *setting_options(*_BROKER),
             ],
@@ -213,12 +222,13 @@ REJECTS = click.Group(
             callback=_purge,
             params=[
                 _IDS,
+                _ALL,
                 _REASON,
                 click.Option(["--yes"], is_flag=True, help="without asking"),
                 *setting_options(*_BROKER),
             ],
             short_help="Removes them for good.",
-            help="Removes rejected events for good: those with these ids, or else all that are there when it begins. "
+            help="Removes rejected events for good: those with these ids, those with a reason, or all. "
             "It asks first, and removes none that came after the question.",
             epilog="Exit codes: 0 they are removed, 1 the answer was no, some are not there, or the broker can't be "
             f"reached, {_CODES}",

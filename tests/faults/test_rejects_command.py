@@ -29,7 +29,10 @@ async def node(node_broker: ControlledNode) -> AsyncIterator[AbstractConnection]
 
 @pytest.mark.parametrize(
     "arguments",
-    [("list",), *(pytest.param(words, marks=pytest.mark.slow) for words in (("requeue", "--all"), ("purge", "--yes")))],
+    [
+        ("list",),
+        *(pytest.param(words, marks=pytest.mark.slow) for words in (("requeue", "--all"), ("purge", "--all", "--yes"))),
+    ],
     ids=lambda words: words[0],
 )
 async def test_queue_that_may_not_be_read_is_named(

@@ -289,7 +289,9 @@ async def test_purge_asks_on_a_terminal(
     broker: Broker, amqp: AbstractConnection, rejects: str, answer: str, code: int, left: int
 ) -> None:
     await rejected(amqp, rejects, "kills", range(3))
-    async with on_terminal("rejects", "purge", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects) as terminal:
+    async with on_terminal(
+        "rejects", "purge", "--all", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
+    ) as terminal:
         question = f"Remove 3 rejected events in {rejects}? [y/N]: ".encode()
         await eventually("it asks", lambda: terminal.shown == question)
         terminal.type(f"{answer}\n")
@@ -303,7 +305,7 @@ async def test_purge_that_nobody_can_answer_removes_nothing_without_yes(
 ) -> None:
     await rejected(amqp, rejects, "kills", range(3))
     await rejected(amqp, rejects, "kills", range(3, 6), reason="not-json")
-    ended = await command(broker, rejects, "purge")
+    ended = await command(broker, rejects, "purge", "--all")
     assert (ended.code, ended.said) == (
         2,
         ["edk-bridge: it asks before it removes anything, and nobody can answer: say --yes"],
@@ -340,7 +342,9 @@ async def test_purge_of_what_is_named_asks_for_that(broker: Broker, amqp: Abstra
     assert await numbers_in(amqp, rejects) == [0, 2]
 
 
-@pytest.mark.parametrize("arguments", [("list",), ("requeue", "--all"), ("purge", "--yes")], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("requeue", "--all"), ("purge", "--all", "--yes")], ids=lambda words: words[0]
+)
 async def test_queue_that_does_not_exist_is_one_line_and_code_2(
     broker: Broker, rejects: str, arguments: tuple[str, ...]
 ) -> None:

@@ -109,7 +109,9 @@ async def test_purge_removes_none_that_came_after_the_question(
     broker: Broker, amqp: AbstractConnection, rejects: str
 ) -> None:
     await rejected(amqp, rejects, "kills", range(3))
-    async with on_terminal("rejects", "purge", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects) as terminal:
+    async with on_terminal(
+        "rejects", "purge", "--all", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects
+    ) as terminal:
         await eventually("it asks", lambda: terminal.shown.endswith(b"[y/N]: "))
         await rejected(amqp, rejects, "kills", range(3, 6))
         terminal.type("y\n")
