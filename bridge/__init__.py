@@ -7,15 +7,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bridge.broker.publisher import InvalidUpdate, NotConfirmed, Publisher
+    from bridge.broker.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
     from bridge.errors import BrokerRefusal
 
-__all__ = ["BrokerRefusal", "InvalidUpdate", "NotConfirmed", "Publisher", "__version__"]
+__all__ = ["BrokerRefusal", "ExchangeNotFound", "InvalidUpdate", "NotConfirmed", "Publisher", "__version__"]
 
 __version__ = version("edk-bridge")
 
 _FOR_PUBLISHERS = {
     "BrokerRefusal": "bridge.errors",
+    "ExchangeNotFound": "bridge.broker.publisher",
     "InvalidUpdate": "bridge.broker.publisher",
     "NotConfirmed": "bridge.broker.publisher",
     "Publisher": "bridge.broker.publisher",

@@ -60,6 +60,12 @@ class InvalidUpdate(ValueError):
         self.detail = rejected.detail
 
 
+class ExchangeNotFound(BrokerRefusal):
+    """There is no exchange of this name, and the publisher is not told to declare it; nothing was sent."""
+
+    exit_code = 2
+
+
 class NotConfirmed(ConnectionError):
     """The broker did not confirm in time. It may have the update all the same.
 
@@ -79,11 +85,15 @@ class Publisher:
         amqp_url: str = "amqp://guest:guest@localhost:5672/",
         exchange: str = "killmails",
         *,
+        declare: bool = False,
         schemas: Path | None = None,
         timeout_s: float = 30.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        """`amqp_url` may be several, separated by commas; the exchange is made, a durable fanout, where there is none.
+        """`amqp_url` may be several, separated by commas.
+
+        `declare` makes the exchange, a durable fanout, if there is none. Otherwise the exchange must exist when the
+        publisher connects; a bridge declares its exchanges when it starts.
 
         `schemas` is a folder of schema files beside the packaged ones; `timeout_s` bounds each update's way, connecting
         included. Raises ValueError for a URL or a name that is none and for schema files that can't be used.
@@ -96,6 +106,7 @@ class Publisher:
             self._exchange = values.amqp_name(exchange)
         except ValueError as error:
             raise ValueError(f"exchange: {exchange!r} won't do: expected {error}") from None
+        self._declare = declare
         self._timeout_s = timeout_s
         self._pipeline = Pipeline(catalog.load([catalog.PACKAGED, *((schemas,) if schemas else ())]), max_message_bytes)
         self._status = Status()
@@ -120,8 +131,9 @@ class Publisher:
         False means that nobody is bound to the exchange: no bridge is consuming, and the update is gone. For the type
         `killmail`, `data` may also be one of the foreign forms. A datetime is written as RFC 3339 has it.
 
-        Raises InvalidUpdate (nothing was sent), NotConfirmed and BrokerRefusal (password, virtual host, permission;
-        where all of that was right before, NotConfirmed says it).
+        Raises InvalidUpdate (nothing was sent), NotConfirmed, ExchangeNotFound (nothing was sent) and BrokerRefusal
+        (password, virtual host, permission). If the exchange existed and the broker accepted the publisher before,
+        NotConfirmed reports these too.
         """
         try:
             body = orjson.dumps(data)
@@ -137,8 +149,12 @@ class Publisher:
         outcome = self._pipeline.process(Event(body, update_type, default_type, None), 0)
         if isinstance(outcome, Rejected):
             raise InvalidUpdate(outcome)
+        return await self.publish_valid(body, outcome.type)
+
+    async def publish_valid(self, body: bytes, update_type: str) -> bool:
+        """The same for an event that is known to be valid, with its update type. Raises no InvalidUpdate."""
         properties = commands.Basic.Properties(
-            content_type="application/json", message_type=outcome.type, delivery_mode=PERSISTENT
+            content_type="application/json", message_type=update_type, delivery_mode=PERSISTENT
         )
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -178,7 +194,13 @@ class Publisher:
 
     async def _set_up(self, amqp: aiormq.abc.AbstractConnection, channel: Channel) -> None:
         try:
-            await topology.ensure_exchange(amqp, self._exchange)
+            if self._declare:
+                await topology.ensure_exchange(amqp, self._exchange)
+            elif not await topology.exchange_exists(amqp, self._exchange):
+                raise ExchangeNotFound(
+                    f"there is no exchange {self._exchange!r}: check its name, start the bridge first, which declares "
+                    "its exchanges, or pass declare=True to declare it"
+                )
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {sentence(error)}") from error
 

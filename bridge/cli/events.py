@@ -12,12 +12,24 @@ from bridge.app import load_schemas
 from bridge.broker.nodes import Node
 from bridge.broker.publisher import Publisher
 from bridge.broker.reach import reach
-from bridge.cli.options import INTERRUPTED, complete_type, effective_settings, fail, failing, setting_options
+from bridge.cli.options import (
+    INTERRUPTED,
+    complete_type,
+    effective_settings,
+    fail,
+    failing,
+    setting_options,
+    warn_of_schemas,
+)
+from bridge.commands.check import Problem
 from bridge.commands.check import check as check_events
 from bridge.commands.documents import lines_of
 from bridge.commands.progress import Progress
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events
+from bridge.commands.streams import echo, echo_json
+from bridge.contract.catalog import is_reserved
+from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
@@ -54,30 +66,47 @@ def _lines(name: str) -> Iterator[bytes]:
         raise ConfigurationError([f"{printable(name)}: can't be read: {error.strerror}"]) from error
 
 
-def _check(files: tuple[str, ...], update_type: str | None, **flags: str | None) -> None:
+def _check(files: tuple[str, ...], update_type: str | None, in_json: bool, **flags: str | None) -> None:
     events = invalid = 0
+
+    def say(problem: Problem) -> None:
+        if in_json:
+            echo_json(problem.as_json())
+        else:
+            echo(problem.as_text())
+
     try:
         effective = effective_settings(flags)
         pipeline = _pipeline(effective, update_type)
         _, default_type = _exchange_for(effective, update_type)
         for name in files:
-            found = check_events(_lines(name), name, update_type, default_type, pipeline, click.echo)
+            found = check_events(_lines(name), name, update_type, default_type, pipeline, say)
             events, invalid = events + found[0], invalid + found[1]
     except BridgeError as error:
         fail(error)
     except KeyboardInterrupt:
         # Not click's 1, which says that something is invalid.
         sys.exit(INTERRUPTED)
-    click.echo(f"{events:,} events, {invalid:,} invalid", err=True)
+    echo(f"{events:,} events, {invalid:,} invalid", err=True)
     sys.exit(1 if invalid else 0)
 
 
 CHECK = click.Command(
     "check",
     callback=_check,
-    params=[_TYPE, *setting_options("schemas", "max_message_bytes"), _FILES],
+    params=[
+        _TYPE,
+        click.Option(
+            ["--json", "in_json"],
+            is_flag=True,
+            help="NDJSON: for each violation an object with file, line, column, pointer, reason, detail and schema",
+        ),
+        *setting_options("schemas", "max_message_bytes"),
+        _FILES,
+    ],
     short_help="Says what is wrong with events, without a broker.",
-    help=f"Says what is wrong with events, without a broker: a line for each violation.\n\n{_EVENTS}",
+    help="Says what is wrong with events, without a broker: a line for each violation. The numbers of events, and "
+    f"warnings of schema files, are on standard error.\n\n{_EVENTS}",
     epilog="Exit codes: 0 all are valid, 1 some are not, 2 options or files that can't be used, 130 Ctrl-C.",
 )
 
@@ -87,7 +116,7 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
         effective = effective_settings(flags)
         # For a person, whatever is set: what is lost and back again, but not the libraries' tracebacks of it.
         logs.configure("info", "text")
-        _pipeline(effective, update_type)
+        pipeline = _pipeline(effective, update_type)
         usual, default_type = _exchange_for(effective, update_type)
         exchange = exchange or usual
         default_type = effective.exchanges.get(exchange, default_type)
@@ -95,14 +124,22 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
         # A fetcher may come before the bridge: what the settings name may be made. Of any other name, a slip of the
         # hand would become an exchange that nobody reads.
         uvloop.run(reach(tuple(map(Node, effective.amqp_url)), None if exchange in effective.exchanges else exchange))
-    count = Count()
+    count = Count(DuplicateWindow(Settings().duplicate_window))
     progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
 
     async def run() -> None:
         async with publisher:
             for name in files:
                 await publish_events(
-                    _lines(name), name, update_type, default_type, publisher, count, progress.say, progress.tick
+                    _lines(name),
+                    name,
+                    update_type,
+                    default_type,
+                    pipeline,
+                    publisher,
+                    count,
+                    progress.say,
+                    progress.tick,
                 )
 
     try:
@@ -141,10 +178,17 @@ PUBLISH = click.Command(
 
 def _pipeline(effective: Settings, update_type: str | None) -> Pipeline:
     schemas = load_schemas(effective)
+    warn_of_schemas(schemas)
+    if update_type is not None and is_reserved(update_type):
+        raise ConfigurationError(
+            [f"--type {printable(update_type)}: this type is reserved for messages of the bridge itself"]
+        )
     if update_type is not None and update_type not in schemas.types:
         known = ", ".join(sorted(schemas.types))
         hint = "" if effective.schemas else " (and BRIDGE_SCHEMAS, for types of your own, is not set)"
-        raise ConfigurationError([f"--type {update_type}: there is no schema for this type; known: {known}{hint}"])
+        raise ConfigurationError(
+            [f"--type {printable(update_type)}: there is no schema for this type; known: {known}{hint}"]
+        )
     return Pipeline(schemas, effective.max_message_bytes)
 
 
@@ -153,6 +197,7 @@ def _publisher(effective: Settings, exchange: str) -> Publisher:
         return Publisher(
             ",".join(effective.amqp_url),
             exchange,
+            declare=exchange in effective.exchanges,
             schemas=effective.schemas,
             max_message_bytes=effective.max_message_bytes,
         )
@@ -172,4 +217,9 @@ def _summary(count: Count, exchange: str) -> str:
         if count.unheard
         else ""
     )
-    return f"{count.published:,} published, {count.invalid:,} invalid{unheard}"
+    repeated = (
+        f"; of the published, {count.repeated:,} have the identity of an earlier one, so a bridge does not send them"
+        if count.repeated
+        else ""
+    )
+    return f"{count.published:,} published, {count.invalid:,} invalid{unheard}{repeated}"

@@ -11,8 +11,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from bridge import settings
+from bridge.commands.streams import echo
 from bridge.contract import catalog
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ConfigurationError
 from bridge.settings import FIELDS, PREFIX, Settings
 from bridge.sources import Found
 
@@ -22,6 +23,9 @@ INTERRUPTED = 130
 METAVARS = {"amqp_url": "URL", "max_message_bytes": "SIZE", "schemas": "FOLDER"}
 
 DOTENV = Path(".env")
+
+_NO = "no_"
+"""What the parameter of a flag such as --no-wait begins with."""
 
 
 def setting_options(*names: str) -> list[click.Parameter]:
@@ -43,6 +47,17 @@ def setting_options(*names: str) -> list[click.Parameter]:
                 **switch,
             )
         )
+        if is_switch:
+            options.append(
+                click.Option(
+                    [f"--no-{name.replace('_', '-')}", f"{_NO}{name}"],
+                    is_flag=True,
+                    flag_value="false",
+                    type=str,
+                    default=None,
+                    help=f"the opposite of --{name.replace('_', '-')}",
+                )
+            )
     return options
 
 
@@ -57,7 +72,16 @@ def settings_and_sources(flags: Mapping[str, str | None]) -> tuple[Settings, Map
 
 
 def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: text for name, text in flags.items() if text is not None}
+    """What was given, by the setting. Raises ConfigurationError for a switch that was given in both of its forms."""
+    given = {name: text for name, text in flags.items() if text is not None}
+    opposites = {name for name in given if name.startswith(_NO) and name.removeprefix(_NO) in FIELDS}
+    both = [name.removeprefix(_NO) for name in sorted(opposites) if name.removeprefix(_NO) in given]
+    if both:
+        flag = [name.replace("_", "-") for name in both]
+        raise ConfigurationError(
+            [f"--{each}, --no-{each}: one contradicts the other; give one of them" for each in flag]
+        )
+    return {name.removeprefix(_NO) if name in opposites else name: text for name, text in given.items()}
 
 
 def complete_type(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -89,5 +113,11 @@ def failing() -> Iterator[None]:
 def fail(error: BridgeError) -> NoReturn:
     """Says it, and ends with its exit code."""
     for line in str(error).splitlines():
-        click.echo(f"edk-bridge: {line}", err=True)
+        echo(f"edk-bridge: {line}", err=True)
     sys.exit(error.exit_code)
+
+
+def warn_of_schemas(schemas: catalog.Catalog) -> None:
+    """Prints what is probably a mistake in the schema files."""
+    for warning in schemas.warnings:
+        echo(f"edk-bridge: warning: {warning}", err=True)

@@ -6,8 +6,9 @@ import uvloop
 from bridge import logs
 from bridge.app import check as check_bridge
 from bridge.app import serve as run_bridge
-from bridge.cli.options import effective_settings, fail, setting_options, settings_and_sources
+from bridge.cli.options import effective_settings, fail, setting_options, settings_and_sources, warn_of_schemas
 from bridge.commands.config import as_json, as_text, rows
+from bridge.commands.streams import echo, echo_json
 from bridge.errors import BridgeError
 from bridge.settings import FIELDS
 from bridge.timing import DEFAULT, Timing
@@ -47,10 +48,14 @@ SERVE = click.Command(
 def _config(in_json: bool, **flags: str | None) -> None:
     try:
         effective, found = settings_and_sources(flags)
-        check_bridge(effective)
+        schemas, _ = check_bridge(effective)
     except BridgeError as error:
         fail(error)
-    click.echo((as_json if in_json else as_text)(rows(found)))
+    warn_of_schemas(schemas)
+    if in_json:
+        echo_json(as_json(rows(found)))
+    else:
+        echo(as_text(rows(found)))
 
 
 CONFIG = click.Command(

@@ -1,15 +1,54 @@
 """`edk-bridge check`: what a bridge would say to events, without a broker."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import orjson
 
 from bridge.commands.documents import Document, documents
 from bridge.commands.places import line_of
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
-from bridge.contract.text import printable
+from bridge.contract.text import from_system, printable
 
 A_LIST = "; a list is one event here: have its items one a line, as `jq -c '.[]'` writes them"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with an event, and its place in a file."""
+
+    file: str
+    """The file's name as it was given."""
+    line: int
+    """Counted from 1."""
+    column: int | None
+    """Counted from 1, in characters; None if the event is JSON."""
+    pointer: str
+    """JSON Pointer into the event; empty for the event as a whole, and for one that is not JSON."""
+    reason: Reason
+    detail: str
+    """What is wrong, without the place."""
+    schema: str
+    """The `$id` of the schema that the event breaks; empty if it breaks none."""
+
+    def as_text(self) -> str:
+        """One line: `events.ndjson:3: /systemId: the member 'systemId' is missing [schema-violation]`."""
+        column = "" if self.column is None else f"{self.column}:"
+        pointer = f"{self.pointer}: " if self.pointer else ""
+        return f"{printable(self.file)}:{self.line}:{column} {pointer}{self.detail} [{self.reason}]"
+
+    def as_json(self) -> str:
+        """One line, an object with all members. `column` and `schema` are null if there is none."""
+        members = {
+            "file": from_system(self.file),
+            "line": self.line,
+            "column": self.column,
+            "pointer": self.pointer,
+            "reason": self.reason.value,
+            "detail": self.detail,
+            "schema": self.schema or None,
+        }
+        return orjson.dumps(members).decode()
 
 
 def check(
@@ -18,9 +57,9 @@ def check(
     update_type: str | None,
     default_type: str,
     pipeline: Pipeline,
-    say: Callable[[str], None],
+    say: Callable[[Problem], None],
 ) -> tuple[int, int]:
-    """Says every violation, a line each: `name:line: pointer: what is wrong [reason]`.
+    """Says every violation of the events in a file.
 
     The types are the message's `type` property, where there is one, and that of the exchange. Returns how many events
     there were, and how many of them are invalid.
@@ -28,28 +67,33 @@ def check(
     events = invalid = 0
     for document in documents(lines):
         events += 1
-        problems = pipeline.problems(Event(document.body, update_type, default_type, None))
-        invalid += bool(problems)
-        for problem in problems:
-            say(f"{printable(name)}:{sentence(document, problem)}")
+        problem = None
+        for problem in problems(document, name, Event(document.body, update_type, default_type, None), pipeline):
+            say(problem)
+        invalid += problem is not None
     return events, invalid
 
 
-def sentence(document: Document, problem: Rejected) -> str:
-    """Where in the file, and what: `3: /systemId: the member 'systemId' is missing [schema-violation]`."""
-    if problem.reason is Reason.NOT_JSON:
+def problems(document: Document, name: str, event: Event, pipeline: Pipeline) -> Iterator[Problem]:
+    """Everything that is wrong with an event: one that is a document of the file with this name."""
+    for rejected in pipeline.problems(event):
+        yield _problem(document, name, rejected)
+
+
+def _problem(document: Document, name: str, rejected: Rejected) -> Problem:
+    if rejected.reason is Reason.NOT_JSON:
         try:
             orjson.loads(document.body)
         except orjson.JSONDecodeError as error:
             line, column, words = _syntax(document.body, error)
             # The line of the file, not of the document in it.
-            return f"{document.line + line - 1}:{column}: {words} [{problem.reason}]"
-    line = document.line + line_of(document.body, problem.pointer)
+            return Problem(name, document.line + line - 1, column, "", rejected.reason, words, "")
     # A violation's detail begins with its pointer, other reasons' do not.
-    begins = f"{problem.pointer}: " if problem.pointer else ""
-    is_list = problem.reason is Reason.SCHEMA_VIOLATION and not problem.pointer and document.body.startswith(b"[")
-    hint = A_LIST if is_list else ""
-    return f"{line}: {begins}{problem.detail.removeprefix(begins)}{hint} [{problem.reason}]"
+    detail = rejected.detail.removeprefix(f"{rejected.pointer}: ") if rejected.pointer else rejected.detail
+    if rejected.reason is Reason.SCHEMA_VIOLATION and not rejected.pointer and document.body.startswith(b"["):
+        detail += A_LIST
+    line = document.line + line_of(document.body, rejected.pointer)
+    return Problem(name, line, None, rejected.pointer, rejected.reason, detail, rejected.schema)
 
 
 def _syntax(body: bytes, error: orjson.JSONDecodeError) -> tuple[int, int, str]:

@@ -5,9 +5,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
-from bridge.broker.publisher import InvalidUpdate, Publisher
-from bridge.commands.check import sentence
+from bridge.broker.publisher import Publisher
+from bridge.commands.check import problems
 from bridge.commands.documents import Document, documents
+from bridge.contract.catalog import Identity
+from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.pipeline import Event, Pipeline, Rejected
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 
@@ -31,13 +34,28 @@ class Interrupted(BridgeError):
 class Count:
     """How far it is, in events."""
 
+    window: DuplicateWindow
+    """The identities that a bridge would remember."""
     published: int = 0
     """Confirmed by the broker."""
     unheard: int = 0
     """Of these, those for which no queue was bound to the exchange."""
+    repeated: int = 0
+    """Of the published, those with the identity of an earlier one."""
     invalid: int = 0
     line: int = 0
     """Where the newest one begins that was read."""
+
+    def add_published(self, identity: Identity | None, *, heard: bool) -> None:
+        """Counts an event that the broker has confirmed; `heard` says whether a queue has it."""
+        self.published += 1
+        self.unheard += not heard
+        if identity is None:
+            return
+        if identity in self.window:
+            self.repeated += 1
+        else:
+            self.window.remember(identity)
 
 
 async def publish(
@@ -45,6 +63,7 @@ async def publish(
     name: str,
     update_type: str | None,
     default_type: str,
+    pipeline: Pipeline,
     publisher: Publisher,
     count: Count,
     say: Callable[[str], None],
@@ -59,19 +78,19 @@ async def publish(
     under_way: dict[int, int] = {}
 
     async def send(number: int, document: Document) -> None:
-        try:
-            heard = await publisher.publish(document.body, update_type, default_type)
-        except InvalidUpdate as error:
+        event = Event(document.body, update_type, default_type, None)
+        outcome = pipeline.process(event, 0)
+        if isinstance(outcome, Rejected):
             count.invalid += 1
-            say(f"{name}:{sentence(document, error.rejected)}")
+            for problem in problems(document, name, event, pipeline):
+                say(problem.as_text())
         else:
-            count.published += 1
-            count.unheard += not heard
+            heard = await publisher.publish_valid(document.body, outcome.type)
+            count.add_published(outcome.identity, heard=heard)
         free.release()
         del under_way[number]
         progress()
 
-    name = printable(name)
     failed: Exception | None = None
     try:
         async with asyncio.TaskGroup() as sending:
@@ -88,7 +107,9 @@ async def publish(
         raise failed
     if failed is not None:
         first = next(iter(under_way.values()), count.line)
-        raise Interrupted(f"{failed}\n{name}:{first}: not confirmed; what follows may not be published either", failed)
+        raise Interrupted(
+            f"{failed}\n{printable(name)}:{first}: not confirmed; what follows may not be published either", failed
+        )
 
 
 async def _read(lines: Iterable[bytes]) -> AsyncIterator[Document]:

@@ -166,7 +166,7 @@ async def test_exchange_that_is_deleted_is_made_anew(
 ) -> None:
     await bind(amqp, exchange, queue)
     channel = await amqp.channel()
-    async with Publisher(broker.url, exchange) as publisher:
+    async with Publisher(broker.url, exchange, declare=True) as publisher:
         stream = Stream(publisher)
         await stream.further(100)
         await channel.exchange_delete(exchange)

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
-from bridge import BrokerRefusal, InvalidUpdate, NotConfirmed, Publisher
+from bridge import BrokerRefusal, ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
 from bridge.demo.broker import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import ESI, EXAMPLE, killmail, redisq
@@ -45,7 +45,7 @@ async def test_update_arrives_persistent_and_with_its_type(
 async def test_update_that_no_queue_gets_is_told_by_false(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    async with Publisher(broker.url, exchange) as publisher:
+    async with Publisher(broker.url, exchange, declare=True) as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE) is False
         await bind(amqp, exchange, queue)
         assert await publisher.broadcast("killmail", EXAMPLE) is True
@@ -204,10 +204,30 @@ async def test_updates_that_come_while_it_connects_keep_their_order(
     assert ids(await take(amqp, queue, len(sent))) == list(range(len(sent)))
 
 
-async def test_missing_exchange_is_made_a_durable_fanout(
+@no_task_left
+async def test_missing_exchange_is_an_error_that_names_it_and_is_not_made(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     async with Publisher(broker.url, exchange) as publisher:
+        for _ in range(2):
+            with pytest.raises(ExchangeNotFound, match=f"there is no exchange '{exchange}': .*declare=True"):
+                await publisher.broadcast("killmail", EXAMPLE)
+        # The broker closes a channel on which something is missing.
+        missed = await amqp.channel()
+        with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
+            await missed.get_exchange(exchange)
+        await missed.close()
+        # A bridge has started.
+        channel = await amqp.channel()
+        await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+        await channel.close()
+        assert await publisher.broadcast("killmail", EXAMPLE) is False
+
+
+async def test_missing_exchange_is_made_a_durable_fanout_on_demand(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    async with Publisher(broker.url, exchange, declare=True) as publisher:
         await publisher.broadcast("killmail", EXAMPLE)
     # Refused, were it anything else.
     await (await amqp.channel()).declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
@@ -362,9 +382,9 @@ async def test_broker_that_says_nothing_is_not_waited_for(exchange: str) -> None
     server.close()
 
 
-async def refused_at_once_and_again(url: str, exchange: str, words: str) -> None:
+async def refused_at_once_and_again(url: str, exchange: str, words: str, *, declare: bool = False) -> None:
     """Each update is refused with these words, which have no password in them."""
-    async with Publisher(url, exchange) as publisher:
+    async with Publisher(url, exchange, declare=declare) as publisher:
         for _ in range(2):
             with pytest.raises(BrokerRefusal) as refused:
                 await publisher.broadcast("killmail", EXAMPLE)
@@ -392,7 +412,7 @@ async def test_virtual_host_that_does_not_exist_is_told_at_once_and_again(broker
 @no_task_left
 async def test_exchange_that_can_not_be_made_is_told_at_once_and_again(broker: Broker) -> None:
     words = "the exchange 'amq.nonsense' can't be used: ACCESS_REFUSED"
-    await refused_at_once_and_again(broker.url, "amq.nonsense", words)
+    await refused_at_once_and_again(broker.url, "amq.nonsense", words, declare=True)
 
 
 @no_task_left

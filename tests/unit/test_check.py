@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from bridge.commands.check import A_LIST, check
+from bridge.commands.check import A_LIST, Problem, check
 from bridge.contract import catalog
 from bridge.contract.pipeline import Pipeline
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, r2z2, redisq, wrapped
@@ -25,7 +25,12 @@ def said(
     lines: list[str] = []
     content = text.encode() if isinstance(text, str) else text
     counts = check(
-        io.BytesIO(content), "f", update_type, "killmail", Pipeline(SCHEMAS, max_message_bytes), lines.append
+        io.BytesIO(content),
+        "f",
+        update_type,
+        "killmail",
+        Pipeline(SCHEMAS, max_message_bytes),
+        lambda problem: lines.append(problem.as_text()),
     )
     return *counts, lines
 
@@ -150,10 +155,12 @@ def test_members_with_odd_names_are_found() -> None:
     schema = {"items": {"properties": {"a/b": {"properties": {"~": {"type": "integer"}}}}}}
     own = catalog.Schema("odd", "urn:odd", jsonschema_rs.Draft202012Validator(schema), None)
     pipeline = Pipeline(catalog.Catalog({"odd": own}, {}, {}), 2**20)
-    lines: list[str] = []
+    found: list[Problem] = []
     text = json.dumps(data, indent=1).encode()
-    assert check(io.BytesIO(text), "f", "odd", "killmail", pipeline, lines.append) == (1, 1)
-    assert lines == ['f:9: /1/a~1b/~0: "x" is not of type "integer" [schema-violation]']
+    assert check(io.BytesIO(text), "f", "odd", "killmail", pipeline, found.append) == (1, 1)
+    assert [problem.as_text() for problem in found] == [
+        'f:9: /1/a~1b/~0: "x" is not of type "integer" [schema-violation]'
+    ]
 
 
 def test_thousands_of_violations_are_each_said_with_their_line() -> None:
@@ -161,3 +168,57 @@ def test_thousands_of_violations_are_each_said_with_their_line() -> None:
     events, invalid, lines = said(event)
     assert (events, invalid, len(lines)) == (1, 1, 3000)
     assert len({line.split(":")[1] for line in lines}) == 3000
+
+
+def in_json(text: bytes, name: str = "f") -> list[dict[str, Any]]:
+    lines: list[str] = []
+    pipeline = Pipeline(SCHEMAS, 2**20)
+    check(io.BytesIO(text), name, None, "killmail", pipeline, lambda problem: lines.append(problem.as_json()))
+    assert not any("\n" in line for line in lines)
+    return [json.loads(line) for line in lines]
+
+
+def test_violation_as_json_has_its_place_and_its_schema() -> None:
+    text = json.dumps(wrapped({**without("shipTypeId"), "systemId": "Jita"}), indent=1).encode()
+    found = sorted(in_json(b"\n" + text), key=lambda problem: str(problem["pointer"]))
+    assert found == [
+        {
+            "file": "f",
+            "line": 4,
+            "column": None,
+            "pointer": "/data/shipTypeId",
+            "reason": "schema-violation",
+            "detail": "the member 'shipTypeId' is missing",
+            "schema": "urn:edk-bridge:schema:killmail",
+        },
+        {
+            "file": "f",
+            "line": 10,
+            "column": None,
+            "pointer": "/data/systemId",
+            "reason": "schema-violation",
+            "detail": '"Jita" is not of type "integer"',
+            "schema": "urn:edk-bridge:schema:killmail",
+        },
+    ]
+
+
+def test_what_is_no_json_as_json_has_a_column_and_no_schema() -> None:
+    [problem] = in_json(b'\n{"a": "\xc3\xa4", x}')
+    assert {name: problem[name] for name in ("line", "column", "pointer", "reason", "schema")} == {
+        "line": 2,
+        "column": 12,
+        "pointer": "",
+        "reason": "not-json",
+        "schema": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("events\n\x1b.json", "events\n\x1b.json"), ("\udcff.json", "\\xff.json"), ("x" * 900, "x" * 900)],
+)
+def test_file_in_json_is_the_name_as_it_was_given(name: str, shown: str) -> None:
+    [problem] = in_json(b"[]", name)
+    assert problem["file"] == shown
+    assert problem["detail"].endswith(A_LIST)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,6 @@ from bridge.timing import DEFAULT, Timing
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, redisq
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import NoReturn, Self
 
     from click.testing import Result
@@ -138,11 +138,54 @@ def test_logging_is_configured_as_set(runs: Runs, logging_as: list[tuple[str, st
 
 @pytest.mark.parametrize(
     ("arguments", "wait"),
-    [([], False), (["--wait"], True), (["--wait", "true"], True), (["--wait=false"], False)],
+    [
+        ([], False),
+        (["--wait"], True),
+        (["--wait", "true"], True),
+        (["--wait=false"], False),
+        (["--no-wait"], False),
+        (["--no-reuse-port", "--wait"], True),
+    ],
 )
-def test_switch_may_have_a_value(runs: Runs, arguments: list[str], *, wait: bool) -> None:
+def test_switch_may_have_a_value_or_an_opposite(runs: Runs, arguments: list[str], *, wait: bool) -> None:
     assert invoke("serve", *arguments).exit_code == 0
     assert [settings.wait for settings in runs.settings] == [wait]
+
+
+SWITCHES = [name.replace("_", "-") for name, field in FIELDS.items() if field.type is bool]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_opposite_of_a_switch_wins_over_the_environment(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, switch: str
+) -> None:
+    name = switch.replace("-", "_")
+    monkeypatch.setenv(f"BRIDGE_{name.upper()}", "true")
+    assert invoke("serve", f"--no-{switch}").exit_code == 0
+    assert [getattr(settings, name) for settings in runs.settings] == [False]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("value", ["", "=true", "=false"])
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_switch_with_its_opposite_is_an_error(runs: Runs, command: str, switch: str, value: str) -> None:
+    result = invoke(command, f"--no-{switch}", f"--{switch}{value}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (f"edk-bridge: --{switch}, --no-{switch}: one contradicts the other; give one of them\n")
+    assert runs.settings == []
+
+
+def test_opposite_of_a_switch_takes_no_value(runs: Runs) -> None:
+    result = invoke("serve", "--no-wait=false")
+    assert result.exit_code == 2
+    assert "does not take a value" in result.stderr
+    assert runs.settings == []
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_help_shows_the_opposite_of_each_switch(command: str) -> None:
+    text = invoke(command, "--help").output
+    assert [switch for switch in SWITCHES if f"--no-{switch} " not in text] == []
 
 
 def test_settings_that_will_not_do_exit_with_2_and_a_line_each(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +373,51 @@ def test_schema_folder_adds_a_type_that_check_knows(tmp_path: Path, monkeypatch:
     assert result.stdout == "-:1: /winner: the member 'winner' is missing [schema-violation]\n"
 
 
+@pytest.fixture
+def slips(tmp_path: Path) -> str:
+    """A folder of schema files of which two are probably mistaken."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "duel.json").write_text('{"requierd": ["winner"]}')
+    (folder / "sighting.JSON").write_text("{}")
+    return "own"
+
+
+WARNINGS = [
+    "edk-bridge: warning: own/sighting.JSON: not read: schema files hold JSON, and their names end with .json",
+    "edk-bridge: warning: own/duel.json: /requierd: the keyword 'requierd' is unknown and has no effect; did you mean "
+    "required?",
+]
+
+
+@pytest.mark.parametrize("command", ["check", "publish", "config"])
+def test_schema_file_that_is_probably_mistaken_causes_a_warning(published: Published, command: str, slips: str) -> None:
+    result = invoke(command, "--schemas", slips)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[:2] == WARNINGS
+    assert "warning" not in result.stdout
+
+
+@pytest.mark.parametrize("command", ["check", "publish"])
+@pytest.mark.parametrize("name", ["resume", "bridge.x"])
+def test_reserved_type_is_said_to_be_reserved(published: Published, command: str, name: str) -> None:
+    result = invoke(command, "--type", name, stdin=ndjson({}))
+    assert result.exit_code == 2
+    assert result.stderr == f"edk-bridge: --type {name}: this type is reserved for messages of the bridge itself\n"
+
+
+def test_check_prints_json_lines_on_demand_and_the_summary_beside_them() -> None:
+    result = invoke("check", "--json", stdin=ndjson(EXAMPLE, WRONG) + "x\n")
+    assert result.exit_code == 1
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(found) == 7
+    assert {tuple(problem) for problem in found} == {
+        ("file", "line", "column", "pointer", "reason", "detail", "schema")
+    }
+    assert {problem["line"] for problem in found} == {2, 3}
+    assert result.stderr == "3 events, 2 invalid\n"
+
+
 def test_type_holds_for_all_events() -> None:
     statistics = {"type": "statistics", "data": {}}
     result = invoke("check", "--type", "killmail", stdin=ndjson(EXAMPLE, {"type": "killmail", "data": ESI}, statistics))
@@ -367,6 +455,7 @@ class Published:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[tuple[str, str]] = []
+        self.declares: list[object] = []
         self.bodies: list[bytes] = []
         self.error: BaseException | None = None
         self.heard = True
@@ -379,6 +468,7 @@ class Published:
 
     def make(self, amqp_url: str, exchange: str, **options: object) -> Self:
         self.made.append((amqp_url, exchange))
+        self.declares.append(options["declare"])
         return self
 
     async def __aenter__(self) -> Self:
@@ -387,7 +477,7 @@ class Published:
     async def __aexit__(self, *ended: object) -> None:
         pass
 
-    async def publish(self, body: bytes, update_type: str | None, default_type: str | None) -> bool:
+    async def publish_valid(self, body: bytes, update_type: str) -> bool:
         if self.error is not None:
             raise self.error
         self.bodies.append(body)
@@ -404,6 +494,46 @@ def test_publish_publishes_all_events_and_says_how_many(published: Published, tm
     result = invoke("publish", "one.json", "-", stdin=ndjson(*map(killmail, range(1200))))
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "1,201 published, 0 invalid\n")
     assert [json.loads(body) for body in published.bodies] == [EXAMPLE, *map(killmail, range(1200))]
+
+
+def test_publish_says_how_many_have_the_identity_of_an_earlier_one(published: Published) -> None:
+    result = invoke("publish", stdin=ndjson(killmail(1), killmail(2), killmail(1), ESI, ESI))
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "5 published, 0 invalid; of the published, 2 have the identity of an earlier one, so a bridge does not send "
+        "them\n"
+    )
+
+
+def test_publish_says_every_violation(published: Published) -> None:
+    result = invoke("publish", stdin=ndjson(EXAMPLE, WRONG))
+    *lines, summary = result.stderr.splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == [
+        "/attackerCount",
+        "/killmailId",
+        "/shipTypeId",
+        "/systemId",
+        "/timestamp",
+        "/timestamp",
+    ]
+    assert (result.exit_code, summary) == (1, "1 published, 1 invalid")
+
+
+@pytest.mark.parametrize("command", ["requeue", "purge"])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "say which: ids, as `edk-bridge rejects list` has them, --reason (all with that reason), or --all"),
+        (["--all", "id-1"], "ids or --all: one of them says which are meant"),
+    ],
+    ids=["nothing", "both"],
+)
+def test_command_that_changes_rejects_does_not_begin_before_it_is_clear_which_are_meant(
+    command: str, arguments: list[str], line: str
+) -> None:
+    for sure in [[], ["--yes"]] if command == "purge" else [[]]:
+        result = invoke("rejects", command, *sure, *arguments, "--amqp-url", "amqp://127.0.0.1:1")
+        assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"edk-bridge: {line}\n")
 
 
 def test_publish_says_what_nobody_has_got(published: Published) -> None:
@@ -433,6 +563,7 @@ def test_publish_chooses_the_exchange_by_the_type(
     assert invoke("publish", *arguments).exit_code == 0
     assert published.made == [("amqp://one,amqp://two", exchange)]
     assert published.looked_for == [exchange if must_be_there else None]
+    assert published.declares == [not must_be_there]
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "a\tb", "\N{SNOWMAN}"])
@@ -489,3 +620,76 @@ def test_tail_says_all_that_is_wrong_with_its_options() -> None:
         "edk-bridge: http://localhost:3000: is no WebSocket URL, such as ws://localhost:3000/updates",
         "edk-bridge: --where systemId: must be MEMBER=VALUE, such as systemId=30000142",
     ]
+
+
+ODD = "Jita \N{BULLET} \N{LATIN SMALL LETTER E WITH ACUTE} \N{ROCKET}"
+AS_JSON = "Jita \\u2022 \\u00e9 \\ud83d\\ude80"
+
+
+def in_encoding(
+    encoding: str, *arguments: str, stdin: str = "", **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    """What the command prints where its streams have an encoding, in the current folder."""
+    names = {
+        name: text for name, text in os.environ.items() if not name.startswith(("BRIDGE_", "PYTHON", "LC_", "LANG"))
+    }
+    root = str(Path(bridge.__file__).parents[1])
+    command = [sys.executable, "-m", "bridge", *arguments]
+    streams = (
+        {"PYTHONIOENCODING": encoding} if encoding else {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    )
+    environment = {**names, "PYTHONPATH": root, **streams, **variables}
+    return subprocess.run(command, input=stdin.encode(), capture_output=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("", AS_JSON.encode()),
+        ("ascii", AS_JSON.encode()),
+        ("ascii:strict", AS_JSON.encode()),
+        ("latin-1", AS_JSON.replace("\\u00e9", "\xe9").encode("latin-1")),
+        ("cp1252", AS_JSON.replace("\\u00e9", "\xe9").replace("\\u2022", "\u2022").encode("cp1252")),
+        ("cp437", AS_JSON.replace("\\u00e9", "\xe9").encode("cp437")),
+        ("utf-8", ODD.encode()),
+    ],
+)
+def test_character_that_the_encoding_does_not_have_is_escaped(encoding: str, shown: bytes) -> None:
+    done = in_encoding(encoding, "check", stdin=json.dumps({**EXAMPLE, "systemId": ODD}, ensure_ascii=False))
+    assert done.stdout == b'-:1: /systemId: "' + shown + b'" is not of type "integer" [schema-violation]\n'
+    assert (done.stderr, done.returncode) == (b"1 events, 1 invalid\n", 1)
+
+
+@pytest.mark.parametrize("encoding", ["", "ascii", "latin-1", "cp1252", "utf-8"])
+def test_json_is_the_same_json_in_every_encoding(encoding: str) -> None:
+    event = json.dumps({**EXAMPLE, "systemId": ODD}, ensure_ascii=False)
+    [problem] = map(json.loads, in_encoding(encoding, "check", "--json", stdin=event).stdout.splitlines())
+    assert problem["detail"] == f'"{ODD}" is not of type "integer"'
+    Path(ODD).mkdir()
+    Path(ODD, "duel.json").write_text("{}")
+    settings = json.loads(in_encoding(encoding, "config", "--json", BRIDGE_SCHEMAS=ODD).stdout)
+    assert settings["BRIDGE_SCHEMAS"]["value"] == ODD
+
+
+@pytest.mark.parametrize("encoding", ["", "ascii", "latin-1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "\N{BULLET}.json"],
+        ["publish", "--type", "\N{BULLET}"],
+        ["serve", "--queue", "\N{BULLET}"],
+        ["tail", "http://\N{BULLET}/"],
+        ["rejects", "list", "--reason", "\N{BULLET}"],
+        ["config", "--schemas", "\N{BULLET}"],
+        ["completion", "\N{BULLET}"],
+        ["demo", "--port", "\N{BULLET}"],
+        ["\N{BULLET}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_error_that_repeats_what_the_encoding_does_not_have_is_one_line(encoding: str, arguments: list[str]) -> None:
+    done = in_encoding(encoding, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.isascii()
+    assert b"\\u2022" in done.stderr or b"\\udce2" in done.stderr
+    assert all(line.startswith(b"edk-bridge: ") for line in done.stderr.splitlines())

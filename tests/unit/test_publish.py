@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from bridge.broker.publisher import InvalidUpdate, NotConfirmed, Publisher
+from bridge.broker.publisher import NotConfirmed, Publisher
 from bridge.commands.publish import READ_AHEAD, UNDER_WAY, Count, Interrupted, publish
-from bridge.contract.pipeline import Reason, Rejected
+from bridge.contract import catalog
+from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.pipeline import Pipeline
 from bridge.errors import BridgeError, ConfigurationError
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 LIMIT_S = 20
 """A command that hangs fails the test instead."""
@@ -32,7 +35,8 @@ class FakePublisher:
         self.heard = True
         self.most = self.under_way = 0
 
-    async def publish(self, body: bytes, update_type: str | None, default_type: str | None) -> bool:
+    async def publish_valid(self, body: bytes, update_type: str) -> bool:
+        assert update_type == "tick"
         number = json.loads(body)["n"]
         self.under_way += 1
         self.most = max(self.most, self.under_way)
@@ -47,9 +51,16 @@ class FakePublisher:
 class Command:
     """One run of the command, with a fake publisher."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        schema = {
+            "x-identity": "/id",
+            "properties": {"n": {"type": "integer"}, "id": {"type": "integer"}},
+            "required": ["n"],
+        }
+        (folder / "tick.json").write_text(json.dumps(schema))
+        self.pipeline = Pipeline(catalog.load([folder]), 2**20)
         self.publisher = FakePublisher()
-        self.count = Count()
+        self.count = Count(DuplicateWindow(2))
         self.said: list[str] = []
         self.progress = 0
 
@@ -59,12 +70,12 @@ class Command:
     async def run(self, lines: Iterable[bytes]) -> None:
         async with asyncio.timeout(LIMIT_S):
             publisher = cast("Publisher", self.publisher)
-            await publish(lines, "f\n", None, "killmail", publisher, self.count, self.said.append, self.tick)
+            await publish(lines, "f\n", None, "tick", self.pipeline, publisher, self.count, self.said.append, self.tick)
 
 
 @pytest.fixture
-async def command() -> Command:
-    return Command()
+async def command(tmp_path: Path) -> Command:
+    return Command(tmp_path)
 
 
 def events(count: int, error: Exception | None = None) -> Iterator[bytes]:
@@ -123,19 +134,18 @@ async def test_no_more_confirms_are_outstanding_than_may_be(command: Command) ->
 async def test_first_event_without_a_confirm_is_named_and_not_one_that_was_confirmed_or_invalid(
     command: Command,
 ) -> None:
-    command.publisher.faults = {
-        1: InvalidUpdate(Rejected(Reason.SCHEMA_VIOLATION, "the member 'x' is missing", pointer="")),
-        3: NotConfirmed("no broker"),
-    }
+    command.publisher.faults = {3: NotConfirmed("no broker")}
+    lines = list(events(10))
+    lines[1] = b'{"n": "x"}\n'
     with pytest.raises(Interrupted) as raised:
-        await command.run(events(10))
+        await command.run(iter(lines))
     assert str(raised.value).splitlines() == [
         "no broker",
         "f\\n:4: not confirmed; what follows may not be published either",
     ]
     assert command.publisher.published[:2] == [0, 2]
     assert command.count.invalid == 1
-    assert command.said == ["f\\n:2: the member 'x' is missing [schema-violation]"]
+    assert command.said == ['f\\n:2: /n: "x" is not of type "integer" [schema-violation]']
 
 
 @pytest.mark.parametrize(("cause", "exit_code"), [(OSError("disk"), BridgeError.exit_code), (BridgeError("b"), 1)])
@@ -150,3 +160,30 @@ async def test_events_that_reach_no_queue_are_counted(command: Command) -> None:
     command.publisher.heard = False
     await command.run(events(3))
     assert (command.count.published, command.count.unheard) == (3, 3)
+
+
+async def test_every_violation_of_an_event_is_said(command: Command) -> None:
+    await command.run(iter([b'{"n": 1}\n', b'{"n": "x",\n', b'"id": "y"}\n', b'{"n": 2}\n']))
+    assert sorted(command.said) == [
+        'f\\n:2: /n: "x" is not of type "integer" [schema-violation]',
+        'f\\n:3: /id: "y" is not of type "integer" [schema-violation]',
+    ]
+    assert (command.count.published, command.count.invalid) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "repeated"),
+    [([1, 2, 3], 0), ([1, 1, 1], 2), ([1, 2, 1, 2], 2), ([1, 2, 3, 1], 0), ([None, None], 0)],
+    ids=str,
+)
+async def test_events_with_the_identity_of_an_earlier_one_are_counted_as_far_as_a_bridge_remembers(
+    command: Command, ids: list[int | None], repeated: int
+) -> None:
+    lines = [{"n": n} if each is None else {"n": n, "id": each} for n, each in enumerate(ids)]
+    await command.run(json.dumps(line).encode() + b"\n" for line in lines)
+    assert (command.count.published, command.count.repeated) == (len(ids), repeated)
+
+
+async def test_invalid_event_is_no_earlier_one(command: Command) -> None:
+    await command.run(iter([b'{"n": "x", "id": 1}\n', b'{"n": 1, "id": 1}\n']))
+    assert (command.count.published, command.count.repeated, command.count.invalid) == (1, 0, 1)

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from bridge.broker import life, outlet, status
-from bridge.broker.publisher import NotConfirmed, Publisher
+from bridge.broker.publisher import ExchangeNotFound, NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal
 from tests.support.fake_amqp import HANGS, NACK, NO_EXCHANGE, REFUSED, FakeAmqp, FakeBroker, returned
 from tests.support.killmail import EXAMPLE
@@ -60,10 +60,59 @@ async def test_publisher_that_was_refused_asks_again_with_the_next_update(broker
 
 async def test_exchange_that_may_not_be_made_is_a_refusal_and_can_be_used_once_it_may(broker: FakeBroker) -> None:
     broker.lives += [FakeAmqp().on(LOOK, NO_EXCHANGE).on("exchange killmails fanout durable", REFUSED), FakeAmqp()]
-    async with Publisher() as fetcher:
+    async with Publisher(declare=True) as fetcher:
         with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
             await fetcher.broadcast("killmail", EXAMPLE)
         assert await fetcher.broadcast("killmail", EXAMPLE)
+
+
+MADE = "exchange killmails fanout durable"
+
+
+async def test_exchange_that_is_missing_raises_an_error_that_names_it_and_is_not_made(broker: FakeBroker) -> None:
+    """It is misspelt, or the bridge is not there yet: once the exchange is, the same publisher can use it."""
+    broker.lives += [missing := FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
+    async with Publisher() as fetcher:
+        with pytest.raises(ExchangeNotFound, match=r"no exchange 'killmails': .*start the bridge first.*declare=True"):
+            await fetcher.broadcast("killmail", EXAMPLE)
+        assert MADE not in missing.requests
+        assert missing.channels[0].published == []
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_exchange_that_is_missing_is_made_on_demand(broker: FakeBroker) -> None:
+    broker.lives.append(amqp := FakeAmqp().on(LOOK, NO_EXCHANGE))
+    async with Publisher(declare=True) as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+    assert MADE in amqp.requests
+
+
+async def test_exchange_that_the_user_may_not_see_is_taken_to_exist(broker: FakeBroker) -> None:
+    broker.lives.append(FakeAmqp().on(LOOK, REFUSED))
+    async with Publisher() as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_exchange_that_vanishes_later_is_waited_for(broker: FakeBroker) -> None:
+    first = FakeAmqp()
+    broker.lives += [first, FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
+    async with Publisher() as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+        first.lose()
+        await eventually("it has noticed", lambda: fetcher._outlet is not None and not fetcher._outlet.open)
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+    assert broker.attempts == 3
+
+
+async def test_exchange_that_vanishes_for_good_is_the_reason_why_nothing_is_confirmed(broker: FakeBroker) -> None:
+    first = FakeAmqp()
+    broker.lives += [first, *(FakeAmqp().on(LOOK, NO_EXCHANGE) for _ in range(100))]
+    async with Publisher(timeout_s=5) as fetcher:
+        assert await fetcher.broadcast("killmail", EXAMPLE)
+        first.lose()
+        await eventually("it has noticed", lambda: fetcher._outlet is not None and not fetcher._outlet.open)
+        with pytest.raises(NotConfirmed, match="no exchange 'killmails'"):
+            await fetcher.broadcast("killmail", EXAMPLE)
 
 
 async def test_exchange_that_may_not_be_written_to_is_a_refusal_and_not_tried_again(broker: FakeBroker) -> None:
