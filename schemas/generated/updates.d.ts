@@ -247,7 +247,7 @@ export interface EsiKillmail {
  */
 export interface KillboardEvent {
   /**
-   * What identifies the event, in its publisher's own way. A second update with the same id is not sent again: news of the same matter are an event of their own, with relatedEventId.
+   * What identifies the event, in its publisher's own way. A later update with the same id is a correction: it replaces the earlier one. News of the same matter are an event of their own, with relatedEventId.
    */
   eventId: string;
   /**
