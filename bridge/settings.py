@@ -19,7 +19,7 @@ from bridge.fanout.access import DEFAULT_NETWORKS, Network
 from bridge.fanout.paths import is_own
 from bridge.sources import PREFIX, Found, find
 
-__all__ = ["FIELDS", "PREFIX", "Settings", "load", "load_with_sources", "shown_default"]
+__all__ = ["FIELDS", "PREFIX", "Settings", "is_set", "load", "load_with_sources", "shown_default"]
 
 
 def _setting(default: str | None, parse: Callable[[str], Any], meaning: str, *, secret: bool = False) -> Any:
@@ -154,22 +154,25 @@ class Settings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.metadata}
 
+_SECRETS = {name: bool(field.metadata["secret"]) for name, field in FIELDS.items()}
 
-def load(flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path) -> Settings:
-    """The effective settings. `flags` are by field name; `dotenv` need not exist.
+
+def load(
+    flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path, *, must_exist: bool = False
+) -> Settings:
+    """The effective settings. `flags` are by field name; `dotenv` need not exist, unless `must_exist` is set.
 
     Raises ConfigurationError with every problem, each naming the setting, the value (never a secret one) and what was
     expected.
     """
-    return load_with_sources(flags, environment, dotenv)[0]
+    return load_with_sources(flags, environment, dotenv, must_exist=must_exist)[0]
 
 
 def load_with_sources(
-    flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path
+    flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path, *, must_exist: bool = False
 ) -> tuple[Settings, Mapping[str, Found]]:
     """The same, and what was found for each setting that is not left at its default."""
-    secrets = {name: bool(field.metadata["secret"]) for name, field in FIELDS.items()}
-    found, problems = find(secrets, flags, environment, dotenv)
+    found, problems = find(_SECRETS, flags, environment, dotenv, must_exist=must_exist)
     effective: dict[str, Any] = {}
     for name, field in FIELDS.items():
         if name not in found:
@@ -186,6 +189,11 @@ def load_with_sources(
     if problems:
         raise ConfigurationError(problems)
     return settings, found
+
+
+def is_set(name: str, environment: Mapping[str, str], dotenv: Path) -> bool:
+    """Whether the environment or the file `dotenv` sets this setting, whatever the value is."""
+    return name in find(_SECRETS, {}, environment, dotenv)[0]
 
 
 def shown_default(name: str) -> str:

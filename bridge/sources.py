@@ -4,17 +4,28 @@ Of the settings, this file knows their names only, and which hold a secret.
 """
 
 import difflib
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
-from dotenv import dotenv_values
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 
 from bridge.errors import masked
+from bridge.kubernetes import is_service_variable
+from bridge.text_files import NotPlainTextError, read_marked, read_plain
 
 PREFIX = "BRIDGE_"
+
+
+class Layer(IntEnum):
+    """The kinds of sources. A higher one wins."""
+
+    DOTENV = 1
+    ENVIRONMENT = 2
+    FLAG = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,80 +35,109 @@ class Found:
     text: str
     source: str
     """Where it was found, as an operator would name it."""
+    layer: Layer
     file: Path | None = None
     """The file that held it alone, if a `_FILE` variant named one."""
 
 
 def find(
-    known: Mapping[str, bool], flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path
+    known: Mapping[str, bool],
+    flags: Mapping[str, str],
+    environment: Mapping[str, str],
+    dotenv: Path,
+    *,
+    must_exist: bool = False,
 ) -> tuple[dict[str, Found], list[str]]:
     """What is set, by the setting's name, and every problem on the way.
 
     `known` says of each setting whether it is a secret. Flags win over the environment, the environment over `.env`.
+    The file `dotenv` need not be there, unless the operator named it (`must_exist`).
     """
     problems: list[str] = []
-    layers = [{name: Found(text, f"--{name.replace('_', '-')}") for name, text in flags.items()}]
-    layers.append(_variables(known, environment, "environment", problems))
-    if dotenv.is_file():
-        layers.append(_variables(known, _dotenv(dotenv, problems), str(dotenv), problems))
-    found: dict[str, Found] = {}
-    for layer in reversed(layers):
-        found |= layer
+    # Kubernetes injects into the environment alone: in a file, the same line is somebody's mistake.
+    own = [(name, text) for name, text in environment.items() if not is_service_variable(name, text)]
+    found = _variables(known, _lines(dotenv, must_exist, problems), str(dotenv), Layer.DOTENV, problems)
+    found |= _variables(known, own, "environment", Layer.ENVIRONMENT, problems)
+    found |= {name: Found(text, f"--{name.replace('_', '-')}", Layer.FLAG) for name, text in flags.items()}
     return found, problems
 
 
 def _variables(
-    known: Mapping[str, bool], variables: Mapping[str, str], source: str, problems: list[str]
+    known: Mapping[str, bool], variables: Iterable[tuple[str, str]], source: str, layer: Layer, problems: list[str]
 ) -> dict[str, Found]:
     """The settings among the variables, `_FILE` variants read; unknown names and unreadable files become problems."""
     found: dict[str, Found] = {}
-    for variable, text in variables.items():
+    for variable, text in variables:
         if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
-        if name in known:
-            found.setdefault(name, Found(text, source))
-        elif (name := name.removesuffix("_file")) in known:
-            if PREFIX + name.upper() in variables:
-                problems.append(f"{variable} ({source}): {PREFIX}{name.upper()} is set as well; set one of them")
-                continue
+        in_file = name not in known and name.removesuffix("_file") in known
+        name = name.removesuffix("_file") if in_file else name
+        if name not in known:
+            problems.append(f"{variable} ({source}): there is no such setting{_suggestion(variable, known)}")
+        elif name in found:
+            first = found[name].file is not None
+            names = dict.fromkeys((f"{PREFIX}{name.upper()}{'_FILE' * first}", variable))
+            problems.append(f"{' and '.join(names)} ({source}): the setting is set twice; set it once")
+        elif in_file:
             try:
-                found[name] = Found(content(Path(text)), f"{variable} in the {source}", Path(text))
-            except (OSError, ValueError) as error:
+                found[name] = Found(content(Path(text)), f"{variable} in the {source}", layer, Path(text))
+            except (OSError, NotPlainTextError) as error:
                 # The content may have been put where its file's name belongs.
                 shown = "the file that it names" if known[name] else repr(masked(text))
-                reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+                reason = error.strerror if isinstance(error, OSError) else error
                 problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
         else:
-            names = [PREFIX + each.upper() for each in known]
-            # What was cut short is no close match, where another name is as short.
-            close = [each for each in names if each.startswith(variable)] or difflib.get_close_matches(variable, names)
-            hint = f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
-            problems.append(f"{variable} ({source}): there is no such setting{hint}")
+            found[name] = Found(text, source, layer)
     return found
 
 
+def _suggestion(variable: str, known: Iterable[str]) -> str:
+    names = [PREFIX + name.upper() for name in known]
+    # What was cut short is no close match, where another name is as short.
+    close = [name for name in names if name.startswith(variable)] or difflib.get_close_matches(variable, names)
+    return f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
+
+
 def content(file: Path) -> str:
-    """The text of a setting that a file holds alone. Raises OSError and ValueError."""
-    return file.read_text(encoding="utf-8").rstrip("\r\n")
+    """The text of a setting that a file holds alone. Raises OSError and NotPlainTextError."""
+    return read_plain(file).rstrip("\r\n")
 
 
-def _dotenv(file: Path, problems: list[str]) -> dict[str, str]:
+def _lines(file: Path, must_exist: bool, problems: list[str]) -> list[tuple[str, str]]:
+    """The names and values of a `.env` file, in their order. No `$` in a value is replaced, whatever the quotes."""
     try:
-        with file.open(encoding="utf-8") as lines:
-            unclear = [binding.original.line for binding in parse_stream(lines) if binding.error]
-        if unclear:
-            # The parser goes on without them: a setting would become its default in silence.
-            problems += [f"{file}, line {line}: it can't be read as NAME=value" for line in unclear]
-            return {}
-        found = dotenv_values(file)
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{file}: can't be read: {error}")
-        return {}
-    problems += [f"{_shown(name)} ({file}): there is no = behind it" for name, text in found.items() if text is None]
-    return {name: text for name, text in found.items() if text is not None}
+        text = read_marked(file)
+    except (OSError, NotPlainTextError) as error:
+        if must_exist or not isinstance(error, _NO_FILE):
+            problems.append(f"{file}: can't be read: {error.strerror if isinstance(error, OSError) else error}")
+        return []
+    bindings = list(parse_stream(io.StringIO(text, newline="")))
+    unclear = [problem for binding in bindings if (problem := _unclear(binding)) is not None]
+    problems += [f"{file}, {problem}" for problem in unclear]
+    # Without these lines, a setting would become its default in silence.
+    return [] if unclear else [(binding.key, binding.value or "") for binding in bindings if binding.key is not None]
 
 
-def _shown(name: str) -> str:
-    # Whatever else it is, it may hold a password.
-    return name if re.fullmatch(r"\w+", name) else "a line that begins with no name"
+_NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+_NEWLINE = re.compile(r"\r\n|\n|\r")
+
+
+def _unclear(binding: Binding) -> str | None:
+    """What is wrong with a line of a `.env` file, if anything is. The value is never shown: it may be a password."""
+    whole = binding.original.string
+    text = whole.strip()
+    # The empty lines before it are a part of it.
+    line = f"line {binding.original.line + len(_NEWLINE.findall(whole[: whole.find(text)]))}"
+    key, value = binding.key, binding.value
+    if binding.error:
+        return f"{line}: it can't be read as NAME=value"
+    if key is None:
+        return None
+    if value is None:
+        return f"{line}: {key if re.fullmatch(r'[A-Za-z0-9_]+', key) else 'a name'} must be followed by = and a value"
+    if _NEWLINE.search(text) and (key.startswith(PREFIX) or PREFIX in value):
+        # A quote that is not closed takes the next settings, up to their first quote, for a part of its value.
+        return f"{line}: the value goes on in the next line; close its quotes"
+    return None

@@ -11,6 +11,7 @@ import structlog
 
 from bridge.amqp_urls import amqp_urls
 from bridge.sources import content
+from bridge.text_files import NotPlainTextError
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -51,8 +52,11 @@ class RenewedNodes(Sequence[Node]):
         except (OSError, ValueError) as error:
             if not self._unusable:
                 self._unusable = True
-                # Of a text that can't be used, nothing is said: it may be a password.
-                reason = error.strerror if isinstance(error, OSError) else "it holds no usable URL"
+                if isinstance(error, OSError):
+                    reason = error.strerror
+                else:
+                    # Of a text that can't be used, nothing is said: it may be a password.
+                    reason = str(error) if isinstance(error, NotPlainTextError) else "it holds no usable URL"
                 _log.warning("BRIDGE_AMQP_URL_FILE can't be read again; its last content is used", error=reason)
         else:
             self._unusable = False

@@ -24,6 +24,13 @@ METAVARS = {"amqp_url": "URL", "max_message_bytes": "SIZE", "schemas": "FOLDER"}
 
 DOTENV = Path(".env")
 
+ENV_FILE: click.Parameter = click.Option(
+    ["--env-file"],
+    metavar="FILE",
+    help="a file of settings, a line NAME=value for each, in place of .env in the working directory",
+)
+"""Of every command that takes settings; `setting_options` has it already."""
+
 _NO = "no_"
 """What the parameter of a flag such as --no-wait begins with."""
 
@@ -58,30 +65,31 @@ def setting_options(*names: str) -> list[click.Parameter]:
                     help=f"the opposite of --{name.replace('_', '-')}",
                 )
             )
-    return options
+    return [*options, ENV_FILE]
 
 
 def effective_settings(flags: Mapping[str, str | None]) -> Settings:
-    """The settings in effect. Raises ConfigurationError."""
-    return settings.load(_given(flags), os.environ, DOTENV)
+    """The settings in effect; `flags` are the values of `setting_options`. Raises ConfigurationError."""
+    return settings_and_sources(flags)[0]
 
 
 def settings_and_sources(flags: Mapping[str, str | None]) -> tuple[Settings, Mapping[str, Found]]:
     """The same, and where each was found that is not a default."""
-    return settings.load_with_sources(_given(flags), os.environ, DOTENV)
+    file = flags.get("env_file")
+    dotenv = DOTENV if file is None else Path(file)
+    return settings.load_with_sources(_given(flags), os.environ, dotenv, must_exist=file is not None)
 
 
 def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
     """What was given, by the setting. Raises ConfigurationError for a switch that was given in both of its forms."""
-    given = {name: text for name, text in flags.items() if text is not None}
-    opposites = {name for name in given if name.startswith(_NO) and name.removeprefix(_NO) in FIELDS}
-    both = [name.removeprefix(_NO) for name in sorted(opposites) if name.removeprefix(_NO) in given]
+    given = {name: text for name in FIELDS if (text := flags.get(name)) is not None}
+    opposites = {name: text for name in FIELDS if (text := flags.get(_NO + name)) is not None}
+    both = [name.replace("_", "-") for name in opposites if name in given]
     if both:
-        flag = [name.replace("_", "-") for name in both]
         raise ConfigurationError(
-            [f"--{each}, --no-{each}: one contradicts the other; give one of them" for each in flag]
+            [f"--{each}, --no-{each}: one contradicts the other; give one of them" for each in both]
         )
-    return {name.removeprefix(_NO) if name in opposites else name: text for name, text in given.items()}
+    return given | opposites
 
 
 def complete_type(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:

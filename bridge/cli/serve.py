@@ -1,6 +1,9 @@
 """`edk-bridge serve`, and `edk-bridge config`, which says what it would be served with."""
 
+import os
+
 import click
+import structlog
 import uvloop
 
 from bridge import logs
@@ -10,7 +13,8 @@ from bridge.cli.options import effective_settings, fail, setting_options, settin
 from bridge.commands.config import as_json, as_text, rows
 from bridge.commands.streams import echo, echo_json
 from bridge.errors import BridgeError
-from bridge.settings import FIELDS
+from bridge.kubernetes import service_variables
+from bridge.settings import FIELDS, PREFIX
 from bridge.timing import DEFAULT, Timing
 
 _EXIT_CODES = (
@@ -19,8 +23,9 @@ _EXIT_CODES = (
 )
 
 _SETTINGS = (
-    "Each setting may be given as a flag, as a variable of the environment, as a line of the file .env, or, with _FILE "
-    "behind the variable's name, in a file of its own. Brackets show the variable and the default."
+    "Each setting may be given as a flag, as a variable of the environment, as a line of the file .env (or of the one "
+    "that --env-file names), or, with _FILE behind the variable's name, in a file of its own. Brackets show the "
+    "variable and the default."
 )
 
 
@@ -31,9 +36,23 @@ def _serve(**flags: str | None) -> None:
     try:
         effective = effective_settings(flags)
         logs.configure(effective.log_level, effective.log_format)
+        _log_skipped_variables()
         uvloop.run(run_bridge(effective, timing))
     except BridgeError as error:
         fail(error)
+
+
+def _log_skipped_variables() -> None:
+    names = service_variables(PREFIX, os.environ)
+    if names:
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        structlog.get_logger("bridge").info(
+            "variables that Kubernetes injects for a Service skipped", names=", ".join(names[:_MOST_NAMES]) + more
+        )
+
+
+_MOST_NAMES = 8
+"""A namespace may have many Services, each with seven variables and more."""
 
 
 SERVE = click.Command(

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import NoReturn
 
 import aiormq
-from dotenv import dotenv_values
 
 from bridge import logs, queued_output, settings
 from bridge.broker.life import cancel_requests
@@ -73,24 +72,25 @@ class _Signals:
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
-def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None) -> int:
+def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None, env_file: str | None = None) -> int:
     """Run the demo until a signal; returns the process's exit code.
 
-    `rate` is in killmails a second, `schemas` the folder of schema files that the bridge is to have beside its own.
+    `rate` is in killmails a second, `schemas` the folder of schema files that the bridge is to have beside its own,
+    `env_file` a file of settings in place of `.env`.
     """
     signals = _Signals()
     _never_block()
     broker: Broker | None = None
     try:
-        named = _named_broker()
+        named = _named_broker(env_file)
         flags = _flags(port, named, schemas)
-        effective = _settings(flags)
+        effective = _settings(flags, env_file)
         broker = find_broker(
             ",".join(effective.amqp_url) if named else None,
             os.environ.get("DEMO_RABBITMQ_IMAGE") or os.environ.get("TEST_RABBITMQ_IMAGE") or _IMAGE,
             _say,
         )
-        return asyncio.run(signals.interrupt(_demonstrate(signals, effective, flags, broker, named, rate)))
+        return asyncio.run(signals.interrupt(_demonstrate(signals, effective, flags, env_file, broker, named, rate)))
     except _Stopped:
         return 0
     except BridgeError as error:
@@ -119,14 +119,14 @@ def _failed(error: BridgeError) -> int:
     return error.exit_code
 
 
-def publish_only(rate: float) -> int:
+def publish_only(rate: float, env_file: str | None = None) -> int:
     """Only publish, where whoever asks for this has named the broker, to the exchange that a bridge there consumes."""
     signals = _Signals()
     _never_block()
     try:
-        effective = settings.load({}, os.environ, _DOTENV)
+        effective = _loaded({}, env_file)
         exchange = next((name for name, carried in effective.exchanges.items() if carried == "killmail"), None)
-        if not _named_broker():
+        if not _named_broker(env_file):
             raise ConfigurationError(["--publish-only publishes to a broker that is there: name it in BRIDGE_AMQP_URL"])
         if exchange is None:
             raise ConfigurationError(["BRIDGE_EXCHANGES: no exchange carries killmails, to which they could go"])
@@ -145,7 +145,13 @@ async def _publish(fetcher: Fetcher, rate: float) -> int:
 
 
 async def _demonstrate(
-    signals: _Signals, effective: settings.Settings, flags: dict[str, str], broker: Broker, named: bool, rate: float
+    signals: _Signals,
+    effective: settings.Settings,
+    flags: dict[str, str],
+    env_file: str | None,
+    broker: Broker,
+    named: bool,
+    rate: float,
 ) -> int:
     nodes = [Node(url) for url in effective.amqp_url] if named else [Node(broker.url)]
     fetcher = Fetcher(nodes, _exchange(named), lasting=not named, say=_say)
@@ -153,6 +159,8 @@ async def _demonstrate(
     environment = {**os.environ, **({} if named else {"BRIDGE_AMQP_URL": broker.url})}
     if effective.log_format == "auto":
         flags = {**flags, "log_format": "text"}
+    if env_file is not None:
+        flags = {**flags, "env_file": env_file}
     words = [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
     child = Child(words, environment, lambda line: _say(f"  bridge | {line}"))
     try:
@@ -208,15 +216,22 @@ async def _ended(broker: Broker) -> NoReturn:
             raise BridgeError(f"the broker that the demo had started ({broker.origin}) has ended by itself")
 
 
-def _named_broker() -> bool:
+def _named_broker(env_file: str | None) -> bool:
     """Whether the operator named a broker, in one of the places where the bridge looks for it."""
-    names = {*os.environ, *(dotenv_values(_DOTENV) if _DOTENV.is_file() else ())}
-    return not names.isdisjoint({"BRIDGE_AMQP_URL", "BRIDGE_AMQP_URL_FILE"})
+    return settings.is_set("amqp_url", os.environ, _dotenv(env_file))
 
 
-def _settings(flags: dict[str, str]) -> settings.Settings:
+def _loaded(flags: dict[str, str], env_file: str | None) -> settings.Settings:
+    return settings.load(flags, os.environ, _dotenv(env_file), must_exist=env_file is not None)
+
+
+def _dotenv(env_file: str | None) -> Path:
+    return _DOTENV if env_file is None else Path(env_file)
+
+
+def _settings(flags: dict[str, str], env_file: str | None) -> settings.Settings:
     """The settings that the bridge will find. Raises ConfigurationError, also where its port is taken."""
-    effective = settings.load(flags, os.environ, _DOTENV)
+    effective = _loaded(flags, env_file)
     try:
         for listener in open_listeners(effective.host, effective.port, effective.reuse_port):
             listener.close()

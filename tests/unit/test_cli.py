@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from click.testing import CliRunner
 
 import bridge
@@ -131,6 +132,118 @@ def test_serve_takes_flags_over_the_environment_over_dotenv(
     assert (settings.port, settings.path, settings.queue) == (3, "/environment", "dotenv")
 
 
+def test_env_file_is_read_in_place_of_dotenv(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("BRIDGE_PORT=1\nBRIDGE_QUEUE=dotenv\n")
+    (tmp_path / "other").write_text("BRIDGE_PORT=2\n")
+    assert invoke("serve", "--env-file", "other").exit_code == 0
+    [settings] = runs.settings
+    assert (settings.port, settings.queue) == (2, None)
+
+
+SETTING_COMMANDS = (
+    ["serve"],
+    ["config"],
+    ["check"],
+    ["publish"],
+    ["rejects", "list"],
+    ["rejects", "requeue", "--all"],
+    ["rejects", "purge", "--yes"],
+)
+
+
+@pytest.mark.parametrize("command", SETTING_COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("missing", "missing: can't be read: No such file or directory"),
+        ("", ".: can't be read: Is a directory"),
+        (
+            "other",
+            "BRIDGE_PORTS (other): there is no such setting; did you mean BRIDGE_PORT?",
+        ),
+    ],
+)
+def test_env_file_is_read_by_every_command_with_settings_and_must_be_there(
+    command: list[str], name: str, problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_text("BRIDGE_PORTS=1\n")
+    (tmp_path / ".env").write_text("BRIDGE_PORT=1\n")
+    result = invoke(*command, "--env-file", name)
+    assert (result.exit_code, result.stderr) == (2, f"edk-bridge: {problem}\n")
+
+
+@pytest.mark.parametrize("command", [["demo"], ["demo", "--publish-only"]], ids=" ".join)
+def test_env_file_of_the_demo_must_be_there(command: list[str]) -> None:
+    # A process of its own: the demo keeps the signals and the output.
+    done = subprocess.run(
+        [sys.executable, "-m", "bridge", *command, "--env-file", "missing"],
+        env={**os.environ, "PYTHONPATH": os.fspath(Path(bridge.__file__).parents[1])},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    problem = "edk-bridge: missing: can't be read: No such file or directory\n"
+    assert (done.returncode, done.stderr) == (2, problem)
+
+
+class Log:
+    """Stands in for the bridge's logger."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, object]] = []
+
+    def info(self, event: str, **fields: object) -> None:
+        self.lines.append({"event": event, **fields})
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    monkeypatch.setattr(structlog, "get_logger", lambda *_: log)
+    return log
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, services: int) -> None:
+    """So many Services, as Kubernetes has them, the first of which is called `bridge`."""
+    for number in range(services):
+        name = "BRIDGE" if number == 0 else f"BRIDGE_N{number}"
+        monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv(f"{name}_PORT", "tcp://10.0.0.1:3000")
+
+
+def test_variables_of_kubernetes_are_skipped_with_one_line_of_serve(
+    runs: Runs, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, 1)
+    assert invoke("serve").exit_code == 0
+    assert [settings.port for settings in runs.settings] == [3000]
+    assert log.lines == [
+        {
+            "event": "variables that Kubernetes injects for a Service skipped",
+            "names": "BRIDGE_PORT, BRIDGE_SERVICE_HOST",
+        }
+    ]
+    log.lines.clear()
+    assert invoke("config").exit_code == 0
+    assert log.lines == []
+
+
+def test_names_of_skipped_variables_are_bounded(runs: Runs, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, 100)
+    assert invoke("serve").exit_code == 0
+    [line] = log.lines
+    assert str(line["names"]).count("BRIDGE_") == 8
+    assert str(line["names"]).endswith(" and 192 more")
+    assert len(runs.settings) == 1
+
+
+@pytest.mark.usefixtures("runs")
+def test_nothing_is_said_of_kubernetes_outside_of_it(log: Log) -> None:
+    assert invoke("serve").exit_code == 0
+    assert log.lines == []
+
+
 def test_logging_is_configured_as_set(runs: Runs, logging_as: list[tuple[str, str]]) -> None:
     assert invoke("serve", "--log-level", "debug", "--log-format", "json").exit_code == 0
     assert logging_as == [("debug", "json")]
@@ -240,7 +353,7 @@ def test_demo_runs_with_its_options_and_ends_with_its_code(monkeypatch: pytest.M
     demo.run = run  # type: ignore[attr-defined]  # modules have whatever they are given
     monkeypatch.setitem(sys.modules, "bridge.demo.demo", demo)
     assert invoke("demo", "--rate", "2").exit_code == 7
-    assert ran == [{"port": 3000, "rate": 2.0, "schemas": None}]
+    assert ran == [{"port": 3000, "rate": 2.0, "schemas": None, "env_file": None}]
 
 
 def test_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

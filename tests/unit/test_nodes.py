@@ -57,6 +57,14 @@ def test_file_that_can_not_be_used_leaves_the_last_url_and_is_said_once_without_
     assert len(logged) == 1, "it is said again of the next time"
 
 
+def test_byte_order_mark_of_a_file_that_is_read_again_is_named(nodes: RenewedNodes, file: Path) -> None:
+    file.write_bytes(NEW.encode("utf-8-sig"))
+    with capture_logs() as logged:
+        assert [*nodes] == [Node(OLD)]
+    [line] = logged
+    assert line["error"] == "it begins with a byte order mark; save it as UTF-8 without one"
+
+
 def test_only_the_url_of_a_file_is_read_again(file: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "no.env"
     of_a_file = load({}, {"BRIDGE_AMQP_URL_FILE": str(file)}, nowhere)

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.errors import ConfigurationError
 from bridge.fanout.access import DEFAULT_NETWORKS
-from bridge.settings import FIELDS, PREFIX, Settings, load
+from bridge.settings import FIELDS, PREFIX, Settings, is_set, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -189,7 +189,7 @@ def test_setting_and_its_file_are_not_both_set(sources: Sources, *, dotenv: bool
     text = "\n".join(f"{name}={value}" for name, value in variables.items())
     [problem] = sources.problems(dotenv=text) if dotenv else sources.problems(env=variables)
     source = str(sources.dotenv) if dotenv else "environment"
-    assert problem == f"BRIDGE_PORT_FILE ({source}): BRIDGE_PORT is set as well; set one of them"
+    assert problem == f"BRIDGE_PORT and BRIDGE_PORT_FILE ({source}): the setting is set twice; set it once"
 
 
 def test_file_that_is_missing_is_a_problem_that_names_it(sources: Sources) -> None:
@@ -201,7 +201,7 @@ def test_file_that_is_missing_is_a_problem_that_names_it(sources: Sources) -> No
 def test_file_that_is_not_text_is_a_problem(sources: Sources) -> None:
     [problem] = sources.problems(env={"BRIDGE_PORT_FILE": sources.file("port", b"\xff")})
     assert problem.startswith("BRIDGE_PORT_FILE (environment): can't read ")
-    assert problem.endswith("no text in UTF-8")
+    assert problem.endswith("no text in UTF-8 (byte 0)")
 
 
 def test_value_from_a_file_that_will_not_do_names_the_file_variable(sources: Sources) -> None:
@@ -391,7 +391,7 @@ def test_dotenv_that_is_not_utf8_is_a_problem(sources: Sources) -> None:
 
 def test_dotenv_line_without_a_value_is_a_problem(sources: Sources) -> None:
     sources.dotenv.write_text("BRIDGE_PORT\n")
-    assert "no =" in sources.problems()[0]
+    assert sources.problems() == [f"{sources.dotenv}, line 1: BRIDGE_PORT must be followed by = and a value"]
 
 
 @pytest.fixture
@@ -424,18 +424,119 @@ def test_every_unclear_line_of_dotenv_is_named(sources: Sources) -> None:
     assert problems == [f"{sources.dotenv}, line {line}: it can't be read as NAME=value" for line in (2, 4)]
 
 
-@pytest.mark.parametrize(
-    ("line", "shown"), [("BRIDGE_PORT", "BRIDGE_PORT"), ("'p@ss word'", "a line that begins with no name")]
-)
+@pytest.mark.parametrize(("line", "shown"), [("BRIDGE_PORT", "BRIDGE_PORT"), ("'p@ss word'", "a name")])
 def test_line_of_dotenv_without_a_value_is_named_unless_it_may_be_a_secret(
     sources: Sources, line: str, shown: str
 ) -> None:
     assert sources.problems(dotenv=f"BRIDGE_PATH=/a\n{line}\n") == [
-        f"{shown} ({sources.dotenv}): there is no = behind it"
+        f"{sources.dotenv}, line 2: {shown} must be followed by = and a value"
     ]
 
 
 def test_dotenv_that_is_not_utf8_is_named(sources: Sources) -> None:
     sources.dotenv.write_bytes(b"BRIDGE_PATH=/a\nBRIDGE_PORT=\xff\n")
     [problem] = sources.problems()
-    assert problem.startswith(f"{sources.dotenv}: can't be read: 'utf-8' codec")
+    assert problem == f"{sources.dotenv}: can't be read: it is no text in UTF-8 (byte 27)"
+
+
+# Byte order marks, quotes and dollars
+
+
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+@pytest.mark.parametrize("password", ["pa$$word", "pa$HOME", "${HOME}", "${NONE:-x}", "$", "%24{HOME}", "a#b", "a=b"])
+def test_value_of_dotenv_is_taken_as_it_is(
+    sources: Sources, quote: str, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "replaced")
+    sources.dotenv.write_text(f"NONE=replaced\nBRIDGE_INSTANCE={quote}{password}{quote}\n")
+    assert sources.load().instance == password
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        (r"a\nb\\", r"a\nb\\"),
+        (r"'a\nb'", r"a\nb"),
+        (r"'a\\b\'c\"'", r"a\b'c\""),
+        (r'"a\\b\"c"', r"a\b\"c".replace(r"\"", '"')),
+        ("a # comment", "a"),
+        ("'a # b' # comment", "a # b"),
+        ("a'b\"c", "a'b\"c"),
+        ("  a b  ", "a b"),
+    ],
+)
+def test_quotes_of_dotenv_do_what_is_documented(sources: Sources, written: str, value: str) -> None:
+    assert sources.load(dotenv=f"BRIDGE_INSTANCE={written}\n").instance == value
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_dotenv_with_a_byte_order_mark_is_read_from_its_first_line(sources: Sources, newline: str) -> None:
+    sources.dotenv.write_bytes(f"BRIDGE_PORT=1{newline}BRIDGE_PATH=/a{newline}".encode("utf-8-sig"))
+    settings = sources.load()
+    assert (settings.port, settings.path) == (1, "/a")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_dotenv_in_utf16_is_named_as_such(sources: Sources, encoding: str) -> None:
+    sources.dotenv.write_bytes("BRIDGE_PORT=1\n".encode(encoding))
+    [problem] = sources.problems()
+    assert problem.startswith(f"{sources.dotenv}: can't be read: it ")
+    assert "UTF-16" in problem
+    assert problem.endswith("save it as UTF-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["BRIDGE_AMQP_URL", "BRIDGE_PORT"])
+def test_byte_order_mark_of_a_file_is_named(sources: Sources, encoding: str, name: str) -> None:
+    path = sources.file("secret", "amqp://u:secret@mq/".encode(encoding))
+    [problem] = sources.problems(env={f"{name}_FILE": path})
+    assert problem.endswith(": it begins with a byte order mark; save it as UTF-8 without one")
+    assert "amqp" not in problem
+
+
+def test_file_that_is_named_must_be_there(sources: Sources) -> None:
+    for path in (sources.dotenv, sources.folder):
+        with pytest.raises(ConfigurationError, match="can't be read: "):
+            load({}, {}, path, must_exist=True)
+    sources.dotenv.write_text("BRIDGE_PORT=1")
+    assert load({}, {}, sources.dotenv, must_exist=True).port == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('BRIDGE_INSTANCE="a\nBRIDGE_PORT="\n', 1),
+        ("A=1\n\n\nBRIDGE_INSTANCE='a\nb'\n", 4),
+        ("A=1\nOTHER='a\nBRIDGE_PORT=1\n'\n", 2),
+    ],
+)
+def test_value_that_takes_in_the_next_line_is_a_problem(sources: Sources, text: str, line: int) -> None:
+    [problem] = sources.problems(dotenv=text)
+    assert problem == f"{sources.dotenv}, line {line}: the value goes on in the next line; close its quotes"
+
+
+def test_value_of_others_may_have_several_lines(sources: Sources) -> None:
+    assert sources.load(dotenv="KEY='-----BEGIN\nEND-----'\nBRIDGE_PORT=1\n").port == 1
+
+
+@pytest.mark.parametrize("second", ["BRIDGE_PORT", "BRIDGE_port"])
+def test_setting_that_is_set_twice_is_a_problem(sources: Sources, second: str) -> None:
+    [problem] = sources.problems(dotenv=f"BRIDGE_PORT=1\n{second}=2\n")
+    names = dict.fromkeys(("BRIDGE_PORT", second))
+    assert problem == f"{' and '.join(names)} ({sources.dotenv}): the setting is set twice; set it once"
+
+
+def test_variables_of_kubernetes_are_skipped_in_the_environment_alone(sources: Sources) -> None:
+    environment = {"BRIDGE_PORT": "tcp://10.0.0.1:3000", "BRIDGE_REUSE_PORT": "udp://10.0.0.1:3000"}
+    environment |= {"BRIDGE_NORTH_SERVICE_HOST": "10.0.0.1", "BRIDGE_PORT_3000_TCP_PROTO": "tcp"}
+    settings = sources.load(env=environment, dotenv="BRIDGE_PORT=1\nBRIDGE_REUSE_PORT=true\n")
+    assert (settings.port, settings.reuse_port) == (1, True)
+    assert sources.load({"port": "2"}, environment).port == 2
+    assert len(sources.problems(dotenv="BRIDGE_PORT=tcp://10.0.0.1:3000\nBRIDGE_SERVICE_HOST=10.0.0.1\n")) == 2
+
+
+def test_setting_is_set_by_the_environment_or_by_dotenv(sources: Sources) -> None:
+    assert not is_set("port", {"BRIDGE_PORT": "tcp://10.0.0.1:3000"}, sources.dotenv)
+    assert is_set("port", {"BRIDGE_PORT": "1"}, sources.dotenv)
+    sources.dotenv.write_text("BRIDGE_PORT=1")
+    assert is_set("port", {}, sources.dotenv)
