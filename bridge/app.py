@@ -21,10 +21,11 @@ from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked
 from bridge.fanout.access import Access
+from bridge.fanout.addresses import announced_host, authority, client_host, out_of_reach
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
-from bridge.fanout.listeners import remedy
+from bridge.fanout.listeners import remedy, source_address
 from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
 from bridge.fanout.refusals import Rule
@@ -34,6 +35,7 @@ from bridge.metrics import Metrics
 from bridge.notifying import Notifier
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
+from bridge.setting_warnings import setting_warnings
 from bridge.settings import Settings
 from bridge.timing import DEFAULT, Timing
 
@@ -55,8 +57,8 @@ class Bridge:
         # Whoever is closed because the bridge stops is not evicted, and not counted.
         closings = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
         metrics.init_labels(schemas.types, Reason, closings, Rule)
-        if beyond := ", ".join(str(network) for network in settings.allowed_networks if network.is_global):
-            _log.warning("public addresses may connect (BRIDGE_ALLOWED_NETWORKS)", networks=beyond)
+        for warning in setting_warnings(settings, memory.usable_bytes()):
+            _log.warning(warning.phrase, **warning.fields)
         log = Log(settings.log_bytes)
         # Its ids are then the stream's, and what comes first is the stream's past.
         shared = settings.history == "stream"
@@ -129,24 +131,33 @@ class Bridge:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
             raise AddressUnavailable(f"can't listen on {masked(str(error.strerror))}; {remedy(error)}") from error
-        self._pages.describe(self._described(self.addresses[0][1]))
+        networks = settings.allowed_networks
+        hosts = [address for address, _ in self.addresses]
+        self._pages.describe(self._described(announced_host(hosts, networks, source_address), self.addresses[0][1]))
         scheme = "wss" if self._tls else "ws"
         for address, port in self.addresses:
-            host = f"[{address}]" if ":" in address else address
-            _log.info("listening", url=f"{scheme}://{host}:{port}{settings.path}")
+            host = authority(client_host(address, networks, source_address), port)
+            _log.info("listening", url=f"{scheme}://{host}{settings.path}", address=address, port=port)
+            if (lack := out_of_reach(address, networks)) is not None:
+                _log.warning(
+                    "no client can reach this address",
+                    address=address,
+                    reason=f"BRIDGE_ALLOWED_NETWORKS has {lack}",
+                    hint="allow a network of its clients, or name other addresses in BRIDGE_HOST",
+                )
         self._working = [
             asyncio.create_task(self._rejects.run(), name="rejects"),
             asyncio.create_task(self._consumer.run(), name="consumer"),
         ]
 
-    def _described(self, port: int) -> bytes:
+    def _described(self, host: str, port: int) -> bytes:
         settings = self._settings
         return asyncapi.document(
             self._schemas.documents,
             self._schemas.filterable,
             asyncapi.Deployment(
                 version=__version__,
-                host=f"localhost:{port}",
+                host=authority(host, port),
                 secure=self._tls is not None,
                 path=settings.path,
                 exchanges=settings.exchanges,

@@ -1,7 +1,10 @@
-"""Memory that nobody needs any more, given back to the system."""
+"""The memory of this process: how much it may use, and what it gives back to the system."""
 
 import ctypes
 import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 MAPPED_BYTES = 2**18
 """The C library maps each block of at least this size on its own, and unmaps it as soon as it is freed."""
@@ -32,3 +35,36 @@ def release() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def usable_bytes(root: Path = Path("/")) -> int:
+    """The memory that this process may use: the machine's, or less if a control group limits it.
+
+    `root` is the folder that has `proc` and `sys`.
+    """
+    return min((os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(root)))
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """The limits of this process's control group and those above it, of version 1 and 2 (Linux, `cgroups(7)`)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return  # another system
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            folder, name = "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        # In a container, the path may be that of the host, and only the topmost folder is there.
+        for each in (group, *group.parents):
+            try:
+                text = (root / folder / each / name).read_text().strip()
+            except OSError:
+                continue
+            if text.isdecimal():  # else `max`
+                yield int(text)

@@ -15,9 +15,10 @@ from typing import Any
 from bridge import values
 from bridge.amqp_urls import amqp_urls
 from bridge.errors import ConfigurationError, masked
-from bridge.fanout.access import DEFAULT_NETWORKS, Network
+from bridge.fanout.access import DEFAULT_NETWORKS
+from bridge.fanout.addresses import Network
 from bridge.fanout.paths import is_own
-from bridge.sources import PREFIX, Found, find
+from bridge.sources import PREFIX, Found, Layer, find
 
 __all__ = ["FIELDS", "PREFIX", "Settings", "is_set", "load", "load_with_sources", "shown_default"]
 
@@ -48,7 +49,7 @@ class Settings:
     )
     queue: str | None = _setting(
         None,
-        values.amqp_name,
+        values.made_name,
         "a durable queue to consume instead of an exclusive one, so that nothing is lost while the bridge is away; "
         "one for each bridge",
     )
@@ -58,7 +59,7 @@ class Settings:
         "where recent updates are kept for clients that come back: memory, or stream, which consumes a stream of "
         "RabbitMQ's instead of a queue, shared by all bridges, and outlasts a restart",
     )
-    history_stream: str = _setting("bridge.history", values.amqp_name, "that stream's name")
+    history_stream: str = _setting("bridge.history", values.made_name, "that stream's name")
     history_max_age: float = _setting(
         "3h", values.duration(1, 366 * 86400), "how long the stream keeps an event, where the bridge makes it"
     )
@@ -70,7 +71,7 @@ class Settings:
     )
     reject_exchange: str | None = _setting(
         "bridge.rejected",
-        values.unless_off(values.amqp_name),
+        values.unless_off(values.made_name),
         "where events go that can't become an update; off: they are only counted",
     )
     schemas: Path | None = _setting(
@@ -83,9 +84,12 @@ class Settings:
         "identities of sent updates to remember, so that none is sent twice; 0: none",
     )
     host: tuple[str, ...] = _setting(
-        "localhost", values.names, "addresses to listen on, separated by commas; localhost is 127.0.0.1 and ::1"
+        "localhost",
+        values.hosts,
+        "addresses to listen on, separated by commas; localhost is 127.0.0.1 and ::1, :: is all addresses of this "
+        "machine (IPv6 and IPv4), 0.0.0.0 is those of IPv4",
     )
-    port: int = _setting("3000", values.whole(0, 65535), "the port to listen on; 0 picks one and says which")
+    port: int = _setting("3000", values.whole(0, 65535), "the port to listen on; 0 picks one and logs it")
     path: str = _setting("/updates", values.path, "the path of the WebSocket endpoint")
     allowed_networks: tuple[Network, ...] = _setting(
         ",".join(map(str, DEFAULT_NETWORKS)),
@@ -107,7 +111,9 @@ class Settings:
         "120s", values.duration(0.1, 86400), "a client from which nothing is heard for this long is closed"
     )
     ping_interval: float = _setting(
-        "30s", values.duration(0.05, 86400), "a client that is silent for this long is pinged"
+        "30s",
+        values.duration(0.05, 86400),
+        "a client that is silent for this long is pinged; less than BRIDGE_IDLE_TIMEOUT",
     )
     handshake_timeout: float = _setting("5s", values.duration(0.1, 300), "how long a client may take for its request")
     max_connections: int = _setting("10000", values.whole(1, 1_000_000), "clients at once; more are closed with 1013")
@@ -118,7 +124,9 @@ class Settings:
         "all, and 16 at least",
     )
     log_bytes: int = _setting(
-        "16 MiB", values.size(64 * 1024, 2**40), "memory for the newest updates: how far behind a slow client may be"
+        "16 MiB",
+        values.size(64 * 1024, 2**40),
+        "memory for the newest updates: how far behind a slow client may be; at least BRIDGE_MAX_MESSAGE_BYTES",
     )
     shutdown_timeout: float = _setting(
         "8s", values.duration(0.1, 3600), "how long stopping may take before clients that do not close are cut off"
@@ -185,7 +193,7 @@ def load_with_sources(
     if not problems:
         file = found["amqp_url"].file if "amqp_url" in found else None
         settings = Settings(**effective, amqp_url_file=file)
-        problems = _contradictions(settings)
+        problems = _contradictions(settings, found)
     if problems:
         raise ConfigurationError(problems)
     return settings, found
@@ -208,7 +216,7 @@ def _parse(field: "dataclasses.Field[Any]", text: str) -> Any:
     return field.metadata["parse"](text)
 
 
-def _contradictions(settings: Settings) -> list[str]:
+def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]:
     """Settings that are right one by one, and wrong together."""
     problems = []
     if (settings.tls_certificate is None) != (settings.tls_key is None):
@@ -230,10 +238,13 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     of_stream = ("history_stream", "history_max_age", "history_max_bytes")
     if settings.history == "memory":
-        set_all_the_same = [name for name in of_stream if getattr(settings, name) != getattr(Settings(), name)]
+        # A flag, say, may switch off the stream of a `.env` file with all that the file says of it.
+        above = found["history"].layer if "history" in found else Layer.DOTENV
         problems += [
-            f"{PREFIX}{name.upper()}: it is of a stream, and BRIDGE_HISTORY is memory: set BRIDGE_HISTORY=stream"
-            for name in set_all_the_same
+            f"{PREFIX}{name.upper()} ({found[name].source}): it is of a stream, and BRIDGE_HISTORY is memory: set "
+            "BRIDGE_HISTORY=stream, or leave it out"
+            for name in of_stream
+            if name in found and found[name].layer >= above
         ]
     if settings.history == "stream":
         if settings.queue is not None:

@@ -1,14 +1,18 @@
 """How the text of a setting becomes its value. Pure: each function raises ValueError, its text what was expected."""
 
 import ipaddress
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 from bridge.errors import masked
-from bridge.fanout.access import Network
+from bridge.fanout.addresses import Network, canonical_listener
 from bridge.fanout.authority import canonical_host, canonical_origin
+
+_Value = TypeVar("_Value")
 
 SIZES = {
     "": 1,
@@ -23,6 +27,16 @@ SIZES = {
     "g": 2**30,
 }
 DURATIONS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+PATH_CHARACTERS = 1024
+"""A request line that is too long for the bridge has 8190 bytes, most of which are for the query."""
+
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+"""Of RFC 1122, section 3.2.1.3: no packet of a connection comes from it."""
+
+_UNSPECIFIED = ipaddress.IPv6Network("::/128")
+
+_BROADCAST = ipaddress.IPv4Network("255.255.255.255/32")
 
 NAME_BYTES = 255
 """Of a name that the broker shows (AMQP 0-9-1, short strings)."""
@@ -103,16 +117,24 @@ def amqp_name(text: str) -> str:
     return text
 
 
+def made_name(text: str) -> str:
+    """The same, for what the bridge declares itself."""
+    if text.startswith("amq."):
+        raise ValueError("a name that does not begin with amq., which RabbitMQ declares for nobody")
+    return amqp_name(text)
+
+
 def unless_off(parse: Callable[[str], str]) -> Callable[[str], str | None]:
     """The same, or None for `off`."""
     return lambda text: None if text.lower() == "off" else parse(text)
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas, one at least."""
-    found = _split(text)
+def hosts(text: str) -> tuple[str, ...]:
+    """Addresses and names to listen on, separated by commas, in canonical form; one at least, and each once."""
+    expected = "addresses or names of this machine, separated by commas, as in 127.0.0.1,::1"
+    found = tuple(_each(text, canonical_listener, expected))
     if not found:
-        raise ValueError("a name or an address, or several separated by commas")
+        raise ValueError(expected)
     return found
 
 
@@ -133,42 +155,56 @@ def exchanges(text: str) -> Mapping[str, str]:
 
 def path(text: str) -> str:
     """An absolute URL path."""
-    if not re.fullmatch(r"/[A-Za-z0-9._~/-]*", text):
-        raise ValueError("a path such as /updates")
+    if not re.fullmatch(rf"/[A-Za-z0-9._~/-]{{0,{PATH_CHARACTERS - 1}}}", text):
+        raise ValueError(f"a path of at most {PATH_CHARACTERS} characters, such as /updates")
+    # Browsers resolve dots before they ask, and take //host/x for a host; proxies merge slashes.
+    if not {"", ".", ".."}.isdisjoint(text[1:].removesuffix("/").split("/")) and text != "/":
+        raise ValueError("a path such as /updates, without empty parts and parts that are . or ..")
     return text
 
 
 def networks(text: str) -> tuple[Network, ...]:
     """Networks or addresses separated by commas, one at least."""
-    try:
-        found = tuple(ipaddress.ip_network(item) for item in _split(text))
-    except ValueError as error:
-        reason = masked(str(error))
-        raise ValueError(f"networks such as 10.0.0.0/8, separated by commas ({reason})") from error
+    expected = "networks such as 10.0.0.0/8, separated by commas"
+    found = tuple(_each(text, _network, expected))
     if not found:
-        raise ValueError("networks such as 10.0.0.0/8, separated by commas")
-    for network in found:
-        # An address is taken for the IPv4 one that it maps, so that this would hold nobody.
-        if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped:
-            raise ValueError(f"IPv4 networks as such, {network.network_address.ipv4_mapped} say, and not {network}")
+        raise ValueError(expected)
     return found
+
+
+def _network(text: str) -> Network:
+    if "%" in text:
+        raise ValueError("the zone of an address does not count; give the address without %")
+    network = ipaddress.ip_network(text)
+    if isinstance(network, ipaddress.IPv4Network):
+        nobody = network.subnet_of(_THIS_NETWORK) or network == _BROADCAST
+    else:
+        nobody = network == _UNSPECIFIED
+        # An address is taken for the IPv4 one that it maps, so that this would hold nobody.
+        if (mapped := network.network_address.ipv4_mapped) is not None:
+            raise ValueError(f"give IPv4 networks as such, {mapped} say")
+    if nobody or network.is_multicast:
+        raise ValueError("no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
+    return network
 
 
 def host_names(text: str) -> frozenset[str]:
     """Host names separated by commas, in the form in which they are compared; none is fine."""
-    return _each(text, canonical_host, "host names or addresses, separated by commas")
+    return frozenset(_each(text, canonical_host, "host names or addresses, separated by commas"))
 
 
 def origins(text: str) -> frozenset[str]:
     """Origins separated by commas, in the form in which they are compared; none is fine."""
-    return _each(text, canonical_origin, "origins such as https://kills.example.org, separated by commas")
+    return frozenset(_each(text, canonical_origin, "origins such as https://kills.example.org, separated by commas"))
 
 
 def folder(text: str) -> Path:
-    """A folder that exists."""
-    if not Path(text).is_dir():
-        raise ValueError("a folder that exists")
-    return Path(text)
+    """A folder that can be read."""
+    try:
+        with os.scandir(text):
+            return Path(text)
+    except OSError as error:
+        raise ValueError(f"a folder that exists and can be read ({error.strerror})") from error
 
 
 def file(text: str) -> Path:
@@ -180,14 +216,15 @@ def file(text: str) -> Path:
         raise ValueError(f"a file that can be read ({error.strerror})") from error
 
 
-def _each(text: str, parse: Callable[[str], str], expected: str) -> frozenset[str]:
-    found = set()
+def _each(text: str, parse: Callable[[str], _Value], expected: str) -> Iterable[_Value]:
+    """What each item is parsed to, in their order, without repetitions."""
+    found: dict[_Value, None] = {}
     for item in _split(text):
         try:
-            found.add(parse(item))
+            found[parse(item)] = None
         except ValueError as error:
-            raise ValueError(f"{expected} ({masked(item)}: {error})") from error
-    return frozenset(found)
+            raise ValueError(f"{expected} ({masked(item)}: {masked(str(error))})") from error
+    return found
 
 
 def _split(text: str) -> tuple[str, ...]:

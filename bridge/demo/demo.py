@@ -4,6 +4,7 @@ Whatever was started here ends here, however the demo ends.
 """
 
 import asyncio
+import errno
 import os
 import shlex
 import signal
@@ -24,7 +25,8 @@ from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.fanout.listeners import open_listeners
+from bridge.fanout.addresses import announced_host, authority
+from bridge.fanout.listeners import open_listeners, remedy, source_address
 
 _DOTENV = Path(".env")
 _IMAGE = "rabbitmq:4-management"
@@ -84,13 +86,15 @@ def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None, env_fil
     try:
         named = _named_broker(env_file)
         flags = _flags(port, named, schemas)
-        effective = _settings(flags, env_file)
+        effective, host = _settings(flags, env_file)
         broker = find_broker(
             ",".join(effective.amqp_url) if named else None,
             os.environ.get("DEMO_RABBITMQ_IMAGE") or os.environ.get("TEST_RABBITMQ_IMAGE") or _IMAGE,
             _say,
         )
-        return asyncio.run(signals.interrupt(_demonstrate(signals, effective, flags, env_file, broker, named, rate)))
+        return asyncio.run(
+            signals.interrupt(_demonstrate(signals, effective, host, flags, env_file, broker, named, rate))
+        )
     except _Stopped:
         return 0
     except BridgeError as error:
@@ -147,6 +151,7 @@ async def _publish(fetcher: Fetcher, rate: float) -> int:
 async def _demonstrate(
     signals: _Signals,
     effective: settings.Settings,
+    host: str,
     flags: dict[str, str],
     env_file: str | None,
     broker: Broker,
@@ -168,8 +173,8 @@ async def _demonstrate(
         _say("starting the bridge")
         await child.start()
         tls = effective.tls_certificate is not None
-        await child.ready(_host(effective.host[0]), effective.port, tls, _READY_TIMEOUT_S)
-        _say(_guide(effective, broker, named, rate))
+        await child.ready(host, effective.port, tls, _READY_TIMEOUT_S)
+        _say(_guide(effective, host, broker, named, rate))
         await _first_end(fetcher.publish(rate), _tell(fetcher), child.ended(), _ended(broker))
     finally:
         signals.ignore()
@@ -229,15 +234,21 @@ def _dotenv(env_file: str | None) -> Path:
     return _DOTENV if env_file is None else Path(env_file)
 
 
-def _settings(flags: dict[str, str], env_file: str | None) -> settings.Settings:
-    """The settings that the bridge will find. Raises ConfigurationError, also where its port is taken."""
+def _settings(flags: dict[str, str], env_file: str | None) -> tuple[settings.Settings, str]:
+    """The settings that the bridge will find, and the host by which clients reach it.
+
+    Raises ConfigurationError, also where its port is taken.
+    """
     effective = _loaded(flags, env_file)
     try:
-        for listener in open_listeners(effective.host, effective.port, effective.reuse_port):
-            listener.close()
+        listeners = open_listeners(effective.host, effective.port, effective.reuse_port)
     except OSError as error:
-        raise ConfigurationError([f"the bridge can't listen: {error.strerror}; --port takes another"]) from error
-    return effective
+        hint = "--port takes another" if error.errno == errno.EADDRINUSE else remedy(error)
+        raise ConfigurationError([f"the bridge can't listen on {error.strerror}; {hint}"]) from error
+    hosts = [str(listener.getsockname()[0]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return effective, announced_host(hosts, effective.allowed_networks, source_address)
 
 
 def _flags(port: int, named: bool, schemas: str | None) -> dict[str, str]:
@@ -252,15 +263,10 @@ def _exchange(named: bool) -> str:
     return _EXCHANGE_ELSEWHERE if named else _OWN_EXCHANGE
 
 
-def _host(listening: str) -> str:
-    """A name by which a client on this machine reaches an address that is listened on."""
-    return "localhost" if listening in {"localhost", "0.0.0.0", "::"} else listening  # noqa: S104 - compared, not bound
-
-
-def _guide(effective: settings.Settings, broker: Broker, named: bool, rate: float) -> str:
-    host, tls = _host(effective.host[0]), "s" if effective.tls_certificate else ""
-    authority = f"[{host}]:{effective.port}" if ":" in host else f"{host}:{effective.port}"
-    updates = f"ws{tls}://{authority}{effective.path}"
+def _guide(effective: settings.Settings, host: str, broker: Broker, named: bool, rate: float) -> str:
+    tls = "s" if effective.tls_certificate else ""
+    address = authority(host, effective.port)
+    updates = f"ws{tls}://{address}{effective.path}"
     command = _command()
     # The URL of a broker that was named holds a password, and is known to who named it.
     broker_too = (
@@ -275,9 +281,9 @@ There, publish and rejects find the broker after:
     where = broker.origin if named else f"{broker.url} ({broker.origin})"
     only = ", which only this demo uses; rejected events are only counted" if named else ""
     return f"""
-  live page  http{tls}://{authority}/
+  live page  http{tls}://{address}/
   updates    {updates}
-  state      http{tls}://{authority}/readyz and http{tls}://{authority}/metrics
+  state      http{tls}://{address}/readyz and http{tls}://{address}/metrics
   broker     {where}
   killmails  invented, {rate:g} a second, published to the exchange {_exchange(named)}{only}
 

@@ -110,11 +110,16 @@ def canonical_host(text: str) -> str:
         raise ValueError("wildcards are not supported; give each name")
     if "://" in text or "/" in text:
         raise ValueError("give the name alone, without scheme and path; networks belong to BRIDGE_ALLOWED_NETWORKS")
+    return canonical_name(text, "give the name without a port: every port matches")
+
+
+def canonical_name(text: str, unless_portless: str) -> str:
+    """The canonical form of a host name. Raises ValueError with the reason, which is `unless_portless` for a port."""
     authority = authority_of(_ascii(text))
     if authority is None:
         raise ValueError("not a host name")
     if authority.port is not None:
-        raise ValueError("give the name without a port: every port matches")
+        raise ValueError(unless_portless)
     _check_name(authority)
     return authority.host
 

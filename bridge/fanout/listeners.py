@@ -6,9 +6,10 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-LOCALHOST = ("127.0.0.1", "::1")
-"""Both, because many clients try ::1 first."""
+from bridge.fanout.addresses import EVERY, EVERY_IPV4, LOCALHOST, Network
 
 BACKLOG = 4096
 """Connections that may wait to be accepted: everyone reconnects at once after a restart."""
@@ -34,6 +35,7 @@ REMEDIES = {
     errno.EADDRINUSE: "end the program that has it, or name another port in BRIDGE_PORT",
     errno.EADDRNOTAVAIL: "this machine has no such address, or not yet: BRIDGE_HOST names it",
     errno.EACCES: "a port below 1024 is root's: name another one in BRIDGE_PORT",
+    errno.EAFNOSUPPORT: "this machine does not have this kind of address: name others in BRIDGE_HOST",
 }
 
 SO_ATTACH_FILTER = 26
@@ -51,30 +53,69 @@ _DROP_SYN = (
 NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """An address to bind to."""
+
+    host: str
+    """As it was asked for, for errors."""
+    family: socket.AddressFamily
+    name: tuple[Any, ...]
+    """As the socket takes it, with any port."""
+    optional: bool
+    """Whether the machine may be without it."""
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.name[0] in {EVERY, EVERY_IPV4}
+
+
 def open_listeners(hosts: Sequence[str], port: int, reuse_port: bool) -> list[socket.socket]:
     """Bound, not yet accepting sockets, all on the same port; `port` 0 picks one that is free on all addresses.
 
-    `localhost` is 127.0.0.1 and, where the machine has it, ::1. Raises OSError, its text naming the address.
+    `localhost` is 127.0.0.1 and, if the machine has it, ::1. `::` is every address, of IPv6 and, on a second socket, of
+    IPv4: on a single one, the addresses of IPv4 clients would be IPv6 addresses. Each address is bound once, whatever
+    the hosts are, and not at all beside the wildcard of its kind. Raises OSError, its text naming the address.
     """
-    addresses = [address for host in hosts for address in (LOCALHOST if host == "localhost" else (host,))]
+    targets = _targets(hosts, port)
     for _ in range(PORT_ATTEMPTS):
         try:
-            return _bind_all(addresses, port, reuse_port, optional=LOCALHOST[1] if "localhost" in hosts else None)
+            return _bind_all(targets, port, reuse_port)
         except OSError as error:
             if port != 0 or error.errno != errno.EADDRINUSE:
                 raise
-    raise OSError(errno.EADDRINUSE, "no port is free on all of " + ", ".join(addresses))
+    raise OSError(errno.EADDRINUSE, "no port is free on all of " + ", ".join(target.host for target in targets))
 
 
-def _bind_all(addresses: Sequence[str], port: int, reuse_port: bool, optional: str | None) -> list[socket.socket]:
+def _targets(hosts: Sequence[str], port: int) -> Sequence[_Target]:
+    several = {"localhost": LOCALHOST, EVERY: (EVERY, EVERY_IPV4)}
+    found: dict[tuple[Any, ...], _Target] = {}
+    for host in hosts:
+        first, *others = several.get(host, (host,))
+        for address in (first, *others):
+            target = _resolved(address, port, optional=address in others and address not in hosts)
+            found.setdefault((target.family, *target.name), target)
+    wildcards = {target.family for target in found.values() if target.is_wildcard}
+    return [target for target in found.values() if target.is_wildcard or target.family not in wildcards]
+
+
+def _resolved(host: str, port: int, optional: bool) -> _Target:
+    try:
+        [(family, _, _, _, name), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OSError(error.errno, f"{host} port {port}: {error.strerror}") from error
+    return _Target(host, family, name, optional)
+
+
+def _bind_all(targets: Sequence[_Target], port: int, reuse_port: bool) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     try:
-        for address in addresses:
+        for target in targets:
             try:
-                listener = _bind(address, port, reuse_port)
+                listener = _bind(target, port, reuse_port)
             except OSError as error:
-                if address == optional and error.errno in NO_SUCH_ADDRESS:
-                    continue  # a machine without IPv6
+                if target.optional and error.errno in NO_SUCH_ADDRESS:
+                    continue  # a machine without IPv6, or without IPv4
                 raise
             listeners.append(listener)
             port = listener.getsockname()[1]
@@ -87,31 +128,44 @@ def _bind_all(addresses: Sequence[str], port: int, reuse_port: bool, optional: s
 
 def remedy(error: OSError) -> str:
     """What an operator does where an address can't be listened on."""
+    if error.filename == EVERY and error.errno in NO_SUCH_ADDRESS:
+        return f"this machine has no IPv6: BRIDGE_HOST={EVERY_IPV4} is every IPv4 address"
     return REMEDIES.get(error.errno or 0, "BRIDGE_HOST and BRIDGE_PORT name others")
 
 
-def _bind(address: str, port: int, reuse_port: bool) -> socket.socket:
+def source_address(network: Network) -> str | None:
+    """The address of this machine from which it would send to a network. Nothing is sent. None if it has no route."""
+    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+    # The first address of a network is the network's own, unless it is the only one.
+    target = network[1] if network.num_addresses > 1 else network[0]
     try:
-        [(family, kind, protocol, _, name), *_] = socket.getaddrinfo(
-            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise OSError(error.errno, f"{address} port {port}: {error.strerror}") from error
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(target), 9))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def _bind(target: _Target, port: int, reuse_port: bool) -> socket.socket:
+    listener = None
     try:
+        listener = socket.socket(target.family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Whoever is accepted inherits it.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         if reuse_port:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
+        if target.family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(name)
+        address, _, *rest = target.name
+        listener.bind((address, port, *rest))
         listener.setblocking(False)
     except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"{address} port {port}: {error.strerror}") from error
+        if listener is not None:
+            listener.close()
+        # Its third argument, the name of a file, is the address here: `remedy` looks at it.
+        raise OSError(error.errno, f"{target.host} port {port}: {error.strerror}", target.host) from error
     return listener
 
 

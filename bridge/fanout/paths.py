@@ -12,10 +12,13 @@ SCHEMAS = "/schemas/"
 
 ASYNCAPI = "/asyncapi.json"
 
+OPENAPI = "/openapi.json"
+"""Nothing is there yet. If the endpoint took it, a later version would have to move one of the two."""
+
 PROBED = ("/healthz", "/readyz", "/metrics")
 """For programs that watch over the bridge. Some of them send HTTP/1.0 without Host (HAProxy's check)."""
 
-NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
+NAMED = (*PROBED, SCHEMAS, ASYNCAPI, OPENAPI)
 
 FOLDER = Path(__file__).parents[1] / "page"
 """The live page's files."""

@@ -382,6 +382,7 @@ class Lifecycle:
         monkeypatch.setattr(bridge._rejects, "stop", lambda: self._stop("rejects"))
         monkeypatch.setattr(bridge._rejects, "run", lambda: self._run("rejects"))
         monkeypatch.setattr(bridge._rejects, "close", self._close)
+        self.addresses = [("127.0.0.1", 4321), ("::1", 4321)]
         self.error: OSError | None = None
         """What listening raises."""
         self.hung: set[str] = set()
@@ -391,7 +392,7 @@ class Lifecycle:
         self.steps.append(f"listens on {','.join(hosts)} {port} {reuse_port}")
         if self.error is not None:
             raise self.error
-        return [("127.0.0.1", 4321), ("::1", 4321)]
+        return self.addresses
 
     async def _drain(self, timeout_s: float) -> None:
         self.steps.append("clients closed")
@@ -436,8 +437,39 @@ async def test_bridge_listens_before_it_consumes_and_can_publish_rejects_before_
     await asyncio.sleep(0)
     assert lifecycle.steps == ["listens on localhost 4321 True", "rejects begun", "consumer begun"]
     assert bridge.addresses == [("127.0.0.1", 4321), ("::1", 4321)]
-    assert [line["url"] for line in logged] == ["ws://127.0.0.1:4321/live", "ws://[::1]:4321/live"]
+    assert [(line["url"], line["address"], line["port"]) for line in logged] == [
+        ("ws://127.0.0.1:4321/live", "127.0.0.1", 4321),
+        ("ws://[::1]:4321/live", "::1", 4321),
+    ]
     assert b"localhost:4321" in bridge._pages.get("/asyncapi.json").body
+    await bridge.stop()
+
+
+async def test_wildcard_is_logged_as_an_address_that_clients_can_use(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = build(host="::", port=4321)
+    lifecycle = Lifecycle(bridge, monkeypatch)
+    lifecycle.addresses = [("::", 4321), ("0.0.0.0", 4321)]
+    with capture_logs() as logged:
+        await bridge.start()
+    assert [(line["url"], line["address"]) for line in logged] == [
+        ("ws://[::1]:4321/updates", "::"),
+        ("ws://127.0.0.1:4321/updates", "0.0.0.0"),
+    ]
+    await bridge.stop()
+
+
+async def test_address_that_no_client_can_reach_is_warned_of(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = build(host="localhost", port=4321, allowed_networks="127.0.0.0/8")
+    Lifecycle(bridge, monkeypatch)
+    with capture_logs() as logged:
+        await bridge.start()
+    [warning] = [line for line in logged if line["log_level"] == "warning"]
+    assert (warning["address"], warning["reason"]) == ("::1", "BRIDGE_ALLOWED_NETWORKS has no IPv6 network")
+    assert b"127.0.0.1:4321" in bridge._pages.get("/asyncapi.json").body
     await bridge.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 import sys
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from bridge.fanout.listeners import (
     drop_connection_requests,
     open_listeners,
     remedy,
+    source_address,
 )
 
 if TYPE_CHECKING:
@@ -99,8 +101,67 @@ def test_single_address_is_one_listener_that_does_not_block() -> None:
 @needs_ipv6
 def test_ipv6_listener_takes_no_ipv4_clients() -> None:
     # Bound to a single address, it would take none in any case.
-    with opened("::") as [listener]:
+    with opened("::") as [listener, _]:
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+
+@needs_ipv6
+def test_every_address_is_a_listener_for_each_kind_on_one_port() -> None:
+    with opened("::") as both:
+        assert addresses(both) == ["::", "0.0.0.0"]
+        assert len(ports(both)) == 1
+
+
+@needs_ipv6
+@pytest.mark.parametrize(
+    ("hosts", "bound"),
+    [
+        (("localhost", "127.0.0.1"), ["127.0.0.1", "::1"]),
+        (("::1", "localhost"), ["::1", "127.0.0.1"]),
+        (("127.0.0.1", "127.0.0.1"), ["127.0.0.1"]),
+        (("127.0.0.1", "0.0.0.0", "127.0.0.2"), ["0.0.0.0"]),
+        (("0.0.0.0", "::1"), ["0.0.0.0", "::1"]),
+        (("0.0.0.0", "localhost"), ["0.0.0.0", "::1"]),
+        (("0.0.0.0", "::"), ["0.0.0.0", "::"]),
+        (("::", "localhost", "127.0.0.2"), ["::", "0.0.0.0"]),
+    ],
+)
+@pytest.mark.parametrize("reuse_port", [False, True])
+def test_each_address_is_bound_once(hosts: tuple[str, ...], bound: list[str], *, reuse_port: bool) -> None:
+    with opened(*hosts, reuse_port=reuse_port) as listeners:
+        assert addresses(listeners) == bound
+
+
+@pytest.mark.parametrize(("error", "when"), [(errno.EAFNOSUPPORT, "made"), (errno.EADDRNOTAVAIL, "bound")])
+def test_every_address_without_ipv6_is_an_error_that_names_the_other_wildcard(
+    machine: Machine, error: int, when: str
+) -> None:
+    machine.refuse(socket.AF_INET6, error, when=when)
+    with pytest.raises(OSError, match=r":: port 0: refused in this test") as raised:
+        open_listeners(["::"], 0, reuse_port=False)
+    assert remedy(raised.value) == "this machine has no IPv6: BRIDGE_HOST=0.0.0.0 is every IPv4 address"
+
+
+@needs_ipv6
+def test_every_address_is_those_of_ipv6_where_the_machine_has_no_ipv4(machine: Machine) -> None:
+    machine.refuse(socket.AF_INET, errno.EAFNOSUPPORT, when="made")
+    with opened("::") as one:
+        assert addresses(one) == ["::"]
+    with pytest.raises(OSError, match=r"0\.0\.0\.0 port \d+: refused in this test"):
+        open_listeners(["::", "0.0.0.0"], 0, reuse_port=False)
+
+
+def test_address_that_localhost_may_be_without_is_needed_where_it_is_asked_for(machine: Machine) -> None:
+    machine.refuse(socket.AF_INET6, errno.EADDRNOTAVAIL, when="bound")
+    with pytest.raises(OSError, match=r"::1 port \d+: refused in this test"):
+        open_listeners(["localhost", "::1"], 0, reuse_port=False)
+
+
+def test_source_address_is_one_of_this_machine_and_none_without_a_route(machine: Machine) -> None:
+    assert source_address(ipaddress.ip_network("127.0.0.0/8")) == "127.0.0.1"
+    assert source_address(ipaddress.ip_network("127.0.0.1/32")) == "127.0.0.1"
+    machine.refuse(socket.AF_INET6, errno.EAFNOSUPPORT, when="made")
+    assert source_address(ipaddress.ip_network("::1/128")) is None
 
 
 def test_several_addresses_share_a_port() -> None:

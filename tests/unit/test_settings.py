@@ -59,7 +59,8 @@ def test_nothing_set_means_the_defaults(sources: Sources) -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_default_may_be_written_as_it_is_documented(sources: Sources, name: str) -> None:
     default = FIELDS[name].metadata["default"]
-    settings = sources.load({name: default or ""})
+    history = {"history": "stream"} if name.startswith("history_") else {}
+    settings = sources.load({name: default or "", **history})
     assert getattr(settings, name) == getattr(Settings(), name)
 
 
@@ -287,6 +288,9 @@ def test_value_with_a_password_is_never_shown(sources: Sources, url: str) -> Non
         assert "s3cret" not in "\n".join(problems)
 
 
+OF_STREAM = ("STREAM", "MAX_AGE", "MAX_BYTES")
+
+
 def test_path_that_would_hide_a_page_is_a_problem_that_says_so(sources: Sources) -> None:
     [problem] = sources.problems({"path": "/metrics"})
     assert problem == (
@@ -305,7 +309,11 @@ def test_path_that_would_hide_a_page_is_a_problem_that_says_so(sources: Sources)
         ({"exchanges": "a=killmail,b=event", "reject_exchange": "b"}, ["BRIDGE_REJECT_EXCHANGE"]),
         ({"history": "stream", "queue": "q"}, ["BRIDGE_QUEUE"]),
         ({"history": "stream", "history_stream": "bridge.rejected"}, ["BRIDGE_HISTORY_STREAM"]),
-        ({"history_stream": "s", "history_max_age": "4h"}, ["BRIDGE_HISTORY_STREAM", "BRIDGE_HISTORY_MAX_AGE"]),
+        (
+            {"history_stream": "s", "history_max_age": "3h", "history_max_bytes": "256 MiB", "history": "memory"},
+            [f"BRIDGE_HISTORY_{name} (--history-{name.lower().replace('_', '-')})" for name in OF_STREAM],
+        ),
+        ({"path": "/openapi.json"}, ["BRIDGE_PATH"]),
         (
             {"ping_interval": "3m", "log_bytes": "64k"},
             ["BRIDGE_PING_INTERVAL", "BRIDGE_LOG_BYTES"],
@@ -333,7 +341,8 @@ def test_certificate_and_key_are_set_together(sources: Sources, name: str) -> No
         {"ping_interval": "119.9", "idle_timeout": "120"},
         {"log_bytes": "1 MiB", "max_message_bytes": "1 MiB"},
         {"history": "stream"},
-        {"history": "memory", "queue": "q", "history_max_age": "3h"},
+        {"history": "memory", "queue": "q"},
+        {"history": "stream", "history_max_age": "3h"},
     ],
 )
 def test_settings_at_the_edge_of_a_contradiction_are_fine(sources: Sources, flags: dict[str, str]) -> None:
@@ -540,3 +549,22 @@ def test_setting_is_set_by_the_environment_or_by_dotenv(sources: Sources) -> Non
     assert is_set("port", {"BRIDGE_PORT": "1"}, sources.dotenv)
     sources.dotenv.write_text("BRIDGE_PORT=1")
     assert is_set("port", {}, sources.dotenv)
+
+
+@pytest.mark.parametrize("name", OF_STREAM)
+def test_setting_of_a_stream_that_is_not_consumed_is_a_problem_even_with_its_default(
+    sources: Sources, name: str
+) -> None:
+    default = FIELDS[f"history_{name.lower()}"].metadata["default"]
+    [problem] = sources.problems(env={f"BRIDGE_HISTORY_{name}": default})
+    assert problem == (
+        f"BRIDGE_HISTORY_{name} (environment): it is of a stream, and BRIDGE_HISTORY is memory: set "
+        "BRIDGE_HISTORY=stream, or leave it out"
+    )
+
+
+def test_history_that_a_higher_source_switches_off_makes_no_problem_of_the_lower_one(sources: Sources) -> None:
+    stream = {"BRIDGE_HISTORY": "stream", "BRIDGE_HISTORY_STREAM": "s"}
+    assert sources.load({"history": "memory"}, stream).history == "memory"
+    assert len(sources.problems({}, {"BRIDGE_HISTORY": "memory", "BRIDGE_HISTORY_STREAM": "s"})) == 1
+    assert len(sources.problems({"history": "memory", "history_stream": "s"}, stream)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from types import FunctionType
@@ -23,7 +24,7 @@ WHOLE = values.whole(1, 65535)
 SIZE = values.size(1024, 2**40)
 DURATION = values.duration(0.1, 86400)
 LEVEL = values.one_of("info", "debug")
-MAYBE = values.unless_off(values.amqp_name)
+MAYBE = values.unless_off(values.made_name)
 
 GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (WHOLE, "1", 1),
@@ -62,11 +63,18 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (values.name, "x" * 255, "x" * 255),
     (values.amqp_name, "kill mails-_.:@#,/+9", "kill mails-_.:@#,/+9"),
     (values.amqp_name, "x" * 127, "x" * 127),
+    (values.amqp_name, "amq.topic", "amq.topic"),
+    (values.exchanges, "amq.topic=killmail", {"amq.topic": "killmail"}),
+    *((values.made_name, text, text) for text in ("amq", "amqp.x", "AMQ.x", "x.amq.x")),
     (MAYBE, "bridge.rejected", "bridge.rejected"),
     (MAYBE, "off", None),
     (MAYBE, "OFF", None),
-    (values.names, "localhost", ("localhost",)),
-    (values.names, " 127.0.0.1, ::1,", ("127.0.0.1", "::1")),
+    (values.hosts, "localhost", ("localhost",)),
+    (values.hosts, " 127.0.0.1, ::1,", ("127.0.0.1", "::1")),
+    (values.hosts, "LOCALHOST., [::1], localhost, 0:0::1", ("localhost", "::1")),
+    (values.hosts, "::ffff:127.0.0.1,FE80::1%eth0", ("127.0.0.1", "fe80::1%eth0")),
+    (values.hosts, "0.0.0.0,::", ("0.0.0.0", "::")),
+    (values.hosts, "My-Host,B\xfccher.example", ("my-host", "xn--bcher-kva.example")),
     (values.exchanges, "killmails=killmail", {"killmails": "killmail"}),
     (values.exchanges, " b = event , a=killmail,", {"b": "event", "a": "killmail"}),
     (values.exchanges, "a=b=c", {"a": "b=c"}),
@@ -81,7 +89,9 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (values.path, "/", "/"),
     (values.path, "/updates", "/updates"),
     (values.path, "/a/b-c_d.e~f", "/a/b-c_d.e~f"),
+    *((values.path, text, text) for text in ("/a/", "/...", "/.a/b.", "/" + "x" * 1023)),
     (values.networks, "10.0.0.0/8", (ipaddress.ip_network("10.0.0.0/8"),)),
+    *((values.networks, text, (ipaddress.ip_network(text),)) for text in ("0.0.0.0/0", "::/0", "::/64", "240.0.0.0/4")),
     (
         values.networks,
         "192.168.1.5, fd00::/8",
@@ -115,7 +125,17 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((values.name, text, "a name of 1 to 255 bytes") for text in ("", "x" * 256, "\u2603" * 86, "a\nb", "\x00")),
     *((values.amqp_name, text, "a name of 1 to 127") for text in ("", "x" * 128, "\u2603", "a\n", "a=b", "a*")),
     *((MAYBE, text, "a name of 1 to 127") for text in ("", "a\tb")),
-    *((values.names, text, "separated by commas") for text in ("", " ", ",")),
+    *((MAYBE, text, "a name that does not begin with amq.") for text in ("amq.x", "amq.", "amq.fanout", "amq.gen-x")),
+    *((values.hosts, text, "addresses or names of this machine, separated by commas") for text in ("", " ", ",")),
+    *((values.hosts, text, "without scheme, path and network") for text in ("http://a", "a/b", "10.0.0.0/8")),
+    *((values.hosts, text, "that is BRIDGE_PORT") for text in ("a:3000", "[::1]:3000", "127.0.0.1:0")),
+    *((values.hosts, text, "0.0.0.0 is every IPv4 address") for text in ("*", "a,*", "*:3000", "*.example.org")),
+    *((values.hosts, text, "four decimal numbers") for text in ("127.1", "0", "0x7f000001", "010.0.0.1")),
+    *((values.hosts, text, "not a host name") for text in ("a b", "a..b", ":::", "[a]", "a_%b", "localhost..", "x@y")),
+    *(
+        (values.hosts, text, "multicast or broadcast address")
+        for text in ("224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:224.0.0.1")
+    ),
     *((values.exchanges, text, "exchange=type") for text in ("", ",", "killmails", "=killmail", "a=", "a=b,a=c")),
     (values.exchanges, "x" * 128 + "=killmail", "a name of 1 to 127"),
     *((amqp_urls, text, "amqp://user:password@host") for text in ("", "localhost", "http://mq", "amqp://")),
@@ -140,7 +160,11 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     (amqp_urls, "amqps://mq/?cafile=/nonexistent/a.pem", "/nonexistent/a.pem"),
     (amqp_urls, f"amqps://mq/?certfile={Path(__file__).parent}", "Is a directory"),
     (amqp_urls, f"amqps://mq/?cafile={__file__}", "cafile to be a file that holds certificates (PEM)"),
-    (amqp_urls, "amqps://mq/?capath=/nonexistent", "capath to be a folder that exists: /nonexistent"),
+    (
+        amqp_urls,
+        "amqps://mq/?capath=/nonexistent",
+        "capath to be a folder that exists and can be read (No such",
+    ),
     *((amqp_urls, f"amqps://mq/?cadata={text}", "cadata to be certificates (DER)") for text in ("x", "AAAA", "")),
     *(
         (amqp_urls, f"amqp://mq/?heartbeat={text}", "heartbeat to be a whole number from 0 to 65534")
@@ -159,14 +183,26 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     ),
     (amqp_urls, "amqp://a/,amqp://b/?heartbeat=x", "heartbeat to be"),
     *(
-        (values.path, text, "a path such as /updates")
-        for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9")
+        (values.path, text, "a path of at most 1024 characters, such as /updates")
+        for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9", "/" + "x" * 1024)
+    ),
+    *(
+        (values.path, text, "without empty parts and parts that are . or ..")
+        for text in ("//", "//x", "/a//b", "/a//", "/.", "/..", "/./x", "/a/../b", "/a/.", "/a/..", "/a/../")
     ),
     *(
         (values.networks, text, "networks such as 10.0.0.0/8")
         for text in ("", ",", "10.0.0.1/8", "localhost", "10.0.0.0/33")
     ),
     (values.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "192.168.0.0 say"),
+    *(
+        (values.networks, text, "no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
+        for text in (
+            *("0.0.0.0", "::", "0.0.0.0/8", "10.0.0.0/8,::/128"),
+            *("224.0.0.0/4", "239.1.2.3", "ff00::/8", "ff02::1", "255.255.255.255"),
+        )
+    ),
+    *((values.networks, text, "without %") for text in ("fe80::1%eth0", "fe80::%1/64")),
     *((values.host_names, text, "host names or addresses") for text in ("http://a", "a:80", "a b", "*", "a..b")),
     (values.host_names, "a, *.example.org", "*.example.org: wildcards are not supported"),
     (values.origins, "https://a, https://*.example.org", "https://*.example.org: wildcards are not supported"),
@@ -207,9 +243,16 @@ def test_exchanges_keep_their_order_and_can_not_be_changed() -> None:
 def test_folder_must_exist(tmp_path: Path) -> None:
     assert values.folder(str(tmp_path)) == tmp_path
     (tmp_path / "file").touch()
-    for name in ("file", "missing"):
-        with pytest.raises(ValueError, match="a folder that exists"):
+    for name, reason in (("file", "Not a directory"), ("missing", "No such file or directory")):
+        with pytest.raises(ValueError, match=f"a folder that exists and can be read \\({reason}\\)"):
             values.folder(str(tmp_path / name))
+
+
+def test_folder_must_be_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # root may read everything.
+    monkeypatch.setattr(os, "scandir", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(ValueError, match="can be read \\(Permission denied\\)"):
+        values.folder(str(tmp_path))
 
 
 def test_file_must_be_readable(tmp_path: Path) -> None:
@@ -221,7 +264,7 @@ def test_file_must_be_readable(tmp_path: Path) -> None:
         values.file(str(tmp_path))
 
 
-PURE = [WHOLE, SIZE, DURATION, LEVEL, MAYBE, values.boolean, values.name, values.names, values.exchanges]
+PURE = [WHOLE, SIZE, DURATION, LEVEL, MAYBE, values.boolean, values.name, values.hosts, values.exchanges]
 PURE += [amqp_urls, values.path, values.networks, values.host_names, values.origins]
 
 

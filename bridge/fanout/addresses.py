@@ -1,0 +1,111 @@
+"""Addresses that the bridge listens on: their canonical form, which clients can reach them, and what they are called.
+
+Pure. Nothing here resolves a name or opens a socket; `source_address` of `client_host` does so for it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, TypeAlias
+
+from bridge.fanout.authority import Address, canonical_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+EVERY_IPV4 = "0.0.0.0"  # noqa: S104 - the name of a setting's value; SECURITY.md says what binding to it means
+"""Every IPv4 address of this machine."""
+
+EVERY = "::"
+"""As a setting: every address of this machine. As the address of a listener: every IPv6 address."""
+
+LOCALHOST = ("127.0.0.1", "::1")
+"""Both, because many clients try ::1 first."""
+
+_LOOPBACK: dict[int, Network] = {4: ipaddress.IPv4Network("127.0.0.0/8"), 6: ipaddress.IPv6Network("::1/128")}
+_LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+
+def canonical_listener(text: str) -> str:
+    """An address or a name to listen on, in one form for each. Raises ValueError with the reason."""
+    if "*" in text:
+        raise ValueError(f"{EVERY_IPV4} is every IPv4 address of this machine, and {EVERY} every address")
+    if "/" in text:
+        raise ValueError("give the address alone, without scheme, path and network")
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        # A zone says which interface has a link-local address: `fe80::1%eth0`.
+        address: Address = ipaddress.ip_address(bare)
+    except ValueError:
+        return canonical_name(text, "give the address without a port: that is BRIDGE_PORT")
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    if address.is_multicast or address == _BROADCAST:
+        raise ValueError("no client can connect to a multicast or broadcast address")
+    return str(address)
+
+
+def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
+    """What the allowed networks lack so that no client can reach this address; None if one can.
+
+    `listener` is an address as a socket has it. A connection to a loopback address comes from one, and a connection to
+    another address of this machine does not, be it from this machine itself.
+    """
+    address = ipaddress.ip_address(listener)
+    of_family = [network for network in networks if network.version == address.version]
+    loopback = _LOOPBACK[address.version]
+    family = f"IPv{address.version}"
+    if not of_family:
+        return f"no {family} network"
+    if address.is_unspecified:
+        return None
+    if address in loopback:
+        return None if any(network.overlaps(loopback) for network in of_family) else f"no {family} loopback network"
+    if all(_within(network, loopback) for network in of_family):
+        return f"no {family} network but loopback"
+    if address in _LINK_LOCAL and not any(network.overlaps(_LINK_LOCAL) for network in of_family):
+        return "no IPv6 link-local network"
+    return None
+
+
+def client_host(listener: str, networks: Sequence[Network], source_address: Callable[[Network], str | None]) -> str:
+    """The address by which a client reaches a listener.
+
+    For a wildcard, that is loopback if the networks allow it, else an address of this machine that they allow, else the
+    wildcard itself. `source_address` tells from which address this machine would send to a network, if it can.
+    """
+    address = ipaddress.ip_address(listener)
+    if not address.is_unspecified:
+        return listener
+    of_family = [network for network in networks if network.version == address.version]
+    loopback = LOCALHOST[0 if address.version == 4 else 1]
+    own = (source_address(network) for network in of_family)
+    return next((host for host in (loopback, *own) if host is not None and _allows(of_family, host)), listener)
+
+
+def announced_host(
+    listeners: Sequence[str], networks: Sequence[Network], source_address: Callable[[Network], str | None]
+) -> str:
+    """The one host by which clients reach the bridge: `localhost` if that works with every client on this machine."""
+    reachable = [each for each in listeners if out_of_reach(each, networks) is None]
+    hosts = [client_host(each, networks, source_address) for each in reachable]
+    # A client that tries ::1 first must not be refused there.
+    if LOCALHOST[0] in hosts and (LOCALHOST[1] in hosts or not {LOCALHOST[1], EVERY} & {*listeners}):
+        return "localhost"
+    return (hosts or [client_host(each, networks, source_address) for each in listeners])[0]
+
+
+def authority(host: str, port: int) -> str:
+    """Host and port as they stand in a URL (RFC 3986, section 3.2.2; RFC 6874 for the zone)."""
+    return f"[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _allows(networks: Sequence[Network], host: str) -> bool:
+    return any(ipaddress.ip_address(host) in network for network in networks)
+
+
+def _within(network: Network, other: Network) -> bool:
+    return network.network_address in other and network.broadcast_address in other

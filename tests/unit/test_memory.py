@@ -1,0 +1,47 @@
+"""How much memory this process may use: the machine's, or what its control group has."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridge.memory import usable_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def machine(root: Path, groups: str, **limits: str) -> Path:
+    """A folder with the control groups of a process, and the files of limits, by path."""
+    for path, text in {"proc/self/cgroup": groups, **limits}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "usable"),
+    [
+        ("0::/\n", {}, MACHINE_BYTES),
+        ("0::/\n", {"sys/fs/cgroup/memory.max": "1048576\n"}, 1048576),
+        ("0::/a/b\n", {"sys/fs/cgroup/a/memory.max": "1048576\n", "sys/fs/cgroup/a/b/memory.max": "max\n"}, 1048576),
+        ("0::/a/b\n", {"sys/fs/cgroup/a/memory.max": "5\n", "sys/fs/cgroup/a/b/memory.max": "6\n"}, 5),
+        ("0::/../b\n", {"sys/fs/cgroup/memory.max": f"{MACHINE_BYTES * 2}\n"}, MACHINE_BYTES),
+        (
+            "3:cpu:/a\n2:memory,hugetlb:/docker/1\n0::/a\n",
+            {"sys/fs/cgroup/memory/memory.limit_in_bytes": "7\n", "sys/fs/cgroup/memory/docker/1/other": "1\n"},
+            7,
+        ),
+        ("1:cpu:/\n", {"sys/fs/cgroup/memory.max": "1\n"}, MACHINE_BYTES),
+    ],
+)
+def test_smallest_limit_counts(tmp_path: Path, groups: str, limits: dict[str, str], usable: int) -> None:
+    assert usable_bytes(machine(tmp_path, groups, **limits)) == usable
+
+
+def test_machine_without_control_groups_has_its_own_memory(tmp_path: Path) -> None:
+    assert usable_bytes(tmp_path) == MACHINE_BYTES

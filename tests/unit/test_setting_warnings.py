@@ -1,0 +1,59 @@
+"""Settings that do nothing or too much: each is warned of, and none of those that do something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge.setting_warnings import setting_warnings
+from bridge.settings import load
+
+NOWHERE = Path("/nonexistent/.env")
+GIB = 2**30
+
+
+def warned(flags: dict[str, str], memory_bytes: int = GIB) -> list[tuple[str, dict[str, object]]]:
+    """The name of each setting that is warned of, and the fields."""
+    found = setting_warnings(load(flags, {}, NOWHERE), memory_bytes)
+    return [(warning.phrase.rpartition("(")[2].rstrip(")"), dict(warning.fields)) for warning in found]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "fields"),
+    [
+        (
+            {"allowed_networks": "10.0.0.0/7,10.0.0.0/8,::/0"},
+            "BRIDGE_ALLOWED_NETWORKS",
+            {"networks": "10.0.0.0/7, ::/0"},
+        ),
+        ({"allowed_networks": "::1,240.0.0.0/4,255.0.0.0/8"}, "BRIDGE_ALLOWED_NETWORKS", None),
+        ({"reuse_port": "true", "port": "0"}, "BRIDGE_REUSE_PORT", {"port": 0}),
+        ({"log_bytes": "1025 MiB"}, "BRIDGE_LOG_BYTES", {"log_bytes": GIB + 2**20, "memory_bytes": GIB}),
+        (
+            {"max_connections": "10", "max_connections_per_address": "11"},
+            "BRIDGE_MAX_CONNECTIONS_PER_ADDRESS",
+            {"max_connections": 10, "max_connections_per_address": 11},
+        ),
+    ],
+)
+def test_setting_without_effect_is_warned_of(
+    flags: dict[str, str], name: str, fields: dict[str, object] | None
+) -> None:
+    assert warned(flags) == [(name, fields or {"networks": "240.0.0.0/4, 255.0.0.0/8"})]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"allowed_networks": "10.0.0.0/8,fe80::/10"},
+        {"reuse_port": "true"},
+        {"port": "0"},
+        {"log_bytes": "1 GiB"},
+        {"max_connections": "10", "max_connections_per_address": "10"},
+        {"max_connections": "10"},
+    ],
+)
+def test_setting_with_an_effect_is_not_warned_of(flags: dict[str, str]) -> None:
+    assert warned(flags) == []
