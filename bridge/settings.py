@@ -49,7 +49,7 @@ class Settings:
     )
     queue: str | None = _setting(
         None,
-        values.made_name,
+        values.queue_name,
         "a durable queue to consume instead of an exclusive one, so that nothing is lost while the bridge is away; "
         "one for each bridge",
     )

@@ -124,6 +124,12 @@ def made_name(text: str) -> str:
     return amqp_name(text)
 
 
+def queue_name(text: str) -> str:
+    """The name of a queue that exists or that the bridge declares."""
+    # A durable queue may have been named by RabbitMQ itself.
+    return amqp_name(text) if text.startswith("amq.gen-") else made_name(text)
+
+
 def unless_off(parse: Callable[[str], str]) -> Callable[[str], str | None]:
     """The same, or None for `off`."""
     return lambda text: None if text.lower() == "off" else parse(text)
