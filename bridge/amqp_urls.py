@@ -4,10 +4,11 @@ use in the query, it ignores, or it retries for ever."""
 import base64
 import binascii
 import re
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote_to_bytes, urlsplit
 
 from bridge import values
 from bridge.certificates import load_pair
@@ -20,6 +21,9 @@ KNOWN = ("auth", "heartbeat", "name", "timeout", *OF_TLS)
 UNSAFE = "no_verify_ssl"
 """Would disable TLS verification. Only 0, the default, is accepted."""
 
+VIRTUAL_HOST_BYTES = 255
+"""AMQP 0-9-1, short strings."""
+
 LONGEST_HEARTBEAT_S = 65_534
 """The library takes any longer one for none."""
 
@@ -27,7 +31,7 @@ LONGEST_HEARTBEAT_S = 65_534
 def amqp_urls(text: str) -> tuple[str, ...]:
     """One or more URLs. Raises ValueError, whose text says what was expected."""
     # A comma may also stand in a password: only one before a scheme separates.
-    urls = tuple(url.strip() for url in re.split(r",\s*(?=amqps?://)", text.rstrip(", ")))
+    urls = tuple(url.strip() for url in re.split(r",\s*(?=amqps?://)", text.rstrip(", "), flags=re.IGNORECASE))
     for url in urls:
         try:
             parts = urlsplit(url)
@@ -40,8 +44,41 @@ def amqp_urls(text: str) -> tuple[str, ...]:
                 "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ \\ in the "
                 "user's name or the password are written as %2F %3F %23 %40 %5C"
             )
+        _check_parts(url, parts)
         _check_query(parts.scheme == "amqps", parse_qsl(parts.query, keep_blank_values=True))
     return urls
+
+
+def _check_parts(url: str, parts: SplitResult) -> None:
+    """Raises ValueError for what the libraries change, ignore, or retry for ever. Never shows a part of the URL."""
+    if not url.isprintable():
+        # urlsplit leaves tabs and newlines out; half of a character can't be sent at all.
+        raise ValueError("a URL without control characters")
+    if "#" in url:
+        raise ValueError("a URL without #, behind which everything would be ignored; in a name, it is written as %23")
+    if not _is_host(parts.hostname or ""):
+        raise ValueError("a host name or an address behind // or the @, and amqp:// before each of several")
+    for name in (parts.username or "", parts.password or "", parts.path):
+        try:
+            unquote_to_bytes(name).decode()
+        except UnicodeDecodeError as error:
+            raise ValueError("behind each % two digits of UTF-8; % itself is written as %25") from error
+    if len(unquote_to_bytes(parts.path[1:])) > VIRTUAL_HOST_BYTES:
+        raise ValueError(f"a virtual host of at most {VIRTUAL_HOST_BYTES} bytes")
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        return True  # an IPv6 address, or urlsplit would not have taken its brackets
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", host):
+        return False
+    if not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]):
+        return True
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return False
+    return True
 
 
 def _check_query(over_tls: bool, pairs: list[tuple[str, str]]) -> None:
@@ -92,6 +129,13 @@ def _authorities(text: str) -> Path:
     return path
 
 
+def _hashed_authorities(text: str) -> Path:
+    path = values.folder(text)
+    if not any(re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", file.name) for file in path.iterdir()):
+        raise ValueError("a folder with certificates as `openssl rehash` names them")
+    return path
+
+
 def _authority(text: str) -> str:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=base64.b64decode(text, validate=True))
@@ -107,7 +151,7 @@ _CHECKS: Mapping[str, Callable[[str], object]] = {
     "timeout": values.whole(1, 3600),
     "cadata": _authority,
     "cafile": _authorities,
-    "capath": values.folder,
+    "capath": _hashed_authorities,
     "certfile": values.file,
     "keyfile": values.file,
 }

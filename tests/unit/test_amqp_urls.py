@@ -72,3 +72,8 @@ def test_pair_that_can_not_be_used_is_said_with_the_file(
 def test_certificate_of_any_of_several_nodes_is_looked_at(pairs: Pairs) -> None:
     with pytest.raises(ValueError, match="holds no private key"):
         amqp_urls(f"amqps://one/,{url(certfile=pairs.chain)}")
+
+
+def test_folder_of_authorities_is_one_that_openssl_can_use(tmp_path: Path) -> None:
+    (tmp_path / "9d66eef0.0").touch()
+    assert amqp_urls(url(capath=tmp_path)) == (url(capath=tmp_path),)

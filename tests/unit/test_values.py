@@ -83,7 +83,19 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (amqp_urls, "amqps://u:p@mq:5671/vhost", ("amqps://u:p@mq:5671/vhost",)),
     (amqp_urls, "amqp://a/, amqps://b/", ("amqp://a/", "amqps://b/")),
     (amqp_urls, "amqp://u:p,w@a/,amqp://b/", ("amqp://u:p,w@a/", "amqp://b/")),
-    (amqp_urls, "amqp://[::1]:5672/", ("amqp://[::1]:5672/",)),
+    (amqp_urls, "AMQP://a/, AMQPS://b/", ("AMQP://a/", "AMQPS://b/")),
+    *(
+        (amqp_urls, text, (text,))
+        for text in (
+            *(
+                "amqp://[::1]:5672/",
+                "amqp://my_host.example.:5672/a/b",
+                "amqp://u:p w@127.1/a b",
+                "amqp://b\xfccher.example/",
+            ),
+            *("amqp://p%C3%A4:100%25%zz@mq/%2F", "amqp://:p\xe4@mq/", f"amqp://mq/{'x' * 255}"),
+        )
+    ),
     (amqp_urls, "amqps://mq/?no_verify_ssl=0", ("amqps://mq/?no_verify_ssl=0",)),
     *((amqp_urls, f"amqp://mq/?{query}", (f"amqp://mq/?{query}",)) for query in ("heartbeat=0", "heartbeat=65534")),
     *((amqp_urls, f"amqp://mq/?{query}", (f"amqp://mq/?{query}",)) for query in ("timeout=5", "auth=PLAIN", "name=a")),
@@ -157,6 +169,31 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
             "no_verify_ssl=00",
         )
     ),
+    *(
+        (amqp_urls, text, "a URL without control characters")
+        for text in ("amqp://m\tq/", "amqp://mq/\nx", "amqp://u:p\udc80@mq/", "amqp://u:p\x00@mq/")
+    ),
+    *((amqp_urls, text, "a URL without #") for text in ("amqp://mq/a#b", "amqp://mq/#", "amqp://mq?heartbeat=1#x")),
+    *(
+        (amqp_urls, text, "a host name or an address")
+        for text in (
+            *(
+                "amqp://a,b/",
+                "amqp://a,b:5672/",
+                "amqp://*/",
+                "amqp://a..b/",
+                "amqp://my%2dhost/",
+                "amqp://10.0.0.256/",
+            ),
+            *("amqp://u:p@a;b/", "amqp://1.2.3.4.5/"),
+        )
+    ),
+    *(
+        (amqp_urls, text, "two digits of UTF-8; % itself is written as %25")
+        for text in ("amqp://u:p%ff@mq/", "amqp://%e4:p@mq/", "amqp://mq/%c3")
+    ),
+    *((amqp_urls, f"amqp://mq/{name}", "at most 255 bytes") for name in ("x" * 256, "%C3%A4" * 128)),
+    (amqp_urls, f"amqps://mq/?capath={Path(__file__).parent}", "as `openssl rehash` names them"),
     (amqp_urls, "amqps://mq/?heartbeat=1&heartbeat=2", "once"),
     (amqp_urls, "amqps://mq/?ca_file=a&verify=0", "certfile, keyfile; ca_file, verify would be ignored"),
     (amqp_urls, "amqps://mq/?cafile=/nonexistent/a.pem", "/nonexistent/a.pem"),
