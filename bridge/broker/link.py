@@ -6,6 +6,7 @@ anew when it is lost.
 """
 
 import asyncio
+import errno
 import os
 import re
 import ssl
@@ -17,6 +18,7 @@ import aiormq
 from pamqp import commands
 from yarl import URL
 
+from bridge import container
 from bridge.broker import heartbeats, tls
 from bridge.broker.lane import Lane
 from bridge.broker.nodes import Node
@@ -95,7 +97,7 @@ class _Line(aiormq.connection.TransportFactory):
         except ssl.SSLError as error:
             raise aiormq.exceptions.AMQPConnectionError(tls.complaint(error)) from error
         except OSError as error:
-            raise aiormq.exceptions.AMQPConnectionError(without_addresses(error)) from error
+            raise aiormq.exceptions.AMQPConnectionError(_unreachable(error, url.host)) from error
         self._transport = transport
         if self._lane is not None:
             self._lane.write = self._send
@@ -240,6 +242,13 @@ def without_addresses(error: OSError) -> str:
     """The system's words, which uvloop has; asyncio has its own, with an address, for each that a name stands for."""
     codes = dict.fromkeys(_FAILED_CALL.findall(str(error)))
     return "; ".join(os.strerror(int(code)) for code in codes) or sentence(error)
+
+
+def _unreachable(error: OSError, host: str) -> str:
+    """Why no connection to the host can be had, and what to do if the host is not what it seems."""
+    words = without_addresses(error)
+    hint = container.localhost_hint(host, container.detected()) if os.strerror(errno.ECONNREFUSED) in words else None
+    return words if hint is None else f"{words}; {hint}"
 
 
 def sentence(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -14,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
 
+from bridge import container
 from bridge.backoff import Backoff
 from bridge.broker import endings, link
 from bridge.broker.endings import Ending
 from bridge.broker.link import sentence, without_addresses
 from bridge.broker.nodes import Node
+from bridge.container import Container
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, FakeAmqp, FakeChannel
@@ -440,3 +443,37 @@ async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: Vir
     # Nothing is left behind.
     connection._cut.set()
     await connection.ended.wait()
+
+
+# Nothing listens
+
+
+@pytest.mark.parametrize(
+    ("host", "place", "hinted"),
+    [
+        ("127.0.0.1", Container.CONTAINER, True),
+        ("localhost", Container.POD, True),
+        ("127.0.0.1", None, False),
+    ],
+)
+async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
+    monkeypatch: pytest.MonkeyPatch, host: str, place: Container | None, *, hinted: bool
+) -> None:
+    monkeypatch.setattr(container, "detected", lambda: place)
+    with socket.socket() as unused:
+        # Bound, and not listening: the kernel refuses.
+        unused.bind(("127.0.0.1", 0))
+        node = Node(f"amqp://{host}:{unused.getsockname()[1]}/")
+        with pytest.raises(ConnectionError, match="Connection refused") as raised:
+            async with link.connected([node], "a bridge"):
+                raise AssertionError("there is none")
+    assert (f"in a container, {host} is {place} itself: " in str(raised.value)) is hinted
+    assert str(raised.value).isprintable()
+
+
+async def test_host_that_is_not_found_has_no_hint_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container, "detected", lambda: Container.CONTAINER)
+    with pytest.raises(ConnectionError) as raised:
+        async with link.connected([Node("amqp://nothing.localhost.invalid/")], "a bridge"):
+            raise AssertionError("there is none")
+    assert "in a container" not in str(raised.value)
