@@ -59,7 +59,10 @@ class Readiness:
                 missing.append("rejected events can't be published, and are held")
             elif status.state is State.WORKING:
                 # Where nothing is consumed, nothing is rejected, and the one broker is away for both.
-                missing.append("rejected events could not be published now")
+                if self._rejects.unpublishable:
+                    missing.append("rejected events could not be published now")
+                elif self._rejects.status.state is State.CONNECTING:
+                    missing.append("the exchange of rejected events is not declared yet")
         return missing
 
     def _warnings(self) -> list[str]:

@@ -74,6 +74,8 @@ class Rejects:
         self._most_kept = most_kept
         self._outlet.on_blocked = self._blocked
         self._stopping = asyncio.Event()
+        self._logged: State | None = None
+        """The state that the log has told of since it last worked: what it says of the recovery belongs to that."""
         metrics.gauge(
             "bridge_rejects_waiting",
             "Rejected events that RabbitMQ has not confirmed yet.",
@@ -84,6 +86,11 @@ class Rejects:
     def waiting(self) -> int:
         """Rejected events that are not confirmed yet."""
         return len(self._publishing)
+
+    @property
+    def unpublishable(self) -> bool:
+        """Whether the broker would not take a rejected event now, by what it says; a lost connection says nothing."""
+        return self._refuses(self.status.state)
 
     def reject(self, delivery: Delivery, rejected: Rejected) -> None:
         """Takes over a delivery: it is settled when the broker has confirmed the rejected event."""
@@ -228,16 +235,23 @@ class Rejects:
     def _working(self, phrase: str) -> None:
         if self.status.state is State.WORKING:
             return
-        if self.status.state is not State.CONNECTING:
+        if self._logged is not None:
             after_s = round(time.monotonic() - self.status.since_s, 1)
             _log.info(phrase, after_s=after_s, waiting=self.waiting)
+            self._logged = None
         self.status.enter(State.WORKING)
 
     def _lost(self, state: State, error: str) -> None:
-        if self.status.state is not state:
-            say = _log.warning if self.waiting or state is State.REFUSED else _log.info
-            held, none = (
-                "rejected events can't be published; they are held",
-                "rejected events could not be published now",
-            )
-            say(held if self.waiting else none, error=error, waiting=self.waiting)
+        # A connection that is lost while nothing waits keeps nothing from being published.
+        if state is self._logged or not (self.waiting or self._refuses(state)):
+            return
+        self._logged = state
+        say = _log.warning if self.waiting or state is State.REFUSED else _log.info
+        held, none = (
+            "rejected events can't be published; they are held",
+            "rejected events could not be published now",
+        )
+        say(held if self.waiting else none, error=error, waiting=self.waiting)
+
+    def _refuses(self, state: State) -> bool:
+        return state is State.REFUSED or self._outlet.blocked is not None

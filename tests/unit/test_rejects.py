@@ -286,17 +286,42 @@ async def test_rejects_that_come_while_the_broker_is_away_are_published_when_it_
     assert [each.settled for each in deliveries] == [1, 1, 1]
 
 
-async def test_connection_that_is_lost_while_nothing_is_held_is_no_warning(running: RunningRejects) -> None:
+async def test_connection_that_is_lost_while_nothing_is_held_is_not_logged(running: RunningRejects) -> None:
     running.broker.lives += [first := FakeAmqp(), FakeAmqp()]
     await running.works()
     with capture_logs() as logged:
         first.lose()
         await eventually("it is noticed", lambda: running.rejects.status.state is State.LOST)
         await running.works()
+    assert logged == []
+
+
+async def test_start_without_a_broker_is_not_logged_until_an_event_is_held(running: RunningRejects) -> None:
+    running.broker.lives += [*(ConnectionError("refused") for _ in range(20)), FakeAmqp()]
+    with capture_logs() as logged:
+        running.running = asyncio.create_task(running.rejects.run())
+        await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
+        assert (logged, running.rejects.unpublishable) == ([], False)
+        delivery = running.reject()
+        await eventually("it is published", lambda: delivery.settled)
+    assert [(line["log_level"], line["event"], line["waiting"]) for line in logged] == [
+        ("warning", "rejected events can't be published; they are held", 1),
+        ("info", "rejected events are published again", 1),
+    ]
+
+
+async def test_broker_that_takes_nothing_is_logged_though_nothing_is_held(running: RunningRejects) -> None:
+    running.broker.lives.append(amqp := FakeAmqp())
+    await running.works()
+    with capture_logs() as logged:
+        await amqp.block("low on memory")
+        assert running.rejects.unpublishable
+        await amqp.unblock()
     assert [(line["log_level"], line["event"]) for line in logged] == [
         ("info", "rejected events could not be published now"),
         ("info", "rejected events can be published again"),
     ]
+    assert not running.rejects.unpublishable
 
 
 async def test_refusal_later_on_is_a_warning_though_nothing_is_held(running: RunningRejects) -> None:
@@ -305,8 +330,10 @@ async def test_refusal_later_on_is_a_warning_though_nothing_is_held(running: Run
     with capture_logs() as logged:
         first.lose()
         await eventually("it is refused", lambda: running.rejects.status.state is State.REFUSED)
-    assert [line["log_level"] for line in logged] == ["info", "warning"]
-    assert logged[-1]["error"] == "no permission"
+        assert running.rejects.unpublishable
+        await running.works()
+    assert [line["log_level"] for line in logged] == ["warning", "info"]
+    assert logged[0]["error"] == "no permission"
 
 
 async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working_connection(

@@ -1,0 +1,65 @@
+"""What `/readyz` says is missing of rejected events: nothing that is only a broker that is away for everything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bridge.broker.status import State
+from bridge.contract.pipeline import Reason, Rejected
+from tests.support.fakes import FakeDelivery
+from tests.unit.test_app import build
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bridge.app import Bridge
+
+__all__ = ["build"]
+
+HELD = "rejected events can't be published, and are held"
+REFUSED = "rejected events could not be published now"
+UNDECLARED = "the exchange of rejected events is not declared yet"
+NOT_CONSUMING = "the broker is not being consumed from"
+
+
+@pytest.mark.parametrize(
+    ("consumer", "rejects", "waits", "missing"),
+    [
+        (State.WORKING, State.WORKING, False, []),
+        (State.WORKING, State.WORKING, True, []),
+        (State.WORKING, State.CONNECTING, False, [UNDECLARED]),
+        (State.WORKING, State.LOST, False, []),
+        (State.WORKING, State.LOST, True, [HELD]),
+        (State.WORKING, State.REFUSED, False, [REFUSED]),
+        (State.WORKING, State.REFUSED, True, [HELD]),
+        (State.LOST, State.LOST, False, [NOT_CONSUMING]),
+        (State.LOST, State.LOST, True, [NOT_CONSUMING, HELD]),
+        (State.REFUSED, State.REFUSED, False, [NOT_CONSUMING]),
+    ],
+)
+async def test_rejected_events_are_missing_if_they_wait_or_are_refused(
+    build: Callable[..., Bridge], consumer: State, rejects: State, missing: list[str], *, waits: bool
+) -> None:
+    bridge = build()
+    if waits:
+        bridge._rejects.reject(FakeDelivery(b"[]"), Rejected(Reason.NOT_JSON, "no"))
+    bridge._consumer.status.enter(consumer)
+    bridge._rejects.status.enter(rejects)
+    ready, body = bridge.readiness.report()
+    assert (ready, body["missing"]) == (not missing, missing)
+    await bridge._rejects.close()
+
+
+async def test_broker_that_takes_nothing_refuses_rejected_events(build: Callable[..., Bridge]) -> None:
+    bridge = build()
+    bridge._consumer.status.enter(State.WORKING)
+    bridge._rejects._outlet._tell("low on memory")
+    assert bridge.readiness.report()[1]["missing"] == [REFUSED]
+
+
+async def test_rejected_events_that_are_only_counted_miss_nothing(build: Callable[..., Bridge]) -> None:
+    bridge = build(reject_exchange="off")
+    bridge._consumer.status.enter(State.WORKING)
+    assert bridge.readiness.report()[0]
