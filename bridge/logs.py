@@ -11,12 +11,13 @@ import asyncio
 import logging
 import sys
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import structlog
 
-from bridge import queued_output
+from bridge import queued_output, terminal
 from bridge.contract.text import escaped
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -28,18 +29,17 @@ SILENT = "websockets"
 
 def configure(level: str, style: str) -> None:
     """`level` is one of LEVELS; `style` is `text`, `json`, or `auto`: text on a terminal, JSON otherwise."""
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()
     if style == "auto":
-        style = "text" if on_terminal else "json"
+        style = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _timestamped,
     ]
     renderer: Any
     if style == "text":
         renderer = structlog.dev.ConsoleRenderer(
-            colors=on_terminal,
+            colors=terminal.takes_color(sys.stderr),
             pad_event_to=0,
             # Where the package rich is there, the default shows every frame's local variables: passwords, and events.
             exception_formatter=structlog.dev.plain_traceback,
@@ -99,6 +99,11 @@ def lines_dropped() -> int:
 
 def _report_dropped(lines: int) -> None:
     structlog.get_logger("bridge").warning("log lines dropped", lines=lines)
+
+
+def _timestamped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":
+    fields["timestamp"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return fields
 
 
 def _escaped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":

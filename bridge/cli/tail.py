@@ -1,6 +1,5 @@
 """`edk-bridge tail`: what it is asked for on the command line."""
 
-import os
 import sys
 
 import click
@@ -8,6 +7,7 @@ import click
 from bridge.cli.options import INTERRUPTED, complete_type, fail
 from bridge.commands.endpoint import endpoint, trusting
 from bridge.errors import BridgeError
+from bridge.terminal import takes_color
 
 DEFAULT_URL = "ws://localhost:3000/updates"
 
@@ -60,8 +60,5 @@ def tail(url: str, types: tuple[str, ...], where: tuple[str, ...], after: str, c
 
 
 def _in_color(color: str) -> bool:
-    if color != "auto":
-        return color == "always"
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     # Whoever started this without a standard output is told so by what would print to it.
-    return not plain and sys.stdout is not None and sys.stdout.isatty()
+    return takes_color(sys.stdout) if color == "auto" else color == "always"

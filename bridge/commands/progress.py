@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from bridge.terminal import moves_cursor
+
 FIRST_S = 1.0
 """What takes less time than this needs no line."""
 
@@ -17,7 +19,7 @@ class Progress:
     def __init__(self, stream: TextIO | None, text: Callable[[], str]) -> None:
         self._stream = stream
         self._text = text
-        self._on_terminal = stream is not None and stream.isatty()
+        self._on_terminal = moves_cursor(stream)
         self._next_s = time.monotonic() + FIRST_S
         self._shown = False
 

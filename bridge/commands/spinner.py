@@ -7,6 +7,8 @@ import asyncio
 import os
 from typing import TextIO
 
+from bridge.terminal import moves_cursor
+
 STEP_S = 0.15
 WHEEL = "|/-\\"
 ERASE = "\r\x1b[K"
@@ -15,10 +17,9 @@ ERASE = "\r\x1b[K"
 class Spinner:
     """Says on `stream` what is waited for. Made inside a running event loop."""
 
-    def __init__(self, stream: TextIO | None, terminal: str | None) -> None:
-        """`terminal` is the variable TERM: `dumb` has no going back."""
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        self._moves = stream is not None and stream.isatty() and terminal != "dumb"
+        self._moves = moves_cursor(stream)
         self._text = ""
         self._step = 0
         self._shown = False

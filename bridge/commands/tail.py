@@ -5,7 +5,6 @@ A client like any other: it knows of a bridge what every client is told, and mus
 
 import asyncio
 import errno
-import os
 import signal
 import ssl
 import sys
@@ -243,7 +242,7 @@ def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> Non
 
     async def main() -> None:
         output = Output(descriptor, in_color, encoding)
-        spinner = Spinner(sys.stderr, os.environ.get("TERM"))
+        spinner = Spinner(sys.stderr)
         tail = Tail(url, after, tls, output.line, spinner.say, spinner.wait)
         following = asyncio.ensure_future(_follow(tail, output.abandoned()))
         # Ctrl-C cancels too.

@@ -7,6 +7,7 @@ import fcntl
 import io
 import logging
 import os
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,33 @@ def test_automatic_style_is_text_on_a_terminal_and_json_otherwise(
     structlog.get_logger("bridge").info("listening")
     [line] = output.lines()
     assert line.startswith("{") is is_json
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "colored"),
+    [("NO_COLOR", "1", False), ("NO_COLOR", "", True), ("TERM", "dumb", False), ("TERM", "xterm", True)],
+)
+def test_text_on_a_terminal_is_colored_unless_the_environment_asks_for_none(
+    output: Output, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, *, colored: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    logs.configure("info", "text")
+    structlog.get_logger("bridge").info("listening")
+    [line] = output.lines()
+    assert ("\x1b[" in line) is colored
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_times_have_milliseconds(output: Output, style: str) -> None:
+    logs.configure("info", style)
+    structlog.get_logger("bridge").info("listening")
+    logging.getLogger("asyncio").error("late")
+    for line in output.lines():
+        timestamp = orjson.loads(line)["timestamp"] if style == "json" else line.split()[0]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", timestamp)
 
 
 def test_configuring_twice_writes_once(output: Output) -> None:

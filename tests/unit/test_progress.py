@@ -9,6 +9,11 @@ import pytest
 from bridge.commands.progress import FIRST_S, ON_TERMINAL_S, Progress
 
 
+@pytest.fixture(autouse=True)
+def _capable_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -81,3 +86,15 @@ def test_line_that_stays_is_all_of_it_in_a_log(clock: Clock) -> None:
     progress.tick()
     progress.say("the end")
     assert stream.getvalue() == "the end\n"
+
+
+def test_terminal_whose_cursor_does_not_move_gets_only_the_lines_that_stay(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    progress = Progress(terminal, lambda: "half")
+    clock.now_s += FIRST_S * 2
+    progress.tick()
+    progress.say("done")
+    assert terminal.getvalue() == "done\n"

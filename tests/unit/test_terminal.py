@@ -1,0 +1,38 @@
+"""When color and cursor movements are written: the same rule for the log, `tail` and every line of progress."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from bridge.terminal import moves_cursor, takes_color
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "color", "moves"),
+    [
+        ({}, True, True),
+        ({"TERM": "xterm"}, True, True),
+        ({"NO_COLOR": ""}, True, True),
+        ({"NO_COLOR": "1"}, False, True),
+        ({"NO_COLOR": "0"}, False, True),
+        ({"NO_COLOR": " "}, False, True),
+        ({"TERM": "dumb"}, False, False),
+        ({"TERM": "dumb", "NO_COLOR": ""}, False, False),
+    ],
+)
+def test_terminal_has_color_unless_the_environment_asks_for_none(
+    environment: dict[str, str], *, color: bool, moves: bool
+) -> None:
+    assert (takes_color(Terminal(), environment), moves_cursor(Terminal(), environment)) == (color, moves)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), None])
+def test_what_is_no_terminal_has_none(stream: io.StringIO | None) -> None:
+    assert (takes_color(stream, {}), moves_cursor(stream, {})) == (False, False)
