@@ -12,13 +12,13 @@ SCHEMAS = "/schemas/"
 
 ASYNCAPI = "/asyncapi.json"
 
-OPENAPI = "/openapi.json"
-"""Nothing is there yet. If the endpoint took it, a later version would have to move one of the two."""
-
 PROBED = ("/healthz", "/readyz", "/metrics")
 """For programs that watch over the bridge. Some of them send HTTP/1.0 without Host (HAProxy's check)."""
 
-NAMED = (*PROBED, SCHEMAS, ASYNCAPI, OPENAPI)
+NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
+
+RESERVED = ("/openapi.json",)
+"""Nothing is there yet. If the endpoint took one, a later version would have to move one of the two."""
 
 FOLDER = Path(__file__).parents[1] / "page"
 """The live page's files."""
@@ -43,4 +43,4 @@ def is_shared(path: str) -> bool:
 
 def is_own(path: str) -> bool:
     """Whether a page is there, or may be, so that nothing else can be."""
-    return path in PARTS or path in NAMED or path.startswith(SCHEMAS)
+    return path in PARTS or path in NAMED or path in RESERVED or path.startswith(SCHEMAS)

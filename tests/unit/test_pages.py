@@ -11,7 +11,7 @@ import pytest
 
 from bridge.contract.catalog import PACKAGED
 from bridge.fanout.pages import UPDATES_PATH, Pages
-from bridge.fanout.paths import FOLDER, NAMED, PARTS, PROBED, is_own, is_shared
+from bridge.fanout.paths import FOLDER, NAMED, PARTS, PROBED, RESERVED, is_own, is_shared
 from bridge.fanout.responses import Response, document
 from bridge.metrics import CONTENT_TYPE, Metrics
 
@@ -134,7 +134,7 @@ def test_scripts_of_the_live_page_import_nothing_but_its_own_parts() -> None:
     assert {*imported, "/page.js"} == {path for path in PARTS if path.endswith(".js")}
 
 
-@pytest.mark.parametrize("path", [*PARTS, *NAMED, "/schemas/update.json", "/schemas/of-a-type-to-come.json"])
+@pytest.mark.parametrize("path", [*PARTS, *NAMED, *RESERVED, "/schemas/update.json", "/schemas/of-a-type-to-come.json"])
 def test_path_of_a_page_is_the_bridges_own(path: str) -> None:
     assert is_own(path)
 

@@ -294,8 +294,7 @@ OF_STREAM = ("STREAM", "MAX_AGE", "MAX_BYTES")
 def test_path_that_would_hide_a_page_is_a_problem_that_says_so(sources: Sources) -> None:
     [problem] = sources.problems({"path": "/metrics"})
     assert problem == (
-        "BRIDGE_PATH: '/metrics' is a page of the bridge's own, which could not be had any more: "
-        "give another path, such as /updates"
+        "BRIDGE_PATH: '/metrics' is reserved for the bridge's own pages: give another path, such as /updates"
     )
 
 
