@@ -223,7 +223,8 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
         problems.append("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other; TLS needs both")
     if is_own(settings.path):
         problems.append(
-            f"BRIDGE_PATH: {settings.path!r} is reserved for the bridge's own pages: give another path, such as /updates"
+            f"BRIDGE_PATH: {settings.path!r} is reserved for the bridge's own pages: give another path, such as "
+            "/updates"
         )
     if settings.ping_interval >= settings.idle_timeout:
         problems.append(
