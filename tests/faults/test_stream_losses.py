@@ -61,7 +61,7 @@ async def caught_up(recorder: Recorder) -> None:
 async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """The reader looks again by itself. The connection stays, unless the broker fails at reading what it has dropped."""
+    """The reader looks again by itself. The connection stays, unless the broker fails there."""
     recorder = Recorder()
     with capture_logs() as logged:
         timing = Timing(stall_check_s=1.0)
