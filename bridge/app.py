@@ -111,7 +111,7 @@ class Bridge:
             Limits(
                 places.connections,
                 places.reserve,
-                settings.max_connections_per_address or max(LEAST_PER_ADDRESS, places.connections // 10),
+                _per_address(settings.max_connections_per_address, places.connections),
                 settings.handshake_timeout,
                 settings.idle_timeout,
                 settings.ping_interval,
@@ -217,6 +217,13 @@ LEAST_PER_ADDRESS = 16
 
 BROKER_SHARE = 0.5
 """Of the shutdown timeout, for the broker: the rest is for the clients."""
+
+
+def _per_address(limit: int | None, connections: int) -> int:
+    """The limit for one address: `limit` is that of the settings, `connections` the limit for all addresses."""
+    if limit is None:
+        return max(LEAST_PER_ADDRESS, connections // 10)
+    return limit or connections
 
 
 def _stream(settings: Settings) -> Stream | None:

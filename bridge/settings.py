@@ -119,9 +119,9 @@ class Settings:
     max_connections: int = _setting("10000", values.whole(1, 1_000_000), "clients at once; more are closed with 1013")
     max_connections_per_address: int | None = _setting(
         None,
-        values.whole(1, 1_000_000),
+        values.limit(1_000_000),
         "clients at once from one address, loopback excepted; more are closed with 1013; unless set, a tenth of "
-        "all, and 16 at least",
+        "all, and 16 at least; off: no such limit",
     )
     log_bytes: int = _setting(
         "16 MiB",

@@ -56,6 +56,21 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def limit(high: int) -> Callable[[str], int]:
+    """A limit from 1 to `high`, or 0 for `off`."""
+    parse_whole = whole(1, high)
+
+    def parse(text: str) -> int:
+        if text.lower() == "off":
+            return 0
+        try:
+            return parse_whole(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or off") from error
+
+    return parse
+
+
 def size(low: int, high: int) -> Callable[[str], int]:
     """Bytes: `4194304`, `4 MiB`, `4M`."""
 

@@ -255,6 +255,7 @@ async def test_ids_of_two_bridges_without_a_stream_are_told_apart(
         (1000, {}, 100),
         (10, {}, LEAST_PER_ADDRESS),
         (1000, {"max_connections_per_address": 7}, 7),
+        (1000, {"max_connections_per_address": "off"}, 1000),
     ],
 )
 async def test_limits_of_clients_are_what_the_settings_and_the_descriptors_leave(

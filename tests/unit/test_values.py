@@ -30,6 +30,8 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (WHOLE, "1", 1),
     (WHOLE, "65535", 65535),
     (WHOLE, "0080", 80),
+    (values.limit(9), "9", 9),
+    (values.limit(9), "OFF", 0),
     (SIZE, "1024", 1024),
     (SIZE, "1024b", 1024),
     (SIZE, "4 MiB", 4 * 2**20),
@@ -129,6 +131,7 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
 BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((WHOLE, text, "a whole number from 1 to 65535") for text in ("", "0", "65536", "-1", "+1", "1.0", "1e3", "x")),
     *((WHOLE, text, "a whole number") for text in ("\u0661", "1\n", "9" * 13, "9" * 10_000)),
+    *((values.limit(9), text, "a whole number from 1 to 9, or off") for text in ("", "0", "10", "none")),
     *((SIZE, text, "a size from 1024 to") for text in ("", "1023", "1025 GiB", "4 TiB", "-4k", "1.5 MiB", "MiB")),
     *((SIZE, text, "as in 4194304 or 4 MiB") for text in ("4 4", "9" * 16, "\u0664k")),
     *((DURATION, text, "a time from 0.1 to 86400 seconds") for text in ("", "0", "99ms", "25h", "-1s", "1d", "nan")),
