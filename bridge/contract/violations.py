@@ -1,0 +1,161 @@
+"""What breaks a schema, as a sentence: what came and what was expected, with no long value in front of the point.
+
+The library's own messages begin with the value in full. This file must never know what a schema describes.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import jsonschema_rs
+import orjson
+from jsonschema_rs import ValidationErrorKind as Kind
+
+from bridge.contract.text import printable
+
+VALUE = 60
+"""Characters of a value within a sentence."""
+
+NAMES = 8
+"""How many names or options a sentence lists."""
+
+PARSED_BYTES = 64 * 1024
+"""A longer string is only looked at where it begins and ends: the publishers of many of them must not cost more."""
+
+_LISTED = "an array of {}: publish each item as an event of its own (jq -c '.[]' writes one a line)"
+
+
+def describe(error: jsonschema_rs.ValidationError) -> str:
+    """What came and what was expected: printable and bounded."""
+    kind, value = error.kind, error.instance
+    if isinstance(kind, Kind.FalseSchema) and error.schema_path[-1:] == ["additionalProperties"]:
+        # Where a schema names no members, the library does not say which one it is.
+        return f"no other members are allowed; one with the value {shown(value)} came"
+    return printable(_words(kind, value, is_whole=not error.instance_path))
+
+
+def shown(value: object) -> str:
+    """A value in a few words: a scalar as JSON with its middle left out, an array or object as what it is."""
+    match value:
+        case dict():
+            return "an object" if value else "an empty object"
+        case list():
+            return f"an array of {len(value)}" if value else "an empty array"
+        case str() if len(value) > 2 * VALUE:
+            value = value[:VALUE] + value[-VALUE:]
+    return _json(value, VALUE)
+
+
+def listed(names: Iterable[str], count: int) -> str:
+    """`'a', 'b' and 'c'`, printable; of many names the first ones, and how many of the count there are beside them."""
+    return _joined([f"'{printable(name, VALUE)}'" for name in islice(names, NAMES + 1)], "and", count)
+
+
+def holds_json(text: str) -> bool:
+    """Whether a string is an object or an array that was encoded as JSON; if it is long, whether it looks like it."""
+    text = text.strip()
+    if text[:1] + text[-1:] not in ("{}", "[]", '""'):
+        return False
+    if len(text) > PARSED_BYTES:
+        return text[0] != '"' or text[1:2] in ("{", "[", "\\")
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return not isinstance(value, str) or holds_json(value)
+
+
+def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
+    match kind:
+        case Kind.Type(types):
+            return _mistyped(value, types, is_whole=is_whole)
+        case Kind.Required(name):
+            return f"the member {name!r} is missing"
+        case Kind.AdditionalProperties(names) | Kind.UnevaluatedProperties(names):
+            return f"{'the member' if len(names) == 1 else 'the members'} {listed(names, len(names))} can't be here"
+        case Kind.PropertyNames(error):
+            # The name itself is nowhere but in the message.
+            return f"a member's name is not allowed: {printable(error.message, 2 * VALUE)}"
+        case Kind.Constant(expected):
+            return f"{shown(value)} came; expected {_json(expected, 2 * VALUE)}"
+        case Kind.Enum(options):
+            words = [_json(option, VALUE) for option in options[: NAMES + 1]]
+            return f"{shown(value)} is not one of {_joined(words, 'or', len(options))}"
+    return f"{shown(value)} {_predicate(kind)}"
+
+
+_PREDICATES: dict[type[Kind], str] = {
+    Kind.Minimum: "is less than the minimum of {}",
+    Kind.Maximum: "is greater than the maximum of {}",
+    Kind.ExclusiveMinimum: "is not greater than {}",
+    Kind.ExclusiveMaximum: "is not less than {}",
+    Kind.MultipleOf: "is not a multiple of {}",
+    Kind.MinLength: "is shorter than {} characters",
+    Kind.MaxLength: "is longer than {} characters",
+    Kind.MinItems: "has fewer than {} items",
+    Kind.MaxItems: "has more than {} items",
+    Kind.MinProperties: "has fewer than {} members",
+    Kind.MaxProperties: "has more than {} members",
+    Kind.Pattern: "does not match {}",
+    Kind.Format: "is not a {}",
+    Kind.UniqueItems: "has an item more than once",
+    Kind.FalseSchema: "is not allowed here",
+    Kind.AdditionalItems: "has more items than are allowed",
+    Kind.UnevaluatedItems: "has more items than are allowed",
+    Kind.AnyOf: "fits none of the schemas in 'anyOf'",
+    Kind.OneOfNotValid: "fits none of the schemas in 'oneOf'",
+    Kind.OneOfMultipleValid: "fits more than one of the schemas in 'oneOf'",
+}
+"""What is wrong with a value, to be said after it, with what the schema has of it."""
+
+
+def _predicate(kind: Kind) -> str:
+    predicate = _PREDICATES.get(type(kind), f"breaks {kind.name!r} in the schema")
+    if "{}" not in predicate:
+        return predicate
+    # The stubs have it of each kind only.
+    [name] = getattr(kind, "__match_args__")  # noqa: B009 - the type has no such attribute for mypy
+    expected = getattr(kind, name)
+    return (predicate.removesuffix("s") if expected == 1 else predicate).format(_json(expected, 3 * VALUE))
+
+
+def _mistyped(value: object, types: Sequence[str], *, is_whole: bool) -> str:
+    if isinstance(value, str) and not {"object", "array"}.isdisjoint(types) and holds_json(value):
+        return "JSON within a JSON string: encode it once"
+    if not is_whole:
+        return f"{shown(value)} is not of type {_joined([_json(name, VALUE) for name in types], 'or', len(types))}"
+    if isinstance(value, list) and value and "object" in types:
+        return _LISTED.format(len(value))
+    came = shown(value)
+    match value:
+        case "":
+            came = "an empty string"
+        case str():
+            came = f"the string {came}"
+        case bool():
+            came = f"the boolean {came}"
+        case int() | float():
+            came = f"the number {came}"
+    return f"{came} came; expected {_joined([_ARTICLES[name] for name in types], 'or', len(types))}"
+
+
+_ARTICLES = {
+    "object": "an object",
+    "array": "an array",
+    "string": "a string",
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "a boolean",
+    "null": "null",
+}
+
+
+def _json(value: object, limit: int) -> str:
+    return printable(json.dumps(value, ensure_ascii=False, default=str), limit)
+
+
+def _joined(words: Sequence[str], conjunction: str, total: int) -> str:
+    """The words as a list, of which there may be more than these."""
+    if total > NAMES:
+        return f"{', '.join(words[:NAMES])} {conjunction} {total - NAMES} more"
+    return f" {conjunction} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

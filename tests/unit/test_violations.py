@@ -1,0 +1,168 @@
+"""What is said of a value that breaks a schema: short, with the point in front."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import pytest
+
+from bridge.contract.violations import PARSED_BYTES, describe, holds_json, listed, shown
+
+
+def said(schema: Any, value: object) -> str:
+    """The sentence about the value, as a member of an object."""
+    validator = jsonschema_rs.Draft202012Validator({"properties": {"m": schema}}, validate_formats=True)
+    [error] = validator.iter_errors({"m": value})
+    return describe(error)
+
+
+def said_of_whole(schema: Any, value: object) -> str:
+    [error] = jsonschema_rs.Draft202012Validator(schema).iter_errors(value)
+    return describe(error)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "words"),
+    [
+        ({"type": "integer"}, "Jita", '"Jita" is not of type "integer"'),
+        ({"type": "integer"}, None, 'null is not of type "integer"'),
+        ({"type": "integer"}, [1, 2], 'an array of 2 is not of type "integer"'),
+        ({"type": "integer"}, {"a": 1}, 'an object is not of type "integer"'),
+        ({"type": ["integer", "null"]}, {}, 'an empty object is not of type "null" or "integer"'),
+        ({"type": ["string", "object"]}, [], 'an empty array is not of type "string" or "object"'),
+        ({"enum": [1, 2, "a"]}, 3, '3 is not one of 1, 2 or "a"'),
+        ({"enum": list(range(8))}, 9, "9 is not one of 0, 1, 2, 3, 4, 5, 6 or 7"),
+        ({"enum": list(range(5000))}, -1, "-1 is not one of 0, 1, 2, 3, 4, 5, 6, 7 or 4992 more"),
+        ({"enum": [1]}, {"a": 1}, "an object is not one of 1"),
+        ({"const": {"a": 1}}, 3, '3 came; expected {"a": 1}'),
+        ({"minimum": 3}, 1, "1 is less than the minimum of 3"),
+        ({"maximum": 3}, 5.5, "5.5 is greater than the maximum of 3"),
+        ({"exclusiveMinimum": 3}, 3, "3 is not greater than 3"),
+        ({"exclusiveMaximum": 3}, 3, "3 is not less than 3"),
+        ({"multipleOf": 2}, 3, "3 is not a multiple of 2"),
+        ({"minLength": 1}, "", '"" is shorter than 1 character'),
+        ({"maxLength": 2}, "abc", '"abc" is longer than 2 characters'),
+        ({"minItems": 2}, [0], "an array of 1 has fewer than 2 items"),
+        ({"maxItems": 1}, [0, 1], "an array of 2 has more than 1 item"),
+        ({"minProperties": 2}, {"a": 1}, "an object has fewer than 2 members"),
+        ({"maxProperties": 1}, {"a": 1, "b": 2}, "an object has more than 1 member"),
+        ({"uniqueItems": True}, [1, 1], "an array of 2 has an item more than once"),
+        ({"pattern": "^a"}, "b", '"b" does not match "^a"'),
+        ({"format": "date-time"}, "b", '"b" is not a "date-time"'),
+        ({"contains": {"const": 1}}, [2], "an array of 1 breaks 'contains' in the schema"),
+        ({"anyOf": [{"type": "null"}, {"const": 1}]}, "x", "\"x\" fits none of the schemas in 'anyOf'"),
+        ({"oneOf": [{"type": "null"}, {"const": 1}]}, "x", "\"x\" fits none of the schemas in 'oneOf'"),
+        ({"oneOf": [{"type": "integer"}, {"const": 1}]}, 1, "1 fits more than one of the schemas in 'oneOf'"),
+        ({"not": {"type": "integer"}}, 1, "1 breaks 'not' in the schema"),
+        (False, 1, "1 is not allowed here"),
+        ({"unevaluatedItems": False}, [1], "an array of 1 has more items than are allowed"),
+        (
+            {"additionalProperties": False},
+            {"a": [1]},
+            "no other members are allowed; one with the value an array of 1 came",
+        ),
+        ({"properties": {"a": {}}, "additionalProperties": False}, {"b": 1}, "the member 'b' can't be here"),
+        ({"unevaluatedProperties": False}, {"a": 1, "b": 2}, "the members 'a' and 'b' can't be here"),
+        (
+            {"propertyNames": {"maxLength": 2}},
+            {"abc": 1},
+            'a member\'s name is not allowed: "abc" is longer than 2 characters',
+        ),
+        ({"required": ["a"]}, {}, "the member 'a' is missing"),
+        ({"type": "object"}, '{"a": 1}', "JSON within a JSON string: encode it once"),
+        ({"type": "array"}, "[1]", "JSON within a JSON string: encode it once"),
+        ({"type": "object"}, "{oops}", '"{oops}" is not of type "object"'),
+        ({"type": "integer"}, "[1]", '"[1]" is not of type "integer"'),
+    ],
+    ids=str,
+)
+def test_violation_says_what_came_and_what_was_expected(schema: Any, value: object, words: str) -> None:
+    assert said(schema, value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "null came; expected an object"),
+        (True, "the boolean true came; expected an object"),
+        (0, "the number 0 came; expected an object"),
+        (1.5, "the number 1.5 came; expected an object"),
+        ("", "an empty string came; expected an object"),
+        ("hello", 'the string "hello" came; expected an object'),
+        ([], "an empty array came; expected an object"),
+        ([1, 2, 3], "an array of 3: publish each item as an event of its own (jq -c '.[]' writes one a line)"),
+        ('{"a": 1}', "JSON within a JSON string: encode it once"),
+        (json.dumps('{"a": 1}'), "JSON within a JSON string: encode it once"),
+    ],
+    ids=repr,
+)
+def test_whole_event_of_another_type_is_said_to_be_what_it_is(value: object, words: str) -> None:
+    assert said_of_whole({"type": "object"}, value) == words
+
+
+def test_whole_event_of_several_types_is_expected_to_be_one_of_them() -> None:
+    assert said_of_whole({"type": ["string", "null"]}, [1]) == "an array of 1 came; expected null or a string"
+    assert said_of_whole({"type": "integer"}, {"a": 1}) == "an object came; expected an integer"
+
+
+LONG = "start" + "x" * 10_000 + "end"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *(
+            {"type": "integer"},
+            {"enum": [1]},
+            {"const": 1},
+            {"maxLength": 5},
+            {"pattern": "^a"},
+            {"format": "date-time"},
+        ),
+        *({"anyOf": [{"type": "null"}, {"type": "integer"}]}, {"not": {"type": "string"}}, False),
+    ],
+    ids=str,
+)
+def test_long_value_is_cut_in_its_middle(schema: Any) -> None:
+    words = said(schema, LONG)
+    assert words.startswith('"start')
+    assert " ... " in words
+    assert 'end"' in words
+    assert words.index('end"') < 80
+
+
+def test_names_and_options_of_any_length_and_number_are_bounded() -> None:
+    names = dict.fromkeys([f"{number}{LONG}" for number in range(500)])
+    for schema, value in (
+        ({"properties": {"a": {}}, "additionalProperties": False}, names),
+        ({"enum": list(names)}, 1),
+        ({"const": list(names)}, 1),
+        ({"pattern": LONG}, "y"),
+        ({"propertyNames": {"maxLength": 2}}, {LONG: 1}),
+        ({"required": [LONG]}, {}),
+    ):
+        assert len(said(schema, value)) <= 410
+
+
+def test_value_is_escaped() -> None:
+    assert shown("a\x1b\r\n\u2028") == '"a\\u001b\\r\\n\\u2028"'
+    assert listed(["a\n", "b"], 2) == "'a\\n' and 'b'"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json"),
+    [
+        *(("{}", True), (' [1, "a"]\n', True), (r'"{\"a\": 1}"', True), (r'"\"[]\""', True)),
+        *(("", False), ("{", False), ("}{", False), ("{a}", False), ('"a"', False), ("1", False), ("null", False)),
+        ("[" + "0," * PARSED_BYTES + "0]", True),
+        ('"' + "x" * PARSED_BYTES + '"', False),
+        ('"{' + "x" * PARSED_BYTES + '"', True),
+        ("{" + "x" * PARSED_BYTES + "}", True),
+        ("[" * 2000 + "]" * 2000, False),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_string_holds_json_where_an_object_or_array_was_encoded(text: str, *, is_json: bool) -> None:
+    assert holds_json(text) is is_json
