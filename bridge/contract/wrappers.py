@@ -1,0 +1,204 @@
+"""Events that are wrapped in something else than the bridge's envelope: what is around them, and where they are.
+
+Only asked about events that no schema accepts. Whether a part of one is an event is for the caller to say. This file
+must never know which update types there are.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from bridge.contract.text import json_pointer
+from bridge.contract.violations import NAMES, holds_json, listed, shown
+
+ENVELOPE_MEMBERS = frozenset({"type", "data", "timestamp", "id"})
+"""What an envelope may have; it must have the first two."""
+
+SEARCHED_MEMBERS = 64
+"""Members of an object, and items of an array, that are searched for an event."""
+SEARCHED_LEVELS = 4
+SEARCHED_OBJECTS = 64
+"""How many objects are held against a schema."""
+SEARCHED_SPACE = 64
+"""Characters of white space before the JSON in a string."""
+PARSED_CHARACTERS = 256 * 1024
+"""How much JSON within strings is parsed, together."""
+
+_KNOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("CloudEvents", ("specversion",)),
+    ("MassTransit", ("message", "messageType")),
+    ("JSON-RPC", ("jsonrpc",)),
+    ("Amazon SNS", ("TopicArn", "Message")),
+    ("Amazon EventBridge", ("detail-type", "detail")),
+    ("Google Pub/Sub", ("message", "subscription")),
+    ("RabbitMQ's HTTP API", ("payload", "payload_encoding")),
+    ("Celery", ("task", "args")),
+    ("Celery", ("task", "kwargs")),
+    ("Laravel", ("job", "data")),
+    ("Sidekiq", ("class", "args")),
+    ("Active Job", ("job_class", "arguments")),
+    ("NestJS", ("pattern", "data")),
+    ("Kafka Connect", ("schema", "payload")),
+)
+"""What the envelopes of others are told by: members that all stand in them. The first one that fits counts."""
+
+_CONTENTS = (
+    *("data", "payload", "body", "message", "Message", "content", "detail", "params", "kwargs", "arguments", "args"),
+    *("value", "result", "record", "records", "Records", "item", "items", "msg", "event", "job", "task", "data_base64"),
+)
+"""What envelopes of any kind call the place of what is in them, the likeliest first."""
+
+_LABELS = frozenset(
+    {
+        *("event", "channel", "topic", "type", "kind", "name", "action", "subject", "command", "cmd", "op", "method"),
+        *("queue", "job", "task", "exchange", "routing_key", "routingKey", "eventType", "event_type", "eventName"),
+        *("event_name", "messageType", "message_type", "messageId", "message_id", "headers", "properties", "meta"),
+        *("metadata", "source", "version", "id", "uuid", "key", "pattern", "timestamp", "time", "ts", "status"),
+    }
+)
+"""What they call what stands beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """What is around an event and should not be."""
+
+    pointer: str
+    """JSON Pointer to what is wrong, or to the event within."""
+    text: str
+    """What to do about it, to be said after the pointer; printable."""
+
+
+def wrapped(
+    document: object, pointer: str, declared: frozenset[str], is_event: Callable[[object], bool]
+) -> Wrapped | None:
+    """What is around the event in a document that is none itself; None where nothing is known to be.
+
+    `pointer` leads to the document. `declared` are the members that its schema names: they are what the publisher
+    means, wherever they stand.
+    """
+    if isinstance(document, list):
+        inner = _find(document, frozenset(), is_event)
+        # Else the document is an array of events, which its schema says well enough.
+        return _holding(inner, pointer) if inner is not None and inner.path != (0,) else None
+    if not isinstance(document, dict):
+        return None
+    # One may be in any envelope by chance, as a timestamp is.
+    is_foreign = sum(name in document for name in declared - ENVELOPE_MEMBERS) <= 1
+    known = _known(document, declared) if is_foreign else None
+    if known is None and is_foreign and not declared >= {"type", "data"}:
+        broken = broken_envelope(document, pointer)
+        if broken is not None:
+            return broken
+    inner = _find(document, declared, is_event)
+    if known is not None:
+        name, markers = known
+        place = json_pointer(list(inner.path)) if inner is not None else _first_content(document)
+        held = f"{pointer}{place} holds" if place else "is inside"
+        return Wrapped(pointer, f"has the {_members(markers, len(markers))} of {name}: publish what {held}")
+    if inner is not None:
+        return _holding(inner, pointer)
+    content = _content(document, declared) if is_foreign else None
+    if content is not None:
+        names = _members(document, len(document))
+        return Wrapped(pointer, f"has the {names} of an envelope: publish what {pointer}/{content} holds")
+    return None
+
+
+def broken_envelope(document: Mapping[str, Any], pointer: str) -> Wrapped | None:
+    """What keeps an object that has `type` and `data` from being an envelope; None where nothing does."""
+    if "type" not in document or "data" not in document:
+        return None
+    if more := list(islice((name for name in document if name not in ENVELOPE_MEMBERS), NAMES + 1)):
+        count = len(document) - sum(name in document for name in ENVELOPE_MEMBERS)
+        return Wrapped(
+            pointer + json_pointer([more[0]]),
+            f"leave out the {_members(more, count)}: an envelope has only 'type', 'data', 'timestamp' and 'id'",
+        )
+    if isinstance(document["type"], str):
+        return None
+    return Wrapped(f"{pointer}/type", f"{shown(document['type'])} came; an envelope's type is a string")
+
+
+@dataclass(frozen=True, slots=True)
+class _Inner:
+    """An event within a document."""
+
+    path: tuple[str | int, ...]
+    """To it, or to the string that holds it."""
+    in_string: bool
+
+
+def _find(document: Any, declared: frozenset[str], is_event: Callable[[object], bool]) -> _Inner | None:
+    """The first event within a document, the topmost before those that are deeper."""
+    queue = deque([(_Inner((), in_string=False), document, SEARCHED_LEVELS)])
+    objects, characters = SEARCHED_OBJECTS, PARSED_CHARACTERS
+    while queue:
+        outer, value, levels = queue.popleft()
+        for step, inner in _steps(value):
+            if not outer.path and step in declared:
+                continue
+            found = outer if outer.in_string else _Inner((*outer.path, step), isinstance(inner, str))
+            if isinstance(inner, str) and inner[:SEARCHED_SPACE].lstrip()[:1] == "{" and len(inner) <= characters:
+                characters -= len(inner)
+                inner = _parsed(inner)  # noqa: PLW2901 - the string stands for what is in it
+            if isinstance(inner, dict) and inner:
+                if is_event(inner):
+                    return found
+                objects -= 1
+                if not objects:
+                    return None
+            if isinstance(inner, (dict, list)) and levels > 1:
+                queue.append((found, inner, levels - 1))
+    return None
+
+
+def _steps(value: Any) -> Iterator[tuple[str | int, Any]]:
+    return islice(value.items() if isinstance(value, dict) else enumerate(value), SEARCHED_MEMBERS)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _known(document: Mapping[str, Any], declared: frozenset[str]) -> tuple[str, tuple[str, ...]] | None:
+    for name, markers in _KNOWN:
+        if document.keys() >= set(markers) and declared.isdisjoint(markers):
+            return name, markers
+    return None
+
+
+def _first_content(document: Mapping[str, Any]) -> str:
+    """JSON Pointer to where an envelope holds what is in it; empty where there is no such place."""
+    return next((f"/{name}" for name in _CONTENTS if name in document), "")
+
+
+def _content(document: Mapping[str, Any], declared: frozenset[str]) -> str | None:
+    """The member that may hold an event, of a document that has what envelopes have."""
+    for name in _CONTENTS:
+        if name in document and name not in declared and _may_hold_event(document[name]):
+            others = (_LABELS | set(_CONTENTS)) - declared - {name}
+            return name if len(document) == 1 or not others.isdisjoint(document) else None
+    return None
+
+
+def _may_hold_event(value: object) -> bool:
+    return holds_json(value) if isinstance(value, str) else isinstance(value, (dict, list)) and bool(value)
+
+
+def _holding(inner: _Inner, pointer: str) -> Wrapped:
+    held = "a valid event as a JSON string" if inner.in_string else "a valid event"
+    each = "publish each item of the array" if inner.path[-1] == 0 else "publish it"
+    return Wrapped(pointer + json_pointer(list(inner.path)), f"holds {held}: {each} by itself")
+
+
+def _members(names: Iterable[str], count: int) -> str:
+    """The first of so many members."""
+    return f"{'member' if count == 1 else 'members'} {listed(names, count)}"

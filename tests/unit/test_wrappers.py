@@ -1,0 +1,226 @@
+"""What is around an event: which members say so, and where the event is within it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bridge.contract.wrappers import (
+    PARSED_CHARACTERS,
+    SEARCHED_LEVELS,
+    SEARCHED_MEMBERS,
+    SEARCHED_OBJECTS,
+    Wrapped,
+    broken_envelope,
+    wrapped,
+)
+
+EVENT = {"pilot": "Chribba"}
+TEXT = json.dumps(EVENT)
+DECLARED = frozenset({"pilot", "ship", "timestamp"})
+
+
+def found(document: object, pointer: str = "", declared: frozenset[str] = DECLARED) -> Wrapped | None:
+    return wrapped(document, pointer, declared, lambda value: value == EVENT)
+
+
+def place(document: object) -> str | None:
+    """JSON Pointer to the event within."""
+    what = found(document)
+    return None if what is None else what.pointer
+
+
+# Envelopes of others
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        (
+            {"specversion": "1.0", "id": "1", "source": "/x", "type": "kill", "data": EVENT},
+            "has the member 'specversion' of CloudEvents: publish what /data holds",
+        ),
+        (
+            {"pattern": "kill", "data": EVENT},
+            "has the members 'pattern' and 'data' of NestJS: publish what /data holds",
+        ),
+        (
+            {"messageType": ["urn:x"], "message": EVENT},
+            "has the members 'message' and 'messageType' of MassTransit: publish what /message holds",
+        ),
+        (
+            {"jsonrpc": "2.0", "method": "kill", "params": {"kill": EVENT}},
+            "has the member 'jsonrpc' of JSON-RPC: publish what /params/kill holds",
+        ),
+        (
+            {"TopicArn": "arn", "Message": TEXT, "Timestamp": "now"},
+            "has the members 'TopicArn' and 'Message' of Amazon SNS: publish what /Message holds",
+        ),
+        (
+            {"task": "kill", "args": [EVENT], "kwargs": {}},
+            "has the members 'task' and 'args' of Celery: publish what /args/0 holds",
+        ),
+        (
+            {"specversion": "1.0", "type": "kill", "data_base64": "e30="},
+            "has the member 'specversion' of CloudEvents: publish what /data_base64 holds",
+        ),
+        ({"specversion": "1.0"}, "has the member 'specversion' of CloudEvents: publish what is inside"),
+    ],
+    ids=str,
+)
+def test_envelope_of_another_library_is_named_with_its_members(document: object, text: str) -> None:
+    assert found(document) == Wrapped("", text)
+
+
+@pytest.mark.parametrize(
+    ("document", "members", "at"),
+    [
+        ({"channel": "kills", "data": {"a": 1}}, "members 'channel' and 'data'", "/data"),
+        ({"topic": "kills", "payload": json.dumps({"a": 1})}, "members 'topic' and 'payload'", "/payload"),
+        ({"job": "kill", "body": [1]}, "members 'job' and 'body'", "/body"),
+        ({"payload": {"a": 1}}, "member 'payload'", "/payload"),
+        ({"event": "kill", "value": {"a": 1}, "ship": 1}, "members 'event', 'value' and 'ship'", "/value"),
+    ],
+    ids=str,
+)
+def test_envelope_of_any_kind_is_told_by_its_members(document: object, members: str, at: str) -> None:
+    assert found(document) == Wrapped("", f"has the {members} of an envelope: publish what {at} holds")
+    inside = found(document, "/data")
+    assert inside == Wrapped("/data", f"has the {members} of an envelope: publish what /data{at} holds")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        *({}, [], None, 1, "x", TEXT, {"ship": 1}, {"pilto": 1}, {"pilto": 1, "data": {"a": 1}}),
+        *(
+            {"channel": "kills", "data": 1},
+            {"event": "kill"},
+            {"message": "hello"},
+            {"payload": {}},
+            {"payload": "{}x"},
+        ),
+        {"pilot": 1, "ship": 2, "pattern": "x", "data": {"a": 1}},
+        {"pilot": 1, "ship": 2, "channel": "x", "payload": {"a": 1}},
+        {"pilot": 1, "ship": 2, "type": "kill", "data": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_document_that_only_lacks_something_is_no_envelope(document: object) -> None:
+    assert found(document) is None
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"job": "x", "data": {"a": 1}}, {"channel": "x", "payload": {"a": 1}}, {"type": "x", "data": {"a": 1}, "by": 1}],
+    ids=str,
+)
+def test_members_that_the_schema_declares_are_no_envelope(document: dict[str, Any]) -> None:
+    assert found(document) is not None
+    assert found(document, declared=frozenset(document)) is None
+
+
+# The bridge's own
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer", "text"),
+    [
+        ({"type": "kill", "data": EVENT, "by": 1}, "/by", "leave out the member 'by'"),
+        ({"by": 1, "type": "kill", "id": 1, "data": 1, "a/b": 1}, "/by", "leave out the members 'by' and 'a/b'"),
+        ({"type": "kill", "data": 1, "a/b": 1}, "/a~1b", "leave out the member 'a/b'"),
+        ({"type": 1, "data": EVENT}, "/type", "1 came; an envelope's type is a string"),
+        ({"type": None, "data": EVENT, "timestamp": 1}, "/type", "null came; an envelope's type is a string"),
+        (
+            {"type": "kill", "data": 1, **dict.fromkeys(map(str, range(5000)))},
+            "/0",
+            "leave out the members '0', '1', '2', '3', '4', '5', '6', '7' and 4992 more",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_broken_envelope_is_said_with_what_is_wrong(document: dict[str, Any], pointer: str, text: str) -> None:
+    for what, prefix in (
+        (broken_envelope(document, "/x"), "/x"),
+        (found(document), ""),
+        (found(document, "/data"), "/data"),
+    ):
+        assert what is not None
+        assert what.pointer == prefix + pointer
+        assert what.text.startswith(text)
+
+
+@pytest.mark.parametrize("document", [{"type": "kill"}, {"data": 1}, {"type": "kill", "data": 1, "id": 1}], ids=str)
+def test_envelope_and_half_of_one_are_not_broken(document: dict[str, Any]) -> None:
+    assert broken_envelope(document, "") is None
+
+
+# The event within
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer", "text"),
+    [
+        ({"a": EVENT}, "/a", "holds a valid event: publish it by itself"),
+        ({"a": TEXT}, "/a", "holds a valid event as a JSON string: publish it by itself"),
+        ({"a": json.dumps({"b": {"c": EVENT}})}, "/a", "holds a valid event as a JSON string: publish it by itself"),
+        ({"a": 1, "b/c": {"d": EVENT}}, "/b~1c/d", "holds a valid event: publish it by itself"),
+        ({"a": [EVENT, EVENT]}, "/a/0", "holds a valid event: publish each item of the array by itself"),
+        ({"pilot": 1, "ship": 2, "b": EVENT}, "/b", "holds a valid event: publish it by itself"),
+        (["kill", EVENT], "/1", "holds a valid event: publish it by itself"),
+        ([[EVENT], {}, {}], "/0/0", "holds a valid event: publish each item of the array by itself"),
+        (
+            {"data": {"type": "x", "data": 1}, "b": {"a": {"a": EVENT}}},
+            "/b/a/a",
+            "holds a valid event: publish it by itself",
+        ),
+    ],
+    ids=str,
+)
+def test_event_within_is_pointed_at(document: object, pointer: str, text: str) -> None:
+    assert found(document) == Wrapped(pointer, text)
+
+
+def test_array_of_events_is_left_to_its_schema() -> None:
+    assert found([EVENT, EVENT]) is None
+
+
+def test_declared_member_holds_no_event_of_its_own() -> None:
+    assert place({"ship": EVENT}) is None
+    assert place({"x": {"ship": EVENT}}) == "/x/ship"
+
+
+def nested(levels: int) -> Any:
+    return EVENT if not levels else {"x": nested(levels - 1)}
+
+
+def test_search_ends_at_its_bounds() -> None:
+    """What is just within each bound is found, and what is beyond is not."""
+    assert place(nested(SEARCHED_LEVELS)) == "/x" * SEARCHED_LEVELS
+    assert place(nested(SEARCHED_LEVELS + 1)) is None
+
+    def members(number: int) -> dict[str, object]:
+        return {**dict.fromkeys(map(str, range(number - 1)), 0), "last": EVENT}
+
+    assert place(members(SEARCHED_MEMBERS)) == "/last"
+    assert place(members(SEARCHED_MEMBERS + 1)) is None
+
+    def objects(number: int) -> dict[str, object]:
+        return {"a": [{"b": 1}] * (number // 2 - 1), "b": [{"b": 1}] * (number - number // 2), "last": {"c": EVENT}}
+
+    assert place(objects(SEARCHED_OBJECTS - 1)) == "/last/c"
+    assert place(objects(SEARCHED_OBJECTS + 2)) is None
+
+    def texts(number: int) -> dict[str, object]:
+        return {"a": "{" + " " * (number - 2) + "}", "b": TEXT}
+
+    assert place(texts(PARSED_CHARACTERS - len(TEXT))) == "/b"
+    assert place(texts(PARSED_CHARACTERS - len(TEXT) + 1)) is None
+
+
+def test_what_only_looks_like_json_holds_no_event() -> None:
+    assert place({"a": "{" + TEXT}) is None
+    assert place({"a": f" {TEXT} "}) == "/a"
+    assert place({"a": json.dumps(TEXT)}) is None
