@@ -20,6 +20,7 @@ from jsonschema_rs import ValidationErrorKind as Kind
 from bridge.contract import members, schema_lint
 from bridge.contract.schema_lint import IDENTITY, ROLE, SchemaWarning
 from bridge.contract.text import json_pointer, printable, unescape
+from bridge.contract.violations import describe
 
 PACKAGED = next(
     folder
@@ -122,6 +123,8 @@ class Catalog:
     """What the bridge itself tells its clients, by name: nobody can publish it."""
     filterable: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The members of any type's data that a client may filter by, each with its scalar types (`integer`, `null`)."""
+    declared: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The members that each schema, by its `$id`, declares at the top of what it describes."""
     warnings: tuple[SchemaWarning, ...] = ()
     """What is probably a mistake in the folders, though the files can be used."""
 
@@ -164,14 +167,16 @@ def load(folders: Sequence[Path]) -> Catalog:
         return {name: schema for name, schema in compiled.items() if schemas[name].get(ROLE) == role}
 
     types = of(None)
+    declared = {name: members.declared(schema, registry.resolver(schema["$id"])) for name, schema in schemas.items()}
     for name, schema in schemas.items():
         unusual = schema_lint.unusual_name(name) if name in types else None
         if unusual is not None:
             warnings.append(SchemaWarning(shown[name], "", unusual))
-        declared = members.declared(schema, registry.resolver(schema["$id"])) if name in types else None
-        warnings += (SchemaWarning(shown[name], *found) for found in schema_lint.lint(schema, declared))
+        found = schema_lint.lint(schema, declared[name] if name in types else None)
+        warnings += (SchemaWarning(shown[name], *each) for each in found)
     filterable = members.filterable({schema.schema_id: schemas[name] for name, schema in types.items()}, registry)
-    return Catalog(types, of("form"), documents, of("message"), filterable, tuple(warnings))
+    names = {schemas[name]["$id"]: frozenset(found) for name, found in declared.items()}
+    return Catalog(types, of("form"), documents, of("message"), filterable, names, tuple(warnings))
 
 
 def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
@@ -204,11 +209,9 @@ def schema_id(name: str) -> str:
 
 def _violation(error: jsonschema_rs.ValidationError) -> Violation:
     path: list[str | int] = list(error.instance_path)
-    kind = error.kind
-    if isinstance(kind, Kind.Required):
-        path.append(str(kind.property))
-        return Violation(printable(json_pointer(path)), printable(f"the member {kind.property!r} is missing"))
-    return Violation(printable(json_pointer(path)), printable(error.message))
+    if isinstance(error.kind, Kind.Required):
+        path.append(error.kind.property)
+    return Violation(printable(json_pointer(path)), describe(error))
 
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:

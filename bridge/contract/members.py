@@ -1,4 +1,4 @@
-"""The members of an update's data that a schema declares with a scalar type: those that a client may filter by.
+"""The members of an update's data that a schema declares, and those with a scalar type: a client may filter by them.
 
 Only what stands at the top of the data counts, wherever the schema says it: in itself, in what it refers to, in the
 branches that it is put together from. This file must never know what anybody asks for.

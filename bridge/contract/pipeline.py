@@ -10,17 +10,19 @@ from typing import NamedTuple
 import orjson
 
 from bridge.contract import forms
+from bridge.contract.body_format import diagnose
 from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, Violation, is_reserved
 from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
+from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope, wrapped
 
-ENVELOPE_MEMBERS = frozenset({"type", "data", "timestamp"})
 ENVELOPE_BYTES = 1024
 """What an update may have beyond its event: the envelope's own members."""
 AMQP_1_0 = "amqp-1.0"
 """The `type` that RabbitMQ gives to what was sent by AMQP 1.0, and not as bytes in a data section."""
 
-PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8"})
+PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "8bit", "7bit"})
+"""The values of `content_encoding` that change no byte. kombu sets `binary` for every body of bytes."""
 
 
 class Reason(StrEnum):
@@ -82,7 +84,9 @@ class _Reading:
     document: object
     pointer: str
     """JSON Pointer to the document, in the event."""
-    foreign: forms.Foreign | None
+    foreign: forms.Foreign | forms.Placeholder | None
+    event: object
+    """The event, decoded."""
 
 
 class Pipeline:
@@ -90,7 +94,12 @@ class Pipeline:
 
     def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
         self._types = catalog.types
+        self._declared_members = catalog.declared
         self._forms = catalog.forms
+        self._enveloping = frozenset(
+            name for name, schema in catalog.types.items() if self._declared(schema.schema_id) >= {"type", "data"}
+        )
+        """Types whose data itself may look like an envelope."""
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
@@ -99,27 +108,34 @@ class Pipeline:
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return reading
-        name = reading.type.name
+        foreign, document, update_type = reading.foreign, reading.document, reading.type
+        if foreign is not None and isinstance(foreign, forms.Placeholder):
+            return self._placeholder(event, reading, foreign)
         payload = self._written(reading, now_ms)
         if isinstance(payload, Rejected):
             return payload
-        violation = reading.schema.violation(reading.document)
+        violation = reading.schema.violation(document)
         if violation is not None:
-            return _violated(reading, violation)
-        if reading.foreign is None:
-            return Accepted(name, payload, reading.type.identity_of(reading.document), reading.document)
-        data = forms.convert(reading.foreign, now_ms)
-        return Accepted(name, wrap(name, data, now_ms), reading.type.identity_of(data), data)
+            return self._explained(event, reading) or _violated(reading, violation)
+        name = update_type.name
+        if foreign is None:
+            return Accepted(name, payload, update_type.identity_of(document), document)
+        data = forms.convert(foreign, now_ms)
+        return Accepted(name, wrap(name, data, now_ms), update_type.identity_of(data), data)
 
     def problems(self, event: Event) -> list[Rejected]:
         """Everything that is wrong with the event, where `process` names the first; empty where it is valid."""
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return [reading]
+        if isinstance(reading.foreign, forms.Placeholder):
+            return [self._placeholder(event, reading, reading.foreign)]
         payload = self._written(reading, 0)
         if isinstance(payload, Rejected):
             return [payload]
-        return [_violated(reading, violation) for violation in reading.schema.violations(reading.document)]
+        violations = [_violated(reading, violation) for violation in reading.schema.violations(reading.document)]
+        explained = self._explained(event, reading) if violations else None
+        return violations if explained is None else [explained]
 
     def _written(self, reading: _Reading, now_ms: int) -> bytes | Rejected:
         """The document in an envelope: the update itself, where it is no foreign form.
@@ -138,60 +154,95 @@ class Pipeline:
     def _read(self, event: Event) -> _Reading | Rejected:
         """Decodes the body, takes it out of its envelope, and finds out what it is."""
         encoding = event.content_encoding
-        if encoding is not None and encoding.lower() not in PLAIN_ENCODINGS:
+        if encoding is not None and encoding not in PLAIN_ENCODINGS and encoding.strip().lower() not in PLAIN_ENCODINGS:
             return Rejected(
                 Reason.UNSUPPORTED_ENCODING,
-                f"content_encoding is {printable(encoding, 40)!r}; publish plain UTF-8 JSON",
+                f"publish plain JSON in UTF-8: content_encoding is {printable(encoding, 40)!r}",
             )
-        if len(event.body) > self._max_message_bytes:
+        body, type_property = event.body, event.type
+        if len(body) > self._max_message_bytes:
             return Rejected(
                 Reason.TOO_LARGE,
-                f"the body has {len(event.body)} bytes; BRIDGE_MAX_MESSAGE_BYTES allows {self._max_message_bytes}",
+                f"the body has {len(body)} bytes; BRIDGE_MAX_MESSAGE_BYTES allows {self._max_message_bytes}",
             )
         try:
-            data = orjson.loads(event.body)
+            document = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            if event.type == AMQP_1_0:
+            if type_property == AMQP_1_0:
                 return Rejected(Reason.UNSUPPORTED_ENCODING, _ENCODED)
-            return Rejected(Reason.NOT_JSON, _not_json(event.body, error))
+            return Rejected(Reason.NOT_JSON, printable(str(diagnose(body, error))))
+        return self._identified(document, type_property, event.default_type)
 
-        name, pointer = None if event.type in NO_TYPES else event.type, ""
+    def _identified(self, document: object, type_property: str | None, default_type: str | None) -> _Reading | Rejected:
+        """What a decoded event is, out of its envelope."""
+        name, data, pointer = None if type_property in NO_TYPES else type_property, document, ""
         if (
-            isinstance(data, dict)
-            and "data" in data
-            and isinstance(data.get("type"), str)
-            and data.keys() <= ENVELOPE_MEMBERS
+            isinstance(document, dict)
+            and "data" in document
+            and isinstance(document.get("type"), str)
+            and document.keys() <= ENVELOPE_MEMBERS
         ):
-            wrapped_type: str = data["type"]
-            if name is not None and name != wrapped_type:
-                return Rejected(
-                    Reason.SCHEMA_VIOLATION,
-                    f"the envelope says {printable(wrapped_type, 80)!r}, "
-                    f"the message's type property {printable(name, 80)!r}",
-                    "/type",
-                )
-            name, data, pointer = wrapped_type, data["data"], "/data"
+            wrapped_type: str = document["type"]
+            # A type may have an envelope's members itself: what no type is called is a value of that member then.
+            if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
+                if name is not None and name != wrapped_type:
+                    return Rejected(
+                        Reason.SCHEMA_VIOLATION,
+                        f"the envelope says {printable(wrapped_type, 80)!r}, "
+                        f"the message's type property {printable(name, 80)!r}",
+                        "/type",
+                    )
+                name, data, pointer = wrapped_type, document["data"], "/data"
         if name is None:
-            name = event.default_type
+            name = default_type
         update_type = self._types.get(name) if name is not None else None
         if update_type is None:
-            return Rejected(Reason.UNKNOWN_TYPE, self._unknown(name), "/type" if pointer else "")
-        if name == forms.UPDATE_TYPE and isinstance(data, dict):
-            return self._recognised(update_type, data, pointer)
-        return _Reading(update_type, update_type, data, pointer, None)
+            return self._unknown(name, document, pointer)
+        if (
+            name == forms.UPDATE_TYPE
+            and isinstance(data, dict)
+            and (found := forms.recognise(data)) is not None
+            and (form := self._forms.get(found.form)) is not None
+        ):
+            inner = None if isinstance(found, forms.Placeholder) else found.document
+            return _Reading(update_type, form, inner, pointer + found.pointer, found, document)
+        return _Reading(update_type, update_type, data, pointer, None, document)
 
-    def _recognised(self, update_type: Schema, data: dict[str, object], pointer: str) -> _Reading | Rejected:
-        """A killmail's data, in whichever form it came."""
-        found = forms.recognise(data)
-        schema = self._forms.get(found.form) if found is not None else None
-        if found is None or schema is None:
-            return _Reading(update_type, update_type, data, pointer, None)
-        pointer += found.pointer
-        if isinstance(found, forms.Placeholder):
-            return Rejected(Reason.PLACEHOLDER, found.detail, pointer, schema.schema_id)
-        return _Reading(update_type, schema, found.document, pointer, found)
+    def _explained(self, event: Event, reading: _Reading) -> Rejected | None:
+        """What is wrong with the event as a whole, where that says more than what its schema lacks in it."""
+        document, pointer = reading.event, ""
+        if reading.pointer.startswith("/data") and isinstance(document, dict):
+            document, pointer = document["data"], "/data"
+        declared = self._declared(reading.schema.schema_id)
 
-    def _unknown(self, name: str | None) -> str:
+        def is_event(value: object) -> bool:
+            inner = self._identified(value, event.type, reading.type.name)
+            # What is in a string may be nested too deeply.
+            return isinstance(inner, _Reading) and _is_valid(inner) and isinstance(self._written(inner, 0), bytes)
+
+        if reading.foreign is None:
+            found = wrapped(document, pointer, declared, is_event)
+        elif isinstance(document, dict) and is_event(document.get("data")):
+            # Beside a wrapped event, what marks a form is a member of a broken envelope.
+            found = broken_envelope(document, pointer)
+        else:
+            return None
+        return None if found is None else _rejected(found, Reason.SCHEMA_VIOLATION)
+
+    def _placeholder(self, event: Event, reading: _Reading, placeholder: forms.Placeholder) -> Rejected:
+        return self._explained(event, reading) or Rejected(
+            Reason.PLACEHOLDER, placeholder.detail, reading.pointer, reading.schema.schema_id
+        )
+
+    def _declared(self, schema_id: str) -> frozenset[str]:
+        return self._declared_members.get(schema_id, frozenset())
+
+    def _unknown(self, name: str | None, document: object, pointer: str) -> Rejected:
+        if name is None and isinstance(document, dict) and (broken := broken_envelope(document, pointer)) is not None:
+            return _rejected(broken, Reason.UNKNOWN_TYPE)
+        return Rejected(Reason.UNKNOWN_TYPE, self._unknown_words(name), "/type" if pointer else "")
+
+    def _unknown_words(self, name: str | None) -> str:
         known = ", ".join(sorted(self._types))
         if name is None:
             return f"the message has no type property and its exchange no default type; known types: {known}"
@@ -204,14 +255,13 @@ class Pipeline:
         return f"there is no schema for the type {printable(name, 80)!r}; known types: {known}"
 
 
-def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
-    if not body:
-        return "the body is empty"
-    try:
-        body.decode()
-    except UnicodeDecodeError as broken:
-        return f"the body is not UTF-8: byte {broken.start} can't be read"
-    return f"the body is not JSON: {printable(str(error))}"
+def _is_valid(reading: _Reading) -> bool:
+    return not isinstance(reading.foreign, forms.Placeholder) and reading.schema.validator.is_valid(reading.document)
+
+
+def _rejected(found: Wrapped, reason: Reason) -> Rejected:
+    pointer = printable(found.pointer)
+    return Rejected(reason, f"{pointer or 'the event'}: {printable(found.text)}", pointer)
 
 
 _ENCODED = (

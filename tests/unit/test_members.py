@@ -135,3 +135,14 @@ def test_ids_of_a_killmail_are_integers_and_may_be_null_where_it_is_the_victims(
     # Of an event, and not of a form.
     assert found["systemId"] == {"integer", "null"}
     assert not {"killmailIds", "topSystems", "killmail_id", "zkb", "complete"} & found.keys()
+
+
+def test_schema_declares_members_of_every_type(tmp_path: Path) -> None:
+    own = {"properties": {"type": {"type": "string"}}, "allOf": [{"$ref": "urn:edk-bridge:schema:other"}]}
+    other = {**OTHER, "properties": {"data": {"type": "object"}, "list": {"type": "array"}}}
+    for name, schema in (("own", own), ("other", other)):
+        (tmp_path / f"{name}.json").write_bytes(orjson.dumps(schema))
+    assert catalog.load([tmp_path]).declared == {
+        "urn:edk-bridge:schema:own": {"type", "data", "list"},
+        "urn:edk-bridge:schema:other": {"data", "list"},
+    }

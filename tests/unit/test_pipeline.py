@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.contract import catalog
+from bridge.contract.envelope import ending, wrap
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
 from tests.support.examples import examples
-from tests.support.killmail import EXAMPLE
+from tests.support.killmail import ESI, EXAMPLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,15 +81,22 @@ def rejected(body: object, **options: Any) -> Rejected:
         {"type": "killmail", "data": EXAMPLE},
         {"type": "killmail", "data": EXAMPLE, "timestamp": 1},
         {"timestamp": None, "data": EXAMPLE, "type": "killmail"},
+        {"type": "killmail", "data": EXAMPLE, "timestamp": 1, "id": "1234-9f86d081"},
+        {"id": None, "type": "killmail", "data": EXAMPLE},
         SPECIFIED,
     ],
-    ids=["bare", "wrapped", "with timestamp", "in another order", "as specified"],
+    ids=["bare", "wrapped", "with timestamp", "in another order", "with an id", "with a null id", "as specified"],
 )
 @pytest.mark.parametrize(("kind", "default"), [(None, "killmail"), ("killmail", None), ("killmail", "event")])
 def test_example_of_the_specification_becomes_the_golden_update(
     body: object, kind: str | None, default: str | None
 ) -> None:
     assert processed(body, kind=kind, default=default) == Accepted("killmail", GOLDEN, ("killmail", 123456789), EXAMPLE)
+
+
+def test_update_as_a_client_with_ids_gets_it_is_an_event() -> None:
+    update = wrap("killmail", EXAMPLE, 1)[:-1] + ending("1234-9f86d081")
+    assert accepted(update, default="event").payload == GOLDEN
 
 
 def test_data_is_that_of_the_update_also_where_it_was_converted() -> None:
@@ -107,7 +117,7 @@ def test_type_of_the_message_counts_before_the_default(anything: Pipeline) -> No
 @pytest.mark.parametrize(
     "body",
     [
-        {"type": "event", "data": {}, "id": 1},
+        {"type": "event", "data": {}, "source": 1},
         {"type": 1, "data": {}},
         {"type": None, "data": {}},
         {"type": "event"},
@@ -134,7 +144,13 @@ def test_absent_alliance_is_delivered_as_published(absent: dict[str, int | None]
     assert orjson.loads(accepted(data).payload)["data"] == data
 
 
-@pytest.mark.parametrize("encoding", [None, "", "identity", "utf-8", "UTF-8", "utf8", "Identity"])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        *(None, "", "identity", "utf-8", "UTF-8", "utf8", "Identity", " utf-8 "),
+        *("binary", "Binary", " binary\t", "8bit", "8BIT", "7bit", "us-ascii", "US-ASCII", "ascii", " ASCII"),
+    ],
+)
 def test_plain_encoding_is_accepted(encoding: str | None) -> None:
     assert accepted(EXAMPLE, encoding=encoding).payload == GOLDEN
 
@@ -163,10 +179,11 @@ def test_body_of_one_byte_more_is_too_large(anything: Pipeline) -> None:
     assert "BRIDGE_MAX_MESSAGE_BYTES allows 20000" in outcome.detail
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "utf-16", "gzip\x00" * 1000])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "utf-16", "base64", "gzip, binary", "gzip\x00" * 1000])
 def test_other_encoding_is_unsupported(encoding: str) -> None:
     outcome = rejected(EXAMPLE, encoding=encoding)
     assert outcome.reason is Reason.UNSUPPORTED_ENCODING
+    assert outcome.detail.startswith("publish plain JSON in UTF-8: ")
     assert f"content_encoding is '{encoding[:4]}" in outcome.detail
     assert len(outcome.detail) < 500
 
@@ -204,7 +221,7 @@ def test_other_encoding_is_unsupported(encoding: str) -> None:
 def test_body_that_is_not_json_is_rejected(anything: Pipeline, body: bytes) -> None:
     outcome = rejected(body, default="any", pipeline=anything)
     assert outcome.reason is Reason.NOT_JSON
-    assert outcome.detail.startswith(("the body is not JSON: ", "the body is not UTF-8: byte ", "the body is empty"))
+    assert outcome.detail.startswith("the body ")
     assert len(outcome.detail) < 500
 
 
@@ -213,6 +230,27 @@ def test_body_that_is_empty_or_no_text_is_said_to_be(anything: Pipeline) -> None
     assert (
         rejected(b'"a\xff"', default="any", pipeline=anything).detail == "the body is not UTF-8: byte 2 can't be read"
     )
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (gzip.compress(GOLDEN), "the body looks like gzip: publish plain JSON in UTF-8"),
+        (pickle.dumps(EXAMPLE), "the body looks like a Python pickle: publish plain JSON in UTF-8"),
+        (GOLDEN.decode().encode("utf-16-le"), "the body looks like UTF-16: publish plain JSON in UTF-8"),
+        (b"\xef\xbb\xbf" + GOLDEN, "the body begins with a UTF-8 byte order mark: leave it out"),
+        (repr(EXAMPLE).encode(), "the body looks like Python's repr(): publish what json.dumps() writes"),
+        (b"killmailId=1&systemId=2", "the body looks like a form (x-www-form-urlencoded): publish JSON"),
+        (GOLDEN + b"\n" + GOLDEN, "the body holds several JSON documents: publish each as an event of its own"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+@pytest.mark.parametrize("encoding", [None, "binary"])
+def test_body_of_another_format_is_said_to_look_like_it(body: bytes, detail: str, encoding: str | None) -> None:
+    pipeline = Pipeline(catalog.load([catalog.PACKAGED]), MAX_BYTES)
+    event = Event(body, None, "killmail", encoding)
+    assert pipeline.process(event, NOW_MS) == Rejected(Reason.NOT_JSON, detail)
+    assert pipeline.problems(event) == [Rejected(Reason.NOT_JSON, detail)]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -327,6 +365,141 @@ def test_missing_member_is_named_and_pointed_at(prefix: str, *, wrapped: bool) -
     assert outcome.detail == f"{prefix}/systemId: the member 'systemId' is missing"
 
 
+MORE = {"type": "killmail", "data": EXAMPLE, "timestamp": 1, "id": "1"}
+TEXT = orjson.dumps(EXAMPLE).decode()
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "words"),
+    [
+        ({**MORE, "source": "zkb"}, "/source", "leave out the member 'source'"),
+        ({**MORE, "a": 1, "b": 2}, "/a", "leave out the members 'a' and 'b'"),
+        ({**MORE, "killmailId": 1}, "/killmailId", "leave out the member 'killmailId'"),
+        ({**MORE, "killmail_id": 1}, "/killmail_id", "leave out the member 'killmail_id'"),
+        ({**MORE, "sequence_id": 1}, "/sequence_id", "leave out the member 'sequence_id'"),
+        ({**MORE, "package": None}, "/package", "leave out the member 'package'"),
+        ({**MORE, "data": {**MORE, "killID": 1}}, "/data/killID", "leave out the member 'killID'"),
+        ({**MORE, "type": 1}, "/type", "1 came; an envelope's type is a string"),
+        ({**MORE, "specversion": "1.0"}, "", "has the member 'specversion' of CloudEvents: publish what /data holds"),
+        ({"pattern": "kill", "data": EXAMPLE}, "", "has the members 'pattern' and 'data' of NestJS"),
+        (
+            {"message": EXAMPLE, "messageType": ["urn:x"]},
+            "",
+            "has the members 'message' and 'messageType' of MassTransit",
+        ),
+        ({"channel": "kills", "data": {"a": 1}}, "", "has the members 'channel' and 'data' of an envelope"),
+        ({"event": "kill", "data": EXAMPLE}, "/data", "holds a valid event: publish it by itself"),
+        ({"topic": "kill", "payload": TEXT}, "/payload", "holds a valid event as a JSON string: publish it by itself"),
+        ({"task": {"type": "killmail", "data": EXAMPLE}}, "/task", "holds a valid event: publish it by itself"),
+        ({"raw": ESI}, "/raw", "holds a valid event: publish it by itself"),
+        ({"kills": [EXAMPLE, EXAMPLE]}, "/kills/0", "holds a valid event: publish each item of the array by itself"),
+        ({"type": "killmail", "data": {"raw": ESI}}, "/data/raw", "holds a valid event: publish it by itself"),
+        (
+            {"type": "killmail", "data": {"type": "killmail", "data": ESI}},
+            "/data/data",
+            "holds a valid event: publish it",
+        ),
+        (["killmail", EXAMPLE], "/1", "holds a valid event: publish it by itself"),
+    ],
+    ids=str,
+)
+def test_event_in_something_else_is_rejected_with_what_is_around_it(body: object, pointer: str, words: str) -> None:
+    outcome = rejected(body)
+    assert (outcome.reason, outcome.pointer, outcome.schema) == (Reason.SCHEMA_VIOLATION, pointer, "")
+    assert outcome.detail.startswith(f"{pointer or 'the event'}: {words}")
+    assert KILLMAILS.problems(Event(orjson.dumps(body), None, "killmail", None)) == [outcome]
+
+
+def test_broken_envelope_without_any_type_is_said_to_be_one() -> None:
+    outcome = rejected({**MORE, "source": "zkb"}, default=None)
+    assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "/source")
+    assert "leave out the member 'source'" in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({**EXAMPLE, "systemId": "x", "pattern": 1, "data": {"a": 1}}, "/systemId"),
+        ({**EXAMPLE, "systemId": "x", "type": "kill", "data": {"a": 1}}, "/systemId"),
+        ({**EXAMPLE, "systemId": "x", "payload": {"a": 1}}, "/systemId"),
+        ({"package": {"payload": ESI, "killmail": {"a": 1}}}, "/package/killmail/killmail_id"),
+        ({**MORE, "data": None, "sequence_id": 1}, "/esi"),
+    ],
+    ids=str,
+)
+def test_event_that_only_breaks_its_schema_is_pointed_at_as_before(body: object, pointer: str) -> None:
+    problems = KILLMAILS.problems(Event(orjson.dumps(body), None, "killmail", None))
+    assert pointer in [problem.pointer for problem in problems]
+
+
+def test_deep_and_broken_strings_hold_no_event() -> None:
+    deep_event = f'{TEXT[:-1]},"more":{"[" * 1000}{"]" * 1000}}}'
+    for text in (deep_event, '{"a":' * 500 + "1" + "}" * 500, '{"a":' * 2000 + "1" + "}" * 2000, "{"):
+        assert rejected({"raw": text, "a": 1}).detail == "/killmailId: the member 'killmailId' is missing"
+    deep: Any = 1
+    for _ in range(245):
+        deep = {"a": deep}
+    assert rejected({"b": deep}).detail == "/killmailId: the member 'killmailId' is missing"
+
+
+JOB = {
+    "type": "object",
+    "properties": {"type": {"enum": ["start", "stop"]}, "data": {"type": "object"}, "by": {"type": "string"}},
+    "required": ["type", "data"],
+}
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A pipeline whose type `job` has members of the same names as an envelope."""
+    folder = tmp_path_factory.mktemp("schemas")
+    (folder / "job.json").write_bytes(orjson.dumps(JOB))
+    (folder / "task.json").write_text('{"allOf": [{"$ref": "urn:edk-bridge:schema:job"}]}')
+    return Pipeline(catalog.load([catalog.PACKAGED, folder]), MAX_BYTES)
+
+
+@pytest.mark.parametrize("own", ["job", "task"])
+@pytest.mark.parametrize("by", [{"kind": None}, {"kind": "", "default": "own"}, {"kind": "own", "default": "killmail"}])
+def test_schema_with_the_members_of_an_envelope_describes_its_events(
+    jobs: Pipeline, own: str, by: dict[str, str | None]
+) -> None:
+    named: dict[str, Any] = {name: own if value == "own" else value for name, value in {"default": own, **by}.items()}
+    for more in ({}, {"id": 1}, {"timestamp": 1}, {"by": "me"}):
+        body = {"type": "start", "data": {}, **more}
+        outcome = accepted(body, pipeline=jobs, **named)
+        assert (outcome.type, outcome.data) == (own, body)
+        broken = rejected({**body, "type": "go"}, pipeline=jobs, **named)
+        assert (broken.pointer, broken.detail) == ("/type", '/type: "go" is not one of "start" or "stop"')
+    inner = {"type": "start", "data": {}}
+    assert accepted({"type": own, "data": inner}, pipeline=jobs, **named).data == inner
+
+
+def test_envelope_of_a_known_type_counts_before_the_default_that_has_such_members_too(jobs: Pipeline) -> None:
+    assert accepted({"type": "killmail", "data": EXAMPLE}, default="job", pipeline=jobs).type == "killmail"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (TEXT, "JSON within a JSON string: encode it once"),
+        (orjson.dumps(TEXT).decode(), "JSON within a JSON string: encode it once"),
+        ([EXAMPLE] * 3, "an array of 3: publish each item as an event of its own (jq -c '.[]' writes one a line)"),
+        ("killmail", 'the string "killmail" came; expected an object'),
+        ("", "an empty string came; expected an object"),
+        (None, "null came; expected an object"),
+        (5, "the number 5 came; expected an object"),
+        (False, "the boolean false came; expected an object"),
+        ([], "an empty array came; expected an object"),
+    ],
+    ids=str,
+)
+def test_event_that_is_no_object_is_said_to_be_what_it_is(value: object, words: str, *, wrapped: bool) -> None:
+    outcome = rejected({"type": "killmail", "data": value} if wrapped else value)
+    assert outcome.detail == f"{'/data' if wrapped else 'the event'}: {words}"
+    assert outcome.schema == "urn:edk-bridge:schema:killmail"
+
+
 def test_violation_of_the_whole_says_so() -> None:
     outcome = rejected([EXAMPLE])
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "")
@@ -361,7 +534,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["type", "data", "timestamp", *EXAMPLE]) | st.text(max_size=5), inner)
+        | st.dictionaries(st.sampled_from(["type", "data", "timestamp", "id", *EXAMPLE]) | st.text(max_size=5), inner)
         | st.fixed_dictionaries({"type": st.sampled_from(["any", "event", "killmail"]), "data": inner})
     ),
     max_leaves=10,
@@ -394,7 +567,7 @@ def test_any_event_is_accepted_or_rejected_and_never_raises(
             isinstance(published, dict)
             and isinstance(published.get("type"), str)
             and "data" in published
-            and published.keys() <= {"type", "data", "timestamp"}
+            and published.keys() <= {"type", "data", "timestamp", "id"}
         )
         assert update["data"] == (published["data"] if is_wrapped else published)
 
