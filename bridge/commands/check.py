@@ -7,10 +7,9 @@ import orjson
 
 from bridge.commands.documents import Document, documents
 from bridge.commands.places import line_of
+from bridge.contract.body_format import diagnose
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
 from bridge.contract.text import from_system, printable
-
-A_LIST = "; a list is one event here: have its items one a line, as `jq -c '.[]'` writes them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +84,11 @@ def _problem(document: Document, name: str, rejected: Rejected) -> Problem:
         try:
             orjson.loads(document.body)
         except orjson.JSONDecodeError as error:
-            line, column, words = _syntax(document.body, error)
+            found = diagnose(document.body, error)
             # The line of the file, not of the document in it.
-            return Problem(name, document.line + line - 1, column, "", rejected.reason, words, "")
+            line = document.line + found.line - 1
+            return Problem(name, line, found.column, "", rejected.reason, found.text, "")
     # A violation's detail begins with its pointer, other reasons' do not.
     detail = rejected.detail.removeprefix(f"{rejected.pointer}: ") if rejected.pointer else rejected.detail
-    if rejected.reason is Reason.SCHEMA_VIOLATION and not rejected.pointer and document.body.startswith(b"["):
-        detail += A_LIST
     line = document.line + line_of(document.body, rejected.pointer)
     return Problem(name, line, None, rejected.pointer, rejected.reason, detail, rejected.schema)
-
-
-def _syntax(body: bytes, error: orjson.JSONDecodeError) -> tuple[int, int, str]:
-    """Line and column, counted from 1, and what is wrong there. Of what is no UTF-8 the error itself knows none."""
-    try:
-        body.decode()
-    except UnicodeDecodeError as broken:
-        before = body[: broken.start].decode()
-        return before.count("\n") + 1, len(before) - before.rfind("\n"), "not UTF-8"
-    return error.lineno, error.colno, error.msg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from bridge.commands.check import A_LIST, Problem, check
+from bridge.commands.check import Problem, check
 from bridge.contract import catalog
 from bridge.contract.pipeline import Pipeline
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, r2z2, redisq, wrapped
@@ -50,6 +51,7 @@ def without(*members: str) -> dict[str, Any]:
         wrapped(EXAMPLE),
         wrapped(ESI),
         {**wrapped(EXAMPLE), "timestamp": "whenever"},
+        {**wrapped(EXAMPLE), "timestamp": 1, "id": "1234-9f86d081"},
     ],
 )
 def test_nothing_is_said_of_what_a_bridge_takes(event: object) -> None:
@@ -110,7 +112,13 @@ def test_pointer_leads_into_a_foreign_form() -> None:
             "killmail",
             "f:3: /type: the envelope says 'statistics', the message's type property 'killmail' [schema-violation]",
         ),
-        ("[]", None, f'f:1: the event: [] is not of type "object"{A_LIST} [schema-violation]'),
+        ("[]", None, "f:1: the event: an empty array came; expected an object [schema-violation]"),
+        (
+            "[{}, 1]",
+            None,
+            "f:1: the event: an array of 2: publish each item as an event of its own (jq -c '.[]' writes one a line) "
+            "[schema-violation]",
+        ),
         (
             "[" * 300 + "]" * 300,
             None,
@@ -140,6 +148,30 @@ def test_what_is_no_json_is_said_with_line_and_column(text: bytes, place: str) -
     assert (events, invalid) == (1 + text.startswith(GOOD), 1)
     assert line.startswith(place)
     assert line.endswith(" [not-json]")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (gzip.compress(GOOD, mtime=0)[:9], "f:1:1: looks like gzip: publish plain JSON in UTF-8 [not-json]"),
+        (b"\n\xef\xbb\xbf" + GOOD, "f:2:1: begins with a UTF-8 byte order mark: leave it out [not-json]"),
+        (
+            b"\n" + repr(EXAMPLE).encode(),
+            "f:2:2: looks like Python's repr(): publish what json.dumps() writes [not-json]",
+        ),
+        (b'\n{"a": "\xe9"}', "f:2:8: looks like JSON in Latin-1 or Windows-1252: publish it in UTF-8 [not-json]"),
+        (b'{"a": "\xff"}', "f:1:8: not UTF-8 [not-json]"),
+        (b'\n{"a": 1', "f:2:8: unexpected end of data [not-json]"),
+        (
+            b'\n{"jsonrpc": "2.0",\n "params": {"a": 1}\n}',
+            "f:2: the event: has the member 'jsonrpc' of JSON-RPC: publish what /params holds [schema-violation]",
+        ),
+        (b'{\n "kill":\n' + GOOD + b"\n}", "f:3: /kill: holds a valid event: publish it by itself [schema-violation]"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_a_bridge_says_of_another_format_is_said_with_its_place(text: bytes, line: str) -> None:
+    assert said(text) == (1, 1, [line])
 
 
 def test_event_that_is_too_large_is_said_to_be() -> None:
@@ -221,4 +253,4 @@ def test_what_is_no_json_as_json_has_a_column_and_no_schema() -> None:
 def test_file_in_json_is_the_name_as_it_was_given(name: str, shown: str) -> None:
     [problem] = in_json(b"[]", name)
     assert problem["file"] == shown
-    assert problem["detail"].endswith(A_LIST)
+    assert problem["detail"].startswith("the event: an empty array came")
