@@ -260,8 +260,8 @@ def _is_valid(reading: _Reading) -> bool:
 
 
 def _rejected(found: Wrapped, reason: Reason) -> Rejected:
-    pointer = printable(found.pointer)
-    return Rejected(reason, f"{pointer or 'the event'}: {printable(found.text)}", pointer)
+    pointer, text = printable(found.pointer), printable(found.text)
+    return Rejected(reason, f"{pointer}: {text}" if pointer else f"the event {text}", pointer)
 
 
 _ENCODED = (
@@ -276,7 +276,7 @@ def _violated(reading: _Reading, violation: Violation) -> Rejected:
     pointer = reading.pointer + violation.pointer
     return Rejected(
         Reason.SCHEMA_VIOLATION,
-        f"{pointer or 'the event'}: {violation.sentence}",
+        f"{pointer}: {violation.sentence}" if pointer else violation.sentence,
         pointer,
         reading.schema.schema_id,
     )

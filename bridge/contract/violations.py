@@ -22,7 +22,7 @@ NAMES = 8
 PARSED_BYTES = 64 * 1024
 """A longer string is only looked at where it begins and ends: the publishers of many of them must not cost more."""
 
-_LISTED = "an array of {}: publish each item as an event of its own (jq -c '.[]' writes one a line)"
+_LISTED = "an array of {}: publish each by itself (jq -c '.[]' writes one a line)"
 
 
 def describe(error: jsonschema_rs.ValidationError) -> str:
@@ -121,7 +121,7 @@ def _predicate(kind: Kind) -> str:
 
 def _mistyped(value: object, types: Sequence[str], *, is_whole: bool) -> str:
     if isinstance(value, str) and not {"object", "array"}.isdisjoint(types) and holds_json(value):
-        return "JSON within a JSON string: encode it once"
+        return "JSON within a JSON string: encode once"
     if not is_whole:
         return f"{shown(value)} is not of type {_joined([_json(name, VALUE) for name in types], 'or', len(types))}"
     if isinstance(value, list) and value and "object" in types:

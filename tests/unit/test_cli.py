@@ -147,7 +147,7 @@ SETTING_COMMANDS = (
     ["publish"],
     ["rejects", "list"],
     ["rejects", "requeue", "--all"],
-    ["rejects", "purge", "--yes"],
+    ["rejects", "purge", "--all", "--yes"],
 )
 
 

@@ -406,7 +406,7 @@ TEXT = orjson.dumps(EXAMPLE).decode()
 def test_event_in_something_else_is_rejected_with_what_is_around_it(body: object, pointer: str, words: str) -> None:
     outcome = rejected(body)
     assert (outcome.reason, outcome.pointer, outcome.schema) == (Reason.SCHEMA_VIOLATION, pointer, "")
-    assert outcome.detail.startswith(f"{pointer or 'the event'}: {words}")
+    assert outcome.detail.startswith(f"{pointer}: {words}" if pointer else f"the event {words}")
     assert KILLMAILS.problems(Event(orjson.dumps(body), None, "killmail", None)) == [outcome]
 
 
@@ -482,9 +482,9 @@ def test_envelope_of_a_known_type_counts_before_the_default_that_has_such_member
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (TEXT, "JSON within a JSON string: encode it once"),
-        (orjson.dumps(TEXT).decode(), "JSON within a JSON string: encode it once"),
-        ([EXAMPLE] * 3, "an array of 3: publish each item as an event of its own (jq -c '.[]' writes one a line)"),
+        (TEXT, "JSON within a JSON string: encode once"),
+        (orjson.dumps(TEXT).decode(), "JSON within a JSON string: encode once"),
+        ([EXAMPLE] * 3, "an array of 3: publish each by itself (jq -c '.[]' writes one a line)"),
         ("killmail", 'the string "killmail" came; expected an object'),
         ("", "an empty string came; expected an object"),
         (None, "null came; expected an object"),
@@ -496,14 +496,14 @@ def test_envelope_of_a_known_type_counts_before_the_default_that_has_such_member
 )
 def test_event_that_is_no_object_is_said_to_be_what_it_is(value: object, words: str, *, wrapped: bool) -> None:
     outcome = rejected({"type": "killmail", "data": value} if wrapped else value)
-    assert outcome.detail == f"{'/data' if wrapped else 'the event'}: {words}"
+    assert outcome.detail == (f"/data: {words}" if wrapped else words)
     assert outcome.schema == "urn:edk-bridge:schema:killmail"
 
 
-def test_violation_of_the_whole_says_so() -> None:
+def test_violation_of_the_whole_begins_with_the_point() -> None:
     outcome = rejected([EXAMPLE])
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "")
-    assert outcome.detail.startswith("the event: ")
+    assert outcome.detail.startswith("an array of 1: publish each by itself")
 
 
 def test_violation_of_the_whole_data_points_to_the_data() -> None:
