@@ -172,8 +172,8 @@ def load(folders: Sequence[Path]) -> Catalog:
         unusual = schema_lint.unusual_name(name) if name in types else None
         if unusual is not None:
             warnings.append(SchemaWarning(shown[name], "", unusual))
-        found = schema_lint.lint(schema, declared[name] if name in types else None)
-        warnings += (SchemaWarning(shown[name], *each) for each in found)
+        problems = schema_lint.lint(schema, declared[name] if name in types else None)
+        warnings += (SchemaWarning(shown[name], *problem) for problem in problems)
     filterable = members.filterable({schema.schema_id: schemas[name] for name, schema in types.items()}, registry)
     names = {schemas[name]["$id"]: frozenset(found) for name, found in declared.items()}
     return Catalog(types, of("form"), documents, of("message"), filterable, names, tuple(warnings))
