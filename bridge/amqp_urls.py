@@ -50,19 +50,23 @@ def amqp_urls(text: str) -> tuple[str, ...]:
 
 
 def _check_parts(url: str, parts: SplitResult) -> None:
-    """Raises ValueError for what the libraries change, ignore, or retry for ever. Never shows a part of the URL."""
+    """Raises ValueError for what the libraries change, ignore, or retry forever. Never shows a part of the URL."""
     if not url.isprintable():
         # urlsplit leaves tabs and newlines out; half of a character can't be sent at all.
         raise ValueError("a URL without control characters")
     if "#" in url:
-        raise ValueError("a URL without #, behind which everything would be ignored; in a name, it is written as %23")
+        raise ValueError(
+            "a URL without #, because everything after it is ignored; write # in a name or password as %23"
+        )
     if not _is_host(parts.hostname or ""):
-        raise ValueError("a host name or an address behind // or the @, and amqp:// before each of several")
+        raise ValueError(
+            "a host name or an address after // or @; each of several URLs begins with amqp:// or amqps://"
+        )
     for name in (parts.username or "", parts.password or "", parts.path):
         try:
             unquote_to_bytes(name).decode()
         except UnicodeDecodeError as error:
-            raise ValueError("behind each % two digits of UTF-8; % itself is written as %25") from error
+            raise ValueError("percent escapes that are valid UTF-8; write % itself as %25") from error
     if len(unquote_to_bytes(parts.path[1:])) > VIRTUAL_HOST_BYTES:
         raise ValueError(f"a virtual host of at most {VIRTUAL_HOST_BYTES} bytes")
 

@@ -10,7 +10,7 @@ _MARKS = ("/.dockerenv", "/run/.containerenv")
 
 
 class Container(StrEnum):
-    """What `localhost` is in it."""
+    """The kind of container, in the words of a hint."""
 
     CONTAINER = "this container"
     POD = "this pod"

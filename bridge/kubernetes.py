@@ -21,7 +21,8 @@ def service_variables(prefix: str, environment: Mapping[str, str]) -> Sequence[s
 def is_service_variable(name: str, value: str) -> bool:
     """Whether both the name and the value have the form that Kubernetes gives them.
 
-    The value counts too: a Service `bridge` injects `BRIDGE_PORT=tcp://...`, and a misspelt setting must stay an error.
+    The value counts too: a Service `bridge` injects `BRIDGE_PORT=tcp://...`, and a misspelled setting must stay an
+    error.
     """
     return any(form.fullmatch(name) and fits(value) for form, fits in _FORMS)
 

@@ -60,7 +60,7 @@ class Readiness:
             elif status.state is State.WORKING:
                 # Where nothing is consumed, nothing is rejected, and the one broker is away for both.
                 if self._rejects.unpublishable:
-                    missing.append("rejected events could not be published now")
+                    missing.append("rejected events can't be published; none is held")
                 elif self._rejects.status.state is State.CONNECTING:
                     missing.append("the exchange of rejected events is not declared yet")
         return missing

@@ -1,4 +1,4 @@
-"""Settings that can be used, and that do nothing or too much: what the log warns of at the start.
+"""Warnings at the start about settings that are valid but have no effect, or a risky one.
 
 Pure. Settings that can't be used are errors, in `bridge.settings`.
 """
@@ -26,34 +26,50 @@ def setting_warnings(settings: Settings, memory_bytes: int) -> Sequence[SettingW
     found = []
     networks = settings.allowed_networks
     if public := ", ".join(str(network) for network in networks if network.is_global):
-        found.append(SettingWarning("public addresses may connect (BRIDGE_ALLOWED_NETWORKS)", {"networks": public}))
+        found.append(
+            SettingWarning(
+                "BRIDGE_ALLOWED_NETWORKS allows public addresses",
+                {"networks": public, "hint": "remove these networks unless public clients must connect"},
+            )
+        )
     reserved = [each for each in networks if isinstance(each, ipaddress.IPv4Network) and each.subnet_of(_RESERVED)]
     if reserved:
         found.append(
             SettingWarning(
-                "few networks use reserved addresses, as these are (BRIDGE_ALLOWED_NETWORKS)",
-                {"networks": ", ".join(map(str, reserved))},
+                "BRIDGE_ALLOWED_NETWORKS has reserved addresses",
+                {
+                    "networks": ", ".join(map(str, reserved)),
+                    "hint": f"check the numbers: {_RESERVED} is rarely in use",
+                },
             )
         )
     if settings.reuse_port and settings.port == 0:
         found.append(
             SettingWarning(
-                "each bridge picks a port of its own, so that none is shared (BRIDGE_REUSE_PORT)", {"port": 0}
+                "BRIDGE_REUSE_PORT has no effect with BRIDGE_PORT=0", {"hint": "give all bridges the same port"}
             )
         )
     if settings.log_bytes > memory_bytes:
         found.append(
             SettingWarning(
-                "the update log may need more memory than there is (BRIDGE_LOG_BYTES)",
-                {"log_bytes": settings.log_bytes, "memory_bytes": memory_bytes},
+                "BRIDGE_LOG_BYTES exceeds the memory of this process",
+                {
+                    "log_bytes": settings.log_bytes,
+                    "memory_bytes": memory_bytes,
+                    "hint": "lower it, or raise the limit of memory",
+                },
             )
         )
     per_address = settings.max_connections_per_address
     if per_address is not None and per_address > settings.max_connections:
         found.append(
             SettingWarning(
-                "above BRIDGE_MAX_CONNECTIONS, this limit is never reached (BRIDGE_MAX_CONNECTIONS_PER_ADDRESS)",
-                {"max_connections": settings.max_connections, "max_connections_per_address": per_address},
+                "BRIDGE_MAX_CONNECTIONS_PER_ADDRESS has no effect above BRIDGE_MAX_CONNECTIONS",
+                {
+                    "max_connections": settings.max_connections,
+                    "max_connections_per_address": per_address,
+                    "hint": "lower it, or set it to off",
+                },
             )
         )
     return found

@@ -2,7 +2,7 @@
 
 Flags win over the environment, the environment over `.env`, `.env` over the defaults. Each setting `X` may also come
 from a file that `X_FILE` names (a Docker secret, say). Names that start with the prefix and are no setting are errors:
-a misspelt setting must not become a default in silence.
+a misspelled setting must not become a default in silence.
 """
 
 import dataclasses
@@ -241,8 +241,8 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
         # A flag, say, may switch off the stream of a `.env` file with all that the file says of it.
         above = found["history"].layer if "history" in found else Layer.DOTENV
         problems += [
-            f"{PREFIX}{name.upper()} ({found[name].source}): it is of a stream, and BRIDGE_HISTORY is memory: set "
-            "BRIDGE_HISTORY=stream, or leave it out"
+            f"{PREFIX}{name.upper()} ({found[name].source}): has an effect only with BRIDGE_HISTORY=stream, and "
+            "BRIDGE_HISTORY is memory; set BRIDGE_HISTORY=stream, or remove this setting"
             for name in of_stream
             if name in found and found[name].layer >= above
         ]

@@ -6,10 +6,10 @@ from typing import TextIO
 
 
 def takes_color(stream: TextIO | None, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether it is a terminal, and nobody has asked for plain text (https://no-color.org: NO_COLOR, if not empty)."""
+    """Whether the stream is a terminal and NO_COLOR is unset or empty (https://no-color.org)."""
     return moves_cursor(stream, environment) and not environment.get("NO_COLOR")
 
 
 def moves_cursor(stream: TextIO | None, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether it is a terminal that knows escape sequences: one with `TERM=dumb` prints them."""
+    """Whether the stream is a terminal that supports escape sequences (not `TERM=dumb`)."""
     return stream is not None and stream.isatty() and environment.get("TERM") != "dumb"

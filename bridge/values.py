@@ -135,7 +135,7 @@ def amqp_name(text: str) -> str:
 def made_name(text: str) -> str:
     """The same, for what the bridge declares itself."""
     if text.startswith("amq."):
-        raise ValueError("a name that does not begin with amq., which RabbitMQ declares for nobody")
+        raise ValueError("a name that does not begin with amq., because RabbitMQ reserves that prefix")
     return amqp_name(text)
 
 
@@ -195,16 +195,16 @@ def networks(text: str) -> tuple[Network, ...]:
 
 def _network(text: str) -> Network:
     if "%" in text:
-        raise ValueError("the zone of an address does not count; give the address without %")
+        raise ValueError("a zone has no effect here; remove the % and what follows it")
     network = ipaddress.ip_network(text)
     if isinstance(network, ipaddress.IPv4Network):
-        nobody = network.subnet_of(_THIS_NETWORK) or network == _BROADCAST
+        is_empty = network.subnet_of(_THIS_NETWORK) or network == _BROADCAST
     else:
-        nobody = network == _UNSPECIFIED
-        # An address is taken for the IPv4 one that it maps, so that this would hold nobody.
-        if (mapped := network.network_address.ipv4_mapped) is not None:
-            raise ValueError(f"give IPv4 networks as such, {mapped} say")
-    if nobody or network.is_multicast:
+        is_empty = network == _UNSPECIFIED
+        # An IPv4-mapped client address is compared as IPv4, so this network would never match.
+        if network.network_address.ipv4_mapped is not None:
+            raise ValueError("write IPv4 networks in IPv4 form, as in 10.0.0.0/8")
+    if is_empty or network.is_multicast:
         raise ValueError("no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
     return network
 

@@ -61,7 +61,7 @@ class InvalidUpdate(ValueError):
 
 
 class ExchangeNotFound(BrokerRefusal):
-    """There is no exchange of this name, and the publisher is not told to declare it; nothing was sent."""
+    """The exchange does not exist, and `declare` is false. Nothing was sent."""
 
     exit_code = 2
 
@@ -90,10 +90,10 @@ class Publisher:
         timeout_s: float = 30.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        """`amqp_url` may be several, separated by commas.
+        """`amqp_url` may hold several URLs, separated by commas.
 
-        `declare` makes the exchange, a durable fanout, if there is none. Otherwise the exchange must exist when the
-        publisher connects; a bridge declares its exchanges when it starts.
+        If `declare` is true, the publisher declares a missing exchange as a durable fanout. Otherwise the exchange must
+        exist when the publisher connects. A bridge declares its exchanges when it starts.
 
         `schemas` is a folder of schema files beside the packaged ones; `timeout_s` bounds each update's way, connecting
         included. Raises ValueError for a URL or a name that is none and for schema files that can't be used.
@@ -132,8 +132,8 @@ class Publisher:
         `killmail`, `data` may also be one of the foreign forms. A datetime is written as RFC 3339 has it.
 
         Raises InvalidUpdate (nothing was sent), NotConfirmed, ExchangeNotFound (nothing was sent) and BrokerRefusal
-        (password, virtual host, permission). If the exchange existed and the broker accepted the publisher before,
-        NotConfirmed reports these too.
+        (password, virtual host, permission). After the first successful connection, a missing exchange or a refusal
+        raises NotConfirmed instead.
         """
         try:
             body = orjson.dumps(data)
@@ -198,8 +198,8 @@ class Publisher:
                 await topology.ensure_exchange(amqp, self._exchange)
             elif not await topology.exchange_exists(amqp, self._exchange):
                 raise ExchangeNotFound(
-                    f"there is no exchange {self._exchange!r}: check its name, start the bridge first, which declares "
-                    "its exchanges, or pass declare=True to declare it"
+                    f"there is no exchange {self._exchange!r}: check its name, start the bridge, which declares its "
+                    "exchanges, or pass declare=True to declare it"
                 )
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {sentence(error)}") from error

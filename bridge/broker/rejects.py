@@ -75,7 +75,7 @@ class Rejects:
         self._outlet.on_blocked = self._blocked
         self._stopping = asyncio.Event()
         self._logged: State | None = None
-        """The state that the log has told of since it last worked: what it says of the recovery belongs to that."""
+        """The last state that was logged, or None after a recovery. A recovery is logged only if its loss was."""
         metrics.gauge(
             "bridge_rejects_waiting",
             "Rejected events that RabbitMQ has not confirmed yet.",
@@ -89,7 +89,7 @@ class Rejects:
 
     @property
     def unpublishable(self) -> bool:
-        """Whether the broker would not take a rejected event now, by what it says; a lost connection says nothing."""
+        """Whether RabbitMQ refuses or blocks rejected events now. A lost connection does not count."""
         return self._refuses(self.status.state)
 
     def reject(self, delivery: Delivery, rejected: Rejected) -> None:
@@ -242,14 +242,14 @@ class Rejects:
         self.status.enter(State.WORKING)
 
     def _lost(self, state: State, error: str) -> None:
-        # A connection that is lost while nothing waits keeps nothing from being published.
+        # A connection that is lost while no event is held delays no event.
         if state is self._logged or not (self.waiting or self._refuses(state)):
             return
         self._logged = state
         say = _log.warning if self.waiting or state is State.REFUSED else _log.info
         held, none = (
             "rejected events can't be published; they are held",
-            "rejected events could not be published now",
+            "rejected events can't be published; none is held",
         )
         say(held if self.waiting else none, error=error, waiting=self.waiting)
 

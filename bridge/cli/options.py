@@ -86,9 +86,7 @@ def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
     opposites = {name: text for name in FIELDS if (text := flags.get(_NO + name)) is not None}
     both = [name.replace("_", "-") for name in opposites if name in given]
     if both:
-        raise ConfigurationError(
-            [f"--{each}, --no-{each}: one contradicts the other; give one of them" for each in both]
-        )
+        raise ConfigurationError([f"--{each}, --no-{each}: can't be combined; give one of them" for each in both])
     return given | opposites
 
 

@@ -31,7 +31,9 @@ _REASON = click.Option(
     metavar="REASON",
     help=f"only those with this reason: {', '.join(_REASONS)}",
 )
-_ALL = click.Option(["--all", "everything"], is_flag=True, help="all that are there when it begins")
+_ALL = click.Option(
+    ["--all", "everything"], is_flag=True, help="all events that are in the queue when the command starts"
+)
 _IDS: click.Parameter = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
 _BROKER = ("amqp_url", "reject_exchange")
 
@@ -120,11 +122,9 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
 def _require_selection(ids: tuple[str, ...], everything: bool, reason: str | None) -> None:
     """Raises ConfigurationError unless the arguments say which events are meant."""
     if everything and ids:
-        raise ConfigurationError(["ids or --all: one of them says which are meant"])
+        raise ConfigurationError(["ids and --all can't be combined; give one of them"])
     if not (everything or ids or reason):
-        raise ConfigurationError(
-            ["say which: ids, as `edk-bridge rejects list` has them, --reason (all with that reason), or --all"]
-        )
+        raise ConfigurationError(["no events are selected; give ids from `edk-bridge rejects list`, --reason or --all"])
 
 
 def _missing(ids: tuple[str, ...], outcome: Outcome, say: Callable[[str], None]) -> bool:

@@ -47,7 +47,7 @@ def _log_skipped_variables() -> None:
     if names:
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         structlog.get_logger("bridge").info(
-            "variables that Kubernetes injects for a Service skipped", names=", ".join(names[:_MOST_NAMES]) + more
+            "Kubernetes Service variables skipped", names=", ".join(names[:_MOST_NAMES]) + more
         )
 
 

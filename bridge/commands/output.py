@@ -29,8 +29,9 @@ class Output:
     async def line(self, text: str) -> None:
         """Prints a line of JSON. Raises BrokenPipeError, or another OSError, where nobody takes it any more.
 
-        What a terminal might take for a command is escaped, which is the same JSON: that can only be in a string. What
-        is in color is for a terminal, be it behind a pager. Characters that the encoding does not have are escaped too.
+        What a terminal might take for a command is escaped, which is the same JSON: that can only be in a string.
+        Colored output is for a terminal, also through a pager. Characters that the encoding does not have are escaped
+        too.
         """
         if (self._on_terminal or self._in_color) and not text.isprintable():
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -46,10 +46,10 @@ class Count:
     line: int = 0
     """Where the newest one begins that was read."""
 
-    def add_published(self, identity: Identity | None, *, heard: bool) -> None:
-        """Counts an event that the broker has confirmed; `heard` says whether a queue has it."""
+    def add_published(self, identity: Identity | None, *, routed: bool) -> None:
+        """Counts an event that the broker has confirmed; `routed` says whether a queue has it."""
         self.published += 1
-        self.unheard += not heard
+        self.unheard += not routed
         if identity is None:
             return
         if identity in self.window:
@@ -85,8 +85,8 @@ async def publish(
             for problem in problems(document, name, event, pipeline):
                 say(problem.as_text())
         else:
-            heard = await publisher.publish_valid(document.body, outcome.type)
-            count.add_published(outcome.identity, heard=heard)
+            routed = await publisher.publish_valid(document.body, outcome.type)
+            count.add_published(outcome.identity, routed=routed)
         free.release()
         del under_way[number]
         progress()

@@ -32,7 +32,7 @@ class NotJson:
     lead: str = ""
     """What goes between `the body` and the text."""
     place: str = ""
-    """The place in words, to be said after the text; empty where the whole body is meant."""
+    """The place, to append to the text; empty if the whole body is wrong."""
     line: int = 1
     column: int = 1
     """In the body, both counted from 1; the column in characters."""
@@ -266,7 +266,7 @@ _TEXTS = (
     (re.compile(r"%(?:7B|5B|22)", re.IGNORECASE), _looks_like("JSON that is percent-encoded", "publish plain JSON")),
     (re.compile(r"(?:7b|5b)(?:0a|0d|20|22|7b)[0-9a-f]*", re.IGNORECASE), _looks_like("JSON in hexadecimal")),
     (re.compile(r"(?:data|event|id|retry):"), _looks_like("a Server-Sent Event", "publish what its data holds")),
-    (re.compile(r"[\w.$]+\(\s*\{"), _looks_like("JSONP", "publish what is between the brackets")),
+    (re.compile(r"[\w.$]+\(\s*\{"), _looks_like("JSONP", "publish what is between the parentheses")),
     (re.compile(r"[\w.+%\[\]-]+=[^=\s]"), _looks_like("a form (x-www-form-urlencoded)", "publish JSON")),
     (re.compile(r"---\s|[A-Za-z_][\w-]*:\s"), _looks_like("YAML", "publish JSON")),
 )
@@ -321,7 +321,7 @@ def _at(text: str, at: int, message: str) -> str:
     if rest.startswith("undefined"):
         return "JSON has no undefined; publish null"
     if rest.startswith(("//", "/*", "#")):
-        return "JSON has no comments"
+        return "JSON has no comments; remove them"
     if message.endswith("expected a string key") and _UNQUOTED.match(rest):
-        return "a member's name needs double quotes"
+        return "put the member's name in double quotes"
     return message

@@ -132,8 +132,8 @@ class Catalog:
 def load(folders: Sequence[Path]) -> Catalog:
     """Reads every `*.json` of the folders (later folders add to earlier ones) and compiles the update types.
 
-    Raises SchemaError for the first file that is unreadable, not JSON, not a JSON Schema of draft 2020-12, has the name
-    of another or that of a reserved type.
+    Raises SchemaError for the first file that can't be read, is no valid schema of draft 2020-12, or has a name that is
+    reserved or taken.
     """
     documents: dict[str, bytes] = {}
     schemas: dict[str, dict[str, Any]] = {}
@@ -192,7 +192,7 @@ def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
         if reason is None and entry.name.endswith(".json"):
             files.append(entry)
         elif reason is None and folder != PACKAGED and not entry.name.startswith(".") and any(entry.glob("*.json")):
-            reason = "not read: the schema files in a folder within the folder; move them up"
+            reason = "not read: subfolders are not searched; move the schema files up"
         if reason is not None:
             skipped.append(SchemaWarning(_shown(entry), "", reason))
     return files, skipped

@@ -221,7 +221,7 @@ but its start may have one."""
 
 
 class Nearest:
-    """Finds the known name nearest to a misspelt one, in at most 0.3 ms for any number of names."""
+    """Finds the known name nearest to a misspelled one, in at most 0.3 ms for any number of names."""
 
     _NEIGHBOURS = 128
     """The search looks at this many names on each side of the text, in alphabetical order."""

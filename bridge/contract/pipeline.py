@@ -183,13 +183,13 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # A type may have an envelope's members itself: what no type is called is a value of that member then.
+            # A type's own data may have the members of an envelope. Then an unknown "type" is a value of that data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if name is not None and name != wrapped_type:
                     return Rejected(
                         Reason.SCHEMA_VIOLATION,
-                        f"the envelope says {printable(wrapped_type, 80)!r}, "
-                        f"the message's type property {printable(name, 80)!r}",
+                        f"the envelope's type is {printable(wrapped_type, 80)!r}, but the message's type property is "
+                        f"{printable(name, 80)!r}; use the same type in both",
                         "/type",
                     )
                 name, data, pointer = wrapped_type, document["data"], "/data"

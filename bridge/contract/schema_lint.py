@@ -131,7 +131,7 @@ def _keyword(keyword: str, *, is_top: bool) -> str | None:
         close = _close(keyword, _OWN, 0.7)
         return None if close is None else f"the keyword {keyword!r} has no effect; did you mean {close}?"
     close = _close(keyword, (*sorted(KEYWORDS), *_OWN))
-    hint = f"did you mean {close}?" if close else "the name of a keyword of your own begins with x-"
+    hint = f"did you mean {close}?" if close else "prefix your own keywords with x-"
     return f"the keyword {keyword!r} is unknown and has no effect; {hint}"
 
 

@@ -7,7 +7,7 @@ LIMIT = 400
 def printable(text: str, limit: int = LIMIT) -> str:
     """Escapes what is not printable, and cuts the middle out of what is longer than `limit` characters then.
 
-    The middle, because a violation starts with the value that came and ends with what was expected.
+    The start of a text names the problem, and its end often gives the hint.
     """
     text = _cut(text, limit)
     return text if text.isprintable() else _cut(escaped(text), limit)

@@ -1,4 +1,4 @@
-"""What breaks a schema, as a sentence: what came and what was expected, with no long value in front of the point.
+"""Describes what breaks a schema in one sentence: what was expected and what the event has, with long values shortened.
 
 The library's own messages begin with the value in full. This file must never know what a schema describes.
 """
@@ -30,7 +30,7 @@ def describe(error: jsonschema_rs.ValidationError) -> str:
     kind, value = error.kind, error.instance
     if isinstance(kind, Kind.FalseSchema) and error.schema_path[-1:] == ["additionalProperties"]:
         # Where a schema names no members, the library does not say which one it is.
-        return f"no other members are allowed; one with the value {shown(value)} came"
+        return f"no other members are allowed; got one with the value {shown(value)}"
     return printable(_words(kind, value, is_whole=not error.instance_path))
 
 
@@ -40,10 +40,14 @@ def shown(value: object) -> str:
         case dict():
             return "an object" if value else "an empty object"
         case list():
-            return f"an array of {len(value)}" if value else "an empty array"
+            return f"an array of {_counted(len(value))}" if value else "an empty array"
         case str() if len(value) > 2 * VALUE:
             value = value[:VALUE] + value[-VALUE:]
     return _json(value, VALUE)
+
+
+def _counted(items: int) -> str:
+    return "1 item" if items == 1 else f"{items} items"
 
 
 def listed(names: Iterable[str], count: int) -> str:
@@ -72,12 +76,14 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
         case Kind.Required(name):
             return f"the member {name!r} is missing"
         case Kind.AdditionalProperties(names) | Kind.UnevaluatedProperties(names):
-            return f"{'the member' if len(names) == 1 else 'the members'} {listed(names, len(names))} can't be here"
+            if len(names) == 1:
+                return f"the member {listed(names, 1)} is not allowed"
+            return f"the members {listed(names, len(names))} are not allowed"
         case Kind.PropertyNames(error):
             # The name itself is nowhere but in the message.
             return f"a member's name is not allowed: {printable(error.message, 2 * VALUE)}"
         case Kind.Constant(expected):
-            return f"{shown(value)} came; expected {_json(expected, 2 * VALUE)}"
+            return f"expected {_json(expected, 2 * VALUE)}; got {shown(value)}"
         case Kind.Enum(options):
             words = [_json(option, VALUE) for option in options[: NAMES + 1]]
             return f"{shown(value)} is not one of {_joined(words, 'or', len(options))}"
@@ -97,8 +103,8 @@ _PREDICATES: dict[type[Kind], str] = {
     Kind.MinProperties: "has fewer than {} members",
     Kind.MaxProperties: "has more than {} members",
     Kind.Pattern: "does not match {}",
-    Kind.Format: "is not a {}",
-    Kind.UniqueItems: "has an item more than once",
+    Kind.Format: "is not a valid {}",
+    Kind.UniqueItems: "has duplicates",
     Kind.FalseSchema: "is not allowed here",
     Kind.AdditionalItems: "has more items than are allowed",
     Kind.UnevaluatedItems: "has more items than are allowed",
@@ -106,7 +112,7 @@ _PREDICATES: dict[type[Kind], str] = {
     Kind.OneOfNotValid: "fits none of the schemas in 'oneOf'",
     Kind.OneOfMultipleValid: "fits more than one of the schemas in 'oneOf'",
 }
-"""What is wrong with a value, to be said after it, with what the schema has of it."""
+"""What is wrong with a value, to append to it, with what the schema has."""
 
 
 def _predicate(kind: Kind) -> str:
@@ -125,7 +131,7 @@ def _mistyped(value: object, types: Sequence[str], *, is_whole: bool) -> str:
     if not is_whole:
         return f"{shown(value)} is not of type {_joined([_json(name, VALUE) for name in types], 'or', len(types))}"
     if isinstance(value, list) and value and "object" in types:
-        return _LISTED.format(len(value))
+        return _LISTED.format(_counted(len(value)))
     came = shown(value)
     match value:
         case "":
@@ -136,7 +142,7 @@ def _mistyped(value: object, types: Sequence[str], *, is_whole: bool) -> str:
             came = f"the boolean {came}"
         case int() | float():
             came = f"the number {came}"
-    return f"{came} came; expected {_joined([_ARTICLES[name] for name in types], 'or', len(types))}"
+    return f"expected {_joined([_ARTICLES[name] for name in types], 'or', len(types))}; got {came}"
 
 
 _ARTICLES = {

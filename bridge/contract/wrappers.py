@@ -44,13 +44,13 @@ _KNOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("NestJS", ("pattern", "data")),
     ("Kafka Connect", ("schema", "payload")),
 )
-"""What the envelopes of others are told by: members that all stand in them. The first one that fits counts."""
+"""Members that identify the envelopes of other software. The first match counts."""
 
 _CONTENTS = (
     *("data", "payload", "body", "message", "Message", "content", "detail", "params", "kwargs", "arguments", "args"),
     *("value", "result", "record", "records", "Records", "item", "items", "msg", "event", "job", "task", "data_base64"),
 )
-"""What envelopes of any kind call the place of what is in them, the likeliest first."""
+"""Common names of the member that holds the content, the likeliest first."""
 
 _LABELS = frozenset(
     {
@@ -60,7 +60,7 @@ _LABELS = frozenset(
         *("metadata", "source", "version", "id", "uuid", "key", "pattern", "timestamp", "time", "ts", "status"),
     }
 )
-"""What they call what stands beside it."""
+"""Common names of the other members of an envelope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def broken_envelope(document: Mapping[str, Any], pointer: str) -> Wrapped | None
         )
     if isinstance(document["type"], str):
         return None
-    return Wrapped(f"{pointer}/type", f"{shown(document['type'])} came; an envelope's type is a string")
+    return Wrapped(f"{pointer}/type", f"the type of an envelope must be a string; got {shown(document['type'])}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 def canonical_listener(text: str) -> str:
     """An address or a name to listen on, in one form for each. Raises ValueError with the reason."""
     if "*" in text:
-        raise ValueError(f"{EVERY_IPV4} is every IPv4 address of this machine, and {EVERY} every address")
+        raise ValueError(f"use {EVERY_IPV4} for all IPv4 addresses of this machine, or {EVERY} for all addresses")
     if "/" in text:
         raise ValueError("give the address alone, without scheme, path and network")
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
@@ -51,8 +51,8 @@ def canonical_listener(text: str) -> str:
 def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
     """What the allowed networks lack so that no client can reach this address; None if one can.
 
-    `listener` is an address as a socket has it. A connection to a loopback address comes from one, and a connection to
-    another address of this machine does not, be it from this machine itself.
+    `listener` is the address of a socket. Only loopback clients reach a loopback address. Clients of any other address,
+    local ones included, have a non-loopback address.
     """
     address = ipaddress.ip_address(listener)
     of_family = [network for network in networks if network.version == address.version]
@@ -75,7 +75,7 @@ def client_host(listener: str, networks: Sequence[Network], source_address: Call
     """The address by which a client reaches a listener.
 
     For a wildcard, that is loopback if the networks allow it, else an address of this machine that they allow, else the
-    wildcard itself. `source_address` tells from which address this machine would send to a network, if it can.
+    wildcard itself. `source_address` returns the address from which this machine sends to a network, or None.
     """
     address = ipaddress.ip_address(listener)
     if not address.is_unspecified:

@@ -35,7 +35,7 @@ REMEDIES = {
     errno.EADDRINUSE: "end the program that has it, or name another port in BRIDGE_PORT",
     errno.EADDRNOTAVAIL: "this machine has no such address, or not yet: BRIDGE_HOST names it",
     errno.EACCES: "a port below 1024 is root's: name another one in BRIDGE_PORT",
-    errno.EAFNOSUPPORT: "this machine does not have this kind of address: name others in BRIDGE_HOST",
+    errno.EAFNOSUPPORT: "this machine has no addresses of this kind; give others in BRIDGE_HOST",
 }
 
 SO_ATTACH_FILTER = 26
@@ -129,7 +129,7 @@ def _bind_all(targets: Sequence[_Target], port: int, reuse_port: bool) -> list[s
 def remedy(error: OSError) -> str:
     """What an operator does where an address can't be listened on."""
     if error.filename == EVERY and error.errno in NO_SUCH_ADDRESS:
-        return f"this machine has no IPv6: BRIDGE_HOST={EVERY_IPV4} is every IPv4 address"
+        return f"this machine has no IPv6; set BRIDGE_HOST={EVERY_IPV4} for all IPv4 addresses"
     return REMEDIES.get(error.errno or 0, "BRIDGE_HOST and BRIDGE_PORT name others")
 
 

@@ -76,7 +76,7 @@ export const plain = (message: Received): Update | null =>
 
 WRONG = {
     "other-type": (CLIENT, "update.data.killmailCount.toFixed()", "update.data.killmailId.toFixed()", "does not exist"),
-    "misspelt-type": (CLIENT, 'case "statistics":', 'case "statistic":', "not comparable"),
+    "misspelled-type": (CLIENT, 'case "statistics":', 'case "statistic":', "not comparable"),
     "wrong-type": (CLIENT, "const price: number", "const price: string", "not assignable"),
     "may-be-missing": (
         CLIENT,
@@ -90,7 +90,7 @@ WRONG = {
         "",
         "'never'",
     ),
-    "misspelt-message": (WITH_IDS, '    case "gap":', '    case "hole":', "not comparable"),
+    "misspelled-message": (WITH_IDS, '    case "gap":', '    case "hole":', "not comparable"),
     "no-id": (WITH_IDS, 'case "resume":\n', 'case "resume": return message.id;\n', "'id' does not exist"),
     "wrong-type-of-message": (WITH_IDS, "data.reason.trim", "data.reason.toFixed", "does not exist"),
     "plain-has-none": (WITH_IDS, "(message: Received): string", "(message: Update): string", "not comparable"),

@@ -323,7 +323,7 @@ async def test_error_that_ends_the_bridge_is_its_last_line_and_waits_for_no_read
             assert await running.ended() == 1
     if not full:
         warning, error = await pipe.lines()
-        assert events([warning]) == ["public addresses may connect (BRIDGE_ALLOWED_NETWORKS)"]
+        assert events([warning]) == ["BRIDGE_ALLOWED_NETWORKS allows public addresses"]
         assert error.startswith("edk-bridge: can't listen on 127.0.0.1 port ")
 
 

@@ -373,7 +373,8 @@ async def test_broker_that_is_not_reached_is_one_line_and_code_1(broker: Broker)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [([], "say which: ids"), (["--all", "id-1"], "ids or --all: one of them")]
+    ("arguments", "words"),
+    [([], "no events are selected; give ids"), (["--all", "id-1"], "ids and --all can't be combined")],
 )
 async def test_requeue_of_nothing_clear_is_one_line_and_code_2(
     broker: Broker, rejects: str, arguments: list[str], words: str

@@ -45,7 +45,7 @@ const schemas = new Map(
 const byId = new Map([...schemas.values()].map((schema) => [schema.$id, schema]));
 
 const OPTIONS = {
-  // Members that nobody declared may come, but a misspelt one should not compile.
+  // Members that nobody declared may come, but a misspelled one should not compile.
   additionalProperties: false,
   bannerComment: "",
   // What a file refers to is declared by its own.

@@ -1,4 +1,4 @@
-"""Who can reach an address that is listened on, and how clients name it."""
+"""Which clients can reach a listening address, and its host in URLs."""
 
 from __future__ import annotations
 

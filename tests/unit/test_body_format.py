@@ -1,4 +1,4 @@
-"""What a body that is not JSON is said to look like: by what other libraries really write, where there is one."""
+"""Bodies that are not JSON: which format is named. Samples come from real libraries where possible."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ TEXTS: dict[str, list[bytes]] = {
         *(b"killmailId=1&systemId=2", b"payload=%7B%22a%22%3A1%7D", b'data={"a": 1}', b"a%5Bb%5D=1", b"a[b]=x"),
     ],
     "looks like JSON that is percent-encoded: publish plain JSON": [b"%7B%22a%22%3A1%7D", b"%5b1%5d"],
-    "looks like JSONP: publish what is between the brackets": [b'callback({"a": 1});', b"a.b( {})"],
+    "looks like JSONP: publish what is between the parentheses": [b'callback({"a": 1});', b"a.b( {})"],
     "looks like a Server-Sent Event: publish what its data holds": [b"data: {}\n\n", b"event: kill\ndata: {}\n\n"],
     "looks like YAML: publish JSON": [b"---\nkillmailId: 1\n", b"killmailId: 1\nsystemId: 2\n"],
     "is JSON within quotes: leave them out": [b"'{\"a\": 1}'", b"`[1]`"],
@@ -245,9 +245,9 @@ def test_text_of_another_format_is_recognised(words: str, body: bytes) -> None:
         (b"NaN", "JSON has no NaN or Infinity; publish null", 1),
         (b'{"a": -Infinity}', "JSON has no NaN or Infinity; publish null", 8),
         (b'{"a": undefined}', "JSON has no undefined; publish null", 7),
-        (b'{"a": 1, // x\n}', "JSON has no comments", 10),
-        (b"/* x */ {}", "JSON has no comments", 1),
-        (b"{killmailId: 1}", "a member's name needs double quotes", 2),
+        (b'{"a": 1, // x\n}', "JSON has no comments; remove them", 10),
+        (b"/* x */ {}", "JSON has no comments; remove them", 1),
+        (b"{killmailId: 1}", "put the member's name in double quotes", 2),
         (b'{"a": 1', "unexpected end of data", 8),
         (b"[1,]", "trailing comma is not allowed", 3),
         (b"killmail", "unexpected character, expected a JSON value", 1),

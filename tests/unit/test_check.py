@@ -110,13 +110,14 @@ def test_pointer_leads_into_a_foreign_form() -> None:
         (
             '{\n "data": {},\n "type": "statistics"\n}',
             "killmail",
-            "f:3: /type: the envelope says 'statistics', the message's type property 'killmail' [schema-violation]",
+            "f:3: /type: the envelope's type is 'statistics', but the message's type property is 'killmail'; use the "
+            "same type in both [schema-violation]",
         ),
-        ("[]", None, "f:1: an empty array came; expected an object [schema-violation]"),
+        ("[]", None, "f:1: expected an object; got an empty array [schema-violation]"),
         (
             "[{}, 1]",
             None,
-            "f:1: an array of 2: publish each by itself (jq -c '.[]' writes one a line) [schema-violation]",
+            "f:1: an array of 2 items: publish each by itself (jq -c '.[]' writes one a line) [schema-violation]",
         ),
         (
             "[" * 300 + "]" * 300,
@@ -252,4 +253,4 @@ def test_what_is_no_json_as_json_has_a_column_and_no_schema() -> None:
 def test_file_in_json_is_the_name_as_it_was_given(name: str, shown: str) -> None:
     [problem] = in_json(b"[]", name)
     assert problem["file"] == shown
-    assert problem["detail"].startswith("an empty array came")
+    assert problem["detail"].startswith("expected an object; got an empty array")

@@ -220,7 +220,7 @@ def test_variables_of_kubernetes_are_skipped_with_one_line_of_serve(
     assert [settings.port for settings in runs.settings] == [3000]
     assert log.lines == [
         {
-            "event": "variables that Kubernetes injects for a Service skipped",
+            "event": "Kubernetes Service variables skipped",
             "names": "BRIDGE_PORT, BRIDGE_SERVICE_HOST",
         }
     ]
@@ -284,7 +284,7 @@ def test_opposite_of_a_switch_wins_over_the_environment(
 def test_switch_with_its_opposite_is_an_error(runs: Runs, command: str, switch: str, value: str) -> None:
     result = invoke(command, f"--no-{switch}", f"--{switch}{value}")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == (f"edk-bridge: --{switch}, --no-{switch}: one contradicts the other; give one of them\n")
+    assert result.stderr == (f"edk-bridge: --{switch}, --no-{switch}: can't be combined; give one of them\n")
     assert runs.settings == []
 
 
@@ -535,7 +535,7 @@ def test_type_holds_for_all_events() -> None:
     statistics = {"type": "statistics", "data": {}}
     result = invoke("check", "--type", "killmail", stdin=ndjson(EXAMPLE, {"type": "killmail", "data": ESI}, statistics))
     assert result.exit_code == 1
-    assert result.stdout.startswith("-:3: /type: the envelope says 'statistics'")
+    assert result.stdout.startswith("-:3: /type: the envelope's type is 'statistics'")
 
 
 def test_largest_message_is_as_set() -> None:
@@ -636,8 +636,8 @@ def test_publish_says_every_violation(published: Published) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "say which: ids, as `edk-bridge rejects list` has them, --reason (all with that reason), or --all"),
-        (["--all", "id-1"], "ids or --all: one of them says which are meant"),
+        ([], "no events are selected; give ids from `edk-bridge rejects list`, --reason or --all"),
+        (["--all", "id-1"], "ids and --all can't be combined; give one of them"),
     ],
     ids=["nothing", "both"],
 )

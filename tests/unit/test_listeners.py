@@ -139,7 +139,7 @@ def test_every_address_without_ipv6_is_an_error_that_names_the_other_wildcard(
     machine.refuse(socket.AF_INET6, error, when=when)
     with pytest.raises(OSError, match=r":: port 0: refused in this test") as raised:
         open_listeners(["::"], 0, reuse_port=False)
-    assert remedy(raised.value) == "this machine has no IPv6: BRIDGE_HOST=0.0.0.0 is every IPv4 address"
+    assert remedy(raised.value) == "this machine has no IPv6; set BRIDGE_HOST=0.0.0.0 for all IPv4 addresses"
 
 
 @needs_ipv6

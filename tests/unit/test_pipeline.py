@@ -379,7 +379,7 @@ TEXT = orjson.dumps(EXAMPLE).decode()
         ({**MORE, "sequence_id": 1}, "/sequence_id", "leave out the member 'sequence_id'"),
         ({**MORE, "package": None}, "/package", "leave out the member 'package'"),
         ({**MORE, "data": {**MORE, "killID": 1}}, "/data/killID", "leave out the member 'killID'"),
-        ({**MORE, "type": 1}, "/type", "1 came; an envelope's type is a string"),
+        ({**MORE, "type": 1}, "/type", "the type of an envelope must be a string; got 1"),
         ({**MORE, "specversion": "1.0"}, "", "has the member 'specversion' of CloudEvents: publish what /data holds"),
         ({"pattern": "kill", "data": EXAMPLE}, "", "has the members 'pattern' and 'data' of NestJS"),
         (
@@ -484,13 +484,13 @@ def test_envelope_of_a_known_type_counts_before_the_default_that_has_such_member
     [
         (TEXT, "JSON within a JSON string: encode once"),
         (orjson.dumps(TEXT).decode(), "JSON within a JSON string: encode once"),
-        ([EXAMPLE] * 3, "an array of 3: publish each by itself (jq -c '.[]' writes one a line)"),
-        ("killmail", 'the string "killmail" came; expected an object'),
-        ("", "an empty string came; expected an object"),
-        (None, "null came; expected an object"),
-        (5, "the number 5 came; expected an object"),
-        (False, "the boolean false came; expected an object"),
-        ([], "an empty array came; expected an object"),
+        ([EXAMPLE] * 3, "an array of 3 items: publish each by itself (jq -c '.[]' writes one a line)"),
+        ("killmail", 'expected an object; got the string "killmail"'),
+        ("", "expected an object; got an empty string"),
+        (None, "expected an object; got null"),
+        (5, "expected an object; got the number 5"),
+        (False, "expected an object; got the boolean false"),
+        ([], "expected an object; got an empty array"),
     ],
     ids=str,
 )
@@ -503,7 +503,7 @@ def test_event_that_is_no_object_is_said_to_be_what_it_is(value: object, words: 
 def test_violation_of_the_whole_begins_with_the_point() -> None:
     outcome = rejected([EXAMPLE])
     assert (outcome.reason, outcome.pointer) == (Reason.SCHEMA_VIOLATION, "")
-    assert outcome.detail.startswith("an array of 1: publish each by itself")
+    assert outcome.detail.startswith("an array of 1 item: publish each by itself")
 
 
 def test_violation_of_the_whole_data_points_to_the_data() -> None:

@@ -70,10 +70,10 @@ MADE = "exchange killmails fanout durable"
 
 
 async def test_exchange_that_is_missing_raises_an_error_that_names_it_and_is_not_made(broker: FakeBroker) -> None:
-    """It is misspelt, or the bridge is not there yet: once the exchange is, the same publisher can use it."""
+    """It is misspelled, or the bridge is not there yet: once the exchange is, the same publisher can use it."""
     broker.lives += [missing := FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
     async with Publisher() as fetcher:
-        with pytest.raises(ExchangeNotFound, match=r"no exchange 'killmails': .*start the bridge first.*declare=True"):
+        with pytest.raises(ExchangeNotFound, match=r"no exchange 'killmails': .*start the bridge.*declare=True"):
             await fetcher.broadcast("killmail", EXAMPLE)
         assert MADE not in missing.requests
         assert missing.channels[0].published == []

@@ -1,4 +1,4 @@
-"""What `/readyz` says is missing of rejected events: nothing that is only a broker that is away for everything."""
+"""When /readyz reports rejected events: not if the whole broker is unavailable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 HELD = "rejected events can't be published, and are held"
-REFUSED = "rejected events could not be published now"
+REFUSED = "rejected events can't be published; none is held"
 UNDECLARED = "the exchange of rejected events is not declared yet"
 NOT_CONSUMING = "the broker is not being consumed from"
 

@@ -318,7 +318,7 @@ async def test_broker_that_takes_nothing_is_logged_though_nothing_is_held(runnin
         assert running.rejects.unpublishable
         await amqp.unblock()
     assert [(line["log_level"], line["event"]) for line in logged] == [
-        ("info", "rejected events could not be published now"),
+        ("info", "rejected events can't be published; none is held"),
         ("info", "rejected events can be published again"),
     ]
     assert not running.rejects.unpublishable

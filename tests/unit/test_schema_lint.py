@@ -121,7 +121,7 @@ def test_unknown_keyword_is_said_with_the_one_that_is_meant(keyword: str, meant:
 @pytest.mark.parametrize("keyword", ["version", "", "\x1b[2J", "日本"])
 def test_unknown_keyword_that_is_like_no_other_is_said_too(keyword: str) -> None:
     [line] = details({keyword: 1})
-    assert line.endswith("is unknown and has no effect; the name of a keyword of your own begins with x-")
+    assert line.endswith("is unknown and has no effect; prefix your own keywords with x-")
     assert line.isprintable()
 
 

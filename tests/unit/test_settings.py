@@ -557,8 +557,8 @@ def test_setting_of_a_stream_that_is_not_consumed_is_a_problem_even_with_its_def
     default = FIELDS[f"history_{name.lower()}"].metadata["default"]
     [problem] = sources.problems(env={f"BRIDGE_HISTORY_{name}": default})
     assert problem == (
-        f"BRIDGE_HISTORY_{name} (environment): it is of a stream, and BRIDGE_HISTORY is memory: set "
-        "BRIDGE_HISTORY=stream, or leave it out"
+        f"BRIDGE_HISTORY_{name} (environment): has an effect only with BRIDGE_HISTORY=stream, and "
+        "BRIDGE_HISTORY is memory; set BRIDGE_HISTORY=stream, or remove this setting"
     )
 
 

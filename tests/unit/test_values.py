@@ -146,7 +146,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((values.hosts, text, "addresses or names of this machine, separated by commas") for text in ("", " ", ",")),
     *((values.hosts, text, "without scheme, path and network") for text in ("http://a", "a/b", "10.0.0.0/8")),
     *((values.hosts, text, "that is BRIDGE_PORT") for text in ("a:3000", "[::1]:3000", "127.0.0.1:0")),
-    *((values.hosts, text, "0.0.0.0 is every IPv4 address") for text in ("*", "a,*", "*:3000", "*.example.org")),
+    *((values.hosts, text, "use 0.0.0.0 for all IPv4 addresses") for text in ("*", "a,*", "*:3000", "*.example.org")),
     *((values.hosts, text, "four decimal numbers") for text in ("127.1", "0", "0x7f000001", "010.0.0.1")),
     *((values.hosts, text, "not a host name") for text in ("a b", "a..b", ":::", "[a]", "a_%b", "localhost..", "x@y")),
     *(
@@ -192,7 +192,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         )
     ),
     *(
-        (amqp_urls, text, "two digits of UTF-8; % itself is written as %25")
+        (amqp_urls, text, "percent escapes that are valid UTF-8; write % itself as %25")
         for text in ("amqp://u:p%ff@mq/", "amqp://%e4:p@mq/", "amqp://mq/%c3")
     ),
     *((amqp_urls, f"amqp://mq/{name}", "at most 255 bytes") for name in ("x" * 256, "%C3%A4" * 128)),
@@ -236,7 +236,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         (values.networks, text, "networks such as 10.0.0.0/8")
         for text in ("", ",", "10.0.0.1/8", "localhost", "10.0.0.0/33")
     ),
-    (values.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "192.168.0.0 say"),
+    (values.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "write IPv4 networks in IPv4 form"),
     *(
         (values.networks, text, "no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
         for text in (
@@ -244,7 +244,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
             *("224.0.0.0/4", "239.1.2.3", "ff00::/8", "ff02::1", "255.255.255.255"),
         )
     ),
-    *((values.networks, text, "without %") for text in ("fe80::1%eth0", "fe80::%1/64")),
+    *((values.networks, text, "remove the %") for text in ("fe80::1%eth0", "fe80::%1/64")),
     *((values.host_names, text, "host names or addresses") for text in ("http://a", "a:80", "a b", "*", "a..b")),
     (values.host_names, "a, *.example.org", "*.example.org: wildcards are not supported"),
     (values.origins, "https://a, https://*.example.org", "https://*.example.org: wildcards are not supported"),

@@ -1,4 +1,4 @@
-"""What is around an event: which members say so, and where the event is within it."""
+"""Envelopes of other software: how they are detected, and where the event is in them."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_members_that_the_schema_declares_are_no_envelope(document: dict[str, An
         ({"type": "kill", "data": EVENT, "by": 1}, "/by", "leave out the member 'by'"),
         ({"by": 1, "type": "kill", "id": 1, "data": 1, "a/b": 1}, "/by", "leave out the members 'by' and 'a/b'"),
         ({"type": "kill", "data": 1, "a/b": 1}, "/a~1b", "leave out the member 'a/b'"),
-        ({"type": 1, "data": EVENT}, "/type", "1 came; an envelope's type is a string"),
-        ({"type": None, "data": EVENT, "timestamp": 1}, "/type", "null came; an envelope's type is a string"),
+        ({"type": 1, "data": EVENT}, "/type", "the type of an envelope must be a string; got 1"),
+        ({"type": None, "data": EVENT, "timestamp": 1}, "/type", "the type of an envelope must be a string; got null"),
         (
             {"type": "kill", "data": 1, **dict.fromkeys(map(str, range(5000)))},
             "/0",
