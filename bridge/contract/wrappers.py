@@ -21,8 +21,12 @@ ENVELOPE_MEMBERS = frozenset({"type", "data", "timestamp", "id"})
 SEARCHED_MEMBERS = 64
 """Members of an object, and items of an array, that are searched for an event."""
 SEARCHED_LEVELS = 4
+SEARCHED_VALUES = 1000
+"""Members and items that are visited in all: what a rejected event costs must not grow with it."""
 SEARCHED_OBJECTS = 64
 """How many objects are held against a schema."""
+PARSED_STRINGS = 16
+"""How many strings are parsed as JSON."""
 SEARCHED_SPACE = 64
 """Characters of white space before the JSON in a string."""
 PARSED_CHARACTERS = 256 * 1024
@@ -99,6 +103,8 @@ def wrapped(
         name, markers = known
         place = json_pointer(list(inner.path)) if inner is not None else _first_content(document)
         held = f"{pointer}{place} holds" if place else "is inside"
+        if inner is None and place == "/data_base64":
+            held += ", decoded from base64"
         return Wrapped(pointer, f"has the {_members(markers, len(markers))} of {name}: publish what {held}")
     if inner is not None:
         return _holding(inner, pointer)
@@ -136,23 +142,32 @@ class _Inner:
 def _find(document: Any, declared: frozenset[str], is_event: Callable[[object], bool]) -> _Inner | None:
     """The first event within a document, the topmost before those that are deeper."""
     queue = deque([(_Inner((), in_string=False), document, SEARCHED_LEVELS)])
-    objects, characters = SEARCHED_OBJECTS, PARSED_CHARACTERS
+    values, objects, strings, characters = SEARCHED_VALUES, SEARCHED_OBJECTS, PARSED_STRINGS, PARSED_CHARACTERS
     while queue:
         outer, value, levels = queue.popleft()
         for step, inner in _steps(value):
+            values -= 1
+            if not values:
+                return None
             if not outer.path and step in declared:
                 continue
-            found = outer if outer.in_string else _Inner((*outer.path, step), isinstance(inner, str))
+            in_string = isinstance(inner, str)
             if isinstance(inner, str) and inner[:SEARCHED_SPACE].lstrip()[:1] == "{" and len(inner) <= characters:
+                strings -= 1
+                if not strings:
+                    return None
                 characters -= len(inner)
                 inner = _parsed(inner)  # noqa: PLW2901 - the string stands for what is in it
-            if isinstance(inner, dict) and inner:
+            if not isinstance(inner, (dict, list)) or not inner:
+                continue
+            found = outer if outer.in_string else _Inner((*outer.path, step), in_string)
+            if isinstance(inner, dict):
                 if is_event(inner):
                     return found
                 objects -= 1
                 if not objects:
                     return None
-            if isinstance(inner, (dict, list)) and levels > 1:
+            if levels > 1:
                 queue.append((found, inner, levels - 1))
     return None
 

@@ -9,9 +9,11 @@ import pytest
 
 from bridge.contract.wrappers import (
     PARSED_CHARACTERS,
+    PARSED_STRINGS,
     SEARCHED_LEVELS,
     SEARCHED_MEMBERS,
     SEARCHED_OBJECTS,
+    SEARCHED_VALUES,
     Wrapped,
     broken_envelope,
     wrapped,
@@ -64,7 +66,7 @@ def place(document: object) -> str | None:
         ),
         (
             {"specversion": "1.0", "type": "kill", "data_base64": "e30="},
-            "has the member 'specversion' of CloudEvents: publish what /data_base64 holds",
+            "has the member 'specversion' of CloudEvents: publish what /data_base64 holds, decoded from base64",
         ),
         ({"specversion": "1.0"}, "has the member 'specversion' of CloudEvents: publish what is inside"),
     ],
@@ -218,6 +220,24 @@ def test_search_ends_at_its_bounds() -> None:
 
     assert place(texts(PARSED_CHARACTERS - len(TEXT))) == "/b"
     assert place(texts(PARSED_CHARACTERS - len(TEXT) + 1)) is None
+
+
+def test_search_visits_a_bounded_number_of_values() -> None:
+    def values(number: int) -> dict[str, object]:
+        # The event is visited last: behind "a" and "z", the 20 arrays, "y", and the 960 items of the arrays.
+        others = dict.fromkeys(map(str, range(number - 984)), 0)
+        return {**others, "a": [[0] * 48] * 20, "z": {"y": {"x": EVENT}}}
+
+    assert place(values(SEARCHED_VALUES - 1)) == "/z/y/x"
+    assert place(values(SEARCHED_VALUES)) is None
+
+
+def test_search_parses_a_bounded_number_of_strings() -> None:
+    def strings(number: int) -> dict[str, object]:
+        return {**dict.fromkeys(map(str, range(number - 1)), "{"), "last": TEXT}
+
+    assert place(strings(PARSED_STRINGS - 1)) == "/last"
+    assert place(strings(PARSED_STRINGS)) is None
 
 
 def test_what_only_looks_like_json_holds_no_event() -> None:
