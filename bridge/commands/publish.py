@@ -10,12 +10,15 @@ from bridge.commands.check import problems
 from bridge.commands.documents import Document, documents
 from bridge.contract.catalog import Identity
 from bridge.contract.duplicates import DuplicateWindow
-from bridge.contract.pipeline import Event, Pipeline, Rejected
+from bridge.contract.pipeline import Accepted, Event, Pipeline, Rejected
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 
 UNDER_WAY = 500
 """Confirms that may be outstanding at once: enough to keep the line to the broker full."""
+
+LARGE_BYTES = 16 * 1024
+"""To name the violations of a larger event may take seconds, in which the broker's confirms are not read."""
 
 READ_AHEAD = 50
 """Events that may wait for their turn."""
@@ -77,18 +80,21 @@ async def publish(
     # By their number, the oldest first; to the lines where they begin.
     under_way: dict[int, int] = {}
 
-    async def send(number: int, document: Document) -> None:
-        event = Event(document.body, update_type, default_type, None)
-        outcome = pipeline.process(event, 0)
-        if isinstance(outcome, Rejected):
-            count.invalid += 1
-            for problem in problems(document, name, event, pipeline):
-                say(problem.as_text())
-        else:
-            routed = await publisher.publish_valid(document.body, outcome.type)
-            count.add_published(outcome.identity, routed=routed)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def send(number: int, document: Document, accepted: Accepted) -> None:
+        routed = await publisher.publish_valid(document.body, accepted.type)
+        count.add_published(accepted.identity, routed=routed)
         free.release()
         del under_way[number]
+        progress()
+
+    async def reject(document: Document, event: Event) -> None:
+        if tasks and len(document.body) > LARGE_BYTES:
+            await asyncio.wait(tasks)
+        count.invalid += 1
+        for problem in problems(document, name, event, pipeline):
+            say(problem.as_text())
         progress()
 
     failed: Exception | None = None
@@ -96,10 +102,18 @@ async def publish(
         async with asyncio.TaskGroup() as sending:
             number = 0
             async for document in _read(lines):
+                count.line = document.line
+                event = Event(document.body, update_type, default_type, None)
+                outcome = pipeline.process(event, 0)
+                if isinstance(outcome, Rejected):
+                    await reject(document, event)
+                    continue
                 await free.acquire()
                 number += 1
-                count.line = under_way[number] = document.line
-                sending.create_task(send(number, document))
+                under_way[number] = document.line
+                task = sending.create_task(send(number, document, outcome))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
     except* (OSError, BridgeError) as group:
         # Raised below: from in here, early releases of 3.11 would raise it in a group of its own.
         failed = group.exceptions[0]

@@ -5,6 +5,7 @@ What is done with either is for others to decide: this file must never know abou
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import NamedTuple
 
 import orjson
@@ -16,6 +17,8 @@ from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
 from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope, wrapped
 
+MOST_PROBLEMS = 1000
+"""Violations of one event that `Pipeline.problems` lists."""
 ENVELOPE_BYTES = 1024
 """What an update may have beyond its event: the envelope's own members."""
 AMQP_1_0 = "amqp-1.0"
@@ -124,7 +127,10 @@ class Pipeline:
         return Accepted(name, wrap(name, data, now_ms), update_type.identity_of(data), data)
 
     def problems(self, event: Event) -> list[Rejected]:
-        """Everything that is wrong with the event, where `process` names the first; empty where it is valid."""
+        """Everything that is wrong with the event, where `process` names the first; empty where it is valid.
+
+        Of more than `MOST_PROBLEMS` violations, the last one says that there are more.
+        """
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return [reading]
@@ -133,7 +139,11 @@ class Pipeline:
         payload = self._written(reading, 0)
         if isinstance(payload, Rejected):
             return [payload]
-        violations = [_violated(reading, violation) for violation in reading.schema.violations(reading.document)]
+        found = islice(reading.schema.violations(reading.document), MOST_PROBLEMS + 1)
+        violations = [_violated(reading, violation) for violation in found]
+        if len(violations) > MOST_PROBLEMS:
+            more = f"the event has more than {MOST_PROBLEMS:,} violations; the others are not listed"
+            violations[MOST_PROBLEMS:] = [Rejected(Reason.SCHEMA_VIOLATION, more, schema=reading.schema.schema_id)]
         explained = self._explained(event, reading) if violations else None
         return violations if explained is None else [explained]
 

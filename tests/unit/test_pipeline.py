@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog
 from bridge.contract.envelope import ending, wrap
-from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from bridge.contract.pipeline import MOST_PROBLEMS, Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
 from tests.support.examples import examples
 from tests.support.killmail import ESI, EXAMPLE
@@ -595,6 +595,18 @@ def test_huge_member_name_is_bounded_and_escaped(tmp_path: Path) -> None:
     assert len(outcome.pointer) < 1000
     assert outcome.detail.isprintable()
     assert outcome.pointer.isprintable()
+
+
+def test_violations_are_listed_up_to_a_bound() -> None:
+    def problems(number: int) -> list[Rejected]:
+        body = {"eventId": "a", "timestamp": "2024-10-22T10:30:00Z", "kind": "x", "title": "t"}
+        event = Event(orjson.dumps({**body, "killmailIds": ["x"] * number}), None, "event", None)
+        return Pipeline(catalog.load([catalog.PACKAGED]), 2**20).problems(event)
+
+    assert [problem.pointer for problem in problems(MOST_PROBLEMS)][-1] == f"/killmailIds/{MOST_PROBLEMS - 1}"
+    *listed, last = problems(MOST_PROBLEMS + 1)
+    assert (len(listed), last.pointer) == (MOST_PROBLEMS, "")
+    assert last.detail == "the event has more than 1,000 violations; the others are not listed"
 
 
 def test_update_that_grows_beyond_the_limit_when_it_is_written_is_too_large() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from bridge.broker.publisher import NotConfirmed, Publisher
-from bridge.commands.publish import READ_AHEAD, UNDER_WAY, Count, Interrupted, publish
+from bridge.commands.publish import LARGE_BYTES, READ_AHEAD, UNDER_WAY, Count, Interrupted, publish
 from bridge.contract import catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
@@ -169,6 +169,26 @@ async def test_every_violation_of_an_event_is_said(command: Command) -> None:
         'f\\n:3: /id: "y" is not of type "integer" [schema-violation]',
     ]
     assert (command.count.published, command.count.invalid) == (2, 1)
+
+
+@pytest.mark.parametrize(("size_bytes", "waits"), [(LARGE_BYTES, False), (LARGE_BYTES + 1, True)])
+async def test_violations_of_a_large_event_are_named_when_the_broker_has_confirmed_the_others(
+    command: Command, size_bytes: int, *, waits: bool
+) -> None:
+    """To name them may take seconds, after which the others would count as not confirmed."""
+    command.publisher.confirms.clear()
+    start, end = b'{"n": "', b'"}'
+    large = start + b"x" * (size_bytes - len(start + end)) + end
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(command.run(iter([b'{"n": 1}\n', large + b"\n"])))
+        await eventually("the first is sent", lambda: command.publisher.under_way == 1)
+        if not waits:
+            await eventually("the second is rejected", lambda: command.count.invalid == 1)
+        await eventually("the second is read", lambda: command.count.line == 2)
+        assert (command.count.invalid, len(command.said)) == ((0, 0) if waits else (1, 1))
+        command.publisher.confirms.set()
+        await running
+    assert (command.count.published, command.count.invalid) == (1, 1)
 
 
 @pytest.mark.parametrize(
