@@ -69,7 +69,11 @@ _RESERVED = frozenset({"resume", "gap", "heartbeat", "close", "error"})
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a type is reserved for own messages: no event and no schema file of an operator may have it."""
+    """Whether a type is reserved for own messages: no event and no schema file of an operator may have it.
+
+    Names that differ only in case or in spaces around them are reserved too, because people take them for the same.
+    """
+    name = name.strip().lower()
     return name in _RESERVED or name.startswith("bridge.")
 
 
@@ -256,13 +260,16 @@ def _registry(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
 
 def _identifiers(value: object) -> Iterator[str]:
     """Every `$id` in a schema: one that is within it would take the place of another file's, too."""
-    if isinstance(value, dict):
-        if isinstance(value.get("$id"), str):
-            yield value["$id"]
-        value = list(value.values())
-    if isinstance(value, list):
-        for inner in value:
-            yield from _identifiers(inner)
+    # Not recursive: a schema may be nested more deeply than Python calls.
+    rest = [value]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, dict):
+            if isinstance(part.get("$id"), str):
+                yield part["$id"]
+            rest += part.values()
+        elif isinstance(part, list):
+            rest += part
 
 
 def _register(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:

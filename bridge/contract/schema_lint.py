@@ -16,6 +16,9 @@ from bridge.contract.text import json_pointer, printable, unescape
 MOST_PER_FILE = 20
 """Warnings of one file. A file that has more is probably no JSON Schema, and the first ones show that."""
 
+COMPARED_NAMES = 1000
+"""Names that one name is compared with. To compare it with 30,000 takes more than a second."""
+
 LONGEST_TYPE_BYTES = 255
 """The length of AMQP's `type` property (a short string)."""
 
@@ -164,7 +167,9 @@ def _identity(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]]
 
 
 def _close(name: str, names: Collection[str], cutoff: float = 0.75) -> str | None:
-    """The name that is most like this one, whatever the case of its letters."""
+    """The name that is most like this one, whatever the case of its letters; None of too many names to compare."""
+    if len(names) > COMPARED_NAMES:
+        return None
     by_lower = {each.lower(): each for each in names}
     close = difflib.get_close_matches(name.lower(), by_lower, 1, cutoff)
     return by_lower[close[0]] if close else None

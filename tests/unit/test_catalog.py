@@ -373,7 +373,15 @@ def test_type_that_the_broker_gives_to_others_is_no_name_for_one(tmp_path: Path)
         load(tmp_path / "own", binary={"type": "object"})
 
 
-@pytest.mark.parametrize("name", ["resume", "gap", "heartbeat", "close", "error", "bridge.x", "bridge.", "bridge.a.b"])
+def test_schema_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text('{"allOf":[' * 500 + "{}" + "]}" * 500)
+    with pytest.raises(SchemaError, match=r"deep\.json: not a usable JSON Schema: Recursion limit reached"):
+        catalog.load([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "name", ["resume", "gap", "heartbeat", "close", "error", "bridge.x", "bridge.", "Gap", "Bridge.x", " gap "]
+)
 @pytest.mark.parametrize("schema", [{}, {"x-role": "definitions"}], ids=repr)
 def test_reserved_type_is_refused(tmp_path: Path, name: str, schema: dict[str, Any]) -> None:
     own = folder_of(tmp_path, **{name: schema, "aaa": {}})
@@ -384,7 +392,7 @@ def test_reserved_type_is_refused(tmp_path: Path, name: str, schema: dict[str, A
     assert str(own / f"{name}.json") in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["Resume", "resumed", "bridge", "my.bridge.x", "errors"])
+@pytest.mark.parametrize("name", ["resumed", "bridge", "my.bridge.x", "errors"])
 def test_type_that_only_looks_reserved_is_one(tmp_path: Path, name: str) -> None:
     assert name in load(tmp_path, **{name: {}}).types
 

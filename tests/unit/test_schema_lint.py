@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bridge.contract.schema_lint import MOST_PER_FILE, SchemaWarning, lint, not_read, unusual_name
+from bridge.contract.schema_lint import COMPARED_NAMES, MOST_PER_FILE, SchemaWarning, lint, not_read, unusual_name
 
 DECLARED = {"moveId": {"integer"}, "fleet": {"object"}, "note": {"string", "null"}}
 
@@ -217,6 +217,16 @@ def test_identity_that_names_no_declared_member_is_said_with_the_one_that_is_mea
         "/x-identity: the schema declares no member 'pilot', so updates are probably not identified; "
         "declare it in properties"
     ]
+
+
+def test_identity_is_compared_with_a_bounded_number_of_members() -> None:
+    def hint(members: int) -> str:
+        declared = dict.fromkeys(["moveId", *map(str, range(members - 1))], frozenset({"integer"}))
+        [(_, detail)] = lint({"x-identity": "/moveID"}, declared)
+        return detail.rpartition("; ")[2]
+
+    assert hint(COMPARED_NAMES) == "did you mean 'moveId'?"
+    assert hint(COMPARED_NAMES + 1) == "declare it in properties"
 
 
 def test_identity_that_is_never_a_string_or_a_number_is_said() -> None:
