@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -17,22 +18,32 @@ _Value = TypeVar("_Value")
 SIZES = {
     "": 1,
     "b": 1,
-    "kib": 2**10,
-    "kb": 10**3,
-    "k": 2**10,
-    "mib": 2**20,
-    "mb": 10**6,
-    "m": 2**20,
-    "gib": 2**30,
-    "g": 2**30,
+    **{
+        f"{letter}{suffix}": 2 ** (10 * (power + 1))
+        for power, letter in enumerate("kmgt")
+        for suffix in ("", "i", "ib")
+    },
+    **{f"{letter}b": 10 ** (3 * (power + 1)) for power, letter in enumerate("kmgt")},
 }
-DURATIONS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
+"""Bytes. As elsewhere, MB is a million; M alone is taken for MiB."""
+
+DURATIONS = {
+    "ms": 0.001,
+    **dict.fromkeys(("", "s", "sec", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+}
+"""Seconds."""
 
 PATH_CHARACTERS = 1024
 """A request line that is too long for the bridge has 8190 bytes, most of which are for the query."""
 
 _THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 """Of RFC 1122, section 3.2.1.3: no packet of a connection comes from it."""
+
+_EVERYWHERE = frozenset({"*", "any", "all"})
+"""What other programs take for all networks."""
 
 _UNSPECIFIED = ipaddress.IPv6Network("::/128")
 
@@ -72,29 +83,45 @@ def limit(high: int) -> Callable[[str], int]:
 
 
 def size(low: int, high: int) -> Callable[[str], int]:
-    """Bytes: `4194304`, `4 MiB`, `4M`."""
+    """Bytes: `4194304`, `4 MiB`, `4M`, `1.5 GB`."""
 
     def parse(text: str) -> int:
-        match = re.fullmatch(r"([0-9]{1,15}) *([a-zA-Z]*)", text)
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *([a-zA-Z]*)", text)
         unit = SIZES.get(match[2].lower()) if match else None
-        if match is None or unit is None or not low <= int(match[1]) * unit <= high:
-            raise ValueError(f"a size from {low} to {high} bytes, as in 4194304 or 4 MiB")
-        return int(match[1]) * unit
+        found = None if match is None or unit is None else int(Fraction(match[1]) * unit)
+        if found is None or not low <= found <= high:
+            raise ValueError(
+                f"a size from {_in_units(low, _BINARY)} to {_in_units(high, _BINARY)}, as in 4194304, 4 MiB or 4 MB "
+                "(kB, MB, GB, TB or KiB, MiB, GiB, TiB)"
+            )
+        return found
 
     return parse
 
 
 def duration(low_s: float, high_s: float) -> Callable[[str], float]:
-    """Seconds: `120`, `120s`, `500ms`, `2m`."""
+    """Seconds: `120`, `120s`, `500ms`, `2m`, `7 days`."""
 
     def parse(text: str) -> float:
         match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-zA-Z]*)", text)
         unit = DURATIONS.get(match[2].lower()) if match else None
         if match is None or unit is None or not low_s <= float(match[1]) * unit <= high_s:
-            raise ValueError(f"a time from {low_s:g} to {high_s:g} seconds, as in 120, 2m or 500ms")
+            raise ValueError(
+                f"a time from {_in_units(low_s, _TIMES)} to {_in_units(high_s, _TIMES)}, as in 120, 500ms, 2m, 3h or 7d"
+            )
         return float(match[1]) * unit
 
     return parse
+
+
+_BINARY = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
+_TIMES = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
+
+
+def _in_units(number: float, units: Mapping[str, float]) -> str:
+    """A number in the largest unit that is not larger: `512 MiB`."""
+    unit, size = next(((unit, size) for unit, size in units.items() if number >= size))
+    return f"{number / size:g} {unit}"
 
 
 def boolean(text: str) -> bool:
@@ -177,7 +204,10 @@ def exchanges(text: str) -> Mapping[str, str]:
 def path(text: str) -> str:
     """An absolute URL path."""
     if not re.fullmatch(rf"/[A-Za-z0-9._~/-]{{0,{PATH_CHARACTERS - 1}}}", text):
-        raise ValueError(f"a path of at most {PATH_CHARACTERS} characters, such as /updates")
+        raise ValueError(
+            f"a path such as /updates: it begins with /, and has at most {PATH_CHARACTERS} letters (a to z), digits "
+            "and ._~/-"
+        )
     # Browsers resolve dots before they ask, and take //host/x for a host; proxies merge slashes.
     if not {"", ".", ".."}.isdisjoint(text[1:].removesuffix("/").split("/")) and text != "/":
         raise ValueError("a path such as /updates, without empty parts and parts that are . or ..")
@@ -196,7 +226,19 @@ def networks(text: str) -> tuple[Network, ...]:
 def _network(text: str) -> Network:
     if "%" in text:
         raise ValueError("a zone has no effect here; remove the % and what follows it")
-    network = ipaddress.ip_network(text)
+    if text in _EVERYWHERE:
+        raise ValueError("0.0.0.0/0 and ::/0 are all addresses")
+    if text.lower() == "localhost":
+        raise ValueError("write 127.0.0.0/8 and ::1")
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        address, _, _ = text.partition("/")
+        try:
+            whole = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError("not a network; write it as 10.0.0.0/8 or fd00::/8") from None
+        raise ValueError(f"write {whole}, or {address} for one address") from None
     if isinstance(network, ipaddress.IPv4Network):
         is_empty = network.subnet_of(_THIS_NETWORK) or network == _BROADCAST
     else:

@@ -42,6 +42,13 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (SIZE, "2kB", 2000),
     (SIZE, "2 KiB", 2048),
     (SIZE, "1G", 2**30),
+    (SIZE, "500Mi", 500 * 2**20),
+    (SIZE, "1GB", 10**9),
+    (SIZE, "1T", 2**40),
+    (SIZE, "1.5 GiB", 3 * 2**29),
+    (DURATION, "1 day", 86400.0),
+    (DURATION, "3 hours", 10800.0),
+    (DURATION, "0.5 min", 30.0),
     (SIZE, "1024 GiB", 2**40),
     (DURATION, "120", 120.0),
     (DURATION, "120s", 120.0),
@@ -132,10 +139,13 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((WHOLE, text, "a whole number from 1 to 65535") for text in ("", "0", "65536", "-1", "+1", "1.0", "1e3", "x")),
     *((WHOLE, text, "a whole number") for text in ("\u0661", "1\n", "9" * 13, "9" * 10_000)),
     *((values.limit(9), text, "a whole number from 1 to 9, or off") for text in ("", "0", "10", "none")),
-    *((SIZE, text, "a size from 1024 to") for text in ("", "1023", "1025 GiB", "4 TiB", "-4k", "1.5 MiB", "MiB")),
-    *((SIZE, text, "as in 4194304 or 4 MiB") for text in ("4 4", "9" * 16, "\u0664k")),
-    *((DURATION, text, "a time from 0.1 to 86400 seconds") for text in ("", "0", "99ms", "25h", "-1s", "1d", "nan")),
-    *((DURATION, text, "as in 120, 2m or 500ms") for text in ("inf", "1e3", ".5", "1.", "s")),
+    *(
+        (SIZE, text, "a size from 1 KiB to 1 TiB")
+        for text in ("", "1023", "1025 GiB", "4 TiB", "-4k", "1.5.1 M", "MiB")
+    ),
+    *((SIZE, text, "as in 4194304, 4 MiB or 4 MB") for text in ("4 4", "9" * 16, "\u0664k", "1 KKB", "1e6", "0.9 KiB")),
+    *((DURATION, text, "a time from 100 ms to 1 d,") for text in ("", "0", "99ms", "25h", "-1s", "2d", "nan")),
+    *((DURATION, text, "as in 120, 500ms, 2m, 3h or 7d") for text in ("inf", "1e3", ".5", "1.", "s", "1h30m")),
     *((values.boolean, text, "true or false") for text in ("", "2", "maybe")),
     *((LEVEL, text, "info or debug") for text in ("", "trace", "information")),
     *((values.name, text, "a name of 1 to 255 bytes") for text in ("", "x" * 256, "\u2603" * 86, "a\nb", "\x00")),
@@ -225,7 +235,7 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     ),
     (amqp_urls, "amqp://a/,amqp://b/?heartbeat=x", "heartbeat to be"),
     *(
-        (values.path, text, "a path of at most 1024 characters, such as /updates")
+        (values.path, text, "a path such as /updates: it begins with /, and has at most 1024 letters")
         for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9", "/" + "x" * 1024)
     ),
     *(
@@ -236,6 +246,10 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         (values.networks, text, "networks such as 10.0.0.0/8")
         for text in ("", ",", "10.0.0.1/8", "localhost", "10.0.0.0/33")
     ),
+    (values.networks, "10.0.0.5/8", "(10.0.0.5/8: write 10.0.0.0/8, or 10.0.0.5 for one address)"),
+    (values.networks, "*", "(*: 0.0.0.0/0 and ::/0 are all addresses)"),
+    (values.networks, "::1,localhost", "(localhost: write 127.0.0.0/8 and ::1)"),
+    (values.networks, "10.*", "(10.*: not a network; write it as 10.0.0.0/8 or fd00::/8)"),
     (values.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "write IPv4 networks in IPv4 form"),
     *(
         (values.networks, text, "no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
