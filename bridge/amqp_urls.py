@@ -3,16 +3,20 @@ use in the query, it ignores, or it retries for ever."""
 
 import base64
 import binascii
+import ipaddress
 import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, unquote_to_bytes, urlsplit
+
+from yarl import URL
 
 from bridge import values
 from bridge.certificates import load_pair
 from bridge.contract.text import printable
+from bridge.errors import shown_value
 
 OF_TLS = ("cadata", "cafile", "capath", "certfile", "keyfile")
 KNOWN = ("auth", "heartbeat", "name", "timeout", *OF_TLS)
@@ -24,6 +28,9 @@ UNSAFE = "no_verify_ssl"
 VIRTUAL_HOST_BYTES = 255
 """AMQP 0-9-1, short strings."""
 
+HOST_CHARACTERS = 253
+"""RFC 1035, section 2.3.4: 255 bytes, with a length before each label and the root at the end."""
+
 LONGEST_HEARTBEAT_S = 65_534
 """The library takes any longer one for none."""
 
@@ -31,7 +38,9 @@ LONGEST_HEARTBEAT_S = 65_534
 def amqp_urls(text: str) -> tuple[str, ...]:
     """One or more URLs. Raises ValueError, whose text says what was expected."""
     # A comma may also stand in a password: only one before a scheme separates.
-    urls = tuple(url.strip() for url in re.split(r",\s*(?=amqps?://)", text.rstrip(", "), flags=re.IGNORECASE))
+    *others, last = (url.strip() for url in re.split(r",\s*(?=amqps?://)", text, flags=re.IGNORECASE))
+    # At the end of a single URL, a comma is a part of its virtual host, say. After several, it separates an empty item.
+    urls = (*others, last.rstrip(", ") if others else last)
     for url in urls:
         try:
             parts = urlsplit(url)
@@ -45,8 +54,14 @@ def amqp_urls(text: str) -> tuple[str, ...]:
                 "user's name or the password are written as %2F %3F %23 %40 %5C"
             )
         _check_parts(url, parts)
+        _check_as_parsed_by_yarl(url, parts)
         _check_query(parts.scheme == "amqps", parse_qsl(parts.query, keep_blank_values=True))
     return urls
+
+
+def virtual_host(url: str) -> str:
+    """The virtual host that the URL's path names; `/` if the path names none."""
+    return unquote(urlsplit(url).path[1:]) or "/"
 
 
 def _check_parts(url: str, parts: SplitResult) -> None:
@@ -71,25 +86,64 @@ def _check_parts(url: str, parts: SplitResult) -> None:
         raise ValueError(f"a virtual host of at most {VIRTUAL_HOST_BYTES} bytes")
 
 
-def _is_host(host: str) -> bool:
-    if ":" in host:
-        return True  # an IPv6 address, or urlsplit would not have taken its brackets
-    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", host):
-        return False
-    if not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]):
-        return True
+def _check_as_parsed_by_yarl(url: str, parts: SplitResult) -> None:
+    """Raises ValueError if aiormq, which parses with yarl, connects elsewhere or as another user than the URL says.
+
+    The errors of yarl quote the password, so that they are dropped.
+    """
     try:
-        socket.inet_aton(host)
-    except OSError:
+        parsed = URL(url)
+        host = "" if parsed.host is None else _resolved(parsed.host)
+        login = parsed.user or "", parsed.password or "", parsed.port
+        # As in aiormq's Connection (7.2), which decodes %2F once more.
+        name = parsed.path[1:].replace("%2F", "/") or "/"
+    except ValueError:
+        raise ValueError(
+            "a URL that the AMQP library can parse; write characters other than ASCII as percent escapes of UTF-8"
+        ) from None
+    if host != _resolved(parts.hostname or ""):
+        raise ValueError("a host name or an address that the AMQP library does not change; write the name in ASCII")
+    if login != (unquote(parts.username or ""), unquote(parts.password or ""), parts.port):
+        raise ValueError(
+            "a user name and a password that the AMQP library does not change; write characters other than letters "
+            "and digits as percent escapes"
+        )
+    if name != virtual_host(url):
+        raise ValueError(
+            "a virtual host that the AMQP library does not change: it resolves . and .. between slashes, and reads "
+            "%252F as a slash; write each / inside the name as %2F, or rename the virtual host"
+        )
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host and not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", host):
         return False
-    return True
+    try:
+        name = _resolved(host)
+        if ":" not in host and re.fullmatch(r"[0-9]+|0x[0-9a-f]*", name.rpartition(".")[2]):
+            socket.inet_aton(name)
+    except (OSError, ValueError):
+        return False
+    return len(name.removesuffix(".")) <= HOST_CHARACTERS
+
+
+def _resolved(host: str) -> str:
+    """What the resolver looks up for a host. Raises ValueError for what it could never look up."""
+    if ":" in host:
+        return str(ipaddress.IPv6Address(unquote(host)))
+    name = host.encode("idna").decode()
+    # The library decodes such a name, and the resolver encodes it again.
+    name.encode().decode("idna")
+    return name
 
 
 def _check_query(over_tls: bool, pairs: list[tuple[str, str]]) -> None:
     query = dict(pairs)
     unknown = sorted(query.keys() - {*KNOWN, UNSAFE})
     if unknown:
-        raise ValueError(f"nothing behind the ? but {', '.join(KNOWN)}; {', '.join(unknown)} would be ignored")
+        raise ValueError(
+            f"nothing behind the ? but {', '.join(KNOWN)}; {printable(', '.join(unknown))} would be ignored"
+        )
     if any(name == UNSAFE and value != "0" for name, value in pairs):
         raise ValueError(
             f"a URL without {UNSAFE}: TLS verification can't be disabled; name the authority's certificate, "
@@ -105,7 +159,7 @@ def _check_query(over_tls: bool, pairs: list[tuple[str, str]]) -> None:
             try:
                 check(query[name])
             except ValueError as error:
-                raise ValueError(f"{name} to be {error}: {printable(query[name])}") from error
+                raise ValueError(f"{name} to be {error}: {shown_value(query[name])}") from error
     _check_pair(query)
     if query.get("auth", "").lower() == "external" and "certfile" not in query:
         raise ValueError("amqps:// with certfile and keyfile beside auth=external: the certificate names the user")

@@ -7,6 +7,11 @@ broker that is away in `broker`.
 import re
 from collections.abc import Sequence
 
+from bridge.contract.text import printable
+
+SHOWN_CHARACTERS = 80
+"""Of a value in an error: enough to recognize it."""
+
 
 class BridgeError(Exception):
     """Ends the program with `exit_code`; its text is for the person who started it."""
@@ -26,7 +31,17 @@ class ConfigurationError(BridgeError):
 
 def masked(text: str) -> str:
     """What an operator wrote, for an error: a URL may stand anywhere, with a password in which anything may be."""
-    return re.sub(r"\S*@", "***@", text)
+    return re.sub(r".*@", "***@", text, flags=re.DOTALL)
+
+
+def shown_value(text: str) -> str:
+    """A value that can't be used, for an error: quoted, masked, printable and short.
+
+    A value with a line break or a PEM header may be a private key, and is not shown.
+    """
+    if "-----BEGIN" in text or len(f"{text}.".splitlines()) > 1:
+        return "its value"
+    return repr(printable(masked(text), SHOWN_CHARACTERS))
 
 
 def masked_url(url: str) -> str:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import structlog
 
-from bridge.amqp_urls import amqp_urls
+from bridge.amqp_urls import amqp_urls, virtual_host
 from bridge.sources import content
 from bridge.text_files import NotPlainTextError
 
@@ -33,7 +33,7 @@ class Node:
     @property
     def virtual_host(self) -> str:
         """The virtual host that the URL's path names; `/` where it names none."""
-        return unquote(urlsplit(self.url).path[1:]) or "/"
+        return virtual_host(self.url)
 
 
 class RenewedNodes(Sequence[Node]):

@@ -1,4 +1,4 @@
-"""Certificates that the broker's URL names: what can't be used is said before the first connection."""
+"""The broker's URLs: what the libraries can't use, or would change, is an error before the first connection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from bridge.amqp_urls import amqp_urls
+from bridge.amqp_urls import amqp_urls, virtual_host
 from tests.support.certificates import certificate
 
 if TYPE_CHECKING:
@@ -77,3 +77,100 @@ def test_certificate_of_any_of_several_nodes_is_looked_at(pairs: Pairs) -> None:
 def test_folder_of_authorities_is_one_that_openssl_can_use(tmp_path: Path) -> None:
     (tmp_path / "9d66eef0.0").touch()
     assert amqp_urls(url(capath=tmp_path)) == (url(capath=tmp_path),)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "u:s3cret%40\u00b2@mq:1",
+        "pu\u0308s3cret%40x:p@mq",
+        "u:s3cret100%25\u00ba@mq",
+        "u:s3cret%2F\u2126@mq/v",
+    ],
+)
+def test_url_that_the_library_can_not_parse_is_refused_without_a_part_of_it(address: str) -> None:
+    with pytest.raises(ValueError, match="percent escapes") as raised:
+        amqp_urls(f"amqp://{address}/")
+    assert "s3cret" not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("a" * 64, f"mq.{'a' * 64}.example", "\u00fc" * 60, "xn--zz", "mq.xn--zz.example", ".".join(["a" * 50] * 6)),
+        # The library decodes this name to one with an eszett, which the resolver reads as another name.
+        *("xn--fa-hia.example", "[v1.a:b]", "10.0.0.\uff12\uff15\uff16"),
+    ],
+)
+def test_host_that_can_never_be_resolved_as_written_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="a host name or an address"):
+        amqp_urls(f"amqp://{host}/")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("a" * 63, ".".join(["a" * 50] * 4), "xn--bcher-kva.example", "b\u00fccher.example", "MQ.Example"),
+        *("[::0001]", "[fe80::1%25eth0]", "[fe80::1%eth0]", "[::ffff:10.0.0.1]"),
+    ],
+)
+def test_host_that_the_library_resolves_as_written_is_taken(host: str) -> None:
+    assert amqp_urls(f"amqp://{host}/") == (f"amqp://{host}/",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [".", "..", "a/../b", "a/./b", "a/..", "%2e", "%2E%2e/b", "v%252Fw", "%252F", "./v"],
+)
+def test_virtual_host_that_the_library_would_change_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="virtual host"):
+        amqp_urls(f"amqp://mq/{path}")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        *(("", "/"), ("/", "/"), ("/%2F", "/"), ("/v", "v"), ("/a%2Fb", "a/b"), ("/a%2F..%2Fb", "a/../b")),
+        *(
+            ("/a//b", "a//b"),
+            ("/100%25", "100%"),
+            ("/a%5Cb", "a\\b"),
+            ("/a+b", "a+b"),
+            ("/%C3%A4", "\xe4"),
+            ("/v,", "v,"),
+        ),
+        *(("/v%252fw", "v%2fw"), ("/v ,", "v ,")),
+    ],
+)
+def test_virtual_host_of_a_single_url_is_the_one_that_is_written(path: str, name: str) -> None:
+    text = f"amqp://mq{path}"
+    assert amqp_urls(text) == (text,)
+    assert virtual_host(text) == name
+
+
+@pytest.mark.parametrize("end", [",", ", ", " , ,"])
+def test_empty_item_after_several_urls_is_skipped(end: str) -> None:
+    assert amqp_urls(f"amqp://a/v, amqp://b/w{end}") == ("amqp://a/v", "amqp://b/w")
+
+
+def test_comma_after_a_single_url_belongs_to_its_last_part() -> None:
+    with pytest.raises(ValueError, match="a host name or an address"):
+        amqp_urls("amqp://mq,")
+    with pytest.raises(ValueError, match="heartbeat to be"):
+        amqp_urls("amqp://mq/?heartbeat=5,")
+
+
+@pytest.mark.parametrize("name", ["heartbeat", "cadata", "keyfile"])
+def test_private_key_in_an_option_is_not_shown(name: str) -> None:
+    with pytest.raises(ValueError, match=": its value$") as raised:
+        amqp_urls(f"amqps://mq/?{name}=-----BEGIN PRIVATE KEY-----%0Axyz")
+    assert "xyz" not in str(raised.value)
+
+
+def test_unknown_option_is_shown_in_printable_characters() -> None:
+    with pytest.raises(ValueError, match="would be ignored") as raised:
+        amqp_urls(f"amqp://mq/?%1b[2J{'x' * 5000}=1")
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
