@@ -85,19 +85,20 @@ class _Line(aiormq.connection.TransportFactory):
             context.verify_mode = ssl.CERT_REQUIRED
             context.check_hostname = True
             require_tls_1_2(context)
-        assert url.host is not None
-        assert url.port is not None
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
         if self._lane is not None:
             self._lane.begin()
         protocol = asyncio.StreamReaderProtocol(reader) if self._lane is None else _Reader(reader, self._lane)
         try:
+            assert url.host is not None
+            assert url.port is not None
             transport, _ = await loop.create_connection(lambda: protocol, url.host, url.port, ssl=context)
         except ssl.SSLError as error:
             raise aiormq.exceptions.AMQPConnectionError(tls.complaint(error)) from error
-        except OSError as error:
-            raise aiormq.exceptions.AMQPConnectionError(_unreachable(error, url.host)) from error
+        except (OSError, UnicodeError) as error:
+            # UnicodeError: a host name that IDNA can't encode.
+            raise aiormq.exceptions.AMQPConnectionError(_unreachable(error, url.raw_host or "")) from error
         self._transport = transport
         if self._lane is not None:
             self._lane.write = self._send
@@ -238,13 +239,13 @@ async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timin
 _FAILED_CALL = re.compile(r"\[Errno (\d+)\] Connect call failed")
 
 
-def without_addresses(error: OSError) -> str:
+def without_addresses(error: OSError | UnicodeError) -> str:
     """The system's words, which uvloop has; asyncio has its own, with an address, for each that a name stands for."""
     codes = dict.fromkeys(_FAILED_CALL.findall(str(error)))
     return "; ".join(os.strerror(int(code)) for code in codes) or sentence(error)
 
 
-def _unreachable(error: OSError, host: str) -> str:
+def _unreachable(error: OSError | UnicodeError, host: str) -> str:
     """Why no connection to the host can be had, and what to do if the host is not what it seems."""
     words = without_addresses(error)
     hint = container.localhost_hint(host, container.detected()) if os.strerror(errno.ECONNREFUSED) in words else None

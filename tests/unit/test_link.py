@@ -477,3 +477,12 @@ async def test_host_that_is_not_found_has_no_hint_of_containers(monkeypatch: pyt
         async with link.connected([Node("amqp://nothing.localhost.invalid/")], "a bridge"):
             raise AssertionError("there is none")
     assert "in a container" not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "xn--zz"])
+@pytest.mark.parametrize("scheme", ["amqp", "amqps"])
+async def test_host_that_can_not_be_encoded_is_a_connection_that_is_not_made(scheme: str, host: str) -> None:
+    with pytest.raises(ConnectionError, match=f"^{scheme}://guest:\\*\\*\\*@{host}:") as raised:
+        async with link.connected([Node(f"{scheme}://guest:s3cret@{host}:1/")], "a bridge"):
+            raise AssertionError("there is none")
+    assert "s3cret" not in str(raised.value)
