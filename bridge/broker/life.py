@@ -23,6 +23,10 @@ from bridge.timing import DEFAULT
 _log = logging.getLogger("bridge.broker")
 
 
+class UnexpectedError(Exception):
+    """Stands for an error in the log: with its type's name and its frames, without its text."""
+
+
 async def keep_alive(
     live: Callable[[], Awaitable[str]],
     status: Status,
@@ -55,8 +59,11 @@ async def keep_alive(
                 raise
             state, reason = State.LOST, sentence(error)
         except Exception as error:
-            _log.exception("a connection to the broker failed in an unexpected way")
-            state, reason = State.LOST, repr(error)
+            # The text of an error may hold the broker's URL, and so may those of its causes.
+            reason = type(error).__name__
+            textless = UnexpectedError(reason).with_traceback(error.__traceback__)
+            _log.error("a connection to the broker failed in an unexpected way", exc_info=textless)
+            state = State.LOST
         if stopping.is_set():
             break
         if time.monotonic() - began_s >= stable_s:

@@ -126,14 +126,21 @@ async def test_refusal_after_having_worked_or_with_wait_is_tried_again(*, works:
     assert NoBackoff.asked == 1
 
 
-async def test_unexpected_error_is_logged_in_full_and_the_next_life_begins(caplog: pytest.LogCaptureFixture) -> None:
-    lives = ScriptedLives(KeyError("frame"))
+async def test_unexpected_error_is_logged_with_its_frames_and_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = ValueError("netloc 'u:s3cret@mq' contains invalid characters")
+    error.__cause__ = KeyError("amqp://u:s3cret@mq/")
+    error.add_note("s3cret")
+    lives = ScriptedLives(error)
     await lives.run()
     assert lives.begun == 2
-    assert lives.lost == [(State.LOST, "KeyError('frame')")]
+    assert lives.lost == [(State.LOST, "ValueError")]
     [entry] = caplog.records
     assert entry.levelname == "ERROR"
-    assert entry.exc_info
+    assert "ValueError" in caplog.text
+    assert "in live" in caplog.text, "the frames are what a bug is found by"
+    assert "s3cret" not in caplog.text
 
 
 @pytest.mark.parametrize(("lasted_s", "resets"), [(DEFAULT.stable_s - 0.1, 0), (DEFAULT.stable_s, 1)])
