@@ -34,12 +34,14 @@ def masked(text: str) -> str:
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
 
-def shown_value(text: str) -> str:
-    """A value that can't be used, for an error: quoted, masked, printable and short.
+def may_be_key(text: str) -> bool:
+    """Whether a value may be a private key (PEM): it has a PEM header or a line break."""
+    return "-----BEGIN" in text or len(f"{text}.".splitlines()) > 1
 
-    A value with a line break or a PEM header may be a private key, and is not shown.
-    """
-    if "-----BEGIN" in text or len(f"{text}.".splitlines()) > 1:
+
+def shown_value(text: str) -> str:
+    """A value that can't be used, for an error: quoted, masked, printable and short; never a private key."""
+    if may_be_key(text):
         return "its value"
     return repr(printable(masked(text), SHOWN_CHARACTERS))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bridge import values
 from bridge.amqp_urls import amqp_urls
-from bridge.errors import ConfigurationError, masked
+from bridge.errors import ConfigurationError, shown_value
 from bridge.fanout.access import DEFAULT_NETWORKS
 from bridge.fanout.addresses import Network
 from bridge.fanout.paths import is_own
@@ -188,7 +188,7 @@ def load_with_sources(
         try:
             effective[name] = _parse(field, found[name].text)
         except ValueError as error:
-            shown = "its value" if field.metadata["secret"] else repr(masked(found[name].text))
+            shown = "its value" if field.metadata["secret"] else shown_value(found[name].text)
             problems.append(f"{PREFIX}{name.upper()} ({found[name].source}): {shown} won't do: expected {error}")
     if not problems:
         file = found["amqp_url"].file if "amqp_url" in found else None

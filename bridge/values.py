@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from bridge.errors import masked
+from bridge.contract.text import printable
+from bridge.errors import SHOWN_CHARACTERS, may_be_key
 from bridge.fanout.addresses import Network, canonical_listener
 from bridge.fanout.authority import canonical_host, canonical_origin
 
@@ -286,7 +287,11 @@ def _each(text: str, parse: Callable[[str], _Value], expected: str) -> Iterable[
         try:
             found[parse(item)] = None
         except ValueError as error:
-            raise ValueError(f"{expected} ({masked(item)}: {masked(str(error))})") from error
+            if "@" in text or may_be_key(text):
+                # An item, which the error may repeat, can be a part of a password with a comma in it, or of a key.
+                raise ValueError(f"{expected}, without @ and line breaks") from None
+            shown, reason = printable(item, SHOWN_CHARACTERS), printable(str(error), 2 * SHOWN_CHARACTERS)
+            raise ValueError(f"{expected} ({shown}: {reason})") from error
     return found
 
 

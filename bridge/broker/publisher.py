@@ -28,7 +28,7 @@ from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.broker.status import State, Status
 from bridge.contract import catalog
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
-from bridge.errors import BrokerRefusal
+from bridge.errors import BrokerRefusal, shown_value
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """What a bridge takes unless it is told otherwise."""
@@ -105,7 +105,7 @@ class Publisher:
         try:
             self._exchange = values.amqp_name(exchange)
         except ValueError as error:
-            raise ValueError(f"exchange: {exchange!r} won't do: expected {error}") from None
+            raise ValueError(f"exchange: {shown_value(exchange)} won't do: expected {error}") from None
         self._declare = declare
         self._timeout_s = timeout_s
         self._pipeline = Pipeline(catalog.load([catalog.PACKAGED, *((schemas,) if schemas else ())]), max_message_bytes)

@@ -164,7 +164,7 @@ def test_comma_after_a_single_url_belongs_to_its_last_part() -> None:
 
 @pytest.mark.parametrize("name", ["heartbeat", "cadata", "keyfile"])
 def test_private_key_in_an_option_is_not_shown(name: str) -> None:
-    with pytest.raises(ValueError, match=": its value$") as raised:
+    with pytest.raises(ValueError, match=": its value") as raised:
         amqp_urls(f"amqps://mq/?{name}=-----BEGIN PRIVATE KEY-----%0Axyz")
     assert "xyz" not in str(raised.value)
 

@@ -567,3 +567,95 @@ def test_history_that_a_higher_source_switches_off_makes_no_problem_of_the_lower
     assert sources.load({"history": "memory"}, stream).history == "memory"
     assert len(sources.problems({}, {"BRIDGE_HISTORY": "memory", "BRIDGE_HISTORY_STREAM": "s"})) == 1
     assert len(sources.problems({"history": "memory", "history_stream": "s"}, stream)) == 1
+
+
+# Secrets in the wrong place
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("Sup3rSecret", "BRIDGE_Sup3rSecret", "'Sup3rSecret'", "export Sup3rSecret"),
+        *("BRIDGE_AMQP_URL:amqp://user:Sup3rSecret@host/", "Sup3rSecret_FILE"),
+    ],
+)
+def test_line_of_dotenv_without_a_value_shows_only_names_of_settings(sources: Sources, line: str) -> None:
+    assert sources.problems(dotenv=f"{line}\n") == [
+        f"{sources.dotenv}, line 1: a name must be followed by = and a value"
+    ]
+
+
+def test_line_of_dotenv_with_the_file_variable_of_a_setting_alone_is_named(sources: Sources) -> None:
+    assert sources.problems(dotenv="BRIDGE_PORT_FILE\n") == [
+        f"{sources.dotenv}, line 1: BRIDGE_PORT_FILE must be followed by = and a value"
+    ]
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("BRIDGE_AMQP_URL:amqp://user:s3cret@host/?heartbeat", "BRIDGE_\x1b[2J", "BRIDGE_s3cret-word", "BRIDGE_\xe4"),
+        *("BRIDGE_", "BRIDGE_" + "x" * 1000, "BRIDGE_PORT:s3cret_FILE"),
+    ],
+)
+@pytest.mark.parametrize("dotenv", [False, True])
+def test_unknown_variable_that_may_hold_a_secret_is_not_shown(sources: Sources, variable: str, *, dotenv: bool) -> None:
+    [problem] = sources.problems(dotenv=f"{variable}=5") if dotenv else sources.problems(env={variable: "5"})
+    place = f"{sources.dotenv}" if dotenv else "environment"
+    assert problem.startswith(f"a name that begins with BRIDGE_ ({place}): there is no such setting; ")
+    assert "s3cret" not in problem
+    assert problem.isprintable()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("-----BEGIN PRIVATE KEY-----\nMC4Sup3rSecret\n-----END PRIVATE KEY-----\n", "MC4Sup3rSecret\nCg=="),
+        *("-----BEGIN PRIVATE KEY-----\\nMC4Sup3rSecret", "MC4Sup3rSecret\rCg==", "MC4Sup3rSecret\u2028Cg=="),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["TLS_KEY", "TLS_KEY_FILE", "PORT", "ALLOWED_NETWORKS", "HOST", "EXCHANGES", "SCHEMAS"]
+)
+def test_private_key_in_any_setting_is_not_shown(sources: Sources, name: str, key: str) -> None:
+    [problem] = sources.problems(env={f"BRIDGE_{name}": key})
+    assert problem.startswith(f"BRIDGE_{name} (environment): ")
+    assert "its value" in problem
+    assert "Sup3rSecret" not in problem
+
+
+@pytest.mark.parametrize("name", ["PORT", "ALLOWED_HOSTS", "HOST", "TLS_KEY_FILE", "SCHEMAS"])
+def test_value_in_an_error_is_short_and_printable(sources: Sources, name: str) -> None:
+    for text in ("/x" * 2000, "/\x1b[2J"):
+        [problem] = sources.problems(env={f"BRIDGE_{name}": text})
+        assert problem.isprintable()
+        assert len(problem) < 500
+
+
+@pytest.mark.parametrize("password", ["se,cret", "se cret", "se, cret", ",se,cret,"])
+@pytest.mark.parametrize("name", ["HOST", "ALLOWED_NETWORKS", "ALLOWED_HOSTS", "ALLOWED_ORIGINS", "EXCHANGES", "PORT"])
+def test_password_with_a_separator_in_it_is_not_shown(sources: Sources, name: str, password: str) -> None:
+    [problem] = sources.problems(env={f"BRIDGE_{name}": f"amqp://user:{password}@host"})
+    assert "user" not in problem.partition("expected")[0]
+    assert "se" not in problem.partition("***@host")[0].partition(": ")[2]
+    assert "cret" not in problem
+    assert "amqp://user" not in problem
+
+
+@pytest.mark.parametrize("line", ["BRIDGE_QUEUE=# none, exclusive", "export BRIDGE_QUEUE=#", "BRIDGE_QUEUE=#a # b"])
+def test_comment_in_place_of_a_value_of_dotenv_is_a_problem(sources: Sources, line: str) -> None:
+    assert sources.problems(dotenv=f"BRIDGE_PORT=1\n\n{line}\n") == [
+        f"{sources.dotenv}, line 3: the value begins with #; quote it, or put a space before the comment"
+    ]
+
+
+@pytest.mark.parametrize("line", ["BRIDGE_QUEUE='#a'", 'BRIDGE_QUEUE="#a"', "BRIDGE_QUEUE = '#a' # b"])
+def test_quoted_value_of_dotenv_may_begin_with_a_number_sign(sources: Sources, line: str) -> None:
+    assert sources.load(dotenv=line).queue == "#a"
+
+
+@pytest.mark.parametrize(
+    "line", ["BRIDGE_QUEUE= # none", "BRIDGE_QUEUE=\t# none", "OTHER=# none", "BRIDGE_QUEUE=''# none"]
+)
+def test_comment_after_an_empty_value_and_values_of_others_are_fine(sources: Sources, line: str) -> None:
+    assert sources.load(dotenv=line).queue is None

@@ -158,7 +158,8 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((values.hosts, text, "that is BRIDGE_PORT") for text in ("a:3000", "[::1]:3000", "127.0.0.1:0")),
     *((values.hosts, text, "use 0.0.0.0 for all IPv4 addresses") for text in ("*", "a,*", "*:3000", "*.example.org")),
     *((values.hosts, text, "four decimal numbers") for text in ("127.1", "0", "0x7f000001", "010.0.0.1")),
-    *((values.hosts, text, "not a host name") for text in ("a b", "a..b", ":::", "[a]", "a_%b", "localhost..", "x@y")),
+    *((values.hosts, text, "not a host name") for text in ("a b", "a..b", ":::", "[a]", "a_%b", "localhost..")),
+    *((values.hosts, text, ", without @ and line breaks") for text in ("x@y", "::1,x@y")),
     *(
         (values.hosts, text, "multicast or broadcast address")
         for text in ("224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:224.0.0.1")
