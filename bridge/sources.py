@@ -13,11 +13,14 @@ from pathlib import Path
 
 from dotenv.parser import Binding, parse_stream
 
-from bridge.errors import masked
+from bridge.errors import shown_value
 from bridge.kubernetes import is_service_variable
 from bridge.text_files import NotPlainTextError, read_marked, read_plain
 
 PREFIX = "BRIDGE_"
+
+_NAME = re.compile(rf"{PREFIX}[A-Za-z0-9_]{{1,64}}")
+"""A name that errors may show. With other characters, it may be a value with a password."""
 
 
 class Layer(IntEnum):
@@ -56,7 +59,7 @@ def find(
     problems: list[str] = []
     # Kubernetes injects into the environment alone: in a file, the same line is somebody's mistake.
     own = [(name, text) for name, text in environment.items() if not is_service_variable(name, text)]
-    found = _variables(known, _lines(dotenv, must_exist, problems), str(dotenv), Layer.DOTENV, problems)
+    found = _variables(known, _lines(known, dotenv, must_exist, problems), str(dotenv), Layer.DOTENV, problems)
     found |= _variables(known, own, "environment", Layer.ENVIRONMENT, problems)
     found |= {name: Found(text, f"--{name.replace('_', '-')}", Layer.FLAG) for name, text in flags.items()}
     return found, problems
@@ -74,7 +77,8 @@ def _variables(
         in_file = name not in known and name.removesuffix("_file") in known
         name = name.removesuffix("_file") if in_file else name
         if name not in known:
-            problems.append(f"{variable} ({source}): there is no such setting{_suggestion(variable, known)}")
+            shown = variable if _NAME.fullmatch(variable) else f"a name that begins with {PREFIX}"
+            problems.append(f"{shown} ({source}): there is no such setting{_suggestion(variable, known)}")
         elif name in found:
             first = found[name].file is not None
             names = dict.fromkeys((f"{PREFIX}{name.upper()}{'_FILE' * first}", variable))
@@ -84,7 +88,7 @@ def _variables(
                 found[name] = Found(content(Path(text)), f"{variable} in the {source}", layer, Path(text))
             except (OSError, NotPlainTextError) as error:
                 # The content may have been put where its file's name belongs.
-                shown = "the file that it names" if known[name] else repr(masked(text))
+                shown = "the file that it names" if known[name] else shown_value(text)
                 reason = error.strerror if isinstance(error, OSError) else error
                 problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
         else:
@@ -104,7 +108,7 @@ def content(file: Path) -> str:
     return read_plain(file).rstrip("\r\n")
 
 
-def _lines(file: Path, must_exist: bool, problems: list[str]) -> list[tuple[str, str]]:
+def _lines(known: Mapping[str, bool], file: Path, must_exist: bool, problems: list[str]) -> list[tuple[str, str]]:
     """The names and values of a `.env` file, in their order. No `$` in a value is replaced, whatever the quotes."""
     try:
         text = read_marked(file)
@@ -113,7 +117,7 @@ def _lines(file: Path, must_exist: bool, problems: list[str]) -> list[tuple[str,
             problems.append(f"{file}: can't be read: {error.strerror if isinstance(error, OSError) else error}")
         return []
     bindings = list(parse_stream(io.StringIO(text, newline="")))
-    unclear = [problem for binding in bindings if (problem := _unclear(binding)) is not None]
+    unclear = [problem for binding in bindings if (problem := _unclear(binding, known)) is not None]
     problems += [f"{file}, {problem}" for problem in unclear]
     # Without these lines, a setting would become its default in silence.
     return [] if unclear else [(binding.key, binding.value or "") for binding in bindings if binding.key is not None]
@@ -124,7 +128,7 @@ _NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
-def _unclear(binding: Binding) -> str | None:
+def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
     """What is wrong with a line of a `.env` file, if anything is. The value is never shown: it may be a password."""
     whole = binding.original.string
     text = whole.strip()
@@ -136,7 +140,11 @@ def _unclear(binding: Binding) -> str | None:
     if key is None:
         return None
     if value is None:
-        return f"{line}: {key if re.fullmatch(r'[A-Za-z0-9_]+', key) else 'a name'} must be followed by = and a value"
+        name = key.removeprefix(PREFIX).lower()
+        is_setting = _NAME.fullmatch(key) is not None and (name in known or name.removesuffix("_file") in known)
+        return f"{line}: {key if is_setting else 'a name'} must be followed by = and a value"
+    if key.startswith(PREFIX) and text.partition("=")[2].startswith("#"):
+        return f"{line}: the value begins with #; quote it, or put a space before the comment"
     if _NEWLINE.search(text) and (key.startswith(PREFIX) or PREFIX in value):
         # A quote that is not closed takes the next settings, up to their first quote, for a part of its value.
         return f"{line}: the value goes on in the next line; close its quotes"
