@@ -35,6 +35,9 @@ LONGEST_HEARTBEAT_S = 65_534
 """The library takes any longer one for none."""
 
 
+_PLACEHOLDER = re.compile(r"<[^<>]*>|\$\{")
+
+
 def amqp_urls(text: str) -> tuple[str, ...]:
     """One or more URLs. Raises ValueError, whose text says what was expected."""
     # A comma may also stand in a password: only one before a scheme separates.
@@ -42,13 +45,24 @@ def amqp_urls(text: str) -> tuple[str, ...]:
     # At the end of a single URL, a comma is a part of its virtual host, say. After several, it separates an empty item.
     urls = (*others, last.rstrip(", ") if others else last)
     for url in urls:
+        if _PLACEHOLDER.search(url):
+            raise ValueError(
+                "a URL without placeholders such as <user> or ${PASSWORD}; write < > $ in a password as %3C %3E %24"
+            )
         try:
             parts = urlsplit(url)
             usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
         # Behind the host, an @ is the end of a password that has a / ? or # in it: the host would be a piece of that.
-        if not usable or "@" in parts.path + parts.query + parts.fragment or "\\" in parts.netloc:
+        if usable and "," in parts.path:
+            raise ValueError("amqp:// or amqps:// before each of several URLs; write a comma in a virtual host as %2C")
+        if (
+            not usable
+            or parts.path.startswith("//")
+            or "@" in parts.path + parts.query + parts.fragment
+            or "\\" in parts.netloc
+        ):
             raise ValueError(
                 "amqp://user:password@host:port/vhost or amqps://..., several separated by commas; / ? # @ \\ in the "
                 "user's name or the password are written as %2F %3F %23 %40 %5C"

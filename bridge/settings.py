@@ -6,6 +6,7 @@ a misspelled setting must not become a default in silence.
 """
 
 import dataclasses
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -162,6 +163,8 @@ class Settings:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.metadata}
 
+_QUOTED = re.compile(r"(?P<quote>[\"']).*(?P=quote)", re.DOTALL)
+
 _SECRETS = {name: bool(field.metadata["secret"]) for name, field in FIELDS.items()}
 
 
@@ -213,6 +216,9 @@ def _parse(field: "dataclasses.Field[Any]", text: str) -> Any:
     text = text.strip()
     if not text and field.metadata["default"] is None:
         return None
+    if _QUOTED.fullmatch(text):
+        # `docker run --env-file` keeps quotes, and a secret value is not shown.
+        raise ValueError("a value without quotes around it")
     return field.metadata["parse"](text)
 
 
@@ -229,7 +235,7 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
     if settings.ping_interval >= settings.idle_timeout:
         problems.append(
             f"BRIDGE_PING_INTERVAL: {settings.ping_interval:g} s is not below BRIDGE_IDLE_TIMEOUT "
-            f"({settings.idle_timeout:g} s): clients that only listen would be closed"
+            f"({settings.idle_timeout:g} s): clients that only listen would be closed; set BRIDGE_PING_INTERVAL lower"
         )
     if settings.reject_exchange is not None and settings.reject_exchange in (settings.queue, *settings.exchanges):
         problems.append(

@@ -72,6 +72,9 @@ def _variables(
     found: dict[str, Found] = {}
     for variable, text in variables:
         if not variable.startswith(PREFIX):
+            meant = _canonical(variable)
+            if meant.removeprefix(PREFIX).lower().removesuffix("_file") in known and meant.startswith(PREFIX):
+                problems.append(f"{variable} ({source}): the setting is written {meant}")
             continue
         name = variable.removeprefix(PREFIX).lower()
         in_file = name not in known and name.removesuffix("_file") in known
@@ -83,9 +86,12 @@ def _variables(
             first = found[name].file is not None
             names = dict.fromkeys((f"{PREFIX}{name.upper()}{'_FILE' * first}", variable))
             problems.append(f"{' and '.join(names)} ({source}): the setting is set twice; set it once")
+        elif in_file and not text.strip():
+            problems.append(f"{variable} ({source}): it names no file")
         elif in_file:
+            place = f"the {source}" if layer is Layer.ENVIRONMENT else source
             try:
-                found[name] = Found(content(Path(text)), f"{variable} in the {source}", layer, Path(text))
+                found[name] = Found(content(Path(text)), f"{variable} in {place}", layer, Path(text))
             except (OSError, NotPlainTextError) as error:
                 # The content may have been put where its file's name belongs.
                 shown = "the file that it names" if known[name] else shown_value(text)
@@ -97,10 +103,20 @@ def _variables(
 
 
 def _suggestion(variable: str, known: Iterable[str]) -> str:
-    names = [PREFIX + name.upper() for name in known]
+    wrong = variable.removeprefix(PREFIX).lower()
+    if wrong == "env_file":
+        return "; the flag --env-file names a file of settings"
+    if wrong.startswith("amqp_"):
+        return f"; did you mean {PREFIX}AMQP_URL?"
+    names = list(known)
     # What was cut short is no close match, where another name is as short.
-    close = [name for name in names if name.startswith(variable)] or difflib.get_close_matches(variable, names)
-    return f"; did you mean {close[0]}?" if close else "; `edk-bridge serve --help` lists them all"
+    close = [name for name in names if wrong and name.startswith(wrong)] or difflib.get_close_matches(wrong, names)
+    return f"; did you mean {PREFIX}{close[0].upper()}?" if close else "; `edk-bridge serve --help` lists them all"
+
+
+def _canonical(variable: str) -> str:
+    """The name in the form of settings: `bridge-port` becomes `BRIDGE_PORT`."""
+    return re.sub(r"[-.]", "_", variable).upper()
 
 
 def content(file: Path) -> str:
@@ -136,7 +152,8 @@ def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
     line = f"line {binding.original.line + len(_NEWLINE.findall(whole[: whole.find(text)]))}"
     key, value = binding.key, binding.value
     if binding.error:
-        return f"{line}: it can't be read as NAME=value"
+        hint = "; a quote is not closed, or text follows the closing quote" if "=" in text else ""
+        return f"{line}: it can't be read as NAME=value{hint}"
     if key is None:
         return None
     if value is None:

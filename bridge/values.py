@@ -50,6 +50,9 @@ _UNSPECIFIED = ipaddress.IPv6Network("::/128")
 
 _BROADCAST = ipaddress.IPv4Network("255.255.255.255/32")
 
+_NOTHING = frozenset({"off", "on", "none", "null", "false", "true", "no", "yes"})
+"""Words for a switch, which would become the name of an exchange or a queue."""
+
 NAME_BYTES = 255
 """Of a name that the broker shows (AMQP 0-9-1, short strings)."""
 
@@ -169,13 +172,23 @@ def made_name(text: str) -> str:
 
 def queue_name(text: str) -> str:
     """The name of a queue that exists or that the bridge declares."""
+    if text.lower() in _NOTHING:
+        raise ValueError("the name of a queue; leave it empty for no queue")
     # A durable queue may have been named by RabbitMQ itself.
     return amqp_name(text) if text.startswith("amq.gen-") else made_name(text)
 
 
 def unless_off(parse: Callable[[str], str]) -> Callable[[str], str | None]:
     """The same, or None for `off`."""
-    return lambda text: None if text.lower() == "off" else parse(text)
+
+    def parse_name(text: str) -> str | None:
+        if text.lower() == "off":
+            return None
+        if text.lower() in _NOTHING:
+            raise ValueError("a name, or off")
+        return parse(text)
+
+    return parse_name
 
 
 def hosts(text: str) -> tuple[str, ...]:

@@ -24,9 +24,21 @@ METAVARS = {"amqp_url": "URL", "max_message_bytes": "SIZE", "schemas": "FOLDER"}
 
 DOTENV = Path(".env")
 
+
+def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str | None:
+    """The file that the option names. A second one would hide the first."""
+    if len(names) > 1:
+        raise click.BadParameter("give one file")
+    if names and not names[0]:
+        raise click.BadParameter("it names no file")
+    return names[0] if names else None
+
+
 ENV_FILE: click.Parameter = click.Option(
     ["--env-file"],
     metavar="FILE",
+    multiple=True,
+    callback=_one_file,
     help="a file of settings, a line NAME=value for each, in place of .env in the working directory",
 )
 """Of every command that takes settings; `setting_options` has it already."""

@@ -140,6 +140,12 @@ def test_env_file_is_read_in_place_of_dotenv(runs: Runs, tmp_path: Path) -> None
     assert (settings.port, settings.queue) == (2, None)
 
 
+@pytest.mark.parametrize(("names", "words"), [(["a", "b"], "give one file"), ([""], "it names no file")])
+def test_env_file_is_one_file(names: list[str], words: str) -> None:
+    result = invoke("config", *(f"--env-file={name}" for name in names))
+    assert (result.exit_code, words in result.stderr) == (2, True)
+
+
 SETTING_COMMANDS = (
     ["serve"],
     ["config"],
@@ -156,7 +162,7 @@ SETTING_COMMANDS = (
     ("name", "problem"),
     [
         ("missing", "missing: can't be read: No such file or directory"),
-        ("", ".: can't be read: Is a directory"),
+        (".", ".: can't be read: Is a directory"),
         (
             "other",
             "BRIDGE_PORTS (other): there is no such setting; did you mean BRIDGE_PORT?",

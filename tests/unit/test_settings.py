@@ -151,13 +151,54 @@ def test_dotenv_may_have_quotes_comments_and_exports(sources: Sources) -> None:
     assert (settings.port, settings.path) == (3001, "/kills")
 
 
-@pytest.mark.parametrize("line", ["BRIDGE_AMQP_URL amqp://u:secret@mq/", 'BRIDGE_AMQP_URL="amqp://u:secret@mq/'])
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("BRIDGE_AMQP_URL amqp://u:secret@mq/", ""),
+        ('BRIDGE_AMQP_URL="amqp://u:secret@mq/', "; a quote is not closed, or text follows the closing quote"),
+        ("BRIDGE_QUEUE='a' b", "; a quote is not closed, or text follows the closing quote"),
+    ],
+)
 def test_line_of_dotenv_that_is_unclear_is_a_problem_and_no_default(
-    sources: Sources, line: str, caplog: pytest.LogCaptureFixture
+    sources: Sources, line: str, hint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     [problem] = sources.problems(dotenv=f"BRIDGE_PORT=1\n{line}\n")
-    assert problem == f"{sources.dotenv}, line 2: it can't be read as NAME=value"
+    assert problem == f"{sources.dotenv}, line 2: it can't be read as NAME=value{hint}"
     assert caplog.text == "", "once is enough"
+
+
+@pytest.mark.parametrize("name", ["bridge_port", "Bridge_Port", "BRIDGE-PORT", "bridge.port", "bridge_port_file"])
+def test_name_in_another_form_is_a_problem(sources: Sources, name: str) -> None:
+    meant = name.upper().replace("-", "_").replace(".", "_")
+    assert sources.problems(env={name: "1"}) == [f"{name} (environment): the setting is written {meant}"]
+
+
+@pytest.mark.parametrize("name", ["bridge", "bridge_", "bridge_name", "my_bridge_port", "PORT"])
+def test_name_of_something_else_is_none(sources: Sources, name: str) -> None:
+    assert sources.load(env={name: "1"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("BRIDGE_AMQP_HOST", "did you mean BRIDGE_AMQP_URL?"),
+        ("BRIDGE_ENV_FILE", "the flag --env-file names a file of settings"),
+        ("BRIDGE_X", "`edk-bridge serve --help` lists them all"),
+        ("BRIDGE_PROT", "did you mean BRIDGE_PORT?"),
+    ],
+)
+def test_unknown_name_has_the_hint_of_its_own_part(sources: Sources, name: str, hint: str) -> None:
+    assert sources.problems(env={name: "x"}) == [f"{name} (environment): there is no such setting; {hint}"]
+
+
+def test_file_variable_without_a_file_is_a_problem(sources: Sources) -> None:
+    assert sources.problems(env={"BRIDGE_PORT_FILE": " "}) == ["BRIDGE_PORT_FILE (environment): it names no file"]
+
+
+@pytest.mark.parametrize("text", ['"amqp://u:secret@mq/"', "'amqp://u:secret@mq/' "])
+def test_value_within_quotes_is_a_problem_where_nothing_removes_them(sources: Sources, text: str) -> None:
+    [problem] = sources.problems(env={"BRIDGE_AMQP_URL": text})
+    assert problem.endswith("its value won't do: expected a value without quotes around it")
 
 
 def test_dotenv_that_is_a_folder_counts_for_nothing(sources: Sources) -> None:

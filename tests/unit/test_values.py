@@ -150,6 +150,14 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((LEVEL, text, "info or debug") for text in ("", "trace", "information")),
     *((values.name, text, "a name of 1 to 255 bytes") for text in ("", "x" * 256, "\u2603" * 86, "a\nb", "\x00")),
     *((values.amqp_name, text, "a name of 1 to 127") for text in ("", "x" * 128, "\u2603", "a\n", "a=b", "a*")),
+    *((MAYBE, text, "a name, or off") for text in ("none", "False", "no", "null")),
+    *((values.queue_name, text, "leave it empty for no queue") for text in ("off", "None", "true")),
+    *(
+        (amqp_urls, text, "a URL without placeholders")
+        for text in ("amqp://<user>:<password>@mq/", "amqp://u:${PW}@mq/", "amqp://u:p@<host>/")
+    ),
+    *((amqp_urls, f"amqp://u:p@mq/{end}", "before each of several URLs") for end in (",mq2", "v,")),
+    (amqp_urls, "amqp://u:p@https://mq/", "amqp://user:password@host:port/vhost"),
     *((MAYBE, text, "a name of 1 to 127") for text in ("", "a\tb")),
     *((values.queue_name, text, "a name that does not begin with amq.") for text in ("amq.x", "amq.gen", "amq.topic")),
     *((MAYBE, text, "a name that does not begin with amq.") for text in ("amq.x", "amq.", "amq.fanout", "amq.gen-x")),
