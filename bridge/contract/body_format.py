@@ -61,6 +61,17 @@ def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
     return NotJson(_at(text, at, error.msg), "is not JSON: ", place, error.lineno, error.colno)
 
 
+def is_json(body: bytes) -> bool:
+    """Whether a body is JSON; of one that is larger than `PARSED_BYTES`, whether it begins as an event does."""
+    if len(body) > PARSED_BYTES:
+        return body[:HEAD_BYTES].lstrip()[:1] in (b"{", b"[")
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
 def _looks_like(name: str, advice: str = PLAIN) -> str:
     return f"looks like {name}: {advice}"
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import orjson
 
 from bridge.contract import forms
-from bridge.contract.body_format import diagnose
+from bridge.contract.body_format import PLAIN, diagnose, is_json
 from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, Violation, is_reserved
 from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
@@ -165,10 +165,7 @@ class Pipeline:
         """Decodes the body, takes it out of its envelope, and finds out what it is."""
         encoding = event.content_encoding
         if encoding is not None and encoding not in PLAIN_ENCODINGS and encoding.strip().lower() not in PLAIN_ENCODINGS:
-            return Rejected(
-                Reason.UNSUPPORTED_ENCODING,
-                f"publish plain JSON in UTF-8: content_encoding is {printable(encoding, 40)!r}",
-            )
+            return Rejected(Reason.UNSUPPORTED_ENCODING, _encoding_words(encoding, event.body))
         body, type_property = event.body, event.type
         if len(body) > self._max_message_bytes:
             return Rejected(
@@ -262,7 +259,22 @@ class Pipeline:
             return (
                 f"the type {printable(name, 80)!r} is reserved for messages of the bridge itself; known types: {known}"
             )
-        return f"there is no schema for the type {printable(name, 80)!r}; known types: {known}"
+        hint = f"; {_MEDIA_TYPE_HINT}" if name.strip().lower().startswith(_MEDIA_TYPES) else ""
+        return f"there is no schema for the type {printable(name, 80)!r}{hint}; known types: {known}"
+
+
+def _encoding_words(encoding: str, body: bytes) -> str:
+    words = f"content_encoding is {printable(encoding, 40)!r}"
+    if is_json(body):
+        words = f"leave content_encoding out: the body is plain JSON already, but {words}"
+    else:
+        words = f"{PLAIN}: {words}"
+    return f"{words}; {_MEDIA_TYPE_HINT}" if "/" in encoding else words
+
+
+_MEDIA_TYPE_HINT = "a media type belongs in content_type"
+_MEDIA_TYPES = ("application/", "text/", "multipart/", "message/", "image/", "audio/", "video/", "model/")
+"""What media types begin with. An unknown update type may have a slash for other reasons."""
 
 
 def _is_valid(reading: _Reading) -> bool:

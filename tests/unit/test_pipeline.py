@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.contract import catalog
+from bridge.contract.body_format import PARSED_BYTES
 from bridge.contract.envelope import ending, wrap
 from bridge.contract.pipeline import MOST_PROBLEMS, Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
@@ -32,7 +33,8 @@ SPECIFIED = b"""{"type":"killmail","timestamp":1697962000000,"data":{"killmailId
        "victimId":2112625428,"victimCorporationId":98765432,"victimAllianceId":99999999,"systemId":30000142,
        "shipTypeId":587,"attackerCount":15}}"""
 MAX_BYTES = 20_000
-KILLMAILS = Pipeline(catalog.load([catalog.PACKAGED]), MAX_BYTES)
+KILLMAILS_CATALOG = catalog.load([catalog.PACKAGED])
+KILLMAILS = Pipeline(KILLMAILS_CATALOG, MAX_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +182,49 @@ def test_body_of_one_byte_more_is_too_large(anything: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "utf-16", "base64", "gzip, binary", "gzip\x00" * 1000])
-def test_other_encoding_is_unsupported(encoding: str) -> None:
-    outcome = rejected(EXAMPLE, encoding=encoding)
+@pytest.mark.parametrize("body", [gzip.compress(GOLDEN), GOLDEN.decode().encode("utf-16"), b"H4sIAAAA", b"", b"\xff"])
+def test_other_encoding_of_what_is_no_json_is_unsupported(encoding: str, body: bytes) -> None:
+    outcome = rejected(body, encoding=encoding)
     assert outcome.reason is Reason.UNSUPPORTED_ENCODING
-    assert outcome.detail.startswith("publish plain JSON in UTF-8: ")
-    assert f"content_encoding is '{encoding[:4]}" in outcome.detail
+    assert outcome.detail.startswith(f"publish plain JSON in UTF-8: content_encoding is '{encoding[:4]}")
     assert len(outcome.detail) < 500
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "json", "utf-16", "gzip\x00" * 1000])
+@pytest.mark.parametrize("body", [GOLDEN, b" \n[1]", b"{}", b'{"a":"' + b"x" * 65 * 1024], ids=lambda body: body[:9])
+def test_encoding_of_a_body_that_is_plain_json_is_to_be_left_out(encoding: str, body: bytes) -> None:
+    outcome = rejected(body, encoding=encoding, pipeline=Pipeline(KILLMAILS_CATALOG, 2**20))
+    assert outcome.reason is Reason.UNSUPPORTED_ENCODING
+    expected = f"leave content_encoding out: the body is plain JSON already, but content_encoding is '{encoding[:4]}"
+    assert outcome.detail.startswith(expected)
+    assert len(outcome.detail) < 500
+
+
+def test_only_the_beginning_of_a_large_body_says_whether_it_is_plain_json() -> None:
+    for size, words in ((PARSED_BYTES, "publish plain JSON"), (PARSED_BYTES + 1, "leave content_encoding out")):
+        outcome = rejected(b"{".ljust(size, b"x"), encoding="gzip", pipeline=Pipeline(KILLMAILS_CATALOG, 2**20))
+        assert outcome.detail.startswith(words)
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "text/plain; charset=utf-8", "Application/JSON"])
+@pytest.mark.parametrize("body", [GOLDEN, b"\x1f\x8b"], ids=["JSON", "gzip"])
+def test_media_type_as_the_encoding_is_said_to_belong_in_content_type(media_type: str, body: bytes) -> None:
+    outcome = rejected(body, encoding=media_type)
+    assert outcome.detail.endswith(f"content_encoding is '{media_type}'; a media type belongs in content_type")
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "text/json", " Application/JSON; charset=utf-8"])
+def test_media_type_as_the_type_is_said_to_belong_in_content_type(media_type: str) -> None:
+    outcome = rejected(EXAMPLE, kind=media_type)
+    assert outcome.reason is Reason.UNKNOWN_TYPE
+    assert outcome.detail.startswith(
+        f"there is no schema for the type '{media_type}'; a media type belongs in content_type; known types: "
+    )
+
+
+@pytest.mark.parametrize("kind", ["killmail/new", "json", "application", "applications/json"])
+def test_type_that_is_no_media_type_gets_no_word_of_content_type(kind: str) -> None:
+    assert "content_type" not in rejected(EXAMPLE, kind=kind).detail
 
 
 @pytest.mark.parametrize(
