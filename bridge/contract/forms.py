@@ -19,6 +19,12 @@ ESI, REDISQ, R2Z2 = "esi-killmail", "redisq-package", "r2z2-document"
 _MARKS = frozenset({"esi", "sequence_id", "killID", "killmail"})
 """Each says of a document that it is one of R2Z2 or RedisQ, though it has no killmail."""
 
+_REFERENCE = frozenset({"killmail_hash", "hash", "zkb"})
+"""What stands beside `killmail_id` in the lists of ESI and zKillboard, which refer to killmails and have none."""
+
+_PARTS = frozenset({"victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"})
+"""With one of these, a document is a killmail, though an incomplete or misspelled one."""
+
 _NOTHING: tuple[object, ...] = (None, [], {})
 
 _VICTIM = {"victimId": "character_id", "victimCorporationId": "corporation_id", "victimAllianceId": "alliance_id"}
@@ -40,7 +46,7 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """What a source sends when it has no killmail to give: nothing is wrong with it, and there is nothing to send."""
+    """What a source sends instead of a killmail: nothing is wrong with it, and there is nothing to send."""
 
     form: str
     pointer: str
@@ -61,6 +67,10 @@ def recognise(data: Mapping[str, Any]) -> Foreign | Placeholder | None:
     if not _MARKS.isdisjoint(data):
         return _without_killmail(data, "")
     if "killmail_id" in data:
+        if not _REFERENCE.isdisjoint(data) and _PARTS.isdisjoint(data):
+            return Placeholder(
+                ESI, "", "a reference to a killmail, without the killmail: fetch it from ESI, and publish that"
+            )
         # Incomplete: its schema says what is missing.
         return Foreign(ESI, data, "", None)
     return None

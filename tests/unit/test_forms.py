@@ -30,6 +30,7 @@ CONVERTED = {
     "killmailTime": "2024-10-22T10:14:51Z",
 }
 REDISQ_SCHEMA, R2Z2_SCHEMA = "urn:edk-bridge:schema:redisq-package", "urn:edk-bridge:schema:r2z2-document"
+ESI_SCHEMA = "urn:edk-bridge:schema:esi-killmail"
 VICTIM = [("victimId", "character_id"), ("victimCorporationId", "corporation_id"), ("victimAllianceId", "alliance_id")]
 
 
@@ -427,6 +428,14 @@ WITHOUT: list[tuple[dict[str, Any], str, str]] = [
     ({"sequence_id": None, "killID": 1}, "/esi", R2Z2_SCHEMA),
     ({"esi": None, "killmail": [], "killID": 1}, "/esi", R2Z2_SCHEMA),
 ]
+REFERENCES: list[dict[str, Any]] = [
+    {"killmail_id": 5, "killmail_hash": "abc"},
+    {"killmail_id": 5, "hash": "abc"},
+    {"killmail_id": 5, "killmail_time": "2024-10-22T10:30:00Z", "killmail_hash": None, "source": "mine"},
+    {"killmail_id": 1, "zkb": {"hash": "abc", "totalValue": 1.5}},
+    {"killmail_id": 1, "zkb": None},
+]
+"""What lists of killmails have instead of the killmails."""
 
 
 @pytest.mark.parametrize(("around", "prefix"), [(lambda data: data, ""), (wrapped, "/data")], ids=["bare", "wrapped"])
@@ -438,6 +447,8 @@ WITHOUT: list[tuple[dict[str, Any], str, str]] = [
         *WITHOUT,
         ({"killmail": None}, "/killmail", REDISQ_SCHEMA),
         ({"esi": None}, "/esi", R2Z2_SCHEMA),
+        *((reference, "", ESI_SCHEMA) for reference in REFERENCES),
+        *((packaged(reference), "/package/killmail", REDISQ_SCHEMA) for reference in REFERENCES),
         *((packaged(data), f"/package{pointer}", schema) for data, pointer, schema in WITHOUT),
         (packaged({"killmail_id": 1}), "/package/killmail", REDISQ_SCHEMA),
         (packaged({"more": 1}), "/package/killmail", REDISQ_SCHEMA),
@@ -463,11 +474,24 @@ def test_placeholder_is_rejected_as_one_and_points_to_where_the_killmail_should_
         (packaged(None), "an empty RedisQ package: "),
         (packaged({"killID": 1, "zkb": {}}), "a RedisQ package without its killmail: "),
         ({"killID": 1, "killmail": None}, "a RedisQ package without its killmail: "),
+        *(
+            (reference, "a reference to a killmail, without the killmail: fetch it from ESI, and publish that")
+            for reference in REFERENCES
+        ),
         (dict.fromkeys(r2z2(ESI)), "an R2Z2 document without its killmail: esi is empty or missing"),
     ],
 )
 def test_placeholder_is_rejected_with_a_sentence_that_names_what_is_missing(placeholder: object, words: str) -> None:
     assert rejected(placeholder).detail.startswith(words)
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=str)
+@pytest.mark.parametrize(
+    "member", ["victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"]
+)
+def test_reference_with_a_part_of_a_killmail_is_an_incomplete_killmail(reference: dict[str, Any], member: str) -> None:
+    outcome = rejected({**reference, member: 1})
+    assert (outcome.reason, outcome.schema) == (Reason.SCHEMA_VIOLATION, ESI_SCHEMA)
 
 
 def test_placeholder_is_the_one_problem_of_its_event() -> None:
