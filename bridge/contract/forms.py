@@ -16,6 +16,8 @@ UPDATE_TYPE = "killmail"
 
 ESI, REDISQ, R2Z2 = "esi-killmail", "redisq-package", "r2z2-document"
 
+_TITLES = {ESI: "a raw ESI killmail", REDISQ: "a RedisQ package", R2Z2: "an R2Z2 document"}
+
 _MARKS = frozenset({"esi", "sequence_id", "killID", "killmail"})
 """Each says of a document that it is one of R2Z2 or RedisQ, though it has no killmail."""
 
@@ -42,6 +44,20 @@ class Foreign:
     """JSON Pointer to the document, in what was recognised."""
     killmail: str | None
     """The member of the document that holds the raw killmail; None where it is the document itself."""
+
+    @property
+    def judged_as(self) -> str:
+        """What the document is judged as and because of which members, for the end of a violation."""
+        members = self.document if isinstance(self.document, dict) else {}
+        if self.killmail is not None:
+            because = f"'{self.killmail}'" if members else "'package'"
+        elif "victim" in members and "attackers" in members:
+            because = "'victim' and 'attackers'"
+        elif "solar_system_id" in members:
+            because = "'killmail_id'"
+        else:
+            because = "'killmail_id'; the bridge's own member is 'killmailId'"
+        return f"judged as {_TITLES[self.form]} because of {because}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,9 +296,7 @@ _TOO_DEEP = Rejected(Reason.NOT_JSON, "the event is nested too deeply (about 250
 
 def _violated(reading: _Reading, violation: Violation) -> Rejected:
     pointer = reading.pointer + violation.pointer
-    return Rejected(
-        Reason.SCHEMA_VIOLATION,
-        f"{pointer}: {violation.sentence}" if pointer else violation.sentence,
-        pointer,
-        reading.schema.schema_id,
-    )
+    words = f"{pointer}: {violation.sentence}" if pointer else violation.sentence
+    if isinstance(reading.foreign, forms.Foreign):
+        words += f" ({reading.foreign.judged_as})"
+    return Rejected(Reason.SCHEMA_VIOLATION, words, pointer, reading.schema.schema_id)

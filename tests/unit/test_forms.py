@@ -380,8 +380,44 @@ def test_violation_names_the_schema_of_the_form_and_points_into_the_event(
 def test_member_that_is_missing_is_pointed_at(form: Form, member: str) -> None:
     outcome = rejected(form.made_of(without(ESI, member)))
     pointer = f"{form.pointer}/{member}"
-    assert (outcome.pointer, outcome.detail) == (pointer, f"{pointer}: the member '{member}' is missing")
+    assert outcome.pointer == pointer
+    assert outcome.detail.startswith(f"{pointer}: the member '{member}' is missing (judged as a")
     assert outcome.schema == f"urn:edk-bridge:schema:{form.schema}"
+
+
+@bare_or_packaged
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"killmail_id": 1, "victim": {}, "attackers": []}, "a raw ESI killmail because of 'victim' and 'attackers'"),
+        (redisq({"a": 1}), "a RedisQ package because of 'killmail'"),
+        (r2z2({"a": 1}), "an R2Z2 document because of 'esi'"),
+    ],
+    ids=str,
+)
+def test_violation_of_a_form_ends_with_what_the_event_is_judged_as_and_why(
+    document: object, words: str, around: Callable[[Any], Any], prefix: str
+) -> None:
+    for body in (around(document), wrapped(around(document))):
+        for problem in PIPELINE.problems(Event(orjson.dumps(body), None, "killmail", None)):
+            assert problem.detail.endswith(f" (judged as {words})")
+            assert problem.pointer.removeprefix("/data").startswith(prefix)
+
+
+@pytest.mark.parametrize("package", [1, "x", [0]], ids=repr)
+def test_violation_of_a_package_that_is_no_object_names_the_package(package: object) -> None:
+    assert rejected(packaged(package)).detail.endswith(" (judged as a RedisQ package because of 'package')")
+
+
+def test_violation_of_what_only_has_a_killmail_id_names_the_bridges_own_member() -> None:
+    raw = "judged as a raw ESI killmail because of 'killmail_id'"
+    own = {"killmail_id": 1, "system_id": 1, "ship_type_id": 1, "attacker_count": 1}
+    assert rejected(own).detail.endswith(f"({raw}; the bridge's own member is 'killmailId')")
+    assert rejected(without(ESI, "victim")).detail.endswith(f"({raw})")
+
+
+def test_violation_of_the_updates_own_schema_is_judged_as_nothing_else() -> None:
+    assert "judged" not in rejected(without(EXAMPLE, "systemId")).detail
 
 
 @each_form
