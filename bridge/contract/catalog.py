@@ -86,6 +86,8 @@ class Schema:
     validator: jsonschema_rs.Draft202012Validator
     identity: str | None
     """The top-level member that identifies an update (the schema's `x-identity`), or None."""
+    names: frozenset[str] = frozenset()
+    """Of all members that the schema names at any depth, in itself and in what it refers to."""
 
     def violation(self, data: object) -> Violation | None:
         """The first thing that is wrong with the data; None where it is valid, which is the case to be quick in."""
@@ -95,12 +97,18 @@ class Schema:
             # Not the first of all errors: looking for all of them takes 20 s for a body with a million of them.
             self.validator.validate(data)
         except jsonschema_rs.ValidationError as error:
-            return _violation(error)
+            return _violation(error, self.names)
         raise AssertionError("the validator contradicts itself")
 
     def violations(self, data: object) -> Iterator[Violation]:
         """Everything that is wrong with the data. Slow where that is much: for a person who waits, not for a stream."""
-        return map(_violation, self.validator.iter_errors(data))
+        seen: set[Violation] = set()
+        for error in self.validator.iter_errors(data):
+            violation = _violation(error, self.names)
+            # A wrong date-time breaks both its format and its pattern.
+            if violation not in seen:
+                seen.add(violation)
+                yield violation
 
     def identity_of(self, data: object) -> Identity | None:
         """What makes this update the same as another of its type; None where the schema or the data names nothing."""
@@ -165,7 +173,7 @@ def load(folders: Sequence[Path]) -> Catalog:
             documents[file.name], schemas[file.stem] = _read(file)
             shown[file.stem] = _shown(file)
     registry = _registry(schemas)
-    compiled = {name: _compile(name, schema, registry) for name, schema in schemas.items()}
+    compiled = {name: _compile(name, schema, registry, _names(schema, schemas)) for name, schema in schemas.items()}
 
     def of(role: str | None) -> dict[str, Schema]:
         return {name: schema for name, schema in compiled.items() if schemas[name].get(ROLE) == role}
@@ -211,11 +219,11 @@ def schema_id(name: str) -> str:
     return f"urn:edk-bridge:schema:{quote(name, safe='', errors='surrogateescape')}"
 
 
-def _violation(error: jsonschema_rs.ValidationError) -> Violation:
+def _violation(error: jsonschema_rs.ValidationError, names: frozenset[str]) -> Violation:
     path: list[str | int] = list(error.instance_path)
     if isinstance(error.kind, Kind.Required):
         path.append(error.kind.property)
-    return Violation(printable(json_pointer(path)), describe(error))
+    return Violation(printable(json_pointer(path)), describe(error, names))
 
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
@@ -260,16 +268,36 @@ def _registry(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
 
 def _identifiers(value: object) -> Iterator[str]:
     """Every `$id` in a schema: one that is within it would take the place of another file's, too."""
+    return (part["$id"] for part in _objects(value) if isinstance(part.get("$id"), str))
+
+
+def _objects(value: object) -> Iterator[dict[str, Any]]:
+    """Every object in a schema."""
     # Not recursive: a schema may be nested more deeply than Python calls.
     rest = [value]
     while rest:
         part = rest.pop()
         if isinstance(part, dict):
-            if isinstance(part.get("$id"), str):
-                yield part["$id"]
+            yield part
             rest += part.values()
         elif isinstance(part, list):
             rest += part
+
+
+def _names(schema: dict[str, Any], schemas: Mapping[str, dict[str, Any]]) -> frozenset[str]:
+    """The members that a schema names, and those of the files that it refers to by their `$id`."""
+    files = {other["$id"]: other for other in schemas.values()}
+    names: set[str] = set()
+    rest = [schema]
+    while rest:
+        for part in _objects(rest.pop()):
+            members = part.get("properties")
+            if isinstance(members, dict):
+                names.update(members)
+            reference = part.get("$ref")
+            if isinstance(reference, str) and (file := files.pop(reference.partition("#")[0], None)) is not None:
+                rest.append(file)
+    return frozenset(names)
 
 
 def _register(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
@@ -284,7 +312,7 @@ def _usable(schemas: Mapping[str, dict[str, Any]]) -> bool:
     return True
 
 
-def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry) -> Schema:
+def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry, names: frozenset[str]) -> Schema:
     try:
         validator = jsonschema_rs.Draft202012Validator(
             schema, registry=registry, validate_formats=True, ignore_unknown_formats=False
@@ -299,4 +327,4 @@ def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry
         isinstance(identity, str) and identity.startswith("/") and "/" not in identity[1:] and len(identity) > 1
     ):
         raise SchemaError(f"{name}.json: x-identity must name a top-level member, as in /killmailId; got {identity!r}")
-    return Schema(name, schema["$id"], validator, None if identity is None else unescape(identity[1:]))
+    return Schema(name, schema["$id"], validator, None if identity is None else unescape(identity[1:]), names)

@@ -4,7 +4,9 @@ The library's own messages begin with the value in full. This file must never kn
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
 from itertools import islice
 
 import jsonschema_rs
@@ -25,13 +27,45 @@ PARSED_BYTES = 64 * 1024
 _LISTED = "an array of {}: publish each by itself (jq -c '.[]' writes one a line)"
 
 
-def describe(error: jsonschema_rs.ValidationError) -> str:
-    """What came and what was expected: printable and bounded."""
+COMPARED_MEMBERS = 100
+COMPARED_CHARACTERS = 100
+"""How many members of an object are compared with a missing one, and how long their names may be."""
+CLOSE = 0.75
+"""How much of two names must be the same, for one to be a misspelling of the other: `shipId` of `shipTypeId`."""
+
+_DATE_TIME = "2024-10-22T10:30:00Z"
+_NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")
+
+
+def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()) -> str:
+    """What came and what was expected: printable and bounded.
+
+    `declared` are the names of members in the schema: they are no misspellings of others.
+    """
     kind, value = error.kind, error.instance
     if isinstance(kind, Kind.FalseSchema) and error.schema_path[-1:] == ["additionalProperties"]:
         # Where a schema names no members, the library does not say which one it is.
         return f"no other members are allowed; got one with the value {shown(value)}"
-    return printable(_words(kind, value, is_whole=not error.instance_path))
+    words = printable(_words(kind, value, is_whole=not error.instance_path))
+    misspelled = _misspelled(kind.property, value, declared) if isinstance(kind, Kind.Required) else None
+    return words if misspelled is None else f"{words}; is {listed([misspelled], 1)} a misspelling of it?"
+
+
+def _misspelled(missing: str, value: Mapping[str, object], declared: Container[str]) -> str | None:
+    """The member of an object that was probably meant to be the missing one."""
+    if len(missing) > COMPARED_CHARACTERS:
+        return None
+    members: dict[str, str] = {}
+    for name in islice(value, COMPARED_MEMBERS):
+        if name not in declared and len(name) <= COMPARED_CHARACTERS:
+            members.setdefault(_spelling(name), name)
+    spelling = _spelling(missing)
+    found = [spelling] if spelling in members else get_close_matches(spelling, members, 1, CLOSE)
+    return members[found[0]] if found else None
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def shown(value: object) -> str:
@@ -84,10 +118,21 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
             return f"a member's name is not allowed: {printable(error.message, 2 * VALUE)}"
         case Kind.Constant(expected):
             return f"expected {_json(expected, 2 * VALUE)}; got {shown(value)}"
+        case Kind.Format("date-time"):
+            return f"{shown(value)} is not a valid date-time: write it as {_DATE_TIME}"
+        case Kind.Pattern(pattern) if _is_of_date_times(pattern):
+            return f"{shown(value)} is not a valid date-time: write it as {_DATE_TIME}"
         case Kind.Enum(options):
             words = [_json(option, VALUE) for option in options[: NAMES + 1]]
             return f"{shown(value)} is not one of {_joined(words, 'or', len(options))}"
     return f"{shown(value)} {_predicate(kind)}"
+
+
+@lru_cache(64)
+def _is_of_date_times(pattern: str) -> bool:
+    """Whether a schema's pattern accepts date-times and nothing else, as far as samples tell."""
+    takes = jsonschema_rs.Draft202012Validator({"pattern": pattern}).is_valid
+    return takes(_DATE_TIME) and not any(map(takes, _NO_DATE_TIMES))
 
 
 _PREDICATES: dict[type[Kind], str] = {

@@ -33,6 +33,7 @@ SPECIFIED = b"""{"type":"killmail","timestamp":1697962000000,"data":{"killmailId
        "victimId":2112625428,"victimCorporationId":98765432,"victimAllianceId":99999999,"systemId":30000142,
        "shipTypeId":587,"attackerCount":15}}"""
 MAX_BYTES = 20_000
+WITHOUT_SYSTEM = {name: value for name, value in EXAMPLE.items() if name != "systemId"}
 KILLMAILS_CATALOG = catalog.load([catalog.PACKAGED])
 KILLMAILS = Pipeline(KILLMAILS_CATALOG, MAX_BYTES)
 
@@ -380,7 +381,7 @@ def test_type_property_that_contradicts_the_envelope_is_a_violation() -> None:
         ({"killmailId": 2**53}, "/killmailId", "maximum of 9007199254740991"),
         ({"systemId": -1}, "/systemId", "minimum of 0"),
         ({"attackerCount": None}, "/attackerCount", 'null is not of type "integer"'),
-        ({"timestamp": "today"}, "/timestamp", '"today" does not match'),
+        ({"timestamp": "today"}, "/timestamp", '"today" is not a valid date-time: write it as 2024-10-22T10:30:00Z'),
     ],
     ids=repr,
 )
@@ -406,6 +407,39 @@ def test_missing_member_is_named_and_pointed_at(prefix: str, *, wrapped: bool) -
 
 MORE = {"type": "killmail", "data": EXAMPLE, "timestamp": 1, "id": "1"}
 TEXT = orjson.dumps(EXAMPLE).decode()
+
+
+@pytest.mark.parametrize("time", ["today", "2024-10-22 10:30:00", "2024-02-30T10:30:00Z", "2024-10-22t10:30:00z", ""])
+def test_wrong_time_is_one_violation_whatever_rejects_it(time: str) -> None:
+    event = Event(orjson.dumps({**EXAMPLE, "timestamp": time}), None, "killmail", None)
+    [problem] = KILLMAILS.problems(event)
+    assert problem.detail == f'/timestamp: "{time}" is not a valid date-time: write it as 2024-10-22T10:30:00Z'
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "misspelled"),
+    [
+        ({**WITHOUT_SYSTEM, "sytemId": 1}, "/systemId", "sytemId"),
+        ({"type": "killmail", "data": {**WITHOUT_SYSTEM, "system_id": 1}}, "/data/systemId", "system_id"),
+        ({**ESI, "victim": {"shipTypeId": 1}}, "/victim/ship_type_id", "shipTypeId"),
+        ({"esi": {**ESI, "victim": {"shipTypeId": 1}}}, "/esi/victim/ship_type_id", "shipTypeId"),
+    ],
+    ids=str,
+)
+def test_missing_member_that_was_misspelled_is_named_with_the_misspelling(
+    body: object, pointer: str, misspelled: str
+) -> None:
+    outcome = rejected(body)
+    assert outcome.pointer == pointer
+    assert f" is missing; is '{misspelled}' a misspelling of it?" in outcome.detail
+
+
+def test_member_of_the_schema_is_no_misspelling_of_another() -> None:
+    other_names = {**EXAMPLE, "killmailTime": "2024-10-22T10:30:00Z"}
+    del other_names["killmailId"]
+    assert rejected(other_names).detail == "/killmailId: the member 'killmailId' is missing"
+    body = {"esi": {**ESI, "victim": {"corporation_id": 1}, "attackers": []}}
+    assert "misspelling" not in rejected(body).detail
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,19 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from bridge.contract.violations import PARSED_BYTES, describe, holds_json, listed, shown
+from bridge.contract.violations import (
+    COMPARED_CHARACTERS,
+    COMPARED_MEMBERS,
+    PARSED_BYTES,
+    describe,
+    holds_json,
+    listed,
+    shown,
+)
+
+
+DATE_TIMES = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})$"
+DATE_TIME = "is not a valid date-time: write it as 2024-10-22T10:30:00Z"
 
 
 def said(schema: Any, value: object) -> str:
@@ -50,7 +62,10 @@ def said_of_whole(schema: Any, value: object) -> str:
         ({"maxProperties": 1}, {"a": 1, "b": 2}, "an object has more than 1 member"),
         ({"uniqueItems": True}, [1, 1], "an array of 2 items has duplicates"),
         ({"pattern": "^a"}, "b", '"b" does not match "^a"'),
-        ({"format": "date-time"}, "b", '"b" is not a valid "date-time"'),
+        ({"format": "date"}, "b", '"b" is not a valid "date"'),
+        *((schema, "b", f'"b" {DATE_TIME}') for schema in ({"format": "date-time"}, {"pattern": DATE_TIMES})),
+        ({"pattern": r"^\d{4}-\d\d-\d\dT.*Z$"}, "2024", f'"2024" {DATE_TIME}'),
+        ({"pattern": "^[0-9TZ:-]+$"}, "b", '"b" does not match "^[0-9TZ:-]+$"'),
         ({"contains": {"const": 1}}, [2], "an array of 1 item breaks 'contains' in the schema"),
         ({"anyOf": [{"type": "null"}, {"const": 1}]}, "x", "\"x\" fits none of the schemas in 'anyOf'"),
         ({"oneOf": [{"type": "null"}, {"const": 1}]}, "x", "\"x\" fits none of the schemas in 'oneOf'"),
@@ -105,6 +120,47 @@ def test_whole_event_of_another_type_is_said_to_be_what_it_is(value: object, wor
 def test_whole_event_of_several_types_is_expected_to_be_one_of_them() -> None:
     assert said_of_whole({"type": ["string", "null"]}, [1]) == "expected null or a string; got an array of 1 item"
     assert said_of_whole({"type": "integer"}, {"a": 1}) == "expected an integer; got an object"
+
+
+@pytest.mark.parametrize(
+    ("missing", "misspelled"),
+    [
+        *(("systemId", name) for name in ("sytemId", "SystemID", "system_id", "system-id", "SYSTEM_ID", "sysetmId")),
+        *(("systemId", name) for name in ("solarSystemId", "systemIds", "system")),
+        *(("ship_type_id", name) for name in ("shipTypeId", "shipId", "ship_typeid")),
+        *(("kind", "knd"), ("title", "Title"), ("victim", "victm"), ("_", "-")),
+    ],
+)
+def test_missing_member_that_was_misspelled_is_named_with_the_misspelling(missing: str, misspelled: str) -> None:
+    words = said({"required": [missing]}, {"other": 1, misspelled: 1, "more": 2})
+    assert words == f"the member '{missing}' is missing; is '{misspelled}' a misspelling of it?"
+
+
+def test_the_same_name_but_for_case_is_taken_before_one_that_is_close() -> None:
+    assert "is 'system_id' a" in said({"required": ["systemId"]}, {"systemIds": 1, "system_id": 1})
+
+
+@pytest.mark.parametrize(
+    "name", ["other", "regionId", "typeId", "itemId", "", "s", "x" * 101 + "systemId", "systemId" * 13]
+)
+def test_missing_member_unlike_any_other_is_only_missing(name: str) -> None:
+    assert said({"required": ["systemId"]}, {name: 1}) == "the member 'systemId' is missing"
+
+
+def test_member_that_the_schema_names_is_no_misspelling() -> None:
+    value = {"killmailTime": 1, "killmail_id": 1}
+    [error] = jsonschema_rs.Draft202012Validator({"required": ["killmailId"]}).iter_errors(value)
+    assert describe(error, frozenset({"killmail_id", "killmailTime"})) == "the member 'killmailId' is missing"
+    assert "'killmailTime'" in describe(error, frozenset({"killmail_id"}))
+
+
+def test_misspelling_is_searched_among_a_bounded_number_of_members() -> None:
+    for others, is_found in ((COMPARED_MEMBERS - 1, True), (COMPARED_MEMBERS, False)):
+        value = {**dict.fromkeys(map(str, range(others))), "sytemId": 1}
+        assert ("misspelling" in said({"required": ["systemId"]}, value)) is is_found
+    for length in (COMPARED_CHARACTERS, COMPARED_CHARACTERS + 1):
+        value = {"x" * length: 1}
+        assert ("misspelling" in said({"required": ["X" * length]}, value)) is (length == COMPARED_CHARACTERS)
 
 
 LONG = "start" + "x" * 10_000 + "end"
