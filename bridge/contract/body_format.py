@@ -288,12 +288,12 @@ def _of_text(text: str) -> str:
     head = text[:HEAD_BYTES].lstrip(" \t\r\n")
     if words := next((words for pattern, words in _TEXTS if pattern.match(head)), ""):
         return words
-    name = _decoded(head)
+    name = of_base64(head)
     return _looks_like(f"base64 of {name}", "publish plain JSON") if name else ""
 
 
-def _decoded(head: str) -> str:
-    """What is in a text if it is base64: JSON, or one of the formats above."""
+def of_base64(head: str) -> str:
+    """What is in a text if it is base64: `JSON`, the name of a binary format, or the empty string."""
     found = _BASE64.match(head.replace("\r", "").replace("\n", ""))
     if found is None:
         return ""

@@ -15,7 +15,8 @@ from bridge.contract.body_format import PLAIN, diagnose, is_json
 from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, Violation, is_reserved
 from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
-from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope, wrapped
+from bridge.contract.violations import BYTES
+from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope, is_node_bytes, wrapped
 
 MOST_PROBLEMS = 1000
 """Violations of one event that `Pipeline.problems` lists."""
@@ -99,6 +100,8 @@ class Pipeline:
         self._types = catalog.types
         self._declared_members = catalog.declared
         self._forms = catalog.forms
+        self._form_members = frozenset[str]().union(*(self._declared(form.schema_id) for form in self._forms.values()))
+        """What tells of an object that it is meant to be a foreign form."""
         self._enveloping = frozenset(
             name for name, schema in catalog.types.items() if self._declared(schema.schema_id) >= {"type", "data"}
         )
@@ -192,6 +195,8 @@ class Pipeline:
             wrapped_type: str = document["type"]
             # A type's own data may have the members of an envelope. Then an unknown "type" is a value of that data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
+                if wrapped_type not in self._types and is_node_bytes(document):
+                    return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)
                 if name is not None and name != wrapped_type:
                     return Rejected(
                         Reason.SCHEMA_VIOLATION,
@@ -228,7 +233,8 @@ class Pipeline:
             return isinstance(inner, _Reading) and _is_valid(inner) and isinstance(self._written(inner, 0), bytes)
 
         if reading.foreign is None:
-            found = wrapped(document, pointer, declared, is_event)
+            members = self._form_members if reading.type.name == forms.UPDATE_TYPE else frozenset[str]()
+            found = wrapped(document, pointer, declared, is_event, members)
         elif isinstance(document, dict) and is_event(document.get("data")):
             # Beside a wrapped event, what marks a form is a member of a broken envelope.
             found = broken_envelope(document, pointer)

@@ -24,6 +24,10 @@ NAMES = 8
 PARSED_BYTES = 64 * 1024
 """A longer string is only looked at where it begins and ends: the publishers of many of them must not cost more."""
 
+SAMPLED_BYTES = 64
+"""How many items of an array are looked at, to tell whether they are bytes."""
+
+BYTES = "looks like the bytes of a Buffer: publish the JSON itself"
 _LISTED = "an array of {}: publish each by itself (jq -c '.[]' writes one a line)"
 
 
@@ -87,6 +91,11 @@ def _counted(items: int) -> str:
 def listed(names: Iterable[str], count: int) -> str:
     """`'a', 'b' and 'c'`, printable; of many names the first ones, and how many of the count there are beside them."""
     return _joined([f"'{printable(name, VALUE)}'" for name in islice(names, NAMES + 1)], "and", count)
+
+
+def holds_bytes(value: Sequence[object]) -> bool:
+    """Whether an array is one of bytes, as Node writes a Buffer; of a long one, whether it begins as one does."""
+    return len(value) > 1 and all(type(item) is int and 0 <= item <= 255 for item in value[:SAMPLED_BYTES])
 
 
 def holds_json(text: str) -> bool:
@@ -176,7 +185,7 @@ def _mistyped(value: object, types: Sequence[str], *, is_whole: bool) -> str:
     if not is_whole:
         return f"{shown(value)} is not of type {_joined([_json(name, VALUE) for name in types], 'or', len(types))}"
     if isinstance(value, list) and value and "object" in types:
-        return _LISTED.format(_counted(len(value)))
+        return BYTES if holds_bytes(value) else _LISTED.format(_counted(len(value)))
     came = shown(value)
     match value:
         case "":

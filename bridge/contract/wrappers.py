@@ -12,8 +12,9 @@ from typing import Any
 
 import orjson
 
+from bridge.contract.body_format import of_base64
 from bridge.contract.text import json_pointer
-from bridge.contract.violations import NAMES, holds_json, listed, shown
+from bridge.contract.violations import BYTES, NAMES, SAMPLED_BYTES, holds_bytes, holds_json, listed, shown
 
 ENVELOPE_MEMBERS = frozenset({"type", "data", "timestamp", "id"})
 """What an envelope may have; it must have the first two."""
@@ -25,6 +26,8 @@ SEARCHED_VALUES = 1000
 """Members and items that are visited in all: what a rejected event costs must not grow with it."""
 SEARCHED_OBJECTS = 64
 """How many objects are held against a schema."""
+SEARCHED_CHARACTERS = 1024
+"""Characters of base64 that are looked at."""
 PARSED_STRINGS = 16
 """How many strings are parsed as JSON."""
 SEARCHED_SPACE = 64
@@ -78,12 +81,16 @@ class Wrapped:
 
 
 def wrapped(
-    document: object, pointer: str, declared: frozenset[str], is_event: Callable[[object], bool]
+    document: object,
+    pointer: str,
+    declared: frozenset[str],
+    is_event: Callable[[object], bool],
+    members: frozenset[str] = frozenset(),
 ) -> Wrapped | None:
     """What is around the event in a document that is none itself; None where nothing is known to be.
 
     `pointer` leads to the document. `declared` are the members that its schema names: they are what the publisher
-    means, wherever they stand.
+    means, wherever they stand. `members` are those that an event may have in other forms.
     """
     if isinstance(document, list):
         inner = _find(document, frozenset(), is_event)
@@ -91,6 +98,8 @@ def wrapped(
         return _holding(inner, pointer) if inner is not None and inner.path != (0,) else None
     if not isinstance(document, dict):
         return None
+    if is_node_bytes(document):
+        return Wrapped(pointer, BYTES)
     # One may be in any envelope by chance, as a timestamp is.
     is_foreign = sum(name in document for name in declared - ENVELOPE_MEMBERS) <= 1
     known = _known(document, declared) if is_foreign else None
@@ -101,11 +110,11 @@ def wrapped(
     inner = _find(document, declared, is_event)
     if known is not None:
         name, markers = known
-        place = json_pointer(list(inner.path)) if inner is not None else _first_content(document)
-        held = f"{pointer}{place} holds" if place else "is inside"
+        place = json_pointer(list(inner.path)) if inner is not None else _first_content(document, declared | members)
+        advice = f"publish what {pointer}{place} holds" if place else "publish the event as plain JSON"
         if inner is None and place == "/data_base64":
-            held += ", decoded from base64"
-        return Wrapped(pointer, f"has the {_members(markers, len(markers))} of {name}: publish what {held}")
+            advice += ", decoded from base64"
+        return Wrapped(pointer, f"has the {_members(markers, len(markers))} of {name}: {advice}")
     if inner is not None:
         return _holding(inner, pointer)
     content = _content(document, declared) if is_foreign else None
@@ -128,6 +137,16 @@ def broken_envelope(document: Mapping[str, Any], pointer: str) -> Wrapped | None
     if isinstance(document["type"], str):
         return None
     return Wrapped(f"{pointer}/type", f"the type of an envelope must be a string; got {shown(document['type'])}")
+
+
+def is_node_bytes(document: Mapping[str, Any]) -> bool:
+    """Whether an object is what JSON.stringify() writes for a Buffer or a Uint8Array."""
+    if document.get("type") == "Buffer" and isinstance(data := document.get("data"), list):
+        return len(document) == 2 and holds_bytes(data)
+    first = dict(islice(document.items(), SAMPLED_BYTES))
+    if str(len(document) - 1) not in document:
+        return False
+    return list(first) == list(map(str, range(len(first)))) and holds_bytes(list(first.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +209,18 @@ def _known(document: Mapping[str, Any], declared: frozenset[str]) -> tuple[str, 
     return None
 
 
-def _first_content(document: Mapping[str, Any]) -> str:
-    """JSON Pointer to where an envelope holds what is in it; empty where there is no such place."""
-    return next((f"/{name}" for name in _CONTENTS if name in document), "")
+def _first_content(document: Mapping[str, Any], members: frozenset[str]) -> str:
+    """JSON Pointer to where an envelope holds what may be meant for an event; empty where there is no such place."""
+    return next(
+        (f"/{name}" for name in _CONTENTS if name in document and _is_content(name, document[name], members)), ""
+    )
+
+
+def _is_content(name: str, value: object, members: frozenset[str]) -> bool:
+    if isinstance(value, str):
+        return of_base64(value[:SEARCHED_CHARACTERS]) == "JSON" if name == "data_base64" else holds_json(value)
+    values = value[:SEARCHED_MEMBERS] if isinstance(value, list) else [value]
+    return any(isinstance(each, dict) and not members.isdisjoint(each) for each in values)
 
 
 def _content(document: Mapping[str, Any], declared: frozenset[str]) -> str | None:

@@ -163,7 +163,7 @@ def test_what_is_no_json_is_said_with_line_and_column(text: bytes, place: str) -
         (b'{"a": "\xff"}', "f:1:8: not UTF-8 [not-json]"),
         (b'\n{"a": 1', "f:2:8: unexpected end of data [not-json]"),
         (
-            b'\n{"jsonrpc": "2.0",\n "params": {"a": 1}\n}',
+            b'\n{"jsonrpc": "2.0",\n "params": {"systemId": 1}\n}',
             "f:2: the event has the member 'jsonrpc' of JSON-RPC: publish what /params holds [schema-violation]",
         ),
         (b'{\n "kill":\n' + GOOD + b"\n}", "f:3: /kill: holds a valid event: publish it by itself [schema-violation]"),

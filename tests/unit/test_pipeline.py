@@ -483,6 +483,43 @@ def test_event_in_something_else_is_rejected_with_what_is_around_it(body: object
     assert KILLMAILS.problems(Event(orjson.dumps(body), None, "killmail", None)) == [outcome]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"type": "Buffer", "data": list(GOLDEN)},
+        list(GOLDEN),
+        {str(at): byte for at, byte in enumerate(GOLDEN)},
+        {"type": "killmail", "data": list(GOLDEN)},
+        {"type": "killmail", "data": {"type": "Buffer", "data": list(GOLDEN)}},
+    ],
+    ids=lambda body: str(body)[:40],
+)
+@pytest.mark.parametrize("kind", [None, "killmail"])
+def test_bytes_that_node_wrote_as_json_are_named(body: Any, kind: str | None) -> None:
+    outcome = rejected(body, kind=kind)
+    assert outcome.reason is Reason.SCHEMA_VIOLATION
+    assert outcome.detail.endswith("looks like the bytes of a Buffer: publish the JSON itself")
+    assert KILLMAILS.problems(Event(orjson.dumps(body), kind, "killmail", None)) == [outcome]
+
+
+def test_bytes_of_node_without_any_type_are_named() -> None:
+    assert "a Buffer" in rejected({"type": "Buffer", "data": list(GOLDEN)}, default=None).detail
+
+
+def test_type_named_buffer_is_a_type(tmp_path: Path) -> None:
+    (tmp_path / "Buffer.json").write_text("{}")
+    pipeline = Pipeline(catalog.load([tmp_path]), MAX_BYTES)
+    assert accepted({"type": "Buffer", "data": [1, 2]}, pipeline=pipeline).data == [1, 2]
+
+
+@pytest.mark.parametrize("form", [ESI, {"killmail": ESI}, {"esi": ESI}], ids=["ESI", "RedisQ", "R2Z2"])
+def test_incomplete_foreign_form_in_an_envelope_of_others_is_what_to_publish(form: dict[str, Any]) -> None:
+    for name in form:
+        broken = {**form, name: {"a": 1}}
+        assert rejected({"job": "x", "data": broken}).detail.endswith("publish what /data holds")
+    assert rejected({"job": "x", "data": {"commandName": "x"}}).detail.endswith("publish the event as plain JSON")
+
+
 def test_broken_envelope_without_any_type_is_said_to_be_one() -> None:
     outcome = rejected({**MORE, "source": "zkb"}, default=None)
     assert (outcome.reason, outcome.pointer) == (Reason.UNKNOWN_TYPE, "/source")

@@ -9,15 +9,17 @@ import jsonschema_rs
 import pytest
 
 from bridge.contract.violations import (
+    BYTES,
     COMPARED_CHARACTERS,
     COMPARED_MEMBERS,
     PARSED_BYTES,
+    SAMPLED_BYTES,
     describe,
+    holds_bytes,
     holds_json,
     listed,
     shown,
 )
-
 
 DATE_TIMES = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})$"
 DATE_TIME = "is not a valid date-time: write it as 2024-10-22T10:30:00Z"
@@ -107,7 +109,8 @@ def test_violation_says_what_came_and_what_was_expected(schema: Any, value: obje
         ("", "expected an object; got an empty string"),
         ("hello", 'expected an object; got the string "hello"'),
         ([], "expected an object; got an empty array"),
-        ([1, 2, 3], "an array of 3 items: publish each by itself (jq -c '.[]' writes one a line)"),
+        ([1, 2, 256], "an array of 3 items: publish each by itself (jq -c '.[]' writes one a line)"),
+        *((list(body), BYTES) for body in (b"{}", b'{"a": 1}' * 20, b"\x1f\x8b\x08\x00", b"[\xff" * 5000)),
         ('{"a": 1}', "JSON within a JSON string: encode once"),
         (json.dumps('{"a": 1}'), "JSON within a JSON string: encode once"),
     ],
@@ -161,6 +164,19 @@ def test_misspelling_is_searched_among_a_bounded_number_of_members() -> None:
     for length in (COMPARED_CHARACTERS, COMPARED_CHARACTERS + 1):
         value = {"x" * length: 1}
         assert ("misspelling" in said({"required": ["X" * length]}, value)) is (length == COMPARED_CHARACTERS)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_bytes"),
+    [
+        *((list(b"{}"), True), ([0, 255], True), ([255] * SAMPLED_BYTES + ["x"], True)),
+        *(([], False), ([1], False), ([1, 256], False), ([1, -1], False), ([1, True], False), ([1, 1.0], False)),
+        *((["a", "b"], False), ([{}, {}], False), ([255] * (SAMPLED_BYTES - 1) + ["x"], False)),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_array_holds_bytes_where_its_first_items_are_numbers_of_a_byte(value: list[object], *, is_bytes: bool) -> None:
+    assert holds_bytes(value) is is_bytes
 
 
 LONG = "start" + "x" * 10_000 + "end"

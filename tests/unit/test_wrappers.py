@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 import pytest
 
+from bridge.contract.violations import BYTES
 from bridge.contract.wrappers import (
     PARSED_CHARACTERS,
     PARSED_STRINGS,
@@ -16,6 +18,7 @@ from bridge.contract.wrappers import (
     SEARCHED_VALUES,
     Wrapped,
     broken_envelope,
+    is_node_bytes,
     wrapped,
 )
 
@@ -65,15 +68,55 @@ def place(document: object) -> str | None:
             "has the members 'task' and 'args' of Celery: publish what /args/0 holds",
         ),
         (
-            {"specversion": "1.0", "type": "kill", "data_base64": "e30="},
+            {"specversion": "1.0", "type": "kill", "data_base64": base64.b64encode(TEXT.encode()).decode()},
             "has the member 'specversion' of CloudEvents: publish what /data_base64 holds, decoded from base64",
         ),
-        ({"specversion": "1.0"}, "has the member 'specversion' of CloudEvents: publish what is inside"),
+        (
+            {"job": "kill", "data": {"ship": 1}},
+            "has the members 'job' and 'data' of Laravel: publish what /data holds",
+        ),
+        (
+            {"job": "kill", "data": json.dumps({"ship": 1})},
+            "has the members 'job' and 'data' of Laravel: publish what /data holds",
+        ),
+        (
+            {"class": "kill", "args": [{"ship": 1}]},
+            "has the members 'class' and 'args' of Sidekiq: publish what /args holds",
+        ),
+        (
+            {"task": "kill", "kwargs": {}, "args": [1, {"ship": 1}]},
+            "has the members 'task' and 'args' of Celery: publish what /args holds",
+        ),
     ],
     ids=str,
 )
 def test_envelope_of_another_library_is_named_with_its_members(document: object, text: str) -> None:
     assert found(document) == Wrapped("", text)
+
+
+@pytest.mark.parametrize(
+    ("document", "name"),
+    [
+        ({"specversion": "1.0"}, "CloudEvents"),
+        ({"specversion": "1.0", "data": None}, "CloudEvents"),
+        ({"specversion": "1.0", "data": "<kill/>"}, "CloudEvents"),
+        ({"specversion": "1.0", "data_base64": "AAECAwQFBgc="}, "CloudEvents"),
+        ({"specversion": "1.0", "data_base64": 1}, "CloudEvents"),
+        ({"job": "kill", "data": {"commandName": "Kill", "command": 'O:4:"Kill":0:{}'}}, "Laravel"),
+        ({"job": "kill", "data": 'O:4:"Kill":0:{}'}, "Laravel"),
+        ({"job": "kill", "data": {}}, "Laravel"),
+        ({"class": "Kill", "args": [123, "abc"]}, "Sidekiq"),
+        ({"class": "Kill", "args": []}, "Sidekiq"),
+        ({"task": "kill", "args": [], "kwargs": {"id": 5}}, "Celery"),
+        ({"payload": "H4sIAAAA", "payload_encoding": "base64"}, "RabbitMQ's HTTP API"),
+        ({"TopicArn": "arn", "Message": "hello"}, "Amazon SNS"),
+    ],
+    ids=str,
+)
+def test_envelope_without_an_event_asks_for_the_event_as_plain_json(document: object, name: str) -> None:
+    what = found(document)
+    assert what is not None
+    assert what.text.endswith(f" of {name}: publish the event as plain JSON")
 
 
 @pytest.mark.parametrize(
@@ -122,6 +165,39 @@ def test_document_that_only_lacks_something_is_no_envelope(document: object) -> 
 def test_members_that_the_schema_declares_are_no_envelope(document: dict[str, Any]) -> None:
     assert found(document) is not None
     assert found(document, declared=frozenset(document)) is None
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "Buffer", "data": list(TEXT.encode())},
+        {"type": "Buffer", "data": [31, 139]},
+        {str(at): byte for at, byte in enumerate(TEXT.encode())},
+        dict(zip(map(str, range(5000)), [65] * 5000, strict=True)),
+    ],
+    ids=lambda document: str(document)[:40],
+)
+def test_bytes_that_node_wrote_as_json_are_named(document: object) -> None:
+    assert found(document, "/data") == Wrapped("/data", BYTES)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "Buffer", "data": [1, 256]},
+        {"type": "Buffer", "data": "x"},
+        {"type": "Buffer"},
+        {"type": "buffer", "data": [1, 2]},
+        {"type": "Buffer", "data": [1, 2], "more": 1},
+        {"0": 1},
+        {"0": 1, "2": 1},
+        {"1": 1, "2": 1},
+        {"0": 1, "1": "x"},
+    ],
+    ids=str,
+)
+def test_what_only_resembles_the_bytes_of_node_is_none(document: dict[str, Any]) -> None:
+    assert not is_node_bytes(document)
 
 
 # The bridge's own
