@@ -51,8 +51,11 @@ def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()
         # Where a schema names no members, the library does not say which one it is.
         return f"no other members are allowed; got one with the value {shown(value)}"
     words = printable(_words(kind, value, is_whole=not error.instance_path))
-    misspelled = _misspelled(kind.property, value, declared) if isinstance(kind, Kind.Required) else None
-    return words if misspelled is None else f"{words}; is {listed([misspelled], 1)} a misspelling of it?"
+    if isinstance(kind, Kind.Required) and isinstance(value, dict):
+        misspelled = _misspelled(kind.property, value, declared)
+        if misspelled is not None:
+            words += f"; is {listed([misspelled], 1)} a misspelling of it?"
+    return words
 
 
 def _misspelled(missing: str, value: Mapping[str, object], declared: Container[str]) -> str | None:
