@@ -87,7 +87,7 @@ def _check(files: tuple[str, ...], update_type: str | None, in_json: bool, **fla
     except KeyboardInterrupt:
         # Not click's 1, which says that something is invalid.
         sys.exit(INTERRUPTED)
-    echo(f"{events:,} events, {invalid:,} invalid", err=True)
+    echo(f"{events:,} {'event' if events == 1 else 'events'}, {invalid:,} invalid", err=True)
     sys.exit(1 if invalid else 0)
 
 
