@@ -11,6 +11,8 @@ from typing import Protocol
 
 import orjson
 
+from bridge.contract.body_format import is_binary
+
 CHUNK_BYTES = 64 * 1024
 """How much is read at once; a pipe gives less, as soon as it has some."""
 
@@ -63,10 +65,20 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
     """The events among the lines, each as soon as its last line is there: a pipe that never ends is fine.
 
     What is broken ends with its line or, with brackets left open, before a line whose first character begins an object
-    where none may stand: it hides no event behind that.
+    where none may stand: it hides no event behind that. A binary format at the beginning is
+    one event, up to the next line that is an object or array of its own.
     """
     begun = _Begun()
+    binary: bytearray | None = None
+    first = 0
     for number, line in enumerate(lines, 1):
+        if binary is not None:
+            if not line.lstrip().startswith((b"{", b"[")) or not _is_document(line):
+                # As much as tells which format it is.
+                binary += line if len(binary) < CHUNK_BYTES else b""
+                continue
+            yield Document(bytes(binary).strip(), first)
+            binary = None
         if begun.is_cut_off_by(line):
             yield begun.cut_off()
         if begun:
@@ -75,8 +87,13 @@ def documents(lines: Iterable[bytes]) -> Iterator[Document]:
             # As below, only faster: most input has one event a line.
             if _is_document(line):
                 yield Document(line.strip(), number)
+            elif not first and is_binary(line):
+                binary = bytearray(line)
             else:
                 yield from begun.go_on(line, number)
+            first = first or number
+    if binary is not None:
+        yield Document(bytes(binary).strip(), first)
     if begun:
         yield begun.cut_off()
 

@@ -72,6 +72,27 @@ def is_json(body: bytes) -> bool:
     return True
 
 
+def is_binary(body: bytes) -> bool:
+    """Whether a body that is not JSON begins as a binary format does: line ends mean nothing in one."""
+    head = body[:HEAD_BYTES]
+    if _of_binary(head) or _BSON.match(head):
+        return True
+    if head.lstrip()[:1] in (b"{", b"[", b'"'):
+        return False
+    try:
+        # A character may be cut off where the head ends.
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return True
+    return _CONTROL.match(head) is not None
+
+
+_BSON = re.compile(rb"..\x00\x00[\x01-\x13\x7f\xff][^\x00]", re.DOTALL)
+"""The length of a document of less than 64 KiB, the type of its first member, and the name."""
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c\x1d\x1f]")
+"""Control characters, but for white space, escape sequences of terminals and record separators."""
+
+
 def _looks_like(name: str, advice: str = PLAIN) -> str:
     return f"looks like {name}: {advice}"
 

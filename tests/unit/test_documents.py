@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
+import random
 import tracemalloc
+import zlib
 from itertools import count
 from select import select
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.commands.documents import Document, documents, lines_of
+from bridge.commands.documents import CHUNK_BYTES, Document, documents, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -435,3 +438,58 @@ def test_pipe_that_never_waits_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
 def test_lines_are_those_of_a_file(content: bytes, size: int) -> None:
     pieces = [content[at : at + size] for at in range(0, len(content), size)]
     assert list(lines_of(Pipe(*pieces))) == list(io.BytesIO(content))
+
+
+BINARY = {
+    "gzip": gzip.compress(random.Random(1).randbytes(100_000)),
+    "zlib": zlib.compress(bytes(range(256)) * 20, 0),
+    "pickle": b"\x80\x04\x95\n\x00\x00\n\x00\x00\x00}\x94\n.",
+    "UTF-16": '[{"a":\n1},\n2]'.encode("utf-16"),
+    "UTF-16 without a mark": '{"a":\n1}\n{}'.encode("utf-16-le"),
+    "BSON": b"{\x01\x00\x00\x10a\x00\n\x00\n\x00\x00\n1\n\x00",
+    "Protocol Buffers": b"\n\n\x08\x01\x12\n{\n1\n",
+    "MessagePack": b"\x81\xa1a\n{\n\n1",
+    "no UTF-8": b"\xfa\xfe\xfd\n{\n",
+}
+
+
+@pytest.mark.parametrize("content", BINARY.values(), ids=BINARY)
+def test_binary_file_is_one_event_whatever_line_ends_it_has(content: bytes) -> None:
+    [document] = documents(io.BytesIO(content))
+    assert content[:CHUNK_BYTES].lstrip(b"\n").startswith(document.body[:CHUNK_BYTES])
+    assert len(document.body) >= min(len(content.strip()), CHUNK_BYTES)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b'{"a": "\xe4"}\n', b"{}\n"],
+        [b'{"a": "\x00"}\n', b"{}\n"],
+        [b'  ["\xff"\n', b"{}\n"],
+        ["käse\n".encode(), b"{}\n"],
+        [b"\x1e{}\n", b"\x1e{}\n"],
+        [b"\xef\xbb\xbf{}\n", b"{}\n"],
+        [b"kill\tmail\x1b\n", b"{}\n"],
+        [b"kill\x00mail\n", b"kill\n"],
+        [b"\x1bkill\n", b"kill\n"],
+        [b"x" * 1023 + "ä\n".encode(), b"{}\n"],
+    ],
+    ids=repr,
+)
+def test_broken_text_hides_no_event_of_a_later_line(lines: list[bytes]) -> None:
+    assert [document.line for document in documents(lines)] == [1, 2]
+
+
+def test_binary_beginning_hides_no_event_of_a_later_line() -> None:
+    read = list(documents([b"\n", b"\x1f\x8b\x08\n", b"x\n", b"1\n", b' {"a":\n', b" [1]\n", b"x\n", b"\xff\n"]))
+    assert [document.line for document in read] == [2, 6, 7, 8]
+    assert read[0].body.startswith(b"\x1f\x8b\x08\nx\n1\n")
+
+
+def test_binary_event_behind_another_is_one_line() -> None:
+    assert [document.line for document in documents([b"{}\n", b"\x1f\x8b\x08\n", b"{}\n"])] == [1, 2, 3]
+
+
+def test_only_the_beginning_of_a_large_binary_file_is_kept() -> None:
+    [document] = documents(b"\x1f\x8b\x08" + b"x" * 1000 + b"\n" for _ in range(1000))
+    assert CHUNK_BYTES <= len(document.body) < CHUNK_BYTES + 1100
