@@ -195,11 +195,11 @@ def test_members_with_odd_names_are_found() -> None:
     ]
 
 
-def test_thousands_of_violations_are_each_said_with_their_line() -> None:
-    event = json.dumps({**ESI, "attackers": [{"character_id": "x"}] * 3000}, indent=1)
+def test_thousand_violations_are_each_said_with_their_line() -> None:
+    event = json.dumps({**ESI, "attackers": [{"character_id": "x"}] * 1000}, indent=1)
     events, invalid, lines = said(event)
-    assert (events, invalid, len(lines)) == (1, 1, 3000)
-    assert len({line.split(":")[1] for line in lines}) == 3000
+    assert (events, invalid, len(lines)) == (1, 1, 1000)
+    assert len({line.split(":")[1] for line in lines}) == 1000
 
 
 def in_json(text: bytes, name: str = "f") -> list[dict[str, Any]]:
