@@ -118,7 +118,7 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
         logs.configure("info", "text")
         pipeline = _pipeline(effective, update_type)
         usual, default_type = _exchange_for(effective, update_type)
-        exchange = exchange or usual
+        exchange = usual if exchange is None else exchange
         default_type = effective.exchanges.get(exchange, default_type)
         publisher = _publisher(effective, exchange)
         # A fetcher may come before the bridge: what the settings name may be made. Of any other name, a slip of the

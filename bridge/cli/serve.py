@@ -36,20 +36,21 @@ def _serve(**flags: str | None) -> None:
     try:
         effective = effective_settings(flags)
         logs.configure(effective.log_level, effective.log_format)
-        _log_skipped_variables()
+        if (names := _skipped_variables()) is not None:
+            structlog.get_logger("bridge").info(_SKIPPED, names=names)
         uvloop.run(run_bridge(effective, timing))
     except BridgeError as error:
         fail(error)
 
 
-def _log_skipped_variables() -> None:
+def _skipped_variables() -> str | None:
+    """The names of the variables that Kubernetes injected and that are no settings, for one line; None without any."""
     names = service_variables(PREFIX, os.environ)
-    if names:
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        structlog.get_logger("bridge").info(
-            "Kubernetes Service variables skipped", names=", ".join(names[:_MOST_NAMES]) + more
-        )
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more or None
 
+
+_SKIPPED = "Kubernetes Service variables skipped"
 
 _MOST_NAMES = 8
 """A namespace may have many Services, each with seven variables and more."""
@@ -67,6 +68,8 @@ SERVE = click.Command(
 def _config(in_json: bool, **flags: str | None) -> None:
     try:
         effective, found = settings_and_sources(flags)
+        if (names := _skipped_variables()) is not None:
+            echo(f"edk-bridge: {_SKIPPED}: {names}", err=True)
         schemas, _ = check_bridge(effective)
     except BridgeError as error:
         fail(error)

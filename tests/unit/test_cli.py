@@ -230,9 +230,21 @@ def test_variables_of_kubernetes_are_skipped_with_one_line_of_serve(
             "names": "BRIDGE_PORT, BRIDGE_SERVICE_HOST",
         }
     ]
-    log.lines.clear()
-    assert invoke("config").exit_code == 0
+
+
+def test_variables_of_kubernetes_are_skipped_with_one_line_of_config_on_standard_error(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(monkeypatch, 6)
+    result = invoke("config", "--json")
+    assert result.exit_code == 0
     assert log.lines == []
+    assert result.stderr == (
+        "edk-bridge: Kubernetes Service variables skipped: BRIDGE_N1_PORT, BRIDGE_N1_SERVICE_HOST, BRIDGE_N2_PORT, "
+        "BRIDGE_N2_SERVICE_HOST, BRIDGE_N3_PORT, BRIDGE_N3_SERVICE_HOST, BRIDGE_N4_PORT, BRIDGE_N4_SERVICE_HOST and 4 "
+        "more\n"
+    )
+    assert json.loads(result.stdout)["BRIDGE_PORT"]["source"] == "default"
 
 
 def test_names_of_skipped_variables_are_bounded(runs: Runs, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +260,7 @@ def test_names_of_skipped_variables_are_bounded(runs: Runs, log: Log, monkeypatc
 def test_nothing_is_said_of_kubernetes_outside_of_it(log: Log) -> None:
     assert invoke("serve").exit_code == 0
     assert log.lines == []
+    assert invoke("config").stderr == ""
 
 
 def test_logging_is_configured_as_set(runs: Runs, logging_as: list[tuple[str, str]]) -> None:
@@ -688,7 +701,7 @@ def test_publish_chooses_the_exchange_by_the_type(
     assert published.declares == [not must_be_there]
 
 
-@pytest.mark.parametrize("name", ["x" * 200, "a\tb", "\N{SNOWMAN}"])
+@pytest.mark.parametrize("name", ["", "x" * 200, "a\tb", "\N{SNOWMAN}"])
 def test_publish_to_what_can_be_no_exchange_exits_with_2(name: str) -> None:
     result = invoke("publish", "--exchange", name, stdin=ndjson(EXAMPLE))
     assert result.exit_code == 2
