@@ -96,7 +96,8 @@ class Publisher:
         exist when the publisher connects. A bridge declares its exchanges when it starts.
 
         `schemas` is a folder of schema files beside the packaged ones; `timeout_s` bounds each update's way, connecting
-        included. Raises ValueError for a URL or a name that is none and for schema files that can't be used.
+        included. Raises ValueError for a URL or a name that is none, for a limit that is not above zero, for a reserved
+        exchange (`amq.`) with `declare`, and for schema files that can't be used.
         """
         try:
             self._nodes: Sequence[Node] = tuple(map(Node, amqp_urls(amqp_url)))
@@ -106,9 +107,20 @@ class Publisher:
             self._exchange = values.amqp_name(exchange)
         except ValueError as error:
             raise ValueError(f"exchange: {shown_value(exchange)} won't do: expected {error}") from None
+        if declare and topology.is_reserved(exchange):
+            raise ValueError(
+                f"exchange: {exchange!r} can't be declared: RabbitMQ reserves names that begin with "
+                f"{topology.RESERVED_PREFIX}; name another exchange, or leave declare out if it exists"
+            )
+        # Not `<= 0`, which NaN is not either.
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s: expected a number of seconds above 0; got {timeout_s!r}")
+        if not max_message_bytes > 0:
+            raise ValueError(f"max_message_bytes: expected a number of bytes above 0; got {max_message_bytes!r}")
         self._declare = declare
         self._timeout_s = timeout_s
-        self._pipeline = Pipeline(catalog.load([catalog.PACKAGED, *((schemas,) if schemas else ())]), max_message_bytes)
+        self._schemas = catalog.load([catalog.PACKAGED, *((schemas,) if schemas else ())])
+        self._pipeline = Pipeline(self._schemas, max_message_bytes)
         self._status = Status()
         self._trouble: str | None = None
         """What keeps updates from being confirmed at the moment, where that is known."""
@@ -135,6 +147,11 @@ class Publisher:
         (password, virtual host, permission). After the first successful connection, a missing exchange or a refusal
         raises NotConfirmed instead.
         """
+        # Without a type of its own, the event could still be valid as another type: `{"type": ..., "data": ...}`.
+        if update_type in catalog.NO_TYPES:
+            problem = f"{update_type!r} is no update type" if update_type else "the update type is empty"
+            known = ", ".join(sorted(self._schemas.types))
+            raise InvalidUpdate(Rejected(Reason.UNKNOWN_TYPE, f"{problem}; known types: {known}"))
         try:
             body = orjson.dumps(data)
             if b"null" in body:
@@ -197,10 +214,13 @@ class Publisher:
             if self._declare:
                 await topology.ensure_exchange(amqp, self._exchange)
             elif not await topology.exchange_exists(amqp, self._exchange):
-                raise ExchangeNotFound(
-                    f"there is no exchange {self._exchange!r}: check its name, start the bridge, which declares its "
-                    "exchanges, or pass declare=True to declare it"
+                hint = (
+                    f"RabbitMQ reserves names that begin with {topology.RESERVED_PREFIX}; name another exchange"
+                    if topology.is_reserved(self._exchange)
+                    else "check its name, start the bridge, which declares its exchanges, or pass declare=True to "
+                    "declare it"
                 )
+                raise ExchangeNotFound(f"there is no exchange {self._exchange!r}: {hint}")
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {sentence(error)}") from error
 

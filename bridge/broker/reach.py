@@ -25,9 +25,9 @@ async def reach(nodes: Sequence[Node], exchange: str | None) -> None:
         async with answering(DEFAULT.setup_timeout_s):
             there = await topology.exchange_exists(amqp, exchange)
         if not there:
-            raise ConfigurationError(
-                [
-                    f"there is no exchange {exchange!r}: name one that exists, or start the bridge, which makes the "
-                    "ones in BRIDGE_EXCHANGES"
-                ]
+            hint = (
+                f"; RabbitMQ reserves names that begin with {topology.RESERVED_PREFIX}"
+                if topology.is_reserved(exchange)
+                else ", or start the bridge, which makes the ones in BRIDGE_EXCHANGES"
             )
+            raise ConfigurationError([f"there is no exchange {exchange!r}: name one that exists{hint}"])

@@ -28,6 +28,9 @@ ROUTING_KEY = "#"
 MISMATCH = re.compile(r"inequivalent arg '(type|durable)' .* but current is '([\w-]+)'")
 """What the broker says where an exchange is not what it was declared as."""
 
+RESERVED_PREFIX = "amq."
+"""RabbitMQ lets no user declare an exchange whose name begins so (AMQP 0-9-1, `exchange.declare`)."""
+
 ABSENT = re.compile(r"NOT_FOUND - no (queue|exchange) '")
 """What the broker says where there is none. Of one that it knows, and that is not up yet, it says something else: right
 after a start of RabbitMQ 3.10.8 that its home node "is down or inaccessible", and to its declaration, 50 ms later, that
@@ -165,6 +168,11 @@ def lacking(error: aiormq.exceptions.ChannelAccessRefused, permission: str | Non
     return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {sentence(error)}{hint}")
 
 
+def is_reserved(exchange: str) -> bool:
+    """Whether RabbitMQ reserves the name: such an exchange can be used if it exists, but not declared."""
+    return exchange.startswith(RESERVED_PREFIX)
+
+
 async def exchange_exists(amqp: Amqp, exchange: str) -> bool:
     """Whether there is one of that name, of whatever kind; True as well if the user may not know.
 
@@ -186,6 +194,11 @@ async def _ensured_as_it_was(amqp: Amqp, exchange: Exchange) -> Presence:
     """One that has vanished is its owner's to declare, who would be refused for ever if it were another by then."""
 
     async def make(channel: aiormq.abc.AbstractChannel) -> object:
+        if is_reserved(exchange.name):
+            raise BrokerRefusal(
+                f"there is no exchange {exchange.name!r}, and RabbitMQ reserves names that begin with "
+                f"{RESERVED_PREFIX}; name another exchange in BRIDGE_EXCHANGES"
+            )
         if exchange.kind is None:
             raise ConnectionError(f"the exchange {exchange.name!r} is gone; it is for those to make again who made it")
         return await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)

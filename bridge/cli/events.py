@@ -12,6 +12,7 @@ from bridge.app import load_schemas
 from bridge.broker.nodes import Node
 from bridge.broker.publisher import Publisher
 from bridge.broker.reach import reach
+from bridge.broker.topology import is_reserved as is_reserved_exchange
 from bridge.cli.options import (
     INTERRUPTED,
     complete_type,
@@ -120,10 +121,11 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
         usual, default_type = _exchange_for(effective, update_type)
         exchange = usual if exchange is None else exchange
         default_type = effective.exchanges.get(exchange, default_type)
-        publisher = _publisher(effective, exchange)
+        may_declare = exchange in effective.exchanges and not is_reserved_exchange(exchange)
+        publisher = _publisher(effective, exchange, declare=may_declare)
         # A fetcher may come before the bridge: what the settings name may be made. Of any other name, a slip of the
         # hand would become an exchange that nobody reads.
-        uvloop.run(reach(tuple(map(Node, effective.amqp_url)), None if exchange in effective.exchanges else exchange))
+        uvloop.run(reach(tuple(map(Node, effective.amqp_url)), None if may_declare else exchange))
     count = Count(DuplicateWindow(Settings().duplicate_window))
     progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
 
@@ -192,12 +194,12 @@ def _pipeline(effective: Settings, update_type: str | None) -> Pipeline:
     return Pipeline(schemas, effective.max_message_bytes)
 
 
-def _publisher(effective: Settings, exchange: str) -> Publisher:
+def _publisher(effective: Settings, exchange: str, *, declare: bool) -> Publisher:
     try:
         return Publisher(
             ",".join(effective.amqp_url),
             exchange,
-            declare=exchange in effective.exchanges,
+            declare=declare,
             schemas=effective.schemas,
             max_message_bytes=effective.max_message_bytes,
         )

@@ -701,6 +701,15 @@ def test_publish_chooses_the_exchange_by_the_type(
     assert published.declares == [not must_be_there]
 
 
+def test_publish_does_not_declare_an_exchange_with_a_reserved_name(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGE_EXCHANGES", "amq.fanout=killmail")
+    assert invoke("publish").exit_code == 0
+    assert published.looked_for == ["amq.fanout"]
+    assert published.declares == [False]
+
+
 @pytest.mark.parametrize("name", ["", "x" * 200, "a\tb", "\N{SNOWMAN}"])
 def test_publish_to_what_can_be_no_exchange_exits_with_2(name: str) -> None:
     result = invoke("publish", "--exchange", name, stdin=ndjson(EXAMPLE))

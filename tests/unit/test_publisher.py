@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import aiormq
 import pytest
 
 from bridge.broker import life, outlet, status
-from bridge.broker.publisher import ExchangeNotFound, NotConfirmed, Publisher
+from bridge.broker.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal
 from tests.support.fake_amqp import HANGS, NACK, NO_EXCHANGE, REFUSED, FakeAmqp, FakeBroker, returned
 from tests.support.killmail import EXAMPLE
@@ -78,6 +79,50 @@ async def test_exchange_that_is_missing_raises_an_error_that_names_it_and_is_not
         assert MADE not in missing.requests
         assert missing.channels[0].published == []
         assert await fetcher.broadcast("killmail", EXAMPLE)
+
+
+async def test_missing_exchange_with_a_reserved_name_is_not_to_be_declared(broker: FakeBroker) -> None:
+    absent = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'amq.mine' in vhost '/'")
+    broker.lives.append(FakeAmqp().on("exchange amq.mine passive", absent))
+    async with Publisher(exchange="amq.mine") as fetcher:
+        with pytest.raises(
+            ExchangeNotFound, match=r"'amq\.mine': RabbitMQ reserves .* name another exchange"
+        ) as raised:
+            await fetcher.broadcast("killmail", EXAMPLE)
+    assert "declare=True" not in str(raised.value)
+
+
+async def test_exchange_with_a_reserved_name_that_is_to_be_declared_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"exchange: 'amq\.mine' can't be declared: RabbitMQ reserves names that begin"
+    ):
+        Publisher(exchange="amq.mine", declare=True)
+
+
+@pytest.mark.parametrize("timeout_s", [0, 0.0, -1, -0.5, float("nan"), float("-inf")])
+async def test_timeout_that_is_not_above_zero_is_an_error(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="timeout_s: expected a number of seconds above 0; got "):
+        Publisher(timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("max_message_bytes", [0, -1])
+async def test_largest_message_of_no_bytes_is_an_error(max_message_bytes: int) -> None:
+    with pytest.raises(ValueError, match="max_message_bytes: expected a number of bytes above 0; got "):
+        Publisher(max_message_bytes=max_message_bytes)
+
+
+@pytest.mark.parametrize(
+    ("update_type", "problem"),
+    [("", "the update type is empty"), (None, "the update type is empty"), ("binary", "'binary' is no update type")],
+)
+@pytest.mark.parametrize("data", [EXAMPLE, {"type": "killmail", "data": EXAMPLE}], ids=["plain", "wrapped"])
+async def test_name_of_no_update_type_is_an_error_that_says_so(
+    broker: FakeBroker, update_type: str | None, problem: str, data: object
+) -> None:
+    fetcher = Publisher()
+    with pytest.raises(InvalidUpdate, match=f"unknown-type: {problem}; known types: .*killmail"):
+        await fetcher.broadcast(update_type, data)  # type: ignore[arg-type]  # a fetcher may be without types
+    assert broker.attempts == 0
 
 
 async def test_exchange_that_is_missing_is_made_on_demand(broker: FakeBroker) -> None:

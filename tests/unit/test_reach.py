@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import aiormq
 import pytest
 
 from bridge.broker import reach as module
@@ -31,6 +32,16 @@ async def test_missing_exchange_is_a_fault_of_the_settings(broker: FakeBroker) -
     broker.lives.append(FakeAmqp().on(LOOK, NO_EXCHANGE))
     with pytest.raises(ConfigurationError, match="there is no exchange 'killmails': name one that exists, or start"):
         await reach((), "killmails")
+
+
+async def test_missing_exchange_with_a_reserved_name_is_not_said_to_be_made_by_the_bridge(broker: FakeBroker) -> None:
+    absent = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'amq.mine' in vhost '/'")
+    broker.lives.append(FakeAmqp().on("exchange amq.mine passive", absent))
+    with pytest.raises(
+        ConfigurationError, match=r"'amq\.mine': name one that exists; RabbitMQ reserves names that"
+    ) as no:
+        await reach((), "amq.mine")
+    assert "start the bridge" not in str(no.value)
 
 
 @pytest.mark.parametrize("error", [ConnectionError("refused"), BrokerRefusal("wrong password")], ids=repr)

@@ -81,8 +81,10 @@ class Made:
     async def _prepare(self) -> Queue:
         return self._queue
 
-    async def set_up(self, amqp: FakeAmqp, known: Mapping[str, Exchange] | None = None) -> Topology:
-        return await set_up(amqp.amqp, ["kills"], known or {}, self._prepare, self._note)
+    async def set_up(
+        self, amqp: FakeAmqp, known: Mapping[str, Exchange] | None = None, exchange: str = "kills"
+    ) -> Topology:
+        return await set_up(amqp.amqp, [exchange], known or {}, self._prepare, self._note)
 
 
 @pytest.mark.parametrize("queue_made", [True, False])
@@ -153,6 +155,20 @@ async def test_missing_permission_for_an_exchange_is_a_refusal() -> None:
     amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE).on("exchange kills fanout durable", REFUSED)
     with pytest.raises(BrokerRefusal, match="the user of BRIDGE_AMQP_URL lacks a permission: ACCESS_REFUSED"):
         await Made().set_up(amqp)
+
+
+@pytest.mark.parametrize("name", ["amq.kills", "amq."])
+async def test_missing_exchange_with_a_reserved_name_is_a_refusal_that_asks_for_another_name(name: str) -> None:
+    absent = aiormq.exceptions.ChannelNotFoundEntity(f"NOT_FOUND - no exchange '{name}' in vhost '/'")
+    amqp = FakeAmqp().on(f"exchange {name} passive", absent)
+    amqp.on(f"exchange {name} fanout durable", REFUSED)
+    with pytest.raises(BrokerRefusal, match=f"no exchange '{name}', and RabbitMQ reserves .* name another exchange"):
+        await Made().set_up(amqp, exchange=name)
+
+
+async def test_existing_exchange_with_a_reserved_name_is_used() -> None:
+    found = await Made().set_up(FakeAmqp(), exchange="amq.fanout")
+    assert found.exchanges == (Exchange("amq.fanout", "fanout"),)
 
 
 # What the user may not look at
