@@ -136,8 +136,9 @@ class Bridge:
         self._pages.describe(self._described(announced_host(hosts, networks, source_address), self.addresses[0][1]))
         scheme = "wss" if self._tls else "ws"
         for address, port in self.addresses:
-            host = authority(client_host(address, networks, source_address), port)
-            _log.info("listening", url=f"{scheme}://{host}{settings.path}", address=address, port=port)
+            host = client_host(address, networks, source_address)
+            url = {} if host is None else {"url": f"{scheme}://{authority(host, port)}{settings.path}"}
+            _log.info("listening", **url, address=address, port=port)
             if (lack := out_of_reach(address, networks)) is not None:
                 _log.warning(
                     "no client can reach this address",

@@ -71,11 +71,13 @@ def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
     return None
 
 
-def client_host(listener: str, networks: Sequence[Network], source_address: Callable[[Network], str | None]) -> str:
+def client_host(
+    listener: str, networks: Sequence[Network], source_address: Callable[[Network], str | None]
+) -> str | None:
     """The address by which a client reaches a listener.
 
-    For a wildcard, that is loopback if the networks allow it, else an address of this machine that they allow, else the
-    wildcard itself. `source_address` returns the address from which this machine sends to a network, or None.
+    For a wildcard, that is loopback if the networks allow it, else an address of this machine that they allow, else
+    None. `source_address` returns the address from which this machine sends to a network, or None.
     """
     address = ipaddress.ip_address(listener)
     if not address.is_unspecified:
@@ -83,19 +85,26 @@ def client_host(listener: str, networks: Sequence[Network], source_address: Call
     of_family = [network for network in networks if network.version == address.version]
     loopback = LOCALHOST[0 if address.version == 4 else 1]
     own = (source_address(network) for network in of_family)
-    return next((host for host in (loopback, *own) if host is not None and _allows(of_family, host)), listener)
+    return next((host for host in (loopback, *own) if host is not None and _allows(of_family, host)), None)
 
 
 def announced_host(
     listeners: Sequence[str], networks: Sequence[Network], source_address: Callable[[Network], str | None]
 ) -> str:
-    """The one host by which clients reach the bridge: `localhost` if that works with every client on this machine."""
-    reachable = [each for each in listeners if out_of_reach(each, networks) is None]
-    hosts = [client_host(each, networks, source_address) for each in reachable]
+    """The one host by which clients reach the bridge: `localhost` if that works with every client on this machine.
+
+    `localhost` stands as well for wildcards of which this machine has no address that clients may use.
+    """
+
+    def hosts_of(addresses: Sequence[str]) -> list[str]:
+        found = (client_host(each, networks, source_address) for each in addresses)
+        return [host for host in found if host is not None]
+
+    hosts = hosts_of([each for each in listeners if out_of_reach(each, networks) is None])
     # A client that tries ::1 first must not be refused there.
     if LOCALHOST[0] in hosts and (LOCALHOST[1] in hosts or not {LOCALHOST[1], EVERY} & {*listeners}):
         return "localhost"
-    return (hosts or [client_host(each, networks, source_address) for each in listeners])[0]
+    return (hosts or hosts_of(listeners) or ["localhost"])[0]
 
 
 def authority(host: str, port: int) -> str:

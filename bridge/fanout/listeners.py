@@ -1,6 +1,7 @@
 """The sockets that clients connect to: every address of every host, on one port."""
 
 import errno
+import ipaddress
 import socket
 import struct
 import sys
@@ -103,7 +104,7 @@ def _resolved(host: str, port: int, optional: bool) -> _Target:
     try:
         [(family, _, _, _, name), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise OSError(error.errno, f"{host} port {port}: {error.strerror}") from error
+        raise socket.gaierror(error.errno, f"{_shown(host)} port {port}: {error.strerror}", host) from error
     return _Target(host, family, name, optional)
 
 
@@ -130,7 +131,31 @@ def remedy(error: OSError) -> str:
     """What an operator does where an address can't be listened on."""
     if error.filename == EVERY and error.errno in NO_SUCH_ADDRESS:
         return f"this machine has no IPv6; set BRIDGE_HOST={EVERY_IPV4} for all IPv4 addresses"
+    address, _, zone = str(error.filename).partition("%")
+    if isinstance(error, socket.gaierror):
+        if zone:
+            return f"BRIDGE_HOST: {zone!r} must be a network interface of this machine, and can't be used"
+        return "BRIDGE_HOST must hold addresses or names of this machine"
+    if error.errno == errno.EINVAL and not zone and _is_link_local(address):
+        return f"a link-local address needs its network interface, as in BRIDGE_HOST={address}%eth0"
     return REMEDIES.get(error.errno or 0, "BRIDGE_HOST and BRIDGE_PORT name others")
+
+
+def _is_link_local(host: str) -> bool:
+    return _is_address(host) and ipaddress.ip_address(host).is_link_local
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(host: str) -> str:
+    """As an error names it: a name in quotes, because it may be a word such as `any`."""
+    return host if _is_address(host) else repr(host)
 
 
 def source_address(network: Network) -> str | None:
@@ -165,7 +190,7 @@ def _bind(target: _Target, port: int, reuse_port: bool) -> socket.socket:
         if listener is not None:
             listener.close()
         # Its third argument, the name of a file, is the address here: `remedy` looks at it.
-        raise OSError(error.errno, f"{target.host} port {port}: {error.strerror}", target.host) from error
+        raise OSError(error.errno, f"{_shown(target.host)} port {port}: {error.strerror}", target.host) from error
     return listener
 
 

@@ -125,7 +125,7 @@ class BridgeProcess:
         await eventually("the bridge listens", lambda: self.logged("listening") or self.process.returncode is not None)
         line = self.logged("listening")
         assert line is not None, self.texts
-        return int(str(line["url"]).rsplit(":", 1)[1].partition("/")[0])
+        return int(str(line["port"]))
 
     async def consuming(self) -> None:
         """Returns once it consumes."""

@@ -67,13 +67,13 @@ def test_listener_is_out_of_reach_where_no_allowed_network_leads_to_it(
         ("0.0.0.0", "10.0.0.0/8", ("10.1.2.3",), "10.1.2.3"),
         ("0.0.0.0", "192.168.0.0/16 10.0.0.0/8", ("10.1.2.3",), "10.1.2.3"),
         ("::", "10.0.0.0/8 fd00::/8", ("10.1.2.3", "fd00::5"), "fd00::5"),
-        ("0.0.0.0", "10.0.0.0/8", ("192.168.1.5",), "0.0.0.0"),
-        ("0.0.0.0", "10.0.0.0/8", (), "0.0.0.0"),
-        ("::", "10.0.0.0/8", ("10.1.2.3", "fd00::5"), "::"),
+        ("0.0.0.0", "10.0.0.0/8", ("192.168.1.5",), None),
+        ("0.0.0.0", "10.0.0.0/8", (), None),
+        ("::", "10.0.0.0/8", ("10.1.2.3", "fd00::5"), None),
     ],
 )
 def test_wildcard_is_named_by_an_address_that_the_rules_allow(
-    listener: str, allowed: str, own: tuple[str, ...], host: str
+    listener: str, allowed: str, own: tuple[str, ...], host: str | None
 ) -> None:
     assert client_host(listener, networks(allowed), machine(*own)) == host
 
@@ -94,6 +94,9 @@ def test_wildcard_is_named_by_an_address_that_the_rules_allow(
         (("10.1.2.3", "127.0.0.1"), "", "localhost"),
         (("10.1.2.3", "127.0.0.1"), "10.0.0.0/8", "10.1.2.3"),
         (("127.0.0.1",), "10.0.0.0/8", "127.0.0.1"),
+        (("0.0.0.0",), "172.16.0.0/12", "localhost"),
+        (("::", "0.0.0.0"), "172.16.0.0/12", "localhost"),
+        (("0.0.0.0", "10.1.2.3"), "172.16.0.0/12", "10.1.2.3"),
     ],
 )
 def test_announced_host_works_with_every_client_of_this_machine(

@@ -461,6 +461,20 @@ async def test_wildcard_is_logged_as_an_address_that_clients_can_use(
     await bridge.stop()
 
 
+async def test_wildcard_without_an_address_that_clients_can_use_is_logged_without_a_url(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = build(host="0.0.0.0", port=4321, allowed_networks="10.0.0.0/8")
+    monkeypatch.setattr(app, "source_address", lambda network: "192.168.1.5")
+    lifecycle = Lifecycle(bridge, monkeypatch)
+    lifecycle.addresses = [("0.0.0.0", 4321)]
+    with capture_logs() as logged:
+        await bridge.start()
+    assert logged == [{"event": "listening", "log_level": "info", "address": "0.0.0.0", "port": 4321}]
+    assert b"localhost:4321" in bridge._pages.get("/asyncapi.json").body
+    await bridge.stop()
+
+
 async def test_address_that_no_client_can_reach_is_warned_of(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,8 +243,36 @@ def test_name_that_nobody_knows_is_an_error_that_names_it(monkeypatch: pytest.Mo
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr("bridge.fanout.listeners.socket.getaddrinfo", unknown)
-    with pytest.raises(OSError, match="kills port 3000: Name or service not known"):
-        open_listeners(["kills"], 3000, reuse_port=False)
+    with pytest.raises(OSError, match="'any' port 3000: Name or service not known") as raised:
+        open_listeners(["any"], 3000, reuse_port=False)
+    assert remedy(raised.value) == "BRIDGE_HOST must hold addresses or names of this machine"
+
+
+@pytest.mark.parametrize(
+    ("host", "number", "hint"),
+    [
+        ("fe80::1", errno.EINVAL, "a link-local address needs its network interface, as in BRIDGE_HOST=fe80::1%eth0"),
+        ("fe80::1%eth0", errno.EINVAL, "BRIDGE_HOST and BRIDGE_PORT name others"),
+        ("fd00::1", errno.EINVAL, "BRIDGE_HOST and BRIDGE_PORT name others"),
+        ("kills", errno.EINVAL, "BRIDGE_HOST and BRIDGE_PORT name others"),
+    ],
+)
+def test_link_local_address_without_its_interface_has_a_hint_to_it(host: str, number: int, hint: str) -> None:
+    assert remedy(OSError(number, "Invalid argument", host)) == hint
+
+
+@needs_ipv6
+def test_link_local_address_on_an_interface_that_is_not_there_is_an_error_that_names_it() -> None:
+    with pytest.raises(OSError, match="fe80::1%none0 port 3000: ") as raised:
+        open_listeners(["fe80::1%none0"], 3000, reuse_port=False)
+    assert "'none0' must be a network interface of this machine" in remedy(raised.value)
+
+
+@needs_ipv6
+def test_link_local_address_without_its_interface_can_not_be_listened_on() -> None:
+    with pytest.raises(OSError, match="fe80::1 port 3000: Invalid argument") as raised:
+        open_listeners(["fe80::1"], 3000, reuse_port=False)
+    assert "fe80::1%eth0" in remedy(raised.value)
 
 
 def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
