@@ -18,6 +18,8 @@ import orjson
 from jsonschema_rs import ValidationErrorKind as Kind
 
 from bridge.contract import members, schema_lint
+from bridge.contract.keywords import REFERENCES
+from bridge.contract.schema_errors import absent_id, describe_error
 from bridge.contract.schema_lint import IDENTITY, ROLE, SchemaWarning
 from bridge.contract.text import json_pointer, printable, unescape
 from bridge.contract.violations import describe
@@ -155,6 +157,7 @@ def load(folders: Sequence[Path]) -> Catalog:
         files, skipped = _files(folder)
         warnings += skipped
         if not files:
+            skipped = skipped or _alone(folder)
             found = "".join(f"; {warning}" for warning in skipped[:3])
             raise SchemaError(f"{_shown(folder)}: there are no schema files (*.json) in this folder{found}")
         for file in files:
@@ -169,11 +172,19 @@ def load(folders: Sequence[Path]) -> Catalog:
                     "file another name"
                 )
             if file.name in documents:
-                raise SchemaError(f"{_shown(file)}: there is a {file.name} already; give the type another name")
+                packaged = shown[file.stem] == _shown(PACKAGED / file.name)
+                taken = (
+                    f"{file.stem} is one of the bridge's own schemas" if packaged else f"{shown[file.stem]} is there"
+                )
+                raise SchemaError(f"{_shown(file)}: {taken}; give the type another name")
             documents[file.name], schemas[file.stem] = _read(file)
             shown[file.stem] = _shown(file)
-    registry = _registry(schemas)
-    compiled = {name: _compile(name, schema, registry, _names(schema, schemas)) for name, schema in schemas.items()}
+    registry = _registry(schemas, shown)
+    ids = {name: schema["$id"] for name, schema in schemas.items()}
+    compiled = {
+        name: _compile(name, shown[name], schema, registry, ids, _names(schema, schemas))
+        for name, schema in schemas.items()
+    }
 
     def of(role: str | None) -> dict[str, Schema]:
         return {name: schema for name, schema in compiled.items() if schemas[name].get(ROLE) == role}
@@ -210,6 +221,12 @@ def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
     return files, skipped
 
 
+def _alone(folder: Path) -> list[SchemaWarning]:
+    """What may have been meant for a schema file, in a folder without any."""
+    reasons = {entry: schema_lint.not_read(entry.name, alone=True) for entry in sorted(folder.iterdir())}
+    return [SchemaWarning(_shown(entry), "", reason) for entry, reason in reasons.items() if reason is not None]
+
+
 def _shown(path: Path) -> str:
     return printable(str(path))
 
@@ -243,32 +260,43 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
     return content, schema
 
 
-def _registry(schemas: Mapping[str, dict[str, Any]]) -> jsonschema_rs.Registry:
+def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -> jsonschema_rs.Registry:
     """All schemas by their `$id`, so that one file can refer to another."""
     owners: dict[str, str] = {}
     for name, schema in schemas.items():
         identifier = schema["$id"]
         if not isinstance(identifier, str):
-            raise SchemaError(f"{name}.json: $id must be a URI; got {identifier!r}")
-        for each in {identifier, *_identifiers(schema)}:
+            raise SchemaError(f"{shown[name]}: $id must be a URI; got {identifier!r}")
+        for each in {identifier, *_strings(schema, "$id")}:
             if owners.setdefault(each, name) != name:
-                raise SchemaError(f"{name}.json: its $id {each!r} is that of {owners[each]}.json")
+                raise SchemaError(f"{shown[name]}: its $id {each!r} is that of {shown[owners[each]]}")
     try:
         return _register(schemas)
     except (ValueError, TypeError) as error:
-        # The library does not say which schema it can't use: it is the one without which it can use the others.
-        for name in schemas:
-            if _usable({other: schema for other, schema in schemas.items() if other != name}):
-                raise SchemaError(
-                    f"{name}.json: not a usable JSON Schema: {printable(str(error))} (other files are referred to by "
-                    f"their $id, as in {schema_id('killmail')})"
-                ) from error
-        raise SchemaError(f"several schema files are no usable JSON Schemas: {printable(str(error))}") from error
+        words = describe_error(error, {name: schema["$id"] for name, schema in schemas.items()})
+        culprit = _unusable(schemas, absent_id(str(error)))
+        where = "several schema files" if culprit is None else shown[culprit]
+        raise SchemaError(f"{where}: not a usable JSON Schema: {words}") from error
 
 
-def _identifiers(value: object) -> Iterator[str]:
-    """Every `$id` in a schema: one that is within it would take the place of another file's, too."""
-    return (part["$id"] for part in _objects(value) if isinstance(part.get("$id"), str))
+def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str | None:
+    """Which schema the library can't use, and does not name; None if there are several.
+
+    It is one that refers to the absent `$id`, or else the one without which the library can use the others.
+    """
+    for name, schema in schemas.items():
+        references = (each.partition("#")[0] for each in _strings(schema, *REFERENCES))
+        if absent is not None and any(each and absent.endswith(each) for each in references):
+            return name
+    for name in schemas:
+        if _usable({other: schema for other, schema in schemas.items() if other != name}):
+            return name
+    return None
+
+
+def _strings(value: object, *keywords: str) -> Iterator[str]:
+    """Every text that a keyword has in a schema, or within it."""
+    return (part[each] for part in _objects(value) for each in keywords if isinstance(part.get(each), str))
 
 
 def _objects(value: object) -> Iterator[dict[str, Any]]:
@@ -312,19 +340,24 @@ def _usable(schemas: Mapping[str, dict[str, Any]]) -> bool:
     return True
 
 
-def _compile(name: str, schema: dict[str, Any], registry: jsonschema_rs.Registry, names: frozenset[str]) -> Schema:
+def _compile(
+    name: str,
+    shown: str,
+    schema: dict[str, Any],
+    registry: jsonschema_rs.Registry,
+    ids: Mapping[str, str],
+    names: frozenset[str],
+) -> Schema:
     try:
         validator = jsonschema_rs.Draft202012Validator(
             schema, registry=registry, validate_formats=True, ignore_unknown_formats=False
         )
     except (ValueError, TypeError) as error:
-        # Nearly always a ValidationError, which says where.
-        place = json_pointer(list(getattr(error, "instance_path", ()))) or "the schema"
-        words = f"{place}: {printable(getattr(error, 'message', str(error)))}"
-        raise SchemaError(f"{name}.json: not a usable JSON Schema (draft 2020-12): {words}") from error
+        words = describe_error(error, ids)
+        raise SchemaError(f"{shown}: not a usable JSON Schema (draft 2020-12): {words}") from error
     identity = schema.get(IDENTITY)
     if identity is not None and not (
         isinstance(identity, str) and identity.startswith("/") and "/" not in identity[1:] and len(identity) > 1
     ):
-        raise SchemaError(f"{name}.json: x-identity must name a top-level member, as in /killmailId; got {identity!r}")
+        raise SchemaError(f"{shown}: x-identity must name a top-level member, as in /killmailId; got {identity!r}")
     return Schema(name, schema["$id"], validator, None if identity is None else unescape(identity[1:]), names)

@@ -3,7 +3,6 @@
 Takes names of files, and schemas that are compiled already. Reads no files.
 """
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ from itertools import islice
 from typing import Any
 
 from bridge.contract.keywords import KEYWORDS, Steps, subschemas
+from bridge.contract.similar import similar
 from bridge.contract.text import json_pointer, printable, unescape
 
 MOST_PER_FILE = 20
 """Warnings of one file. A file that has more is probably no JSON Schema, and the first ones show that."""
-
-COMPARED_NAMES = 1000
-"""Names that one name is compared with. To compare it with 30,000 takes more than a second."""
 
 LONGEST_TYPE_BYTES = 255
 """The length of AMQP's `type` property (a short string)."""
@@ -64,9 +61,12 @@ class SchemaWarning:
         return ": ".join(part for part in (self.file, self.pointer, self.detail) if part)
 
 
-def not_read(name: str) -> str | None:
-    """Why a file is not read, although its name looks like that of a schema file; None for every other name."""
-    if _LIKE_A_SCHEMA.search(name) is None:
+def not_read(name: str, *, alone: bool = False) -> str | None:
+    """Why a file is not read, although its name looks like that of a schema file; None for every other name.
+
+    `alone`: no schema file is in its folder, so that a backup (`event.json.bak`) may be what was meant.
+    """
+    if _LIKE_A_SCHEMA.search(name) is None and not (alone and ".json" in name.lower() and not name.endswith(".json")):
         return None
     if name.startswith("."):
         return "not read: its name begins with a dot, as those of hidden and temporary files do"
@@ -131,9 +131,9 @@ def _keyword(keyword: str, *, is_top: bool) -> str | None:
     if keyword in _REPLACED:
         return f"the keyword {keyword!r} has no effect in draft 2020-12; use {_REPLACED[keyword]}"
     if keyword.startswith("x-"):
-        close = _close(keyword, _OWN, 0.7)
+        close = similar(keyword, _OWN, 0.7)
         return None if close is None else f"the keyword {keyword!r} has no effect; did you mean {close}?"
-    close = _close(keyword, (*sorted(KEYWORDS), *_OWN))
+    close = similar(keyword, (*sorted(KEYWORDS), *_OWN))
     hint = f"did you mean {close}?" if close else "prefix your own keywords with x-"
     return f"the keyword {keyword!r} is unknown and has no effect; {hint}"
 
@@ -145,7 +145,7 @@ def _required(schema: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
     for at, name in enumerate(required):
         if name in schema.get("properties", {}):
             continue
-        close = _close(name, declared, 0.85)
+        close = similar(name, declared, 0.85)
         if close is not None:
             yield at, f"no property {name!r} is declared; did you mean {close!r}?"
 
@@ -161,15 +161,6 @@ def _identity(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]]
     others = (schema.get(keyword) for keyword in ("patternProperties", "additionalProperties", "unevaluatedProperties"))
     if name in schema.get("required", []) or any(isinstance(other, dict) for other in others):
         return None
-    close = _close(name, declared)
+    close = similar(name, declared)
     hint = f"did you mean {close!r}?" if close else "declare it in properties"
     return f"the schema declares no member {name!r}, so updates are probably not identified; {hint}"
-
-
-def _close(name: str, names: Collection[str], cutoff: float = 0.75) -> str | None:
-    """The name that is most like this one, whatever the case of its letters; None of too many names to compare."""
-    if len(names) > COMPARED_NAMES:
-        return None
-    by_lower = {each.lower(): each for each in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, 1, cutoff)
-    return by_lower[close[0]] if close else None

@@ -225,11 +225,20 @@ def test_unusable_schema_is_an_error_that_names_its_file(
 
 
 @pytest.mark.parametrize("name", ["killmail", "update-with-id"])
-def test_name_that_is_there_already_is_an_error(tmp_path: Path, name: str) -> None:
+def test_name_of_a_packaged_schema_is_an_error(tmp_path: Path, name: str) -> None:
     own = folder_of(tmp_path, **{name: {}})
-    with pytest.raises(SchemaError, match=rf"{name}\.json already; give the type another name") as raised:
+    with pytest.raises(SchemaError) as raised:
         catalog.load([catalog.PACKAGED, own])
-    assert str(own / f"{name}.json") in str(raised.value)
+    assert str(raised.value) == (
+        f"{own}/{name}.json: {name} is one of the bridge's own schemas; give the type another name"
+    )
+
+
+def test_name_of_a_schema_in_another_folder_is_an_error(tmp_path: Path) -> None:
+    one, other = folder_of(tmp_path / "one", duel={}), folder_of(tmp_path / "other", duel={})
+    with pytest.raises(SchemaError) as raised:
+        catalog.load([one, other])
+    assert str(raised.value) == f"{other}/duel.json: {one}/duel.json is there; give the type another name"
 
 
 def test_folder_without_schema_files_is_an_error(tmp_path: Path) -> None:
@@ -299,13 +308,19 @@ def test_unusable_reference_or_id_names_its_file(tmp_path: Path, content: dict[s
 
 
 def test_id_that_is_there_already_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match=r"that of a\.json"):
+    with pytest.raises(SchemaError, match=r"/b\.json: its \$id 'urn:x' is that of /.*/a\.json"):
         load(tmp_path, a={"$id": "urn:x", "type": "string"}, b={"$id": "urn:x", "type": "integer"})
 
 
 def test_two_unusable_files_are_an_error_too(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="several schema files"):
-        load(tmp_path, a={"$ref": "urn:nothing"}, b={"$ref": "urn:nothing"})
+        load(tmp_path, a={"$id": "http://[bad"}, b={"$id": "http://[worse"})
+
+
+def test_reference_to_nothing_in_several_files_is_said_of_the_first_one(tmp_path: Path) -> None:
+    used: dict[str, Any] = {"items": {"$ref": "urn:nothing"}}
+    with pytest.raises(SchemaError, match=rf"^{tmp_path}/b\.json: .*no schema file has the \$id 'urn:nothing'; "):
+        load(tmp_path, a={"$ref": "urn:edk-bridge:schema:b"}, b=used, c=used)
 
 
 def test_long_identity_takes_no_more_memory_than_its_digest(tmp_path: Path) -> None:
@@ -345,15 +360,21 @@ def test_other_draft_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        ({"type": "objekt"}, '/type: "objekt" is not'),
+        ({"type": "objekt"}, "/type: 'objekt' is no type; did you mean object?"),
         ({"properties": {"a": {"minimum": "x"}}}, '/properties/a/minimum: "x" is not'),
-        ({"$ref": "urn:edk-bridge:schema:killmal"}, "as in urn:edk-bridge:schema:killmail"),
-        ({"$ref": "killmail.json"}, "as in urn:edk-bridge:schema:killmail"),
+        ({"$ref": "urn:edk-bridge:schema:owm"}, "no schema file has the $id 'urn:edk-bridge:schema:owm'; did you"),
+        ({"$ref": "own.json"}, "no schema file has the $id 'own.json'; did you mean urn:edk-bridge:schema:own?"),
+        ({"$dynamicRef": "urn:x#y"}, "no schema file has the $id 'urn:x'; $ref takes the $id of another file, as in"),
+        (
+            {"properties": {"at": {"format": "datetime"}}},
+            "/properties/at/format: 'datetime' is no format; did you mean",
+        ),
     ],
 )
 def test_mistake_in_a_schema_is_said_with_its_place(tmp_path: Path, schema: dict[str, Any], words: str) -> None:
     with pytest.raises(SchemaError) as raised:
         load(tmp_path, own=schema)
+    assert str(raised.value).startswith(f"{tmp_path}/own.json: not a usable JSON Schema")
     assert words in str(raised.value)
 
 
@@ -364,7 +385,9 @@ def test_draft_with_an_empty_fragment_is_the_same(tmp_path: Path) -> None:
 def test_id_of_another_file_is_refused_within_a_schema_too(tmp_path: Path) -> None:
     theirs = {"$defs": {"k": {"$id": "urn:edk-bridge:schema:esi-killmail"}}, "anyOf": [{}]}
     (tmp_path / "own.json").write_bytes(orjson.dumps(theirs))
-    with pytest.raises(SchemaError, match=r"own.json: its \$id 'urn:edk-bridge:schema:esi-killmail' is that of esi-"):
+    with pytest.raises(
+        SchemaError, match=r"own.json: its \$id 'urn:edk-bridge:schema:esi-killmail' is that of /.*/esi-"
+    ):
         catalog.load([catalog.PACKAGED, tmp_path])
 
 
@@ -460,6 +483,13 @@ def test_file_that_looks_like_a_schema_file_is_not_read_and_said(tmp_path: Path)
 def test_folder_with_nothing_but_files_that_are_not_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "event.JSON").write_text("{}")
     with pytest.raises(SchemaError, match=r"no schema files \(\*\.json\) in this folder; .*event\.JSON: not read: "):
+        catalog.load([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["event.json.bak", "event.json~"])
+def test_folder_with_nothing_but_a_backup_says_that_it_is_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(SchemaError, match=rf"in this folder; {tmp_path / name}: not read: schema files hold JSON"):
         catalog.load([tmp_path])
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bridge.contract.schema_lint import COMPARED_NAMES, MOST_PER_FILE, SchemaWarning, lint, not_read, unusual_name
+from bridge.contract.schema_lint import MOST_PER_FILE, SchemaWarning, lint, not_read, unusual_name
+from bridge.contract.similar import COMPARED_NAMES
 
 DECLARED = {"moveId": {"integer"}, "fleet": {"object"}, "note": {"string", "null"}}
 
@@ -59,6 +60,19 @@ def test_file_that_looks_like_a_schema_file_and_is_not_one_has_a_reason(name: st
 )
 def test_name_of_a_schema_file_or_of_something_else_has_none(name: str) -> None:
     assert not_read(name) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["event.json.bak", "event.json~", "event.json.orig", "Event.JSON.2", "event.json.disabled", "event.jsonl"]
+)
+def test_backup_of_a_schema_file_has_a_reason_in_a_folder_without_schema_files(name: str) -> None:
+    assert not_read(name, alone=True) == "not read: schema files hold JSON, and their names end with .json"
+    assert not_read(name) is None
+
+
+@pytest.mark.parametrize("name", ["event.json", "README.md", "events.ndjson", "Makefile"])
+def test_name_of_something_else_has_none_in_a_folder_without_schema_files(name: str) -> None:
+    assert not_read(name, alone=True) is None
 
 
 @pytest.mark.parametrize(
@@ -260,9 +274,16 @@ def test_identity_with_escapes_is_compared_as_the_name_that_it_stands_for() -> N
     assert lint({"x-identity": "/a~1b~0"}, {"a/b~": {"string"}}) == []
 
 
-def test_required_name_that_is_nearly_a_declared_one_is_said() -> None:
-    assert details({"properties": {"systemId": {}, "at": {}}, "required": ["at", "sytemId"]}) == [
-        "/required/1: no property 'sytemId' is declared; did you mean 'systemId'?"
+@pytest.mark.parametrize(
+    ("required", "declared"),
+    [
+        *(("sytemId", "systemId"), ("pilto", "pilot"), ("nmae", "name"), ("Pliot", "pilot"), ("hsip", "ship")),
+        *(("sohlar", "solhar"), ("PILOT", "pilot"), ("tpye", "type"), ("isk_vlaue", "isk_value")),
+    ],
+)
+def test_required_name_that_is_nearly_a_declared_one_is_said(required: str, declared: str) -> None:
+    assert details({"properties": {declared: {}, "at": {}}, "required": ["at", required]}) == [
+        f"/required/1: no property {required!r} is declared; did you mean {declared!r}?"
     ]
 
 
@@ -270,6 +291,8 @@ def test_required_name_that_is_nearly_a_declared_one_is_said() -> None:
     "schema",
     [
         {"required": ["pilot"]},
+        {"properties": {"attackers": {}, "ship": {}}, "required": ["attackerId", "chip"]},
+        {"properties": {"pilot": {}, "pilto": {}}, "required": ["pilto"]},
         {"properties": {"systemId": {}}, "required": ["pilot", "systemId"]},
         {"properties": {"killmailId": {}}, "required": ["killmailId", "killmailIds"]},
         {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},

@@ -1,0 +1,107 @@
+"""What the author of a schema file reads where it can't be used."""
+
+from __future__ import annotations
+
+import jsonschema_rs
+import pytest
+
+from bridge.contract.schema_errors import FORMATS, TYPES, describe_error
+
+IDS = {"killmail": "urn:edk-bridge:schema:killmail", "duel": "https://example.org/duel"}
+KNOWN = "the types are array, boolean, integer, null, number, object, string"
+
+
+def error_of(schema: dict[str, object]) -> str:
+    """What is said of a schema, compiled as the schema files are."""
+    schema = {"$id": "urn:own", **schema}
+    with pytest.raises((ValueError, TypeError)) as raised:
+        jsonschema_rs.Draft202012Validator(
+            schema,
+            registry=jsonschema_rs.Registry([("urn:own", schema)]),
+            validate_formats=True,
+            ignore_unknown_formats=False,
+        )
+    return describe_error(raised.value, IDS)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("int", f"'int' is no type; did you mean integer? {KNOWN}"),
+        ("Str", f"'Str' is no type; did you mean string? {KNOWN}"),
+        ("float", f"'float' is no type; did you mean number? {KNOWN}"),
+        ("interger", f"'interger' is no type; did you mean integer? {KNOWN}"),
+        ("Object", f"'Object' is no type; did you mean object? {KNOWN}"),
+        ("any", f"'any' is no type; {KNOWN}"),
+        (["string", "nul"], f"'nul' is no type; did you mean null? {KNOWN}"),
+        (["string", 5], f"a type must be one of the names of types, or a list of them; {KNOWN}"),
+        (["string", None], f"a type must be one of the names of types, or a list of them; {KNOWN}"),
+        (5, f"a type must be one of the names of types, or a list of them; {KNOWN}"),
+        ({"type": "string"}, f"a type must be one of the names of types, or a list of them; {KNOWN}"),
+        ([], "a list of types must not be empty"),
+        (["string", "string"], "a list of types must name each type once"),
+    ],
+    ids=repr,
+)
+def test_type_that_is_none_is_said_with_the_one_that_is_meant(value: object, problem: str) -> None:
+    assert error_of({"type": value}) == f"/type: {problem}"
+    assert error_of({"properties": {"a": {"items": {"type": value}}}}) == f"/properties/a/items/type: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("datetime", "did you mean date-time?"),
+        ("date_time", "did you mean date-time?"),
+        ("Date-Time", "did you mean date-time?"),
+        ("ipv5", "did you mean ipv"),
+        ("uid", "did you mean uuid?"),
+        ("colour", "the formats are date, date-time, time, "),
+    ],
+)
+def test_format_that_is_none_is_said_with_the_one_that_is_meant(value: str, hint: str) -> None:
+    assert error_of({"format": value}).startswith(f"/format: {value!r} is no format; {hint}")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_is_known_to_the_library(name: str) -> None:
+    jsonschema_rs.Draft202012Validator({"format": name}, validate_formats=True, ignore_unknown_formats=False)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_each_type_is_known_to_the_library(name: str) -> None:
+    jsonschema_rs.Draft202012Validator({"type": name})
+
+
+@pytest.mark.parametrize(
+    ("reference", "absent", "hint"),
+    [
+        ("urn:edk-bridge:schema:killmial", "urn:edk-bridge:schema:killmial", "did you mean urn:edk-bridge:schema:kill"),
+        ("urn:edk-bridge:schema:kilmail#/$defs/x", "urn:edk-bridge:schema:kilmail", "did you mean urn:edk-bridge:sch"),
+        ("killmail.json", "killmail.json", "did you mean urn:edk-bridge:schema:killmail?"),
+        ("duel", "duel", "did you mean https://example.org/duel?"),
+        ("https://example.org/deul", "https://example.org/deul", "did you mean https://example.org/duel?"),
+        ("https://example.com/x/duel.json", "https://example.com/x/duel.json", "did you mean https://example.org/duel"),
+        ("urn:x", "urn:x", "$ref takes the $id of another file, as in urn:edk-bridge:schema:killmail"),
+        ("http://127.0.0.1:1/x", "http://127.0.0.1:1/x", "$ref takes the $id of another file"),
+    ],
+)
+def test_reference_to_no_schema_file_is_said_with_the_id_that_is_meant(reference: str, absent: str, hint: str) -> None:
+    assert error_of({"items": {"$ref": reference}}).startswith(f"no schema file has the $id {absent!r}; {hint}")
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"minimum": "x"}, '/minimum: "x" is not of type'),
+        ({"$ref": "#/$defs/a"}, "the schema: Pointer '/$defs/a' does not exist"),
+        ({"properties": {"type": 5}}, "/properties/type: 5 is not of type"),
+        ({"pattern": "("}, '/pattern: "(" is not a "regex"'),
+    ],
+)
+def test_other_errors_are_the_library_s_with_their_place(schema: dict[str, object], words: str) -> None:
+    assert error_of(schema).startswith(words)
+
+
+def test_error_without_a_place_is_the_library_s() -> None:
+    assert describe_error(ValueError("Recursion limit reached"), IDS) == "Recursion limit reached"
