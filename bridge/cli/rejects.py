@@ -1,9 +1,11 @@
 """`edk-bridge rejects`: list, requeue and purge, on the command line."""
 
 import asyncio
+import re
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import click
@@ -110,7 +112,8 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
         try:
             _on_queue(settings, work)
         except (BridgeError, KeyboardInterrupt):
-            progress.say(f"ended early, with {outcome.done:,} requeued; the others are kept")
+            if outcome.begun:
+                progress.say(f"ended early, with {outcome.done:,} requeued; the others are kept")
             raise
     missing = _missing(ids, outcome, progress.say)
     for why, count in outcome.kept.items():
@@ -121,17 +124,27 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
 
 def _require_selection(ids: tuple[str, ...], everything: bool, reason: str | None) -> None:
     """Raises ConfigurationError unless the arguments say which events are meant."""
+    if "" in ids:
+        # It would select each event that has no id.
+        raise ConfigurationError(["an id is empty; give ids from `edk-bridge rejects list`"])
     if everything and ids:
         raise ConfigurationError(["ids and --all can't be combined; give one of them"])
     if not (everything or ids or reason):
         raise ConfigurationError(["no events are selected; give ids from `edk-bridge rejects list`, --reason or --all"])
 
 
+_NUMBER = re.compile("[0-9]{1,7}")
+"""What may be the number of an event in the list; the ids of killmails have more digits."""
+
+
 def _missing(ids: tuple[str, ...], outcome: Outcome, say: Callable[[str], None]) -> bool:
     """Says which of the ids were not there; whether any was not."""
     missing = [each for each in dict.fromkeys(ids) if each not in outcome.seen]
     for each in missing:
-        say(f"not there: {printable(each, 255)}")
+        if _NUMBER.fullmatch(each):
+            say(f"{each} is no id: the id is the last field of each event in `edk-bridge rejects list`")
+        else:
+            say(f"not there: {printable(each, 255)}")
     return bool(missing)
 
 
@@ -139,15 +152,17 @@ def _purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool
     outcome = Outcome()
     choice = Choice(reason, frozenset(ids) or None)
     agreed: int | None = None
+    asked_at: datetime | None = None
 
     async def count(queue: RejectsQueue) -> int:
         return queue.count
 
     async def work(queue: RejectsQueue) -> None:
         if agreed is not None:
-            # Nobody has agreed to the removal of what has come since.
+            # Nobody has agreed to the removal of what has come since: the newest are beyond this number, unless others
+            # were removed meanwhile. Then the time of each tells.
             queue.count = min(queue.count, agreed)
-        await rejects.remove(queue, choice, outcome)
+        await rejects.remove(queue, choice, outcome, asked_at)
 
     with failing():
         _require_selection(ids, everything, reason)
@@ -155,7 +170,7 @@ def _purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool
         if not yes:
             if sys.stdin is None or not sys.stdin.isatty():
                 raise ConfigurationError(["it asks before it removes anything, and nobody can answer: say --yes"])
-            agreed = _on_queue(settings, count)
+            agreed, asked_at = _on_queue(settings, count), datetime.now(UTC)
             which = [f"the {len(choice.ids):,} named"] if choice.ids else []
             which += [f"those with the reason {reason}"] if reason else []
             of = f" {', '.join(which)} of" if which else ""
@@ -165,7 +180,10 @@ def _purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool
         try:
             _on_queue(settings, work)
         finally:
-            echo(f"{outcome.done:,} removed", err=True)
+            for why, kept in outcome.kept.items():
+                echo(f"{kept:,} kept: {why}", err=True)
+            if outcome.begun:
+                echo(f"{outcome.done:,} removed", err=True)
     sys.exit(1 if _missing(ids, outcome, lambda line: echo(line, err=True)) else 0)
 
 

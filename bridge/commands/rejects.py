@@ -8,6 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import orjson
 
@@ -38,6 +39,8 @@ class Choice:
 class Outcome:
     """What came of a pass."""
 
+    begun: bool = False
+    """Whether the queue was reached."""
     done: int = 0
     kept: Counter[str] = field(default_factory=Counter)
     """Why some stay where they are, and how many."""
@@ -52,14 +55,29 @@ async def chosen(queue: RejectsQueue, choice: Choice) -> AsyncIterator[Reject]:
             yield reject
 
 
-async def remove(queue: RejectsQueue, choice: Choice, outcome: Outcome) -> None:
-    """Removes those that are meant, for good."""
+async def remove(queue: RejectsQueue, choice: Choice, outcome: Outcome, until: datetime | None = None) -> None:
+    """Removes those that are meant, for good; but none that was rejected after `until`, as far as its header says."""
+    outcome.begun = True
     async for reject in chosen(queue, choice):
-        await queue.remove(reject)
-        outcome.done += 1
         if choice.ids is not None:
             outcome.seen.add(reject.id)
+        at = _rejected_at(reject)
+        if until is not None and at is not None and at > until:
+            _count(outcome.kept, "rejected after the question")
+            continue
+        await queue.remove(reject)
+        outcome.done += 1
     await queue.settle()
+
+
+def _rejected_at(reject: Reject) -> datetime | None:
+    """When the bridge rejected it; None if its header does not say so."""
+    try:
+        at = datetime.fromisoformat(reject.said("time"))
+    except ValueError:
+        return None
+    # Of a time without an offset, nobody knows how it compares.
+    return None if at.tzinfo is None else at
 
 
 async def requeue(
@@ -69,6 +87,7 @@ async def requeue(
 
     `progress` hears of each. Raises Interrupted where the broker is lost: what is not removed by then is still there.
     """
+    outcome.begun = True
     requeuing = Requeuing(queue.amqp, user)
     free = asyncio.Semaphore(UNDER_WAY)
     lost: list[BridgeError] = []

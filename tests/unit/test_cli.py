@@ -18,21 +18,28 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 from click.testing import CliRunner
+from pamqp import commands
 
 import bridge
 from bridge import __version__, cli, logs
+from bridge.broker import rejected
 from bridge.broker.publisher import NotConfirmed, Publisher
 from bridge.cli import events, serve
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.settings import FIELDS
 from bridge.timing import DEFAULT, Timing
+from tests.support.fake_amqp import FakeAmqp, FakeBroker
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, redisq
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import NoReturn, Self
 
     from click.testing import Result
 
+    from bridge.broker.nodes import Node
+    from bridge.broker.topology import Amqp
     from bridge.settings import Settings
 
 
@@ -660,8 +667,10 @@ def test_publish_says_every_violation(published: Published) -> None:
     [
         ([], "no events are selected; give ids from `edk-bridge rejects list`, --reason or --all"),
         (["--all", "id-1"], "ids and --all can't be combined; give one of them"),
+        ([""], "an id is empty; give ids from `edk-bridge rejects list`"),
+        (["id-1", "", "--reason", "not-json"], "an id is empty; give ids from `edk-bridge rejects list`"),
     ],
-    ids=["nothing", "both"],
+    ids=["nothing", "both", "empty", "empty beside another"],
 )
 def test_command_that_changes_rejects_does_not_begin_before_it_is_clear_which_are_meant(
     command: str, arguments: list[str], line: str
@@ -669,6 +678,52 @@ def test_command_that_changes_rejects_does_not_begin_before_it_is_clear_which_ar
     for sure in [[], ["--yes"]] if command == "purge" else [[]]:
         result = invoke("rejects", command, *sure, *arguments, "--amqp-url", "amqp://127.0.0.1:1")
         assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"edk-bridge: {line}\n")
+
+
+@pytest.fixture
+def empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of rejects is there, and empty."""
+
+    def connected(nodes: Sequence[Node], name: str) -> AbstractAsyncContextManager[Amqp]:
+        amqp = FakeAmqp().on("queue bridge.rejected passive", commands.Queue.DeclareOk("", 0, 0))
+        return FakeBroker(amqp).connected(nodes, name)
+
+    monkeypatch.setattr(rejected, "connected", connected)
+
+
+@pytest.mark.usefixtures("empty_queue")
+@pytest.mark.parametrize("command", [["requeue"], ["purge", "--yes"]], ids=lambda words: str(words[0]))
+def test_number_of_the_list_is_said_to_be_no_id(command: list[str]) -> None:
+    result = invoke("rejects", *command, "3", "98ca9b46", "128473623")
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if "removed" not in line and "requeued" not in line]
+    assert lines == [
+        "3 is no id: the id is the last field of each event in `edk-bridge rejects list`",
+        "not there: 98ca9b46",
+        "not there: 128473623",
+    ]
+
+
+@pytest.mark.parametrize("command", [["requeue"], ["purge", "--yes"]], ids=lambda words: str(words[0]))
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (ConfigurationError(["there is no queue"]), 2),
+        (BrokerRefusal("wrong password"), 3),
+        (ConnectionError("away"), 1),
+    ],
+    ids=["queue", "refusal", "connection"],
+)
+def test_nothing_is_said_to_be_done_where_the_queue_was_not_reached(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], error: Exception, exit_code: int
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("bridge.cli.rejects.opened", fail)
+    result = invoke("rejects", *command, "--all")
+    [line] = result.stderr.splitlines()
+    assert (result.exit_code, line.startswith(f"edk-bridge: {error}")) == (exit_code, True)
 
 
 def test_publish_says_what_nobody_has_got(published: Published) -> None:

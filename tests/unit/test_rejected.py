@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,7 @@ from bridge.broker import rejected
 from bridge.broker.nodes import Node
 from bridge.broker.rejected import ANSWER_S, Interrupted, Reject, opened
 from bridge.broker.requeuing import restored, user_of
-from bridge.commands.rejects import ALL_REASONS, Choice, _count, as_entry, as_fields, as_json
+from bridge.commands.rejects import ALL_REASONS, Choice, Outcome, _count, as_entry, as_fields, as_json, remove
 from bridge.errors import BrokerRefusal, ConfigurationError
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker
 from tests.support.virtual_time import VirtualTime
@@ -160,6 +161,43 @@ async def test_rejects_are_read_as_many_as_there_were_and_removed_one_by_one(mon
         await queue.settle()
     assert held.amqp.requests[-2:] == ["ack 2", "queue rejects passive"]
     assert held.broker.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("time", "removed"),
+    [
+        ("2026-11-26T02:15:01.123+00:00", 1),
+        ("2026-11-26T02:15:02+00:00", 1),
+        ("2026-11-26T02:15:02.001+00:00", 0),
+        ("2026-11-26T03:15:01+01:00", 1),
+        ("2027-01-01T00:00:00Z", 0),
+        ("2027-01-01T00:00:00", 1),
+        ("soon", 1),
+        (None, 1),
+    ],
+)
+async def test_event_that_was_rejected_after_the_question_is_not_removed(
+    monkeypatch: pytest.MonkeyPatch, time: str | None, removed: int
+) -> None:
+    one = message(1)
+    headers: FieldTable = {} if time is None else {"x-reject-time": time}
+    cast("Any", one).header.properties.headers = headers
+    Held(monkeypatch, one, count=1)
+    asked_at = datetime(2026, 11, 26, 2, 15, 2, tzinfo=UTC)
+    outcome = Outcome()
+    async with opened((), "rejects") as queue:
+        await remove(queue, Choice(), outcome, asked_at)
+    assert (outcome.done, dict(outcome.kept)) == (removed, {} if removed else {"rejected after the question": 1})
+
+
+async def test_event_is_removed_whenever_it_was_rejected_where_there_was_no_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Held(monkeypatch, message(1), count=1)
+    outcome = Outcome()
+    async with opened((), "rejects") as queue:
+        await remove(queue, Choice(), outcome)
+    assert (outcome.begun, outcome.done) == (True, 1)
 
 
 async def test_rejects_that_somebody_else_takes_meanwhile_end_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
