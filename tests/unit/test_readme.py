@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.fanout.closing import CloseReason
 from bridge.fanout.refusals import Rule
 from bridge.settings import FIELDS
 from tests.support.generated import PARTS, README, filled, metric_rows, metrics_table, settings_table
@@ -53,6 +54,15 @@ def test_metrics_follow_the_naming_rules_of_prometheus_and_say_what_they_mean() 
 def test_each_rule_of_a_refusal_is_explained(rule: Rule) -> None:
     [about] = re.findall(r"^- A `rule` is (.*?)\n-", README.read_text(), re.MULTILINE | re.DOTALL)
     assert f"`{rule.value}`" in about
+
+
+@pytest.mark.parametrize("reason", [each for each in CloseReason if each is not CloseReason.STOPPING])
+def test_each_reason_of_an_eviction_is_listed_with_its_close_code(reason: CloseReason) -> None:
+    [about] = re.findall(
+        r"^- A `reason` of an evicted client is(.*?)\n-", README.read_text(), re.MULTILINE | re.DOTALL
+    )
+    codes = dict.fromkeys(re.findall(r"`([a-z0-9-]+)`(?=[^()]*\((\d+)\))", about))
+    assert (reason.slug, str(reason.code)) in codes
 
 
 @pytest.mark.parametrize("name", PARTS)
