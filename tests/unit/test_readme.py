@@ -58,9 +58,7 @@ def test_each_rule_of_a_refusal_is_explained(rule: Rule) -> None:
 
 @pytest.mark.parametrize("reason", [each for each in CloseReason if each is not CloseReason.STOPPING])
 def test_each_reason_of_an_eviction_is_listed_with_its_close_code(reason: CloseReason) -> None:
-    [about] = re.findall(
-        r"^- A `reason` of an evicted client is(.*?)\n-", README.read_text(), re.MULTILINE | re.DOTALL
-    )
+    [about] = re.findall(r"^- A `reason` of an evicted client is(.*?)\n-", README.read_text(), re.MULTILINE | re.DOTALL)
     codes = dict.fromkeys(re.findall(r"`([a-z0-9-]+)`(?=[^()]*\((\d+)\))", about))
     assert (reason.slug, str(reason.code)) in codes
 
