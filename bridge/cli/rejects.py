@@ -169,7 +169,9 @@ def _purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool
         settings = effective_settings(flags)
         if not yes:
             if sys.stdin is None or not sys.stdin.isatty():
-                raise ConfigurationError(["it asks before it removes anything, and nobody can answer: say --yes"])
+                raise ConfigurationError(
+                    ["standard input is not a terminal, so the question can't be answered; pass --yes"]
+                )
             agreed, asked_at = _on_queue(settings, count), datetime.now(UTC)
             which = [f"the {len(choice.ids):,} named"] if choice.ids else []
             which += [f"those with the reason {reason}"] if reason else []

@@ -308,7 +308,7 @@ async def test_purge_that_nobody_can_answer_removes_nothing_without_yes(
     ended = await command(broker, rejects, "purge", "--all")
     assert (ended.code, ended.said) == (
         2,
-        ["edk-bridge: it asks before it removes anything, and nobody can answer: say --yes"],
+        ["edk-bridge: standard input is not a terminal, so the question can't be answered; pass --yes"],
     )
     ended = await command(broker, rejects, "purge", "--yes", "--reason", "too-large")
     assert (ended.code, ended.said) == (0, ["3 removed"])
