@@ -31,7 +31,7 @@ BYTES = "looks like the bytes of a Buffer: publish the JSON itself"
 _LISTED = "an array of {}: publish each by itself (jq -c '.[]' writes one a line)"
 
 
-COMPARED_MEMBERS = 100
+COMPARED_MEMBERS = 32
 COMPARED_CHARACTERS = 100
 """How many members of an object are compared with a missing one, and how long their names may be."""
 CLOSE = 0.75
