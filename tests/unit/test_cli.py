@@ -846,9 +846,7 @@ def in_encoding(
     [
         ("", AS_JSON.encode()),
         ("ascii", AS_JSON.encode()),
-        ("ascii:strict", AS_JSON.encode()),
         ("latin-1", AS_JSON.replace("\\u00e9", "\xe9").encode("latin-1")),
-        ("cp1252", AS_JSON.replace("\\u00e9", "\xe9").replace("\\u2022", "\u2022").encode("cp1252")),
         ("cp437", AS_JSON.replace("\\u00e9", "\xe9").encode("cp437")),
         ("utf-8", ODD.encode()),
     ],
@@ -859,7 +857,7 @@ def test_character_that_the_encoding_does_not_have_is_escaped(encoding: str, sho
     assert (done.stderr, done.returncode) == (b"1 event, 1 invalid\n", 1)
 
 
-@pytest.mark.parametrize("encoding", ["", "ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_json_is_the_same_json_in_every_encoding(encoding: str) -> None:
     event = json.dumps({**EXAMPLE, "systemId": ODD}, ensure_ascii=False)
     [problem] = map(json.loads, in_encoding(encoding, "check", "--json", stdin=event).stdout.splitlines())
@@ -870,7 +868,6 @@ def test_json_is_the_same_json_in_every_encoding(encoding: str) -> None:
     assert settings["BRIDGE_SCHEMAS"]["value"] == ODD
 
 
-@pytest.mark.parametrize("encoding", ["", "ascii", "latin-1"])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -886,8 +883,9 @@ def test_json_is_the_same_json_in_every_encoding(encoding: str) -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_error_that_repeats_what_the_encoding_does_not_have_is_one_line(encoding: str, arguments: list[str]) -> None:
-    done = in_encoding(encoding, *arguments)
+def test_error_that_repeats_what_the_encoding_does_not_have_is_one_line(arguments: list[str]) -> None:
+    # Each is a process of its own.
+    done = in_encoding("latin-1", *arguments)
     assert done.returncode == 2
     assert done.stderr.isascii()
     assert b"\\u2022" in done.stderr or b"\\udce2" in done.stderr
