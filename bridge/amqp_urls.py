@@ -35,9 +35,6 @@ LONGEST_HEARTBEAT_S = 65_534
 """The library takes any longer one for none."""
 
 
-_PLACEHOLDER = re.compile(r"<[^<>]*>|\$\{")
-
-
 def amqp_urls(text: str) -> tuple[str, ...]:
     """One or more URLs. Raises ValueError, whose text says what was expected."""
     # A comma may also stand in a password: only one before a scheme separates.
@@ -45,10 +42,6 @@ def amqp_urls(text: str) -> tuple[str, ...]:
     # At the end of a single URL, a comma is a part of its virtual host, say. After several, it separates an empty item.
     urls = (*others, last.rstrip(", ") if others else last)
     for url in urls:
-        if _PLACEHOLDER.search(url):
-            raise ValueError(
-                "a URL without placeholders such as <user> or ${PASSWORD}; write < > $ in a password as %3C %3E %24"
-            )
         try:
             parts = urlsplit(url)
             usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
