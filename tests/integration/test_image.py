@@ -142,7 +142,7 @@ async def test_health_is_asked_over_tls_where_that_is_on(place: Site, tmp_path: 
     variables = {"BRIDGE_TLS_CERTIFICATE": "/tls/chain.pem", "BRIDGE_TLS_KEY": "/tls/key.pem", "BRIDGE_PORT": "3443"}
     with place.bridge({chain: "/tls/chain.pem", key: "/tls/key.pem"}, **variables) as secure:
         await finds(secure, "healthy")
-        assert any("wss://0.0.0.0:3443/updates" in line for line in secure.log())
+        assert any("wss://127.0.0.1:3443/updates" in line for line in secure.log())
 
 
 async def test_bridge_that_does_not_turn_becomes_unhealthy_and_healthy_again_when_it_does(place: Site) -> None:
