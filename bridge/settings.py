@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge import values
-from bridge.amqp_urls import amqp_urls
+from bridge.config.amqp_urls import amqp_urls
 from bridge.errors import ConfigurationError, shown_value
 from bridge.fanout.access import DEFAULT_NETWORKS
 from bridge.fanout.addresses import Network

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from bridge.amqp_urls import amqp_urls, virtual_host
+from bridge.config.amqp_urls import amqp_urls, virtual_host
 from bridge.sources import content
 from bridge.text_files import NotPlainTextError
 

@@ -18,7 +18,6 @@ import orjson
 from pamqp import commands
 
 from bridge import values
-from bridge.amqp_urls import amqp_urls
 from bridge.backoff import Backoff
 from bridge.broker import topology
 from bridge.broker.life import keep_alive
@@ -26,6 +25,7 @@ from bridge.broker.link import sentence
 from bridge.broker.nodes import Node
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.broker.status import State, Status
+from bridge.config.amqp_urls import amqp_urls
 from bridge.contract import catalog
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
 from bridge.errors import BrokerRefusal, shown_value

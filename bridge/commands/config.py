@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import orjson
 
-from bridge.amqp_urls import amqp_urls
+from bridge.config.amqp_urls import amqp_urls
 from bridge.contract.text import from_system, printable
 from bridge.errors import masked, masked_url
 from bridge.settings import FIELDS, PREFIX

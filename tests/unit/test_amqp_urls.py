@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from bridge.amqp_urls import amqp_urls, virtual_host
+from bridge.config.amqp_urls import amqp_urls, virtual_host
 from tests.support.certificates import certificate
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.amqp_urls import amqp_urls
 from bridge.broker.nodes import Node, RenewedNodes, nodes_of
+from bridge.config.amqp_urls import amqp_urls
 from bridge.settings import load
 from bridge.sources import content
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import values
-from bridge.amqp_urls import amqp_urls
+from bridge.config.amqp_urls import amqp_urls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
