@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, unquote_to_bytes, urls
 from yarl import URL
 
 from bridge import values
-from bridge.certificates import load_pair
+from bridge.config.certificates import load_pair
 from bridge.contract.text import printable
 from bridge.errors import shown_value
 

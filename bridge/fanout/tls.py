@@ -3,7 +3,7 @@
 import ssl
 from pathlib import Path
 
-from bridge.certificates import load_pair
+from bridge.config.certificates import load_pair
 from bridge.tls_version import require_tls_1_2
 
 
