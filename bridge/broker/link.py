@@ -23,10 +23,10 @@ from bridge.broker import heartbeats, tls
 from bridge.broker.lane import Lane
 from bridge.broker.nodes import Node
 from bridge.broker.patience import patient
+from bridge.config.tls_version import require_tls_1_2
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
-from bridge.tls_version import require_tls_1_2
 
 NOT_ALLOWED = 530
 """The reply code for a virtual host that does not exist or that the user may not use; and, which passes, for one whose

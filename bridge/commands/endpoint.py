@@ -7,9 +7,9 @@ import ssl
 from collections.abc import Sequence
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
+from bridge.config.tls_version import require_tls_1_2
 from bridge.contract.text import printable
 from bridge.errors import ConfigurationError
-from bridge.tls_version import require_tls_1_2
 
 
 def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
+from bridge.config.tls_version import require_tls_1_2
 from bridge.demo.leash import leashed, signal_group
 from bridge.errors import BridgeError
-from bridge.tls_version import require_tls_1_2
 
 _KEPT_LINES = 15
 _LONGEST_LINE = 256 * 1024

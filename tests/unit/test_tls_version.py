@@ -12,9 +12,9 @@ from yarl import URL
 
 from bridge.broker.link import _Line
 from bridge.commands.endpoint import trusting
+from bridge.config.tls_version import require_tls_1_2
 from bridge.demo import child
 from bridge.fanout.tls import Tls
-from bridge.tls_version import require_tls_1_2
 from tests.support.certificates import certificate
 
 if TYPE_CHECKING:
