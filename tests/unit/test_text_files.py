@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.text_files import NotPlainTextError, read_marked, read_plain
+from bridge.config.text_files import NotPlainTextError, read_marked, read_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
