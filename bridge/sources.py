@@ -13,9 +13,9 @@ from pathlib import Path
 
 from dotenv.parser import Binding, parse_stream
 
+from bridge.config.kubernetes import is_service_variable
 from bridge.config.text_files import NotPlainTextError, read_marked, read_plain
 from bridge.errors import shown_value
-from bridge.kubernetes import is_service_variable
 
 PREFIX = "BRIDGE_"
 

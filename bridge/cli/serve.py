@@ -12,8 +12,8 @@ from bridge.app import serve as run_bridge
 from bridge.cli.options import effective_settings, fail, setting_options, settings_and_sources, warn_of_schemas
 from bridge.commands.config import as_json, as_text, rows
 from bridge.commands.streams import echo, echo_json
+from bridge.config.kubernetes import service_variables
 from bridge.errors import BridgeError
-from bridge.kubernetes import service_variables
 from bridge.settings import FIELDS, PREFIX
 from bridge.timing import DEFAULT, Timing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.kubernetes import is_service_variable, service_variables
+from bridge.config.kubernetes import is_service_variable, service_variables
 
 
 def injected(service: str, protocol: str, address: str = "10.0.0.1", port_name: str | None = None) -> dict[str, str]:
