@@ -15,11 +15,11 @@ from typing import Any
 
 from bridge import values
 from bridge.config.amqp_urls import amqp_urls
+from bridge.config.sources import PREFIX, Found, Layer, find
 from bridge.errors import ConfigurationError, shown_value
 from bridge.fanout.access import DEFAULT_NETWORKS
 from bridge.fanout.addresses import Network
 from bridge.fanout.paths import is_own
-from bridge.sources import PREFIX, Found, Layer, find
 
 __all__ = ["FIELDS", "PREFIX", "Settings", "is_set", "load", "load_with_sources", "shown_default"]
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import structlog
 
 from bridge.config.amqp_urls import amqp_urls, virtual_host
+from bridge.config.sources import content
 from bridge.config.text_files import NotPlainTextError
-from bridge.sources import content
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 

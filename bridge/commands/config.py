@@ -9,10 +9,10 @@ from typing import NamedTuple
 import orjson
 
 from bridge.config.amqp_urls import amqp_urls
+from bridge.config.sources import Found
 from bridge.contract.text import from_system, printable
 from bridge.errors import masked, masked_url
 from bridge.settings import FIELDS, PREFIX
-from bridge.sources import Found
 
 DEFAULT = "default"
 
