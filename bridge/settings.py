@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge import values
+from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
 from bridge.config.sources import PREFIX, Found, Layer, find
 from bridge.errors import ConfigurationError, shown_value
@@ -45,110 +45,110 @@ class Settings:
     )
     exchanges: Mapping[str, str] = _setting(
         "killmails=killmail",
-        values.exchanges,
+        parsers.exchanges,
         "exchanges to consume, each with the update type that it carries by default, separated by commas",
     )
     queue: str | None = _setting(
         None,
-        values.queue_name,
+        parsers.queue_name,
         "a durable queue to consume instead of an exclusive one, so that nothing is lost while the bridge is away; "
         "one for each bridge",
     )
     history: str = _setting(
         "memory",
-        values.one_of("memory", "stream"),
+        parsers.one_of("memory", "stream"),
         "where recent updates are kept for clients that come back: memory, or stream, which consumes a stream of "
         "RabbitMQ's instead of a queue, shared by all bridges, and outlasts a restart",
     )
-    history_stream: str = _setting("bridge.history", values.made_name, "that stream's name")
+    history_stream: str = _setting("bridge.history", parsers.made_name, "that stream's name")
     history_max_age: float = _setting(
-        "3h", values.duration(1, 366 * 86400), "how long the stream keeps an event, where the bridge makes it"
+        "3h", parsers.duration(1, 366 * 86400), "how long the stream keeps an event, where the bridge makes it"
     )
     history_max_bytes: int = _setting(
-        "256 MiB", values.size(2**20, 2**40), "how much it keeps, where the bridge makes it; the oldest goes first"
+        "256 MiB", parsers.size(2**20, 2**40), "how much it keeps, where the bridge makes it; the oldest goes first"
     )
     prefetch: int = _setting(
-        "200", values.whole(1, 65535), "messages that the broker may send before the first is settled"
+        "200", parsers.whole(1, 65535), "messages that the broker may send before the first is settled"
     )
     reject_exchange: str | None = _setting(
         "bridge.rejected",
-        values.unless_off(values.made_name),
+        parsers.unless_off(parsers.made_name),
         "where events go that can't become an update; off: they are only counted",
     )
     schemas: Path | None = _setting(
-        None, values.folder, "a folder with schema files of your own, one for each update type"
+        None, parsers.folder, "a folder with schema files of your own, one for each update type"
     )
-    max_message_bytes: int = _setting("4 MiB", values.size(1024, 512 * 2**20), "the largest event that is taken")
+    max_message_bytes: int = _setting("4 MiB", parsers.size(1024, 512 * 2**20), "the largest event that is taken")
     duplicate_window: int = _setting(
         "65536",
-        values.whole(0, 10_000_000),
+        parsers.whole(0, 10_000_000),
         "identities of sent updates to remember, so that none is sent twice; 0: none",
     )
     host: tuple[str, ...] = _setting(
         "localhost",
-        values.hosts,
+        parsers.hosts,
         "addresses to listen on, separated by commas; localhost is 127.0.0.1 and ::1, :: is all addresses of this "
         "machine (IPv6 and IPv4), 0.0.0.0 is those of IPv4",
     )
-    port: int = _setting("3000", values.whole(0, 65535), "the port to listen on; 0 picks one and logs it")
-    path: str = _setting("/updates", values.path, "the path of the WebSocket endpoint")
+    port: int = _setting("3000", parsers.whole(0, 65535), "the port to listen on; 0 picks one and logs it")
+    path: str = _setting("/updates", parsers.path, "the path of the WebSocket endpoint")
     allowed_networks: tuple[Network, ...] = _setting(
         ",".join(map(str, DEFAULT_NETWORKS)),
-        values.networks,
+        parsers.networks,
         "networks that clients may connect from, separated by commas",
     )
     allowed_hosts: frozenset[str] = _setting(
         "",
-        values.host_names,
+        parsers.host_names,
         "names, beside localhost and internal ones, that clients may use for this host, separated by commas",
     )
     allowed_origins: frozenset[str] = _setting(
         "",
-        values.origins,
+        parsers.origins,
         "origins of web pages, beside this host's own and localhost's, that may connect, separated by commas, as in "
         "https://kills.example.org,http://10.0.0.5:8080",
     )
     idle_timeout: float = _setting(
-        "120s", values.duration(0.1, 86400), "a client from which nothing is heard for this long is closed"
+        "120s", parsers.duration(0.1, 86400), "a client from which nothing is heard for this long is closed"
     )
     ping_interval: float = _setting(
         "30s",
-        values.duration(0.05, 86400),
+        parsers.duration(0.05, 86400),
         "a client that is silent for this long is pinged; less than BRIDGE_IDLE_TIMEOUT",
     )
-    handshake_timeout: float = _setting("5s", values.duration(0.1, 300), "how long a client may take for its request")
-    max_connections: int = _setting("10000", values.whole(1, 1_000_000), "clients at once; more are closed with 1013")
+    handshake_timeout: float = _setting("5s", parsers.duration(0.1, 300), "how long a client may take for its request")
+    max_connections: int = _setting("10000", parsers.whole(1, 1_000_000), "clients at once; more are closed with 1013")
     max_connections_per_address: int | None = _setting(
         None,
-        values.limit(1_000_000),
+        parsers.limit(1_000_000),
         "clients at once from one address, loopback excepted; more are closed with 1013; unless set, a tenth of "
         "all, and 16 at least; off: no such limit",
     )
     log_bytes: int = _setting(
         "16 MiB",
-        values.size(64 * 1024, 2**40),
+        parsers.size(64 * 1024, 2**40),
         "memory for the newest updates: how far behind a slow client may be; at least BRIDGE_MAX_MESSAGE_BYTES",
     )
     shutdown_timeout: float = _setting(
-        "8s", values.duration(0.1, 3600), "how long stopping may take before clients that do not close are cut off"
+        "8s", parsers.duration(0.1, 3600), "how long stopping may take before clients that do not close are cut off"
     )
-    reuse_port: bool = _setting("false", values.boolean, "let several bridges listen on the same port")
+    reuse_port: bool = _setting("false", parsers.boolean, "let several bridges listen on the same port")
     tls_certificate: Path | None = _setting(
-        None, values.file, "certificate chain (PEM), for wss://; read again on SIGHUP"
+        None, parsers.file, "certificate chain (PEM), for wss://; read again on SIGHUP"
     )
-    tls_key: Path | None = _setting(None, values.file, "the certificate's private key (PEM)")
+    tls_key: Path | None = _setting(None, parsers.file, "the certificate's private key (PEM)")
     wait: bool = _setting(
         "false",
-        values.boolean,
+        parsers.boolean,
         "wait at the start also where the broker refuses (password, permissions), instead of ending",
     )
     log_level: str = _setting(
-        "info", values.one_of("debug", "info", "warning", "error"), "debug, info, warning or error"
+        "info", parsers.one_of("debug", "info", "warning", "error"), "debug, info, warning or error"
     )
     log_format: str = _setting(
-        "auto", values.one_of("auto", "text", "json"), "text or json; auto: text on a terminal, json otherwise"
+        "auto", parsers.one_of("auto", "text", "json"), "text or json; auto: text on a terminal, json otherwise"
     )
-    instance: str = _setting(socket.gethostname(), values.name, "this bridge's name, for logs, headers and the broker")
+    instance: str = _setting(socket.gethostname(), parsers.name, "this bridge's name, for logs, headers and the broker")
     amqp_url_file: Path | None = None
     """The file that `amqp_url` was read from, if BRIDGE_AMQP_URL_FILE names one. No setting of its own."""
 

@@ -17,7 +17,6 @@ import aiormq
 import orjson
 from pamqp import commands
 
-from bridge import values
 from bridge.backoff import Backoff
 from bridge.broker import topology
 from bridge.broker.life import keep_alive
@@ -25,6 +24,7 @@ from bridge.broker.link import sentence
 from bridge.broker.nodes import Node
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.broker.status import State, Status
+from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
 from bridge.contract import catalog
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
@@ -104,7 +104,7 @@ class Publisher:
         except ValueError as error:
             raise ValueError(f"amqp_url: expected {error}") from None
         try:
-            self._exchange = values.amqp_name(exchange)
+            self._exchange = parsers.amqp_name(exchange)
         except ValueError as error:
             raise ValueError(f"exchange: {shown_value(exchange)} won't do: expected {error}") from None
         if declare and topology.is_reserved(exchange):

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, unquote_to_bytes, urls
 
 from yarl import URL
 
-from bridge import values
+from bridge.config import parsers
 from bridge.config.certificates import load_pair
 from bridge.contract.text import printable
 from bridge.errors import shown_value
@@ -186,7 +186,7 @@ def _check_pair(query: Mapping[str, str]) -> None:
 
 
 def _authorities(text: str) -> Path:
-    path = values.file(text)
+    path = parsers.file(text)
     try:
         ssl.create_default_context(cafile=path)
     except ssl.SSLError as error:
@@ -195,7 +195,7 @@ def _authorities(text: str) -> Path:
 
 
 def _hashed_authorities(text: str) -> Path:
-    path = values.folder(text)
+    path = parsers.folder(text)
     if not any(re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", file.name) for file in path.iterdir()):
         raise ValueError("a folder with certificates as `openssl rehash` names them")
     return path
@@ -210,13 +210,13 @@ def _authority(text: str) -> str:
 
 
 _CHECKS: Mapping[str, Callable[[str], object]] = {
-    "auth": values.one_of("plain", "external"),
-    "heartbeat": values.whole(0, LONGEST_HEARTBEAT_S),
-    "name": values.name,
-    "timeout": values.whole(1, 3600),
+    "auth": parsers.one_of("plain", "external"),
+    "heartbeat": parsers.whole(0, LONGEST_HEARTBEAT_S),
+    "name": parsers.name,
+    "timeout": parsers.whole(1, 3600),
     "cadata": _authority,
     "cafile": _authorities,
     "capath": _hashed_authorities,
-    "certfile": values.file,
-    "keyfile": values.file,
+    "certfile": parsers.file,
+    "keyfile": parsers.file,
 }

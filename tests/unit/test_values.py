@@ -13,25 +13,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge import values
+from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-WHOLE = values.whole(1, 65535)
-SIZE = values.size(1024, 2**40)
-DURATION = values.duration(0.1, 86400)
-LEVEL = values.one_of("info", "debug")
-MAYBE = values.unless_off(values.made_name)
+WHOLE = parsers.whole(1, 65535)
+SIZE = parsers.size(1024, 2**40)
+DURATION = parsers.duration(0.1, 86400)
+LEVEL = parsers.one_of("info", "debug")
+MAYBE = parsers.unless_off(parsers.made_name)
 
 GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (WHOLE, "1", 1),
     (WHOLE, "65535", 65535),
     (WHOLE, "0080", 80),
-    (values.limit(9), "9", 9),
-    (values.limit(9), "OFF", 0),
+    (parsers.limit(9), "9", 9),
+    (parsers.limit(9), "OFF", 0),
     (SIZE, "1024", 1024),
     (SIZE, "1024b", 1024),
     (SIZE, "4 MiB", 4 * 2**20),
@@ -57,37 +57,37 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (DURATION, "24h", 86400.0),
     (DURATION, "100ms", 0.1),
     (DURATION, "1.5 S", 1.5),
-    (values.boolean, "true", True),
-    (values.boolean, "YES", True),
-    (values.boolean, "on", True),
-    (values.boolean, "1", True),
-    (values.boolean, "False", False),
-    (values.boolean, "no", False),
-    (values.boolean, "off", False),
-    (values.boolean, "0", False),
+    (parsers.boolean, "true", True),
+    (parsers.boolean, "YES", True),
+    (parsers.boolean, "on", True),
+    (parsers.boolean, "1", True),
+    (parsers.boolean, "False", False),
+    (parsers.boolean, "no", False),
+    (parsers.boolean, "off", False),
+    (parsers.boolean, "0", False),
     (LEVEL, "info", "info"),
     (LEVEL, "DEBUG", "debug"),
-    (values.name, "killmails", "killmails"),
-    (values.name, "kill mails \u2603", "kill mails \u2603"),
-    (values.name, "x" * 255, "x" * 255),
-    (values.amqp_name, "kill mails-_.:@#,/+9", "kill mails-_.:@#,/+9"),
-    (values.amqp_name, "x" * 127, "x" * 127),
-    (values.amqp_name, "amq.topic", "amq.topic"),
-    (values.exchanges, "amq.topic=killmail", {"amq.topic": "killmail"}),
-    *((values.made_name, text, text) for text in ("amq", "amqp.x", "AMQ.x", "x.amq.x")),
-    *((values.queue_name, text, text) for text in ("killmails", "amq.gen-jeNeNqtCSJK8QdpNqqfibA")),
+    (parsers.name, "killmails", "killmails"),
+    (parsers.name, "kill mails \u2603", "kill mails \u2603"),
+    (parsers.name, "x" * 255, "x" * 255),
+    (parsers.amqp_name, "kill mails-_.:@#,/+9", "kill mails-_.:@#,/+9"),
+    (parsers.amqp_name, "x" * 127, "x" * 127),
+    (parsers.amqp_name, "amq.topic", "amq.topic"),
+    (parsers.exchanges, "amq.topic=killmail", {"amq.topic": "killmail"}),
+    *((parsers.made_name, text, text) for text in ("amq", "amqp.x", "AMQ.x", "x.amq.x")),
+    *((parsers.queue_name, text, text) for text in ("killmails", "amq.gen-jeNeNqtCSJK8QdpNqqfibA")),
     (MAYBE, "bridge.rejected", "bridge.rejected"),
     (MAYBE, "off", None),
     (MAYBE, "OFF", None),
-    (values.hosts, "localhost", ("localhost",)),
-    (values.hosts, " 127.0.0.1, ::1,", ("127.0.0.1", "::1")),
-    (values.hosts, "LOCALHOST., [::1], localhost, 0:0::1", ("localhost", "::1")),
-    (values.hosts, "::ffff:127.0.0.1,FE80::1%eth0", ("127.0.0.1", "fe80::1%eth0")),
-    (values.hosts, "0.0.0.0,::", ("0.0.0.0", "::")),
-    (values.hosts, "My-Host,B\xfccher.example", ("my-host", "xn--bcher-kva.example")),
-    (values.exchanges, "killmails=killmail", {"killmails": "killmail"}),
-    (values.exchanges, " b = event , a=killmail,", {"b": "event", "a": "killmail"}),
-    (values.exchanges, "a=b=c", {"a": "b=c"}),
+    (parsers.hosts, "localhost", ("localhost",)),
+    (parsers.hosts, " 127.0.0.1, ::1,", ("127.0.0.1", "::1")),
+    (parsers.hosts, "LOCALHOST., [::1], localhost, 0:0::1", ("localhost", "::1")),
+    (parsers.hosts, "::ffff:127.0.0.1,FE80::1%eth0", ("127.0.0.1", "fe80::1%eth0")),
+    (parsers.hosts, "0.0.0.0,::", ("0.0.0.0", "::")),
+    (parsers.hosts, "My-Host,B\xfccher.example", ("my-host", "xn--bcher-kva.example")),
+    (parsers.exchanges, "killmails=killmail", {"killmails": "killmail"}),
+    (parsers.exchanges, " b = event , a=killmail,", {"b": "event", "a": "killmail"}),
+    (parsers.exchanges, "a=b=c", {"a": "b=c"}),
     (amqp_urls, "amqp://localhost", ("amqp://localhost",)),
     (amqp_urls, "amqp://u:p$a${B}<c>@mq/", ("amqp://u:p$a${B}<c>@mq/",)),
     (amqp_urls, "amqps://u:p@mq:5671/vhost", ("amqps://u:p@mq:5671/vhost",)),
@@ -109,28 +109,31 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (amqp_urls, "amqps://mq/?no_verify_ssl=0", ("amqps://mq/?no_verify_ssl=0",)),
     *((amqp_urls, f"amqp://mq/?{query}", (f"amqp://mq/?{query}",)) for query in ("heartbeat=0", "heartbeat=65534")),
     *((amqp_urls, f"amqp://mq/?{query}", (f"amqp://mq/?{query}",)) for query in ("timeout=5", "auth=PLAIN", "name=a")),
-    (values.path, "/", "/"),
-    (values.path, "/updates", "/updates"),
-    (values.path, "/a/b-c_d.e~f", "/a/b-c_d.e~f"),
-    *((values.path, text, text) for text in ("/a/", "/...", "/.a/b.", "/" + "x" * 1023)),
-    (values.networks, "10.0.0.0/8", (ipaddress.ip_network("10.0.0.0/8"),)),
-    *((values.networks, text, (ipaddress.ip_network(text),)) for text in ("0.0.0.0/0", "::/0", "::/64", "240.0.0.0/4")),
+    (parsers.path, "/", "/"),
+    (parsers.path, "/updates", "/updates"),
+    (parsers.path, "/a/b-c_d.e~f", "/a/b-c_d.e~f"),
+    *((parsers.path, text, text) for text in ("/a/", "/...", "/.a/b.", "/" + "x" * 1023)),
+    (parsers.networks, "10.0.0.0/8", (ipaddress.ip_network("10.0.0.0/8"),)),
+    *(
+        (parsers.networks, text, (ipaddress.ip_network(text),))
+        for text in ("0.0.0.0/0", "::/0", "::/64", "240.0.0.0/4")
+    ),
     (
-        values.networks,
+        parsers.networks,
         "192.168.1.5, fd00::/8",
         (ipaddress.ip_network("192.168.1.5/32"), ipaddress.ip_network("fd00::/8")),
     ),
-    (values.host_names, "", frozenset()),
-    (values.host_names, "Kills.Example.org., my_host", frozenset({"kills.example.org", "my_host"})),
-    (values.host_names, "B\xfccher.example, [2001:DB8::1]", frozenset({"xn--bcher-kva.example", "2001:db8::1"})),
-    (values.origins, "", frozenset()),
+    (parsers.host_names, "", frozenset()),
+    (parsers.host_names, "Kills.Example.org., my_host", frozenset({"kills.example.org", "my_host"})),
+    (parsers.host_names, "B\xfccher.example, [2001:DB8::1]", frozenset({"xn--bcher-kva.example", "2001:db8::1"})),
+    (parsers.origins, "", frozenset()),
     (
-        values.origins,
+        parsers.origins,
         "https://B\xfccher.example:443, file://, app://., ws://10.0.0.1:3000/",
         frozenset({"https://xn--bcher-kva.example", "file://", "app://.", "http://10.0.0.1:3000"}),
     ),
     (
-        values.origins,
+        parsers.origins,
         "https://Kills.example.org/, http://[::1]:8080, null",
         frozenset({"https://kills.example.org", "http://[::1]:8080", "null"}),
     ),
@@ -139,7 +142,7 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
 BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((WHOLE, text, "a whole number from 1 to 65535") for text in ("", "0", "65536", "-1", "+1", "1.0", "1e3", "x")),
     *((WHOLE, text, "a whole number") for text in ("\u0661", "1\n", "9" * 13, "9" * 10_000)),
-    *((values.limit(9), text, "a whole number from 1 to 9, or off") for text in ("", "0", "10", "none")),
+    *((parsers.limit(9), text, "a whole number from 1 to 9, or off") for text in ("", "0", "10", "none")),
     *(
         (SIZE, text, "a size from 1 KiB to 1 TiB")
         for text in ("", "1023", "1025 GiB", "4 TiB", "-4k", "1.5.1 M", "MiB")
@@ -147,30 +150,30 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     *((SIZE, text, "as in 4194304, 4 MiB or 4 MB") for text in ("4 4", "9" * 16, "\u0664k", "1 KKB", "1e6", "0.9 KiB")),
     *((DURATION, text, "a time from 100 ms to 1 d,") for text in ("", "0", "99ms", "25h", "-1s", "2d", "nan")),
     *((DURATION, text, "as in 120, 500ms, 2m, 3h or 7d") for text in ("inf", "1e3", ".5", "1.", "s", "1h30m")),
-    *((values.boolean, text, "true or false") for text in ("", "2", "maybe")),
+    *((parsers.boolean, text, "true or false") for text in ("", "2", "maybe")),
     *((LEVEL, text, "info or debug") for text in ("", "trace", "information")),
-    *((values.name, text, "a name of 1 to 255 bytes") for text in ("", "x" * 256, "\u2603" * 86, "a\nb", "\x00")),
-    *((values.amqp_name, text, "a name of 1 to 127") for text in ("", "x" * 128, "\u2603", "a\n", "a=b", "a*")),
+    *((parsers.name, text, "a name of 1 to 255 bytes") for text in ("", "x" * 256, "\u2603" * 86, "a\nb", "\x00")),
+    *((parsers.amqp_name, text, "a name of 1 to 127") for text in ("", "x" * 128, "\u2603", "a\n", "a=b", "a*")),
     *((MAYBE, text, "a name, or off") for text in ("none", "False", "no", "null")),
-    *((values.queue_name, text, "leave it empty for no queue") for text in ("off", "None", "true")),
+    *((parsers.queue_name, text, "leave it empty for no queue") for text in ("off", "None", "true")),
     *((amqp_urls, f"amqp://u:p@mq/{end}", "before each of several URLs") for end in (",mq2", "v,")),
     (amqp_urls, "amqp://u:p@https://mq/", "amqp://user:password@host:port/vhost"),
     *((MAYBE, text, "a name of 1 to 127") for text in ("", "a\tb")),
-    *((values.queue_name, text, "a name that does not begin with amq.") for text in ("amq.x", "amq.gen", "amq.topic")),
+    *((parsers.queue_name, text, "a name that does not begin with amq.") for text in ("amq.x", "amq.gen", "amq.topic")),
     *((MAYBE, text, "a name that does not begin with amq.") for text in ("amq.x", "amq.", "amq.fanout", "amq.gen-x")),
-    *((values.hosts, text, "addresses or names of this machine, separated by commas") for text in ("", " ", ",")),
-    *((values.hosts, text, "without scheme, path and network") for text in ("http://a", "a/b", "10.0.0.0/8")),
-    *((values.hosts, text, "that is BRIDGE_PORT") for text in ("a:3000", "[::1]:3000", "127.0.0.1:0")),
-    *((values.hosts, text, "use 0.0.0.0 for all IPv4 addresses") for text in ("*", "a,*", "*:3000", "*.example.org")),
-    *((values.hosts, text, "four decimal numbers") for text in ("127.1", "0", "0x7f000001", "010.0.0.1")),
-    *((values.hosts, text, "not a host name") for text in ("a b", "a..b", ":::", "[a]", "a_%b", "localhost..")),
-    *((values.hosts, text, ", without @ and line breaks") for text in ("x@y", "::1,x@y")),
+    *((parsers.hosts, text, "addresses or names of this machine, separated by commas") for text in ("", " ", ",")),
+    *((parsers.hosts, text, "without scheme, path and network") for text in ("http://a", "a/b", "10.0.0.0/8")),
+    *((parsers.hosts, text, "that is BRIDGE_PORT") for text in ("a:3000", "[::1]:3000", "127.0.0.1:0")),
+    *((parsers.hosts, text, "use 0.0.0.0 for all IPv4 addresses") for text in ("*", "a,*", "*:3000", "*.example.org")),
+    *((parsers.hosts, text, "four decimal numbers") for text in ("127.1", "0", "0x7f000001", "010.0.0.1")),
+    *((parsers.hosts, text, "not a host name") for text in ("a b", "a..b", ":::", "[a]", "a_%b", "localhost..")),
+    *((parsers.hosts, text, ", without @ and line breaks") for text in ("x@y", "::1,x@y")),
     *(
-        (values.hosts, text, "multicast or broadcast address")
+        (parsers.hosts, text, "multicast or broadcast address")
         for text in ("224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:224.0.0.1")
     ),
-    *((values.exchanges, text, "exchange=type") for text in ("", ",", "killmails", "=killmail", "a=", "a=b,a=c")),
-    (values.exchanges, "x" * 128 + "=killmail", "a name of 1 to 127"),
+    *((parsers.exchanges, text, "exchange=type") for text in ("", ",", "killmails", "=killmail", "a=", "a=b,a=c")),
+    (parsers.exchanges, "x" * 128 + "=killmail", "a name of 1 to 127"),
     *((amqp_urls, text, "amqp://user:password@host") for text in ("", "localhost", "http://mq", "amqp://")),
     *((amqp_urls, text, "amqps://") for text in ("amqp://u:p@", "amqp://mq:x", "amqp://mq:70000", "amqp://mq:0")),
     *((amqp_urls, text, "amqps://") for text in ("amqp://[::1", "amqp://a,amqp://", "amqp:mq")),
@@ -241,35 +244,35 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
     ),
     (amqp_urls, "amqp://a/,amqp://b/?heartbeat=x", "heartbeat to be"),
     *(
-        (values.path, text, "a path such as /updates: it begins with /, and has at most 1024 letters")
+        (parsers.path, text, "a path such as /updates: it begins with /, and has at most 1024 letters")
         for text in ("", "updates", "/a?b", "/a b", "/%20", "/a\n", "/\xe9", "/" + "x" * 1024)
     ),
     *(
-        (values.path, text, "without empty parts and parts that are . or ..")
+        (parsers.path, text, "without empty parts and parts that are . or ..")
         for text in ("//", "//x", "/a//b", "/a//", "/.", "/..", "/./x", "/a/../b", "/a/.", "/a/..", "/a/../")
     ),
     *(
-        (values.networks, text, "networks such as 10.0.0.0/8")
+        (parsers.networks, text, "networks such as 10.0.0.0/8")
         for text in ("", ",", "10.0.0.1/8", "localhost", "10.0.0.0/33")
     ),
-    (values.networks, "10.0.0.5/8", "(10.0.0.5/8: write 10.0.0.0/8, or 10.0.0.5 for one address)"),
-    (values.networks, "*", "(*: 0.0.0.0/0 and ::/0 are all addresses)"),
-    (values.networks, "::1,localhost", "(localhost: write 127.0.0.0/8 and ::1)"),
-    (values.networks, "10.*", "(10.*: not a network; write it as 10.0.0.0/8 or fd00::/8)"),
-    (values.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "write IPv4 networks in IPv4 form"),
+    (parsers.networks, "10.0.0.5/8", "(10.0.0.5/8: write 10.0.0.0/8, or 10.0.0.5 for one address)"),
+    (parsers.networks, "*", "(*: 0.0.0.0/0 and ::/0 are all addresses)"),
+    (parsers.networks, "::1,localhost", "(localhost: write 127.0.0.0/8 and ::1)"),
+    (parsers.networks, "10.*", "(10.*: not a network; write it as 10.0.0.0/8 or fd00::/8)"),
+    (parsers.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "write IPv4 networks in IPv4 form"),
     *(
-        (values.networks, text, "no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
+        (parsers.networks, text, "no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
         for text in (
             *("0.0.0.0", "::", "0.0.0.0/8", "10.0.0.0/8,::/128"),
             *("224.0.0.0/4", "239.1.2.3", "ff00::/8", "ff02::1", "255.255.255.255"),
         )
     ),
-    *((values.networks, text, "remove the %") for text in ("fe80::1%eth0", "fe80::%1/64")),
-    *((values.host_names, text, "host names or addresses") for text in ("http://a", "a:80", "a b", "*", "a..b")),
-    (values.host_names, "a, *.example.org", "*.example.org: wildcards are not supported"),
-    (values.origins, "https://a, https://*.example.org", "https://*.example.org: wildcards are not supported"),
+    *((parsers.networks, text, "remove the %") for text in ("fe80::1%eth0", "fe80::%1/64")),
+    *((parsers.host_names, text, "host names or addresses") for text in ("http://a", "a:80", "a b", "*", "a..b")),
+    (parsers.host_names, "a, *.example.org", "*.example.org: wildcards are not supported"),
+    (parsers.origins, "https://a, https://*.example.org", "https://*.example.org: wildcards are not supported"),
     *(
-        (values.origins, text, "origins such as")
+        (parsers.origins, text, "origins such as")
         for text in ("kills.example.org", "https://", "https://a/b", "http://a@b")
     ),
 ]
@@ -296,38 +299,38 @@ def test_text_that_will_not_do_is_answered_with_what_was_expected(
 
 
 def test_exchanges_keep_their_order_and_can_not_be_changed() -> None:
-    exchanges = values.exchanges("b=event,a=killmail")
+    exchanges = parsers.exchanges("b=event,a=killmail")
     assert list(exchanges) == ["b", "a"]
     with pytest.raises(TypeError):
         exchanges["c"] = "event"  # type: ignore[index]  # this is what is tested
 
 
 def test_folder_must_exist(tmp_path: Path) -> None:
-    assert values.folder(str(tmp_path)) == tmp_path
+    assert parsers.folder(str(tmp_path)) == tmp_path
     (tmp_path / "file").touch()
     for name, reason in (("file", "Not a directory"), ("missing", "No such file or directory")):
         with pytest.raises(ValueError, match=f"a folder that exists and can be read \\({reason}\\)"):
-            values.folder(str(tmp_path / name))
+            parsers.folder(str(tmp_path / name))
 
 
 def test_folder_must_be_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # root may read everything.
     monkeypatch.setattr(os, "scandir", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(ValueError, match="can be read \\(Permission denied\\)"):
-        values.folder(str(tmp_path))
+        parsers.folder(str(tmp_path))
 
 
 def test_file_must_be_readable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert values.file(str(tmp_path / "file")) == tmp_path / "file"
+    assert parsers.file(str(tmp_path / "file")) == tmp_path / "file"
     with pytest.raises(ValueError, match=r"a file that can be read \(No such file or directory\)"):
-        values.file(str(tmp_path / "missing"))
+        parsers.file(str(tmp_path / "missing"))
     with pytest.raises(ValueError, match=r"a file that can be read \(Is a directory\)"):
-        values.file(str(tmp_path))
+        parsers.file(str(tmp_path))
 
 
-PURE = [WHOLE, SIZE, DURATION, LEVEL, MAYBE, values.boolean, values.name, values.hosts, values.exchanges]
-PURE += [amqp_urls, values.path, values.networks, values.host_names, values.origins]
+PURE = [WHOLE, SIZE, DURATION, LEVEL, MAYBE, parsers.boolean, parsers.name, parsers.hosts, parsers.exchanges]
+PURE += [amqp_urls, parsers.path, parsers.networks, parsers.host_names, parsers.origins]
 
 
 @given(
