@@ -6,7 +6,7 @@ from bridge import __version__
 from bridge.broker.consumer import Consumer
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import State
-from bridge.settings import Settings
+from bridge.config.settings import Settings
 
 
 class Readiness:

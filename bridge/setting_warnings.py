@@ -1,13 +1,13 @@
 """Warnings at the start about settings that are valid but have no effect, or a risky one.
 
-Pure. Settings that can't be used are errors, in `bridge.settings`.
+Pure. Settings that can't be used are errors, in `bridge.config.settings`.
 """
 
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bridge.settings import Settings
+from bridge.config.settings import Settings
 
 _RESERVED = ipaddress.IPv4Network("240.0.0.0/4")
 """Class E. Some clouds use it inside, so that it is no error."""

@@ -29,12 +29,12 @@ from bridge.commands.progress import Progress
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events
 from bridge.commands.streams import echo, echo_json
+from bridge.config.settings import Settings
 from bridge.contract.catalog import is_reserved
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.settings import Settings
 
 # Names: as many as a shell's pattern finds, each open only while it is read, and only once, for it may be a pipe.
 _FILES: click.Parameter = click.Argument(

@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from bridge import settings
 from bridge.commands.streams import echo
+from bridge.config import settings
+from bridge.config.settings import FIELDS, PREFIX, Settings
 from bridge.config.sources import Found
 from bridge.contract import catalog
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.settings import FIELDS, PREFIX, Settings
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""

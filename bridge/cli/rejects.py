@@ -19,10 +19,10 @@ from bridge.commands.output import Output
 from bridge.commands.progress import Progress
 from bridge.commands.rejects import Choice, Outcome
 from bridge.commands.streams import echo, json_encoding
+from bridge.config.settings import Settings
 from bridge.contract.pipeline import Reason
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.settings import Settings
 
 Answer = TypeVar("Answer")
 

@@ -13,8 +13,8 @@ from bridge.cli.options import effective_settings, fail, setting_options, settin
 from bridge.commands.config import as_json, as_text, rows
 from bridge.commands.streams import echo, echo_json
 from bridge.config.kubernetes import service_variables
+from bridge.config.settings import FIELDS, PREFIX
 from bridge.errors import BridgeError
-from bridge.settings import FIELDS, PREFIX
 from bridge.timing import DEFAULT, Timing
 
 _EXIT_CODES = (

@@ -1,6 +1,6 @@
 """`edk-bridge config`: the settings in effect, each with its source, for a person or a program. No password is shown.
 
-What a setting is, and whether its value will do, is for `bridge.settings` to say.
+What a setting is, and whether its value will do, is for `bridge.config.settings` to say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from typing import NamedTuple
 import orjson
 
 from bridge.config.amqp_urls import amqp_urls
+from bridge.config.settings import FIELDS, PREFIX
 from bridge.config.sources import Found
 from bridge.contract.text import from_system, printable
 from bridge.errors import masked, masked_url
-from bridge.settings import FIELDS, PREFIX
 
 DEFAULT = "default"
 

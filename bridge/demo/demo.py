@@ -17,10 +17,11 @@ from typing import NoReturn
 
 import aiormq
 
-from bridge import logs, queued_output, settings
+from bridge import logs, queued_output
 from bridge.broker.life import cancel_requests
 from bridge.broker.nodes import Node
 from bridge.commands.streams import echo
+from bridge.config import settings
 from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher

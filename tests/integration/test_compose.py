@@ -16,11 +16,11 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge import settings
+from bridge.config import settings
+from bridge.config.settings import PREFIX
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
 from bridge.descriptors import OWN, RESERVE
-from bridge.settings import PREFIX
 from tests.support.broker import IMAGE
 from tests.support.clients import RawClient, get
 from tests.support.prepare import program

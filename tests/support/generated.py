@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge import __version__, settings
+from bridge import __version__
 from bridge.app import Bridge
+from bridge.config import settings
+from bridge.config.settings import FIELDS, PREFIX, Settings, shown_default
 from bridge.contract import asyncapi, catalog
-from bridge.settings import FIELDS, PREFIX, Settings, shown_default
 from tests.support.prepare import NODE, prepare_node
 from tests.support.running import NOWHERE
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bridge import settings
 from bridge.app import Bridge
+from bridge.config import settings
 from bridge.demo.broker import Broker
 from bridge.timing import DEFAULT, Timing
 from tests.support.certificates import certificate

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from bridge import app, descriptors, settings
+from bridge import app, descriptors
 from bridge.app import BROKER_SHARE, LEAST_PER_ADDRESS, Bridge, serve
 from bridge.broker.status import State
+from bridge.config import settings
 from bridge.contract.ids import Id
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from bridge.settings import Settings
+    from bridge.config.settings import Settings
 
 
 def configured(folder: Path, **flags: object) -> Settings:

@@ -141,7 +141,7 @@ def test_broker_and_fanout_do_not_import_each_other() -> None:
 
 
 def test_broker_and_fanout_import_nothing_that_joins_them() -> None:
-    joining = ("bridge.app", "bridge.relay", "bridge.cli", "bridge.settings")
+    joining = ("bridge.app", "bridge.relay", "bridge.cli", "bridge.config.settings")
     assert breaches(under("bridge.broker", "bridge.fanout"), *joining) == []
 
 

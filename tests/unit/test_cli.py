@@ -25,8 +25,8 @@ from bridge import __version__, cli, logs
 from bridge.broker import rejected
 from bridge.broker.publisher import NotConfirmed, Publisher
 from bridge.cli import events, serve
+from bridge.config.settings import FIELDS
 from bridge.errors import BrokerRefusal, ConfigurationError
-from bridge.settings import FIELDS
 from bridge.timing import DEFAULT, Timing
 from tests.support.fake_amqp import FakeAmqp, FakeBroker
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, redisq
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from bridge.broker.nodes import Node
     from bridge.broker.topology import Amqp
-    from bridge.settings import Settings
+    from bridge.config.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from bridge import logs
 from bridge.cli import cli
+from bridge.config.settings import FIELDS
 from bridge.errors import masked_url
-from bridge.settings import FIELDS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from bridge.broker.nodes import Node, RenewedNodes, nodes_of
 from bridge.config.amqp_urls import amqp_urls
+from bridge.config.settings import load
 from bridge.config.sources import content
-from bridge.settings import load
 
 if TYPE_CHECKING:
     from pathlib import Path

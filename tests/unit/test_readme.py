@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge.config.settings import FIELDS
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.refusals import Rule
-from bridge.settings import FIELDS
 from tests.support.generated import PARTS, README, filled, metric_rows, metrics_table, settings_table
 
 

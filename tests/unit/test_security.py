@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bridge.settings import FIELDS, PREFIX
+from bridge.config.settings import FIELDS, PREFIX
 from tests.support.audit import ROOT
 
 TEXT = re.sub(r"<!--.*?-->", "", (ROOT / "SECURITY.md").read_text(), flags=re.DOTALL)

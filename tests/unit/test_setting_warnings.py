@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.config.settings import load
 from bridge.setting_warnings import setting_warnings
-from bridge.settings import load
 
 NOWHERE = Path("/nonexistent/.env")
 GIB = 2**30

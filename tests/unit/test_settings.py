@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bridge.config.settings import FIELDS, PREFIX, Settings, is_set, load
 from bridge.errors import ConfigurationError
 from bridge.fanout.access import DEFAULT_NETWORKS
-from bridge.settings import FIELDS, PREFIX, Settings, is_set, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

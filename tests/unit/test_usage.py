@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from bridge.cli import cli
-from bridge.settings import FIELDS, shown_default
+from bridge.config.settings import FIELDS, shown_default
 
 BIN = Path(sys.executable).parent
 SECRET = "correct horse/battery:staple"
