@@ -16,6 +16,7 @@ from bridge.broker.rejects import Rejects
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream
 from bridge.config.settings import Settings
+from bridge.config.warnings import setting_warnings
 from bridge.contract import asyncapi, catalog
 from bridge.contract.duplicates import DuplicateWindow
 from bridge.contract.filters import Filters
@@ -36,7 +37,6 @@ from bridge.metrics import Metrics
 from bridge.notifying import Notifier
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
-from bridge.setting_warnings import setting_warnings
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge")

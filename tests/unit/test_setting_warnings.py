@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.config.settings import load
-from bridge.setting_warnings import setting_warnings
+from bridge.config.warnings import setting_warnings
 
 NOWHERE = Path("/nonexistent/.env")
 GIB = 2**30
