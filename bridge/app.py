@@ -15,6 +15,7 @@ from bridge.broker.nodes import nodes_of
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream
+from bridge.config.networks import announced_host, authority, client_host, out_of_reach
 from bridge.config.settings import Settings
 from bridge.config.warnings import setting_warnings
 from bridge.contract import asyncapi, catalog
@@ -23,7 +24,6 @@ from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked
 from bridge.fanout.access import Access
-from bridge.fanout.addresses import announced_host, authority, client_host, out_of_reach
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub

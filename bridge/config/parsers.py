@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
+from bridge.config.networks import Network, canonical_listener
 from bridge.contract.text import printable
 from bridge.errors import SHOWN_CHARACTERS, may_be_key
-from bridge.fanout.addresses import Network, canonical_listener
 from bridge.fanout.authority import canonical_host, canonical_origin
 
 _Value = TypeVar("_Value")

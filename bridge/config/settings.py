@@ -15,10 +15,10 @@ from typing import Any
 
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
+from bridge.config.networks import Network
 from bridge.config.sources import PREFIX, Found, Layer, find
 from bridge.errors import ConfigurationError, shown_value
 from bridge.fanout.access import DEFAULT_NETWORKS
-from bridge.fanout.addresses import Network
 from bridge.fanout.paths import is_own
 
 __all__ = ["FIELDS", "PREFIX", "Settings", "is_set", "load", "load_with_sources", "shown_default"]

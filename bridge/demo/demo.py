@@ -22,11 +22,11 @@ from bridge.broker.life import cancel_requests
 from bridge.broker.nodes import Node
 from bridge.commands.streams import echo
 from bridge.config import settings
+from bridge.config.networks import announced_host, authority
 from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.fanout.addresses import announced_host, authority
 from bridge.fanout.listeners import open_listeners, remedy, source_address
 
 _DOTENV = Path(".env")

@@ -32,7 +32,7 @@ from bridge.fanout.refusals import Rule
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from bridge.fanout.addresses import Network
+    from bridge.config.networks import Network
 
 Headers: TypeAlias = "Mapping[str, Sequence[str]]"
 """The values of each header by its name in lower case, in the order in which they came, decoded as Latin-1."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bridge.config.networks import announced_host, authority, client_host, out_of_reach
 from bridge.fanout.access import DEFAULT_NETWORKS
-from bridge.fanout.addresses import announced_host, authority, client_host, out_of_reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bridge.fanout.addresses import Network
+    from bridge.config.networks import Network
 
 
 def networks(text: str) -> tuple[Network, ...]:
