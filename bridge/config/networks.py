@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, TypeAlias
 
-from bridge.fanout.authority import Address, canonical_name
+from bridge.config.authority import Address, canonical_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

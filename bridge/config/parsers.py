@@ -9,10 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
+from bridge.config.authority import canonical_host, canonical_origin
 from bridge.config.networks import Network, canonical_listener
 from bridge.contract.text import printable
 from bridge.errors import SHOWN_CHARACTERS, may_be_key
-from bridge.fanout.authority import canonical_host, canonical_origin
 
 _Value = TypeVar("_Value")
 

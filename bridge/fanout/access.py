@@ -16,7 +16,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from bridge.fanout.authority import (
+from bridge.config.authority import (
     DEFAULT_PORTS,
     IPV6,
     MAX_ORIGIN_CHARACTERS,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bridge.config.authority import MAX_ORIGIN_CHARACTERS
 from bridge.fanout.access import (
     DEFAULT_NETWORKS,
     DETAIL_CHARACTERS,
@@ -18,13 +19,12 @@ from bridge.fanout.access import (
     Access,
     Refusal,
 )
-from bridge.fanout.authority import MAX_ORIGIN_CHARACTERS
 from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bridge.fanout.authority import Address
+    from bridge.config.authority import Address
 
 ACCESS = Access(
     DEFAULT_NETWORKS,
