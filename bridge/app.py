@@ -34,9 +34,9 @@ from bridge.fanout.refusals import Rule
 from bridge.fanout.server import Limits, Server
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
-from bridge.notifying import Notifier
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
+from bridge.systemd import Notifier
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge")
