@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from bridge.descriptors import OWN
 from bridge.fanout.entrance import SPARE
+from bridge.server.listeners.descriptors import OWN
 from tests.support import figures
 from tests.support.clients import TEXT, RawClient, close_all, close_code, collectors, request
 from tests.support.healthy import COUNT, healthy_clients

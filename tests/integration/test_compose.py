@@ -20,7 +20,7 @@ from bridge.config import settings
 from bridge.config.settings import PREFIX
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
-from bridge.descriptors import OWN, RESERVE
+from bridge.server.listeners.descriptors import OWN, RESERVE
 from tests.support.broker import IMAGE
 from tests.support.clients import RawClient, get
 from tests.support.prepare import program

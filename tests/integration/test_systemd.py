@@ -16,9 +16,9 @@ import pytest
 
 from bridge.config.settings import FIELDS, PREFIX, Settings
 from bridge.demo.broker import Broker
-from bridge.descriptors import OWN, RESERVE
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.fanout.live import MANY
+from bridge.server.listeners.descriptors import OWN, RESERVE
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from bridge import app, descriptors
+from bridge import app
 from bridge.app import BROKER_SHARE, LEAST_PER_ADDRESS, Bridge, serve
 from bridge.broker.status import State
 from bridge.config import settings
@@ -21,6 +21,7 @@ from bridge.contract.pipeline import Reason, Rejected
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.refusals import Rule
+from bridge.server.listeners import descriptors
 from bridge.timing import DEFAULT
 from tests.support.fakes import FakeDelivery
 from tests.support.metrics import series, value

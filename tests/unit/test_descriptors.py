@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from bridge import descriptors
-from bridge.descriptors import OWN, RESERVE, Places
+from bridge.server.listeners import descriptors
+from bridge.server.listeners.descriptors import OWN, RESERVE, Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,14 +30,14 @@ def test_soft_limit_becomes_the_hard_one(limits: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("limit", [100 + RESERVE + OWN, 100 + RESERVE + OWN + 1, resource.RLIM_INFINITY])
 def test_connections_that_there_are_descriptors_for_are_allowed(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("bridge.descriptors.resource.getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr("bridge.server.listeners.descriptors.resource.getrlimit", lambda _: (limit, limit))
     with capture_logs() as logged:
         assert descriptors.places(100) == Places(100, RESERVE)
     assert logged == []
 
 
 def test_few_connections_give_up_some_of_the_reserve_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.descriptors.resource.getrlimit", lambda _: (OWN + 200, OWN + 200))
+    monkeypatch.setattr("bridge.server.listeners.descriptors.resource.getrlimit", lambda _: (OWN + 200, OWN + 200))
     with capture_logs() as logged:
         assert descriptors.places(100) == Places(100, 50)
     assert logged == []
@@ -45,7 +45,7 @@ def test_few_connections_give_up_some_of_the_reserve_first(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("limit", [1, 70, 128, 400, 1024, 10_000])
 def test_clients_alone_cannot_use_up_the_descriptors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("bridge.descriptors.resource.getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr("bridge.server.listeners.descriptors.resource.getrlimit", lambda _: (limit, limit))
     with capture_logs() as logged:
         found = descriptors.places(10_000)
     assert found.connections >= 1
