@@ -9,7 +9,7 @@ import sys
 
 import structlog
 
-from bridge import __version__, logs, memory
+from bridge import __version__, logs
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.nodes import nodes_of
 from bridge.broker.rejects import Rejects
@@ -36,6 +36,7 @@ from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
+from bridge.server import memory
 from bridge.server.listeners import descriptors
 from bridge.systemd import Notifier
 from bridge.timing import DEFAULT, Timing

@@ -10,7 +10,6 @@ from http import HTTPStatus
 
 import structlog
 
-from bridge import memory
 from bridge.contract import ids
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
@@ -31,6 +30,7 @@ from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
 from bridge.lines import Lines
 from bridge.metrics import Metrics, Transport
+from bridge.server import memory
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

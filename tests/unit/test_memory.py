@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.memory import usable_bytes
+from bridge.server.memory import usable_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

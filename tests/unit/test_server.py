@@ -13,7 +13,6 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.frames import Frame, Opcode
 
-from bridge import memory
 from bridge.contract import catalog
 from bridge.contract.filters import Filters
 from bridge.contract.ids import Id
@@ -30,6 +29,7 @@ from bridge.fanout.refusals import Rule
 from bridge.fanout.server import CLOCK_S, Limits, Server
 from bridge.lines import MINUTE_S, MOST
 from bridge.metrics import Metrics
+from bridge.server import memory
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
