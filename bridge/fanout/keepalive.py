@@ -19,7 +19,7 @@ import structlog
 
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import Clock
-from bridge.lines import Lines
+from bridge.server.access.log_limiter import Lines
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

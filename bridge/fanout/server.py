@@ -28,9 +28,9 @@ from bridge.fanout.refusals import Rule
 from bridge.fanout.responses import sentence, serialized
 from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
-from bridge.lines import Lines
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
+from bridge.server.access.log_limiter import Lines
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

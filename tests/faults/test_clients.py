@@ -9,7 +9,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from bridge.lines import MOST
+from bridge.server.access.log_limiter import MOST
 from tests.support import figures
 from tests.support.clients import CLOSE, RawClient, client_frame, request
 from tests.support.healthy import COUNT, healthy_clients

@@ -19,7 +19,7 @@ from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.fanout import server
 from bridge.fanout.http_request import MAX_HEAD_BYTES
-from bridge.lines import MOST
+from bridge.server.access.log_limiter import MOST
 from bridge.server.listeners.descriptors import RESERVE
 from tests.support import module_loop
 from tests.support.clients import PENDING, RawClient, answer, distrust, lines, request

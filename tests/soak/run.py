@@ -33,7 +33,7 @@ UNLIMITED = (
     sys.executable,
     "-P",
     "-c",
-    "import bridge.lines; bridge.lines.MOST = 10**9; import runpy; runpy.run_module('bridge', run_name='__main__')",
+    "import bridge.server.access.log_limiter; bridge.server.access.log_limiter.MOST = 10**9; import runpy; runpy.run_module('bridge', run_name='__main__')",
 )
 """A bridge that logs each eviction. The test learns from these lines that a client which reads nothing was evicted."""
 

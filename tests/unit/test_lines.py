@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bridge.lines import MINUTE_S, MOST, Lines
+from bridge.server.access.log_limiter import MINUTE_S, MOST, Lines
 from tests.support.fakes import Hours
 
 

@@ -27,9 +27,9 @@ from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
 from bridge.fanout.refusals import Rule
 from bridge.fanout.server import CLOCK_S, Limits, Server
-from bridge.lines import MINUTE_S, MOST
 from bridge.metrics import Metrics
 from bridge.server import memory
+from bridge.server.access.log_limiter import MINUTE_S, MOST
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
