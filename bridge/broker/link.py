@@ -18,7 +18,7 @@ import aiormq
 from pamqp import commands
 from yarl import URL
 
-from bridge import container
+from bridge.amqp import container
 from bridge.broker import heartbeats, tls
 from bridge.broker.lane import Lane
 from bridge.broker.nodes import Node

@@ -18,7 +18,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
-from bridge.container import detected, localhost_hint
+from bridge.amqp.container import detected, localhost_hint
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
 from tests.support.commands import environment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.container import Container, detected, localhost_hint
+from bridge.amqp.container import Container, detected, localhost_hint
 
 
 @pytest.mark.parametrize(
