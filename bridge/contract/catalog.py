@@ -17,7 +17,7 @@ import jsonschema_rs
 import orjson
 from jsonschema_rs import ValidationErrorKind as Kind
 
-from bridge.contract import members, schema_lint
+from bridge.contract import filterable, schema_lint
 from bridge.contract.keywords import REFERENCES
 from bridge.contract.schema_errors import absent_id, describe_error
 from bridge.contract.schema_lint import IDENTITY, ROLE, SchemaWarning
@@ -190,14 +190,14 @@ def load(folders: Sequence[Path]) -> Catalog:
         return {name: schema for name, schema in compiled.items() if schemas[name].get(ROLE) == role}
 
     types = of(None)
-    declared = {name: members.declared(schema, registry.resolver(schema["$id"])) for name, schema in schemas.items()}
+    declared = {name: filterable.declared(schema, registry.resolver(schema["$id"])) for name, schema in schemas.items()}
     for name, schema in schemas.items():
         unusual = schema_lint.unusual_name(name) if name in types else None
         if unusual is not None:
             warnings.append(SchemaWarning(shown[name], "", unusual))
         problems = schema_lint.lint(schema, declared[name] if name in types else None)
         warnings += (SchemaWarning(shown[name], *problem) for problem in problems)
-    filterable = members.filterable({schema.schema_id: schemas[name] for name, schema in types.items()}, registry)
+    filterable = filterable.filterable({schema.schema_id: schemas[name] for name, schema in types.items()}, registry)
     names = {schemas[name]["$id"]: frozenset(found) for name, found in declared.items()}
     return Catalog(types, of("form"), documents, of("message"), filterable, names, tuple(warnings))
 
