@@ -12,7 +12,7 @@ import orjson
 
 from bridge.contract.catalog import schema_id
 from bridge.contract.draft07 import convert
-from bridge.contract.forms import REDISQ
+from bridge.contract.killmail_formats import REDISQ
 from bridge.contract.pipeline import Reason
 
 AMQP_BINDING = "0.3.0"

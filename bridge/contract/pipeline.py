@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import orjson
 
-from bridge.contract import forms
+from bridge.contract import killmail_formats
 from bridge.contract.body_format import PLAIN, diagnose, is_json
 from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, Violation, is_reserved
 from bridge.contract.envelope import wrap
@@ -88,7 +88,7 @@ class _Reading:
     document: object
     pointer: str
     """JSON Pointer to the document, in the event."""
-    foreign: forms.Foreign | forms.Placeholder | None
+    foreign: killmail_formats.Foreign | killmail_formats.Placeholder | None
     event: object
     """The event, decoded."""
 
@@ -115,7 +115,7 @@ class Pipeline:
         if isinstance(reading, Rejected):
             return reading
         foreign, document, update_type = reading.foreign, reading.document, reading.type
-        if foreign is not None and isinstance(foreign, forms.Placeholder):
+        if foreign is not None and isinstance(foreign, killmail_formats.Placeholder):
             return self._placeholder(event, reading, foreign)
         payload = self._written(reading, now_ms)
         if isinstance(payload, Rejected):
@@ -126,7 +126,7 @@ class Pipeline:
         name = update_type.name
         if foreign is None:
             return Accepted(name, payload, update_type.identity_of(document), document)
-        data = forms.convert(foreign, now_ms)
+        data = killmail_formats.convert(foreign, now_ms)
         return Accepted(name, wrap(name, data, now_ms), update_type.identity_of(data), data)
 
     def problems(self, event: Event) -> list[Rejected]:
@@ -137,7 +137,7 @@ class Pipeline:
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return [reading]
-        if isinstance(reading.foreign, forms.Placeholder):
+        if isinstance(reading.foreign, killmail_formats.Placeholder):
             return [self._placeholder(event, reading, reading.foreign)]
         payload = self._written(reading, 0)
         if isinstance(payload, Rejected):
@@ -211,12 +211,12 @@ class Pipeline:
         if update_type is None:
             return self._unknown(name, document, pointer)
         if (
-            name == forms.UPDATE_TYPE
+            name == killmail_formats.UPDATE_TYPE
             and isinstance(data, dict)
-            and (found := forms.recognise(data)) is not None
+            and (found := killmail_formats.recognise(data)) is not None
             and (form := self._forms.get(found.form)) is not None
         ):
-            inner = None if isinstance(found, forms.Placeholder) else found.document
+            inner = None if isinstance(found, killmail_formats.Placeholder) else found.document
             return _Reading(update_type, form, inner, pointer + found.pointer, found, document)
         return _Reading(update_type, update_type, data, pointer, None, document)
 
@@ -233,7 +233,7 @@ class Pipeline:
             return isinstance(inner, _Reading) and _is_valid(inner) and isinstance(self._written(inner, 0), bytes)
 
         if reading.foreign is None:
-            members = self._form_members if reading.type.name == forms.UPDATE_TYPE else frozenset[str]()
+            members = self._form_members if reading.type.name == killmail_formats.UPDATE_TYPE else frozenset[str]()
             found = wrapped(document, pointer, declared, is_event, members)
         elif isinstance(document, dict) and is_event(document.get("data")):
             # Beside a wrapped event, what marks a form is a member of a broken envelope.
@@ -242,7 +242,7 @@ class Pipeline:
             return None
         return None if found is None else _rejected(found, Reason.SCHEMA_VIOLATION)
 
-    def _placeholder(self, event: Event, reading: _Reading, placeholder: forms.Placeholder) -> Rejected:
+    def _placeholder(self, event: Event, reading: _Reading, placeholder: killmail_formats.Placeholder) -> Rejected:
         return self._explained(event, reading) or Rejected(
             Reason.PLACEHOLDER, placeholder.detail, reading.pointer, reading.schema.schema_id
         )
@@ -260,7 +260,7 @@ class Pipeline:
         if name is None:
             return f"the message has no type property and its exchange no default type; known types: {known}"
         if name in self._forms:
-            return f"{name} is a form of a killmail, not an update type: publish it with the type {forms.UPDATE_TYPE}"
+            return f"{name} is a form of a killmail, not an update type: publish it with the type {killmail_formats.UPDATE_TYPE}"
         if is_reserved(name):
             return (
                 f"the type {printable(name, 80)!r} is reserved for messages of the bridge itself; known types: {known}"
@@ -284,7 +284,9 @@ _MEDIA_TYPES = ("application/", "text/", "multipart/", "message/", "image/", "au
 
 
 def _is_valid(reading: _Reading) -> bool:
-    return not isinstance(reading.foreign, forms.Placeholder) and reading.schema.validator.is_valid(reading.document)
+    return not isinstance(reading.foreign, killmail_formats.Placeholder) and reading.schema.validator.is_valid(
+        reading.document
+    )
 
 
 def _rejected(found: Wrapped, reason: Reason) -> Rejected:
@@ -303,6 +305,6 @@ _TOO_DEEP = Rejected(Reason.NOT_JSON, "the event is nested too deeply (about 250
 def _violated(reading: _Reading, violation: Violation) -> Rejected:
     pointer = reading.pointer + violation.pointer
     words = f"{pointer}: {violation.sentence}" if pointer else violation.sentence
-    if isinstance(reading.foreign, forms.Foreign):
+    if isinstance(reading.foreign, killmail_formats.Foreign):
         words += f" ({reading.foreign.judged_as})"
     return Rejected(Reason.SCHEMA_VIOLATION, words, pointer, reading.schema.schema_id)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.contract import catalog, forms
+from bridge.contract import catalog, killmail_formats
 from bridge.contract.envelope import date_time
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from tests.support.killmail import CORPUS, CORPUS_INDEX, ESI, EXAMPLE, INDEXED, ZKB, packaged, r2z2, redisq, wrapped
@@ -159,9 +159,9 @@ def test_raw_killmail_that_names_its_hash_or_not_is_the_same() -> None:
 
 @pytest.mark.parametrize("timestamp_ms", [NOW_MS, 0])
 def test_timestamp_of_the_data_is_the_moment_of_conversion(timestamp_ms: int) -> None:
-    foreign = forms.recognise(ESI)
-    assert isinstance(foreign, forms.Foreign)
-    assert forms.convert(foreign, timestamp_ms)["timestamp"] == date_time(timestamp_ms)
+    foreign = killmail_formats.recognise(ESI)
+    assert isinstance(foreign, killmail_formats.Foreign)
+    assert killmail_formats.convert(foreign, timestamp_ms)["timestamp"] == date_time(timestamp_ms)
 
 
 # What identifies it
@@ -180,7 +180,11 @@ def test_identity_of_another_kill_is_another(form: Form) -> None:
 # Which form it is
 
 
-RAW, IN_KILLMAIL, IN_ESI = (forms.ESI, None), (forms.REDISQ, "killmail"), (forms.R2Z2, "esi")
+RAW, IN_KILLMAIL, IN_ESI = (
+    (killmail_formats.ESI, None),
+    (killmail_formats.REDISQ, "killmail"),
+    (killmail_formats.R2Z2, "esi"),
+)
 NOT_EMPTY = [1, 0, False, "", "x", [0], [None], [[]], {"a": 0}, {"a": ""}, {"a": [None]}, {"a": {"b": None}}]
 EMPTY: list[Any] = [
     *(None, [], {}),
@@ -219,19 +223,19 @@ def test_form_is_told_by_where_its_killmail_is_whatever_stands_beside_it(
     data: dict[str, Any], expected: tuple[str, str | None], around: Callable[[Any], Any], prefix: str
 ) -> None:
     form, killmail = expected
-    assert forms.recognise(around(data)) == forms.Foreign(form, data, prefix, killmail)
+    assert killmail_formats.recognise(around(data)) == killmail_formats.Foreign(form, data, prefix, killmail)
 
 
 @pytest.mark.parametrize("data", [{"killmail_id": 1}, {"killmail_id": None}, without(ESI, "victim")], ids=str)
 def test_killmail_id_without_anything_of_another_form_makes_it_an_incomplete_raw_killmail(data: dict[str, Any]) -> None:
-    assert forms.recognise(data) == forms.Foreign("esi-killmail", data, "", None)
+    assert killmail_formats.recognise(data) == killmail_formats.Foreign("esi-killmail", data, "", None)
 
 
 @pytest.mark.parametrize("package", [1, 0, "", "x", False, [0], [None], [[]], [ESI]], ids=str)
 def test_package_that_is_no_object_is_what_the_schema_is_held_against(package: object) -> None:
     for beside in ({}, {"killmail": None, "killID": 1}, {"esi": None, "sequence_id": 1}, {"killmail_id": 1}):
-        found = forms.recognise({"package": package, **beside})
-        assert found == forms.Foreign("redisq-package", package, "/package", "killmail")
+        found = killmail_formats.recognise({"package": package, **beside})
+        assert found == killmail_formats.Foreign("redisq-package", package, "/package", "killmail")
 
 
 @pytest.mark.parametrize("empty", EMPTY, ids=str)
@@ -247,14 +251,14 @@ def test_killmail_in_a_package_is_found_whatever_stands_beside_the_package(
     "data", [{}, {"victim": {}}, {"attackers": []}, {"zkb": {}}, {"hash": "0"}, {"systemId": 1}], ids=str
 )
 def test_data_that_names_no_member_of_a_form_is_none(data: dict[str, Any]) -> None:
-    assert forms.recognise(data) is None
+    assert killmail_formats.recognise(data) is None
 
 
 @pytest.mark.parametrize("member", ["package", "killmail", "killID", "esi", "sequence_id", "killmail_id"])
 @pytest.mark.parametrize("value", [None, 1, {}, ESI])
 def test_update_that_names_a_member_of_a_form_stays_itself(member: str, value: object) -> None:
     data = {**EXAMPLE, member: value}
-    assert forms.recognise(data) is None
+    assert killmail_formats.recognise(data) is None
     assert data_of(data) == data
 
 
@@ -296,7 +300,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 MARKERS = ["package", "killmail", "killID", "esi", "sequence_id"]
 NAMED = {"killmailId", *MARKERS} | {
     member
-    for form in (forms.ESI, forms.REDISQ, forms.R2Z2)
+    for form in (killmail_formats.ESI, killmail_formats.REDISQ, killmail_formats.R2Z2)
     for member in orjson.loads((catalog.PACKAGED / f"{form}.json").read_bytes())["properties"]
 }
 UNNAMED = st.dictionaries(st.text(max_size=8).filter(lambda name: name not in NAMED), JSON, max_size=4)
