@@ -15,9 +15,9 @@ from bridge.broker.rejects import Rejects
 from bridge.broker.status import Gap
 from bridge.contract import envelope
 from bridge.contract.duplicates import DuplicateWindow
-from bridge.contract.ids import Id
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
+from bridge.contract.update_id import Id
 from bridge.fanout.hub import Hub
 from bridge.metrics import Metrics
 

@@ -8,7 +8,7 @@ never know of connections, clocks, or what a message means.
 
 from enum import Enum, auto
 
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 
 OWN_STEP = 2
 """From one message to the next across a note of the broker's own. RabbitMQ 3.10.8 writes one note at the beginning of

@@ -20,7 +20,7 @@ from bridge.broker.patience import answering, patient
 from bridge.broker.returns import Returns
 from bridge.broker.settlement import Settlement
 from bridge.broker.status import Gap
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.broker")

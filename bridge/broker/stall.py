@@ -21,7 +21,7 @@ from bridge.broker.link import sentence
 from bridge.broker.patience import patient
 from bridge.broker.stream import StreamReader
 from bridge.broker.topology import Amqp
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.timing import DEFAULT, Timing
 
 STALLED = "the broker stopped delivering, but the stream has newer messages"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import compress, pairwise
 
 from bridge.contract.envelope import unwrap
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.fanout.frames import payload_of, text_frame
 from bridge.fanout.log import ENTRY_BYTES, Log
 from bridge.fanout.recent import RECENT_BYTES, Recent

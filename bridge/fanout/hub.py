@@ -10,7 +10,7 @@ This file must never know what an update means, or how a frame reaches a socket.
 
 from collections.abc import Callable
 
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import text_frame
 from bridge.fanout.history import History

@@ -7,7 +7,7 @@ that the log holds, and so a segment in a turn of the loop.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bridge.contract import ids
+from bridge.contract import update_id
 from bridge.contract.envelope import resume
 from bridge.fanout.frames import text_frame
 from bridge.fanout.history import History
@@ -53,7 +53,7 @@ class Resuming:
         `flushed` is the position up to which the live connections have received everything. No cursor is set beyond it.
         `Hub` flushes first, so that a client does not get the update of its id again.
         """
-        known = ids.read(after)
+        known = update_id.read(after)
         if after == FROM_NOW_ON:
             position: int | None = flushed
         else:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import structlog
 
-from bridge.contract import ids
+from bridge.contract import update_id
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout.access import Access, Refusal
@@ -271,7 +271,7 @@ class Server:
                 subprotocols=printable(", ".join(subprotocols), 100),
             )
         after = wish.after or ""
-        if after and ids.read(after) is None and (unsaid := self._lines.due("after")) is not None:
+        if after and update_id.read(after) is None and (unsaid := self._lines.due("after")) is not None:
             _log.warning(
                 "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
                 "after empty",

@@ -6,8 +6,8 @@ not come, although everything else does, is one that nobody knows.
 
 from collections.abc import Iterator
 
-from bridge.contract import ids
-from bridge.contract.ids import Id
+from bridge.contract import update_id
+from bridge.contract.update_id import Id
 from bridge.fanout.history import History
 from bridge.fanout.subscriber import Subscriber
 
@@ -37,7 +37,7 @@ class Waiting:
 
     def takes(self, connection: Subscriber, after: str) -> bool:
         """Adds one that has to wait; False where it has not."""
-        known = ids.read(after)
+        known = update_id.read(after)
         if not self.reads_back and (known is None or not self._history.is_ahead(known)):
             return False
         number = 0 if known is None else known.number

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bridge.broker.epoch import Delivery
     from bridge.broker.status import Gap
-    from bridge.contract.ids import Id
+    from bridge.contract.update_id import Id
 
 CAUGHT_UP = "caught up"
 

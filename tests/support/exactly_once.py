@@ -21,7 +21,7 @@ import aiormq
 import orjson
 from aio_pika.abc import AbstractExchange
 
-from bridge.contract import ids
+from bridge.contract import update_id
 from bridge.demo.ports import LOOPBACK
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, request
 from tests.support.killmail import killmail
@@ -203,7 +203,7 @@ class ResumingClient:
     @property
     def places(self) -> list[int]:
         """The sequence of each update's id. Real clients must not parse ids."""
-        found = [ids.read(update.id) for update in self.updates]
+        found = [update_id.read(update.id) for update in self.updates]
         assert None not in found, self.updates
         return [each.number for each in found if each is not None]
 

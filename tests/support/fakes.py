@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from bridge.contract.ids import Id
     from bridge.contract.pipeline import Rejected
+    from bridge.contract.update_id import Id
     from bridge.fanout.subscriber import Subscriber
     from bridge.fanout.view import View
 

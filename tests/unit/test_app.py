@@ -16,8 +16,8 @@ from bridge import app
 from bridge.app import BROKER_SHARE, LEAST_PER_ADDRESS, Bridge, serve
 from bridge.broker.status import State
 from bridge.config import settings
-from bridge.contract.ids import Id
 from bridge.contract.pipeline import Reason, Rejected
+from bridge.contract.update_id import Id
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.refusals import Rule

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.broker.course import DROPPED, REMADE, Course, Verdict
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 
 NEW, KNOWN, FOREIGN, DOUBTFUL = Verdict.NEW, Verdict.KNOWN, Verdict.FOREIGN, Verdict.DOUBTFUL
 

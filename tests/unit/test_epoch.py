@@ -10,7 +10,7 @@ from pamqp.header import ContentHeader
 
 from bridge.broker.epoch import Delivery, Epoch
 from bridge.broker.status import Gap
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from tests.support.fake_amqp import OWN, delivery, header, method, part, split_frames
 
 PREFETCH = 8

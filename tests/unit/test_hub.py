@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.fanout import live
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import close_frame, text_frame

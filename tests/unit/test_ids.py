@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.contract import ids
-from bridge.contract.ids import Id
+from bridge.contract import update_id
+from bridge.contract.update_id import Id
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1))
 def test_an_id_that_was_given_out_is_understood(number: int, check: int) -> None:
-    assert ids.read(str(Id(number, check))) == (number, check)
+    assert update_id.read(str(Id(number, check))) == (number, check)
 
 
 def test_an_id_looks_like_this() -> None:
@@ -34,4 +34,4 @@ def test_an_id_looks_like_this() -> None:
     ],
 )
 def test_nothing_else_is_an_id(text: str) -> None:
-    assert ids.read(text) is None
+    assert update_id.read(text) is None

@@ -14,7 +14,7 @@ from bridge.broker.marks import MARK, Mark
 from bridge.broker.reading import DOUBTFUL, NO_OFFSET, ReadingEpoch
 from bridge.broker.status import Gap, Status
 from bridge.broker.stream import Stream, StreamReader
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import CAUGHT_UP, Came, Marked, Recorder
 from tests.support.fake_amqp import OWN, header, method, part

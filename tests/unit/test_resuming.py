@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.contract import envelope
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.fanout import history, waiting
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import SEGMENT_UPDATES, History

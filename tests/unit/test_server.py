@@ -15,7 +15,7 @@ from websockets.frames import Frame, Opcode
 
 from bridge.contract import catalog
 from bridge.contract.filters import Filters
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.fanout import server as server_module
 from bridge.fanout.access import DEFAULT_NETWORKS, Access
 from bridge.fanout.allowance import PERIOD_S, READ_BYTES

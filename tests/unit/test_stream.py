@@ -16,7 +16,7 @@ from bridge.broker.gaps import Gaps
 from bridge.broker.marks import Mark
 from bridge.broker.status import Gap, State, Status
 from bridge.broker.stream import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import Recorder

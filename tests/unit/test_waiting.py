@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from bridge.contract.ids import Id
+from bridge.contract.update_id import Id
 from bridge.fanout.history import History
 from bridge.fanout.log import Log
 from bridge.fanout.subscriber import Subscriber
