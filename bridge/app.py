@@ -19,7 +19,7 @@ from bridge.config.networks import announced_host, authority, client_host, out_o
 from bridge.config.settings import Settings
 from bridge.config.warnings import setting_warnings
 from bridge.contract import asyncapi, catalog
-from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked

@@ -14,7 +14,7 @@ from bridge.broker.epoch import Delivery
 from bridge.broker.rejects import Rejects
 from bridge.broker.status import Gap
 from bridge.contract import envelope
-from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
 from bridge.contract.update_id import Id

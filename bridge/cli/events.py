@@ -31,7 +31,7 @@ from bridge.commands.publish import publish as publish_events
 from bridge.commands.streams import echo, echo_json
 from bridge.config.settings import Settings
 from bridge.contract.catalog import is_reserved
-from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError

@@ -9,7 +9,7 @@ from bridge.broker.publisher import Publisher
 from bridge.commands.check import problems
 from bridge.commands.documents import Document, documents
 from bridge.contract.catalog import Identity
-from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Rejected
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.deduplication import DuplicateWindow
 
 
 def test_new_window_knows_nothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 from bridge.broker.publisher import NotConfirmed, Publisher
 from bridge.commands.publish import LARGE_BYTES, READ_AHEAD, UNDER_WAY, Count, Interrupted, publish
 from bridge.contract import catalog
-from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
 from bridge.errors import BridgeError, ConfigurationError
 from tests.support.waiting import eventually

@@ -11,7 +11,7 @@ import structlog
 from bridge import relay as relay_module
 from bridge.broker.status import Gap, GapSlug
 from bridge.contract import catalog
-from bridge.contract.duplicates import DuplicateWindow
+from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.relay import Relay
 from tests.support.fakes import FakeDelivery, FakeRejects, Scene
