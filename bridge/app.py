@@ -18,8 +18,9 @@ from bridge.broker.stream import Stream
 from bridge.config.networks import announced_host, authority, client_host, out_of_reach
 from bridge.config.settings import Settings
 from bridge.config.warnings import setting_warnings
-from bridge.contract import asyncapi, catalog
+from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
+from bridge.contract.documents import asyncapi
 from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked

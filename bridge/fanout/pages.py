@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import orjson
 
-from bridge.contract import asyncapi
+from bridge.contract.documents import asyncapi
 from bridge.fanout.paths import ASYNCAPI, PARTS, SCHEMAS
 from bridge.fanout.responses import JSON, NOT_IN_A_FRAME, Response, document, sentence
 from bridge.metrics import CONTENT_TYPE, Metrics

@@ -16,7 +16,8 @@ from bridge import __version__
 from bridge.app import Bridge
 from bridge.config import settings
 from bridge.config.settings import FIELDS, PREFIX, Settings, shown_default
-from bridge.contract import asyncapi, catalog
+from bridge.contract import catalog
+from bridge.contract.documents import asyncapi
 from tests.support.prepare import NODE, prepare_node
 from tests.support.running import NOWHERE
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import jsonschema_rs
 import orjson
 
-from bridge.contract import asyncapi, catalog
-from bridge.contract.asyncapi import Deployment
+from bridge.contract import catalog
+from bridge.contract.documents import asyncapi
+from bridge.contract.documents.asyncapi import Deployment
 from bridge.contract.pipeline import Reason
 
 if TYPE_CHECKING:
