@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from bridge.contract import asyncapi_messages as messages
-from bridge.contract.asyncapi_messages import AMQP_BINDING, Object, at, key
+from bridge.contract.documents import messages as messages
+from bridge.contract.documents.messages import AMQP_BINDING, Object, at, key
 
 MEDIA_TYPE = "application/vnd.aai.asyncapi+json;version=3.0.0"
 
