@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bridge.contract.draft07 import convert
+from bridge.contract.documents.draft07 import convert
 
 PLACE = "#/components/schemas"
 OTHER: dict[str, Any] = {

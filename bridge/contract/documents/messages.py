@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from bridge.contract.catalog import schema_id
-from bridge.contract.draft07 import convert
+from bridge.contract.documents.draft07 import convert
 from bridge.contract.killmail_formats import REDISQ
 from bridge.contract.pipeline import Reason
 
