@@ -13,12 +13,12 @@ from typing import Protocol
 import aiormq
 import structlog
 
+from bridge.amqp.wire.settlement import Settlement
 from bridge.broker.content import Content
 from bridge.broker.lane import Lane
 from bridge.broker.link import sentence
 from bridge.broker.patience import answering, patient
 from bridge.broker.returns import Returns
-from bridge.broker.settlement import Settlement
 from bridge.broker.status import Gap
 from bridge.contract.update_id import Id
 from bridge.timing import DEFAULT, Timing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broker.settlement import Acknowledgement, Settlement
+from bridge.amqp.wire.settlement import Acknowledgement, Settlement
 
 NEVER = 1_000_000
 
