@@ -14,7 +14,8 @@ from typing import Any
 import aiormq
 import structlog
 
-from bridge.broker import decoding, queues, topology
+from bridge.amqp.wire import compat
+from bridge.broker import queues, topology
 from bridge.broker.endings import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.gaps import Gaps
@@ -40,7 +41,7 @@ _log = structlog.get_logger("bridge.broker")
 
 STOPPED = "stopped"
 
-decoding.install()
+compat.install()
 
 
 @dataclass(frozen=True, slots=True)

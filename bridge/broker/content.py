@@ -11,7 +11,7 @@ from contextlib import suppress
 from pamqp import commands
 from pamqp.header import ContentHeader
 
-from bridge.broker.decoding import short_string
+from bridge.amqp.wire.compat import short_string
 
 FLAGS_AT = 12
 """Where the properties begin: behind class, weight and body size."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import aiormq
 from pamqp import commands
 
-from bridge.broker import decoding
+from bridge.amqp.wire import compat
 from bridge.broker.link import connected, sentence
 from bridge.broker.nodes import Node
 from bridge.broker.patience import patient
@@ -28,7 +28,7 @@ PREFIX = "x-reject-"
 
 Answer = TypeVar("Answer")
 
-decoding.install()
+compat.install()
 
 
 class Interrupted(BridgeError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pamqp import decode, encode
 
-from bridge.broker import decoding
+from bridge.amqp.wire import compat
 
-decoding.install()
+compat.install()
 
 
 @pytest.mark.parametrize(
@@ -28,5 +28,5 @@ def test_value_is_read_and_what_follows_begins_behind_it(kind: str, data: bytes,
 
 def test_installing_twice_changes_nothing() -> None:
     before = dict(decode.METHODS)
-    decoding.install()
+    compat.install()
     assert before == decode.METHODS

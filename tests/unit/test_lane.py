@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from pamqp import body, commands, frame, heartbeat
 from pamqp.header import ContentHeader, ProtocolHeader
 
+from bridge.amqp.wire import compat
 from bridge.amqp.wire.settlement import Acknowledgement
-from bridge.broker import decoding
 from bridge.broker.content import Content
 from bridge.broker.lane import EMPTY_HEADER, LARGE, Lane
 from tests.support.fake_amqp import OWN, delivery, header, method, part, payload_of, with_payload
 
-decoding.install()
+compat.install()
 
 Delivered = tuple[int, bool, str, str, bytes]
 RECEIVED = None
