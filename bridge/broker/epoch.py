@@ -13,8 +13,8 @@ from typing import Protocol
 import aiormq
 import structlog
 
+from bridge.amqp.wire.properties import Content
 from bridge.amqp.wire.settlement import Settlement
-from bridge.broker.content import Content
 from bridge.broker.lane import Lane
 from bridge.broker.link import sentence
 from bridge.broker.patience import answering, patient

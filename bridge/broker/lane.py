@@ -12,8 +12,8 @@ import struct
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from bridge.amqp.wire.properties import Content, string
 from bridge.amqp.wire.settlement import Acknowledgement
-from bridge.broker.content import Content, string
 
 FRAME = struct.Struct(">BHI")
 """Type, channel and payload length; an octet FRAME_END follows the payload (AMQP 0-9-1, section 2.3.5)."""

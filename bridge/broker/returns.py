@@ -6,7 +6,7 @@ Beyond its delivery limit, a quorum queue drops it, and tells nobody. The bridge
 
 import structlog
 
-from bridge.broker.content import Content
+from bridge.amqp.wire.properties import Content
 
 DELIVERY_COUNT = "x-delivery-count"
 """The header in which a quorum queue says how often it has delivered a message before."""

@@ -11,8 +11,8 @@ from typing import Any
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.wire.properties import OFFSET_NAME
 from bridge.broker import marks, topology
-from bridge.broker.content import OFFSET_NAME
 from bridge.broker.endings import end_of, tell_of_blocking
 from bridge.broker.link import sentence
 from bridge.broker.marks import MARK, Mark

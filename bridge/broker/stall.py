@@ -15,7 +15,7 @@ from typing import Literal
 import aiormq
 import structlog
 
-from bridge.broker.content import OFFSET_NAME
+from bridge.amqp.wire.properties import OFFSET_NAME
 from bridge.broker.endings import ExplainedError
 from bridge.broker.link import sentence
 from bridge.broker.patience import patient

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pamqp.header import ContentHeader
 
-from bridge.broker.content import Content
+from bridge.amqp.wire.properties import Content
 from bridge.broker.epoch import Delivery
 from bridge.broker.rejects import Rejects
 from bridge.contract import envelope

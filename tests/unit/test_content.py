@@ -9,7 +9,7 @@ import pytest
 from pamqp import commands, encode
 from pamqp.header import ContentHeader
 
-from bridge.broker.content import OFFSET, OFFSET_KEY, StreamContents
+from bridge.amqp.wire.properties import OFFSET, OFFSET_KEY, StreamContents
 
 NAME = "x-stream-offset"
 OFFSET_VALUE = 2**40 + 7

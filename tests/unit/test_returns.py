@@ -7,7 +7,7 @@ from pamqp import commands
 from pamqp.common import FieldValue
 from structlog.testing import capture_logs
 
-from bridge.broker.content import Content
+from bridge.amqp.wire.properties import Content
 from bridge.broker.epoch import Epoch
 from bridge.broker.returns import WARNED, Returns
 from tests.support.delivery_handler import Recorder
