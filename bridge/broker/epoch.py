@@ -13,9 +13,9 @@ from typing import Protocol
 import aiormq
 import structlog
 
+from bridge.amqp.wire.fast_channel import Lane
 from bridge.amqp.wire.properties import Content
 from bridge.amqp.wire.settlement import Settlement
-from bridge.broker.lane import Lane
 from bridge.broker.link import sentence
 from bridge.broker.patience import answering, patient
 from bridge.broker.returns import Returns

@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from bridge.broker.lane import Lane
+from bridge.amqp.wire.fast_channel import Lane
 
 _log = structlog.get_logger("bridge.broker")
 

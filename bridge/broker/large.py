@@ -13,7 +13,7 @@ import aiormq
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from bridge.broker.lane import BODY, FRAME, FRAME_END, OVERHEAD
+from bridge.amqp.wire.fast_channel import BODY, FRAME, FRAME_END, OVERHEAD
 
 LARGE = 1024 * 1024
 """A body of so many bytes or more is published here, in pieces of about this size."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from bridge.broker.lane import BODY, DELIVER, EMPTY_HEADER, HEADER, METHOD
+from bridge.amqp.wire.fast_channel import BODY, DELIVER, EMPTY_HEADER, HEADER, METHOD
 from tests.support.clients import RawClient
 from tests.support.fake_amqp import payload_of, split_frames, with_payload
 from tests.support.killmail import killmail

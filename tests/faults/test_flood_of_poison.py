@@ -10,7 +10,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from bridge.broker.lane import METHOD
+from bridge.amqp.wire.fast_channel import METHOD
 from bridge.demo.broker import Broker
 from tests.bench.amqp import Channel, Publication
 from tests.support import figures

@@ -12,13 +12,13 @@ import aiormq
 from pamqp import body, commands, frame
 from pamqp.header import ContentHeader
 
-from bridge.broker.lane import FRAME, FRAME_END, OVERHEAD
+from bridge.amqp.wire.fast_channel import FRAME, FRAME_END, OVERHEAD
 from bridge.timing import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from bridge.broker.lane import Lane
+    from bridge.amqp.wire.fast_channel import Lane
     from bridge.broker.nodes import Node
     from bridge.timing import Timing
 

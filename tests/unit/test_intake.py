@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.amqp.wire.fast_channel import Lane
 from bridge.broker.epoch import Epoch
 from bridge.broker.intake import Intake
-from bridge.broker.lane import Lane
 from tests.support.delivery_handler import Recorder
 
 MOST = 200

@@ -14,9 +14,9 @@ from pamqp import body, commands, frame, heartbeat
 from pamqp.header import ContentHeader, ProtocolHeader
 
 from bridge.amqp.wire import compat
+from bridge.amqp.wire.fast_channel import EMPTY_HEADER, LARGE, Lane
 from bridge.amqp.wire.properties import Content
 from bridge.amqp.wire.settlement import Acknowledgement
-from bridge.broker.lane import EMPTY_HEADER, LARGE, Lane
 from tests.support.fake_amqp import OWN, delivery, header, method, part, payload_of, with_payload
 
 compat.install()
