@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
-from bridge.broker import large
+from bridge.amqp.wire import large_messages
 from bridge.broker.endings import Ending, end_of, tell_of_blocking
 from bridge.broker.life import cancel_requests
 from bridge.broker.link import connected, sentence
@@ -130,8 +130,8 @@ class Outlet:
             before = cancel_requests()
             fitting = properties(self._frame_max)
             try:
-                if len(body) >= large.LARGE:
-                    await large.publish(channel, body, exchange, routing_key, fitting)
+                if len(body) >= large_messages.LARGE:
+                    await large_messages.publish(channel, body, exchange, routing_key, fitting)
                 else:
                     await channel.basic_publish(
                         body, exchange=exchange, routing_key=routing_key, properties=fitting, mandatory=True
