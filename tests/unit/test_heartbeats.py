@@ -7,7 +7,7 @@ import asyncio
 import aiormq
 import pytest
 
-from bridge.broker.heartbeats import make_patient
+from bridge.amqp.wire.heartbeats import make_patient
 from tests.support.fakes import ManualClock
 
 HEARTBEAT_S = 10
