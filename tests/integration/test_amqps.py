@@ -11,8 +11,8 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
+from bridge.amqp.tls import SILENT_END
 from bridge.app import Bridge
-from bridge.broker.tls import SILENT_END
 from bridge.demo.broker import Broker
 from tests.integration.test_lifecycle import gone
 from tests.support.certificates import certificate
