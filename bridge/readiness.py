@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from bridge import __version__
+from bridge.amqp.status import State
 from bridge.broker.consumer import Consumer
 from bridge.broker.rejects import Rejects
-from bridge.broker.status import State
 from bridge.config.settings import Settings
 
 

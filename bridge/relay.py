@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import structlog
 
+from bridge.amqp.status import Gap
 from bridge.broker.epoch import Delivery
 from bridge.broker.rejects import Rejects
-from bridge.broker.status import Gap
 from bridge.contract import envelope
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected

@@ -14,6 +14,7 @@ from typing import Any
 import aiormq
 import structlog
 
+from bridge.amqp.status import State, Status
 from bridge.amqp.wire import compat
 from bridge.broker import queues, topology
 from bridge.broker.endings import CANCELLED, Ending, end_of, ending_of, ending_of_connection
@@ -29,7 +30,6 @@ from bridge.broker.reading import DOUBTFUL, ReadingEpoch
 from bridge.broker.repeats import EndsAtOnce, Repeats
 from bridge.broker.returns import Returns
 from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector
-from bridge.broker.status import State, Status
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.topology import Exchange, Topology
 from bridge.broker.watch import Watch

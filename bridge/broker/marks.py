@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from bridge.broker.status import Gap, GapSlug
+from bridge.amqp.status import Gap, GapSlug
 from bridge.contract.text import printable
 
 MARK = "bridge.mark"

@@ -13,6 +13,7 @@ import aiormq
 import structlog
 from pamqp.common import FieldTable
 
+from bridge.amqp.status import State, Status
 from bridge.backoff import Backoff
 from bridge.broker import patience, topology
 from bridge.broker.epoch import Delivery
@@ -22,7 +23,6 @@ from bridge.broker.nodes import Node
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.broker.reject_properties import reject_properties
 from bridge.broker.retries import LONGEST_OWN_S, Retries
-from bridge.broker.status import State, Status
 from bridge.contract.pipeline import Rejected
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics

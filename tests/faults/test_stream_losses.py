@@ -12,6 +12,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
 
+from bridge.amqp.status import State
 from bridge.amqp.wire.fast_channel import DELIVER, FRAME, METHOD
 from bridge.broker import stall
 from bridge.broker.consumer import Consumer, Source
@@ -20,7 +21,6 @@ from bridge.broker.link import connected
 from bridge.broker.nodes import Node
 from bridge.broker.sounding import Sounding
 from bridge.broker.stall import STALLED, first_offset
-from bridge.broker.status import State
 from bridge.broker.stream import AWAY, Stream
 from bridge.broker.topology import Topology
 from bridge.demo.broker import Broker

@@ -13,8 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge import app
+from bridge.amqp.status import State
 from bridge.app import BROKER_SHARE, LEAST_PER_ADDRESS, Bridge, serve
-from bridge.broker.status import State
 from bridge.config import settings
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.contract.update_id import Id

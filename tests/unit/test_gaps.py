@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.amqp.status import Gap
 from bridge.broker import gaps as module
 from bridge.broker.gaps import Gaps, until_now
-from bridge.broker.status import Gap
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import Recorder
 from tests.support.virtual_time import VirtualTime

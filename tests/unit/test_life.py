@@ -8,9 +8,9 @@ from collections import deque
 import aiormq
 import pytest
 
+from bridge.amqp.status import State, Status
 from bridge.broker import life
 from bridge.broker.life import cancel_requests, keep_alive
-from bridge.broker.status import State, Status
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from bridge.amqp.status import Gap, GapSlug
 from bridge.broker import marks
 from bridge.broker.marks import LATEST_S, MAX_BYTES, Mark
-from bridge.broker.status import Gap, GapSlug
 from bridge.contract.text import LIMIT
 
 GAP = Gap(1.5, 2.5, "the broker was away")

@@ -8,7 +8,8 @@ import logging
 import aiormq
 import pytest
 
-from bridge.broker import life, outlet, status
+from bridge.amqp import status
+from bridge.broker import life, outlet
 from bridge.broker.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal
 from tests.support.fake_amqp import HANGS, NACK, NO_EXCHANGE, REFUSED, FakeAmqp, FakeBroker, returned

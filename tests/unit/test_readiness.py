@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.broker.status import State
+from bridge.amqp.status import State
 from bridge.contract.pipeline import Reason, Rejected
 from tests.support.fakes import FakeDelivery
 from tests.unit.test_app import build

@@ -9,11 +9,12 @@ import aiormq
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.broker import life, outlet, status
+from bridge.amqp import status
+from bridge.amqp.status import State
+from bridge.broker import life, outlet
 from bridge.broker import rejects as module
 from bridge.broker.outlet import LARGEST_FRAME
 from bridge.broker.rejects import Rejects
-from bridge.broker.status import State
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from bridge import relay as relay_module
-from bridge.broker.status import Gap, GapSlug
+from bridge.amqp.status import Gap, GapSlug
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason

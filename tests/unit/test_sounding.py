@@ -10,10 +10,10 @@ import aiormq
 import pytest
 from pamqp import commands
 
+from bridge.amqp.status import Gap
 from bridge.broker import marks
 from bridge.broker.marks import MARK, Mark
 from bridge.broker.sounding import PREFETCH, Sounding
-from bridge.broker.status import Gap
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeChannel, returned

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.broker import status
-from bridge.broker.status import Gap, State, Status
+from bridge.amqp import status
+from bridge.amqp.status import Gap, State, Status
 from bridge.timing import DEFAULT
 
 PROOF_VALID_S = DEFAULT.proof_valid_s
