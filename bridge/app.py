@@ -10,9 +10,9 @@ import sys
 import structlog
 
 from bridge import __version__, logs
+from bridge.amqp.nodes import nodes_of
 from bridge.amqp.status import State, Status
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.nodes import nodes_of
 from bridge.broker.rejects import Rejects
 from bridge.broker.stream import Stream
 from bridge.config.networks import announced_host, authority, client_host, out_of_reach

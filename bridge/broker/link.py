@@ -19,9 +19,9 @@ from pamqp import commands
 from yarl import URL
 
 from bridge.amqp import container, tls
+from bridge.amqp.nodes import Node
 from bridge.amqp.wire import heartbeats
 from bridge.amqp.wire.fast_channel import Lane
-from bridge.broker.nodes import Node
 from bridge.broker.patience import patient
 from bridge.config.tls_version import require_tls_1_2
 from bridge.contract.text import printable

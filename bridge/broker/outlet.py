@@ -13,11 +13,11 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.wire import large_messages
 from bridge.broker.endings import Ending, end_of, tell_of_blocking
 from bridge.broker.life import cancel_requests
 from bridge.broker.link import connected, sentence
-from bridge.broker.nodes import Node, rotated
 from bridge.broker.patience import answering
 from bridge.timing import DEFAULT, Timing
 

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.nodes import Node
 from bridge.amqp.wire import compat
 from bridge.broker.link import connected, sentence
-from bridge.broker.nodes import Node
 from bridge.broker.patience import patient
 from bridge.broker.returns import DELIVERY_COUNT
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError

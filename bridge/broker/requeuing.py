@@ -8,8 +8,8 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.nodes import Node
 from bridge.broker.link import sentence
-from bridge.broker.nodes import Node
 from bridge.broker.patience import patient
 from bridge.broker.rejected import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
 from bridge.broker.returns import DELIVERY_COUNT

@@ -8,8 +8,8 @@ import click
 import uvloop
 
 from bridge import logs
+from bridge.amqp.nodes import Node
 from bridge.app import load_schemas
-from bridge.broker.nodes import Node
 from bridge.broker.publisher import Publisher
 from bridge.broker.reach import reach
 from bridge.broker.topology import is_reserved as is_reserved_exchange

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from bridge.broker.nodes import Node
+from bridge.amqp.nodes import Node
 from bridge.config.amqp_urls import amqp_urls
 from bridge.demo import apt
 from bridge.demo.node import PrivateNode, installed_server

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from bridge.broker.nodes import Node
+from bridge.amqp.nodes import Node
 from tests.bench import build
 from tests.bench.amqp import Channel
 from tests.bench.process import Failed

@@ -15,8 +15,8 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
+from bridge.amqp.nodes import Node
 from bridge.app import Bridge
-from bridge.broker.nodes import Node
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
 from bridge.timing import Timing

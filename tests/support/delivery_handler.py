@@ -6,8 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from bridge.amqp.nodes import Node
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.nodes import Node
 from bridge.broker.stream import Stream
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing

@@ -18,8 +18,8 @@ from bridge.timing import DEFAULT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from bridge.amqp.nodes import Node
     from bridge.amqp.wire.fast_channel import Lane
-    from bridge.broker.nodes import Node
     from bridge.timing import Timing
 
 

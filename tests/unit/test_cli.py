@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from bridge.broker.nodes import Node
+    from bridge.amqp.nodes import Node
     from bridge.broker.topology import Amqp
     from bridge.config.settings import Settings
 

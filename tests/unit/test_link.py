@@ -17,11 +17,11 @@ from pamqp import commands
 
 from bridge.amqp import container
 from bridge.amqp.container import Container
+from bridge.amqp.nodes import Node
 from bridge.backoff import Backoff
 from bridge.broker import endings, link
 from bridge.broker.endings import Ending
 from bridge.broker.link import sentence, without_addresses
-from bridge.broker.nodes import Node
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, FakeAmqp, FakeChannel

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.broker.nodes import Node, RenewedNodes, nodes_of
+from bridge.amqp.nodes import Node, RenewedNodes, nodes_of
 from bridge.config.amqp_urls import amqp_urls
 from bridge.config.settings import load
 from bridge.config.sources import content

@@ -9,8 +9,8 @@ import aiormq
 import pytest
 from pamqp import commands
 
+from bridge.amqp.nodes import Node
 from bridge.broker import outlet as module
-from bridge.broker.nodes import Node
 from bridge.broker.outlet import LARGEST_FRAME, Outlet, Unconfirmed, Unrouted
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, FakeAmqp, FakeBroker, returned

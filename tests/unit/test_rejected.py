@@ -13,8 +13,8 @@ import orjson
 import pytest
 from pamqp import commands
 
+from bridge.amqp.nodes import Node
 from bridge.broker import rejected
-from bridge.broker.nodes import Node
 from bridge.broker.rejected import ANSWER_S, Interrupted, Reject, opened
 from bridge.broker.requeuing import restored, user_of
 from bridge.commands.rejects import ALL_REASONS, Choice, Outcome, _count, as_entry, as_fields, as_json, remove
