@@ -20,9 +20,9 @@ from yarl import URL
 
 from bridge.amqp import container, tls
 from bridge.amqp.nodes import Node
+from bridge.amqp.reply_timeout import patient
 from bridge.amqp.wire import heartbeats
 from bridge.amqp.wire.fast_channel import Lane
-from bridge.broker.patience import patient
 from bridge.config.tls_version import require_tls_1_2
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal

@@ -15,9 +15,9 @@ import aiormq
 from pamqp import commands
 
 from bridge.amqp.nodes import Node
+from bridge.amqp.reply_timeout import patient
 from bridge.amqp.wire import compat
 from bridge.broker.link import connected, sentence
-from bridge.broker.patience import patient
 from bridge.broker.returns import DELIVERY_COUNT
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 

@@ -13,10 +13,11 @@ import aiormq
 import structlog
 from pamqp.common import FieldTable
 
+from bridge.amqp import reply_timeout
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State, Status
 from bridge.backoff import Backoff
-from bridge.broker import patience, topology
+from bridge.broker import topology
 from bridge.broker.epoch import Delivery
 from bridge.broker.life import keep_alive
 from bridge.broker.link import sentence
@@ -224,7 +225,7 @@ class Rejects:
         """Says again and again that a confirm is missed, whatever others say meanwhile."""
         limit_s = self._timing.confirm_warning_s
         while True:
-            await patience.sleep(limit_s)
+            await reply_timeout.sleep(limit_s)
             if self._outlet.open and not self._outlet.blocked:
                 self._failed(f"no confirm within {limit_s:g} s: the broker may be short of memory or disk")
 

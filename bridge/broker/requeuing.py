@@ -9,8 +9,8 @@ import aiormq
 from pamqp import commands
 
 from bridge.amqp.nodes import Node
+from bridge.amqp.reply_timeout import patient
 from bridge.broker.link import sentence
-from bridge.broker.patience import patient
 from bridge.broker.rejected import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
 from bridge.broker.returns import DELIVERY_COUNT
 from bridge.contract.text import printable
