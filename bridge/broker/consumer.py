@@ -14,6 +14,7 @@ from typing import Any
 import aiormq
 import structlog
 
+from bridge.amqp.connection import connected
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
 from bridge.amqp.status import State, Status
@@ -24,7 +25,6 @@ from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.gaps import Gaps
 from bridge.broker.intake import Intake
 from bridge.broker.life import cancel_requests, keep_alive
-from bridge.broker.link import connected
 from bridge.broker.queues import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.broker.reading import DOUBTFUL, ReadingEpoch
 from bridge.broker.repeats import EndsAtOnce, Repeats

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import aiormq
 from pamqp import commands
 
-from bridge.broker.link import sentence
+from bridge.amqp.connection import sentence
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 

@@ -13,12 +13,12 @@ from typing import Protocol
 import aiormq
 import structlog
 
+from bridge.amqp.connection import sentence
 from bridge.amqp.reply_timeout import answering, patient
 from bridge.amqp.status import Gap
 from bridge.amqp.wire.fast_channel import Lane
 from bridge.amqp.wire.properties import Content
 from bridge.amqp.wire.settlement import Settlement
-from bridge.broker.link import sentence
 from bridge.broker.returns import Returns
 from bridge.contract.update_id import Id
 from bridge.timing import DEFAULT, Timing

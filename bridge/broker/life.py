@@ -13,9 +13,9 @@ from contextlib import suppress
 
 import aiormq
 
+from bridge.amqp.connection import sentence
 from bridge.amqp.status import State, Status
 from bridge.backoff import Backoff
-from bridge.broker.link import sentence
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 

@@ -13,12 +13,12 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.connection import connected, sentence
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
 from bridge.amqp.wire import large_messages
 from bridge.broker.endings import Ending, end_of, tell_of_blocking
 from bridge.broker.life import cancel_requests
-from bridge.broker.link import connected, sentence
 from bridge.timing import DEFAULT, Timing
 
 LARGEST_FRAME = 128 * 1024

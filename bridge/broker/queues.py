@@ -8,9 +8,9 @@ from typing import Protocol
 import aiormq
 from pamqp.common import FieldTable
 
+from bridge.amqp.connection import sentence
 from bridge.broker import topology
 from bridge.broker.epoch import Epoch
-from bridge.broker.link import sentence
 from bridge.broker.stream import StreamReader
 from bridge.broker.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.connection import connected, sentence
 from bridge.amqp.nodes import Node
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.wire import compat
-from bridge.broker.link import connected, sentence
 from bridge.broker.returns import DELIVERY_COUNT
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 

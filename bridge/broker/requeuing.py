@@ -8,9 +8,9 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.connection import sentence
 from bridge.amqp.nodes import Node
 from bridge.amqp.reply_timeout import patient
-from bridge.broker.link import sentence
 from bridge.broker.rejected import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
 from bridge.broker.returns import DELIVERY_COUNT
 from bridge.contract.text import printable

@@ -16,11 +16,11 @@ import aiormq
 import structlog
 from pamqp.common import FieldTable
 
+from bridge.amqp.connection import sentence
 from bridge.amqp.status import GapSlug, Status
 from bridge.broker import marks, topology
 from bridge.broker.course import DROPPED, REMADE, Course
 from bridge.broker.gaps import Gaps, until_now
-from bridge.broker.link import sentence
 from bridge.broker.sounding import Sounding, lacking, no_stream
 from bridge.broker.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal

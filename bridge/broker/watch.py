@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import aiormq
 import structlog
 
+from bridge.amqp.connection import sentence
 from bridge.amqp.reply_timeout import TICKS, no_answer
-from bridge.broker.link import sentence
 from bridge.broker.topology import ROUTING_KEY, Amqp, Exchange, Request, Topology
 from bridge.timing import DEFAULT, Timing
 

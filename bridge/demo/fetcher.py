@@ -12,10 +12,10 @@ import aiormq
 import orjson
 from pamqp.commands import Basic
 
+from bridge.amqp.connection import connected
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State, Status
 from bridge.broker.life import keep_alive
-from bridge.broker.link import connected
 from bridge.broker.topology import ensure_exchange
 from bridge.demo.killmails import killmails, pace
 

@@ -276,7 +276,7 @@ class FakeBroker:
     async def connected(
         self, nodes: Sequence[Node], name: str, lane: Lane | None = None, timing: Timing = DEFAULT
     ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
-        """As in `bridge.broker.link`."""
+        """As in `bridge.amqp.connection`."""
         self.attempts += 1
         self.nodes, self.name, self.lane, self.timing = nodes, name, lane, timing
         if not self.lives:

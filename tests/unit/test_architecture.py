@@ -99,8 +99,8 @@ def without(*packages: str) -> list[Path]:
     [
         ("import os.path, a", "bridge", [Import("os.path", True), Import("a", True)]),
         ("from bridge import broker", "bridge", [Import("bridge.broker", True)]),
-        ("from . import link", "bridge.broker", [Import("bridge.broker.link", True)]),
-        ("from .link import Node", "bridge.broker", [Import("bridge.broker.link.Node", True)]),
+        ("from . import link", "bridge.broker", [Import("bridge.amqp.connection", True)]),
+        ("from .link import Node", "bridge.broker", [Import("bridge.amqp.connection.Node", True)]),
         ("from ..fanout import hub", "bridge.broker", [Import("bridge.fanout.hub", True)]),
         ("if x:\n import a", "bridge", [Import("a", True)]),
         ("class C:\n import a", "bridge", [Import("a", True)]),

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
 
-from bridge.amqp import container
+from bridge.amqp import connection, container
+from bridge.amqp.connection import sentence, without_addresses
 from bridge.amqp.container import Container
 from bridge.amqp.nodes import Node
 from bridge.backoff import Backoff
-from bridge.broker import endings, link
+from bridge.broker import endings
 from bridge.broker.endings import Ending
-from bridge.broker.link import sentence, without_addresses
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, FakeAmqp, FakeChannel
@@ -189,7 +189,7 @@ async def test_first_node_that_answers_is_used_whatever_is_wrong_with_those_befo
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, failure: object
 ) -> None:
     line = Line(monkeypatch, one=failure, two=failure, three=None, four=None)
-    async with link.connected(nodes("one", "two", "three", "four"), "a bridge") as amqp:
+    async with connection.connected(nodes("one", "two", "three", "four"), "a bridge") as amqp:
         assert amqp is line.amqp  # type: ignore[comparison-overlap]  # the fake stands for it
         assert line.asked == ["one", "two", "three"]
         assert line.closed == ["one", "two"]
@@ -201,7 +201,7 @@ async def test_last_nodes_error_is_raised_where_none_answers(
 ) -> None:
     line = Line(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("no"), two=OSError(111, "Refused"))
     with pytest.raises(ConnectionError, match=r"amqp://guest:\*\*\*@two:5672/kills: Refused"):
-        async with link.connected(nodes("one", "two"), "a bridge"):
+        async with connection.connected(nodes("one", "two"), "a bridge"):
             raise AssertionError("there is none")
     assert line.asked == ["one", "two"]
 
@@ -212,7 +212,7 @@ async def test_node_that_says_nothing_is_given_up_in_time(monkeypatch: pytest.Mo
     with pytest.raises(
         ConnectionError, match=f"@one:5672/kills does not answer within {DEFAULT.connect_timeout_s:g} s"
     ):
-        async with link.connected(nodes("one"), "a bridge"):
+        async with connection.connected(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
     assert clock.now_s - before_s == pytest.approx(DEFAULT.connect_timeout_s, abs=0.01)
 
@@ -222,7 +222,7 @@ async def test_wrong_password_is_a_refusal_that_does_not_show_it(
 ) -> None:
     Line(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"))
     with pytest.raises(BrokerRefusal, match="refuses the user name or the password in its URL: ACCESS_REFUSED") as told:
-        async with link.connected(nodes("one"), "a bridge"):
+        async with connection.connected(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
     assert "secret" not in str(told.value)
 
@@ -257,7 +257,7 @@ async def test_way_to_log_in_that_is_refused_is_said_with_what_is_possible(
 ) -> None:
     Line(monkeypatch, one=error)
     with pytest.raises(BrokerRefusal, match=words):
-        async with link.connected((Node(f"amqps://guest:secret@one/kills?{query}"),), "a bridge"):
+        async with connection.connected((Node(f"amqps://guest:secret@one/kills?{query}"),), "a bridge"):
             raise AssertionError("there is none")
 
 
@@ -271,7 +271,7 @@ async def test_alert_that_comes_after_the_handshake_is_said_as_any_other(
     error.__cause__ = alert
     Line(monkeypatch, one=error)
     with pytest.raises(ConnectionError, match="it demands a client certificate"):
-        async with link.connected(nodes("one"), "a bridge"):
+        async with connection.connected(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
 
 
@@ -306,7 +306,7 @@ async def test_close_instead_of_an_opening_is_a_refusal_where_it_does_not_pass(
 
     monkeypatch.setattr(aio_pika, "Connection", make_refused)
     with pytest.raises(kind, match=said):
-        async with link.connected(nodes("one"), "a bridge"):
+        async with connection.connected(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
 
 
@@ -318,7 +318,7 @@ async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, url: str, asked: str
 ) -> None:
     line = Line(monkeypatch, one=None)
-    async with link.connected((Node(url),), "a bridge"):
+    async with connection.connected((Node(url),), "a bridge"):
         [used] = line.urls
         assert used.endswith(f"?{asked}")
 
@@ -422,7 +422,7 @@ class Closing:
 
 async def test_close_that_is_cancelled_still_ends_the_connection(clock: VirtualTime) -> None:
     connection = Closing()
-    closing = asyncio.create_task(link._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # a fake for both
+    closing = asyncio.create_task(connection._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # a fake for both
     await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -434,7 +434,7 @@ async def test_close_that_is_cancelled_still_ends_the_connection(clock: VirtualT
 async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: VirtualTime) -> None:
     connection = Closing(deaf=True)
     before_s = clock.now_s
-    closing = asyncio.create_task(link._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # a fake for both
+    closing = asyncio.create_task(connection._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # a fake for both
     await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -465,7 +465,7 @@ async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
         unused.bind(("127.0.0.1", 0))
         node = Node(f"amqp://{host}:{unused.getsockname()[1]}/")
         with pytest.raises(ConnectionError, match="Connection refused") as raised:
-            async with link.connected([node], "a bridge"):
+            async with connection.connected([node], "a bridge"):
                 raise AssertionError("there is none")
     assert (f"in a container, {host} is {place} itself: " in str(raised.value)) is hinted
     assert str(raised.value).isprintable()
@@ -474,7 +474,7 @@ async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
 async def test_host_that_is_not_found_has_no_hint_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container, "detected", lambda: Container.CONTAINER)
     with pytest.raises(ConnectionError) as raised:
-        async with link.connected([Node("amqp://nothing.localhost.invalid/")], "a bridge"):
+        async with connection.connected([Node("amqp://nothing.localhost.invalid/")], "a bridge"):
             raise AssertionError("there is none")
     assert "in a container" not in str(raised.value)
 
@@ -483,6 +483,6 @@ async def test_host_that_is_not_found_has_no_hint_of_containers(monkeypatch: pyt
 @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
 async def test_host_that_can_not_be_encoded_is_a_connection_that_is_not_made(scheme: str, host: str) -> None:
     with pytest.raises(ConnectionError, match=f"^{scheme}://guest:\\*\\*\\*@{host}:") as raised:
-        async with link.connected([Node(f"{scheme}://guest:s3cret@{host}:1/")], "a bridge"):
+        async with connection.connected([Node(f"{scheme}://guest:s3cret@{host}:1/")], "a bridge"):
             raise AssertionError("there is none")
     assert "s3cret" not in str(raised.value)
