@@ -18,13 +18,13 @@ from bridge.amqp.connection import connected
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
 from bridge.amqp.status import State, Status
+from bridge.amqp.supervisor import cancel_requests, keep_alive
 from bridge.amqp.wire import compat
 from bridge.broker import queues, topology
 from bridge.broker.endings import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.gaps import Gaps
 from bridge.broker.intake import Intake
-from bridge.broker.life import cancel_requests, keep_alive
 from bridge.broker.queues import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.broker.reading import DOUBTFUL, ReadingEpoch
 from bridge.broker.repeats import EndsAtOnce, Repeats

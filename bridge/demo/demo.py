@@ -19,7 +19,7 @@ import aiormq
 
 from bridge import logs, queued_output
 from bridge.amqp.nodes import Node
-from bridge.broker.life import cancel_requests
+from bridge.amqp.supervisor import cancel_requests
 from bridge.commands.streams import echo
 from bridge.config import settings
 from bridge.config.networks import announced_host, authority

@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 from bridge.amqp.connection import connected
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State, Status
-from bridge.broker.life import keep_alive
+from bridge.amqp.supervisor import keep_alive
 from bridge.broker.topology import ensure_exchange
 from bridge.demo.killmails import killmails, pace
 

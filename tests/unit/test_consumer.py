@@ -11,11 +11,11 @@ import pytest
 from pamqp import commands
 from structlog.testing import capture_logs
 
-from bridge.amqp import status
+from bridge.amqp import status, supervisor
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.broker import consumer as module
-from bridge.broker import gaps, life, queues, watch
+from bridge.broker import gaps, queues, watch
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.course import Verdict
 from bridge.broker.endings import ExplainedError

@@ -8,9 +8,9 @@ from collections import deque
 import aiormq
 import pytest
 
+from bridge.amqp import supervisor
 from bridge.amqp.status import State, Status
-from bridge.broker import life
-from bridge.broker.life import cancel_requests, keep_alive
+from bridge.amqp.supervisor import cancel_requests, keep_alive
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 
@@ -44,7 +44,7 @@ class Time:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     NoBackoff.asked = NoBackoff.resets = 0
-    monkeypatch.setattr(life, "Backoff", NoBackoff)
+    monkeypatch.setattr(supervisor, "Backoff", NoBackoff)
 
 
 class ScriptedLives:
@@ -149,7 +149,7 @@ async def test_pauses_begin_anew_after_a_life_that_lasted_and_only_then(
     monkeypatch: pytest.MonkeyPatch, end: End, lasted_s: float, resets: int
 ) -> None:
     clock = Time()
-    monkeypatch.setattr(life, "time", clock)
+    monkeypatch.setattr(supervisor, "time", clock)
     lives = ScriptedLives(end, works=True)
     live = lives.live
 

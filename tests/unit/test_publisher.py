@@ -8,8 +8,8 @@ import logging
 import aiormq
 import pytest
 
-from bridge.amqp import status
-from bridge.broker import life, outlet
+from bridge.amqp import status, supervisor
+from bridge.broker import outlet
 from bridge.broker.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal
 from tests.support.fake_amqp import HANGS, NACK, NO_EXCHANGE, REFUSED, FakeAmqp, FakeBroker, returned

@@ -9,9 +9,9 @@ import aiormq
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.amqp import status
+from bridge.amqp import status, supervisor
 from bridge.amqp.status import State
-from bridge.broker import life, outlet
+from bridge.broker import outlet
 from bridge.broker import rejects as module
 from bridge.broker.outlet import LARGEST_FRAME
 from bridge.broker.rejects import Rejects
