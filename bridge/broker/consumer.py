@@ -14,6 +14,7 @@ from typing import Any
 import aiormq
 import structlog
 
+from bridge.amqp.close_causes import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.amqp.connection import connected
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
@@ -21,7 +22,6 @@ from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import cancel_requests, keep_alive
 from bridge.amqp.wire import compat
 from bridge.broker import queues, topology
-from bridge.broker.endings import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.gaps import Gaps
 from bridge.broker.intake import Intake

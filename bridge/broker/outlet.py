@@ -13,12 +13,12 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.close_causes import Ending, end_of, tell_of_blocking
 from bridge.amqp.connection import connected, sentence
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
 from bridge.amqp.supervisor import cancel_requests
 from bridge.amqp.wire import large_messages
-from bridge.broker.endings import Ending, end_of, tell_of_blocking
 from bridge.timing import DEFAULT, Timing
 
 LARGEST_FRAME = 128 * 1024

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import structlog
 
+from bridge.amqp.close_causes import Ending
 from bridge.backoff import Backoff
-from bridge.broker.endings import Ending
 
 ENDS_AT_ONCE = (
     "the broker ends the connection each time it delivers; a message in the queue may be one that it can't deliver: "

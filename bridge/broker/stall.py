@@ -15,10 +15,10 @@ from typing import Literal
 import aiormq
 import structlog
 
+from bridge.amqp.close_causes import ExplainedError
 from bridge.amqp.connection import sentence
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.wire.properties import OFFSET_NAME
-from bridge.broker.endings import ExplainedError
 from bridge.broker.stream import StreamReader
 from bridge.broker.topology import Amqp
 from bridge.contract.update_id import Id

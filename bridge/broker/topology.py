@@ -12,9 +12,9 @@ import aiormq
 import structlog
 from pamqp.common import FieldTable
 
+from bridge.amqp.close_causes import CANCELLED
 from bridge.amqp.connection import sentence
 from bridge.amqp.reply_timeout import answering
-from bridge.broker.endings import CANCELLED
 from bridge.errors import BrokerRefusal
 
 _log = structlog.get_logger("bridge.broker")

@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
 
-from bridge.amqp import connection, container
+from bridge.amqp import close_causes, connection, container
+from bridge.amqp.close_causes import Ending
 from bridge.amqp.connection import sentence, without_addresses
 from bridge.amqp.container import Container
 from bridge.amqp.nodes import Node
 from bridge.backoff import Backoff
-from bridge.broker import endings
-from bridge.broker.endings import Ending
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, FakeAmqp, FakeChannel
@@ -329,7 +328,7 @@ async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
 async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[Ending]]:
     amqp = FakeAmqp()
     channel: Any = await amqp.channel(publisher_confirms=False)
-    return amqp, channel, endings.end_of(amqp.amqp, channel)
+    return amqp, channel, close_causes.end_of(amqp.amqp, channel)
 
 
 async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_first_one_counts() -> None:
@@ -349,7 +348,7 @@ async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_firs
     _, channel, ended = await opened()
     [cancelled] = channel.on_consumer_cancel_callbacks
     cancelled(object())
-    assert await ended == (endings.CANCELLED, True)
+    assert await ended == (close_causes.CANCELLED, True)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "in order"])
@@ -384,11 +383,11 @@ async def test_end_without_an_error_has_words_too(how: str) -> None:
     ],
 )
 def test_broker_lives_on_only_where_it_says_why_and_not_that_it_stops(error: BaseException, *, explained: bool) -> None:
-    assert endings.Ending.by(error).explained is explained
+    assert close_causes.Ending.by(error).explained is explained
 
 
 async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
-    endings.tell_of_blocking(cast("Any", object()), lambda reason: None)
+    close_causes.tell_of_blocking(cast("Any", object()), lambda reason: None)
 
 
 class Closing:
