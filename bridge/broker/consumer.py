@@ -14,14 +14,16 @@ from typing import Any
 import aiormq
 import structlog
 
+from bridge.amqp import topology
 from bridge.amqp.close_causes import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.amqp.connection import connected
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import cancel_requests, keep_alive
+from bridge.amqp.topology import Exchange, Topology
 from bridge.amqp.wire import compat
-from bridge.broker import queues, topology
+from bridge.broker import queues
 from bridge.broker.epoch import Epoch, Recipient
 from bridge.broker.gaps import Gaps
 from bridge.broker.intake import Intake
@@ -31,7 +33,6 @@ from bridge.broker.repeats import EndsAtOnce, Repeats
 from bridge.broker.returns import Returns
 from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.broker.stream import Stream, StreamReader
-from bridge.broker.topology import Exchange, Topology
 from bridge.broker.watch import Watch
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics

@@ -17,12 +17,12 @@ import aiormq
 import orjson
 from pamqp import commands
 
+from bridge.amqp import topology
 from bridge.amqp.connection import sentence
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
 from bridge.backoff import Backoff
-from bridge.broker import topology
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls

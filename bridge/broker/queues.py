@@ -8,11 +8,11 @@ from typing import Protocol
 import aiormq
 from pamqp.common import FieldTable
 
+from bridge.amqp import topology
 from bridge.amqp.connection import sentence
-from bridge.broker import topology
+from bridge.amqp.topology import Amqp, Queue
 from bridge.broker.epoch import Epoch
 from bridge.broker.stream import StreamReader
-from bridge.broker.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 

@@ -5,10 +5,10 @@ A connection that is lost later is another matter, and for whoever holds it.
 
 from collections.abc import Sequence
 
+from bridge.amqp import topology
 from bridge.amqp.connection import connected
 from bridge.amqp.nodes import Node
 from bridge.amqp.reply_timeout import answering
-from bridge.broker import topology
 from bridge.errors import ConfigurationError
 from bridge.timing import DEFAULT
 

@@ -11,14 +11,15 @@ from typing import Any
 import aiormq
 from pamqp import commands
 
+from bridge.amqp import topology
 from bridge.amqp.close_causes import end_of, tell_of_blocking
 from bridge.amqp.connection import sentence
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.status import Gap
+from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
-from bridge.broker import marks, topology
+from bridge.broker import marks
 from bridge.broker.marks import MARK, Mark
-from bridge.broker.topology import Amqp
 from bridge.errors import BrokerRefusal
 
 PREFETCH = 64

@@ -16,13 +16,14 @@ import aiormq
 import structlog
 from pamqp.common import FieldTable
 
+from bridge.amqp import topology
 from bridge.amqp.connection import sentence
 from bridge.amqp.status import GapSlug, Status
-from bridge.broker import marks, topology
+from bridge.amqp.topology import Amqp, Queue
+from bridge.broker import marks
 from bridge.broker.course import DROPPED, REMADE, Course
 from bridge.broker.gaps import Gaps, until_now
 from bridge.broker.sounding import Sounding, lacking, no_stream
-from bridge.broker.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 

@@ -18,7 +18,7 @@ import structlog
 
 from bridge.amqp.connection import sentence
 from bridge.amqp.reply_timeout import TICKS, no_answer
-from bridge.broker.topology import ROUTING_KEY, Amqp, Exchange, Request, Topology
+from bridge.amqp.topology import ROUTING_KEY, Amqp, Exchange, Request, Topology
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.broker")

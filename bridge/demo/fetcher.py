@@ -16,7 +16,7 @@ from bridge.amqp.connection import connected
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
-from bridge.broker.topology import ensure_exchange
+from bridge.amqp.topology import ensure_exchange
 from bridge.demo.killmails import killmails, pace
 
 _NAME = "edk-bridge demo"

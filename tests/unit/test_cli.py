@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
     from bridge.amqp.nodes import Node
-    from bridge.broker.topology import Amqp
+    from bridge.amqp.topology import Amqp
     from bridge.config.settings import Settings
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import aiormq
 import pytest
 
-from bridge.broker.topology import (
+from bridge.amqp.topology import (
     Amqp,
     Exchange,
     Queue,

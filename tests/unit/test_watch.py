@@ -11,8 +11,8 @@ import pytest
 from pamqp import commands
 from structlog.testing import capture_logs
 
+from bridge.amqp.topology import Exchange, Topology
 from bridge.broker import watch as module
-from bridge.broker.topology import Exchange, Topology
 from bridge.broker.watch import Watch
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp
