@@ -17,6 +17,7 @@ import structlog
 from bridge.amqp import topology
 from bridge.amqp.close_causes import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.amqp.connection import connected
+from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
 from bridge.amqp.status import State, Status
@@ -30,7 +31,6 @@ from bridge.broker.intake import Intake
 from bridge.broker.queues import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.broker.reading import DOUBTFUL, ReadingEpoch
 from bridge.broker.repeats import EndsAtOnce, Repeats
-from bridge.broker.returns import Returns
 from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.broker.stream import Stream, StreamReader
 from bridge.broker.watch import Watch

@@ -14,12 +14,12 @@ import aiormq
 import structlog
 
 from bridge.amqp.connection import sentence
+from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.reply_timeout import answering, patient
 from bridge.amqp.status import Gap
 from bridge.amqp.wire.fast_channel import Lane
 from bridge.amqp.wire.properties import Content
 from bridge.amqp.wire.settlement import Settlement
-from bridge.broker.returns import Returns
 from bridge.contract.update_id import Id
 from bridge.timing import DEFAULT, Timing
 

@@ -15,10 +15,10 @@ import aiormq
 from pamqp import commands
 
 from bridge.amqp.connection import connected, sentence
+from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.wire import compat
-from bridge.broker.returns import DELIVERY_COUNT
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
 ANSWER_S = 30.0

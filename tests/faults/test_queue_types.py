@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
-from bridge.broker.returns import WARNED
+from bridge.amqp.consume.delivery_counts import WARNED
 from bridge.demo.broker import Broker
 from bridge.timing import Timing
 from tests.support.broker import ControlledNode
