@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import structlog
 
+from bridge.amqp.consume.session import Delivery
 from bridge.amqp.status import Gap
-from bridge.broker.epoch import Delivery
 from bridge.broker.rejects import Rejects
 from bridge.contract import envelope
 from bridge.contract.deduplication import DuplicateWindow

@@ -7,8 +7,8 @@ import time
 
 import structlog
 
+from bridge.amqp.consume.session import Recipient
 from bridge.amqp.status import Gap, GapSlug
-from bridge.broker.epoch import Recipient
 from bridge.metrics import Metrics
 
 _log = structlog.get_logger("bridge.broker")

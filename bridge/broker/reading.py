@@ -6,9 +6,9 @@ This file must never know what becomes of a delivery, or how a stream is made.
 import time
 from zlib import crc32
 
+from bridge.amqp.consume.session import Delivery, Epoch, Recipient
 from bridge.amqp.wire.properties import Content, StreamContents
 from bridge.broker.course import REMADE, Verdict
-from bridge.broker.epoch import Delivery, Epoch, Recipient
 from bridge.broker.marks import MARK
 from bridge.broker.stream import StreamReader
 

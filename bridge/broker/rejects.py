@@ -15,11 +15,11 @@ from pamqp.common import FieldTable
 
 from bridge.amqp import reply_timeout, topology
 from bridge.amqp.connection import sentence
+from bridge.amqp.consume.session import Delivery
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
 from bridge.backoff import Backoff
-from bridge.broker.epoch import Delivery
 from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.broker.reject_properties import reject_properties
 from bridge.broker.retries import LONGEST_OWN_S, Retries

@@ -16,8 +16,8 @@ from tests.support.waiting import LIMIT_S
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from bridge.amqp.consume.session import Delivery
     from bridge.amqp.status import Gap
-    from bridge.broker.epoch import Delivery
     from bridge.contract.update_id import Id
 
 CAUGHT_UP = "caught up"

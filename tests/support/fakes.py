@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pamqp.header import ContentHeader
 
+from bridge.amqp.consume.session import Delivery
 from bridge.amqp.wire.properties import Content
-from bridge.broker.epoch import Delivery
 from bridge.broker.rejects import Rejects
 from bridge.contract import envelope
 from bridge.fanout.closing import CloseReason

@@ -8,8 +8,8 @@ import pytest
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
+from bridge.amqp.consume.session import Delivery, Epoch
 from bridge.amqp.status import Gap
-from bridge.broker.epoch import Delivery, Epoch
 from bridge.contract.update_id import Id
 from tests.support.fake_amqp import OWN, delivery, header, method, part, split_frames
 

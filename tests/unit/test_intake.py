@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.amqp.consume.session import Epoch
 from bridge.amqp.wire.fast_channel import Lane
-from bridge.broker.epoch import Epoch
 from bridge.broker.intake import Intake
 from tests.support.delivery_handler import Recorder
 

@@ -8,8 +8,8 @@ from pamqp.common import FieldValue
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume.delivery_counts import WARNED, Returns
+from bridge.amqp.consume.session import Epoch
 from bridge.amqp.wire.properties import Content
-from bridge.broker.epoch import Epoch
 from tests.support.delivery_handler import Recorder
 from tests.support.fake_amqp import OWN, header, method, part, payload_of
 
