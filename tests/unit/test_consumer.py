@@ -13,10 +13,11 @@ from structlog.testing import capture_logs
 
 from bridge.amqp import status, supervisor
 from bridge.amqp.close_causes import ExplainedError
+from bridge.amqp.consume import gaps
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.broker import consumer as module
-from bridge.broker import gaps, queues, watch
+from bridge.broker import queues, watch
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.course import Verdict
 from bridge.broker.reading import DOUBTFUL

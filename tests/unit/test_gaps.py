@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.amqp.consume import gaps as module
+from bridge.amqp.consume.gaps import Gaps, until_now
 from bridge.amqp.status import Gap
-from bridge.broker import gaps as module
-from bridge.broker.gaps import Gaps, until_now
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import Recorder
 from tests.support.virtual_time import VirtualTime
