@@ -7,8 +7,8 @@ import time
 from zlib import crc32
 
 from bridge.amqp.consume.session import Delivery, Epoch, Recipient
+from bridge.amqp.consume.stream_position import REMADE, Verdict
 from bridge.amqp.wire.properties import Content, StreamContents
-from bridge.broker.course import REMADE, Verdict
 from bridge.broker.marks import MARK
 from bridge.broker.stream import StreamReader
 

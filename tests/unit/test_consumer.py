@@ -14,12 +14,12 @@ from structlog.testing import capture_logs
 from bridge.amqp import status, supervisor
 from bridge.amqp.close_causes import ExplainedError
 from bridge.amqp.consume import gaps
+from bridge.amqp.consume.stream_position import Verdict
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.broker import consumer as module
 from bridge.broker import queues, watch
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.course import Verdict
 from bridge.broker.reading import DOUBTFUL
 from bridge.broker.repeats import ENDS_AT_ONCE, LOST_AT_ONCE
 from bridge.broker.stall import LONGEST_PAUSE_S, STALLED

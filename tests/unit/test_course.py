@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broker.course import DROPPED, REMADE, Course, Verdict
+from bridge.amqp.consume.stream_position import DROPPED, REMADE, Course, Verdict
 from bridge.contract.update_id import Id
 
 NEW, KNOWN, FOREIGN, DOUBTFUL = Verdict.NEW, Verdict.KNOWN, Verdict.FOREIGN, Verdict.DOUBTFUL

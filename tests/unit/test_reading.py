@@ -8,9 +8,9 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.consume.gaps import Gaps
+from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.status import Gap, Status
 from bridge.broker import marks
-from bridge.broker.course import DROPPED, REMADE
 from bridge.broker.marks import MARK, Mark
 from bridge.broker.reading import DOUBTFUL, NO_OFFSET, ReadingEpoch
 from bridge.broker.stream import Stream, StreamReader

@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 from bridge.amqp import status
 from bridge.amqp.consume import gaps
 from bridge.amqp.consume.gaps import Gaps
+from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.status import Gap, State, Status
 from bridge.broker import marks
 from bridge.broker import stream as module
-from bridge.broker.course import DROPPED, REMADE
 from bridge.broker.marks import Mark
 from bridge.broker.stream import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.contract.update_id import Id
