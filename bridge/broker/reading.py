@@ -7,9 +7,9 @@ import time
 from zlib import crc32
 
 from bridge.amqp.consume.session import Delivery, Epoch, Recipient
+from bridge.amqp.consume.stream_markers import MARK
 from bridge.amqp.consume.stream_position import REMADE, Verdict
 from bridge.amqp.wire.properties import Content, StreamContents
-from bridge.broker.marks import MARK
 from bridge.broker.stream import StreamReader
 
 NO_OFFSET = "the broker delivers a stream's message without its offset"

@@ -14,12 +14,12 @@ from pamqp import commands
 from bridge.amqp import topology
 from bridge.amqp.close_causes import end_of, tell_of_blocking
 from bridge.amqp.connection import sentence
+from bridge.amqp.consume import stream_markers
+from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.status import Gap
 from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
-from bridge.broker import marks
-from bridge.broker.marks import MARK, Mark
 from bridge.errors import BrokerRefusal
 
 PREFETCH = 64
@@ -99,7 +99,7 @@ class Sounding:
     async def _publish(self, token: str, gap: Callable[[], Gap | None]) -> None:
         properties = commands.Basic.Properties(message_type=MARK, delivery_mode=2)
         while True:
-            body = marks.write(Mark(token, gap()))
+            body = stream_markers.write(Mark(token, gap()))
             try:
                 async with patient(self._retry_s):
                     await self._channel.basic_publish(

@@ -18,11 +18,11 @@ from pamqp.common import FieldTable
 
 from bridge.amqp import topology
 from bridge.amqp.connection import sentence
+from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.gaps import Gaps, until_now
 from bridge.amqp.consume.stream_position import DROPPED, REMADE, Course
 from bridge.amqp.status import GapSlug, Status
 from bridge.amqp.topology import Amqp, Queue
-from bridge.broker import marks
 from bridge.broker.sounding import Sounding, lacking, no_stream
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
@@ -148,7 +148,7 @@ class StreamReader:
 
     def marked(self, body: bytes) -> None:
         """Tells of the gap that a mark bears; to be called for each mark, in its place."""
-        mark = marks.read(body)
+        mark = stream_markers.read(body)
         if mark is None or mark.gap is None or mark.token in self._told:
             return
         self._told.append(mark.token)

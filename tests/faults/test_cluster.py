@@ -14,8 +14,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from bridge.amqp.consume.stream_markers import MARK
 from bridge.app import Bridge
-from bridge.broker.marks import MARK
 from bridge.demo.broker import NoBroker, find_server
 from bridge.demo.leash import leashed
 from bridge.demo.ports import LOOPBACK, free_port

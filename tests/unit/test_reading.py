@@ -7,11 +7,11 @@ from zlib import crc32
 import pytest
 from pamqp import commands
 
+from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.gaps import Gaps
+from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.status import Gap, Status
-from bridge.broker import marks
-from bridge.broker.marks import MARK, Mark
 from bridge.broker.reading import DOUBTFUL, NO_OFFSET, ReadingEpoch
 from bridge.broker.stream import Stream, StreamReader
 from bridge.contract.update_id import Id
@@ -164,7 +164,7 @@ async def test_gap_is_told_before_the_first_delivery_behind_it(reader: FedReader
 async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(reader: FedReader) -> None:
     """Another bridge's is neither this one's last gap nor counted here; it may have been published twice."""
     gap = Gap(1.0, 2.0, "away")
-    body = marks.write(Mark("theirs", gap))
+    body = stream_markers.write(Mark("theirs", gap))
     reader.begin(9)
     reader.come(1)
     reader.mark(2, body)
@@ -184,7 +184,7 @@ async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(reader: FedRe
 async def test_gap_that_an_own_mark_bears_is_the_last_one_and_counted(reader: FedReader) -> None:
     gap = Gap(1.0, 2.0, "away")
     reader.begin(9)
-    reader.mark(2, marks.write(Mark(f"{reader.history._instance}1", gap)))
+    reader.mark(2, stream_markers.write(Mark(f"{reader.history._instance}1", gap)))
     assert reader.recorder.gaps == [gap]
     assert reader.gaps.last == gap
     assert reader.counted == 1
@@ -192,7 +192,7 @@ async def test_gap_that_an_own_mark_bears_is_the_last_one_and_counted(reader: Fe
 
 async def test_mark_without_a_gap_tells_of_none(reader: FedReader) -> None:
     reader.begin(9)
-    reader.mark(1, marks.write(Mark("theirs", None)))
+    reader.mark(1, stream_markers.write(Mark("theirs", None)))
     assert reader.recorder.gaps == []
 
 

@@ -10,9 +10,9 @@ import aiormq
 import pytest
 from pamqp import commands
 
+from bridge.amqp.consume import stream_markers
+from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.status import Gap
-from bridge.broker import marks
-from bridge.broker.marks import MARK, Mark
 from bridge.broker.sounding import PREFETCH, Sounding
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
@@ -57,7 +57,7 @@ async def test_end_is_the_offset_of_the_own_mark(clock: VirtualTime) -> None:
     gap = Gap(1.0, 2.0, "away")
     assert await sounding.end("mine", lambda: gap) == 41
     [(body, properties)] = channel.published
-    assert marks.read(body) == Mark("mine", gap)
+    assert stream_markers.read(body) == Mark("mine", gap)
     assert (properties.message_type, properties.delivery_mode) == (MARK, 2)
     await asyncio.gather(*delivers.tasks)
     assert "ack 7" in amqp.requests
@@ -70,11 +70,11 @@ async def test_mark_of_another_bridge_is_not_the_end(clock: VirtualTime) -> None
     sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     [channel] = amqp.channels
     finding = asyncio.create_task(sounding.end("mine", lambda: None))
-    await comes(channel, marks.write(Mark("theirs", None)), 40)
+    await comes(channel, stream_markers.write(Mark("theirs", None)), 40)
     await asyncio.sleep(0.1)
     assert not finding.done()
-    await comes(channel, marks.write(Mark("mine", None)), 42)
-    await comes(channel, marks.write(Mark("mine", None)), 43)
+    await comes(channel, stream_markers.write(Mark("mine", None)), 42)
+    await comes(channel, stream_markers.write(Mark("mine", None)), 43)
     assert await finding == 42, "the first one, where it was published twice"
 
 
@@ -100,7 +100,7 @@ async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTim
     before_s = clock.now_s
     assert await sounding.end("mine", gap) == 41
     assert clock.now_s - before_s == pytest.approx(2 * DEFAULT.marker_retry_s, abs=0.01)
-    last = marks.read(amqp.channels[0].published[-1][0])
+    last = stream_markers.read(amqp.channels[0].published[-1][0])
     assert last is not None
     assert last.gap == Gap(0.0, 3.0, "away"), "a gap that goes on is longer each time"
 

@@ -10,13 +10,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.amqp import status
-from bridge.amqp.consume import gaps
+from bridge.amqp.consume import gaps, stream_markers
 from bridge.amqp.consume.gaps import Gaps
+from bridge.amqp.consume.stream_markers import Mark
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.status import Gap, State, Status
-from bridge.broker import marks
 from bridge.broker import stream as module
-from bridge.broker.marks import Mark
 from bridge.broker.stream import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.contract.update_id import Id
 from bridge.errors import BrokerRefusal
@@ -308,7 +307,7 @@ GAP = Gap(1.0, 2.0, "away")
 
 
 def mark(token: str, gap: Gap | None = GAP) -> bytes:
-    return marks.write(Mark(token, gap))
+    return stream_markers.write(Mark(token, gap))
 
 
 async def test_gap_of_an_own_mark_is_said_counted_and_the_last_one(stage: Reader) -> None:
