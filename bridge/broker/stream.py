@@ -20,10 +20,10 @@ from bridge.amqp import topology
 from bridge.amqp.connection import sentence
 from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.gaps import Gaps, until_now
+from bridge.amqp.consume.stream_end_probe import Sounding, lacking, no_stream
 from bridge.amqp.consume.stream_position import DROPPED, REMADE, Course
 from bridge.amqp.status import GapSlug, Status
 from bridge.amqp.topology import Amqp, Queue
-from bridge.broker.sounding import Sounding, lacking, no_stream
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 

@@ -11,9 +11,9 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.consume import stream_markers
+from bridge.amqp.consume.stream_end_probe import PREFETCH, Sounding
 from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.status import Gap
-from bridge.broker.sounding import PREFETCH, Sounding
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeChannel, returned
