@@ -11,8 +11,8 @@ from pamqp.common import FieldTable
 from bridge.amqp import topology
 from bridge.amqp.connection import sentence
 from bridge.amqp.consume.session import Epoch
+from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.topology import Amqp, Queue
-from bridge.broker.stream import StreamReader
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 

@@ -9,8 +9,8 @@ from zlib import crc32
 from bridge.amqp.consume.session import Delivery, Epoch, Recipient
 from bridge.amqp.consume.stream_markers import MARK
 from bridge.amqp.consume.stream_position import REMADE, Verdict
+from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.wire.properties import Content, StreamContents
-from bridge.broker.stream import StreamReader
 
 NO_OFFSET = "the broker delivers a stream's message without its offset"
 DOUBTFUL = "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"

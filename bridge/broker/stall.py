@@ -17,10 +17,10 @@ import structlog
 
 from bridge.amqp.close_causes import ExplainedError
 from bridge.amqp.connection import sentence
+from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
-from bridge.broker.stream import StreamReader
 from bridge.contract.update_id import Id
 from bridge.timing import DEFAULT, Timing
 

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from bridge.amqp.connection import connected
 from bridge.amqp.consume.stream_end_probe import Sounding
 from bridge.amqp.consume.stream_position import DROPPED
+from bridge.amqp.consume.stream_reader import AWAY, Stream
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.amqp.topology import Topology
@@ -22,7 +23,6 @@ from bridge.amqp.wire.fast_channel import DELIVER, FRAME, METHOD
 from bridge.broker import stall
 from bridge.broker.consumer import Consumer, Source
 from bridge.broker.stall import STALLED, first_offset
-from bridge.broker.stream import AWAY, Stream
 from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing

@@ -8,8 +8,8 @@ from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
 from bridge.amqp.consume.stream_end_probe import Sounding
+from bridge.amqp.consume.stream_reader import Stream
 from bridge.amqp.status import Gap
-from bridge.broker.stream import Stream
 from bridge.demo.broker import Broker, NoBroker, find_server
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing

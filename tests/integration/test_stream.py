@@ -13,9 +13,9 @@ from pamqp.common import FieldTable
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
+from bridge.amqp.consume.stream_reader import AWAY, Stream
 from bridge.amqp.status import Gap, State
 from bridge.broker.consumer import Consumer
-from bridge.broker.stream import AWAY, Stream
 from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal
 from tests.support.broker import ControlledNode

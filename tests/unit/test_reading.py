@@ -11,9 +11,9 @@ from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
+from bridge.amqp.consume.stream_reader import Stream, StreamReader
 from bridge.amqp.status import Gap, Status
 from bridge.broker.reading import DOUBTFUL, NO_OFFSET, ReadingEpoch
-from bridge.broker.stream import Stream, StreamReader
 from bridge.contract.update_id import Id
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import CAUGHT_UP, Came, Marked, Recorder

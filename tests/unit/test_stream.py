@@ -11,12 +11,12 @@ from structlog.testing import capture_logs
 
 from bridge.amqp import status
 from bridge.amqp.consume import gaps, stream_markers
+from bridge.amqp.consume import stream_reader as module
 from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.stream_markers import Mark
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
+from bridge.amqp.consume.stream_reader import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.amqp.status import Gap, State, Status
-from bridge.broker import stream as module
-from bridge.broker.stream import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.contract.update_id import Id
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
