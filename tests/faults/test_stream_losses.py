@@ -13,16 +13,16 @@ from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
 
 from bridge.amqp.connection import connected
+from bridge.amqp.consume import stream_stall
 from bridge.amqp.consume.stream_end_probe import Sounding
 from bridge.amqp.consume.stream_position import DROPPED
 from bridge.amqp.consume.stream_reader import AWAY, Stream
+from bridge.amqp.consume.stream_stall import STALLED, first_offset
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.amqp.topology import Topology
 from bridge.amqp.wire.fast_channel import DELIVER, FRAME, METHOD
-from bridge.broker import stall
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.stall import STALLED, first_offset
 from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
@@ -145,7 +145,7 @@ async def test_stream_at_rest_is_probed_and_not_reread(
         answers.append(await first_offset(*arguments))
         return answers[-1]
 
-    monkeypatch.setattr(stall, "first_offset", noted)
+    monkeypatch.setattr(stream_stall, "first_offset", noted)
     timing = Timing(stall_check_s=0.3, check_interval_s=0.1)
     async with reading(broker.url, exchange, stream_of(queue), recorder, timing=timing) as consumer:
         await caught_up(recorder)

@@ -13,13 +13,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume import gaps
+from bridge.amqp.consume import stream_stall as module
 from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.stream_position import Verdict
 from bridge.amqp.consume.stream_reader import Stream as Kept
 from bridge.amqp.consume.stream_reader import StreamReader
+from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector, first_offset
 from bridge.amqp.status import Status
-from bridge.broker import stall as module
-from bridge.broker.stall import LONGEST_PAUSE_S, STALLED, StallDetector, first_offset
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
 from tests.support.delivery_handler import Recorder
