@@ -21,6 +21,7 @@ from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.session import Epoch, Recipient
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
+from bridge.amqp.consume.stream_session import DOUBTFUL, ReadingEpoch
 from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
@@ -31,7 +32,6 @@ from bridge.amqp.wire import compat
 from bridge.broker import queues
 from bridge.broker.intake import Intake
 from bridge.broker.queues import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
-from bridge.broker.reading import DOUBTFUL, ReadingEpoch
 from bridge.broker.repeats import EndsAtOnce, Repeats
 from bridge.broker.watch import Watch
 from bridge.errors import BrokerRefusal

@@ -16,13 +16,13 @@ from bridge.amqp.close_causes import ExplainedError
 from bridge.amqp.consume import gaps
 from bridge.amqp.consume.stream_position import Verdict
 from bridge.amqp.consume.stream_reader import Stream
+from bridge.amqp.consume.stream_session import DOUBTFUL
 from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.broker import consumer as module
 from bridge.broker import queues, watch
 from bridge.broker.consumer import Consumer, Source
-from bridge.broker.reading import DOUBTFUL
 from bridge.broker.repeats import ENDS_AT_ONCE, LOST_AT_ONCE
 from bridge.broker.watch import UNPROVEN
 from bridge.errors import BrokerRefusal

@@ -12,8 +12,8 @@ from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
+from bridge.amqp.consume.stream_session import DOUBTFUL, NO_OFFSET, ReadingEpoch
 from bridge.amqp.status import Gap, Status
-from bridge.broker.reading import DOUBTFUL, NO_OFFSET, ReadingEpoch
 from bridge.contract.update_id import Id
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import CAUGHT_UP, Came, Marked, Recorder
