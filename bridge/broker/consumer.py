@@ -18,6 +18,7 @@ from bridge.amqp import topology
 from bridge.amqp.close_causes import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.amqp.connection import connected
 from bridge.amqp.consume.delivery_counts import Returns
+from bridge.amqp.consume.flow_control import Intake
 from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.session import Epoch, Recipient
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
@@ -30,7 +31,6 @@ from bridge.amqp.supervisor import cancel_requests, keep_alive
 from bridge.amqp.topology import Exchange, Topology
 from bridge.amqp.wire import compat
 from bridge.broker import queues
-from bridge.broker.intake import Intake
 from bridge.broker.queues import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.broker.repeats import EndsAtOnce, Repeats
 from bridge.broker.watch import Watch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.amqp.consume.flow_control import Intake
 from bridge.amqp.consume.session import Epoch
 from bridge.amqp.wire.fast_channel import Lane
-from bridge.broker.intake import Intake
 from tests.support.delivery_handler import Recorder
 
 MOST = 200
