@@ -17,9 +17,11 @@ import structlog
 from bridge.amqp import topology
 from bridge.amqp.close_causes import CANCELLED, Ending, end_of, ending_of, ending_of_connection
 from bridge.amqp.connection import connected
+from bridge.amqp.consume import queue
 from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.consume.flow_control import Intake
 from bridge.amqp.consume.gaps import Gaps
+from bridge.amqp.consume.queue import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.amqp.consume.session import Epoch, Recipient
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
 from bridge.amqp.consume.stream_session import DOUBTFUL, ReadingEpoch
@@ -30,8 +32,6 @@ from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import cancel_requests, keep_alive
 from bridge.amqp.topology import Exchange, Topology
 from bridge.amqp.wire import compat
-from bridge.broker import queues
-from bridge.broker.queues import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.broker.repeats import EndsAtOnce, Repeats
 from bridge.broker.watch import Watch
 from bridge.errors import BrokerRefusal
@@ -206,7 +206,7 @@ class Consumer:
         asked_s = time.monotonic()
         epoch.on_open = lambda: self._recovered(found, asked_s)
         epoch.channel, epoch.lane.channel = channel, channel.number
-        await queues.consume(epoch, found.queue, self._queue.arguments())
+        await queue.consume(epoch, found.queue, self._queue.arguments())
         return found, ended
 
     async def _ended(
@@ -265,7 +265,7 @@ class Consumer:
         if self.history is not None:
             self.history.start = self.history.course.number + 1
         await epoch.channel.basic_qos(prefetch_count=self.intake.most)
-        await queues.consume(epoch, found.queue, self._queue.arguments())
+        await queue.consume(epoch, found.queue, self._queue.arguments())
         self.intake.restore()
 
     def _drained(self, asked_s: float) -> None:

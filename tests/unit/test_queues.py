@@ -8,8 +8,8 @@ import aiormq
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.amqp.consume.queue import NAMED, ExclusiveQueue, NamedQueue
 from bridge.amqp.topology import Queue
-from bridge.broker.queues import NAMED, ExclusiveQueue, NamedQueue
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp
 from tests.support.virtual_time import VirtualTime
