@@ -22,6 +22,7 @@ from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.consume.flow_control import Intake
 from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.queue import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
+from bridge.amqp.consume.restart_delay import EndsAtOnce, Repeats
 from bridge.amqp.consume.session import Epoch, Recipient
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
 from bridge.amqp.consume.stream_session import DOUBTFUL, ReadingEpoch
@@ -32,7 +33,6 @@ from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import cancel_requests, keep_alive
 from bridge.amqp.topology import Exchange, Topology
 from bridge.amqp.wire import compat
-from bridge.broker.repeats import EndsAtOnce, Repeats
 from bridge.broker.watch import Watch
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics

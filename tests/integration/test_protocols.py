@@ -16,8 +16,8 @@ import stomp  # type: ignore[import-untyped]  # it has no types
 from aio_pika.abc import AbstractConnection
 from paho.mqtt.enums import CallbackAPIVersion
 
+from bridge.amqp.consume.restart_delay import ENDS_AT_ONCE
 from bridge.app import Bridge
-from bridge.broker.repeats import ENDS_AT_ONCE
 from bridge.demo.broker import NoBroker, find_server
 from bridge.demo.ports import LOOPBACK, free_port
 from tests.support.broker import ControlledNode, say, unavailable

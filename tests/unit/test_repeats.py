@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bridge.broker.repeats import Repeats
+from bridge.amqp.consume.restart_delay import Repeats
 from tests.support.virtual_time import VirtualTime
 
 
