@@ -27,13 +27,13 @@ from bridge.amqp.consume.session import Epoch, Recipient
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
 from bridge.amqp.consume.stream_session import DOUBTFUL, ReadingEpoch
 from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector
+from bridge.amqp.consume.topology_check import Watch
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.reply_timeout import answering
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import cancel_requests, keep_alive
 from bridge.amqp.topology import Exchange, Topology
 from bridge.amqp.wire import compat
-from bridge.broker.watch import Watch
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing

@@ -17,7 +17,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
-from bridge.broker.watch import UNPROVEN
+from bridge.amqp.consume.topology_check import UNPROVEN
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
 from tests.support.broker import ControlledNode

@@ -11,9 +11,9 @@ import pytest
 from pamqp import commands
 from structlog.testing import capture_logs
 
+from bridge.amqp.consume import topology_check as module
+from bridge.amqp.consume.topology_check import Watch
 from bridge.amqp.topology import Exchange, Topology
-from bridge.broker import watch as module
-from bridge.broker.watch import Watch
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp
 from tests.support.virtual_time import VirtualTime
