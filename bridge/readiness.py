@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from bridge import __version__
+from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.status import State
-from bridge.broker.consumer import Consumer
 from bridge.broker.rejects import Rejects
 from bridge.config.settings import Settings
 

@@ -9,9 +9,9 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import DeliveryError
 
+from bridge.amqp.consume.consumer import Consumer, Source
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
-from bridge.broker.consumer import Consumer, Source
 from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import Recorder

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from bridge.amqp.connection import connected
 from bridge.amqp.consume import stream_stall
+from bridge.amqp.consume.consumer import Consumer, Source
 from bridge.amqp.consume.stream_end_probe import Sounding
 from bridge.amqp.consume.stream_position import DROPPED
 from bridge.amqp.consume.stream_reader import AWAY, Stream
@@ -22,7 +23,6 @@ from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.amqp.topology import Topology
 from bridge.amqp.wire.fast_channel import DELIVER, FRAME, METHOD
-from bridge.broker.consumer import Consumer, Source
 from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing

@@ -12,10 +12,10 @@ from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 from structlog.testing import capture_logs
 
+from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.consume.stream_reader import AWAY, Stream
 from bridge.amqp.status import Gap, State
-from bridge.broker.consumer import Consumer
 from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal
 from tests.support.broker import ControlledNode

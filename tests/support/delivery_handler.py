@@ -6,9 +6,9 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from bridge.amqp.consume.consumer import Consumer, Source
 from bridge.amqp.consume.stream_reader import Stream
 from bridge.amqp.nodes import Node
-from bridge.broker.consumer import Consumer, Source
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 from tests.support.waiting import LIMIT_S

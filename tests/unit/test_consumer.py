@@ -13,7 +13,9 @@ from structlog.testing import capture_logs
 
 from bridge.amqp import status, supervisor
 from bridge.amqp.close_causes import ExplainedError
+from bridge.amqp.consume import consumer as module
 from bridge.amqp.consume import gaps, queue, topology_check
+from bridge.amqp.consume.consumer import Consumer, Source
 from bridge.amqp.consume.restart_delay import ENDS_AT_ONCE, LOST_AT_ONCE
 from bridge.amqp.consume.stream_position import Verdict
 from bridge.amqp.consume.stream_reader import Stream
@@ -22,8 +24,6 @@ from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED
 from bridge.amqp.consume.topology_check import UNPROVEN
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
-from bridge.broker import consumer as module
-from bridge.broker.consumer import Consumer, Source
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
