@@ -20,10 +20,10 @@ from pamqp import commands
 from bridge.amqp import topology
 from bridge.amqp.connection import sentence
 from bridge.amqp.nodes import Node
+from bridge.amqp.publish.confirm_channel import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
 from bridge.backoff import Backoff
-from bridge.broker.outlet import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
 from bridge.contract import catalog

@@ -11,8 +11,8 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
+from bridge.amqp.publish.confirm_channel import Outlet
 from bridge.app import Bridge
-from bridge.broker.outlet import Outlet
 from bridge.demo.broker import Broker
 from tests.support.clients import get
 from tests.support.publishing import depth, publish, take

@@ -10,8 +10,8 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.nodes import Node
-from bridge.broker import outlet as module
-from bridge.broker.outlet import LARGEST_FRAME, Outlet, Unconfirmed, Unrouted
+from bridge.amqp.publish import confirm_channel as module
+from bridge.amqp.publish.confirm_channel import LARGEST_FRAME, Outlet, Unconfirmed, Unrouted
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, FakeAmqp, FakeBroker, returned
 from tests.support.virtual_time import VirtualTime
@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from bridge.broker.outlet import Channel
+    from bridge.amqp.publish.confirm_channel import Channel
 
 PUBLISH = "publish to rejects"
 

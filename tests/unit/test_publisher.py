@@ -9,7 +9,7 @@ import aiormq
 import pytest
 
 from bridge.amqp import status, supervisor
-from bridge.broker import outlet
+from bridge.amqp.publish import confirm_channel
 from bridge.broker.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal
 from tests.support.fake_amqp import HANGS, NACK, NO_EXCHANGE, REFUSED, FakeAmqp, FakeBroker, returned
@@ -29,7 +29,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 @pytest.fixture
 def broker(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     broker = FakeBroker()
-    monkeypatch.setattr(outlet, "connected", broker.connected)
+    monkeypatch.setattr(confirm_channel, "connected", broker.connected)
     return broker
 
 
