@@ -5,8 +5,8 @@ from __future__ import annotations
 import aiormq
 import pytest
 
-from bridge.broker import reach as module
-from bridge.broker.reach import reach
+from bridge.amqp.publish import preflight as module
+from bridge.amqp.publish.preflight import reach
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_EXCHANGE, FakeAmqp, FakeBroker
