@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bridge.broker.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
+    from bridge.amqp.publish.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
     from bridge.errors import BrokerRefusal
 
 __all__ = ["BrokerRefusal", "ExchangeNotFound", "InvalidUpdate", "NotConfirmed", "Publisher", "__version__"]
@@ -16,10 +16,10 @@ __version__ = version("edk-bridge")
 
 _FOR_PUBLISHERS = {
     "BrokerRefusal": "bridge.errors",
-    "ExchangeNotFound": "bridge.broker.publisher",
-    "InvalidUpdate": "bridge.broker.publisher",
-    "NotConfirmed": "bridge.broker.publisher",
-    "Publisher": "bridge.broker.publisher",
+    "ExchangeNotFound": "bridge.amqp.publish.publisher",
+    "InvalidUpdate": "bridge.amqp.publish.publisher",
+    "NotConfirmed": "bridge.amqp.publish.publisher",
+    "Publisher": "bridge.amqp.publish.publisher",
 }
 
 

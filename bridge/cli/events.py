@@ -10,9 +10,9 @@ import uvloop
 from bridge import logs
 from bridge.amqp.nodes import Node
 from bridge.amqp.publish.preflight import reach
+from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
 from bridge.app import load_schemas
-from bridge.broker.publisher import Publisher
 from bridge.cli.options import (
     INTERRUPTED,
     complete_type,

@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
-from bridge.broker.publisher import Publisher
+from bridge.amqp.publish.publisher import Publisher
 from bridge.commands.check import problems
 from bridge.commands.documents import Document, documents
 from bridge.contract.catalog import Identity

@@ -22,8 +22,8 @@ from pamqp import commands
 
 import bridge
 from bridge import __version__, cli, logs
+from bridge.amqp.publish.publisher import NotConfirmed, Publisher
 from bridge.broker import rejected
-from bridge.broker.publisher import NotConfirmed, Publisher
 from bridge.cli import events, serve
 from bridge.config.settings import FIELDS
 from bridge.errors import BrokerRefusal, ConfigurationError

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.amqp import status, supervisor
 from bridge.amqp.publish import confirm_channel
-from bridge.broker.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
+from bridge.amqp.publish.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal
 from tests.support.fake_amqp import HANGS, NACK, NO_EXCHANGE, REFUSED, FakeAmqp, FakeBroker, returned
 from tests.support.killmail import EXAMPLE
