@@ -18,10 +18,10 @@ from bridge.amqp.connection import sentence
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.nodes import Node
 from bridge.amqp.publish.confirm_channel import Channel, Outlet, Unconfirmed, Unrouted
+from bridge.amqp.rejects.properties import reject_properties
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
 from bridge.backoff import Backoff
-from bridge.broker.reject_properties import reject_properties
 from bridge.broker.retries import LONGEST_OWN_S, Retries
 from bridge.contract.pipeline import Rejected
 from bridge.errors import BrokerRefusal

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from bridge.broker.reject_properties import LEFT_OUT, reject_properties
+from bridge.amqp.rejects.properties import LEFT_OUT, reject_properties
 from bridge.contract.pipeline import Reason, Rejected
 
 SMALLEST, USUAL = 8192, 131_072
