@@ -19,10 +19,10 @@ from bridge.amqp.consume.session import Delivery
 from bridge.amqp.nodes import Node
 from bridge.amqp.publish.confirm_channel import Channel, Outlet, Unconfirmed, Unrouted
 from bridge.amqp.rejects.properties import reject_properties
+from bridge.amqp.rejects.retry_queue import LONGEST_OWN_S, Retries
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
 from bridge.backoff import Backoff
-from bridge.broker.retries import LONGEST_OWN_S, Retries
 from bridge.contract.pipeline import Rejected
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from bridge.amqp.rejects.retry_queue import Retries
 from bridge.backoff import Backoff
-from bridge.broker.retries import Retries
 from tests.support.waiting import eventually
 
 MANY = 1000
