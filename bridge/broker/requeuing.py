@@ -11,8 +11,8 @@ from pamqp import commands
 from bridge.amqp.connection import sentence
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
+from bridge.amqp.rejects.queue import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
 from bridge.amqp.reply_timeout import patient
-from bridge.broker.rejected import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
 from bridge.contract.text import printable
 
 UNDER_WAY = 50

@@ -11,7 +11,7 @@ from typing import TypeVar
 import click
 
 from bridge.amqp.nodes import Node
-from bridge.broker.rejected import Reject, RejectsQueue, opened
+from bridge.amqp.rejects.queue import Reject, RejectsQueue, opened
 from bridge.broker.requeuing import user_of
 from bridge.cli.options import effective_settings, failing, setting_options
 from bridge.commands import rejects

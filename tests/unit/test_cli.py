@@ -23,7 +23,7 @@ from pamqp import commands
 import bridge
 from bridge import __version__, cli, logs
 from bridge.amqp.publish.publisher import NotConfirmed, Publisher
-from bridge.broker import rejected
+from bridge.amqp.rejects import queue
 from bridge.cli import events, serve
 from bridge.config.settings import FIELDS
 from bridge.errors import BrokerRefusal, ConfigurationError
@@ -688,7 +688,7 @@ def empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
         amqp = FakeAmqp().on("queue bridge.rejected passive", commands.Queue.DeclareOk("", 0, 0))
         return FakeBroker(amqp).connected(nodes, name)
 
-    monkeypatch.setattr(rejected, "connected", connected)
+    monkeypatch.setattr(queue, "connected", connected)
 
 
 @pytest.mark.usefixtures("empty_queue")

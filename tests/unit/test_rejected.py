@@ -14,8 +14,8 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.nodes import Node
-from bridge.broker import rejected
-from bridge.broker.rejected import ANSWER_S, Interrupted, Reject, opened
+from bridge.amqp.rejects import queue
+from bridge.amqp.rejects.queue import ANSWER_S, Interrupted, Reject, opened
 from bridge.broker.requeuing import restored, user_of
 from bridge.commands.rejects import ALL_REASONS, Choice, Outcome, _count, as_entry, as_fields, as_json, remove
 from bridge.errors import BrokerRefusal, ConfigurationError
@@ -139,7 +139,7 @@ class Held:
         self.amqp = FakeAmqp().on("queue rejects passive", commands.Queue.DeclareOk("rejects", count or 0, 0))
         self.amqp.on("get rejects", *messages)
         self.broker = FakeBroker(self.amqp)
-        monkeypatch.setattr(rejected, "connected", self.broker.connected)
+        monkeypatch.setattr(queue, "connected", self.broker.connected)
 
 
 def message(tag: int | None, returned: object = None) -> object:

@@ -9,7 +9,7 @@ import aiormq
 import pytest
 from pamqp import commands
 
-from bridge.broker.rejected import ANSWER_S, Interrupted, Reject
+from bridge.amqp.rejects.queue import ANSWER_S, Interrupted, Reject
 from bridge.broker.requeuing import Kept, Requeuing
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, returned
 from tests.support.virtual_time import VirtualTime
