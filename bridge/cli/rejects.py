@@ -12,7 +12,7 @@ import click
 
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import Reject, RejectsQueue, opened
-from bridge.broker.requeuing import user_of
+from bridge.amqp.rejects.requeue import user_of
 from bridge.cli.options import effective_settings, failing, setting_options
 from bridge.commands import rejects
 from bridge.commands.output import Output

@@ -13,7 +13,7 @@ from datetime import datetime
 import orjson
 
 from bridge.amqp.rejects.queue import Reject, RejectsQueue
-from bridge.broker.requeuing import UNDER_WAY, Kept, Requeuing
+from bridge.amqp.rejects.requeue import UNDER_WAY, Kept, Requeuing
 from bridge.contract.text import printable
 from bridge.errors import BridgeError
 

@@ -16,7 +16,7 @@ from pamqp import commands
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects import queue
 from bridge.amqp.rejects.queue import ANSWER_S, Interrupted, Reject, opened
-from bridge.broker.requeuing import restored, user_of
+from bridge.amqp.rejects.requeue import restored, user_of
 from bridge.commands.rejects import ALL_REASONS, Choice, Outcome, _count, as_entry, as_fields, as_json, remove
 from bridge.errors import BrokerRefusal, ConfigurationError
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker

@@ -10,7 +10,7 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.rejects.queue import ANSWER_S, Interrupted, Reject
-from bridge.broker.requeuing import Kept, Requeuing
+from bridge.amqp.rejects.requeue import Kept, Requeuing
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, returned
 from tests.support.virtual_time import VirtualTime
 
