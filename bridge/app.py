@@ -13,8 +13,8 @@ from bridge import __version__, logs
 from bridge.amqp.consume.consumer import Consumer, Source
 from bridge.amqp.consume.stream_reader import Stream
 from bridge.amqp.nodes import nodes_of
+from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.status import State, Status
-from bridge.broker.rejects import Rejects
 from bridge.config.networks import announced_host, authority, client_host, out_of_reach
 from bridge.config.settings import Settings
 from bridge.config.warnings import setting_warnings

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from bridge import __version__
 from bridge.amqp.consume.consumer import Consumer
+from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.status import State
-from bridge.broker.rejects import Rejects
 from bridge.config.settings import Settings
 
 

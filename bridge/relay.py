@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import structlog
 
 from bridge.amqp.consume.session import Delivery
+from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.status import Gap
-from bridge.broker.rejects import Rejects
 from bridge.contract import envelope
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected

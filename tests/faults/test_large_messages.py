@@ -8,7 +8,7 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelPreconditionFailed
 from pamqp.common import FieldTable
 
-from bridge.broker.rejects import HELD_BYTES
+from bridge.amqp.rejects.publisher import HELD_BYTES
 from bridge.demo.broker import Broker
 from tests.support.killmail import killmail
 from tests.support.process_stats import MB, Memory, metric

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pamqp.header import ContentHeader
 
 from bridge.amqp.consume.session import Delivery
+from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.wire.properties import Content
-from bridge.broker.rejects import Rejects
 from bridge.contract import envelope
 from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import close_frame, text_frame

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from yarl import URL
 
-from bridge.broker.rejects import QUEUE_ARGUMENTS
+from bridge.amqp.rejects.publisher import QUEUE_ARGUMENTS
 from tests.support.killmail import killmail
 from tests.support.waiting import eventually
 

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from bridge.amqp import status, supervisor
 from bridge.amqp.publish import confirm_channel
 from bridge.amqp.publish.confirm_channel import LARGEST_FRAME
+from bridge.amqp.rejects import publisher as module
+from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.status import State
-from bridge.broker import rejects as module
-from bridge.broker.rejects import Rejects
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
