@@ -15,6 +15,7 @@ from bridge.amqp.consume.stream_reader import Stream
 from bridge.amqp.nodes import nodes_of
 from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.status import State, Status
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.config.networks import announced_host, authority, client_host, out_of_reach
 from bridge.config.settings import Settings
 from bridge.config.warnings import setting_warnings
@@ -25,7 +26,6 @@ from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked
 from bridge.fanout.access import Access
-from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.listeners import remedy, source_address

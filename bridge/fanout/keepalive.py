@@ -17,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from bridge.fanout.closing import CloseReason
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.fanout.connection import Clock
 from bridge.server.access.log_limiter import Lines
 from bridge.timing import DEFAULT, Timing

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from bridge.fanout.closing import CloseReason
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.resuming import Resuming
 from bridge.fanout.subscriber import Subscriber

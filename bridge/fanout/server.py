@@ -10,12 +10,12 @@ from http import HTTPStatus
 
 import structlog
 
+from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
 from bridge.contract import update_id
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout.access import Access, Refusal
 from bridge.fanout.allowance import Allowance, Speaker
-from bridge.fanout.closing import CAPACITY_REASONS, CloseReason
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
 from bridge.fanout.handshake import Handshake

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from bridge.fanout.closing import CloseReason
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.fanout.live import Place
 from bridge.fanout.view import View
 

@@ -16,8 +16,8 @@ import uvloop
 from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.demo.broker import Broker
-from bridge.fanout.closing import CloseReason
 from tests.conformance.autobahn import STILL_THERE
 from tests.support.killmail import EXAMPLE
 from tests.support.publishing import publish

@@ -17,8 +17,8 @@ from pamqp.header import ContentHeader
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.wire.properties import Content
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.contract import envelope
-from bridge.fanout.closing import CloseReason
 from bridge.fanout.frames import close_frame, text_frame
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub

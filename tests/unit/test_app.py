@@ -15,11 +15,11 @@ from structlog.testing import capture_logs
 from bridge import app
 from bridge.amqp.status import State
 from bridge.app import BROKER_SHARE, LEAST_PER_ADDRESS, Bridge, serve
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.config import settings
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.contract.update_id import Id
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
-from bridge.fanout.closing import CloseReason
 from bridge.fanout.refusals import Rule
 from bridge.server.listeners import descriptors
 from bridge.timing import DEFAULT

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from websockets.frames import Frame, Opcode
 
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.fanout.allowance import (
     FRAME_BYTES,
     OF_ALL_BYTES,
@@ -19,7 +20,6 @@ from bridge.fanout.allowance import (
     SCANT_BYTES,
     Allowance,
 )
-from bridge.fanout.closing import CloseReason
 from bridge.fanout.connection import MAX_PONGS_DUE, Clock, Connection
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
 from bridge.fanout.listeners import SEND_BUFFER_BYTES

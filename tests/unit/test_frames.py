@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from websockets.frames import CloseCode, Frame, Opcode
 
-from bridge.fanout.closing import CloseReason
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
 
 

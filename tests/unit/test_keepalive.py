@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.fanout.closing import CloseReason
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.fanout.connection import Clock
 from bridge.fanout.keepalive import LATE_TICKS, LEAST_READ_BYTES_PER_S, PING_PAUSE_S, Keepalive
 from bridge.server.access.log_limiter import MINUTE_S, MOST

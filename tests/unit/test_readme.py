@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.config.settings import FIELDS
-from bridge.fanout.closing import CloseReason
 from bridge.fanout.refusals import Rule
 from tests.support.generated import PARTS, README, filled, metric_rows, metrics_table, settings_table
 

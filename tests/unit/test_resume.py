@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
 from bridge.fanout import history, live
-from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import HEADROOM, SEGMENT_UPDATES
 from bridge.fanout.lagging import BUDGETS, CATCH_UP_BYTES, RETURNING
 from bridge.fanout.views import ASKED

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
 from bridge.fanout import history, waiting
-from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import SEGMENT_UPDATES, History
 from bridge.fanout.hub import Hub
 from bridge.fanout.lagging import BUDGETS, LEAST_BYTES, RETURNING

@@ -13,13 +13,13 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.frames import Frame, Opcode
 
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.contract import catalog
 from bridge.contract.filters import Filters
 from bridge.contract.update_id import Id
 from bridge.fanout import server as server_module
 from bridge.fanout.access import DEFAULT_NETWORKS, Access
 from bridge.fanout.allowance import PERIOD_S, READ_BYTES
-from bridge.fanout.closing import CloseReason
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import PING_PAUSE_S
