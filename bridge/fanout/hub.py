@@ -11,8 +11,8 @@ This file must never know what an update means, or how a frame reaches a socket.
 from collections.abc import Callable
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.frames import text_frame
 from bridge.contract.update_id import Id
-from bridge.fanout.frames import text_frame
 from bridge.fanout.history import History
 from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging
 from bridge.fanout.live import Writer

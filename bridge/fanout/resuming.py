@@ -7,9 +7,9 @@ that the log holds, and so a segment in a turn of the loop.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from bridge.broadcast.frames import text_frame
 from bridge.contract import update_id
 from bridge.contract.envelope import resume
-from bridge.fanout.frames import text_frame
 from bridge.fanout.history import History
 from bridge.fanout.segment import Filter
 from bridge.fanout.subscriber import Subscriber

@@ -18,8 +18,8 @@ from bridge.amqp.consume.session import Delivery
 from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.wire.properties import Content
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.frames import close_frame, text_frame
 from bridge.contract import envelope
-from bridge.fanout.frames import close_frame, text_frame
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.log import Log

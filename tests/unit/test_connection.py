@@ -11,6 +11,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.frames import PING, close_frame, pong_frame, text_frame
 from bridge.fanout.allowance import (
     FRAME_BYTES,
     OF_ALL_BYTES,
@@ -21,7 +22,6 @@ from bridge.fanout.allowance import (
     Allowance,
 )
 from bridge.fanout.connection import MAX_PONGS_DUE, Clock, Connection
-from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from tests.support.fakes import FakeTransport, Hours, Scene
 

@@ -6,7 +6,7 @@ import pytest
 from websockets.frames import CloseCode, Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.fanout.frames import PING, close_frame, pong_frame, text_frame
+from bridge.broadcast.frames import PING, close_frame, pong_frame, text_frame
 
 
 @pytest.mark.parametrize(

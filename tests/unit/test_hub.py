@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.frames import close_frame, text_frame
 from bridge.contract.update_id import Id
 from bridge.fanout import live
-from bridge.fanout.frames import close_frame, text_frame
 from bridge.fanout.framing import Framing
 from bridge.fanout.hub import ENCRYPT_BYTES, FLUSH_BYTES
 from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS, PARTS

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.broadcast.frames import text_frame
 from bridge.contract import envelope
-from bridge.fanout.frames import text_frame
 from bridge.fanout.framing import Framing
 from bridge.fanout.history import History
 from bridge.fanout.log import Log
