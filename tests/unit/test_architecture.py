@@ -175,7 +175,9 @@ def test_demo_is_imported_by_the_command_alone_and_only_when_it_is_asked_for() -
     assert set(found) == {("bridge.cli", False)}
 
 
-@pytest.mark.parametrize("name", ["bridge.amqp.wire.settlement", "bridge.fanout.log", "bridge.broadcast.frames"])
+@pytest.mark.parametrize(
+    "name", ["bridge.amqp.wire.settlement", "bridge.broadcast.update_log", "bridge.broadcast.frames"]
+)
 def test_pure_module_imports_nothing_that_is_not(name: str) -> None:
     [path] = [path for path in MODULES if name_of(path) == name]
     assert breaches([path], "asyncio", "socket", "time", "structlog", "bridge", *AMQP) == []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.fanout.log import ENTRY_BYTES, Log
+from bridge.broadcast.update_log import ENTRY_BYTES, Log
 
 
 def filled(*frames: bytes, max_bytes: int = 1_000_000) -> Log:

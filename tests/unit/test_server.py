@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from websockets.frames import Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.update_log import Log
 from bridge.contract import catalog
 from bridge.contract.filters import Filters
 from bridge.contract.update_id import Id
@@ -23,7 +24,6 @@ from bridge.fanout.allowance import PERIOD_S, READ_BYTES
 from bridge.fanout.history import History
 from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import PING_PAUSE_S
-from bridge.fanout.log import Log
 from bridge.fanout.pages import Pages
 from bridge.fanout.refusals import Rule
 from bridge.fanout.server import CLOCK_S, Limits, Server
