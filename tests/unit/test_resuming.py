@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.segment import Filter
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
@@ -21,7 +22,6 @@ from bridge.fanout.history import SEGMENT_UPDATES, History
 from bridge.fanout.hub import Hub
 from bridge.fanout.lagging import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.fanout.resuming import Resuming
-from bridge.fanout.segment import Filter
 from bridge.metrics import Metrics
 from tests.support.clients import server_frames
 from tests.support.examples import examples
