@@ -6,10 +6,10 @@ Those with ids are made when they are wanted, once for all that want them at the
 from collections.abc import Sequence
 from itertools import accumulate
 
+from bridge.broadcast.bounded_cache import RECENT_BYTES, Recent
 from bridge.broadcast.frames import payload_of, text_head
 from bridge.contract.envelope import ending
 from bridge.fanout.history import History
-from bridge.fanout.recent import RECENT_BYTES, Recent
 
 
 class Framing:

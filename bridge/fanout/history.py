@@ -11,12 +11,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import compress, pairwise
 
+from bridge.broadcast.bounded_cache import RECENT_BYTES, Recent
 from bridge.broadcast.frames import payload_of, text_frame
 from bridge.broadcast.segment import Content, Filter, Segment
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import Id
-from bridge.fanout.recent import RECENT_BYTES, Recent
 
 SEGMENT_UPDATES = 256
 """Positions of a segment: what a filter is asked at once takes half a millisecond."""
