@@ -8,8 +8,8 @@ from itertools import accumulate
 
 from bridge.broadcast.bounded_cache import RECENT_BYTES, Recent
 from bridge.broadcast.frames import payload_of, text_head
+from bridge.broadcast.replay import History
 from bridge.contract.envelope import ending
-from bridge.fanout.history import History
 
 
 class Framing:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
+from bridge.broadcast.replay import History
 from bridge.broadcast.segment import Content, Filter
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import Id
-from bridge.fanout.history import History
 from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging
 from bridge.fanout.live import Writer
 from bridge.fanout.resuming import FROM_NOW_ON, Resuming

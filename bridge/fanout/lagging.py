@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.fanout.history import History
+from bridge.broadcast.replay import History
 from bridge.fanout.resuming import Resuming
 from bridge.fanout.subscriber import Subscriber
 from bridge.fanout.view import View

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bridge.broadcast.frames import text_frame
+from bridge.broadcast.replay import History
 from bridge.broadcast.segment import Filter
 from bridge.contract import update_id
 from bridge.contract.envelope import resume
-from bridge.fanout.history import History
 from bridge.fanout.subscriber import Subscriber
 
 FROM_NOW_ON = ""

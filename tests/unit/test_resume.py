@@ -12,11 +12,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bridge.broadcast import replay
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.replay import HEADROOM, SEGMENT_UPDATES
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
-from bridge.fanout import history, live
-from bridge.fanout.history import HEADROOM, SEGMENT_UPDATES
+from bridge.fanout import live
 from bridge.fanout.lagging import BUDGETS, CATCH_UP_BYTES, RETURNING
 from bridge.fanout.views import ASKED
 from bridge.fanout.waiting import AT_ONCE
@@ -888,7 +889,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.payloads: dict[int, bytes] = {}
         self.bridges = [self.started(), self.started()]
         self.people: list[Person] = []
-        self._limits = live.MANY, history.SEGMENT_UPDATES
+        self._limits = live.MANY, replay.SEGMENT_UPDATES
 
     def started(self) -> Bridge:
         bridge = Bridge(Scene(LOG_BYTES, shared=True, reads_back=True), max(0, len(self.stream) - 200))
@@ -907,7 +908,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(many=st.sampled_from([1, 3, 1000]), segment=st.sampled_from([1, 3, 256]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, segment: int) -> None:
-        live.MANY, history.SEGMENT_UPDATES = many, segment
+        live.MANY, replay.SEGMENT_UPDATES = many, segment
 
     @rule(kind=st.sampled_from(["a", "b", "mark", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
     def publish(self, kind: str, times: int, size: int) -> None:
@@ -999,7 +1000,7 @@ class AnyOrder(RuleBasedStateMachine):
             person.check(self.stream)
 
     def teardown(self) -> None:
-        live.MANY, history.SEGMENT_UPDATES = self._limits
+        live.MANY, replay.SEGMENT_UPDATES = self._limits
         for bridge in self.bridges:
             self.feed_to(bridge, len(self.stream))
             bridge.scene.hub.flush()

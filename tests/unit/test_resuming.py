@@ -12,13 +12,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from bridge.broadcast import replay
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.replay import SEGMENT_UPDATES, History
 from bridge.broadcast.segment import Filter
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
-from bridge.fanout import history, waiting
-from bridge.fanout.history import SEGMENT_UPDATES, History
+from bridge.fanout import waiting
 from bridge.fanout.hub import Hub
 from bridge.fanout.lagging import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.fanout.resuming import Resuming
@@ -269,8 +270,8 @@ class AnyTurn(RuleBasedStateMachine):
         )
         self.clients: list[tuple[FakeSubscriber, int]] = []
         """The clients. Each has the position after the id that it sent, or 0."""
-        self._limits = waiting.AT_ONCE, history.SEGMENT_UPDATES
-        waiting.AT_ONCE, history.SEGMENT_UPDATES = at_once, segment
+        self._limits = waiting.AT_ONCE, replay.SEGMENT_UPDATES
+        waiting.AT_ONCE, replay.SEGMENT_UPDATES = at_once, segment
 
     @rule(kinds=st.lists(st.sampled_from(["update", "update", "mark", "gap"]), min_size=1, max_size=6))
     def publish(self, kinds: list[str]) -> None:
@@ -347,7 +348,7 @@ class AnyTurn(RuleBasedStateMachine):
             assert 0 <= got <= replayed
 
     def teardown(self) -> None:
-        waiting.AT_ONCE, history.SEGMENT_UPDATES = self._limits
+        waiting.AT_ONCE, replay.SEGMENT_UPDATES = self._limits
         self.hub.caught_up()
         for _ in range(3):
             self.turns.settle()
