@@ -8,9 +8,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+from bridge.broadcast.framing import Framing
 from bridge.broadcast.replay import History
 from bridge.broadcast.segment import Filter
-from bridge.fanout.framing import Framing
 from bridge.fanout.live import Live, Place
 
 P = TypeVar("P", bound=Place)

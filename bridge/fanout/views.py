@@ -7,9 +7,9 @@ together. This file must never know how bytes reach a socket.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from bridge.broadcast.framing import Framing
 from bridge.broadcast.replay import History
 from bridge.broadcast.segment import Filter
-from bridge.fanout.framing import Framing
 from bridge.fanout.subscriber import Subscriber
 from bridge.fanout.view import View
 

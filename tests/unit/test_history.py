@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 
 from bridge.broadcast.frames import text_frame
+from bridge.broadcast.framing import Framing
 from bridge.broadcast.replay import ASKING_BYTES, LOOKING_BYTES, SEGMENT_BYTES, SEGMENT_UPDATES, History
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
-from bridge.fanout.framing import Framing
 
 CHECK = 7
 FRAME = b"x"

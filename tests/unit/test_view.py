@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from bridge.broadcast.bounded_cache import Recent
 from bridge.broadcast.frames import text_frame
+from bridge.broadcast.framing import Framing
 from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
 from bridge.contract import envelope
-from bridge.fanout.framing import Framing
 from bridge.fanout.view import View
 
 if TYPE_CHECKING:
