@@ -21,7 +21,7 @@ from array import array
 from contextlib import suppress
 from weakref import finalize
 
-from bridge.fanout.writing import write_each
+from bridge.broadcast.writing import write_each
 
 BATCH = 512
 """Sockets for each pair of calls: what describes them stays in the processor's own caches."""

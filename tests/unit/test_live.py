@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.broadcast.writing import write_one
 from bridge.fanout import bulk, live
 from bridge.fanout.live import Live, Writer
-from bridge.fanout.writing import write_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
