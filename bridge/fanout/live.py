@@ -140,7 +140,7 @@ class Writer:
 
 def _many_at_once() -> "Callable[[array[int], bytes], list[tuple[int, int]]]":
     """The fastest way to write to many sockets that there is here."""
-    from bridge.fanout.bulk import Bulk  # noqa: PLC0415 - ctypes: 200 KB that a bridge with few clients never needs
+    from bridge.broadcast.socket_writes import Bulk  # noqa: PLC0415 - ctypes: 200 KB that a bridge with few clients never needs
 
     try:
         return Bulk().write

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.fanout import bulk
-from bridge.fanout.bulk import BATCH, Bulk
+from bridge.broadcast import socket_writes
+from bridge.broadcast.socket_writes import BATCH, Bulk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ def test_machine_whose_calls_are_not_known_has_none(monkeypatch: pytest.MonkeyPa
 
 
 def test_kernel_that_has_no_room_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "BATCH", 2**22)
+    monkeypatch.setattr(socket_writes, "BATCH", 2**22)
     with pytest.raises(OSError, match=os.strerror(errno.EAGAIN)):
         Bulk()
 
@@ -154,7 +154,7 @@ def test_call_that_a_signal_interrupts_is_made_again(pairs: Pairs) -> None:
 
 def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """As gVisor does, with ESPIPE: here because of an offset, which a socket has none of."""
-    layout = bulk.IOCB
+    layout = socket_writes.IOCB
 
     class Displaced:
         size = layout.size
@@ -163,6 +163,6 @@ def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest
         def pack_into(memory: bytearray, at: int, *fields: int) -> None:
             layout.pack_into(memory, at, *fields[:8], 1, *fields[9:])
 
-    monkeypatch.setattr(bulk, "IOCB", Displaced)
+    monkeypatch.setattr(socket_writes, "IOCB", Displaced)
     with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
         Bulk()

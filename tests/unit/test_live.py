@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.broadcast import socket_writes
 from bridge.broadcast.writing import write_one
-from bridge.fanout import bulk, live
+from bridge.fanout import live
 from bridge.fanout.live import Live, Writer
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Whichever way they are written to, the same must come of it."""
     monkeypatch.setattr(live, "MANY", 1000 if request.param == "each" else 1)
     if request.param == "two at once":
-        monkeypatch.setattr(bulk, "BATCH", 2)
+        monkeypatch.setattr(socket_writes, "BATCH", 2)
     with ExitStack() as stack:
         yield LiveSockets(stack)
 
@@ -182,7 +183,7 @@ def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(live, "MANY", 2)
-    monkeypatch.setattr(bulk, "CALLS", {})
+    monkeypatch.setattr(socket_writes, "CALLS", {})
     with ExitStack() as stack:
         sockets = LiveSockets(stack)
         first = sockets.client()
