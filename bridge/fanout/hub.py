@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
+from bridge.broadcast.live_set import Writer
 from bridge.broadcast.replay import History
 from bridge.broadcast.segment import Content, Filter
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import Id
 from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging
-from bridge.fanout.live import Writer
 from bridge.fanout.resuming import FROM_NOW_ON, Resuming
 from bridge.fanout.subscriber import Subscriber
 from bridge.fanout.view import View

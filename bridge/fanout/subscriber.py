@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.fanout.live import Place
+from bridge.broadcast.live_set import Place
 from bridge.fanout.view import View
 
 

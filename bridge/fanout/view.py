@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from bridge.broadcast.framing import Framing
+from bridge.broadcast.live_set import Live, Place
 from bridge.broadcast.replay import History
 from bridge.broadcast.segment import Filter
-from bridge.fanout.live import Live, Place
 
 P = TypeVar("P", bound=Place)
 

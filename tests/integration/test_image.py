@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.fanout.live import MANY
+from bridge.broadcast.live_set import MANY
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient
 from tests.support.image import PORT, ROOT, Contained, Site, site

@@ -14,10 +14,10 @@ from pathlib import Path
 import orjson
 import pytest
 
+from bridge.broadcast.live_set import MANY
 from bridge.config.settings import FIELDS, PREFIX, Settings
 from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal, ConfigurationError
-from bridge.fanout.live import MANY
 from bridge.server.listeners.descriptors import OWN, RESERVE
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get

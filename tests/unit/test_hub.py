@@ -11,12 +11,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bridge.broadcast import live_set
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import Framing
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import Id
-from bridge.fanout import live
 from bridge.fanout.hub import ENCRYPT_BYTES, FLUSH_BYTES
 from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS, PARTS
 from tests.support.examples import examples
@@ -70,7 +70,7 @@ def read_on(scene: Scene, subscriber: SocketSubscriber) -> None:
 @pytest.fixture(params=["each", "many at once"])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """Whichever way sockets are written to, the same must come of it."""
-    monkeypatch.setattr(live, "MANY", 1000 if request.param == "each" else 1)
+    monkeypatch.setattr(live_set, "MANY", 1000 if request.param == "each" else 1)
     with closing(Scene()) as scene:
         yield scene
 
@@ -959,13 +959,13 @@ class AnyOrder(RuleBasedStateMachine):
         """Everything ever published."""
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
         """With the number of frames that had been flushed when it joined."""
-        self._many = live.MANY
+        self._many = live_set.MANY
         self.counted = True
         """False once it is not known any more how many bytes each client was sent."""
 
     @initialize(many=st.sampled_from([1, 3, 1000]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
-        live.MANY = many
+        live_set.MANY = many
 
     @property
     def with_sockets(self) -> list[SocketSubscriber]:
@@ -1066,7 +1066,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.scene.log.size_bytes <= LOG_BYTES or len(self.scene.log) == 1
 
     def teardown(self) -> None:
-        live.MANY = self._many
+        live_set.MANY = self._many
         with closing(self.scene):
             self.come_to_rest()
             assert self.scene.hub.lagging == 0

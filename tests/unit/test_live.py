@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broadcast import socket_writes
+from bridge.broadcast import live_set, socket_writes
+from bridge.broadcast.live_set import Live, Writer
 from bridge.broadcast.writing import write_one
-from bridge.fanout import live
-from bridge.fanout.live import Live, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +94,7 @@ class LiveSockets(Live[Peer]):
 @pytest.fixture(params=["each", "many at once", "two at once"])
 def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveSockets]:
     """Whichever way they are written to, the same must come of it."""
-    monkeypatch.setattr(live, "MANY", 1000 if request.param == "each" else 1)
+    monkeypatch.setattr(live_set, "MANY", 1000 if request.param == "each" else 1)
     if request.param == "two at once":
         monkeypatch.setattr(socket_writes, "BATCH", 2)
     with ExitStack() as stack:
@@ -182,7 +181,7 @@ def test_what_is_written_next_may_be_longer_or_shorter(sockets: LiveSockets) -> 
 def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(live, "MANY", 2)
+    monkeypatch.setattr(live_set, "MANY", 2)
     monkeypatch.setattr(socket_writes, "CALLS", {})
     with ExitStack() as stack:
         sockets = LiveSockets(stack)
@@ -224,8 +223,8 @@ def test_all_with_tls_are_written_to_although_some_fail_and_some_leave() -> None
     leaving.leaves = True
     failing.fault = fault = RuntimeError("a bug")
     for peer in peers:
-        live.add(peer)
-    assert live.encrypt(b"frames") == [(failing, fault)]
+        live_set.add(peer)
+    assert live_set.encrypt(b"frames") == [(failing, fault)]
     assert [peer.written for peer in peers] == [[b"frames"]] * 5
     assert set(live) == {failing, *others}
 
@@ -250,17 +249,17 @@ def test_whoever_is_come_by_may_be_discarded() -> None:
     live: Live[Peer] = Live()
     peers = [Peer(None if number % 3 == 0 else number) for number in range(9)]
     for peer in peers:
-        live.add(peer)
+        live_set.add(peer)
     seen = []
     for peer in live:
         seen.append(peer)
-        live.discard(peer)
+        live_set.discard(peer)
     assert sorted(map(id, seen)) == sorted(map(id, peers))
     assert len(live) == 0
     for peer in peers:
-        live.add(peer)
-    for peer in tuple(live.encrypted):
-        live.discard(peer)
+        live_set.add(peer)
+    for peer in tuple(live_set.encrypted):
+        live_set.discard(peer)
     assert len(live) == 6
 
 
@@ -274,18 +273,18 @@ def test_live_agrees_with_a_set_whatever_is_added_and_discarded(numbers: list[in
         peer = peers[number]
         if peer in model:
             model.remove(peer)
-            live.discard(peer)
-            live.discard(peer)
+            live_set.discard(peer)
+            live_set.discard(peer)
         else:
             model.add(peer)
-            live.add(peer)
+            live_set.add(peer)
         assert len(live) == len(model)
         assert set(live) == model
         assert [each in live for each in peers] == [each in model for each in peers]
         direct = [each for each in live if each.descriptor is not None]
         assert [each.slot for each in direct] == list(range(len(direct)))
-        assert list(live.descriptors) == [each.descriptor for each in direct]
+        assert list(live_set.descriptors) == [each.descriptor for each in direct]
         encrypted = [each for each in live if each.descriptor is None]
         assert [each.slot for each in encrypted] == list(range(len(encrypted)))
-        assert live.writes == [each.write for each in encrypted]
+        assert live_set.writes == [each.write for each in encrypted]
         assert {each.slot for each in peers if each not in model} <= {-1}

@@ -12,12 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bridge.broadcast import replay
+from bridge.broadcast import live_set, replay
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import HEADROOM, SEGMENT_UPDATES
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
-from bridge.fanout import live
 from bridge.fanout.lagging import BUDGETS, CATCH_UP_BYTES, RETURNING
 from bridge.fanout.views import ASKED
 from bridge.fanout.waiting import AT_ONCE
@@ -889,7 +888,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.payloads: dict[int, bytes] = {}
         self.bridges = [self.started(), self.started()]
         self.people: list[Person] = []
-        self._limits = live.MANY, replay.SEGMENT_UPDATES
+        self._limits = live_set.MANY, replay.SEGMENT_UPDATES
 
     def started(self) -> Bridge:
         bridge = Bridge(Scene(LOG_BYTES, shared=True, reads_back=True), max(0, len(self.stream) - 200))
@@ -908,7 +907,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(many=st.sampled_from([1, 3, 1000]), segment=st.sampled_from([1, 3, 256]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, segment: int) -> None:
-        live.MANY, replay.SEGMENT_UPDATES = many, segment
+        live_set.MANY, replay.SEGMENT_UPDATES = many, segment
 
     @rule(kind=st.sampled_from(["a", "b", "mark", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
     def publish(self, kind: str, times: int, size: int) -> None:
@@ -1000,7 +999,7 @@ class AnyOrder(RuleBasedStateMachine):
             person.check(self.stream)
 
     def teardown(self) -> None:
-        live.MANY, replay.SEGMENT_UPDATES = self._limits
+        live_set.MANY, replay.SEGMENT_UPDATES = self._limits
         for bridge in self.bridges:
             self.feed_to(bridge, len(self.stream))
             bridge.scene.hub.flush()
