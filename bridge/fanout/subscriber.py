@@ -4,7 +4,7 @@ from typing import Protocol
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.live_set import Place
-from bridge.fanout.view import View
+from bridge.broadcast.view import View
 
 
 class Subscriber(Place, Protocol):

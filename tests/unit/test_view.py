@@ -13,8 +13,8 @@ from bridge.broadcast.frames import text_frame
 from bridge.broadcast.framing import Framing
 from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
+from bridge.broadcast.view import View
 from bridge.contract import envelope
-from bridge.fanout.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
