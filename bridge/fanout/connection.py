@@ -13,13 +13,13 @@ from contextlib import suppress
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame
+from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.view import View
 from bridge.fanout import tcp_info
 from bridge.fanout.allowance import RECEIVED, Allowance
 from bridge.fanout.hub import Hub
 from bridge.fanout.inbound import Close, Inbound, Ping, Violation
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
-from bridge.fanout.subscriber import Subscriber
 
 LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.replay import History
 from bridge.broadcast.segment import Filter
+from bridge.broadcast.subscriber import Subscriber
 from bridge.contract import update_id
 from bridge.contract.envelope import resume
-from bridge.fanout.subscriber import Subscriber
 
 FROM_NOW_ON = ""
 """The id of a client that wants ids, and has none yet."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from bridge.broadcast.framing import Framing
 from bridge.broadcast.replay import History
 from bridge.broadcast.segment import Filter
+from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.view import View
-from bridge.fanout.subscriber import Subscriber
 
 ASKED = 8192
 """Answers of filters to wait for when updates are handed out: 4 ms. Whoever has one of the other filters gets them in

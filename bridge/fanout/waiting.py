@@ -7,9 +7,9 @@ not come, although everything else does, is one that nobody knows.
 from collections.abc import Iterator
 
 from bridge.broadcast.replay import History
+from bridge.broadcast.subscriber import Subscriber
 from bridge.contract import update_id
 from bridge.contract.update_id import Id
-from bridge.fanout.subscriber import Subscriber
 
 AT_ONCE = 64
 """Let go in one turn of the loop."""

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from bridge.broadcast.subscriber import Subscriber
     from bridge.broadcast.view import View
     from bridge.contract.pipeline import Rejected
     from bridge.contract.update_id import Id
-    from bridge.fanout.subscriber import Subscriber
 
 
 class Turns:

@@ -7,9 +7,9 @@ from typing import cast
 import pytest
 
 from bridge.broadcast.replay import History
+from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.update_log import Log
 from bridge.contract.update_id import Id
-from bridge.fanout.subscriber import Subscriber
 from bridge.fanout.waiting import Waiting
 
 AHEAD = "99-00000001"
