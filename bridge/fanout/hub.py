@@ -19,10 +19,10 @@ from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.subscriptions import Group, Views
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.broadcast.view import View
+from bridge.broadcast.waiting import Waiting
 from bridge.contract.update_id import Id
 from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging
 from bridge.fanout.resuming import FROM_NOW_ON, Resuming
-from bridge.fanout.waiting import Waiting
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536

@@ -12,14 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bridge.broadcast import replay
+from bridge.broadcast import replay, waiting
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import SEGMENT_UPDATES, History
 from bridge.broadcast.segment import Filter
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
-from bridge.fanout import waiting
 from bridge.fanout.hub import Hub
 from bridge.fanout.lagging import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.fanout.resuming import Resuming

@@ -9,8 +9,8 @@ import pytest
 from bridge.broadcast.replay import History
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.update_log import Log
+from bridge.broadcast.waiting import Waiting
 from bridge.contract.update_id import Id
-from bridge.fanout.waiting import Waiting
 
 AHEAD = "99-00000001"
 
