@@ -14,6 +14,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.live_set import Writer
 from bridge.broadcast.replay import History
+from bridge.broadcast.resume import FROM_NOW_ON, Resuming
 from bridge.broadcast.segment import Content, Filter
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.subscriptions import Group, Views
@@ -22,7 +23,6 @@ from bridge.broadcast.view import View
 from bridge.broadcast.waiting import Waiting
 from bridge.contract.update_id import Id
 from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging
-from bridge.fanout.resuming import FROM_NOW_ON, Resuming
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536
