@@ -10,6 +10,7 @@ This file must never know what an update means, or how a frame reaches a socket.
 
 from collections.abc import Callable
 
+from bridge.broadcast.catch_up import CATCH_UP_BYTES, Lagging
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.live_set import Writer
@@ -22,7 +23,6 @@ from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.broadcast.view import View
 from bridge.broadcast.waiting import Waiting
 from bridge.contract.update_id import Id
-from bridge.fanout.lagging import CATCH_UP_BYTES, Lagging
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bridge.broadcast import live_set
+from bridge.broadcast.catch_up import CATCH_UP_BYTES, EVICTIONS, PARTS
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import Framing
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import Id
 from bridge.fanout.hub import ENCRYPT_BYTES, FLUSH_BYTES
-from bridge.fanout.lagging import CATCH_UP_BYTES, EVICTIONS, PARTS
 from tests.support.examples import examples
 from tests.support.fakes import FakeSubscriber, Scene, SocketSubscriber
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bridge.broadcast import live_set, replay
+from bridge.broadcast.catch_up import BUDGETS, CATCH_UP_BYTES, RETURNING
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import HEADROOM, SEGMENT_UPDATES
 from bridge.broadcast.subscriptions import ASKED
 from bridge.broadcast.waiting import AT_ONCE
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
-from bridge.fanout.lagging import BUDGETS, CATCH_UP_BYTES, RETURNING
 from tests.support.clients import CLOSE, server_frames
 from tests.support.examples import examples
 from tests.support.fakes import CHECK, NOW_MS, FakeSubscriber, Scene, SocketSubscriber, update

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.broadcast import replay, waiting
+from bridge.broadcast.catch_up import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import SEGMENT_UPDATES, History
 from bridge.broadcast.resume import Resuming
@@ -21,7 +22,6 @@ from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
 from bridge.fanout.hub import Hub
-from bridge.fanout.lagging import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.metrics import Metrics
 from tests.support.clients import server_frames
 from tests.support.examples import examples
