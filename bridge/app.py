@@ -16,6 +16,7 @@ from bridge.amqp.nodes import nodes_of
 from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.status import State, Status
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
 from bridge.config.networks import announced_host, authority, client_host, out_of_reach
@@ -28,7 +29,6 @@ from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked
 from bridge.fanout.access import Access
-from bridge.fanout.hub import Hub
 from bridge.fanout.listeners import remedy, source_address
 from bridge.fanout.pages import Pages
 from bridge.fanout.refusals import Rule

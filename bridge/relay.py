@@ -13,12 +13,12 @@ import structlog
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.status import Gap
+from bridge.broadcast.hub import Hub
 from bridge.contract import envelope
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
 from bridge.contract.update_id import Id
-from bridge.fanout.hub import Hub
 from bridge.metrics import Metrics
 
 _log = structlog.get_logger("bridge.relay")

@@ -13,11 +13,11 @@ from contextlib import suppress
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame
+from bridge.broadcast.hub import Hub
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.view import View
 from bridge.fanout import tcp_info
 from bridge.fanout.allowance import RECEIVED, Allowance
-from bridge.fanout.hub import Hub
 from bridge.fanout.inbound import Close, Inbound, Ping, Violation
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 

@@ -11,6 +11,7 @@ from http import HTTPStatus
 import structlog
 
 from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
+from bridge.broadcast.hub import Hub
 from bridge.contract import update_id
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
@@ -20,7 +21,6 @@ from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
 from bridge.fanout.handshake import Handshake
 from bridge.fanout.http_request import Request
-from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.listeners import BACKLOG, open_listeners
 from bridge.fanout.pages import Pages

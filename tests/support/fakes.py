@@ -19,10 +19,10 @@ from bridge.amqp.rejects.publisher import Rejects
 from bridge.amqp.wire.properties import Content
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
+from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
 from bridge.contract import envelope
-from bridge.fanout.hub import Hub
 from bridge.metrics import Metrics
 
 if TYPE_CHECKING:

@@ -101,7 +101,7 @@ def without(*packages: str) -> list[Path]:
         ("from bridge import broker", "bridge", [Import("bridge.broker", True)]),
         ("from . import link", "bridge.broker", [Import("bridge.amqp.connection", True)]),
         ("from .link import Node", "bridge.broker", [Import("bridge.amqp.connection.Node", True)]),
-        ("from ..fanout import hub", "bridge.broker", [Import("bridge.fanout.hub", True)]),
+        ("from ..fanout import hub", "bridge.broker", [Import("bridge.broadcast.hub", True)]),
         ("if x:\n import a", "bridge", [Import("a", True)]),
         ("class C:\n import a", "bridge", [Import("a", True)]),
         ("async def f():\n if x:\n  import a", "bridge", [Import("a", False)]),

@@ -16,9 +16,9 @@ from bridge.broadcast.catch_up import CATCH_UP_BYTES, EVICTIONS, PARTS
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import Framing
+from bridge.broadcast.hub import ENCRYPT_BYTES, FLUSH_BYTES
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import Id
-from bridge.fanout.hub import ENCRYPT_BYTES, FLUSH_BYTES
 from tests.support.examples import examples
 from tests.support.fakes import FakeSubscriber, Scene, SocketSubscriber
 

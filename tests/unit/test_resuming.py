@@ -15,13 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bridge.broadcast import replay, waiting
 from bridge.broadcast.catch_up import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import SEGMENT_UPDATES, History
 from bridge.broadcast.resume import Resuming
 from bridge.broadcast.segment import Filter
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
-from bridge.fanout.hub import Hub
 from bridge.metrics import Metrics
 from tests.support.clients import server_frames
 from tests.support.examples import examples

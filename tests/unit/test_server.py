@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from websockets.frames import Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
 from bridge.contract import catalog
@@ -22,7 +23,6 @@ from bridge.contract.update_id import Id
 from bridge.fanout import server as server_module
 from bridge.fanout.access import DEFAULT_NETWORKS, Access
 from bridge.fanout.allowance import PERIOD_S, READ_BYTES
-from bridge.fanout.hub import Hub
 from bridge.fanout.keepalive import PING_PAUSE_S
 from bridge.fanout.pages import Pages
 from bridge.fanout.refusals import Rule
