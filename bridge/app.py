@@ -31,13 +31,13 @@ from bridge.errors import AddressUnavailable, ConfigurationError, masked
 from bridge.fanout.access import Access
 from bridge.fanout.listeners import remedy, source_address
 from bridge.fanout.pages import Pages
-from bridge.fanout.refusals import Rule
 from bridge.fanout.server import Limits, Server
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
 from bridge.server import memory
+from bridge.server.access.refusals import Rule
 from bridge.server.listeners import descriptors
 from bridge.systemd import Notifier
 from bridge.timing import DEFAULT, Timing

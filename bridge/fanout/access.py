@@ -27,7 +27,7 @@ from bridge.config.authority import (
     authority_of,
     canonical_origin,
 )
-from bridge.fanout.refusals import Rule
+from bridge.server.access.refusals import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

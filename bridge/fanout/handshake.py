@@ -21,11 +21,11 @@ from bridge.fanout.access import Access
 from bridge.fanout.allowance import RECEIVED
 from bridge.fanout.http_request import BadRequest, Request, RequestReader
 from bridge.fanout.pages import Pages
-from bridge.fanout.refusals import Rule
 from bridge.fanout.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.fanout.sending import Sending
 from bridge.fanout.tls import Tls
 from bridge.fanout.tls_transport import TlsTransport
+from bridge.server.access.refusals import Rule
 
 MAX_BEHIND_BYTES = 2**18
 """Behind a request that is answered: a body that somebody sends along. It is read, so that the answer is not lost to a

@@ -13,7 +13,7 @@ from http import HTTPStatus
 
 import httptools
 
-from bridge.fanout.refusals import Rule
+from bridge.server.access.refusals import Rule
 
 MAX_HEADER_BYTES = 16384
 """Of one header's value. Browsers send a service on localhost the cookies of every application on localhost."""

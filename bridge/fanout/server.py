@@ -24,13 +24,13 @@ from bridge.fanout.http_request import Request
 from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.listeners import BACKLOG, open_listeners
 from bridge.fanout.pages import Pages
-from bridge.fanout.refusals import Rule
 from bridge.fanout.responses import sentence, serialized
 from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.log_limiter import Lines
+from bridge.server.access.refusals import Rule
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

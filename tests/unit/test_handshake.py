@@ -22,11 +22,11 @@ from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.fanout.http_request import Request, parse
 from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
-from bridge.fanout.refusals import Rule
 from bridge.fanout.responses import sentence
 from bridge.fanout.sending import LEAST_READ_BYTES_PER_S
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
+from bridge.server.access.refusals import Rule
 from bridge.timing import DEFAULT
 from tests.support.certificates import certificate
 from tests.support.clients import request

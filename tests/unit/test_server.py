@@ -25,11 +25,11 @@ from bridge.fanout.access import DEFAULT_NETWORKS, Access
 from bridge.fanout.allowance import PERIOD_S, READ_BYTES
 from bridge.fanout.keepalive import PING_PAUSE_S
 from bridge.fanout.pages import Pages
-from bridge.fanout.refusals import Rule
 from bridge.fanout.server import CLOCK_S, Limits, Server
 from bridge.metrics import Metrics
 from bridge.server import memory
 from bridge.server.access.log_limiter import MINUTE_S, MOST
+from bridge.server.access.refusals import Rule
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
 from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
