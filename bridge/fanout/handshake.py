@@ -17,7 +17,6 @@ from typing import Protocol, cast
 from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout import paths, upgrade
-from bridge.fanout.access import Access
 from bridge.fanout.allowance import RECEIVED
 from bridge.fanout.http_request import BadRequest, Request, RequestReader
 from bridge.fanout.pages import Pages
@@ -26,6 +25,7 @@ from bridge.fanout.sending import Sending
 from bridge.fanout.tls import Tls
 from bridge.fanout.tls_transport import TlsTransport
 from bridge.server.access.refusals import Rule
+from bridge.server.access.rules import Access
 
 MAX_BEHIND_BYTES = 2**18
 """Behind a request that is answered: a body that somebody sends along. It is read, so that the answer is not lost to a

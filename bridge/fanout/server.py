@@ -15,7 +15,6 @@ from bridge.broadcast.hub import Hub
 from bridge.contract import update_id
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
-from bridge.fanout.access import Access, Refusal
 from bridge.fanout.allowance import Allowance, Speaker
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
@@ -31,6 +30,7 @@ from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.log_limiter import Lines
 from bridge.server.access.refusals import Rule
+from bridge.server.access.rules import Access, Refusal
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

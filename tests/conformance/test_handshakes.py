@@ -15,8 +15,8 @@ import pytest
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
 from bridge.fanout import upgrade
-from bridge.fanout.access import DEFAULT_NETWORKS, Access
 from bridge.fanout.http_request import RequestReader, parse
+from bridge.server.access.rules import DEFAULT_NETWORKS, Access
 
 if TYPE_CHECKING:
     from bridge.fanout.http_request import Request

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.config.authority import MAX_ORIGIN_CHARACTERS
-from bridge.fanout.access import (
+from bridge.server.access.rules import (
     DEFAULT_NETWORKS,
     DETAIL_CHARACTERS,
     MAX_FORWARDED,

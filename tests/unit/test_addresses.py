@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridge.config.networks import announced_host, authority, client_host, out_of_reach
-from bridge.fanout.access import DEFAULT_NETWORKS
+from bridge.server.access.rules import DEFAULT_NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.config.settings import FIELDS, PREFIX, Settings, is_set, load
 from bridge.errors import ConfigurationError
-from bridge.fanout.access import DEFAULT_NETWORKS
+from bridge.server.access.rules import DEFAULT_NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
