@@ -17,13 +17,13 @@ from typing import Protocol, cast
 from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout import paths, upgrade
-from bridge.fanout.allowance import RECEIVED
 from bridge.fanout.http_request import BadRequest, Request, RequestReader
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.fanout.sending import Sending
 from bridge.fanout.tls import Tls
 from bridge.fanout.tls_transport import TlsTransport
+from bridge.server.access.read_limiter import RECEIVED
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
 

@@ -15,7 +15,6 @@ from bridge.broadcast.hub import Hub
 from bridge.contract import update_id
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
-from bridge.fanout.allowance import Allowance, Speaker
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.entrance import Entrance
 from bridge.fanout.handshake import Handshake
@@ -29,6 +28,7 @@ from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.log_limiter import Lines
+from bridge.server.access.read_limiter import Allowance, Speaker
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
 from bridge.timing import DEFAULT, Timing

@@ -19,8 +19,16 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from bridge.fanout.allowance import AT_ONCE, FRAME_BYTES, OF_ALL_BYTES, OF_ONE_BYTES, PERIOD_S, READ_BYTES, SCANT_BYTES
 from bridge.fanout.listeners import RECEIVE_BUFFER_BYTES
+from bridge.server.access.read_limiter import (
+    AT_ONCE,
+    FRAME_BYTES,
+    OF_ALL_BYTES,
+    OF_ONE_BYTES,
+    PERIOD_S,
+    READ_BYTES,
+    SCANT_BYTES,
+)
 from tests.support import figures
 from tests.support.certificates import certificate
 from tests.support.clients import PING, PONG, TEXT, client_frame, request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.fanout.allowance import (
+from bridge.server.access.read_limiter import (
     AT_ONCE,
     FRAME_BYTES,
     OF_ALL_BYTES,

@@ -12,7 +12,9 @@ from websockets.frames import Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame, text_frame
-from bridge.fanout.allowance import (
+from bridge.fanout.connection import MAX_PONGS_DUE, Clock, Connection
+from bridge.fanout.listeners import SEND_BUFFER_BYTES
+from bridge.server.access.read_limiter import (
     FRAME_BYTES,
     OF_ALL_BYTES,
     OF_ONE_BYTES,
@@ -21,8 +23,6 @@ from bridge.fanout.allowance import (
     SCANT_BYTES,
     Allowance,
 )
-from bridge.fanout.connection import MAX_PONGS_DUE, Clock, Connection
-from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from tests.support.fakes import FakeTransport, Hours, Scene
 
 if TYPE_CHECKING:
