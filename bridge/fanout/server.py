@@ -23,10 +23,10 @@ from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.listeners import BACKLOG, open_listeners
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import sentence, serialized
-from bridge.fanout.tally import Tally
 from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
+from bridge.server.access.address_limit import Tally
 from bridge.server.access.log_limiter import Lines
 from bridge.server.access.read_limiter import Allowance, Speaker
 from bridge.server.access.refusals import Rule

@@ -166,8 +166,8 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(br
 @pytest.fixture
 def limited_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback is an address like others."""
-    monkeypatch.setattr("bridge.fanout.tally._is_loopback", lambda address: False)
-    monkeypatch.setattr("bridge.fanout.tally.RESERVE", 2)
+    monkeypatch.setattr("bridge.server.access.address_limit._is_loopback", lambda address: False)
+    monkeypatch.setattr("bridge.server.access.address_limit.RESERVE", 2)
 
 
 @pytest.mark.usefixtures("limited_loopback")

@@ -515,7 +515,7 @@ async def test_clients_that_come_in_one_turn_of_the_loop_each_take_the_place_of_
 @pytest.fixture
 def reserve_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """One client of an address beyond its limit is told so."""
-    monkeypatch.setattr("bridge.fanout.tally.RESERVE", 1)
+    monkeypatch.setattr("bridge.server.access.address_limit.RESERVE", 1)
 
 
 @pytest.mark.usefixtures("reserve_of_one")

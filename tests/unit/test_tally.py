@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.fanout.tally import RESERVE, Tally
+from bridge.server.access.address_limit import RESERVE, Tally
 
 
 def test_address_has_its_places_some_in_which_it_is_told_so_and_no_more() -> None:
