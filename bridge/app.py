@@ -28,7 +28,6 @@ from bridge.contract.documents import asyncapi
 from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked
-from bridge.fanout.listeners import remedy, source_address
 from bridge.fanout.pages import Pages
 from bridge.fanout.server import Limits, Server
 from bridge.fanout.tls import Tls
@@ -39,6 +38,7 @@ from bridge.server import memory
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
 from bridge.server.listeners import descriptors
+from bridge.server.listeners.sockets import remedy, source_address
 from bridge.systemd import Notifier
 from bridge.timing import DEFAULT, Timing
 

@@ -27,7 +27,7 @@ from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.fanout.listeners import open_listeners, remedy, source_address
+from bridge.server.listeners.sockets import open_listeners, remedy, source_address
 
 _DOTENV = Path(".env")
 _IMAGE = "rabbitmq:4-management"

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from bridge.fanout.listeners import BACKLOG, drop_connection_requests
 from bridge.metrics import Metrics
+from bridge.server.listeners.sockets import BACKLOG, drop_connection_requests
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

@@ -20,7 +20,6 @@ from bridge.fanout.entrance import Entrance
 from bridge.fanout.handshake import Handshake
 from bridge.fanout.http_request import Request
 from bridge.fanout.keepalive import Keepalive
-from bridge.fanout.listeners import BACKLOG, open_listeners
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import sentence, serialized
 from bridge.fanout.tls import Tls
@@ -31,6 +30,7 @@ from bridge.server.access.log_limiter import Lines
 from bridge.server.access.read_limiter import Allowance, Speaker
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
+from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

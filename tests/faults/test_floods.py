@@ -19,7 +19,6 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from bridge.fanout.listeners import RECEIVE_BUFFER_BYTES
 from bridge.server.access.read_limiter import (
     AT_ONCE,
     FRAME_BYTES,
@@ -29,6 +28,7 @@ from bridge.server.access.read_limiter import (
     READ_BYTES,
     SCANT_BYTES,
 )
+from bridge.server.listeners.sockets import RECEIVE_BUFFER_BYTES
 from tests.support import figures
 from tests.support.certificates import certificate
 from tests.support.clients import PING, PONG, TEXT, client_frame, request

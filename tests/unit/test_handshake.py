@@ -19,7 +19,6 @@ from bridge.fanout import tcp_info
 from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.fanout.http_request import Request, parse
-from bridge.fanout.listeners import SEND_BUFFER_BYTES
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import sentence
 from bridge.fanout.sending import LEAST_READ_BYTES_PER_S
@@ -27,6 +26,7 @@ from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import DEFAULT_NETWORKS, Access
+from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.timing import DEFAULT
 from tests.support.certificates import certificate
 from tests.support.clients import request

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bridge.fanout.listeners import (
+from bridge.server.listeners.sockets import (
     PORT_ATTEMPTS,
     RECEIVE_BUFFER_BYTES,
     SEND_BUFFER_BYTES,
@@ -73,7 +73,7 @@ class Machine:
                     raise OSError(error, "refused in this test")
                 super().bind(address)
 
-        self._monkeypatch.setattr("bridge.fanout.listeners.socket.socket", Socket)
+        self._monkeypatch.setattr("bridge.server.listeners.sockets.socket.socket", Socket)
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_name_that_nobody_knows_is_an_error_that_names_it(monkeypatch: pytest.Mo
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr("bridge.fanout.listeners.socket.getaddrinfo", unknown)
+    monkeypatch.setattr("bridge.server.listeners.sockets.socket.getaddrinfo", unknown)
     with pytest.raises(OSError, match="'any' port 3000: Name or service not known") as raised:
         open_listeners(["any"], 3000, reuse_port=False)
     assert remedy(raised.value) == "BRIDGE_HOST must hold addresses or names of this machine"
