@@ -16,7 +16,6 @@ from bridge.contract import update_id
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout.connection import Clock, Connection
-from bridge.fanout.entrance import Entrance
 from bridge.fanout.handshake import Handshake
 from bridge.fanout.http_request import Request
 from bridge.fanout.keepalive import Keepalive
@@ -30,6 +29,7 @@ from bridge.server.access.log_limiter import Lines
 from bridge.server.access.read_limiter import Allowance, Speaker
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
+from bridge.server.listeners.acceptor import Entrance
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.timing import DEFAULT, Timing
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from bridge.fanout.entrance import SPARE
+from bridge.server.listeners.acceptor import SPARE
 from bridge.server.listeners.descriptors import OWN
 from tests.support import figures
 from tests.support.clients import TEXT, RawClient, close_all, close_code, collectors, request
