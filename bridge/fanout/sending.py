@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from bridge.fanout import tcp_info
+from bridge.server.transport import tcp_info
 
 LEAST_READ_BYTES_PER_S = 1024
 """Of a response. A client that reads less is cut: it holds the response in memory."""

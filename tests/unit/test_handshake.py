@@ -15,7 +15,6 @@ from websockets.server import ServerProtocol
 
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
-from bridge.fanout import tcp_info
 from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.fanout.http_request import Request, parse
@@ -27,6 +26,7 @@ from bridge.metrics import Metrics
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import DEFAULT_NETWORKS, Access
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
+from bridge.server.transport import tcp_info
 from bridge.timing import DEFAULT
 from tests.support.certificates import certificate
 from tests.support.clients import request

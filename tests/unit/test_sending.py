@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from bridge.fanout import tcp_info
 from bridge.fanout.sending import LATE, LEAST_READ_BYTES_PER_S, Sending
+from bridge.server.transport import tcp_info
 from tests.support.fakes import FakeTransport, ManualClock
 
 TIMEOUT_S = 10.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.fanout import tcp_info
+from bridge.server.transport import tcp_info
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
