@@ -22,10 +22,10 @@ from bridge.fanout.pages import Pages
 from bridge.fanout.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.fanout.sending import Sending
 from bridge.fanout.tls import Tls
-from bridge.fanout.tls_transport import TlsTransport
 from bridge.server.access.read_limiter import RECEIVED
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
+from bridge.server.transport.tls_transport import TlsTransport
 
 MAX_BEHIND_BYTES = 2**18
 """Behind a request that is answered: a body that somebody sends along. It is read, so that the answer is not lost to a
