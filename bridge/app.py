@@ -30,7 +30,6 @@ from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked
 from bridge.fanout.pages import Pages
 from bridge.fanout.server import Limits, Server
-from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
@@ -39,6 +38,7 @@ from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
 from bridge.server.listeners import descriptors
 from bridge.server.listeners.sockets import remedy, source_address
+from bridge.server.tls import Tls
 from bridge.systemd import Notifier
 from bridge.timing import DEFAULT, Timing
 

@@ -21,10 +21,10 @@ from bridge.fanout.http_request import BadRequest, Request, RequestReader
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.fanout.sending import Sending
-from bridge.fanout.tls import Tls
 from bridge.server.access.read_limiter import RECEIVED
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
+from bridge.server.tls import Tls
 from bridge.server.transport.tls_transport import TlsTransport
 
 MAX_BEHIND_BYTES = 2**18

@@ -21,7 +21,6 @@ from bridge.fanout.http_request import Request
 from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.pages import Pages
 from bridge.fanout.responses import sentence, serialized
-from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.address_limit import Tally
@@ -31,6 +30,7 @@ from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
 from bridge.server.listeners.acceptor import Entrance
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
+from bridge.server.tls import Tls
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

@@ -20,8 +20,8 @@ import orjson
 import uvloop
 
 from bridge.fanout.server import Limits, Server
-from bridge.fanout.tls import Tls
 from bridge.metrics import Metrics
+from bridge.server.tls import Tls
 from tests.support.certificates import certificate
 from tests.support.clients import TEXT, frame_size, get, request, server_frames
 from tests.support.killmail import killmail

@@ -38,7 +38,7 @@ from tests.support.metrics import series, value
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from bridge.fanout.tls import Tls
+    from bridge.server.tls import Tls
 
 FILTERS = Filters(catalog.load([catalog.PACKAGED]))
 PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")

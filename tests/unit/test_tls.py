@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.fanout.tls import Tls
+from bridge.server.tls import Tls
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.fanout.tls import Tls
+from bridge.server.tls import Tls
 from bridge.server.transport.tls_transport import MAX_DISCARDED_BYTES, MAX_SURPLUS_BYTES, RECORD_BYTES, TlsTransport
 from tests.support.certificates import certificate
 from tests.support.waiting import eventually

@@ -14,7 +14,7 @@ from bridge.amqp.connection import _Line
 from bridge.commands.endpoint import trusting
 from bridge.config.tls_version import require_tls_1_2
 from bridge.demo import child
-from bridge.fanout.tls import Tls
+from bridge.server.tls import Tls
 from tests.support.certificates import certificate
 
 if TYPE_CHECKING:
