@@ -11,9 +11,9 @@ from http import HTTPStatus
 import orjson
 
 from bridge.contract.documents import asyncapi
-from bridge.fanout.responses import JSON, NOT_IN_A_FRAME, Response, document, sentence
 from bridge.metrics import CONTENT_TYPE, Metrics
 from bridge.server.http.paths import ASYNCAPI, PARTS, SCHEMAS
+from bridge.server.http.responses import JSON, NOT_IN_A_FRAME, Response, document, sentence
 
 SCHEMA_JSON = "application/schema+json"
 """As JSON Schema registers it (draft 2020-12, core, section 14). Like every JSON it has no parameter for a charset."""

@@ -20,7 +20,6 @@ from bridge.fanout.handshake import Handshake
 from bridge.fanout.http_request import Request
 from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.pages import Pages
-from bridge.fanout.responses import sentence, serialized
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.address_limit import Tally
@@ -28,6 +27,7 @@ from bridge.server.access.log_limiter import Lines
 from bridge.server.access.read_limiter import Allowance, Speaker
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
+from bridge.server.http.responses import sentence, serialized
 from bridge.server.listeners.acceptor import Entrance
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.server.tls import Tls

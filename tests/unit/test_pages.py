@@ -11,9 +11,9 @@ import pytest
 
 from bridge.contract.catalog import PACKAGED
 from bridge.fanout.pages import UPDATES_PATH, Pages
-from bridge.fanout.responses import Response, document
 from bridge.metrics import CONTENT_TYPE, Metrics
 from bridge.server.http.paths import FOLDER, NAMED, PARTS, PROBED, RESERVED, is_own, is_shared
+from bridge.server.http.responses import Response, document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

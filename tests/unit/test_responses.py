@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import pytest
 
-from bridge.fanout.responses import Response, document, sentence, serialized, unless_matched
+from bridge.server.http.responses import Response, document, sentence, serialized, unless_matched
 
 DOCUMENT = document(b"{}", "application/json")
 
