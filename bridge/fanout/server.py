@@ -17,7 +17,6 @@ from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.handshake import Handshake
-from bridge.fanout.http_request import Request
 from bridge.fanout.keepalive import Keepalive
 from bridge.fanout.pages import Pages
 from bridge.metrics import Metrics, Transport
@@ -27,6 +26,7 @@ from bridge.server.access.log_limiter import Lines
 from bridge.server.access.read_limiter import Allowance, Speaker
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
+from bridge.server.http.request import Request
 from bridge.server.http.responses import sentence, serialized
 from bridge.server.listeners.acceptor import Entrance
 from bridge.server.listeners.sockets import BACKLOG, open_listeners

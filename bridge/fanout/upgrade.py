@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidHeader
 from websockets.http11 import Request as WebSocketRequest
 from websockets.server import ServerProtocol
 
-from bridge.fanout.http_request import Request
+from bridge.server.http.request import Request
 
 VERSION = "13"
 

@@ -15,11 +15,11 @@ import pytest
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
 from bridge.fanout import upgrade
-from bridge.fanout.http_request import RequestReader, parse
 from bridge.server.access.rules import DEFAULT_NETWORKS, Access
+from bridge.server.http.request import RequestReader, parse
 
 if TYPE_CHECKING:
-    from bridge.fanout.http_request import Request
+    from bridge.server.http.request import Request
 
 DOCUMENT: dict[str, Any] = orjson.loads(Path(__file__).with_name("handshakes.json").read_bytes())
 HANDSHAKES: dict[str, bytes] = {

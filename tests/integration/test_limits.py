@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.fanout import server
-from bridge.fanout.http_request import MAX_HEAD_BYTES
 from bridge.server.access.log_limiter import MOST
+from bridge.server.http.request import MAX_HEAD_BYTES
 from bridge.server.listeners.descriptors import RESERVE
 from tests.support import module_loop
 from tests.support.clients import PENDING, RawClient, answer, distrust, lines, request

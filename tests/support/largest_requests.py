@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from bridge.contract.filters import MOST_ESCAPES, MOST_FIELDS, MOST_VALUES
-from bridge.fanout.http_request import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_REQUEST_LINE_BYTES
 from bridge.server.access.rules import MAX_FORWARDED, MAX_FORWARDED_PAIRS
+from bridge.server.http.request import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_REQUEST_LINE_BYTES
 
 _UPGRADE = (
     "Upgrade: websocket",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.fanout.http_request import (
+from bridge.server.http.request import (
     INTERPRETED,
     MAX_EMPTY_LINES,
     MAX_HEAD_BYTES,
