@@ -18,11 +18,11 @@ from bridge.contract.filters import Filters, Wish
 from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.fanout.pages import Pages
-from bridge.fanout.sending import LEAST_READ_BYTES_PER_S
 from bridge.metrics import Metrics
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import DEFAULT_NETWORKS, Access
 from bridge.server.http.request import Request, parse
+from bridge.server.http.response_writer import LEAST_READ_BYTES_PER_S
 from bridge.server.http.responses import sentence
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.tls import Tls

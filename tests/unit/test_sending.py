@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bridge.fanout.sending import LATE, LEAST_READ_BYTES_PER_S, Sending
+from bridge.server.http.response_writer import LATE, LEAST_READ_BYTES_PER_S, Sending
 from bridge.server.transport import tcp_info
 from tests.support.fakes import FakeTransport, ManualClock
 
