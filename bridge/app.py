@@ -28,7 +28,6 @@ from bridge.contract.documents import asyncapi
 from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked
-from bridge.fanout.pages import Pages
 from bridge.fanout.server import Limits, Server
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
@@ -36,6 +35,7 @@ from bridge.relay import Relay, now_ms
 from bridge.server import memory
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
+from bridge.server.http.pages import Pages
 from bridge.server.listeners import descriptors
 from bridge.server.listeners.sockets import remedy, source_address
 from bridge.server.tls import Tls

@@ -17,11 +17,11 @@ from typing import Protocol, cast
 from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout import upgrade
-from bridge.fanout.pages import Pages
 from bridge.server.access.read_limiter import RECEIVED
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
 from bridge.server.http import paths
+from bridge.server.http.pages import Pages
 from bridge.server.http.request import BadRequest, Request, RequestReader
 from bridge.server.http.response_writer import Sending
 from bridge.server.http.responses import Header, Response, sentence, serialized, unless_matched

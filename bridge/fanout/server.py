@@ -18,7 +18,6 @@ from bridge.contract.text import printable
 from bridge.fanout.connection import Clock, Connection
 from bridge.fanout.handshake import Handshake
 from bridge.fanout.keepalive import Keepalive
-from bridge.fanout.pages import Pages
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.address_limit import Tally
@@ -26,6 +25,7 @@ from bridge.server.access.log_limiter import Lines
 from bridge.server.access.read_limiter import Allowance, Speaker
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
+from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request
 from bridge.server.http.responses import sentence, serialized
 from bridge.server.listeners.acceptor import Entrance

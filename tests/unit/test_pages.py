@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from bridge.contract.catalog import PACKAGED
-from bridge.fanout.pages import UPDATES_PATH, Pages
 from bridge.metrics import CONTENT_TYPE, Metrics
+from bridge.server.http.pages import UPDATES_PATH, Pages
 from bridge.server.http.paths import FOLDER, NAMED, PARTS, PROBED, RESERVED, is_own, is_shared
 from bridge.server.http.responses import Response, document
 
