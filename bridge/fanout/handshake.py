@@ -16,7 +16,6 @@ from typing import Protocol, cast
 
 from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
-from bridge.fanout import upgrade
 from bridge.server.access.read_limiter import RECEIVED
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
@@ -27,6 +26,7 @@ from bridge.server.http.response_writer import Sending
 from bridge.server.http.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.server.tls import Tls
 from bridge.server.transport.tls_transport import TlsTransport
+from bridge.server.websocket import upgrade
 
 MAX_BEHIND_BYTES = 2**18
 """Behind a request that is answered: a body that somebody sends along. It is read, so that the answer is not lost to a

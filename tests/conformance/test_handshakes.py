@@ -14,9 +14,9 @@ import pytest
 
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
-from bridge.fanout import upgrade
 from bridge.server.access.rules import DEFAULT_NETWORKS, Access
 from bridge.server.http.request import RequestReader, parse
+from bridge.server.websocket import upgrade
 
 if TYPE_CHECKING:
     from bridge.server.http.request import Request

@@ -15,7 +15,6 @@ from websockets.server import ServerProtocol
 
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
-from bridge.fanout import upgrade as upgrade_module
 from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.metrics import Metrics
 from bridge.server.access.refusals import Rule
@@ -27,6 +26,7 @@ from bridge.server.http.responses import sentence
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.tls import Tls
 from bridge.server.transport import tcp_info
+from bridge.server.websocket import upgrade as upgrade_module
 from bridge.timing import DEFAULT
 from tests.support.certificates import certificate
 from tests.support.clients import request

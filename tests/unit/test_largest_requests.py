@@ -11,12 +11,12 @@ import pytest
 
 from bridge.contract import catalog
 from bridge.contract.filters import BadQuery, Filters
-from bridge.fanout import upgrade
 from bridge.metrics import Metrics
 from bridge.server.access.rules import DEFAULT_NETWORKS, Access
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, RequestReader
 from bridge.server.http.responses import serialized, unless_matched
+from bridge.server.websocket import upgrade
 from tests.support.largest_requests import REQUESTS
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from http import HTTPStatus
 
 import pytest
 
-from bridge.fanout.upgrade import NoUpgrade, answer, is_wanted
 from bridge.server.http.request import Request, parse
+from bridge.server.websocket.upgrade import NoUpgrade, answer, is_wanted
 from tests.support.clients import request
 
 HANDSHAKE = request(3000)
