@@ -16,10 +16,10 @@ from bridge.broadcast.frames import PING, close_frame, pong_frame
 from bridge.broadcast.hub import Hub
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.view import View
-from bridge.fanout.inbound import Close, Inbound, Ping, Violation
 from bridge.server.access.read_limiter import RECEIVED, Allowance
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.transport import tcp_info
+from bridge.server.websocket.reader import Close, Inbound, Ping, Violation
 
 LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to

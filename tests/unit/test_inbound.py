@@ -17,14 +17,22 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.utils import apply_mask
 
-from bridge.fanout import inbound
-from bridge.fanout.inbound import CONTROL_PAYLOAD_BYTES, HEADER_BYTES, TEXT_PIECE_BYTES, Close, Inbound, Ping, Violation
+from bridge.server.websocket import reader
+from bridge.server.websocket.reader import (
+    CONTROL_PAYLOAD_BYTES,
+    HEADER_BYTES,
+    TEXT_PIECE_BYTES,
+    Close,
+    Inbound,
+    Ping,
+    Violation,
+)
 from tests.support.examples import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bridge.fanout.inbound import Event
+    from bridge.server.websocket.reader import Event
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 MASK = b"\x37\xfa\x21\x3d"
@@ -272,7 +280,7 @@ def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
 
 def test_without_the_compiled_mask_the_one_in_python_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
-    spec = importlib.util.spec_from_file_location("bridge.fanout.inbound_in_python", inbound.__file__)
+    spec = importlib.util.spec_from_file_location("bridge.fanout.inbound_in_python", reader.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
