@@ -18,8 +18,8 @@ from typing import Protocol
 import structlog
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.fanout.connection import Clock
 from bridge.server.access.log_limiter import Lines
+from bridge.server.websocket.connection import Clock
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

@@ -12,7 +12,6 @@ from websockets.frames import Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame, text_frame
-from bridge.fanout.connection import MAX_PONGS_DUE, Clock, Connection
 from bridge.server.access.read_limiter import (
     FRAME_BYTES,
     OF_ALL_BYTES,
@@ -23,6 +22,7 @@ from bridge.server.access.read_limiter import (
     Allowance,
 )
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
+from bridge.server.websocket.connection import MAX_PONGS_DUE, Clock, Connection
 from tests.support.fakes import FakeTransport, Hours, Scene
 
 if TYPE_CHECKING:
