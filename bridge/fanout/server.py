@@ -16,7 +16,6 @@ from bridge.contract import update_id
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
 from bridge.fanout.handshake import Handshake
-from bridge.fanout.keepalive import Keepalive
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.address_limit import Tally
@@ -31,6 +30,7 @@ from bridge.server.listeners.acceptor import Entrance
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.server.tls import Tls
 from bridge.server.websocket.connection import Clock, Connection
+from bridge.server.websocket.keepalive import Keepalive
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.fanout")

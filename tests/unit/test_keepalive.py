@@ -9,9 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.fanout.keepalive import LATE_TICKS, LEAST_READ_BYTES_PER_S, PING_PAUSE_S, Keepalive
 from bridge.server.access.log_limiter import MINUTE_S, MOST
 from bridge.server.websocket.connection import Clock
+from bridge.server.websocket.keepalive import LATE_TICKS, LEAST_READ_BYTES_PER_S, PING_PAUSE_S, Keepalive
 from bridge.timing import DEFAULT
 from tests.support.virtual_time import VirtualTime
 
