@@ -15,7 +15,6 @@ from bridge.broadcast.hub import Hub
 from bridge.contract import update_id
 from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
-from bridge.fanout.handshake import Handshake
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.address_limit import Tally
@@ -23,6 +22,7 @@ from bridge.server.access.log_limiter import Lines
 from bridge.server.access.read_limiter import Allowance, Speaker
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
+from bridge.server.handshake import Handshake
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request
 from bridge.server.http.responses import sentence, serialized

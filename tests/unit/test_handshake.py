@@ -15,10 +15,10 @@ from websockets.server import ServerProtocol
 
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
-from bridge.fanout.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.metrics import Metrics
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import DEFAULT_NETWORKS, Access
+from bridge.server.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request, parse
 from bridge.server.http.response_writer import LEAST_READ_BYTES_PER_S
