@@ -28,7 +28,6 @@ from bridge.contract.documents import asyncapi
 from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, masked
-from bridge.fanout.server import Limits, Server
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
@@ -38,6 +37,7 @@ from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
 from bridge.server.listeners import descriptors
 from bridge.server.listeners.sockets import remedy, source_address
+from bridge.server.server import Limits, Server
 from bridge.server.tls import Tls
 from bridge.systemd import Notifier
 from bridge.timing import DEFAULT, Timing

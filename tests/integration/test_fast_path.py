@@ -19,8 +19,8 @@ import aio_pika
 import orjson
 import uvloop
 
-from bridge.fanout.server import Limits, Server
 from bridge.metrics import Metrics
+from bridge.server.server import Limits, Server
 from bridge.server.tls import Tls
 from tests.support.certificates import certificate
 from tests.support.clients import TEXT, frame_size, get, request, server_frames

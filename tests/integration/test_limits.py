@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
-from bridge.fanout import server
+from bridge.server import server
 from bridge.server.access.log_limiter import MOST
 from bridge.server.http.request import MAX_HEAD_BYTES
 from bridge.server.listeners.descriptors import RESERVE

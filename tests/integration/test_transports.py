@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
-from bridge.fanout import server
+from bridge.server import server
 from bridge.server.handshake import MAX_BEHIND_BYTES, RESET
 from tests.support.clients import PENDING, answer, distrust, lines, request
 from tests.support.killmail import killmail

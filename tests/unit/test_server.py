@@ -20,15 +20,15 @@ from bridge.broadcast.update_log import Log
 from bridge.contract import catalog
 from bridge.contract.filters import Filters
 from bridge.contract.update_id import Id
-from bridge.fanout import server as server_module
-from bridge.fanout.server import CLOCK_S, Limits, Server
 from bridge.metrics import Metrics
 from bridge.server import memory
+from bridge.server import server as server_module
 from bridge.server.access.log_limiter import MINUTE_S, MOST
 from bridge.server.access.read_limiter import PERIOD_S, READ_BYTES
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import DEFAULT_NETWORKS, Access
 from bridge.server.http.pages import Pages
+from bridge.server.server import CLOCK_S, Limits, Server
 from bridge.server.websocket.keepalive import PING_PAUSE_S
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
