@@ -85,7 +85,12 @@ def test_row_is_bad_if_a_test_or_pytest_failed_and_not_if_there_is_no_such_relea
             [[*releases.FOLDERS, *SHARED, "-k", "stream"], [*releases.FOLDERS, *ALONE, "-k", "stream"]],
         ),
         ("unit", True, [], [["tests/unit", "--numprocesses=auto", "--dist=worksteal"]]),
-        ("unit-newest", False, ["tests/unit/test_log.py"], [["tests/unit/test_log.py"]]),
+        (
+            "unit-newest",
+            False,
+            ["tests/unit/broadcast/test_update_log.py"],
+            [["tests/unit/broadcast/test_update_log.py"]],
+        ),
     ],
 )
 def test_paths_replace_the_tests_of_a_run(name: str, part: bool, rest: list[str], tests: list[list[str]]) -> None:
