@@ -99,11 +99,12 @@ unit: $(READY)
 	@rm -f .coverage .coverage.*
 	$(BIN)/pytest --numprocesses=auto --dist=worksteal $(UNIT)
 
+FIRST := tests/unit/contract tests/unit/broadcast tests/unit/config
 unit-first: $(READY)
-	@$(BIN)/pytest --quiet $(sort $(wildcard tests/unit/test_[a-k]*.py)) tests/conformance/test_vectors.py
+	@$(BIN)/pytest --quiet $(FIRST) tests/conformance/test_vectors.py
 
 unit-second: $(READY)
-	@$(BIN)/pytest --quiet $(sort $(wildcard tests/unit/test_[l-z]*.py))
+	@$(BIN)/pytest --quiet tests/unit $(addprefix --ignore=,$(FIRST))
 
 test-all: prepare
 	$(WITH_BROKER) $(SUBMAKE) --jobs=1 THOROUGH=1 test test-rest

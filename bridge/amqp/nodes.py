@@ -15,7 +15,7 @@ from bridge.config.text_files import NotPlainTextError
 
 PORTS = {"amqp": 5672, "amqps": 5671}
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 
 # Not structlog, as elsewhere: a Publisher has this in other people's programs.
-_log = logging.getLogger("bridge.broker")
+_log = logging.getLogger("bridge.amqp")
 
 
 class UnexpectedError(Exception):

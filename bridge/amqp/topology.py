@@ -17,7 +17,7 @@ from bridge.amqp.connection import sentence
 from bridge.amqp.reply_timeout import answering
 from bridge.errors import BrokerRefusal
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 Amqp = aiormq.abc.AbstractConnection
 Request = Callable[[aiormq.abc.AbstractChannel], Awaitable[object]]

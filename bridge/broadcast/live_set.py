@@ -17,7 +17,7 @@ import structlog
 
 from bridge.broadcast.writing import write_each
 
-_log = structlog.get_logger("bridge.fanout")
+_log = structlog.get_logger("bridge.broadcast")
 
 MANY = 64
 """From so many on, writing to all of them at once is worth what it takes to ask for it."""

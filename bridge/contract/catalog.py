@@ -197,9 +197,11 @@ def load(folders: Sequence[Path]) -> Catalog:
             warnings.append(SchemaWarning(shown[name], "", unusual))
         problems = schema_lint.lint(schema, declared[name] if name in types else None)
         warnings += (SchemaWarning(shown[name], *problem) for problem in problems)
-    filterable = filterable.filterable({schema.schema_id: schemas[name] for name, schema in types.items()}, registry)
+    found_filterable = filterable.filterable(
+        {schema.schema_id: schemas[name] for name, schema in types.items()}, registry
+    )
     names = {schemas[name]["$id"]: frozenset(found) for name, found in declared.items()}
-    return Catalog(types, of("form"), documents, of("message"), filterable, names, tuple(warnings))
+    return Catalog(types, of("form"), documents, of("message"), found_filterable, names, tuple(warnings))
 
 
 def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:

@@ -260,7 +260,8 @@ class Pipeline:
         if name is None:
             return f"the message has no type property and its exchange no default type; known types: {known}"
         if name in self._forms:
-            return f"{name} is a form of a killmail, not an update type: publish it with the type {killmail_formats.UPDATE_TYPE}"
+            expected = killmail_formats.UPDATE_TYPE
+            return f"{name} is a form of a killmail, not an update type: publish it with the type {expected}"
         if is_reserved(name):
             return (
                 f"the type {printable(name, 80)!r} is reserved for messages of the bridge itself; known types: {known}"

@@ -1,0 +1,1 @@
+"""Clients: sockets, HTTP, WebSocket. The only part of the bridge in serving that imports websockets."""

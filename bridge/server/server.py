@@ -33,7 +33,7 @@ from bridge.server.websocket.connection import Clock, Connection
 from bridge.server.websocket.keepalive import Keepalive
 from bridge.timing import DEFAULT, Timing
 
-_log = structlog.get_logger("bridge.fanout")
+_log = structlog.get_logger("bridge.server")
 
 MANY = 250
 """The number of connections from which on memory is returned to the system when half of them are closed. With TLS, the

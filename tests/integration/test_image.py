@@ -79,7 +79,7 @@ async def test_only_process_is_the_bridge_without_root_and_without_a_capability(
     await bridge.ready()
 
     def alone() -> bool:
-        top = bridge.amqp.container.top(ps_args="-o pid,args")["Processes"]
+        top = bridge.container.top(ps_args="-o pid,args")["Processes"]
         return [command for _, command in top] == ["/opt/edk-bridge/bin/python3 /opt/edk-bridge/bin/edk-bridge serve"]
 
     # A health check may be running, for a moment.

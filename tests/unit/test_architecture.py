@@ -1,9 +1,10 @@
-"""Who may import whom, how long a module may be, and that each says what it is for: read from the source."""
+"""Which folder may import which, that there are no cycles, and that each module says what it is for."""
 
 from __future__ import annotations
 
 import ast
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,10 +99,10 @@ def without(*packages: str) -> list[Path]:
     ("source", "package", "names"),
     [
         ("import os.path, a", "bridge", [Import("os.path", True), Import("a", True)]),
-        ("from bridge import broker", "bridge", [Import("bridge.broker", True)]),
-        ("from . import link", "bridge.broker", [Import("bridge.amqp.connection", True)]),
-        ("from .link import Node", "bridge.broker", [Import("bridge.amqp.connection.Node", True)]),
-        ("from ..fanout import hub", "bridge.broker", [Import("bridge.broadcast.hub", True)]),
+        ("from bridge import amqp", "bridge", [Import("bridge.amqp", True)]),
+        ("from . import nodes", "bridge.amqp", [Import("bridge.amqp.nodes", True)]),
+        ("from .nodes import Node", "bridge.amqp", [Import("bridge.amqp.nodes.Node", True)]),
+        ("from ..broadcast import hub", "bridge.amqp", [Import("bridge.broadcast.hub", True)]),
         ("if x:\n import a", "bridge", [Import("a", True)]),
         ("class C:\n import a", "bridge", [Import("a", True)]),
         ("async def f():\n if x:\n  import a", "bridge", [Import("a", False)]),
@@ -109,10 +110,6 @@ def without(*packages: str) -> list[Path]:
 )
 def test_imports_are_found_wherever_they_stand(source: str, package: str, names: list[Import]) -> None:
     assert imports_of(source, package) == names
-
-
-def test_contract_imports_nothing_else_of_the_bridge() -> None:
-    assert breaches(under("bridge.contract"), "bridge", but=("bridge.contract",)) == []
 
 
 def test_contract_knows_no_sockets_and_no_clock() -> None:
@@ -135,25 +132,120 @@ def test_clocks_are_found_wherever_they_stand(source: str, clocks: list[str]) ->
     assert clocks_of(source) == clocks
 
 
-def test_broker_and_fanout_do_not_import_each_other() -> None:
-    assert breaches(under("bridge.broker"), "bridge.fanout") == []
-    assert breaches(under("bridge.fanout"), "bridge.broker") == []
+ANY = ("errors", "metrics", "logs", "backoff", "timing")
+"""What every folder but `contract` may import."""
+
+ALLOWED = {
+    "contract": (),
+    "contract.documents": ("contract",),
+    "config": ("contract",),
+    "broadcast": ("contract",),
+    "server": (
+        "broadcast",
+        "config",
+        "contract",
+        "server.access",
+        "server.http",
+        "server.listeners",
+        "server.transport",
+        "server.websocket",
+    ),
+    "server.access": ("config", "contract"),
+    "server.http": ("config", "contract", "contract.documents", "server.access", "server.transport"),
+    "server.listeners": ("config",),
+    "server.transport": (),
+    "server.websocket": (
+        "broadcast",
+        "contract",
+        "server.access",
+        "server.http",
+        "server.listeners",
+        "server.transport",
+    ),
+    "amqp.wire": (),
+    "amqp": ("amqp.wire", "config", "contract"),
+    "amqp.consume": ("amqp", "amqp.wire", "config", "contract"),
+    "amqp.publish": ("amqp", "amqp.wire", "config", "contract"),
+    "amqp.rejects": ("amqp", "amqp.consume", "amqp.publish", "amqp.wire", "config", "contract"),
+}
+"""By folder, the folders that its modules may import. `cli` and `demo` may import all."""
 
 
-def test_broker_and_fanout_import_nothing_that_joins_them() -> None:
-    joining = ("bridge.app", "bridge.relay", "bridge.cli", "bridge.config.settings")
-    assert breaches(under("bridge.broker", "bridge.fanout"), *joining) == []
+def folder_of(name: str) -> str:
+    """The folder of a module, without `bridge`: `amqp.wire` for `bridge.amqp.wire.settlement`."""
+    return name.removeprefix("bridge").removeprefix(".").rpartition(".")[0]
 
 
-def test_only_the_broker_and_the_demo_import_an_amqp_library() -> None:
-    assert breaches(without("bridge.broker", "bridge.demo"), *AMQP) == []
+def modules_imported(path: Path) -> set[str]:
+    """The modules of the bridge that a module imports, wherever the import stands."""
+    names = {name_of(each) for each in MODULES}
+    found = set()
+    for imported in imports(path):
+        name = imported.name
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        if name and name != "bridge":
+            found.add(name)
+    return found
 
 
-def test_only_fanout_imports_websockets_and_tail_which_is_a_client() -> None:
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_folder_imports_only_what_is_below_it(folder: str) -> None:
+    allowed = {*ALLOWED[folder], folder, *(() if folder.partition(".")[0] == "contract" else ANY)}
+    found = [
+        f"{name_of(path)} imports {name}"
+        for path in MODULES
+        if path.name != "__init__.py" and folder_of(name_of(path)) == folder
+        for name in sorted(modules_imported(path))
+        if not {folder_of(name), name.removeprefix("bridge.")} & allowed
+    ]
+    assert found == []
+
+
+def test_rules_name_every_folder_of_serving() -> None:
+    folders = {folder_of(name_of(path)) for path in MODULES if path.name != "__init__.py"}
+    apart = ("", "cli", "demo", "commands")
+    assert {each for each in folders if each.partition(".")[0] not in apart} == set(ALLOWED)
+
+
+def cycle_of(edges: dict[str, set[str]]) -> list[str]:
+    """A cycle in a graph, from a node back to itself; empty if there is none."""
+    try:
+        list(TopologicalSorter(edges).static_order())
+    except CycleError as error:
+        cycle: list[str] = error.args[1]
+        return cycle
+    return []
+
+
+def test_modules_have_no_cycle() -> None:
+    assert cycle_of({name_of(path): modules_imported(path) - {name_of(path)} for path in MODULES}) == []
+
+
+def test_folders_have_no_cycle() -> None:
+    edges: dict[str, set[str]] = {}
+    for path in MODULES:
+        # The modules beside the folders (`app`, `errors` ...) are nodes of their own: some are above all, some below.
+        node = folder_of(name_of(path)) or name_of(path)
+        edges.setdefault(node, set()).update(folder_of(name) or name for name in modules_imported(path))
+        edges[node].discard(node)
+    assert cycle_of(edges) == []
+
+
+def test_cycle_is_found() -> None:
+    assert set(cycle_of({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
+    assert cycle_of({"a": {"b"}, "b": {"c"}}) == []
+
+
+def test_only_amqp_and_the_demo_import_an_amqp_library() -> None:
+    assert breaches(without("bridge.amqp", "bridge.demo"), *AMQP) == []
+
+
+def test_only_the_server_imports_websockets_and_tail_which_is_a_client() -> None:
     [tail] = [path for path in MODULES if name_of(path) == TAIL]
-    assert breaches([path for path in without("bridge.fanout") if path != tail], "websockets") == []
+    assert breaches([path for path in without("bridge.server") if path != tail], "websockets") == []
     client = ("websockets.asyncio.client", "websockets.exceptions")
-    assert breaches([tail], "websockets", "bridge.fanout", but=client) == []
+    assert breaches([tail], "websockets", "bridge.server", "bridge.broadcast", but=client) == []
 
 
 def test_tail_is_loaded_only_when_it_is_asked_for() -> None:

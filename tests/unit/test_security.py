@@ -17,7 +17,7 @@ def test_each_setting_that_is_named_exists() -> None:
 
 
 def test_each_test_that_is_named_exists() -> None:
-    named = set(re.findall(r"`((?:unit|integration|faults)/\w+\.py)`", TEXT))
+    named = set(re.findall(r"`((?:unit|integration|faults)/[\w/]+\.py)`", TEXT))
     assert named
     assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()
 

@@ -1,4 +1,4 @@
-"""The two halves of the unit tests in the Makefile leave out no test."""
+"""The Makefile runs the unit tests in two parts: some folders, and everything but these folders."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_halves_of_the_unit_tests_are_all_of_them() -> None:
-    patterns = re.findall(r"\$\(wildcard (tests/unit/\S+?)\)", (ROOT / "Makefile").read_text())
-    halves = [sorted(ROOT.glob(pattern)) for pattern in patterns]
-    assert len(halves) == 2
-    assert sorted(halves[0] + halves[1]) == sorted((ROOT / "tests/unit").rglob("test_*.py"))
+def test_two_parts_of_the_unit_tests_are_all_of_them() -> None:
+    [first] = re.findall(r"^FIRST := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    folders = [ROOT / folder for folder in first.split()]
+    assert folders
+    assert [folder for folder in folders if not folder.is_dir() or folder.parent != ROOT / "tests/unit"] == []

@@ -38,7 +38,7 @@ from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 STOPPED = "stopped"
 

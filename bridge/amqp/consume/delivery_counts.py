@@ -14,7 +14,7 @@ DELIVERY_COUNT = "x-delivery-count"
 WARNED = 5
 """From this count on. From RabbitMQ 4.0 on, the limit is 20 unless the queue or a policy has another."""
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 class Returns:

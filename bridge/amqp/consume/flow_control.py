@@ -6,7 +6,7 @@ import structlog
 
 from bridge.amqp.wire.fast_channel import Lane
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 class Intake:

@@ -11,7 +11,7 @@ from bridge.amqp.consume.session import Recipient
 from bridge.amqp.status import Gap, GapSlug
 from bridge.metrics import Metrics
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 class Gaps:

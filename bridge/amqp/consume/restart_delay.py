@@ -20,7 +20,7 @@ LOST_AT_ONCE = "the connection is lost each time as soon as the bridge consumes:
 LONGEST_REST_S = 30.0
 """Longest pause before a session, after others that ended as soon as they had begun to consume."""
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 class Repeats:

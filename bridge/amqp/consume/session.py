@@ -23,7 +23,7 @@ from bridge.amqp.wire.settlement import Settlement
 from bridge.contract.update_id import Id
 from bridge.timing import DEFAULT, Timing
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 class Delivery:

@@ -40,7 +40,7 @@ SEGMENTS = 64
 """Files that a full stream has. What is too old, or too much, is dropped file by file, and the newest stays: few large
 ones would keep far more than was asked for."""
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 @dataclass(frozen=True, slots=True)

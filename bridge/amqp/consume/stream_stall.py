@@ -29,7 +29,7 @@ STALLED = "the broker stopped delivering, but the stream has newer messages"
 LONGEST_PAUSE_S = 60.0
 """Longest pause between two probes, and between two sessions that stall at the same event."""
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 class StallDetector:

@@ -21,7 +21,7 @@ from bridge.amqp.reply_timeout import TICKS, no_answer
 from bridge.amqp.topology import ROUTING_KEY, Amqp, Exchange, Request, Topology
 from bridge.timing import DEFAULT, Timing
 
-_log = structlog.get_logger("bridge.broker")
+_log = structlog.get_logger("bridge.amqp")
 
 
 UNPROVEN = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from bridge.contract.documents import messages as messages
+from bridge.contract.documents import messages
 from bridge.contract.documents.messages import AMQP_BINDING, Object, at, key
 
 MEDIA_TYPE = "application/vnd.aai.asyncapi+json;version=3.0.0"

@@ -20,7 +20,7 @@ NAMED = (*PROBED, SCHEMAS, ASYNCAPI)
 RESERVED = ("/openapi.json",)
 """Nothing is there yet. If the endpoint took one, a later version would have to move one of the two."""
 
-FOLDER = Path(__file__).parents[1] / "page"
+FOLDER = Path(__file__).parents[2] / "page"
 """The live page's files."""
 
 _SCRIPT = "text/javascript; charset=utf-8"

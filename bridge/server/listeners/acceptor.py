@@ -23,7 +23,7 @@ from bridge.metrics import Metrics
 from bridge.server.listeners.sockets import BACKLOG, drop_connection_requests
 from bridge.timing import DEFAULT, Timing
 
-_log = structlog.get_logger("bridge.fanout")
+_log = structlog.get_logger("bridge.server")
 
 SPARE = 16
 """Descriptors that no client gets: they are left for the broker and for files."""

@@ -22,7 +22,7 @@ from bridge.server.access.log_limiter import Lines
 from bridge.server.websocket.connection import Clock
 from bridge.timing import DEFAULT, Timing
 
-_log = structlog.get_logger("bridge.fanout")
+_log = structlog.get_logger("bridge.server")
 
 LEAST_TICK_S = 0.05
 

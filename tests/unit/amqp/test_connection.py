@@ -420,28 +420,28 @@ class Closing:
 
 
 async def test_close_that_is_cancelled_still_ends_the_connection(clock: VirtualTime) -> None:
-    connection = Closing()
-    closing = asyncio.create_task(connection._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # a fake for both
+    closable = Closing()
+    closing = asyncio.create_task(connection._close(closable, closable, DEFAULT))  # type: ignore[arg-type]  # a fake for both
     await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
-    assert connection.cuts == 1
-    assert connection.ended.is_set()
+    assert closable.cuts == 1
+    assert closable.ended.is_set()
 
 
 async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: VirtualTime) -> None:
-    connection = Closing(deaf=True)
+    closable = Closing(deaf=True)
     before_s = clock.now_s
-    closing = asyncio.create_task(connection._close(connection, connection, DEFAULT))  # type: ignore[arg-type]  # a fake for both
+    closing = asyncio.create_task(connection._close(closable, closable, DEFAULT))  # type: ignore[arg-type]  # a fake for both
     await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert clock.now_s - before_s <= 2 * DEFAULT.give_up_s + 0.01
     # Nothing is left behind.
-    connection._cut.set()
-    await connection.ended.wait()
+    closable._cut.set()
+    await closable.ended.wait()
 
 
 # Nothing listens

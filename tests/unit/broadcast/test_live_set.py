@@ -223,8 +223,8 @@ def test_all_with_tls_are_written_to_although_some_fail_and_some_leave() -> None
     leaving.leaves = True
     failing.fault = fault = RuntimeError("a bug")
     for peer in peers:
-        live_set.add(peer)
-    assert live_set.encrypt(b"frames") == [(failing, fault)]
+        live.add(peer)
+    assert live.encrypt(b"frames") == [(failing, fault)]
     assert [peer.written for peer in peers] == [[b"frames"]] * 5
     assert set(live) == {failing, *others}
 
@@ -249,17 +249,17 @@ def test_whoever_is_come_by_may_be_discarded() -> None:
     live: Live[Peer] = Live()
     peers = [Peer(None if number % 3 == 0 else number) for number in range(9)]
     for peer in peers:
-        live_set.add(peer)
+        live.add(peer)
     seen = []
     for peer in live:
         seen.append(peer)
-        live_set.discard(peer)
+        live.discard(peer)
     assert sorted(map(id, seen)) == sorted(map(id, peers))
     assert len(live) == 0
     for peer in peers:
-        live_set.add(peer)
-    for peer in tuple(live_set.encrypted):
-        live_set.discard(peer)
+        live.add(peer)
+    for peer in tuple(live.encrypted):
+        live.discard(peer)
     assert len(live) == 6
 
 
@@ -273,18 +273,18 @@ def test_live_agrees_with_a_set_whatever_is_added_and_discarded(numbers: list[in
         peer = peers[number]
         if peer in model:
             model.remove(peer)
-            live_set.discard(peer)
-            live_set.discard(peer)
+            live.discard(peer)
+            live.discard(peer)
         else:
             model.add(peer)
-            live_set.add(peer)
+            live.add(peer)
         assert len(live) == len(model)
         assert set(live) == model
         assert [each in live for each in peers] == [each in model for each in peers]
         direct = [each for each in live if each.descriptor is not None]
         assert [each.slot for each in direct] == list(range(len(direct)))
-        assert list(live_set.descriptors) == [each.descriptor for each in direct]
+        assert list(live.descriptors) == [each.descriptor for each in direct]
         encrypted = [each for each in live if each.descriptor is None]
         assert [each.slot for each in encrypted] == list(range(len(encrypted)))
-        assert live_set.writes == [each.write for each in encrypted]
+        assert live.writes == [each.write for each in encrypted]
         assert {each.slot for each in peers if each not in model} <= {-1}

@@ -54,7 +54,7 @@ LOOK = "queue kept passive"
 
 @pytest.fixture
 async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    return VirtualTime(monkeypatch, module, life, status, gaps, queues, watch)
+    return VirtualTime(monkeypatch, module, supervisor, status, gaps, queue, topology_check)
 
 
 class RunningConsumer:

@@ -23,7 +23,7 @@ LOOK = "exchange killmails passive"
 
 @pytest.fixture
 async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    return VirtualTime(monkeypatch, life, status)
+    return VirtualTime(monkeypatch, supervisor, status)
 
 
 @pytest.fixture

@@ -62,9 +62,9 @@ async def test_confirm_that_is_late_is_said_and_waited_for() -> None:
     await eventually("it is said", lambda: rejects.status.state is State.LOST)
     assert "short of memory or disk" in str(rejects.status.error)
     assert (rejects.waiting, delivery.settled) == (1, 0)
-    confirm_channel.confirming.set()
+    outlet.confirming.set()
     await eventually("it is confirmed", lambda: delivery.settled)
-    assert (rejects.waiting, confirm_channel.published) == (0, 1)
+    assert (rejects.waiting, outlet.published) == (0, 1)
     assert rejects.status.state is State.WORKING
 
 
@@ -89,7 +89,7 @@ async def test_reject_that_is_given_up_is_left_to_the_broker() -> None:
     rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("it is under way", lambda: confirm_channel.published)
+    await eventually("it is under way", lambda: outlet.published)
     await rejects.close()
     assert (rejects.waiting, delivery.settled) == (0, 0)
 
@@ -101,7 +101,7 @@ async def holding(rejects: Rejects, count: int) -> list[FakeDelivery]:
     deliveries = [FakeDelivery(b"[%d]" % number) for number in range(count)]
     for delivery in deliveries:
         rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("all are under way", lambda: confirm_channel.published == count)
+    await eventually("all are under way", lambda: outlet.published == count)
     for delivery in deliveries:
         delivery.lost = True
     return deliveries
@@ -146,10 +146,10 @@ async def test_broker_that_takes_nothing_is_said_in_its_own_words_until_it_does_
     rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False)
     rejects.status.enter(State.WORKING)
     outlet = rejects._outlet
-    confirm_channel._tell("low on memory")
+    outlet._tell("low on memory")
     assert rejects.status.report()["state"] == "lost"
     assert "low on memory" in str(rejects.status.error)
-    confirm_channel._tell(None)
+    outlet._tell(None)
     assert rejects.status.report()["state"] == "working"
 
 
@@ -185,7 +185,7 @@ class RunningRejects:
 
 @pytest.fixture
 async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    return VirtualTime(monkeypatch, module, life, status)
+    return VirtualTime(monkeypatch, module, supervisor, status)
 
 
 @pytest.fixture
@@ -410,7 +410,7 @@ async def test_bytes_that_are_held_are_bounded_and_said_at_the_bound(
     rejects.reject(deliveries[1], NO)
     rejects.reject(deliveries[2], NO)
     assert told == [True]
-    confirm_channel.confirming.set()
+    outlet.confirming.set()
     await eventually("all are confirmed", lambda: all(delivery.settled for delivery in deliveries))
     assert told == [True, False]
 
@@ -431,6 +431,6 @@ async def test_session_that_is_over_leaves_room_for_the_next_one(
     assert told == [True], "what is left of the session before does not count"
     rejects.reject(of_size(1), NO)
     assert told == [True, True]
-    confirm_channel.confirming.set()
+    outlet.confirming.set()
     await eventually("all are confirmed", lambda: rejects.waiting == 0)
     assert told == [True, True, False]

@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.metrics import Metrics
-from bridge.server.listeners import acceptor
+from bridge.server.listeners import acceptor as module
 from bridge.server.listeners.acceptor import AT_ONCE, SPARE, Entrance
 from bridge.timing import DEFAULT, Timing
 from tests.support.fakes import ManualClock
@@ -115,7 +115,7 @@ async def test_clients_that_wait_are_accepted_before_the_listening_socket_is_clo
 async def test_stop_accepts_no_more_clients_than_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as client:
         backlog = 5
-        monkeypatch.setattr(acceptor, "BACKLOG", backlog)
+        monkeypatch.setattr(module, "BACKLOG", backlog)
         accepting = Accepting(monkeypatch, ScriptedListener(*[(client, ("10.0.0.7", 54321))] * (backlog + 1)))
         await accepting.entrance.stop()
         assert len(accepting.accepted) == backlog
@@ -157,7 +157,7 @@ async def test_listener_that_shares_its_port_gets_no_new_clients_but_those_whose
 async def test_listener_that_shares_its_port_is_closed_at_once_where_new_clients_can_not_be_kept_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(acceptor, "drop_connection_requests", lambda _: False)
+    monkeypatch.setattr(module, "drop_connection_requests", lambda _: False)
     ManualClock(monkeypatch)
     acceptor = RecordedEntrance(reuse_port=True)
     acceptor.open()
@@ -278,7 +278,7 @@ class Accepting:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *listeners: ScriptedListener) -> None:
         self.clock = ManualClock(monkeypatch)
         self.border = math.inf
-        monkeypatch.setattr(acceptor, "_border", lambda: self.border)
+        monkeypatch.setattr(module, "_border", lambda: self.border)
         self.metrics = Metrics()
         self.listeners = listeners
         self.accepted: list[tuple[socket.socket, str]] = []
@@ -390,7 +390,7 @@ async def test_close_while_descriptors_are_short_closes_the_held_client_and_look
 )
 def test_last_descriptors_below_the_limit_are_spare(monkeypatch: pytest.MonkeyPatch, limit: int, border: float) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, 4096) if kind == resource.RLIMIT_NOFILE else None)
-    assert acceptor._border() == border
+    assert module._border() == border
 
 
 async def test_shortage_is_over_when_the_lowest_free_descriptor_is_not_spare(monkeypatch: pytest.MonkeyPatch) -> None:

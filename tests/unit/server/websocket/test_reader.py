@@ -280,7 +280,7 @@ def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
 
 def test_without_the_compiled_mask_the_one_in_python_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
-    spec = importlib.util.spec_from_file_location("bridge.fanout.inbound_in_python", reader.__file__)
+    spec = importlib.util.spec_from_file_location("bridge.server.websocket.reader_in_python", reader.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,1 +1,0 @@
-"""WebSocket. The only part of the bridge that imports websockets; it knows nothing of RabbitMQ."""
