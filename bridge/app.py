@@ -19,7 +19,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
-from bridge.config.networks import announced_host, authority, client_host, out_of_reach
+from bridge.config.listen_addresses import announced_host, authority, client_host, out_of_reach
 from bridge.config.settings import Settings
 from bridge.config.warnings import setting_warnings
 from bridge.contract import catalog

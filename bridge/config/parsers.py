@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from bridge.config.authority import canonical_host, canonical_origin
-from bridge.config.networks import Network, canonical_listener
+from bridge.config.listen_addresses import Network, canonical_listener
 from bridge.contract.text import printable
 from bridge.errors import SHOWN_CHARACTERS, may_be_key
 

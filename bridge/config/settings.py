@@ -15,7 +15,7 @@ from typing import Any
 
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
-from bridge.config.networks import Network
+from bridge.config.listen_addresses import Network
 from bridge.config.sources import PREFIX, Found, Layer, find
 from bridge.errors import ConfigurationError, shown_value
 from bridge.server.access.rules import DEFAULT_NETWORKS

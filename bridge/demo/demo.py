@@ -22,7 +22,7 @@ from bridge.amqp.nodes import Node
 from bridge.amqp.supervisor import cancel_requests
 from bridge.commands.streams import echo
 from bridge.config import settings
-from bridge.config.networks import announced_host, authority
+from bridge.config.listen_addresses import announced_host, authority
 from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher

@@ -32,7 +32,7 @@ from bridge.server.access.refusals import Rule
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from bridge.config.networks import Network
+    from bridge.config.listen_addresses import Network
 
 Headers: TypeAlias = "Mapping[str, Sequence[str]]"
 """The values of each header by its name in lower case, in the order in which they came, decoded as Latin-1."""
