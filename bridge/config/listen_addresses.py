@@ -1,19 +1,19 @@
-"""Addresses that the bridge listens on: their canonical form, which clients can reach them, and what they are called.
+"""The addresses that the bridge listens on: their canonical form, and the hosts by which clients reach them.
 
-Pure. Nothing here resolves a name or opens a socket; `source_address` of `client_host` does so for it.
+Pure: no function resolves a name or opens a socket. `client_host` takes a function that does.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from bridge.config.authority import Address, canonical_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+    from bridge.config.networks import Network
 
 EVERY_IPV4 = "0.0.0.0"  # noqa: S104 - the name of a setting's value; SECURITY.md says what binding to it means
 """Every IPv4 address of this machine."""

@@ -1,6 +1,5 @@
 """How the text of a setting becomes its value. Pure: each function raises ValueError, its text what was expected."""
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +9,8 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from bridge.config.authority import canonical_host, canonical_origin
-from bridge.config.listen_addresses import Network, canonical_listener
+from bridge.config.listen_addresses import canonical_listener
+from bridge.config.networks import Network, parse_network
 from bridge.contract.text import printable
 from bridge.errors import SHOWN_CHARACTERS, may_be_key
 
@@ -39,16 +39,6 @@ DURATIONS = {
 
 PATH_CHARACTERS = 1024
 """A request line that is too long for the bridge has 8190 bytes, most of which are for the query."""
-
-_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
-"""Of RFC 1122, section 3.2.1.3: no packet of a connection comes from it."""
-
-_EVERYWHERE = frozenset({"*", "any", "all"})
-"""What other programs take for all networks."""
-
-_UNSPECIFIED = ipaddress.IPv6Network("::/128")
-
-_BROADCAST = ipaddress.IPv4Network("255.255.255.255/32")
 
 _NOTHING = frozenset({"off", "on", "none", "null", "false", "true", "no", "yes"})
 """Words for a switch, which would become the name of an exchange or a queue."""
@@ -231,38 +221,10 @@ def path(text: str) -> str:
 def networks(text: str) -> tuple[Network, ...]:
     """Networks or addresses separated by commas, one at least."""
     expected = "networks such as 10.0.0.0/8, separated by commas"
-    found = tuple(_each(text, _network, expected))
+    found = tuple(_each(text, parse_network, expected))
     if not found:
         raise ValueError(expected)
     return found
-
-
-def _network(text: str) -> Network:
-    if "%" in text:
-        raise ValueError("a zone has no effect here; remove the % and what follows it")
-    if text in _EVERYWHERE:
-        raise ValueError("0.0.0.0/0 and ::/0 are all addresses")
-    if text.lower() == "localhost":
-        raise ValueError("write 127.0.0.0/8 and ::1")
-    try:
-        network = ipaddress.ip_network(text)
-    except ValueError:
-        address, _, _ = text.partition("/")
-        try:
-            whole = ipaddress.ip_network(text, strict=False)
-        except ValueError:
-            raise ValueError("not a network; write it as 10.0.0.0/8 or fd00::/8") from None
-        raise ValueError(f"write {whole}, or {address} for one address") from None
-    if isinstance(network, ipaddress.IPv4Network):
-        is_empty = network.subnet_of(_THIS_NETWORK) or network == _BROADCAST
-    else:
-        is_empty = network == _UNSPECIFIED
-        # An IPv4-mapped client address is compared as IPv4, so this network would never match.
-        if network.network_address.ipv4_mapped is not None:
-            raise ValueError("write IPv4 networks in IPv4 form, as in 10.0.0.0/8")
-    if is_empty or network.is_multicast:
-        raise ValueError("no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
-    return network
 
 
 def host_names(text: str) -> frozenset[str]:

@@ -15,10 +15,9 @@ from typing import Any
 
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
-from bridge.config.listen_addresses import Network
+from bridge.config.networks import DEFAULT_NETWORKS, Network
 from bridge.config.sources import PREFIX, Found, Layer, find
 from bridge.errors import ConfigurationError, shown_value
-from bridge.server.access.rules import DEFAULT_NETWORKS
 from bridge.server.http.paths import is_own
 
 __all__ = ["FIELDS", "PREFIX", "Settings", "is_set", "load", "load_with_sources", "shown_default"]

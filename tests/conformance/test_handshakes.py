@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
-from bridge.server.access.rules import DEFAULT_NETWORKS, Access
+from bridge.server.access.rules import Access
 from bridge.server.http.request import RequestReader, parse
 from bridge.server.websocket import upgrade
 

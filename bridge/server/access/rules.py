@@ -32,19 +32,10 @@ from bridge.server.access.refusals import Rule
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from bridge.config.listen_addresses import Network
+    from bridge.config.networks import Network
 
 Headers: TypeAlias = "Mapping[str, Sequence[str]]"
 """The values of each header by its name in lower case, in the order in which they came, decoded as Latin-1."""
-
-DEFAULT_NETWORKS: tuple[Network, ...] = (
-    ipaddress.IPv4Network("127.0.0.0/8"),
-    ipaddress.IPv4Network("10.0.0.0/8"),
-    ipaddress.IPv4Network("172.16.0.0/12"),
-    ipaddress.IPv4Network("192.168.0.0/16"),
-    ipaddress.IPv6Network("::1/128"),
-    ipaddress.IPv6Network("fc00::/7"),
-)
 
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
 

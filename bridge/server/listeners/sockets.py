@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.config.listen_addresses import EVERY, EVERY_IPV4, LOCALHOST, Network
+from bridge.config.listen_addresses import EVERY, EVERY_IPV4, LOCALHOST
+from bridge.config.networks import Network
 
 BACKLOG = 4096
 """Connections that may wait to be accepted: everyone reconnects at once after a restart."""

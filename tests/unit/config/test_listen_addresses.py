@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridge.config.listen_addresses import announced_host, authority, client_host, out_of_reach
-from bridge.server.access.rules import DEFAULT_NETWORKS
+from bridge.config.networks import DEFAULT_NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bridge.config.listen_addresses import Network
+    from bridge.config.networks import Network
 
 
 def networks(text: str) -> tuple[Network, ...]:

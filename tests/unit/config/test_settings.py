@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.config.settings import FIELDS, PREFIX, Settings, is_set, load
 from bridge.errors import ConfigurationError
-from bridge.server.access.rules import DEFAULT_NETWORKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from websockets.server import ServerProtocol
 
+from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import Filters, Wish
 from bridge.metrics import Metrics
 from bridge.server.access.refusals import Rule
-from bridge.server.access.rules import DEFAULT_NETWORKS, Access
+from bridge.server.access.rules import Access
 from bridge.server.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request, parse

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import BadQuery, Filters
 from bridge.metrics import Metrics
-from bridge.server.access.rules import DEFAULT_NETWORKS, Access
+from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_REQUEST_LINE_BYTES, RequestReader
 from bridge.server.http.responses import serialized, unless_matched

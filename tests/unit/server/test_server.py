@@ -17,6 +17,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
+from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import Filters
 from bridge.contract.update_id import Id
@@ -26,7 +27,7 @@ from bridge.server import server as server_module
 from bridge.server.access.log_limiter import MINUTE_S, MOST
 from bridge.server.access.read_limiter import PERIOD_S, READ_BYTES
 from bridge.server.access.refusals import Rule
-from bridge.server.access.rules import DEFAULT_NETWORKS, Access
+from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
 from bridge.server.server import CLOCK_S, Limits, Server
 from bridge.server.websocket.keepalive import PING_PAUSE_S

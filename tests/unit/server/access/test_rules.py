@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.config.authority import MAX_ORIGIN_CHARACTERS
+from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.server.access.rules import (
-    DEFAULT_NETWORKS,
     DETAIL_CHARACTERS,
     MAX_FORWARDED,
     MAX_FORWARDED_CHARACTERS,
