@@ -16,9 +16,9 @@ from typing import Any
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
 from bridge.config.networks import DEFAULT_NETWORKS, Network
+from bridge.config.paths import is_reserved
 from bridge.config.sources import PREFIX, Found, Layer, find
 from bridge.errors import ConfigurationError, shown_value
-from bridge.server.http.paths import is_own
 
 __all__ = ["FIELDS", "PREFIX", "Settings", "is_set", "load", "load_with_sources", "shown_default"]
 
@@ -226,7 +226,7 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
     problems = []
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         problems.append("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other; TLS needs both")
-    if is_own(settings.path):
+    if is_reserved(settings.path):
         problems.append(
             f"BRIDGE_PATH: {settings.path!r} is reserved for the bridge's own pages: give another path, such as "
             "/updates"

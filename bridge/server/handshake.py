@@ -14,13 +14,14 @@ from functools import partial
 from http import HTTPStatus
 from typing import Protocol, cast
 
+from bridge.config.paths import PROBED
 from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
 from bridge.server.access.read_limiter import RECEIVED
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
-from bridge.server.http import paths
 from bridge.server.http.pages import Pages
+from bridge.server.http.paths import is_shared
 from bridge.server.http.request import BadRequest, Request, RequestReader
 from bridge.server.http.response_writer import Sending
 from bridge.server.http.responses import Header, Response, sentence, serialized, unless_matched
@@ -197,7 +198,7 @@ class Handshake(asyncio.BufferedProtocol):
     def _answer_request(self, request: Request, rest: bytes) -> None:
         """`rest` is what came behind the head."""
         host, path, access = self._host, request.path, self._host.access
-        requires_host = not (request.version == "1.0" and path in paths.PROBED)
+        requires_host = not (request.version == "1.0" and path in PROBED)
         refusal = access.check_request(request.headers, request.target, requires_host=requires_host)
         self._trusts_host = refusal is None
         if refusal is None and path == host.path:
@@ -209,7 +210,7 @@ class Handshake(asyncio.BufferedProtocol):
         elif request.method in READ_METHODS:
             response = host.pages.get(path)
             self._answer(unless_matched(response, request.headers.get("if-none-match", ())), request)
-        elif request.method == "OPTIONS" and path in paths.PROBED:
+        elif request.method == "OPTIONS" and path in PROBED:
             # HAProxy's check, unless it is told another method. The status says what a GET's says.
             response = host.pages.get(path)
             self._answer(Response(response.status, b"", headers=(("Allow", "GET, HEAD, OPTIONS"),)), request)
@@ -217,7 +218,7 @@ class Handshake(asyncio.BufferedProtocol):
             # About the server as a whole: the check that HAProxy's manual shows.
             self._answer(Response(HTTPStatus.NO_CONTENT, b"", headers=(("Allow", "GET, HEAD, OPTIONS"),)), request)
         else:
-            self._answer_other_method(request, "GET, HEAD, OPTIONS" if path in paths.PROBED else "GET, HEAD")
+            self._answer_other_method(request, "GET, HEAD, OPTIONS" if path in PROBED else "GET, HEAD")
 
     def _answer_endpoint(self, request: Request, rest: bytes) -> None:
         """A request to the path of updates, from where it may be sent."""
@@ -254,7 +255,7 @@ class Handshake(asyncio.BufferedProtocol):
     def _cors(self, request: Request) -> tuple[Header, ...]:
         """What lets a page of another origin read the answer, if it may connect. Never with credentials."""
         is_endpoint = request.path == self._host.path
-        if not (is_endpoint or paths.is_shared(request.path)):
+        if not (is_endpoint or is_shared(request.path)):
             return ()
         vary: Header = ("Vary", "Accept, Origin" if is_endpoint else "Origin")
         origin = self._host.access.allowed_origin(request.headers, trusts_host=self._trusts_host)

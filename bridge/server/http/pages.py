@@ -10,9 +10,10 @@ from http import HTTPStatus
 
 import orjson
 
+from bridge.config.paths import ASYNCAPI, SCHEMAS
 from bridge.contract.documents import asyncapi
 from bridge.metrics import CONTENT_TYPE, Metrics
-from bridge.server.http.paths import ASYNCAPI, PARTS, SCHEMAS
+from bridge.server.http.paths import PARTS
 from bridge.server.http.responses import JSON, NOT_IN_A_FRAME, Response, document, sentence
 
 SCHEMA_JSON = "application/schema+json"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from bridge.config.paths import FUTURE, NAMED, PROBED, is_reserved
 from bridge.contract.catalog import PACKAGED
 from bridge.metrics import CONTENT_TYPE, Metrics
 from bridge.server.http.pages import UPDATES_PATH, Pages
-from bridge.server.http.paths import FOLDER, NAMED, PARTS, PROBED, RESERVED, is_own, is_shared
+from bridge.server.http.paths import FOLDER, PARTS, is_shared
 from bridge.server.http.responses import Response, document
 
 if TYPE_CHECKING:
@@ -134,9 +135,9 @@ def test_scripts_of_the_live_page_import_nothing_but_its_own_parts() -> None:
     assert {*imported, "/page.js"} == {path for path in PARTS if path.endswith(".js")}
 
 
-@pytest.mark.parametrize("path", [*PARTS, *NAMED, *RESERVED, "/schemas/update.json", "/schemas/of-a-type-to-come.json"])
+@pytest.mark.parametrize("path", [*PARTS, *NAMED, *FUTURE, "/schemas/update.json", "/schemas/of-a-type-to-come.json"])
 def test_path_of_a_page_is_the_bridges_own(path: str) -> None:
-    assert is_own(path)
+    assert is_reserved(path)
 
 
 def test_pages_that_are_named_are_all_that_there_are() -> None:
@@ -163,7 +164,7 @@ def test_what_changes_and_what_is_the_live_pages_own_has_no_tag_and_is_not_share
 
 @pytest.mark.parametrize("path", ["/updates", "/kills", "/metrics/", "/schemas", "/page", "//metrics"])
 def test_any_other_path_is_free(path: str) -> None:
-    assert not is_own(path)
+    assert not is_reserved(path)
     assert pages().get(path).status == HTTPStatus.NOT_FOUND
 
 
