@@ -22,7 +22,7 @@ from bridge.amqp import container, tls
 from bridge.amqp.nodes import Node
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.wire import heartbeats
-from bridge.amqp.wire.fast_channel import Lane
+from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.config.tls_version import require_tls_1_2
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
@@ -35,14 +35,14 @@ limit of connections is reached."""
 
 @asynccontextmanager
 async def connected(
-    nodes: Sequence[Node], name: str, lane: Lane | None = None, timing: Timing = DEFAULT
+    nodes: Sequence[Node], name: str, fast_channel: FastChannel | None = None, timing: Timing = DEFAULT
 ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
     """A connection to the first node that takes one, closed at the end (within `amqp_close_timeout_s`).
 
     `name` is what the broker's management page shows; `lane` gets the deliveries of its channel. Raises BrokerRefusal
     where the broker says no, ConnectionError where none can be reached; of several nodes' errors, the last.
     """
-    connection, line = await _connect_to_any(nodes, name, lane, timing)
+    connection, line = await _connect_to_any(nodes, name, fast_channel, timing)
     transport = connection.transport
     assert transport is not None
     heartbeats.make_patient(transport.connection)
@@ -55,10 +55,10 @@ async def connected(
 class _Reader(asyncio.StreamReaderProtocol):
     """Where a connection's bytes arrive: the lane's part goes into the lane, the rest to aiormq."""
 
-    def __init__(self, reader: asyncio.StreamReader, lane: Lane) -> None:
+    def __init__(self, reader: asyncio.StreamReader, fast_channel: FastChannel) -> None:
         super().__init__(reader)
         self._reader = reader
-        self._lane = lane
+        self._lane = fast_channel
 
     def data_received(self, data: bytes) -> None:
         others = self._lane.feed(data)
@@ -72,8 +72,8 @@ class _Reader(asyncio.StreamReaderProtocol):
 class _Line(aiormq.connection.TransportFactory):
     """What aiormq gets its transport from, and keeps to itself: only who has it can share the line, or cut it."""
 
-    def __init__(self, lane: Lane | None) -> None:
-        self._lane = lane
+    def __init__(self, fast_channel: FastChannel | None) -> None:
+        self._lane = fast_channel
         self._transport: asyncio.Transport | None = None
 
     async def create(self, url: URL, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -123,22 +123,22 @@ class _Line(aiormq.connection.TransportFactory):
 Linked = tuple[aio_pika.abc.AbstractConnection, _Line]
 
 
-async def _connect_to_any(nodes: Sequence[Node], name: str, lane: Lane | None, timing: Timing) -> Linked:
+async def _connect_to_any(nodes: Sequence[Node], name: str, fast_channel: FastChannel | None, timing: Timing) -> Linked:
     *others, last = nodes
     for node in others:
         try:
-            return await _connect(node, name, lane, timing)
+            return await _connect(node, name, fast_channel, timing)
         except (ConnectionError, BrokerRefusal):
             continue
-    return await _connect(last, name, lane, timing)
+    return await _connect(last, name, fast_channel, timing)
 
 
-async def _connect(node: Node, name: str, lane: Lane | None, timing: Timing) -> Linked:
+async def _connect(node: Node, name: str, fast_channel: FastChannel | None, timing: Timing) -> Linked:
     url = URL(node.url)
     if "heartbeat" not in url.query:
         url = url.update_query(heartbeat=timing.heartbeat_s)
     connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
-    line = _Line(lane)
+    line = _Line(fast_channel)
     connection.kwargs["transport_factory"] = line
     loop = asyncio.get_running_loop()
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from bridge.amqp.nodes import Node
-    from bridge.amqp.wire.fast_channel import Lane
+    from bridge.amqp.wire.fast_channel import FastChannel
     from bridge.timing import Timing
 
 
@@ -267,18 +267,18 @@ class FakeBroker:
         self.attempts = 0
         self.nodes: Sequence[Node] = ()
         self.name = ""
-        self.lane: Lane | None = None
+        self.fast_channel: FastChannel | None = None
         self.timing = DEFAULT
-        """`nodes`, `name`, `lane` and `timing` are the arguments of the last attempt."""
+        """`nodes`, `name`, `fast_channel` and `timing` are the arguments of the last attempt."""
         self.closed = 0
 
     @asynccontextmanager
     async def connected(
-        self, nodes: Sequence[Node], name: str, lane: Lane | None = None, timing: Timing = DEFAULT
+        self, nodes: Sequence[Node], name: str, fast_channel: FastChannel | None = None, timing: Timing = DEFAULT
     ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
         """As in `bridge.amqp.connection`."""
         self.attempts += 1
-        self.nodes, self.name, self.lane, self.timing = nodes, name, lane, timing
+        self.nodes, self.name, self.fast_channel, self.timing = nodes, name, fast_channel, timing
         if not self.lives:
             await asyncio.Event().wait()
         life = self.lives.popleft()

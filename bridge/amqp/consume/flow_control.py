@@ -4,7 +4,7 @@ import asyncio
 
 import structlog
 
-from bridge.amqp.wire.fast_channel import Lane
+from bridge.amqp.wire.fast_channel import FastChannel
 
 _log = structlog.get_logger("bridge.amqp")
 
@@ -23,11 +23,11 @@ class Intake:
         """Set when the full prefetch can be used again."""
         self._full = False
         """True while there is no room for more deliveries."""
-        self._lane: Lane | None = None
+        self._lane: FastChannel | None = None
 
-    def begin(self, lane: Lane) -> None:
+    def begin(self, fast_channel: FastChannel) -> None:
         """A session has begun to consume."""
-        self._lane = lane
+        self._lane = fast_channel
 
     def hold(self, held: bool) -> None:
         """Stops reading from the broker, or goes on with it.

@@ -17,7 +17,7 @@ from bridge.amqp.connection import sentence
 from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.reply_timeout import answering, patient
 from bridge.amqp.status import Gap
-from bridge.amqp.wire.fast_channel import Lane
+from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import Content
 from bridge.amqp.wire.settlement import Settlement
 from bridge.contract.update_id import Id
@@ -95,7 +95,7 @@ class Epoch:
         returns: Returns | None = None,
     ) -> None:
         """`read` reads a message's properties; `returns` is told of what was delivered before."""
-        self.lane = Lane(self._receive_first, self._received, read)
+        self.fast_channel = FastChannel(self._receive_first, self._received, read)
         self.current = True
         self.on_open: Callable[[], None] = lambda: None
         """Called before the first delivery (see `open`)."""
@@ -120,8 +120,8 @@ class Epoch:
 
     def open(self) -> None:
         """To be called when the broker has agreed to deliver; the first delivery may be here before its consent."""
-        if self.lane.receive == self._receive_first:
-            self.lane.receive = self._receive
+        if self.fast_channel.receive == self._receive_first:
+            self.fast_channel.receive = self._receive
             self.on_open()
 
     def _receive_first(
@@ -161,7 +161,7 @@ class Epoch:
         """Sends what may be acknowledged, in one piece."""
         self._due = False
         if self.current:
-            self.lane.acknowledge(self._settlement.take())
+            self.fast_channel.acknowledge(self._settlement.take())
             if not self.outstanding:
                 self.settled.set()
 

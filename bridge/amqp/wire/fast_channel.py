@@ -42,7 +42,7 @@ class Receiver(Protocol):
     ) -> None: ...
 
 
-class Lane:
+class FastChannel:
     """Takes deliveries out of a connection's bytes, and puts acknowledgements in."""
 
     def __init__(

@@ -92,9 +92,9 @@ class RunningConsumer:
 
     def come(self, *tags: int) -> None:
         """Deliveries come on the consumer's channel."""
-        lane = self.broker.lane
-        assert lane is not None
-        assert lane.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
+        fast_channel = self.broker.fast_channel
+        assert fast_channel is not None
+        assert fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
 
 
 @pytest.fixture
@@ -704,9 +704,9 @@ async def test_stop_cancels_settles_what_is_in_hand_and_closes(running: RunningC
     running.begin()
     await running.works()
     written: list[bytes] = []
-    lane = running.broker.lane
-    assert lane is not None
-    lane.write = written.append
+    fast_channel = running.broker.fast_channel
+    assert fast_channel is not None
+    fast_channel.write = written.append
     running.come(1, 2)
     with capture_logs() as logged:
         running.consumer.stop()
@@ -733,9 +733,9 @@ async def test_what_is_settled_at_the_last_moment_is_acknowledged(running: Runni
     running.begin()
     await running.works()
     written: list[bytes] = []
-    lane = running.broker.lane
-    assert lane is not None
-    lane.write = written.append
+    fast_channel = running.broker.fast_channel
+    assert fast_channel is not None
+    fast_channel.write = written.append
     running.come(1)
     await running.stop()
     assert len(written) == 1
@@ -874,13 +874,13 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
     reading.recorder.holds = True
     reading.begin()
     await reading.works()
-    lane, [detector] = reading.broker.lane, FakeStallDetector.instances
-    assert lane is not None
+    fast_channel, [detector] = reading.broker.fast_channel, FakeStallDetector.instances
+    assert fast_channel is not None
     may_deliver = [detector.may_deliver()]
     for tag in (1, 2):
         # The offset takes 64 bits, as a broker's offsets do.
         properties = commands.Basic.Properties(headers={"x-stream-offset": 2**40 + tag})
-        assert lane.feed(method(tag) + header(5, properties) + part(b"event")) == b""
+        assert fast_channel.feed(method(tag) + header(5, properties) + part(b"event")) == b""
         may_deliver.append(detector.may_deliver())
     reading.recorder.deliveries[0].settle()
     may_deliver.append(detector.may_deliver())

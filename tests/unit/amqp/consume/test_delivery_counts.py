@@ -67,9 +67,9 @@ async def test_only_what_the_broker_calls_redelivered_is_looked_at(*, redelivere
     recorder, returns = Recorder(), Returns()
     recorder.holds = True
     epoch = Epoch(recorder, 10, returns=returns)
-    epoch.lane.channel = OWN
+    epoch.fast_channel.channel = OWN
     properties = commands.Basic.Properties(headers={"x-delivery-count": WARNED})
-    epoch.lane.feed(method(1, redelivered=redelivered) + header(5, properties) + part(b"event"))
+    epoch.fast_channel.feed(method(1, redelivered=redelivered) + header(5, properties) + part(b"event"))
     assert bool(returns.warnings) is redelivered
     recorder.deliveries[0].settle()
     assert returns.warnings == []

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from bridge.amqp.consume.flow_control import Intake
 from bridge.amqp.consume.session import Epoch
-from bridge.amqp.wire.fast_channel import Lane
+from bridge.amqp.wire.fast_channel import FastChannel
 from tests.support.delivery_handler import Recorder
 
 MOST = 200
@@ -21,10 +21,10 @@ class Held:
         self.intake = Intake(MOST)
 
     @property
-    def lane(self) -> Lane:
-        lane = Epoch(Recorder(), MOST).lane
-        lane.hold = self.told.append
-        return lane
+    def fast_channel(self) -> FastChannel:
+        fast_channel = Epoch(Recorder(), MOST).fast_channel
+        fast_channel.hold = self.told.append
+        return fast_channel
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def held() -> Held:
 
 
 async def test_reading_stops_and_goes_on(held: Held) -> None:
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     held.intake.hold(True)
     assert held.intake.held
     held.intake.hold(False)
@@ -46,7 +46,7 @@ async def test_reading_stops_and_goes_on(held: Held) -> None:
 async def test_session_that_follows_one_in_which_nothing_was_read_takes_what_there_was_room_for(
     held: Held, outstanding: int, prefetch: int
 ) -> None:
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     held.intake.hold(True)
     with capture_logs() as logged:
         held.intake.end(outstanding)
@@ -56,11 +56,11 @@ async def test_session_that_follows_one_in_which_nothing_was_read_takes_what_the
 
 
 async def test_with_a_reduced_prefetch_all_is_read_until_there_is_room_for_more(held: Held) -> None:
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     held.intake.hold(True)
     held.intake.end(3)
     held.told.clear()
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     held.intake.hold(True)
     assert (held.told, held.intake.held, held.intake.relieved.is_set()) == ([], False, False)
     held.intake.hold(False)
@@ -72,11 +72,11 @@ async def test_with_a_reduced_prefetch_all_is_read_until_there_is_room_for_more(
 
 
 async def test_room_that_fills_while_the_full_prefetch_is_agreed_ends_the_reading(held: Held) -> None:
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     held.intake.hold(True)
     held.intake.end(3)
     held.told.clear()
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     for full in (True, False, True):
         held.intake.hold(full)
     assert held.told == [], "the broker's consent is still to be read"
@@ -85,10 +85,10 @@ async def test_room_that_fills_while_the_full_prefetch_is_agreed_ends_the_readin
 
 
 async def test_reduced_prefetch_lasts_for_one_session(held: Held) -> None:
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     held.intake.hold(True)
     held.intake.end(3)
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     held.intake.hold(True)
     held.intake.end(3)
     assert held.intake.prefetch == MOST
@@ -98,7 +98,7 @@ async def test_one_delivery_at_a_time_is_always_read() -> None:
     """The broker sends nothing more, and a connection from which nothing is read is lost."""
     held = Held()
     held.intake = Intake(1)
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     held.intake.hold(True)
     assert (held.told, held.intake.held) == ([], False)
     held.intake.hold(False)
@@ -107,5 +107,5 @@ async def test_one_delivery_at_a_time_is_always_read() -> None:
 
 async def test_between_two_sessions_there_is_nothing_to_hold(held: Held) -> None:
     held.intake.hold(True)
-    held.intake.begin(held.lane)
+    held.intake.begin(held.fast_channel)
     assert (held.told, held.intake.held) == ([], False)

@@ -34,8 +34,8 @@ class Handler:
         self.settles_at_once = False
         """Each delivery is settled while it is delivered, as a duplicate is."""
         self.epoch = Epoch(self, PREFETCH)
-        self.epoch.lane.channel = OWN
-        self.epoch.lane.write = self._write
+        self.epoch.fast_channel.channel = OWN
+        self.epoch.fast_channel.write = self._write
 
     def deliver(self, delivery: Delivery) -> None:
         self.log.append(delivery.tag)
@@ -70,7 +70,7 @@ class Handler:
 
     def come(self, *tags: int) -> None:
         """These deliveries come together."""
-        assert self.epoch.lane.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
+        assert self.epoch.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
 
     def settle(self, *tags: int) -> None:
         """Whoever has them settles them."""
@@ -113,7 +113,7 @@ async def test_delivery_is_what_came() -> None:
         body_size=4, properties=commands.Basic.Properties(message_type="kill", content_encoding="br")
     )
     frames = method(7, redelivered=True, exchange="kills", routing_key="a.b") + frame.marshal(content, OWN)
-    handler.epoch.lane.feed(frames + part(b"bo") + part(b"dy"))
+    handler.epoch.fast_channel.feed(frames + part(b"bo") + part(b"dy"))
     [came] = handler.deliveries
     assert (came.tag, came.redelivered, came.exchange, came.routing_key) == (7, True, "kills", "a.b")
     assert (came.content.type, came.content.encoding, came.body) == ("kill", "br", b"body")
@@ -121,9 +121,9 @@ async def test_delivery_is_what_came() -> None:
 
 
 async def test_delivery_that_is_not_complete_is_not_flushed(handler: Handler) -> None:
-    handler.epoch.lane.feed(method(1) + header(4) + part(b"bo"))
+    handler.epoch.fast_channel.feed(method(1) + header(4) + part(b"bo"))
     assert handler.new() == []
-    handler.epoch.lane.feed(part(b"dy"))
+    handler.epoch.fast_channel.feed(part(b"dy"))
     assert handler.new() == [1, FLUSH, [(1, True)]]
 
 

@@ -44,8 +44,8 @@ class FedReader:
         """The next life."""
         self.history.course.begin(BASE + end)
         self.epoch = epoch = ReadingEpoch(self.recorder, 50, self.history)
-        epoch.lane.channel = OWN
-        epoch.lane.write = self.acknowledged.append
+        epoch.fast_channel.channel = OWN
+        epoch.fast_channel.write = self.acknowledged.append
         epoch.on_open = self._open
         self._tag = 0
         return epoch
@@ -60,7 +60,7 @@ class FedReader:
             self._tag += 1
             properties = commands.Basic.Properties(headers={"x-stream-offset": BASE + at}, message_type=kind)
             data += method(self._tag, exchange=exchange) + header(len(body), properties) + part(body)
-        self.epoch.lane.feed(data)
+        self.epoch.fast_channel.feed(data)
 
     def mark(self, at: int, body: bytes = b"token") -> None:
         """A mark, of this reader or another."""
@@ -223,14 +223,14 @@ async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(reader
 
 
 async def test_message_without_an_offset_ends_the_life(reader: FedReader) -> None:
-    reader.epoch.lane.feed(2 * (method(1) + header(0)))
+    reader.epoch.fast_channel.feed(2 * (method(1) + header(0)))
     assert reader.epoch.failed.result() == NO_OFFSET
     assert reader.recorder.log == []
 
 
 async def test_message_without_an_offset_in_one_read_with_others_leaves_those_to_come_again(reader: FedReader) -> None:
     reader.begin(1)
-    reader.epoch.lane.feed(method(1) + header(0))
+    reader.epoch.fast_channel.feed(method(1) + header(0))
     reader.come(1)
     assert reader.recorder.log == []
 

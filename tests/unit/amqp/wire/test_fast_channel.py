@@ -14,7 +14,7 @@ from pamqp import body, commands, frame, heartbeat
 from pamqp.header import ContentHeader, ProtocolHeader
 
 from bridge.amqp.wire import compat
-from bridge.amqp.wire.fast_channel import EMPTY_HEADER, LARGE, Lane
+from bridge.amqp.wire.fast_channel import EMPTY_HEADER, LARGE, FastChannel
 from bridge.amqp.wire.properties import Content
 from bridge.amqp.wire.settlement import Acknowledgement
 from tests.support.fake_amqp import OWN, delivery, header, method, part, payload_of, with_payload
@@ -26,7 +26,7 @@ RECEIVED = None
 """Stands for a call of `received` among the deliveries."""
 
 
-class RecordedLane(Lane):
+class RecordedChannel(FastChannel):
     """A lane that keeps what comes out of it."""
 
     def __init__(self, channel: int | None = OWN) -> None:
@@ -50,8 +50,8 @@ class RecordedLane(Lane):
 
 
 @pytest.fixture
-def lane() -> RecordedLane:
-    return RecordedLane()
+def fast_channel() -> RecordedChannel:
+    return RecordedChannel()
 
 
 DELIVERED: Delivered = (1, False, "killmails", "", b"body")
@@ -60,51 +60,53 @@ DELIVERED: Delivered = (1, False, "killmails", "", b"body")
 # Deliveries
 
 
-def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(lane: RecordedLane) -> None:
-    assert lane.feed(delivery(b"body")) == b""
-    assert lane.log == [DELIVERED, RECEIVED]
+def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(fast_channel: RecordedChannel) -> None:
+    assert fast_channel.feed(delivery(b"body")) == b""
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
-def test_everything_of_the_method_is_handed_out(lane: RecordedLane) -> None:
+def test_everything_of_the_method_is_handed_out(fast_channel: RecordedChannel) -> None:
     data = method(2**63 - 1, redelivered=True, exchange="x" * 127, routing_key="ä" * 127) + header(1) + part(b"1")
-    lane.feed(data)
-    assert lane.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
+    fast_channel.feed(data)
+    assert fast_channel.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
 
 
-def test_names_that_are_not_utf8_have_question_marks(lane: RecordedLane) -> None:
+def test_names_that_are_not_utf8_have_question_marks(fast_channel: RecordedChannel) -> None:
     data = method(exchange="ab", routing_key="cde").replace(b"\x02ab\x03cde", b"\x02a\xff\x03\xfed\xfd")
-    lane.feed(data + header(0))
-    assert lane.delivered == [(1, False, "a?", "?d?", b"")]
+    fast_channel.feed(data + header(0))
+    assert fast_channel.delivered == [(1, False, "a?", "?d?", b"")]
 
 
-def test_body_in_several_frames_is_handed_out_in_one_piece(lane: RecordedLane) -> None:
-    lane.feed(delivery(b"bo", b"d", b"y"))
-    assert lane.log == [DELIVERED, RECEIVED]
+def test_body_in_several_frames_is_handed_out_in_one_piece(fast_channel: RecordedChannel) -> None:
+    fast_channel.feed(delivery(b"bo", b"d", b"y"))
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
-def test_empty_body_is_handed_out_with_the_header(lane: RecordedLane) -> None:
-    lane.feed(delivery())
-    assert lane.log == [(1, False, "killmails", "", b""), RECEIVED]
+def test_empty_body_is_handed_out_with_the_header(fast_channel: RecordedChannel) -> None:
+    fast_channel.feed(delivery())
+    assert fast_channel.log == [(1, False, "killmails", "", b""), RECEIVED]
 
 
-def test_delivery_waits_for_the_last_of_its_frames(lane: RecordedLane) -> None:
+def test_delivery_waits_for_the_last_of_its_frames(fast_channel: RecordedChannel) -> None:
     for piece in (method(), header(4), part(b"bod")):
-        assert lane.feed(piece) == b""
-        assert lane.log == []
-    lane.feed(part(b"y"))
-    assert lane.log == [DELIVERED, RECEIVED]
+        assert fast_channel.feed(piece) == b""
+        assert fast_channel.log == []
+    fast_channel.feed(part(b"y"))
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
-def test_deliveries_that_come_together_are_handed_out_in_order_and_announced_once(lane: RecordedLane) -> None:
-    lane.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
-    assert [entry and entry[0] for entry in lane.log] == [1, 2, 3, RECEIVED]
+def test_deliveries_that_come_together_are_handed_out_in_order_and_announced_once(
+    fast_channel: RecordedChannel,
+) -> None:
+    fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
+    assert [entry and entry[0] for entry in fast_channel.log] == [1, 2, 3, RECEIVED]
 
 
-def test_one_delivery_leaves_nothing_to_the_next(lane: RecordedLane) -> None:
-    lane.feed(delivery(b"bo", b"dy"))
-    lane.feed(delivery(tag=2))
-    lane.feed(delivery(b"2", tag=3))
-    assert [(tag, content) for tag, _, _, _, content in lane.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
+def test_one_delivery_leaves_nothing_to_the_next(fast_channel: RecordedChannel) -> None:
+    fast_channel.feed(delivery(b"bo", b"dy"))
+    fast_channel.feed(delivery(tag=2))
+    fast_channel.feed(delivery(b"2", tag=3))
+    assert [(tag, content) for tag, _, _, _, content in fast_channel.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
 
 
 # Everything else
@@ -125,32 +127,36 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_frame_that_is_no_delivery_of_the_lanes_is_returned_unchanged(lane: RecordedLane, other: bytes) -> None:
-    assert lane.feed(other) == other
-    assert lane.log == []
+def test_frame_that_is_no_delivery_of_the_lanes_is_returned_unchanged(
+    fast_channel: RecordedChannel, other: bytes
+) -> None:
+    assert fast_channel.feed(other) == other
+    assert fast_channel.log == []
 
 
-def test_frames_that_are_not_the_lanes_are_returned_in_order(lane: RecordedLane) -> None:
+def test_frames_that_are_not_the_lanes_are_returned_in_order(fast_channel: RecordedChannel) -> None:
     between = [delivery(b"body", tag=tag) for tag in range(len(OTHERS))]
     data = b"".join(mine + other for mine, other in zip(between, OTHERS, strict=True))
-    assert lane.feed(data) == b"".join(OTHERS)
-    assert [tag for tag, *_ in lane.delivered] == list(range(len(OTHERS)))
+    assert fast_channel.feed(data) == b"".join(OTHERS)
+    assert [tag for tag, *_ in fast_channel.delivered] == list(range(len(OTHERS)))
 
 
-def test_frame_of_another_channel_within_a_delivery_is_returned_and_does_not_disturb_it(lane: RecordedLane) -> None:
+def test_frame_of_another_channel_within_a_delivery_is_returned_and_does_not_disturb_it(
+    fast_channel: RecordedChannel,
+) -> None:
     other = b"".join(OTHERS[:4])
-    assert lane.feed(method() + other + header(4) + other + part(b"bo") + other + part(b"dy")) == other * 3
-    assert lane.log == [DELIVERED, RECEIVED]
+    assert fast_channel.feed(method() + other + header(4) + other + part(b"bo") + other + part(b"dy")) == other * 3
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
 def test_everything_is_returned_before_the_channel_is_known() -> None:
-    lane = RecordedLane(channel=None)
+    fast_channel = RecordedChannel(channel=None)
     data = b"".join(OTHERS) + delivery(b"body")
-    assert lane.feed(data) == data
-    assert lane.log == []
-    lane.channel = OWN
-    assert lane.feed(data) == b"".join(OTHERS)
-    assert lane.log == [DELIVERED, RECEIVED]
+    assert fast_channel.feed(data) == data
+    assert fast_channel.log == []
+    fast_channel.channel = OWN
+    assert fast_channel.feed(data) == b"".join(OTHERS)
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
 # In any pieces
@@ -189,20 +195,20 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 @given(stream=streams, cuts=st.lists(st.integers(0, 5000), max_size=20) | st.just(list(range(5000))))
 def test_same_comes_out_in_whatever_pieces_it_comes(stream: list[Stretch], cuts: list[int]) -> None:
-    lane = RecordedLane()
+    fast_channel = RecordedChannel()
     data = b"".join(b"".join(stretch.frames) for stretch in stream)
     ends = list(accumulate(sum(map(len, stretch.frames)) for stretch in stream))
     fed, returned = 0, b""
     for piece in pieces(data, cuts):
-        before = len(lane.log)
+        before = len(fast_channel.log)
         due = [
             stretch.delivered
             for stretch, end in zip(stream, ends, strict=True)
             if stretch.delivered is not None and fed < end <= fed + len(piece)
         ]
-        returned += lane.feed(piece)
+        returned += fast_channel.feed(piece)
         fed += len(piece)
-        assert lane.log[before:] == [*due, *([RECEIVED] if due else [])]
+        assert fast_channel.log[before:] == [*due, *([RECEIVED] if due else [])]
         whole = [stretch for stretch, end in zip(stream, ends, strict=True) if stretch.delivered is None and end <= fed]
         others = b"".join(frames for stretch in whole for frames in stretch.frames)
         assert returned.startswith(others), "what is complete is not held back"
@@ -221,24 +227,24 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_what_is_not_amqp_ends_the_lane(lane: RecordedLane, broken: bytes) -> None:
+def test_what_is_not_amqp_ends_the_lane(fast_channel: RecordedChannel, broken: bytes) -> None:
     behind = delivery(b"body", tag=2) + OTHERS[0]
-    assert lane.broken is None
-    assert lane.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
-    assert lane.log == [DELIVERED, RECEIVED]
-    assert lane.broken
+    assert fast_channel.broken is None
+    assert fast_channel.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
+    assert fast_channel.log == [DELIVERED, RECEIVED]
+    assert fast_channel.broken
     for more in (behind, b"\x01", b""):
-        assert lane.feed(more) == b""
-    assert lane.log == [DELIVERED, RECEIVED]
+        assert fast_channel.feed(more) == b""
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
 @given(kind=st.sampled_from(sorted(BROKEN)), cuts=st.lists(st.integers(0, 500), max_size=10))
 def test_what_is_not_amqp_is_returned_whole_before_the_channel_is_known(kind: str, cuts: list[int]) -> None:
-    lane = RecordedLane(channel=None)
+    fast_channel = RecordedChannel(channel=None)
     data = OTHERS[4] + BROKEN[kind] + delivery(b"body", tag=2) + OTHERS[0]
-    assert b"".join(map(lane.feed, pieces(data, cuts))) == data
-    assert lane.broken
-    assert lane.log == []
+    assert b"".join(map(fast_channel.feed, pieces(data, cuts))) == data
+    assert fast_channel.broken
+    assert fast_channel.log == []
 
 
 # What is AMQP, and no delivery
@@ -277,27 +283,29 @@ CUT_SHORT = {
 
 @pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
 @pytest.mark.parametrize("before", [b"", OTHERS[0], delivery(b"body")], ids=["first", "second", "after-a-delivery"])
-def test_delivery_that_is_cut_short_ends_the_lane(lane: RecordedLane, before: bytes, cut_short: bytes) -> None:
+def test_delivery_that_is_cut_short_ends_the_lane(
+    fast_channel: RecordedChannel, before: bytes, cut_short: bytes
+) -> None:
     """None of it is handed out; what was handed out before is announced."""
     handed_out = [DELIVERED, RECEIVED] if before == delivery(b"body") else []
     behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
-    assert lane.feed(before + cut_short + behind) == (b"" if handed_out else before)
-    assert lane.broken is not None
-    assert lane.broken.startswith("a malformed delivery: ")
-    assert lane.log == handed_out
-    assert lane.feed(behind) == b""
-    assert lane.log == handed_out
+    assert fast_channel.feed(before + cut_short + behind) == (b"" if handed_out else before)
+    assert fast_channel.broken is not None
+    assert fast_channel.broken.startswith("a malformed delivery: ")
+    assert fast_channel.log == handed_out
+    assert fast_channel.feed(behind) == b""
+    assert fast_channel.log == handed_out
 
 
 @given(
     kind=st.sampled_from(sorted(CUT_SHORT)), cuts=st.lists(st.integers(0, 500), max_size=10) | st.just([*range(500)])
 )
 def test_delivery_that_is_cut_short_ends_the_lane_in_whatever_pieces_it_comes(kind: str, cuts: list[int]) -> None:
-    lane = RecordedLane()
+    fast_channel = RecordedChannel()
     behind = header(4) + part(b"late") + delivery(b"body", tag=2)
     data = delivery(b"body") + OTHERS[4] + CUT_SHORT[kind] + behind
-    assert b"".join(map(lane.feed, pieces(data, cuts))) == OTHERS[4]
-    assert lane.delivered == [DELIVERED]
+    assert b"".join(map(fast_channel.feed, pieces(data, cuts))) == OTHERS[4]
+    assert fast_channel.delivered == [DELIVERED]
 
 
 CONTRADICTORY = {
@@ -311,57 +319,57 @@ CONTRADICTORY = {
 
 
 @pytest.mark.parametrize("contradictory", CONTRADICTORY.values(), ids=CONTRADICTORY)
-def test_delivery_that_contradicts_itself_ends_the_lane(lane: RecordedLane, contradictory: bytes) -> None:
-    assert lane.feed(delivery(b"body") + contradictory + delivery(b"body", tag=3)) == b""
-    assert lane.broken is not None
-    assert lane.broken.startswith("a malformed delivery: ")
-    assert lane.log == [DELIVERED, RECEIVED]
+def test_delivery_that_contradicts_itself_ends_the_lane(fast_channel: RecordedChannel, contradictory: bytes) -> None:
+    assert fast_channel.feed(delivery(b"body") + contradictory + delivery(b"body", tag=3)) == b""
+    assert fast_channel.broken is not None
+    assert fast_channel.broken.startswith("a malformed delivery: ")
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
 @pytest.mark.parametrize("left_behind", [OTHERS[4][:9], b"HTTP/1.1 400 Bad Request"], ids=["half a frame", "no AMQP"])
 def test_next_connection_begins_with_nothing_of_the_one_before(left_behind: bytes) -> None:
-    lane = RecordedLane(channel=None)
-    lane.feed(left_behind)
-    lane.begin()
-    assert lane.feed(OTHERS[0]) == OTHERS[0]
-    lane.channel = OWN
-    assert lane.feed(delivery(b"body")) == b""
-    assert lane.log == [DELIVERED, RECEIVED]
+    fast_channel = RecordedChannel(channel=None)
+    fast_channel.feed(left_behind)
+    fast_channel.begin()
+    assert fast_channel.feed(OTHERS[0]) == OTHERS[0]
+    fast_channel.channel = OWN
+    assert fast_channel.feed(delivery(b"body")) == b""
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
-def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(lane: RecordedLane) -> None:
+def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(fast_channel: RecordedChannel) -> None:
     """64 MB in pieces of 64 KB: together 32 GB, if each were joined to what is there."""
     piece = bytes(65536)
     frame_of_it = part(piece * 1024)
-    lane.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])
+    fast_channel.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])
     began = time.process_time()
     for at in range(7, len(frame_of_it), len(piece)):
-        lane.feed(frame_of_it[at : at + len(piece)])
+        fast_channel.feed(frame_of_it[at : at + len(piece)])
     assert time.process_time() - began < 3
-    assert [len(delivered[4]) for delivered in lane.delivered] == [len(piece) * 1024]
+    assert [len(delivered[4]) for delivered in fast_channel.delivered] == [len(piece) * 1024]
 
 
-def test_header_of_the_smallest_size_is_not_cut_short(lane: RecordedLane) -> None:
+def test_header_of_the_smallest_size_is_not_cut_short(fast_channel: RecordedChannel) -> None:
     assert len(payload_of(header(0))) == EMPTY_HEADER
-    assert lane.feed(method() + header(0)) == b""
-    assert lane.log == [(1, False, "killmails", "", b""), RECEIVED]
+    assert fast_channel.feed(method() + header(0)) == b""
+    assert fast_channel.log == [(1, False, "killmails", "", b""), RECEIVED]
 
 
 def test_cut_short_delivery_of_another_channel_is_no_business_of_the_lanes() -> None:
-    lane = RecordedLane(OWN + 1)
+    fast_channel = RecordedChannel(OWN + 1)
     broken = b"".join(CUT_SHORT.values())
-    assert lane.feed(broken) == broken
-    lane.channel = OWN
-    assert lane.feed(delivery(b"body")) == b""
-    assert lane.log == [DELIVERED, RECEIVED]
+    assert fast_channel.feed(broken) == broken
+    fast_channel.channel = OWN
+    assert fast_channel.feed(delivery(b"body")) == b""
+    assert fast_channel.log == [DELIVERED, RECEIVED]
 
 
 def test_protocol_header_of_a_broker_that_speaks_another_version_is_not_held_back() -> None:
-    lane = RecordedLane(channel=None)
+    fast_channel = RecordedChannel(channel=None)
     reply = ProtocolHeader(0, 8, 0).marshal()
     assert len(reply) == 8
-    assert lane.feed(reply[:7]) == b""
-    assert lane.feed(reply[7:]) == reply
+    assert fast_channel.feed(reply[:7]) == b""
+    assert fast_channel.feed(reply[7:]) == reply
 
 
 # Properties
@@ -465,12 +473,12 @@ def test_properties_that_end_before_the_type_give_none(end: int) -> None:
     assert (content.type, content.encoding) == (None, None)
 
 
-def test_delivery_with_properties_that_end_too_early_is_handed_out(lane: RecordedLane) -> None:
+def test_delivery_with_properties_that_end_too_early_is_handed_out(fast_channel: RecordedChannel) -> None:
     payload = EVERYTHING[:-6]
     damaged = b"\x02\x00\x03" + len(payload).to_bytes(4, "big") + payload + b"\xce"
-    assert lane.feed(method() + damaged + part(b"lives")) == b""
-    assert [content for *_, content in lane.delivered] == [b"lives"]
-    assert (lane.contents[0].type, lane.contents[0].encoding) == (None, None)
+    assert fast_channel.feed(method() + damaged + part(b"lives")) == b""
+    assert [content for *_, content in fast_channel.delivered] == [b"lives"]
+    assert (fast_channel.contents[0].type, fast_channel.contents[0].encoding) == (None, None)
 
 
 def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,11 +495,11 @@ def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatc
     assert content.properties.priority is None
 
 
-def test_content_of_a_delivery_is_its_own(lane: RecordedLane) -> None:
+def test_content_of_a_delivery_is_its_own(fast_channel: RecordedChannel) -> None:
     for kind in ("a", None, "b"):
-        lane.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
-    assert [content.type for content in lane.contents] == ["a", None, "b"]
-    assert [content.properties.priority for content in lane.contents] == [3, 3, 3]
+        fast_channel.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
+    assert [content.type for content in fast_channel.contents] == ["a", None, "b"]
+    assert [content.properties.priority for content in fast_channel.contents] == [3, 3, 3]
 
 
 # Acknowledgements
@@ -504,20 +512,20 @@ def test_content_of_a_delivery_is_its_own(lane: RecordedLane) -> None:
 def test_acknowledgements_are_what_the_library_would_send_in_one_write(
     acknowledgements: list[Acknowledgement], channel: int
 ) -> None:
-    lane = RecordedLane(channel)
-    lane.acknowledge(acknowledgements)
-    assert lane.sent == [
+    fast_channel = RecordedChannel(channel)
+    fast_channel.acknowledge(acknowledgements)
+    assert fast_channel.sent == [
         b"".join(frame.marshal(commands.Basic.Ack(tag, multiple), channel) for tag, multiple in acknowledgements)
     ]
 
 
-def test_no_acknowledgement_is_no_write(lane: RecordedLane) -> None:
-    lane.acknowledge([])
-    assert lane.sent == []
+def test_no_acknowledgement_is_no_write(fast_channel: RecordedChannel) -> None:
+    fast_channel.acknowledge([])
+    assert fast_channel.sent == []
 
 
 def test_acknowledgement_without_a_connection_goes_nowhere() -> None:
-    lane = Lane(lambda *_: None, lambda: None)
-    lane.channel = OWN
-    lane.acknowledge([Acknowledgement(1, True)])
-    assert lane.feed(OTHERS[0]) == OTHERS[0]
+    fast_channel = FastChannel(lambda *_: None, lambda: None)
+    fast_channel.channel = OWN
+    fast_channel.acknowledge([Acknowledgement(1, True)])
+    assert fast_channel.feed(OTHERS[0]) == OTHERS[0]
