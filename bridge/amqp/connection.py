@@ -39,7 +39,7 @@ async def connected(
 ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
     """A connection to the first node that takes one, closed at the end (within `amqp_close_timeout_s`).
 
-    `name` is what the broker's management page shows; `lane` gets the deliveries of its channel. Raises BrokerRefusal
+    `name` is what the broker's management page shows; `fast_channel` gets the deliveries. Raises BrokerRefusal
     where the broker says no, ConnectionError where none can be reached; of several nodes' errors, the last.
     """
     connection, line = await _connect_to_any(nodes, name, fast_channel, timing)
@@ -53,27 +53,29 @@ async def connected(
 
 
 class _Reader(asyncio.StreamReaderProtocol):
-    """Where a connection's bytes arrive: the lane's part goes into the lane, the rest to aiormq."""
+    """Where a connection's bytes arrive: the deliveries go to the fast channel, all other frames to aiormq."""
 
     def __init__(self, reader: asyncio.StreamReader, fast_channel: FastChannel) -> None:
         super().__init__(reader)
         self._reader = reader
-        self._lane = fast_channel
+        self._fast_channel = fast_channel
 
     def data_received(self, data: bytes) -> None:
-        others = self._lane.feed(data)
+        others = self._fast_channel.feed(data)
         if others:
             super().data_received(others)
-        if self._lane.broken and self._lane.channel:
+        if self._fast_channel.broken and self._fast_channel.number:
             # aiormq gives the connection up: what it has not read yet counts for nothing.
-            self._reader.set_exception(aiormq.exceptions.InvalidFrameError(f"the broker sent {self._lane.broken}"))
+            self._reader.set_exception(
+                aiormq.exceptions.InvalidFrameError(f"the broker sent {self._fast_channel.broken}")
+            )
 
 
 class _Line(aiormq.connection.TransportFactory):
     """What aiormq gets its transport from, and keeps to itself: only who has it can share the line, or cut it."""
 
     def __init__(self, fast_channel: FastChannel | None) -> None:
-        self._lane = fast_channel
+        self._fast_channel = fast_channel
         self._transport: asyncio.Transport | None = None
 
     async def create(self, url: URL, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -87,9 +89,11 @@ class _Line(aiormq.connection.TransportFactory):
             require_tls_1_2(context)
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
-        if self._lane is not None:
-            self._lane.begin()
-        protocol = asyncio.StreamReaderProtocol(reader) if self._lane is None else _Reader(reader, self._lane)
+        if self._fast_channel is not None:
+            self._fast_channel.begin()
+        protocol = (
+            asyncio.StreamReaderProtocol(reader) if self._fast_channel is None else _Reader(reader, self._fast_channel)
+        )
         try:
             assert url.host is not None
             assert url.port is not None
@@ -100,9 +104,9 @@ class _Line(aiormq.connection.TransportFactory):
             # UnicodeError: a host name that IDNA can't encode.
             raise aiormq.exceptions.AMQPConnectionError(_unreachable(error, url.raw_host or "")) from error
         self._transport = transport
-        if self._lane is not None:
-            self._lane.write = self._send
-            self._lane.hold = self._hold
+        if self._fast_channel is not None:
+            self._fast_channel.write = self._send
+            self._fast_channel.hold = self._hold
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def _send(self, frames: bytes) -> None:

@@ -179,7 +179,7 @@ class Consumer:
                 return ending.reason
             finally:
                 self.status.unexplained |= not ending.explained
-                if epoch.fast_channel.channel is not None:  # it was about to consume, or has consumed
+                if epoch.fast_channel.number is not None:  # it was about to consume, or has consumed
                     at_once = amqp.closing.done() and not (self._watch and self._watch.answered)
                     self._at_once.note_ending(ending if at_once else None)
                 self.intake.end(epoch.outstanding)
@@ -205,7 +205,7 @@ class Consumer:
         # Before the first delivery: it comes right behind the broker's consent.
         asked_s = time.monotonic()
         epoch.on_open = lambda: self._recovered(found, asked_s)
-        epoch.channel, epoch.fast_channel.channel = channel, channel.number
+        epoch.channel, epoch.fast_channel.number = channel, channel.number
         await queue.consume(epoch, found.queue, self._queue.arguments())
         return found, ended
 

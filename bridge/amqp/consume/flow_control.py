@@ -23,11 +23,11 @@ class Intake:
         """Set when the full prefetch can be used again."""
         self._full = False
         """True while there is no room for more deliveries."""
-        self._lane: FastChannel | None = None
+        self._fast_channel: FastChannel | None = None
 
     def begin(self, fast_channel: FastChannel) -> None:
         """A session has begun to consume."""
-        self._lane = fast_channel
+        self._fast_channel = fast_channel
 
     def hold(self, held: bool) -> None:
         """Stops reading from the broker, or goes on with it.
@@ -35,7 +35,7 @@ class Intake:
         With a reduced prefetch, there is room for all that the broker sends: it is read, and `relieved` is set when
         there is room for more.
         """
-        if self._lane is None:
+        if self._fast_channel is None:
             return
         self._full = held
         if self.prefetch < self.most:
@@ -43,7 +43,7 @@ class Intake:
                 self.relieved.set()
         elif self.most > 1:
             self.held = held
-            self._lane.hold(held)
+            self._fast_channel.hold(held)
 
     def restore(self) -> None:
         """Records that the broker has applied the full prefetch again.
@@ -63,8 +63,8 @@ class Intake:
         """
         self.prefetch = max(1, outstanding) if self.held else self.most
         self.relieved.clear()
-        if self.held and self._lane is not None:
+        if self.held and self._fast_channel is not None:
             _log.warning("prefetch reduced: large rejected events are held", prefetch=self.prefetch)
-            self._lane.hold(False)  # what is said at the end would not be heard
+            self._fast_channel.hold(False)  # what is said at the end would not be heard
         self.held = self._full = False
-        self._lane = None
+        self._fast_channel = None

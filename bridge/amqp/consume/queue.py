@@ -124,7 +124,7 @@ class StreamQueue:
 
 
 async def consume(epoch: Epoch, queue: str, arguments: FieldTable | None) -> None:
-    """Begins to consume on the epoch's channel. The deliveries go to its lane. Raises BrokerRefusal."""
+    """Begins to consume on the epoch's channel. The deliveries go to its fast channel. Raises BrokerRefusal."""
     assert epoch.channel is not None
     try:
         consuming = await epoch.channel.basic_consume(queue, _never, arguments=arguments)
@@ -144,5 +144,5 @@ async def consume(epoch: Epoch, queue: str, arguments: FieldTable | None) -> Non
 
 
 async def _never(message: aiormq.abc.DeliveredMessage) -> None:
-    """What aiormq would call for a delivery, if one came past the lane."""
-    raise AssertionError("a delivery went past its lane")
+    """What aiormq would call for a delivery, if a delivery bypassed the fast channel."""
+    raise AssertionError("a delivery bypassed the fast channel")

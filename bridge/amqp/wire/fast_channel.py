@@ -49,7 +49,7 @@ class FastChannel:
         self, receive: Receiver, received: Callable[[], None], read: Callable[[bytes], Content] = Content
     ) -> None:
         """`received` is called after the last delivery of what came together; `read` reads a content header."""
-        self.channel: int | None = None
+        self.number: int | None = None
         """The number of the channel whose deliveries are taken; its own, with nothing else consuming on it."""
         self.write: Callable[[bytes], None] = lambda frames: None
         """Sends whole frames to the broker. Nothing is sent while there is no connection."""
@@ -90,7 +90,7 @@ class FastChannel:
         there on are returned: what another protocol's answer means is the library's business. Afterwards none are.
         """
         if self.broken:
-            return b"" if self.channel else data
+            return b"" if self.number else data
         if self._held:
             self._held.append(data)
             self._held_bytes += len(data)
@@ -111,7 +111,7 @@ class FastChannel:
                 self.broken = "a frame without its end"
                 break
             try:
-                taken = channel == self.channel and self._take(kind, data, at + FRAME.size, end - 1)
+                taken = channel == self.number and self._take(kind, data, at + FRAME.size, end - 1)
             except (IndexError, ValueError, struct.error) as error:
                 self.broken = f"a malformed delivery: {error}"
                 break
@@ -122,7 +122,7 @@ class FastChannel:
         if not self.broken:
             self._held = [rest] if rest else []
             self._held_bytes, self._wanted_bytes = len(rest), end - at
-        elif not self.channel:
+        elif not self.number:
             others.append(rest)
         if self._handed_out:
             self._handed_out = False
@@ -132,7 +132,7 @@ class FastChannel:
     def acknowledge(self, acknowledgements: list[Acknowledgement]) -> None:
         """Sends acknowledgements, all in one piece."""
         frames = [
-            ACK.pack(METHOD, self.channel, ACK_LENGTH, ACK_METHOD, tag, multiple, FRAME_END)
+            ACK.pack(METHOD, self.number, ACK_LENGTH, ACK_METHOD, tag, multiple, FRAME_END)
             for tag, multiple in acknowledgements
         ]
         if frames:

@@ -780,12 +780,12 @@ async def test_stop_that_the_broker_does_not_confirm_is_logged_and_waits_for_not
     assert clock.now_s - before_s <= DEFAULT.cancel_timeout_s + 0.01
 
 
-async def test_delivery_past_the_lane_is_a_fault_of_ours(running: RunningConsumer) -> None:
+async def test_delivery_that_bypasses_the_fast_channel_is_a_fault_of_ours(running: RunningConsumer) -> None:
     running.broker.lives.append(amqp := FakeAmqp())
     running.begin()
     await running.works()
     callback: Any = amqp.channels[0].consumer
-    with pytest.raises(AssertionError, match="past its lane"):
+    with pytest.raises(AssertionError, match="bypassed the fast channel"):
         await callback(object())
 
 

@@ -67,7 +67,7 @@ async def test_only_what_the_broker_calls_redelivered_is_looked_at(*, redelivere
     recorder, returns = Recorder(), Returns()
     recorder.holds = True
     epoch = Epoch(recorder, 10, returns=returns)
-    epoch.fast_channel.channel = OWN
+    epoch.fast_channel.number = OWN
     properties = commands.Basic.Properties(headers={"x-delivery-count": WARNED})
     epoch.fast_channel.feed(method(1, redelivered=redelivered) + header(5, properties) + part(b"event"))
     assert bool(returns.warnings) is redelivered

@@ -14,7 +14,7 @@ MOST = 200
 
 
 class Held:
-    """An intake, and what its lane was told."""
+    """An intake, and what its channel was told."""
 
     def __init__(self) -> None:
         self.told: list[bool] = []

@@ -34,7 +34,7 @@ class Handler:
         self.settles_at_once = False
         """Each delivery is settled while it is delivered, as a duplicate is."""
         self.epoch = Epoch(self, PREFETCH)
-        self.epoch.fast_channel.channel = OWN
+        self.epoch.fast_channel.number = OWN
         self.epoch.fast_channel.write = self._write
 
     def deliver(self, delivery: Delivery) -> None:

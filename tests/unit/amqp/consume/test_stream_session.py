@@ -44,7 +44,7 @@ class FedReader:
         """The next life."""
         self.history.course.begin(BASE + end)
         self.epoch = epoch = ReadingEpoch(self.recorder, 50, self.history)
-        epoch.fast_channel.channel = OWN
+        epoch.fast_channel.number = OWN
         epoch.fast_channel.write = self.acknowledged.append
         epoch.on_open = self._open
         self._tag = 0

@@ -1,4 +1,4 @@
-"""A connection's bytes, with the lane's deliveries taken out: the same whatever pieces they come in."""
+"""A connection's bytes, with the channel's deliveries taken out: the same whatever pieces they come in."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RECEIVED = None
 
 
 class RecordedChannel(FastChannel):
-    """A lane that keeps what comes out of it."""
+    """A channel that keeps what comes out of it."""
 
-    def __init__(self, channel: int | None = OWN) -> None:
+    def __init__(self, number: int | None = OWN) -> None:
         super().__init__(self._keep, lambda: self.log.append(RECEIVED))
         self.log: list[Delivered | None] = []
         self.contents: list[Content] = []
         self.sent: list[bytes] = []
-        self.channel = channel
+        self.number = number
         self.write = self.sent.append
 
     def _keep(
@@ -50,7 +50,7 @@ class RecordedChannel(FastChannel):
 
 
 @pytest.fixture
-def fast_channel() -> RecordedChannel:
+def channel() -> RecordedChannel:
     return RecordedChannel()
 
 
@@ -60,53 +60,53 @@ DELIVERED: Delivered = (1, False, "killmails", "", b"body")
 # Deliveries
 
 
-def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(fast_channel: RecordedChannel) -> None:
-    assert fast_channel.feed(delivery(b"body")) == b""
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(channel: RecordedChannel) -> None:
+    assert channel.feed(delivery(b"body")) == b""
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
-def test_everything_of_the_method_is_handed_out(fast_channel: RecordedChannel) -> None:
+def test_everything_of_the_method_is_handed_out(channel: RecordedChannel) -> None:
     data = method(2**63 - 1, redelivered=True, exchange="x" * 127, routing_key="ä" * 127) + header(1) + part(b"1")
-    fast_channel.feed(data)
-    assert fast_channel.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
+    channel.feed(data)
+    assert channel.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
 
 
-def test_names_that_are_not_utf8_have_question_marks(fast_channel: RecordedChannel) -> None:
+def test_names_that_are_not_utf8_have_question_marks(channel: RecordedChannel) -> None:
     data = method(exchange="ab", routing_key="cde").replace(b"\x02ab\x03cde", b"\x02a\xff\x03\xfed\xfd")
-    fast_channel.feed(data + header(0))
-    assert fast_channel.delivered == [(1, False, "a?", "?d?", b"")]
+    channel.feed(data + header(0))
+    assert channel.delivered == [(1, False, "a?", "?d?", b"")]
 
 
-def test_body_in_several_frames_is_handed_out_in_one_piece(fast_channel: RecordedChannel) -> None:
-    fast_channel.feed(delivery(b"bo", b"d", b"y"))
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+def test_body_in_several_frames_is_handed_out_in_one_piece(channel: RecordedChannel) -> None:
+    channel.feed(delivery(b"bo", b"d", b"y"))
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
-def test_empty_body_is_handed_out_with_the_header(fast_channel: RecordedChannel) -> None:
-    fast_channel.feed(delivery())
-    assert fast_channel.log == [(1, False, "killmails", "", b""), RECEIVED]
+def test_empty_body_is_handed_out_with_the_header(channel: RecordedChannel) -> None:
+    channel.feed(delivery())
+    assert channel.log == [(1, False, "killmails", "", b""), RECEIVED]
 
 
-def test_delivery_waits_for_the_last_of_its_frames(fast_channel: RecordedChannel) -> None:
+def test_delivery_waits_for_the_last_of_its_frames(channel: RecordedChannel) -> None:
     for piece in (method(), header(4), part(b"bod")):
-        assert fast_channel.feed(piece) == b""
-        assert fast_channel.log == []
-    fast_channel.feed(part(b"y"))
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+        assert channel.feed(piece) == b""
+        assert channel.log == []
+    channel.feed(part(b"y"))
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
 def test_deliveries_that_come_together_are_handed_out_in_order_and_announced_once(
-    fast_channel: RecordedChannel,
+    channel: RecordedChannel,
 ) -> None:
-    fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
-    assert [entry and entry[0] for entry in fast_channel.log] == [1, 2, 3, RECEIVED]
+    channel.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
+    assert [entry and entry[0] for entry in channel.log] == [1, 2, 3, RECEIVED]
 
 
-def test_one_delivery_leaves_nothing_to_the_next(fast_channel: RecordedChannel) -> None:
-    fast_channel.feed(delivery(b"bo", b"dy"))
-    fast_channel.feed(delivery(tag=2))
-    fast_channel.feed(delivery(b"2", tag=3))
-    assert [(tag, content) for tag, _, _, _, content in fast_channel.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
+def test_one_delivery_leaves_nothing_to_the_next(channel: RecordedChannel) -> None:
+    channel.feed(delivery(b"bo", b"dy"))
+    channel.feed(delivery(tag=2))
+    channel.feed(delivery(b"2", tag=3))
+    assert [(tag, content) for tag, _, _, _, content in channel.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
 
 
 # Everything else
@@ -123,40 +123,40 @@ OTHERS = [
     + frame.marshal(ContentHeader(body_size=1), OWN)
     + frame.marshal(body.ContentBody(b"1"), OWN),
 ]
-"""Of other channels, and of the lane's own what is no delivery, a returned message with its content among it."""
+"""Of other channels, and of the channel's own what is no delivery, a returned message with its content among it."""
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_frame_that_is_no_delivery_of_the_lanes_is_returned_unchanged(
-    fast_channel: RecordedChannel, other: bytes
+def test_frame_that_is_no_delivery_of_the_channels_is_returned_unchanged(
+    channel: RecordedChannel, other: bytes
 ) -> None:
-    assert fast_channel.feed(other) == other
-    assert fast_channel.log == []
+    assert channel.feed(other) == other
+    assert channel.log == []
 
 
-def test_frames_that_are_not_the_lanes_are_returned_in_order(fast_channel: RecordedChannel) -> None:
+def test_frames_that_are_not_the_channels_are_returned_in_order(channel: RecordedChannel) -> None:
     between = [delivery(b"body", tag=tag) for tag in range(len(OTHERS))]
     data = b"".join(mine + other for mine, other in zip(between, OTHERS, strict=True))
-    assert fast_channel.feed(data) == b"".join(OTHERS)
-    assert [tag for tag, *_ in fast_channel.delivered] == list(range(len(OTHERS)))
+    assert channel.feed(data) == b"".join(OTHERS)
+    assert [tag for tag, *_ in channel.delivered] == list(range(len(OTHERS)))
 
 
 def test_frame_of_another_channel_within_a_delivery_is_returned_and_does_not_disturb_it(
-    fast_channel: RecordedChannel,
+    channel: RecordedChannel,
 ) -> None:
     other = b"".join(OTHERS[:4])
-    assert fast_channel.feed(method() + other + header(4) + other + part(b"bo") + other + part(b"dy")) == other * 3
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+    assert channel.feed(method() + other + header(4) + other + part(b"bo") + other + part(b"dy")) == other * 3
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
 def test_everything_is_returned_before_the_channel_is_known() -> None:
-    fast_channel = RecordedChannel(channel=None)
+    channel = RecordedChannel(number=None)
     data = b"".join(OTHERS) + delivery(b"body")
-    assert fast_channel.feed(data) == data
-    assert fast_channel.log == []
-    fast_channel.channel = OWN
-    assert fast_channel.feed(data) == b"".join(OTHERS)
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+    assert channel.feed(data) == data
+    assert channel.log == []
+    channel.number = OWN
+    assert channel.feed(data) == b"".join(OTHERS)
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
 # In any pieces
@@ -195,20 +195,20 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 @given(stream=streams, cuts=st.lists(st.integers(0, 5000), max_size=20) | st.just(list(range(5000))))
 def test_same_comes_out_in_whatever_pieces_it_comes(stream: list[Stretch], cuts: list[int]) -> None:
-    fast_channel = RecordedChannel()
+    channel = RecordedChannel()
     data = b"".join(b"".join(stretch.frames) for stretch in stream)
     ends = list(accumulate(sum(map(len, stretch.frames)) for stretch in stream))
     fed, returned = 0, b""
     for piece in pieces(data, cuts):
-        before = len(fast_channel.log)
+        before = len(channel.log)
         due = [
             stretch.delivered
             for stretch, end in zip(stream, ends, strict=True)
             if stretch.delivered is not None and fed < end <= fed + len(piece)
         ]
-        returned += fast_channel.feed(piece)
+        returned += channel.feed(piece)
         fed += len(piece)
-        assert fast_channel.log[before:] == [*due, *([RECEIVED] if due else [])]
+        assert channel.log[before:] == [*due, *([RECEIVED] if due else [])]
         whole = [stretch for stretch, end in zip(stream, ends, strict=True) if stretch.delivered is None and end <= fed]
         others = b"".join(frames for stretch in whole for frames in stretch.frames)
         assert returned.startswith(others), "what is complete is not held back"
@@ -227,24 +227,24 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_what_is_not_amqp_ends_the_lane(fast_channel: RecordedChannel, broken: bytes) -> None:
+def test_what_is_not_amqp_ends_the_channel(channel: RecordedChannel, broken: bytes) -> None:
     behind = delivery(b"body", tag=2) + OTHERS[0]
-    assert fast_channel.broken is None
-    assert fast_channel.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
-    assert fast_channel.log == [DELIVERED, RECEIVED]
-    assert fast_channel.broken
+    assert channel.broken is None
+    assert channel.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
+    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.broken
     for more in (behind, b"\x01", b""):
-        assert fast_channel.feed(more) == b""
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+        assert channel.feed(more) == b""
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
 @given(kind=st.sampled_from(sorted(BROKEN)), cuts=st.lists(st.integers(0, 500), max_size=10))
 def test_what_is_not_amqp_is_returned_whole_before_the_channel_is_known(kind: str, cuts: list[int]) -> None:
-    fast_channel = RecordedChannel(channel=None)
+    channel = RecordedChannel(number=None)
     data = OTHERS[4] + BROKEN[kind] + delivery(b"body", tag=2) + OTHERS[0]
-    assert b"".join(map(fast_channel.feed, pieces(data, cuts))) == data
-    assert fast_channel.broken
-    assert fast_channel.log == []
+    assert b"".join(map(channel.feed, pieces(data, cuts))) == data
+    assert channel.broken
+    assert channel.log == []
 
 
 # What is AMQP, and no delivery
@@ -283,29 +283,27 @@ CUT_SHORT = {
 
 @pytest.mark.parametrize("cut_short", CUT_SHORT.values(), ids=CUT_SHORT)
 @pytest.mark.parametrize("before", [b"", OTHERS[0], delivery(b"body")], ids=["first", "second", "after-a-delivery"])
-def test_delivery_that_is_cut_short_ends_the_lane(
-    fast_channel: RecordedChannel, before: bytes, cut_short: bytes
-) -> None:
+def test_delivery_that_is_cut_short_ends_the_channel(channel: RecordedChannel, before: bytes, cut_short: bytes) -> None:
     """None of it is handed out; what was handed out before is announced."""
     handed_out = [DELIVERED, RECEIVED] if before == delivery(b"body") else []
     behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
-    assert fast_channel.feed(before + cut_short + behind) == (b"" if handed_out else before)
-    assert fast_channel.broken is not None
-    assert fast_channel.broken.startswith("a malformed delivery: ")
-    assert fast_channel.log == handed_out
-    assert fast_channel.feed(behind) == b""
-    assert fast_channel.log == handed_out
+    assert channel.feed(before + cut_short + behind) == (b"" if handed_out else before)
+    assert channel.broken is not None
+    assert channel.broken.startswith("a malformed delivery: ")
+    assert channel.log == handed_out
+    assert channel.feed(behind) == b""
+    assert channel.log == handed_out
 
 
 @given(
     kind=st.sampled_from(sorted(CUT_SHORT)), cuts=st.lists(st.integers(0, 500), max_size=10) | st.just([*range(500)])
 )
-def test_delivery_that_is_cut_short_ends_the_lane_in_whatever_pieces_it_comes(kind: str, cuts: list[int]) -> None:
-    fast_channel = RecordedChannel()
+def test_delivery_that_is_cut_short_ends_the_channel_in_whatever_pieces_it_comes(kind: str, cuts: list[int]) -> None:
+    channel = RecordedChannel()
     behind = header(4) + part(b"late") + delivery(b"body", tag=2)
     data = delivery(b"body") + OTHERS[4] + CUT_SHORT[kind] + behind
-    assert b"".join(map(fast_channel.feed, pieces(data, cuts))) == OTHERS[4]
-    assert fast_channel.delivered == [DELIVERED]
+    assert b"".join(map(channel.feed, pieces(data, cuts))) == OTHERS[4]
+    assert channel.delivered == [DELIVERED]
 
 
 CONTRADICTORY = {
@@ -319,57 +317,57 @@ CONTRADICTORY = {
 
 
 @pytest.mark.parametrize("contradictory", CONTRADICTORY.values(), ids=CONTRADICTORY)
-def test_delivery_that_contradicts_itself_ends_the_lane(fast_channel: RecordedChannel, contradictory: bytes) -> None:
-    assert fast_channel.feed(delivery(b"body") + contradictory + delivery(b"body", tag=3)) == b""
-    assert fast_channel.broken is not None
-    assert fast_channel.broken.startswith("a malformed delivery: ")
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+def test_delivery_that_contradicts_itself_ends_the_channel(channel: RecordedChannel, contradictory: bytes) -> None:
+    assert channel.feed(delivery(b"body") + contradictory + delivery(b"body", tag=3)) == b""
+    assert channel.broken is not None
+    assert channel.broken.startswith("a malformed delivery: ")
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
 @pytest.mark.parametrize("left_behind", [OTHERS[4][:9], b"HTTP/1.1 400 Bad Request"], ids=["half a frame", "no AMQP"])
 def test_next_connection_begins_with_nothing_of_the_one_before(left_behind: bytes) -> None:
-    fast_channel = RecordedChannel(channel=None)
-    fast_channel.feed(left_behind)
-    fast_channel.begin()
-    assert fast_channel.feed(OTHERS[0]) == OTHERS[0]
-    fast_channel.channel = OWN
-    assert fast_channel.feed(delivery(b"body")) == b""
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+    channel = RecordedChannel(number=None)
+    channel.feed(left_behind)
+    channel.begin()
+    assert channel.feed(OTHERS[0]) == OTHERS[0]
+    channel.number = OWN
+    assert channel.feed(delivery(b"body")) == b""
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
-def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(fast_channel: RecordedChannel) -> None:
+def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(channel: RecordedChannel) -> None:
     """64 MB in pieces of 64 KB: together 32 GB, if each were joined to what is there."""
     piece = bytes(65536)
     frame_of_it = part(piece * 1024)
-    fast_channel.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])
+    channel.feed(method() + header(len(piece) * 1024) + frame_of_it[:7])
     began = time.process_time()
     for at in range(7, len(frame_of_it), len(piece)):
-        fast_channel.feed(frame_of_it[at : at + len(piece)])
+        channel.feed(frame_of_it[at : at + len(piece)])
     assert time.process_time() - began < 3
-    assert [len(delivered[4]) for delivered in fast_channel.delivered] == [len(piece) * 1024]
+    assert [len(delivered[4]) for delivered in channel.delivered] == [len(piece) * 1024]
 
 
-def test_header_of_the_smallest_size_is_not_cut_short(fast_channel: RecordedChannel) -> None:
+def test_header_of_the_smallest_size_is_not_cut_short(channel: RecordedChannel) -> None:
     assert len(payload_of(header(0))) == EMPTY_HEADER
-    assert fast_channel.feed(method() + header(0)) == b""
-    assert fast_channel.log == [(1, False, "killmails", "", b""), RECEIVED]
+    assert channel.feed(method() + header(0)) == b""
+    assert channel.log == [(1, False, "killmails", "", b""), RECEIVED]
 
 
-def test_cut_short_delivery_of_another_channel_is_no_business_of_the_lanes() -> None:
-    fast_channel = RecordedChannel(OWN + 1)
+def test_cut_short_delivery_of_another_channel_is_no_business_of_the_channels() -> None:
+    channel = RecordedChannel(OWN + 1)
     broken = b"".join(CUT_SHORT.values())
-    assert fast_channel.feed(broken) == broken
-    fast_channel.channel = OWN
-    assert fast_channel.feed(delivery(b"body")) == b""
-    assert fast_channel.log == [DELIVERED, RECEIVED]
+    assert channel.feed(broken) == broken
+    channel.number = OWN
+    assert channel.feed(delivery(b"body")) == b""
+    assert channel.log == [DELIVERED, RECEIVED]
 
 
 def test_protocol_header_of_a_broker_that_speaks_another_version_is_not_held_back() -> None:
-    fast_channel = RecordedChannel(channel=None)
+    channel = RecordedChannel(number=None)
     reply = ProtocolHeader(0, 8, 0).marshal()
     assert len(reply) == 8
-    assert fast_channel.feed(reply[:7]) == b""
-    assert fast_channel.feed(reply[7:]) == reply
+    assert channel.feed(reply[:7]) == b""
+    assert channel.feed(reply[7:]) == reply
 
 
 # Properties
@@ -473,12 +471,12 @@ def test_properties_that_end_before_the_type_give_none(end: int) -> None:
     assert (content.type, content.encoding) == (None, None)
 
 
-def test_delivery_with_properties_that_end_too_early_is_handed_out(fast_channel: RecordedChannel) -> None:
+def test_delivery_with_properties_that_end_too_early_is_handed_out(channel: RecordedChannel) -> None:
     payload = EVERYTHING[:-6]
     damaged = b"\x02\x00\x03" + len(payload).to_bytes(4, "big") + payload + b"\xce"
-    assert fast_channel.feed(method() + damaged + part(b"lives")) == b""
-    assert [content for *_, content in fast_channel.delivered] == [b"lives"]
-    assert (fast_channel.contents[0].type, fast_channel.contents[0].encoding) == (None, None)
+    assert channel.feed(method() + damaged + part(b"lives")) == b""
+    assert [content for *_, content in channel.delivered] == [b"lives"]
+    assert (channel.contents[0].type, channel.contents[0].encoding) == (None, None)
 
 
 def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,11 +493,11 @@ def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatc
     assert content.properties.priority is None
 
 
-def test_content_of_a_delivery_is_its_own(fast_channel: RecordedChannel) -> None:
+def test_content_of_a_delivery_is_its_own(channel: RecordedChannel) -> None:
     for kind in ("a", None, "b"):
-        fast_channel.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
-    assert [content.type for content in fast_channel.contents] == ["a", None, "b"]
-    assert [content.properties.priority for content in fast_channel.contents] == [3, 3, 3]
+        channel.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
+    assert [content.type for content in channel.contents] == ["a", None, "b"]
+    assert [content.properties.priority for content in channel.contents] == [3, 3, 3]
 
 
 # Acknowledgements
@@ -507,25 +505,25 @@ def test_content_of_a_delivery_is_its_own(fast_channel: RecordedChannel) -> None
 
 @given(
     acknowledgements=st.lists(st.builds(Acknowledgement, st.integers(1, 2**63 - 1), st.booleans()), min_size=1),
-    channel=st.integers(1, 65535),
+    number=st.integers(1, 65535),
 )
 def test_acknowledgements_are_what_the_library_would_send_in_one_write(
-    acknowledgements: list[Acknowledgement], channel: int
+    acknowledgements: list[Acknowledgement], number: int
 ) -> None:
-    fast_channel = RecordedChannel(channel)
-    fast_channel.acknowledge(acknowledgements)
-    assert fast_channel.sent == [
-        b"".join(frame.marshal(commands.Basic.Ack(tag, multiple), channel) for tag, multiple in acknowledgements)
+    channel = RecordedChannel(number)
+    channel.acknowledge(acknowledgements)
+    assert channel.sent == [
+        b"".join(frame.marshal(commands.Basic.Ack(tag, multiple), number) for tag, multiple in acknowledgements)
     ]
 
 
-def test_no_acknowledgement_is_no_write(fast_channel: RecordedChannel) -> None:
-    fast_channel.acknowledge([])
-    assert fast_channel.sent == []
+def test_no_acknowledgement_is_no_write(channel: RecordedChannel) -> None:
+    channel.acknowledge([])
+    assert channel.sent == []
 
 
 def test_acknowledgement_without_a_connection_goes_nowhere() -> None:
-    fast_channel = FastChannel(lambda *_: None, lambda: None)
-    fast_channel.channel = OWN
-    fast_channel.acknowledge([Acknowledgement(1, True)])
-    assert fast_channel.feed(OTHERS[0]) == OTHERS[0]
+    channel = FastChannel(lambda *_: None, lambda: None)
+    channel.number = OWN
+    channel.acknowledge([Acknowledgement(1, True)])
+    assert channel.feed(OTHERS[0]) == OTHERS[0]
