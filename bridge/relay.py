@@ -70,12 +70,12 @@ class Relay:
         outcome: Accepted | Rejected
         received_ms = now_ms()
         try:
-            content = delivery.content
+            properties = delivery.properties
             event = Event(
                 delivery.body,
-                content.type or None,
+                properties.type or None,
                 self._exchanges.get(delivery.exchange, self._only_type),
-                content.encoding,
+                properties.encoding,
             )
             outcome = self._pipeline.process(event, received_ms)
             if isinstance(outcome, Accepted):

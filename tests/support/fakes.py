@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.rejects.publisher import Rejects
-from bridge.amqp.wire.properties import Content
+from bridge.amqp.wire.properties import MessageProperties
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.hub import Hub
@@ -383,8 +383,8 @@ class FakeDelivery(Delivery):
         self.tag = 1
         self.id = None
         self.body = body
-        self.content = Content(ContentHeader(body_size=len(body)).marshal())
-        self.content.type, self.content.encoding = message_type, content_encoding
+        self.properties = MessageProperties(ContentHeader(body_size=len(body)).marshal())
+        self.properties.type, self.properties.encoding = message_type, content_encoding
         self.exchange = exchange
         self.routing_key = ""
         self.redelivered = redelivered

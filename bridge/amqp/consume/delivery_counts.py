@@ -6,7 +6,7 @@ Beyond its delivery limit, a quorum queue drops it, and tells nobody. The bridge
 
 import structlog
 
-from bridge.amqp.wire.properties import Content
+from bridge.amqp.wire.properties import MessageProperties
 
 DELIVERY_COUNT = "x-delivery-count"
 """The header in which a quorum queue says how often it has delivered a message before."""
@@ -29,9 +29,9 @@ class Returns:
         """A session begins: all that was in hand comes again."""
         self.counts.clear()
 
-    def note(self, tag: int, content: Content) -> None:
+    def note(self, tag: int, properties: MessageProperties) -> None:
         """Notes a delivery that the broker says was delivered before."""
-        count = (content.properties.headers or {}).get(DELIVERY_COUNT)
+        count = (properties.decode().headers or {}).get(DELIVERY_COUNT)
         if isinstance(count, int) and count >= WARNED:
             self.counts[tag] = count
             if count >= 2 * self._said:

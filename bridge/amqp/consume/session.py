@@ -18,7 +18,7 @@ from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.reply_timeout import answering, patient
 from bridge.amqp.status import Gap
 from bridge.amqp.wire.fast_channel import FastChannel
-from bridge.amqp.wire.properties import Content
+from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Settlement
 from bridge.contract.update_id import Id
 from bridge.timing import DEFAULT, Timing
@@ -29,7 +29,7 @@ _log = structlog.get_logger("bridge.amqp")
 class Delivery:
     """A message, and the duty to settle it once."""
 
-    __slots__ = ("_epoch", "body", "content", "exchange", "id", "received_s", "redelivered", "routing_key", "tag")
+    __slots__ = ("_epoch", "body", "exchange", "id", "properties", "received_s", "redelivered", "routing_key", "tag")
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Delivery:
         redelivered: bool,
         exchange: str,
         routing_key: str,
-        content: Content,
+        properties: MessageProperties,
         body: bytes,
         received_s: float,
         known_as: Id | None = None,
@@ -48,7 +48,7 @@ class Delivery:
         self.redelivered = redelivered
         self.exchange = exchange
         self.routing_key = routing_key
-        self.content = content
+        self.properties = properties
         self.body = body
         self.received_s = received_s
         """When it came (monotonic seconds)."""
@@ -91,7 +91,7 @@ class Epoch:
         self,
         recipient: Recipient,
         prefetch: int,
-        read: Callable[[bytes], Content] = Content,
+        read: Callable[[bytes], MessageProperties] = MessageProperties,
         returns: Returns | None = None,
     ) -> None:
         """`read` reads a message's properties; `returns` is told of what was delivered before."""
@@ -125,22 +125,22 @@ class Epoch:
             self.on_open()
 
     def _receive_first(
-        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
         self.open()
-        self._receive(tag, redelivered, exchange, routing_key, content, body)
+        self._receive(tag, redelivered, exchange, routing_key, properties, body)
 
     def _receive(
-        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
         if not self.current:
             return  # it could not be acknowledged any more, and comes again: nobody needs it twice
         self._due = True  # see _received
         self._settlement.deliver(tag)
         if redelivered:
-            self._returns.note(tag, content)
+            self._returns.note(tag, properties)
         received_s = time.monotonic()
-        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s))
+        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, properties, body, received_s))
 
     def _received(self) -> None:
         # All in the turn of the loop that brought it. Alone, an update leaves at once; what comes faster than it can be

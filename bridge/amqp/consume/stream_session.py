@@ -10,7 +10,7 @@ from bridge.amqp.consume.session import Delivery, Epoch, Recipient
 from bridge.amqp.consume.stream_markers import MARK
 from bridge.amqp.consume.stream_position import REMADE, Verdict
 from bridge.amqp.consume.stream_reader import StreamReader
-from bridge.amqp.wire.properties import Content, StreamContents
+from bridge.amqp.wire.properties import MessageProperties, StreamPropertiesReader
 
 NO_OFFSET = "the broker delivers a stream's message without its offset"
 DOUBTFUL = "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"
@@ -21,19 +21,19 @@ class ReadingEpoch(Epoch):
 
     def __init__(self, recipient: Recipient, prefetch: int, history: StreamReader) -> None:
         """`history` is told of what comes, in order."""
-        super().__init__(recipient, prefetch, StreamContents().read)
+        super().__init__(recipient, prefetch, StreamPropertiesReader().read)
         self._history = history
         self._course = history.course
         self._recipient = recipient
 
     def _receive(
-        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
         if not self.current:
             return  # it is still in the stream, and comes again
         self._due = True  # see _received
         self._settlement.deliver(tag)
-        course, number = self._course, content.offset
+        course, number = self._course, properties.offset
         if number is None:
             self._fail(NO_OFFSET)
             return
@@ -51,7 +51,7 @@ class ReadingEpoch(Epoch):
         received_s = time.monotonic()
         known_as = course.last
         assert known_as is not None
-        if content.type == MARK and not exchange:
+        if properties.type == MARK and not exchange:
             # Who is given the mark's id, and comes back with it, was not there when the gap was.
             self._history.marked(body)
             self._recipient.mark(known_as)
@@ -59,7 +59,7 @@ class ReadingEpoch(Epoch):
             self._catch_up(number)
             return
         self._catch_up(number)
-        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, content, body, received_s, known_as))
+        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, properties, body, received_s, known_as))
 
     def _catch_up(self, number: int) -> None:
         if self._course.catch_up(number):

@@ -195,7 +195,7 @@ class Rejects:
             self._working("rejected events can be published again")
 
     async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
-        came = delivery.content.properties
+        came = delivery.properties.decode()
         properties = functools.partial(reject_properties, came, delivery.exchange, rejected, self._instance)
         pauses = Backoff(longest_s=LONGEST_OWN_S)
         while True:

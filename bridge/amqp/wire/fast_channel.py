@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from bridge.amqp.wire.properties import Content, string
+from bridge.amqp.wire.properties import MessageProperties, string
 from bridge.amqp.wire.settlement import Acknowledgement
 
 FRAME = struct.Struct(">BHI")
@@ -38,7 +38,7 @@ class Receiver(Protocol):
     """Who gets the deliveries: in order, at once, and without raising."""
 
     def __call__(
-        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None: ...
 
 
@@ -46,7 +46,10 @@ class FastChannel:
     """Takes deliveries out of a connection's bytes, and puts acknowledgements in."""
 
     def __init__(
-        self, receive: Receiver, received: Callable[[], None], read: Callable[[bytes], Content] = Content
+        self,
+        receive: Receiver,
+        received: Callable[[], None],
+        read: Callable[[bytes], MessageProperties] = MessageProperties,
     ) -> None:
         """`received` is called after the last delivery of what came together; `read` reads a content header."""
         self.number: int | None = None
@@ -64,11 +67,11 @@ class FastChannel:
         """What is kept of a frame that is not whole yet, and how much it takes to look at it again."""
         self._route = (b"\0\0", "", "")
         """Exchange and routing key as they came last, and as text: they are mostly the same again."""
-        self._properties: tuple[bytes, Content] | None = None
+        self._last_properties: tuple[bytes, MessageProperties] | None = None
         """The same for properties."""
         self._method: tuple[int, bool, str, str] | None = None
         """What the broker delivers, while its content is still to come."""
-        self._content: Content | None = None
+        self._properties: MessageProperties | None = None
         self._body: list[bytes] = []
         self._large: bytearray | None = None
         """What there is of a large body. A list of its parts, joined at its end, would take as much again."""
@@ -150,24 +153,24 @@ class FastChannel:
         if kind == HEADER:
             if end - start < EMPTY_HEADER:
                 raise ValueError(f"a content header of {end - start} bytes")
-            if self._content is not None:
+            if self._properties is not None:
                 raise ValueError("a second content header")
             self._missing = int.from_bytes(data[start + 4 : start + 12], "big")
             properties = data[start + 12 : end]
-            if self._properties is None or properties != self._properties[0]:
-                self._properties = (properties, self._read(data[start:end]))
-            self._content = self._properties[1]
+            if self._last_properties is None or properties != self._last_properties[0]:
+                self._last_properties = (properties, self._read(data[start:end]))
+            self._properties = self._last_properties[1]
             self._large = bytearray() if self._missing >= LARGE else None
         else:
             self._missing -= end - start
-            if self._content is None or self._missing < 0:
+            if self._properties is None or self._missing < 0:
                 raise ValueError("a body that its content header does not announce")
             if self._large is None:
                 self._body.append(data[start:end])
             else:
                 self._large += memoryview(data)[start:end]
         if not self._missing:
-            self._hand_out(*self._method, self._content)
+            self._hand_out(*self._method, self._properties)
         return True
 
     def _take_method(self, data: bytes, start: int, end: int) -> bool:
@@ -186,12 +189,14 @@ class FastChannel:
         self._method = (tag, bool(redelivered), self._route[1], self._route[2])
         return True
 
-    def _hand_out(self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content) -> None:
+    def _hand_out(
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties
+    ) -> None:
         if self._large is not None:
             body = cast("bytes", self._large)  # whoever reads bytes reads it as well, and nobody changes it any more
         else:
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._method = self._content = self._large = None
+        self._method = self._properties = self._large = None
         self._body = []
         self._handed_out = True
-        self.receive(tag, redelivered, exchange, routing_key, content, body)
+        self.receive(tag, redelivered, exchange, routing_key, properties, body)

@@ -32,7 +32,7 @@ length."""
 TypeAndEncoding = tuple[str | None, str | None]
 
 
-class Content:
+class MessageProperties:
     """What came with a body."""
 
     __slots__ = ("_header", "encoding", "offset", "type")
@@ -41,14 +41,13 @@ class Content:
         """`header` is the payload of a content header frame (AMQP 0-9-1, section 4.2.6.1)."""
         self._header = header
         self.offset: int | None = None
-        """Where the message is in its stream; known only to what `StreamContents` has read."""
+        """Where the message is in its stream; known only to what `StreamPropertiesReader` has read."""
         try:
             self.type, self.encoding = _type_and_encoding(header) if known is None else known
         except IndexError:  # no broker lets this through; without a type, the exchange's default holds
             self.type = self.encoding = None
 
-    @property
-    def properties(self) -> commands.Basic.Properties:
+    def decode(self) -> commands.Basic.Properties:
         """All of them, leniently decoded (see `decoding`); type and encoding alone, where even that can't be done."""
         header = ContentHeader()
         try:
@@ -58,7 +57,7 @@ class Content:
         return header.properties
 
 
-class StreamContents:
+class StreamPropertiesReader:
     """Reads the properties of one stream's messages."""
 
     __slots__ = ("_around", "_known")
@@ -68,21 +67,21 @@ class StreamContents:
         """What was before and behind the offset last: where it is the same again, so are type and encoding."""
         self._known: TypeAndEncoding = (None, None)
 
-    def read(self, header: bytes) -> Content:
+    def read(self, header: bytes) -> MessageProperties:
         """The content, with its offset; None there where the broker gave none."""
         # In front of flags and properties is how long the body is, which is something else each time.
         before, key, behind = header[FLAGS_AT:].partition(OFFSET_KEY)
         # Anybody may put anything into a header. But what is there once only is the broker's.
         if not key or OFFSET_NAME in before or OFFSET_NAME in behind or len(behind) < OFFSET.size:
-            content = Content(header)
+            properties = MessageProperties(header)
             with suppress(IndexError, struct.error):
-                content.offset = _offset(header)
-            return content
+                properties.offset = _offset(header)
+            return properties
         around = (before, behind[OFFSET.size :])
-        content = Content(header, self._known if around == self._around else None)
-        self._around, self._known = around, (content.type, content.encoding)
-        content.offset = int.from_bytes(behind[: OFFSET.size], "big", signed=True)
-        return content
+        properties = MessageProperties(header, self._known if around == self._around else None)
+        self._around, self._known = around, (properties.type, properties.encoding)
+        properties.offset = int.from_bytes(behind[: OFFSET.size], "big", signed=True)
+        return properties
 
 
 def _offset(header: bytes) -> int | None:

@@ -116,7 +116,7 @@ async def test_delivery_is_what_came() -> None:
     handler.epoch.fast_channel.feed(frames + part(b"bo") + part(b"dy"))
     [came] = handler.deliveries
     assert (came.tag, came.redelivered, came.exchange, came.routing_key) == (7, True, "kills", "a.b")
-    assert (came.content.type, came.content.encoding, came.body) == ("kill", "br", b"body")
+    assert (came.properties.type, came.properties.encoding, came.body) == ("kill", "br", b"body")
     assert came.current
 
 

@@ -15,7 +15,7 @@ from pamqp.header import ContentHeader, ProtocolHeader
 
 from bridge.amqp.wire import compat
 from bridge.amqp.wire.fast_channel import EMPTY_HEADER, LARGE, FastChannel
-from bridge.amqp.wire.properties import Content
+from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Acknowledgement
 from tests.support.fake_amqp import OWN, delivery, header, method, part, payload_of, with_payload
 
@@ -32,17 +32,17 @@ class RecordedChannel(FastChannel):
     def __init__(self, number: int | None = OWN) -> None:
         super().__init__(self._keep, lambda: self.log.append(RECEIVED))
         self.log: list[Delivered | None] = []
-        self.contents: list[Content] = []
+        self.properties: list[MessageProperties] = []
         self.sent: list[bytes] = []
         self.number = number
         self.write = self.sent.append
 
     def _keep(
-        self, tag: int, redelivered: bool, exchange: str, routing_key: str, content: Content, body: bytes
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
         assert type(body) is (bytes if len(body) < LARGE else bytearray)
         self.log.append((tag, redelivered, exchange, routing_key, body))
-        self.contents.append(content)
+        self.properties.append(properties)
 
     @property
     def delivered(self) -> list[Delivered]:
@@ -106,7 +106,7 @@ def test_one_delivery_leaves_nothing_to_the_next(channel: RecordedChannel) -> No
     channel.feed(delivery(b"bo", b"dy"))
     channel.feed(delivery(tag=2))
     channel.feed(delivery(b"2", tag=3))
-    assert [(tag, content) for tag, _, _, _, content in channel.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
+    assert [(tag, data) for tag, _, _, _, data in channel.delivered] == [(1, b"body"), (2, b""), (3, b"2")]
 
 
 # Everything else
@@ -404,17 +404,17 @@ def test_type_and_encoding_are_what_the_library_reads_whatever_else_there_is(
     payload = ContentHeader(body_size=5, properties=properties).marshal()
     theirs = ContentHeader()
     theirs.unmarshal(payload)
-    content = Content(payload)
-    assert (content.type, content.encoding) == (theirs.properties.message_type, theirs.properties.content_encoding)
-    assert (content.type or "", content.encoding or "") == (
+    read = MessageProperties(payload)
+    assert (read.type, read.encoding) == (theirs.properties.message_type, theirs.properties.content_encoding)
+    assert (read.type or "", read.encoding or "") == (
         properties.message_type or "",
         properties.content_encoding or "",
     )
-    assert dict(content.properties) == dict(theirs.properties)
+    assert dict(read.decode()) == dict(theirs.properties)
 
 
-def content_with(flags: int, data: bytes) -> Content:
-    return Content(b"\x00\x3c\x00\x00" + bytes(8) + flags.to_bytes(2, "big") + data)
+def properties_with(flags: int, data: bytes) -> MessageProperties:
+    return MessageProperties(b"\x00\x3c\x00\x00" + bytes(8) + flags.to_bytes(2, "big") + data)
 
 
 @pytest.mark.parametrize(
@@ -432,10 +432,10 @@ def content_with(flags: int, data: bytes) -> Content:
     ],
 )
 def test_type_and_encoding_are_read_leniently(flags: int, data: bytes, kind: str | None, encoding: str | None) -> None:
-    content = content_with(flags, data)
-    assert (content.type, content.encoding) == (kind, encoding)
-    properties = content.properties
-    assert (properties.message_type, properties.content_encoding) == (kind, encoding)
+    properties = properties_with(flags, data)
+    assert (properties.type, properties.encoding) == (kind, encoding)
+    decoded = properties.decode()
+    assert (decoded.message_type, decoded.content_encoding) == (kind, encoding)
 
 
 @pytest.mark.parametrize(
@@ -453,8 +453,8 @@ def test_type_and_encoding_are_read_leniently(flags: int, data: bytes, kind: str
     ],
 )
 def test_type_or_encoding_that_is_cut_short_gives_neither(flags: int, data: bytes) -> None:
-    content = content_with(flags, data)
-    assert (content.type, content.encoding) == (None, None)
+    properties = properties_with(flags, data)
+    assert (properties.type, properties.encoding) == (None, None)
 
 
 EVERYTHING = ContentHeader(
@@ -467,16 +467,16 @@ EVERYTHING = ContentHeader(
 
 @pytest.mark.parametrize("end", range(len(EVERYTHING) - len("kind")))
 def test_properties_that_end_before_the_type_give_none(end: int) -> None:
-    content = Content(EVERYTHING[:end])
-    assert (content.type, content.encoding) == (None, None)
+    properties = MessageProperties(EVERYTHING[:end])
+    assert (properties.type, properties.encoding) == (None, None)
 
 
 def test_delivery_with_properties_that_end_too_early_is_handed_out(channel: RecordedChannel) -> None:
     payload = EVERYTHING[:-6]
     damaged = b"\x02\x00\x03" + len(payload).to_bytes(4, "big") + payload + b"\xce"
     assert channel.feed(method() + damaged + part(b"lives")) == b""
-    assert [content for *_, content in channel.delivered] == [b"lives"]
-    assert (channel.contents[0].type, channel.contents[0].encoding) == (None, None)
+    assert [data for *_, data in channel.delivered] == [b"lives"]
+    assert (channel.properties[0].type, channel.properties[0].encoding) == (None, None)
 
 
 def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,18 +486,18 @@ def test_properties_that_the_library_fails_on_leave_type_and_encoding(monkeypatc
     payload = ContentHeader(
         body_size=0, properties=commands.Basic.Properties(message_type="kill", content_encoding="gzip", priority=3)
     ).marshal()
-    content = Content(payload)
+    properties = MessageProperties(payload)
     monkeypatch.setattr(ContentHeader, "unmarshal", fail)
-    assert content.properties.message_type == "kill"
-    assert content.properties.content_encoding == "gzip"
-    assert content.properties.priority is None
+    assert properties.decode().message_type == "kill"
+    assert properties.decode().content_encoding == "gzip"
+    assert properties.decode().priority is None
 
 
-def test_content_of_a_delivery_is_its_own(channel: RecordedChannel) -> None:
+def test_properties_of_a_delivery_are_its_own(channel: RecordedChannel) -> None:
     for kind in ("a", None, "b"):
         channel.feed(method() + header(0, commands.Basic.Properties(message_type=kind, priority=3)))
-    assert [content.type for content in channel.contents] == ["a", None, "b"]
-    assert [content.properties.priority for content in channel.contents] == [3, 3, 3]
+    assert [each.type for each in channel.properties] == ["a", None, "b"]
+    assert [each.decode().priority for each in channel.properties] == [3, 3, 3]
 
 
 # Acknowledgements

@@ -9,7 +9,7 @@ import pytest
 from pamqp import commands, encode
 from pamqp.header import ContentHeader
 
-from bridge.amqp.wire.properties import OFFSET, OFFSET_KEY, StreamContents
+from bridge.amqp.wire.properties import OFFSET, OFFSET_KEY, StreamPropertiesReader
 
 NAME = "x-stream-offset"
 OFFSET_VALUE = 2**40 + 7
@@ -31,32 +31,32 @@ def with_table(table: bytes, **properties: Any) -> bytes:
 
 
 @pytest.fixture
-def contents() -> StreamContents:
-    return StreamContents()
+def reader() -> StreamPropertiesReader:
+    return StreamPropertiesReader()
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2**62, -1])
-def test_offset_is_read(contents: StreamContents, offset: int) -> None:
-    content = contents.read(header(offset, message_type="kill", content_encoding="br"))
-    assert (content.offset, content.type, content.encoding) == (offset, "kill", "br")
+def test_offset_is_read(reader: StreamPropertiesReader, offset: int) -> None:
+    read = reader.read(header(offset, message_type="kill", content_encoding="br"))
+    assert (read.offset, read.type, read.encoding) == (offset, "kill", "br")
 
 
-def test_properties_are_those_that_came(contents: StreamContents) -> None:
-    properties = contents.read(header(3, {"k": "v"}, message_type="kill")).properties
+def test_properties_are_those_that_came(reader: StreamPropertiesReader) -> None:
+    properties = reader.read(header(3, {"k": "v"}, message_type="kill")).decode()
     assert properties.headers == {"k": "v", NAME: 3}
     assert properties.message_type == "kill"
 
 
-def test_properties_that_are_the_same_but_for_the_offset_are_not_confused(contents: StreamContents) -> None:
-    first, second = contents.read(header(1, message_type="a")), contents.read(header(2, message_type="a"))
-    third, fourth = contents.read(header(3, message_type="b")), contents.read(header(4, {"k": 1}, message_type="c"))
+def test_properties_that_are_the_same_but_for_the_offset_are_not_confused(reader: StreamPropertiesReader) -> None:
+    first, second = reader.read(header(1, message_type="a")), reader.read(header(2, message_type="a"))
+    third, fourth = reader.read(header(3, message_type="b")), reader.read(header(4, {"k": 1}, message_type="c"))
     assert [(each.offset, each.type) for each in (first, second, third, fourth)] == [
         (1, "a"),
         (2, "a"),
         (3, "b"),
         (4, "c"),
     ]
-    assert [each.properties.headers for each in (first, second)] == [{NAME: 1}, {NAME: 2}]
+    assert [each.decode().headers for each in (first, second)] == [{NAME: 1}, {NAME: 2}]
 
 
 FORGED = OFFSET_KEY.decode() + "\0" * 7 + "\x63"
@@ -75,9 +75,9 @@ FORGED = OFFSET_KEY.decode() + "\0" * 7 + "\x63"
     ],
 )
 def test_offset_that_a_publisher_has_made_up_is_not_taken_for_it(
-    contents: StreamContents, properties: dict[str, Any]
+    reader: StreamPropertiesReader, properties: dict[str, Any]
 ) -> None:
-    assert contents.read(header(**properties)).offset == OFFSET_VALUE
+    assert reader.read(header(**properties)).offset == OFFSET_VALUE
 
 
 VALUES: dict[str, Any] = {
@@ -96,22 +96,22 @@ VALUES: dict[str, Any] = {
 }
 
 
-def test_offset_is_found_behind_what_a_publisher_may_put_there(contents: StreamContents) -> None:
-    assert contents.read(header(headers=VALUES)).offset == OFFSET_VALUE
+def test_offset_is_found_behind_what_a_publisher_may_put_there(reader: StreamPropertiesReader) -> None:
+    assert reader.read(header(headers=VALUES)).offset == OFFSET_VALUE
 
 
 @pytest.mark.parametrize("kind", "VtbBsuIifDlLdTSAFx")
-def test_value_of_each_type_has_its_width(contents: StreamContents, kind: str) -> None:
+def test_value_of_each_type_has_its_width(reader: StreamPropertiesReader, kind: str) -> None:
     widths = dict.fromkeys("tbB", 1) | dict.fromkeys("su", 2) | dict.fromkeys("Iif", 4) | {"V": 0, "D": 5}
     width = widths.get(kind, 8)
     value = (8).to_bytes(4, "big") + NAME.encode()[:8] if kind in "SAFx" else b"\x7f" * width
     table = b"\x01k" + kind.encode() + value + b"\x01n" + b"S\0\0\0\x0f" + NAME.encode() + OFFSET_KEY
-    assert contents.read(with_table(table + OFFSET.pack(5))).offset == 5
+    assert reader.read(with_table(table + OFFSET.pack(5))).offset == 5
 
 
-def test_value_that_the_library_can_not_read_does_not_hide_the_offset(contents: StreamContents) -> None:
+def test_value_that_the_library_can_not_read_does_not_hide_the_offset(reader: StreamPropertiesReader) -> None:
     table = b"\x01kT" + b"\xff" * 8 + b"\x01nS\0\0\0\x0f" + NAME.encode() + OFFSET_KEY + OFFSET.pack(5)
-    assert contents.read(with_table(table)).offset == 5
+    assert reader.read(with_table(table)).offset == 5
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_value_that_the_library_can_not_read_does_not_hide_the_offset(contents: 
         with_table(b"\x01n"),
     ],
 )
-def test_where_there_is_no_offset_there_is_none(contents: StreamContents, damaged: bytes) -> None:
-    assert contents.read(damaged).offset is None
+def test_where_there_is_no_offset_there_is_none(reader: StreamPropertiesReader, damaged: bytes) -> None:
+    assert reader.read(damaged).offset is None
 
 
-def test_offset_that_is_cut_short_is_none(contents: StreamContents) -> None:
-    assert contents.read(header()[:-4]).offset is None
+def test_offset_that_is_cut_short_is_none(reader: StreamPropertiesReader) -> None:
+    assert reader.read(header()[:-4]).offset is None
