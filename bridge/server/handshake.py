@@ -17,7 +17,7 @@ from typing import Protocol, cast
 from bridge.config.paths import PROBED
 from bridge.contract.filters import BadQuery, Filters, Wish
 from bridge.contract.text import printable
-from bridge.server.access.read_limiter import RECEIVED
+from bridge.server.access.read_limiter import READ_BUFFER
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
@@ -152,7 +152,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return RECEIVED
+        return READ_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._answered:
@@ -162,7 +162,7 @@ class Handshake(asyncio.BufferedProtocol):
             return
         assert self._reader is not None
         try:
-            read = self._reader.feed(RECEIVED[:nbytes])
+            read = self._reader.feed(READ_BUFFER[:nbytes])
         except BadRequest as error:
             self._refuse(error.rule, error.status, str(error), request=error.request)
         else:

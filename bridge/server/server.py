@@ -17,9 +17,9 @@ from bridge.contract.filters import Filters, Wish
 from bridge.contract.text import printable
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
-from bridge.server.access.address_limit import Tally
-from bridge.server.access.log_limiter import Lines
-from bridge.server.access.read_limiter import Allowance, Speaker
+from bridge.server.access.address_limit import AddressLimit
+from bridge.server.access.log_limiter import LogLimiter
+from bridge.server.access.read_limiter import ReadLimiter, Throttleable
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access, Refusal
 from bridge.server.handshake import Handshake
@@ -88,10 +88,10 @@ class Server:
         self._metrics = metrics
         loop = asyncio.get_running_loop()
         self._clock = Clock(loop.time())
-        self._allowance = Allowance(loop.time, loop.call_at, self._waits)
-        self._lines = Lines(loop.time)
+        self._read_limiter = ReadLimiter(loop.time, loop.call_at, self._waits)
+        self._log_limiter = LogLimiter(loop.time)
         self._advised_subprotocol = False
-        self._tally = Tally(limits.max_connections_per_address)
+        self._address_limit = AddressLimit(limits.max_connections_per_address)
         self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
         """The eldest first. An ordinary dict looks for its first entry among all that were there before it."""
         # A dict takes a third of a set's memory at 5000.
@@ -188,11 +188,11 @@ class Server:
         """Takes an accepted socket, and gives its client a place; or closes it, where there is none for it."""
         if (stranger := self.access.check_peer(address)) is not None:
             self._turn_away(client, address, stranger)
-        elif (shared := self._tally.take(address)) is None:
+        elif (shared := self._address_limit.acquire(address)) is None:
             self.refused(Rule.ADDRESS_LIMIT, address, "There are too many connections from this address.")
             client.close()
         elif not self._has_place():
-            self._tally.leave(address)
+            self._address_limit.release(address)
             client.close()
         else:
             self._empty.clear()
@@ -211,15 +211,17 @@ class Server:
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.reserve:
             self._metrics.refused.labels(Rule.FULL).inc()
-            if not self._dropped and (unsaid := self._lines.due("dropped")) is not None:
+            if not self._dropped and (suppressed := self._log_limiter.allow("dropped")) is not None:
                 _log.warning(
-                    "more clients than can be told that the bridge is full: they are dropped", clients=clients, **unsaid
+                    "more clients than can be told that the bridge is full: they are dropped",
+                    clients=clients,
+                    **suppressed,
                 )
             self._dropped += 1
             return self._cut_eldest()
         if self._dropped and clients <= self._limits.max_connections:
-            if (unsaid := self._lines.due("room")) is not None:
-                _log.info("there is room for clients again", dropped=self._dropped, **unsaid)
+            if (suppressed := self._log_limiter.allow("room")) is not None:
+                _log.info("there is room for clients again", dropped=self._dropped, **suppressed)
             self._dropped = 0
         if len(self._handshakes) >= PENDING:
             self.refused(Rule.PENDING, next(iter(self._handshakes)).address, "Too many had made no request yet.")
@@ -243,7 +245,9 @@ class Server:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_S:
             self._clock.now_s = now_s
-        connection = Connection(transport, self._hub, self._clock, self._allowance, handshake.address, *self._callbacks)
+        connection = Connection(
+            transport, self._hub, self._clock, self._read_limiter, handshake.address, *self._callbacks
+        )
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
         self._opened.inc()
@@ -253,7 +257,7 @@ class Server:
         # All that take a descriptor count, those that are being closed too.
         elif len(self._connections) > self._limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=self._limits.max_connections)
-        elif self._tally.is_crowded(handshake.address):
+        elif self._address_limit.over_limit(handshake.address):
             connection.close(
                 CloseReason.ADDRESS_LIMIT, max_connections_per_address=self._limits.max_connections_per_address
             )
@@ -271,19 +275,19 @@ class Server:
                 subprotocols=printable(", ".join(subprotocols), 100),
             )
         after = wish.after or ""
-        if after and update_id.read(after) is None and (unsaid := self._lines.due("after")) is not None:
+        if after and update_id.read(after) is None and (suppressed := self._log_limiter.allow("after")) is not None:
             _log.warning(
                 "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
                 "after empty",
                 peer=peer,
                 after=printable(after.strip(), 40),
-                **unsaid,
+                **suppressed,
             )
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
         self._metrics.refused.labels(rule).inc()
-        if (unsaid := self._lines.due(rule)) is not None:
-            _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **unsaid)
+        if (suppressed := self._log_limiter.allow(rule)) is not None:
+            _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **suppressed)
 
     def abandoned(self, peer: str) -> None:
         self._metrics.abandoned.inc()
@@ -295,13 +299,13 @@ class Server:
         if not late:
             self._hub.tick()
         # Of whom nothing is read it does not show that they are gone, and there may be thousands.
-        for speaker in self._allowance:
-            speaker.end_if_gone()
+        for speaker in self._read_limiter:
+            speaker.close_if_eof()
 
-    def _waits(self, speaker: Speaker) -> None:
+    def _waits(self, speaker: Throttleable) -> None:
         self._metrics.throttles.inc()
-        if (unsaid := self._lines.due("flood")) is not None:
-            _log.info("client throttled", peer=speaker.peer, **unsaid)
+        if (suppressed := self._log_limiter.allow("flood")) is not None:
+            _log.info("client throttled", peer=speaker.peer, **suppressed)
 
     def over(self, handshake: Handshake) -> None:
         # Once: who has lost its place to another is told so, and goes later.
@@ -310,7 +314,7 @@ class Server:
             self._left(handshake.address)
 
     def _left(self, address: str) -> None:
-        self._tally.leave(address)
+        self._address_limit.release(address)
         if not self._connections and not self._handshakes:
             self._empty.set()
 
@@ -318,7 +322,7 @@ class Server:
         if reason is CloseReason.STOPPING:
             return
         self._metrics.evictions.labels(reason.slug).inc()
-        if (unsaid := self._lines.due(reason.slug)) is None:
+        if (suppressed := self._log_limiter.allow(reason.slug)) is None:
             return
         connected_s = round(asyncio.get_running_loop().time() - connection.opened_at)
         _log.info(
@@ -328,7 +332,7 @@ class Server:
             peer=connection.peer,
             connected_s=connected_s,
             **details,
-            **unsaid,
+            **suppressed,
         )
 
     def _lost(self, connection: Connection) -> None:

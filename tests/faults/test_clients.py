@@ -9,7 +9,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from bridge.server.access.log_limiter import MOST
+from bridge.server.access.log_limiter import MAX_LINES
 from tests.support import figures
 from tests.support.clients import CLOSE, RawClient, client_frame, request
 from tests.support.healthy import COUNT, healthy_clients
@@ -56,7 +56,7 @@ async def test_clients_that_never_read_are_evicted_and_cost_a_log_and_no_more(
             assert {(line["reason"], line["code"]) for line in evicted} == {("too-slow", 4008)}
             assert all(int(str(line["updates_behind"])) > 0 for line in evicted)
             # Only the first evictions of a minute are logged. The first line of the next minute counts the others.
-            assert sum("unsaid" not in line for line in evicted) <= 2 * MOST
+            assert sum("suppressed" not in line for line in evicted) <= 2 * MAX_LINES
             assert await metric(port, 'bridge_connections{transport="websocket"}') == COUNT
             # The whole of them find out why, whenever they read on.
             for client in stalled:
@@ -97,7 +97,7 @@ async def test_requests_that_drip_are_refused_in_time_and_keep_no_place(
             assert await metric(port, 'bridge_clients_refused_total{rule="timeout"}') == DRIPPING
             # The first of them have a line, and no more: who comes again and again can't fill a disk.
             refusals = [line for line in process.lines if line["event"] == "client refused"]
-            assert [line["rule"] for line in refusals] == ["timeout"] * MOST
+            assert [line["rule"] for line in refusals] == ["timeout"] * MAX_LINES
             assert memory.look() <= MEMORY_BYTES
             await stream.verify()
         for _, writer in lines:

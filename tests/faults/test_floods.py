@@ -20,13 +20,13 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from bridge.server.access.read_limiter import (
-    AT_ONCE,
-    FRAME_BYTES,
-    OF_ALL_BYTES,
-    OF_ONE_BYTES,
+    CLIENT_BUDGET_BYTES,
+    FRAME_COST_BYTES,
+    MAX_READ_BYTES,
     PERIOD_S,
-    READ_BYTES,
-    SCANT_BYTES,
+    RESUMED_PER_PERIOD,
+    THROTTLED_READ_BYTES,
+    TOTAL_BUDGET_BYTES,
 )
 from bridge.server.listeners.sockets import RECEIVE_BUFFER_BYTES
 from tests.support import figures
@@ -85,8 +85,8 @@ def may_be_read(frame_bytes: int, seconds: float) -> int:
 
     A period is begun and one is ended on the way, and the last read is dealt with as a whole.
     """
-    of_a_frame = frame_bytes / (frame_bytes + FRAME_BYTES)
-    return int((seconds / PERIOD_S + 2) * OF_ONE_BYTES * of_a_frame) + READ_BYTES
+    of_a_frame = frame_bytes / (frame_bytes + FRAME_COST_BYTES)
+    return int((seconds / PERIOD_S + 2) * CLIENT_BUDGET_BYTES * of_a_frame) + MAX_READ_BYTES
 
 
 class Flooder:
@@ -200,7 +200,7 @@ async def test_client_that_floods_is_read_from_no_faster_than_is_allowed(
         assert flooder.sent_bytes >= most / 4
         assert process.logged("client evicted") is None
         await verify(stream, memory)
-        if frame_bytes < FRAME_BYTES:
+        if frame_bytes < FRAME_COST_BYTES:
             figures.record(
                 f"a client sends tiny frames (opcode {piece[0] & 15}) as fast as it can",
                 f"takes {flooder.sent_bytes / 1000 / FLOOD_S:,.0f} KB a second of it",
@@ -265,7 +265,9 @@ async def test_hundreds_that_flood_together_leave_the_processor_to_others(
             late_s = await beside(stream, memory, sent, TOGETHER_DELAY_S)
             share = (cpu_s(process.process.pid) - before_s) / (time.monotonic() - since_s)
             assert share <= CPU_SHARE, f"{share:.0%} of a processor"
-            all_bytes = (FLOOD_S / PERIOD_S + 2) * (OF_ALL_BYTES * 6 / (6 + FRAME_BYTES) + AT_ONCE * SCANT_BYTES)
+            all_bytes = (FLOOD_S / PERIOD_S + 2) * (
+                TOTAL_BUDGET_BYTES * 6 / (6 + FRAME_COST_BYTES) + RESUMED_PER_PERIOD * THROTTLED_READ_BYTES
+            )
             assert await sent <= all_bytes + FLOODERS * 2 * (SEND_BUFFER_BYTES + RECEIVE_BUFFER_BYTES)
             # Those who flooded are gone, with a reset, and that shows though nothing is read of most of them.
             await eventually("they have no place any more", lambda: connections(port, COUNT))

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.server import server
-from bridge.server.access.log_limiter import MOST
+from bridge.server.access.log_limiter import MAX_LINES
 from bridge.server.http.request import MAX_HEAD_BYTES
 from bridge.server.listeners.descriptors import RESERVE
 from tests.support import module_loop
@@ -150,7 +150,7 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(br
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
         server, address = bridge._server, "127.0.0.1"
         with capture_logs() as logged:
-            for _ in range(3 * MOST):
+            for _ in range(3 * MAX_LINES):
                 server._dropped = 0
                 server._connections.update(dict.fromkeys(range(1 + RESERVE)))  # type: ignore[arg-type]  # only counted
                 ours, theirs = socket.socketpair()
@@ -159,7 +159,7 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(br
                 server._connections.clear()
                 server._has_place()
         events = Counter(line["event"] for line in logged)
-        assert set(events.values()) == {MOST}
+        assert set(events.values()) == {MAX_LINES}
         assert len(events) == 2
 
 

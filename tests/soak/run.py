@@ -33,7 +33,7 @@ UNLIMITED = (
     sys.executable,
     "-P",
     "-c",
-    "from bridge.server.access import log_limiter; log_limiter.MOST = 10**9; "
+    "from bridge.server.access import log_limiter; log_limiter.MAX_LINES = 10**9; "
     "import runpy; runpy.run_module('bridge', run_name='__main__')",
 )
 """A bridge that logs each eviction. The test learns from these lines that a client which reads nothing was evicted."""

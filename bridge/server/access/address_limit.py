@@ -1,50 +1,50 @@
-"""How many places the clients of each address have: no host of the network may take all that there are.
+"""Limits the connections of each client address, so that one host can't use the whole capacity.
 
-Pure: addresses as the kernel writes them, and numbers.
+Pure. An address is the text that the kernel writes.
 """
 
-RESERVE = 16
-"""Clients of one address beyond its limit that are told so. Any more are dropped without a word."""
+MAX_ADDRESS_OVERFLOW = 16
+"""How many connections an address may have beyond its limit. Each of them gets a close code. Further connections of
+this address are closed without an answer."""
 
 
-class Tally:
-    """Counts a client from when it is accepted until its socket is closed.
+class AddressLimit:
+    """Counts the connections of each address, from the accepted socket to the closed socket.
 
-    Loopback has no limit of its own: those clients are this host's, or a proxy's, in which everybody has one address.
+    Loopback addresses have no limit, because behind a local proxy all clients share one address.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit` is how many clients of one address are served."""
+        """`limit` is the number of connections that one address may use."""
         self._limit = limit
         self._counts: dict[str, int] = {}
-        self._names: dict[str, str] = {}
+        self._interned: dict[str, str] = {}
+        """One string object for each address, because every connection keeps a reference to its address."""
 
     def __len__(self) -> int:
+        """The number of addresses with connections."""
         return len(self._counts)
 
-    def take(self, address: str) -> str | None:
-        """Takes a place for a client; None where its address has none left, not even to be refused.
-
-        Returns the address, as one string for all clients that have it: each keeps it for as long as it is there.
-        """
+    def acquire(self, address: str) -> str | None:
+        """Counts a connection. Returns the address as a shared string, or None beyond limit and overflow."""
         count = self._counts.get(address, 0)
-        if count >= self._limit + RESERVE and not _is_loopback(address):
+        if count >= self._limit + MAX_ADDRESS_OVERFLOW and not _is_loopback(address):
             return None
         self._counts[address] = count + 1
-        return self._names.setdefault(address, address)
+        return self._interned.setdefault(address, address)
 
-    def leave(self, address: str) -> None:
-        """Gives back a place that was taken."""
+    def release(self, address: str) -> None:
+        """Ends the count of a connection that `acquire` counted."""
         if self._counts[address] == 1:
-            del self._counts[address], self._names[address]
+            del self._counts[address], self._interned[address]
         else:
             self._counts[address] -= 1
 
-    def is_crowded(self, address: str) -> bool:
-        """Whether more clients of the address are there than are served."""
+    def over_limit(self, address: str) -> bool:
+        """Whether the address has more connections than its limit."""
         return self._counts[address] > self._limit and not _is_loopback(address)
 
 
 def _is_loopback(address: str) -> bool:
-    # The kernel writes an address in one way only, so this needs no parser.
+    # The kernel writes each address in one form only, so no parser is necessary.
     return address.startswith("127.") or address == "::1"

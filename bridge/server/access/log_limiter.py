@@ -1,35 +1,37 @@
-"""Log lines that strangers can cause: so many a minute of each kind, the others are counted."""
+"""Limits the log lines that clients can cause: a few lines a minute of each kind. Further lines are only counted."""
 
 from collections.abc import Callable
 
-MOST = 10
-"""Of a kind, in a minute: enough to see who and why, too little to fill a disk or to slow the bridge down."""
+MAX_LINES = 10
+"""The most lines of one kind in a minute. More lines would fill a disk, and slow the bridge down."""
 
 MINUTE_S = 60.0
 
 
-class Lines:
-    """Says which of what repeats is worth a line."""
+class LogLimiter:
+    """Decides which of many similar log lines are written."""
 
     def __init__(self, time: Callable[[], float]) -> None:
-        """`time` is in seconds, and never goes back."""
+        """`time` is a monotonic clock, in seconds."""
         self._time = time
-        self._began_at: dict[str, float] = {}
-        self._said: dict[str, int] = {}
+        self._minute_began_at: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        """How many lines of each kind were asked for in the current minute."""
 
-    def due(self, kind: str) -> dict[str, int] | None:
-        """None where this one is only counted; else what belongs into its line: how many were, since the last line.
+    def allow(self, kind: str) -> dict[str, int] | None:
+        """Returns fields to add to the line, or None if the line must not be written.
 
-        `kind` is one of a few of the program's own: each is remembered for ever.
+        The field `suppressed` is the number of lines of this kind that were not written since the last written one.
+        `kind` must be one of a few constants, because no kind is ever forgotten.
         """
         now_s = self._time()
-        said = self._said.get(kind, 0) + 1
-        unsaid = 0
-        if now_s >= self._began_at.get(kind, -MINUTE_S) + MINUTE_S:
-            unsaid = max(0, said - 1 - MOST)
-            said = 1
-            self._began_at[kind] = now_s
-        self._said[kind] = said
-        if said > MOST:
+        count = self._counts.get(kind, 0) + 1
+        suppressed = 0
+        if now_s >= self._minute_began_at.get(kind, -MINUTE_S) + MINUTE_S:
+            suppressed = max(0, count - 1 - MAX_LINES)
+            count = 1
+            self._minute_began_at[kind] = now_s
+        self._counts[kind] = count
+        if count > MAX_LINES:
             return None
-        return {"unsaid": unsaid} if unsaid else {}
+        return {"suppressed": suppressed} if suppressed else {}

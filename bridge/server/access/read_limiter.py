@@ -1,16 +1,16 @@
-"""How much clients may say: who has said more is not listened to for a while.
+"""Limits how much the bridge reads from clients, so that no client uses the processor at the cost of others.
 
-A client that behaves says a few bytes a minute, answers to pings. All that it may say beyond is ignored, but has to be
-read and judged first, at 3 microseconds a frame: without a limit, one client that sends nothing but tiny frames keeps
-half of a processor busy, and a thousand of them leave nothing for anybody else. Reading pauses then, and the client
-finds out by its own writes, which wait. What it was to be answered comes no sooner than what it sent is read.
+A well-behaved client sends a few bytes a minute, as answers to pings. The bridge ignores everything else, but must read
+and check it, at 3 microseconds a frame. Without a limit, one client with tiny frames uses half of a processor, and a
+thousand such clients use all of it. The bridge therefore stops reading from a client for a while. TCP flow control then
+stops the client's writes.
 
-Each quarter of a second every client may say so much, and all of them together so much. Who has said more, for a read
-is dealt with as a whole, has a debt, and waits until most of it is paid; where all together have, whoever says anything
-waits for the next quarter. Who waits is listened to in turn, however much others say: a pong comes late, by ten seconds
-among 10,000 that flood, but it comes.
+Time is divided into periods. In each period, each client has a budget, and all clients together have another one. A
+read is always handled as a whole, so it may exceed the budget. The excess is a debt, and the client is throttled until
+most of its debt is paid. While the common budget is used up, every client that sends anything is throttled until the
+next period. Throttled clients are read from in turn. Among 10,000 clients that flood, a pong is late by ten seconds.
 
-This file must never know what is said, or of sockets.
+Nothing here knows of sockets, or of what the bytes mean.
 """
 
 import asyncio
@@ -20,110 +20,117 @@ from typing import Protocol
 
 PERIOD_S = 0.25
 
-FRAME_BYTES = 256
-"""What a frame counts for, and a read, beside its bytes: the smallest has six, or one, and costs like hundreds."""
+FRAME_COST_BYTES = 256
+"""The cost of each frame, and of each read, in addition to its bytes. The smallest frame has six bytes, but takes as
+much time as hundreds."""
 
-OF_ONE_BYTES = 65536
-"""In a period, of one client: 250 tiny frames, 1 ms."""
+CLIENT_BUDGET_BYTES = 65536
+"""The budget of one client in a period: 250 tiny frames, which take 1 ms."""
 
-OF_ALL_BYTES = 2**19
-"""In a period, of all clients: 2000 tiny frames, 8 ms."""
+TOTAL_BUDGET_BYTES = 2**19
+"""The budget of all clients in a period: 2000 tiny frames, which take 8 ms."""
 
-AT_ONCE = 256
-"""Clients that are listened to again at the beginning of a period: those of whom a read of SCANT_BYTES each, five tiny
-frames, is about as much as all may say."""
+RESUMED_PER_PERIOD = 256
+"""How many throttled clients are read from again at the start of a period. A read of THROTTLED_READ_BYTES from each,
+which is five tiny frames, uses about the whole common budget."""
 
-READ_BYTES = 4096
-"""What a read may bring: 700 tiny frames, 2.5 ms, during which nobody else is served."""
+MAX_READ_BYTES = 4096
+"""The size of a read: 700 tiny frames, which block the event loop for 2.5 ms."""
 
-SCANT_BYTES = 32
-"""What a read may bring while there is nothing left for all: a pong or a close, or five frames of a flood."""
+THROTTLED_READ_BYTES = 32
+"""The size of a read while the common budget is used up: a pong, a close frame, or five tiny frames."""
 
-RECEIVED = memoryview(bytearray(READ_BYTES))
-"""What a read brings. Shared by all connections: each read is dealt with before the next one is made."""
+READ_BUFFER = memoryview(bytearray(MAX_READ_BYTES))
+"""The buffer that all connections share. The bytes of each read are handled before the next read."""
 
-_SCANT = RECEIVED[:SCANT_BYTES]
+_THROTTLED = READ_BUFFER[:THROTTLED_READ_BYTES]
 
 
-class Speaker(Protocol):
-    """A connection, as seen by who decides whether to listen to it."""
+class Throttleable(Protocol):
+    """What the limiter needs of a connection."""
 
     @property
     def peer(self) -> str:
         """The client's address and port, for logs."""
 
-    def read_on(self) -> None:
-        """Listens to the client again."""
+    def resume_reading(self) -> None:
+        """Reads from the client again."""
 
-    def end_if_gone(self) -> None:
-        """Ends the connection at once where its client has ended it, which only a read would tell."""
+    def close_if_eof(self) -> None:
+        """Ends the connection if the client has ended it. While nothing is read, no EOF arrives."""
 
 
-class Allowance:
-    """What the clients have said in this period, and who waits for the next."""
+class ReadLimiter:
+    """Counts what clients send, and throttles those that exceed a budget."""
 
     def __init__(
         self,
         time: Callable[[], float],
         call_at: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
-        on_wait: "Callable[[Speaker], None]" = lambda _: None,
+        on_throttle: Callable[[Throttleable], None],
     ) -> None:
-        """`time` and `call_at` are the event loop's; `on_wait` is told who is to wait."""
+        """`time` and `call_at` are those of the event loop. `on_throttle` is called for each throttled client."""
         self._time = time
         self._call_at = call_at
-        self._on_wait = on_wait
-        self._ends_at = 0.0
-        self._said: dict[Speaker, int] = {}
-        self._said_by_all = 0
-        self._waiting: dict[Speaker, None] = {}
-        """Who has waited longest comes first."""
+        self._on_throttle = on_throttle
+        self._period_ends_at = 0.0
+        self._used_bytes: dict[Throttleable, int] = {}
+        """What each client has used of its budget in this period, with its debt."""
+        self._total_used_bytes = 0
+        self._throttled: dict[Throttleable, None] = {}
+        """In the order in which they were throttled."""
         self._timer: asyncio.TimerHandle | None = None
-        self.buffer = RECEIVED
-        """Where the next read goes, and how much it may bring."""
+        self.buffer = READ_BUFFER
+        """The buffer of the next read. It is shorter while the common budget is used up."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        """The number of throttled clients."""
+        return len(self._throttled)
 
-    def spend(self, speaker: Speaker, said_bytes: int, frames: int) -> bool:
-        """Counts what a client said. False where it is not to be read from until its `read_on` is called."""
-        if self._time() >= self._ends_at:
-            self._begin()
-        cost = said_bytes + FRAME_BYTES * (frames + 1)
-        said = self._said[speaker] = self._said.get(speaker, 0) + cost
-        self._said_by_all += cost
-        if self._said_by_all > OF_ALL_BYTES:
-            self.buffer = _SCANT
-        elif said <= OF_ONE_BYTES:
+    def __iter__(self) -> Iterator[Throttleable]:
+        """Iterates over a copy of the throttled clients."""
+        return iter(tuple(self._throttled))
+
+    def consume(self, client: Throttleable, read_bytes: int, frames: int) -> bool:
+        """Charges a read. False: the caller must stop reading until the limiter calls `resume_reading`."""
+        if self._time() >= self._period_ends_at:
+            self._begin_period()
+        cost = read_bytes + FRAME_COST_BYTES * (frames + 1)
+        used = self._used_bytes[client] = self._used_bytes.get(client, 0) + cost
+        self._total_used_bytes += cost
+        if self._total_used_bytes > TOTAL_BUDGET_BYTES:
+            self.buffer = _THROTTLED
+        elif used <= CLIENT_BUDGET_BYTES:
             return True
-        self._waiting[speaker] = None
+        self._throttled[client] = None
         if self._timer is None:
-            self._timer = self._call_at(self._ends_at, self._begin)
-        self._on_wait(speaker)
+            self._timer = self._call_at(self._period_ends_at, self._begin_period)
+        self._on_throttle(client)
         return False
 
-    def __iter__(self) -> Iterator[Speaker]:
-        """Who waits, as of now."""
-        return iter(tuple(self._waiting))
+    def forget(self, client: Throttleable) -> None:
+        """Must be called when the connection has ended."""
+        self._used_bytes.pop(client, None)
+        self._throttled.pop(client, None)
 
-    def forget(self, speaker: Speaker) -> None:
-        """A client is gone."""
-        self._said.pop(speaker, None)
-        self._waiting.pop(speaker, None)
-
-    def _begin(self) -> None:
-        """A period: debts are smaller by what may be said in one, and who may say something is listened to."""
+    def _begin_period(self) -> None:
+        """Reduces each debt by one budget, and resumes clients whose debt is less than one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._ends_at = self._time() + PERIOD_S
-        self._said_by_all = 0
-        self._said = {each: said - OF_ONE_BYTES for each, said in self._said.items() if said > OF_ONE_BYTES}
-        due = (each for each in self._waiting if self._said.get(each, 0) < OF_ONE_BYTES)
-        free = list(islice(due, AT_ONCE))
-        self.buffer = RECEIVED if len(free) < AT_ONCE else _SCANT
-        for each in free:
-            del self._waiting[each]
-        if self._waiting:
-            self._timer = self._call_at(self._ends_at, self._begin)
-        for each in free:
-            each.read_on()
+        self._period_ends_at = self._time() + PERIOD_S
+        self._total_used_bytes = 0
+        self._used_bytes = {
+            client: used - CLIENT_BUDGET_BYTES
+            for client, used in self._used_bytes.items()
+            if used > CLIENT_BUDGET_BYTES
+        }
+        due = (client for client in self._throttled if self._used_bytes.get(client, 0) < CLIENT_BUDGET_BYTES)
+        resumed = list(islice(due, RESUMED_PER_PERIOD))
+        self.buffer = READ_BUFFER if len(resumed) < RESUMED_PER_PERIOD else _THROTTLED
+        for client in resumed:
+            del self._throttled[client]
+        if self._throttled:
+            self._timer = self._call_at(self._period_ends_at, self._begin_period)
+        for client in resumed:
+            client.resume_reading()

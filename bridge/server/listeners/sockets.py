@@ -17,18 +17,20 @@ BACKLOG = 4096
 """Connections that may wait to be accepted: everyone reconnects at once after a restart."""
 
 SEND_BUFFER_BYTES = 65536
-"""What the kernel may hold of what a client has not read; Linux takes twice as much, for its own structures.
+"""The size of the kernel's send buffer for each client. Linux doubles it, for its own structures.
 
-Left to itself it takes 2.5 to 4 MB: memory that no limit of ours would count, though a container's does, and in which
-a client that reads nothing looks for a thousand updates like one that does (`make bench`, slow: the readers' p99 was
-2.8 times what it is without such clients). Nobody near needs more: at 1 ms of round trip it is enough for 100 MB a
-second, at 50 ms for 2.5.
+By default, the kernel holds 2.5 to 4 MB for a client that does not read. No limit of the bridge counts this memory, but
+that of a container does. The client would also stay among the live ones for a thousand updates: then the p99 of the
+other clients was 2.8 times as high (`make bench`, slow). This size allows 100 MB a second at a round trip of 1 ms, and
+2.5 MB a second at 50 ms.
 """
 
 RECEIVE_BUFFER_BYTES = 16384
-"""What the kernel may hold of what a client has said and nobody has read yet: room for a request. Clients say next to
-nothing beside that, and of one that says a lot no more is read than `allowance` lets. Left to itself the kernel takes
-up to 6 MB for each: memory of the machine's, which no limit of the process counts."""
+"""The size of the kernel's receive buffer for each client: room for a request.
+
+Later, clients send almost nothing, and `read_limiter` throttles those that send more. By default, the kernel holds up
+to 6 MB for each client, which no limit of the process counts.
+"""
 
 PORT_ATTEMPTS = 20
 """How often another port is tried, where any will do and one of the addresses has it taken."""

@@ -1,8 +1,7 @@
-"""One client's connection after its handshake: what it is sent, what it says, when it ends.
+"""A client's connection after its handshake: the frames that it gets, the frames that it sends, and its end.
 
-Nothing of a client's is kept: its bytes arrive in one buffer that all connections share, and a parser exists only while
-a frame is incomplete. An idle connection is this object and its transport. How much a client may say is `allowance`'s
-to decide.
+An idle connection is only this object and its transport. All connections share one read buffer, and a frame reader
+exists only while a frame is incomplete.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from bridge.broadcast.frames import PING, close_frame, pong_frame
 from bridge.broadcast.hub import Hub
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.view import View
-from bridge.server.access.read_limiter import RECEIVED, Allowance
+from bridge.server.access.read_limiter import READ_BUFFER, ReadLimiter
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.transport import tcp_info
 from bridge.server.websocket.reader import Close, Inbound, Ping, Violation
@@ -48,7 +47,6 @@ class Connection(asyncio.BufferedProtocol):
     """Sends what the hub gives it, answers pings and closes, and ignores everything else a client says."""
 
     __slots__ = (
-        "_allowance",
         "_hub",
         "_inbound",
         "_on_close",
@@ -57,13 +55,14 @@ class Connection(asyncio.BufferedProtocol):
         "_ping_is_due",
         "_pong",
         "_pongs_due",
+        "_read_limiter",
         "_transport",
         "address",
         "clock",
         "closed_at",
         "congested",
         "cursor",
-        "heard_at",
+        "last_received_at",
         "offset",
         "opened_at",
         "pinged_at",
@@ -76,7 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         transport: asyncio.Transport,
         hub: Hub,
         clock: Clock,
-        allowance: Allowance,
+        read_limiter: ReadLimiter,
         address: str,
         on_close: "Callable[[Connection, CloseReason, dict[str, object]], None]",
         on_lost: "Callable[[Connection], None]",
@@ -85,7 +84,7 @@ class Connection(asyncio.BufferedProtocol):
         left of it."""
         self._transport: asyncio.Transport | None = transport
         self._hub = hub
-        self._allowance = allowance
+        self._read_limiter = read_limiter
         self._inbound: Inbound | None = None
         self._pong: bytes | None = None
         """The newest ping's payload, while it can't be answered: the ones before need no answer (RFC 6455, 5.5.3)."""
@@ -104,7 +103,7 @@ class Connection(asyncio.BufferedProtocol):
         self.slot = -1
         self.view: View[Subscriber] | None = None
         self.congested = False
-        self.opened_at = self.heard_at = self.pinged_at = clock.now_s
+        self.opened_at = self.last_received_at = self.pinged_at = clock.now_s
         self.closed_at: float | None = None
         """When the closing handshake began."""
         transport.set_protocol(self)
@@ -227,22 +226,22 @@ class Connection(asyncio.BufferedProtocol):
         then()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._allowance.buffer
+        return self._read_limiter.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        filled = nbytes == len(self._allowance.buffer)
-        if self.received(RECEIVED[:nbytes]) and filled and self._transport is not None:
+        filled = nbytes == len(self._read_limiter.buffer)
+        if self.received(READ_BUFFER[:nbytes]) and filled and self._transport is not None:
             # There may be more, and libuv would read up to 32 times: one read a turn, or a client that sends a flood of
             # tiny frames delays all others by 0.1 to 0.4 s.
             self._transport.pause_reading()
-            self._hub.schedule(self.read_on)
+            self._hub.schedule(self.resume_reading)
 
-    def read_on(self) -> None:
+    def resume_reading(self) -> None:
         """Listens to the client again."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def end_if_gone(self) -> None:
+    def close_if_eof(self) -> None:
         """Ends the connection at once where its client has ended it, which only a read would tell."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
@@ -251,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def received(self, data: memoryview | bytes) -> bool:
         """Deals with a client's bytes. False where it has said too much: nothing is read of it for a while."""
-        self.heard_at = self.clock.now_s
+        self.last_received_at = self.clock.now_s
         inbound = self._inbound or Inbound()
         if events := inbound.feed(data):
             self._answer([event.payload for event in events if isinstance(event, Ping)])
@@ -278,7 +277,7 @@ class Connection(asyncio.BufferedProtocol):
             read_bytes = max(0, read_bytes - inbound.pong_bytes * answers // inbound.pongs)
             if not (frames or read_bytes):
                 return True
-        return self._allowance.spend(self, read_bytes, frames)
+        return self._read_limiter.consume(self, read_bytes, frames)
 
     def _answer(self, pings: list[bytes]) -> None:
         """In one write: each costs as much as the reading of ten pings."""
@@ -332,7 +331,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         try:
             self._hub.leave(self)
-            self._allowance.forget(self)
+            self._read_limiter.forget(self)
         finally:
             # Transport and protocol refer to each other: without this they wait for the garbage collector.
             self._transport = None

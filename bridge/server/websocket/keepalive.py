@@ -18,7 +18,7 @@ from typing import Protocol
 import structlog
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.server.access.log_limiter import Lines
+from bridge.server.access.log_limiter import LogLimiter
 from bridge.server.websocket.connection import Clock
 from bridge.timing import DEFAULT, Timing
 
@@ -39,7 +39,7 @@ PING_PAUSE_S = 0.05
 class Living(Protocol):
     """A connection, as seen by who watches over it."""
 
-    heard_at: float
+    last_received_at: float
     pinged_at: float
     closed_at: float | None
 
@@ -59,7 +59,7 @@ class Keepalive:
         clock: Clock,
         idle_timeout_s: float,
         ping_interval_s: float,
-        on_tick: Callable[[bool], None] = lambda late: None,
+        on_tick: Callable[[bool], None],
         timing: Timing = DEFAULT,
     ) -> None:
         """`on_tick` is called after each pass, with True if the pass was late. It must not close clients then."""
@@ -68,12 +68,12 @@ class Keepalive:
         self._ping_interval_s = ping_interval_s
         self._on_tick = on_tick
         self._close_timeout_s = timing.close_timeout_s
-        self._lines = Lines(lambda: clock.now_s)
+        self._log_limiter = LogLimiter(lambda: clock.now_s)
         # Between the ping and the end there must be a pass or two, or who would have answered is never asked.
         room_s = max(LEAST_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, room_s)
         """Seconds between two passes: how exact all times here are."""
-        # One tick longer, because `heard_at` is the time of the pass before the client sent something.
+        # One tick longer, because `last_received_at` is the time of the pass before the client sent something.
         self._evict_after_s = idle_timeout_s + self.tick_s
         self._passed_at = clock.now_s
         """The time of the last pass."""
@@ -108,8 +108,8 @@ class Keepalive:
         else:
             self.ping_due()
         self._clock.now_s = now_s
-        if late and (unsaid := self._lines.due("late")) is not None:
-            _log.warning("event loop stalled: idle timeouts start again", late_s=round(late_s, 1), **unsaid)
+        if late and (suppressed := self._log_limiter.allow("late")) is not None:
+            _log.warning("event loop stalled: idle timeouts start again", late_s=round(late_s, 1), **suppressed)
         closing, self._closing = self._closing, {}
         for connection in tuple(self._connections):
             try:
@@ -127,7 +127,7 @@ class Keepalive:
         share = 1.0 if left_s <= PING_PAUSE_S else PING_PAUSE_S / left_s
         for _ in range(ceil(len(self._due) * share)):
             connection = self._due.popleft()
-            if self._clock.now_s - connection.heard_at < self._ping_interval_s:
+            if self._clock.now_s - connection.last_received_at < self._ping_interval_s:
                 continue  # the client has sent something since the pass
             try:
                 connection.ping()
@@ -135,7 +135,7 @@ class Keepalive:
                 self._abort(connection)
 
     def _look_after(self, connection: Living, now_s: float) -> None:
-        silent_s = now_s - connection.heard_at
+        silent_s = now_s - connection.last_received_at
         if silent_s >= self._evict_after_s and now_s - self._awake_since_s >= self._evict_after_s:
             connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
         elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
@@ -155,6 +155,6 @@ class Keepalive:
 
     def _abort(self, connection: Living) -> None:
         """Logs the exception that is being handled, and aborts the connection."""
-        if (unsaid := self._lines.due("failed")) is not None:
-            _log.exception("a connection could not be pinged or closed", **unsaid)
+        if (suppressed := self._log_limiter.allow("failed")) is not None:
+            _log.exception("a connection could not be pinged or closed", **suppressed)
         connection.abort()

@@ -24,8 +24,8 @@ from bridge.contract.update_id import Id
 from bridge.metrics import Metrics
 from bridge.server import memory
 from bridge.server import server as server_module
-from bridge.server.access.log_limiter import MINUTE_S, MOST
-from bridge.server.access.read_limiter import PERIOD_S, READ_BYTES
+from bridge.server.access.log_limiter import MAX_LINES, MINUTE_S
+from bridge.server.access.read_limiter import MAX_READ_BYTES, PERIOD_S
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
@@ -174,7 +174,7 @@ class Harness:
         await draining
         assert self.errors == []
         assert series(self.metrics) == self._series, "a refusal or a close has a label value without a counter at 0"
-        assert (self.gauges(), len(self.server._tally)) == ((0, 0), 0), "a client is still counted"
+        assert (self.gauges(), len(self.server._address_limit)) == ((0, 0), 0), "a client is still counted"
         for each in self.sockets:
             each.close()
 
@@ -228,7 +228,7 @@ async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[...,
     assert events(logged, "client refused") == [
         {"log_level": "info", "rule": "peer", "peer": STRANGER, "detail": STRANGER}
     ]
-    assert len(harness.server._tally) == 0
+    assert len(harness.server._address_limit) == 0
     assert harness.gauges() == (0, 0)
 
 
@@ -245,15 +245,15 @@ async def test_foreign_peer_is_cut_off_before_any_tls_and_without_an_answer(serv
 async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(serve: Callable[..., Harness]) -> None:
     harness = serve()
     with capture_logs() as logged:
-        for _ in range(MOST + 3):
+        for _ in range(MAX_LINES + 3):
             harness.server.refused(Rule.HOST, A, "evil.example")
         harness.server.refused(Rule.ORIGIN, A, "null")
         await harness.clock.advance(MINUTE_S)
         harness.server.refused(Rule.HOST, B, "evil.example")
     lines = events(logged, "client refused")
-    assert [line["rule"] for line in lines] == ["host"] * MOST + ["origin", "host"]
-    assert [line.get("unsaid") for line in lines] == [None] * (MOST + 1) + [3]
-    assert harness.metric("bridge_clients_refused_total", rule="host") == MOST + 4
+    assert [line["rule"] for line in lines] == ["host"] * MAX_LINES + ["origin", "host"]
+    assert [line.get("suppressed") for line in lines] == [None] * (MAX_LINES + 1) + [3]
+    assert harness.metric("bridge_clients_refused_total", rule="host") == MAX_LINES + 4
 
 
 async def connected_with(harness: Harness, *headers: str, target: str = "/updates") -> None:
@@ -282,14 +282,14 @@ async def test_value_that_is_no_id_is_logged_ten_times_a_minute(serve: Callable[
         for after in ("", "1-0000000a"):
             await connected_with(harness, target=f"/updates?after={after}")
         assert logged == []
-        for _ in range(MOST + 3):
+        for _ in range(MAX_LINES + 3):
             await connected_with(harness, target="/updates?after=" + "+" * 1000 + "undefined")
-        assert [line["after"] for line in logged] == ["undefined"] * MOST
+        assert [line["after"] for line in logged] == ["undefined"] * MAX_LINES
         assert all("leaves after empty" in line["event"] for line in logged)
         await harness.clock.advance(MINUTE_S)
         for after in ("null", "None", "NaN", "latest", "-1", "%5Bobject%20Object%5D", "x" * 1000):
             await connected_with(harness, target=f"/updates?after={after}")
-    assert len(logged) == MOST + 7
+    assert len(logged) == MAX_LINES + 7
     assert all(len(line["after"]) < 60 for line in logged)
 
 
@@ -308,7 +308,7 @@ async def test_client_becomes_a_connection_that_gets_updates(serve: Callable[...
     assert client.frames == [(TEXT, b"update")]
     await client.leave()
     assert harness.gauges() == (0, 0)
-    assert len(harness.server._tally) == 0
+    assert len(harness.server._address_limit) == 0
 
 
 async def test_client_that_leaves_without_a_request_gives_its_place_back(serve: Callable[..., Harness]) -> None:
@@ -317,7 +317,7 @@ async def test_client_that_leaves_without_a_request_gives_its_place_back(serve: 
     with capture_logs() as logged:
         await client.leave()
     assert harness.gauges() == (0, 0)
-    assert len(harness.server._tally) == 0
+    assert len(harness.server._address_limit) == 0
     assert harness.metric("bridge_handshakes_abandoned_total") == 1
     # Health checks do this, so the line is only at debug.
     assert [line["log_level"] for line in logged] == ["debug"]
@@ -348,7 +348,7 @@ async def test_page_is_served_and_its_client_takes_a_place_until_it_is_gone(serv
     assert harness.gauges() == (0, 1)
     await client.leave()
     assert harness.gauges() == (0, 0)
-    assert len(harness.server._tally) == 0
+    assert len(harness.server._address_limit) == 0
 
 
 async def test_client_without_a_request_is_answered_408_at_the_handshake_timeout(serve: Callable[..., Harness]) -> None:
@@ -405,7 +405,7 @@ async def test_clients_beyond_those_that_can_be_told_so_are_dropped_and_logged_o
     assert harness.metric("bridge_clients_refused_total", rule="full") == 2
     assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
     # They have no place that they could give back.
-    assert len(harness.server._tally) == 1
+    assert len(harness.server._address_limit) == 1
 
 
 async def test_room_for_clients_is_logged_once_a_client_could_be_served_with_how_many_were_dropped(
@@ -433,13 +433,13 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(se
     harness = serve(max_connections=1, reserve=1)
     first = await harness.upgrade()
     with capture_logs() as logged:
-        for _ in range(MOST + 5):
+        for _ in range(MAX_LINES + 5):
             second = await harness.upgrade()
             await harness.connect()
             await second.leave()
             await (await harness.connect()).leave()
-    assert len(events(logged, "there is room for clients again")) == MOST
-    assert sum(line["log_level"] == "warning" for line in logged) == MOST
+    assert len(events(logged, "there is room for clients again")) == MAX_LINES
+    assert sum(line["log_level"] == "warning" for line in logged) == MAX_LINES
     await first.leave()
 
 
@@ -490,7 +490,7 @@ async def test_place_that_went_to_another_client_is_given_back_once(
     await harness.connect()
     # The first one is lost only now, while the second has the place.
     second = await harness.connect()
-    assert len(harness.server._tally) == 1
+    assert len(harness.server._address_limit) == 1
     second.send(request(3000))
     assert second.close_code is None
     assert (await harness.upgrade()).close_code == 1013
@@ -516,7 +516,7 @@ async def test_clients_that_come_in_one_turn_of_the_loop_each_take_the_place_of_
 @pytest.fixture
 def reserve_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """One client of an address beyond its limit is told so."""
-    monkeypatch.setattr("bridge.server.access.address_limit.RESERVE", 1)
+    monkeypatch.setattr("bridge.server.access.address_limit.MAX_ADDRESS_OVERFLOW", 1)
 
 
 @pytest.mark.usefixtures("reserve_of_one")
@@ -564,7 +564,7 @@ async def test_closings_for_a_reason_are_logged_ten_times_a_minute_and_all_count
     serve: Callable[..., Harness], reason: CloseReason
 ) -> None:
     harness = serve()
-    for _ in range(MOST + 3):
+    for _ in range(MAX_LINES + 3):
         await harness.upgrade()
     evicted = tuple(harness.server._connections)
     with capture_logs() as logged:
@@ -573,8 +573,8 @@ async def test_closings_for_a_reason_are_logged_ten_times_a_minute_and_all_count
         await harness.clock.advance(MINUTE_S)
         evicted[-1].close(reason, behind=7)
     assert {(line["reason"], line["code"], line["behind"]) for line in logged} == {(reason.slug, reason.code, 7)}
-    assert [line.get("unsaid") for line in logged] == [None] * MOST + [2]
-    assert harness.metric("bridge_evictions_total", reason=reason.slug) == MOST + 3
+    assert [line.get("suppressed") for line in logged] == [None] * MAX_LINES + [2]
+    assert harness.metric("bridge_evictions_total", reason=reason.slug) == MAX_LINES + 3
 
 
 async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callable[..., Harness]) -> None:
@@ -585,11 +585,11 @@ async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callabl
     }
     with capture_logs() as logged:
         for data in reasons.values():
-            for _ in range(MOST + 2):
+            for _ in range(MAX_LINES + 2):
                 client = await harness.upgrade(rest=data)
                 await client.leave()
     lines = [line["reason"] for line in events(logged, "client evicted")]
-    assert {reason: lines.count(reason) for reason in reasons} == dict.fromkeys(reasons, MOST)
+    assert {reason: lines.count(reason) for reason in reasons} == dict.fromkeys(reasons, MAX_LINES)
 
 
 async def test_line_says_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
@@ -618,19 +618,19 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
     assert harness.metric("bridge_client_throttles_total") == 1
     assert events(logged, "client throttled") == [{"log_level": "info", "peer": "127.0.0.1 port 54321"}]
     with capture_logs() as logged:
-        for _ in range(MOST):
+        for _ in range(MAX_LINES):
             # Its debt is paid in less.
             for _ in range(4):
                 await harness.clock.advance(PERIOD_S)
             flood(client)
-    assert len(logged) == MOST - 1
-    assert harness.metric("bridge_client_throttles_total") == MOST + 1
+    assert len(logged) == MAX_LINES - 1
+    assert harness.metric("bridge_client_throttles_total") == MAX_LINES + 1
 
 
 def flood(client: Client) -> None:
     """One read of tiny frames, for which the client waits for some periods."""
     frame = Frame(Opcode.PONG, b"").serialize(mask=True)
-    client.send(frame * (READ_BYTES // len(frame)))
+    client.send(frame * (MAX_READ_BYTES // len(frame)))
 
 
 # What the clock does

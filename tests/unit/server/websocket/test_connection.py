@@ -13,13 +13,13 @@ from websockets.frames import Frame, Opcode
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame, text_frame
 from bridge.server.access.read_limiter import (
-    FRAME_BYTES,
-    OF_ALL_BYTES,
-    OF_ONE_BYTES,
+    CLIENT_BUDGET_BYTES,
+    FRAME_COST_BYTES,
     PERIOD_S,
-    RECEIVED,
-    SCANT_BYTES,
-    Allowance,
+    READ_BUFFER,
+    THROTTLED_READ_BYTES,
+    TOTAL_BUDGET_BYTES,
+    ReadLimiter,
 )
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.websocket.connection import MAX_PONGS_DUE, Clock, Connection
@@ -45,7 +45,7 @@ class OneClient(Scene):
         super().__init__()
         self.clock = Clock(1000.0)
         self.hours = Hours()
-        self.allowance = Allowance(self.hours.time, self.hours.call_at)
+        self.read_limiter = ReadLimiter(self.hours.time, self.hours.call_at, lambda _: None)
         self.transport = FakeTransport(self.turns.call_soon, peername=peername, encrypted=encrypted, line=line)
         self.closed: list[tuple[CloseReason, dict[str, object]]] = []
         self.lost: list[Connection] = []
@@ -53,7 +53,7 @@ class OneClient(Scene):
             self.transport,
             self.hub,
             self.clock,
-            self.allowance,
+            self.read_limiter,
             "127.0.0.1",
             lambda _, reason, details: self.closed.append((reason, details)),
             self.lost.append,
@@ -66,12 +66,12 @@ class OneClient(Scene):
 
     def says(self, opcode: Opcode, payload: bytes = b"", *, mask: bool = True) -> None:
         """The client sends a frame."""
-        self.hears(Frame(opcode, payload).serialize(mask=mask))
+        self.receives(Frame(opcode, payload).serialize(mask=mask))
 
-    def hears(self, data: bytes) -> None:
+    def receives(self, data: bytes) -> None:
         """Bytes arrive, as the event loop delivers them."""
-        for at in range(0, len(data), len(RECEIVED)):
-            piece = data[at : at + len(RECEIVED)]
+        for at in range(0, len(data), len(READ_BUFFER)):
+            piece = data[at : at + len(READ_BUFFER)]
             buffer = self.connection.get_buffer(-1)
             buffer[: len(piece)] = piece
             self.connection.buffer_updated(len(piece))
@@ -278,7 +278,7 @@ def test_close_frame_waits_for_the_end_of_a_frame_that_is_sent_in_parts(
         scene.says(Opcode.CLOSE, b"\x03\xe8")
         close, ended = (close if how.startswith("own") else close_frame(1000)), ["close"]
     if how == "violation":
-        scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
+        scene.receives(Frame(Opcode.TEXT, b"").serialize(mask=False))
         close, ended = close_frame(1002, CloseReason.PROTOCOL_ERROR.phrase), ["eof"]
     scene.connection.ping()
     scene.says(Opcode.PING)
@@ -388,8 +388,8 @@ def test_whatever_a_client_sends_is_ignored(scene: OneClient, opcode: Opcode, si
 
 
 def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClient) -> None:
-    message = Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)
-    scene.hears(message)
+    message = Frame(Opcode.BINARY, b"x" * (3 * len(READ_BUFFER))).serialize(mask=True)
+    scene.receives(message)
     assert scene.connection._inbound is None
     scene.says(Opcode.PING, b"after")
     assert scene.transport.written == [pong_frame(b"after")]
@@ -400,99 +400,99 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClie
 
 def spent(scene: OneClient) -> int:
     """Returns how much the limit has charged the client."""
-    assert scene.allowance._said_by_all == sum(scene.allowance._said.values())
-    return scene.allowance._said.get(scene.connection, 0)
+    assert scene.read_limiter._total_used_bytes == sum(scene.read_limiter._used_bytes.values())
+    return scene.read_limiter._used_bytes.get(scene.connection, 0)
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"x" * 125])
 def test_pong_that_a_ping_asked_for_counts_for_nothing_and_the_next_one_does(scene: OneClient, payload: bytes) -> None:
     pong = Frame(Opcode.PONG, payload).serialize(mask=True)
-    cost = len(pong) + 2 * FRAME_BYTES
+    cost = len(pong) + 2 * FRAME_COST_BYTES
     for asked in range(1, 4):
         scene.connection.ping()
-        scene.hears(pong)
+        scene.receives(pong)
         assert spent(scene) == (asked - 1) * cost
-        scene.hears(pong)
+        scene.receives(pong)
         assert spent(scene) == asked * cost
 
 
 def test_pong_of_a_client_that_was_not_pinged_counts(scene: OneClient) -> None:
     scene.says(Opcode.PONG)
-    assert spent(scene) == 6 + 2 * FRAME_BYTES
+    assert spent(scene) == 6 + 2 * FRAME_COST_BYTES
 
 
 def test_each_of_several_pings_may_be_answered_late(scene: OneClient) -> None:
     pong = Frame(Opcode.PONG, b"").serialize(mask=True)
     for _ in range(3):
         scene.connection.ping()
-    scene.hears(pong * 3)
+    scene.receives(pong * 3)
     assert spent(scene) == 0
-    scene.hears(pong)
-    assert spent(scene) == len(pong) + 2 * FRAME_BYTES
+    scene.receives(pong)
+    assert spent(scene) == len(pong) + 2 * FRAME_COST_BYTES
 
 
 def test_unanswered_pings_allow_only_a_few_pongs_without_a_charge(scene: OneClient) -> None:
     for _ in range(10 * MAX_PONGS_DUE):
         scene.connection.ping()
     pong = Frame(Opcode.PONG, b"").serialize(mask=True)
-    scene.hears(pong * (MAX_PONGS_DUE + 3))
-    assert spent(scene) == 3 * len(pong) + 4 * FRAME_BYTES
+    scene.receives(pong * (MAX_PONGS_DUE + 3))
+    assert spent(scene) == 3 * len(pong) + 4 * FRAME_COST_BYTES
 
 
 @pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.TEXT])
 def test_what_comes_with_the_pong_counts(scene: OneClient, opcode: Opcode) -> None:
     other = Frame(opcode, b"hello").serialize(mask=True)
     scene.connection.ping()
-    scene.hears(other + Frame(Opcode.PONG, b"x" * 40).serialize(mask=True))
-    assert spent(scene) == len(other) + 2 * FRAME_BYTES
+    scene.receives(other + Frame(Opcode.PONG, b"x" * 40).serialize(mask=True))
+    assert spent(scene) == len(other) + 2 * FRAME_COST_BYTES
 
 
 def test_frame_that_is_no_pong_counts_after_a_ping(scene: OneClient) -> None:
     scene.connection.ping()
     scene.says(Opcode.TEXT, b"hello")
-    assert spent(scene) == 11 + 2 * FRAME_BYTES
+    assert spent(scene) == 11 + 2 * FRAME_COST_BYTES
     # The pong is still outstanding.
     scene.says(Opcode.PONG)
-    assert spent(scene) == 11 + 2 * FRAME_BYTES
+    assert spent(scene) == 11 + 2 * FRAME_COST_BYTES
 
 
 def test_all_reads_of_a_pong_but_the_last_are_charged(scene: OneClient) -> None:
     pong = Frame(Opcode.PONG, b"x" * 20).serialize(mask=True)
     scene.connection.ping()
-    scene.hears(pong[:10])
-    assert spent(scene) == 10 + 2 * FRAME_BYTES
-    scene.hears(pong[10:])
-    assert spent(scene) == 10 + 2 * FRAME_BYTES
+    scene.receives(pong[:10])
+    assert spent(scene) == 10 + 2 * FRAME_COST_BYTES
+    scene.receives(pong[10:])
+    assert spent(scene) == 10 + 2 * FRAME_COST_BYTES
 
 
 def test_crowd_that_answers_the_pings_of_the_bridge_is_not_throttled(scene: OneClient) -> None:
     # If pongs were charged, the 1,013th pong would exceed the common limit of a period.
     others = [OneClient() for _ in range(1100)]
     for each in others:
-        each.connection._allowance = scene.allowance
+        each.connection._read_limiter = scene.read_limiter
         each.connection.ping()
         each.says(Opcode.PONG)
         assert each.transport.reading
     scene.connection.ping()
-    scene.allowance.spend(others[0].connection, OF_ALL_BYTES + 1, 0)
+    scene.read_limiter.consume(others[0].connection, TOTAL_BUDGET_BYTES + 1, 0)
     # The same holds while other clients flood the bridge.
     scene.says(Opcode.PONG)
     assert scene.transport.reading
-    assert len(scene.allowance) == 1
+    assert len(scene.read_limiter) == 1
 
 
 def test_client_that_fills_the_buffer_is_read_on_in_the_next_turn(scene: OneClient) -> None:
-    scene.hears(Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)[: len(RECEIVED)])
+    scene.receives(Frame(Opcode.BINARY, b"x" * (3 * len(READ_BUFFER))).serialize(mask=True)[: len(READ_BUFFER)])
     assert not scene.transport.reading
     scene.turns.turn()
     assert scene.transport.reading
-    scene.hears(b"x" * (len(RECEIVED) - 1))
+    scene.receives(b"x" * (len(READ_BUFFER) - 1))
     assert scene.transport.reading
 
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: OneClient, *, lost: bool) -> None:
-    scene.hears(Frame(Opcode.BINARY, b"x" * (3 * len(RECEIVED))).serialize(mask=True)[: len(RECEIVED)])
+    scene.receives(Frame(Opcode.BINARY, b"x" * (3 * len(READ_BUFFER))).serialize(mask=True)[: len(READ_BUFFER)])
     if lost:
         scene.connection.connection_lost(None)
     else:
@@ -503,10 +503,10 @@ def test_client_that_filled_the_buffer_and_is_gone_is_not_read_on(scene: OneClie
 
 def test_throttled_client_is_not_read_until_it_may_send_more(scene: OneClient) -> None:
     ping = Frame(Opcode.PING, b"").serialize(mask=True)
-    most = (OF_ONE_BYTES - FRAME_BYTES) // (len(ping) + FRAME_BYTES)
-    scene.hears(ping * most)
+    most = (CLIENT_BUDGET_BYTES - FRAME_COST_BYTES) // (len(ping) + FRAME_COST_BYTES)
+    scene.receives(ping * most)
     assert scene.transport.reading
-    scene.hears(ping)
+    scene.receives(ping)
     assert not scene.transport.reading
     # What was read is answered all the same.
     assert b"".join(scene.transport.written) == pong_frame(b"") * (most + 1)
@@ -515,7 +515,7 @@ def test_throttled_client_is_not_read_until_it_may_send_more(scene: OneClient) -
 
 
 def test_throttled_client_that_fills_the_buffer_is_read_again_once_its_debt_is_paid(scene: OneClient) -> None:
-    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=True) * (len(RECEIVED) // 6 + 1))
+    scene.receives(Frame(Opcode.TEXT, b"").serialize(mask=True) * (len(READ_BUFFER) // 6 + 1))
     assert not scene.transport.reading
     scene.turns.settle()
     assert not scene.transport.reading
@@ -524,29 +524,29 @@ def test_throttled_client_that_fills_the_buffer_is_read_again_once_its_debt_is_p
         scene.hours.pass_by(PERIOD_S)
         passed += 1
     # Its debt is paid, a period at a time.
-    assert passed == (len(RECEIVED) * (6 + FRAME_BYTES) // 6 + FRAME_BYTES) // OF_ONE_BYTES
+    assert passed == (len(READ_BUFFER) * (6 + FRAME_COST_BYTES) // 6 + FRAME_COST_BYTES) // CLIENT_BUDGET_BYTES
 
 
 def test_read_is_small_while_all_clients_together_exceed_the_limit(scene: OneClient) -> None:
-    assert scene.connection.get_buffer(-1) is RECEIVED
+    assert scene.connection.get_buffer(-1) is READ_BUFFER
     others = OneClient()
-    scene.allowance.spend(others.connection, OF_ALL_BYTES + 1, 0)
-    assert len(scene.connection.get_buffer(-1)) == SCANT_BYTES
+    scene.read_limiter.consume(others.connection, TOTAL_BUDGET_BYTES + 1, 0)
+    assert len(scene.connection.get_buffer(-1)) == THROTTLED_READ_BYTES
     pong = Frame(Opcode.PONG, b"").serialize(mask=True)
     scene.connection.get_buffer(-1)[: len(pong)] = pong
     scene.clock.now_s = 1042.0
     scene.connection.buffer_updated(len(pong))
-    assert scene.connection.heard_at == 1042.0
+    assert scene.connection.last_received_at == 1042.0
     assert not scene.transport.reading
 
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_throttled_client_that_is_gone_is_not_read_again(scene: OneClient, *, lost: bool) -> None:
-    scene.connection.received(Frame(Opcode.BINARY, b"x" * OF_ONE_BYTES).serialize(mask=True))
+    scene.connection.received(Frame(Opcode.BINARY, b"x" * CLIENT_BUDGET_BYTES).serialize(mask=True))
     assert not scene.transport.reading
     if lost:
         scene.connection.connection_lost(None)
-        assert len(scene.allowance) == 0
+        assert len(scene.read_limiter) == 0
     else:
         scene.connection.abort()
     scene.hours.pass_by(10 * PERIOD_S)
@@ -557,7 +557,7 @@ def test_connection_whose_tls_is_over_has_no_socket_and_needs_none() -> None:
     scene = OneClient(encrypted=True)
     scene.congest()
     scene.transport._extra["socket"] = None  # type: ignore[attr-defined]  # as get_extra_info finds it then
-    scene.connection.end_if_gone()
+    scene.connection.close_if_eof()
     scene.connection.close(CloseReason.TOO_SLOW)
     assert [reason for reason, _ in scene.closed] == [CloseReason.TOO_SLOW]
 
@@ -574,12 +574,12 @@ def test_client_that_is_not_read_from_is_looked_at(how: str) -> None:
             elif how == "resets":
                 far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 far.close()
-            scene.connection.end_if_gone()
+            scene.connection.close_if_eof()
             assert scene.transport.ended == ([] if how == "stays" else ["abort"])
 
 
 def test_pings_that_come_together_are_answered_in_one_write(scene: OneClient) -> None:
-    scene.hears(b"".join(Frame(Opcode.PING, payload).serialize(mask=True) for payload in (b"a", b"b", b"c")))
+    scene.receives(b"".join(Frame(Opcode.PING, payload).serialize(mask=True) for payload in (b"a", b"b", b"c")))
     assert scene.transport.written == [pong_frame(b"a") + pong_frame(b"b") + pong_frame(b"c")]
 
 
@@ -590,25 +590,25 @@ def test_bytes_that_came_with_the_handshake_are_dealt_with(scene: OneClient) -> 
 
 def test_parser_is_kept_only_while_a_frame_is_incomplete(scene: OneClient) -> None:
     message = Frame(Opcode.PING, b"hello").serialize(mask=True)
-    scene.hears(message[:3])
+    scene.receives(message[:3])
     assert scene.connection._inbound is not None
-    scene.hears(message[3:])
+    scene.receives(message[3:])
     assert scene.connection._inbound is None
     assert scene.transport.written == [pong_frame(b"hello")]
 
 
 def test_any_bytes_are_a_sign_of_life(scene: OneClient) -> None:
-    assert scene.connection.heard_at == 1000.0
+    assert scene.connection.last_received_at == 1000.0
     scene.clock.now_s = 1042.0
-    scene.hears(HALF_A_TEXT)
-    assert scene.connection.heard_at == 1042.0
+    scene.receives(HALF_A_TEXT)
+    assert scene.connection.last_received_at == 1042.0
 
 
 def test_what_is_sent_is_no_sign_of_life(scene: OneClient) -> None:
     scene.clock.now_s = 1042.0
     scene.connection.send(UPDATE)
     scene.connection.ping()
-    assert scene.connection.heard_at == 1000.0
+    assert scene.connection.last_received_at == 1000.0
 
 
 # Ends
@@ -702,7 +702,7 @@ def test_connection_is_closed_once(scene: OneClient) -> None:
 def test_violation_is_answered_with_a_close_and_the_end_of_our_side(
     scene: OneClient, violation: bytes, reason: CloseReason
 ) -> None:
-    scene.hears(violation)
+    scene.receives(violation)
     assert scene.transport.written == [close_frame(reason.code, reason.phrase)]
     assert scene.transport.ended == ["eof"]
     assert [told for told, _ in scene.closed] == [reason]
@@ -711,7 +711,7 @@ def test_violation_is_answered_with_a_close_and_the_end_of_our_side(
 
 
 def test_what_follows_a_violation_is_not_read(scene: OneClient) -> None:
-    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
+    scene.receives(Frame(Opcode.TEXT, b"").serialize(mask=False))
     scene.transport.written.clear()
     scene.says(Opcode.PING)
     scene.says(Opcode.CLOSE)
@@ -721,7 +721,7 @@ def test_what_follows_a_violation_is_not_read(scene: OneClient) -> None:
 def test_violation_after_the_own_close_changes_nothing(scene: OneClient) -> None:
     scene.connection.close(CloseReason.IDLE)
     scene.transport.written.clear()
-    scene.hears(Frame(Opcode.TEXT, b"").serialize(mask=False))
+    scene.receives(Frame(Opcode.TEXT, b"").serialize(mask=False))
     assert scene.transport.written == []
     assert scene.transport.ended == []
     assert [reason for reason, _ in scene.closed] == [CloseReason.IDLE]
@@ -763,7 +763,7 @@ def test_end_of_a_client_leaves_the_end_to_the_transport(scene: OneClient) -> No
 
 
 def test_lost_connection_is_told_and_forgets_its_transport(scene: OneClient) -> None:
-    scene.hears(HALF_A_TEXT)
+    scene.receives(HALF_A_TEXT)
     scene.transport.abort()
     scene.turns.settle()
     assert scene.lost == [scene.connection]
@@ -787,7 +787,7 @@ def test_lost_connection_takes_everything_without_a_word(scene: OneClient, late:
     scene.connection.ping()
     scene.connection.close(CloseReason.STOPPING)
     scene.connection.abort()
-    scene.hears(late)
+    scene.receives(late)
     assert scene.transport.written == []
     assert scene.transport.ended == []
     assert scene.closed == []
