@@ -12,8 +12,8 @@ import structlog
 from bridge import __version__, logs
 from bridge.amqp.consume.consumer import Consumer, Source
 from bridge.amqp.consume.stream_reader import Stream
-from bridge.amqp.nodes import nodes_of
-from bridge.amqp.rejects.publisher import Rejects
+from bridge.amqp.nodes import broker_nodes
+from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
@@ -27,7 +27,7 @@ from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.documents import asyncapi
 from bridge.contract.filters import Filters
 from bridge.contract.pipeline import Pipeline, Reason
-from bridge.errors import AddressUnavailable, ConfigurationError, masked
+from bridge.errors import AddressUnavailable, ConfigurationError, redact
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
@@ -76,8 +76,8 @@ class Bridge:
         metrics.gauge("bridge_update_log_bytes", "Bytes of memory that the update log takes.", lambda: log.size_bytes)
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         metrics.gauge("bridge_update_log_updates", "Updates in the update log.", lambda: self._hub.logged_updates)
-        nodes = nodes_of(settings.amqp_url, settings.amqp_url_file)
-        self._rejects = Rejects(
+        nodes = broker_nodes(settings.amqp_url, settings.amqp_url_file)
+        self._rejects = RejectPublisher(
             nodes,
             settings.reject_exchange,
             settings.instance,
@@ -133,7 +133,7 @@ class Bridge:
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
-            raise AddressUnavailable(f"can't listen on {masked(str(error.strerror))}; {remedy(error)}") from error
+            raise AddressUnavailable(f"can't listen on {redact(str(error.strerror))}; {remedy(error)}") from error
         networks = settings.allowed_networks
         hosts = [address for address, _ in self.addresses]
         self._pages.describe(self._described(announced_host(hosts, networks, source_address), self.addresses[0][1]))
@@ -169,7 +169,7 @@ class Bridge:
             ),
         )
 
-    async def failure(self) -> None:
+    async def wait_for_refusal(self) -> None:
         """Waits until the broker refuses in a way that ends the program; raises that BrokerRefusal."""
         done, _ = await asyncio.wait(self._working, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
@@ -243,7 +243,7 @@ def check(settings: Settings) -> tuple[catalog.Catalog, Tls | None]:
     for exchange, update_type in settings.exchanges.items():
         if update_type not in schemas.types:
             known = ", ".join(sorted(schemas.types))
-            shown = masked(f"{exchange}={update_type}")
+            shown = redact(f"{exchange}={update_type}")
             raise ConfigurationError([f"BRIDGE_EXCHANGES: {shown}: there is no schema for this type; known: {known}"])
     return schemas, _tls(settings)
 
@@ -301,7 +301,7 @@ async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
-    failing = asyncio.create_task(bridge.failure(), name="failure")
+    failing = asyncio.create_task(bridge.wait_for_refusal(), name="failure")
     asked = asyncio.create_task(stopping.wait(), name="stop signal")
     watched = asyncio.create_task(manager.watch(), name="watchdog")
     manager.ready()

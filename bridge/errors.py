@@ -29,7 +29,7 @@ class ConfigurationError(BridgeError):
         super().__init__("\n".join(self.problems))
 
 
-def masked(text: str) -> str:
+def redact(text: str) -> str:
     """What an operator wrote, for an error: a URL may stand anywhere, with a password in which anything may be."""
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
@@ -40,13 +40,13 @@ def may_be_key(text: str) -> bool:
 
 
 def shown_value(text: str) -> str:
-    """A value that can't be used, for an error: quoted, masked, printable and short; never a private key."""
+    """A value that can't be used, for an error: quoted, redacted, printable and short; never a private key."""
     if may_be_key(text):
         return "its value"
-    return repr(printable(masked(text), SHOWN_CHARACTERS))
+    return repr(printable(redact(text), SHOWN_CHARACTERS))
 
 
-def masked_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """A broker's URL with everything but the password: where it leads, as whom, and with which options."""
     before, separator, behind = url.partition("?")
     scheme, _, address = before.partition("://")
@@ -54,11 +54,11 @@ def masked_url(url: str) -> str:
     name, colon, _ = user.partition(":")
     options = [option.partition("=") for option in behind.split("&") if option]
     # Of the certificates, the files' names: cadata is a certificate itself, and others may be anything.
-    shown = "&".join(f"{key}{equals}{value if key in _HARMLESS else '***'}" for key, equals, value in options)
+    shown = "&".join(f"{key}{equals}{value if key in _PRINTABLE_OPTIONS else '***'}" for key, equals, value in options)
     return f"{scheme}://{name}{colon}{'***' if colon else ''}{at}{host}{separator}{shown}"
 
 
-_HARMLESS = frozenset({"auth", "cafile", "capath", "certfile", "heartbeat", "keyfile", "name", "timeout"})
+_PRINTABLE_OPTIONS = frozenset({"auth", "cafile", "capath", "certfile", "heartbeat", "keyfile", "name", "timeout"})
 
 
 class AddressUnavailable(BridgeError):

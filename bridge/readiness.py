@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bridge import __version__
 from bridge.amqp.consume.consumer import Consumer
-from bridge.amqp.rejects.publisher import Rejects
+from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State
 from bridge.config.settings import Settings
 
@@ -13,7 +13,7 @@ class Readiness:
     """Asks those who do the work."""
 
     def __init__(
-        self, settings: Settings, consumer: Consumer, rejects: Rejects, connections: Callable[[], int]
+        self, settings: Settings, consumer: Consumer, rejects: RejectPublisher, connections: Callable[[], int]
     ) -> None:
         """`connections` says how many clients there are."""
         self._settings = settings
@@ -49,8 +49,8 @@ class Readiness:
             missing.append("the bridge is stopping")
         if status.state is not State.WORKING:
             missing.append("the broker is not being consumed from")
-        elif not status.proven:
-            missing.append(f"the broker has not answered for {status.proof_valid_s:g} s")
+        elif not status.is_fresh:
+            missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.course.at_end:
             # After each lost connection too: a load balancer would send it clients whose ids it does not know yet.
             missing.append("the history is being read")

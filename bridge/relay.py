@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import structlog
 
 from bridge.amqp.consume.session import Delivery
-from bridge.amqp.rejects.publisher import Rejects
+from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import Gap
 from bridge.broadcast.hub import Hub
 from bridge.contract import envelope
@@ -33,7 +33,7 @@ class Relay:
         pipeline: Pipeline,
         window: DuplicateWindow,
         hub: Hub,
-        rejects: Rejects,
+        rejects: RejectPublisher,
         metrics: Metrics,
         *,
         reads_back: bool = False,

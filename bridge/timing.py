@@ -56,7 +56,7 @@ class Timing:
     end_timeout_s: float = 1.0
     """For the consumer or rejects task to end after its cancellation. aio-pika may still be closing the connection."""
 
-    proof_valid_s: float = 10.0
+    answer_valid_s: float = 10.0
     """How long the bridge stays ready after the broker's last answer. A broker can disappear without closing the
     connection."""
 

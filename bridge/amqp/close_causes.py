@@ -11,7 +11,7 @@ from typing import NamedTuple
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 
@@ -36,7 +36,7 @@ class Ending(NamedTuple):
     def by(cls, error: BaseException) -> "Ending":
         """The ending that an error of aiormq's means."""
         told = isinstance(error, _EXPLAINED)
-        return cls(sentence(error), told and not _GOES_DOWN.search(sentence(error)))
+        return cls(error_text(error), told and not _GOES_DOWN.search(error_text(error)))
 
 
 _EXPLAINED = (
@@ -70,7 +70,7 @@ def _ending(closing: "asyncio.Future[object]") -> Ending:
     return Ending("the connection was closed", explained=False) if error is None else Ending.by(error)
 
 
-def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel) -> asyncio.Future[Ending]:
+def closed_future(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel) -> asyncio.Future[Ending]:
     """Done when the connection, the channel or the consumer ends."""
     ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
 
@@ -88,7 +88,7 @@ def end_of(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChan
     return ended
 
 
-def tell_of_blocking(amqp: aiormq.abc.AbstractConnection, tell: Callable[[str | None], None]) -> None:
+def watch_blocked(amqp: aiormq.abc.AbstractConnection, tell: Callable[[str | None], None]) -> None:
     """Has `tell` told when the broker takes nothing more to publish, in its own words, and None when it does again.
 
     aiormq waits then, and tells nobody but its log; a broker that is short of memory or disk may stay so for hours.

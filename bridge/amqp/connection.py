@@ -34,7 +34,7 @@ limit of connections is reached."""
 
 
 @asynccontextmanager
-async def connected(
+async def open_connection(
     nodes: Sequence[Node], name: str, fast_channel: FastChannel | None = None, timing: Timing = DEFAULT
 ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
     """A connection to the first node that takes one, closed at the end (within `amqp_close_timeout_s`).
@@ -71,7 +71,7 @@ class _Reader(asyncio.StreamReaderProtocol):
             )
 
 
-class _Line(aiormq.connection.TransportFactory):
+class _TransportFactory(aiormq.connection.TransportFactory):
     """What aiormq gets its transport from, and keeps to itself: only who has it can share the line, or cut it."""
 
     def __init__(self, fast_channel: FastChannel | None) -> None:
@@ -124,7 +124,7 @@ class _Line(aiormq.connection.TransportFactory):
             self._transport.abort()
 
 
-Linked = tuple[aio_pika.abc.AbstractConnection, _Line]
+Linked = tuple[aio_pika.abc.AbstractConnection, _TransportFactory]
 
 
 async def _connect_to_any(nodes: Sequence[Node], name: str, fast_channel: FastChannel | None, timing: Timing) -> Linked:
@@ -142,7 +142,7 @@ async def _connect(node: Node, name: str, fast_channel: FastChannel | None, timi
     if "heartbeat" not in url.query:
         url = url.update_query(heartbeat=timing.heartbeat_s)
     connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
-    line = _Line(fast_channel)
+    line = _TransportFactory(fast_channel)
     connection.kwargs["transport_factory"] = line
     loop = asyncio.get_running_loop()
     try:
@@ -154,7 +154,7 @@ async def _connect(node: Node, name: str, fast_channel: FastChannel | None, timi
     except aiormq.exceptions.AMQPError as error:
         raise _meaning(node, url, error) from error
     except OSError as error:
-        raise ConnectionError(f"{node}: {sentence(error)}") from error
+        raise ConnectionError(f"{node}: {error_text(error)}") from error
     else:
         return connection, line
     finally:
@@ -166,7 +166,7 @@ async def _connect(node: Node, name: str, fast_channel: FastChannel | None, timi
 def _meaning(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> BrokerRefusal | ConnectionError:
     """What an error says of the node that was to be connected to, and what to do about it."""
     if isinstance(error, aiormq.exceptions.ProbableAuthenticationError):
-        return BrokerRefusal(f"{node} {_refused(url, sentence(error))}")
+        return BrokerRefusal(f"{node} {_refused(url, error_text(error))}")
     if isinstance(error, aiormq.exceptions.AuthenticationError):
         return BrokerRefusal(f"{node} {_not_offered(url, error)}")
     close = _close_frame(error)
@@ -182,7 +182,7 @@ def _meaning(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> Broker
     elif isinstance(error.__cause__, asyncio.IncompleteReadError | ConnectionResetError):
         words = tls.silent_end(url.scheme, "certfile" in url.query)
     else:
-        words = sentence(error)
+        words = error_text(error)
     return ConnectionError(f"{node}: {words}")
 
 
@@ -218,7 +218,7 @@ def _close_frame(error: BaseException) -> commands.Connection.Close | None:
     return None
 
 
-async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timing: Timing) -> None:
+async def _close(connection: aio_pika.abc.AbstractConnection, line: _TransportFactory, timing: Timing) -> None:
     # Whatever happens here, the connection is over: the broker may be gone, or stopped, or closing it itself.
     closing = asyncio.ensure_future(connection.close())
     try:
@@ -243,20 +243,20 @@ async def _close(connection: aio_pika.abc.AbstractConnection, line: _Line, timin
 _FAILED_CALL = re.compile(r"\[Errno (\d+)\] Connect call failed")
 
 
-def without_addresses(error: OSError | UnicodeError) -> str:
+def os_error_text(error: OSError | UnicodeError) -> str:
     """The system's words, which uvloop has; asyncio has its own, with an address, for each that a name stands for."""
     codes = dict.fromkeys(_FAILED_CALL.findall(str(error)))
-    return "; ".join(os.strerror(int(code)) for code in codes) or sentence(error)
+    return "; ".join(os.strerror(int(code)) for code in codes) or error_text(error)
 
 
 def _unreachable(error: OSError | UnicodeError, host: str) -> str:
     """Why no connection to the host can be had, and what to do if the host is not what it seems."""
-    words = without_addresses(error)
+    words = os_error_text(error)
     hint = container.localhost_hint(host, container.detected()) if os.strerror(errno.ECONNREFUSED) in words else None
     return words if hint is None else f"{words}; {hint}"
 
 
-def sentence(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The broker's or the system's own words, without the library's around them."""
     words = str(error.args[-1]) if error.args else type(error).__name__
     return printable(words) or type(error).__name__

@@ -77,7 +77,7 @@ class RenewedNodes(Sequence[Node]):
         return len(self._nodes)
 
 
-def nodes_of(urls: Sequence[str], file: Path | None) -> Sequence[Node]:
+def broker_nodes(urls: Sequence[str], file: Path | None) -> Sequence[Node]:
     """The nodes of the URLs. If `file` is given, it is read again for each connection."""
     if file is None:
         return tuple(map(Node, urls))

@@ -12,7 +12,7 @@ TICKS = 100
 """A limit is so many turns of the loop at least: each counts for no more than a hundredth of it."""
 
 
-def no_answer(limit_s: float) -> ConnectionError:
+def no_reply_error(limit_s: float) -> ConnectionError:
     """What is said of a broker that answers nothing."""
     return ConnectionError(f"the broker does not answer within {limit_s:g} s")
 
@@ -61,10 +61,10 @@ async def sleep(limit_s: float) -> None:
 
 
 @asynccontextmanager
-async def answering(limit_s: float) -> AsyncIterator[None]:
+async def rpc_timeout(limit_s: float) -> AsyncIterator[None]:
     """For requests to the broker. Raises ConnectionError if they take longer than `limit_s` together."""
     try:
         async with patient(limit_s):
             yield
     except TimeoutError as error:
-        raise no_answer(limit_s) from error
+        raise no_reply_error(limit_s) from error

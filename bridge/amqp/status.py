@@ -45,23 +45,23 @@ class Gap:
 class Status:
     """One connection's state, as it changes. Times are of the monotonic clock, in seconds."""
 
-    proof_valid_s: float = DEFAULT.proof_valid_s
+    answer_valid_s: float = DEFAULT.answer_valid_s
     """How long an answer of the broker counts."""
     state: State = State.CONNECTING
     since_s: float = field(default_factory=time.monotonic)
-    worked: bool = False
+    ever_connected: bool = False
     """True once it has worked for the first time."""
     attempts: int = 0
     """Attempts to connect since it last worked."""
-    unreached: int = 0
+    failed_connects: int = 0
     """Of these, those in which no node of the broker let it in, the one that is under way included."""
-    unexplained: bool = False
+    broker_may_have_restarted: bool = False
     """True if a connection was lost since it last worked, and the broker may have been restarted meanwhile."""
     error: str | None = None
     """The last error, in the broker's own words; kept after recovery."""
     error_unix_s: float | None = None
     """When that was said last."""
-    proven_s: float | None = None
+    last_answered_s: float | None = None
     """When the last answered request was sent (monotonic seconds)."""
 
     def enter(self, state: State, error: str | None = None, asked_s: float | None = None) -> None:
@@ -76,19 +76,19 @@ class Status:
             self.state = state
             self.since_s = time.monotonic()
         if state is State.WORKING:
-            self.worked = True
-            self.attempts = self.unreached = 0
-            self.unexplained = False
-            self.prove(time.monotonic() if asked_s is None else asked_s)
+            self.ever_connected = True
+            self.attempts = self.failed_connects = 0
+            self.broker_may_have_restarted = False
+            self.touch(time.monotonic() if asked_s is None else asked_s)
 
-    def prove(self, asked_s: float) -> None:
+    def touch(self, asked_s: float) -> None:
         """Notes that a request sent at that time was answered. The answer may have been read much later."""
-        self.proven_s = asked_s if self.proven_s is None else max(self.proven_s, asked_s)
+        self.last_answered_s = asked_s if self.last_answered_s is None else max(self.last_answered_s, asked_s)
 
     @property
-    def proven(self) -> bool:
+    def is_fresh(self) -> bool:
         """True while the last answer is not too long ago."""
-        return self.proven_s is not None and time.monotonic() - self.proven_s <= self.proof_valid_s
+        return self.last_answered_s is not None and time.monotonic() - self.last_answered_s <= self.answer_valid_s
 
     def report(self) -> dict[str, object]:
         """For `/readyz`."""

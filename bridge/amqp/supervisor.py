@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import aiormq
 
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.amqp.status import State, Status
 from bridge.backoff import Backoff
 from bridge.errors import BrokerRefusal
@@ -49,15 +49,15 @@ async def keep_alive(
         try:
             state, reason = State.LOST, await live()
         except BrokerRefusal as error:
-            if not status.worked and not wait:
+            if not status.ever_connected and not wait:
                 raise
             state, reason = State.REFUSED, str(error)
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
-            state, reason = State.LOST, sentence(error)
+            state, reason = State.LOST, error_text(error)
         except asyncio.CancelledError as error:
             if cancel_requests() > before:
                 raise
-            state, reason = State.LOST, sentence(error)
+            state, reason = State.LOST, error_text(error)
         except Exception as error:
             # The text of an error may hold the broker's URL, and so may those of its causes.
             reason = type(error).__name__

@@ -13,8 +13,8 @@ import structlog
 from pamqp.common import FieldTable
 
 from bridge.amqp.close_causes import CANCELLED
-from bridge.amqp.connection import sentence
-from bridge.amqp.reply_timeout import answering
+from bridge.amqp.connection import error_text
+from bridge.amqp.reply_timeout import rpc_timeout
 from bridge.errors import BrokerRefusal
 
 _log = structlog.get_logger("bridge.amqp")
@@ -62,7 +62,7 @@ class Topology:
 
     exchanges: tuple[Exchange, ...]
     queue: str
-    unproven: tuple[str, ...] = ()
+    unverified_bindings: tuple[str, ...] = ()
     """Exchanges that the user may not bind to the queue, which is somebody else's: it is for them to have bound it."""
     hidden: tuple[str, ...] = ()
     """Exchanges that the user may not look at."""
@@ -93,7 +93,7 @@ async def set_up(
     hidden = []
     try:
         for exchange in exchanges:
-            presence = await _ensured_as_it_was(amqp, known.get(exchange, Exchange(exchange, "fanout")))
+            presence = await _redeclare(amqp, known.get(exchange, Exchange(exchange, "fanout")))
             if presence is Presence.ABSENT:
                 on_made()
             elif presence is Presence.HIDDEN:
@@ -103,9 +103,9 @@ async def set_up(
         if queue.made:
             on_made()
     except aiormq.exceptions.ChannelAccessRefused as error:
-        raise lacking(error) from error
-    unproven = [exchange for exchange in exchanges if not await bound(amqp, queue, exchange)]
-    return Topology(tuple(found), queue.name, tuple(unproven), tuple(hidden))
+        raise permission_error(error) from error
+    unverified_bindings = [exchange for exchange in exchanges if not await bound(amqp, queue, exchange)]
+    return Topology(tuple(found), queue.name, tuple(unverified_bindings), tuple(hidden))
 
 
 async def bound(amqp: Amqp, queue: Queue, exchange: str) -> bool:
@@ -119,7 +119,7 @@ async def bound(amqp: Amqp, queue: Queue, exchange: str) -> bool:
         await channel.queue_bind(queue.name, exchange, ROUTING_KEY)
     except aiormq.exceptions.ChannelAccessRefused as error:
         if queue.made or await _may_configure(amqp, queue.name):
-            raise lacking(error, "write on the queue and read on the exchange, to bind them") from error
+            raise permission_error(error, "write on the queue and read on the exchange, to bind them") from error
         return False
     await channel.close()
     return True
@@ -131,12 +131,12 @@ async def unbind(amqp: Amqp, queue: str, exchanges: Sequence[str], limit_s: floa
     On RabbitMQ 4.3, deleting a bound queue makes the confirms of other publishers fail at that moment.
     """
     try:
-        async with answering(limit_s):
+        async with rpc_timeout(limit_s):
             channel = await amqp.channel(publisher_confirms=False)
             for exchange in exchanges:
                 await channel.queue_unbind(queue, exchange, ROUTING_KEY)
     except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
-        _log.info("the queue was not unbound before its connection was closed", queue=queue, error=sentence(error))
+        _log.info("the queue was not unbound before its connection was closed", queue=queue, error=error_text(error))
 
 
 async def _may_configure(amqp: Amqp, queue: str) -> bool:
@@ -152,20 +152,20 @@ async def _may_configure(amqp: Amqp, queue: str) -> bool:
     return True
 
 
-async def why_cancelled(amqp: Amqp, queue: str, limit_s: float) -> str:
+async def cancellation_reason(amqp: Amqp, queue: str, limit_s: float) -> str:
     """Why the broker cancelled the consumer of a queue, as far as that can be found out within `limit_s`."""
     try:
-        async with answering(limit_s):
+        async with rpc_timeout(limit_s):
             presence = await _presence(amqp, lambda channel: channel.queue_declare(queue, passive=True))
     except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
-        return f"{CANCELLED}: {sentence(error)}"
+        return f"{CANCELLED}: {error_text(error)}"
     return f"{CANCELLED}: its queue is gone" if presence is Presence.ABSENT else CANCELLED
 
 
-def lacking(error: aiormq.exceptions.ChannelAccessRefused, permission: str | None = None) -> BrokerRefusal:
+def permission_error(error: aiormq.exceptions.ChannelAccessRefused, permission: str | None = None) -> BrokerRefusal:
     """The refusal that a missing permission is; `permission` says which, where the broker does not."""
     hint = "" if permission is None else f"; it needs {permission}"
-    return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {sentence(error)}{hint}")
+    return BrokerRefusal(f"the user of BRIDGE_AMQP_URL lacks a permission: {error_text(error)}{hint}")
 
 
 def is_reserved(exchange: str) -> bool:
@@ -181,16 +181,16 @@ async def exchange_exists(amqp: Amqp, exchange: str) -> bool:
     try:
         presence = await _presence(amqp, lambda channel: channel.exchange_declare(exchange, passive=True))
     except aiormq.exceptions.ChannelNotFoundEntity as error:
-        raise ConnectionError(sentence(error)) from error
+        raise ConnectionError(error_text(error)) from error
     return presence is not Presence.ABSENT
 
 
 async def ensure_exchange(amqp: Amqp, exchange: str) -> bool:
     """Makes a durable fanout exchange where none of that name exists, and says so; one that exists is used as it is."""
-    return await _ensured_as_it_was(amqp, Exchange(exchange, "fanout")) is Presence.ABSENT
+    return await _redeclare(amqp, Exchange(exchange, "fanout")) is Presence.ABSENT
 
 
-async def _ensured_as_it_was(amqp: Amqp, exchange: Exchange) -> Presence:
+async def _redeclare(amqp: Amqp, exchange: Exchange) -> Presence:
     """One that has vanished is its owner's to declare, who would be refused for ever if it were another by then."""
 
     async def make(channel: aiormq.abc.AbstractChannel) -> object:
@@ -238,7 +238,7 @@ async def _presence(amqp: Amqp, look: Request) -> Presence:
     except aiormq.exceptions.ChannelAccessRefused:
         return Presence.HIDDEN
     except aiormq.exceptions.ChannelNotFoundEntity as error:
-        if not ABSENT.search(sentence(error)):
+        if not ABSENT.search(error_text(error)):
             raise
         return Presence.ABSENT
     await channel.close()
@@ -256,7 +256,7 @@ async def _recognized(amqp: Amqp, exchange: str) -> Exchange:
         except aiormq.exceptions.ChannelAccessRefused:
             break
         except aiormq.exceptions.ChannelPreconditionFailed as error:
-            mismatch = MISMATCH.search(sentence(error))
+            mismatch = MISMATCH.search(error_text(error))
             if mismatch is None:
                 break
             if mismatch[1] == "durable":

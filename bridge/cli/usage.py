@@ -13,7 +13,7 @@ from bridge import __version__
 from bridge.cli.options import INTERRUPTED
 from bridge.commands.streams import echo, escape_unencodable
 from bridge.contract.text import printable
-from bridge.errors import masked
+from bridge.errors import redact
 
 LIBRARIES = ("aio-pika", "websockets")
 """Whose versions matter to who reports a fault: what speaks to RabbitMQ, and what speaks to clients."""
@@ -53,7 +53,7 @@ def complaint(error: click.ClickException) -> str:
     # An argument in the wrong place may be a URL, with a password in which anything may be.
     text, count = _REPEATED.subn(r"\1***@", text, count=1)
     if not count:
-        text = masked(text)
+        text = redact(text)
     text = " ".join(text.split()).removesuffix(".")
     text = printable(_DID_YOU_MEAN.sub(r"; did you mean \1", text))
     hint = "; a broker's URL is given with --amqp-url" if _BROKER_URL.search(error.format_message()) else ""

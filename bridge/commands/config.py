@@ -12,7 +12,7 @@ from bridge.config.amqp_urls import amqp_urls
 from bridge.config.settings import FIELDS, PREFIX
 from bridge.config.sources import Found
 from bridge.contract.text import from_system, printable
-from bridge.errors import masked, masked_url
+from bridge.errors import redact, redact_url
 
 DEFAULT = "default"
 
@@ -35,7 +35,7 @@ def _row(name: str, found: Found | None) -> Row:
     metadata = FIELDS[name].metadata
     text = (metadata["default"] if found is None else found.text.strip()) or None
     if text is not None:
-        text = ",".join(map(masked_url, amqp_urls(text))) if metadata["secret"] else masked(text)
+        text = ",".join(map(redact_url, amqp_urls(text))) if metadata["secret"] else redact(text)
     return Row(PREFIX + name.upper(), text, DEFAULT if found is None else found.source)
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 import orjson
 
 from bridge.amqp.rejects.queue import Reject, RejectsQueue
-from bridge.amqp.rejects.requeue import UNDER_WAY, Kept, Requeuing
+from bridge.amqp.rejects.requeue import MAX_IN_FLIGHT, NotRequeued, Requeuer
 from bridge.contract.text import printable
 from bridge.errors import BridgeError
 
@@ -88,8 +88,8 @@ async def requeue(
     `progress` hears of each. Raises Interrupted where the broker is lost: what is not removed by then is still there.
     """
     outcome.begun = True
-    requeuing = Requeuing(queue.amqp, user)
-    free = asyncio.Semaphore(UNDER_WAY)
+    requeuing = Requeuer(queue.amqp, user)
+    free = asyncio.Semaphore(MAX_IN_FLIGHT)
     lost: list[BridgeError] = []
 
     async def send(reject: Reject) -> None:
@@ -97,7 +97,7 @@ async def requeue(
             await requeuing.publish(reject)
             await queue.remove(reject)
             outcome.done += 1
-        except Kept as kept:
+        except NotRequeued as kept:
             _count(outcome.kept, str(kept))
         except BridgeError as error:
             lost.append(error)

@@ -12,7 +12,7 @@ import aiormq
 import orjson
 from pamqp.commands import Basic
 
-from bridge.amqp.connection import connected
+from bridge.amqp.connection import open_connection
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
@@ -39,7 +39,7 @@ class Fetcher:
 
     async def declare(self) -> None:
         """Make the exchange. Raises ConnectionError or BrokerRefusal where the broker can't be used."""
-        async with connected(self._nodes, _NAME) as amqp:
+        async with open_connection(self._nodes, _NAME) as amqp:
             await self._declare(amqp)
 
     async def publish(self, rate: float) -> None:
@@ -50,7 +50,7 @@ class Fetcher:
         unconfirmed: list[bytes] = []
 
         async def live() -> str:
-            async with connected(self._nodes, _NAME) as amqp:
+            async with open_connection(self._nodes, _NAME) as amqp:
                 await self._declare(amqp)
                 channel = await amqp.channel(publisher_confirms=True)
                 self._found()
@@ -71,7 +71,7 @@ class Fetcher:
         if self._lasting:
             return
         with suppress(aiormq.exceptions.AMQPError, OSError, RuntimeError):
-            async with connected(self._nodes, _NAME) as amqp:
+            async with open_connection(self._nodes, _NAME) as amqp:
                 channel = await amqp.channel()
                 await channel.exchange_delete(self._exchange, if_unused=True)
 
@@ -93,7 +93,7 @@ class Fetcher:
         self.published += 1
 
     def _found(self) -> None:
-        if self._status.worked:
+        if self._status.ever_connected:
             self._say("the broker is back; publishing again")
         self._status.enter(State.WORKING)
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.amqp.publish.confirm_channel import Outlet
+from bridge.amqp.publish.confirm_channel import ConfirmChannel
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.support.clients import get
@@ -147,14 +147,14 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
     """What can't be published stays with the broker, with `/readyz` at 503 and the reason, is tried again seldom, and
     leaves within two seconds of the trouble's end."""
     attempts = 0
-    publish_once = Outlet.publish
+    publish_once = ConfirmChannel.publish
 
-    async def counted(self: Outlet, *arguments: Any) -> None:
+    async def counted(self: ConfirmChannel, *arguments: Any) -> None:
         nonlocal attempts
         attempts += 1
         await publish_once(self, *arguments)
 
-    monkeypatch.setattr(Outlet, "publish", counted)
+    monkeypatch.setattr(ConfirmChannel, "publish", counted)
     await begin(amqp, rejects)
     events = [b"poison %d" % number for number in range(PREFETCH + BEHIND)]
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": PREFETCH, "reject_exchange": rejects}

@@ -12,7 +12,7 @@ from tests.support.proxy import Direction, proxy
 from tests.support.scene import Scene, Watched, scene
 from tests.support.waiting import eventually
 
-TIMING = Timing(check_interval_s=0.3, check_timeout_s=6.0, setup_timeout_s=6.0, proof_valid_s=2.0)
+TIMING = Timing(check_interval_s=0.3, check_timeout_s=6.0, setup_timeout_s=6.0, answer_valid_s=2.0)
 
 FORGETFUL = Timing(heartbeat_s=2)
 """The broker detects a dead connection after two or three heartbeats."""

@@ -12,7 +12,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
 
-from bridge.amqp.connection import connected
+from bridge.amqp.connection import open_connection
 from bridge.amqp.consume import stream_stall
 from bridge.amqp.consume.consumer import Consumer, Source
 from bridge.amqp.consume.stream_end_probe import Sounding
@@ -276,7 +276,7 @@ async def test_mark_that_does_not_come_back_is_published_again(
     if mandatory == "dropped":  # confirmed, and in a queue of somebody else's
         await channel.declare_queue(nowhere, exclusive=True)
     asked: list[float] = []
-    async with connected((Node(broker.url),), "sounding") as line:
+    async with open_connection((Node(broker.url),), "sounding") as line:
         sounding = await Sounding.listen(line, queue, DEFAULT.marker_retry_s)
         sounding._stream = nowhere
 

@@ -149,7 +149,7 @@ async def test_stream_that_is_named_as_a_queue_is_refused(broker: Broker, amqp: 
         flags = {"exchanges": f"{exchange}=killmail", "queue": queue}
         with pytest.raises(BrokerRefusal, match=f"is a stream.*BRIDGE_HISTORY_STREAM={queue}"):
             async with started(broker.url, **flags) as bridge:
-                await bridge.failure()
+                await bridge.wait_for_refusal()
     finally:
         await channel.queue_delete(queue)
         await channel.exchange_delete(exchange)

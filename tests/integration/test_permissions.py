@@ -209,7 +209,7 @@ async def test_bridge_that_has_any_less_says_what_it_lacks(users: ControlledNode
             async with started(url_of(users, case.user), **flags(case)) as bridge:
                 with pytest.raises(BrokerRefusal) as refusal:
                     async with asyncio.timeout(LIMIT_S):
-                        await bridge.failure()
+                        await bridge.wait_for_refusal()
             text = str(refusal.value)
             assert "ACCESS_REFUSED" in text
             assert plain in text, "the name is in it"
@@ -262,7 +262,7 @@ async def test_script_grants_it(users: ControlledNode) -> None:
         async with started(url, **flags(case)) as bridge:
             with pytest.raises(BrokerRefusal, match=r"refused for user|virtual host"):
                 async with asyncio.timeout(LIMIT_S):
-                    await bridge.failure()
+                    await bridge.wait_for_refusal()
         await users.script(SCRIPT, case.row, SCRIPTED, **NAMES)
         async with running(url, **flags(case)):
             pass

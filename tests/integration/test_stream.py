@@ -342,8 +342,8 @@ async def test_exchange_that_is_deleted_and_made_again_is_bound_again(
         # Where its owner makes it again at once, nobody is told, and it is bound again with the next check.
         await remade(amqp, exchange, aio_pika.ExchangeType.FANOUT)
         for _ in range(2):
-            proven_s = consumer.status.proven_s
-            await eventually("the topology is looked at", lambda: consumer.status.proven_s != proven_s)  # noqa: B023 - over before the next turn
+            last_answered_s = consumer.status.last_answered_s
+            await eventually("the topology is looked at", lambda: consumer.status.last_answered_s != last_answered_s)  # noqa: B023 - over before the next turn
         await publish(amqp, exchange, *bodies(5, 10))
         await has(recorder, bodies(0, 10))
 

@@ -241,7 +241,7 @@ class FakeAmqp:
         """This fake, with the type that the bridge expects."""
         return cast("aiormq.abc.AbstractConnection", self)
 
-    # aiormq's handlers of `connection.blocked` and `connection.unblocked`. `tell_of_blocking` replaces them.
+    # aiormq's handlers of `connection.blocked` and `connection.unblocked`. `watch_blocked` replaces them.
 
     async def _Connection__handle_connection_blocked(self, frame: object) -> None:  # noqa: N802 - aiormq's own name
         pass
@@ -259,7 +259,7 @@ class FakeAmqp:
 
 
 class FakeBroker:
-    """Stands in for `link.connected`: gives out connections, or raises what the script has in their place."""
+    """Stands in for `open_connection`: gives out connections, or raises what the script has in their place."""
 
     def __init__(self, *lives: FakeAmqp | BaseException) -> None:
         self.lives = deque(lives)
@@ -273,7 +273,7 @@ class FakeBroker:
         self.closed = 0
 
     @asynccontextmanager
-    async def connected(
+    async def open_connection(
         self, nodes: Sequence[Node], name: str, fast_channel: FastChannel | None = None, timing: Timing = DEFAULT
     ) -> AsyncIterator[aiormq.abc.AbstractConnection]:
         """As in `bridge.amqp.connection`."""

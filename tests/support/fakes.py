@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pamqp.header import ContentHeader
 
 from bridge.amqp.consume.session import Delivery
-from bridge.amqp.rejects.publisher import Rejects
+from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
@@ -401,7 +401,7 @@ class FakeDelivery(Delivery):
         self.settled += 1
 
 
-class FakeRejects(Rejects):
+class FakeRejects(RejectPublisher):
     """Keeps what is handed over, and settles nothing."""
 
     def __init__(self) -> None:

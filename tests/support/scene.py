@@ -48,7 +48,7 @@ ROUNDING_S = 0.01
 """Of the times in a gap."""
 
 SLACK_S = 2.0
-"""Added to `proof_valid_s`: how long `/readyz` may return 200 while no update arrives."""
+"""Added to `answer_valid_s`: how long `/readyz` may return 200 while no update arrives."""
 
 
 class Fetcher:
@@ -349,7 +349,7 @@ class Scene:
     def _tells_the_truth(self, bridge: Watched, fault: Fault, noticed: bool | None) -> None:
         assert bridge.process.process.returncode is None
         assert bridge.process.texts == []
-        limit_s = self.timing.proof_valid_s + SLACK_S
+        limit_s = self.timing.answer_valid_s + SLACK_S
         assert bridge.lie_s <= limit_s, f"/readyz said yes for {bridge.lie_s:.1f} s, and nothing came"
         new = [line for line in fault.lines(bridge) if line["level"] in {"warning", "error", "info"}]
         lost = [line for line in new if line["event"] == "broker lost"]

@@ -509,7 +509,7 @@ async def test_refusal_of_either_connection_is_the_failure_of_the_bridge(
     lifecycle.failures[which] = BrokerRefusal("no such virtual host")
     await bridge.start()
     with pytest.raises(BrokerRefusal, match="no such virtual host"):
-        await bridge.failure()
+        await bridge.wait_for_refusal()
     await bridge.stop()
 
 
@@ -522,7 +522,7 @@ async def test_connection_that_ends_in_order_is_no_failure(
         each.set()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(600):
-            await bridge.failure()
+            await bridge.wait_for_refusal()
     await bridge.stop()
 
 
@@ -683,7 +683,7 @@ class Served:
             async def start(self) -> None:
                 served.log.append("start")
 
-            async def failure(self) -> None:
+            async def wait_for_refusal(self) -> None:
                 await served.failing
 
             async def stop(self) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from bridge import logs
 from bridge.cli import cli
 from bridge.config.settings import FIELDS
-from bridge.errors import masked_url
+from bridge.errors import redact_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +76,7 @@ def test_text_is_a_line_for_each() -> None:
     ],
 )
 def test_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert masked_url(url) == shown
+    assert redact_url(url) == shown
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

@@ -15,8 +15,8 @@ import aiormq
 import structlog
 
 from bridge.amqp import topology
-from bridge.amqp.close_causes import CANCELLED, Ending, end_of, ending_of, ending_of_connection
-from bridge.amqp.connection import connected
+from bridge.amqp.close_causes import CANCELLED, Ending, closed_future, ending_of, ending_of_connection
+from bridge.amqp.connection import open_connection
 from bridge.amqp.consume import queue
 from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.consume.flow_control import Intake
@@ -29,7 +29,7 @@ from bridge.amqp.consume.stream_session import DOUBTFUL, ReadingEpoch
 from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.amqp.consume.topology_check import Watch
 from bridge.amqp.nodes import Node, rotated
-from bridge.amqp.reply_timeout import answering
+from bridge.amqp.reply_timeout import rpc_timeout
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import cancel_requests, keep_alive
 from bridge.amqp.topology import Exchange, Topology
@@ -68,7 +68,7 @@ class Consumer:
         self, source: Source, recipient: Recipient, metrics: Metrics, wait: bool, timing: Timing = DEFAULT
     ) -> None:
         """`wait` False lets a refusal end `run` while nothing has ever been consumed."""
-        self.status = Status(timing.proof_valid_s)
+        self.status = Status(timing.answer_valid_s)
         self._timing = timing
         self._source = source
         self._recipient = recipient
@@ -136,7 +136,8 @@ class Consumer:
         A session that follows at once is not counted as a loss.
         """
         # The broker may be restarted while there is no connection.
-        self.status.unexplained |= await self._stalls.wait(self._stopping) | await self._at_once.wait(self._stopping)
+        waited = await self._stalls.wait(self._stopping) | await self._at_once.wait(self._stopping)
+        self.status.broker_may_have_restarted |= waited
         if self._stopping.is_set():
             return STOPPED
         while (reason := await self._life()) in (DOUBTFUL, STALLED) and not self._stopping.is_set():
@@ -150,13 +151,13 @@ class Consumer:
         source, before = self._source, cancel_requests()
         self._metrics.broker_attempts.inc()
         epoch = self._new_epoch()
-        self.status.unreached += 1
+        self.status.failed_connects += 1
         nodes = rotated(source.nodes, self._passed_over)
-        async with connected(nodes, source.name, epoch.fast_channel, self._timing) as amqp:
-            self.status.unreached -= 1
+        async with open_connection(nodes, source.name, epoch.fast_channel, self._timing) as amqp:
+            self.status.failed_connects -= 1
             try:
                 try:
-                    async with answering(self._timing.setup_timeout_s):
+                    async with rpc_timeout(self._timing.setup_timeout_s):
                         found, ended = await self._set_up(amqp, epoch)
                 except ConnectionError:
                     # This node lets the bridge in, and no further. Another one may.
@@ -178,7 +179,7 @@ class Consumer:
             else:
                 return ending.reason
             finally:
-                self.status.unexplained |= not ending.explained
+                self.status.broker_may_have_restarted |= not ending.explained
                 if epoch.fast_channel.number is not None:  # it was about to consume, or has consumed
                     at_once = amqp.closing.done() and not (self._watch and self._watch.answered)
                     self._at_once.note_ending(ending if at_once else None)
@@ -201,7 +202,7 @@ class Consumer:
         if self.history is not None:
             await self.history.begin(self._made)
             self._made = False  # the stream says so now
-        ended = end_of(amqp, channel)
+        ended = closed_future(amqp, channel)
         # Before the first delivery: it comes right behind the broker's consent.
         asked_s = time.monotonic()
         epoch.on_open = lambda: self._recovered(found, asked_s)
@@ -227,7 +228,7 @@ class Consumer:
             asyncio.create_task(self._stopping.wait(), name="await stop"),
         ]
         if self.history is not None:
-            detector = StallDetector(amqp, self.history, self.status.prove, self._timing)
+            detector = StallDetector(amqp, self.history, self.status.touch, self._timing)
             # At the prefetch limit, the broker sends nothing: this is no stall.
             detecting = detector.run(lambda: epoch.outstanding < self.intake.prefetch and not self.intake.held)
             tasks.append(asyncio.create_task(detecting, name="detect stall"))
@@ -244,7 +245,7 @@ class Consumer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if ended.done() and ended.result().reason == CANCELLED:
-            reason = await topology.why_cancelled(amqp, found.queue, self._timing.cancel_timeout_s)
+            reason = await topology.cancellation_reason(amqp, found.queue, self._timing.cancel_timeout_s)
             lost = await ending_of_connection(amqp, self._timing.give_up_s)
             return Ending(reason, lost is None or lost.explained)
         if ended.done():
@@ -254,7 +255,7 @@ class Consumer:
         return Ending(STOPPED) if self._stopping.is_set() else ending_of(over[0])
 
     def _heard(self, asked_s: float) -> None:
-        self.status.prove(asked_s)
+        self.status.touch(asked_s)
         self._at_once.reset()
 
     async def _restore_prefetch(self, epoch: Epoch, found: Topology) -> None:
@@ -291,7 +292,7 @@ class Consumer:
     def _recovered(self, found: Topology, asked_s: float) -> None:
         status = self.status
         fields = {"queue": found.queue, "exchanges": self._source.exchanges, "attempts": status.attempts}
-        if status.worked:
+        if status.ever_connected:
             after_s = round(time.monotonic() - status.since_s, 1)
             gap = self._made if self.history is None else self.history.doubtful
             if self._made:

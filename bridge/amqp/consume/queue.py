@@ -9,7 +9,7 @@ import aiormq
 from pamqp.common import FieldTable
 
 from bridge.amqp import topology
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.amqp.consume.session import Epoch
 from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.topology import Amqp, Queue
@@ -130,7 +130,7 @@ async def consume(epoch: Epoch, queue: str, arguments: FieldTable | None) -> Non
         consuming = await epoch.channel.basic_consume(queue, _never, arguments=arguments)
         epoch.consumer_tag = consuming.consumer_tag or ""
     except aiormq.exceptions.ChannelPreconditionFailed as error:
-        if "x-priority" in sentence(error):
+        if "x-priority" in error_text(error):
             # It would give what is published from now on, and never what was published meanwhile.
             raise BrokerRefusal(
                 f"the queue {queue!r} is a stream, which keeps nothing back for a bridge that is away; set "
@@ -138,9 +138,9 @@ async def consume(epoch: Epoch, queue: str, arguments: FieldTable | None) -> Non
             ) from error
         raise
     except aiormq.exceptions.ChannelAccessRefused as error:
-        if "in exclusive use" in sentence(error):
+        if "in exclusive use" in error_text(error):
             raise  # somebody else's, for as long as they are there
-        raise topology.lacking(error) from error
+        raise topology.permission_error(error) from error
 
 
 async def _never(message: aiormq.abc.DeliveredMessage) -> None:

@@ -72,9 +72,9 @@ class EndsAtOnce(Repeats):
             self.reset()
             return
         failed = ending.explained and not ending.reason.startswith("CONNECTION_FORCED")
-        self.note(sentence := ENDS_AT_ONCE if failed else LOST_AT_ONCE)
+        self.note(phrase := ENDS_AT_ONCE if failed else LOST_AT_ONCE)
         if self.count > 1 and self.count & (self.count - 1) == 0:
-            _log.error(sentence, times=self.count, error=ending.reason)
+            _log.error(phrase, times=self.count, error=ending.reason)
 
     @property
     def warnings(self) -> list[str]:

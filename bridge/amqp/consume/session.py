@@ -13,9 +13,9 @@ from typing import Protocol
 import aiormq
 import structlog
 
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.amqp.consume.delivery_counts import Returns
-from bridge.amqp.reply_timeout import answering, patient
+from bridge.amqp.reply_timeout import patient, rpc_timeout
 from bridge.amqp.status import Gap
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import MessageProperties
@@ -171,11 +171,11 @@ class Epoch:
         `comes_again` says whether the queue delivers again what stays unsettled.
         """
         try:
-            async with answering(timing.cancel_timeout_s):
+            async with rpc_timeout(timing.cancel_timeout_s):
                 assert self.channel is not None
                 await self.channel.basic_cancel(self.consumer_tag)
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
-            _log.warning("the broker did not confirm the end of consuming", error=sentence(error))
+            _log.warning("the broker did not confirm the end of consuming", error=error_text(error))
             return
         # No delivery comes any more.
         self.settled.clear()

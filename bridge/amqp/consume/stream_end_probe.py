@@ -12,8 +12,8 @@ import aiormq
 from pamqp import commands
 
 from bridge.amqp import topology
-from bridge.amqp.close_causes import end_of, tell_of_blocking
-from bridge.amqp.connection import sentence
+from bridge.amqp.close_causes import closed_future, watch_blocked
+from bridge.amqp.connection import error_text
 from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.reply_timeout import patient
@@ -38,8 +38,8 @@ class Sounding:
         self._token: bytes | None = None
         self._found: asyncio.Future[int] = loop.create_future()
         self._blocked: asyncio.Future[str] = loop.create_future()
-        self._ended = end_of(amqp, channel)
-        tell_of_blocking(amqp, self._tell)
+        self._ended = closed_future(amqp, channel)
+        watch_blocked(amqp, self._tell)
 
     @classmethod
     async def listen(cls, amqp: Amqp, stream: str, retry_s: float) -> "Sounding":
@@ -56,11 +56,11 @@ class Sounding:
             await channel.basic_consume(stream, sounding._look, arguments={"x-stream-offset": "next"})
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             # Nothing but a stream knows this argument: nothing was consumed.
-            if "x-stream-offset" in sentence(error):
-                raise no_stream(stream) from error
+            if "x-stream-offset" in error_text(error):
+                raise not_a_stream_error(stream) from error
             raise
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise lacking(f"read on the queue {stream!r}", error) from error
+            raise stream_permission_error(f"read on the queue {stream!r}", error) from error
         return sounding
 
     async def end(self, token: str, gap: Callable[[], Gap | None]) -> int:
@@ -106,7 +106,7 @@ class Sounding:
                         body, routing_key=self._stream, properties=properties, mandatory=True
                     )
             except aiormq.exceptions.ChannelAccessRefused as error:
-                raise lacking("write on amq.default, to find the stream's end", error) from error
+                raise stream_permission_error("write on amq.default, to find the stream's end", error) from error
             except aiormq.exceptions.DeliveryError:
                 pass  # the broker gave it back, or refused it
             except TimeoutError:
@@ -131,12 +131,12 @@ def _is_lost(publishing: asyncio.Task[None]) -> bool:
     return publishing.cancelled() or not isinstance(publishing.exception(), BrokerRefusal)
 
 
-def lacking(permission: str, error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
+def stream_permission_error(permission: str, error: aiormq.exceptions.ChannelAccessRefused) -> BrokerRefusal:
     """The refusal where a stream can't be used for want of a permission."""
-    return topology.lacking(error, f"{permission} (or set BRIDGE_HISTORY=memory)")
+    return topology.permission_error(error, f"{permission} (or set BRIDGE_HISTORY=memory)")
 
 
-def no_stream(name: str) -> BrokerRefusal:
+def not_a_stream_error(name: str) -> BrokerRefusal:
     """The refusal where a queue is something else."""
     return BrokerRefusal(
         f"the queue {name!r} exists and is no stream: whatever is in it is somebody else's, and stays there; "

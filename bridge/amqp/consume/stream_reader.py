@@ -17,10 +17,10 @@ import structlog
 from pamqp.common import FieldTable
 
 from bridge.amqp import topology
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.gaps import Gaps, until_now
-from bridge.amqp.consume.stream_end_probe import Sounding, lacking, no_stream
+from bridge.amqp.consume.stream_end_probe import Sounding, not_a_stream_error, stream_permission_error
 from bridge.amqp.consume.stream_position import DROPPED, REMADE, Course
 from bridge.amqp.status import GapSlug, Status
 from bridge.amqp.topology import Amqp, Queue
@@ -120,15 +120,15 @@ class StreamReader:
         """
         assert self._sounding is not None
         asked_s = time.monotonic()
-        reason, since_s = self._reason(made), self._status.proven_s
+        reason, since_s = self._reason(made), self._status.last_answered_s
         slug = GapSlug.STREAM_RECREATED if self._new else GapSlug.BROKER_AWAY
         since_s = self._began_s if since_s is None else since_s
         gap = (lambda: None) if reason is None else (lambda: until_now(since_s, reason, slug))
         end = await self._sounding.end(f"{self._instance}{secrets.token_hex(8)}", gap)
         # What may have been missed is in the stream now, for everybody: this bridge reads it there too.
-        self._status.prove(asked_s)
-        self._status.unreached = 0
-        self._status.unexplained = False
+        self._status.touch(asked_s)
+        self._status.failed_connects = 0
+        self._status.broker_may_have_restarted = False
         self.start = self.course.begin(end)
         self.proof_at = math.inf
         self.expect(end, asked_s)
@@ -137,14 +137,18 @@ class StreamReader:
     def _reason(self, made: bool) -> str | None:
         """Why events may have been lost on their way into the stream since the broker was heard last."""
         status = self._status
-        if made and status.worked:
+        if made and status.ever_connected:
             return status.error or "something had to be made again"
         if self._new:
             return None
         # Of several nodes, another one that answers says that the stream has another leader soon.
         # With one, it may be another start of it that answers, unless it has answered the first attempt.
-        restarted = status.worked and (status.unexplained or status.attempts > 1) and not self._several_nodes()
-        return AWAY if status.unreached or restarted else None
+        restarted = (
+            status.ever_connected
+            and (status.broker_may_have_restarted or status.attempts > 1)
+            and not self._several_nodes()
+        )
+        return AWAY if status.failed_connects or restarted else None
 
     def marked(self, body: bytes) -> None:
         """Tells of the gap that a mark bears; to be called for each mark, in its place."""
@@ -184,11 +188,13 @@ class StreamReader:
         try:
             made = await topology.ensure_queue(amqp, name, self.stream.arguments)
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise lacking(f"configure on the queue {name!r}, which does not exist yet", error) from error
+            raise stream_permission_error(
+                f"configure on the queue {name!r}, which does not exist yet", error
+            ) from error
         except aiormq.exceptions.ChannelLockedResource as error:
-            raise no_stream(name) from error
+            raise not_a_stream_error(name) from error
         except aiormq.exceptions.AMQPError as error:
-            words = sentence(error)
+            words = error_text(error)
             # Before 3.9 the type is unknown. Before 3.11 it may be disabled, which ends the whole connection.
             if "x-queue-type" in words or "feature flag" in words:
                 raise BrokerRefusal(
@@ -208,9 +214,9 @@ class StreamReader:
         except aiormq.exceptions.ChannelAccessRefused:
             return  # no permission to make it, and none is needed
         except aiormq.exceptions.ChannelPreconditionFailed as error:
-            words = sentence(error)
+            words = error_text(error)
             if "'x-queue-type'" in words:
-                raise no_stream(self.stream.name) from error
+                raise not_a_stream_error(self.stream.name) from error
             if words != self._difference:
                 self._difference = words
                 _log.warning("the stream exists, and keeps its own limits", stream=self.stream.name, difference=words)

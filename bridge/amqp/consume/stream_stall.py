@@ -16,7 +16,7 @@ import aiormq
 import structlog
 
 from bridge.amqp.close_causes import ExplainedError
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.topology import Amqp
@@ -120,7 +120,7 @@ class StallDetector:
             if not self._failed:
                 self._failed = True
                 _log.warning(
-                    "the stream can't be probed for its end", stream=self._reader.stream.name, error=sentence(error)
+                    "the stream can't be probed for its end", stream=self._reader.stream.name, error=error_text(error)
                 )
             self._channel = None
             raise _UnknownError from error

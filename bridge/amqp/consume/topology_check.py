@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import aiormq
 import structlog
 
-from bridge.amqp.connection import sentence
-from bridge.amqp.reply_timeout import TICKS, no_answer
+from bridge.amqp.connection import error_text
+from bridge.amqp.reply_timeout import TICKS, no_reply_error
 from bridge.amqp.topology import ROUTING_KEY, Amqp, Exchange, Request, Topology
 from bridge.timing import DEFAULT, Timing
 
@@ -90,8 +90,8 @@ class Watch:
         """Runs until it is cancelled. Raises if something is gone or has become something else, ConnectionError if the
         broker answers nothing any more."""
         found = self._found
-        if found.unproven:
-            _log.warning(UNPROVEN, queue=found.queue, exchanges=found.unproven)
+        if found.unverified_bindings:
+            _log.warning(UNPROVEN, queue=found.queue, exchanges=found.unverified_bindings)
         if found.hidden:
             _log.warning(HIDDEN, exchanges=found.hidden)
         asking = {asyncio.create_task(self._repeat(question)): question for question in self._questions}
@@ -118,9 +118,10 @@ class Watch:
     def warnings(self) -> list[str]:
         """What can't be found out, and why, for `/readyz`."""
         warnings = []
-        if self._found.unproven:
+        if self._found.unverified_bindings:
+            exchanges = ", ".join(self._found.unverified_bindings)
             warnings.append(
-                f"the user of BRIDGE_AMQP_URL may not bind the queue to {', '.join(self._found.unproven)}, and can't "
+                f"the user of BRIDGE_AMQP_URL may not bind the queue to {exchanges}, and can't "
                 "see whether it is bound: whoever made the queue must see to that, again whenever one of these "
                 "exchanges was made anew"
             )
@@ -137,7 +138,7 @@ class Watch:
                 yield Question(f"look at the exchange {exchange.name!r}", _looking_at(exchange))
         yield Question(f"look at the queue {found.queue!r}", self._count_consumers(found.queue))
         for exchange in found.exchanges:
-            if exchange.name not in found.unproven:
+            if exchange.name not in found.unverified_bindings:
                 yield Question(
                     f"bind the queue {found.queue!r} to the exchange {exchange.name!r}",
                     _binding(found.queue, exchange.name),
@@ -181,7 +182,7 @@ class Watch:
                 if not await question.request(channel):
                     question.fine_s = asked_s
             except aiormq.exceptions.ChannelAccessRefused as error:
-                refusal = sentence(error)
+                refusal = error_text(error)
             self._answered(question, asked_s, refusal)
             # A broker writes each refusal into its log.
             pause_s = self._timing.check_interval_s if refusal is None else self._timing.refused_interval_s
@@ -210,7 +211,7 @@ class Watch:
             waiting = [question for question in self._questions if question.waits]
             self._silent = self._silent + 1 if waiting else 0
             if self._silent >= TICKS:
-                raise no_answer(limit_s)
+                raise no_reply_error(limit_s)
             for question in waiting:
                 question.waited += 1
                 if question.waited == TICKS:

@@ -13,10 +13,10 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.close_causes import Ending, end_of, tell_of_blocking
-from bridge.amqp.connection import connected, sentence
+from bridge.amqp.close_causes import Ending, closed_future, watch_blocked
+from bridge.amqp.connection import error_text, open_connection
 from bridge.amqp.nodes import Node, rotated
-from bridge.amqp.reply_timeout import answering
+from bridge.amqp.reply_timeout import rpc_timeout
 from bridge.amqp.supervisor import cancel_requests
 from bridge.amqp.wire import large_messages
 from bridge.timing import DEFAULT, Timing
@@ -43,7 +43,7 @@ class Unrouted(Unconfirmed):
     """No queue is bound to the exchange: the broker has dropped the message."""
 
 
-class Outlet:
+class ConfirmChannel:
     """Publishes with confirms, on whichever channel is open at the time."""
 
     def __init__(self, nodes: Sequence[Node], name: str, set_up: SetUp, timing: Timing = DEFAULT) -> None:
@@ -78,9 +78,9 @@ class Outlet:
 
         `opened` is told when the channel can be published on.
         """
-        async with connected(rotated(self._nodes, self._passed_over), self._name, timing=self._timing) as amqp:
+        async with open_connection(rotated(self._nodes, self._passed_over), self._name, timing=self._timing) as amqp:
             try:
-                async with answering(self._timing.setup_timeout_s):
+                async with rpc_timeout(self._timing.setup_timeout_s):
                     channel = await amqp.channel(publisher_confirms=True)
                     await self._set_up(amqp, channel)
             except ConnectionError:
@@ -88,10 +88,10 @@ class Outlet:
                 raise
             self.blocked = None
             self._frame_max = amqp.connection_tune.frame_max or LARGEST_FRAME
-            tell_of_blocking(amqp, self._tell)
+            watch_blocked(amqp, self._tell)
             self._channel.set_result(channel)
             opened()
-            ended = end_of(amqp, channel)
+            ended = closed_future(amqp, channel)
             self._ended = ended
             stop = asyncio.create_task(stopping.wait(), name="await stop")
             try:
@@ -151,7 +151,7 @@ class Outlet:
             except Exception as error:
                 # aiormq raises a bare one, or a cancellation that nobody asked for, where the connection is lost at the
                 # wrong moment.
-                raise Unconfirmed(sentence(error), channel) from error
+                raise Unconfirmed(error_text(error), channel) from error
 
     def renew(self, channel: Channel, reason: str) -> None:
         """Ends the life of this channel, so that everything is set up anew; one that is over already stays so."""

@@ -6,9 +6,9 @@ A connection that is lost later is another matter, and for whoever holds it.
 from collections.abc import Sequence
 
 from bridge.amqp import topology
-from bridge.amqp.connection import connected
+from bridge.amqp.connection import open_connection
 from bridge.amqp.nodes import Node
-from bridge.amqp.reply_timeout import answering
+from bridge.amqp.reply_timeout import rpc_timeout
 from bridge.errors import ConfigurationError
 from bridge.timing import DEFAULT
 
@@ -19,10 +19,10 @@ async def reach(nodes: Sequence[Node], exchange: str | None) -> None:
     Raises ConnectionError where no node can be reached, BrokerRefusal, and ConfigurationError where there is no such
     exchange.
     """
-    async with connected(nodes, "edk-bridge publish command") as amqp:
+    async with open_connection(nodes, "edk-bridge publish command") as amqp:
         if exchange is None:
             return
-        async with answering(DEFAULT.setup_timeout_s):
+        async with rpc_timeout(DEFAULT.setup_timeout_s):
             there = await topology.exchange_exists(amqp, exchange)
         if not there:
             hint = (

@@ -18,9 +18,9 @@ import orjson
 from pamqp import commands
 
 from bridge.amqp import topology
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.amqp.nodes import Node
-from bridge.amqp.publish.confirm_channel import Channel, Outlet, Unconfirmed, Unrouted
+from bridge.amqp.publish.confirm_channel import Channel, ConfirmChannel, Unconfirmed, Unrouted
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
 from bridge.backoff import Backoff
@@ -124,7 +124,7 @@ class Publisher:
         self._status = Status()
         self._trouble: str | None = None
         """What keeps updates from being confirmed at the moment, where that is known."""
-        self._outlet: Outlet | None = None
+        self._outlet: ConfirmChannel | None = None
         self._stopping = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
@@ -192,16 +192,16 @@ class Publisher:
             finally:
                 self._outlet.fail(_closed())
 
-    def _connected(self) -> Outlet:
+    def _connected(self) -> ConfirmChannel:
         """The outlet, with somebody who keeps it alive."""
         if self._stopping.is_set():
             raise _closed()
         if self._outlet is None or self._running is None or self._running.done():
-            self._outlet = Outlet(self._nodes, "edk-bridge publisher", self._set_up)
+            self._outlet = ConfirmChannel(self._nodes, "edk-bridge publisher", self._set_up)
             self._running = asyncio.create_task(self._run(self._outlet), name="publisher")
         return self._outlet
 
-    async def _run(self, outlet: Outlet) -> None:
+    async def _run(self, outlet: ConfirmChannel) -> None:
         try:
             await keep_alive(
                 lambda: outlet.live(self._stopping, self._opened), self._status, self._lost, self._stopping, wait=False
@@ -222,7 +222,7 @@ class Publisher:
                 )
                 raise ExchangeNotFound(f"there is no exchange {self._exchange!r}: {hint}")
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {sentence(error)}") from error
+            raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {error_text(error)}") from error
 
     async def _publish(self, body: bytes, properties: commands.Basic.Properties) -> bool:
         pauses = Backoff()

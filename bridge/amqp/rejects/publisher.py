@@ -14,12 +14,12 @@ import structlog
 from pamqp.common import FieldTable
 
 from bridge.amqp import reply_timeout, topology
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.nodes import Node
-from bridge.amqp.publish.confirm_channel import Channel, Outlet, Unconfirmed, Unrouted
+from bridge.amqp.publish.confirm_channel import Channel, ConfirmChannel, Unconfirmed, Unrouted
 from bridge.amqp.rejects.properties import reject_properties
-from bridge.amqp.rejects.retry_queue import LONGEST_OWN_S, Retries
+from bridge.amqp.rejects.retry_queue import LONGEST_OWN_S, RetryQueue
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import keep_alive
 from bridge.backoff import Backoff
@@ -41,7 +41,7 @@ after 20 times."""
 _log = structlog.get_logger("bridge.rejects")
 
 
-class Rejects:
+class RejectPublisher:
     """Publishes rejected events, and settles each once the broker has confirmed it."""
 
     def __init__(
@@ -58,8 +58,8 @@ class Rejects:
 
         `most_kept` bounds the events that are held although their connection is lost; None where they come again.
         """
-        self.status = Status(timing.proof_valid_s)
-        self._outlet = Outlet(nodes, f"edk-bridge rejects@{instance}", self._set_up, timing)
+        self.status = Status(timing.answer_valid_s)
+        self._outlet = ConfirmChannel(nodes, f"edk-bridge rejects@{instance}", self._set_up, timing)
         self._timing = timing
         self._exchange = exchange
         self._instance = instance
@@ -70,7 +70,7 @@ class Rejects:
         """Of the bodies that are held and belong to the consumer's present session."""
         self.on_held: Callable[[bool], None] = lambda held: None
         """Called with True when HELD_BYTES are held, and with False when there is room again."""
-        self._retries = Retries()
+        self._retries = RetryQueue()
         self._most_kept = most_kept
         self._outlet.on_blocked = self._blocked
         self._stopping = asyncio.Event()
@@ -177,13 +177,13 @@ class Rejects:
             await channel.queue_bind(self._exchange, self._exchange, topology.ROUTING_KEY)
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
-                f"rejected events can't be published to {self._exchange!r}: {sentence(error)}; grant that "
+                f"rejected events can't be published to {self._exchange!r}: {error_text(error)}; grant that "
                 "(configure, write and read on the exchange and the queue of this name), name another exchange in "
                 "BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
             ) from error
 
     def _opened(self) -> None:
-        self.status.worked = True
+        self.status.ever_connected = True
         if not self._publishing:
             # Otherwise the first confirm says whether it works.
             self._working("rejected events can be published again")

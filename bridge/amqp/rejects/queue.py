@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.connection import connected, sentence
+from bridge.amqp.connection import error_text, open_connection
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
 from bridge.amqp.reply_timeout import patient
@@ -108,8 +108,8 @@ class RejectsQueue:
                 return await request
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
-                f"the queue {self.name!r} can't be read: {sentence(error)}; grant the user of BRIDGE_AMQP_URL read on "
-                "it"
+                f"the queue {self.name!r} can't be read: {error_text(error)}; grant the user of BRIDGE_AMQP_URL read "
+                "on it"
             ) from error
         except TimeoutError as error:
             raise Interrupted(f"the broker does not answer within {ANSWER_S:g} s") from error
@@ -123,7 +123,7 @@ async def opened(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectsQueue
 
     Raises ConfigurationError where there is none, BrokerRefusal, and ConnectionError where no node can be reached.
     """
-    async with connected(nodes, "edk-bridge rejects command") as amqp:
+    async with open_connection(nodes, "edk-bridge rejects command") as amqp:
         channel = await amqp.channel(publisher_confirms=False)
         queue = RejectsQueue(amqp, channel, name)
         try:
@@ -134,9 +134,9 @@ async def opened(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectsQueue
                 [f"there is no queue {name!r}: nothing was ever rejected there, or BRIDGE_REJECT_EXCHANGE is another"]
             ) from error
         except aiormq.exceptions.ChannelLockedResource as error:
-            raise BrokerRefusal(f"the queue {name!r} is somebody else's alone: {sentence(error)}") from error
+            raise BrokerRefusal(f"the queue {name!r} is somebody else's alone: {error_text(error)}") from error
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise BrokerRefusal(f"the queue {name!r} can't be looked at: {sentence(error)}") from error
+            raise BrokerRefusal(f"the queue {name!r} can't be looked at: {error_text(error)}") from error
         queue.count = declared.message_count or 0
         yield queue
 
@@ -153,4 +153,4 @@ def interrupted(error: BaseException) -> Interrupted:
         if task is not None and task.cancelling():
             raise error
         return Interrupted("the connection to the broker was lost")
-    return Interrupted(f"the connection to the broker was lost: {sentence(error)}")
+    return Interrupted(f"the connection to the broker was lost: {error_text(error)}")

@@ -8,14 +8,14 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.connection import sentence
+from bridge.amqp.connection import error_text
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
 from bridge.amqp.reply_timeout import patient
 from bridge.contract.text import printable
 
-UNDER_WAY = 50
+MAX_IN_FLIGHT = 50
 """Events that may be published and not confirmed at once."""
 
 OF_DELIVERY = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
@@ -25,18 +25,18 @@ _MILLISECONDS = re.compile("[0-9]{1,10}")
 """Of an expiration, as the broker takes it: it has none of more than fifty days."""
 
 
-class Kept(Exception):
+class NotRequeued(Exception):
     """An event stays in the queue of rejects. Its text says why, and what to do."""
 
 
-class Requeuing:
+class Requeuer:
     """Publishes rejected events to the exchanges that they came from, as they were before."""
 
     def __init__(self, amqp: aiormq.abc.AbstractConnection, user: str) -> None:
         self._amqp = amqp
         self._user = user
         # One for each exchange: the broker closes a channel on which something is wrong, with all that is under way.
-        self._channels: dict[str, aiormq.abc.AbstractChannel | Kept] = {}
+        self._channels: dict[str, aiormq.abc.AbstractChannel | NotRequeued] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._proved: set[str] = set()
         """Exchanges to which something was published without the channel being closed for it."""
@@ -45,7 +45,7 @@ class Requeuing:
     async def publish(self, reject: Reject) -> None:
         """Returns when the broker has confirmed the event, and some queue has it. Raises Kept, and Interrupted."""
         if PREFIX + "exchange" not in reject.headers:
-            raise Kept("no exchange is said that they came from: no bridge has put them there")
+            raise NotRequeued("no exchange is said that they came from: no bridge has put them there")
         exchange = reject.said("exchange")
         _check(reject)
         # The first one alone: what aiormq still sends on a channel that the broker has closed meanwhile, for a missing
@@ -72,9 +72,13 @@ class Requeuing:
                         mandatory=True,
                     )
             except aiormq.exceptions.PublishError as error:
-                raise Kept(f"no queue is bound to the exchange {exchange!r}: start what consumes from it") from error
+                raise NotRequeued(
+                    f"no queue is bound to the exchange {exchange!r}: start what consumes from it"
+                ) from error
             except aiormq.exceptions.DeliveryError as error:
-                raise Kept(f"the broker does not take them for {exchange!r} (nack): a full queue, perhaps") from error
+                raise NotRequeued(
+                    f"the broker does not take them for {exchange!r} (nack): a full queue, perhaps"
+                ) from error
             except TimeoutError as error:
                 raise Interrupted(
                     f"the broker did not confirm within {ANSWER_S:g} s: it may be short of memory or disk"
@@ -88,18 +92,18 @@ class Requeuing:
                 self._channels[exchange] = kept
                 raise kept from error
             except Exception as error:  # a value that can be read, but not written: no bound to what the library raises
-                raise Kept(f"their properties can't be published again: {printable(str(error))}") from error
+                raise NotRequeued(f"their properties can't be published again: {printable(str(error))}") from error
 
     async def _channel(self, exchange: str) -> aiormq.abc.AbstractChannel:
         """One with confirms, for an exchange that exists."""
         if exchange not in self._channels:
             self._channels[exchange] = await self._opened(exchange)
         channel = self._channels[exchange]
-        if isinstance(channel, Kept):
-            raise Kept(*channel.args)
+        if isinstance(channel, NotRequeued):
+            raise NotRequeued(*channel.args)
         return channel
 
-    async def _opened(self, exchange: str) -> aiormq.abc.AbstractChannel | Kept:
+    async def _opened(self, exchange: str) -> aiormq.abc.AbstractChannel | NotRequeued:
         channel = None
         try:
             channel = await self._amqp.channel(publisher_confirms=True)
@@ -112,7 +116,7 @@ class Requeuing:
                 # As many names as others like, and no more than 2047 channels.
                 await channel.close()
             # No bridge names one that the library does not let through, but others may write to the queue.
-            return Kept(f"{printable(exchange, 127)!r} is no exchange's name: no bridge has put them there")
+            return NotRequeued(f"{printable(exchange, 127)!r} is no exchange's name: no bridge has put them there")
         except aiormq.exceptions.ChannelAccessRefused as error:
             return _without_permission(exchange, error)
         except LOST as error:
@@ -128,7 +132,9 @@ def _check(reject: Reject) -> None:
     """
     expiration = reject.headers.get(PREFIX + "expiration")
     if expiration is not None and not (isinstance(expiration, str) and _MILLISECONDS.fullmatch(expiration)):
-        raise Kept("the expiration that they came with is no number of milliseconds: no bridge has put them there")
+        raise NotRequeued(
+            "the expiration that they came with is no number of milliseconds: no bridge has put them there"
+        )
 
 
 def restored(came: commands.Basic.Properties, user: str) -> commands.Basic.Properties:
@@ -150,15 +156,15 @@ def user_of(node: Node) -> str:
     return unquote(urlsplit(node.url).username or "guest")
 
 
-def _gone(exchange: str) -> Kept:
-    return Kept(f"the exchange {exchange!r} is gone: start the bridge that consumes from it, or make it")
+def _gone(exchange: str) -> NotRequeued:
+    return NotRequeued(f"the exchange {exchange!r} is gone: start the bridge that consumes from it, or make it")
 
 
-def _without_permission(exchange: str, error: BaseException) -> Kept:
-    return Kept(f"the user of BRIDGE_AMQP_URL may not write to the exchange {exchange!r}: {sentence(error)}")
+def _without_permission(exchange: str, error: BaseException) -> NotRequeued:
+    return NotRequeued(f"the user of BRIDGE_AMQP_URL may not write to the exchange {exchange!r}: {error_text(error)}")
 
 
-def _refused(exchange: str, channel: aiormq.abc.AbstractChannel) -> Kept | None:
+def _refused(exchange: str, channel: aiormq.abc.AbstractChannel) -> NotRequeued | None:
     """Why the broker has closed the channel; None where it is the connection that is over."""
     closing = channel.closing
     error = closing.exception() if closing.done() and not closing.cancelled() else None
@@ -168,5 +174,5 @@ def _refused(exchange: str, channel: aiormq.abc.AbstractChannel) -> Kept | None:
         case aiormq.exceptions.ChannelAccessRefused():
             return _without_permission(exchange, error)
         case aiormq.exceptions.ChannelClosed():
-            return Kept(f"the broker does not take them for the exchange {exchange!r}: {sentence(error)}")
+            return NotRequeued(f"the broker does not take them for the exchange {exchange!r}: {error_text(error)}")
     return None

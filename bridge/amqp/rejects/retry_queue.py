@@ -16,7 +16,7 @@ LONGEST_OWN_S = 0.6
 """Before one that has failed gets in line: one that fails where others do not must not try with each of theirs."""
 
 
-class Retries:
+class RetryQueue:
     """A line in which those wait who have failed. Made inside a running event loop."""
 
     def __init__(self) -> None:

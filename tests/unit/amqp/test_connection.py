@@ -17,7 +17,7 @@ from pamqp import commands
 
 from bridge.amqp import close_causes, connection, container
 from bridge.amqp.close_causes import Ending
-from bridge.amqp.connection import sentence, without_addresses
+from bridge.amqp.connection import error_text, os_error_text
 from bridge.amqp.container import Container
 from bridge.amqp.nodes import Node
 from bridge.backoff import Backoff
@@ -101,7 +101,7 @@ def test_reset_begins_with_the_first_pause_again() -> None:
     ids=repr,
 )
 def test_sentence_is_the_last_of_what_an_error_says(error: BaseException, words: str) -> None:
-    assert sentence(error) == words
+    assert error_text(error) == words
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_sentence_is_the_last_of_what_an_error_says(error: BaseException, words:
     ids=str,
 )
 def test_words_for_a_connection_that_is_not_made_have_no_addresses(error: OSError, words: str) -> None:
-    assert without_addresses(error) == words
+    assert os_error_text(error) == words
 
 
 def test_long_sentence_is_cut() -> None:
-    assert len(sentence(RuntimeError("x" * 100_000))) < 500
+    assert len(error_text(RuntimeError("x" * 100_000))) < 500
 
 
 # Connecting
@@ -188,7 +188,7 @@ async def test_first_node_that_answers_is_used_whatever_is_wrong_with_those_befo
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, failure: object
 ) -> None:
     line = Line(monkeypatch, one=failure, two=failure, three=None, four=None)
-    async with connection.connected(nodes("one", "two", "three", "four"), "a bridge") as amqp:
+    async with connection.open_connection(nodes("one", "two", "three", "four"), "a bridge") as amqp:
         assert amqp is line.amqp  # type: ignore[comparison-overlap]  # the fake stands for it
         assert line.asked == ["one", "two", "three"]
         assert line.closed == ["one", "two"]
@@ -200,7 +200,7 @@ async def test_last_nodes_error_is_raised_where_none_answers(
 ) -> None:
     line = Line(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("no"), two=OSError(111, "Refused"))
     with pytest.raises(ConnectionError, match=r"amqp://guest:\*\*\*@two:5672/kills: Refused"):
-        async with connection.connected(nodes("one", "two"), "a bridge"):
+        async with connection.open_connection(nodes("one", "two"), "a bridge"):
             raise AssertionError("there is none")
     assert line.asked == ["one", "two"]
 
@@ -211,7 +211,7 @@ async def test_node_that_says_nothing_is_given_up_in_time(monkeypatch: pytest.Mo
     with pytest.raises(
         ConnectionError, match=f"@one:5672/kills does not answer within {DEFAULT.connect_timeout_s:g} s"
     ):
-        async with connection.connected(nodes("one"), "a bridge"):
+        async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
     assert clock.now_s - before_s == pytest.approx(DEFAULT.connect_timeout_s, abs=0.01)
 
@@ -221,7 +221,7 @@ async def test_wrong_password_is_a_refusal_that_does_not_show_it(
 ) -> None:
     Line(monkeypatch, one=aiormq.exceptions.ProbableAuthenticationError("ACCESS_REFUSED"))
     with pytest.raises(BrokerRefusal, match="refuses the user name or the password in its URL: ACCESS_REFUSED") as told:
-        async with connection.connected(nodes("one"), "a bridge"):
+        async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
     assert "secret" not in str(told.value)
 
@@ -256,7 +256,7 @@ async def test_way_to_log_in_that_is_refused_is_said_with_what_is_possible(
 ) -> None:
     Line(monkeypatch, one=error)
     with pytest.raises(BrokerRefusal, match=words):
-        async with connection.connected((Node(f"amqps://guest:secret@one/kills?{query}"),), "a bridge"):
+        async with connection.open_connection((Node(f"amqps://guest:secret@one/kills?{query}"),), "a bridge"):
             raise AssertionError("there is none")
 
 
@@ -270,7 +270,7 @@ async def test_alert_that_comes_after_the_handshake_is_said_as_any_other(
     error.__cause__ = alert
     Line(monkeypatch, one=error)
     with pytest.raises(ConnectionError, match="it demands a client certificate"):
-        async with connection.connected(nodes("one"), "a bridge"):
+        async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
 
 
@@ -305,7 +305,7 @@ async def test_close_instead_of_an_opening_is_a_refusal_where_it_does_not_pass(
 
     monkeypatch.setattr(aio_pika, "Connection", make_refused)
     with pytest.raises(kind, match=said):
-        async with connection.connected(nodes("one"), "a bridge"):
+        async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
 
 
@@ -317,7 +317,7 @@ async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, url: str, asked: str
 ) -> None:
     line = Line(monkeypatch, one=None)
-    async with connection.connected((Node(url),), "a bridge"):
+    async with connection.open_connection((Node(url),), "a bridge"):
         [used] = line.urls
         assert used.endswith(f"?{asked}")
 
@@ -328,7 +328,7 @@ async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
 async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[Ending]]:
     amqp = FakeAmqp()
     channel: Any = await amqp.channel(publisher_confirms=False)
-    return amqp, channel, close_causes.end_of(amqp.amqp, channel)
+    return amqp, channel, close_causes.closed_future(amqp.amqp, channel)
 
 
 async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_first_one_counts() -> None:
@@ -387,7 +387,7 @@ def test_broker_lives_on_only_where_it_says_why_and_not_that_it_stops(error: Bas
 
 
 async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
-    close_causes.tell_of_blocking(cast("Any", object()), lambda reason: None)
+    close_causes.watch_blocked(cast("Any", object()), lambda reason: None)
 
 
 class Closing:
@@ -464,7 +464,7 @@ async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
         unused.bind(("127.0.0.1", 0))
         node = Node(f"amqp://{host}:{unused.getsockname()[1]}/")
         with pytest.raises(ConnectionError, match="Connection refused") as raised:
-            async with connection.connected([node], "a bridge"):
+            async with connection.open_connection([node], "a bridge"):
                 raise AssertionError("there is none")
     assert (f"in a container, {host} is {place} itself: " in str(raised.value)) is hinted
     assert str(raised.value).isprintable()
@@ -473,7 +473,7 @@ async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
 async def test_host_that_is_not_found_has_no_hint_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container, "detected", lambda: Container.CONTAINER)
     with pytest.raises(ConnectionError) as raised:
-        async with connection.connected([Node("amqp://nothing.localhost.invalid/")], "a bridge"):
+        async with connection.open_connection([Node("amqp://nothing.localhost.invalid/")], "a bridge"):
             raise AssertionError("there is none")
     assert "in a container" not in str(raised.value)
 
@@ -482,6 +482,6 @@ async def test_host_that_is_not_found_has_no_hint_of_containers(monkeypatch: pyt
 @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
 async def test_host_that_can_not_be_encoded_is_a_connection_that_is_not_made(scheme: str, host: str) -> None:
     with pytest.raises(ConnectionError, match=f"^{scheme}://guest:\\*\\*\\*@{host}:") as raised:
-        async with connection.connected([Node(f"{scheme}://guest:s3cret@{host}:1/")], "a bridge"):
+        async with connection.open_connection([Node(f"{scheme}://guest:s3cret@{host}:1/")], "a bridge"):
             raise AssertionError("there is none")
     assert "s3cret" not in str(raised.value)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.amqp.nodes import Node, RenewedNodes, nodes_of
+from bridge.amqp.nodes import Node, RenewedNodes, broker_nodes
 from bridge.config.amqp_urls import amqp_urls
 from bridge.config.settings import load
 from bridge.config.sources import content
@@ -69,11 +69,11 @@ def test_only_the_url_of_a_file_is_read_again(file: Path, tmp_path: Path) -> Non
     nowhere = tmp_path / "no.env"
     of_a_file = load({}, {"BRIDGE_AMQP_URL_FILE": str(file)}, nowhere)
     assert (of_a_file.amqp_url, of_a_file.amqp_url_file) == ((OLD,), file)
-    assert isinstance(nodes_of(of_a_file.amqp_url, file), RenewedNodes)
+    assert isinstance(broker_nodes(of_a_file.amqp_url, file), RenewedNodes)
     file.write_text(NEW)
-    assert [*nodes_of(of_a_file.amqp_url, file)] == [Node(NEW)]
+    assert [*broker_nodes(of_a_file.amqp_url, file)] == [Node(NEW)]
     for settings in (load({}, {"BRIDGE_AMQP_URL": OLD}, nowhere), load({}, {}, nowhere)):
         assert settings.amqp_url_file is None
-        assert nodes_of(settings.amqp_url, settings.amqp_url_file) == tuple(map(Node, settings.amqp_url))
+        assert broker_nodes(settings.amqp_url, settings.amqp_url_file) == tuple(map(Node, settings.amqp_url))
     overridden = load({"amqp_url": OLD}, {"BRIDGE_AMQP_URL_FILE": str(file)}, nowhere)
     assert overridden.amqp_url_file is None, "a flag wins, and is no file"

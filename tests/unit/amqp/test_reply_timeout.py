@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from bridge.amqp import reply_timeout
-from bridge.amqp.reply_timeout import TICKS, answering, patient
+from bridge.amqp.reply_timeout import TICKS, patient, rpc_timeout
 from tests.support.virtual_time import VirtualTime
 
 
@@ -16,9 +16,9 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 async def test_request_that_takes_longer_than_it_may_is_a_lost_connection(clock: VirtualTime) -> None:
     with pytest.raises(ConnectionError, match=r"the broker does not answer within 2\.5 s"):
-        async with answering(2.5):
+        async with rpc_timeout(2.5):
             await asyncio.sleep(2.6)
-    async with answering(2.5):
+    async with rpc_timeout(2.5):
         await asyncio.sleep(2.4)
 
 

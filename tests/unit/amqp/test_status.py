@@ -8,7 +8,7 @@ from bridge.amqp import status
 from bridge.amqp.status import Gap, State, Status
 from bridge.timing import DEFAULT
 
-PROOF_VALID_S = DEFAULT.proof_valid_s
+ANSWER_VALID_S = DEFAULT.answer_valid_s
 
 
 class Time:
@@ -38,7 +38,7 @@ def since(clock: Time) -> Status:
 
 
 def test_new_status_is_connecting_and_proves_nothing(since: Status) -> None:
-    assert (since.state, since.worked, since.proven, since.attempts) == (State.CONNECTING, False, False, 0)
+    assert (since.state, since.ever_connected, since.is_fresh, since.attempts) == (State.CONNECTING, False, False, 0)
     assert since.report() == {
         "state": "connecting",
         "for_s": 0.0,
@@ -88,39 +88,39 @@ def test_working_forgets_the_attempts_and_keeps_the_last_error(since: Status) ->
     since.attempts = 7
     since.enter(State.LOST, "connection refused")
     since.enter(State.WORKING)
-    assert (since.worked, since.attempts, since.error) == (True, 0, "connection refused")
+    assert (since.ever_connected, since.attempts, since.error) == (True, 0, "connection refused")
 
 
 def test_status_that_worked_once_has_worked(since: Status) -> None:
     since.enter(State.WORKING)
     since.enter(State.LOST, "gone")
-    assert since.worked
+    assert since.ever_connected
 
 
-@pytest.mark.parametrize(("age_s", "proven"), [(0.0, True), (PROOF_VALID_S, True), (PROOF_VALID_S + 0.1, False)])
-def test_working_is_a_proof_that_grows_old(since: Status, clock: Time, age_s: float, *, proven: bool) -> None:
+@pytest.mark.parametrize(("age_s", "is_fresh"), [(0.0, True), (ANSWER_VALID_S, True), (ANSWER_VALID_S + 0.1, False)])
+def test_working_is_a_proof_that_grows_old(since: Status, clock: Time, age_s: float, *, is_fresh: bool) -> None:
     since.enter(State.WORKING)
     clock.now_s += age_s
-    assert since.proven is proven
+    assert since.is_fresh is is_fresh
 
 
 def test_answer_of_the_broker_proves_anew(since: Status, clock: Time) -> None:
     since.enter(State.WORKING)
-    clock.now_s += 2 * PROOF_VALID_S
-    since.prove(clock.now_s)
-    assert since.proven
+    clock.now_s += 2 * ANSWER_VALID_S
+    since.touch(clock.now_s)
+    assert since.is_fresh
 
 
 def test_answer_proves_nothing_about_the_time_since_its_question(since: Status, clock: Time) -> None:
     """A bridge that stood still reads old answers late."""
     since.enter(State.WORKING)
     asked_s = clock.now_s
-    clock.now_s += 2 * PROOF_VALID_S
-    since.prove(asked_s)
-    assert not since.proven
-    since.prove(clock.now_s)
-    since.prove(asked_s)
-    assert since.proven_s == clock.now_s, "a late answer takes nothing back"
+    clock.now_s += 2 * ANSWER_VALID_S
+    since.touch(asked_s)
+    assert not since.is_fresh
+    since.touch(clock.now_s)
+    since.touch(asked_s)
+    assert since.last_answered_s == clock.now_s, "a late answer takes nothing back"
 
 
 def test_gap_is_reported_in_the_time_of_people_and_machines() -> None:

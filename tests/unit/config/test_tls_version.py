@@ -10,7 +10,7 @@ import aiormq
 import pytest
 from yarl import URL
 
-from bridge.amqp.connection import _Line
+from bridge.amqp.connection import _TransportFactory
 from bridge.commands.endpoint import trusting
 from bridge.config.tls_version import require_tls_1_2
 from bridge.demo import child
@@ -69,7 +69,7 @@ async def test_context_for_a_broker_has_the_minimum(created: list[ssl.SSLContext
     loop = asyncio.get_running_loop()
     provider = aiormq.connection.SSLContextProvider(ssl_context=None, ssl_certs=certificates, loop=loop)
     with pytest.raises(aiormq.exceptions.AMQPConnectionError):
-        await _Line(fast_channel=None).create(url, ssl_context_provider=provider)
+        await _TransportFactory(fast_channel=None).create(url, ssl_context_provider=provider)
     assert minimum_of(created) is ssl.TLSVersion.TLSv1_2
 
 

@@ -100,7 +100,7 @@ class RunningConsumer:
 @pytest.fixture
 def broker(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     broker = FakeBroker()
-    monkeypatch.setattr(module, "connected", broker.connected)
+    monkeypatch.setattr(module, "open_connection", broker.open_connection)
     return broker
 
 
@@ -150,7 +150,7 @@ async def test_life_sets_everything_up_before_it_consumes(running: RunningConsum
     assert events(logged) == [("info", "consuming")]
     assert running.count("bridge_consuming") == 1
     assert running.count("bridge_broker_connection_attempts_total") == 1
-    assert running.consumer.status.unreached == 0
+    assert running.consumer.status.failed_connects == 0
     assert running.consumer.at_end
 
 
@@ -272,7 +272,7 @@ async def test_attempts_that_reach_no_node_are_counted(running: RunningConsumer)
     running.broker.lives += [ConnectionError("refused"), ConnectionError("refused")]
     running.begin()
     await eventually("it tries once more", lambda: running.broker.attempts == 3)
-    assert running.consumer.status.unreached == 3
+    assert running.consumer.status.failed_connects == 3
 
 
 async def test_attempt_that_reaches_a_broker_does_not_count_as_unreached(
@@ -281,7 +281,7 @@ async def test_attempt_that_reaches_a_broker_does_not_count_as_unreached(
     running.broker.lives += [FakeAmqp().on("qos 20", ConnectionError("gone"))] * 2
     running.begin()
     await eventually("it tries once more", lambda: running.broker.attempts == 3)
-    assert running.consumer.status.unreached == 1
+    assert running.consumer.status.failed_connects == 1
 
 
 async def test_loss_and_recovery_are_logged_as_a_pair_and_the_loss_is_counted(running: RunningConsumer) -> None:
@@ -346,7 +346,7 @@ async def test_gap_begins_where_the_queue_was_seen_empty_last(exclusive: Running
 
 
 @pytest.mark.parametrize(
-    ("ends", "unexplained"),
+    ("ends", "broker_may_have_restarted"),
     [
         ([aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - Closed via management plugin")], False),
         ([aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed")], True),
@@ -361,7 +361,7 @@ async def test_gap_begins_where_the_queue_was_seen_empty_last(exclusive: Running
     ids=["with a word", "without a word", "without a word, then with one"],
 )
 async def test_loss_without_a_word_is_known_until_the_broker_works_again(
-    running: RunningConsumer, ends: list[Exception], *, unexplained: bool
+    running: RunningConsumer, ends: list[Exception], *, broker_may_have_restarted: bool
 ) -> None:
     first, *others = ends
     running.broker.lives.append(working := FakeAmqp())
@@ -370,14 +370,14 @@ async def test_loss_without_a_word_is_known_until_the_broker_works_again(
     await running.works()
     working.lose(first)
     await eventually("it has tried again", lambda: running.broker.attempts == len(ends) + 1)
-    assert running.consumer.status.unexplained is unexplained
+    assert running.consumer.status.broker_may_have_restarted is broker_may_have_restarted
     running.broker.lives.append(FakeAmqp())
     assert running.running is not None
     running.running.cancel()
     await asyncio.wait([running.running])
     running.begin()
     await running.works()
-    assert not running.consumer.status.unexplained
+    assert not running.consumer.status.broker_may_have_restarted
 
 
 INTERNAL_ERROR = aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR")
@@ -592,9 +592,9 @@ async def test_look_at_the_topology_is_a_sign_of_life(running: RunningConsumer, 
     amqp.requests.clear()
     before_s = clock.now_s
     await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
-    proven_s = running.consumer.status.proven_s
-    assert proven_s is not None
-    assert proven_s == pytest.approx(before_s + DEFAULT.check_interval_s, abs=0.1)
+    last_answered_s = running.consumer.status.last_answered_s
+    assert last_answered_s is not None
+    assert last_answered_s == pytest.approx(before_s + DEFAULT.check_interval_s, abs=0.1)
     assert {*amqp.requests} == {
         "channel",
         "exchange killmails passive",
@@ -887,7 +887,7 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
     assert may_deliver == [True, True, False, True]
     history, status_ = reading.consumer.history, reading.consumer.status
     assert history is not None
-    assert detector.given == (history, status_.prove, DEFAULT)
+    assert detector.given == (history, status_.touch, DEFAULT)
 
 
 async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> None:

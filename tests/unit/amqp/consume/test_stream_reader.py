@@ -184,29 +184,29 @@ async def test_first_life_of_a_bridge_has_missed_nothing(stage: Reader) -> None:
 
 
 async def test_begin_is_a_sign_of_life_and_a_node_that_was_reached(stage: Reader, clock: VirtualTime) -> None:
-    stage.status.unreached = 3
+    stage.status.failed_connects = 3
     await stage.begin()
-    assert stage.status.unreached == 0
-    assert stage.status.proven_s == clock.now_s
+    assert stage.status.failed_connects == 0
+    assert stage.status.last_answered_s == clock.now_s
 
 
-@pytest.mark.parametrize("unexplained", [True, False])
+@pytest.mark.parametrize("broker_may_have_restarted", [True, False])
 @pytest.mark.parametrize("away_s", [0.0, 100.0])
 async def test_broker_that_was_lost_without_a_word_may_have_lost_events_however_soon_it_is_back(
-    stage: Reader, clock: VirtualTime, away_s: float, *, unexplained: bool
+    stage: Reader, clock: VirtualTime, away_s: float, *, broker_may_have_restarted: bool
 ) -> None:
     await stage.begin()
     stage.status.enter(State.WORKING)
     stage.status.enter(State.LOST, "gone")
     heard_s = clock.time()
     clock.now_s += away_s
-    stage.status.unexplained = unexplained
+    stage.status.broker_may_have_restarted = broker_may_have_restarted
     gap = await stage.begin()
-    assert (gap is not None) is unexplained
-    assert stage.reader.doubtful is unexplained
+    assert (gap is not None) is broker_may_have_restarted
+    assert stage.reader.doubtful is broker_may_have_restarted
     if gap is not None:
         assert_gap(gap, heard_s, clock.time(), AWAY)
-    assert not stage.status.unexplained, "the mark says so, for all who read the stream"
+    assert not stage.status.broker_may_have_restarted, "the mark says so, for all who read the stream"
 
 
 @pytest.mark.parametrize(("attempts", "is_gap"), [(1, False), (2, True)])
@@ -221,19 +221,19 @@ async def test_broker_that_did_not_answer_the_first_attempt_may_have_been_restar
     assert (gap and gap.reason) == (AWAY if is_gap else None)
 
 
-@pytest.mark.parametrize(("unreached", "is_gap"), [(0, False), (1, True)])
+@pytest.mark.parametrize(("failed_connects", "is_gap"), [(0, False), (1, True)])
 @pytest.mark.parametrize("several", [True, False])
 async def test_node_that_was_away_may_have_lost_events_whatever_the_time(
-    clock: VirtualTime, unreached: int, *, several: bool, is_gap: bool
+    clock: VirtualTime, failed_connects: int, *, several: bool, is_gap: bool
 ) -> None:
     """With several nodes, at any time; with one, where the bridge started before its broker."""
     stage = Reader(several_nodes=several)
     await stage.begin()
     if several:
         stage.status.enter(State.WORKING)
-        stage.status.unexplained = True
+        stage.status.broker_may_have_restarted = True
         clock.now_s += 100
-    stage.status.unreached = unreached
+    stage.status.failed_connects = failed_connects
     gap = await stage.begin()
     assert (gap and gap.reason) == (AWAY if is_gap else None)
 
@@ -250,13 +250,13 @@ async def test_gap_of_a_bridge_that_never_heard_its_broker_begins_with_the_bridg
 ) -> None:
     began_s = clock.time()
     clock.now_s += 100
-    stage.status.unreached = 1
+    stage.status.failed_connects = 1
     gap = await stage.begin()
     assert_gap(gap, began_s, clock.time(), AWAY)
 
 
 async def test_stream_that_was_made_just_now_has_lost_nothing(stage: Reader) -> None:
-    stage.status.unreached = 1
+    stage.status.failed_connects = 1
     assert await stage.begin(FakeAmqp().on(LOOK, ABSENT), made=True) is None
 
 
@@ -363,7 +363,7 @@ async def test_lost_events_are_told_since_the_streams_end_was_reached_last_and_o
     stage: Reader, clock: VirtualTime, lost: str, slug: str
 ) -> None:
     clock.now_s += 60
-    proven_s = clock.time()
+    last_answered_s = clock.time()
     await stage.begin()
     clock.now_s += 60
     stage.reader.course.judge(FakeSounding.end_at, 7)
@@ -373,7 +373,7 @@ async def test_lost_events_are_told_since_the_streams_end_was_reached_last_and_o
     with capture_logs() as logged:
         stage.reader.missed()
     [gap] = stage.recorder.gaps
-    assert_gap(gap, proven_s, clock.time(), lost)
+    assert_gap(gap, last_answered_s, clock.time(), lost)
     assert gap.slug == slug
     assert [line["reason"] for line in logged] == [lost]
     assert stage.reader.course.lost is None

@@ -77,7 +77,10 @@ async def test_whether_an_exchange_is_there_is_asked_before_it_is_declared() -> 
 
 async def test_what_the_user_may_not_do_from_the_start_is_not_asked() -> None:
     found = Topology(
-        (Exchange("a", "fanout"), Exchange("b", None), Exchange("c", None)), "kept", unproven=("b",), hidden=("c",)
+        (Exchange("a", "fanout"), Exchange("b", None), Exchange("c", None)),
+        "kept",
+        unverified_bindings=("b",),
+        hidden=("c",),
     )
     async with watched(amqp := FakeAmqp(), found):
         await asyncio.sleep(ROUND_S)

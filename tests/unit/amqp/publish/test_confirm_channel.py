@@ -11,7 +11,7 @@ from pamqp import commands
 
 from bridge.amqp.nodes import Node
 from bridge.amqp.publish import confirm_channel as module
-from bridge.amqp.publish.confirm_channel import LARGEST_FRAME, Outlet, Unconfirmed, Unrouted
+from bridge.amqp.publish.confirm_channel import LARGEST_FRAME, ConfirmChannel, Unconfirmed, Unrouted
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, FakeAmqp, FakeBroker, returned
 from tests.support.virtual_time import VirtualTime
@@ -39,7 +39,7 @@ class RunningOutlet:
         self.frame_max = 0
         """What the last properties were made for."""
         self.stopping = asyncio.Event()
-        self.outlet = Outlet((), "a bridge", self._set_up)
+        self.outlet = ConfirmChannel((), "a bridge", self._set_up)
         self.tasks: list[asyncio.Task[str]] = []
 
     async def _set_up(self, _amqp: aiormq.abc.AbstractConnection, _channel: Channel) -> None:
@@ -86,7 +86,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 @pytest.fixture
 async def running(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningOutlet]:
     broker = FakeBroker()
-    monkeypatch.setattr(module, "connected", broker.connected)
+    monkeypatch.setattr(module, "open_connection", broker.open_connection)
     running = RunningOutlet(broker)
     yield running
     for task in running.tasks:

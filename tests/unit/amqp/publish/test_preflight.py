@@ -17,7 +17,7 @@ LOOK = "exchange killmails passive"
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
-    monkeypatch.setattr(module, "connected", (broker := FakeBroker()).connected)
+    monkeypatch.setattr(module, "open_connection", (broker := FakeBroker()).open_connection)
     return broker
 
 

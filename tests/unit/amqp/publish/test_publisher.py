@@ -29,7 +29,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 @pytest.fixture
 def broker(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
     broker = FakeBroker()
-    monkeypatch.setattr(confirm_channel, "connected", broker.connected)
+    monkeypatch.setattr(confirm_channel, "open_connection", broker.open_connection)
     return broker
 
 

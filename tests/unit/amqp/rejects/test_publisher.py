@@ -13,7 +13,7 @@ from bridge.amqp import status, supervisor
 from bridge.amqp.publish import confirm_channel
 from bridge.amqp.publish.confirm_channel import LARGEST_FRAME
 from bridge.amqp.rejects import publisher as module
-from bridge.amqp.rejects.publisher import Rejects
+from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.errors import BrokerRefusal
@@ -54,7 +54,10 @@ class SilentOutlet:
 
 async def test_confirm_that_is_late_is_said_and_waited_for() -> None:
     timing = Timing(confirm_warning_s=0.01)
-    rejects, outlet = Rejects((), "bridge.rejected", "here", Metrics(), wait=False, timing=timing), SilentOutlet()
+    rejects, outlet = (
+        RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, timing=timing),
+        SilentOutlet(),
+    )
     rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
     rejects.status.enter(State.WORKING)
     delivery = FakeDelivery(b"[]")
@@ -74,7 +77,7 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
     def fail(*_: object) -> None:
         raise ZeroDivisionError("unforeseen")
 
-    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False)
+    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
     monkeypatch.setattr(module, "reject_properties", fail)
     rejects._outlet = SilentOutlet()  # type: ignore[assignment]  # it only makes the properties
     delivery = FakeDelivery(b"[]")
@@ -85,7 +88,7 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
 
 
 async def test_reject_that_is_given_up_is_left_to_the_broker() -> None:
-    rejects, outlet = Rejects((), "bridge.rejected", "here", Metrics(), wait=False), SilentOutlet()
+    rejects, outlet = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False), SilentOutlet()
     rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
@@ -94,7 +97,7 @@ async def test_reject_that_is_given_up_is_left_to_the_broker() -> None:
     assert (rejects.waiting, delivery.settled) == (0, 0)
 
 
-async def holding(rejects: Rejects, count: int) -> list[FakeDelivery]:
+async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
     """That many events, rejected and not confirmed, whose connection is lost by now."""
     outlet = SilentOutlet()
     rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
@@ -108,7 +111,7 @@ async def holding(rejects: Rejects, count: int) -> list[FakeDelivery]:
 
 
 async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
-    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False)
+    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
     await holding(rejects, 3)
     rejects.epoch_over()
     await eventually("nothing is held", lambda: rejects.waiting == 0)
@@ -116,7 +119,7 @@ async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
 
 
 async def test_event_that_does_not_come_again_is_held_though_its_connection_is_lost() -> None:
-    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
+    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
     await holding(rejects, 3)
     rejects.epoch_over()
     await asyncio.sleep(0)
@@ -126,7 +129,7 @@ async def test_event_that_does_not_come_again_is_held_though_its_connection_is_l
 
 
 async def test_oldest_events_are_lost_where_more_are_held_than_may_be_and_it_is_said() -> None:
-    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
+    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
     oldest = (await holding(rejects, 5))[:2]
     with capture_logs() as logged:
         rejects.epoch_over()
@@ -137,13 +140,13 @@ async def test_oldest_events_are_lost_where_more_are_held_than_may_be_and_it_is_
     await rejects.close()
 
 
-def lost(rejects: Rejects) -> float | None:
+def lost(rejects: RejectPublisher) -> float | None:
     """How many events were lost, by the metrics."""
     return rejects._metrics.registry.get_sample_value("bridge_rejects_lost_total")
 
 
 async def test_broker_that_takes_nothing_is_said_in_its_own_words_until_it_does_again() -> None:
-    rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait=False)
+    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
     rejects.status.enter(State.WORKING)
     outlet = rejects._outlet
     outlet._tell("low on memory")
@@ -165,7 +168,7 @@ class RunningRejects:
 
     def __init__(self, broker: FakeBroker, *, wait: bool = False) -> None:
         self.broker = broker
-        self.rejects = Rejects((), "bridge.rejected", "here", Metrics(), wait)
+        self.rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait)
         self.running: asyncio.Task[None] | None = None
 
     def reject(self) -> FakeDelivery:
@@ -190,7 +193,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 @pytest.fixture
 async def running(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningRejects]:
-    monkeypatch.setattr(confirm_channel, "connected", (broker := FakeBroker()).connected)
+    monkeypatch.setattr(confirm_channel, "open_connection", (broker := FakeBroker()).open_connection)
     running = RunningRejects(broker)
     yield running
     await running.end()
@@ -228,7 +231,7 @@ async def test_what_the_user_may_not_look_at_is_taken_to_exist(running: RunningR
 
 
 async def test_rejects_that_are_off_need_no_connection(running: RunningRejects) -> None:
-    off = Rejects((), None, "here", Metrics(), wait=False)
+    off = RejectPublisher((), None, "here", Metrics(), wait=False)
     await off.run()
     assert running.broker.attempts == 0
 
@@ -388,9 +391,12 @@ def of_size(size: int) -> FakeDelivery:
 
 
 @pytest.fixture
-async def unconfirmed() -> tuple[Rejects, SilentOutlet, list[bool]]:
+async def unconfirmed() -> tuple[RejectPublisher, SilentOutlet, list[bool]]:
     """Rejects that are not confirmed yet, and what was said of the bytes that are held."""
-    rejects, outlet = Rejects((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=200), SilentOutlet()
+    rejects, outlet = (
+        RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=200),
+        SilentOutlet(),
+    )
     rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
     told: list[bool] = []
     rejects.on_held = told.append
@@ -401,7 +407,7 @@ NO = Rejected(Reason.TOO_LARGE, "no")
 
 
 async def test_bytes_that_are_held_are_bounded_and_said_at_the_bound(
-    unconfirmed: tuple[Rejects, SilentOutlet, list[bool]],
+    unconfirmed: tuple[RejectPublisher, SilentOutlet, list[bool]],
 ) -> None:
     rejects, outlet, told = unconfirmed
     deliveries = [of_size(size) for size in (module.HELD_BYTES - 1, 1, 1)]
@@ -416,7 +422,7 @@ async def test_bytes_that_are_held_are_bounded_and_said_at_the_bound(
 
 
 async def test_session_that_is_over_leaves_room_for_the_next_one(
-    unconfirmed: tuple[Rejects, SilentOutlet, list[bool]],
+    unconfirmed: tuple[RejectPublisher, SilentOutlet, list[bool]],
 ) -> None:
     """What comes again is given up; of what does not, the newest is kept within the same bound, and one at least."""
     rejects, outlet, told = unconfirmed

@@ -139,7 +139,7 @@ class Held:
         self.amqp = FakeAmqp().on("queue rejects passive", commands.Queue.DeclareOk("rejects", count or 0, 0))
         self.amqp.on("get rejects", *messages)
         self.broker = FakeBroker(self.amqp)
-        monkeypatch.setattr(queue, "connected", self.broker.connected)
+        monkeypatch.setattr(queue, "open_connection", self.broker.open_connection)
 
 
 def message(tag: int | None, returned: object = None) -> object:

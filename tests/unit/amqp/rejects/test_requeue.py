@@ -10,7 +10,7 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.rejects.queue import ANSWER_S, Interrupted, Reject
-from bridge.amqp.rejects.requeue import Kept, Requeuing
+from bridge.amqp.rejects.requeue import NotRequeued, Requeuer
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, returned
 from tests.support.virtual_time import VirtualTime
 
@@ -33,15 +33,15 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
     return VirtualTime(monkeypatch)
 
 
-async def kept_by(amqp: FakeAmqp, each: Reject | None = None, requeuing: Requeuing | None = None) -> str:
+async def kept_by(amqp: FakeAmqp, each: Reject | None = None, requeuing: Requeuer | None = None) -> str:
     """Why it stays in the queue."""
-    with pytest.raises(Kept) as kept:
-        await (requeuing or Requeuing(amqp.amqp, "guest")).publish(each or reject())
+    with pytest.raises(NotRequeued) as kept:
+        await (requeuing or Requeuer(amqp.amqp, "guest")).publish(each or reject())
     return str(kept.value)
 
 
 async def test_event_goes_where_it_came_from_on_one_channel_for_each_exchange() -> None:
-    requeuing = Requeuing((amqp := FakeAmqp()).amqp, "guest")
+    requeuing = Requeuer((amqp := FakeAmqp()).amqp, "guest")
     for exchange in ("kills", "kills", "prices"):
         await requeuing.publish(reject(exchange))
     assert amqp.requests == [
@@ -58,7 +58,7 @@ async def test_event_goes_where_it_came_from_on_one_channel_for_each_exchange() 
 
 
 async def test_event_of_the_default_exchange_needs_no_exchange() -> None:
-    await Requeuing((amqp := FakeAmqp()).amqp, "guest").publish(reject(""))
+    await Requeuer((amqp := FakeAmqp()).amqp, "guest").publish(reject(""))
     assert amqp.requests == ["channel with confirms", "publish to (default)"]
 
 
@@ -68,7 +68,7 @@ async def test_event_that_no_bridge_has_rejected_is_kept_and_nothing_is_asked() 
     for expiration in ("soon", "", "-1", "9" * 11):
         assert "no number of milliseconds" in await kept_by(amqp, reject(expiration=expiration))
     assert amqp.requests == []
-    await Requeuing(amqp.amqp, "guest").publish(reject(expiration="60000"))
+    await Requeuer(amqp.amqp, "guest").publish(reject(expiration="60000"))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ async def test_event_that_is_not_taken_is_kept_with_the_reason(answer: Exception
     ids=["gone", "permission", "no name"],
 )
 async def test_exchange_that_can_not_be_used_is_asked_for_once(answer: Exception, words: str) -> None:
-    requeuing = Requeuing((amqp := FakeAmqp().on("exchange kills passive", answer)).amqp, "guest")
+    requeuing = Requeuer((amqp := FakeAmqp().on("exchange kills passive", answer)).amqp, "guest")
     for _ in range(2):
         assert words in await kept_by(amqp, requeuing=requeuing)
     assert amqp.requests.count("exchange kills passive") == 1
@@ -109,21 +109,21 @@ async def test_exchange_that_can_not_be_used_is_asked_for_once(answer: Exception
 
 async def test_channel_that_the_broker_has_closed_is_not_used_by_those_that_follow() -> None:
     """What is sent on it all the same ends the whole connection."""
-    requeuing = Requeuing((amqp := FakeAmqp().on(PUBLISH, REFUSED)).amqp, "guest")
+    requeuing = Requeuer((amqp := FakeAmqp().on(PUBLISH, REFUSED)).amqp, "guest")
     for _ in range(3):
         assert "may not write" in await kept_by(amqp, requeuing=requeuing)
     assert amqp.requests.count(PUBLISH) == 1
 
 
 async def test_event_that_is_not_taken_does_not_keep_the_next_one() -> None:
-    requeuing = Requeuing((amqp := FakeAmqp().on(PUBLISH, NACK, None)).amqp, "guest")
+    requeuing = Requeuer((amqp := FakeAmqp().on(PUBLISH, NACK, None)).amqp, "guest")
     await kept_by(amqp, requeuing=requeuing)
     await requeuing.publish(reject())
 
 
 async def test_silent_broker_interrupts(clock: VirtualTime) -> None:
     with pytest.raises(Interrupted, match=f"did not confirm within {ANSWER_S:g} s"):
-        await Requeuing(FakeAmqp().on(PUBLISH, HANGS).amqp, "guest").publish(reject())
+        await Requeuer(FakeAmqp().on(PUBLISH, HANGS).amqp, "guest").publish(reject())
 
 
 @pytest.mark.parametrize("request_text", [PUBLISH, "exchange kills passive"])
@@ -138,11 +138,11 @@ async def test_silent_broker_interrupts(clock: VirtualTime) -> None:
 )
 async def test_lost_connection_interrupts(request_text: str, answer: BaseException, words: str) -> None:
     with pytest.raises(Interrupted, match=words):
-        await Requeuing(FakeAmqp().on(request_text, answer).amqp, "guest").publish(reject())
+        await Requeuer(FakeAmqp().on(request_text, answer).amqp, "guest").publish(reject())
 
 
 async def test_request_to_stop_is_no_interruption(clock: VirtualTime) -> None:
-    publishing = asyncio.create_task(Requeuing(FakeAmqp().on(PUBLISH, HANGS).amqp, "guest").publish(reject()))
+    publishing = asyncio.create_task(Requeuer(FakeAmqp().on(PUBLISH, HANGS).amqp, "guest").publish(reject()))
     await asyncio.sleep(0.1)
     publishing.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -153,7 +153,7 @@ async def test_request_to_stop_is_no_interruption(clock: VirtualTime) -> None:
 async def test_first_event_of_an_exchange_goes_alone_and_those_of_one_id_one_by_one(
     clock: VirtualTime, ids: str, at_once: int
 ) -> None:
-    requeuing = Requeuing((amqp := FakeAmqp().on(PUBLISH, HANGS)).amqp, "guest")
+    requeuing = Requeuer((amqp := FakeAmqp().on(PUBLISH, HANGS)).amqp, "guest")
     tasks = [asyncio.create_task(requeuing.publish(reject(message_id=f"first {n}"))) for n in range(2)]
     await asyncio.sleep(0.1)
     assert amqp.requests.count(PUBLISH) == 1, "what follows could end the connection"

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bridge.amqp.rejects.retry_queue import Retries
+from bridge.amqp.rejects.retry_queue import RetryQueue
 from bridge.backoff import Backoff
 from tests.support.waiting import eventually
 
@@ -40,7 +40,7 @@ async def turns() -> None:
 async def test_one_at_a_time_tries_while_none_is_confirmed_and_all_when_one_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pauses, retries = Pauses(monkeypatch), Retries()
+    pauses, retries = Pauses(monkeypatch), RetryQueue()
     attempts, trouble = 0, True
 
     async def try_again() -> None:
@@ -64,7 +64,7 @@ async def test_one_at_a_time_tries_while_none_is_confirmed_and_all_when_one_is(
 
 
 async def test_one_who_is_confirmed_lets_two_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses, retries = Pauses(monkeypatch), Retries()
+    pauses, retries = Pauses(monkeypatch), RetryQueue()
     pauses.length_s = NEVER_S
     # What is granted while nobody waits is not kept.
     retries.confirmed()
