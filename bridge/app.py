@@ -104,7 +104,7 @@ class Bridge:
         self._rejects.on_held = self._consumer.intake.hold
         self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
         self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)
-        places = descriptors.places(settings.max_connections)
+        capacity = descriptors.connection_capacity(settings.max_connections)
         self._server = Server(
             self._hub,
             Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins),
@@ -112,9 +112,9 @@ class Bridge:
             self._pages,
             settings.path,
             Limits(
-                places.connections,
-                places.reserve,
-                _per_address(settings.max_connections_per_address, places.connections),
+                capacity.connections,
+                capacity.overflow,
+                _per_address(settings.max_connections_per_address, capacity.connections),
                 settings.handshake_timeout,
                 settings.idle_timeout,
                 settings.ping_interval,
@@ -217,7 +217,7 @@ class Bridge:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 LEAST_PER_ADDRESS = 16
-"""Connections, where there are few places."""
+"""The lowest limit for one address, unless a setting sets it."""
 
 BROKER_SHARE = 0.5
 """Of the shutdown timeout, for the broker: the rest is for the clients."""
@@ -271,7 +271,7 @@ async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
     Raises ConfigurationError and BrokerRefusal (see Bridge).
     """
     loop = asyncio.get_running_loop()
-    descriptors.allow()
+    descriptors.raise_nofile_limit()
     memory.map_large_blocks()
     manager = Notifier(os.environ)
     stopping = asyncio.Event()

@@ -26,7 +26,7 @@ from bridge.server.handshake import Handshake
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request
 from bridge.server.http.responses import sentence, serialized
-from bridge.server.listeners.acceptor import Entrance
+from bridge.server.listeners.acceptor import Acceptor
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.server.tls import Tls
 from bridge.server.websocket.connection import Clock, Connection
@@ -52,7 +52,7 @@ class Limits:
     """What clients may use."""
 
     max_connections: int
-    reserve: int
+    overflow: int
     """Clients beyond that which are told so; any more are dropped without a word."""
     max_connections_per_address: int
     handshake_timeout_s: float
@@ -104,7 +104,7 @@ class Server:
             self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._tick, timing
         )
         self._keeping: asyncio.Task[None] | None = None
-        self._entrance: Entrance | None = None
+        self._acceptor: Acceptor | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._draining = False
         self._dropped = 0
@@ -145,8 +145,8 @@ class Server:
         """Starts to accept clients; returns the addresses and ports. Raises OSError that names the address."""
         listeners = open_listeners(hosts, port, reuse_port)
         names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
-        self._entrance = Entrance(listeners, self.let_in, self._metrics, self._timing)
-        self._entrance.open()
+        self._acceptor = Acceptor(listeners, self.on_accept, self._metrics, self._timing)
+        self._acceptor.open()
         self._keeping = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
         return names
 
@@ -155,8 +155,8 @@ class Server:
 
         Clients without a complete request have `request_grace_s` to send it.
         """
-        if self._entrance is not None:
-            self._stopping = asyncio.get_running_loop().create_task(self._entrance.stop(), name="stop accepting")
+        if self._acceptor is not None:
+            self._stopping = asyncio.get_running_loop().create_task(self._acceptor.stop(), name="stop accepting")
         asyncio.get_running_loop().call_later(self._timing.request_grace_s, self._abort, self._handshakes)
 
     async def drain(self, timeout_s: float) -> None:
@@ -169,8 +169,8 @@ class Server:
                     await self._stopping
                 await self._empty.wait()
         except TimeoutError:
-            if self._entrance is not None:
-                self._entrance.close()
+            if self._acceptor is not None:
+                self._acceptor.close()
             clients: list[Handshake | Connection] = [*self._connections, *self._handshakes]
             if clients:
                 _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
@@ -184,7 +184,7 @@ class Server:
         for client in tuple(clients):
             client.abort()
 
-    def let_in(self, client: socket.socket, address: str) -> None:
+    def on_accept(self, client: socket.socket, address: str) -> None:
         """Takes an accepted socket, and gives its client a place; or closes it, where there is none for it."""
         if (stranger := self.access.check_peer(address)) is not None:
             self._turn_away(client, address, stranger)
@@ -209,7 +209,7 @@ class Server:
     def _has_place(self) -> bool:
         """Whether there is a place for another client: that of the eldest that has made no request yet, if need be."""
         clients = len(self._connections) + len(self._handshakes)
-        if clients >= self._limits.max_connections + self._limits.reserve:
+        if clients >= self._limits.max_connections + self._limits.overflow:
             self._metrics.refused.labels(Rule.FULL).inc()
             if not self._dropped and (suppressed := self._log_limiter.allow("dropped")) is not None:
                 _log.warning(

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from bridge.server.listeners.acceptor import SPARE
-from bridge.server.listeners.descriptors import OWN
+from bridge.server.listeners.acceptor import SPARE_DESCRIPTORS
+from bridge.server.listeners.descriptors import OWN_DESCRIPTORS
 from tests.support import figures
 from tests.support.clients import TEXT, RawClient, close_all, close_code, collectors, request
 from tests.support.healthy import COUNT, healthy_clients
@@ -22,9 +22,9 @@ from tests.support.running import COMMAND, BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
 LIMIT = 160
-PLACES = LIMIT - OWN
-RESERVED = PLACES // 4
-CONNECTIONS = PLACES - RESERVED
+CAPACITY = LIMIT - OWN_DESCRIPTORS
+OVERFLOW = CAPACITY // 4
+CONNECTIONS = CAPACITY - OVERFLOW
 PRESSING = 200
 """Clients that come at once, where there are so few descriptors."""
 
@@ -144,8 +144,8 @@ async def test_clients_alone_cannot_use_up_the_descriptors(
             before = sockets(pid)
             fates = await asyncio.gather(*(fate(port) for _ in range(PRESSING)))
             found = Counter(what for what, _ in fates)
-            assert found == {"served": CONNECTIONS - COUNT, "1013": RESERVED, "dropped": PRESSING - PLACES + COUNT}
-            assert descriptors(pid) <= LIMIT - SPARE
+            assert found == {"served": CONNECTIONS - COUNT, "1013": OVERFLOW, "dropped": PRESSING - CAPACITY + COUNT}
+            assert descriptors(pid) <= LIMIT - SPARE_DESCRIPTORS
             await stream.further(20)
             for _, writer in fates:
                 if writer is not None:

@@ -20,7 +20,7 @@ from bridge.config import settings
 from bridge.config.settings import PREFIX
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
-from bridge.server.listeners.descriptors import OWN, RESERVE
+from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS
 from tests.support.broker import IMAGE
 from tests.support.clients import RawClient, get
 from tests.support.prepare import program
@@ -104,7 +104,7 @@ def test_bridges_are_as_restricted_as_they_can_be(services: dict[str, Any]) -> N
         assert "privileged" not in each, name
         if "command" not in each:
             assert seconds(each["stop_grace_period"]) > defaults.shutdown_timeout
-            assert each["ulimits"]["nofile"]["hard"] >= defaults.max_connections + RESERVE + OWN
+            assert each["ulimits"]["nofile"]["hard"] >= defaults.max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS
 
 
 def test_what_each_service_needs_is_there(services: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from bridge.demo.broker import Broker
 from bridge.server import server
 from bridge.server.access.log_limiter import MAX_LINES
 from bridge.server.http.request import MAX_HEAD_BYTES
-from bridge.server.listeners.descriptors import RESERVE
+from bridge.server.listeners.descriptors import MAX_OVERFLOW
 from tests.support import module_loop
 from tests.support.clients import PENDING, RawClient, answer, distrust, lines, request
 from tests.support.namespaces import NEAR, island
@@ -119,9 +119,9 @@ async def test_client_for_whom_there_is_no_place_gets_that_of_one_without_a_requ
 ) -> None:
     async with (
         running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1, handshake_timeout="5m") as bridge,
-        lines(port_of(bridge), 1 + RESERVE) as silent,
+        lines(port_of(bridge), 1 + MAX_OVERFLOW) as silent,
     ):
-        await eventually("all are waited for", lambda: pending(bridge) == 1 + RESERVE)
+        await eventually("all are waited for", lambda: pending(bridge) == 1 + MAX_OVERFLOW)
         client = await RawClient.open(port_of(bridge))
         assert await answer(silent[0]) == b""
         await client.close()
@@ -132,7 +132,7 @@ async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
         with capture_logs() as logged:
             # None of those who are told so ends the connection.
-            clients = [await RawClient.open(port_of(bridge)) for _ in range(1 + RESERVE)]
+            clients = [await RawClient.open(port_of(bridge)) for _ in range(1 + MAX_OVERFLOW)]
             async with lines(port_of(bridge), 3) as beyond:
                 for each in beyond:
                     assert await answer(each) == b""
@@ -152,10 +152,10 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(br
         with capture_logs() as logged:
             for _ in range(3 * MAX_LINES):
                 server._dropped = 0
-                server._connections.update(dict.fromkeys(range(1 + RESERVE)))  # type: ignore[arg-type]  # only counted
+                server._connections.update(dict.fromkeys(range(1 + MAX_OVERFLOW)))  # type: ignore[arg-type]  # only counted
                 ours, theirs = socket.socketpair()
                 with theirs:
-                    server.let_in(ours, address)
+                    server.on_accept(ours, address)
                 server._connections.clear()
                 server._has_place()
         events = Counter(line["event"] for line in logged)
@@ -167,7 +167,7 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(br
 def limited_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loopback is an address like others."""
     monkeypatch.setattr("bridge.server.access.address_limit._is_loopback", lambda address: False)
-    monkeypatch.setattr("bridge.server.access.address_limit.RESERVE", 2)
+    monkeypatch.setattr("bridge.server.access.address_limit.MAX_ADDRESS_OVERFLOW", 2)
 
 
 @pytest.mark.usefixtures("limited_loopback")

@@ -18,7 +18,7 @@ from bridge.broadcast.live_set import MANY
 from bridge.config.settings import FIELDS, PREFIX, Settings
 from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal, ConfigurationError
-from bridge.server.listeners.descriptors import OWN, RESERVE
+from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
@@ -137,7 +137,7 @@ def test_unit_says_what_the_bridge_does() -> None:
     defaults = Settings()
     assert seconds("TimeoutStopSec") > defaults.shutdown_timeout
     [descriptors] = directives("LimitNOFILE")
-    assert int(descriptors) >= defaults.max_connections + RESERVE + OWN
+    assert int(descriptors) >= defaults.max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS
     [codes] = directives("RestartPreventExitStatus")
     assert codes.split() == [str(ConfigurationError([]).exit_code), str(BrokerRefusal("").exit_code)]
     for line in directives("Environment"):

@@ -277,7 +277,11 @@ async def test_limits_of_clients_are_what_the_settings_and_the_descriptors_leave
     bridge = build(max_connections=4321, handshake_timeout="2s", idle_timeout="40s", ping_interval="11s", **flags)
     limits = bridge._server._limits
     assert asked == [4321]
-    assert (limits.max_connections, limits.reserve, limits.max_connections_per_address) == (connections, 5, per_address)
+    assert (limits.max_connections, limits.overflow, limits.max_connections_per_address) == (
+        connections,
+        5,
+        per_address,
+    )
     assert (limits.handshake_timeout_s, limits.idle_timeout_s, limits.ping_interval_s) == (2, 40, 11)
 
 

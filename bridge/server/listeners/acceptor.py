@@ -1,12 +1,13 @@
-"""Accepts clients, as long as there are file descriptors for them.
+"""Accepts clients as long as file descriptors are available.
 
-Sockets are accepted here and not by the event loop's own server, which makes a transport of each before anybody is
-asked, and runs a TLS handshake with whoever wants one. And left to itself, libuv takes a client that it has no
-descriptor for and drops it without a word; where it can't do even that, it tries again and again, with all of a
-processor. Here, who comes while descriptors are short waits in the kernel's queue, and what is left of them is for the
-broker, which may have to be connected to anew.
+The bridge accepts sockets here and does not use the event loop's own server, for two reasons. The loop's server creates
+a transport, and starts a TLS handshake, before the bridge can refuse the client. If no descriptor is left, libuv
+silently drops a client. If it can't do that either, it retries at once and uses a whole processor.
 
-This file must never know who may come in, or what is said to a client.
+While descriptors are exhausted, clients wait in the kernel's queue. The last descriptors are kept for the broker, whose
+connection may have to be made again.
+
+Nothing here knows which clients may connect, or what they are sent.
 """
 
 import asyncio
@@ -25,40 +26,40 @@ from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.server")
 
-SPARE = 16
-"""Descriptors that no client gets: they are left for the broker and for files."""
+SPARE_DESCRIPTORS = 16
+"""The last descriptors, which no client gets. They are for the broker's connection and for files."""
 
-AT_ONCE = 8
-"""Clients that are accepted in one turn of the loop: who is connected waits no longer than for the handshakes of these
-(2 ms)."""
+ACCEPTS_PER_TURN = 8
+"""How many clients one turn of the event loop accepts. Their handshakes delay the connected clients by 2 ms."""
 
 
-class Entrance:
-    """Listening sockets, which are accepted from or not."""
+class Acceptor:
+    """Accepts clients from listening sockets, and pauses while file descriptors are exhausted."""
 
     def __init__(
         self,
         listeners: Sequence[socket.socket],
-        let_in: Callable[[socket.socket, str], None],
+        on_accept: Callable[[socket.socket, str], None],
         metrics: Metrics,
         timing: Timing = DEFAULT,
     ) -> None:
-        """`let_in` is called with the socket and the address of each client, and takes over the socket."""
+        """`on_accept` is called with the socket and the address of each client, and owns the socket from then on."""
         self._listeners = listeners
-        self._let_in = let_in
+        self._on_accept = on_accept
         self._metrics = metrics
         self._check_s = timing.descriptor_check_s
         self._grace_s = timing.accept_grace_s
-        self._short_since_s: float | None = None
-        self._look: asyncio.TimerHandle | None = None
+        self._exhausted_since_s: float | None = None
+        self._check: asyncio.TimerHandle | None = None
+        """The next check whether descriptors are available, while they are exhausted."""
         self._held: tuple[socket.socket, str] | None = None
-        """Who came when descriptors were found to be short: that shows only in what it is accepted with."""
+        """The client whose socket got a spare descriptor. Only this descriptor shows that the others are exhausted."""
 
     def open(self) -> None:
-        """Accepts clients. Raises OSError."""
+        """Starts to accept clients. Raises OSError."""
         for listener in self._listeners:
             listener.listen(BACKLOG)
-        self._go_on()
+        self._resume()
 
     async def stop(self) -> None:
         """Accepts the clients that wait in the kernel's queue, and then closes the listeners.
@@ -67,9 +68,9 @@ class Entrance:
         handshake has begun. The kernel drops the requests of other clients.
         """
         shared = filter(_shares_port, self._listeners)
-        quiet = [drop_connection_requests(listener) for listener in shared]
+        filtered = [drop_connection_requests(listener) for listener in shared]
         try:
-            if any(quiet):
+            if any(filtered):
                 await asyncio.sleep(self._grace_s)
         finally:
             self.close()
@@ -79,16 +80,16 @@ class Entrance:
         self._pause()
         for listener in self._listeners:
             if listener.fileno() >= 0:
-                if self._look is None:
+                if self._check is None:
                     # At most BACKLOG, because clients may connect faster than the bridge accepts them.
                     self._accept(listener, BACKLOG)
                 listener.close()
-        if self._look is not None:
-            self._look.cancel()
+        if self._check is not None:
+            self._check.cancel()
         if self._held is not None:
             self._held[0].close()
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         for listener in self._listeners:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
@@ -97,61 +98,66 @@ class Entrance:
             if listener.fileno() >= 0:
                 asyncio.get_running_loop().remove_reader(listener)
 
-    def _accept(self, listener: socket.socket, most: int = AT_ONCE) -> None:
-        border = _border()
-        for _ in range(most):
+    def _accept(self, listener: socket.socket, max_clients: int = ACCEPTS_PER_TURN) -> None:
+        floor = _descriptor_floor()
+        for _ in range(max_clients):
             try:
                 client, name = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # nobody is there any more
+                return  # the queue is empty, or its first client is gone
             except OSError:
-                self._fall_short()  # no descriptor at all, or no memory for it
+                self._on_descriptors_exhausted()  # or the kernel has no memory for the socket
                 return
-            # POSIX gives the lowest one that is free.
-            if client.fileno() >= border:
+            # POSIX: a new descriptor has the lowest free number.
+            if client.fileno() >= floor:
                 self._held = client, name[0]
-                self._fall_short()
+                self._on_descriptors_exhausted()
                 return
-            self._let_in(client, name[0])
+            self._on_accept(client, name[0])
 
-    def _fall_short(self) -> None:
+    # While descriptors are exhausted
+
+    def _on_descriptors_exhausted(self) -> None:
         self._pause()
-        if self._short_since_s is None:
-            self._short_since_s = time.monotonic()
+        if self._exhausted_since_s is None:
+            self._exhausted_since_s = time.monotonic()
             self._metrics.descriptors_exhausted.inc()
             _log.error(
                 "file descriptors are short: nobody is accepted until there are more (ulimit -n, LimitNOFILE)",
-                fewer_left_than=SPARE,
+                fewer_left_than=SPARE_DESCRIPTORS,
             )
-        self._look = asyncio.get_running_loop().call_later(self._check_s, self._look_again)
+        self._schedule_check()
 
-    def _look_again(self) -> None:
-        if not self._is_room():
-            self._look = asyncio.get_running_loop().call_later(self._check_s, self._look_again)
+    def _schedule_check(self) -> None:
+        self._check = asyncio.get_running_loop().call_later(self._check_s, self._resume_if_available)
+
+    def _resume_if_available(self) -> None:
+        if not self._descriptor_available():
+            self._schedule_check()
             return
-        assert self._short_since_s is not None
-        short_s = round(time.monotonic() - self._short_since_s, 1)
-        self._short_since_s = self._look = None
+        assert self._exhausted_since_s is not None
+        short_s = round(time.monotonic() - self._exhausted_since_s, 1)
+        self._exhausted_since_s = self._check = None
         _log.info("file descriptors are there again: clients are accepted", short_s=short_s)
         if self._held is not None:
             held, self._held = self._held, None
-            self._let_in(*held)
-        self._go_on()
+            self._on_accept(*held)
+        self._resume()
 
-    def _is_room(self) -> bool:
+    def _descriptor_available(self) -> bool:
         try:
-            lowest = os.dup(self._listeners[0].fileno())
+            lowest_free = os.dup(self._listeners[0].fileno())
         except OSError:
             return False
-        os.close(lowest)
-        return lowest < _border()
+        os.close(lowest_free)
+        return lowest_free < _descriptor_floor()
 
 
 def _shares_port(listener: socket.socket) -> bool:
     return listener.fileno() >= 0 and listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) != 0
 
 
-def _border() -> float:
-    """The first descriptor that no client may have."""
+def _descriptor_floor() -> float:
+    """The lowest spare descriptor."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return math.inf if limit == resource.RLIM_INFINITY else limit - SPARE
+    return math.inf if limit == resource.RLIM_INFINITY else limit - SPARE_DESCRIPTORS

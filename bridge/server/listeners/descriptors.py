@@ -5,48 +5,49 @@ from dataclasses import dataclass
 
 import structlog
 
-OWN = 64
-"""What the bridge needs beside its clients: listeners, brokers, files."""
+OWN_DESCRIPTORS = 64
+"""Descriptors that the bridge needs besides those of its clients: listeners, connections to the broker, files."""
 
-RESERVE = 256
-"""Clients beyond the limit that are told so, in HTTP or with a close code. Any more are dropped without a word: what a
-full bridge says must not use up the descriptors that it needs for its broker."""
+MAX_OVERFLOW = 256
+"""Connections beyond the limit that get an answer: an HTTP response or a close code. Further connections are closed
+without an answer. The descriptors of refused clients must never be those that the broker's connection needs."""
 
 _log = structlog.get_logger("bridge")
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """How many clients there is room for, and how many more while they are told that there is none."""
+class Capacity:
+    """How many connections the descriptors of this process allow."""
 
     connections: int
-    reserve: int = RESERVE
+    overflow: int = MAX_OVERFLOW
+    """How many further connections get an answer."""
 
 
-def allow() -> None:
-    """Raises this process's limit to what it may be."""
+def raise_nofile_limit() -> None:
+    """Raises the soft limit of file descriptors to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def places(connections: int) -> Places:
-    """So many, or what this process's limit leaves room for; says so where that is less.
+def connection_capacity(max_connections: int) -> Capacity:
+    """Returns the capacity for `max_connections`, or a lower one, with a warning, if descriptors do not suffice.
 
-    Clients alone can't use up the descriptors then.
+    With this capacity, clients alone can't exhaust the descriptors.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY or limit >= connections + RESERVE + OWN:
-        return Places(connections)
-    room = max(2, limit - OWN)
-    # Where there is little, no more than a fourth is for those who are turned away.
-    reserve = min(RESERVE, max(1, room // 4))
-    found = Places(min(connections, room - reserve), reserve)
-    if found.connections < connections:
+    if limit == resource.RLIM_INFINITY or limit >= max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS:
+        return Capacity(max_connections)
+    available = max(2, limit - OWN_DESCRIPTORS)
+    # If there are few descriptors, at most a quarter of them is for refused clients.
+    overflow = min(MAX_OVERFLOW, max(1, available // 4))
+    capacity = Capacity(min(max_connections, available - overflow), overflow)
+    if capacity.connections < max_connections:
         _log.warning(
             "fewer file descriptors than BRIDGE_MAX_CONNECTIONS needs: the limit of connections is lower; raise that "
             "of descriptors (ulimit -n, LimitNOFILE)",
             descriptors=limit,
-            max_connections=connections,
-            connections=found.connections,
+            max_connections=max_connections,
+            connections=capacity.connections,
         )
-    return found
+    return capacity

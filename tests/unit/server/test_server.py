@@ -106,7 +106,7 @@ class Harness:
         monkeypatch: pytest.MonkeyPatch,
         *,
         max_connections: int = 100,
-        reserve: int = 10,
+        overflow: int = 10,
         max_per_address: int = 100,
         idle_timeout_s: float = 120.0,
         ping_interval_s: float = 30.0,
@@ -127,7 +127,7 @@ class Harness:
             FILTERS,
             PAGES,
             "/updates",
-            Limits(max_connections, reserve, max_per_address, HANDSHAKE_TIMEOUT_S, idle_timeout_s, ping_interval_s),
+            Limits(max_connections, overflow, max_per_address, HANDSHAKE_TIMEOUT_S, idle_timeout_s, ping_interval_s),
             self.metrics,
             tls,
         )
@@ -137,7 +137,7 @@ class Harness:
     async def connect(self, address: str = A) -> Client:
         """A client connects, and sends nothing yet."""
         self.sockets.append(socket.socket())
-        self.server.let_in(self.sockets[-1], address)
+        self.server.on_accept(self.sockets[-1], address)
         await self.clock.settle()
         return Client(self, self.sockets[-1])
 
@@ -216,7 +216,7 @@ async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[...,
     if gone:
         theirs.close()
     with theirs, capture_logs() as logged:
-        harness.server.let_in(ours, STRANGER)
+        harness.server.on_accept(ours, STRANGER)
         assert ours.fileno() == -1
         if not gone:
             answer = theirs.recv(10_000)
@@ -236,7 +236,7 @@ async def test_foreign_peer_is_cut_off_before_any_tls_and_without_an_answer(serv
     harness = serve(tls=cast("Tls", SimpleNamespace(context=object())))
     ours, theirs = socket.socketpair()
     with theirs:
-        harness.server.let_in(ours, STRANGER)
+        harness.server.on_accept(ours, STRANGER)
         assert ours.fileno() == -1
         assert theirs.recv(10_000) == b""
     assert harness.metric("bridge_clients_refused_total", rule="peer") == 1
@@ -396,7 +396,7 @@ async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_befo
 async def test_clients_beyond_those_that_can_be_told_so_are_dropped_and_logged_once(
     serve: Callable[..., Harness],
 ) -> None:
-    harness = serve(max_connections=1, reserve=2)
+    harness = serve(max_connections=1, overflow=2)
     told = [await harness.upgrade() for _ in range(3)]
     with capture_logs() as logged:
         dropped = [await harness.connect(B) for _ in range(2)]
@@ -411,7 +411,7 @@ async def test_clients_beyond_those_that_can_be_told_so_are_dropped_and_logged_o
 async def test_room_for_clients_is_logged_once_a_client_could_be_served_with_how_many_were_dropped(
     serve: Callable[..., Harness],
 ) -> None:
-    harness = serve(max_connections=1, reserve=2)
+    harness = serve(max_connections=1, overflow=2)
     clients = [await harness.upgrade() for _ in range(3)]
     for _ in range(2):
         await harness.connect()
@@ -430,7 +430,7 @@ async def test_room_for_clients_is_logged_once_a_client_could_be_served_with_how
 
 
 async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
-    harness = serve(max_connections=1, reserve=1)
+    harness = serve(max_connections=1, overflow=1)
     first = await harness.upgrade()
     with capture_logs() as logged:
         for _ in range(MAX_LINES + 5):
@@ -446,7 +446,7 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(se
 async def test_client_without_a_request_gives_its_place_to_one_that_comes_to_a_full_bridge(
     serve: Callable[..., Harness],
 ) -> None:
-    harness = serve(max_connections=1, reserve=2)
+    harness = serve(max_connections=1, overflow=2)
     served, eldest, younger = await harness.upgrade(), await harness.connect(), await harness.connect(B)
     newest = await harness.connect()
     assert eldest.ended == ["abort"]
@@ -500,13 +500,13 @@ async def test_place_that_went_to_another_client_is_given_back_once(
 async def test_clients_that_come_in_one_turn_of_the_loop_each_take_the_place_of_another(
     serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
-    harness = serve(max_connections=3, reserve=0) if rule == "full" else serve()
+    harness = serve(max_connections=3, overflow=0) if rule == "full" else serve()
     if rule == "pending":
         monkeypatch.setattr(server_module, "PENDING", 3)
     waiting = [await harness.connect() for _ in range(3)]
     harness.sockets += [socket.socket() for _ in range(2)]
     for each in harness.sockets[-2:]:
-        harness.server.let_in(each, B)
+        harness.server.on_accept(each, B)
     await harness.clock.settle()
     assert [each.ended for each in waiting] == [["abort"], ["abort"], []]
     assert harness.gauges() == (0, 3)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from bridge.metrics import Metrics
 from bridge.server.listeners import acceptor as module
-from bridge.server.listeners.acceptor import AT_ONCE, SPARE, Entrance
+from bridge.server.listeners.acceptor import ACCEPTS_PER_TURN, SPARE_DESCRIPTORS, Acceptor
 from bridge.timing import DEFAULT, Timing
 from tests.support.fakes import ManualClock
 from tests.support.metrics import value
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TIMING = Timing(descriptor_check_s=0.01)
 
 
-class RecordedEntrance(Entrance):
+class RecordingAcceptor(Acceptor):
     """Accepts clients at one listening socket, and keeps them."""
 
     def __init__(self, *, reuse_port: bool = False) -> None:
@@ -39,11 +39,11 @@ class RecordedEntrance(Entrance):
         self.listener.bind(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.name = self.listener.getsockname()
-        self.let_in: list[tuple[socket.socket, str]] = []
-        super().__init__([self.listener], lambda *client: self.let_in.append(client), self.metrics, TIMING)
+        self.accepted: list[tuple[socket.socket, str]] = []
+        super().__init__([self.listener], lambda *client: self.accepted.append(client), self.metrics, TIMING)
         self.clients: list[socket.socket] = []
 
-    def come(self, count: int = 1) -> None:
+    def connect(self, count: int = 1) -> None:
         """Clients connect, as far as the kernel is concerned."""
         self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
@@ -53,17 +53,17 @@ class RecordedEntrance(Entrance):
             await asyncio.sleep(0)
 
     @property
-    def shortages(self) -> float:
+    def exhaustions(self) -> float:
         return value(self.metrics, "bridge_descriptors_exhausted_total")
 
 
 @pytest.fixture
-async def acceptor() -> AsyncIterator[RecordedEntrance]:
-    acceptor = RecordedEntrance()
+async def acceptor() -> AsyncIterator[RecordingAcceptor]:
+    acceptor = RecordingAcceptor()
     acceptor.open()
     yield acceptor
     acceptor.close()
-    for each in [*acceptor.clients, *(client for client, _ in acceptor.let_in)]:
+    for each in [*acceptor.clients, *(client for client, _ in acceptor.accepted)]:
         each.close()
 
 
@@ -84,28 +84,28 @@ def left(count: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-async def test_client_comes_in_with_its_address(acceptor: RecordedEntrance) -> None:
-    acceptor.come()
-    await eventually("it is in", lambda: acceptor.let_in)
-    [(client, address)] = acceptor.let_in
+async def test_client_comes_in_with_its_address(acceptor: RecordingAcceptor) -> None:
+    acceptor.connect()
+    await eventually("it is in", lambda: acceptor.accepted)
+    [(client, address)] = acceptor.accepted
     assert address == "127.0.0.1"
     assert client.getpeername() == acceptor.clients[0].getsockname()
 
 
-async def test_close_closes_the_listening_socket(acceptor: RecordedEntrance) -> None:
+async def test_close_closes_the_listening_socket(acceptor: RecordingAcceptor) -> None:
     acceptor.close()
     assert acceptor.listener.fileno() == -1
 
 
 async def test_clients_that_wait_are_accepted_before_the_listening_socket_is_closed() -> None:
-    acceptor = RecordedEntrance()
+    acceptor = RecordingAcceptor()
     acceptor.open()
-    acceptor.come(3 * AT_ONCE)
-    assert acceptor.let_in == [], "the loop has not turned"
+    acceptor.connect(3 * ACCEPTS_PER_TURN)
+    assert acceptor.accepted == [], "the loop has not turned"
     await acceptor.stop()
     assert acceptor.listener.fileno() == -1
-    assert len(acceptor.let_in) == 3 * AT_ONCE
-    for (accepted, _), client in zip(acceptor.let_in, acceptor.clients, strict=True):
+    assert len(acceptor.accepted) == 3 * ACCEPTS_PER_TURN
+    for (accepted, _), client in zip(acceptor.accepted, acceptor.clients, strict=True):
         accepted.sendall(b"answer")
         assert client.recv(10) == b"answer"
         accepted.close()
@@ -117,7 +117,7 @@ async def test_stop_accepts_no_more_clients_than_can_wait(monkeypatch: pytest.Mo
         backlog = 5
         monkeypatch.setattr(module, "BACKLOG", backlog)
         accepting = Accepting(monkeypatch, ScriptedListener(*[(client, ("10.0.0.7", 54321))] * (backlog + 1)))
-        await accepting.entrance.stop()
+        await accepting.acceptor.stop()
         assert len(accepting.accepted) == backlog
 
 
@@ -125,15 +125,15 @@ async def test_stop_accepts_no_more_clients_than_can_wait(monkeypatch: pytest.Mo
 async def test_listener_that_shares_its_port_gets_no_new_clients_but_those_whose_tcp_handshake_has_begun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    acceptor = RecordedEntrance(reuse_port=True)
+    acceptor = RecordingAcceptor(reuse_port=True)
     # With this option, the kernel establishes a connection only when the first data arrives.
     acceptor.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
     acceptor.open()
-    acceptor.come()
+    acceptor.connect()
     clock = ManualClock(monkeypatch)
     stopping = asyncio.create_task(acceptor.stop())
     await clock.settle()
-    assert acceptor.let_in == []
+    assert acceptor.accepted == []
     with socket.socket() as late:
         late.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -143,12 +143,12 @@ async def test_listener_that_shares_its_port_gets_no_new_clients_but_those_whose
             late.getpeername()
         acceptor.clients[0].sendall(b"request")
         await acceptor.turns()
-        assert len(acceptor.let_in) == 1
+        assert len(acceptor.accepted) == 1
         assert not stopping.done()
         await clock.advance(DEFAULT.accept_grace_s)
         await stopping
     assert acceptor.listener.fileno() == -1
-    [(client, _)] = acceptor.let_in
+    [(client, _)] = acceptor.accepted
     assert client.recv(10) == b"request"
     for each in (client, *acceptor.clients):
         each.close()
@@ -159,18 +159,18 @@ async def test_listener_that_shares_its_port_is_closed_at_once_where_new_clients
 ) -> None:
     monkeypatch.setattr(module, "drop_connection_requests", lambda _: False)
     ManualClock(monkeypatch)
-    acceptor = RecordedEntrance(reuse_port=True)
+    acceptor = RecordingAcceptor(reuse_port=True)
     acceptor.open()
-    acceptor.come()
+    acceptor.connect()
     await acceptor.stop()
     assert acceptor.listener.fileno() == -1
-    [(client, _)] = acceptor.let_in
+    [(client, _)] = acceptor.accepted
     client.close()
     acceptor.clients[0].close()
 
 
 async def test_stop_that_is_cancelled_closes_the_listening_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    acceptor = RecordedEntrance(reuse_port=True)
+    acceptor = RecordingAcceptor(reuse_port=True)
     acceptor.open()
     clock = ManualClock(monkeypatch)
     stopping = asyncio.create_task(acceptor.stop())
@@ -180,76 +180,76 @@ async def test_stop_that_is_cancelled_closes_the_listening_socket(monkeypatch: p
     assert acceptor.listener.fileno() == -1
 
 
-async def test_crowd_comes_in_some_at_a_time(acceptor: RecordedEntrance) -> None:
-    acceptor.come(3 * AT_ONCE)
+async def test_crowd_comes_in_some_at_a_time(acceptor: RecordingAcceptor) -> None:
+    acceptor.connect(3 * ACCEPTS_PER_TURN)
     most, before = 0, 0
-    while before < 3 * AT_ONCE:
+    while before < 3 * ACCEPTS_PER_TURN:
         await asyncio.sleep(0)
-        most = max(most, len(acceptor.let_in) - before)
-        before = len(acceptor.let_in)
-    assert most == AT_ONCE
+        most = max(most, len(acceptor.accepted) - before)
+        before = len(acceptor.accepted)
+    assert most == ACCEPTS_PER_TURN
 
 
-async def test_clients_are_accepted_while_there_are_descriptors_to_spare(acceptor: RecordedEntrance) -> None:
-    acceptor.come()
-    with left(SPARE + 1), capture_logs() as logged:
-        await eventually("it is in", lambda: acceptor.let_in)
-    assert acceptor.shortages == 0
+async def test_clients_are_accepted_while_there_are_descriptors_to_spare(acceptor: RecordingAcceptor) -> None:
+    acceptor.connect()
+    with left(SPARE_DESCRIPTORS + 1), capture_logs() as logged:
+        await eventually("it is in", lambda: acceptor.accepted)
+    assert acceptor.exhaustions == 0
     assert logged == []
 
 
-async def test_shortage_stops_it_and_its_end_starts_it_again_each_said_once(acceptor: RecordedEntrance) -> None:
-    acceptor.come(3)
+async def test_shortage_stops_it_and_its_end_starts_it_again_each_said_once(acceptor: RecordingAcceptor) -> None:
+    acceptor.connect(3)
     with capture_logs() as logged:
-        with left(SPARE):
+        with left(SPARE_DESCRIPTORS):
             await eventually("it is said", lambda: logged)
             await acceptor.turns()
-            assert acceptor.let_in == []
+            assert acceptor.accepted == []
         # Who came meanwhile has waited.
-        await eventually("all are in", lambda: len(acceptor.let_in) == 3)
-    assert acceptor.shortages == 1
+        await eventually("all are in", lambda: len(acceptor.accepted) == 3)
+    assert acceptor.exhaustions == 1
     assert [line["log_level"] for line in logged] == ["error", "info"]
 
 
-async def test_without_any_descriptor_it_is_the_same(acceptor: RecordedEntrance) -> None:
-    acceptor.come()
+async def test_without_any_descriptor_it_is_the_same(acceptor: RecordingAcceptor) -> None:
+    acceptor.connect()
     with capture_logs() as logged:
         with left(0):
             await eventually("it is said", lambda: logged)
             await acceptor.turns()
-        await eventually("it is in", lambda: acceptor.let_in)
+        await eventually("it is in", lambda: acceptor.accepted)
     assert [line["log_level"] for line in logged] == ["error", "info"]
 
 
-async def test_last_descriptors_are_not_for_clients(acceptor: RecordedEntrance) -> None:
-    acceptor.come(10)
-    with left(SPARE + 4), capture_logs() as logged:
+async def test_last_descriptors_are_not_for_clients(acceptor: RecordingAcceptor) -> None:
+    acceptor.connect(10)
+    with left(SPARE_DESCRIPTORS + 4), capture_logs() as logged:
         await eventually("it is said", lambda: logged)
-        assert len(acceptor.let_in) == 4
+        assert len(acceptor.accepted) == 4
 
 
-async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(acceptor: RecordedEntrance) -> None:
-    acceptor.come()
+async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(acceptor: RecordingAcceptor) -> None:
+    acceptor.connect()
     # A reset, not an orderly end.
     acceptor.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     acceptor.clients[0].close()
-    acceptor.come()
-    await eventually("the next one is in", lambda: len(acceptor.let_in) >= 1)
+    acceptor.connect()
+    await eventually("the next one is in", lambda: len(acceptor.accepted) >= 1)
 
 
-@pytest.mark.parametrize("count", [0, SPARE])
+@pytest.mark.parametrize("count", [0, SPARE_DESCRIPTORS])
 async def test_end_while_descriptors_are_short_leaves_no_timer_and_nobody_waiting(count: int) -> None:
-    acceptor = RecordedEntrance()
+    acceptor = RecordingAcceptor()
     acceptor.open()
-    acceptor.come()
+    acceptor.connect()
     with capture_logs() as logged, left(count):
         await eventually("it is said", lambda: logged)
         acceptor.close()
     # Reset, or ended: it was never let in.
     with suppress(ConnectionResetError):
         assert acceptor.clients[0].recv(1) == b""
-    assert acceptor.let_in == []
-    look = acceptor._look
+    assert acceptor.accepted == []
+    look = acceptor._check
     assert look is not None
     assert look.cancelled()
     for each in acceptor.clients:
@@ -273,17 +273,17 @@ class ScriptedListener(socket.socket):
 
 
 class Accepting:
-    """An entrance with scripted listeners and a manual clock; the test sets which descriptor is the first spare one."""
+    """An acceptor with scripted listeners and a manual clock; the test sets which descriptor is the first spare one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *listeners: ScriptedListener) -> None:
         self.clock = ManualClock(monkeypatch)
-        self.border = math.inf
-        monkeypatch.setattr(module, "_border", lambda: self.border)
+        self.floor = math.inf
+        monkeypatch.setattr(module, "_descriptor_floor", lambda: self.floor)
         self.metrics = Metrics()
         self.listeners = listeners
         self.accepted: list[tuple[socket.socket, str]] = []
-        self.entrance = Entrance(listeners, lambda *client: self.accepted.append(client), self.metrics)
-        self.entrance.open()
+        self.acceptor = Acceptor(listeners, lambda *client: self.accepted.append(client), self.metrics)
+        self.acceptor.open()
 
     @property
     def reading(self) -> list[bool]:
@@ -292,11 +292,11 @@ class Accepting:
         found = [asyncio.get_running_loop().remove_reader(listener) for listener in self.listeners]
         for listener, reads in zip(self.listeners, found, strict=True):
             if reads:
-                asyncio.get_running_loop().add_reader(listener, self.entrance._accept, listener)
+                asyncio.get_running_loop().add_reader(listener, self.acceptor._accept, listener)
         return found
 
     @property
-    def shortages(self) -> float:
+    def exhaustions(self) -> float:
         return value(self.metrics, "bridge_descriptors_exhausted_total")
 
 
@@ -306,20 +306,20 @@ async def test_client_that_is_held_while_descriptors_are_short_comes_in_with_its
 ) -> None:
     with socket.socket() as client, ScriptedListener((client, name)) as listener:
         accepting = Accepting(monkeypatch, listener)
-        accepting.border = client.fileno()
-        accepting.entrance._accept(listener)
+        accepting.floor = client.fileno()
+        accepting.acceptor._accept(listener)
         assert accepting.accepted == []
-        accepting.border = math.inf
+        accepting.floor = math.inf
         await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert accepting.accepted == [(client, name[0])]
         # It comes in once.
-        accepting.border = 0
+        accepting.floor = 0
         accepting.listeners[0].outcomes.append(OSError(errno.EMFILE, "too many open files"))
-        accepting.entrance._accept(listener)
-        accepting.border = math.inf
+        accepting.acceptor._accept(listener)
+        accepting.floor = math.inf
         await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert len(accepting.accepted) == 1
-        accepting.entrance.close()
+        accepting.acceptor.close()
 
 
 async def test_client_with_the_last_descriptor_that_is_not_spare_comes_in_at_once(
@@ -327,11 +327,11 @@ async def test_client_with_the_last_descriptor_that_is_not_spare_comes_in_at_onc
 ) -> None:
     with socket.socket() as client, ScriptedListener((client, ("10.0.0.7", 54321))) as listener:
         accepting = Accepting(monkeypatch, listener)
-        accepting.border = client.fileno() + 1
-        accepting.entrance._accept(listener)
+        accepting.floor = client.fileno() + 1
+        accepting.acceptor._accept(listener)
         assert accepting.accepted == [(client, "10.0.0.7")]
-        assert accepting.shortages == 0
-        accepting.entrance.close()
+        assert accepting.exhaustions == 0
+        accepting.acceptor.close()
 
 
 async def test_while_descriptors_are_short_no_listener_is_accepted_from_and_each_look_sets_the_next(
@@ -341,32 +341,32 @@ async def test_while_descriptors_are_short_no_listener_is_accepted_from_and_each
     with ScriptedListener(full) as listener, ScriptedListener() as other:
         accepting = Accepting(monkeypatch, listener, other)
         assert accepting.reading == [True, True]
-        accepting.border = 0
+        accepting.floor = 0
         with capture_logs() as logged:
-            accepting.entrance._accept(listener)
+            accepting.acceptor._accept(listener)
             assert accepting.reading == [False, False]
             for _ in range(3):
                 await accepting.clock.advance(DEFAULT.descriptor_check_s)
                 assert accepting.reading == [False, False]
-            accepting.border = math.inf
+            accepting.floor = math.inf
             await accepting.clock.advance(DEFAULT.descriptor_check_s / 2)
             assert accepting.reading == [False, False]
             await accepting.clock.advance(DEFAULT.descriptor_check_s / 2)
         assert accepting.reading == [True, True]
         assert [line["log_level"] for line in logged] == ["error", "info"]
-        assert logged[0]["fewer_left_than"] == SPARE
-        assert accepting.shortages == 1
-        accepting.entrance.close()
+        assert logged[0]["fewer_left_than"] == SPARE_DESCRIPTORS
+        assert accepting.exhaustions == 1
+        accepting.acceptor.close()
 
 
 @pytest.mark.parametrize("error", [BlockingIOError(), InterruptedError(), ConnectionAbortedError()], ids=repr)
 async def test_client_that_is_gone_is_no_shortage(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     with ScriptedListener(error) as listener:
         accepting = Accepting(monkeypatch, listener)
-        accepting.entrance._accept(listener)
-        assert accepting.shortages == 0
+        accepting.acceptor._accept(listener)
+        assert accepting.exhaustions == 0
         assert accepting.reading == [True]
-        accepting.entrance.close()
+        accepting.acceptor.close()
 
 
 async def test_close_while_descriptors_are_short_closes_the_held_client_and_looks_no_more(
@@ -374,23 +374,25 @@ async def test_close_while_descriptors_are_short_closes_the_held_client_and_look
 ) -> None:
     with socket.socket() as client, ScriptedListener((client, ("10.0.0.7", 54321))) as listener:
         accepting = Accepting(monkeypatch, listener)
-        accepting.border = client.fileno()
-        accepting.entrance._accept(listener)
-        accepting.entrance.close()
+        accepting.floor = client.fileno()
+        accepting.acceptor._accept(listener)
+        accepting.acceptor.close()
         assert client.fileno() == listener.fileno() == -1
-        accepting.border = math.inf
+        accepting.floor = math.inf
         await accepting.clock.advance(2 * DEFAULT.descriptor_check_s)
         assert accepting.accepted == []
         # It may be closed once more.
-        accepting.entrance.close()
+        accepting.acceptor.close()
 
 
 @pytest.mark.parametrize(
-    ("limit", "border"), [(1024, 1024 - SPARE), (resource.RLIM_INFINITY, math.inf)], ids=["limited", "unlimited"]
+    ("limit", "floor"),
+    [(1024, 1024 - SPARE_DESCRIPTORS), (resource.RLIM_INFINITY, math.inf)],
+    ids=["limited", "unlimited"],
 )
-def test_last_descriptors_below_the_limit_are_spare(monkeypatch: pytest.MonkeyPatch, limit: int, border: float) -> None:
+def test_last_descriptors_below_the_limit_are_spare(monkeypatch: pytest.MonkeyPatch, limit: int, floor: float) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, 4096) if kind == resource.RLIMIT_NOFILE else None)
-    assert module._border() == border
+    assert module._descriptor_floor() == floor
 
 
 async def test_shortage_is_over_when_the_lowest_free_descriptor_is_not_spare(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,14 +400,14 @@ async def test_shortage_is_over_when_the_lowest_free_descriptor_is_not_spare(mon
         accepting = Accepting(monkeypatch, listener)
         lowest = os.dup(listener.fileno())
         os.close(lowest)
-        accepting.border = lowest
-        assert not accepting.entrance._is_room()
-        accepting.border = lowest + 1
-        assert accepting.entrance._is_room()
+        accepting.floor = lowest
+        assert not accepting.acceptor._descriptor_available()
+        accepting.floor = lowest + 1
+        assert accepting.acceptor._descriptor_available()
         # Looking takes no descriptor.
         assert os.dup(listener.fileno()) == lowest
         os.close(lowest)
-        accepting.entrance.close()
+        accepting.acceptor.close()
 
 
 async def test_each_shortage_is_counted_and_logged_with_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,16 +417,16 @@ async def test_each_shortage_is_counted_and_logged_with_its_own_time(monkeypatch
         monkeypatch.setattr("bridge.server.listeners.acceptor.time.monotonic", lambda: accepting.clock.now_s)
         with capture_logs() as logged:
             for looks in (1, 3):
-                accepting.border = 0
-                accepting.entrance._accept(listener)
+                accepting.floor = 0
+                accepting.acceptor._accept(listener)
                 for _ in range(looks - 1):
                     await accepting.clock.advance(DEFAULT.descriptor_check_s)
-                accepting.border = math.inf
+                accepting.floor = math.inf
                 await accepting.clock.advance(DEFAULT.descriptor_check_s)
-        assert accepting.shortages == 2
+        assert accepting.exhaustions == 2
         assert [line["log_level"] for line in logged] == ["error", "info"] * 2
         assert [line["short_s"] for line in logged[1::2]] == [
             round(DEFAULT.descriptor_check_s, 1),
             round(3 * DEFAULT.descriptor_check_s, 1),
         ]
-        accepting.entrance.close()
+        accepting.acceptor.close()

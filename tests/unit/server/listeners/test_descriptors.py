@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.server.listeners import descriptors
-from bridge.server.listeners.descriptors import OWN, RESERVE, Places
+from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS, Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,22 +24,27 @@ def limits() -> Iterator[tuple[int, int]]:
 
 def test_soft_limit_becomes_the_hard_one(limits: tuple[int, int]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-    descriptors.allow()
+    descriptors.raise_nofile_limit()
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
 
 
-@pytest.mark.parametrize("limit", [100 + RESERVE + OWN, 100 + RESERVE + OWN + 1, resource.RLIM_INFINITY])
+@pytest.mark.parametrize(
+    "limit", [100 + MAX_OVERFLOW + OWN_DESCRIPTORS, 100 + MAX_OVERFLOW + OWN_DESCRIPTORS + 1, resource.RLIM_INFINITY]
+)
 def test_connections_that_there_are_descriptors_for_are_allowed(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr("bridge.server.listeners.descriptors.resource.getrlimit", lambda _: (limit, limit))
     with capture_logs() as logged:
-        assert descriptors.places(100) == Places(100, RESERVE)
+        assert descriptors.connection_capacity(100) == Capacity(100, MAX_OVERFLOW)
     assert logged == []
 
 
 def test_few_connections_give_up_some_of_the_reserve_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.server.listeners.descriptors.resource.getrlimit", lambda _: (OWN + 200, OWN + 200))
+    monkeypatch.setattr(
+        "bridge.server.listeners.descriptors.resource.getrlimit",
+        lambda _: (OWN_DESCRIPTORS + 200, OWN_DESCRIPTORS + 200),
+    )
     with capture_logs() as logged:
-        assert descriptors.places(100) == Places(100, 50)
+        assert descriptors.connection_capacity(100) == Capacity(100, 50)
     assert logged == []
 
 
@@ -47,10 +52,10 @@ def test_few_connections_give_up_some_of_the_reserve_first(monkeypatch: pytest.M
 def test_clients_alone_cannot_use_up_the_descriptors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr("bridge.server.listeners.descriptors.resource.getrlimit", lambda _: (limit, limit))
     with capture_logs() as logged:
-        found = descriptors.places(10_000)
+        found = descriptors.connection_capacity(10_000)
     assert found.connections >= 1
-    assert found.reserve >= 1
-    assert found.connections + found.reserve <= max(2, limit - OWN)
+    assert found.overflow >= 1
+    assert found.connections + found.overflow <= max(2, limit - OWN_DESCRIPTORS)
     assert [(line["log_level"], line["descriptors"], line["connections"]) for line in logged] == [
         ("warning", limit, found.connections)
     ]
