@@ -216,7 +216,7 @@ class Bridge:
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-LEAST_PER_ADDRESS = 16
+MIN_PER_ADDRESS = 16
 """The lowest limit for one address, unless a setting sets it."""
 
 BROKER_SHARE = 0.5
@@ -226,7 +226,7 @@ BROKER_SHARE = 0.5
 def _per_address(limit: int | None, connections: int) -> int:
     """The limit for one address: `limit` is that of the settings, `connections` the limit for all addresses."""
     if limit is None:
-        return max(LEAST_PER_ADDRESS, connections // 10)
+        return max(MIN_PER_ADDRESS, connections // 10)
     return limit or connections
 
 

@@ -1,4 +1,4 @@
-"""The memory of this process: how much it may use, and what it gives back to the system."""
+"""The memory of this process: its limit, and how glibc returns freed memory to the system."""
 
 import ctypes
 import gc
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 MAPPED_BYTES = 2**18
-"""The C library maps each block of at least this size on its own, and unmaps it as soon as it is freed."""
+"""The C library maps each block of at least this size separately, and unmaps it as soon as it is freed."""
 
 _M_MMAP_THRESHOLD = -3
 """The number of this option in glibc's `malloc.h`."""
@@ -25,11 +25,10 @@ def map_large_blocks() -> None:
         mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
-def release() -> None:
-    """Frees what only cycles and free lists hold, and returns free memory to the system; takes some milliseconds.
+def malloc_trim() -> None:
+    """Collects garbage, and returns free memory to the system. Takes some milliseconds.
 
-    What 5000 clients leave behind are holes: without this the C library keeps 5 MB of them for ever. Other C libraries
-    than glibc have no `malloc_trim`, and keep less.
+    Without it, glibc keeps 5 MB after 5000 clients have left. Other C libraries have no `malloc_trim`, and keep less.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -38,15 +37,15 @@ def release() -> None:
 
 
 def usable_bytes(root: Path = Path("/")) -> int:
-    """The memory that this process may use: the machine's, or less if a control group limits it.
+    """Returns the memory that this process may use: that of the machine, or the limit of its control group.
 
-    `root` is the folder that has `proc` and `sys`.
+    `root` is the folder that contains `proc` and `sys`.
     """
     return min((os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(root)))
 
 
 def _group_limits(root: Path) -> Iterator[int]:
-    """The limits of this process's control group and those above it, of version 1 and 2 (Linux, `cgroups(7)`)."""
+    """Yields the limits of this process's control group and of its parents, for cgroups 1 and 2 (`cgroups(7)`)."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -60,7 +59,7 @@ def _group_limits(root: Path) -> Iterator[int]:
         else:
             continue
         group = PurePosixPath(path.lstrip("/"))
-        # In a container, the path may be that of the host, and only the topmost folder is there.
+        # In a container, the path may be that on the host. Then only the topmost folder exists.
         for each in (group, *group.parents):
             try:
                 text = (root / folder / each / name).read_text().strip()

@@ -343,4 +343,4 @@ class Server:
         self._left(connection.address)
         if self._most >= MANY and len(self._connections) <= self._most // 2:
             self._most = len(self._connections)
-            asyncio.get_running_loop().call_later(self._timing.trim_delay_s, memory.release)
+            asyncio.get_running_loop().call_later(self._timing.trim_delay_s, memory.malloc_trim)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from bridge import app
 from bridge.amqp.status import State
-from bridge.app import BROKER_SHARE, LEAST_PER_ADDRESS, Bridge, serve
+from bridge.app import BROKER_SHARE, MIN_PER_ADDRESS, Bridge, serve
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.config import settings
 from bridge.contract.pipeline import Reason, Rejected
@@ -255,7 +255,7 @@ async def test_ids_of_two_bridges_without_a_stream_are_told_apart(
     ("connections", "flags", "per_address"),
     [
         (1000, {}, 100),
-        (10, {}, LEAST_PER_ADDRESS),
+        (10, {}, MIN_PER_ADDRESS),
         (1000, {"max_connections_per_address": 7}, 7),
         (1000, {"max_connections_per_address": "off"}, 1000),
     ],
@@ -269,11 +269,11 @@ async def test_limits_of_clients_are_what_the_settings_and_the_descriptors_leave
 ) -> None:
     asked: list[int] = []
 
-    def places(wanted: int) -> descriptors.Places:
+    def connection_capacity(wanted: int) -> descriptors.Capacity:
         asked.append(wanted)
-        return descriptors.Places(connections, 5)
+        return descriptors.Capacity(connections, 5)
 
-    monkeypatch.setattr(descriptors, "places", places)
+    monkeypatch.setattr(descriptors, "connection_capacity", connection_capacity)
     bridge = build(max_connections=4321, handshake_timeout="2s", idle_timeout="40s", ping_interval="11s", **flags)
     limits = bridge._server._limits
     assert asked == [4321]
@@ -711,7 +711,7 @@ class Served:
         monkeypatch.setattr(app, "Bridge", Recorder)
         monkeypatch.setattr(app, "Notifier", Recorder)
         monkeypatch.setattr(app, "gc", Garbage())
-        monkeypatch.setattr(descriptors, "allow", lambda: None)
+        monkeypatch.setattr(descriptors, "raise_nofile_limit", lambda: None)
         monkeypatch.setattr(os, "_exit", leave)
         monkeypatch.setattr(loop, "add_signal_handler", handle)
 

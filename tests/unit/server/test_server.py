@@ -197,7 +197,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., 
 def released(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """An entry for each time that memory is released."""
     times: list[float] = []
-    monkeypatch.setattr(memory, "release", lambda: times.append(asyncio.get_running_loop().time()))
+    monkeypatch.setattr(memory, "malloc_trim", lambda: times.append(asyncio.get_running_loop().time()))
     return times
 
 
