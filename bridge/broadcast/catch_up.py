@@ -12,9 +12,9 @@ from contextlib import suppress
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import History
 from bridge.broadcast.resume import Resuming
+from bridge.broadcast.socket_writes import write_one
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.view import View
-from bridge.broadcast.writing import write_one
 
 CATCH_UP_BYTES = 16384
 """What one is given at a time."""

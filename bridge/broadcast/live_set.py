@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from bridge.broadcast.writing import write_each
+from bridge.broadcast.socket_writes import write_each
 
 _log = structlog.get_logger("bridge.broadcast")
 

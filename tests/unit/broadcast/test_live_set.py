@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.broadcast import live_set, socket_writes
 from bridge.broadcast.live_set import Live, Writer
-from bridge.broadcast.writing import write_one
+from bridge.broadcast.socket_writes import write_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
