@@ -13,8 +13,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import History
 from bridge.broadcast.resume import Resuming
 from bridge.broadcast.socket_writes import write_one
-from bridge.broadcast.subscriber import Subscriber
-from bridge.broadcast.view import View
+from bridge.broadcast.subscriber import Subscriber, Subscription
 
 CATCH_UP_BYTES = 16384
 """What one is given at a time."""
@@ -59,7 +58,7 @@ class Lagging:
         self._connections: set[Subscriber] = set()
         self._returning: set[Subscriber] = set()
         """Those of them that were never live."""
-        self._finishing: dict[Subscriber, View[Subscriber]] = {}
+        self._finishing: dict[Subscriber, Subscription] = {}
         """Connections that get the rest of a frame before their close frame, each with its view."""
         self._due: tuple[OrderedDict[Subscriber, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         """Those that can be given something, each once, by who comes first."""
@@ -88,7 +87,7 @@ class Lagging:
             self._slowest = position
         self._connections.add(connection)
 
-    def finish(self, connection: Subscriber, view: View[Subscriber]) -> bool:
+    def finish(self, connection: Subscriber, view: Subscription) -> bool:
         """Sends a removed connection the rest of its current frame. Returns False if the log has dropped the frame."""
         if connection.cursor < self._log.tail:
             return False

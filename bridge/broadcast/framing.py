@@ -6,9 +6,8 @@ Those with ids are made when they are wanted, once for all that want them at the
 from collections.abc import Sequence
 from itertools import accumulate
 
-from bridge.broadcast.bounded_cache import RECENT_BYTES, Recent
 from bridge.broadcast.frames import payload_of, text_head
-from bridge.broadcast.replay import History
+from bridge.broadcast.replay import RECENT_BYTES, History, Recent
 from bridge.contract.envelope import ending
 
 

@@ -14,13 +14,11 @@ from bridge.broadcast.catch_up import CATCH_UP_BYTES, Lagging
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.live_set import Writer
-from bridge.broadcast.replay import History
+from bridge.broadcast.replay import Content, Filter, History
 from bridge.broadcast.resume import FROM_NOW_ON, Resuming
-from bridge.broadcast.segment import Content, Filter
 from bridge.broadcast.subscriber import Subscriber
-from bridge.broadcast.subscriptions import Group, Views
+from bridge.broadcast.subscriptions import Group, View, Views
 from bridge.broadcast.update_log import ENTRY_BYTES
-from bridge.broadcast.view import View
 from bridge.broadcast.waiting import Waiting
 from bridge.contract.update_id import Id
 from bridge.metrics import Metrics
@@ -214,7 +212,7 @@ class Hub:
             metrics.written += len(view.live) * updates
             metrics.enqueued += view.behind * updates
 
-    def _encrypt(self, view: View[Subscriber], start: int, frames: bytes) -> None:
+    def _encrypt(self, view: View, start: int, frames: bytes) -> None:
         lagging = self._lagging
         if len(frames) <= CATCH_UP_BYTES:
             connections = len(view.live.encrypted)
@@ -234,7 +232,7 @@ class Hub:
             else:
                 lagging.go_on(connection)
 
-    def _postpone(self, view: View[Subscriber], start: int) -> None:
+    def _postpone(self, view: View, start: int) -> None:
         for connection in view.live:
             view.live.discard(connection)
             self._lagging.add(connection, start)

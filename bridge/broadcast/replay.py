@@ -7,16 +7,25 @@ update but a *mark*, an id that a client may resume after, or a *notice*, which 
 Pure: it knows neither connections nor time.
 """
 
+from array import array
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import compress, pairwise
+from typing import Generic, Protocol, TypeVar
 
-from bridge.broadcast.bounded_cache import RECENT_BYTES, Recent
 from bridge.broadcast.frames import payload_of, text_frame
-from bridge.broadcast.segment import Content, Filter, Segment
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import Id
+
+Content = tuple[str, object]
+"""An update's type and data, for filters."""
+
+V = TypeVar("V")
+
+RECENT_BYTES = 2**19
+"""Of the data of updates, and of frames with ids: so much of each."""
 
 SEGMENT_UPDATES = 256
 """Positions of a segment: what a filter is asked at once takes half a millisecond."""
@@ -36,6 +45,63 @@ ASKING_BYTES = 128
 
 LOOKING_BYTES = 1024
 """What it counts for to look at the answers of a segment that are known."""
+
+
+class Filter(Protocol):
+    """What a client wants of all updates. Hashable, and equal to those that want the same."""
+
+    def matches(self, update_type: str, data: object) -> bool:
+        """Whether it wants this one."""
+
+
+class Segment:
+    """A run of positions from `start` on, up to where the next one begins."""
+
+    __slots__ = ("answers", "checks", "notices", "numbers", "others", "others_before", "size_bytes", "start")
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.size_bytes = 0
+        """Once it is full."""
+        self.others_before = 0
+        """How many positions before it held no update."""
+        self.numbers = array("Q")
+        self.checks = array("I")
+        """By position, where ids are not counted."""
+        self.others: set[int] = set()
+        """Positions of what is no update."""
+        self.notices: dict[int, bytes] = {}
+        """By position, the frames of those that are notices."""
+        self.answers: dict[Filter, bytearray] = {}
+        """By filter and position, 1 for an update that it matches; as far as it has been asked."""
+
+
+class Recent(Generic[V]):
+    """Some values by position."""
+
+    __slots__ = ("_max_bytes", "_size_bytes", "_values")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._size_bytes = 0
+        # Not a dict: one that is always emptied from the front gets slower with every key that was there before.
+        self._values: OrderedDict[int, tuple[V, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, position: int) -> V | None:
+        """The value; None where it is not there any more."""
+        found = self._values.get(position)
+        return None if found is None else found[0]
+
+    def put(self, position: int, value: V, size_bytes: int) -> None:
+        """Adds one that is not there."""
+        self._values[position] = (value, size_bytes)
+        self._size_bytes += size_bytes
+        while self._size_bytes > self._max_bytes and len(self._values) > 1:
+            _, (_, gone_bytes) = self._values.popitem(last=False)
+            self._size_bytes -= gone_bytes
 
 
 class History:

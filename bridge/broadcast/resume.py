@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bridge.broadcast.frames import text_frame
-from bridge.broadcast.replay import History
-from bridge.broadcast.segment import Filter
+from bridge.broadcast.replay import Filter, History
 from bridge.broadcast.subscriber import Subscriber
 from bridge.contract import update_id
 from bridge.contract.envelope import resume

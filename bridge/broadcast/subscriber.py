@@ -1,10 +1,50 @@
 """A client's connection, as all those see it that decide what it is sent, and when."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.live_set import Place
-from bridge.broadcast.view import View
+from bridge.broadcast.live_set import Live, Place
+from bridge.broadcast.replay import Filter
+
+
+class Piece(NamedTuple):
+    """Some frames of a view, or a part of one."""
+
+    frames: bytes
+    positions: Sequence[int]
+    """Those that they are of."""
+    end: int
+    """The position of the frame with which the next piece begins."""
+    offset: int
+    """How many bytes of the frame at `end` are in this piece and the pieces before it."""
+
+
+class Subscription(Protocol):
+    """What one kind of client asked for, as a connection with this subscription needs it."""
+
+    @property
+    def filter(self) -> Filter | None:
+        """Selects updates; None selects all."""
+
+    @property
+    def ids(self) -> bool:
+        """True if its connections get each update with its id."""
+
+    @property
+    def live(self) -> "Live[Subscriber]":
+        """Its connections that are live."""
+
+    members: int
+    """The number of its connections, whatever their state."""
+    behind: int
+    """The number of its connections that lag."""
+
+    def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
+        """Returns frames from byte `offset` of the frame at `position` on, in at most `max_bytes`."""
+
+    def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
+        """Returns the position and the offset at which a client stopped that took only `taken` bytes."""
 
 
 class Subscriber(Place, Protocol):
@@ -16,7 +56,7 @@ class Subscriber(Place, Protocol):
     """How many bytes of the frame at the cursor are sent. It is 0 unless the frame is sent in parts."""
     congested: bool
     """True while the transport still holds something."""
-    view: "View[Subscriber] | None"
+    view: Subscription | None
     """The hub's: what it sees of the log, from joining to leaving."""
 
     def send(self, *frames: bytes | memoryview) -> int:

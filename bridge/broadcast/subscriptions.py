@@ -4,24 +4,86 @@ A filter is asked about an update once, however many clients have it, and views 
 together. This file must never know how bytes reach a socket.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bridge.broadcast.framing import Framing
-from bridge.broadcast.replay import History
-from bridge.broadcast.segment import Filter
-from bridge.broadcast.subscriber import Subscriber
-from bridge.broadcast.view import View
+from bridge.broadcast.live_set import Live
+from bridge.broadcast.replay import Filter, History
+from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
 
 ASKED = 8192
 """Answers of filters to wait for when updates are handed out: 4 ms. Whoever has one of the other filters gets them in
 one of the next turns of the loop, as those that are behind do."""
 
 
+class View:
+    """The log as some connections see it, and those of them that have had everything."""
+
+    __slots__ = ("_framing", "_history", "behind", "filter", "ids", "live", "members")
+
+    def __init__(self, history: History, framing: Framing, wanted: Filter | None, ids: bool) -> None:
+        """`framing` is of the history; `wanted` None wants everything."""
+        self._history = history
+        self._framing = framing
+        self.filter = wanted
+        self.ids = ids
+        self.live: Live[Subscriber] = Live()
+        self.members = 0
+        """All of its connections, also those that are not live."""
+        self.behind = 0
+        """Of these, those that were live before."""
+
+    def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
+        """Returns frames of the view from byte `offset` of the frame at `position` on, in at most `max_bytes`.
+
+        A larger frame is returned in parts. The piece stops before `end`. It also stops when enough positions were
+        searched, so it may be empty. `position` must be in the log, and below `end`.
+        """
+        if offset:
+            return self._part(position, offset, max_bytes)
+        log = self._history.log
+        if self.filter is None and not self.ids:
+            frames, reached = log.read(position, end, max_bytes)
+            if len(frames) > max_bytes:
+                return self._part(position, 0, max_bytes)
+            return Piece(frames, range(position, reached), reached, 0)
+        run: list[bytes] = []
+        size = 0
+        positions, reached = self._history.wanted(self.filter, position, end, notices=self.ids)
+        for at in positions:
+            size += len(log.frame(at))
+            if run and size > max_bytes:
+                return Piece(b"".join(run), positions[: len(run)], at, 0)
+            if size > max_bytes:
+                return self._part(at, 0, max_bytes)
+            run.append(self._framing.frame(at, ids=self.ids))
+        return Piece(b"".join(run), positions, reached, 0)
+
+    def _part(self, position: int, offset: int, max_bytes: int) -> Piece:
+        part, is_last = self._framing.part(position, offset, max_bytes, ids=self.ids)
+        end, reached = (position + 1, 0) if is_last else (position, offset + len(part))
+        return Piece(part, (position,), end, reached)
+
+    def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
+        """Finds where a client stopped that took only `taken` bytes of the frames at these positions.
+
+        `taken` must be less than all bytes. `offset` is how many bytes of the first frame the client had before.
+        Returns the position of the first incomplete frame, and how many bytes of this frame the client has.
+        """
+        taken += offset
+        if len(positions) == 1:
+            return positions[0], taken
+        ends = self._framing.ends(positions, ids=self.ids)
+        at = bisect_right(ends, taken)
+        return positions[at], taken - (ends[at - 1] if at else 0)
+
+
 class Group(NamedTuple):
     """Views that show the same of what is new."""
 
-    views: Sequence[View[Subscriber]]
+    views: Sequence[View]
     frames: bytes
     positions: Sequence[int]
     updates: int
@@ -33,20 +95,20 @@ class Views:
 
     def __init__(self, history: History) -> None:
         self._framing = Framing(history)
-        self.plain: View[Subscriber] = View(history, self._framing, None, ids=False)
+        self.plain: View = View(history, self._framing, None, ids=False)
         self._only_plain = (self.plain,)
         self._history = history
-        self._others: dict[tuple[Filter | None, bool], View[Subscriber]] = {}
+        self._others: dict[tuple[Filter | None, bool], View] = {}
 
     def __len__(self) -> int:
         """How many there are beside the plain one."""
         return len(self._others)
 
-    def __iter__(self) -> Iterator[View[Subscriber]]:
+    def __iter__(self) -> Iterator[View]:
         """Over a copy: whoever is closed meanwhile may have been the last of a view."""
         return iter((self.plain, *self._others.values()))
 
-    def of(self, wanted: Filter | None, *, ids: bool) -> View[Subscriber]:
+    def of(self, wanted: Filter | None, *, ids: bool) -> View:
         """The view for a wish."""
         if wanted is None and not ids:
             return self.plain
@@ -57,13 +119,13 @@ class Views:
             view = self._others[wanted, ids] = View(self._history, self._framing, twin.filter if twin else wanted, ids)
         return view
 
-    def forget(self, view: View[Subscriber]) -> None:
+    def forget(self, view: Subscription) -> None:
         """To be called when nobody has a view any more."""
         self._others.pop((view.filter, view.ids), None)
         if view.filter is not None and (view.filter, not view.ids) not in self._others:
             self._history.forget(view.filter)
 
-    def groups(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Group], Sequence[View[Subscriber]]]:
+    def groups(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Group], Sequence[View]]:
         """Who shows what of the newest positions, and the views for which that is to be found out later.
 
         `frames` is how they are in the log.
@@ -78,11 +140,11 @@ class Views:
         with_ids = [view for view in self._others.values() if view.ids]
         return ((Group(with_ids, notice, (start,), 0),) if notice and with_ids else ()), ()
 
-    def _grouped(self, frames: bytes, positions: Sequence[int]) -> tuple[list[Group], list[View[Subscriber]]]:
+    def _grouped(self, frames: bytes, positions: Sequence[int]) -> tuple[list[Group], list[View]]:
         contents = [self._history.content(position) for position in positions]
         everything = (True,) * len(contents)
         known: dict[int, tuple[bool, ...]] = {}
-        alike: dict[tuple[bool, tuple[bool, ...]], list[View[Subscriber]]] = {(False, everything): [self.plain]}
+        alike: dict[tuple[bool, tuple[bool, ...]], list[View]] = {(False, everything): [self.plain]}
         later = []
         for view in self._others.values():
             wanted = view.filter

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from bridge.broadcast.subscriber import Subscriber
-    from bridge.broadcast.view import View
+    from bridge.broadcast.subscriber import Subscription
     from bridge.contract.pipeline import Rejected
     from bridge.contract.update_id import Id
 
@@ -107,7 +106,7 @@ class FakeSubscriber:
         self.hub = hub
         self.descriptor: int | None = None
         self.slot = -1
-        self.view: View[Subscriber] | None = None
+        self.view: Subscription | None = None
         self.cursor = self.offset = 0
         self.congested = False
         self.full = False

@@ -13,8 +13,7 @@ from contextlib import suppress
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.subscriber import Subscriber
-from bridge.broadcast.view import View
+from bridge.broadcast.subscriber import Subscription
 from bridge.server.access.read_limiter import READ_BUFFER, ReadLimiter
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.transport import tcp_info
@@ -101,7 +100,7 @@ class Connection(asyncio.BufferedProtocol):
         self.cursor = 0
         self.offset = 0
         self.slot = -1
-        self.view: View[Subscriber] | None = None
+        self.view: Subscription | None = None
         self.congested = False
         self.opened_at = self.last_received_at = self.pinged_at = clock.now_s
         self.closed_at: float | None = None

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.framing import Framing
-from bridge.broadcast.replay import ASKING_BYTES, LOOKING_BYTES, SEGMENT_BYTES, SEGMENT_UPDATES, History
+from bridge.broadcast.replay import ASKING_BYTES, LOOKING_BYTES, SEGMENT_BYTES, SEGMENT_UPDATES, History, Recent
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
 from bridge.contract.update_id import Id
@@ -233,3 +233,13 @@ def test_frame_with_an_id_costs_what_it_holds_the_first_time() -> None:
     assert history.work_bytes == 0
     for _ in range(2):
         assert len(framing.frame(0, ids=True)) == history.work_bytes > 0
+
+
+def test_recent_ones_are_bounded_and_the_newest_stays() -> None:
+    recent: Recent[str] = Recent(100)
+    for position in range(5):
+        recent.put(position, str(position), 30)
+    assert [recent.get(position) for position in range(5)] == [None, None, "2", "3", "4"]
+    recent.put(5, "large", 1000)
+    assert [recent.get(position) for position in range(6)] == [None, None, None, None, None, "large"]
+    assert len(recent) == 1

@@ -16,9 +16,8 @@ from bridge.broadcast import replay, waiting
 from bridge.broadcast.catch_up import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.replay import SEGMENT_UPDATES, History
+from bridge.broadcast.replay import SEGMENT_UPDATES, Filter, History
 from bridge.broadcast.resume import Resuming
-from bridge.broadcast.segment import Filter
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
 from bridge.contract.update_id import Id

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broadcast.bounded_cache import Recent
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.framing import Framing
 from bridge.broadcast.replay import History
+from bridge.broadcast.subscriptions import View
 from bridge.broadcast.update_log import Log
-from bridge.broadcast.view import View
 from bridge.contract import envelope
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def filled(*sizes: int, max_bytes: int = 1_000_000) -> History:
     return history
 
 
-def view_of(history: History, *, ids: bool) -> tuple[View[Any], Callable[[int], bytes]]:
+def view_of(history: History, *, ids: bool) -> tuple[View, Callable[[int], bytes]]:
     """Returns a view, and a function that returns the frame of the view at a position."""
     framing = Framing(history)
     return View(history, framing, None, ids), lambda position: framing.frame(position, ids=ids)
@@ -83,13 +82,3 @@ def test_part_of_a_large_update_keeps_nothing_else_of_it_in_memory(ids: bool) ->
     assert type(piece.frames) is bytes
     assert piece.frames == frame(0)[50_000:51_000]
     assert (piece.end, piece.offset) == (0, 51_000)
-
-
-def test_recent_ones_are_bounded_and_the_newest_stays() -> None:
-    recent: Recent[str] = Recent(100)
-    for position in range(5):
-        recent.put(position, str(position), 30)
-    assert [recent.get(position) for position in range(5)] == [None, None, "2", "3", "4"]
-    recent.put(5, "large", 1000)
-    assert [recent.get(position) for position in range(6)] == [None, None, None, None, None, "large"]
-    assert len(recent) == 1
