@@ -100,7 +100,6 @@ class Bridge:
         )
         self._consumer = Consumer(source, relay, metrics, settings.wait, timing)
         self._hub.is_fed = lambda: self._consumer.at_end
-        self._consumer.on_epoch_over = self._rejects.epoch_over
         self._rejects.on_held = self._consumer.intake.hold
         self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
         self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)

@@ -89,14 +89,14 @@ class Relay:
             if self._reading_back:
                 # A bridge that consumed it when it was new has said so. To say it at each start would bury the rest.
                 self._invalid_before += 1
-                self._mark(delivery)
+                self._record_id(delivery)
                 delivery.settle()
                 return
             self._say(delivery, outcome)
-            self._mark(delivery)
+            self._record_id(delivery)
             self._rejects.reject(delivery, outcome)
         elif duplicate:
-            self._mark(delivery)
+            self._record_id(delivery)
             self._metrics.duplicates[outcome.type] += 1
             delivery.settle()
         else:
@@ -109,7 +109,7 @@ class Relay:
             if outcome.identity is not None:
                 self._window.remember(outcome.identity)
 
-    def _mark(self, delivery: Delivery) -> None:
+    def _record_id(self, delivery: Delivery) -> None:
         # Another bridge, which began elsewhere or knows other schemas, may have sent it: its id is one to resume after.
         if delivery.id is not None:
             self._hub.mark(delivery.id)
@@ -118,12 +118,12 @@ class Relay:
         """Hands out the updates of all deliveries so far."""
         self._hub.flush()
 
-    def mark(self, mark: Id) -> None:
-        """Notes an id that belongs to no event."""
-        self._hub.mark(mark)
+    def record_id(self, update_id: Id) -> None:
+        """Records an id that belongs to no event."""
+        self._hub.mark(update_id)
 
-    def caught_up(self) -> None:
-        """All that was published before this bridge began is there: what follows is new."""
+    def on_caught_up(self) -> None:
+        """Ends the replay: the deliveries that follow are new."""
         self._reading_back = False
         self._hub.caught_up()
         if self._invalid_before:
@@ -132,10 +132,14 @@ class Relay:
                 events=self._invalid_before,
             )
 
-    def missed(self, gap: Gap) -> None:
-        """Events may have been published that no delivery will bring."""
-        said = gap.report()
-        self._hub.notify(envelope.gap(str(said["since"]), str(said["until"]), gap.slug, now_ms()))
+    def on_gap(self, gap: Gap) -> None:
+        """Sends clients with ids the own message for a gap."""
+        report = gap.report()
+        self._hub.notify(envelope.gap(str(report["since"]), str(report["until"]), gap.slug, now_ms()))
+
+    def on_session_end(self) -> None:
+        """Passes on that unsettled deliveries belong to the broker again."""
+        self._rejects.on_session_end()
 
     def _say(self, delivery: Delivery, rejected: Rejected) -> None:
         """One line for the first event of a reason, and for each that doubles their number: a flood stays short."""

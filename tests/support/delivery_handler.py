@@ -44,6 +44,8 @@ class Recorder:
         self.deliveries: list[Delivery] = []
         self.holds = False
         """Nothing is settled."""
+        self.settleable_at_session_end: list[list[bool]] = []
+        """For each end of a session, `current` of each delivery so far."""
 
     def deliver(self, delivery: Delivery) -> None:
         self.log.append(Came(delivery.body, delivery.id))
@@ -54,14 +56,17 @@ class Recorder:
     def flush(self) -> None:
         pass
 
-    def mark(self, mark: Id) -> None:
-        self.log.append(Marked(mark))
+    def record_id(self, update_id: Id) -> None:
+        self.log.append(Marked(update_id))
 
-    def caught_up(self) -> None:
+    def on_caught_up(self) -> None:
         self.log.append(CAUGHT_UP)
 
-    def missed(self, gap: Gap) -> None:
+    def on_gap(self, gap: Gap) -> None:
         self.log.append(gap)
+
+    def on_session_end(self) -> None:
+        self.settleable_at_session_end.append([delivery.current for delivery in self.deliveries])
 
     @property
     def bodies(self) -> list[bytes]:

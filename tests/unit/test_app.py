@@ -106,12 +106,12 @@ async def test_rejects_that_no_broker_gives_again_are_held_up_to_the_prefetch_an
     """Neither an exclusive queue nor a stream gives anything twice: what is dropped here is lost."""
     bridge = build(prefetch=3, history=history)
     await hold(bridge, 3)
-    bridge._consumer.on_epoch_over()
+    bridge._consumer._handler.on_session_end()
     await asyncio.sleep(0)
     assert (bridge._rejects.waiting, sample(bridge, "bridge_rejects_lost_total")) == (3, 0)
     await hold(bridge, 2)
     with capture_logs() as logged:
-        bridge._consumer.on_epoch_over()
+        bridge._consumer._handler.on_session_end()
     await eventually("the oldest are given up", lambda: bridge._rejects.waiting == 3)
     assert sample(bridge, "bridge_rejects_lost_total") == 2
     assert [(line["log_level"], line["events"]) for line in logged] == [("error", 2)]
@@ -124,7 +124,7 @@ async def test_rejects_of_a_named_queue_are_given_up_with_the_connection_and_are
 ) -> None:
     bridge = build(queue="kept", prefetch=3)
     await hold(bridge, 2)
-    bridge._consumer.on_epoch_over()
+    bridge._consumer._handler.on_session_end()
     await eventually("all are given up", lambda: bridge._rejects.waiting == 0)
     assert sample(bridge, "bridge_rejects_lost_total") == 0
 
@@ -146,7 +146,7 @@ async def test_rejects_that_are_off_are_counted_and_settled(build: Callable[...,
 
 async def test_event_that_can_not_become_an_update_gets_to_the_rejects(build: Callable[..., Bridge]) -> None:
     bridge = build()
-    bridge._consumer._recipient.deliver(FakeDelivery(b"no JSON"))
+    bridge._consumer._handler.deliver(FakeDelivery(b"no JSON"))
     assert bridge._rejects.waiting == 1
     await bridge._rejects.close()
 
@@ -187,7 +187,7 @@ async def test_refusal_at_the_start_is_waited_out_where_the_settings_say_so(
 
 async def test_event_larger_than_the_settings_allow_is_rejected(build: Callable[..., Bridge]) -> None:
     bridge = build(max_message_bytes=1024, reject_exchange="off")
-    bridge._consumer._recipient.deliver(FakeDelivery(b'"%s"' % (b"x" * 1023)))
+    bridge._consumer._handler.deliver(FakeDelivery(b'"%s"' % (b"x" * 1023)))
     assert bridge.metrics.registry.get_sample_value("bridge_rejects_total", {"reason": "too-large"}) == 1
 
 
@@ -197,8 +197,8 @@ async def test_duplicates_are_known_within_the_window_of_the_settings(
 ) -> None:
     bridge = build(duplicate_window=window)
     for _ in range(2):
-        bridge._consumer._recipient.deliver(FakeDelivery(EVENT))
-    bridge._consumer._recipient.flush()
+        bridge._consumer._handler.deliver(FakeDelivery(EVENT))
+    bridge._consumer._handler.flush()
     counted = bridge.metrics.registry.get_sample_value("bridge_duplicates_total", {"type": "killmail"})
     assert counted == duplicates
 
@@ -235,7 +235,7 @@ async def test_hub_and_relay_read_the_past_of_a_stream_first(
     assert bridge._hub._waiting.reads_back is reads_back
     delivery = FakeDelivery(b"no JSON")
     delivery.id = Id(1, 1) if reads_back else None
-    bridge._consumer._recipient.deliver(delivery)
+    bridge._consumer._handler.deliver(delivery)
     assert bridge._rejects.waiting == (not reads_back)
     await bridge._rejects.close()
 

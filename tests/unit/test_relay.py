@@ -116,7 +116,7 @@ def test_time_of_the_newest_update_stays_when_nothing_is_broadcast(
     scene.deliver(killmail(1))
     monkeypatch.setattr(relay_module, "now_ms", lambda: 1_700_000_009_000)
     scene.deliver(body)
-    scene.relay.missed(Gap(1_729_593_000.0, 1_729_593_012.25, "broker away"))
+    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, "broker away"))
     assert scene.count("bridge_last_update_timestamp_seconds") == 1_700_000_000.5
 
 
@@ -125,7 +125,7 @@ def test_update_that_is_read_back_at_start_is_not_the_newest_broadcast_one(tmp_p
     scene.deliver(killmail(1))
     scene.relay.flush()
     scene.deliver(killmail(2))
-    scene.relay.caught_up()
+    scene.relay.on_caught_up()
     assert (scene.count("bridge_last_update_timestamp_seconds"), scene.sent) == (0, [])
     scene.deliver(killmail(3))
     scene.relay.flush()
@@ -292,8 +292,8 @@ def test_gap_names_nothing_of_the_broker_to_clients(tmp_path: Path) -> None:
     with_ids = scene.join(after="")
     scene.turns.settle()
     words = "user 'edk' at broker.internal:5672 was refused: Connection.Close(reply_code=403)"
-    scene.relay.missed(Gap(1_729_593_000.0, 1_729_593_012.25, words))
-    scene.relay.missed(Gap(1_729_593_000.0, 1_729_593_012.25, words, GapSlug.STREAM_TRUNCATED))
+    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, words))
+    scene.relay.on_gap(Gap(1_729_593_000.0, 1_729_593_012.25, words, GapSlug.STREAM_TRUNCATED))
     scene.turns.settle()
     gaps = [message["data"] for message in messages(with_ids.received) if message["type"] == "gap"]
     assert [gap["reason"] for gap in gaps] == ["broker-away", "stream-truncated"]

@@ -1,13 +1,13 @@
 """One supervised life after another: connect, set up, consume, until something ends it; then again.
 
-Each life has a connection, a channel and an epoch of deliveries of its own: what is left of one is never used in the
+Each session has its own connection, channel and deliveries: what is left of one is never used in the
 next. This file must never know what becomes of a delivery.
 """
 
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ from bridge.amqp.consume.flow_control import Intake
 from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.queue import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.amqp.consume.restart_delay import EndsAtOnce, Repeats
-from bridge.amqp.consume.session import Epoch, Recipient
+from bridge.amqp.consume.session import ConsumerSession, DeliveryHandler
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
-from bridge.amqp.consume.stream_session import DOUBTFUL, ReadingEpoch
+from bridge.amqp.consume.stream_session import DOUBTFUL, StreamSession
 from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.amqp.consume.topology_check import Watch
 from bridge.amqp.nodes import Node, rotated
@@ -65,19 +65,17 @@ class Consumer:
     """Consumes for as long as it runs, whatever the broker does."""
 
     def __init__(
-        self, source: Source, recipient: Recipient, metrics: Metrics, wait: bool, timing: Timing = DEFAULT
+        self, source: Source, handler: DeliveryHandler, metrics: Metrics, wait: bool, timing: Timing = DEFAULT
     ) -> None:
         """`wait` False lets a refusal end `run` while nothing has ever been consumed."""
         self.status = Status(timing.answer_valid_s)
         self._timing = timing
         self._source = source
-        self._recipient = recipient
+        self._handler = handler
         self._metrics = metrics
         self._wait = wait
         self._stopping = asyncio.Event()
-        self.on_epoch_over: Callable[[], None] = lambda: None
-        """Called when deliveries that are not settled have become the broker's again."""
-        self.gaps = Gaps(recipient, metrics)
+        self.gaps = Gaps(handler, metrics)
         self.history = (
             None
             if source.stream is None
@@ -150,25 +148,25 @@ class Consumer:
     async def _life(self) -> str:
         source, before = self._source, cancel_requests()
         self._metrics.broker_attempts.inc()
-        epoch = self._new_epoch()
+        session = self._new_session()
         self.status.failed_connects += 1
         nodes = rotated(source.nodes, self._passed_over)
-        async with open_connection(nodes, source.name, epoch.fast_channel, self._timing) as amqp:
+        async with open_connection(nodes, source.name, session.fast_channel, self._timing) as amqp:
             self.status.failed_connects -= 1
             try:
                 try:
                     async with rpc_timeout(self._timing.setup_timeout_s):
-                        found, ended = await self._set_up(amqp, epoch)
+                        found, ended = await self._set_up(amqp, session)
                 except ConnectionError:
                     # This node lets the bridge in, and no further. Another one may.
                     self._passed_over += 1
                     raise
-                epoch.open()
-                self.intake.begin(epoch.fast_channel)
-                ending = await self._ended(amqp, epoch, found, ended)
+                session.open()
+                self.intake.begin(session.fast_channel)
+                ending = await self._ended(amqp, session, found, ended)
                 if ending.reason == STOPPED:
                     self.intake.hold(False)
-                    await epoch.finish(self._queue.comes_again, self._timing)
+                    await session.finish(self._queue.comes_again, self._timing)
             except BaseException as error:
                 ending = Ending.by(error)
                 lost = await ending_of_connection(amqp, self._timing.give_up_s)
@@ -180,17 +178,17 @@ class Consumer:
                 return ending.reason
             finally:
                 self.status.broker_may_have_restarted |= not ending.explained
-                if epoch.fast_channel.number is not None:  # it was about to consume, or has consumed
+                if session.fast_channel.number is not None:  # it was about to consume, or has consumed
                     at_once = amqp.closing.done() and not (self._watch and self._watch.answered)
                     self._at_once.note_ending(ending if at_once else None)
-                self.intake.end(epoch.outstanding)
-                epoch.current = False
+                self.intake.end(session.outstanding)
+                session.current = False
                 self._watch = None
-                self.on_epoch_over()
+                self._handler.on_session_end()
                 await self._queue.leave(amqp)
 
     async def _set_up(
-        self, amqp: aiormq.abc.AbstractConnection, epoch: Epoch
+        self, amqp: aiormq.abc.AbstractConnection, session: ConsumerSession
     ) -> tuple[Topology, "asyncio.Future[Ending]"]:
         """Returns what is consumed from, and the future of its end."""
         source = self._source
@@ -205,13 +203,17 @@ class Consumer:
         ended = closed_future(amqp, channel)
         # Before the first delivery: it comes right behind the broker's consent.
         asked_s = time.monotonic()
-        epoch.on_open = lambda: self._recovered(found, asked_s)
-        epoch.channel, epoch.fast_channel.number = channel, channel.number
-        await queue.consume(epoch, found.queue, self._queue.arguments())
+        session.on_open = lambda: self._recovered(found, asked_s)
+        session.channel, session.fast_channel.number = channel, channel.number
+        await queue.consume(session, found.queue, self._queue.arguments())
         return found, ended
 
     async def _ended(
-        self, amqp: aiormq.abc.AbstractConnection, epoch: Epoch, found: Topology, ended: "asyncio.Future[Ending]"
+        self,
+        amqp: aiormq.abc.AbstractConnection,
+        session: ConsumerSession,
+        found: Topology,
+        ended: "asyncio.Future[Ending]",
     ) -> Ending:
         """Returns when consuming is over."""
         self._watch = watch = Watch(
@@ -230,10 +232,10 @@ class Consumer:
         if self.history is not None:
             detector = StallDetector(amqp, self.history, self.status.touch, self._timing)
             # At the prefetch limit, the broker sends nothing: this is no stall.
-            detecting = detector.run(lambda: epoch.outstanding < self.intake.prefetch and not self.intake.held)
+            detecting = detector.run(lambda: session.outstanding < self.intake.prefetch and not self.intake.held)
             tasks.append(asyncio.create_task(detecting, name="detect stall"))
-        ends: list[asyncio.Future[Any]] = [ended, epoch.failed, *tasks]
-        tasks.append(asyncio.create_task(self._restore_prefetch(epoch, found), name="restore prefetch"))
+        ends: list[asyncio.Future[Any]] = [ended, session.failed, *tasks]
+        tasks.append(asyncio.create_task(self._restore_prefetch(session, found), name="restore prefetch"))
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             over = [task for task in tasks[:-1] if task.done()]
@@ -250,23 +252,23 @@ class Consumer:
             return Ending(reason, lost is None or lost.explained)
         if ended.done():
             return ended.result()
-        if epoch.failed.done():
-            return Ending(epoch.failed.result())
+        if session.failed.done():
+            return Ending(session.failed.result())
         return Ending(STOPPED) if self._stopping.is_set() else ending_of(over[0])
 
     def _heard(self, asked_s: float) -> None:
         self.status.touch(asked_s)
         self._at_once.reset()
 
-    async def _restore_prefetch(self, epoch: Epoch, found: Topology) -> None:
+    async def _restore_prefetch(self, session: ConsumerSession, found: Topology) -> None:
         """Consumes anew, on the same channel, when a reduced prefetch is no longer needed."""
         await self.intake.relieved.wait()
-        assert epoch.channel is not None
-        await epoch.channel.basic_cancel(epoch.consumer_tag)
+        assert session.channel is not None
+        await session.channel.basic_cancel(session.consumer_tag)
         if self.history is not None:
             self.history.start = self.history.course.number + 1
-        await epoch.channel.basic_qos(prefetch_count=self.intake.most)
-        await queue.consume(epoch, found.queue, self._queue.arguments())
+        await session.channel.basic_qos(prefetch_count=self.intake.most)
+        await queue.consume(session, found.queue, self._queue.arguments())
         self.intake.restore()
 
     def _drained(self, asked_s: float) -> None:
@@ -280,11 +282,11 @@ class Consumer:
             return NamedQueue(self._source.queue)
         return ExclusiveQueue(self._source.exchanges, self._timing)
 
-    def _new_epoch(self) -> Epoch:
+    def _new_session(self) -> ConsumerSession:
         if self.history is None:
             self._returns.begin()
-            return Epoch(self._recipient, self.intake.prefetch, returns=self._returns)
-        return ReadingEpoch(self._recipient, self.intake.prefetch, self.history)
+            return ConsumerSession(self._handler, self.intake.prefetch, returns=self._returns)
+        return StreamSession(self._handler, self.intake.prefetch, self.history)
 
     def _note_made(self) -> None:
         self._made = True

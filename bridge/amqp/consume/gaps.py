@@ -7,7 +7,7 @@ import time
 
 import structlog
 
-from bridge.amqp.consume.session import Recipient
+from bridge.amqp.consume.session import DeliveryHandler
 from bridge.amqp.status import Gap, GapSlug
 from bridge.metrics import Metrics
 
@@ -15,13 +15,13 @@ _log = structlog.get_logger("bridge.amqp")
 
 
 class Gaps:
-    """Tells a recipient."""
+    """Reports gaps to a delivery handler."""
 
-    def __init__(self, recipient: Recipient, metrics: Metrics) -> None:
+    def __init__(self, handler: DeliveryHandler, metrics: Metrics) -> None:
         self.last: Gap | None = None
         """The last one of this bridge's own."""
         self._complete_s = time.monotonic()
-        self._recipient = recipient
+        self._handler = handler
         self._metrics = metrics
 
     def complete(self, at_s: float) -> None:
@@ -37,12 +37,12 @@ class Gaps:
         self.last = gap
         _log.warning("events may have been missed", **gap.report())
         self._metrics.gaps.inc()
-        self._recipient.missed(gap)
+        self._handler.on_gap(gap)
 
     def pass_on(self, gap: Gap) -> None:
         """Tells of one that another bridge had, or this one before it was started again."""
         _log.warning("events may have been missed, says the stream", **gap.report())
-        self._recipient.missed(gap)
+        self._handler.on_gap(gap)
 
 
 def until_now(since_s: float, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> Gap:

@@ -10,7 +10,7 @@ from pamqp.common import FieldTable
 
 from bridge.amqp import topology
 from bridge.amqp.connection import error_text
-from bridge.amqp.consume.session import Epoch
+from bridge.amqp.consume.session import ConsumerSession
 from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.topology import Amqp, Queue
 from bridge.errors import BrokerRefusal
@@ -123,12 +123,12 @@ class StreamQueue:
         """Nothing: it stays."""
 
 
-async def consume(epoch: Epoch, queue: str, arguments: FieldTable | None) -> None:
-    """Begins to consume on the epoch's channel. The deliveries go to its fast channel. Raises BrokerRefusal."""
-    assert epoch.channel is not None
+async def consume(session: ConsumerSession, queue: str, arguments: FieldTable | None) -> None:
+    """Begins to consume on the session's channel. The deliveries go to its fast channel. Raises BrokerRefusal."""
+    assert session.channel is not None
     try:
-        consuming = await epoch.channel.basic_consume(queue, _never, arguments=arguments)
-        epoch.consumer_tag = consuming.consumer_tag or ""
+        consuming = await session.channel.basic_consume(queue, _never, arguments=arguments)
+        session.consumer_tag = consuming.consumer_tag or ""
     except aiormq.exceptions.ChannelPreconditionFailed as error:
         if "x-priority" in error_text(error):
             # It would give what is published from now on, and never what was published meanwhile.

@@ -1,6 +1,6 @@
 """One channel's deliveries, from consuming to its end.
 
-A delivery goes to the recipient at once and in order; whoever got it says `settle()` when nothing more is to be done,
+A delivery goes to the handler at once and in order; whoever got it says `settle()` when nothing more is to be done,
 and the acknowledgements follow in runs. This file must never know what becomes of a delivery.
 """
 
@@ -29,11 +29,11 @@ _log = structlog.get_logger("bridge.amqp")
 class Delivery:
     """A message, and the duty to settle it once."""
 
-    __slots__ = ("_epoch", "body", "exchange", "id", "properties", "received_s", "redelivered", "routing_key", "tag")
+    __slots__ = ("_session", "body", "exchange", "id", "properties", "received_s", "redelivered", "routing_key", "tag")
 
     def __init__(
         self,
-        epoch: "Epoch",
+        session: "ConsumerSession",
         tag: int,
         redelivered: bool,
         exchange: str,
@@ -43,7 +43,7 @@ class Delivery:
         received_s: float,
         known_as: Id | None = None,
     ) -> None:
-        self._epoch = epoch
+        self._session = session
         self.tag = tag
         self.redelivered = redelivered
         self.exchange = exchange
@@ -58,38 +58,41 @@ class Delivery:
     @property
     def current(self) -> bool:
         """False once its channel is gone: the broker has taken the message back, and will deliver it again."""
-        return self._epoch.current
+        return self._session.current
 
     def settle(self) -> None:
         """Nothing more is to be done: the broker may forget the message."""
-        self._epoch.settle(self.tag)
+        self._session.settle(self.tag)
 
 
-class Recipient(Protocol):
-    """Who gets the deliveries."""
+class DeliveryHandler(Protocol):
+    """What a consumer calls with the deliveries of all its sessions, in order."""
 
     def deliver(self, delivery: Delivery) -> None:
-        """Takes a delivery, at once and in order. Must not raise."""
+        """Takes a delivery. Must not raise."""
 
     def flush(self) -> None:
-        """Called after the last of the deliveries that came together: nothing more is to be waited for."""
+        """Called after the last delivery of a read from the broker: no more deliveries are due."""
 
-    def mark(self, mark: Id) -> None:
-        """Told, in order, of what is in the stream and is no event."""
+    def record_id(self, update_id: Id) -> None:
+        """Called for a message in the stream that is no event."""
 
-    def caught_up(self) -> None:
-        """Told once: all deliveries of a stream so far were there before the bridge was. The next ones are news."""
+    def on_caught_up(self) -> None:
+        """Called once, when all messages that were in the stream before the bridge started have been delivered."""
 
-    def missed(self, gap: Gap) -> None:
-        """Told of events that may have been missed, before the first delivery behind them."""
+    def on_gap(self, gap: Gap) -> None:
+        """Called before the first delivery after a gap, in which events may have been missed."""
+
+    def on_session_end(self) -> None:
+        """Called when unsettled deliveries belong to the broker again."""
 
 
-class Epoch:
+class ConsumerSession:
     """One channel's deliveries, from consuming to its end."""
 
     def __init__(
         self,
-        recipient: Recipient,
+        handler: DeliveryHandler,
         prefetch: int,
         read: Callable[[bytes], MessageProperties] = MessageProperties,
         returns: Returns | None = None,
@@ -109,8 +112,8 @@ class Epoch:
         self._returns = returns or Returns()
         self._settlement = Settlement(prefetch)
         self._due = False
-        self._deliver = recipient.deliver
-        self._flush = recipient.flush
+        self._deliver = handler.deliver
+        self._flush = handler.flush
         self._loop = asyncio.get_running_loop()
 
     @property

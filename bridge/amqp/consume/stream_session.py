@@ -6,7 +6,7 @@ This file must never know what becomes of a delivery, or how a stream is made.
 import time
 from zlib import crc32
 
-from bridge.amqp.consume.session import Delivery, Epoch, Recipient
+from bridge.amqp.consume.session import ConsumerSession, Delivery, DeliveryHandler
 from bridge.amqp.consume.stream_markers import MARK
 from bridge.amqp.consume.stream_position import REMADE, Verdict
 from bridge.amqp.consume.stream_reader import StreamReader
@@ -16,15 +16,15 @@ NO_OFFSET = "the broker delivers a stream's message without its offset"
 DOUBTFUL = "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"
 
 
-class ReadingEpoch(Epoch):
-    """An epoch of a stream's deliveries."""
+class StreamSession(ConsumerSession):
+    """The session of a consumer that reads a stream."""
 
-    def __init__(self, recipient: Recipient, prefetch: int, history: StreamReader) -> None:
+    def __init__(self, handler: DeliveryHandler, prefetch: int, history: StreamReader) -> None:
         """`history` is told of what comes, in order."""
-        super().__init__(recipient, prefetch, StreamPropertiesReader().read)
+        super().__init__(handler, prefetch, StreamPropertiesReader().read)
         self._history = history
         self._course = history.course
-        self._recipient = recipient
+        self._handler = handler
 
     def _receive(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
@@ -54,7 +54,7 @@ class ReadingEpoch(Epoch):
         if properties.type == MARK and not exchange:
             # Who is given the mark's id, and comes back with it, was not there when the gap was.
             self._history.marked(body)
-            self._recipient.mark(known_as)
+            self._handler.record_id(known_as)
             self.settle(tag)
             self._catch_up(number)
             return
@@ -64,7 +64,7 @@ class ReadingEpoch(Epoch):
     def _catch_up(self, number: int) -> None:
         if self._course.catch_up(number):
             self._history.caught_up()
-            self._recipient.caught_up()
+            self._handler.on_caught_up()
 
     def _fail(self, reason: str) -> None:
         # Nothing that follows in this life is handed out, or acknowledged.

@@ -117,7 +117,7 @@ class RejectPublisher:
             # Nothing is held any more, be it that the broker took it all back.
             self._working("no rejected event is held any more")
 
-    def epoch_over(self) -> None:
+    def on_session_end(self) -> None:
         """To be called when deliveries that are not settled are no longer the bridge's: gives up what comes again."""
         self._held_bytes = 0
         stale = [task for task, delivery in self._publishing.items() if not delivery.current]

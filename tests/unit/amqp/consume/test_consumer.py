@@ -527,8 +527,6 @@ async def test_exchange_that_vanishes_is_made_again_as_it_was(running: RunningCo
 async def test_loss_of_any_part_ends_the_life_with_its_reason(running: RunningConsumer, which: str) -> None:
     first = FakeAmqp()
     running.broker.lives += [first, FakeAmqp()]
-    over: list[bool] = []
-    running.consumer.on_epoch_over = lambda: over.append(running.recorder.deliveries[0].current)
     running.recorder.holds = True
     running.begin()
     await running.works()
@@ -544,7 +542,7 @@ async def test_loss_of_any_part_ends_the_life_with_its_reason(running: RunningCo
     await running.is_lost()
     words = {"connection": "CONNECTION_FORCED", "channel": "delivery timed out", "consumer": "cancelled the consumer"}
     assert words[which] in str(running.consumer.status.error)
-    assert over == [False], "what is held is the broker's again when that is told"
+    assert running.recorder.settleable_at_session_end == [[False]], "unsettled deliveries belong to the broker again"
     await running.works()
 
 

@@ -8,7 +8,7 @@ from pamqp.common import FieldValue
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume.delivery_counts import WARNED, Returns
-from bridge.amqp.consume.session import Epoch
+from bridge.amqp.consume.session import ConsumerSession
 from bridge.amqp.wire.properties import MessageProperties
 from tests.support.delivery_handler import Recorder
 from tests.support.fake_amqp import OWN, header, method, part, payload_of
@@ -66,10 +66,10 @@ def test_header_that_is_no_number_says_nothing(count: FieldValue) -> None:
 async def test_only_what_the_broker_calls_redelivered_is_looked_at(*, redelivered: bool) -> None:
     recorder, returns = Recorder(), Returns()
     recorder.holds = True
-    epoch = Epoch(recorder, 10, returns=returns)
-    epoch.fast_channel.number = OWN
+    session = ConsumerSession(recorder, 10, returns=returns)
+    session.fast_channel.number = OWN
     properties = commands.Basic.Properties(headers={"x-delivery-count": WARNED})
-    epoch.fast_channel.feed(method(1, redelivered=redelivered) + header(5, properties) + part(b"event"))
+    session.fast_channel.feed(method(1, redelivered=redelivered) + header(5, properties) + part(b"event"))
     assert bool(returns.warnings) is redelivered
     recorder.deliveries[0].settle()
     assert returns.warnings == []

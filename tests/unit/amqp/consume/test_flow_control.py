@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume.flow_control import Intake
-from bridge.amqp.consume.session import Epoch
+from bridge.amqp.consume.session import ConsumerSession
 from bridge.amqp.wire.fast_channel import FastChannel
 from tests.support.delivery_handler import Recorder
 
@@ -22,7 +22,7 @@ class Held:
 
     @property
     def fast_channel(self) -> FastChannel:
-        fast_channel = Epoch(Recorder(), MOST).fast_channel
+        fast_channel = ConsumerSession(Recorder(), MOST).fast_channel
         fast_channel.hold = self.told.append
         return fast_channel
 

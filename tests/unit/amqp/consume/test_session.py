@@ -8,7 +8,7 @@ import pytest
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from bridge.amqp.consume.session import Delivery, Epoch
+from bridge.amqp.consume.session import ConsumerSession, Delivery
 from bridge.amqp.status import Gap
 from bridge.contract.update_id import Id
 from tests.support.fake_amqp import OWN, delivery, header, method, part, split_frames
@@ -22,7 +22,7 @@ Sent = tuple[int, bool]
 
 
 class Handler:
-    """Handles the deliveries of an epoch, and keeps what the epoch writes to the broker."""
+    """Handles the deliveries of a session, and keeps what the session writes to the broker."""
 
     def __init__(self) -> None:
         self.log: list[int | str | list[Sent]] = []
@@ -33,9 +33,9 @@ class Handler:
         self._settled: set[int] = set()
         self.settles_at_once = False
         """Each delivery is settled while it is delivered, as a duplicate is."""
-        self.epoch = Epoch(self, PREFETCH)
-        self.epoch.fast_channel.number = OWN
-        self.epoch.fast_channel.write = self._write
+        self.session = ConsumerSession(self, PREFETCH)
+        self.session.fast_channel.number = OWN
+        self.session.fast_channel.write = self._write
 
     def deliver(self, delivery: Delivery) -> None:
         self.log.append(delivery.tag)
@@ -47,14 +47,17 @@ class Handler:
         self.log.append(FLUSH)
         self.settle(*(each.tag for each in self.deliveries if each.tag not in self.held | self._settled))
 
-    def mark(self, mark: Id) -> None:
+    def record_id(self, update_id: Id) -> None:
         raise AssertionError("only a stream has marks")
 
-    def caught_up(self) -> None:
+    def on_caught_up(self) -> None:
         raise AssertionError("only a stream has a past")
 
-    def missed(self, gap: Gap) -> None:
-        raise AssertionError("an epoch knows nothing of gaps")
+    def on_gap(self, gap: Gap) -> None:
+        raise AssertionError("a session reports no gaps")
+
+    def on_session_end(self) -> None:
+        raise AssertionError("the consumer reports a session's end")
 
     def _write(self, data: bytes) -> None:
         frames, rest = split_frames(data)
@@ -70,7 +73,7 @@ class Handler:
 
     def come(self, *tags: int) -> None:
         """These deliveries come together."""
-        assert self.epoch.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
+        assert self.session.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
 
     def settle(self, *tags: int) -> None:
         """Whoever has them settles them."""
@@ -113,7 +116,7 @@ async def test_delivery_is_what_came() -> None:
         body_size=4, properties=commands.Basic.Properties(message_type="kill", content_encoding="br")
     )
     frames = method(7, redelivered=True, exchange="kills", routing_key="a.b") + frame.marshal(content, OWN)
-    handler.epoch.fast_channel.feed(frames + part(b"bo") + part(b"dy"))
+    handler.session.fast_channel.feed(frames + part(b"bo") + part(b"dy"))
     [came] = handler.deliveries
     assert (came.tag, came.redelivered, came.exchange, came.routing_key) == (7, True, "kills", "a.b")
     assert (came.properties.type, came.properties.encoding, came.body) == ("kill", "br", b"body")
@@ -121,9 +124,9 @@ async def test_delivery_is_what_came() -> None:
 
 
 async def test_delivery_that_is_not_complete_is_not_flushed(handler: Handler) -> None:
-    handler.epoch.fast_channel.feed(method(1) + header(4) + part(b"bo"))
+    handler.session.fast_channel.feed(method(1) + header(4) + part(b"bo"))
     assert handler.new() == []
-    handler.epoch.fast_channel.feed(part(b"dy"))
+    handler.session.fast_channel.feed(part(b"dy"))
     assert handler.new() == [1, FLUSH, [(1, True)]]
 
 
@@ -140,7 +143,7 @@ async def test_nothing_is_written_where_nothing_was_settled(handler: Handler) ->
     handler.come(1, 2)
     await turn()
     assert handler.new() == [1, 2, FLUSH]
-    assert handler.epoch.outstanding == 2
+    assert handler.session.outstanding == 2
 
 
 # Settled later
@@ -191,7 +194,7 @@ async def test_delivery_that_is_not_settled_holds_back_those_behind_it(handler: 
     handler.settle(2)
     await turn()
     assert handler.new() == [[(4, True)]]
-    assert handler.epoch.outstanding == 0
+    assert handler.session.outstanding == 0
 
 
 async def test_those_behind_it_are_acknowledged_alone_when_they_are_half_of_the_prefetch(handler: Handler) -> None:
@@ -203,7 +206,7 @@ async def test_those_behind_it_are_acknowledged_alone_when_they_are_half_of_the_
     last = patient.stop
     handler.come(last)
     assert handler.new() == [last, FLUSH, [(tag, False) for tag in (*patient, last)]]
-    assert handler.epoch.outstanding == 1
+    assert handler.session.outstanding == 1
     handler.settle(1)
     await turn()
     assert handler.new() == [[(1, True)]]
@@ -216,24 +219,24 @@ async def test_nothing_is_acknowledged_once_the_channel_is_gone(handler: Handler
     handler.held = {1, 2}
     handler.come(1, 2)
     handler.settle(1)
-    handler.epoch.current = False
+    handler.session.current = False
     handler.settle(2)
     await turn()
-    handler.epoch.acknowledge()
+    handler.session.acknowledge()
     assert handler.new() == [1, 2, FLUSH]
     assert not any(each.current for each in handler.deliveries)
-    assert not handler.epoch.settled.is_set()
+    assert not handler.session.settled.is_set()
 
 
 async def test_delivery_that_comes_after_the_end_is_left_to_come_again(handler: Handler) -> None:
-    handler.epoch.current = False
+    handler.session.current = False
     handler.come(1)
     await turn()
     assert handler.new() == [FLUSH]
 
 
 async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_before(handler: Handler) -> None:
-    settled = handler.epoch.settled
+    settled = handler.session.settled
     handler.held = {1, 2}
     handler.come(1, 2)
     assert not settled.is_set()
@@ -250,11 +253,11 @@ async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_be
 
 async def test_settled_can_be_cleared_and_is_set_again(handler: Handler) -> None:
     handler.come(1)
-    assert handler.epoch.settled.is_set()
-    handler.epoch.settled.clear()
+    assert handler.session.settled.is_set()
+    handler.session.settled.clear()
     handler.held = {2}
     handler.come(2)
-    assert not handler.epoch.settled.is_set()
+    assert not handler.session.settled.is_set()
     handler.settle(2)
     await turn()
-    assert handler.epoch.settled.is_set()
+    assert handler.session.settled.is_set()

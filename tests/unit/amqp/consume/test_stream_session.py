@@ -1,4 +1,4 @@
-"""A stream's deliveries, between the line and the recipient: who is told what, in which order, and what is settled."""
+"""A stream's deliveries, between the connection and the handler: what is reported and settled, and in which order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.amqp.consume.gaps import Gaps
 from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
-from bridge.amqp.consume.stream_session import DOUBTFUL, NO_OFFSET, ReadingEpoch
+from bridge.amqp.consume.stream_session import DOUBTFUL, NO_OFFSET, StreamSession
 from bridge.amqp.status import Gap, Status
 from bridge.contract.update_id import Id
 from bridge.metrics import Metrics
@@ -29,7 +29,7 @@ def id_of(at: int, body: bytes = b"event") -> Id:
 
 
 class FedReader:
-    """A stream reader that a test feeds, through one epoch after another. Places are counted from BASE."""
+    """A stream reader that a test feeds, through one session after another. Places are counted from BASE."""
 
     def __init__(self) -> None:
         self.recorder = Recorder()
@@ -38,17 +38,17 @@ class FedReader:
         self.history = StreamReader(STREAM, self.gaps, Status(), several_nodes=lambda: False)
         self.opened = 0
         self.acknowledged: list[bytes] = []
-        self.epoch = self.begin(0)
+        self.session = self.begin(0)
 
-    def begin(self, end: int) -> ReadingEpoch:
+    def begin(self, end: int) -> StreamSession:
         """The next life."""
         self.history.course.begin(BASE + end)
-        self.epoch = epoch = ReadingEpoch(self.recorder, 50, self.history)
-        epoch.fast_channel.number = OWN
-        epoch.fast_channel.write = self.acknowledged.append
-        epoch.on_open = self._open
+        self.session = session = StreamSession(self.recorder, 50, self.history)
+        session.fast_channel.number = OWN
+        session.fast_channel.write = self.acknowledged.append
+        session.on_open = self._open
         self._tag = 0
-        return epoch
+        return session
 
     def _open(self) -> None:
         self.opened += 1
@@ -60,7 +60,7 @@ class FedReader:
             self._tag += 1
             properties = commands.Basic.Properties(headers={"x-stream-offset": BASE + at}, message_type=kind)
             data += method(self._tag, exchange=exchange) + header(len(body), properties) + part(body)
-        self.epoch.fast_channel.feed(data)
+        self.session.fast_channel.feed(data)
 
     def mark(self, at: int, body: bytes = b"token") -> None:
         """A mark, of this reader or another."""
@@ -88,7 +88,7 @@ async def test_deliveries_have_ids_and_marks_are_told_of_and_settled(reader: Fed
         Marked(id_of(3, b"token")),
         Came(b"event", id_of(4)),
     ]
-    assert reader.epoch.outstanding == 0
+    assert reader.session.outstanding == 0
     assert len(reader.acknowledged) == 3, "one for each of what came together"
 
 
@@ -134,7 +134,7 @@ async def test_what_was_read_before_is_settled_and_not_handed_out(reader: FedRea
     reader.come(4, 4)
     assert reader.recorder.bodies == [b"event"] * 3
     assert reader.recorder.ids == [id_of(1), id_of(2), id_of(3, b"token"), id_of(4)]
-    assert reader.epoch.outstanding == 0
+    assert reader.session.outstanding == 0
     assert reader.recorder.gaps == []
 
 
@@ -202,7 +202,7 @@ async def test_missing_places_end_the_life_and_nothing_behind_them_is_handed_out
     log = [*reader.recorder.log]
     reader.come(9, 10)
     assert reader.recorder.log == log
-    assert reader.epoch.failed.result() == DOUBTFUL
+    assert reader.session.failed.result() == DOUBTFUL
     reader.begin(11)
     reader.mark(1)
     reader.come(9, 10)
@@ -217,29 +217,29 @@ async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(reader
     reader.come(1, 2, body=b"another")
     reader.come(3, body=b"another")
     assert reader.recorder.log == log
-    assert reader.epoch.failed.result() == REMADE
-    assert not reader.epoch.current
+    assert reader.session.failed.result() == REMADE
+    assert not reader.session.current
     assert reader.history.course.lost == REMADE
 
 
 async def test_message_without_an_offset_ends_the_life(reader: FedReader) -> None:
-    reader.epoch.fast_channel.feed(2 * (method(1) + header(0)))
-    assert reader.epoch.failed.result() == NO_OFFSET
+    reader.session.fast_channel.feed(2 * (method(1) + header(0)))
+    assert reader.session.failed.result() == NO_OFFSET
     assert reader.recorder.log == []
 
 
 async def test_message_without_an_offset_in_one_read_with_others_leaves_those_to_come_again(reader: FedReader) -> None:
     reader.begin(1)
-    reader.epoch.fast_channel.feed(method(1) + header(0))
+    reader.session.fast_channel.feed(method(1) + header(0))
     reader.come(1)
     assert reader.recorder.log == []
 
 
-async def test_epoch_is_opened_before_its_first_delivery_and_once(reader: FedReader) -> None:
+async def test_session_is_opened_before_its_first_delivery_and_once(reader: FedReader) -> None:
     reader.begin(1)
     reader.come(1)
     assert reader.opened == 1
-    reader.epoch.open()
+    reader.session.open()
     reader.come(2)
     assert reader.opened == 1
 

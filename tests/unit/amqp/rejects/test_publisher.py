@@ -113,7 +113,7 @@ async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
 async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
     rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
     await holding(rejects, 3)
-    rejects.epoch_over()
+    rejects.on_session_end()
     await eventually("nothing is held", lambda: rejects.waiting == 0)
     assert lost(rejects) == 0
 
@@ -121,7 +121,7 @@ async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
 async def test_event_that_does_not_come_again_is_held_though_its_connection_is_lost() -> None:
     rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
     await holding(rejects, 3)
-    rejects.epoch_over()
+    rejects.on_session_end()
     await asyncio.sleep(0)
     assert (rejects.waiting, lost(rejects)) == (3, 0)
     await rejects.close()
@@ -132,7 +132,7 @@ async def test_oldest_events_are_lost_where_more_are_held_than_may_be_and_it_is_
     rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
     oldest = (await holding(rejects, 5))[:2]
     with capture_logs() as logged:
-        rejects.epoch_over()
+        rejects.on_session_end()
     await eventually("some are given up", lambda: rejects.waiting == 3)
     assert not {*oldest} & {*rejects._publishing.values()}
     assert lost(rejects) == 2
@@ -349,7 +349,7 @@ async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working
     await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
     delivery.lost = True
     with capture_logs() as logged:
-        running.rejects.epoch_over()
+        running.rejects.on_session_end()
         await running.works()
     assert [line["event"] for line in logged] == ["no rejected event is held any more"]
     assert delivery.settled == 0
@@ -430,7 +430,7 @@ async def test_session_that_is_over_leaves_room_for_the_next_one(
     for delivery in before:
         rejects.reject(delivery, NO)
         delivery.lost = True
-    rejects.epoch_over()
+    rejects.on_session_end()
     await eventually("the oldest are given up", lambda: rejects.waiting == 1)
     assert lost(rejects) == 2
     rejects.reject(of_size(module.HELD_BYTES - 1), NO)
