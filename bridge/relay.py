@@ -18,7 +18,7 @@ from bridge.contract import envelope
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 
 _log = structlog.get_logger("bridge.relay")
@@ -118,7 +118,7 @@ class Relay:
         """Hands out the updates of all deliveries so far."""
         self._hub.flush()
 
-    def record_id(self, update_id: Id) -> None:
+    def record_id(self, update_id: UpdateId) -> None:
         """Records an id that belongs to no event."""
         self._hub.mark(update_id)
 

@@ -20,7 +20,7 @@ from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.subscriptions import Group, View, Views
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.broadcast.waiting import Waiting
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 
 FLUSH_BYTES = 65536
@@ -142,7 +142,7 @@ class Hub:
         self.leave(connection)
         return view is not None and self._lagging.finish(connection, view)
 
-    def publish(self, payload: bytes, content: Content | None = None, given: Id | None = None) -> None:
+    def publish(self, payload: bytes, content: Content | None = None, given: UpdateId | None = None) -> None:
         """Adds an update (UTF-8 JSON) to the log; it leaves with the next `flush`, together with all others by then.
 
         `content` is what it holds, where that is at hand; `given` its id, where it comes with one.
@@ -152,7 +152,7 @@ class Hub:
         self._history.append(frame, given, content if self._views else None)
         self._pending_bytes += len(frame)
 
-    def mark(self, given: Id) -> None:
+    def mark(self, given: UpdateId) -> None:
         """Notes an id of no update: nobody is sent it, but who has it from another bridge may resume after it."""
         self._make_room(0)
         self._history.mark(given)

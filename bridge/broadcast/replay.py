@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 from bridge.broadcast.frames import payload_of, text_frame
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract.envelope import unwrap
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 
 Content = tuple[str, object]
 """An update's type and data, for filters."""
@@ -118,7 +118,7 @@ class History:
         """and how many bytes may come before that, if fewer."""
         self._kept = 0
         """Where the second segment begins."""
-        self._newest = Id(0, 0)
+        self._newest = UpdateId(0, 0)
         """The last id that came with its position."""
         self._last_other = -1
         """The last position that holds no update."""
@@ -127,7 +127,7 @@ class History:
         """What was read, asked and written here for clients that are behind or filter: it only grows."""
 
     def append(
-        self, frame: bytes, given: Id | None = None, content: Content | None = None, beside_bytes: int = 0
+        self, frame: bytes, given: UpdateId | None = None, content: Content | None = None, beside_bytes: int = 0
     ) -> None:
         """Adds an update's frame; `given` is its id, where ids are not counted here. An empty frame is no update.
 
@@ -137,19 +137,19 @@ class History:
         if content is not None:
             self._contents.put(log.head, content, len(frame))
         # Within a segment numbers grow; but a notice bears the one before it.
-        again = given is not None and given.number <= self._newest.number and given != self._newest
+        again = given is not None and given.sequence <= self._newest.sequence and given != self._newest
         if log.head >= self._full_at or self._room <= 0 or again:
             self._begin(log.head)
         if given is not None:
             self._newest = given
-            self._segments[-1].numbers.append(given.number)
-            self._segments[-1].checks.append(given.check)
+            self._segments[-1].numbers.append(given.sequence)
+            self._segments[-1].checks.append(given.tag)
         self._room -= len(frame) + beside_bytes
         log.append(frame, beside_bytes)
         if log.tail > self._kept:
             self._drop()
 
-    def mark(self, given: Id) -> None:
+    def mark(self, given: UpdateId) -> None:
         """Adds an id that belongs to no update."""
         position = self._last_other = self.log.head
         self.append(b"", given)
@@ -177,24 +177,24 @@ class History:
             del self._segments[0]
         self._kept = self._segments[1].start if len(self._segments) > 1 else self._full_at
 
-    def is_ahead(self, sought: Id) -> bool:
+    def is_ahead(self, sought: UpdateId) -> bool:
         """Whether an id may be one that is still to come: another bridge on the same stream may have had it first."""
-        return self._check is None and sought.number > self._newest.number and self._find(sought) is None
+        return self._check is None and sought.sequence > self._newest.sequence and self._find(sought) is None
 
-    def after(self, sought: Id) -> int | None:
+    def after(self, sought: UpdateId) -> int | None:
         """The position behind an id; None where it is unknown, or where what is behind it is not kept any more."""
         position = self._find(sought)
         return position + 1 if position is not None and position + 1 >= self.log.tail else None
 
-    def _find(self, sought: Id) -> int | None:
+    def _find(self, sought: UpdateId) -> int | None:
         if self._check is not None:
             # Before the first there is nothing that anybody could have missed.
-            return sought.number - 1 if sought.check == self._check and sought.number <= self.log.head else None
+            return sought.sequence - 1 if sought.tag == self._check and sought.sequence <= self.log.head else None
         for segment in reversed(self._segments):
-            if not segment.numbers or segment.numbers[0] > sought.number:
+            if not segment.numbers or segment.numbers[0] > sought.sequence:
                 continue
             # The first one: notices behind it bear it too, and may be all that there is of it in this segment.
-            at = bisect_left(segment.numbers, sought.number)
+            at = bisect_left(segment.numbers, sought.sequence)
             known = at < len(segment.numbers) and (segment.numbers[at], segment.checks[at]) == sought
             if known and segment.start + at not in segment.notices:
                 return segment.start + at
@@ -203,7 +203,7 @@ class History:
     @property
     def newest_number(self) -> int:
         """Of the last id that came with its position."""
-        return self._newest.number
+        return self._newest.sequence
 
     @property
     def oldest(self) -> int:
@@ -220,16 +220,16 @@ class History:
             position = following.start
         return position
 
-    def before(self, position: int) -> Id:
+    def before(self, position: int) -> UpdateId:
         """The id that a client has had last for whom this position, of the log or its head, is the next."""
-        return self.id_of(position - 1) if position or self._check is not None else Id(0, 0)
+        return self.id_of(position - 1) if position or self._check is not None else UpdateId(0, 0)
 
-    def id_of(self, position: int) -> Id:
+    def id_of(self, position: int) -> UpdateId:
         """The id of a position."""
         if self._check is not None:
-            return Id(position + 1, self._check)
+            return UpdateId(position + 1, self._check)
         segment = self._segment(position)
-        return Id(segment.numbers[position - segment.start], segment.checks[position - segment.start])
+        return UpdateId(segment.numbers[position - segment.start], segment.checks[position - segment.start])
 
     def notice_at(self, position: int) -> bytes:
         """The frame of a notice; empty where there is none."""

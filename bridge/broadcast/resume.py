@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.replay import Filter, History
 from bridge.broadcast.subscriber import Subscriber
-from bridge.contract import update_id
 from bridge.contract.envelope import resume
+from bridge.contract.update_id import UpdateId
 
 FROM_NOW_ON = ""
 """The id of a client that wants ids, and has none yet."""
@@ -52,7 +52,7 @@ class Resuming:
         `flushed` is the position up to which the live connections have received everything. No cursor is set beyond it.
         `Hub` flushes first, so that a client does not get the update of its id again.
         """
-        known = update_id.read(after)
+        known = UpdateId.parse(after)
         if after == FROM_NOW_ON:
             position: int | None = flushed
         else:

@@ -1,4 +1,4 @@
-"""All that clients have asked for: a view for each different wish, and which of them show the same of an update.
+"""All that clients have asked for: a view for each different request, and which of them show the same of an update.
 
 A filter is asked about an update once, however many clients have it, and views that show the same are written to
 together. This file must never know how bytes reach a socket.
@@ -109,7 +109,7 @@ class Views:
         return iter((self.plain, *self._others.values()))
 
     def of(self, wanted: Filter | None, *, ids: bool) -> View:
-        """The view for a wish."""
+        """The view for a filter, with or without ids."""
         if wanted is None and not ids:
             return self.plain
         view = self._others.get((wanted, ids))

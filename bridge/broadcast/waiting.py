@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from bridge.broadcast.replay import History
 from bridge.broadcast.subscriber import Subscriber
-from bridge.contract import update_id
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 
 AT_ONCE = 64
 """Let go in one turn of the loop."""
@@ -22,7 +21,7 @@ class Waiting:
         """`reads_back` says that all have to wait for now."""
         self._history = history
         self.reads_back = reads_back
-        self._waiting: dict[Subscriber, tuple[str, Id | None]] = {}
+        self._waiting: dict[Subscriber, tuple[str, UpdateId | None]] = {}
         self._seen: set[Subscriber] = set()
         """Those that were here at the last tick."""
         self._soonest = 0
@@ -37,10 +36,10 @@ class Waiting:
 
     def takes(self, connection: Subscriber, after: str) -> bool:
         """Adds one that has to wait; False where it has not."""
-        known = update_id.read(after)
+        known = UpdateId.parse(after)
         if not self.reads_back and (known is None or not self._history.is_ahead(known)):
             return False
-        number = 0 if known is None else known.number
+        number = 0 if known is None else known.sequence
         self._soonest = number if not self._waiting else min(self._soonest, number)
         self._waiting[connection] = after, known
         return True
@@ -58,7 +57,7 @@ class Waiting:
         soonest: int | None = None
         for connection, (after, known) in self._waiting.items():
             if known is not None and self._history.is_ahead(known):
-                soonest = known.number if soonest is None else min(soonest, known.number)
+                soonest = known.sequence if soonest is None else min(soonest, known.sequence)
                 continue
             ready.append((connection, after))
             if len(ready) == AT_ONCE:

@@ -110,7 +110,7 @@ class Filter:
         return True
 
 
-class Wish(NamedTuple):
+class SubscribeRequest(NamedTuple):
     """What a client asks for."""
 
     filter: Filter | None
@@ -129,8 +129,8 @@ class Filters:
         self._near_types = Nearest(self._types)
         self._near_names = Nearest([*PARAMETERS, *catalog.filterable])
 
-    def read(self, query: str) -> Wish:
-        """The wish in a query: what stands behind the `?`, percent-encoded. Raises BadQuery."""
+    def read(self, query: str) -> SubscribeRequest:
+        """The request in a query: what stands behind the `?`, percent-encoded. Raises BadQuery."""
         # Before anything is decoded, which takes most of the time that a query does.
         if query.count("&") > MOST_FIELDS:
             raise BadQuery(f"the query has more than {MOST_FIELDS} fields; give {MOST_VALUES} values at most")
@@ -151,9 +151,9 @@ class Filters:
         after = ids[0] if ids else None
         types = frozenset(map(self._type, given.pop("type", ())))
         if not types and not given:
-            return Wish(None, after)
+            return SubscribeRequest(None, after)
         wanted = tuple((name, *self._readings(name, values)) for name, values in sorted(given.items()))
-        return Wish(Filter(types or None, wanted), after)
+        return SubscribeRequest(Filter(types or None, wanted), after)
 
     def _type(self, value: str) -> str:
         if value not in self._types:

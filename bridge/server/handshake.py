@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Protocol, cast
 
 from bridge.config.paths import PROBED
-from bridge.contract.filters import BadQuery, Filters, Wish
+from bridge.contract.filters import BadQuery, Filters, SubscribeRequest
 from bridge.contract.text import printable
 from bridge.server.access.read_limiter import READ_BUFFER
 from bridge.server.access.refusals import Rule
@@ -63,7 +63,12 @@ class Host(Protocol):
     tls_shutdown_s: float
 
     def upgraded(
-        self, handshake: "Handshake", transport: asyncio.Transport, request: Request, wish: Wish, rest: bytes
+        self,
+        handshake: "Handshake",
+        transport: asyncio.Transport,
+        request: Request,
+        wanted: SubscribeRequest,
+        rest: bytes,
     ) -> None:
         """The client of this handshake has a connection now; `rest` is what it sent after its request."""
 
@@ -230,7 +235,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._answer_other_method(request, "GET, HEAD, OPTIONS")
             return
         try:
-            wish = self._host.filters.read(request.query)
+            wanted = self._host.filters.read(request.query)
         except BadQuery as error:
             # Some hints are questions, with a mark of their own.
             end = "" if str(error).endswith("?") else "."
@@ -246,7 +251,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._reader = None
         self._stop_timer()
         self._transport.write(answer)
-        self._host.upgraded(self, self._transport, request, wish, rest)
+        self._host.upgraded(self, self._transport, request, wanted, rest)
 
     def _answer_other_method(self, request: Request, allowed: str) -> None:
         text = f"Only {allowed} are allowed for this path."

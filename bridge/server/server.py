@@ -12,9 +12,9 @@ import structlog
 
 from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.contract import update_id
-from bridge.contract.filters import Filters, Wish
+from bridge.contract.filters import Filters, SubscribeRequest
 from bridge.contract.text import printable
+from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.address_limit import AddressLimit
@@ -238,10 +238,15 @@ class Server:
         return True
 
     def upgraded(
-        self, handshake: Handshake, transport: asyncio.Transport, request: Request, wish: Wish, rest: bytes
+        self,
+        handshake: Handshake,
+        transport: asyncio.Transport,
+        request: Request,
+        wanted: SubscribeRequest,
+        rest: bytes,
     ) -> None:
         del self._handshakes[handshake]
-        self._advise(request, wish, handshake.address)
+        self._advise(request, wanted, handshake.address)
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_S:
             self._clock.now_s = now_s
@@ -251,7 +256,7 @@ class Server:
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
         self._opened.inc()
-        self._hub.join(connection, wish.filter, wish.after)
+        self._hub.join(connection, wanted.filter, wanted.after)
         if self._draining:
             connection.close(CloseReason.STOPPING)
         # All that take a descriptor count, those that are being closed too.
@@ -264,7 +269,7 @@ class Server:
         if rest:
             connection.received(rest)
 
-    def _advise(self, request: Request, wish: Wish, peer: str) -> None:
+    def _advise(self, request: Request, wanted: SubscribeRequest, peer: str) -> None:
         """Logs mistakes in a handshake that the bridge accepts, each with a hint."""
         if not self._advised_subprotocol and (subprotocols := request.lists("sec-websocket-protocol")):
             self._advised_subprotocol = True
@@ -274,8 +279,8 @@ class Server:
                 peer=peer,
                 subprotocols=printable(", ".join(subprotocols), 100),
             )
-        after = wish.after or ""
-        if after and update_id.read(after) is None and (suppressed := self._log_limiter.allow("after")) is not None:
+        after = wanted.after or ""
+        if after and UpdateId.parse(after) is None and (suppressed := self._log_limiter.allow("after")) is not None:
             _log.warning(
                 "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
                 "after empty",

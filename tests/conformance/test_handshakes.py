@@ -14,7 +14,7 @@ import pytest
 
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
-from bridge.contract.filters import Filters, Wish
+from bridge.contract.filters import Filters, SubscribeRequest
 from bridge.server.access.rules import Access
 from bridge.server.http.request import RequestReader, parse
 from bridge.server.websocket import upgrade
@@ -34,7 +34,7 @@ def assert_is_upgraded(request: Request) -> None:
     assert ACCESS.check_request(request.headers, request.target) is None
     assert ACCESS.check_origin(request.headers) is None
     assert request.path == "/updates"
-    assert FILTERS.read(request.query) == Wish(None, None)
+    assert FILTERS.read(request.query) == SubscribeRequest(None, None)
     answer = upgrade.answer(request, "/updates")
     assert isinstance(answer, bytes), answer
     assert answer.startswith(b"HTTP/1.1 101 ")

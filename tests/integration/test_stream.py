@@ -85,7 +85,7 @@ async def test_what_was_there_before_is_read_as_the_past_and_in_order(
             await has(second, bodies(0, 60))
     # All readers come to the same ids, those of marks too, and each event's check is its body's.
     assert second.ids == first.ids == sorted(first.ids)
-    assert all(came.id and came.id.check == crc32(came.body) for came in first.log if isinstance(came, Came))
+    assert all(came.id and came.id.tag == crc32(came.body) for came in first.log if isinstance(came, Came))
     assert first.gaps == second.gaps == []
 
 
@@ -359,7 +359,7 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
         assert history is not None
         assert history.course.last is not None
         _, body = bridge.readiness.report()
-        last = history.course.last.number
+        last = history.course.last.sequence
         assert body["history"] == {"stream": queue, "read": True, "last": last, "end": history.course.end}
         history.course.begin(2**40)
         ready, body = bridge.readiness.report()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bridge.amqp.consume.session import Delivery
     from bridge.amqp.status import Gap
-    from bridge.contract.update_id import Id
+    from bridge.contract.update_id import UpdateId
 
 CAUGHT_UP = "caught up"
 
@@ -27,13 +27,13 @@ class Came(NamedTuple):
     """A delivery, as it is compared."""
 
     body: bytes
-    id: Id | None
+    id: UpdateId | None
 
 
 class Marked(NamedTuple):
     """A mark."""
 
-    id: Id
+    id: UpdateId
 
 
 class Recorder:
@@ -56,7 +56,7 @@ class Recorder:
     def flush(self) -> None:
         pass
 
-    def record_id(self, update_id: Id) -> None:
+    def record_id(self, update_id: UpdateId) -> None:
         self.log.append(Marked(update_id))
 
     def on_caught_up(self) -> None:
@@ -74,7 +74,7 @@ class Recorder:
         return [entry.body for entry in self.log if isinstance(entry, Came)]
 
     @property
-    def ids(self) -> list[Id]:
+    def ids(self) -> list[UpdateId]:
         """Of all deliveries and marks."""
         return [entry.id for entry in self.log if isinstance(entry, Came | Marked) and entry.id is not None]
 

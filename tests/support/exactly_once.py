@@ -21,7 +21,7 @@ import aiormq
 import orjson
 from aio_pika.abc import AbstractExchange
 
-from bridge.contract import update_id
+from bridge.contract.update_id import UpdateId
 from bridge.demo.ports import LOOPBACK
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, request
 from tests.support.killmail import killmail
@@ -203,9 +203,9 @@ class ResumingClient:
     @property
     def places(self) -> list[int]:
         """The sequence of each update's id. Real clients must not parse ids."""
-        found = [update_id.read(update.id) for update in self.updates]
+        found = [UpdateId.parse(update.id) for update in self.updates]
         assert None not in found, self.updates
-        return [each.number for each in found if each is not None]
+        return [each.sequence for each in found if each is not None]
 
     async def has(self, numbers: set[int], limit_s: float = LIMIT_S) -> None:
         """Returns when all these killmails have come. Raises what has ended the client, if something has."""

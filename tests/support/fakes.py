@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from bridge.broadcast.subscriber import Subscription
     from bridge.contract.pipeline import Rejected
-    from bridge.contract.update_id import Id
+    from bridge.contract.update_id import UpdateId
 
 
 class Turns:
@@ -515,10 +515,10 @@ class Scene:
         self.hub.flush()
         return b"".join(map(text_frame, payloads))
 
-    def give(self, *ids: Id) -> None:
+    def give(self, *ids: UpdateId) -> None:
         """Publishes updates that have ids of their own, and flushes."""
         for each in ids:
-            self.hub.publish(update(each.number), ("a", {}), each)
+            self.hub.publish(update(each.sequence), ("a", {}), each)
         self.hub.flush()
 
     def join(self, after: str | None = None, wanted: Any = None, *, full: bool = False) -> FakeSubscriber:

@@ -18,7 +18,7 @@ from bridge.app import BROKER_SHARE, MIN_PER_ADDRESS, Bridge, serve
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.config import settings
 from bridge.contract.pipeline import Reason, Rejected
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
 from bridge.server.access.refusals import Rule
 from bridge.server.listeners import descriptors
@@ -234,7 +234,7 @@ async def test_hub_and_relay_read_the_past_of_a_stream_first(
     bridge = build(history=history)
     assert bridge._hub._waiting.reads_back is reads_back
     delivery = FakeDelivery(b"no JSON")
-    delivery.id = Id(1, 1) if reads_back else None
+    delivery.id = UpdateId(1, 1) if reads_back else None
     bridge._consumer._handler.deliver(delivery)
     assert bridge._rejects.waiting == (not reads_back)
     await bridge._rejects.close()

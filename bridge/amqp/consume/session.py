@@ -20,7 +20,7 @@ from bridge.amqp.status import Gap
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Settlement
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.amqp")
@@ -41,7 +41,7 @@ class Delivery:
         properties: MessageProperties,
         body: bytes,
         received_s: float,
-        known_as: Id | None = None,
+        known_as: UpdateId | None = None,
     ) -> None:
         self._session = session
         self.tag = tag
@@ -74,7 +74,7 @@ class DeliveryHandler(Protocol):
     def flush(self) -> None:
         """Called after the last delivery of a read from the broker: no more deliveries are due."""
 
-    def record_id(self, update_id: Id) -> None:
+    def record_id(self, update_id: UpdateId) -> None:
         """Called for a message in the stream that is no event."""
 
     def on_caught_up(self) -> None:

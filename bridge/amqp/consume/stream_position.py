@@ -8,7 +8,7 @@ never know of connections, clocks, or what a message means.
 
 from enum import Enum, auto
 
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 
 OWN_STEP = 2
 """From one message to the next across a note of the broker's own. RabbitMQ 3.10.8 writes one note at the beginning of
@@ -36,7 +36,7 @@ class Course:
 
     def __init__(self, window: int) -> None:
         """`window`: how many places of what was there before the reader are looked at."""
-        self.last: Id | None = None
+        self.last: UpdateId | None = None
         """What was read last."""
         self.caught_up = False
         """True once all that was there before the reader has been read."""
@@ -54,7 +54,7 @@ class Course:
     @property
     def number(self) -> int:
         """The last one's; below all numbers where nothing was read of this stream."""
-        return -1 if self.last is None else self.last.number
+        return -1 if self.last is None else self.last.sequence
 
     @property
     def at_end(self) -> bool:
@@ -63,12 +63,12 @@ class Course:
 
     def begin(self, end: int) -> int:
         """A life begins: returns the offset to read from. `end` is that of a message that was published just now."""
-        if self.last is not None and end <= self.last.number:
+        if self.last is not None and end <= self.last.sequence:
             self._forget()
         self.end = end
         self._proving = self.last is not None
         if self.last is not None:
-            return self.last.number
+            return self.last.sequence
         return 0 if self._from_start else max(0, end - self._window)
 
     def judge(self, number: int, check: int) -> Verdict:
@@ -81,7 +81,7 @@ class Course:
             if number > self.number:
                 self.lost = DROPPED
                 return self._read(number, check)
-            if check != self.last.check:
+            if check != self.last.tag:
                 self._forget()
                 return Verdict.FOREIGN
         if number <= self.number:
@@ -101,7 +101,7 @@ class Course:
         return True
 
     def _read(self, number: int, check: int) -> Verdict:
-        self.last = Id(number, check)
+        self.last = UpdateId(number, check)
         self._doubted = None
         return Verdict.NEW
 

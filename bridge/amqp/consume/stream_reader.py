@@ -101,7 +101,7 @@ class StreamReader:
         return {
             "stream": self.stream.name,
             "read": self.course.at_end,
-            "last": last and last.number,
+            "last": last and last.sequence,
             "end": self.course.end,
         }
 

@@ -21,7 +21,7 @@ from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.reply_timeout import patient
 from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.timing import DEFAULT, Timing
 
 STALLED = "the broker stopped delivering, but the stream has newer messages"
@@ -68,7 +68,7 @@ class StallDetector:
                 raise ExplainedError(STALLED)
 
     def _begin_silence(self) -> None:
-        self._last: Id | None = self._course.last
+        self._last: UpdateId | None = self._course.last
         self._pause_s = self._timing.stall_check_s
         self._probe_s = time.monotonic() + self._pause_s
         self._behind = False
@@ -86,7 +86,9 @@ class StallDetector:
     async def _is_stalled(self) -> bool:
         asked_s = time.monotonic()
         try:
-            behind = await self._probe(self._reader.start if self._last is None else self._last.number + 1) is not None
+            behind = (
+                await self._probe(self._reader.start if self._last is None else self._last.sequence + 1) is not None
+            )
         except _UnknownError:
             behind = False
         else:

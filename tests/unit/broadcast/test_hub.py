@@ -18,7 +18,7 @@ from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import Framing
 from bridge.broadcast.hub import ENCRYPT_BYTES, FLUSH_BYTES
 from bridge.broadcast.update_log import ENTRY_BYTES
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from tests.support.examples import examples
 from tests.support.fakes import FakeSubscriber, Scene, SocketSubscriber
 
@@ -852,8 +852,8 @@ def test_updates_in_the_log_are_counted_without_its_other_entries_and_without_th
     with closing(Scene(log_bytes=100_000, shared=True)) as scene:
         assert scene.hub.logged_updates == 0
         for number in range(1, 601, 2):
-            scene.hub.mark(Id(number, 1))
-            scene.give(Id(number + 1, 1))
+            scene.hub.mark(UpdateId(number, 1))
+            scene.give(UpdateId(number + 1, 1))
             scene.hub.notify(b"gap")
         kept = range(scene.log.tail, scene.log.head)
         assert kept.start > 0

@@ -12,7 +12,7 @@ from bridge.broadcast.framing import Framing
 from bridge.broadcast.replay import ASKING_BYTES, LOOKING_BYTES, SEGMENT_BYTES, SEGMENT_UPDATES, History, Recent
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 
 CHECK = 7
 FRAME = b"x"
@@ -33,9 +33,9 @@ class Odd:
         return id(self)
 
 
-def number(position: int) -> Id:
+def number(position: int) -> UpdateId:
     """The id of a position where ids come with their positions."""
-    return Id(position + 1, CHECK)
+    return UpdateId(position + 1, CHECK)
 
 
 def holding(updates: int) -> Log:
@@ -156,19 +156,19 @@ def test_update_that_evicts_everything_leaves_the_id_before_it(before: int) -> N
     history.append(bytes(history.log.max_bytes), number(before))
     assert len(history.log) == 1
     assert history.after(number(before)) == before + 1
-    assert history.before(before) == (number(before - 1) if before else Id(0, 0))
+    assert history.before(before) == (number(before - 1) if before else UpdateId(0, 0))
     history.append(FRAME, number(before + 1))
     assert history.before(history.log.head) == number(before + 1)
 
 
 def test_stream_without_an_update_yet_begins_before_the_first_id() -> None:
-    assert shared(holding(1)).before(0) == Id(0, 0)
+    assert shared(holding(1)).before(0) == UpdateId(0, 0)
 
 
 def test_other_id_with_the_number_of_the_newest_is_not_ahead() -> None:
     history = shared(holding(10), 3)
-    assert not history.is_ahead(Id(3, CHECK + 1))
-    assert history.is_ahead(Id(4, CHECK + 1))
+    assert not history.is_ahead(UpdateId(3, CHECK + 1))
+    assert history.is_ahead(UpdateId(4, CHECK + 1))
 
 
 # Bounds

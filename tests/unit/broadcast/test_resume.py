@@ -19,7 +19,7 @@ from bridge.broadcast.replay import HEADROOM, SEGMENT_UPDATES
 from bridge.broadcast.subscriptions import ASKED
 from bridge.broadcast.waiting import AT_ONCE
 from bridge.contract import envelope
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from tests.support.clients import CLOSE, server_frames
 from tests.support.examples import examples
 from tests.support.fakes import CHECK, NOW_MS, FakeSubscriber, Scene, SocketSubscriber, update
@@ -79,7 +79,7 @@ def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
 
 def with_id(number: int, kind: str = "a", check: int = CHECK, notices: int = 0) -> dict[str, Any]:
     """An update after so many notices, each of which takes a number too."""
-    return {**orjson.loads(update(number, kind)), "id": str(Id(number + notices, check))}
+    return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + notices, check))}
 
 
 # From now on
@@ -149,11 +149,11 @@ def test_client_whose_id_is_too_old_is_told_so_and_gets_all_that_is_kept() -> No
     kept = [with_id(number) for number in range(tail + 1, 11)]
     client = scene.join("1-0000abcd")
     scene.turns.settle()
-    assert messages(client.received) == [resumed(False, len(kept), str(Id(tail, CHECK))), *kept]
+    assert messages(client.received) == [resumed(False, len(kept), str(UpdateId(tail, CHECK))), *kept]
     # The newest of those that are gone: whoever has had it misses nothing.
-    client = scene.join(str(Id(tail, CHECK)))
+    client = scene.join(str(UpdateId(tail, CHECK)))
     scene.turns.settle()
-    assert messages(client.received) == [resumed(True, len(kept), str(Id(tail, CHECK))), *kept]
+    assert messages(client.received) == [resumed(True, len(kept), str(UpdateId(tail, CHECK))), *kept]
 
 
 def test_id_of_a_segment_that_is_gone_is_unknown() -> None:
@@ -172,7 +172,7 @@ def test_what_is_dropped_before_a_client_was_told_is_not_hidden_from_it() -> Non
         scene.publish(*"a" * 100)
         scene.turns.settle()
         first, *rest = messages(client.received)
-        assert first == resumed(False, len(rest), str(Id(scene.history.log.tail, CHECK)))
+        assert first == resumed(False, len(rest), str(UpdateId(scene.history.log.tail, CHECK)))
         assert [each["data"]["n"] for each in rest] == list(range(scene.history.log.tail + 1, 103))
         assert client.closed is None
 
@@ -526,8 +526,8 @@ def test_gap_finds_its_place_also_for_a_slow_client() -> None:
 # A history that several bridges share
 
 
-def ids(*numbers: int) -> list[Id]:
-    return [Id(number, 1000 + number) for number in numbers]
+def ids(*numbers: int) -> list[UpdateId]:
+    return [UpdateId(number, 1000 + number) for number in numbers]
 
 
 def test_what_was_sent_before_goes_to_nobody_but_who_resumes_from_there() -> None:
@@ -636,7 +636,7 @@ def test_whoever_resumes_when_the_bridge_stops_gets_everything_before_it_is_clos
 def test_mark_is_an_id_to_resume_after_and_nobody_sees_it() -> None:
     scene = Scene(shared=True)
     plain, with_ids = scene.join(), scene.join("")
-    scene.hub.mark(Id(7, 77))
+    scene.hub.mark(UpdateId(7, 77))
     new = scene.join("")
     assert messages(new.received) == [resumed(True, 0, "7-0000004d")]
     scene.give(*ids(8))
@@ -662,8 +662,8 @@ def test_gap_that_begins_a_segment_comes_to_who_resumes_before_it(before: int, s
 
 def test_stream_that_is_made_again_may_begin_with_the_number_that_was_last() -> None:
     scene = Scene(shared=True)
-    scene.give(Id(0, 1))
-    scene.give(Id(0, 2), Id(1, 3))
+    scene.give(UpdateId(0, 1))
+    scene.give(UpdateId(0, 2), UpdateId(1, 3))
     for after, behind in (("0-00000001", 2), ("0-00000002", 1)):
         client = scene.join(after)
         scene.turns.settle()
@@ -673,7 +673,7 @@ def test_stream_that_is_made_again_may_begin_with_the_number_that_was_last() -> 
 def test_known_id_of_the_stream_before_is_answered_at_once() -> None:
     scene = Scene(shared=True)
     scene.give(*ids(1000, 1001))
-    scene.give(Id(0, 2))
+    scene.give(UpdateId(0, 2))
     client = scene.join(str(ids(1000)[0]))
     scene.turns.settle()
     assert [message["type"] for message in messages(client.received)] == ["resume", "a", "a"]
@@ -714,9 +714,9 @@ def test_many_that_wait_in_vain_are_let_go_a_few_in_a_turn() -> None:
 def test_marks_push_nothing_off_the_log_that_was_not_handed_out() -> None:
     scene = Scene(log_bytes=40_000, shared=True)
     client = scene.join()
-    scene.hub.publish(update(1, size=39_000), ("a", {}), Id(1, 1))
+    scene.hub.publish(update(1, size=39_000), ("a", {}), UpdateId(1, 1))
     for number in range(2, 1000):
-        scene.hub.mark(Id(number, 1))
+        scene.hub.mark(UpdateId(number, 1))
     scene.hub.flush()
     scene.turns.settle()
     assert [message["data"]["n"] for message in messages(client.received)] == [1]
@@ -748,10 +748,10 @@ def test_one_that_drains_again_and_again_has_one_piece_in_a_turn(scene: Scene) -
 def test_run_of_updates_and_marks_shows_only_updates() -> None:
     scene = Scene(shared=True)
     plain, filtered, with_ids = scene.join(), scene.join(None, Only("a")), scene.join("")
-    scene.hub.mark(Id(1, 1))
-    scene.hub.publish(update(2), ("a", {}), Id(2, 2))
-    scene.hub.mark(Id(3, 3))
-    scene.hub.publish(update(4, "b"), ("b", {}), Id(4, 4))
+    scene.hub.mark(UpdateId(1, 1))
+    scene.hub.publish(update(2), ("a", {}), UpdateId(2, 2))
+    scene.hub.mark(UpdateId(3, 3))
+    scene.hub.publish(update(4, "b"), ("b", {}), UpdateId(4, 4))
     scene.hub.flush()
     assert [len(messages(each.received)) for each in (plain, filtered, with_ids)] == [2, 1, 3]
     assert scene.metrics.written == 5
@@ -779,7 +779,7 @@ def test_one_that_raises_unexpectedly_does_not_hold_up_those_behind_it(scene: Sc
 def test_ids_of_a_stream_that_was_made_again_are_told_apart() -> None:
     scene = Scene(shared=True)
     scene.give(*ids(1, 2, 3))
-    scene.give(Id(0, 500), Id(1, 501), Id(2, 502))
+    scene.give(UpdateId(0, 500), UpdateId(1, 501), UpdateId(2, 502))
     new, old = scene.join("1-000001f5"), scene.join(str(ids(2)[0]))
     scene.turns.settle()
     assert [each["id"] for each in messages(new.received)[1:]] == ["2-000001f6"]
@@ -819,7 +819,7 @@ class Person:
         self.before = 0
         """How many gaps there were when it came for the first time: these are not its business."""
 
-    def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[Id, str]]) -> None:
+    def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[UpdateId, str]]) -> None:
         """Takes what has come from a bridge."""
         if self.connection is None:
             return
@@ -850,10 +850,10 @@ class Person:
                 self.place, self.gaps = number, []
             self.seen += 1
 
-    def wants(self, part: list[tuple[Id, str]]) -> list[Id]:
+    def wants(self, part: list[tuple[UpdateId, str]]) -> list[UpdateId]:
         return [each for each, kind in part if kind in "ab" and self.wanted in (None, Only(kind))]
 
-    def check(self, stream: list[tuple[Id, str]]) -> list[int]:
+    def check(self, stream: list[tuple[UpdateId, str]]) -> list[int]:
         """What it has is all that it wants from where it began; returns what it must still get."""
         wanted = [place for place, (_, kind) in enumerate(stream) if kind in "ab" and self.wanted in (None, Only(kind))]
         begin = self.begin
@@ -883,7 +883,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stream: list[tuple[Id, str]] = [(Id(0, 0), "mark")]
+        self.stream: list[tuple[UpdateId, str]] = [(UpdateId(0, 0), "mark")]
         self.index = {"0-00000000": 0}
         self.payloads: dict[int, bytes] = {}
         self.bridges = [self.started(), self.started()]
@@ -913,7 +913,7 @@ class AnyOrder(RuleBasedStateMachine):
     def publish(self, kind: str, times: int, size: int) -> None:
         for _ in range(times):
             place = len(self.stream)
-            each = Id(2 * place, place * 7919 % 2**32)
+            each = UpdateId(2 * place, place * 7919 % 2**32)
             self.stream.append((each, kind))
             self.index[str(each)] = place
             self.payloads[place] = update(place, kind, size)

@@ -20,7 +20,7 @@ from bridge.broadcast.replay import SEGMENT_UPDATES, Filter, History
 from bridge.broadcast.resume import Resuming
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from tests.support.clients import server_frames
 from tests.support.examples import examples
@@ -60,7 +60,7 @@ class Bridge:
 
     def publish(self, count: int) -> None:
         for _ in range(count):
-            given = None if self.history._check is not None else Id(self.history.log.head + 1, CHECK)
+            given = None if self.history._check is not None else UpdateId(self.history.log.head + 1, CHECK)
             self.hub.publish(PAYLOAD, given=given)
         self.hub.flush()
 
@@ -78,11 +78,11 @@ def test_client_is_told_once_all_segments_were_counted() -> None:
     bridge = Bridge()
     bridge.publish(3 * SEGMENT_UPDATES)
     client = FakeSubscriber(bridge.hub)
-    bridge.begin(client, Everything(), str(Id(10, CHECK)))
+    bridge.begin(client, Everything(), str(UpdateId(10, CHECK)))
     assert [bridge.message(client) for _ in range(2)] == [None, None]
     assert client in bridge.resuming
     count = 3 * SEGMENT_UPDATES - 10
-    assert bridge.message(client) == {"complete": True, "replayed": count, "id": str(Id(10, CHECK))}
+    assert bridge.message(client) == {"complete": True, "replayed": count, "id": str(UpdateId(10, CHECK))}
     assert bridge.told == [(True, count)]
     assert client not in bridge.resuming
 
@@ -92,14 +92,14 @@ def test_client_that_is_overtaken_while_it_is_counted_begins_again_once_and_then
     bridge = Bridge(room)
     bridge.publish(room)
     client = FakeSubscriber(bridge.hub)
-    bridge.begin(client, Everything(), str(Id(1, CHECK)))
+    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
     assert bridge.message(client) is None
     bridge.publish(room)
     assert bridge.message(client) is None
     log = bridge.history.log
     assert log.tail <= client.cursor < log.head, "it begins again at what is kept"
     bridge.publish(room)
-    assert bridge.message(client) == {"complete": False, "replayed": 0, "id": str(Id(log.head, CHECK))}
+    assert bridge.message(client) == {"complete": False, "replayed": 0, "id": str(UpdateId(log.head, CHECK))}
     assert client.cursor == log.head
     assert bridge.told == [(False, 0)]
 
@@ -109,7 +109,7 @@ def test_client_that_is_overtaken_is_told_only_what_it_still_gets() -> None:
     bridge = Bridge(room)
     bridge.publish(room)
     client = FakeSubscriber(bridge.hub)
-    bridge.begin(client, Everything(), str(Id(1, CHECK)))
+    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
     assert bridge.message(client) is None
     bridge.publish(100)
     data = None
@@ -118,7 +118,7 @@ def test_client_that_is_overtaken_is_told_only_what_it_still_gets() -> None:
     assert data == {
         "complete": False,
         "replayed": bridge.history.log.head - client.cursor,
-        "id": str(Id(client.cursor, CHECK)),
+        "id": str(UpdateId(client.cursor, CHECK)),
     }
 
 
@@ -136,7 +136,7 @@ def test_clients_that_come_back_to_nothing_new_count_too_in_a_turn() -> None:
     bridge.publish(1)
     clients = [FakeSubscriber(bridge.hub) for _ in range(2 * BUDGETS[RETURNING] // LEAST_BYTES)]
     for client in clients:
-        bridge.hub.join(client, None, str(Id(1, CHECK)))
+        bridge.hub.join(client, None, str(UpdateId(1, CHECK)))
     bridge.turns.turn()
     assert sum(bool(client.writes) for client in clients) == BUDGETS[RETURNING] // LEAST_BYTES
     bridge.turns.settle()
@@ -151,7 +151,7 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
     client = FakeSubscriber(bridge.hub)
     client.congested = state == "congested"
     client.full = state == "lagging"
-    old, ahead = str(Id(1, CHECK)), str(Id(10**6, CHECK))
+    old, ahead = str(UpdateId(1, CHECK)), str(UpdateId(10**6, CHECK))
     after = {"live with ids": "", "counting": old, "due": old, "pending": ahead}.get(state)
     bridge.hub.join(client, Everything() if filtered else None, after)
     bridge.publish(1)
@@ -168,12 +168,14 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
     assert gone() is None
 
 
-@pytest.mark.parametrize("after", ["", str(Id(2, CHECK)), str(Id(99, CHECK))], ids=["new", "ahead", "unknown"])
+@pytest.mark.parametrize(
+    "after", ["", str(UpdateId(2, CHECK)), str(UpdateId(99, CHECK))], ids=["new", "ahead", "unknown"]
+)
 def test_cursor_is_never_beyond_what_was_flushed(after: str) -> None:
     bridge = Bridge(check=None)
     bridge.publish(1)
-    bridge.hub.publish(PAYLOAD, given=Id(2, CHECK))
-    bridge.hub.publish(PAYLOAD, given=Id(1, CHECK))
+    bridge.hub.publish(PAYLOAD, given=UpdateId(2, CHECK))
+    bridge.hub.publish(PAYLOAD, given=UpdateId(1, CHECK))
     client = FakeSubscriber(bridge.hub)
     bridge.begin(client, None, after)
     assert client.cursor <= bridge.flushed
@@ -186,11 +188,11 @@ def test_client_that_is_overtaken_while_updates_are_not_flushed_begins_no_later_
     bridge = Bridge(8, check=None)
     bridge.publish(8)
     client = FakeSubscriber(bridge.hub)
-    bridge.begin(client, Everything(), str(Id(1, CHECK)))
+    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
     bridge.hub.flush()
     # Each sequence is lower than the one before, so each update begins a new segment.
     for number in range(4):
-        bridge.hub.publish(PAYLOAD, given=Id(100 - number, CHECK))
+        bridge.hub.publish(PAYLOAD, given=UpdateId(100 - number, CHECK))
     assert client.cursor < bridge.history.log.tail <= bridge.flushed
     assert bridge.message(client) is not None
     assert bridge.told[0][1] == bridge.flushed - client.cursor
@@ -203,27 +205,27 @@ def test_new_clients_that_begin_in_a_later_turn_get_what_is_not_flushed_as_new()
     for client in clients:
         bridge.hub.join(client, None, "")
     bridge.hub.caught_up()
-    bridge.hub.publish(PAYLOAD, given=Id(1, CHECK))
+    bridge.hub.publish(PAYLOAD, given=UpdateId(1, CHECK))
     bridge.turns.settle()
     bridge.hub.flush()
     for client in clients:
         resume, *updates = messages(client)
         assert resume["data"]["replayed"] == 0
-        assert len(updates) == (resume["data"]["id"] == str(Id(0, 0)))
+        assert len(updates) == (resume["data"]["id"] == str(UpdateId(0, 0)))
 
 
 def test_client_whose_update_has_come_but_is_not_flushed_does_not_get_it_again() -> None:
     bridge = Bridge(check=None)
     client = FakeSubscriber(bridge.hub)
-    bridge.hub.join(client, None, str(Id(2, CHECK)))
+    bridge.hub.join(client, None, str(UpdateId(2, CHECK)))
     for number in (1, 2, 3):
-        bridge.hub.publish(PAYLOAD, given=Id(number, CHECK))
+        bridge.hub.publish(PAYLOAD, given=UpdateId(number, CHECK))
     bridge.hub.tick()
     bridge.turns.settle()
     bridge.hub.flush()
     resume, *updates = messages(client)
-    assert resume["data"] == {"complete": True, "replayed": 1, "id": str(Id(2, CHECK))}
-    assert [update["id"] for update in updates] == [str(Id(3, CHECK))]
+    assert resume["data"] == {"complete": True, "replayed": 1, "id": str(UpdateId(2, CHECK))}
+    assert [update["id"] for update in updates] == [str(UpdateId(3, CHECK))]
 
 
 def messages(client: FakeSubscriber) -> list[dict[str, Any]]:
@@ -276,9 +278,9 @@ class AnyTurn(RuleBasedStateMachine):
         for kind in kinds:
             position = self.log.head
             if kind == "update":
-                self.hub.publish(envelope.wrap("a", position, NOW_MS), ("a", position), Id(position + 1, CHECK))
+                self.hub.publish(envelope.wrap("a", position, NOW_MS), ("a", position), UpdateId(position + 1, CHECK))
             elif kind == "mark":
-                self.hub.mark(Id(position + 1, CHECK))
+                self.hub.mark(UpdateId(position + 1, CHECK))
             else:
                 self.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
 
@@ -312,7 +314,7 @@ class AnyTurn(RuleBasedStateMachine):
             client = FakeSubscriber(self.hub)
             client.congested = full
             self.clients.append((client, position))
-            self.hub.join(client, wanted, "" if back is None else str(Id(position, CHECK)))
+            self.hub.join(client, wanted, "" if back is None else str(UpdateId(position, CHECK)))
 
     @rule(which=st.integers(0, 7))
     def leave(self, which: int) -> None:

@@ -10,7 +10,7 @@ from bridge.broadcast.replay import History
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.update_log import Log
 from bridge.broadcast.waiting import Waiting
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 
 AHEAD = "99-00000001"
 
@@ -27,13 +27,13 @@ class CountingHistory(History):
         super().__init__(Log(2**20))
         self.asked = 0
 
-    def is_ahead(self, sought: Id) -> bool:
+    def is_ahead(self, sought: UpdateId) -> bool:
         self.asked += 1
         return super().is_ahead(sought)
 
     def give(self, *numbers: int) -> None:
         for number in numbers:
-            self.append(b"frame", Id(number, 1))
+            self.append(b"frame", UpdateId(number, 1))
 
 
 @pytest.fixture

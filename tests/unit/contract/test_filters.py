@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog
 from bridge.contract.catalog import Catalog
-from bridge.contract.filters import MOST_ESCAPES, MOST_FIELDS, MOST_VALUES, BadQuery, Filter, Filters, Nearest, Wish
+from bridge.contract.filters import (
+    MOST_ESCAPES,
+    MOST_FIELDS,
+    MOST_VALUES,
+    BadQuery,
+    Filter,
+    Filters,
+    Nearest,
+    SubscribeRequest,
+)
 from tests.support.killmail import EXAMPLE
 
 if TYPE_CHECKING:
@@ -69,9 +78,9 @@ PAIRS: st.SearchStrategy[Pairs] = st.lists(
 
 
 def asked(query: str, filters: Filters = PACKAGED) -> Filter:
-    wish = filters.read(query)
-    assert wish.filter is not None
-    return wish.filter
+    request = filters.read(query)
+    assert request.filter is not None
+    return request.filter
 
 
 # The plain definition
@@ -122,9 +131,9 @@ def wanted(pairs: Pairs, update_type: str, data: object) -> bool:
 @example([("any", "null")], "event", {})
 @example([("integer", "9007199254740993")], "event", {"integer": 2.0**53})
 def test_filter_agrees_with_the_plain_definition(pairs: Pairs, update_type: str, data: object) -> None:
-    wish = OWN.read(urlencode(pairs))
-    assert (wish.filter is None) == (pairs == [])
-    assert wish.filter is None or wish.filter.matches(update_type, data) == wanted(pairs, update_type, data)
+    request = OWN.read(urlencode(pairs))
+    assert (request.filter is None) == (pairs == [])
+    assert request.filter is None or request.filter.matches(update_type, data) == wanted(pairs, update_type, data)
 
 
 @given(PAIRS.flatmap(lambda pairs: st.tuples(st.just(pairs), st.permutations(pairs + pairs[:2]))))
@@ -212,19 +221,19 @@ def test_member_without_a_value_asks_for_the_empty_string() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "wish"),
+    ("query", "expected"),
     [
-        ("", Wish(None, None)),
-        ("&", Wish(None, None)),
-        ("after", Wish(None, "")),
-        ("after=", Wish(None, "")),
-        ("after=1234-9f86d081", Wish(None, "1234-9f86d081")),
-        ("after=no+id+at+all", Wish(None, "no id at all")),
-        ("after=&type=event", Wish(Filter(frozenset({"event"}), ()), "")),
+        ("", SubscribeRequest(None, None)),
+        ("&", SubscribeRequest(None, None)),
+        ("after", SubscribeRequest(None, "")),
+        ("after=", SubscribeRequest(None, "")),
+        ("after=1234-9f86d081", SubscribeRequest(None, "1234-9f86d081")),
+        ("after=no+id+at+all", SubscribeRequest(None, "no id at all")),
+        ("after=&type=event", SubscribeRequest(Filter(frozenset({"event"}), ()), "")),
     ],
 )
-def test_ids_are_asked_for_with_after(query: str, wish: Wish) -> None:
-    assert PACKAGED.read(query) == wish
+def test_ids_are_asked_for_with_after(query: str, expected: SubscribeRequest) -> None:
+    assert PACKAGED.read(query) == expected
 
 
 def test_everything_is_asked_for_with_all_types_at_once() -> None:
@@ -352,7 +361,7 @@ def test_one_value_more_than_the_limit_is_refused(more: str) -> None:
 
 @pytest.mark.parametrize("field", ["", "after=", "x"])
 def test_query_of_more_fields_than_are_looked_at_is_refused(field: str) -> None:
-    assert PACKAGED.read("&" * MOST_FIELDS) == Wish(None, None)
+    assert PACKAGED.read("&" * MOST_FIELDS) == SubscribeRequest(None, None)
     words = f"the query has more than {MOST_FIELDS} fields; give {MOST_VALUES} values at most"
     with pytest.raises(BadQuery, match=f"^{words}$"):
         PACKAGED.read("&".join([field] * (MOST_FIELDS + 2)))

@@ -4,17 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.contract import update_id
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**32 - 1))
-def test_an_id_that_was_given_out_is_understood(number: int, check: int) -> None:
-    assert update_id.read(str(Id(number, check))) == (number, check)
+def test_an_id_that_was_given_out_is_understood(sequence: int, tag: int) -> None:
+    assert UpdateId.parse(str(UpdateId(sequence, tag))) == (sequence, tag)
 
 
 def test_an_id_looks_like_this() -> None:
-    assert str(Id(1234, 0xABC)) == "1234-00000abc"
+    assert str(UpdateId(1234, 0xABC)) == "1234-00000abc"
 
 
 @pytest.mark.parametrize(
@@ -34,4 +33,4 @@ def test_an_id_looks_like_this() -> None:
     ],
 )
 def test_nothing_else_is_an_id(text: str) -> None:
-    assert update_id.read(text) is None
+    assert UpdateId.parse(text) is None

@@ -15,7 +15,7 @@ from websockets.server import ServerProtocol
 
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
-from bridge.contract.filters import Filters, Wish
+from bridge.contract.filters import Filters, SubscribeRequest
 from bridge.metrics import Metrics
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
@@ -57,7 +57,7 @@ class RecordingHost:
         self.tls: Tls | None = None
         self.handshake_timeout_s = TIMEOUT_S
         self.tls_shutdown_s = DEFAULT.tls_shutdown_s
-        self.upgrades: list[tuple[Handshake, asyncio.Transport, Wish, bytes]] = []
+        self.upgrades: list[tuple[Handshake, asyncio.Transport, SubscribeRequest, bytes]] = []
         self.requests: list[Request] = []
         """Those of the upgrades."""
         self.refusals: list[tuple[str, str, str]] = []
@@ -67,9 +67,14 @@ class RecordingHost:
         self.ended: list[Handshake] = []
 
     def upgraded(
-        self, handshake: Handshake, transport: asyncio.Transport, request: Request, wish: Wish, rest: bytes
+        self,
+        handshake: Handshake,
+        transport: asyncio.Transport,
+        request: Request,
+        wanted: SubscribeRequest,
+        rest: bytes,
     ) -> None:
-        self.upgrades.append((handshake, transport, wish, rest))
+        self.upgrades.append((handshake, transport, wanted, rest))
         self.requests.append(request)
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
@@ -168,7 +173,7 @@ async def test_handshake_is_answered_with_101_and_the_accept_of_its_key(harness:
         "Sec-WebSocket-Accept": "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
     }
     assert client.transport.ended == []
-    assert harness.host.upgrades == [(client.handshake, client.transport, Wish(None, None), b"")]
+    assert harness.host.upgrades == [(client.handshake, client.transport, SubscribeRequest(None, None), b"")]
     assert harness.host.refusals == []
 
 
@@ -207,7 +212,7 @@ async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
 ) -> None:
     client = await harness.ask(request(3000, target + query))
     assert client.status == 101
-    assert [wish for _, _, wish, _ in harness.host.upgrades] == [FILTERS.read(query.removeprefix("?"))]
+    assert [wanted for _, _, wanted, _ in harness.host.upgrades] == [FILTERS.read(query.removeprefix("?"))]
 
 
 @pytest.mark.parametrize(

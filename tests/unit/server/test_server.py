@@ -20,7 +20,7 @@ from bridge.broadcast.update_log import Log
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import Filters
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from bridge.server import memory
 from bridge.server import server as server_module
@@ -327,8 +327,8 @@ async def test_client_gets_what_its_query_asks_for(serve: Callable[..., Harness]
     harness = serve()
     client = await harness.upgrade(query="?type=event&after=")
     assert harness.metric("bridge_subscriptions") == 1
-    harness.hub.publish(b'{"type": "killmail", "data": {}}', ("killmail", {}), Id(1, 7))
-    harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), Id(2, 7))
+    harness.hub.publish(b'{"type": "killmail", "data": {}}', ("killmail", {}), UpdateId(1, 7))
+    harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), UpdateId(2, 7))
     harness.hub.flush()
     await harness.clock.settle()
     types = [orjson.loads(payload)["type"] for _, payload in client.frames]
@@ -675,7 +675,7 @@ async def test_client_whose_id_did_not_come_while_the_bridge_did_not_run_waits_o
     await harness.clock.stall(3600.0)
     assert harness.metric("bridge_resumes_pending") == 1
     # The bridge now reads the events that were published in the meantime.
-    harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), Id(99, 1))
+    harness.hub.publish(b'{"type": "event", "data": {}}', ("event", {}), UpdateId(99, 1))
     harness.hub.flush()
     await harness.clock.settle()
     [payload] = [payload for opcode, payload in client.frames if opcode == TEXT]

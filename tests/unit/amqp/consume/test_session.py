@@ -10,7 +10,7 @@ from pamqp.header import ContentHeader
 
 from bridge.amqp.consume.session import ConsumerSession, Delivery
 from bridge.amqp.status import Gap
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from tests.support.fake_amqp import OWN, delivery, header, method, part, split_frames
 
 PREFETCH = 8
@@ -47,7 +47,7 @@ class Handler:
         self.log.append(FLUSH)
         self.settle(*(each.tag for each in self.deliveries if each.tag not in self.held | self._settled))
 
-    def record_id(self, update_id: Id) -> None:
+    def record_id(self, update_id: UpdateId) -> None:
         raise AssertionError("only a stream has marks")
 
     def on_caught_up(self) -> None:

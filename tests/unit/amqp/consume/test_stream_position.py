@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.amqp.consume.stream_position import DROPPED, REMADE, Course, Verdict
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 
 NEW, KNOWN, FOREIGN, DOUBTFUL = Verdict.NEW, Verdict.KNOWN, Verdict.FOREIGN, Verdict.DOUBTFUL
 
@@ -44,7 +44,7 @@ def test_all_is_new_and_nothing_is_lost_where_the_stream_begins_later_than_asked
     assert course.begin(50) == 0
     assert judge(course, 46, 48, 50) == [NEW] * 3
     assert course.lost is None
-    assert course.last == Id(50, check_of(50))
+    assert course.last == UpdateId(50, check_of(50))
 
 
 def test_past_ends_with_the_end_and_only_once() -> None:
@@ -125,7 +125,7 @@ def test_more_missing_places_end_a_life_and_what_follows_the_last_one_again_is_t
 
 def test_more_missing_places_are_told_as_dropped_where_the_last_one_is_gone_too(course: Course) -> None:
     assert judge(course, 30) == [DOUBTFUL]
-    assert course.last == Id(10, check_of(10)), "nothing behind them counts as read"
+    assert course.last == UpdateId(10, check_of(10)), "nothing behind them counts as read"
     assert course.begin(40) == 10
     assert judge(course, 32, 33) == [NEW, NEW]
     assert course.lost == DROPPED

@@ -17,7 +17,7 @@ from bridge.amqp.consume.stream_markers import Mark
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.consume.stream_reader import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
 from bridge.amqp.status import Gap, State, Status
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import Recorder
@@ -418,4 +418,4 @@ async def test_end_of_the_past_is_said_with_its_time(stage: Reader, clock: Virtu
     with capture_logs() as logged:
         stage.reader.caught_up()
     [line] = logged
-    assert (line["event"], line["last"], line["after_s"]) == ("history read", str(Id(5, 7)), 3.0)
+    assert (line["event"], line["last"], line["after_s"]) == ("history read", str(UpdateId(5, 7)), 3.0)

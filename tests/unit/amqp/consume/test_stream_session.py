@@ -14,7 +14,7 @@ from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.consume.stream_reader import Stream, StreamReader
 from bridge.amqp.consume.stream_session import DOUBTFUL, NO_OFFSET, StreamSession
 from bridge.amqp.status import Gap, Status
-from bridge.contract.update_id import Id
+from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import CAUGHT_UP, Came, Marked, Recorder
 from tests.support.fake_amqp import OWN, header, method, part
@@ -24,8 +24,8 @@ BASE = 2**40
 """Where the stream of these tests begins: the library encodes a smaller number in fewer bytes than a broker."""
 
 
-def id_of(at: int, body: bytes = b"event") -> Id:
-    return Id(BASE + at, crc32(body))
+def id_of(at: int, body: bytes = b"event") -> UpdateId:
+    return UpdateId(BASE + at, crc32(body))
 
 
 class FedReader:
