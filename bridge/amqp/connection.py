@@ -20,7 +20,7 @@ from yarl import URL
 
 from bridge.amqp import container, tls
 from bridge.amqp.nodes import Node
-from bridge.amqp.reply_timeout import patient
+from bridge.amqp.timeouts import patient
 from bridge.amqp.wire import heartbeats
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.config.tls_version import require_tls_1_2

@@ -12,9 +12,9 @@ import aiormq
 import structlog
 from pamqp.common import FieldTable
 
-from bridge.amqp.close_causes import CANCELLED
+from bridge.amqp.close_cause import CANCELLED
 from bridge.amqp.connection import error_text
-from bridge.amqp.reply_timeout import rpc_timeout
+from bridge.amqp.timeouts import rpc_timeout
 from bridge.errors import BrokerRefusal
 
 _log = structlog.get_logger("bridge.amqp")

@@ -15,7 +15,7 @@ import aiormq
 import structlog
 
 from bridge.amqp import topology
-from bridge.amqp.close_causes import CANCELLED, Ending, closed_future, ending_of, ending_of_connection
+from bridge.amqp.close_cause import CANCELLED, Ending, closed_future, ending_of, ending_of_connection
 from bridge.amqp.connection import open_connection
 from bridge.amqp.consume import queue
 from bridge.amqp.consume.delivery_counts import Returns
@@ -29,9 +29,9 @@ from bridge.amqp.consume.stream_session import DOUBTFUL, StreamSession
 from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.amqp.consume.topology_check import Watch
 from bridge.amqp.nodes import Node, rotated
-from bridge.amqp.reply_timeout import rpc_timeout
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import cancel_requests, keep_alive
+from bridge.amqp.timeouts import rpc_timeout
 from bridge.amqp.topology import Exchange, Topology
 from bridge.amqp.wire import compat
 from bridge.errors import BrokerRefusal

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import structlog
 
-from bridge.amqp.close_causes import Ending
+from bridge.amqp.close_cause import Ending
 from bridge.backoff import Backoff
 
 ENDS_AT_ONCE = (

@@ -15,8 +15,8 @@ import structlog
 
 from bridge.amqp.connection import error_text
 from bridge.amqp.consume.delivery_counts import Returns
-from bridge.amqp.reply_timeout import patient, rpc_timeout
 from bridge.amqp.status import Gap
+from bridge.amqp.timeouts import patient, rpc_timeout
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Settlement

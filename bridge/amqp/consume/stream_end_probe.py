@@ -12,12 +12,12 @@ import aiormq
 from pamqp import commands
 
 from bridge.amqp import topology
-from bridge.amqp.close_causes import closed_future, watch_blocked
+from bridge.amqp.close_cause import closed_future, watch_blocked
 from bridge.amqp.connection import error_text
 from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.stream_markers import MARK, Mark
-from bridge.amqp.reply_timeout import patient
 from bridge.amqp.status import Gap
+from bridge.amqp.timeouts import patient
 from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
 from bridge.errors import BrokerRefusal

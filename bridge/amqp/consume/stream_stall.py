@@ -15,10 +15,10 @@ from typing import Literal
 import aiormq
 import structlog
 
-from bridge.amqp.close_causes import ExplainedError
+from bridge.amqp.close_cause import ExplainedError
 from bridge.amqp.connection import error_text
 from bridge.amqp.consume.stream_reader import StreamReader
-from bridge.amqp.reply_timeout import patient
+from bridge.amqp.timeouts import patient
 from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
 from bridge.contract.update_id import UpdateId

@@ -17,7 +17,7 @@ import aiormq
 import structlog
 
 from bridge.amqp.connection import error_text
-from bridge.amqp.reply_timeout import TICKS, no_reply_error
+from bridge.amqp.timeouts import TICKS, no_reply_error
 from bridge.amqp.topology import ROUTING_KEY, Amqp, Exchange, Request, Topology
 from bridge.timing import DEFAULT, Timing
 

@@ -13,11 +13,11 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.close_causes import Ending, closed_future, watch_blocked
+from bridge.amqp.close_cause import Ending, closed_future, watch_blocked
 from bridge.amqp.connection import error_text, open_connection
 from bridge.amqp.nodes import Node, rotated
-from bridge.amqp.reply_timeout import rpc_timeout
 from bridge.amqp.supervisor import cancel_requests
+from bridge.amqp.timeouts import rpc_timeout
 from bridge.amqp.wire import large_messages
 from bridge.timing import DEFAULT, Timing
 

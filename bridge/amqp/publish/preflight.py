@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bridge.amqp import topology
 from bridge.amqp.connection import open_connection
 from bridge.amqp.nodes import Node
-from bridge.amqp.reply_timeout import rpc_timeout
+from bridge.amqp.timeouts import rpc_timeout
 from bridge.errors import ConfigurationError
 from bridge.timing import DEFAULT
 

@@ -13,7 +13,7 @@ import aiormq
 import structlog
 from pamqp.common import FieldTable
 
-from bridge.amqp import reply_timeout, topology
+from bridge.amqp import timeouts, topology
 from bridge.amqp.connection import error_text
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.nodes import Node
@@ -224,7 +224,7 @@ class RejectPublisher:
         """Says again and again that a confirm is missed, whatever others say meanwhile."""
         limit_s = self._timing.confirm_warning_s
         while True:
-            await reply_timeout.sleep(limit_s)
+            await timeouts.sleep(limit_s)
             if self._outlet.open and not self._outlet.blocked:
                 self._failed(f"no confirm within {limit_s:g} s: the broker may be short of memory or disk")
 

@@ -17,7 +17,7 @@ from pamqp import commands
 from bridge.amqp.connection import error_text, open_connection
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
-from bridge.amqp.reply_timeout import patient
+from bridge.amqp.timeouts import patient
 from bridge.amqp.wire import compat
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 

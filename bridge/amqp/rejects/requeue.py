@@ -12,7 +12,7 @@ from bridge.amqp.connection import error_text
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
-from bridge.amqp.reply_timeout import patient
+from bridge.amqp.timeouts import patient
 from bridge.contract.text import printable
 
 MAX_IN_FLIGHT = 50

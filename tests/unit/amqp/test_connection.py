@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
 
-from bridge.amqp import close_causes, connection, container
-from bridge.amqp.close_causes import Ending
+from bridge.amqp import close_cause, connection, container
+from bridge.amqp.close_cause import Ending
 from bridge.amqp.connection import error_text, os_error_text
 from bridge.amqp.container import Container
 from bridge.amqp.nodes import Node
@@ -328,7 +328,7 @@ async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
 async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[Ending]]:
     amqp = FakeAmqp()
     channel: Any = await amqp.channel(publisher_confirms=False)
-    return amqp, channel, close_causes.closed_future(amqp.amqp, channel)
+    return amqp, channel, close_cause.closed_future(amqp.amqp, channel)
 
 
 async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_first_one_counts() -> None:
@@ -348,7 +348,7 @@ async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_firs
     _, channel, ended = await opened()
     [cancelled] = channel.on_consumer_cancel_callbacks
     cancelled(object())
-    assert await ended == (close_causes.CANCELLED, True)
+    assert await ended == (close_cause.CANCELLED, True)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "in order"])
@@ -383,11 +383,11 @@ async def test_end_without_an_error_has_words_too(how: str) -> None:
     ],
 )
 def test_broker_lives_on_only_where_it_says_why_and_not_that_it_stops(error: BaseException, *, explained: bool) -> None:
-    assert close_causes.Ending.by(error).explained is explained
+    assert close_cause.Ending.by(error).explained is explained
 
 
 async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
-    close_causes.watch_blocked(cast("Any", object()), lambda reason: None)
+    close_cause.watch_blocked(cast("Any", object()), lambda reason: None)
 
 
 class Closing:

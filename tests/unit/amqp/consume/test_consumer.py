@@ -12,7 +12,7 @@ from pamqp import commands
 from structlog.testing import capture_logs
 
 from bridge.amqp import status, supervisor
-from bridge.amqp.close_causes import ExplainedError
+from bridge.amqp.close_cause import ExplainedError
 from bridge.amqp.consume import consumer as module
 from bridge.amqp.consume import gaps, queue, topology_check
 from bridge.amqp.consume.consumer import Consumer, Source

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from bridge.amqp import reply_timeout
-from bridge.amqp.reply_timeout import TICKS, patient, rpc_timeout
+from bridge.amqp import timeouts
+from bridge.amqp.timeouts import TICKS, patient, rpc_timeout
 from tests.support.virtual_time import VirtualTime
 
 
@@ -54,10 +54,10 @@ async def test_limit_is_no_more_when_the_work_is_done(clock: VirtualTime) -> Non
 
 async def test_sleep_takes_its_time_and_is_not_over_when_the_loop_stood_still_for_it(clock: VirtualTime) -> None:
     before_s = clock.now_s
-    await reply_timeout.sleep(3.0)
+    await timeouts.sleep(3.0)
     assert clock.now_s - before_s == pytest.approx(3.0, abs=0.01)
     before_s = clock.now_s
-    sleeping = asyncio.create_task(reply_timeout.sleep(3.0))
+    sleeping = asyncio.create_task(timeouts.sleep(3.0))
     await asyncio.sleep(0)
     clock.now_s += 60.0
     await sleeping
