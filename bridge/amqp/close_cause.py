@@ -1,12 +1,13 @@
-"""Why a connection, a channel or a consumer ended; and why a connection takes nothing to publish.
+"""Why a connection, a channel or a consumer was closed, and why a connection is blocked.
 
-This file must never know what is done about it.
+This module does not decide what follows from the cause.
 """
 
 import asyncio
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Self
 
 import aiormq
 from pamqp import commands
@@ -17,75 +18,81 @@ from bridge.errors import BrokerRefusal
 
 CANCELLED = "the broker cancelled the consumer"
 
-_GOES_DOWN = re.compile("'shutdown'|is down")
-"""In the broker's words when it ends a connection because it stops itself, or the virtual host."""
+_SHUTDOWN = re.compile("'shutdown'|is down")
+"""In the text of a close by a broker that stops itself or the virtual host."""
 
 
-class ExplainedError(ConnectionError):
-    """Ends a session by the bridge's own decision, and not for want of an answer."""
+class SessionEndedError(ConnectionError):
+    """Ends a session by a decision of the bridge, although the broker answers."""
 
 
-class Ending(NamedTuple):
-    """Why something at the broker ended."""
-
-    reason: str
-    explained: bool = True
-    """False if the broker may have been restarted: it said that it stops, or the connection was lost without a word."""
-
-    @classmethod
-    def by(cls, error: BaseException) -> "Ending":
-        """The ending that an error of aiormq's means."""
-        told = isinstance(error, _EXPLAINED)
-        return cls(error_text(error), told and not _GOES_DOWN.search(error_text(error)))
-
-
-_EXPLAINED = (
+_BROKER_IS_UP = (
     BrokerRefusal,
-    ExplainedError,
+    SessionEndedError,
     aiormq.exceptions.ChannelClosed,
     aiormq.exceptions.ConnectionClosed,
 )
+"""Errors that a running broker causes."""
 
 
-def ending_of(task: "asyncio.Task[object]") -> Ending:
-    """What a task means that has failed, on a channel that may be gone."""
+@dataclass(frozen=True, slots=True)
+class CloseCause:
+    """Why a connection, a channel or a consumer was closed."""
+
+    reason: str
+    broker_stayed_up: bool = True
+    """False if the broker may have been restarted: its close announced a shutdown, or the connection was lost."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """Returns the cause that an error of aiormq or of a session stands for."""
+        reason = error_text(error)
+        return cls(reason, isinstance(error, _BROKER_IS_UP) and not _SHUTDOWN.search(reason))
+
+
+def task_close_cause(task: asyncio.Task[object]) -> CloseCause:
+    """Returns the cause for the end of a task that used a channel."""
     error = None if task.cancelled() else task.exception()
-    return Ending("the channel was closed", explained=False) if error is None else Ending.by(error)
+    return CloseCause("the channel was closed", broker_stayed_up=False) if error is None else CloseCause.of(error)
 
 
-async def ending_of_connection(amqp: aiormq.abc.AbstractConnection, limit_s: float) -> Ending | None:
-    """Why a connection has ended; None where it has not, within `limit_s`.
+async def connection_close_cause(amqp: aiormq.abc.AbstractConnection, limit_s: float) -> CloseCause | None:
+    """Returns why a connection was closed, or None if it is still open after `limit_s`.
 
-    A pending request fails first. The reason for the close is known only after that.
+    A pending request fails first. The cause is known only after that.
     """
     await asyncio.wait([amqp.closing], timeout=limit_s)
-    return _ending(amqp.closing) if amqp.closing.done() else None
+    return _cause(amqp.closing) if amqp.closing.done() else None
 
 
-def _ending(closing: "asyncio.Future[object]") -> Ending:
+def closed_future(
+    amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel
+) -> asyncio.Future[CloseCause]:
+    """Returns a future that is done when the connection, the channel or the consumer is closed."""
+    closed: asyncio.Future[CloseCause] = asyncio.get_running_loop().create_future()
+
+    def close(cause: CloseCause) -> None:
+        if not closed.done():
+            closed.set_result(cause)
+
+    def on_closing(closing: asyncio.Future[object]) -> None:
+        close(_cause(closing))
+
+    amqp.closing.add_done_callback(on_closing)
+    channel.closing.add_done_callback(on_closing)
+    # The only sign that the queue was deleted or that the broker cancelled the consumer.
+    channel.on_consumer_cancel_callbacks.add(lambda frame: close(CloseCause(CANCELLED)))
+    return closed
+
+
+def _cause(closing: asyncio.Future[object]) -> CloseCause:
     error = None if closing.cancelled() else closing.exception()
     if isinstance(error, asyncio.CancelledError):
-        # aiormq cancels its own reader when the heartbeats stay away.
-        return Ending("nothing more was heard from the broker", explained=False)
-    return Ending("the connection was closed", explained=False) if error is None else Ending.by(error)
-
-
-def closed_future(amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel) -> asyncio.Future[Ending]:
-    """Done when the connection, the channel or the consumer ends."""
-    ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-
-    def end(ending: Ending) -> None:
-        if not ended.done():
-            ended.set_result(ending)
-
-    def closed(closing: "asyncio.Future[object]") -> None:
-        end(_ending(closing))
-
-    amqp.closing.add_done_callback(closed)
-    channel.closing.add_done_callback(closed)
-    # The only sign of a queue that was deleted, or of a consumer that the broker cancelled.
-    channel.on_consumer_cancel_callbacks.add(lambda frame: end(Ending(CANCELLED)))
-    return ended
+        # aiormq cancels its own reader when heartbeats are missing.
+        return CloseCause("nothing more was heard from the broker", broker_stayed_up=False)
+    if error is None:
+        return CloseCause("the connection was closed", broker_stayed_up=False)
+    return CloseCause.of(error)
 
 
 def watch_blocked(amqp: aiormq.abc.AbstractConnection, tell: Callable[[str | None], None]) -> None:

@@ -20,7 +20,7 @@ from yarl import URL
 
 from bridge.amqp import container, tls
 from bridge.amqp.nodes import Node
-from bridge.amqp.timeouts import patient
+from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.amqp.wire import heartbeats
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.config.tls_version import require_tls_1_2
@@ -147,7 +147,7 @@ async def _connect(node: Node, name: str, fast_channel: FastChannel | None, timi
     loop = asyncio.get_running_loop()
     try:
         # aiormq, told to give up, says goodbye first: over TLS, to a broker that says nothing, that takes it 30 s.
-        async with patient(timing.connect_timeout_s, lambda: loop.call_later(timing.give_up_s, line.cut)):
+        async with lag_tolerant_timeout(timing.connect_timeout_s, lambda: loop.call_later(timing.give_up_s, line.cut)):
             await connection.connect()
     except TimeoutError as error:
         raise ConnectionError(f"{node} does not answer within {timing.connect_timeout_s:g} s") from error
@@ -223,7 +223,7 @@ async def _close(connection: aio_pika.abc.AbstractConnection, line: _TransportFa
     closing = asyncio.ensure_future(connection.close())
     try:
         with suppress(TimeoutError):
-            async with patient(timing.amqp_close_timeout_s):
+            async with lag_tolerant_timeout(timing.amqp_close_timeout_s):
                 await asyncio.wait([closing])
     finally:
         # Also if this task is cancelled. A broker that is short of memory stops reading, and aiormq waits until the

@@ -15,7 +15,7 @@ import aiormq
 import structlog
 
 from bridge.amqp import topology
-from bridge.amqp.close_cause import CANCELLED, Ending, closed_future, ending_of, ending_of_connection
+from bridge.amqp.close_cause import CANCELLED, CloseCause, closed_future, connection_close_cause, task_close_cause
 from bridge.amqp.connection import open_connection
 from bridge.amqp.consume import queue
 from bridge.amqp.consume.delivery_counts import Returns
@@ -163,24 +163,24 @@ class Consumer:
                     raise
                 session.open()
                 self.intake.begin(session.fast_channel)
-                ending = await self._ended(amqp, session, found, ended)
-                if ending.reason == STOPPED:
+                cause = await self._ended(amqp, session, found, ended)
+                if cause.reason == STOPPED:
                     self.intake.hold(False)
                     await session.finish(self._queue.comes_again, self._timing)
             except BaseException as error:
-                ending = Ending.by(error)
-                lost = await ending_of_connection(amqp, self._timing.give_up_s)
-                ending = lost or ending
+                cause = CloseCause.of(error)
+                lost = await connection_close_cause(amqp, self._timing.give_up_s)
+                cause = lost or cause
                 if lost is None or isinstance(error, BrokerRefusal) or cancel_requests() > before:
                     raise
                 raise ConnectionError(lost.reason) from error
             else:
-                return ending.reason
+                return cause.reason
             finally:
-                self.status.broker_may_have_restarted |= not ending.explained
+                self.status.broker_may_have_restarted |= not cause.broker_stayed_up
                 if session.fast_channel.number is not None:  # it was about to consume, or has consumed
                     at_once = amqp.closing.done() and not (self._watch and self._watch.answered)
-                    self._at_once.note_ending(ending if at_once else None)
+                    self._at_once.note_close(cause if at_once else None)
                 self.intake.end(session.outstanding)
                 session.current = False
                 self._watch = None
@@ -189,7 +189,7 @@ class Consumer:
 
     async def _set_up(
         self, amqp: aiormq.abc.AbstractConnection, session: ConsumerSession
-    ) -> tuple[Topology, "asyncio.Future[Ending]"]:
+    ) -> tuple[Topology, asyncio.Future[CloseCause]]:
         """Returns what is consumed from, and the future of its end."""
         source = self._source
         channel = await amqp.channel(publisher_confirms=False)
@@ -213,8 +213,8 @@ class Consumer:
         amqp: aiormq.abc.AbstractConnection,
         session: ConsumerSession,
         found: Topology,
-        ended: "asyncio.Future[Ending]",
-    ) -> Ending:
+        ended: asyncio.Future[CloseCause],
+    ) -> CloseCause:
         """Returns when consuming is over."""
         self._watch = watch = Watch(
             amqp,
@@ -248,13 +248,13 @@ class Consumer:
             await asyncio.gather(*tasks, return_exceptions=True)
         if ended.done() and ended.result().reason == CANCELLED:
             reason = await topology.cancellation_reason(amqp, found.queue, self._timing.cancel_timeout_s)
-            lost = await ending_of_connection(amqp, self._timing.give_up_s)
-            return Ending(reason, lost is None or lost.explained)
+            lost = await connection_close_cause(amqp, self._timing.give_up_s)
+            return CloseCause(reason, lost is None or lost.broker_stayed_up)
         if ended.done():
             return ended.result()
         if session.failed.done():
-            return Ending(session.failed.result())
-        return Ending(STOPPED) if self._stopping.is_set() else ending_of(over[0])
+            return CloseCause(session.failed.result())
+        return CloseCause(STOPPED) if self._stopping.is_set() else task_close_cause(over[0])
 
     def _heard(self, asked_s: float) -> None:
         self.status.touch(asked_s)

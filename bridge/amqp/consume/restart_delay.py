@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import structlog
 
-from bridge.amqp.close_cause import Ending
+from bridge.amqp.close_cause import CloseCause
 from bridge.backoff import Backoff
 
 ENDS_AT_ONCE = (
@@ -66,15 +66,15 @@ class EndsAtOnce(Repeats):
     def __init__(self) -> None:
         super().__init__(LONGEST_REST_S)
 
-    def note_ending(self, ending: Ending | None) -> None:
+    def note_close(self, cause: CloseCause | None) -> None:
         """Notes how one ended; None for one that did not end so soon."""
-        if ending is None:
+        if cause is None:
             self.reset()
             return
-        failed = ending.explained and not ending.reason.startswith("CONNECTION_FORCED")
+        failed = cause.broker_stayed_up and not cause.reason.startswith("CONNECTION_FORCED")
         self.note(phrase := ENDS_AT_ONCE if failed else LOST_AT_ONCE)
         if self.count > 1 and self.count & (self.count - 1) == 0:
-            _log.error(phrase, times=self.count, error=ending.reason)
+            _log.error(phrase, times=self.count, error=cause.reason)
 
     @property
     def warnings(self) -> list[str]:

@@ -16,7 +16,7 @@ import structlog
 from bridge.amqp.connection import error_text
 from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.status import Gap
-from bridge.amqp.timeouts import patient, rpc_timeout
+from bridge.amqp.timeouts import lag_tolerant_timeout, rpc_timeout
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Settlement
@@ -184,7 +184,7 @@ class ConsumerSession:
         self.settled.clear()
         if self.outstanding:
             with suppress(TimeoutError):
-                async with patient(timing.settle_timeout_s):
+                async with lag_tolerant_timeout(timing.settle_timeout_s):
                     await self.settled.wait()
         self.acknowledge()
         if self.outstanding:

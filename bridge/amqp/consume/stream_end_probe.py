@@ -17,7 +17,7 @@ from bridge.amqp.connection import error_text
 from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.status import Gap
-from bridge.amqp.timeouts import patient
+from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
 from bridge.errors import BrokerRefusal
@@ -101,7 +101,7 @@ class Sounding:
         while True:
             body = stream_markers.write(Mark(token, gap()))
             try:
-                async with patient(self._retry_s):
+                async with lag_tolerant_timeout(self._retry_s):
                     await self._channel.basic_publish(
                         body, routing_key=self._stream, properties=properties, mandatory=True
                     )

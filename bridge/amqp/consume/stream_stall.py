@@ -15,10 +15,10 @@ from typing import Literal
 import aiormq
 import structlog
 
-from bridge.amqp.close_cause import ExplainedError
+from bridge.amqp.close_cause import SessionEndedError
 from bridge.amqp.connection import error_text
 from bridge.amqp.consume.stream_reader import StreamReader
-from bridge.amqp.timeouts import patient
+from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
 from bridge.contract.update_id import UpdateId
@@ -65,7 +65,7 @@ class StallDetector:
                 if delivering and time.monotonic() >= self._end_s:
                     await self._find_end()
             elif time.monotonic() >= self._probe_s and await self._is_stalled():
-                raise ExplainedError(STALLED)
+                raise SessionEndedError(STALLED)
 
     def _begin_silence(self) -> None:
         self._last: UpdateId | None = self._course.last
@@ -112,7 +112,7 @@ class StallDetector:
         probe, the consumer still works, and it learns by itself that its stream or its connection is gone."""
         limit_s = self._timing.stall_check_s
         try:
-            async with patient(limit_s + self._timing.check_timeout_s):
+            async with lag_tolerant_timeout(limit_s + self._timing.check_timeout_s):
                 if self._channel is None or self._channel.is_closed:
                     # 0 means unbounded. A full frame buffer would block aiormq's reader, and with it all channels of
                     # the connection. RabbitMQ 3.10 may send a whole chunk despite the prefetch of 1.
@@ -153,7 +153,7 @@ async def first_offset(
     consuming = await channel.basic_consume(stream, take, arguments={"x-stream-offset": offset})
     closing = channel.closing
     with suppress(TimeoutError):
-        async with patient(limit_s):
+        async with lag_tolerant_timeout(limit_s):
             await asyncio.wait([found, closing], return_when=asyncio.FIRST_COMPLETED)
     if closing.done():
         closing.result()

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.close_cause import Ending, closed_future, watch_blocked
+from bridge.amqp.close_cause import CloseCause, closed_future, watch_blocked
 from bridge.amqp.connection import error_text, open_connection
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.supervisor import cancel_requests
@@ -56,7 +56,7 @@ class ConfirmChannel:
         self._set_up = set_up
         self._timing = timing
         self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
-        self._ended: asyncio.Future[Ending] | None = None
+        self._ended: asyncio.Future[CloseCause] | None = None
         """Of the channel: done when it, or its connection, is over."""
         self.blocked: str | None = None
         """Why the broker takes nothing to publish at the moment, in its own words."""
@@ -156,7 +156,7 @@ class ConfirmChannel:
     def renew(self, channel: Channel, reason: str) -> None:
         """Ends the life of this channel, so that everything is set up anew; one that is over already stays so."""
         if self._withdraw(channel) and self._ended is not None and not self._ended.done():
-            self._ended.set_result(Ending(reason))
+            self._ended.set_result(CloseCause(reason))
 
     def fail(self, error: Exception) -> None:
         """Lets everybody who waits for a channel have this error instead: there will be none."""

@@ -224,7 +224,7 @@ class RejectPublisher:
         """Says again and again that a confirm is missed, whatever others say meanwhile."""
         limit_s = self._timing.confirm_warning_s
         while True:
-            await timeouts.sleep(limit_s)
+            await timeouts.lag_tolerant_sleep(limit_s)
             if self._outlet.open and not self._outlet.blocked:
                 self._failed(f"no confirm within {limit_s:g} s: the broker may be short of memory or disk")
 

@@ -17,7 +17,7 @@ from pamqp import commands
 from bridge.amqp.connection import error_text, open_connection
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
-from bridge.amqp.timeouts import patient
+from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.amqp.wire import compat
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
@@ -104,7 +104,7 @@ class RejectsQueue:
 
     async def _asked(self, request: Awaitable[Answer]) -> Answer:
         try:
-            async with patient(ANSWER_S):
+            async with lag_tolerant_timeout(ANSWER_S):
                 return await request
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
@@ -127,7 +127,7 @@ async def opened(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectsQueue
         channel = await amqp.channel(publisher_confirms=False)
         queue = RejectsQueue(amqp, channel, name)
         try:
-            async with patient(ANSWER_S):
+            async with lag_tolerant_timeout(ANSWER_S):
                 declared = await channel.queue_declare(name, passive=True)
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             raise ConfigurationError(

@@ -12,7 +12,7 @@ from bridge.amqp.connection import error_text
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
-from bridge.amqp.timeouts import patient
+from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.contract.text import printable
 
 MAX_IN_FLIGHT = 50
@@ -63,7 +63,7 @@ class Requeuer:
         # one that nobody got would count as confirmed.
         async with self._of_this_id.setdefault(reject.id, asyncio.Lock()):
             try:
-                async with patient(ANSWER_S):
+                async with lag_tolerant_timeout(ANSWER_S):
                     await channel.basic_publish(
                         reject.body,
                         exchange=exchange,

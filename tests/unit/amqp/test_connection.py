@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pamqp import commands
 
 from bridge.amqp import close_cause, connection, container
-from bridge.amqp.close_cause import Ending
+from bridge.amqp.close_cause import CloseCause
 from bridge.amqp.connection import error_text, os_error_text
 from bridge.amqp.container import Container
 from bridge.amqp.nodes import Node
@@ -325,7 +325,7 @@ async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
 # Requests, and ends
 
 
-async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[Ending]]:
+async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[CloseCause]]:
     amqp = FakeAmqp()
     channel: Any = await amqp.channel(publisher_confirms=False)
     return amqp, channel, close_cause.closed_future(amqp.amqp, channel)
@@ -336,19 +336,19 @@ async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_firs
     await asyncio.sleep(0)
     assert not ended.done()
     channel.closing.set_exception(aiormq.exceptions.ChannelClosed("PRECONDITION_FAILED - delivery timed out"))
-    assert await ended == ("PRECONDITION_FAILED - delivery timed out", True)
+    assert await ended == CloseCause("PRECONDITION_FAILED - delivery timed out", broker_stayed_up=True)
     amqp.lose()
     await asyncio.sleep(0)
-    assert ended.result() == ("PRECONDITION_FAILED - delivery timed out", True)
+    assert ended.result() == CloseCause("PRECONDITION_FAILED - delivery timed out", broker_stayed_up=True)
 
     amqp, _, ended = await opened()
     amqp.lose(aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"))
-    assert await ended == ("CONNECTION_FORCED", True)
+    assert await ended == CloseCause("CONNECTION_FORCED", broker_stayed_up=True)
 
     _, channel, ended = await opened()
     [cancelled] = channel.on_consumer_cancel_callbacks
     cancelled(object())
-    assert await ended == (close_cause.CANCELLED, True)
+    assert await ended == CloseCause(close_cause.CANCELLED, broker_stayed_up=True)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "in order"])
@@ -358,11 +358,11 @@ async def test_end_without_an_error_has_words_too(how: str) -> None:
         amqp.closing.cancel()
     else:
         amqp.closing.set_result(None)
-    assert await ended == ("the connection was closed", False)
+    assert await ended == CloseCause("the connection was closed", broker_stayed_up=False)
 
 
 @pytest.mark.parametrize(
-    ("error", "explained"),
+    ("error", "broker_stayed_up"),
     [
         (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - Closed via management plugin"), True),
         (aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR"), True),
@@ -382,8 +382,10 @@ async def test_end_without_an_error_has_words_too(how: str) -> None:
         (asyncio.CancelledError(), False),
     ],
 )
-def test_broker_lives_on_only_where_it_says_why_and_not_that_it_stops(error: BaseException, *, explained: bool) -> None:
-    assert close_cause.Ending.by(error).explained is explained
+def test_broker_stays_up_only_if_it_gives_a_reason_other_than_a_shutdown(
+    error: BaseException, *, broker_stayed_up: bool
+) -> None:
+    assert close_cause.CloseCause.of(error).broker_stayed_up is broker_stayed_up
 
 
 async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:

@@ -12,7 +12,7 @@ from pamqp import commands
 from structlog.testing import capture_logs
 
 from bridge.amqp import status, supervisor
-from bridge.amqp.close_cause import ExplainedError
+from bridge.amqp.close_cause import SessionEndedError
 from bridge.amqp.consume import consumer as module
 from bridge.amqp.consume import gaps, queue, topology_check
 from bridge.amqp.consume.consumer import Consumer, Source
@@ -829,7 +829,7 @@ class FakeStallDetector:
     async def run(self, may_deliver: Callable[[], bool]) -> None:
         self.may_deliver = may_deliver
         await self.stalled.wait()
-        raise ExplainedError(STALLED)
+        raise SessionEndedError(STALLED)
 
 
 @pytest.fixture
