@@ -1,8 +1,8 @@
-"""One supervised life after another: whoever lives on a connection to the broker is started again when it ends.
+"""Runs one session on a connection to the broker after another, with pauses between them.
 
-The one place that tells a lost connection from a refusal (the end of the program where nothing ever worked) and from a
-fault of ours (said in full, and no reason to stop). All are tried again alike: whoever mends a password waits as little
-for the bridge as who starts a broker.
+This is the one place that distinguishes a lost connection, a refusal of the broker and a fault of the bridge. A refusal
+ends the program if no session ever worked. A fault is logged with its frames. After each of them, the next session
+follows after the same pauses, so that a corrected password is noticed as soon as a started broker.
 """
 
 import asyncio
@@ -13,41 +13,42 @@ from contextlib import suppress
 
 import aiormq
 
+from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.connection import error_text
 from bridge.amqp.status import State, Status
 from bridge.backoff import Backoff
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 
-# Not structlog, as elsewhere: a Publisher has this in other people's programs.
+# The standard library's logger, not structlog: a Publisher runs this in programs of others.
 _log = logging.getLogger("bridge.amqp")
 
 
 class UnexpectedError(Exception):
-    """Stands for an error in the log: with its type's name and its frames, without its text."""
+    """Stands for an error in the log, with the name of its type and its frames, but without its text."""
 
 
-async def keep_alive(
-    live: Callable[[], Awaitable[str]],
+async def supervise(
+    run_session: Callable[[], Awaitable[str]],
     status: Status,
-    lost: Callable[[State, str], None],
+    on_lost: Callable[[State, str], None],
     stopping: asyncio.Event,
     wait: bool,
     stable_s: float = DEFAULT.stable_s,
 ) -> None:
-    """Calls `live` again and again until `stopping` is set; each call is a life, and returns what ended it.
+    """Calls `run_session` until `stopping` is set. Each call runs one session and returns the reason of its end.
 
-    A life that lasted `stable_s` resets the backoff: the next attempt follows after the shortest pause. `lost` is told
-    of each end, before the status changes. Raises BrokerRefusal for a refusal while nothing has ever
-    worked, unless `wait` is set.
+    A session that lasted `stable_s` resets the backoff: the next attempt follows after the shortest pause. `on_lost`
+    gets the new state and the reason of each end, before the status changes. Raises BrokerRefusal for a refusal while
+    no session has ever worked, unless `wait` is set.
     """
-    before = cancel_requests()
+    cancellation = CancellationGuard()
     pauses = Backoff()
     while not stopping.is_set():
         status.attempts += 1
         began_s = time.monotonic()
         try:
-            state, reason = State.LOST, await live()
+            state, reason = State.LOST, await run_session()
         except BrokerRefusal as error:
             if not status.ever_connected and not wait:
                 raise
@@ -55,11 +56,11 @@ async def keep_alive(
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
             state, reason = State.LOST, error_text(error)
         except asyncio.CancelledError as error:
-            if cancel_requests() > before:
+            if cancellation.requested:
                 raise
             state, reason = State.LOST, error_text(error)
         except Exception as error:
-            # The text of an error may hold the broker's URL, and so may those of its causes.
+            # The text of an error may contain the broker's URL, and so may the texts of its causes.
             reason = type(error).__name__
             textless = UnexpectedError(reason).with_traceback(error.__traceback__)
             _log.error("a connection to the broker failed in an unexpected way", exc_info=textless)
@@ -68,19 +69,9 @@ async def keep_alive(
             break
         if time.monotonic() - began_s >= stable_s:
             pauses.reset()
-        lost(state, reason)
+        on_lost(state, reason)
         status.enter(state, reason)
         with suppress(TimeoutError):
             async with asyncio.timeout(pauses.pause_s()):
                 await stopping.wait()
     status.enter(State.STOPPED)
-
-
-def cancel_requests() -> int:
-    """How often somebody has asked the running task to end; more than before, and a CancelledError is theirs.
-
-    aiormq cancels whoever waits for a connection that goes away: a CancelledError alone says nothing. Nor does the
-    number: it stays with a task that went on after a cancellation, to say a last word, perhaps.
-    """
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()

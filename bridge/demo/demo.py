@@ -18,8 +18,8 @@ from typing import NoReturn
 import aiormq
 
 from bridge import logs, queued_output
+from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.nodes import Node
-from bridge.amqp.supervisor import cancel_requests
 from bridge.commands.streams import echo
 from bridge.config import settings
 from bridge.config.listen_addresses import announced_host, authority
@@ -186,11 +186,11 @@ async def _demonstrate(
 
 
 async def _usable(fetcher: Fetcher) -> None:
-    before = cancel_requests()
+    cancellation = CancellationGuard()
     try:
         await fetcher.declare()
     except (aiormq.exceptions.AMQPError, OSError, asyncio.CancelledError) as error:
-        if cancel_requests() > before:
+        if cancellation.requested:
             raise
         raise BridgeError(f"the broker can't be used: {error}") from error
 

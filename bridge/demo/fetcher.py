@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 from bridge.amqp.connection import open_connection
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State, Status
-from bridge.amqp.supervisor import keep_alive
+from bridge.amqp.supervisor import supervise
 from bridge.amqp.topology import ensure_exchange
 from bridge.demo.killmails import killmails, pace
 
@@ -64,7 +64,7 @@ class Fetcher:
                     await asyncio.sleep(due_s - time.monotonic())
             return "no more killmails"
 
-        await keep_alive(live, self._status, self._lost, asyncio.Event(), wait=False)
+        await supervise(live, self._status, self._lost, asyncio.Event(), wait=False)
 
     async def remove(self) -> None:
         """Remove the exchange where it was not to last, unless somebody uses it. Never raises for the broker's sake."""

@@ -15,6 +15,7 @@ import aiormq
 import structlog
 
 from bridge.amqp import topology
+from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.close_cause import CANCELLED, CloseCause, closed_future, connection_close_cause, task_close_cause
 from bridge.amqp.connection import open_connection
 from bridge.amqp.consume import queue
@@ -30,7 +31,7 @@ from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDete
 from bridge.amqp.consume.topology_check import Watch
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.status import State, Status
-from bridge.amqp.supervisor import cancel_requests, keep_alive
+from bridge.amqp.supervisor import supervise
 from bridge.amqp.timeouts import rpc_timeout
 from bridge.amqp.topology import Exchange, Topology
 from bridge.amqp.wire import compat
@@ -106,7 +107,7 @@ class Consumer:
 
     async def run(self) -> None:
         """Consumes until `stop`. Raises BrokerRefusal where the broker refuses from the start (see `wait`)."""
-        await keep_alive(self._consume, self.status, self._lost, self._stopping, self._wait, self._timing.stable_s)
+        await supervise(self._consume, self.status, self._lost, self._stopping, self._wait, self._timing.stable_s)
 
     def stop(self) -> None:
         """Lets `run` end: cancels the consumer, waits for what is in hand to be settled, acknowledges it, closes."""
@@ -146,7 +147,7 @@ class Consumer:
         return reason
 
     async def _life(self) -> str:
-        source, before = self._source, cancel_requests()
+        source, cancellation = self._source, CancellationGuard()
         self._metrics.broker_attempts.inc()
         session = self._new_session()
         self.status.failed_connects += 1
@@ -171,7 +172,7 @@ class Consumer:
                 cause = CloseCause.of(error)
                 lost = await connection_close_cause(amqp, self._timing.give_up_s)
                 cause = lost or cause
-                if lost is None or isinstance(error, BrokerRefusal) or cancel_requests() > before:
+                if lost is None or isinstance(error, BrokerRefusal) or cancellation.requested:
                     raise
                 raise ConnectionError(lost.reason) from error
             else:

@@ -13,10 +13,10 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.close_cause import CloseCause, closed_future, watch_blocked
 from bridge.amqp.connection import error_text, open_connection
 from bridge.amqp.nodes import Node, rotated
-from bridge.amqp.supervisor import cancel_requests
 from bridge.amqp.timeouts import rpc_timeout
 from bridge.amqp.wire import large_messages
 from bridge.timing import DEFAULT, Timing
@@ -74,7 +74,7 @@ class ConfirmChannel:
         return self._channel.done()
 
     async def live(self, stopping: asyncio.Event, opened: Callable[[], None]) -> str:
-        """One life, as `keep_alive` wants it: keeps a channel open until it or `stopping` ends it; returns the reason.
+        """One life, as `supervise` wants it: keeps a channel open until it or `stopping` ends it; returns the reason.
 
         `opened` is told when the channel can be published on.
         """
@@ -127,7 +127,7 @@ class ConfirmChannel:
             # Who comes when there is a channel at last would overtake those who have waited for it.
             async with self._turn:
                 channel = await asyncio.shield(self._channel)
-            before = cancel_requests()
+            cancellation = CancellationGuard()
             fitting = properties(self._frame_max)
             try:
                 if len(body) >= large_messages.LARGE:
@@ -143,7 +143,7 @@ class ConfirmChannel:
                     "the broker does not take it (nack): a queue that is full, perhaps", channel
                 ) from error
             except asyncio.CancelledError as error:
-                if cancel_requests() > before:
+                if cancellation.requested:
                     raise
                 raise Unconfirmed(_LOST, channel) from error
             except aiormq.exceptions.ChannelInvalidStateError as error:

@@ -22,7 +22,7 @@ from bridge.amqp.connection import error_text
 from bridge.amqp.nodes import Node
 from bridge.amqp.publish.confirm_channel import Channel, ConfirmChannel, Unconfirmed, Unrouted
 from bridge.amqp.status import State, Status
-from bridge.amqp.supervisor import keep_alive
+from bridge.amqp.supervisor import supervise
 from bridge.backoff import Backoff
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
@@ -203,7 +203,7 @@ class Publisher:
 
     async def _run(self, outlet: ConfirmChannel) -> None:
         try:
-            await keep_alive(
+            await supervise(
                 lambda: outlet.live(self._stopping, self._opened), self._status, self._lost, self._stopping, wait=False
             )
         except BrokerRefusal as error:

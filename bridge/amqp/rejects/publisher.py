@@ -21,7 +21,7 @@ from bridge.amqp.publish.confirm_channel import Channel, ConfirmChannel, Unconfi
 from bridge.amqp.rejects.properties import reject_properties
 from bridge.amqp.rejects.retry_queue import LONGEST_OWN_S, RetryQueue
 from bridge.amqp.status import State, Status
-from bridge.amqp.supervisor import keep_alive
+from bridge.amqp.supervisor import supervise
 from bridge.backoff import Backoff
 from bridge.contract.pipeline import Rejected
 from bridge.errors import BrokerRefusal
@@ -147,7 +147,7 @@ class RejectPublisher:
     async def run(self) -> None:
         """Keeps a channel to publish on until `stop`. Raises BrokerRefusal as the consumer does."""
         if self._exchange is not None:
-            await keep_alive(
+            await supervise(
                 lambda: self._outlet.live(self._stopping, self._opened),
                 self.status,
                 self._lost,

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.amqp import supervisor
 from bridge.amqp.status import State, Status
-from bridge.amqp.supervisor import cancel_requests, keep_alive
+from bridge.amqp.supervisor import supervise
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 
@@ -73,7 +73,7 @@ class ScriptedLives:
 
     async def run(self) -> None:
         async with asyncio.timeout(5):
-            await keep_alive(self.live, self.status, lambda *told: self.lost.append(told), self.stopping, self.wait)
+            await supervise(self.live, self.status, lambda *told: self.lost.append(told), self.stopping, self.wait)
 
 
 async def test_life_that_ends_is_followed_by_another() -> None:
@@ -184,7 +184,7 @@ async def test_end_is_told_before_the_status_changes() -> None:
         stopping.set()
 
     async with asyncio.timeout(5):
-        await keep_alive(live, status, lost, stopping, wait=False)
+        await supervise(live, status, lost, stopping, wait=False)
     assert seen == [(State.WORKING, State.LOST, "gone")]
     assert status.state is State.STOPPED
     assert status.error == "gone"
@@ -242,24 +242,6 @@ async def test_cancellation_from_outside_ends_it() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert lives.lost == []
-
-
-async def test_cancellation_that_somebody_asked_for_is_told_from_a_stray_one() -> None:
-    assert cancel_requests() == 0
-    seen = []
-
-    async def waiting() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            seen.append(cancel_requests())
-
-    task = asyncio.create_task(waiting())
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert seen == [1]
 
 
 async def test_task_that_went_on_after_a_cancellation_is_kept_alive_through_a_stray_one() -> None:

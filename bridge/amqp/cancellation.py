@@ -1,0 +1,31 @@
+"""Distinguishes a requested cancellation of a task from one that aiormq causes.
+
+aiormq cancels each task that waits for a connection when the connection is lost. The task then gets the same
+CancelledError as from `Task.cancel`.
+"""
+
+import asyncio
+
+
+class CancellationGuard:
+    """Created before a task waits for the broker. `requested` is True once `Task.cancel` was called on the task.
+
+    Earlier requests don't count: `Task.cancelling` still contains them if the task continued after a cancellation. The
+    guard keeps no reference to the task, because an error of the task would then keep its own traceback in memory.
+    """
+
+    __slots__ = ("_earlier",)
+
+    def __init__(self) -> None:
+        self._earlier = _requests()
+
+    @property
+    def requested(self) -> bool:
+        """Whether a cancellation of the running task was requested since it created this guard."""
+        return _requests() > self._earlier
+
+
+def _requests() -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
