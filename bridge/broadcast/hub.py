@@ -15,11 +15,12 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.live_set import Writer
 from bridge.broadcast.replay import Content, Filter, History
-from bridge.broadcast.resume import FROM_NOW_ON, Resuming
+from bridge.broadcast.resume import Resuming
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.subscriptions import Group, View, Views
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.broadcast.waiting import Waiting
+from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 
@@ -101,7 +102,7 @@ class Hub:
         """How many different things clients have asked for, beside everything without ids."""
         return len(self._views)
 
-    def join(self, connection: Subscriber, wanted: Filter | None = None, after: str | None = None) -> None:
+    def join(self, connection: Subscriber, wanted: Filter | None = None, after: After | None = None) -> None:
         """Adds a connection: from now on, or where it asks for ids, from behind the one that it has had last."""
         connection.view = view = self._views.of(wanted, ids=after is not None)
         view.members += 1
@@ -265,14 +266,14 @@ class Hub:
         for connection in (*self._waiting, *self._resuming):
             connection.close(CloseReason.STOPPING)
 
-    def _begin(self, connection: Subscriber, after: str) -> None:
+    def _begin(self, connection: Subscriber, after: After) -> None:
         assert connection.view is not None
         if self._lagging.flushed < self._log.head:
             # The cursor may follow the newest update, and `resume` counts from the cursor to the flushed position.
             self.flush()
         self._resuming.begin(connection, connection.view.filter, after, self._lagging.flushed)
         self._lagging.add(connection, connection.cursor, returning=True)
-        if after == FROM_NOW_ON:
+        if after.is_from_now_on:
             self._lagging.give(connection)
         else:
             self._lagging.go_on(connection)

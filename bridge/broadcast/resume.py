@@ -11,10 +11,7 @@ from bridge.broadcast.frames import text_frame
 from bridge.broadcast.replay import Filter, History
 from bridge.broadcast.subscriber import Subscriber
 from bridge.contract.envelope import resume
-from bridge.contract.update_id import UpdateId
-
-FROM_NOW_ON = ""
-"""The id of a client that wants ids, and has none yet."""
+from bridge.contract.filters import After
 
 
 @dataclass(slots=True)
@@ -46,17 +43,16 @@ class Resuming:
         """Over a copy."""
         return iter(tuple(self._counting))
 
-    def begin(self, connection: Subscriber, wanted: Filter | None, after: str, flushed: int) -> None:
+    def begin(self, connection: Subscriber, wanted: Filter | None, after: After, flushed: int) -> None:
         """Sets the cursor of a connection after the update of its id, or to the oldest update if the id is unknown.
 
         `flushed` is the position up to which the live connections have received everything. No cursor is set beyond it.
         `Hub` flushes first, so that a client does not get the update of its id again.
         """
-        known = UpdateId.parse(after)
-        if after == FROM_NOW_ON:
+        if after.is_from_now_on:
             position: int | None = flushed
         else:
-            position = None if known is None else self._history.after(known)
+            position = None if after.id is None else self._history.after(after.id)
         connection.cursor = self._oldest(flushed) if position is None else min(position, flushed)
         self._counting[connection] = _Resumption(wanted, position is not None, connection.cursor)
 

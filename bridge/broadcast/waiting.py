@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from bridge.broadcast.replay import History
 from bridge.broadcast.subscriber import Subscriber
+from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 
 AT_ONCE = 64
@@ -21,7 +22,7 @@ class Waiting:
         """`reads_back` says that all have to wait for now."""
         self._history = history
         self.reads_back = reads_back
-        self._waiting: dict[Subscriber, tuple[str, UpdateId | None]] = {}
+        self._waiting: dict[Subscriber, tuple[After, UpdateId | None]] = {}
         self._seen: set[Subscriber] = set()
         """Those that were here at the last tick."""
         self._soonest = 0
@@ -34,9 +35,9 @@ class Waiting:
         """Over a copy."""
         return iter(tuple(self._waiting))
 
-    def takes(self, connection: Subscriber, after: str) -> bool:
+    def takes(self, connection: Subscriber, after: After) -> bool:
         """Adds one that has to wait; False where it has not."""
-        known = UpdateId.parse(after)
+        known = after.id
         if not self.reads_back and (known is None or not self._history.is_ahead(known)):
             return False
         number = 0 if known is None else known.sequence
@@ -49,11 +50,11 @@ class Waiting:
         self._waiting.pop(connection, None)
         self._seen.discard(connection)
 
-    def ready(self) -> list[tuple[Subscriber, str]]:
+    def ready(self) -> list[tuple[Subscriber, After]]:
         """Some that need not wait any more, with what they gave; they are not here any more."""
         if not self._waiting or self.reads_back or self._history.newest_number < self._soonest:
             return []
-        ready: list[tuple[Subscriber, str]] = []
+        ready: list[tuple[Subscriber, After]] = []
         soonest: int | None = None
         for connection, (after, known) in self._waiting.items():
             if known is not None and self._history.is_ahead(known):

@@ -17,13 +17,13 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import orjson
 
 from bridge.contract.catalog import Catalog
 from bridge.contract.text import printable
+from bridge.contract.update_id import UpdateId
 
 Plain = str | int | float | None
 
@@ -110,13 +110,39 @@ class Filter:
         return True
 
 
-class SubscribeRequest(NamedTuple):
-    """What a client asks for."""
+@dataclass(frozen=True, slots=True)
+class After:
+    """Where a client that asked for ids starts: from now on, or after an update that it has."""
+
+    text: str
+    """The value of `after` as the client sent it, decoded. Empty: from now on."""
+    id: UpdateId | None
+    """None if the text is empty or not an id. Text that is not an id is treated as an unknown id."""
+
+    @classmethod
+    def parse(cls, text: str) -> "After":
+        """Accepts any text."""
+        return cls(text, UpdateId.parse(text))
+
+    @property
+    def is_from_now_on(self) -> bool:
+        """Whether the client gets no earlier updates."""
+        return not self.text
+
+    @property
+    def is_malformed(self) -> bool:
+        """Whether no bridge can have given this text as an id."""
+        return bool(self.text) and self.id is None
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeRequest:
+    """What a client asks for in the query of its request."""
 
     filter: Filter | None
     """None: everything."""
-    after: str | None
-    """None: updates without ids. Empty: with ids, from now on. Else the id as it was given, which may be unknown."""
+    after: After | None
+    """None: updates without ids."""
 
 
 class Filters:
@@ -148,7 +174,7 @@ class Filters:
         ids = given.pop("after", [])
         if len(ids) > 1:
             raise BadQuery("after is there twice; give it once, with the id of the last update")
-        after = ids[0] if ids else None
+        after = After.parse(ids[0]) if ids else None
         types = frozenset(map(self._type, given.pop("type", ())))
         if not types and not given:
             return SubscribeRequest(None, after)

@@ -14,7 +14,6 @@ from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
 from bridge.broadcast.hub import Hub
 from bridge.contract.filters import Filters, SubscribeRequest
 from bridge.contract.text import printable
-from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
 from bridge.server.access.address_limit import AddressLimit
@@ -279,13 +278,13 @@ class Server:
                 peer=peer,
                 subprotocols=printable(", ".join(subprotocols), 100),
             )
-        after = wanted.after or ""
-        if after and UpdateId.parse(after) is None and (suppressed := self._log_limiter.allow("after")) is not None:
+        after = wanted.after
+        if after is not None and after.is_malformed and (suppressed := self._log_limiter.allow("after")) is not None:
             _log.warning(
                 "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
                 "after empty",
                 peer=peer,
-                after=printable(after.strip(), 40),
+                after=printable(after.text.strip(), 40),
                 **suppressed,
             )
 

@@ -23,6 +23,7 @@ from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
 from bridge.contract import envelope
+from bridge.contract.filters import After
 from bridge.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -525,7 +526,7 @@ class Scene:
         """Adds a client without a descriptor. `full`: it takes the next write only in part."""
         subscriber = FakeSubscriber(self.hub)
         subscriber.full = full
-        self.hub.join(subscriber, wanted, after)
+        self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
         return subscriber
 
     def join_with_socket(
@@ -534,7 +535,7 @@ class Scene:
         """Adds a client with a descriptor, whose socket has this much room."""
         subscriber = SocketSubscriber(self.hub, self.turns.call_soon, room_bytes)
         self._sockets.append(subscriber)
-        self.hub.join(subscriber, wanted, after)
+        self.hub.join(subscriber, wanted, None if after is None else After.parse(after))
         return subscriber
 
     def lagging(self, *payloads: bytes) -> FakeSubscriber:

@@ -19,6 +19,7 @@ from bridge.broadcast.replay import HEADROOM, SEGMENT_UPDATES
 from bridge.broadcast.subscriptions import ASKED
 from bridge.broadcast.waiting import AT_ONCE
 from bridge.contract import envelope
+from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from tests.support.clients import CLOSE, server_frames
 from tests.support.examples import examples
@@ -218,7 +219,7 @@ def test_client_that_was_congested_when_it_came_is_told_once_it_drains(scene: Sc
     scene.publish("a", "a")
     client = FakeSubscriber(scene.hub)
     client.congested = True
-    scene.hub.join(client, None, "")
+    scene.hub.join(client, None, After.parse(""))
     scene.publish("a")
     scene.turns.settle()
     assert client.writes == []
@@ -239,7 +240,7 @@ def test_client_that_leaves_before_it_was_told_is_forgotten(scene: Scene) -> Non
 def test_client_that_fails_when_it_is_told_is_closed(scene: Scene) -> None:
     client = FakeSubscriber(scene.hub)
     client.fault = RuntimeError("gone")
-    scene.hub.join(client, None, "")
+    scene.hub.join(client, None, After.parse(""))
     assert client.closed is CloseReason.INTERNAL
     assert len(scene.hub) == 0
 

@@ -20,6 +20,7 @@ from bridge.broadcast.replay import SEGMENT_UPDATES, Filter, History
 from bridge.broadcast.resume import Resuming
 from bridge.broadcast.update_log import ENTRY_BYTES, Log
 from bridge.contract import envelope
+from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from tests.support.clients import server_frames
@@ -56,7 +57,7 @@ class Bridge:
         return self.hub._lagging.flushed
 
     def begin(self, client: FakeSubscriber, wanted: Filter | None, after: str) -> None:
-        self.resuming.begin(client, wanted, after, self.flushed)
+        self.resuming.begin(client, wanted, After.parse(after), self.flushed)
 
     def publish(self, count: int) -> None:
         for _ in range(count):
@@ -136,7 +137,7 @@ def test_clients_that_come_back_to_nothing_new_count_too_in_a_turn() -> None:
     bridge.publish(1)
     clients = [FakeSubscriber(bridge.hub) for _ in range(2 * BUDGETS[RETURNING] // LEAST_BYTES)]
     for client in clients:
-        bridge.hub.join(client, None, str(UpdateId(1, CHECK)))
+        bridge.hub.join(client, None, After.parse(str(UpdateId(1, CHECK))))
     bridge.turns.turn()
     assert sum(bool(client.writes) for client in clients) == BUDGETS[RETURNING] // LEAST_BYTES
     bridge.turns.settle()
@@ -153,7 +154,7 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
     client.full = state == "lagging"
     old, ahead = str(UpdateId(1, CHECK)), str(UpdateId(10**6, CHECK))
     after = {"live with ids": "", "counting": old, "due": old, "pending": ahead}.get(state)
-    bridge.hub.join(client, Everything() if filtered else None, after)
+    bridge.hub.join(client, Everything() if filtered else None, None if after is None else After.parse(after))
     bridge.publish(1)
     if state == "counting":
         bridge.turns.turn()
@@ -203,7 +204,7 @@ def test_new_clients_that_begin_in_a_later_turn_get_what_is_not_flushed_as_new()
     bridge.hub._waiting.reads_back = True
     clients = [FakeSubscriber(bridge.hub) for _ in range(3 * waiting.AT_ONCE)]
     for client in clients:
-        bridge.hub.join(client, None, "")
+        bridge.hub.join(client, None, After.parse(""))
     bridge.hub.caught_up()
     bridge.hub.publish(PAYLOAD, given=UpdateId(1, CHECK))
     bridge.turns.settle()
@@ -217,7 +218,7 @@ def test_new_clients_that_begin_in_a_later_turn_get_what_is_not_flushed_as_new()
 def test_client_whose_update_has_come_but_is_not_flushed_does_not_get_it_again() -> None:
     bridge = Bridge(check=None)
     client = FakeSubscriber(bridge.hub)
-    bridge.hub.join(client, None, str(UpdateId(2, CHECK)))
+    bridge.hub.join(client, None, After.parse(str(UpdateId(2, CHECK))))
     for number in (1, 2, 3):
         bridge.hub.publish(PAYLOAD, given=UpdateId(number, CHECK))
     bridge.hub.tick()
@@ -314,7 +315,7 @@ class AnyTurn(RuleBasedStateMachine):
             client = FakeSubscriber(self.hub)
             client.congested = full
             self.clients.append((client, position))
-            self.hub.join(client, wanted, "" if back is None else str(UpdateId(position, CHECK)))
+            self.hub.join(client, wanted, After.parse("" if back is None else str(UpdateId(position, CHECK))))
 
     @rule(which=st.integers(0, 7))
     def leave(self, which: int) -> None:

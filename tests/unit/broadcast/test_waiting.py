@@ -10,9 +10,10 @@ from bridge.broadcast.replay import History
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.update_log import Log
 from bridge.broadcast.waiting import Waiting
+from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 
-AHEAD = "99-00000001"
+AHEAD = After.parse("99-00000001")
 
 
 def client() -> Subscriber:
@@ -86,26 +87,26 @@ def test_client_that_is_forgotten_is_never_ready(waiting: Waiting) -> None:
 
 @pytest.mark.parametrize("after", ["nonsense", ""])
 def test_client_with_an_id_that_is_none_does_not_wait(waiting: Waiting, after: str) -> None:
-    assert not waiting.takes(client(), after)
+    assert not waiting.takes(client(), After.parse(after))
 
 
 def test_each_client_is_ready_as_soon_as_its_own_update_has_come(waiting: Waiting, history: CountingHistory) -> None:
     history.give(1)
     clients = {number: client() for number in (9, 3, 6)}
     for number, each in clients.items():
-        assert waiting.takes(each, f"{number}-00000001")
+        assert waiting.takes(each, After.parse(f"{number}-00000001"))
     for number in (3, 6, 9):
         history.give(number - 1)
         assert waiting.ready() == []
         history.give(number)
-        assert waiting.ready() == [(clients[number], f"{number}-00000001")]
+        assert waiting.ready() == [(clients[number], After.parse(f"{number}-00000001"))]
 
 
 def test_clients_are_not_looked_through_before_an_update_of_theirs_may_have_come(
     waiting: Waiting, history: CountingHistory
 ) -> None:
     for number in (50, 60):
-        assert waiting.takes(client(), f"{number}-00000001")
+        assert waiting.takes(client(), After.parse(f"{number}-00000001"))
     history.asked = 0
     for number in range(1, 50):
         history.give(number)

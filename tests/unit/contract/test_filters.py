@@ -20,12 +20,14 @@ from bridge.contract.filters import (
     MOST_ESCAPES,
     MOST_FIELDS,
     MOST_VALUES,
+    After,
     BadQuery,
     Filter,
     Filters,
     Nearest,
     SubscribeRequest,
 )
+from bridge.contract.update_id import UpdateId
 from tests.support.killmail import EXAMPLE
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 PACKAGED = Filters(catalog.load([catalog.PACKAGED]))
 JITA = "systemId=30000142"
+FROM_NOW_ON = After("", None)
 
 Pairs = list[tuple[str, str]]
 
@@ -225,15 +228,24 @@ def test_member_without_a_value_asks_for_the_empty_string() -> None:
     [
         ("", SubscribeRequest(None, None)),
         ("&", SubscribeRequest(None, None)),
-        ("after", SubscribeRequest(None, "")),
-        ("after=", SubscribeRequest(None, "")),
-        ("after=1234-9f86d081", SubscribeRequest(None, "1234-9f86d081")),
-        ("after=no+id+at+all", SubscribeRequest(None, "no id at all")),
-        ("after=&type=event", SubscribeRequest(Filter(frozenset({"event"}), ()), "")),
+        ("after", SubscribeRequest(None, FROM_NOW_ON)),
+        ("after=", SubscribeRequest(None, FROM_NOW_ON)),
+        ("after=1234-9f86d081", SubscribeRequest(None, After("1234-9f86d081", UpdateId(1234, 0x9F86D081)))),
+        ("after=no+id+at+all", SubscribeRequest(None, After("no id at all", None))),
+        ("after=&type=event", SubscribeRequest(Filter(frozenset({"event"}), ()), FROM_NOW_ON)),
     ],
 )
 def test_ids_are_asked_for_with_after(query: str, expected: SubscribeRequest) -> None:
     assert PACKAGED.read(query) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "is_from_now_on", "is_malformed"),
+    [("", True, False), ("5-00000001", False, False), ("5", False, True), (" ", False, True)],
+)
+def test_after_is_empty_an_id_or_malformed(text: str, *, is_from_now_on: bool, is_malformed: bool) -> None:
+    after = After.parse(text)
+    assert (after.is_from_now_on, after.is_malformed) == (is_from_now_on, is_malformed)
 
 
 def test_everything_is_asked_for_with_all_types_at_once() -> None:
@@ -374,7 +386,7 @@ def test_query_of_more_percent_encoded_bytes_than_are_decoded_is_refused(excess:
         with pytest.raises(BadQuery, match=f"^the query has more than {MOST_ESCAPES} percent-encoded bytes$"):
             PACKAGED.read(query)
     else:
-        assert PACKAGED.read(query).after == " " * MOST_ESCAPES
+        assert PACKAGED.read(query).after == After(" " * MOST_ESCAPES, None)
 
 
 def test_longest_query_is_kept_in_bounded_memory() -> None:
