@@ -1,9 +1,9 @@
-"""The schema files: which update types there are, and what the data of each must look like.
+"""The schema files, which define the update types and the data of each type.
 
-A type is a file: `statistics.json` describes the data of updates of the type `statistics`. A file that describes
-something else names its `x-role` and is no type: `form` is a foreign form that updates are made from, `envelope` what
-goes around them, `message` what the bridge itself has to say, `definitions` what other files refer to. Validators are
-compiled once, when the catalog is loaded. This file must never know where events come from or updates go.
+A type is a file: `statistics.json` describes the data of updates of the type `statistics`. A file for another purpose
+names it as its `x-role`: `form` is a source format that updates are converted from, `envelope` is the envelope of
+updates, `message` is an own message, and `definitions` has definitions for other files. Validators are compiled once,
+when the catalog is loaded.
 """
 
 import hashlib
@@ -35,36 +35,36 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 ROLES = (None, "definitions")
 PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
-"""What a form becomes, what an envelope goes around and when a message is sent is code: only the packaged ones mean
-something."""
+"""An operator's file can't have the other roles, because code converts source formats, wraps updates and sends own
+messages."""
 
 LONGEST_IDENTITY = 200
-"""Characters of an identity that is remembered as it is; of a longer one, it is its digest."""
+"""Characters of an identity that is remembered as it is. A longer identity is replaced by its digest."""
 
 EXACT = 2**53
-"""Below this a floating point number is the number that was published."""
+"""Below this bound, a floating point number is exactly the published integer."""
 
 Identity = tuple[str, str | float]
 """The update type, and the value of the member that identifies an update of that type."""
 
 
 class SchemaError(ValueError):
-    """A schema file can't be used. Its text names the file, and what is wrong with it."""
+    """A schema file can't be used. The text names the file and the problem."""
 
 
 @dataclass(frozen=True, slots=True)
-class Violation:
-    """Where data breaks its schema, and how."""
+class SchemaViolation:
+    """Where and how data violates its schema."""
 
     pointer: str
-    """JSON Pointer into the data; for a missing member, where it should be. Printable and bounded: names may be a
-    publisher's own."""
-    sentence: str
-    """What came and what was expected: printable and bounded."""
+    """JSON Pointer into the data. A missing member is named where it should be. Printable and bounded, because it may
+    contain names from a publisher."""
+    detail: str
+    """The actual and the expected value, in one printable and bounded sentence."""
 
 
 NO_TYPES = frozenset({None, "", "binary"})
-"""What names no type, where it is a message's `type` property. RabbitMQ 3.10 sets it to `binary` for what was sent as
+"""Values of a message's `type` property that name no type. RabbitMQ 3.10 sets `binary` on messages that were sent as
 bytes by AMQP 1.0."""
 
 _RESERVED = frozenset({"resume", "gap", "heartbeat", "close", "error"})
@@ -81,7 +81,7 @@ def is_reserved(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One schema file, compiled: of an update type, or of a foreign form."""
+    """A compiled schema file, for example of an update type or of a source format."""
 
     name: str
     schema_id: str
@@ -89,37 +89,37 @@ class Schema:
     identity: str | None
     """The top-level member that identifies an update (the schema's `x-identity`), or None."""
     names: frozenset[str] = frozenset()
-    """Of all members that the schema names at any depth, in itself and in what it refers to."""
+    """The names of all members that the schema and its references name, at any depth."""
 
-    def violation(self, data: object) -> Violation | None:
-        """The first thing that is wrong with the data; None where it is valid, which is the case to be quick in."""
+    def violation(self, data: object) -> SchemaViolation | None:
+        """The first violation in the data, or None. Fast for valid data."""
         if self.validator.is_valid(data):
             return None
         try:
-            # Not the first of all errors: looking for all of them takes 20 s for a body with a million of them.
+            # `iter_errors` takes 20 s for a body with a million errors.
             self.validator.validate(data)
         except jsonschema_rs.ValidationError as error:
             return _violation(error, self.names)
         raise AssertionError("the validator contradicts itself")
 
-    def violations(self, data: object) -> Iterator[Violation]:
-        """Everything that is wrong with the data. Slow where that is much: for a person who waits, not for a stream."""
-        seen: set[Violation] = set()
+    def violations(self, data: object) -> Iterator[SchemaViolation]:
+        """All violations in the data. Slow if there are many: for a command, not for a stream of events."""
+        seen: set[SchemaViolation] = set()
         for error in self.validator.iter_errors(data):
             violation = _violation(error, self.names)
-            # A wrong date-time breaks both its format and its pattern.
+            # A wrong date-time violates both its format and its pattern.
             if violation not in seen:
                 seen.add(violation)
                 yield violation
 
     def identity_of(self, data: object) -> Identity | None:
-        """What makes this update the same as another of its type; None where the schema or the data names nothing."""
+        """The identity of an update. None if the schema names no member for it, or if the data has none."""
         if self.identity is None or not isinstance(data, dict):
             return None
         value = data.get(self.identity)
         if isinstance(value, str):
             return self.name, value if len(value) <= LONGEST_IDENTITY else hashlib.sha256(value.encode()).hexdigest()
-        # Not true, which is 1 to Python; nor a number that stands for others as well.
+        # `True` equals 1, and a float above EXACT equals other published numbers.
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         return (self.name, value) if isinstance(value, int) or abs(value) < EXACT else None
@@ -127,20 +127,20 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All update types and foreign forms by name, and the schema files as they are served to clients."""
+    """All update types and source formats by name, and the schema files as they are served to clients."""
 
     types: Mapping[str, Schema]
-    forms: Mapping[str, Schema]
+    source_formats: Mapping[str, Schema]
     documents: Mapping[str, bytes]
     """File name to content, byte for byte."""
     messages: Mapping[str, Schema] = field(default_factory=dict)
-    """What the bridge itself tells its clients, by name: nobody can publish it."""
+    """The own messages by name. They can't be published."""
     filterable: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The members of any type's data that a client may filter by, each with its scalar types (`integer`, `null`)."""
     declared: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """The members that each schema, by its `$id`, declares at the top of what it describes."""
+    """By the `$id` of a schema, the top-level members that it declares."""
     warnings: tuple[SchemaWarning, ...] = ()
-    """What is probably a mistake in the folders, though the files can be used."""
+    """Probable mistakes in the folders. The files can be used all the same."""
 
 
 def load(folders: Sequence[Path]) -> Catalog:
@@ -238,11 +238,11 @@ def schema_id(name: str) -> str:
     return f"urn:edk-bridge:schema:{quote(name, safe='', errors='surrogateescape')}"
 
 
-def _violation(error: jsonschema_rs.ValidationError, names: frozenset[str]) -> Violation:
+def _violation(error: jsonschema_rs.ValidationError, names: frozenset[str]) -> SchemaViolation:
     path: list[str | int] = list(error.instance_path)
     if isinstance(error.kind, Kind.Required):
         path.append(error.kind.property)
-    return Violation(printable(json_pointer(path)), describe(error, names))
+    return SchemaViolation(printable(json_pointer(path)), describe(error, names))
 
 
 def _read(file: Path) -> tuple[bytes, dict[str, Any]]:

@@ -1,53 +1,70 @@
-"""The foreign forms of a killmail: what sources give their fetchers, told apart by shape, made into an update's data.
+"""The source formats of a killmail: how they are detected, and how they become an update's data.
 
-ESI gives the raw killmail; zKillboard's RedisQ and R2Z2 put it into a document of their own. Where a killmail is, there
-it is taken from, whatever members stand beside it: a placeholder is only what has none, because nobody looks at those
-again. Each form has a schema file; what is converted has passed it.
+ESI has raw killmails. zKillboard's RedisQ and R2Z2 have documents that contain a raw killmail. A killmail is converted
+whatever other members stand beside it. Only a document without a killmail is a placeholder, because placeholders are
+not looked at again. Each format has a schema file, and a document is validated before it is converted.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from bridge.contract.envelope import date_time
 
 UPDATE_TYPE = "killmail"
-"""The update type that all of these forms become."""
+"""The update type that killmails of every source format become."""
 
-ESI, REDISQ, R2Z2 = "esi-killmail", "redisq-package", "r2z2-document"
 
-_TITLES = {ESI: "a raw ESI killmail", REDISQ: "a RedisQ package", R2Z2: "an R2Z2 document"}
+class SourceFormat(StrEnum):
+    """A format in which sources have killmails. The value is the name of its schema."""
 
-_MARKS = frozenset({"esi", "sequence_id", "killID", "killmail"})
-"""Each says of a document that it is one of R2Z2 or RedisQ, though it has no killmail."""
+    ESI = "esi-killmail"
+    REDISQ = "redisq-package"
+    R2Z2 = "r2z2-document"
 
-_REFERENCE = frozenset({"killmail_hash", "hash", "zkb"})
-"""What stands beside `killmail_id` in the lists of ESI and zKillboard, which refer to killmails and have none."""
+    @property
+    def words(self) -> str:
+        """The format's name in a sentence, with its article."""
+        return _TITLES[self]
 
-_PARTS = frozenset({"victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"})
-"""With one of these, a document is a killmail, though an incomplete or misspelled one."""
 
-_NOTHING: tuple[object, ...] = (None, [], {})
+_TITLES = {
+    SourceFormat.ESI: "a raw ESI killmail",
+    SourceFormat.REDISQ: "a RedisQ package",
+    SourceFormat.R2Z2: "an R2Z2 document",
+}
+
+_R2Z2_OR_REDISQ_MEMBERS = frozenset({"esi", "sequence_id", "killID", "killmail"})
+"""A document with one of these is of R2Z2 or RedisQ, even if it has no killmail."""
+
+_REFERENCE_MEMBERS = frozenset({"killmail_hash", "hash", "zkb"})
+"""Stand beside `killmail_id` in the lists of ESI and zKillboard, which refer to killmails and do not contain them."""
+
+_KILLMAIL_MEMBERS = frozenset({"victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"})
+"""A document with one of these is a killmail, though an incomplete or misspelled one."""
+
+_EMPTY: tuple[object, ...] = (None, [], {})
 
 _VICTIM = {"victimId": "character_id", "victimCorporationId": "corporation_id", "victimAllianceId": "alliance_id"}
+"""The members of an update's data, each with the member of `victim` that it is copied from."""
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """A foreign form, recognised but not validated yet."""
+class SourceDocument:
+    """A document in a source format. It is detected, but not validated yet."""
 
-    form: str
-    """The name of its schema."""
+    format: SourceFormat
     document: object
-    """What the schema describes."""
+    """The value that the format's schema describes."""
     pointer: str
-    """JSON Pointer to the document, in what was recognised."""
+    """JSON Pointer from the event's data to the document."""
     killmail: str | None
-    """The member of the document that holds the raw killmail; None where it is the document itself."""
+    """The member of the document that has the raw killmail. None if the document is the raw killmail."""
 
     @property
     def judged_as(self) -> str:
-        """What the document is judged as and because of which members, for the end of a violation."""
+        """The format and the members by which it was detected, for the end of a violation's sentence."""
         members = self.document if isinstance(self.document, dict) else {}
         if self.killmail is not None:
             because = f"'{self.killmail}'" if members else "'package'"
@@ -57,48 +74,50 @@ class Foreign:
             because = "'killmail_id'"
         else:
             because = "'killmail_id'; the bridge's own member is 'killmailId'"
-        return f"judged as {_TITLES[self.form]} because of {because}"
+        return f"judged as {self.format.words} because of {because}"
 
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """What a source sends instead of a killmail: nothing is wrong with it, and there is nothing to send."""
+    """A document that a source sends if it has no killmail. It is not wrong, but no update can be made from it."""
 
-    form: str
+    format: SourceFormat
     pointer: str
-    """JSON Pointer to where the killmail should be."""
+    """JSON Pointer from the event's data to the place where the killmail should be."""
     detail: str
 
 
-def recognise(data: Mapping[str, Any]) -> Foreign | Placeholder | None:
-    """The foreign form of a killmail's data; None where it is none, but the update's data itself."""
+def detect(data: Mapping[str, Any]) -> SourceDocument | Placeholder | None:
+    """The document in a source format that an event's data is or contains. None if the data is an update's own."""
     if "killmailId" in data:
         return None
-    # Before package: to a document that has its killmail, package is a member that its schema does not name.
-    foreign = _foreign(data, "")
-    if foreign is not None:
-        return foreign
+    # Before `package`: in a document that has its killmail, `package` is a member that the schema does not name.
+    source = _with_killmail(data, "")
+    if source is not None:
+        return source
     if "package" in data:
-        return _packaged(data["package"])
-    if not _MARKS.isdisjoint(data):
+        return _package(data["package"])
+    if not _R2Z2_OR_REDISQ_MEMBERS.isdisjoint(data):
         return _without_killmail(data, "")
     if "killmail_id" in data:
-        if not _REFERENCE.isdisjoint(data) and _PARTS.isdisjoint(data):
+        if not _REFERENCE_MEMBERS.isdisjoint(data) and _KILLMAIL_MEMBERS.isdisjoint(data):
             return Placeholder(
-                ESI, "", "a reference to a killmail, without the killmail: fetch it from ESI, and publish that"
+                SourceFormat.ESI,
+                "",
+                "a reference to a killmail, without the killmail: fetch it from ESI, and publish that",
             )
-        # Incomplete: its schema says what is missing.
-        return Foreign(ESI, data, "", None)
+        # Its schema reports what is missing.
+        return SourceDocument(SourceFormat.ESI, data, "", None)
     return None
 
 
-def convert(foreign: Foreign, timestamp_ms: int) -> dict[str, Any]:
-    """The data of an update of the type `killmail`, from a form that its schema has found valid.
+def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, Any]:
+    """The data of an update of the type `killmail`, from a document that is valid by its format's schema.
 
-    Victim ids are there or not, null or 0, as the source has them. `timestamp_ms` is now, in Unix milliseconds.
+    The ids of the victim are copied as they are: absent, null or 0. `timestamp_ms` is now, in Unix milliseconds.
     """
-    document: Any = foreign.document
-    killmail = document if foreign.killmail is None else document[foreign.killmail]
+    document: Any = source.document
+    killmail = document if source.killmail is None else document[source.killmail]
     victim = killmail["victim"]
     data = {"killmailId": killmail["killmail_id"], "timestamp": date_time(timestamp_ms)}
     data.update((ours, victim[theirs]) for ours, theirs in _VICTIM.items() if theirs in victim)
@@ -110,36 +129,40 @@ def convert(foreign: Foreign, timestamp_ms: int) -> dict[str, Any]:
     return data
 
 
-def _foreign(document: Mapping[str, Any], pointer: str) -> Foreign | None:
-    """The form of a document that has something where the killmail should be; None where it has not."""
+def _with_killmail(document: Mapping[str, Any], pointer: str) -> SourceDocument | None:
+    """A document that has a value where the killmail should be, or None."""
     if "victim" in document and "attackers" in document:
-        return Foreign(ESI, document, pointer, None)
-    if not _empty(document.get("killmail")):
-        return Foreign(REDISQ, document, pointer, "killmail")
-    if not _empty(document.get("esi")):
-        return Foreign(R2Z2, document, pointer, "esi")
+        return SourceDocument(SourceFormat.ESI, document, pointer, None)
+    if not _is_empty(document.get("killmail")):
+        return SourceDocument(SourceFormat.REDISQ, document, pointer, "killmail")
+    if not _is_empty(document.get("esi")):
+        return SourceDocument(SourceFormat.R2Z2, document, pointer, "esi")
     return None
 
 
-def _packaged(package: object) -> Foreign | Placeholder:
-    """What is in a package: RedisQ's own document, or what a fetcher put there in its stead."""
-    if _empty(package):
-        return Placeholder(REDISQ, "/package", "an empty RedisQ package: there was no new killmail")
+def _package(package: object) -> SourceDocument | Placeholder:
+    """The content of `package`: RedisQ's own document, or another one that a fetcher put there."""
+    if _is_empty(package):
+        return Placeholder(SourceFormat.REDISQ, "/package", "an empty RedisQ package: there was no new killmail")
     if not isinstance(package, dict):
-        return Foreign(REDISQ, package, "/package", "killmail")
-    return _foreign(package, "/package") or _without_killmail(package, "/package")
+        return SourceDocument(SourceFormat.REDISQ, package, "/package", "killmail")
+    return _with_killmail(package, "/package") or _without_killmail(package, "/package")
 
 
 def _without_killmail(document: Mapping[str, Any], pointer: str) -> Placeholder:
     if "esi" in document or "sequence_id" in document:
-        return Placeholder(R2Z2, f"{pointer}/esi", "an R2Z2 document without its killmail: esi is empty or missing")
+        return Placeholder(
+            SourceFormat.R2Z2, f"{pointer}/esi", "an R2Z2 document without its killmail: esi is empty or missing"
+        )
     return Placeholder(
-        REDISQ, f"{pointer}/killmail", "a RedisQ package without its killmail: fetch it from ESI, and publish that"
+        SourceFormat.REDISQ,
+        f"{pointer}/killmail",
+        "a RedisQ package without its killmail: fetch it from ESI, and publish that",
     )
 
 
-def _empty(value: object) -> bool:
-    """True for null, [] and {}, and for an object of nothing but these, as PHP fills its placeholders."""
-    if value in _NOTHING:
+def _is_empty(value: object) -> bool:
+    """True for null, [] and {}, and for an object with only such members, as PHP fills its placeholders."""
+    if value in _EMPTY:
         return True
-    return isinstance(value, dict) and all(inner in _NOTHING for inner in value.values())
+    return isinstance(value, dict) and all(inner in _EMPTY for inner in value.values())

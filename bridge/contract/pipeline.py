@@ -1,6 +1,6 @@
-"""From an event to an update: bytes and properties in, Accepted or Rejected out, never an exception for any input.
+"""From an event to an update: bytes and properties in, Accepted or Rejected out. No input raises an exception.
 
-What is done with either is for others to decide: this file must never know about deliveries, clients or time.
+Pure: the pipeline knows no deliveries and no clients, and reads no clock.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ import orjson
 
 from bridge.contract import killmail_formats
 from bridge.contract.body_format import PLAIN, diagnose, is_json
-from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, Violation, is_reserved
+from bridge.contract.catalog import NO_TYPES, Catalog, Identity, Schema, SchemaViolation, is_reserved
 from bridge.contract.envelope import wrap
 from bridge.contract.text import printable
 from bridge.contract.violations import BYTES
 from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope, is_node_bytes, wrapped
 
-MOST_PROBLEMS = 1000
+MAX_PROBLEMS = 1000
 """Violations of one event that `Pipeline.problems` lists."""
 ENVELOPE_BYTES = 1024
-"""What an update may have beyond its event: the envelope's own members."""
+"""How much larger than its event an update may be: the members of the envelope."""
 AMQP_1_0 = "amqp-1.0"
-"""The `type` that RabbitMQ gives to what was sent by AMQP 1.0, and not as bytes in a data section."""
+"""The `type` that RabbitMQ sets on a message that was sent by AMQP 1.0, but not as bytes in a data section."""
 
 PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "8bit", "7bit"})
 """The values of `content_encoding` that change no byte. kombu sets `binary` for every body of bytes."""
@@ -42,16 +42,16 @@ class Reason(StrEnum):
 
 
 class Event(NamedTuple):
-    """What came in: a message's body and what its properties say of it.
+    """An event as it was published: the body of a message, and the properties that the pipeline reads.
 
-    A tuple, as Accepted is: a frozen dataclass takes three times as long to make, for each event again.
+    A tuple, like Accepted: one is made for each event, and a frozen dataclass takes three times as long.
     """
 
     body: bytes
     type: str | None
-    """The message's own `type` property."""
+    """The message's `type` property."""
     default_type: str | None
-    """What the exchange carries where the message does not say."""
+    """The update type of the exchange, for a message without a `type`."""
     content_encoding: str | None
 
 
@@ -60,15 +60,15 @@ class Accepted(NamedTuple):
 
     type: str
     payload: bytes
-    """The envelope as JSON: what every client gets."""
+    """The envelope as JSON, which every client receives."""
     identity: Identity | None
     data: object
-    """The update's data as Python values: what a filter is asked about."""
+    """The update's data as Python values, for filters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An event that can't become an update, and why, for its publisher to read."""
+    """Why an event can't become an update, for its publisher."""
 
     reason: Reason
     detail: str
@@ -76,21 +76,24 @@ class Rejected:
     pointer: str = ""
     """JSON Pointer into the event; empty for the event as a whole."""
     schema: str = ""
-    """The `$id` of the schema that was broken, where it was one."""
+    """The `$id` of the violated schema. Empty for other reasons."""
 
 
 @dataclass(slots=True)
 class _Reading:
-    """A decoded event: what it would be, and what has to be held against which schema before it is that."""
+    """A decoded event, before validation."""
 
     type: Schema
+    """Of the update that the event becomes."""
     schema: Schema
+    """The schema that the document must be valid by: of the type, or of a source format."""
     document: object
     pointer: str
-    """JSON Pointer to the document, in the event."""
-    foreign: killmail_formats.Foreign | killmail_formats.Placeholder | None
+    """JSON Pointer from the event to the document."""
+    source: killmail_formats.SourceDocument | killmail_formats.Placeholder | None
+    """None if the document is the update's data."""
     event: object
-    """The event, decoded."""
+    """The whole event, decoded."""
 
 
 class Pipeline:
@@ -99,24 +102,26 @@ class Pipeline:
     def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
         self._types = catalog.types
         self._declared_members = catalog.declared
-        self._forms = catalog.forms
-        self._form_members = frozenset[str]().union(*(self._declared(form.schema_id) for form in self._forms.values()))
-        """What tells of an object that it is meant to be a foreign form."""
+        self._formats = catalog.source_formats
+        self._format_members = frozenset[str]().union(
+            *(self._declared(schema.schema_id) for schema in self._formats.values())
+        )
+        """The members by which an object is recognized as a document in a source format."""
         self._enveloping = frozenset(
             name for name, schema in catalog.types.items() if self._declared(schema.schema_id) >= {"type", "data"}
         )
-        """Types whose data itself may look like an envelope."""
+        """Types whose data may look like an envelope."""
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
     def process(self, event: Event, now_ms: int) -> Accepted | Rejected:
-        """The event's fate; `now_ms` (Unix milliseconds) becomes the update's timestamp."""
+        """Makes an update of an event. `now_ms` (Unix milliseconds) becomes its timestamp."""
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return reading
-        foreign, document, update_type = reading.foreign, reading.document, reading.type
-        if foreign is not None and isinstance(foreign, killmail_formats.Placeholder):
-            return self._placeholder(event, reading, foreign)
+        source, document, update_type = reading.source, reading.document, reading.type
+        if source is not None and isinstance(source, killmail_formats.Placeholder):
+            return self._placeholder(event, reading, source)
         payload = self._written(reading, now_ms)
         if isinstance(payload, Rejected):
             return payload
@@ -124,48 +129,48 @@ class Pipeline:
         if violation is not None:
             return self._explained(event, reading) or _violated(reading, violation)
         name = update_type.name
-        if foreign is None:
+        if source is None:
             return Accepted(name, payload, update_type.identity_of(document), document)
-        data = killmail_formats.convert(foreign, now_ms)
+        data = killmail_formats.convert(source, now_ms)
         return Accepted(name, wrap(name, data, now_ms), update_type.identity_of(data), data)
 
     def problems(self, event: Event) -> list[Rejected]:
-        """Everything that is wrong with the event, where `process` names the first; empty where it is valid.
+        """Everything that is wrong with the event, of which `process` returns the first. Empty for a valid event.
 
-        Of more than `MOST_PROBLEMS` violations, the last one says that there are more.
+        If there are more than `MAX_PROBLEMS` violations, the last item reports that others are not listed.
         """
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return [reading]
-        if isinstance(reading.foreign, killmail_formats.Placeholder):
-            return [self._placeholder(event, reading, reading.foreign)]
+        if isinstance(reading.source, killmail_formats.Placeholder):
+            return [self._placeholder(event, reading, reading.source)]
         payload = self._written(reading, 0)
         if isinstance(payload, Rejected):
             return [payload]
-        found = islice(reading.schema.violations(reading.document), MOST_PROBLEMS + 1)
+        found = islice(reading.schema.violations(reading.document), MAX_PROBLEMS + 1)
         violations = [_violated(reading, violation) for violation in found]
-        if len(violations) > MOST_PROBLEMS:
-            more = f"the event has more than {MOST_PROBLEMS:,} violations; the others are not listed"
-            violations[MOST_PROBLEMS:] = [Rejected(Reason.SCHEMA_VIOLATION, more, schema=reading.schema.schema_id)]
+        if len(violations) > MAX_PROBLEMS:
+            more = f"the event has more than {MAX_PROBLEMS:,} violations; the others are not listed"
+            violations[MAX_PROBLEMS:] = [Rejected(Reason.SCHEMA_VIOLATION, more, schema=reading.schema.schema_id)]
         explained = self._explained(event, reading) if violations else None
         return violations if explained is None else [explained]
 
     def _written(self, reading: _Reading, now_ms: int) -> bytes | Rejected:
-        """The document in an envelope: the update itself, where it is no foreign form.
+        """The document in an envelope. Without a source format, this is the update.
 
-        Before validation in any case: this bounds the depth of what the validator walks through.
+        Always called before validation, because it bounds the depth of the document for the validator.
         """
         try:
             payload = wrap(reading.type.name, reading.document, now_ms)
         except TypeError:
             return _TOO_DEEP
         if len(payload) > self._max_update_bytes:
-            # 1e15, published in 4 bytes, is delivered in 18.
+            # For example, 1e15 has 4 bytes in the event and 18 bytes in the update.
             return Rejected(Reason.TOO_LARGE, f"written out in full, the event has {len(payload)} bytes")
         return payload
 
     def _read(self, event: Event) -> _Reading | Rejected:
-        """Decodes the body, takes it out of its envelope, and finds out what it is."""
+        """Decodes the body, unwraps it, and determines its type and its format."""
         encoding = event.content_encoding
         if encoding is not None and encoding not in PLAIN_ENCODINGS and encoding.strip().lower() not in PLAIN_ENCODINGS:
             return Rejected(Reason.UNSUPPORTED_ENCODING, _encoding_words(encoding, event.body))
@@ -184,7 +189,7 @@ class Pipeline:
         return self._identified(document, type_property, event.default_type)
 
     def _identified(self, document: object, type_property: str | None, default_type: str | None) -> _Reading | Rejected:
-        """What a decoded event is, out of its envelope."""
+        """Unwraps a decoded event, and determines its type and its format."""
         name, data, pointer = None if type_property in NO_TYPES else type_property, document, ""
         if (
             isinstance(document, dict)
@@ -193,7 +198,7 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # A type's own data may have the members of an envelope. Then an unknown "type" is a value of that data.
+            # The data of some types may have the members of an envelope. Then an unknown "type" is a value of the data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)
@@ -213,15 +218,15 @@ class Pipeline:
         if (
             name == killmail_formats.UPDATE_TYPE
             and isinstance(data, dict)
-            and (found := killmail_formats.recognise(data)) is not None
-            and (form := self._forms.get(found.form)) is not None
+            and (source := killmail_formats.detect(data)) is not None
+            and (schema := self._formats.get(source.format)) is not None
         ):
-            inner = None if isinstance(found, killmail_formats.Placeholder) else found.document
-            return _Reading(update_type, form, inner, pointer + found.pointer, found, document)
+            inner = None if isinstance(source, killmail_formats.Placeholder) else source.document
+            return _Reading(update_type, schema, inner, pointer + source.pointer, source, document)
         return _Reading(update_type, update_type, data, pointer, None, document)
 
     def _explained(self, event: Event, reading: _Reading) -> Rejected | None:
-        """What is wrong with the event as a whole, where that says more than what its schema lacks in it."""
+        """What is wrong with the event as a whole, if that helps more than the violation of the schema."""
         document, pointer = reading.event, ""
         if reading.pointer.startswith("/data") and isinstance(document, dict):
             document, pointer = document["data"], "/data"
@@ -229,14 +234,14 @@ class Pipeline:
 
         def is_event(value: object) -> bool:
             inner = self._identified(value, event.type, reading.type.name)
-            # What is in a string may be nested too deeply.
+            # JSON in a string may be nested too deeply.
             return isinstance(inner, _Reading) and _is_valid(inner) and isinstance(self._written(inner, 0), bytes)
 
-        if reading.foreign is None:
-            members = self._form_members if reading.type.name == killmail_formats.UPDATE_TYPE else frozenset[str]()
+        if reading.source is None:
+            members = self._format_members if reading.type.name == killmail_formats.UPDATE_TYPE else frozenset[str]()
             found = wrapped(document, pointer, declared, is_event, members)
         elif isinstance(document, dict) and is_event(document.get("data")):
-            # Beside a wrapped event, what marks a form is a member of a broken envelope.
+            # Beside a wrapped event, the member of a source format is a member of a broken envelope.
             found = broken_envelope(document, pointer)
         else:
             return None
@@ -259,7 +264,7 @@ class Pipeline:
         known = ", ".join(sorted(self._types))
         if name is None:
             return f"the message has no type property and its exchange no default type; known types: {known}"
-        if name in self._forms:
+        if name in self._formats:
             expected = killmail_formats.UPDATE_TYPE
             return f"{name} is a form of a killmail, not an update type: publish it with the type {expected}"
         if is_reserved(name):
@@ -281,11 +286,11 @@ def _encoding_words(encoding: str, body: bytes) -> str:
 
 _MEDIA_TYPE_HINT = "a media type belongs in content_type"
 _MEDIA_TYPES = ("application/", "text/", "multipart/", "message/", "image/", "audio/", "video/", "model/")
-"""What media types begin with. An unknown update type may have a slash for other reasons."""
+"""How media types begin. An unknown update type may contain a slash for other reasons."""
 
 
 def _is_valid(reading: _Reading) -> bool:
-    return not isinstance(reading.foreign, killmail_formats.Placeholder) and reading.schema.validator.is_valid(
+    return not isinstance(reading.source, killmail_formats.Placeholder) and reading.schema.validator.is_valid(
         reading.document
     )
 
@@ -303,9 +308,9 @@ _ENCODED = (
 _TOO_DEEP = Rejected(Reason.NOT_JSON, "the event is nested too deeply (about 250 levels are allowed)")
 
 
-def _violated(reading: _Reading, violation: Violation) -> Rejected:
+def _violated(reading: _Reading, violation: SchemaViolation) -> Rejected:
     pointer = reading.pointer + violation.pointer
-    words = f"{pointer}: {violation.sentence}" if pointer else violation.sentence
-    if isinstance(reading.foreign, killmail_formats.Foreign):
-        words += f" ({reading.foreign.judged_as})"
+    words = f"{pointer}: {violation.detail}" if pointer else violation.detail
+    if isinstance(reading.source, killmail_formats.SourceDocument):
+        words += f" ({reading.source.judged_as})"
     return Rejected(Reason.SCHEMA_VIOLATION, words, pointer, reading.schema.schema_id)

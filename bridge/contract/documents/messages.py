@@ -12,7 +12,7 @@ import orjson
 
 from bridge.contract.catalog import schema_id
 from bridge.contract.documents.draft07 import convert
-from bridge.contract.killmail_formats import REDISQ
+from bridge.contract.killmail_formats import SourceFormat
 from bridge.contract.pipeline import Reason
 
 AMQP_BINDING = "0.3.0"
@@ -140,7 +140,7 @@ def form(form: File, file: File) -> Object:
 
 
 def _form_schema(form: File) -> Object:
-    if form.name != REDISQ:
+    if form.name != SourceFormat.REDISQ:
         return form.reference
     package = {"type": "object", "required": ["package"], "properties": {"package": form.reference}}
     return {"anyOf": [form.reference, package]}

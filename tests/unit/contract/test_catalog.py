@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from bridge.contract import catalog
-from bridge.contract.catalog import Catalog, Schema, SchemaError, Violation
+from bridge.contract.catalog import Catalog, Schema, SchemaError, SchemaViolation
 from tests.support.killmail import EXAMPLE
 
 MAXIMUM = 2**53 - 1
@@ -43,15 +43,15 @@ def test_packaged_types_are_those_of_the_specification() -> None:
 
 
 def test_packaged_forms_are_those_that_sources_give() -> None:
-    assert set(PACKAGED.forms) == FORMS
-    assert {form.identity for form in PACKAGED.forms.values()} == {None}
+    assert set(PACKAGED.source_formats) == FORMS
+    assert {form.identity for form in PACKAGED.source_formats.values()} == {None}
 
 
 def test_packaged_messages_are_what_the_bridge_itself_tells_its_clients() -> None:
     assert set(PACKAGED.messages) == MESSAGES
     resume = PACKAGED.messages["resume"]
     assert resume.violation({"complete": True, "replayed": 0, "id": "1-00000000"}) is None
-    assert resume.violation({"complete": True, "replayed": 0}) == Violation("/id", "the member 'id' is missing")
+    assert resume.violation({"complete": True, "replayed": 0}) == SchemaViolation("/id", "the member 'id' is missing")
 
 
 def test_packaged_files_are_served_byte_for_byte() -> None:
@@ -68,7 +68,9 @@ def test_example_in_the_schema_of_killmails_is_that_of_the_specification() -> No
     assert orjson.loads(PACKAGED.documents["killmail.json"])["examples"] == [EXAMPLE]
 
 
-@pytest.mark.parametrize("schema", [*PACKAGED.types.values(), *PACKAGED.forms.values()], ids=lambda schema: schema.name)
+@pytest.mark.parametrize(
+    "schema", [*PACKAGED.types.values(), *PACKAGED.source_formats.values()], ids=lambda schema: schema.name
+)
 def test_examples_in_each_schema_are_valid_and_another_shape_is_not(schema: Schema) -> None:
     examples = orjson.loads(PACKAGED.documents[f"{schema.name}.json"])["examples"]
     assert examples
@@ -106,7 +108,7 @@ def test_other_id_is_a_violation_at_that_member(member: str, value: object) -> N
 @pytest.mark.parametrize("member", ["killmailId", "timestamp", "systemId", "shipTypeId", "attackerCount"])
 def test_missing_member_is_named(member: str) -> None:
     data = {name: value for name, value in EXAMPLE.items() if name != member}
-    assert KILLMAIL.violation(data) == Violation(f"/{member}", f"the member '{member}' is missing")
+    assert KILLMAIL.violation(data) == SchemaViolation(f"/{member}", f"the member '{member}' is missing")
 
 
 @pytest.mark.parametrize("member", ["killmailId", "systemId", "shipTypeId", "attackerCount", "timestamp"])
@@ -164,7 +166,7 @@ def test_adding_a_type_is_adding_a_file(tmp_path: Path) -> None:
 def test_file_with_a_role_is_served_and_no_type(tmp_path: Path) -> None:
     loaded = load(tmp_path, statistics={}, shared={"x-role": "definitions"})
     assert set(loaded.types) == {"statistics"}
-    assert set(loaded.forms) == set()
+    assert set(loaded.source_formats) == set()
     assert set(loaded.documents) == {"statistics.json", "shared.json"}
 
 

@@ -1,4 +1,4 @@
-"""The foreign forms of a killmail: recognised by shape, held against their own schema, made into the update's data."""
+"""The source formats of a killmail: each is detected, validated against its schema, and converted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bridge.contract import catalog, killmail_formats
 from bridge.contract.envelope import date_time
+from bridge.contract.killmail_formats import SourceFormat
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from tests.support.killmail import CORPUS, CORPUS_INDEX, ESI, EXAMPLE, INDEXED, ZKB, packaged, r2z2, redisq, wrapped
 
@@ -159,9 +160,9 @@ def test_raw_killmail_that_names_its_hash_or_not_is_the_same() -> None:
 
 @pytest.mark.parametrize("timestamp_ms", [NOW_MS, 0])
 def test_timestamp_of_the_data_is_the_moment_of_conversion(timestamp_ms: int) -> None:
-    foreign = killmail_formats.recognise(ESI)
-    assert isinstance(foreign, killmail_formats.Foreign)
-    assert killmail_formats.convert(foreign, timestamp_ms)["timestamp"] == date_time(timestamp_ms)
+    source = killmail_formats.detect(ESI)
+    assert isinstance(source, killmail_formats.SourceDocument)
+    assert killmail_formats.convert(source, timestamp_ms)["timestamp"] == date_time(timestamp_ms)
 
 
 # What identifies it
@@ -181,9 +182,9 @@ def test_identity_of_another_kill_is_another(form: Form) -> None:
 
 
 RAW, IN_KILLMAIL, IN_ESI = (
-    (killmail_formats.ESI, None),
-    (killmail_formats.REDISQ, "killmail"),
-    (killmail_formats.R2Z2, "esi"),
+    (SourceFormat.ESI, None),
+    (SourceFormat.REDISQ, "killmail"),
+    (SourceFormat.R2Z2, "esi"),
 )
 NOT_EMPTY = [1, 0, False, "", "x", [0], [None], [[]], {"a": 0}, {"a": ""}, {"a": [None]}, {"a": {"b": None}}]
 EMPTY: list[Any] = [
@@ -220,22 +221,22 @@ bare_or_packaged = pytest.mark.parametrize(("around", "prefix"), BARE_OR_PACKAGE
     ids=str,
 )
 def test_form_is_told_by_where_its_killmail_is_whatever_stands_beside_it(
-    data: dict[str, Any], expected: tuple[str, str | None], around: Callable[[Any], Any], prefix: str
+    data: dict[str, Any], expected: tuple[SourceFormat, str | None], around: Callable[[Any], Any], prefix: str
 ) -> None:
     form, killmail = expected
-    assert killmail_formats.recognise(around(data)) == killmail_formats.Foreign(form, data, prefix, killmail)
+    assert killmail_formats.detect(around(data)) == killmail_formats.SourceDocument(form, data, prefix, killmail)
 
 
 @pytest.mark.parametrize("data", [{"killmail_id": 1}, {"killmail_id": None}, without(ESI, "victim")], ids=str)
 def test_killmail_id_without_anything_of_another_form_makes_it_an_incomplete_raw_killmail(data: dict[str, Any]) -> None:
-    assert killmail_formats.recognise(data) == killmail_formats.Foreign("esi-killmail", data, "", None)
+    assert killmail_formats.detect(data) == killmail_formats.SourceDocument(SourceFormat.ESI, data, "", None)
 
 
 @pytest.mark.parametrize("package", [1, 0, "", "x", False, [0], [None], [[]], [ESI]], ids=str)
 def test_package_that_is_no_object_is_what_the_schema_is_held_against(package: object) -> None:
     for beside in ({}, {"killmail": None, "killID": 1}, {"esi": None, "sequence_id": 1}, {"killmail_id": 1}):
-        found = killmail_formats.recognise({"package": package, **beside})
-        assert found == killmail_formats.Foreign("redisq-package", package, "/package", "killmail")
+        found = killmail_formats.detect({"package": package, **beside})
+        assert found == killmail_formats.SourceDocument(SourceFormat.REDISQ, package, "/package", "killmail")
 
 
 @pytest.mark.parametrize("empty", EMPTY, ids=str)
@@ -251,14 +252,14 @@ def test_killmail_in_a_package_is_found_whatever_stands_beside_the_package(
     "data", [{}, {"victim": {}}, {"attackers": []}, {"zkb": {}}, {"hash": "0"}, {"systemId": 1}], ids=str
 )
 def test_data_that_names_no_member_of_a_form_is_none(data: dict[str, Any]) -> None:
-    assert killmail_formats.recognise(data) is None
+    assert killmail_formats.detect(data) is None
 
 
 @pytest.mark.parametrize("member", ["package", "killmail", "killID", "esi", "sequence_id", "killmail_id"])
 @pytest.mark.parametrize("value", [None, 1, {}, ESI])
 def test_update_that_names_a_member_of_a_form_stays_itself(member: str, value: object) -> None:
     data = {**EXAMPLE, member: value}
-    assert killmail_formats.recognise(data) is None
+    assert killmail_formats.detect(data) is None
     assert data_of(data) == data
 
 
@@ -300,7 +301,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 MARKERS = ["package", "killmail", "killID", "esi", "sequence_id"]
 NAMED = {"killmailId", *MARKERS} | {
     member
-    for form in (killmail_formats.ESI, killmail_formats.REDISQ, killmail_formats.R2Z2)
+    for form in SourceFormat
     for member in orjson.loads((catalog.PACKAGED / f"{form}.json").read_bytes())["properties"]
 }
 UNNAMED = st.dictionaries(st.text(max_size=8).filter(lambda name: name not in NAMED), JSON, max_size=4)

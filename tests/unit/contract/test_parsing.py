@@ -212,7 +212,7 @@ each_schema = pytest.mark.parametrize("name", VALID)
 
 
 def kind_of(name: str) -> str:
-    return "killmail" if name in CATALOG.forms else name
+    return "killmail" if name in CATALOG.source_formats else name
 
 
 @each_schema

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bridge.contract import catalog
 from bridge.contract.body_format import PARSED_BYTES
 from bridge.contract.envelope import ending, wrap
-from bridge.contract.pipeline import MOST_PROBLEMS, Accepted, Event, Pipeline, Reason, Rejected
+from bridge.contract.pipeline import MAX_PROBLEMS, Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
 from tests.support.examples import examples
 from tests.support.killmail import ESI, EXAMPLE
@@ -713,9 +713,9 @@ def test_violations_are_listed_up_to_a_bound() -> None:
         event = Event(orjson.dumps({**body, "killmailIds": ["x"] * number}), None, "event", None)
         return Pipeline(catalog.load([catalog.PACKAGED]), 2**20).problems(event)
 
-    assert [problem.pointer for problem in problems(MOST_PROBLEMS)][-1] == f"/killmailIds/{MOST_PROBLEMS - 1}"
-    *listed, last = problems(MOST_PROBLEMS + 1)
-    assert (len(listed), last.pointer) == (MOST_PROBLEMS, "")
+    assert [problem.pointer for problem in problems(MAX_PROBLEMS)][-1] == f"/killmailIds/{MAX_PROBLEMS - 1}"
+    *listed, last = problems(MAX_PROBLEMS + 1)
+    assert (len(listed), last.pointer) == (MAX_PROBLEMS, "")
     assert last.detail == "the event has more than 1,000 violations; the others are not listed"
 
 

@@ -60,7 +60,7 @@ def test_every_id_and_count_is_exact_in_every_language(file: Path) -> None:
 def test_examples_are_valid(file: Path) -> None:
     examples = json.loads(file.read_text())["examples"]
     assert examples
-    schema = {**CATALOG.types, **CATALOG.forms, **CATALOG.messages}.get(file.stem)
+    schema = {**CATALOG.types, **CATALOG.source_formats, **CATALOG.messages}.get(file.stem)
     if schema is not None:
         assert [list(schema.violations(example)) for example in examples] == [[]] * len(examples)
 
