@@ -25,7 +25,7 @@ from bridge.config.warnings import setting_warnings
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.documents import asyncapi
-from bridge.contract.filters import Filters
+from bridge.contract.filters import QueryParser
 from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, redact
 from bridge.metrics import Metrics
@@ -107,7 +107,7 @@ class Bridge:
         self._server = Server(
             self._hub,
             Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins),
-            Filters(schemas),
+            QueryParser(schemas),
             self._pages,
             settings.path,
             Limits(

@@ -1,13 +1,11 @@
-"""What a client asks for in its handshake's query: only some updates, and those after an id.
+"""The query of a client's request: a filter for updates, and the id after which they start.
 
-A filter has the types and the members that the query names. An update passes where its type is one of those asked for,
-and its data has one of the given values for every named member. What a value may be is what the schemas declare, and
-every reading that fits counts: `5` is an integer, and a string where some schema says so.
+A filter has types, and members with values. It matches an update if the update's type is one of the types, and its data
+has one of the values for every member. The schemas declare the type of each member. A value is parsed as each type that
+its member may have: `5` is an integer, and also a string if some schema declares one.
 
-What is asked for is kept for as long as somebody asks for it, and so a query has `MOST_VALUES` values at most; the
-request line, of which it is a part, has 8190 bytes.
-
-This file must never know who asks, or how updates get to them.
+Filters are kept as long as a client has them. A query therefore has at most `MAX_VALUES` values. The request line has
+at most 8190 bytes.
 """
 
 import difflib
@@ -25,47 +23,47 @@ from bridge.contract.catalog import Catalog
 from bridge.contract.text import printable
 from bridge.contract.update_id import UpdateId
 
-Plain = str | int | float | None
+Scalar = str | int | float | None
 
-MOST_VALUES = 256
-"""In one query: types, and values of members. A filter of one integer takes 0.8 KB, one of so many 16 KB, and none more
-than 72 KB: that of the longest line, whose strings have a character each that takes four bytes. Whatever
-it holds, a query is read in half a millisecond."""
+MAX_VALUES = 256
+"""Limits the types and values of members in a query. A filter of one integer takes 0.8 KB, and one of so many integers
+16 KB. No filter takes more than 72 KB: that of the longest request line with strings of one four-byte character. Every
+query is parsed in half a millisecond."""
 
-MOST_FIELDS = 2 * MOST_VALUES
+MAX_FIELDS = 2 * MAX_VALUES
 """Limits the fields of a query, which are separated by `&`. Empty fields count too."""
 
-MOST_ESCAPES = 1024
+MAX_ESCAPES = 1024
 """Limits the percent-encoded bytes of a query. Decoding one byte takes a third of a microsecond."""
 
 _ABSENT = object()
-"""What no filter asks for: null is a value that must be there."""
+"""No filter has this value. None stands for null, which a filter may have."""
 
-_A_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_NUMBER_PATTERN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 """RFC 8259, section 6."""
 
-_NUMBER, _SEVERAL_NUMBERS = re.compile(_A_NUMBER), re.compile(f"{_A_NUMBER}(?:,{_A_NUMBER})*")
+_NUMBER, _SEVERAL_NUMBERS = re.compile(_NUMBER_PATTERN), re.compile(f"{_NUMBER_PATTERN}(?:,{_NUMBER_PATTERN})*")
 
 PARAMETERS = ("type", "after")
-"""What a query may have beside the members of updates."""
+"""The parameters of a query that are not members of updates."""
 
 _TYPE = "type types event events eventtype messagetype updatetype topic topics channel channels kinds stream subscribe"
 _AFTER = (
     "since from cursor id ids offset start resume sinceid fromid startfrom resumefrom lastid lasteventid lastmessageid"
 )
 _ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
-"""What other feeds call these parameters, without case and without anything between letters."""
+"""Names of these parameters in other feeds: in lower case, letters and digits only."""
 
 _SOURCES = {"solarsystemid": "systemId", "solarsystem": "systemId", "characterid": "victimId"}
-"""What ESI and EDK call members of a killmail."""
+"""Names of members of a killmail in ESI and EDK."""
 
 _CONDITIONS = frozenset({"filter", "filters", "where", "q", "query"})
 
 _BRACKETS = re.compile(r"\[[^\[\]]*\]$")
-"""How PHP, jQuery and axios write a parameter that is there several times."""
+"""How PHP, jQuery and axios write a repeated parameter."""
 
 _SEPARATORS = re.compile(r"""[][,;|"' ]+""")
-"""Between and around the values of a list, as people write one."""
+"""Separators between and around the values of a list that a person wrote."""
 
 _EXAMPLES = {
     "integer": "an integer (30000142)",
@@ -76,22 +74,22 @@ _EXAMPLES = {
 
 
 class BadQuery(ValueError):
-    """A query that asks for what can't be. Its text is a sentence for the client: printable, and bounded."""
+    """A query that can't be parsed. The text is a printable and bounded sentence for the client."""
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """Which updates a client wants. Equal to another that asks for the same."""
+class UpdateFilter:
+    """The updates that a client wants. Filters with the same types and values are equal."""
 
     types: frozenset[str] | None
     """None: every type."""
-    members: tuple[tuple[str, frozenset[Plain], frozenset[bool]], ...]
-    """Each member once, in order, with its values. Those that are true and false apart, which are 1 and 0 to Python."""
+    members: tuple[tuple[str, frozenset[Scalar], frozenset[bool]], ...]
+    """Each member once, in order, with its values. Booleans are apart, because `True == 1` in Python."""
 
     def matches(self, update_type: str, data: object) -> bool:
-        """Whether an update passes. Never raises, whatever the data.
+        """Whether an update passes the filter. Never raises.
 
-        For every update and distinct filter: 0.2 microseconds with a type and a member.
+        Called for every update and distinct filter. Takes 0.2 microseconds with a type and a member.
         """
         if self.types is not None and update_type not in self.types:
             return False
@@ -100,12 +98,12 @@ class Filter:
         if not isinstance(data, dict):
             return False
         try:
-            for name, plain, booleans in self.members:
+            for name, scalars, booleans in self.members:
                 value = data.get(name, _ABSENT)
-                if value not in (booleans if value is True or value is False else plain):
+                if value not in (booleans if value is True or value is False else scalars):
                     return False
         except TypeError:
-            # An array or an object, which no set can be asked for.
+            # An array or an object, which is not hashable.
             return False
         return True
 
@@ -139,32 +137,32 @@ class After:
 class SubscribeRequest:
     """What a client asks for in the query of its request."""
 
-    filter: Filter | None
+    filter: UpdateFilter | None
     """None: everything."""
     after: After | None
     """None: updates without ids."""
 
 
-class Filters:
-    """Reads queries by the types and members of a catalog."""
+class QueryParser:
+    """Parses queries by the types and members of a catalog."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._types = frozenset(catalog.types)
         self._known_types = printable(", ".join(sorted(self._types)), 200)
         self._members = catalog.filterable
-        self._near_types = Nearest(self._types)
-        self._near_names = Nearest([*PARAMETERS, *catalog.filterable])
+        self._similar_types = SimilarNames(self._types)
+        self._similar_names = SimilarNames([*PARAMETERS, *catalog.filterable])
 
-    def read(self, query: str) -> SubscribeRequest:
-        """The request in a query: what stands behind the `?`, percent-encoded. Raises BadQuery."""
-        # Before anything is decoded, which takes most of the time that a query does.
-        if query.count("&") > MOST_FIELDS:
-            raise BadQuery(f"the query has more than {MOST_FIELDS} fields; give {MOST_VALUES} values at most")
-        if query.count("%") > MOST_ESCAPES:
-            raise BadQuery(f"the query has more than {MOST_ESCAPES} percent-encoded bytes")
+    def parse(self, query: str) -> SubscribeRequest:
+        """Parses the percent-encoded part of a request target after the `?`. Raises BadQuery."""
+        # Limits are checked first, because decoding takes most of the time.
+        if query.count("&") > MAX_FIELDS:
+            raise BadQuery(f"the query has more than {MAX_FIELDS} fields; give {MAX_VALUES} values at most")
+        if query.count("%") > MAX_ESCAPES:
+            raise BadQuery(f"the query has more than {MAX_ESCAPES} percent-encoded bytes")
         fields = [field.partition("=") for field in query.split("&") if field]
-        if len(fields) > MOST_VALUES and (count := sum(name != "after" for name, _, _ in fields)) > MOST_VALUES:
-            raise BadQuery(f"the query has {count} values of types and members; give {MOST_VALUES} at most")
+        if len(fields) > MAX_VALUES and (count := sum(name != "after" for name, _, _ in fields)) > MAX_VALUES:
+            raise BadQuery(f"the query has {count} values of types and members; give {MAX_VALUES} at most")
         names, values = [name for name, _, _ in fields], [value for _, _, value in fields]
         if "%" in query or "+" in query:
             names, values = _decoded(names), _decoded(values)
@@ -178,8 +176,8 @@ class Filters:
         types = frozenset(map(self._type, given.pop("type", ())))
         if not types and not given:
             return SubscribeRequest(None, after)
-        wanted = tuple((name, *self._readings(name, values)) for name, values in sorted(given.items()))
-        return SubscribeRequest(Filter(types or None, wanted), after)
+        wanted = tuple((name, *self._parsed(name, values)) for name, values in sorted(given.items()))
+        return SubscribeRequest(UpdateFilter(types or None, wanted), after)
 
     def _type(self, value: str) -> str:
         if value not in self._types:
@@ -187,18 +185,18 @@ class Filters:
             if len(parts) > 1 and ("," in value or not self._types.isdisjoint(parts)):
                 hint = f" ({_repeat('type', parts)})"
             else:
-                close = self._near_types.to(value)
+                close = self._similar_types.find(value)
                 hint = f" (did you mean {printable(close, 40)}?)" if close else ""
             raise BadQuery(f"there is no update type {printable(value, 40)!r}{hint}; there are {self._known_types}")
         return value
 
-    def _readings(self, name: str, values: Sequence[str]) -> tuple[frozenset[Plain], frozenset[bool]]:
-        """The values as each of the types that the member may have, true and false apart."""
+    def _parsed(self, name: str, values: Sequence[str]) -> tuple[frozenset[Scalar], frozenset[bool]]:
+        """Parses values as each type that the member may have. Returns the booleans apart."""
         types = self._members.get(name)
         if types is None:
             raise BadQuery(self._unknown(name))
         any_number = "number" in types
-        # What most queries ask for, at once: it takes a fifth of the time.
+        # The most frequent case: all numbers at once take a fifth of the time.
         found = _numbers(values) if types <= {"integer", "number", "null"} else None
         if found is not None and (any_number or ("integer" in types and all(float(n).is_integer() for n in found))):
             return frozenset(found), frozenset()
@@ -214,7 +212,7 @@ class Filters:
             for value in values:
                 if not (value in numbers or value in booleans or (nulls and value == "null")):
                     raise BadQuery(self._misfit(name, value, types))
-        # Of a list: a set that is made of a set is twice as large.
+        # Built from a list, because a set that is made of a set is twice as large.
         texts = values if "string" in types else ()
         return frozenset([*texts, *nulls, *numbers.values()]), frozenset(booleans.values())
 
@@ -237,7 +235,7 @@ class Filters:
         if letters in _CONDITIONS:
             return f"{said}; name the member itself: systemId=30000142"
         known = _SOURCES.get(letters, "")
-        close = known if known in self._members else _ALIASES.get(letters) or self._near_names.to(bare)
+        close = known if known in self._members else _ALIASES.get(letters) or self._similar_names.find(bare)
         return f"{said}; did you mean {printable(close, 40)}?" if close else f"{said}; /asyncapi.json lists the members"
 
 
@@ -246,8 +244,8 @@ _TYPED = 80
 but its start may have one."""
 
 
-class Nearest:
-    """Finds the known name nearest to a misspelled one, in at most 0.3 ms for any number of names."""
+class SimilarNames:
+    """Finds the known name that is most similar to a misspelled one, in at most 0.3 ms for any number of names."""
 
     _NEIGHBOURS = 128
     """The search looks at this many names on each side of the text, in alphabetical order."""
@@ -258,12 +256,12 @@ class Nearest:
         self._names = {name.lower(): name for name in names}
         self._sorted = sorted(self._names)
 
-    def to(self, text: str) -> str | None:
-        """None where no name is near."""
+    def find(self, text: str) -> str | None:
+        """The most similar name, or None if no name is similar."""
         text = text[:_TYPED].lower()
         at = bisect(self._sorted, text)
         neighbours = self._sorted[max(0, at - self._NEIGHBOURS) : at + self._NEIGHBOURS]
-        # difflib takes 20 microseconds for a name: it is asked about those that share most letters.
+        # difflib takes 20 microseconds for a name, so it compares only the names that share most letters.
         letters = frozenset(text)
         likely = heapq.nsmallest(self._COMPARED, neighbours, key=lambda name: len(letters.symmetric_difference(name)))
         close = difflib.get_close_matches(text, likely, n=1)
@@ -276,17 +274,17 @@ def _parts(value: str) -> list[str]:
 
 
 def _repeat(name: str, values: Sequence[str]) -> str:
-    """How several values are asked for."""
+    """A hint that shows how to give several values."""
     pairs = "&".join(f"{name}={value}" for value in values[:2])
     return f"for several values, repeat the parameter: {printable(pairs, 80)}"
 
 
 _BETWEEN = b"\xff"
-"""No byte of any text in UTF-8."""
+"""A byte that UTF-8 never contains."""
 
 
 def _decoded(texts: Sequence[str]) -> list[str]:
-    """Names or values as they were meant, all at once: one by one, they take three times as long. Raises BadQuery."""
+    """Decodes names or values, all at once: one by one takes three times as long. Raises BadQuery."""
     try:
         joined = _BETWEEN.join(text.encode() for text in texts).replace(b"+", b" ")
         decoded = [part.decode() for part in unquote_to_bytes(joined).split(_BETWEEN)]
@@ -298,24 +296,23 @@ def _decoded(texts: Sequence[str]) -> list[str]:
 
 
 def _numbers(texts: Sequence[str]) -> list[float] | None:
-    """All of the texts as numbers; None where one of them is none."""
+    """Parses all texts as numbers. None if one of them is not a number."""
     joined = ",".join(texts)
     if joined.count(",") >= len(texts) or _SEVERAL_NUMBERS.fullmatch(joined) is None:
         return None
     try:
         numbers: list[float] = orjson.loads(f"[{joined}]")
     except orjson.JSONDecodeError:
-        return None  # one is too large for a floating point number
+        return None  # A number is too large for a floating point number.
     return numbers
 
 
 def _number(text: str) -> float | None:
-    """The number as JSON writes it, and read as the numbers in an event are; None where it is none."""
+    """Parses a number as JSON in an event is parsed. None if the text is not a number."""
     if _NUMBER.fullmatch(text) is None:
         return None
     try:
         number: float = orjson.loads(text)
     except orjson.JSONDecodeError:
-        # Too large for a floating point number.
-        return None
+        return None  # The number is too large for a floating point number.
     return number

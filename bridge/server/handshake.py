@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Protocol, cast
 
 from bridge.config.paths import PROBED
-from bridge.contract.filters import BadQuery, Filters, SubscribeRequest
+from bridge.contract.filters import BadQuery, QueryParser, SubscribeRequest
 from bridge.contract.text import printable
 from bridge.server.access.read_limiter import READ_BUFFER
 from bridge.server.access.refusals import Rule
@@ -55,7 +55,7 @@ class Host(Protocol):
     """What a handshake needs of the server that it belongs to."""
 
     access: Access
-    filters: Filters
+    query_parser: QueryParser
     pages: Pages
     path: str
     tls: Tls | None
@@ -235,7 +235,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._answer_other_method(request, "GET, HEAD, OPTIONS")
             return
         try:
-            wanted = self._host.filters.read(request.query)
+            wanted = self._host.query_parser.parse(request.query)
         except BadQuery as error:
             # Some hints are questions, with a mark of their own.
             end = "" if str(error).endswith("?") else "."

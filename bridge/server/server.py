@@ -12,7 +12,7 @@ import structlog
 
 from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.contract.filters import Filters, SubscribeRequest
+from bridge.contract.filters import QueryParser, SubscribeRequest
 from bridge.contract.text import printable
 from bridge.metrics import Metrics, Transport
 from bridge.server import memory
@@ -66,7 +66,7 @@ class Server:
         self,
         hub: Hub,
         access: Access,
-        filters: Filters,
+        query_parser: QueryParser,
         pages: Pages,
         path: str,
         limits: Limits,
@@ -75,7 +75,7 @@ class Server:
         timing: Timing = DEFAULT,
     ) -> None:
         self.access = access
-        self.filters = filters
+        self.query_parser = query_parser
         self.pages = pages
         self.path = path
         self.tls = tls

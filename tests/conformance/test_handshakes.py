@@ -14,7 +14,7 @@ import pytest
 
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
-from bridge.contract.filters import Filters, SubscribeRequest
+from bridge.contract.filters import QueryParser, SubscribeRequest
 from bridge.server.access.rules import Access
 from bridge.server.http.request import RequestReader, parse
 from bridge.server.websocket import upgrade
@@ -27,14 +27,14 @@ HANDSHAKES: dict[str, bytes] = {
     name: "\r\n".join([*lines, "", ""]).encode("latin-1") for name, lines in DOCUMENT["handshakes"].items()
 }
 ACCESS = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
-FILTERS = Filters(catalog.load([catalog.PACKAGED]))
+QUERIES = QueryParser(catalog.load([catalog.PACKAGED]))
 
 
 def assert_is_upgraded(request: Request) -> None:
     assert ACCESS.check_request(request.headers, request.target) is None
     assert ACCESS.check_origin(request.headers) is None
     assert request.path == "/updates"
-    assert FILTERS.read(request.query) == SubscribeRequest(None, None)
+    assert QUERIES.parse(request.query) == SubscribeRequest(None, None)
     answer = upgrade.answer(request, "/updates")
     assert isinstance(answer, bytes), answer
     assert answer.startswith(b"HTTP/1.1 101 ")

@@ -268,7 +268,7 @@ async def _encrypted_beside_plain(broker: Broker, exchange: str, folder: Path) -
             ping_interval_s=30,
         )
         secure = Server(
-            bridge._hub, plain.access, plain.filters, bridge._pages, plain.path, limits, Metrics(), Tls(chain, key)
+            bridge._hub, plain.access, plain.query_parser, bridge._pages, plain.path, limits, Metrics(), Tls(chain, key)
         )
         [(_, secure_port)] = secure.listen(("127.0.0.1",), 0, reuse_port=False)
         with Crowd(port_of(bridge)) as crowd:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bridge.contract.filters import MOST_ESCAPES, MOST_FIELDS, MOST_VALUES
+from bridge.contract.filters import MAX_ESCAPES, MAX_FIELDS, MAX_VALUES
 from bridge.server.access.rules import MAX_FORWARDED, MAX_FORWARDED_PAIRS
 from bridge.server.http.request import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_REQUEST_LINE_BYTES
 
@@ -63,24 +63,24 @@ REQUESTS: Mapping[str, bytes] = {
     "lists: Sec-WebSocket-Extensions": _handshake(_header("Sec-WebSocket-Extensions", "permessage-deflate;a=b")),
     "key: a long one (refused)": _handshake("Sec-WebSocket-Key: " + "A" * MAX_HEADER_BYTES),
     "path (404)": _get("/" + "a" * (_TARGET - 1)),
-    "query: integers": _handshake(target=_query(*(f"systemId={number}" for number in range(MOST_VALUES)))),
+    "query: integers": _handshake(target=_query(*(f"systemId={number}" for number in range(MAX_VALUES)))),
     "query: long integers": _handshake(
-        target=_query(*(f"victimId={9007199254740991 - number}" for number in range(MOST_VALUES)))
+        target=_query(*(f"victimId={9007199254740991 - number}" for number in range(MAX_VALUES)))
     ),
     "query: integers that are written as others": _handshake(
-        target=_query(*(f"systemId={number}.0e0" for number in range(MOST_VALUES)))
+        target=_query(*(f"systemId={number}.0e0" for number in range(MAX_VALUES)))
     ),
-    "query: numbers": _handshake(target=_query(*(f"price={number}.5e1" for number in range(MOST_VALUES)))),
+    "query: numbers": _handshake(target=_query(*(f"price={number}.5e1" for number in range(MAX_VALUES)))),
     "all of it: addresses, headers and a query": _handshake(
         f"X-Forwarded-For: {','.join([_NODE] * MAX_FORWARDED)}",
         *[f"X-{number}: y" for number in range(100)],
-        target=_query(*(f"systemId={number}.0e0" for number in range(MOST_VALUES))),
+        target=_query(*(f"systemId={number}.0e0" for number in range(MAX_VALUES))),
     ),
     "query: strings, percent-encoded": _handshake(
-        target=_query(*(f"title={number}%C3%A9" for number in range(MOST_VALUES)))
+        target=_query(*(f"title={number}%C3%A9" for number in range(MAX_VALUES)))
     ),
-    "query: one string, percent-encoded": _handshake(target=f"/updates?title={_EMOJI * (MOST_ESCAPES // 4)}"),
-    "query: fields without anything": _handshake(target="/updates?" + "&" * MOST_FIELDS),
+    "query: one string, percent-encoded": _handshake(target=f"/updates?title={_EMOJI * (MAX_ESCAPES // 4)}"),
+    "query: fields without anything": _handshake(target="/updates?" + "&" * MAX_FIELDS),
     "query: thousands of fields (refused)": _handshake(target="/updates?" + "&" * (_TARGET - 9)),
     "query: thousands of ids (refused)": _handshake(target=_query(*["after=1"] * 1500)),
     "query: an unknown name (refused)": _handshake(target="/updates?sistemld=1"),

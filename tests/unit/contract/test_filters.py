@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from bridge.contract import catalog
 from bridge.contract.catalog import Catalog
 from bridge.contract.filters import (
-    MOST_ESCAPES,
-    MOST_FIELDS,
-    MOST_VALUES,
+    MAX_ESCAPES,
+    MAX_FIELDS,
+    MAX_VALUES,
     After,
     BadQuery,
-    Filter,
-    Filters,
-    Nearest,
+    QueryParser,
+    SimilarNames,
     SubscribeRequest,
+    UpdateFilter,
 )
 from bridge.contract.update_id import UpdateId
 from tests.support.killmail import EXAMPLE
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-PACKAGED = Filters(catalog.load([catalog.PACKAGED]))
+PACKAGED = QueryParser(catalog.load([catalog.PACKAGED]))
 JITA = "systemId=30000142"
 FROM_NOW_ON = After("", None)
 
@@ -51,7 +51,7 @@ MEMBERS: dict[str, frozenset[str]] = {
     "größe &=+%": frozenset({"integer", "null"}),
 }
 TYPES = dict.fromkeys(["killmail", "event", "a b"], catalog.load([catalog.PACKAGED]).types["event"])
-OWN = Filters(Catalog(TYPES, {}, {}, {}, MEMBERS))
+OWN = QueryParser(Catalog(TYPES, {}, {}, {}, MEMBERS))
 
 SCALARS: st.SearchStrategy[Any] = (
     st.sampled_from(
@@ -80,8 +80,8 @@ PAIRS: st.SearchStrategy[Pairs] = st.lists(
 """What can be asked for."""
 
 
-def asked(query: str, filters: Filters = PACKAGED) -> Filter:
-    request = filters.read(query)
+def asked(query: str, filters: QueryParser = PACKAGED) -> UpdateFilter:
+    request = filters.parse(query)
     assert request.filter is not None
     return request.filter
 
@@ -134,14 +134,14 @@ def wanted(pairs: Pairs, update_type: str, data: object) -> bool:
 @example([("any", "null")], "event", {})
 @example([("integer", "9007199254740993")], "event", {"integer": 2.0**53})
 def test_filter_agrees_with_the_plain_definition(pairs: Pairs, update_type: str, data: object) -> None:
-    request = OWN.read(urlencode(pairs))
+    request = OWN.parse(urlencode(pairs))
     assert (request.filter is None) == (pairs == [])
     assert request.filter is None or request.filter.matches(update_type, data) == wanted(pairs, update_type, data)
 
 
 @given(PAIRS.flatmap(lambda pairs: st.tuples(st.just(pairs), st.permutations(pairs + pairs[:2]))))
 def test_order_and_repetition_ask_for_the_same(both: tuple[Pairs, Sequence[tuple[str, str]]]) -> None:
-    one, other = (OWN.read(urlencode(list(pairs))).filter for pairs in both)
+    one, other = (OWN.parse(urlencode(list(pairs))).filter for pairs in both)
     assert one == other
     assert hash(one) == hash(other)
 
@@ -151,7 +151,7 @@ def test_order_and_repetition_ask_for_the_same(both: tuple[Pairs, Sequence[tuple
 @example([("flag", "1")], [("flag", "1.0")])
 @example([("any", "1")], [("integer", "1")])
 def test_filters_are_equal_only_where_they_ask_for_the_same(one: Pairs, other: Pairs) -> None:
-    same_filter = OWN.read(urlencode(one)).filter == OWN.read(urlencode(other)).filter
+    same_filter = OWN.parse(urlencode(one)).filter == OWN.parse(urlencode(other)).filter
     assert same_filter == (everything(one) == everything(other))
 
 
@@ -232,11 +232,11 @@ def test_member_without_a_value_asks_for_the_empty_string() -> None:
         ("after=", SubscribeRequest(None, FROM_NOW_ON)),
         ("after=1234-9f86d081", SubscribeRequest(None, After("1234-9f86d081", UpdateId(1234, 0x9F86D081)))),
         ("after=no+id+at+all", SubscribeRequest(None, After("no id at all", None))),
-        ("after=&type=event", SubscribeRequest(Filter(frozenset({"event"}), ()), FROM_NOW_ON)),
+        ("after=&type=event", SubscribeRequest(UpdateFilter(frozenset({"event"}), ()), FROM_NOW_ON)),
     ],
 )
 def test_ids_are_asked_for_with_after(query: str, expected: SubscribeRequest) -> None:
-    assert PACKAGED.read(query) == expected
+    assert PACKAGED.parse(query) == expected
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_data_without_the_member_does_not_pass_and_raises_nothing(data: object) 
 )
 def test_what_is_wrong_is_said_with_what_would_do(query: str, words: str) -> None:
     with pytest.raises(BadQuery, match=re.escape(words)):
-        PACKAGED.read(query)
+        PACKAGED.parse(query)
 
 
 @pytest.mark.parametrize(
@@ -352,41 +352,41 @@ def test_what_is_wrong_is_said_with_what_would_do(query: str, words: str) -> Non
 )
 def test_every_type_is_named(query: str, words: str) -> None:
     with pytest.raises(BadQuery, match=re.escape(words)):
-        OWN.read(query)
+        OWN.parse(query)
 
 
 def test_query_has_as_many_values_as_the_limit_and_an_id() -> None:
-    systems = [f"systemId={number}" for number in range(MOST_VALUES - 1)]
+    systems = [f"systemId={number}" for number in range(MAX_VALUES - 1)]
     most = asked("&".join(["type=killmail", *systems, "after=1234-9f86d081", ""]))
-    assert most.matches("killmail", {"systemId": MOST_VALUES - 2})
-    assert not most.matches("killmail", {"systemId": MOST_VALUES - 1})
+    assert most.matches("killmail", {"systemId": MAX_VALUES - 2})
+    assert not most.matches("killmail", {"systemId": MAX_VALUES - 1})
     assert not most.matches("event", {"systemId": 0})
 
 
 @pytest.mark.parametrize("more", ["type=event", "systemId=-1", "systemId=0", "title=", "title", "nonsense=%FF"])
 def test_one_value_more_than_the_limit_is_refused(more: str) -> None:
-    systems = [f"systemId={number}" for number in range(MOST_VALUES)]
-    words = f"the query has {MOST_VALUES + 1} values of types and members; give {MOST_VALUES} at most"
+    systems = [f"systemId={number}" for number in range(MAX_VALUES)]
+    words = f"the query has {MAX_VALUES + 1} values of types and members; give {MAX_VALUES} at most"
     with pytest.raises(BadQuery, match=f"^{words}$"):
-        PACKAGED.read("&".join([*systems, "after=", more]))
+        PACKAGED.parse("&".join([*systems, "after=", more]))
 
 
 @pytest.mark.parametrize("field", ["", "after=", "x"])
 def test_query_of_more_fields_than_are_looked_at_is_refused(field: str) -> None:
-    assert PACKAGED.read("&" * MOST_FIELDS) == SubscribeRequest(None, None)
-    words = f"the query has more than {MOST_FIELDS} fields; give {MOST_VALUES} values at most"
+    assert PACKAGED.parse("&" * MAX_FIELDS) == SubscribeRequest(None, None)
+    words = f"the query has more than {MAX_FIELDS} fields; give {MAX_VALUES} values at most"
     with pytest.raises(BadQuery, match=f"^{words}$"):
-        PACKAGED.read("&".join([field] * (MOST_FIELDS + 2)))
+        PACKAGED.parse("&".join([field] * (MAX_FIELDS + 2)))
 
 
 @pytest.mark.parametrize("excess", [0, 1])
 def test_query_of_more_percent_encoded_bytes_than_are_decoded_is_refused(excess: int) -> None:
-    query = "after=" + "%20" * (MOST_ESCAPES + excess)
+    query = "after=" + "%20" * (MAX_ESCAPES + excess)
     if excess:
-        with pytest.raises(BadQuery, match=f"^the query has more than {MOST_ESCAPES} percent-encoded bytes$"):
-            PACKAGED.read(query)
+        with pytest.raises(BadQuery, match=f"^the query has more than {MAX_ESCAPES} percent-encoded bytes$"):
+            PACKAGED.parse(query)
     else:
-        assert PACKAGED.read(query).after == After(" " * MOST_ESCAPES, None)
+        assert PACKAGED.parse(query).after == After(" " * MAX_ESCAPES, None)
 
 
 def test_longest_query_is_kept_in_bounded_memory() -> None:
@@ -395,14 +395,14 @@ def test_longest_query_is_kept_in_bounded_memory() -> None:
     # Tables are the emptiest with five values, and one wide character makes a string of four bytes each.
     values = [wide if "string" in kinds else "1234" for kinds in members.values() for _ in range(5)]
     fields = [f"{name}={values[5 * at + i]}{i}" for at, name in enumerate(members) for i in range(5)]
-    rest = MOST_VALUES - len(fields)
+    rest = MAX_VALUES - len(fields)
     width = (8150 - len("&".join(fields))) // rest - len(f"&kind={wide}")
     query = "&".join([*fields, *(f"kind={wide}{number:0{width}}" for number in range(rest))])
     assert 8000 < len(query) < 8190
-    PACKAGED.read(query)
+    PACKAGED.parse(query)
     tracemalloc.start()
     try:
-        wishes = [PACKAGED.read(query) for _ in range(20)]
+        wishes = [PACKAGED.parse(query) for _ in range(20)]
         taken = tracemalloc.get_traced_memory()[0] / len(wishes)
     finally:
         tracemalloc.stop()
@@ -435,7 +435,7 @@ QUERIES = (
 def test_no_query_raises_anything_else_and_no_error_is_long_or_unprintable(query: str) -> None:
     for filters in (PACKAGED, OWN):
         try:
-            filters.read(query)
+            filters.parse(query)
         except BadQuery as error:
             said = str(error)
             assert said.isprintable()
@@ -445,25 +445,25 @@ def test_no_query_raises_anything_else_and_no_error_is_long_or_unprintable(query
 def test_error_repeats_only_a_bounded_bit_of_the_query() -> None:
     for query in (f"type={'x' * 8000}", f"{'x' * 8000}=1", f"systemId={'x' * 8000}"):
         with pytest.raises(BadQuery) as raised:
-            PACKAGED.read(query)
+            PACKAGED.parse(query)
         assert str(raised.value).count("x") < 60
 
 
 def test_name_that_was_meant_is_found_among_thousands() -> None:
     names = [f"member{number}Of{number * 7919 % 1000}" for number in range(3000)]
-    assert Nearest([*names, "systemId"]).to("systemd") == "systemId"
-    assert Nearest(names).to("MEMBER17of") is not None
-    assert Nearest([]).to("x") is None
+    assert SimilarNames([*names, "systemId"]).find("systemd") == "systemId"
+    assert SimilarNames(names).find("MEMBER17of") is not None
+    assert SimilarNames([]).find("x") is None
 
 
 def test_error_is_short_and_printable_whatever_an_operators_own_names_are(tmp_path: Path) -> None:
     for number in range(100):
         schema = {"properties": {f"{'member' * 20}\n{number}": {"type": "integer"}}}
         (tmp_path / f"{'type' * 20} {number}.json").write_bytes(orjson.dumps(schema))
-    filters = Filters(catalog.load([tmp_path]))
+    filters = QueryParser(catalog.load([tmp_path]))
     for query in ("type=x", f"{'member' * 20}=1", f"{'member' * 20}%0A7=x"):
         with pytest.raises(BadQuery) as raised:
-            filters.read(query)
+            filters.parse(query)
         assert str(raised.value).isprintable()
         assert len(str(raised.value)) < 500
     assert asked(f"{'member' * 20}%0A7=7", filters).matches("any", {f"{'member' * 20}\n7": 7})
@@ -472,7 +472,7 @@ def test_error_is_short_and_printable_whatever_an_operators_own_names_are(tmp_pa
 def test_types_of_ones_own_are_filtered_like_ours(tmp_path: Path) -> None:
     own = {"properties": {"fleetId": {"type": "string"}, "systemId": {"type": "string"}}}
     (tmp_path / "fleet.json").write_bytes(orjson.dumps(own))
-    filters = Filters(catalog.load([catalog.PACKAGED, tmp_path]))
+    filters = QueryParser(catalog.load([catalog.PACKAGED, tmp_path]))
     both = asked("systemId=30000142&type=fleet&type=killmail", filters)
     assert both.matches("fleet", {"systemId": "30000142"})
     assert both.matches("killmail", EXAMPLE)

@@ -15,7 +15,7 @@ from websockets.server import ServerProtocol
 
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
-from bridge.contract.filters import Filters, SubscribeRequest
+from bridge.contract.filters import QueryParser, SubscribeRequest
 from bridge.metrics import Metrics
 from bridge.server.access.refusals import Rule
 from bridge.server.access.rules import Access
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-FILTERS = Filters(catalog.load([catalog.PACKAGED]))
+QUERIES = QueryParser(catalog.load([catalog.PACKAGED]))
 PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")
 TIMEOUT_S = 10.0
 ADDRESS = "10.0.0.7"
@@ -51,7 +51,7 @@ class RecordingHost:
 
     def __init__(self) -> None:
         self.access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
-        self.filters = FILTERS
+        self.query_parser = QUERIES
         self.pages = PAGES
         self.path = "/updates"
         self.tls: Tls | None = None
@@ -212,7 +212,7 @@ async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
 ) -> None:
     client = await harness.ask(request(3000, target + query))
     assert client.status == 101
-    assert [wanted for _, _, wanted, _ in harness.host.upgrades] == [FILTERS.read(query.removeprefix("?"))]
+    assert [wanted for _, _, wanted, _ in harness.host.upgrades] == [QUERIES.parse(query.removeprefix("?"))]
 
 
 @pytest.mark.parametrize(

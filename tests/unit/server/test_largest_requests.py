@@ -11,7 +11,7 @@ import pytest
 
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
-from bridge.contract.filters import BadQuery, Filters
+from bridge.contract.filters import BadQuery, QueryParser
 from bridge.metrics import Metrics
 from bridge.server.access.rules import Access
 from bridge.server.http.pages import Pages
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ACCESS = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
 CATALOG = catalog.load([catalog.PACKAGED])
-FILTERS = Filters(CATALOG)
+QUERIES = QueryParser(CATALOG)
 PAGES = Pages(lambda: (True, {}), Metrics(), CATALOG.documents, "/updates")
 
 LIMIT_S = 0.001
@@ -56,7 +56,7 @@ def work(head: bytes) -> None:
         serialized(unless_matched(PAGES.get(request.path), request.headers.get("if-none-match", ())))
         return
     with suppress(BadQuery):
-        FILTERS.read(request.query)
+        QUERIES.parse(request.query)
         upgrade.answer(request, "/updates")
 
 

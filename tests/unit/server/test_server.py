@@ -19,7 +19,7 @@ from bridge.broadcast.replay import History
 from bridge.broadcast.update_log import Log
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
-from bridge.contract.filters import Filters
+from bridge.contract.filters import QueryParser
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from bridge.server import memory
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from bridge.server.tls import Tls
 
-FILTERS = Filters(catalog.load([catalog.PACKAGED]))
+QUERIES = QueryParser(catalog.load([catalog.PACKAGED]))
 PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")
 LOG_BYTES = 2**20
 HANDSHAKE_TIMEOUT_S = 10.0
@@ -124,7 +124,7 @@ class Harness:
         self.server = Server(
             self.hub,
             Access(DEFAULT_NETWORKS, frozenset(), frozenset()),
-            FILTERS,
+            QUERIES,
             PAGES,
             "/updates",
             Limits(max_connections, overflow, max_per_address, HANDSHAKE_TIMEOUT_S, idle_timeout_s, ping_interval_s),
