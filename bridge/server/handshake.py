@@ -12,7 +12,7 @@ import struct
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from typing import Protocol, cast
+from typing import Protocol
 
 from bridge.config.paths import PROBED
 from bridge.contract.filters import BadQuery, QueryParser, SubscribeRequest
@@ -26,6 +26,7 @@ from bridge.server.http.request import BadRequest, Request, RequestReader
 from bridge.server.http.response_writer import Sending
 from bridge.server.http.responses import Header, Response, sentence, serialized, unless_matched
 from bridge.server.tls import Tls
+from bridge.server.transport.compat import as_transport
 from bridge.server.transport.tls_transport import TlsTransport
 from bridge.server.websocket import upgrade
 
@@ -149,8 +150,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._end()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no subclasses of asyncio's.
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = as_transport(transport)
         self._shaking_hands = None
         if self._answered:
             # `abort` or the timeout came in the same turn of the loop in which the transport was created.

@@ -28,7 +28,7 @@ from bridge.server.http.responses import sentence, serialized
 from bridge.server.listeners.acceptor import Acceptor
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.server.tls import Tls
-from bridge.server.websocket.connection import Clock, Connection
+from bridge.server.websocket.connection import Clock, Connection, ConnectionContext
 from bridge.server.websocket.keepalive import Keepalive
 from bridge.timing import DEFAULT, Timing
 
@@ -95,8 +95,7 @@ class Server:
         """The eldest first. An ordinary dict looks for its first entry among all that were there before it."""
         # A dict takes a third of a set's memory at 5000.
         self._connections: dict[Connection, None] = {}
-        # Made once: a bound method has 64 bytes, and would have them for each connection.
-        self._callbacks = (self._closed, self._lost)
+        self._connection_context = ConnectionContext(hub, self._clock, self._read_limiter, self._closed, self._lost)
         self._most = 0
         """The most connections since memory was released."""
         self._keepalive = Keepalive(
@@ -249,9 +248,7 @@ class Server:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._clock.now_s > CLOCK_S:
             self._clock.now_s = now_s
-        connection = Connection(
-            transport, self._hub, self._clock, self._read_limiter, handshake.address, *self._callbacks
-        )
+        connection = Connection(transport, handshake.address, self._connection_context)
         self._connections[connection] = None
         self._most = max(self._most, len(self._connections))
         self._opened.inc()

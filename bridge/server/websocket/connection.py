@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame
@@ -17,11 +18,11 @@ from bridge.broadcast.subscriber import Subscription
 from bridge.server.access.read_limiter import READ_BUFFER, ReadLimiter
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.transport import tcp_info
-from bridge.server.websocket.reader import Close, Inbound, Ping, Violation
+from bridge.server.websocket.reader import Close, FrameReader, Ping, ProtocolViolation
 
-LAST_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
-"""What the kernel may hold of a client that does not read and is being closed: room for the rest of an update of up to
-80 KB, and for the close frame. With a longer one the client may find the end of the connection without its reason."""
+CLOSING_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
+"""The size of the kernel's send buffer for a closing client that does not read: room for the rest of an update of up to
+80 KB, and for the close frame. After the rest of a larger update, the client may not get the close frame."""
 
 RESET = struct.pack("ii", 1, 0)
 """The value of SO_LINGER with which a close resets the connection."""
@@ -34,7 +35,7 @@ REASONS = {1002: CloseReason.PROTOCOL_ERROR, 1007: CloseReason.INVALID_UTF8}
 
 
 class Clock:
-    """The loop's time as of the last tick: one float that all connections share, instead of one for each."""
+    """The time of the event loop at the last tick. All connections share it, instead of a float for each of them."""
 
     __slots__ = ("now_s",)
 
@@ -42,22 +43,31 @@ class Clock:
         self.now_s = now_s
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionContext:
+    """The collaborators that all connections of a server share. Each connection needs only one reference to them."""
+
+    hub: Hub
+    clock: Clock
+    read_limiter: ReadLimiter
+    on_close: "Callable[[Connection, CloseReason, dict[str, object]], None]"
+    """Called when the bridge closes a connection, with the reason and with details for the log."""
+    on_lost: "Callable[[Connection], None]"
+    """Called when a connection has ended and its socket is closed."""
+
+
 class Connection(asyncio.BufferedProtocol):
-    """Sends what the hub gives it, answers pings and closes, and ignores everything else a client says."""
+    """Sends the frames of the hub, answers pings and close frames, and ignores all other frames of the client."""
 
     __slots__ = (
-        "_hub",
-        "_inbound",
-        "_on_close",
-        "_on_lost",
+        "_context",
+        "_frame_reader",
         "_pending_close",
         "_ping_is_due",
         "_pong",
         "_pongs_due",
-        "_read_limiter",
         "_transport",
         "address",
-        "clock",
         "closed_at",
         "congested",
         "cursor",
@@ -69,40 +79,28 @@ class Connection(asyncio.BufferedProtocol):
         "view",
     )
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        hub: Hub,
-        clock: Clock,
-        read_limiter: ReadLimiter,
-        address: str,
-        on_close: "Callable[[Connection, CloseReason, dict[str, object]], None]",
-        on_lost: "Callable[[Connection], None]",
-    ) -> None:
-        """`address` is the client's; `on_close` is told why the bridge closes the connection, `on_lost` when nothing is
-        left of it."""
+    def __init__(self, transport: asyncio.Transport, address: str, context: ConnectionContext) -> None:
+        """`address` is the IP address of the client."""
+        self._context = context
         self._transport: asyncio.Transport | None = transport
-        self._hub = hub
-        self._read_limiter = read_limiter
-        self._inbound: Inbound | None = None
+        """None after the end."""
+        self._frame_reader: FrameReader | None = None
+        """None while no frame is incomplete."""
         self._pong: bytes | None = None
-        """The newest ping's payload, while it can't be answered: the ones before need no answer (RFC 6455, 5.5.3)."""
+        """The payload of the newest ping without a pong. Earlier pings need no pong (RFC 6455, section 5.5.3)."""
         self._ping_is_due = False
         """True while a ping waits until the current frame is complete."""
         self._pending_close: tuple[bytes, Callable[[], None]] | None = None
         """The close frame that waits until the current frame is complete, and the function to call after it."""
         self._pongs_due = 0
         """Pings of the bridge without an answer. The limit does not charge this many pongs."""
-        self._on_close = on_close
-        self._on_lost = on_lost
-        self.clock = clock
         self.address = address
         self.cursor = 0
         self.offset = 0
         self.slot = -1
         self.view: Subscription | None = None
         self.congested = False
-        self.opened_at = self.last_received_at = self.pinged_at = clock.now_s
+        self.opened_at = self.last_received_at = self.pinged_at = context.clock.now_s
         self.closed_at: float | None = None
         """When the closing handshake began."""
         transport.set_protocol(self)
@@ -113,7 +111,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def descriptor(self) -> int | None:
-        """Of the socket; None where nothing may be written past the transport. Asked for again: it costs no memory."""
+        """The socket's descriptor, or None if data must go through the transport. It is not stored, to save memory."""
         transport = self._transport
         if transport is None or transport.get_extra_info("sslcontext") is not None:
             return None
@@ -122,7 +120,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """With TLS: encrypts frames and sends them. See `Place`."""
+        """Writes through the transport. With TLS, it encrypts and sends at once."""
         assert self._transport is not None
         return self._transport.write
 
@@ -141,11 +139,11 @@ class Connection(asyncio.BufferedProtocol):
         return None
 
     def send(self, *frames: bytes | memoryview) -> int:
-        """Sends through the transport: bytes written, -1 if some of them wait in it, 0 if they are dropped."""
+        """Writes through the transport. Returns the bytes written, -1 if some are enqueued, 0 if they are dropped."""
         if self._transport is None or (self.closed_at is not None and self._pending_close is None):
             return 0
         for part in frames:
-            # Not writelines, which copies them into one.
+            # writelines would copy all of them into one buffer.
             self._transport.write(part)
         return -1 if self.congested else sum(map(len, frames))
 
@@ -153,7 +151,7 @@ class Connection(asyncio.BufferedProtocol):
         """Sends a ping. It has only two bytes, so the transport may hold it until a slow client reads."""
         if self._transport is None or self.closed_at is not None:
             return
-        self.pinged_at = self.clock.now_s
+        self.pinged_at = self._context.clock.now_s
         if self.offset:
             self._ping_is_due = True
         else:
@@ -168,13 +166,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         if self._pending_close is not None:
-            (frame, then), self._pending_close = self._pending_close, None
-            self._send_close_frame(frame, then)
+            (frame, after), self._pending_close = self._pending_close, None
+            self._send_close_frame(frame, after)
         elif self.closed_at is None:
             if self._ping_is_due:
                 self._ping_is_due = False
                 self._write_ping(self._transport)
-            self._answer_late()
+            self._send_pending_pong()
 
     def close(self, reason: CloseReason, **details: object) -> None:
         """Starts the closing handshake. `Keepalive` limits how long the client may take to answer it.
@@ -182,15 +180,15 @@ class Connection(asyncio.BufferedProtocol):
         If the client has received only a part of a frame, and the log has dropped this frame, then no close frame can
         follow. The connection is reset instead.
         """
-        self._close(reason, details, _nothing)
+        self._close(reason, details, _await_answer)
 
-    def _close(self, reason: CloseReason, details: dict[str, object], then: Callable[[], None]) -> None:
+    def _close(self, reason: CloseReason, details: dict[str, object], after: Callable[[], None]) -> None:
         if self.closed_at is None and self._transport is not None:
-            self._on_close(self, reason, details)
-            self._farewell(close_frame(reason.code, reason.phrase), then)
+            self._context.on_close(self, reason, details)
+            self._begin_close(close_frame(reason.code, reason.phrase), after)
 
     def abort(self) -> None:
-        """Ends the connection at once, whatever still waits in its transport."""
+        """Ends the connection at once. Drops the data that its transport holds."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -202,84 +200,85 @@ class Connection(asyncio.BufferedProtocol):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.abort()
 
-    def _farewell(self, frame: bytes, then: Callable[[], None]) -> None:
-        """Sends a close frame as soon as the current frame is complete, and then calls `then`."""
-        self.closed_at = self.clock.now_s
+    def _begin_close(self, frame: bytes, after: Callable[[], None]) -> None:
+        """Sends a close frame as soon as the current frame is complete, and calls `after` when it is sent."""
+        self.closed_at = self._context.clock.now_s
         if not self.offset:
-            self._hub.leave(self)
-            self._send_close_frame(frame, then)
+            self._context.hub.leave(self)
+            self._send_close_frame(frame, after)
             return
-        self._pending_close = frame, then
-        if not self._hub.finish(self):
+        self._pending_close = frame, after
+        if not self._context.hub.finish(self):
             self._pending_close = None
             self.reset()
 
-    def _send_close_frame(self, frame: bytes, then: Callable[[], None]) -> None:
+    def _send_close_frame(self, frame: bytes, after: Callable[[], None]) -> None:
         assert self._transport is not None
         self._transport.write(frame)
-        # TLS that is over has no socket any more, though nobody has been told yet.
+        # A TLS connection that has just ended has no socket.
         if self.congested and (stream := self._transport.get_extra_info("socket")) is not None:
-            # The kernel takes it behind all that the client has not read, and the client finds it there, however late.
+            # The kernel stores the close frame after the data that the client has not read. The client then finds it
+            # there, even if the bridge has ended by then.
             with suppress(OSError):
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER_BYTES)
-        then()
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLOSING_BUFFER_BYTES)
+        after()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._read_limiter.buffer
+        return self._context.read_limiter.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        filled = nbytes == len(self._read_limiter.buffer)
+        filled = nbytes == len(self._context.read_limiter.buffer)
         if self.received(READ_BUFFER[:nbytes]) and filled and self._transport is not None:
-            # There may be more, and libuv would read up to 32 times: one read a turn, or a client that sends a flood of
-            # tiny frames delays all others by 0.1 to 0.4 s.
+            # More data may be available, and libuv would read up to 32 times in a turn of the loop. A client with many
+            # tiny frames would then delay all others by 0.1 to 0.4 s.
             self._transport.pause_reading()
-            self._hub.schedule(self.resume_reading)
+            self._context.hub.schedule(self.resume_reading)
 
     def resume_reading(self) -> None:
-        """Listens to the client again."""
+        """Reads from the client again."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def close_if_eof(self) -> None:
-        """Ends the connection at once where its client has ended it, which only a read would tell."""
+        """Ends the connection if the client has ended it. While nothing is read, no EOF arrives."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
             if stream is not None and tcp_info.has_ended(stream):
                 self.abort()
 
     def received(self, data: memoryview | bytes) -> bool:
-        """Deals with a client's bytes. False where it has said too much: nothing is read of it for a while."""
-        self.last_received_at = self.clock.now_s
-        inbound = self._inbound or Inbound()
-        if events := inbound.feed(data):
-            self._answer([event.payload for event in events if isinstance(event, Ping)])
-            # Nothing comes behind a violation or a close.
-            match events[-1]:
-                case Violation(code, sentence):
-                    self._fail(REASONS[code], sentence)
+        """Handles the bytes of a client. Returns False if the client is throttled from now on."""
+        self.last_received_at = self._context.clock.now_s
+        reader = self._frame_reader or FrameReader()
+        if found := reader.feed(data):
+            self._send_pongs([each.payload for each in found if isinstance(each, Ping)])
+            # A violation or a close is always the last one.
+            match found[-1]:
+                case ProtocolViolation(code, detail):
+                    self._fail(REASONS[code], detail)
                 case Close(code):
                     self._closed_by_client(code)
-        self._inbound = None if inbound.idle else inbound
-        if self._transport is None or self._spend(len(data), inbound):
+        self._frame_reader = None if reader.idle else reader
+        if self._transport is None or self._charge(len(data), reader):
             return True
-        # Whatever comes of it: also a client that is being closed can't have all of the processor.
+        # A closing client is throttled too. Otherwise it could use the whole processor.
         self._transport.pause_reading()
         return False
 
-    def _spend(self, read_bytes: int, inbound: Inbound) -> bool:
+    def _charge(self, read_bytes: int, reader: FrameReader) -> bool:
         """Charges the limit for received data, except for pongs that answer pings of the bridge."""
-        frames = inbound.frames
-        if answers := min(inbound.pongs, self._pongs_due):
+        frames = reader.frames
+        if answers := min(reader.pongs, self._pongs_due):
             self._pongs_due -= answers
             # If a pong arrives in several reads, the limit has already charged all reads but the last.
             frames = max(0, frames - answers)
-            read_bytes = max(0, read_bytes - inbound.pong_bytes * answers // inbound.pongs)
+            read_bytes = max(0, read_bytes - reader.pong_bytes * answers // reader.pongs)
             if not (frames or read_bytes):
                 return True
-        return self._read_limiter.consume(self, read_bytes, frames)
+        return self._context.read_limiter.consume(self, read_bytes, frames)
 
-    def _answer(self, pings: list[bytes]) -> None:
-        """In one write: each costs as much as the reading of ten pings."""
+    def _send_pongs(self, pings: list[bytes]) -> None:
+        """Sends all pongs in one write, because a write takes as long as reading ten pings."""
         if not pings or self._transport is None or self.closed_at is not None:
             return
         if self.congested or self.offset:
@@ -287,13 +286,13 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.write(b"".join(map(pong_frame, pings)))
 
-    def _answer_late(self) -> None:
+    def _send_pending_pong(self) -> None:
         if self._pong is not None:
             payload, self._pong = self._pong, None
-            self._answer([payload])
+            self._send_pongs([payload])
 
-    def _fail(self, reason: CloseReason, sentence: str) -> None:
-        self._close(reason, {"violation": sentence}, self._end_this_side)
+    def _fail(self, reason: CloseReason, detail: str) -> None:
+        self._close(reason, {"violation": detail}, self._end_this_side)
 
     def _end_this_side(self) -> None:
         """Ends TCP without a closing handshake, because the client broke the protocol (RFC 6455, section 7.1.7).
@@ -309,34 +308,34 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         if self.closed_at is None:
-            self._farewell(close_frame(code), self._transport.close)
+            self._begin_close(close_frame(code), self._transport.close)
         elif self._pending_close is not None:
             self._pending_close = self._pending_close[0], self._transport.close
         else:
             self._transport.close()
 
     def eof_received(self) -> None:
-        """The transport closes itself."""
+        """Returns None, so that the transport closes itself."""
 
     def pause_writing(self) -> None:
         self.congested = True
-        self._hub.congested(self)
+        self._context.hub.congested(self)
 
     def resume_writing(self) -> None:
         self.congested = False
-        self._answer_late()
-        self._hub.drained(self)
+        self._send_pending_pong()
+        self._context.hub.drained(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         try:
-            self._hub.leave(self)
-            self._read_limiter.forget(self)
+            self._context.hub.leave(self)
+            self._context.read_limiter.forget(self)
         finally:
-            # Transport and protocol refer to each other: without this they wait for the garbage collector.
+            # Transport and protocol refer to each other. Without this, only the garbage collector frees them.
             self._transport = None
-            self._inbound = self._pending_close = None
-            self._on_lost(self)
+            self._frame_reader = self._pending_close = None
+            self._context.on_lost(self)
 
 
-def _nothing() -> None:
-    """The function to call after the bridge's own close frame. The connection stays open until the client answers."""
+def _await_answer() -> None:
+    """Does nothing: after its own close frame, the bridge keeps the connection open until the client answers."""

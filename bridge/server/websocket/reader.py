@@ -1,10 +1,10 @@
-"""A client's bytes -> pings, closes and violations (RFC 6455); everything else is dropped unbuffered.
+"""Reads a client's frames: returns pings, closes and protocol violations (RFC 6455), and drops everything else.
 
-The bridge only emits, so a client's messages are read for one thing: whether they keep the protocol. What is held
-between two reads is the beginning of a frame's header, of a control frame's payload, or of a UTF-8 sequence, never a
-message. Clients send next to nothing: an ``Inbound`` is made when bytes arrive and thrown away once it is idle.
+The bridge only emits. It reads a client's messages only to check that they follow the protocol. Between two reads, a
+reader holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and never a
+message. Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as it is idle.
 
-This file must never know of sockets, of timers, or of what is answered.
+Pure. Nothing here knows of sockets or timers, or how the bridge answers.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from dataclasses import dataclass
 
 from websockets.frames import EXTERNAL_CLOSE_CODES, CloseCode, Opcode
 
-try:
-    from websockets.speedups import apply_mask
-except ImportError:  # no wheel for this platform: the same in Python
-    from websockets.utils import apply_mask
+from bridge.server.transport.compat import apply_mask
 
-# RFC 6455 section 5.2: two bytes, up to eight of extended length, four of mask. Section 5.5: control payloads.
-HEADER_BYTES = 14
+MAX_HEADER_BYTES = 14
+"""RFC 6455, section 5.2: two bytes, up to eight bytes of extended length, and four bytes of mask."""
+
 CONTROL_PAYLOAD_BYTES = 125
+"""The largest payload of a control frame (section 5.5)."""
+
 CONTROL_HEADER_BYTES = 6
-# A text is unmasked and decoded in pieces, so that what that costs in memory does not grow with the read. Divisible
-# by four: every piece begins at the same byte of the mask.
+
 TEXT_PIECE_BYTES = 65536
+"""Text is unmasked and decoded in pieces of this size, so that the memory for it does not grow with the read. It is
+divisible by four, so that each piece begins at the same byte of the mask."""
 
 _FIN, _RESERVED, _OPCODE, _MASKED, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 _CONTROL = frozenset({int(Opcode.CLOSE), int(Opcode.PING), int(Opcode.PONG)})
@@ -36,49 +37,49 @@ _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """A ping, to be answered by a pong with the same payload."""
+    """A ping. The bridge answers with a pong that has the same payload."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """A valid close frame, to be answered by one with the same code, or with none where there was none."""
+    """A valid close frame. The bridge answers with the same code, or without one if `code` is None."""
 
     code: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Violation:
-    """The client broke the protocol: fail the connection with this code, 1002 or 1007.
+class ProtocolViolation:
+    """The client violated the protocol. The bridge fails the connection with `code`, which is 1002 or 1007.
 
-    ``sentence`` is ours alone and fits into a close frame.
+    `detail` quotes nothing of the client, and fits into a close frame.
     """
 
     code: int
-    sentence: str
+    detail: str
 
 
-Event = Ping | Close | Violation
+Incoming = Ping | Close | ProtocolViolation
 
 
-class _BrokenError(Exception):
-    def __init__(self, code: CloseCode, sentence: str) -> None:
-        super().__init__(sentence)
-        self.violation = Violation(code, sentence)
+class ProtocolError(Exception):
+    def __init__(self, code: CloseCode, detail: str) -> None:
+        super().__init__(detail)
+        self.violation = ProtocolViolation(code, detail)
 
 
-class Inbound:
-    """Where a connection stands in what its client sends."""
+class FrameReader:
+    """Reads the frames of one client, in pieces of any size."""
 
     __slots__ = (
         "_decoder",
+        "_ended",
         "_fin",
         "_head",
         "_left",
         "_mask",
         "_opcode",
-        "_over",
         "_payload",
         "_started",
         "frames",
@@ -87,38 +88,45 @@ class Inbound:
     )
 
     def __init__(self) -> None:
-        self._head = b""  # an unfinished header
-        self._mask = b""  # empty between frames; for text, turned to where the next byte is
+        self._head = b""
+        """An incomplete header."""
+        self._mask = b""
+        """The mask of the current frame; empty between frames. In a text, it is rotated to the next byte."""
         self._opcode = 0
         self._fin = False
-        self._left = 0  # payload bytes still to come
-        self._payload = b""  # of a control frame, still masked
-        self._started = False  # a fragmented message is open
-        self._decoder: codecs.IncrementalDecoder | None = None  # of the text message that is open
-        self._over = False
+        self._left = 0
+        """How many payload bytes of the current frame are missing."""
+        self._payload = b""
+        """The masked payload of an incomplete control frame."""
+        self._started = False
+        """True while a fragmented message is incomplete."""
+        self._decoder: codecs.IncrementalDecoder | None = None
+        """The decoder of the current text message."""
+        self._ended = False
+        """True after a close frame or a violation."""
         self.frames = 0
-        """How many frames began, or ended as a whole, with the last bytes: what they cost to judge."""
+        """How many frames the last call of `feed` began, or read as a whole."""
         self.pongs = 0
-        """How many pongs were completed by the last call of `feed`."""
+        """How many pongs the last call of `feed` completed."""
         self.pong_bytes = 0
         """The size of these pongs."""
 
     @property
     def idle(self) -> bool:
-        """Whether a new ``Inbound`` would do as well: at a message boundary, nothing held, nothing ended."""
-        return not (self._mask or self._head or self._started or self._over)
+        """Whether this reader holds nothing, so that a new one can replace it."""
+        return not (self._mask or self._head or self._started or self._ended)
 
-    def feed(self, data: bytes | memoryview) -> list[Event]:
-        """What these bytes bring about; nothing any more once a ``Close`` or a ``Violation`` was returned.
+    def feed(self, data: bytes | memoryview) -> list[Incoming]:
+        """Returns what the client sent. After a `Close` or a `ProtocolViolation`, always returns an empty list.
 
-        ``data`` may be overwritten afterwards. As many events can come as six-byte frames fit into it.
+        `data` may be overwritten afterwards. The list is as long as the number of six-byte frames that fit into `data`.
         """
-        events: list[Event] = []
+        found: list[Incoming] = []
         self.frames = self.pongs = self.pong_bytes = 0
-        if self._over:
-            return events
+        if self._ended:
+            return found
         try:
-            # The common case: one whole control frame, which is what a browser answers to a ping.
+            # The common case is one whole control frame: the pong with which a browser answers a ping.
             if (
                 len(data) >= 6
                 and data[0] in _WHOLE_CONTROL
@@ -127,33 +135,33 @@ class Inbound:
                 and not (self._mask or self._head)
             ):
                 self.frames = 1
-                self._end_control(data[0] & _OPCODE, bytes(data[2:6]), data[6:], events)
+                self._end_control(data[0] & _OPCODE, bytes(data[2:6]), data[6:], found)
             else:
-                self._read(memoryview(data), events)
-        except _BrokenError as broken:
+                self._read(memoryview(data), found)
+        except ProtocolError as error:
             self._end()
-            events.append(broken.violation)
-        return events
+            found.append(error.violation)
+        return found
 
-    def _read(self, view: memoryview, events: list[Event]) -> None:
+    def _read(self, view: memoryview, found: list[Incoming]) -> None:
         at = 0
-        while at < len(view) and not self._over:
+        while at < len(view) and not self._ended:
             if not self._mask:
-                at += self._take_header(view[at : at + HEADER_BYTES])
+                at += self._read_header(view[at : at + MAX_HEADER_BYTES])
             if self._mask:
-                at += self._take_payload(view[at:], events)
+                at += self._read_payload(view[at:], found)
 
-    def _take_header(self, view: memoryview) -> int:
-        """Read a header, or as much as there is; the number of bytes taken."""
+    def _read_header(self, view: memoryview) -> int:
+        """Reads a header, or the available part of it. Returns the number of bytes that it used."""
         held = len(self._head)
-        head = self._head + view[: HEADER_BYTES - held]
+        head = self._head + view[: MAX_HEADER_BYTES - held]
         self._head = head
         if len(head) < 2:
             return len(head) - held
-        self._judge(head[0], head[1])
+        self._check_header(head[0], head[1])
         length = head[1] & _LENGTH
-        # A length in more bytes than it needs is let through: RFC 6455 section 5.2 forbids it, but websockets'
-        # own parser accepts it, no Autobahn case asks, and a length is a length.
+        # A length in more bytes than necessary is accepted. RFC 6455 section 5.2 forbids it, but the parser of
+        # websockets accepts it too, and no Autobahn case tests it.
         extended = {126: 2, 127: 8}.get(length, 0)
         size = 2 + extended + 4
         if len(head) < size:
@@ -161,10 +169,10 @@ class Inbound:
         if extended:
             length = int.from_bytes(head[2 : 2 + extended], "big")
         if length >> 63:
-            raise _BrokenError(CloseCode.PROTOCOL_ERROR, "the length of a frame has its highest bit set")
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "the length of a frame has its highest bit set")
         opcode = head[0] & _OPCODE
         if opcode in _CONTROL and length > CONTROL_PAYLOAD_BYTES:
-            raise _BrokenError(CloseCode.PROTOCOL_ERROR, "a control frame is longer than 125 bytes")
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, "a control frame is longer than 125 bytes")
         if opcode == Opcode.TEXT:
             self._decoder = _utf8_decoder()
         self._opcode = opcode
@@ -175,26 +183,26 @@ class Inbound:
         self.frames += 1
         return size - held
 
-    def _judge(self, first: int, second: int) -> None:
-        """The rules that a frame's first two bytes can break (RFC 6455 sections 5.1, 5.2, 5.4 and 5.5)."""
+    def _check_header(self, first: int, second: int) -> None:
+        """Checks the first two bytes of a frame (RFC 6455 sections 5.1, 5.2, 5.4 and 5.5). Raises ProtocolError."""
         opcode = first & _OPCODE
-        sentence = ""
+        detail = ""
         if first & _RESERVED:
-            sentence = "a reserved bit is set"
+            detail = "a reserved bit is set"
         elif opcode in _CONTROL:
             if not first & _FIN:
-                sentence = "a control frame is fragmented"
+                detail = "a control frame is fragmented"
         elif opcode > Opcode.BINARY:
-            sentence = "an opcode is unknown"
+            detail = "an opcode is unknown"
         elif self._started != (opcode == Opcode.CONT):
-            sentence = "a fragmented message is not finished" if self._started else "a continuation continues nothing"
-        if not (sentence or second & _MASKED):
-            sentence = "a frame is not masked"
-        if sentence:
-            raise _BrokenError(CloseCode.PROTOCOL_ERROR, sentence)
+            detail = "a fragmented message is not finished" if self._started else "a continuation continues nothing"
+        if not (detail or second & _MASKED):
+            detail = "a frame is not masked"
+        if detail:
+            raise ProtocolError(CloseCode.PROTOCOL_ERROR, detail)
 
-    def _take_payload(self, view: memoryview, events: list[Event]) -> int:
-        """Read a payload, or as much as there is; the number of bytes taken."""
+    def _read_payload(self, view: memoryview, found: list[Incoming]) -> int:
+        """Reads a payload, or the available part of it. Returns the number of bytes that it used."""
         piece = view[: self._left]
         taken = len(piece)
         self._left -= taken
@@ -203,7 +211,7 @@ class Inbound:
             if not self._left:
                 mask, payload = self._mask, self._payload
                 self._mask = self._payload = b""
-                self._end_control(self._opcode, mask, payload, events)
+                self._end_control(self._opcode, mask, payload, found)
             return taken
         final = self._fin and not self._left
         if self._decoder is not None:
@@ -219,42 +227,42 @@ class Inbound:
         try:
             for at in range(0, len(masked), TEXT_PIECE_BYTES):
                 decoder.decode(apply_mask(masked[at : at + TEXT_PIECE_BYTES], self._mask))
-            # What begins as a surrogate can't end well, yet Python's decoder waits for its last byte.
+            # The first two bytes of a surrogate are already invalid, but Python's decoder waits for the last byte.
             decoder.decode(b"", final=final or b"\xed\xa0" <= decoder.getstate()[0] < b"\xee")
         except UnicodeDecodeError:
-            raise _BrokenError(CloseCode.INVALID_DATA, "a text message is not UTF-8") from None
-        turn = len(masked) % 4
-        self._mask = self._mask[turn:] + self._mask[:turn]
+            raise ProtocolError(CloseCode.INVALID_DATA, "a text message is not UTF-8") from None
+        rotation = len(masked) % 4
+        self._mask = self._mask[rotation:] + self._mask[:rotation]
 
-    def _end_control(self, opcode: int, mask: bytes, masked: bytes | memoryview, events: list[Event]) -> None:
+    def _end_control(self, opcode: int, mask: bytes, masked: bytes | memoryview, found: list[Incoming]) -> None:
         if opcode == Opcode.PONG:
             self.pongs += 1
             self.pong_bytes += CONTROL_HEADER_BYTES + len(masked)
         elif opcode == Opcode.PING:
-            events.append(Ping(apply_mask(masked, mask)))
+            found.append(Ping(apply_mask(masked, mask)))
         else:
-            # In the midst of a fragmented message too: a control frame may stand between fragments (section 5.4).
-            # websockets' parser calls it a violation, Autobahn's case 7.1.5 a clean close.
-            events.append(Close(_close_code(apply_mask(masked, mask))))
+            # Also between the fragments of a message (section 5.4). For the parser of websockets this is a violation,
+            # for Autobahn's case 7.1.5 a clean close.
+            found.append(Close(_close_code(apply_mask(masked, mask))))
             self._end()
 
     def _end(self) -> None:
-        self._over = True
+        self._ended = True
         self._head = self._mask = self._payload = b""
         self._decoder = None
 
 
 def _close_code(payload: bytes) -> int | None:
-    """The code of a close frame's payload, once all of it is known to be valid (RFC 6455 sections 5.5.1 and 7.4)."""
+    """Returns the code of a close frame, or raises ProtocolError (RFC 6455 sections 5.5.1 and 7.4)."""
     if not payload:
         return None
     if len(payload) < 2:
-        raise _BrokenError(CloseCode.PROTOCOL_ERROR, "a close frame has half a code")
+        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "a close frame has half a code")
     try:
         payload[2:].decode()
     except UnicodeDecodeError:
-        raise _BrokenError(CloseCode.INVALID_DATA, "the reason of a close frame is not UTF-8") from None
+        raise ProtocolError(CloseCode.INVALID_DATA, "the reason of a close frame is not UTF-8") from None
     code = int.from_bytes(payload[:2], "big")
     if code not in EXTERNAL_CLOSE_CODES and not 3000 <= code <= 4999:
-        raise _BrokenError(CloseCode.PROTOCOL_ERROR, "the code of a close frame is not one that may be sent")
+        raise ProtocolError(CloseCode.PROTOCOL_ERROR, "the code of a close frame is not one that may be sent")
     return code

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHeader
-from websockets.http11 import Request as WebSocketRequest
-from websockets.server import ServerProtocol
 
 from bridge.server.http.request import Request
+from bridge.server.transport.compat import accept_handshake
 
 VERSION = "13"
 
@@ -49,23 +47,18 @@ def answer(request: Request, path: str, headers: Sequence[tuple[str, str]] = ())
         return _upgrade_required(
             f"{path} is a WebSocket endpoint: connect to it with a WebSocket client.{_hint(request)}"
         )
-    protocol = ServerProtocol()
-    response = protocol.accept(WebSocketRequest(request.target, _for_library(request)))
-    # Its generator refers to it: each handshake would leave 1.3 KB to the garbage collector.
-    del protocol.parser
+    response, fault = accept_handshake(request.target, _for_library(request))
     if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
         for header, value in headers:
             response.headers[header] = value
         return response.serialize()
-    # In our own words: the library's quote the client.
-    error = protocol.handshake_exc
-    name = error.name if isinstance(error, InvalidHeader) else ""
-    if name == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
+    # The texts of the library quote the client.
+    if fault == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
         return _upgrade_required(f"{path} supports only version {VERSION} of WebSocket (RFC 6455).")
     return NoUpgrade(
         HTTPStatus.BAD_REQUEST,
         "This is not a valid WebSocket handshake (RFC 6455, section 4.1): "
-        f"{name or 'a header'} is missing, repeated or malformed.",
+        f"{fault or 'a header'} is missing, repeated or malformed.",
     )
 
 

@@ -26,8 +26,7 @@ from bridge.server.http.response_writer import LEAST_READ_BYTES_PER_S
 from bridge.server.http.responses import sentence
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.tls import Tls
-from bridge.server.transport import tcp_info
-from bridge.server.websocket import upgrade as upgrade_module
+from bridge.server.transport import compat, tcp_info
 from bridge.timing import DEFAULT
 from tests.support.certificates import certificate
 from tests.support.clients import request
@@ -953,7 +952,7 @@ async def test_handshake_that_is_over_leaves_nothing_to_the_garbage_collector(
             super().__init__(**options)
             protocols.append(weakref.ref(self))
 
-    monkeypatch.setattr(upgrade_module, "ServerProtocol", Watched)
+    monkeypatch.setattr(compat, "ServerProtocol", Watched)
     gc.disable()
     try:
         handshake = Handshake(harness.host, socket.socket(), ADDRESS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,7 @@ from bridge.server.access.read_limiter import (
     ReadLimiter,
 )
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
-from bridge.server.websocket.connection import MAX_PONGS_DUE, Clock, Connection
+from bridge.server.websocket.connection import MAX_PONGS_DUE, Clock, Connection, ConnectionContext
 from tests.support.fakes import FakeTransport, Hours, Scene
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ class OneClient(Scene):
         self.lost: list[Connection] = []
         self.connection = Connection(
             self.transport,
-            self.hub,
-            self.clock,
-            self.read_limiter,
             "127.0.0.1",
-            lambda _, reason, details: self.closed.append((reason, details)),
-            self.lost.append,
+            ConnectionContext(
+                self.hub,
+                self.clock,
+                self.read_limiter,
+                lambda _, reason, details: self.closed.append((reason, details)),
+                self.lost.append,
+            ),
         )
         self.hub.join(self.connection)
 
@@ -384,13 +387,13 @@ def test_whatever_a_client_sends_is_ignored(scene: OneClient, opcode: Opcode, si
     assert scene.transport.written == []
     assert scene.transport.ended == []
     assert scene.closed == []
-    assert scene.connection._inbound is None
+    assert scene.connection._frame_reader is None
 
 
 def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClient) -> None:
     message = Frame(Opcode.BINARY, b"x" * (3 * len(READ_BUFFER))).serialize(mask=True)
     scene.receives(message)
-    assert scene.connection._inbound is None
+    assert scene.connection._frame_reader is None
     scene.says(Opcode.PING, b"after")
     assert scene.transport.written == [pong_frame(b"after")]
 
@@ -469,7 +472,7 @@ def test_crowd_that_answers_the_pings_of_the_bridge_is_not_throttled(scene: OneC
     # If pongs were charged, the 1,013th pong would exceed the common limit of a period.
     others = [OneClient() for _ in range(1100)]
     for each in others:
-        each.connection._read_limiter = scene.read_limiter
+        each.connection._context = replace(each.connection._context, read_limiter=scene.read_limiter)
         each.connection.ping()
         each.says(Opcode.PONG)
         assert each.transport.reading
@@ -591,9 +594,9 @@ def test_bytes_that_came_with_the_handshake_are_dealt_with(scene: OneClient) -> 
 def test_parser_is_kept_only_while_a_frame_is_incomplete(scene: OneClient) -> None:
     message = Frame(Opcode.PING, b"hello").serialize(mask=True)
     scene.receives(message[:3])
-    assert scene.connection._inbound is not None
+    assert scene.connection._frame_reader is not None
     scene.receives(message[3:])
-    assert scene.connection._inbound is None
+    assert scene.connection._frame_reader is None
     assert scene.transport.written == [pong_frame(b"hello")]
 
 
@@ -769,7 +772,7 @@ def test_lost_connection_is_told_and_forgets_its_transport(scene: OneClient) -> 
     assert scene.lost == [scene.connection]
     assert len(scene.hub) == 0
     assert scene.connection._transport is None
-    assert scene.connection._inbound is None
+    assert scene.connection._frame_reader is None
     assert scene.connection.peer == "gone"
 
 

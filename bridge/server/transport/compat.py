@@ -1,0 +1,43 @@
+"""Everything that works around websockets and uvloop by names that these libraries do not document.
+
+Each workaround has its reason and the versions that it was seen with. `test_compat.py` has a test for each, which fails
+as soon as the library no longer needs the workaround.
+"""
+
+import asyncio
+from typing import cast
+
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+try:
+    # The compiled function unmasks a large payload about ten times as fast as Python code. websockets has no documented
+    # name for it (websockets 17.4).
+    from websockets.speedups import apply_mask
+except ImportError:  # there is no wheel for this platform
+    from websockets.utils import apply_mask
+
+__all__ = ["accept_handshake", "apply_mask", "as_transport"]
+
+
+def accept_handshake(path: str, headers: Headers) -> tuple[Response, str]:
+    """Returns the response of websockets to a handshake, and the name of the header at fault, or an empty string.
+
+    Without the `del`, the protocol and the generator of its parser refer to each other. Each handshake would then leave
+    1.3 KB to the garbage collector, which the bridge runs rarely (websockets 17.4).
+    """
+    protocol = ServerProtocol()
+    response = protocol.accept(Request(path, headers))
+    del protocol.parser
+    error = protocol.handshake_exc
+    return response, error.name if isinstance(error, InvalidHeader) else ""
+
+
+def as_transport(transport: asyncio.BaseTransport) -> asyncio.Transport:
+    """Returns a TCP transport with the type that asyncio documents for it.
+
+    The transports of uvloop have all of its methods, but are not instances of `asyncio.Transport` (uvloop 0.23).
+    """
+    return cast("asyncio.Transport", transport)
