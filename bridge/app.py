@@ -17,8 +17,8 @@ from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.replay import History
-from bridge.broadcast.update_log import Log
+from bridge.broadcast.replay import ReplayIndex
+from bridge.broadcast.update_log import UpdateLog
 from bridge.config.listen_addresses import announced_host, authority, client_host, out_of_reach
 from bridge.config.settings import Settings
 from bridge.config.warnings import setting_warnings
@@ -62,11 +62,11 @@ class Bridge:
         metrics.init_labels(schemas.types, Reason, closings, Rule)
         for warning in setting_warnings(settings, memory.usable_bytes()):
             _log.warning(warning.phrase, **warning.fields)
-        log = Log(settings.log_bytes)
+        log = UpdateLog(settings.log_bytes)
         # Its ids are then the stream's, and what comes first is the stream's past.
         shared = settings.history == "stream"
         self._hub = Hub(
-            History(log, None if shared else secrets.randbits(32)),
+            ReplayIndex(log, None if shared else secrets.randbits(32)),
             metrics,
             asyncio.get_running_loop().call_soon,
             settings.log_bytes,

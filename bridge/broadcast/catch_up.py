@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.replay import History
+from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.resume import Resuming
-from bridge.broadcast.socket_writes import write_one
+from bridge.broadcast.socket_writes import try_write
 from bridge.broadcast.subscriber import Subscriber, Subscription
 
 CATCH_UP_BYTES = 16384
@@ -42,7 +42,7 @@ class Lagging:
 
     def __init__(
         self,
-        history: History,
+        history: ReplayIndex,
         resuming: Resuming,
         schedule: Callable[..., object],
         arrived: Callable[[Subscriber], None],
@@ -203,7 +203,7 @@ class Lagging:
             self._history.work_bytes += len(frames)
             self.send(connection, frames)
         else:
-            taken = write_one(descriptor, frames)
+            taken = try_write(descriptor, frames)
             self.sent_bytes += taken
             if taken < len(frames):
                 self.hand_over(connection, piece.positions, offset, taken)

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from bridge.broadcast.frames import payload_of, text_head
-from bridge.broadcast.replay import RECENT_BYTES, History, Recent
+from bridge.broadcast.replay import RECENT_BYTES, ReplayIndex, BoundedCache
 from bridge.contract.envelope import ending
 
 
-class Framing:
+class FrameEncoder:
     """The frames of a history."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: ReplayIndex) -> None:
         self._history = history
-        self._framed: Recent[bytes] = Recent(RECENT_BYTES)
+        self._framed: BoundedCache[bytes] = BoundedCache(RECENT_BYTES)
         self._measured: tuple[Sequence[int], bool, Sequence[int]] = ((), False, ())
         """What was asked for last of `ends`, and its answer."""
 

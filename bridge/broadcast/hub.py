@@ -13,11 +13,11 @@ from collections.abc import Callable
 from bridge.broadcast.catch_up import CATCH_UP_BYTES, Lagging
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
-from bridge.broadcast.live_set import Writer
-from bridge.broadcast.replay import Content, Filter, History
+from bridge.broadcast.live_set import BroadcastWriter
+from bridge.broadcast.replay import Content, Filter, ReplayIndex
 from bridge.broadcast.resume import Resuming
 from bridge.broadcast.subscriber import Subscriber
-from bridge.broadcast.subscriptions import Group, View, Views
+from bridge.broadcast.subscriptions import Batch, SharedSubscription, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.broadcast.waiting import Waiting
 from bridge.contract.filters import After
@@ -36,7 +36,7 @@ class Hub:
 
     def __init__(
         self,
-        history: History,
+        history: ReplayIndex,
         metrics: Metrics,
         schedule: Callable[..., object],
         log_bytes: int,
@@ -57,12 +57,12 @@ class Hub:
         # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
         self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
         self._flush_updates = log_bytes // 2 // ENTRY_BYTES
-        self._views = Views(history)
-        self._writer = Writer()
-        self._resuming = Resuming(history, now_ms, self._told)
+        self._views = Subscriptions(history)
+        self._writer = BroadcastWriter()
+        self._resuming = Resuming(history, now_ms, self._on_resumed)
         self._lagging = Lagging(history, self._resuming, schedule, self._arrived, self.leave)
         self._waiting = Waiting(history, reads_back)
-        self._letting_go = False
+        self._releasing = False
         """True while some that need not wait any more begin in later turns."""
         self._pending_bytes = 0
         self._draining = False
@@ -174,7 +174,7 @@ class Hub:
         """All that was sent before this bridge began is in the log: what follows is for everybody."""
         self.flush()
         self._waiting.reads_back = False
-        self._let_go()
+        self._release_pending()
 
     def flush(self) -> None:
         """Gives every live connection all that was published since the last flush."""
@@ -186,16 +186,16 @@ class Hub:
         while lagging.flushed < log.head:
             start = lagging.flushed
             frames, lagging.flushed = log.read(start, log.head, self._flush_bytes)
-            groups, later = self._views.groups(start, lagging.flushed, frames)
-            for group in groups:
+            batches, later = self._views.batches(start, lagging.flushed, frames)
+            for group in batches:
                 self._broadcast(group, start)
             for view in later:
                 self._postpone(view, start)
         lagging.evict_too_slow()
-        self._let_go()
+        self._release_pending()
         self.on_flush()
 
-    def _broadcast(self, group: Group, start: int) -> None:
+    def _broadcast(self, group: Batch, start: int) -> None:
         lagging = self._lagging
         views, frames, positions, updates = group
         for connection, taken in self._writer.write([view.live for view in views], frames):
@@ -213,7 +213,7 @@ class Hub:
             metrics.written += len(view.live) * updates
             metrics.enqueued += view.behind * updates
 
-    def _encrypt(self, view: View, start: int, frames: bytes) -> None:
+    def _encrypt(self, view: SharedSubscription, start: int, frames: bytes) -> None:
         lagging = self._lagging
         if len(frames) <= CATCH_UP_BYTES:
             connections = len(view.live.encrypted)
@@ -233,7 +233,7 @@ class Hub:
             else:
                 lagging.go_on(connection)
 
-    def _postpone(self, view: View, start: int) -> None:
+    def _postpone(self, view: SharedSubscription, start: int) -> None:
         for connection in view.live:
             view.live.discard(connection)
             self._lagging.add(connection, start)
@@ -253,7 +253,7 @@ class Hub:
     def tick(self) -> None:
         """To be called every few seconds: who waits in vain for what it says it has had is told that it is unknown."""
         self._waiting.tick(self.is_fed())
-        self._let_go()
+        self._release_pending()
 
     def drain(self) -> None:
         """Closes every connection once it has had everything: now, or when it has caught up."""
@@ -278,20 +278,20 @@ class Hub:
         else:
             self._lagging.go_on(connection)
 
-    def _told(self, complete: bool, updates: int) -> None:
+    def _on_resumed(self, complete: bool, updates: int) -> None:
         self._metrics.resumes.labels(str(complete).lower()).inc()
         self._metrics.replayed += updates
 
-    def _let_go(self) -> None:
-        if not self._letting_go:
-            self._let_some_go()
+    def _release_pending(self) -> None:
+        if not self._releasing:
+            self._release_some()
 
-    def _let_some_go(self) -> None:
+    def _release_some(self) -> None:
         ready = self._waiting.ready()
         # Set before `_begin`, which may flush: that flush must not release further connections in this turn.
-        self._letting_go = bool(ready)
+        self._releasing = bool(ready)
         if ready:
-            self.schedule(self._let_some_go)
+            self.schedule(self._release_some)
         for connection, after in ready:
             self._begin(connection, after)
 

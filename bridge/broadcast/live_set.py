@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from bridge.broadcast.socket_writes import write_each
+from bridge.broadcast.socket_writes import try_write_all
 
 _log = structlog.get_logger("bridge.broadcast")
 
@@ -23,7 +23,7 @@ MANY = 64
 """From so many on, writing to all of them at once is worth what it takes to ask for it."""
 
 
-class Place(Protocol):
+class Slot(Protocol):
     """Where a connection is to be found."""
 
     @property
@@ -38,10 +38,10 @@ class Place(Protocol):
     """The connection's place in the list, for `Live` alone; -1 while it is not there."""
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Slot)
 
 
-class Live(Generic[P]):
+class LiveSet(Generic[P]):
     """A set of connections, in no particular order."""
 
     __slots__ = ("connections", "descriptors", "encrypted", "writes")
@@ -112,20 +112,20 @@ class Live(Generic[P]):
         return failed
 
 
-class Writer:
+class BroadcastWriter:
     """Writes the same to many: one for all that are live, whatever they asked for."""
 
     def __init__(self) -> None:
         self._write_many: Callable[[array[int], bytes], list[tuple[int, int]]] | None = None
 
-    def write(self, lives: Sequence[Live[P]], frames: bytes) -> list[tuple[P, int]]:
+    def write(self, lives: Sequence[LiveSet[P]], frames: bytes) -> list[tuple[P, int]]:
         """Writes to every socket; returns those that did not take everything, each with the bytes that it took."""
         descriptors = lives[0].descriptors if len(lives) == 1 else array("i")
         if len(lives) > 1:
             for live in lives:
                 descriptors += live.descriptors
         if len(descriptors) < MANY:
-            short = write_each(descriptors, frames)
+            short = try_write_all(descriptors, frames)
         else:
             if self._write_many is None:
                 self._write_many = _many_at_once()
@@ -140,10 +140,10 @@ class Writer:
 
 def _many_at_once() -> "Callable[[array[int], bytes], list[tuple[int, int]]]":
     """The fastest way to write to many sockets that there is here."""
-    from bridge.broadcast.socket_writes import Bulk  # noqa: PLC0415 - ctypes: 200 KB that a bridge with few clients never needs
+    from bridge.broadcast.socket_writes import IoSubmitWriter  # noqa: PLC0415 - ctypes: 200 KB that a bridge with few clients never needs
 
     try:
-        return Bulk().write
+        return IoSubmitWriter().write
     except OSError as error:
         _log.info("this system does not take many writes at once: each is a call of its own", error=str(error))
-        return write_each
+        return try_write_all

@@ -15,7 +15,7 @@ from itertools import compress, pairwise
 from typing import Generic, Protocol, TypeVar
 
 from bridge.broadcast.frames import payload_of, text_frame
-from bridge.broadcast.update_log import ENTRY_BYTES, Log
+from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import UpdateId
 
@@ -33,7 +33,7 @@ SEGMENT_UPDATES = 256
 SEGMENT_BYTES = 65536
 """The same for large updates: behind so many bytes a new segment begins."""
 
-HEADROOM = 8
+REPLAY_MARGIN = 8
 """Who is given all that is kept begins behind an eighth of what the log can hold: otherwise the next update would drop
 what it is to get first."""
 
@@ -76,7 +76,7 @@ class Segment:
         """By filter and position, 1 for an update that it matches; as far as it has been asked."""
 
 
-class Recent(Generic[V]):
+class BoundedCache(Generic[V]):
     """Some values by position."""
 
     __slots__ = ("_max_bytes", "_size_bytes", "_values")
@@ -104,10 +104,10 @@ class Recent(Generic[V]):
             self._size_bytes -= gone_bytes
 
 
-class History:
+class ReplayIndex:
     """A log whose positions have ids."""
 
-    def __init__(self, log: Log, check: int | None = None) -> None:
+    def __init__(self, log: UpdateLog, check: int | None = None) -> None:
         """`check` is that of all ids, which are counted from 1; None where each position comes with its own."""
         self.log = log
         self._check = check
@@ -122,7 +122,7 @@ class History:
         """The last id that came with its position."""
         self._last_other = -1
         """The last position that holds no update."""
-        self._contents: Recent[Content] = Recent(RECENT_BYTES)
+        self._contents: BoundedCache[Content] = BoundedCache(RECENT_BYTES)
         self.work_bytes = 0
         """What was read, asked and written here for clients that are behind or filter: it only grows."""
 
@@ -209,7 +209,7 @@ class History:
     def oldest(self) -> int:
         """The position from which on everything stays for a while: the tail, where there is room left in the log."""
         log = self.log
-        needed = log.max_bytes // HEADROOM - (log.max_bytes - log.size_bytes)
+        needed = log.max_bytes // REPLAY_MARGIN - (log.max_bytes - log.size_bytes)
         position = log.tail
         for segment, following in pairwise(self._segments):
             if needed <= 0:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bridge.broadcast.frames import text_frame
-from bridge.broadcast.replay import Filter, History
+from bridge.broadcast.replay import Filter, ReplayIndex
 from bridge.broadcast.subscriber import Subscriber
 from bridge.contract.envelope import resume
 from bridge.contract.filters import After
@@ -28,7 +28,7 @@ class _Resumption:
 class Resuming:
     """Those that have not been told yet where they are."""
 
-    def __init__(self, history: History, now_ms: Callable[[], int], on_told: Callable[[bool, int], None]) -> None:
+    def __init__(self, history: ReplayIndex, now_ms: Callable[[], int], on_told: Callable[[bool, int], None]) -> None:
         """`now_ms` is the clock: Unix milliseconds. For each, `on_told` is told whether nothing was missing, and how
         many updates it gets again."""
         self._history = history

@@ -40,7 +40,7 @@ EVENT = struct.Struct("=QQqq")
 """What became of one write: its number, its address, the bytes taken or the negative error, and one that stays 0."""
 
 
-def write_one(descriptor: int, frames: bytes) -> int:
+def try_write(descriptor: int, frames: bytes) -> int:
     """Writes to one socket; returns the bytes that it took."""
     try:
         return os.write(descriptor, frames)
@@ -49,7 +49,7 @@ def write_one(descriptor: int, frames: bytes) -> int:
         return 0
 
 
-def write_each(descriptors: Iterable[int], frames: bytes) -> list[tuple[int, int]]:
+def try_write_all(descriptors: Iterable[int], frames: bytes) -> list[tuple[int, int]]:
     """Writes to every socket; returns those that did not take everything, each with the bytes that it took."""
     short: list[tuple[int, int]] = []
     size, write = len(frames), os.write
@@ -68,7 +68,7 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
 
 
-class Bulk:
+class IoSubmitWriter:
     """Writes to many sockets at once. Its context of the kernel's ends with it."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Bulk:
         for start in range(0, len(descriptors), BATCH):
             batch = descriptors[start : start + BATCH]
             if self._broken:
-                short += write_each(batch, frames)
+                short += try_write_all(batch, frames)
             else:
                 self._write(batch, frames, short)
         return short
@@ -130,7 +130,7 @@ class Bulk:
         done = max(0, self._call(self._submit, self._context, ctypes.c_long(count), self._iocbs))
         if done < count:
             # One that the kernel will not even try ends the list before it.
-            short += write_each(batch[done:], frames)
+            short += try_write_all(batch[done:], frames)
         submitted, known = batch[:done], len(short)
         while done:
             least = ctypes.c_long(done)
@@ -138,14 +138,14 @@ class Bulk:
             if ended < 0 and ctypes.get_errno() == errno.EINTR:
                 continue
             if ended < 0:
-                short[known:] = self._forsake(submitted)
+                short[known:] = self._abort(submitted)
                 return
             if self._results[:ended] != self._whole[:ended]:
                 results = zip(self._numbers[:ended], self._results[:ended], strict=True)
                 short += [(batch[number], max(0, taken)) for number, taken in results if taken != len(frames)]
             done -= ended
 
-    def _forsake(self, descriptors: "array[int]") -> list[tuple[int, int]]:
+    def _abort(self, descriptors: "array[int]") -> list[tuple[int, int]]:
         """Ends sockets of which nobody knows what they took: better a client that reconnects than one with a hole."""
         self._broken = True
         for descriptor in descriptors:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.live_set import Live, Place
+from bridge.broadcast.live_set import LiveSet, Slot
 from bridge.broadcast.replay import Filter
 
 
@@ -47,7 +47,7 @@ class Subscription(Protocol):
         """Returns the position and the offset at which a client stopped that took only `taken` bytes."""
 
 
-class Subscriber(Place, Protocol):
+class Subscriber(Slot, Protocol):
     """A connection, as the hub sees it."""
 
     cursor: int

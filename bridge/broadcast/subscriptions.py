@@ -8,9 +8,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from bridge.broadcast.framing import Framing
-from bridge.broadcast.live_set import Live
-from bridge.broadcast.replay import Filter, History
+from bridge.broadcast.framing import FrameEncoder
+from bridge.broadcast.live_set import LiveSet
+from bridge.broadcast.replay import Filter, ReplayIndex
 from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
 
 ASKED = 8192
@@ -18,18 +18,18 @@ ASKED = 8192
 one of the next turns of the loop, as those that are behind do."""
 
 
-class View:
+class SharedSubscription:
     """The log as some connections see it, and those of them that have had everything."""
 
     __slots__ = ("_framing", "_history", "behind", "filter", "ids", "live", "members")
 
-    def __init__(self, history: History, framing: Framing, wanted: Filter | None, ids: bool) -> None:
+    def __init__(self, history: ReplayIndex, framing: FrameEncoder, wanted: Filter | None, ids: bool) -> None:
         """`framing` is of the history; `wanted` None wants everything."""
         self._history = history
         self._framing = framing
         self.filter = wanted
         self.ids = ids
-        self.live: Live[Subscriber] = Live()
+        self.live: LiveSet[Subscriber] = LiveSet()
         self.members = 0
         """All of its connections, also those that are not live."""
         self.behind = 0
@@ -80,43 +80,43 @@ class View:
         return positions[at], taken - (ends[at - 1] if at else 0)
 
 
-class Group(NamedTuple):
+class Batch(NamedTuple):
     """Views that show the same of what is new."""
 
-    views: Sequence[View]
+    views: Sequence[SharedSubscription]
     frames: bytes
     positions: Sequence[int]
     updates: int
     """How many these are."""
 
 
-class Views:
+class Subscriptions:
     """Those that somebody has, and that of everything as it is."""
 
-    def __init__(self, history: History) -> None:
-        self._framing = Framing(history)
-        self.plain: View = View(history, self._framing, None, ids=False)
+    def __init__(self, history: ReplayIndex) -> None:
+        self._framing = FrameEncoder(history)
+        self.plain: SharedSubscription = SharedSubscription(history, self._framing, None, ids=False)
         self._only_plain = (self.plain,)
         self._history = history
-        self._others: dict[tuple[Filter | None, bool], View] = {}
+        self._others: dict[tuple[Filter | None, bool], SharedSubscription] = {}
 
     def __len__(self) -> int:
         """How many there are beside the plain one."""
         return len(self._others)
 
-    def __iter__(self) -> Iterator[View]:
+    def __iter__(self) -> Iterator[SharedSubscription]:
         """Over a copy: whoever is closed meanwhile may have been the last of a view."""
         return iter((self.plain, *self._others.values()))
 
-    def of(self, wanted: Filter | None, *, ids: bool) -> View:
-        """The view for a filter, with or without ids."""
+    def of(self, wanted: Filter | None, *, ids: bool) -> SharedSubscription:
+        """The view for a wish."""
         if wanted is None and not ids:
             return self.plain
         view = self._others.get((wanted, ids))
         if view is None:
             # With the same object for a filter, with ids and without: by that it is known that it was asked already.
             twin = self._others.get((wanted, not ids))
-            view = self._others[wanted, ids] = View(self._history, self._framing, twin.filter if twin else wanted, ids)
+            view = self._others[wanted, ids] = SharedSubscription(self._history, self._framing, twin.filter if twin else wanted, ids)
         return view
 
     def forget(self, view: Subscription) -> None:
@@ -125,26 +125,26 @@ class Views:
         if view.filter is not None and (view.filter, not view.ids) not in self._others:
             self._history.forget(view.filter)
 
-    def groups(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Group], Sequence[View]]:
+    def batches(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Batch], Sequence[SharedSubscription]]:
         """Who shows what of the newest positions, and the views for which that is to be found out later.
 
         `frames` is how they are in the log.
         """
         positions = self._history.updates(start, end)
         if not self._others:
-            return ((Group(self._only_plain, frames, positions, len(positions)),) if frames else ()), ()
+            return ((Batch(self._only_plain, frames, positions, len(positions)),) if frames else ()), ()
         if frames:
             return self._grouped(frames, positions)
         # A notice is alone (see Hub.notify), and for all that have ids.
         notice = self._history.notice_at(start)
         with_ids = [view for view in self._others.values() if view.ids]
-        return ((Group(with_ids, notice, (start,), 0),) if notice and with_ids else ()), ()
+        return ((Batch(with_ids, notice, (start,), 0),) if notice and with_ids else ()), ()
 
-    def _grouped(self, frames: bytes, positions: Sequence[int]) -> tuple[list[Group], list[View]]:
+    def _grouped(self, frames: bytes, positions: Sequence[int]) -> tuple[list[Batch], list[SharedSubscription]]:
         contents = [self._history.content(position) for position in positions]
         everything = (True,) * len(contents)
         known: dict[int, tuple[bool, ...]] = {}
-        alike: dict[tuple[bool, tuple[bool, ...]], list[View]] = {(False, everything): [self.plain]}
+        alike: dict[tuple[bool, tuple[bool, ...]], list[SharedSubscription]] = {(False, everything): [self.plain]}
         later = []
         for view in self._others.values():
             wanted = view.filter
@@ -158,12 +158,12 @@ class Views:
                 later.append(view)
                 continue
             alike.setdefault((view.ids, answers), []).append(view)
-        groups = []
+        batches = []
         for (ids, answers), views in alike.items():
             shown = [position for position, answer in zip(positions, answers, strict=True) if answer]
             if shown and (ids or len(shown) < len(positions)):
                 run = b"".join(self._framing.frame(position, ids=ids) for position in shown)
-                groups.append(Group(views, run, shown, len(shown)))
+                batches.append(Batch(views, run, shown, len(shown)))
             elif shown:
-                groups.append(Group(views, frames, positions, len(shown)))
-        return groups, later
+                batches.append(Batch(views, frames, positions, len(shown)))
+        return batches, later

@@ -10,7 +10,7 @@ for a slot of the dict, and 14 for what `history` knows of it. Counted, because 
 memory."""
 
 
-class Log:
+class UpdateLog:
     """Frames at the positions from `tail` up to, but not including, `head`."""
 
     __slots__ = ("_beside", "_frames", "head", "max_bytes", "size_bytes", "tail")

@@ -6,7 +6,7 @@ not come, although everything else does, is one that nobody knows.
 
 from collections.abc import Iterator
 
-from bridge.broadcast.replay import History
+from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.subscriber import Subscriber
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
@@ -18,7 +18,7 @@ AT_ONCE = 64
 class Waiting:
     """Connections, each with the id that it gave."""
 
-    def __init__(self, history: History, reads_back: bool) -> None:
+    def __init__(self, history: ReplayIndex, reads_back: bool) -> None:
         """`reads_back` says that all have to wait for now."""
         self._history = history
         self.reads_back = reads_back

@@ -20,8 +20,8 @@ from bridge.amqp.wire.properties import MessageProperties
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.replay import History
-from bridge.broadcast.update_log import Log
+from bridge.broadcast.replay import ReplayIndex
+from bridge.broadcast.update_log import UpdateLog
 from bridge.contract import envelope
 from bridge.contract.filters import After
 from bridge.metrics import Metrics
@@ -490,8 +490,8 @@ class Scene:
     def __init__(self, log_bytes: int = 2**20, *, shared: bool = False, reads_back: bool = False) -> None:
         """With `shared`, each update comes with its id, as from a stream."""
         self.turns = Turns()
-        self.log = Log(log_bytes)
-        self.history = History(self.log, None if shared else CHECK)
+        self.log = UpdateLog(log_bytes)
+        self.history = ReplayIndex(self.log, None if shared else CHECK)
         self.metrics = Metrics()
         self.hub = Hub(
             self.history, self.metrics, self.turns.call_soon, log_bytes, lambda: NOW_MS, reads_back=reads_back

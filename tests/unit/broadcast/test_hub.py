@@ -15,7 +15,7 @@ from bridge.broadcast import live_set
 from bridge.broadcast.catch_up import CATCH_UP_BYTES, EVICTIONS, PARTS
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
-from bridge.broadcast.framing import Framing
+from bridge.broadcast.framing import FrameEncoder
 from bridge.broadcast.hub import ENCRYPT_BYTES, FLUSH_BYTES
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import UpdateId
@@ -293,7 +293,7 @@ def test_update_larger_than_a_piece_is_given_in_pieces(scene: Scene, after: str 
     pieces = subscriber.writes[before:]
     assert [len(piece) for piece in pieces[:-2]] == [CATCH_UP_BYTES] * (PARTS + 2)
     assert written == [PARTS, PARTS + 3, PARTS + 4]
-    framing, ids = Framing(scene.history), after is not None
+    framing, ids = FrameEncoder(scene.history), after is not None
     assert b"".join(pieces[:-1]) == framing.frame(1, ids=ids)
     assert pieces[-1] == framing.frame(2, ids=ids)
     assert subscriber.ended_frames == 1

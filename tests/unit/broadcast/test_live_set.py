@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.broadcast import live_set, socket_writes
-from bridge.broadcast.live_set import Live, Writer
-from bridge.broadcast.socket_writes import write_one
+from bridge.broadcast.live_set import LiveSet, BroadcastWriter
+from bridge.broadcast.socket_writes import try_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ FRAMES = bytes(range(256)) * 1000
 class Peer:
     """A connection's place, without a connection."""
 
-    def __init__(self, descriptor: int | None, live: Live[Peer] | None = None) -> None:
+    def __init__(self, descriptor: int | None, live: LiveSet[Peer] | None = None) -> None:
         self.descriptor = descriptor
         self.slot = -1
         self.written: list[bytes] = []
@@ -73,13 +73,13 @@ class Client(Peer):
         self.far.close()
 
 
-class LiveSockets(Live[Peer]):
+class LiveSockets(LiveSet[Peer]):
     """A set of live connections with real sockets."""
 
     def __init__(self, stack: ExitStack) -> None:
         super().__init__()
         self._stack = stack
-        self._writer = Writer()
+        self._writer = BroadcastWriter()
 
     def write(self, frames: bytes) -> list[tuple[Peer, int]]:
         return self._writer.write([self], frames)
@@ -112,8 +112,8 @@ def test_everybody_gets_everything_and_nobody_is_returned(sockets: LiveSockets) 
 
 
 def test_nobody_at_all_is_written_to_without_a_word() -> None:
-    live: Live[Peer] = Live()
-    assert Writer().write([live], b"frames") == []
+    live: LiveSet[Peer] = LiveSet()
+    assert BroadcastWriter().write([live], b"frames") == []
 
 
 def test_one_that_takes_a_part_is_returned_with_how_much_and_the_others_get_everything(sockets: LiveSockets) -> None:
@@ -218,7 +218,7 @@ def test_connection_with_tls_is_in_the_set_and_its_descriptor_is_not_written_to(
 
 
 def test_all_with_tls_are_written_to_although_some_fail_and_some_leave() -> None:
-    live: Live[Peer] = Live()
+    live: LiveSet[Peer] = LiveSet()
     leaving, failing, *others = peers = [Peer(None, live) for _ in range(5)]
     leaving.leaves = True
     failing.fault = fault = RuntimeError("a bug")
@@ -233,20 +233,20 @@ def test_one_socket_is_written_to_as_all_are(sockets: LiveSockets) -> None:
     client, slow, full, gone = [sockets.client(little_room=True) for _ in range(4)]
     full.fill()
     gone.far.close()
-    assert write_one(client.near.fileno(), b"frames") == 6
+    assert try_write(client.near.fileno(), b"frames") == 6
     assert client.read() == b"frames"
-    taken = write_one(slow.near.fileno(), FRAMES)
+    taken = try_write(slow.near.fileno(), FRAMES)
     assert 0 < taken < len(FRAMES)
     assert slow.read() == FRAMES[:taken]
-    assert write_one(full.near.fileno(), b"frames") == 0
-    assert write_one(gone.near.fileno(), b"frames") == 0
+    assert try_write(full.near.fileno(), b"frames") == 0
+    assert try_write(gone.near.fileno(), b"frames") == 0
 
 
 # Who is there
 
 
 def test_whoever_is_come_by_may_be_discarded() -> None:
-    live: Live[Peer] = Live()
+    live: LiveSet[Peer] = LiveSet()
     peers = [Peer(None if number % 3 == 0 else number) for number in range(9)]
     for peer in peers:
         live.add(peer)
@@ -266,7 +266,7 @@ def test_whoever_is_come_by_may_be_discarded() -> None:
 @given(st.lists(st.integers(0, 11), max_size=60))
 def test_live_agrees_with_a_set_whatever_is_added_and_discarded(numbers: list[int]) -> None:
     """Each number adds the peer that has it, or discards it where it is there; twice, as closing and losing do."""
-    live: Live[Peer] = Live()
+    live: LiveSet[Peer] = LiveSet()
     peers = [Peer(None if number % 4 == 3 else 100 + number) for number in range(12)]
     model: set[Peer] = set()
     for number in numbers:

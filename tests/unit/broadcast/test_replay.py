@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 
 from bridge.broadcast.frames import text_frame
-from bridge.broadcast.framing import Framing
-from bridge.broadcast.replay import ASKING_BYTES, LOOKING_BYTES, SEGMENT_BYTES, SEGMENT_UPDATES, History, Recent
-from bridge.broadcast.update_log import ENTRY_BYTES, Log
+from bridge.broadcast.framing import FrameEncoder
+from bridge.broadcast.replay import ASKING_BYTES, LOOKING_BYTES, SEGMENT_BYTES, SEGMENT_UPDATES, ReplayIndex, BoundedCache
+from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract import envelope
 from bridge.contract.update_id import UpdateId
 
@@ -38,21 +38,21 @@ def number(position: int) -> UpdateId:
     return UpdateId(position + 1, CHECK)
 
 
-def holding(updates: int) -> Log:
+def holding(updates: int) -> UpdateLog:
     """A log in which so many of the shortest frames have room."""
-    return Log(updates * (ENTRY_BYTES + len(FRAME)))
+    return UpdateLog(updates * (ENTRY_BYTES + len(FRAME)))
 
 
-def shared(log: Log, updates: int = 0) -> History:
-    history = History(log)
+def shared(log: UpdateLog, updates: int = 0) -> ReplayIndex:
+    history = ReplayIndex(log)
     for position in range(updates):
         history.append(FRAME, number(position))
     return history
 
 
-def mixed(updates: int) -> tuple[History, list[int]]:
+def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
     """A history in which each tenth position has a mark or a notice, and the positions of its updates."""
-    history = History(Log(2**24))
+    history = ReplayIndex(UpdateLog(2**24))
     positions = []
     for position in range(updates):
         if position % 10 == 3:
@@ -176,7 +176,7 @@ def test_other_id_with_the_number_of_the_newest_is_not_ahead() -> None:
 
 @pytest.mark.parametrize("size", [1, 1000, SEGMENT_BYTES])
 def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
-    history = History(Log(20 * SEGMENT_BYTES))
+    history = ReplayIndex(UpdateLog(20 * SEGMENT_BYTES))
     for position in range(5 * SEGMENT_UPDATES):
         history.append(bytes(size), number(position))
         if position % 7 == 0:
@@ -189,7 +189,7 @@ def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
 
 @pytest.mark.parametrize("notices", [False, True])
 def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, notices: bool) -> None:
-    history, frame = History(Log(2**24), CHECK), text_frame(bytes(1000))
+    history, frame = ReplayIndex(UpdateLog(2**24), CHECK), text_frame(bytes(1000))
     for _ in range(200):
         if notices:
             history.notice(bytes(1000))
@@ -204,7 +204,7 @@ def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, notices: boo
 
 
 def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:
-    history, wanted = History(Log(2**20), CHECK), Odd()
+    history, wanted = ReplayIndex(UpdateLog(2**20), CHECK), Odd()
     frames = [text_frame(envelope.wrap("a", position, 0)) for position in range(10)]
     for frame in frames:
         history.append(frame)
@@ -219,16 +219,16 @@ def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:
 
 
 def test_content_that_came_with_its_update_costs_nothing() -> None:
-    history, content = History(Log(2**20), CHECK), ("a", object())
+    history, content = ReplayIndex(UpdateLog(2**20), CHECK), ("a", object())
     history.append(b"no JSON", content=content)
     assert history.content(0) is content
     assert history.work_bytes == 0
 
 
 def test_frame_with_an_id_costs_what_it_holds_the_first_time() -> None:
-    history = History(Log(2**20), CHECK)
+    history = ReplayIndex(UpdateLog(2**20), CHECK)
     history.append(text_frame(envelope.wrap("a", 1, 0)))
-    framing = Framing(history)
+    framing = FrameEncoder(history)
     framing.frame(0, ids=False)
     assert history.work_bytes == 0
     for _ in range(2):
@@ -236,7 +236,7 @@ def test_frame_with_an_id_costs_what_it_holds_the_first_time() -> None:
 
 
 def test_recent_ones_are_bounded_and_the_newest_stays() -> None:
-    recent: Recent[str] = Recent(100)
+    recent: BoundedCache[str] = BoundedCache(100)
     for position in range(5):
         recent.put(position, str(position), 30)
     assert [recent.get(position) for position in range(5)] == [None, None, "2", "3", "4"]

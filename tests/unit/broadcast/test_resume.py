@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from bridge.broadcast import live_set, replay
 from bridge.broadcast.catch_up import BUDGETS, CATCH_UP_BYTES, RETURNING
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.replay import HEADROOM, SEGMENT_UPDATES
+from bridge.broadcast.replay import REPLAY_MARGIN, SEGMENT_UPDATES
 from bridge.broadcast.subscriptions import ASKED
 from bridge.broadcast.waiting import AT_ONCE
 from bridge.contract import envelope
@@ -191,7 +191,7 @@ def test_client_that_gets_all_that_is_kept_begins_where_it_stays_for_a_while() -
         scene.publish("a", size=50)
     entry_bytes = log_bytes / len(log)
     lasted_bytes = (log.tail - dropped) * entry_bytes
-    assert 0 <= lasted_bytes - log_bytes / HEADROOM <= SEGMENT_UPDATES * entry_bytes
+    assert 0 <= lasted_bytes - log_bytes / REPLAY_MARGIN <= SEGMENT_UPDATES * entry_bytes
     scene.turns.settle()
     first, *rest = messages(client.received)
     assert first["data"]["complete"] is False

@@ -16,9 +16,9 @@ from bridge.broadcast import replay, waiting
 from bridge.broadcast.catch_up import BUDGETS, LEAST_BYTES, RETURNING
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.replay import SEGMENT_UPDATES, Filter, History
+from bridge.broadcast.replay import SEGMENT_UPDATES, Filter, ReplayIndex
 from bridge.broadcast.resume import Resuming
-from bridge.broadcast.update_log import ENTRY_BYTES, Log
+from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract import envelope
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
@@ -47,7 +47,7 @@ class Bridge:
         """`room` is how many updates the log holds."""
         log_bytes = room * (ENTRY_BYTES + len(PAYLOAD) + 2)
         self.turns = Turns()
-        self.history = History(Log(log_bytes), check)
+        self.history = ReplayIndex(UpdateLog(log_bytes), check)
         self.hub = Hub(self.history, Metrics(), self.turns.call_soon, log_bytes, lambda: NOW_MS)
         self.told: list[tuple[bool, int]] = []
         self.resuming = Resuming(self.history, lambda: NOW_MS, lambda *told: self.told.append(told))
@@ -260,9 +260,9 @@ class AnyTurn(RuleBasedStateMachine):
     def start(self, room: int, at_once: int, segment: int, *, reads_back: bool) -> None:
         log_bytes = room * (ENTRY_BYTES + len(PAYLOAD) + 2)
         self.turns = Turns()
-        self.log = Log(log_bytes)
+        self.log = UpdateLog(log_bytes)
         self.hub = Hub(
-            History(self.log, None),
+            ReplayIndex(self.log, None),
             Metrics(),
             self.turns.call_soon,
             log_bytes,

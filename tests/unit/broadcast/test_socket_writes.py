@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridge.broadcast import socket_writes
-from bridge.broadcast.socket_writes import BATCH, Bulk
+from bridge.broadcast.socket_writes import BATCH, IoSubmitWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ def pairs() -> Iterator[Pairs]:
 
 
 def test_more_sockets_than_fit_into_one_call_get_everything(pairs: Pairs) -> None:
-    everybody = Bulk()
+    everybody = IoSubmitWriter()
     assert everybody.write(pairs.descriptors, b"first") == []
     assert everybody.write(pairs.descriptors, b"second") == []
     assert pairs.received() == [b"firstsecond"] * COUNT
@@ -61,7 +61,7 @@ def test_more_sockets_than_fit_into_one_call_get_everything(pairs: Pairs) -> Non
 @pytest.mark.parametrize("bad", [0, 1, BATCH - 1, BATCH, COUNT - 1])
 def test_descriptor_that_is_none_keeps_nobody_from_getting_everything(pairs: Pairs, bad: int) -> None:
     pairs.descriptors[bad] = -1
-    assert Bulk().write(pairs.descriptors, b"frames") == [(-1, 0)]
+    assert IoSubmitWriter().write(pairs.descriptors, b"frames") == [(-1, 0)]
     del pairs.descriptors[bad]
     assert [end.recv(1000) for number, end in enumerate(pairs.far) if number != bad] == [b"frames"] * (COUNT - 1)
 
@@ -70,11 +70,11 @@ def test_full_sockets_are_not_waited_for_wherever_they_are(pairs: Pairs) -> None
     full = [0, BATCH - 1, BATCH, COUNT - 1]
     for number in full:
         fill(pairs.near[number])
-    assert Bulk().write(pairs.descriptors, b"frames") == [(pairs.descriptors[number], 0) for number in full]
+    assert IoSubmitWriter().write(pairs.descriptors, b"frames") == [(pairs.descriptors[number], 0) for number in full]
 
 
 def test_descriptors_may_change_from_one_write_to_the_next(pairs: Pairs) -> None:
-    some = Bulk()
+    some = IoSubmitWriter()
     assert some.write(pairs.descriptors[:3], b"three") == []
     assert some.write(pairs.descriptors[1:2], b"one") == []
     assert [end.recv(1000) for end in pairs.far[:3]] == [b"three", b"threeone", b"three"]
@@ -88,7 +88,7 @@ def test_context_of_the_kernel_ends_with_the_object() -> None:
 
     gc.collect()
     before = contexts()
-    some = Bulk()
+    some = IoSubmitWriter()
     assert contexts() == before + 1
     del some
     gc.collect()
@@ -98,20 +98,20 @@ def test_context_of_the_kernel_ends_with_the_object() -> None:
 def test_machine_whose_calls_are_not_known_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "pdp11")
     with pytest.raises(OSError, match="not implemented") as refusal:
-        Bulk()
+        IoSubmitWriter()
     assert refusal.value.errno == errno.ENOSYS
 
 
 def test_kernel_that_has_no_room_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket_writes, "BATCH", 2**22)
     with pytest.raises(OSError, match=os.strerror(errno.EAGAIN)):
-        Bulk()
+        IoSubmitWriter()
 
 
 class Faulty:
     """The kernel's calls, of which one that asks for results fails."""
 
-    def __init__(self, some: Bulk, at: int, number: int) -> None:
+    def __init__(self, some: IoSubmitWriter, at: int, number: int) -> None:
         self._call = some._call
         self._asks = some._get_events
         self._left = at
@@ -128,7 +128,7 @@ class Faulty:
 
 
 def test_results_that_can_not_be_had_end_those_sockets_and_no_other_has_a_hole(pairs: Pairs) -> None:
-    some = Bulk()
+    some = IoSubmitWriter()
     some._call = Faulty(some, 2, errno.EFAULT)  # type: ignore[assignment]  # a fault that Linux has no way to show
     forsaken = list(pairs.descriptors[BATCH : 2 * BATCH])
     fill(pairs.near[2 * BATCH])
@@ -146,7 +146,7 @@ def test_results_that_can_not_be_had_end_those_sockets_and_no_other_has_a_hole(p
 
 
 def test_call_that_a_signal_interrupts_is_made_again(pairs: Pairs) -> None:
-    some = Bulk()
+    some = IoSubmitWriter()
     some._call = Faulty(some, 1, errno.EINTR)  # type: ignore[assignment]  # a signal at that very moment
     assert some.write(pairs.descriptors, b"frames") == []
     assert pairs.received() == [b"frames"] * COUNT
@@ -165,4 +165,4 @@ def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest
 
     monkeypatch.setattr(socket_writes, "IOCB", Displaced)
     with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
-        Bulk()
+        IoSubmitWriter()

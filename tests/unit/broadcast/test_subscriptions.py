@@ -9,27 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.broadcast.frames import text_frame
-from bridge.broadcast.framing import Framing
-from bridge.broadcast.replay import History
-from bridge.broadcast.subscriptions import View
-from bridge.broadcast.update_log import Log
+from bridge.broadcast.framing import FrameEncoder
+from bridge.broadcast.replay import ReplayIndex
+from bridge.broadcast.subscriptions import SharedSubscription
+from bridge.broadcast.update_log import UpdateLog
 from bridge.contract import envelope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def filled(*sizes: int, max_bytes: int = 1_000_000) -> History:
-    history = History(Log(max_bytes), 7)
+def filled(*sizes: int, max_bytes: int = 1_000_000) -> ReplayIndex:
+    history = ReplayIndex(UpdateLog(max_bytes), 7)
     for number, size in enumerate(sizes):
         history.append(text_frame(envelope.wrap("a", {"n": number, "pad": "." * size}, 1)))
     return history
 
 
-def view_of(history: History, *, ids: bool) -> tuple[View, Callable[[int], bytes]]:
+def view_of(history: ReplayIndex, *, ids: bool) -> tuple[SharedSubscription, Callable[[int], bytes]]:
     """Returns a view, and a function that returns the frame of the view at a position."""
-    framing = Framing(history)
-    return View(history, framing, None, ids), lambda position: framing.frame(position, ids=ids)
+    framing = FrameEncoder(history)
+    return SharedSubscription(history, framing, None, ids), lambda position: framing.frame(position, ids=ids)
 
 
 SIZES = st.lists(st.integers(0, 200) | st.integers(65_000, 66_000), min_size=1, max_size=8)

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.broadcast.update_log import ENTRY_BYTES, Log
+from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 
 
-def filled(*frames: bytes, max_bytes: int = 1_000_000) -> Log:
-    log = Log(max_bytes)
+def filled(*frames: bytes, max_bytes: int = 1_000_000) -> UpdateLog:
+    log = UpdateLog(max_bytes)
     for frame in frames:
         log.append(frame)
     return log
 
 
 def test_new_log_is_empty() -> None:
-    log = Log(1000)
+    log = UpdateLog(1000)
     assert (len(log), log.head, log.tail, log.size_bytes) == (0, 0, 0, 0)
 
 
@@ -90,7 +90,7 @@ def test_position_that_fell_off_the_tail_can_not_be_read() -> None:
 def test_log_agrees_with_a_list_of_everything_whatever_is_appended(
     frames: list[bytes], max_bytes: int, piece_bytes: int
 ) -> None:
-    log = Log(max_bytes)
+    log = UpdateLog(max_bytes)
     for number, frame in enumerate(frames, start=1):
         log.append(frame)
         kept = frames[log.tail : number]

@@ -6,9 +6,9 @@ from typing import cast
 
 import pytest
 
-from bridge.broadcast.replay import History
+from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.subscriber import Subscriber
-from bridge.broadcast.update_log import Log
+from bridge.broadcast.update_log import UpdateLog
 from bridge.broadcast.waiting import Waiting
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
@@ -21,11 +21,11 @@ def client() -> Subscriber:
     return cast("Subscriber", object())
 
 
-class CountingHistory(History):
+class CountingHistory(ReplayIndex):
     """A shared history that counts how often it is asked whether an id is ahead."""
 
     def __init__(self) -> None:
-        super().__init__(Log(2**20))
+        super().__init__(UpdateLog(2**20))
         self.asked = 0
 
     def is_ahead(self, sought: UpdateId) -> bool:

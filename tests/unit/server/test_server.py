@@ -15,8 +15,8 @@ from websockets.frames import Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.replay import History
-from bridge.broadcast.update_log import Log
+from bridge.broadcast.replay import ReplayIndex
+from bridge.broadcast.update_log import UpdateLog
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import QueryParser
@@ -120,7 +120,7 @@ class Harness:
         self.errors: list[dict[str, Any]] = []
         """What callbacks of the loop raised."""
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.hub = Hub(History(Log(LOG_BYTES), None), self.metrics, loop.call_soon, LOG_BYTES, lambda: 0)
+        self.hub = Hub(ReplayIndex(UpdateLog(LOG_BYTES), None), self.metrics, loop.call_soon, LOG_BYTES, lambda: 0)
         self.server = Server(
             self.hub,
             Access(DEFAULT_NETWORKS, frozenset(), frozenset()),
