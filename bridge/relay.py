@@ -112,7 +112,7 @@ class Relay:
     def _record_id(self, delivery: Delivery) -> None:
         # Another bridge, which began elsewhere or knows other schemas, may have sent it: its id is one to resume after.
         if delivery.id is not None:
-            self._hub.mark(delivery.id)
+            self._hub.record_id(delivery.id)
 
     def flush(self) -> None:
         """Hands out the updates of all deliveries so far."""
@@ -120,7 +120,7 @@ class Relay:
 
     def record_id(self, update_id: UpdateId) -> None:
         """Records an id that belongs to no event."""
-        self._hub.mark(update_id)
+        self._hub.record_id(update_id)
 
     def on_caught_up(self) -> None:
         """Ends the replay: the deliveries that follow are new."""
@@ -135,7 +135,7 @@ class Relay:
     def on_gap(self, gap: Gap) -> None:
         """Sends clients with ids the own message for a gap."""
         report = gap.report()
-        self._hub.notify(envelope.gap(str(report["since"]), str(report["until"]), gap.slug, now_ms()))
+        self._hub.send_own_message(envelope.gap(str(report["since"]), str(report["until"]), gap.slug, now_ms()))
 
     def on_session_end(self) -> None:
         """Passes on that unsettled deliveries belong to the broker again."""

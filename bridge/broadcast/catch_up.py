@@ -11,39 +11,39 @@ from contextlib import suppress
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import ReplayIndex
-from bridge.broadcast.resume import Resuming
+from bridge.broadcast.resume import Resume
 from bridge.broadcast.socket_writes import try_write
 from bridge.broadcast.subscriber import Subscriber, Subscription
 
 CATCH_UP_BYTES = 16384
 """What one is given at a time."""
 
-PARTS = 16
+MAX_PARTS_PER_TURN = 16
 """How many pieces of one large frame a client gets in a turn. With one piece, a fast client would fall behind during a
 flood of large updates."""
 
-URGENT, RETURNING, FILTERING = range(3)
+URGENT, CATCHING_UP, FILTERING = range(3)
 """Who is given something first: those that were live until just now, then those that come back, and last those of them
 with filters, which have much to ask for."""
 
-BUDGETS = (2**21, 2**18, 2**18)
+TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
 """What is written and looked at for each of these in one turn of the loop (bytes; see `History.work_bytes`): 5 ms, and
 1 ms for those that come back, or one update, however large."""
 
-LEAST_BYTES = 2048
+MIN_COST_BYTES = 2048
 """What anything given counts for, however little."""
 
-EVICTIONS = 64
+MAX_EVICTIONS_PER_TURN = 64
 """Clients that are evicted in one turn of the loop: 3 ms, when thousands stopped to read at the same time."""
 
 
-class Lagging:
+class CatchUp:
     """A set of connections, each on its way to the head of the log."""
 
     def __init__(
         self,
         history: ReplayIndex,
-        resuming: Resuming,
+        resuming: Resume,
         schedule: Callable[..., object],
         arrived: Callable[[Subscriber], None],
         leave: Callable[[Subscriber], None],
@@ -77,23 +77,23 @@ class Lagging:
 
     def add(self, connection: Subscriber, position: int, *, returning: bool = False) -> None:
         """Adds one whose next frame is at a position; `returning` says that it was not live before."""
-        assert connection.view is not None
+        assert connection.subscription is not None
         if returning:
             self._returning.add(connection)
         else:
-            connection.view.behind += 1
+            connection.subscription.lagging_count += 1
         connection.cursor, connection.offset = position, 0
         if not (self._connections or self._finishing) or position < self._slowest:
             self._slowest = position
         self._connections.add(connection)
 
-    def finish(self, connection: Subscriber, view: Subscription) -> bool:
+    def finish(self, connection: Subscriber, subscription: Subscription) -> bool:
         """Sends a removed connection the rest of its current frame. Returns False if the log has dropped the frame."""
         if connection.cursor < self._log.tail:
             return False
         self._slowest = min(self._slowest, connection.cursor)
-        self._finishing[connection] = view
-        self.go_on(connection)
+        self._finishing[connection] = subscription
+        self.schedule(connection)
         return True
 
     def forget(self, connection: Subscriber) -> None:
@@ -111,8 +111,8 @@ class Lagging:
         if connection in self._returning:
             self._returning.remove(connection)
             return False
-        assert connection.view is not None
-        connection.view.behind -= 1
+        assert connection.subscription is not None
+        connection.subscription.lagging_count -= 1
         return True
 
     def skip(self) -> None:
@@ -120,53 +120,53 @@ class Lagging:
         for connection in self._connections:
             connection.cursor = self.flushed
 
-    def go_on(self, connection: Subscriber) -> None:
+    def schedule(self, connection: Subscriber) -> None:
         """Gives it something in one of the next turns. Not at once: one that reads just then could keep it going."""
         if connection not in self._connections and connection not in self._finishing:
             return
         rank = URGENT
         if connection in self._returning:
-            assert connection.view is not None
-            rank = RETURNING if connection.view.filter is None else FILTERING
+            assert connection.subscription is not None
+            rank = CATCHING_UP if connection.subscription.filter is None else FILTERING
         self._due[rank].setdefault(connection)
         self._wake()
 
-    def hand_over(self, connection: Subscriber, positions: Sequence[int], offset: int, taken: int) -> None:
+    def on_partial_write(self, connection: Subscriber, positions: Sequence[int], offset: int, taken: int) -> None:
         """Continues after a socket took only `taken` bytes of the frames at `positions`.
 
         `offset` is where the first frame started. The transport sends the next piece of the frame in which the socket
         stopped, and reports when it has room again. The rest stays in the log.
         """
-        view = connection.view
-        assert view is not None
-        position, offset = view.split(positions, offset, taken)
-        piece = view.read(position, offset, position + 1, CATCH_UP_BYTES)
+        subscription = connection.subscription
+        assert subscription is not None
+        position, offset = subscription.split(positions, offset, taken)
+        piece = subscription.read(position, offset, position + 1, CATCH_UP_BYTES)
         connection.cursor, connection.offset = piece.end, piece.offset
         self.send(connection, piece.frames)
-        self.go_on(connection)
+        self.schedule(connection)
 
     def evict_too_slow(self) -> None:
         """Closes those that the tail has passed."""
         if self._log.tail > self._slowest and not self._evicting:
             self._evict_some()
 
-    def give(self, connection: Subscriber) -> None:
+    def send_next(self, connection: Subscriber) -> None:
         """Gives it a piece now, if it can take one."""
         try:
-            self._give(connection)
+            self._send_next(connection)
         except Exception as error:  # of one connection: it must not affect the others, nor be forgotten
             self.fail(connection, error)
 
-    def _give(self, connection: Subscriber) -> None:
+    def _send_next(self, connection: Subscriber) -> None:
         if connection in self._finishing:
-            self._give_rest(connection)
+            self._send_rest(connection)
             return
         if connection not in self._connections or connection.congested:
             return
         if connection in self._resuming:
             message = self._resuming.message(connection, self.flushed)
             if message is None:
-                self.go_on(connection)
+                self.schedule(connection)
                 return
             self._slowest = min(self._slowest, connection.cursor)
             self.send(connection, message)
@@ -174,24 +174,24 @@ class Lagging:
             self._evict(connection)
             return
         elif connection.cursor < self.flushed:
-            self._give_piece(connection)
-            for _ in range(PARTS - 1):
+            self._send_piece(connection)
+            for _ in range(MAX_PARTS_PER_TURN - 1):
                 if not connection.offset or connection.congested or connection not in self._connections:
                     break
-                self._give_piece(connection)
+                self._send_piece(connection)
         if connection not in self._connections or connection.congested:
             return
         if connection.cursor < self.flushed:
             # One piece a turn: one that is far behind must not hold up the others.
-            self.go_on(connection)
+            self.schedule(connection)
             return
         self.discard(connection)
         self._arrived(connection)
 
-    def _give_piece(self, connection: Subscriber) -> None:
-        assert connection.view is not None
+    def _send_piece(self, connection: Subscriber) -> None:
+        assert connection.subscription is not None
         offset = connection.offset
-        piece = connection.view.read(connection.cursor, offset, self.flushed, CATCH_UP_BYTES)
+        piece = connection.subscription.read(connection.cursor, offset, self.flushed, CATCH_UP_BYTES)
         frames = piece.frames
         self._history.work_bytes += len(frames)
         connection.cursor, connection.offset = piece.end, piece.offset
@@ -206,24 +206,24 @@ class Lagging:
             taken = try_write(descriptor, frames)
             self.sent_bytes += taken
             if taken < len(frames):
-                self.hand_over(connection, piece.positions, offset, taken)
+                self.on_partial_write(connection, piece.positions, offset, taken)
         if offset and not connection.offset:
             connection.frame_ended()
 
-    def _give_rest(self, connection: Subscriber) -> None:
+    def _send_rest(self, connection: Subscriber) -> None:
         if connection.congested:
             return
         if connection.cursor < self._log.tail:
             self.forget(connection)
             connection.reset()
             return
-        view = self._finishing[connection]
-        piece = view.read(connection.cursor, connection.offset, connection.cursor + 1, CATCH_UP_BYTES)
+        subscription = self._finishing[connection]
+        piece = subscription.read(connection.cursor, connection.offset, connection.cursor + 1, CATCH_UP_BYTES)
         self._history.work_bytes += len(piece.frames)
         connection.cursor, connection.offset = piece.end, piece.offset
         self.send(connection, piece.frames)
         if connection.offset:
-            self.go_on(connection)
+            self.schedule(connection)
         else:
             self.forget(connection)
             connection.frame_ended()
@@ -235,7 +235,7 @@ class Lagging:
 
     def _turn(self) -> None:
         self._turning = False
-        for due, budget_bytes in zip(self._due, BUDGETS, strict=True):
+        for due, budget_bytes in zip(self._due, TURN_BUDGETS_BYTES, strict=True):
             self._spend(budget_bytes, due)
         if any(self._due):
             self._wake()
@@ -247,9 +247,9 @@ class Lagging:
         for _ in range(len(due)):
             if not due or history.work_bytes >= enough:
                 return
-            history.work_bytes += LEAST_BYTES
+            history.work_bytes += MIN_COST_BYTES
             connection, _ = due.popitem(last=False)
-            self.give(connection)
+            self.send_next(connection)
 
     def send(self, connection: Subscriber, *frames: bytes | memoryview) -> None:
         """Sends through its transport; one that fails is closed, and no trouble for the others."""
@@ -273,9 +273,9 @@ class Lagging:
         # Whoever has not been told yet where it goes on goes on at the tail, wherever that is by then.
         judged = [connection for connection in self._connections if connection not in self._resuming]
         behind = [connection for connection in judged if connection.cursor < tail]
-        for connection in behind[:EVICTIONS]:
+        for connection in behind[:MAX_EVICTIONS_PER_TURN]:
             self._evict(connection)
-        self._evicting = len(behind) > EVICTIONS
+        self._evicting = len(behind) > MAX_EVICTIONS_PER_TURN
         if self._evicting:
             self._schedule(self._evict_some)
         self._slowest = min(

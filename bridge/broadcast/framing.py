@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from bridge.broadcast.frames import payload_of, text_head
-from bridge.broadcast.replay import RECENT_BYTES, ReplayIndex, BoundedCache
+from bridge.broadcast.replay import RECENT_BYTES, BoundedCache, ReplayIndex
 from bridge.contract.envelope import ending
 
 
@@ -26,7 +26,7 @@ class FrameEncoder:
         if not ids:
             return frame
         if not frame:
-            return self._history.notice_at(position)
+            return self._history.own_message_at(position)
         framed = self._framed.get(position)
         if framed is None:
             framed = b"".join(self._parts(position))

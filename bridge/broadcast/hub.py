@@ -10,16 +10,16 @@ This file must never know what an update means, or how a frame reaches a socket.
 
 from collections.abc import Callable
 
-from bridge.broadcast.catch_up import CATCH_UP_BYTES, Lagging
+from bridge.broadcast.catch_up import CATCH_UP_BYTES, CatchUp
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.live_set import BroadcastWriter
-from bridge.broadcast.replay import Content, Filter, ReplayIndex
-from bridge.broadcast.resume import Resuming
+from bridge.broadcast.replay import FilterInput, ReplayIndex, UpdateFilter
+from bridge.broadcast.resume import Resume
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.subscriptions import Batch, SharedSubscription, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES
-from bridge.broadcast.waiting import Waiting
+from bridge.broadcast.waiting import PendingResumes
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
@@ -57,11 +57,11 @@ class Hub:
         # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
         self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
         self._flush_updates = log_bytes // 2 // ENTRY_BYTES
-        self._views = Subscriptions(history)
+        self._subscriptions = Subscriptions(history)
         self._writer = BroadcastWriter()
-        self._resuming = Resuming(history, now_ms, self._on_resumed)
-        self._lagging = Lagging(history, self._resuming, schedule, self._arrived, self.leave)
-        self._waiting = Waiting(history, reads_back)
+        self._resuming = Resume(history, now_ms, self._on_resumed)
+        self._lagging = CatchUp(history, self._resuming, schedule, self._arrived, self.leave)
+        self._pending = PendingResumes(history, reads_back)
         self._releasing = False
         """True while some that need not wait any more begin in later turns."""
         self._pending_bytes = 0
@@ -75,7 +75,7 @@ class Hub:
         assert log.head == 0
 
     def __len__(self) -> int:
-        return sum(view.members for view in self._views)
+        return sum(subscription.members for subscription in self._subscriptions)
 
     @property
     def lagging(self) -> int:
@@ -93,26 +93,28 @@ class Hub:
         return self._history.count(None, self._log.tail, self._log.head)[0]
 
     @property
-    def waiting(self) -> int:
+    def pending(self) -> int:
         """How many wait for the update that they have had."""
-        return len(self._waiting)
+        return len(self._pending)
 
     @property
-    def views(self) -> int:
+    def subscriptions(self) -> int:
         """How many different things clients have asked for, beside everything without ids."""
-        return len(self._views)
+        return len(self._subscriptions)
 
-    def join(self, connection: Subscriber, wanted: Filter | None = None, after: After | None = None) -> None:
+    def join(
+        self, connection: Subscriber, update_filter: UpdateFilter | None = None, after: After | None = None
+    ) -> None:
         """Adds a connection: from now on, or where it asks for ids, from behind the one that it has had last."""
-        connection.view = view = self._views.of(wanted, ids=after is not None)
-        view.members += 1
+        connection.subscription = subscription = self._subscriptions.of(update_filter, ids=after is not None)
+        subscription.members += 1
         if after is not None:
-            if not self._waiting.takes(connection, after):
+            if not self._pending.defer(connection, after):
                 self._begin(connection, after)
         elif connection.congested:
             self._lagging.add(connection, self._lagging.flushed)
         else:
-            view.live.add(connection)
+            subscription.live.add(connection)
 
     def leave(self, connection: Subscriber) -> None:
         """Forgets a connection that is closed or closing. What it has not had yet is dropped.
@@ -120,43 +122,43 @@ class Hub:
         To be called before its descriptor is closed: the next socket to be opened gets the same one.
         """
         self._lagging.forget(connection)
-        view = connection.view
-        if view is None:
+        subscription = connection.subscription
+        if subscription is None:
             return
-        view.live.discard(connection)
-        view.members -= 1
-        if not view.members:
-            self._views.forget(view)
+        subscription.live.discard(connection)
+        subscription.members -= 1
+        if not subscription.members:
+            self._subscriptions.forget(subscription)
         # What a filter has not been asked about is nobody's yet.
-        if self._lagging.discard(connection) and view.filter is None:
+        if self._lagging.discard(connection) and subscription.filter is None:
             self._metrics.dropped += self._history.count(None, connection.cursor, self._lagging.flushed)[0]
         self._resuming.forget(connection)
-        self._waiting.forget(connection)
-        connection.view = None
+        self._pending.forget(connection)
+        connection.subscription = None
 
     def finish(self, connection: Subscriber) -> bool:
         """Removes a connection that closes in the middle of a frame. It still receives the rest of this frame.
 
         Returns False if the log has dropped the frame: no close frame can follow then.
         """
-        view = connection.view
+        subscription = connection.subscription
         self.leave(connection)
-        return view is not None and self._lagging.finish(connection, view)
+        return subscription is not None and self._lagging.finish(connection, subscription)
 
-    def publish(self, payload: bytes, content: Content | None = None, given: UpdateId | None = None) -> None:
+    def publish(self, payload: bytes, content: FilterInput | None = None, update_id: UpdateId | None = None) -> None:
         """Adds an update (UTF-8 JSON) to the log; it leaves with the next `flush`, together with all others by then.
 
         `content` is what it holds, where that is at hand; `given` its id, where it comes with one.
         """
         frame = text_frame(payload)
         self._make_room(len(frame))
-        self._history.append(frame, given, content if self._views else None)
+        self._history.append(frame, update_id, content if self._subscriptions else None)
         self._pending_bytes += len(frame)
 
-    def mark(self, given: UpdateId) -> None:
+    def record_id(self, update_id: UpdateId) -> None:
         """Notes an id of no update: nobody is sent it, but who has it from another bridge may resume after it."""
         self._make_room(0)
-        self._history.mark(given)
+        self._history.record_id(update_id)
 
     def _make_room(self, size_bytes: int) -> None:
         """Flushes before what is not flushed yet could be dropped from the log."""
@@ -164,119 +166,119 @@ class Hub:
         if self._pending_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
 
-    def notify(self, payload: bytes) -> None:
+    def send_own_message(self, payload: bytes) -> None:
         """Sends something that is no update to those that asked for ids, in its place among the updates."""
         self.flush()
-        self._history.notice(payload)
+        self._history.append_own_message(payload)
         self.flush()
 
     def caught_up(self) -> None:
         """All that was sent before this bridge began is in the log: what follows is for everybody."""
         self.flush()
-        self._waiting.reads_back = False
+        self._pending.reads_back = False
         self._release_pending()
 
     def flush(self) -> None:
         """Gives every live connection all that was published since the last flush."""
         self._pending_bytes = 0
         log, lagging = self._log, self._lagging
-        if self._waiting.reads_back:
+        if self._pending.reads_back:
             lagging.flushed = log.head
             lagging.skip()
         while lagging.flushed < log.head:
             start = lagging.flushed
             frames, lagging.flushed = log.read(start, log.head, self._flush_bytes)
-            batches, later = self._views.batches(start, lagging.flushed, frames)
+            batches, later = self._subscriptions.batches(start, lagging.flushed, frames)
             for group in batches:
                 self._broadcast(group, start)
-            for view in later:
-                self._postpone(view, start)
+            for subscription in later:
+                self._postpone(subscription, start)
         lagging.evict_too_slow()
         self._release_pending()
         self.on_flush()
 
     def _broadcast(self, group: Batch, start: int) -> None:
         lagging = self._lagging
-        views, frames, positions, updates = group
-        for connection, taken in self._writer.write([view.live for view in views], frames):
-            assert connection.view is not None
-            connection.view.live.discard(connection)
+        subscriptions, frames, positions, updates = group
+        for connection, taken in self._writer.write([subscription.live for subscription in subscriptions], frames):
+            assert connection.subscription is not None
+            connection.subscription.live.discard(connection)
             lagging.add(connection, start)
             self._sent_bytes += taken
-            lagging.hand_over(connection, positions, 0, taken)
+            lagging.on_partial_write(connection, positions, 0, taken)
         metrics = self._metrics
-        for view in views:
+        for subscription in subscriptions:
             # The connections with a descriptor that are still live took all frames.
-            self._sent_bytes += len(frames) * len(view.live.connections)
-            if view.live.encrypted:
-                self._encrypt(view, start, frames)
-            metrics.written += len(view.live) * updates
-            metrics.enqueued += view.behind * updates
+            self._sent_bytes += len(frames) * len(subscription.live.connections)
+            if subscription.live.via_transport:
+                self._encrypt(subscription, start, frames)
+            metrics.written += len(subscription.live) * updates
+            metrics.enqueued += subscription.lagging_count * updates
 
-    def _encrypt(self, view: SharedSubscription, start: int, frames: bytes) -> None:
+    def _encrypt(self, subscription: SharedSubscription, start: int, frames: bytes) -> None:
         lagging = self._lagging
         if len(frames) <= CATCH_UP_BYTES:
-            connections = len(view.live.encrypted)
-            failed = view.live.encrypt(frames)
+            connections = len(subscription.live.via_transport)
+            failed = subscription.live.encrypt(frames)
             self._sent_bytes += len(frames) * (connections - len(failed))
             for connection, error in failed:
                 lagging.fail(connection, error)
             return
         room_bytes = ENCRYPT_BYTES
-        for connection in tuple(view.live.encrypted):
-            view.live.discard(connection)
+        for connection in tuple(subscription.live.via_transport):
+            subscription.live.discard(connection)
             lagging.add(connection, start)
             # The others get it in later turns: to encrypt it for hundreds of clients takes long.
             if len(frames) <= room_bytes:
                 room_bytes -= len(frames)
-                lagging.give(connection)
+                lagging.send_next(connection)
             else:
-                lagging.go_on(connection)
+                lagging.schedule(connection)
 
-    def _postpone(self, view: SharedSubscription, start: int) -> None:
-        for connection in view.live:
-            view.live.discard(connection)
+    def _postpone(self, subscription: SharedSubscription, start: int) -> None:
+        for connection in subscription.live:
+            subscription.live.discard(connection)
             self._lagging.add(connection, start)
-            self._lagging.go_on(connection)
+            self._lagging.schedule(connection)
 
     def congested(self, connection: Subscriber) -> None:
         """To be called when a connection's transport could not take everything: nothing may be written past it."""
-        view = connection.view
-        if view is not None and connection in view.live:
-            view.live.discard(connection)
+        subscription = connection.subscription
+        if subscription is not None and connection in subscription.live:
+            subscription.live.discard(connection)
             self._lagging.add(connection, self._lagging.flushed)
 
     def drained(self, connection: Subscriber) -> None:
         """To be called when the transport of a congested connection is empty again."""
-        self._lagging.go_on(connection)
+        self._lagging.schedule(connection)
 
     def tick(self) -> None:
         """To be called every few seconds: who waits in vain for what it says it has had is told that it is unknown."""
-        self._waiting.tick(self.is_fed())
+        self._pending.tick(self.is_fed())
         self._release_pending()
 
     def drain(self) -> None:
         """Closes every connection once it has had everything: now, or when it has caught up."""
         self.flush()
         self._draining = True
-        for view in self._views:
-            for connection in view.live:
+        for subscription in self._subscriptions:
+            for connection in subscription.live:
                 connection.close(CloseReason.STOPPING)
         # These have had nothing yet, and miss nothing.
-        for connection in (*self._waiting, *self._resuming):
+        for connection in (*self._pending, *self._resuming):
             connection.close(CloseReason.STOPPING)
 
     def _begin(self, connection: Subscriber, after: After) -> None:
-        assert connection.view is not None
+        assert connection.subscription is not None
         if self._lagging.flushed < self._log.head:
             # The cursor may follow the newest update, and `resume` counts from the cursor to the flushed position.
             self.flush()
-        self._resuming.begin(connection, connection.view.filter, after, self._lagging.flushed)
+        self._resuming.begin(connection, connection.subscription.filter, after, self._lagging.flushed)
         self._lagging.add(connection, connection.cursor, returning=True)
         if after.is_from_now_on:
-            self._lagging.give(connection)
+            self._lagging.send_next(connection)
         else:
-            self._lagging.go_on(connection)
+            self._lagging.schedule(connection)
 
     def _on_resumed(self, complete: bool, updates: int) -> None:
         self._metrics.resumes.labels(str(complete).lower()).inc()
@@ -287,7 +289,7 @@ class Hub:
             self._release_some()
 
     def _release_some(self) -> None:
-        ready = self._waiting.ready()
+        ready = self._pending.ready()
         # Set before `_begin`, which may flush: that flush must not release further connections in this turn.
         self._releasing = bool(ready)
         if ready:
@@ -296,7 +298,7 @@ class Hub:
             self._begin(connection, after)
 
     def _arrived(self, connection: Subscriber) -> None:
-        assert connection.view is not None
-        connection.view.live.add(connection)
+        assert connection.subscription is not None
+        connection.subscription.live.add(connection)
         if self._draining:
             connection.close(CloseReason.STOPPING)

@@ -44,7 +44,7 @@ P = TypeVar("P", bound=Slot)
 class LiveSet(Generic[P]):
     """A set of connections, in no particular order."""
 
-    __slots__ = ("connections", "descriptors", "encrypted", "writes")
+    __slots__ = ("connections", "descriptors", "via_transport", "writes")
 
     def __init__(self) -> None:
         self.connections: list[P] = []
@@ -52,28 +52,28 @@ class LiveSet(Generic[P]):
         # Not a list: its numbers would be objects, scattered among what each connection had allocated, and each one a
         # miss of the cache (2 % of the paced fan-out).
         self.descriptors = array("i")
-        self.encrypted: list[P] = []
+        self.via_transport: list[P] = []
         """The connections with TLS. Read-only for others."""
         self.writes: list[Callable[[bytes], None]] = []
         """`encrypt_and_send` of each of these connections, in the same order."""
 
     def __len__(self) -> int:
-        return len(self.connections) + len(self.encrypted)
+        return len(self.connections) + len(self.via_transport)
 
     def __contains__(self, connection: P) -> bool:
         return connection.slot >= 0
 
     def __iter__(self) -> Iterator[P]:
         """Over a copy: whoever is come by may be discarded."""
-        return iter((*self.connections, *self.encrypted))
+        return iter((*self.connections, *self.via_transport))
 
     def add(self, connection: P) -> None:
         """Adds one that is not here."""
         descriptor = connection.descriptor
         if descriptor is None:
             write = connection.write
-            connection.slot = len(self.encrypted)
-            self.encrypted.append(connection)
+            connection.slot = len(self.via_transport)
+            self.via_transport.append(connection)
             self.writes.append(write)
         else:
             connection.slot = len(self.connections)
@@ -92,9 +92,9 @@ class LiveSet(Generic[P]):
             if last is not connection:
                 self.connections[slot], self.descriptors[slot] = last, descriptor
         else:
-            last, write = self.encrypted.pop(), self.writes.pop()
+            last, write = self.via_transport.pop(), self.writes.pop()
             if last is not connection:
-                self.encrypted[slot], self.writes[slot] = last, write
+                self.via_transport[slot], self.writes[slot] = last, write
         if last is not connection:
             last.slot = slot
 
@@ -104,7 +104,7 @@ class LiveSet(Generic[P]):
         A connection that holds a part of the frames leaves this set meanwhile.
         """
         failed: list[tuple[P, Exception]] = []
-        for connection, write in zip(tuple(self.encrypted), tuple(self.writes), strict=True):
+        for connection, write in zip(tuple(self.via_transport), tuple(self.writes), strict=True):
             try:
                 write(frames)
             except Exception as error:  # of one connection: all others get theirs

@@ -19,7 +19,7 @@ from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import UpdateId
 
-Content = tuple[str, object]
+FilterInput = tuple[str, object]
 """An update's type and data, for filters."""
 
 V = TypeVar("V")
@@ -37,17 +37,17 @@ REPLAY_MARGIN = 8
 """Who is given all that is kept begins behind an eighth of what the log can hold: otherwise the next update would drop
 what it is to get first."""
 
-ANSWERS = 32
+MAX_CACHED_FILTERS = 32
 """Filters whose answers are kept for a segment: with the default log, 2 MB in all. More are asked again."""
 
-ASKING_BYTES = 128
+MATCH_COST_BYTES = 128
 """What a filter's answer counts for in `History.work_bytes`: about 0.4 microseconds, in which so much JSON is read."""
 
-LOOKING_BYTES = 1024
+CACHED_COST_BYTES = 1024
 """What it counts for to look at the answers of a segment that are known."""
 
 
-class Filter(Protocol):
+class UpdateFilter(Protocol):
     """What a client wants of all updates. Hashable, and equal to those that want the same."""
 
     def matches(self, update_type: str, data: object) -> bool:
@@ -57,22 +57,31 @@ class Filter(Protocol):
 class Segment:
     """A run of positions from `start` on, up to where the next one begins."""
 
-    __slots__ = ("answers", "checks", "notices", "numbers", "others", "others_before", "size_bytes", "start")
+    __slots__ = (
+        "match_cache",
+        "non_updates",
+        "non_updates_before",
+        "own_messages",
+        "sequences",
+        "size_bytes",
+        "start",
+        "tags",
+    )
 
     def __init__(self, start: int) -> None:
         self.start = start
         self.size_bytes = 0
         """Once it is full."""
-        self.others_before = 0
+        self.non_updates_before = 0
         """How many positions before it held no update."""
-        self.numbers = array("Q")
-        self.checks = array("I")
+        self.sequences = array("Q")
+        self.tags = array("I")
         """By position, where ids are not counted."""
-        self.others: set[int] = set()
+        self.non_updates: set[int] = set()
         """Positions of what is no update."""
-        self.notices: dict[int, bytes] = {}
+        self.own_messages: dict[int, bytes] = {}
         """By position, the frames of those that are notices."""
-        self.answers: dict[Filter, bytearray] = {}
+        self.match_cache: dict[UpdateFilter, bytearray] = {}
         """By filter and position, 1 for an update that it matches; as far as it has been asked."""
 
 
@@ -107,10 +116,10 @@ class BoundedCache(Generic[V]):
 class ReplayIndex:
     """A log whose positions have ids."""
 
-    def __init__(self, log: UpdateLog, check: int | None = None) -> None:
-        """`check` is that of all ids, which are counted from 1; None where each position comes with its own."""
+    def __init__(self, log: UpdateLog, tag: int | None = None) -> None:
+        """`tag` is that of all ids, which are counted from 1; None where each position comes with its own."""
         self.log = log
-        self._check = check
+        self._tag = tag
         self._segments = [Segment(0)]
         self._full_at = SEGMENT_UPDATES
         """The position at which the next segment begins,"""
@@ -120,14 +129,14 @@ class ReplayIndex:
         """Where the second segment begins."""
         self._newest = UpdateId(0, 0)
         """The last id that came with its position."""
-        self._last_other = -1
+        self._last_non_update = -1
         """The last position that holds no update."""
-        self._contents: BoundedCache[Content] = BoundedCache(RECENT_BYTES)
+        self._contents: BoundedCache[FilterInput] = BoundedCache(RECENT_BYTES)
         self.work_bytes = 0
         """What was read, asked and written here for clients that are behind or filter: it only grows."""
 
     def append(
-        self, frame: bytes, given: UpdateId | None = None, content: Content | None = None, beside_bytes: int = 0
+        self, frame: bytes, update_id: UpdateId | None = None, content: FilterInput | None = None, beside_bytes: int = 0
     ) -> None:
         """Adds an update's frame; `given` is its id, where ids are not counted here. An empty frame is no update.
 
@@ -137,37 +146,37 @@ class ReplayIndex:
         if content is not None:
             self._contents.put(log.head, content, len(frame))
         # Within a segment numbers grow; but a notice bears the one before it.
-        again = given is not None and given.sequence <= self._newest.sequence and given != self._newest
+        again = update_id is not None and update_id.sequence <= self._newest.sequence and update_id != self._newest
         if log.head >= self._full_at or self._room <= 0 or again:
             self._begin(log.head)
-        if given is not None:
-            self._newest = given
-            self._segments[-1].numbers.append(given.sequence)
-            self._segments[-1].checks.append(given.tag)
+        if update_id is not None:
+            self._newest = update_id
+            self._segments[-1].sequences.append(update_id.sequence)
+            self._segments[-1].tags.append(update_id.tag)
         self._room -= len(frame) + beside_bytes
         log.append(frame, beside_bytes)
         if log.tail > self._kept:
             self._drop()
 
-    def mark(self, given: UpdateId) -> None:
+    def record_id(self, update_id: UpdateId) -> None:
         """Adds an id that belongs to no update."""
-        position = self._last_other = self.log.head
-        self.append(b"", given)
-        self._segments[-1].others.add(position)
+        position = self._last_non_update = self.log.head
+        self.append(b"", update_id)
+        self._segments[-1].non_updates.add(position)
 
-    def notice(self, payload: bytes) -> None:
+    def append_own_message(self, payload: bytes) -> None:
         """Adds something for clients with ids alone. Who has had it resumes before it: it has no id of its own."""
-        position = self._last_other = self.log.head
+        position = self._last_non_update = self.log.head
         frame = text_frame(payload)
-        self.append(b"", None if self._check is not None else self._newest, beside_bytes=len(frame))
-        self._segments[-1].others.add(position)
-        self._segments[-1].notices[position] = frame
+        self.append(b"", None if self._tag is not None else self._newest, beside_bytes=len(frame))
+        self._segments[-1].non_updates.add(position)
+        self._segments[-1].own_messages[position] = frame
 
     def _begin(self, position: int) -> None:
         last = self._segments[-1]
         last.size_bytes = SEGMENT_BYTES - self._room + ENTRY_BYTES * (position - last.start)
         self._segments.append(Segment(position))
-        self._segments[-1].others_before = last.others_before + len(last.others)
+        self._segments[-1].non_updates_before = last.non_updates_before + len(last.non_updates)
         self._full_at, self._room = position + SEGMENT_UPDATES, SEGMENT_BYTES
         self._kept = self._segments[1].start
 
@@ -179,7 +188,7 @@ class ReplayIndex:
 
     def is_ahead(self, sought: UpdateId) -> bool:
         """Whether an id may be one that is still to come: another bridge on the same stream may have had it first."""
-        return self._check is None and sought.sequence > self._newest.sequence and self._find(sought) is None
+        return self._tag is None and sought.sequence > self._newest.sequence and self._find(sought) is None
 
     def after(self, sought: UpdateId) -> int | None:
         """The position behind an id; None where it is unknown, or where what is behind it is not kept any more."""
@@ -187,21 +196,21 @@ class ReplayIndex:
         return position + 1 if position is not None and position + 1 >= self.log.tail else None
 
     def _find(self, sought: UpdateId) -> int | None:
-        if self._check is not None:
+        if self._tag is not None:
             # Before the first there is nothing that anybody could have missed.
-            return sought.sequence - 1 if sought.tag == self._check and sought.sequence <= self.log.head else None
+            return sought.sequence - 1 if sought.tag == self._tag and sought.sequence <= self.log.head else None
         for segment in reversed(self._segments):
-            if not segment.numbers or segment.numbers[0] > sought.sequence:
+            if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
             # The first one: notices behind it bear it too, and may be all that there is of it in this segment.
-            at = bisect_left(segment.numbers, sought.sequence)
-            known = at < len(segment.numbers) and (segment.numbers[at], segment.checks[at]) == sought
-            if known and segment.start + at not in segment.notices:
+            at = bisect_left(segment.sequences, sought.sequence)
+            known = at < len(segment.sequences) and (segment.sequences[at], segment.tags[at]) == sought
+            if known and segment.start + at not in segment.own_messages:
                 return segment.start + at
         return None
 
     @property
-    def newest_number(self) -> int:
+    def newest_sequence(self) -> int:
         """Of the last id that came with its position."""
         return self._newest.sequence
 
@@ -222,20 +231,20 @@ class ReplayIndex:
 
     def before(self, position: int) -> UpdateId:
         """The id that a client has had last for whom this position, of the log or its head, is the next."""
-        return self.id_of(position - 1) if position or self._check is not None else UpdateId(0, 0)
+        return self.id_of(position - 1) if position or self._tag is not None else UpdateId(0, 0)
 
     def id_of(self, position: int) -> UpdateId:
         """The id of a position."""
-        if self._check is not None:
-            return UpdateId(position + 1, self._check)
+        if self._tag is not None:
+            return UpdateId(position + 1, self._tag)
         segment = self._segment(position)
-        return UpdateId(segment.numbers[position - segment.start], segment.checks[position - segment.start])
+        return UpdateId(segment.sequences[position - segment.start], segment.tags[position - segment.start])
 
-    def notice_at(self, position: int) -> bytes:
+    def own_message_at(self, position: int) -> bytes:
         """The frame of a notice; empty where there is none."""
-        return self._segment(position).notices.get(position, b"")
+        return self._segment(position).own_messages.get(position, b"")
 
-    def content(self, position: int) -> Content:
+    def content(self, position: int) -> FilterInput:
         """An update's type and data."""
         content = self._contents.get(position)
         if content is None:
@@ -247,20 +256,22 @@ class ReplayIndex:
 
     def updates(self, start: int, end: int) -> Sequence[int]:
         """Those of the positions that hold updates."""
-        if start > self._last_other:
+        if start > self._last_non_update:
             return range(start, end)
         segments = self._segments[self._index(start) :]
-        others = {position for segment in segments for position in segment.others}
+        others = {position for segment in segments for position in segment.non_updates}
         return [position for position in range(start, end) if position not in others]
 
-    def has_notice(self, start: int, end: int) -> bool:
+    def has_own_message(self, start: int, end: int) -> bool:
         """Whether there is a notice at any of the positions."""
-        if start > self._last_other:
+        if start > self._last_non_update:
             return False
         segments = self._segments[self._index(start) :]
-        return any(start <= position < end for segment in segments for position in segment.notices)
+        return any(start <= position < end for segment in segments for position in segment.own_messages)
 
-    def wanted(self, wanted_by: Filter | None, start: int, end: int, *, notices: bool) -> tuple[Sequence[int], int]:
+    def matching(
+        self, update_filter: UpdateFilter | None, start: int, end: int, *, own_messages: bool
+    ) -> tuple[Sequence[int], int]:
         """Those positions from `start` on that a client wants, and where the answer ends: at `end` or before it.
 
         `start` is below `end`. One segment is looked at, so that a filter that has much to look at does not hold up
@@ -268,59 +279,59 @@ class ReplayIndex:
         """
         segment, end = self._segment(start), self._end(start, end)
         found: Sequence[int] = range(start, end)
-        if wanted_by is not None:
-            found = list(compress(found, self._answer(segment, wanted_by, end)[start - segment.start :]))
-        elif segment.others:
-            found = [position for position in found if position not in segment.others]
-        if notices and segment.notices:
-            found = sorted({*found, *(position for position in segment.notices if start <= position < end)})
+        if update_filter is not None:
+            found = list(compress(found, self._matches(segment, update_filter, end)[start - segment.start :]))
+        elif segment.non_updates:
+            found = [position for position in found if position not in segment.non_updates]
+        if own_messages and segment.own_messages:
+            found = sorted({*found, *(position for position in segment.own_messages if start <= position < end)})
         return found, end
 
-    def count(self, wanted_by: Filter | None, start: int, end: int) -> tuple[int, int]:
+    def count(self, update_filter: UpdateFilter | None, start: int, end: int) -> tuple[int, int]:
         """How many updates from `start` on a client wants, and where the answer ends: at `end` or before it.
 
         Goes on as long as the answers are known, and asks for those of one segment beside.
         """
-        if wanted_by is None:
-            return end - start - self._others(end) + self._others(start), end
+        if update_filter is None:
+            return end - start - self._non_updates_before(end) + self._non_updates_before(start), end
         count, asked = 0, False
         while start < end:
             segment, until = self._segment(start), self._end(start, end)
-            if len(segment.answers.get(wanted_by, b"")) < until - segment.start:
+            if len(segment.match_cache.get(update_filter, b"")) < until - segment.start:
                 if asked:
                     break
                 asked = True
-            answer = self._answer(segment, wanted_by, until)
+            answer = self._matches(segment, update_filter, until)
             count += answer.count(1, start - segment.start, until - segment.start)
-            self.work_bytes += LOOKING_BYTES
+            self.work_bytes += CACHED_COST_BYTES
             start = until
         return count, start
 
-    def _others(self, position: int) -> int:
+    def _non_updates_before(self, position: int) -> int:
         """How many positions before this one hold no update."""
         segment = self._segment(position)
-        return segment.others_before + sum(other < position for other in segment.others)
+        return segment.non_updates_before + sum(other < position for other in segment.non_updates)
 
-    def forget(self, nobodys: Filter) -> None:
+    def forget(self, nobodys: UpdateFilter) -> None:
         """To be called when no client has a filter any more."""
         for segment in self._segments:
-            segment.answers.pop(nobodys, None)
+            segment.match_cache.pop(nobodys, None)
 
-    def _answer(self, segment: Segment, wanted_by: Filter, end: int) -> bytearray:
+    def _matches(self, segment: Segment, update_filter: UpdateFilter, end: int) -> bytearray:
         """Up to `end` at least, by position: 1 for an update that is wanted."""
-        answers = segment.answers
-        answer = answers.get(wanted_by)
+        answers = segment.match_cache
+        answer = answers.get(update_filter)
         if answer is None:
-            if len(answers) >= ANSWERS:
+            if len(answers) >= MAX_CACHED_FILTERS:
                 del answers[next(iter(answers))]
-            answer = answers[wanted_by] = bytearray()
+            answer = answers[update_filter] = bytearray()
         # What has been dropped meanwhile nobody asks for.
         dropped = min(self.log.tail, end) - (segment.start + len(answer))
         if dropped > 0:
             answer.extend(bytes(dropped))
         for position in range(segment.start + len(answer), end):
-            answer.append(position not in segment.others and wanted_by.matches(*self.content(position)))
-            self.work_bytes += ASKING_BYTES
+            answer.append(position not in segment.non_updates and update_filter.matches(*self.content(position)))
+            self.work_bytes += MATCH_COST_BYTES
         return answer
 
     def _segment(self, position: int) -> Segment:

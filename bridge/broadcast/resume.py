@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bridge.broadcast.frames import text_frame
-from bridge.broadcast.replay import Filter, ReplayIndex
+from bridge.broadcast.replay import ReplayIndex, UpdateFilter
 from bridge.broadcast.subscriber import Subscriber
 from bridge.contract.envelope import resume
 from bridge.contract.filters import After
@@ -16,7 +16,7 @@ from bridge.contract.filters import After
 
 @dataclass(slots=True)
 class _Resumption:
-    wanted: Filter | None
+    update_filter: UpdateFilter | None
     complete: bool
     counted: int
     """The position up to which it is known how many updates it gets."""
@@ -25,7 +25,7 @@ class _Resumption:
     """True where what it was to get next has been dropped once before it was told."""
 
 
-class Resuming:
+class Resume:
     """Those that have not been told yet where they are."""
 
     def __init__(self, history: ReplayIndex, now_ms: Callable[[], int], on_told: Callable[[bool, int], None]) -> None:
@@ -43,7 +43,7 @@ class Resuming:
         """Over a copy."""
         return iter(tuple(self._counting))
 
-    def begin(self, connection: Subscriber, wanted: Filter | None, after: After, flushed: int) -> None:
+    def begin(self, connection: Subscriber, update_filter: UpdateFilter | None, after: After, flushed: int) -> None:
         """Sets the cursor of a connection after the update of its id, or to the oldest update if the id is unknown.
 
         `flushed` is the position up to which the live connections have received everything. No cursor is set beyond it.
@@ -54,7 +54,7 @@ class Resuming:
         else:
             position = None if after.id is None else self._history.after(after.id)
         connection.cursor = self._oldest(flushed) if position is None else min(position, flushed)
-        self._counting[connection] = _Resumption(wanted, position is not None, connection.cursor)
+        self._counting[connection] = _Resumption(update_filter, position is not None, connection.cursor)
 
     def _oldest(self, flushed: int) -> int:
         # Beyond the flushed position, the number of replayed updates would be negative.
@@ -75,12 +75,12 @@ class Resuming:
             this.complete, this.updates = False, 0
             connection.cursor = this.counted = flushed if this.overtaken else self._oldest(flushed)
             this.overtaken = True
-        updates, this.counted = history.count(this.wanted, this.counted, flushed)
+        updates, this.counted = history.count(this.update_filter, this.counted, flushed)
         this.updates += updates
         if this.counted < flushed:
             return None
         del self._counting[connection]
-        if not this.updates and not history.has_notice(connection.cursor, flushed):
+        if not this.updates and not history.has_own_message(connection.cursor, flushed):
             # Nothing for it, so far: with a newer id it has less to ask for when it comes back.
             connection.cursor = flushed
         self._on_told(this.complete, this.updates)

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.live_set import LiveSet, Slot
-from bridge.broadcast.replay import Filter
+from bridge.broadcast.replay import UpdateFilter
 
 
 class Piece(NamedTuple):
@@ -24,7 +24,7 @@ class Subscription(Protocol):
     """What one kind of client asked for, as a connection with this subscription needs it."""
 
     @property
-    def filter(self) -> Filter | None:
+    def filter(self) -> UpdateFilter | None:
         """Selects updates; None selects all."""
 
     @property
@@ -32,12 +32,12 @@ class Subscription(Protocol):
         """True if its connections get each update with its id."""
 
     @property
-    def live(self) -> "Live[Subscriber]":
+    def live(self) -> "LiveSet[Subscriber]":
         """Its connections that are live."""
 
     members: int
     """The number of its connections, whatever their state."""
-    behind: int
+    lagging_count: int
     """The number of its connections that lag."""
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
@@ -56,7 +56,7 @@ class Subscriber(Slot, Protocol):
     """How many bytes of the frame at the cursor are sent. It is 0 unless the frame is sent in parts."""
     congested: bool
     """True while the transport still holds something."""
-    view: Subscription | None
+    subscription: Subscription | None
     """The hub's: what it sees of the log, from joining to leaving."""
 
     def send(self, *frames: bytes | memoryview) -> int:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from bridge.broadcast.framing import FrameEncoder
 from bridge.broadcast.live_set import LiveSet
-from bridge.broadcast.replay import Filter, ReplayIndex
+from bridge.broadcast.replay import ReplayIndex, UpdateFilter
 from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
 
-ASKED = 8192
+MAX_MATCHES_PER_FLUSH = 8192
 """Answers of filters to wait for when updates are handed out: 4 ms. Whoever has one of the other filters gets them in
 one of the next turns of the loop, as those that are behind do."""
 
@@ -21,18 +21,20 @@ one of the next turns of the loop, as those that are behind do."""
 class SharedSubscription:
     """The log as some connections see it, and those of them that have had everything."""
 
-    __slots__ = ("_framing", "_history", "behind", "filter", "ids", "live", "members")
+    __slots__ = ("_framing", "_history", "filter", "ids", "lagging_count", "live", "members")
 
-    def __init__(self, history: ReplayIndex, framing: FrameEncoder, wanted: Filter | None, ids: bool) -> None:
+    def __init__(
+        self, history: ReplayIndex, framing: FrameEncoder, update_filter: UpdateFilter | None, ids: bool
+    ) -> None:
         """`framing` is of the history; `wanted` None wants everything."""
         self._history = history
         self._framing = framing
-        self.filter = wanted
+        self.filter = update_filter
         self.ids = ids
         self.live: LiveSet[Subscriber] = LiveSet()
         self.members = 0
         """All of its connections, also those that are not live."""
-        self.behind = 0
+        self.lagging_count = 0
         """Of these, those that were live before."""
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
@@ -51,7 +53,7 @@ class SharedSubscription:
             return Piece(frames, range(position, reached), reached, 0)
         run: list[bytes] = []
         size = 0
-        positions, reached = self._history.wanted(self.filter, position, end, notices=self.ids)
+        positions, reached = self._history.matching(self.filter, position, end, own_messages=self.ids)
         for at in positions:
             size += len(log.frame(at))
             if run and size > max_bytes:
@@ -83,7 +85,7 @@ class SharedSubscription:
 class Batch(NamedTuple):
     """Views that show the same of what is new."""
 
-    views: Sequence[SharedSubscription]
+    subscriptions: Sequence[SharedSubscription]
     frames: bytes
     positions: Sequence[int]
     updates: int
@@ -95,35 +97,37 @@ class Subscriptions:
 
     def __init__(self, history: ReplayIndex) -> None:
         self._framing = FrameEncoder(history)
-        self.plain: SharedSubscription = SharedSubscription(history, self._framing, None, ids=False)
-        self._only_plain = (self.plain,)
+        self.unfiltered: SharedSubscription = SharedSubscription(history, self._framing, None, ids=False)
+        self._only_unfiltered = (self.unfiltered,)
         self._history = history
-        self._others: dict[tuple[Filter | None, bool], SharedSubscription] = {}
+        self._filtered: dict[tuple[UpdateFilter | None, bool], SharedSubscription] = {}
 
     def __len__(self) -> int:
         """How many there are beside the plain one."""
-        return len(self._others)
+        return len(self._filtered)
 
     def __iter__(self) -> Iterator[SharedSubscription]:
         """Over a copy: whoever is closed meanwhile may have been the last of a view."""
-        return iter((self.plain, *self._others.values()))
+        return iter((self.unfiltered, *self._filtered.values()))
 
-    def of(self, wanted: Filter | None, *, ids: bool) -> SharedSubscription:
+    def of(self, update_filter: UpdateFilter | None, *, ids: bool) -> SharedSubscription:
         """The view for a wish."""
-        if wanted is None and not ids:
-            return self.plain
-        view = self._others.get((wanted, ids))
-        if view is None:
+        if update_filter is None and not ids:
+            return self.unfiltered
+        subscription = self._filtered.get((update_filter, ids))
+        if subscription is None:
             # With the same object for a filter, with ids and without: by that it is known that it was asked already.
-            twin = self._others.get((wanted, not ids))
-            view = self._others[wanted, ids] = SharedSubscription(self._history, self._framing, twin.filter if twin else wanted, ids)
-        return view
+            twin = self._filtered.get((update_filter, not ids))
+            subscription = self._filtered[update_filter, ids] = SharedSubscription(
+                self._history, self._framing, twin.filter if twin else update_filter, ids
+            )
+        return subscription
 
-    def forget(self, view: Subscription) -> None:
+    def forget(self, subscription: Subscription) -> None:
         """To be called when nobody has a view any more."""
-        self._others.pop((view.filter, view.ids), None)
-        if view.filter is not None and (view.filter, not view.ids) not in self._others:
-            self._history.forget(view.filter)
+        self._filtered.pop((subscription.filter, subscription.ids), None)
+        if subscription.filter is not None and (subscription.filter, not subscription.ids) not in self._filtered:
+            self._history.forget(subscription.filter)
 
     def batches(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Batch], Sequence[SharedSubscription]]:
         """Who shows what of the newest positions, and the views for which that is to be found out later.
@@ -131,39 +135,39 @@ class Subscriptions:
         `frames` is how they are in the log.
         """
         positions = self._history.updates(start, end)
-        if not self._others:
-            return ((Batch(self._only_plain, frames, positions, len(positions)),) if frames else ()), ()
+        if not self._filtered:
+            return ((Batch(self._only_unfiltered, frames, positions, len(positions)),) if frames else ()), ()
         if frames:
             return self._grouped(frames, positions)
         # A notice is alone (see Hub.notify), and for all that have ids.
-        notice = self._history.notice_at(start)
-        with_ids = [view for view in self._others.values() if view.ids]
+        notice = self._history.own_message_at(start)
+        with_ids = [subscription for subscription in self._filtered.values() if subscription.ids]
         return ((Batch(with_ids, notice, (start,), 0),) if notice and with_ids else ()), ()
 
     def _grouped(self, frames: bytes, positions: Sequence[int]) -> tuple[list[Batch], list[SharedSubscription]]:
         contents = [self._history.content(position) for position in positions]
         everything = (True,) * len(contents)
         known: dict[int, tuple[bool, ...]] = {}
-        alike: dict[tuple[bool, tuple[bool, ...]], list[SharedSubscription]] = {(False, everything): [self.plain]}
+        alike: dict[tuple[bool, tuple[bool, ...]], list[SharedSubscription]] = {(False, everything): [self.unfiltered]}
         later = []
-        for view in self._others.values():
-            wanted = view.filter
-            if wanted is None:
+        for subscription in self._filtered.values():
+            update_filter = subscription.filter
+            if update_filter is None:
                 answers = everything
-            elif id(wanted) in known:
-                answers = known[id(wanted)]
-            elif len(known) * len(contents) < ASKED:
-                answers = known[id(wanted)] = tuple([wanted.matches(*content) for content in contents])
+            elif id(update_filter) in known:
+                answers = known[id(update_filter)]
+            elif len(known) * len(contents) < MAX_MATCHES_PER_FLUSH:
+                answers = known[id(update_filter)] = tuple([update_filter.matches(*content) for content in contents])
             else:
-                later.append(view)
+                later.append(subscription)
                 continue
-            alike.setdefault((view.ids, answers), []).append(view)
+            alike.setdefault((subscription.ids, answers), []).append(subscription)
         batches = []
-        for (ids, answers), views in alike.items():
+        for (ids, answers), subscriptions in alike.items():
             shown = [position for position, answer in zip(positions, answers, strict=True) if answer]
             if shown and (ids or len(shown) < len(positions)):
                 run = b"".join(self._framing.frame(position, ids=ids) for position in shown)
-                batches.append(Batch(views, run, shown, len(shown)))
+                batches.append(Batch(subscriptions, run, shown, len(shown)))
             elif shown:
-                batches.append(Batch(views, frames, positions, len(shown)))
+                batches.append(Batch(subscriptions, frames, positions, len(shown)))
         return batches, later

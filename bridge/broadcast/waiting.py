@@ -11,11 +11,11 @@ from bridge.broadcast.subscriber import Subscriber
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 
-AT_ONCE = 64
+MAX_RELEASES_PER_TURN = 64
 """Let go in one turn of the loop."""
 
 
-class Waiting:
+class PendingResumes:
     """Connections, each with the id that it gave."""
 
     def __init__(self, history: ReplayIndex, reads_back: bool) -> None:
@@ -35,7 +35,7 @@ class Waiting:
         """Over a copy."""
         return iter(tuple(self._waiting))
 
-    def takes(self, connection: Subscriber, after: After) -> bool:
+    def defer(self, connection: Subscriber, after: After) -> bool:
         """Adds one that has to wait; False where it has not."""
         known = after.id
         if not self.reads_back and (known is None or not self._history.is_ahead(known)):
@@ -52,7 +52,7 @@ class Waiting:
 
     def ready(self) -> list[tuple[Subscriber, After]]:
         """Some that need not wait any more, with what they gave; they are not here any more."""
-        if not self._waiting or self.reads_back or self._history.newest_number < self._soonest:
+        if not self._waiting or self.reads_back or self._history.newest_sequence < self._soonest:
             return []
         ready: list[tuple[Subscriber, After]] = []
         soonest: int | None = None
@@ -61,7 +61,7 @@ class Waiting:
                 soonest = known.sequence if soonest is None else min(soonest, known.sequence)
                 continue
             ready.append((connection, after))
-            if len(ready) == AT_ONCE:
+            if len(ready) == MAX_RELEASES_PER_TURN:
                 # There may be more: they are looked through again.
                 break
         else:

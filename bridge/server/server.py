@@ -122,12 +122,12 @@ class Server:
         metrics.gauge(
             "bridge_resumes_pending",
             "Connections whose resume waits until the bridge has the update that the client received last.",
-            lambda: hub.waiting,
+            lambda: hub.pending,
         )
         metrics.gauge(
             "bridge_subscriptions",
             "Different subscriptions in use, apart from the default one: all updates, without ids.",
-            lambda: hub.views,
+            lambda: hub.subscriptions,
         )
         metrics.gauge(
             "bridge_handshakes_pending", "Connections without a complete request.", lambda: len(self._handshakes)

@@ -97,11 +97,11 @@ async def test_client_that_comes_before_the_broker_is_told_what_it_missed_when_t
         mortal_broker.kill()
         async with started(mortal_broker.url, **flags(exchange, stream)) as bridge:
             resuming_one = asyncio.create_task(resume(bridge, client.updates[1].id))
-            await eventually("it waits", lambda: bridge._hub.waiting == 1)
+            await eventually("it waits", lambda: bridge._hub.pending == 1)
             await eventually("the broker is missed", lambda: bridge._consumer.status.attempts > 2)
             bridge._hub.tick()
             bridge._hub.tick()
-            assert bridge._hub.waiting == 1, "nobody is told that an id is unknown while nothing is known"
+            assert bridge._hub.pending == 1, "nobody is told that an id is unknown while nothing is known"
             mortal_broker.start()
             told, again = await resuming_one
             assert (told["complete"], again) == (True, [2, 3, 4])

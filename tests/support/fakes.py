@@ -107,7 +107,7 @@ class FakeSubscriber:
         self.hub = hub
         self.descriptor: int | None = None
         self.slot = -1
-        self.view: Subscription | None = None
+        self.subscription: Subscription | None = None
         self.cursor = self.offset = 0
         self.congested = False
         self.full = False

@@ -232,7 +232,7 @@ async def test_hub_and_relay_read_the_past_of_a_stream_first(
 ) -> None:
     """Of the past, nothing is rejected once more: who consumed it when it was new has done so."""
     bridge = build(history=history)
-    assert bridge._hub._waiting.reads_back is reads_back
+    assert bridge._hub._pending.reads_back is reads_back
     delivery = FakeDelivery(b"no JSON")
     delivery.id = UpdateId(1, 1) if reads_back else None
     bridge._consumer._handler.deliver(delivery)
@@ -244,8 +244,8 @@ async def test_ids_of_two_bridges_without_a_stream_are_told_apart(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "randbits", lambda bits: 70 + bits)
-    assert build()._hub._history._check == 70 + 32
-    assert build(history="stream")._hub._history._check is None
+    assert build()._hub._history._tag == 70 + 32
+    assert build(history="stream")._hub._history._tag is None
 
 
 # Clients
@@ -335,7 +335,7 @@ async def test_update_log_counts_updates_and_not_its_other_entries(build: Callab
     bridge = build()
     assert value(bridge.metrics, "bridge_update_log_updates") == 0
     bridge._hub.publish(b"update")
-    bridge._hub.notify(b"gap")
+    bridge._hub.send_own_message(b"gap")
     assert value(bridge.metrics, "bridge_update_log_updates") == 1
     assert value(bridge.metrics, "bridge_update_log_bytes") == bridge._hub._log.size_bytes > len(b"update")
 

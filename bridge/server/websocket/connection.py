@@ -76,7 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         "opened_at",
         "pinged_at",
         "slot",
-        "view",
+        "subscription",
     )
 
     def __init__(self, transport: asyncio.Transport, address: str, context: ConnectionContext) -> None:
@@ -98,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
         self.cursor = 0
         self.offset = 0
         self.slot = -1
-        self.view: Subscription | None = None
+        self.subscription: Subscription | None = None
         self.congested = False
         self.opened_at = self.last_received_at = self.pinged_at = context.clock.now_s
         self.closed_at: float | None = None

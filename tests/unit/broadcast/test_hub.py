@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bridge.broadcast import live_set
-from bridge.broadcast.catch_up import CATCH_UP_BYTES, EVICTIONS, PARTS
+from bridge.broadcast.catch_up import CATCH_UP_BYTES, MAX_EVICTIONS_PER_TURN, MAX_PARTS_PER_TURN
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import FrameEncoder
@@ -282,7 +282,7 @@ def test_update_larger_than_a_piece_is_given_in_pieces(scene: Scene, after: str 
     scene.turns.settle()
     subscriber.full = True
     scene.publish("a")
-    scene.publish("a", size=(PARTS + 2) * CATCH_UP_BYTES)
+    scene.publish("a", size=(MAX_PARTS_PER_TURN + 2) * CATCH_UP_BYTES)
     scene.publish("a")
     before = len(subscriber.writes)
     subscriber.drain()
@@ -291,8 +291,8 @@ def test_update_larger_than_a_piece_is_given_in_pieces(scene: Scene, after: str 
         assert scene.turns.turn() == 1
         written.append(len(subscriber.writes) - before)
     pieces = subscriber.writes[before:]
-    assert [len(piece) for piece in pieces[:-2]] == [CATCH_UP_BYTES] * (PARTS + 2)
-    assert written == [PARTS, PARTS + 3, PARTS + 4]
+    assert [len(piece) for piece in pieces[:-2]] == [CATCH_UP_BYTES] * (MAX_PARTS_PER_TURN + 2)
+    assert written == [MAX_PARTS_PER_TURN, MAX_PARTS_PER_TURN + 3, MAX_PARTS_PER_TURN + 4]
     framing, ids = FrameEncoder(scene.history), after is not None
     assert b"".join(pieces[:-1]) == framing.frame(1, ids=ids)
     assert pieces[-1] == framing.frame(2, ids=ids)
@@ -558,18 +558,18 @@ def test_only_connections_behind_the_tail_are_closed() -> None:
 
 def test_many_that_fall_off_together_are_closed_a_few_in_a_turn() -> None:
     scene = Scene(log_bytes=ROOM)
-    subscribers = [scene.join(full=True) for _ in range(2 * EVICTIONS + 1)]
+    subscribers = [scene.join(full=True) for _ in range(2 * MAX_EVICTIONS_PER_TURN + 1)]
 
     def closed() -> int:
         return sum(subscriber.closed is CloseReason.TOO_SLOW for subscriber in subscribers)
 
     for _ in range(6):
         scene.publish(SMALL)
-    assert closed() == EVICTIONS
+    assert closed() == MAX_EVICTIONS_PER_TURN
     scene.publish(SMALL)
-    assert closed() == EVICTIONS, "an update does not hurry it"
+    assert closed() == MAX_EVICTIONS_PER_TURN, "an update does not hurry it"
     scene.turns.turn()
-    assert closed() == 2 * EVICTIONS
+    assert closed() == 2 * MAX_EVICTIONS_PER_TURN
     scene.turns.turn()
     assert closed() == len(subscribers)
     assert not scene.turns.scheduled
@@ -852,9 +852,9 @@ def test_updates_in_the_log_are_counted_without_its_other_entries_and_without_th
     with closing(Scene(log_bytes=100_000, shared=True)) as scene:
         assert scene.hub.logged_updates == 0
         for number in range(1, 601, 2):
-            scene.hub.mark(UpdateId(number, 1))
+            scene.hub.record_id(UpdateId(number, 1))
             scene.give(UpdateId(number + 1, 1))
-            scene.hub.notify(b"gap")
+            scene.hub.send_own_message(b"gap")
         kept = range(scene.log.tail, scene.log.head)
         assert kept.start > 0
         assert scene.hub.logged_updates == sum(position % 3 == 1 for position in kept)
@@ -921,7 +921,7 @@ def test_bytes_of_large_updates_are_counted_with_and_without_a_descriptor(size: 
 def test_bytes_of_own_messages_are_counted(scene: Scene) -> None:
     resumed, live_one = scene.join_with_socket(after=""), scene.join(after="")
     scene.turns.settle()
-    scene.hub.notify(b'{"type":"gap","data":{},"timestamp":1700000000000}')
+    scene.hub.send_own_message(b'{"type":"gap","data":{},"timestamp":1700000000000}')
     received = [resumed.read(), live_one.received]
     assert all(b"resume" in each and b"gap" in each for each in received)
     assert scene.hub.sent_bytes == sum(map(len, received))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.broadcast import live_set, socket_writes
-from bridge.broadcast.live_set import LiveSet, BroadcastWriter
+from bridge.broadcast.live_set import BroadcastWriter, LiveSet
 from bridge.broadcast.socket_writes import try_write
 
 if TYPE_CHECKING:
@@ -207,13 +207,13 @@ def test_one_that_was_discarded_is_not_written_to(sockets: LiveSockets) -> None:
 def test_connection_with_tls_is_in_the_set_and_its_descriptor_is_not_written_to(sockets: LiveSockets) -> None:
     client, encrypted = sockets.client(), Peer(None)
     sockets.add(encrypted)
-    assert sockets.encrypted == [encrypted]
+    assert sockets.via_transport == [encrypted]
     assert (len(sockets), set(sockets)) == (2, {client, encrypted})
     assert encrypted in sockets
     assert sockets.write(b"frames") == []
     assert encrypted.written == []
     sockets.discard(encrypted)
-    assert not sockets.encrypted
+    assert not sockets.via_transport
     assert encrypted not in sockets
 
 
@@ -258,7 +258,7 @@ def test_whoever_is_come_by_may_be_discarded() -> None:
     assert len(live) == 0
     for peer in peers:
         live.add(peer)
-    for peer in tuple(live.encrypted):
+    for peer in tuple(live.via_transport):
         live.discard(peer)
     assert len(live) == 6
 

@@ -9,7 +9,14 @@ import pytest
 
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.framing import FrameEncoder
-from bridge.broadcast.replay import ASKING_BYTES, LOOKING_BYTES, SEGMENT_BYTES, SEGMENT_UPDATES, ReplayIndex, BoundedCache
+from bridge.broadcast.replay import (
+    CACHED_COST_BYTES,
+    MATCH_COST_BYTES,
+    SEGMENT_BYTES,
+    SEGMENT_UPDATES,
+    BoundedCache,
+    ReplayIndex,
+)
 from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract import envelope
 from bridge.contract.update_id import UpdateId
@@ -56,9 +63,9 @@ def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
     positions = []
     for position in range(updates):
         if position % 10 == 3:
-            history.mark(number(position))
+            history.record_id(number(position))
         elif position % 10 == 7:
-            history.notice(b"notice")
+            history.append_own_message(b"notice")
         else:
             history.append(text_frame(envelope.wrap("a", position, 0)), number(position))
             positions.append(position)
@@ -110,25 +117,25 @@ def test_filter_is_asked_for_one_segment_beside_those_that_are_known() -> None:
 @pytest.mark.parametrize("notices", [False, True])
 @pytest.mark.parametrize("start", [0, 7, 8, SEGMENT_UPDATES + 1])
 def test_updates_are_wanted_and_notices_where_they_are_asked_for_but_never_marks(
-    start: int, *, notices: bool, filtered: bool
+    start: int, *, own_messages: bool, filtered: bool
 ) -> None:
     history, positions = mixed(2 * SEGMENT_UPDATES)
-    found, end = history.wanted(Odd() if filtered else None, start, 2 * SEGMENT_UPDATES, notices=notices)
+    found, end = history.matching(Odd() if filtered else None, start, 2 * SEGMENT_UPDATES, own_messages=own_messages)
     assert end == (start // SEGMENT_UPDATES + 1) * SEGMENT_UPDATES
     expected = [position for position in positions if start <= position < end and (position % 2 or not filtered)]
-    if notices:
+    if own_messages:
         expected = sorted(expected + [position for position in range(start, end) if position % 10 == 7])
     assert [*found] == expected
 
 
 def test_last_position_that_holds_no_update_is_told_apart() -> None:
     history = shared(holding(100), 5)
-    history.mark(number(5))
+    history.record_id(number(5))
     assert [*history.updates(5, 6)] == []
-    history.notice(b"notice")
+    history.append_own_message(b"notice")
     assert [*history.updates(4, 7)] == [4]
-    assert history.has_notice(6, 7)
-    assert not history.has_notice(4, 6)
+    assert history.has_own_message(6, 7)
+    assert not history.has_own_message(4, 6)
 
 
 # Ids at the boundaries of segments, and at the tail
@@ -180,7 +187,7 @@ def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
     for position in range(5 * SEGMENT_UPDATES):
         history.append(bytes(size), number(position))
         if position % 7 == 0:
-            history.notice(b"")
+            history.append_own_message(b"")
         segments, log = history._segments, history.log
         assert len(segments) == 1 or segments[1].start >= log.tail
         lengths = [following.start - segment.start for segment, following in pairwise(segments)]
@@ -188,11 +195,11 @@ def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
 
 
 @pytest.mark.parametrize("notices", [False, True])
-def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, notices: bool) -> None:
+def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, own_messages: bool) -> None:
     history, frame = ReplayIndex(UpdateLog(2**24), CHECK), text_frame(bytes(1000))
     for _ in range(200):
-        if notices:
-            history.notice(bytes(1000))
+        if own_messages:
+            history.append_own_message(bytes(1000))
         else:
             history.append(frame)
     length = -(-SEGMENT_BYTES // len(frame))
@@ -210,12 +217,12 @@ def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:
         history.append(frame)
     assert history.work_bytes == 0
     history.count(wanted, 0, 10)
-    asked = sum(map(len, frames)) + 10 * ASKING_BYTES
-    assert history.work_bytes == asked + LOOKING_BYTES
+    asked = sum(map(len, frames)) + 10 * MATCH_COST_BYTES
+    assert history.work_bytes == asked + CACHED_COST_BYTES
     history.count(wanted, 0, 10)
-    assert history.work_bytes == asked + 2 * LOOKING_BYTES, "what is known is looked at only"
+    assert history.work_bytes == asked + 2 * CACHED_COST_BYTES, "what is known is looked at only"
     history.count(Odd(), 0, 10)
-    assert history.work_bytes == asked + 3 * LOOKING_BYTES + 10 * ASKING_BYTES, "and is read once"
+    assert history.work_bytes == asked + 3 * CACHED_COST_BYTES + 10 * MATCH_COST_BYTES, "and is read once"
 
 
 def test_content_that_came_with_its_update_costs_nothing() -> None:

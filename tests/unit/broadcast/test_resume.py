@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bridge.broadcast import live_set, replay
-from bridge.broadcast.catch_up import BUDGETS, CATCH_UP_BYTES, RETURNING
+from bridge.broadcast.catch_up import CATCH_UP_BYTES, CATCHING_UP, TURN_BUDGETS_BYTES
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import REPLAY_MARGIN, SEGMENT_UPDATES
-from bridge.broadcast.subscriptions import ASKED
-from bridge.broadcast.waiting import AT_ONCE
+from bridge.broadcast.subscriptions import MAX_MATCHES_PER_FLUSH
+from bridge.broadcast.waiting import MAX_RELEASES_PER_TURN
 from bridge.contract import envelope
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
@@ -78,9 +78,9 @@ def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
     }
 
 
-def with_id(number: int, kind: str = "a", check: int = CHECK, notices: int = 0) -> dict[str, Any]:
+def with_id(number: int, kind: str = "a", check: int = CHECK, own_messages: int = 0) -> dict[str, Any]:
     """An update after so many notices, each of which takes a number too."""
-    return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + notices, check))}
+    return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, check))}
 
 
 # From now on
@@ -107,7 +107,7 @@ def test_client_that_comes_before_anything_else_can_resume_from_there(scene: Sce
 def test_plain_clients_see_no_difference(scene: Scene) -> None:
     plain, _ = scene.join(), scene.join("")
     scene.publish("a")
-    scene.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+    scene.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
     scene.publish("b")
     assert messages(plain.received) == [orjson.loads(update(1)), orjson.loads(update(2, "b"))]
     assert len(plain.writes) == 2
@@ -291,7 +291,7 @@ def test_answers_of_few_filters_are_kept_and_all_are_right(scene: Scene) -> None
     clients = [scene.join("1-0000abcd", each) for each in wanted]
     scene.turns.settle()
     assert all(len(messages(client.received)) == 40 for client in clients)
-    assert len(scene.history._segments[0].answers) <= 32
+    assert len(scene.history._segments[0].match_cache) <= 32
 
 
 def test_filter_that_has_much_to_look_at_does_so_in_many_turns(scene: Scene) -> None:
@@ -322,7 +322,7 @@ def test_so_much_is_looked_at_in_a_turn_for_all_filters_together(scene: Scene) -
     while scene.turns.turn():
         most, before = max(most, scene.history.work_bytes - before), scene.history.work_bytes
     # A segment is looked at in one go: 7 of these are one.
-    assert most < sum(BUDGETS[RETURNING:]) + 8 * 10_200
+    assert most < sum(TURN_BUDGETS_BYTES[CATCHING_UP:]) + 8 * 10_200
 
 
 def test_who_was_live_goes_before_those_that_come_back_and_filters_go_last(scene: Scene) -> None:
@@ -340,12 +340,12 @@ def test_who_was_live_goes_before_those_that_come_back_and_filters_go_last(scene
 def test_filters_that_take_long_are_asked_in_later_turns(scene: Scene) -> None:
     """A burst of updates, and thousands of filters: all get theirs, and nobody waits for all of them."""
     updates = 200
-    wanted = [Counting() for _ in range(2 * ASKED // updates)]
+    wanted = [Counting() for _ in range(2 * MAX_MATCHES_PER_FLUSH // updates)]
     clients = [scene.join(None, each) for each in wanted]
     plain = scene.join()
     scene.publish(*"a" * updates)
     assert len(messages(plain.received)) == updates
-    assert 0 < sum(each.asked for each in wanted) <= ASKED + updates
+    assert 0 < sum(each.asked for each in wanted) <= MAX_MATCHES_PER_FLUSH + updates
     assert 0 < scene.hub.lagging < len(clients)
     scene.turns.settle()
     assert all(len(messages(client.received)) == updates for client in clients)
@@ -358,9 +358,9 @@ def test_answers_go_with_the_last_client_of_a_filter(scene: Scene) -> None:
     scene.turns.settle()
     for client in clients[:2]:
         scene.hub.leave(client)
-    assert any(segment.answers for segment in scene.history._segments)
+    assert any(segment.match_cache for segment in scene.history._segments)
     scene.hub.leave(clients[2])
-    assert not any(segment.answers for segment in scene.history._segments)
+    assert not any(segment.match_cache for segment in scene.history._segments)
 
 
 def test_who_stops_within_what_it_is_given_is_not_asked_about_all_of_its_segment_again(scene: Scene) -> None:
@@ -376,7 +376,7 @@ def test_client_for_which_there_was_nothing_has_less_to_ask_for_when_it_comes_ba
     client = scene.join("1-0000abcd", Only("b"))
     scene.turns.settle()
     assert messages(client.received) == [resumed(True, 0, "9-0000abcd")]
-    scene.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+    scene.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
     client = scene.join("5-0000abcd", Only("b"))
     scene.turns.settle()
     assert [message["type"] for message in messages(client.received)] == ["resume", "gap"]
@@ -395,11 +395,11 @@ def test_whoever_comes_back_is_told_something_though_the_log_is_turned_over_mean
 
 def test_view_that_nobody_has_any_more_is_gone(scene: Scene) -> None:
     clients = [scene.join(None, Only("b")), scene.join(None, Only("b")), scene.join("", Only("b"))]
-    assert scene.hub.views == 2
+    assert scene.hub.subscriptions == 2
     for client in clients:
         scene.hub.leave(client)
         scene.hub.leave(client)
-    assert scene.hub.views == 0
+    assert scene.hub.subscriptions == 0
     assert len(scene.hub) == 0
 
 
@@ -422,7 +422,7 @@ def test_so_many_are_given_something_in_a_turn_and_no_more(scene: Scene) -> None
         written = sum(len(client.received) for client in clients)
         most_bytes, before = max(most_bytes, written - before), written
     # With TLS, which these clients have, each byte counts twice.
-    assert BUDGETS[RETURNING] / 4 < most_bytes <= BUDGETS[RETURNING] / 2 + CATCH_UP_BYTES
+    assert TURN_BUDGETS_BYTES[CATCHING_UP] / 4 < most_bytes <= TURN_BUDGETS_BYTES[CATCHING_UP] / 2 + CATCH_UP_BYTES
     assert all(len(messages(client.received)) == 100 for client in clients)
 
 
@@ -467,10 +467,10 @@ def test_gap_comes_in_its_place_to_those_with_ids_whatever_they_filter(scene: Sc
     filtered, everything = scene.join("", Only("b")), scene.join("")
     with_socket = scene.join_with_socket(after="", wanted=Only("x"))
     scene.publish("a", "b")
-    scene.hub.notify(gap)
+    scene.hub.send_own_message(gap)
     scene.publish("b")
     with_socket.read()
-    last = with_id(3, "b", notices=1)
+    last = with_id(3, "b", own_messages=1)
     assert messages(filtered.received)[1:] == [with_id(2, "b"), orjson.loads(gap), last]
     assert messages(everything.received)[1:] == [with_id(1), with_id(2, "b"), orjson.loads(gap), last]
     assert messages(with_socket.received)[1:] == [orjson.loads(gap)]
@@ -486,16 +486,16 @@ def test_gap_comes_in_its_place_to_those_with_ids_whatever_they_filter(scene: Sc
 
 def test_gap_behind_the_last_update_comes_again_to_who_resumes_from_that(scene: Scene) -> None:
     gap = envelope.gap("then", "now", "so it is", NOW_MS)
-    scene.hub.notify(gap)
+    scene.hub.send_own_message(gap)
     first = scene.join("0-0000abcd")
     scene.publish("a")
-    scene.hub.notify(gap)
+    scene.hub.send_own_message(gap)
     second = scene.join("2-0000abcd")
     scene.turns.settle()
     assert messages(first.received) == [
         resumed(True, 1, "0-0000abcd"),
         orjson.loads(gap),
-        with_id(1, notices=1),
+        with_id(1, own_messages=1),
         orjson.loads(gap),
     ]
     assert messages(second.received) == [resumed(True, 0, "2-0000abcd"), orjson.loads(gap)]
@@ -516,7 +516,7 @@ def test_gap_finds_its_place_also_for_a_slow_client() -> None:
     with closing(Scene()) as scene:
         slow = scene.join_with_socket(1, after="")
         scene.publish("a", size=9000)
-        scene.hub.notify(gap)
+        scene.hub.send_own_message(gap)
         scene.publish("a")
         while slow.read() or slow.held:
             slow.drain()
@@ -578,11 +578,11 @@ def test_client_that_is_ahead_of_everything_is_told_at_the_second_tick_that_it_i
     scene = Scene(shared=True)
     scene.give(*ids(1))
     client = scene.join("99-00000001")
-    assert scene.hub.waiting == 1
+    assert scene.hub.pending == 1
     scene.hub.tick()
     assert client.writes == []
     scene.hub.tick()
-    assert scene.hub.waiting == 0
+    assert scene.hub.pending == 0
     scene.turns.settle()
     assert messages(client.received)[0]["data"]["complete"] is False
     scene.hub.tick()
@@ -637,7 +637,7 @@ def test_whoever_resumes_when_the_bridge_stops_gets_everything_before_it_is_clos
 def test_mark_is_an_id_to_resume_after_and_nobody_sees_it() -> None:
     scene = Scene(shared=True)
     plain, with_ids = scene.join(), scene.join("")
-    scene.hub.mark(UpdateId(7, 77))
+    scene.hub.record_id(UpdateId(7, 77))
     new = scene.join("")
     assert messages(new.received) == [resumed(True, 0, "7-0000004d")]
     scene.give(*ids(8))
@@ -654,7 +654,7 @@ def test_gap_that_begins_a_segment_comes_to_who_resumes_before_it(before: int, s
     with closing(Scene(shared=True)) as scene:
         for number in range(before):
             scene.hub.publish(update(number, size=size), ("a", {}), ids(number)[0])
-        scene.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+        scene.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
         scene.give(*ids(before))
         client = scene.join(str(ids(before - 1)[0]))
         scene.turns.settle()
@@ -682,10 +682,10 @@ def test_known_id_of_the_stream_before_is_answered_at_once() -> None:
 
 def test_many_that_wait_are_let_go_a_few_in_a_turn() -> None:
     scene = Scene(shared=True, reads_back=True)
-    clients = [scene.join("") for _ in range(3 * AT_ONCE)]
+    clients = [scene.join("") for _ in range(3 * MAX_RELEASES_PER_TURN)]
     scene.hub.caught_up()
     scene.hub.flush()
-    assert sum(bool(client.writes) for client in clients) == AT_ONCE
+    assert sum(bool(client.writes) for client in clients) == MAX_RELEASES_PER_TURN
     scene.turns.settle()
     assert all(len(messages(client.received)) == 1 for client in clients)
 
@@ -699,15 +699,15 @@ def test_each_waits_for_its_own_update() -> None:
     scene.give(*ids(6, 9))
     scene.turns.settle()
     assert [len(messages(client.received)) for client in clients] == [1, 4, 2]
-    assert scene.hub.waiting == 0
+    assert scene.hub.pending == 0
 
 
 def test_many_that_wait_in_vain_are_let_go_a_few_in_a_turn() -> None:
     scene = Scene(shared=True)
-    clients = [scene.join(f"{10**9 + number}-00000001") for number in range(3 * AT_ONCE)]
+    clients = [scene.join(f"{10**9 + number}-00000001") for number in range(3 * MAX_RELEASES_PER_TURN)]
     scene.hub.tick()
     scene.hub.tick()
-    assert scene.hub.waiting == 2 * AT_ONCE
+    assert scene.hub.pending == 2 * MAX_RELEASES_PER_TURN
     scene.turns.settle()
     assert all(messages(client.received)[0]["data"]["complete"] is False for client in clients)
 
@@ -717,7 +717,7 @@ def test_marks_push_nothing_off_the_log_that_was_not_handed_out() -> None:
     client = scene.join()
     scene.hub.publish(update(1, size=39_000), ("a", {}), UpdateId(1, 1))
     for number in range(2, 1000):
-        scene.hub.mark(UpdateId(number, 1))
+        scene.hub.record_id(UpdateId(number, 1))
     scene.hub.flush()
     scene.turns.settle()
     assert [message["data"]["n"] for message in messages(client.received)] == [1]
@@ -726,8 +726,8 @@ def test_marks_push_nothing_off_the_log_that_was_not_handed_out() -> None:
 def test_notices_count_for_the_bound_of_the_log() -> None:
     scene = Scene(log_bytes=40_000)
     for _ in range(1000):
-        scene.hub.notify(envelope.gap("then", "now", "." * 500, NOW_MS))
-    kept = sum(len(notice) for segment in scene.history._segments for notice in segment.notices.values())
+        scene.hub.send_own_message(envelope.gap("then", "now", "." * 500, NOW_MS))
+    kept = sum(len(notice) for segment in scene.history._segments for notice in segment.own_messages.values())
     assert kept < 2 * 40_000
     assert scene.history.log.size_bytes <= 40_000
     scene.publish(*"a" * 300)
@@ -749,9 +749,9 @@ def test_one_that_drains_again_and_again_has_one_piece_in_a_turn(scene: Scene) -
 def test_run_of_updates_and_marks_shows_only_updates() -> None:
     scene = Scene(shared=True)
     plain, filtered, with_ids = scene.join(), scene.join(None, Only("a")), scene.join("")
-    scene.hub.mark(UpdateId(1, 1))
+    scene.hub.record_id(UpdateId(1, 1))
     scene.hub.publish(update(2), ("a", {}), UpdateId(2, 2))
-    scene.hub.mark(UpdateId(3, 3))
+    scene.hub.record_id(UpdateId(3, 3))
     scene.hub.publish(update(4, "b"), ("b", {}), UpdateId(4, 4))
     scene.hub.flush()
     assert [len(messages(each.received)) for each in (plain, filtered, with_ids)] == [2, 1, 3]
@@ -901,7 +901,7 @@ class AnyOrder(RuleBasedStateMachine):
         for place in range(bridge.fed, end):
             each, kind = self.stream[place]
             if kind == "mark":
-                bridge.scene.hub.mark(each)
+                bridge.scene.hub.record_id(each)
             elif kind in "ab":
                 bridge.scene.hub.publish(self.payloads[place], (kind, {}), each)
         bridge.fed = max(bridge.fed, end)
@@ -991,7 +991,7 @@ class AnyOrder(RuleBasedStateMachine):
         bridge = self.bridges[which]
         reason = f"gap {len(bridge.gaps)}"
         bridge.gaps.append((bridge.fed - 1, reason))
-        bridge.scene.hub.notify(envelope.gap("then", "now", reason, NOW_MS))
+        bridge.scene.hub.send_own_message(envelope.gap("then", "now", reason, NOW_MS))
 
     @invariant()
     def nobody_has_a_hole(self) -> None:

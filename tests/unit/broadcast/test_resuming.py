@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.broadcast import replay, waiting
-from bridge.broadcast.catch_up import BUDGETS, LEAST_BYTES, RETURNING
+from bridge.broadcast.catch_up import CATCHING_UP, MIN_COST_BYTES, TURN_BUDGETS_BYTES
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.replay import SEGMENT_UPDATES, Filter, ReplayIndex
-from bridge.broadcast.resume import Resuming
+from bridge.broadcast.replay import SEGMENT_UPDATES, ReplayIndex, UpdateFilter
+from bridge.broadcast.resume import Resume
 from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract import envelope
 from bridge.contract.filters import After
@@ -50,19 +50,19 @@ class Bridge:
         self.history = ReplayIndex(UpdateLog(log_bytes), check)
         self.hub = Hub(self.history, Metrics(), self.turns.call_soon, log_bytes, lambda: NOW_MS)
         self.told: list[tuple[bool, int]] = []
-        self.resuming = Resuming(self.history, lambda: NOW_MS, lambda *told: self.told.append(told))
+        self.resuming = Resume(self.history, lambda: NOW_MS, lambda *told: self.told.append(told))
 
     @property
     def flushed(self) -> int:
         return self.hub._lagging.flushed
 
-    def begin(self, client: FakeSubscriber, wanted: Filter | None, after: str) -> None:
+    def begin(self, client: FakeSubscriber, wanted: UpdateFilter | None, after: str) -> None:
         self.resuming.begin(client, wanted, After.parse(after), self.flushed)
 
     def publish(self, count: int) -> None:
         for _ in range(count):
-            given = None if self.history._check is not None else UpdateId(self.history.log.head + 1, CHECK)
-            self.hub.publish(PAYLOAD, given=given)
+            update_id = None if self.history._tag is not None else UpdateId(self.history.log.head + 1, CHECK)
+            self.hub.publish(PAYLOAD, update_id=update_id)
         self.hub.flush()
 
     def message(self, client: FakeSubscriber) -> dict[str, object] | None:
@@ -135,11 +135,11 @@ def test_client_that_is_forgotten_is_counted_no_more() -> None:
 def test_clients_that_come_back_to_nothing_new_count_too_in_a_turn() -> None:
     bridge = Bridge()
     bridge.publish(1)
-    clients = [FakeSubscriber(bridge.hub) for _ in range(2 * BUDGETS[RETURNING] // LEAST_BYTES)]
+    clients = [FakeSubscriber(bridge.hub) for _ in range(2 * TURN_BUDGETS_BYTES[CATCHING_UP] // MIN_COST_BYTES)]
     for client in clients:
         bridge.hub.join(client, None, After.parse(str(UpdateId(1, CHECK))))
     bridge.turns.turn()
-    assert sum(bool(client.writes) for client in clients) == BUDGETS[RETURNING] // LEAST_BYTES
+    assert sum(bool(client.writes) for client in clients) == TURN_BUDGETS_BYTES[CATCHING_UP] // MIN_COST_BYTES
     bridge.turns.settle()
     assert all(len(client.writes) == 1 for client in clients)
 
@@ -160,9 +160,9 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
         bridge.turns.turn()
     if state == "pending":
         bridge.hub.tick()
-        assert bridge.hub.waiting == 1
+        assert bridge.hub.pending == 1
     bridge.hub.leave(client)
-    assert (len(bridge.hub), bridge.hub.lagging, bridge.hub.waiting) == (0, 0, 0)
+    assert (len(bridge.hub), bridge.hub.lagging, bridge.hub.pending) == (0, 0, 0)
     gone = weakref.ref(client)
     del client
     bridge.turns.settle()
@@ -175,8 +175,8 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
 def test_cursor_is_never_beyond_what_was_flushed(after: str) -> None:
     bridge = Bridge(check=None)
     bridge.publish(1)
-    bridge.hub.publish(PAYLOAD, given=UpdateId(2, CHECK))
-    bridge.hub.publish(PAYLOAD, given=UpdateId(1, CHECK))
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(2, CHECK))
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, CHECK))
     client = FakeSubscriber(bridge.hub)
     bridge.begin(client, None, after)
     assert client.cursor <= bridge.flushed
@@ -193,7 +193,7 @@ def test_client_that_is_overtaken_while_updates_are_not_flushed_begins_no_later_
     bridge.hub.flush()
     # Each sequence is lower than the one before, so each update begins a new segment.
     for number in range(4):
-        bridge.hub.publish(PAYLOAD, given=UpdateId(100 - number, CHECK))
+        bridge.hub.publish(PAYLOAD, update_id=UpdateId(100 - number, CHECK))
     assert client.cursor < bridge.history.log.tail <= bridge.flushed
     assert bridge.message(client) is not None
     assert bridge.told[0][1] == bridge.flushed - client.cursor
@@ -201,12 +201,12 @@ def test_client_that_is_overtaken_while_updates_are_not_flushed_begins_no_later_
 
 def test_new_clients_that_begin_in_a_later_turn_get_what_is_not_flushed_as_new() -> None:
     bridge = Bridge(check=None)
-    bridge.hub._waiting.reads_back = True
-    clients = [FakeSubscriber(bridge.hub) for _ in range(3 * waiting.AT_ONCE)]
+    bridge.hub._pending.reads_back = True
+    clients = [FakeSubscriber(bridge.hub) for _ in range(3 * waiting.MAX_RELEASES_PER_TURN)]
     for client in clients:
         bridge.hub.join(client, None, After.parse(""))
     bridge.hub.caught_up()
-    bridge.hub.publish(PAYLOAD, given=UpdateId(1, CHECK))
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, CHECK))
     bridge.turns.settle()
     bridge.hub.flush()
     for client in clients:
@@ -220,7 +220,7 @@ def test_client_whose_update_has_come_but_is_not_flushed_does_not_get_it_again()
     client = FakeSubscriber(bridge.hub)
     bridge.hub.join(client, None, After.parse(str(UpdateId(2, CHECK))))
     for number in (1, 2, 3):
-        bridge.hub.publish(PAYLOAD, given=UpdateId(number, CHECK))
+        bridge.hub.publish(PAYLOAD, update_id=UpdateId(number, CHECK))
     bridge.hub.tick()
     bridge.turns.settle()
     bridge.hub.flush()
@@ -271,8 +271,8 @@ class AnyTurn(RuleBasedStateMachine):
         )
         self.clients: list[tuple[FakeSubscriber, int]] = []
         """The clients. Each has the position after the id that it sent, or 0."""
-        self._limits = waiting.AT_ONCE, replay.SEGMENT_UPDATES
-        waiting.AT_ONCE, replay.SEGMENT_UPDATES = at_once, segment
+        self._limits = waiting.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES
+        waiting.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = at_once, segment
 
     @rule(kinds=st.lists(st.sampled_from(["update", "update", "mark", "gap"]), min_size=1, max_size=6))
     def publish(self, kinds: list[str]) -> None:
@@ -281,9 +281,9 @@ class AnyTurn(RuleBasedStateMachine):
             if kind == "update":
                 self.hub.publish(envelope.wrap("a", position, NOW_MS), ("a", position), UpdateId(position + 1, CHECK))
             elif kind == "mark":
-                self.hub.mark(UpdateId(position + 1, CHECK))
+                self.hub.record_id(UpdateId(position + 1, CHECK))
             else:
-                self.hub.notify(envelope.gap("then", "now", "so it is", NOW_MS))
+                self.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
 
     @rule(name=st.sampled_from(["flush", "caught_up"]))
     def hand_out(self, name: str) -> None:
@@ -305,7 +305,7 @@ class AnyTurn(RuleBasedStateMachine):
         wanted=st.sampled_from([None, Even()]),
         times=st.integers(1, 3),
     )
-    def join(self, back: int | None, wanted: Filter | None, times: int, *, full: bool) -> None:
+    def join(self, back: int | None, wanted: UpdateFilter | None, times: int, *, full: bool) -> None:
         """`back` is how far the client's id is behind the newest position.
 
         If it is negative, the id is not published yet. None is for a client without an id.
@@ -349,7 +349,7 @@ class AnyTurn(RuleBasedStateMachine):
             assert 0 <= got <= replayed
 
     def teardown(self) -> None:
-        waiting.AT_ONCE, replay.SEGMENT_UPDATES = self._limits
+        waiting.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = self._limits
         self.hub.caught_up()
         for _ in range(3):
             self.turns.settle()

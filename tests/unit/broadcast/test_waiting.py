@@ -9,7 +9,7 @@ import pytest
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.subscriber import Subscriber
 from bridge.broadcast.update_log import UpdateLog
-from bridge.broadcast.waiting import Waiting
+from bridge.broadcast.waiting import PendingResumes
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 
@@ -43,13 +43,13 @@ def history() -> CountingHistory:
 
 
 @pytest.fixture
-def waiting(history: CountingHistory) -> Waiting:
-    return Waiting(history, reads_back=False)
+def waiting(history: CountingHistory) -> PendingResumes:
+    return PendingResumes(history, reads_back=False)
 
 
-def test_client_keeps_waiting_when_the_source_goes_away_between_two_ticks(waiting: Waiting) -> None:
+def test_client_keeps_waiting_when_the_source_goes_away_between_two_ticks(waiting: PendingResumes) -> None:
     one = client()
-    assert waiting.takes(one, AHEAD)
+    assert waiting.defer(one, AHEAD)
     waiting.tick(fed=True)
     waiting.tick(fed=False)
     assert waiting.ready() == []
@@ -61,9 +61,9 @@ def test_client_keeps_waiting_when_the_source_goes_away_between_two_ticks(waitin
 
 
 def test_ticks_do_not_count_while_older_updates_are_read_back(history: CountingHistory) -> None:
-    waiting = Waiting(history, reads_back=True)
+    waiting = PendingResumes(history, reads_back=True)
     one = client()
-    assert waiting.takes(one, AHEAD)
+    assert waiting.defer(one, AHEAD)
     waiting.tick(fed=True)
     waiting.reads_back = False
     assert waiting.ready() == []
@@ -73,10 +73,10 @@ def test_ticks_do_not_count_while_older_updates_are_read_back(history: CountingH
     assert waiting.ready() == [(one, AHEAD)]
 
 
-def test_client_that_is_forgotten_is_never_ready(waiting: Waiting) -> None:
+def test_client_that_is_forgotten_is_never_ready(waiting: PendingResumes) -> None:
     gone, stays = client(), client()
     for each in (gone, stays):
-        assert waiting.takes(each, AHEAD)
+        assert waiting.defer(each, AHEAD)
     waiting.tick(fed=True)
     waiting.forget(gone)
     assert list(waiting) == [stays]
@@ -86,15 +86,17 @@ def test_client_that_is_forgotten_is_never_ready(waiting: Waiting) -> None:
 
 
 @pytest.mark.parametrize("after", ["nonsense", ""])
-def test_client_with_an_id_that_is_none_does_not_wait(waiting: Waiting, after: str) -> None:
-    assert not waiting.takes(client(), After.parse(after))
+def test_client_with_an_id_that_is_none_does_not_wait(waiting: PendingResumes, after: str) -> None:
+    assert not waiting.defer(client(), After.parse(after))
 
 
-def test_each_client_is_ready_as_soon_as_its_own_update_has_come(waiting: Waiting, history: CountingHistory) -> None:
+def test_each_client_is_ready_as_soon_as_its_own_update_has_come(
+    waiting: PendingResumes, history: CountingHistory
+) -> None:
     history.give(1)
     clients = {number: client() for number in (9, 3, 6)}
     for number, each in clients.items():
-        assert waiting.takes(each, After.parse(f"{number}-00000001"))
+        assert waiting.defer(each, After.parse(f"{number}-00000001"))
     for number in (3, 6, 9):
         history.give(number - 1)
         assert waiting.ready() == []
@@ -103,10 +105,10 @@ def test_each_client_is_ready_as_soon_as_its_own_update_has_come(waiting: Waitin
 
 
 def test_clients_are_not_looked_through_before_an_update_of_theirs_may_have_come(
-    waiting: Waiting, history: CountingHistory
+    waiting: PendingResumes, history: CountingHistory
 ) -> None:
     for number in (50, 60):
-        assert waiting.takes(client(), After.parse(f"{number}-00000001"))
+        assert waiting.defer(client(), After.parse(f"{number}-00000001"))
     history.asked = 0
     for number in range(1, 50):
         history.give(number)
