@@ -18,7 +18,7 @@ import aiormq
 from pamqp import commands
 from yarl import URL
 
-from bridge.amqp import container, tls
+from bridge.amqp import connection_errors, container
 from bridge.amqp.nodes import Node
 from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.amqp.wire import heartbeats
@@ -99,7 +99,7 @@ class _TransportFactory(aiormq.connection.TransportFactory):
             assert url.port is not None
             transport, _ = await loop.create_connection(lambda: protocol, url.host, url.port, ssl=context)
         except ssl.SSLError as error:
-            raise aiormq.exceptions.AMQPConnectionError(tls.complaint(error)) from error
+            raise aiormq.exceptions.AMQPConnectionError(connection_errors.complaint(error)) from error
         except (OSError, UnicodeError) as error:
             # UnicodeError: a host name that IDNA can't encode.
             raise aiormq.exceptions.AMQPConnectionError(_unreachable(error, url.raw_host or "")) from error
@@ -178,9 +178,9 @@ def _meaning(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> Broker
     if close is not None:
         words = printable(str(close.reply_text))
     elif isinstance(error.__cause__, ssl.SSLError):
-        words = tls.complaint(error.__cause__)
+        words = connection_errors.complaint(error.__cause__)
     elif isinstance(error.__cause__, asyncio.IncompleteReadError | ConnectionResetError):
-        words = tls.silent_end(url.scheme, "certfile" in url.query)
+        words = connection_errors.silent_end(url.scheme, "certfile" in url.query)
     else:
         words = error_text(error)
     return ConnectionError(f"{node}: {words}")

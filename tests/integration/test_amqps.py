@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.amqp.tls import SILENT_END
+from bridge.amqp.connection_errors import SILENT_END
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.integration.test_lifecycle import gone

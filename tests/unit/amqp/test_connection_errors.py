@@ -6,7 +6,7 @@ import ssl
 
 import pytest
 
-from bridge.amqp.tls import complaint, silent_end
+from bridge.amqp.connection_errors import complaint, silent_end
 
 
 def refused(code: int, message: str) -> ssl.SSLCertVerificationError:
