@@ -12,7 +12,8 @@ from typing import Self
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Channel, Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 
@@ -56,7 +57,7 @@ def task_close_cause(task: asyncio.Task[object]) -> CloseCause:
     return CloseCause("the channel was closed", broker_stayed_up=False) if error is None else CloseCause.of(error)
 
 
-async def connection_close_cause(amqp: aiormq.abc.AbstractConnection, limit_s: float) -> CloseCause | None:
+async def connection_close_cause(amqp: Connection, limit_s: float) -> CloseCause | None:
     """Returns why a connection was closed, or None if it is still open after `limit_s`.
 
     A pending request fails first. The cause is known only after that.
@@ -65,9 +66,7 @@ async def connection_close_cause(amqp: aiormq.abc.AbstractConnection, limit_s: f
     return _cause(amqp.closing) if amqp.closing.done() else None
 
 
-def closed_future(
-    amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel
-) -> asyncio.Future[CloseCause]:
+def closed_future(amqp: Connection, channel: Channel) -> asyncio.Future[CloseCause]:
     """Returns a future that is done when the connection, the channel or the consumer is closed."""
     closed: asyncio.Future[CloseCause] = asyncio.get_running_loop().create_future()
 
@@ -95,7 +94,7 @@ def _cause(closing: asyncio.Future[object]) -> CloseCause:
     return CloseCause.of(error)
 
 
-def watch_blocked(amqp: aiormq.abc.AbstractConnection, tell: Callable[[str | None], None]) -> None:
+def watch_blocked(amqp: Connection, tell: Callable[[str | None], None]) -> None:
     """Has `tell` told when the broker takes nothing more to publish, in its own words, and None when it does again.
 
     aiormq waits then, and tells nobody but its log; a broker that is short of memory or disk may stay so for hours.

@@ -1,22 +1,131 @@
-"""What is wrong with a broker's TLS, in words that say what to do, instead of OpenSSL's."""
+"""Turns the errors of aiormq, OpenSSL and the operating system into texts that name what to do.
 
+The texts never contain a password or, except for the node itself, an address.
+"""
+
+import asyncio
+import errno
+import ipaddress
+import os
+import re
 import ssl
+from collections.abc import Callable, Mapping
+from enum import StrEnum
 
-FOR_ANOTHER_HOST = frozenset({62, 64})
+import aiormq
+from pamqp import commands
+from yarl import URL
+
+from bridge.amqp.nodes import Node
+from bridge.contract.text import printable
+from bridge.errors import BrokerRefusal
+
+# Texts
+
+
+def error_text(error: BaseException) -> str:
+    """Returns the text of the broker or of the operating system, without what the library adds to it."""
+    text = str(error.args[-1]) if error.args else type(error).__name__
+    return printable(text) or type(error).__name__
+
+
+_CONNECT_FAILED = re.compile(r"\[Errno (\d+)\] Connect call failed")
+
+
+def os_error_text(error: OSError | UnicodeError) -> str:
+    """Returns the text of the operating system, without addresses.
+
+    uvloop raises with this text. asyncio raises with its own, which has the address of each attempt.
+    """
+    codes = dict.fromkeys(_CONNECT_FAILED.findall(str(error)))
+    return "; ".join(os.strerror(int(code)) for code in codes) or error_text(error)
+
+
+# Failed attempts to connect
+
+NOT_ALLOWED = 530
+"""The reply code if the virtual host does not exist, the user may not use it, or its limit of connections is reached.
+Only the last of them passes without a change by the operator."""
+
+
+def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> BrokerRefusal | ConnectionError:
+    """Returns the error for a failed attempt to connect to a node: BrokerRefusal if only an operator can help."""
+    if isinstance(error, aiormq.exceptions.ProbableAuthenticationError):
+        return BrokerRefusal(f"{node} {_login_refused_text(url, error_text(error))}")
+    if isinstance(error, aiormq.exceptions.AuthenticationError):
+        return BrokerRefusal(f"{node} {_mechanism_missing_text(url, error)}")
+    close = _close_frame(error)
+    if close is not None and close.reply_code == NOT_ALLOWED and "limit" not in str(close.reply_text):
+        return BrokerRefusal(
+            f"{node} does not let this user into the virtual host {node.virtual_host!r}; "
+            f"make it, or grant permissions on it: {printable(str(close.reply_text))}"
+        )
+    if close is not None:
+        text = printable(str(close.reply_text))
+    elif isinstance(error.__cause__, ssl.SSLError):
+        text = tls_error_text(error.__cause__)
+    elif isinstance(error.__cause__, asyncio.IncompleteReadError | ConnectionResetError):
+        text = early_eof_text(url.scheme, has_certificate="certfile" in url.query)
+    else:
+        text = error_text(error)
+    return ConnectionError(f"{node}: {text}")
+
+
+def unreachable_text(error: OSError | UnicodeError, host: str) -> str:
+    """Returns why the host can't be connected to, with a hint if it is this container itself."""
+    text = os_error_text(error)
+    hint = localhost_hint(host, detect_container()) if os.strerror(errno.ECONNREFUSED) in text else None
+    return text if hint is None else f"{text}; {hint}"
+
+
+def _login_refused_text(url: URL, text: str) -> str:
+    if url.query.get("auth", "").lower() == "external":
+        return f"refuses the user that the certificate names: {text}"
+    return f"refuses the user name or the password in its URL: {text}; if the password is a token, it may have expired"
+
+
+def _mechanism_missing_text(url: URL, error: aiormq.exceptions.AuthenticationError) -> str:
+    """Returns what to do if the broker does not offer the SASL mechanism that `auth` in the URL asks for."""
+    asked = url.query.get("auth", "plain").lower()
+    offered = printable(str(error.args[0])) if error.args else "nothing"
+    if asked == "external":
+        hint = "enable its plugin rabbitmq_auth_mechanism_ssl, and EXTERNAL in auth_mechanisms, or leave auth out"
+    else:
+        hint = "allow PLAIN in its auth_mechanisms, or set auth=external with certfile and keyfile"
+    return f"does not offer auth={asked}, but {offered}: {hint}"
+
+
+def _close_frame(error: BaseException) -> commands.Connection.Close | None:
+    """Returns the frame with which the broker closed the connection instead of opening the virtual host.
+
+    aiormq puts only the address of the frame object into its error. The frame is still in a frame of the traceback.
+    """
+    step = error.__traceback__
+    while step is not None:
+        frame = step.tb_frame.f_locals.get("frame")
+        if isinstance(frame, commands.Connection.Close):
+            return frame
+        step = step.tb_next
+    return None
+
+
+# TLS
+
+HOSTNAME_MISMATCH_CODES = frozenset({62, 64})
 """OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
 
-OF_AN_UNKNOWN_AUTHORITY = frozenset({18, 19, 20, 21})
-"""OpenSSL's X509_V_ERR_ of self-signed certificates, by themselves or in a chain, and of issuers that are not known."""
+UNKNOWN_ISSUER_CODES = frozenset({18, 19, 20, 21})
+"""OpenSSL's X509_V_ERR_ codes for self-signed certificates, alone or in a chain, and for unknown issuers."""
 
 CERTIFICATE = "a client certificate: add ?certfile=/path/of/it.pem&keyfile=/path/of/its/key.pem to the URL"
 
-DEMANDS = {
+CERTIFICATE_REQUIRED_REASONS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "it refuses the TLS handshake, and may demand",
 }
-"""OpenSSL's reasons where the other side wants a certificate. TLS 1.2 has no word of its own for that."""
+"""OpenSSL's reasons if the broker requires a client certificate. TLS 1.2 has no alert of its own for that."""
 
-REFUSES = frozenset(
+CERTIFICATE_REFUSED_REASONS = frozenset(
     {
         "SSLV3_ALERT_BAD_CERTIFICATE",
         "SSLV3_ALERT_CERTIFICATE_EXPIRED",
@@ -26,43 +135,91 @@ REFUSES = frozenset(
         "TLSV1_ALERT_UNKNOWN_CA",
     }
 )
-"""OpenSSL's reasons where the other side does not want the certificate that it was given."""
+"""OpenSSL's reasons if the broker does not accept the client certificate."""
 
-SILENT_END = (
+PLAIN_EOF_TEXT = (
     "it ended the connection before it said anything; where it speaks TLS on this port, the URL begins with amqps://"
 )
-"""What a port for TLS does with who speaks AMQP to it, and so does whatever stands before a broker that is away."""
+"""For a connection without TLS that ends at once. A TLS port does that, and so does a proxy whose broker is away."""
 
 
-def complaint(error: ssl.SSLError) -> str:
-    """One sentence, without the broker's name."""
+def tls_error_text(error: ssl.SSLError) -> str:
+    """Returns one sentence without the name of the broker."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        words = error.verify_message.rstrip(".")
-        if error.verify_code in FOR_ANOTHER_HOST:
-            return f"its certificate is for another host, so nothing is said to it: {words}"
+        text = error.verify_message.rstrip(".")
+        if error.verify_code in HOSTNAME_MISMATCH_CODES:
+            return f"its certificate is for another host, so nothing is said to it: {text}"
         hint = (
             "; where it is right, let ?cafile=/path/of/the/authority.pem in the URL name who vouches for it"
-            if error.verify_code in OF_AN_UNKNOWN_AUTHORITY
+            if error.verify_code in UNKNOWN_ISSUER_CODES
             else ""
         )
-        return f"its certificate is not trusted, so nothing is said to it: {words}{hint}"
-    # One that was not raised by OpenSSL has none.
+        return f"its certificate is not trusted, so nothing is said to it: {text}{hint}"
+    # An SSLError that OpenSSL did not raise has no reason.
     reason = getattr(error, "reason", None)
-    if reason in DEMANDS:
-        return f"{DEMANDS[reason]} {CERTIFICATE}"
-    if reason in REFUSES:
+    if reason in CERTIFICATE_REQUIRED_REASONS:
+        return f"{CERTIFICATE_REQUIRED_REASONS[reason]} {CERTIFICATE}"
+    if reason in CERTIFICATE_REFUSED_REASONS:
         return f"it does not accept the bridge's certificate (certfile in the URL): {reason}"
     if reason == "WRONG_VERSION_NUMBER":
         return "it does not speak TLS on this port: amqps:// is usually on 5671, amqp:// on 5672"
     return f"the TLS handshake failed: {reason or error}"
 
 
-def silent_end(scheme: str, with_certificate: bool) -> str:
-    """What it means that a broker ends the connection before it says anything."""
+def early_eof_text(scheme: str, *, has_certificate: bool) -> str:
+    """Returns what it can mean that the broker ends the connection before it sends anything."""
     if scheme == "amqp":
-        return SILENT_END
-    if with_certificate:
+        return PLAIN_EOF_TEXT
+    if has_certificate:
         return (
             "it ended the connection without a word, and may not accept the bridge's certificate (certfile in the URL)"
         )
     return f"it ended the connection without a word, and may demand {CERTIFICATE}"
+
+
+# Containers: `localhost` is the container there, not the machine
+
+_CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
+"""Files that Docker and Podman create."""
+
+
+class Container(StrEnum):
+    """The kind of container that this process runs in, in the words of a hint."""
+
+    CONTAINER = "this container"
+    POD = "this pod"
+
+
+def detect_container(
+    environment: Mapping[str, str] = os.environ, exists: Callable[[str], bool] = os.path.exists
+) -> Container | None:
+    """Returns the kind of container that this process runs in, or None if there is no sign of one."""
+    if environment.get("KUBERNETES_SERVICE_HOST"):
+        return Container.POD
+    # systemd-nspawn, LXC and Podman set the variable `container` (systemd, "Container Interface").
+    if environment.get("container") or any(map(exists, _CONTAINER_FILES)):
+        return Container.CONTAINER
+    return None
+
+
+def localhost_hint(host: str, container: Container | None) -> str | None:
+    """Returns what to do if nothing listens at the broker's host, or None if the host is not this container."""
+    if container is None or not _is_loopback(host):
+        return None
+    machine = ", or host.docker.internal for the machine that Docker runs on"
+    return (
+        f"in a container, {host} is {container} itself: name the broker's service or host, as in "
+        f"amqp://user:password@rabbitmq:5672/{machine if container is Container.CONTAINER else ''}"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

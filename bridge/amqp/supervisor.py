@@ -14,7 +14,7 @@ from contextlib import suppress
 import aiormq
 
 from bridge.amqp.cancellation import CancellationGuard
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.status import State, Status
 from bridge.backoff import Backoff
 from bridge.errors import BrokerRefusal

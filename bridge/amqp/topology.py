@@ -13,14 +13,14 @@ import structlog
 from pamqp.common import FieldTable
 
 from bridge.amqp.close_cause import CANCELLED
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Channel, Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.timeouts import rpc_timeout
 from bridge.errors import BrokerRefusal
 
 _log = structlog.get_logger("bridge.amqp")
 
-Amqp = aiormq.abc.AbstractConnection
-Request = Callable[[aiormq.abc.AbstractChannel], Awaitable[object]]
+Request = Callable[[Channel], Awaitable[object]]
 
 ROUTING_KEY = "#"
 """Everything, where the exchange is a topic exchange; a fanout exchange does not look at it."""
@@ -77,7 +77,7 @@ class Queue:
 
 
 async def set_up(
-    amqp: Amqp,
+    amqp: Connection,
     exchanges: Sequence[str],
     known: Mapping[str, Exchange],
     prepare: Callable[[], Awaitable[Queue]],
@@ -108,7 +108,7 @@ async def set_up(
     return Topology(tuple(found), queue.name, tuple(unverified_bindings), tuple(hidden))
 
 
-async def bound(amqp: Amqp, queue: Queue, exchange: str) -> bool:
+async def bound(amqp: Connection, queue: Queue, exchange: str) -> bool:
     """Binds; False where the user may neither bind nor configure a queue that was there already.
 
     Such a user has the queue from somebody else, and so it has the binding: nobody can ask the broker for it. Raises
@@ -125,7 +125,7 @@ async def bound(amqp: Amqp, queue: Queue, exchange: str) -> bool:
     return True
 
 
-async def unbind(amqp: Amqp, queue: str, exchanges: Sequence[str], limit_s: float) -> None:
+async def unbind(amqp: Connection, queue: str, exchanges: Sequence[str], limit_s: float) -> None:
     """Unbinds an exclusive queue, before its connection is closed, if the broker does so within `limit_s`.
 
     On RabbitMQ 4.3, deleting a bound queue makes the confirms of other publishers fail at that moment.
@@ -139,7 +139,7 @@ async def unbind(amqp: Amqp, queue: str, exchanges: Sequence[str], limit_s: floa
         _log.info("the queue was not unbound before its connection was closed", queue=queue, error=error_text(error))
 
 
-async def _may_configure(amqp: Amqp, queue: str) -> bool:
+async def _may_configure(amqp: Connection, queue: str) -> bool:
     channel = await amqp.channel(publisher_confirms=False)
     try:
         # It exists, so this makes nothing; the broker looks at the permission first, then at what is different.
@@ -152,7 +152,7 @@ async def _may_configure(amqp: Amqp, queue: str) -> bool:
     return True
 
 
-async def cancellation_reason(amqp: Amqp, queue: str, limit_s: float) -> str:
+async def cancellation_reason(amqp: Connection, queue: str, limit_s: float) -> str:
     """Why the broker cancelled the consumer of a queue, as far as that can be found out within `limit_s`."""
     try:
         async with rpc_timeout(limit_s):
@@ -173,7 +173,7 @@ def is_reserved(exchange: str) -> bool:
     return exchange.startswith(RESERVED_PREFIX)
 
 
-async def exchange_exists(amqp: Amqp, exchange: str) -> bool:
+async def exchange_exists(amqp: Connection, exchange: str) -> bool:
     """Whether there is one of that name, of whatever kind; True as well if the user may not know.
 
     Raises ConnectionError where it is there and not up yet.
@@ -185,15 +185,15 @@ async def exchange_exists(amqp: Amqp, exchange: str) -> bool:
     return presence is not Presence.ABSENT
 
 
-async def ensure_exchange(amqp: Amqp, exchange: str) -> bool:
+async def ensure_exchange(amqp: Connection, exchange: str) -> bool:
     """Makes a durable fanout exchange where none of that name exists, and says so; one that exists is used as it is."""
     return await _redeclare(amqp, Exchange(exchange, "fanout")) is Presence.ABSENT
 
 
-async def _redeclare(amqp: Amqp, exchange: Exchange) -> Presence:
+async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
     """One that has vanished is its owner's to declare, who would be refused for ever if it were another by then."""
 
-    async def make(channel: aiormq.abc.AbstractChannel) -> object:
+    async def make(channel: Channel) -> object:
         if is_reserved(exchange.name):
             raise BrokerRefusal(
                 f"there is no exchange {exchange.name!r}, and RabbitMQ reserves names that begin with "
@@ -206,7 +206,7 @@ async def _redeclare(amqp: Amqp, exchange: Exchange) -> Presence:
     return await _ensured(amqp, lambda channel: channel.exchange_declare(exchange.name, passive=True), make)
 
 
-async def ensure_queue(amqp: Amqp, queue: str, arguments: FieldTable) -> bool:
+async def ensure_queue(amqp: Connection, queue: str, arguments: FieldTable) -> bool:
     """Makes a durable queue where none of that name exists, and says so; one that exists is used as it is.
 
     One that the user may not look at is taken to exist: whatever is asked of it next says what the user lacks.
@@ -219,7 +219,7 @@ async def ensure_queue(amqp: Amqp, queue: str, arguments: FieldTable) -> bool:
     return presence is Presence.ABSENT
 
 
-async def _ensured(amqp: Amqp, look: Request, make: Request) -> Presence:
+async def _ensured(amqp: Connection, look: Request, make: Request) -> Presence:
     """How it was found: what was absent is there now."""
     presence = await _presence(amqp, look)
     if presence is Presence.ABSENT:
@@ -229,7 +229,7 @@ async def _ensured(amqp: Amqp, look: Request, make: Request) -> Presence:
     return presence
 
 
-async def _presence(amqp: Amqp, look: Request) -> Presence:
+async def _presence(amqp: Connection, look: Request) -> Presence:
     """Raises ChannelNotFoundEntity where it is there and not up yet: made anew, it would have nothing to lose."""
     # On a channel of its own: the broker closes one on which something is missing.
     channel = await amqp.channel(publisher_confirms=False)
@@ -245,7 +245,7 @@ async def _presence(amqp: Amqp, look: Request) -> Presence:
     return Presence.THERE
 
 
-async def _recognized(amqp: Amqp, exchange: str) -> Exchange:
+async def _recognized(amqp: Connection, exchange: str) -> Exchange:
     # A passive declaration does not tell the kind. Another one changes nothing either: where the exchange is something
     # else, the broker refuses, and says what it is.
     kind, durable = "fanout", True

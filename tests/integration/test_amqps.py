@@ -11,7 +11,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.amqp.connection_errors import SILENT_END
+from bridge.amqp.connection_errors import PLAIN_EOF_TEXT
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from tests.integration.test_lifecycle import gone
@@ -165,8 +165,8 @@ async def test_broker_with_a_certificate_for_another_host_is_told_nothing(tmp_pa
 async def test_port_for_tls_that_is_spoken_to_without_is_named(tmp_path: Path) -> None:
     async with listener(tmp_path) as (port, _, heard):
         async with started(f"amqp://guest:guest@127.0.0.1:{port}/") as bridge:
-            assert await error(bridge) == f"amqp://guest:***@127.0.0.1:{port}/: {SILENT_END}"
-            assert "begins with amqps://" in SILENT_END
+            assert await error(bridge) == f"amqp://guest:***@127.0.0.1:{port}/: {PLAIN_EOF_TEXT}"
+            assert "begins with amqps://" in PLAIN_EOF_TEXT
         assert heard == []
 
 

@@ -18,7 +18,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
-from bridge.amqp.container import detected, localhost_hint
+from bridge.amqp.connection_errors import detect_container, localhost_hint
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
 from tests.support.commands import environment
@@ -322,7 +322,7 @@ async def test_broker_that_is_not_there_ends_with_one_line(
     assert line.endswith(end)
     assert "Multiple exceptions" not in line
     # The tests may run in a container.
-    hint = localhost_hint(host, detected())
+    hint = localhost_hint(host, detect_container())
     assert not words or line == f"{begin}{words}{'' if hint is None else f'; {hint}'}{end}"
     assert ended.code == 1
     # Well below the time for which a connection that is lost later is tried again.

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
+    from bridge.amqp.connection import Connection
     from bridge.amqp.nodes import Node
-    from bridge.amqp.topology import Amqp
     from bridge.config.settings import Settings
 
 
@@ -684,11 +684,11 @@ def test_command_that_changes_rejects_does_not_begin_before_it_is_clear_which_ar
 def empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue of rejects is there, and empty."""
 
-    def connected(nodes: Sequence[Node], name: str) -> AbstractAsyncContextManager[Amqp]:
+    def open_connection(nodes: Sequence[Node], name: str) -> AbstractAsyncContextManager[Connection]:
         amqp = FakeAmqp().on("queue bridge.rejected passive", commands.Queue.DeclareOk("", 0, 0))
-        return FakeBroker(amqp).connected(nodes, name)
+        return FakeBroker(amqp).open_connection(nodes, name)
 
-    monkeypatch.setattr(queue, "connected", connected)
+    monkeypatch.setattr(queue, "open_connection", open_connection)
 
 
 @pytest.mark.usefixtures("empty_queue")

@@ -9,10 +9,11 @@ import aiormq
 from pamqp.common import FieldTable
 
 from bridge.amqp import topology
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.session import ConsumerSession
 from bridge.amqp.consume.stream_reader import StreamReader
-from bridge.amqp.topology import Amqp, Queue
+from bridge.amqp.topology import Queue
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 
@@ -35,13 +36,13 @@ class ConsumedQueue(Protocol):
     comes_again: bool
     """True if what stays unsettled is delivered to the next session."""
 
-    async def prepare(self, amqp: Amqp, channel: Channel) -> Queue:
+    async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
         """Finds or makes the queue. `channel` is the one that will consume. Raises BrokerRefusal."""
 
     def arguments(self) -> FieldTable | None:
         """What `basic.consume` is sent with."""
 
-    async def leave(self, amqp: Amqp) -> None:
+    async def leave(self, amqp: Connection) -> None:
         """To be called before the connection is closed, whatever ended the session."""
 
 
@@ -55,7 +56,7 @@ class ExclusiveQueue:
         self._timing = timing
         self._name: str | None = None
 
-    async def prepare(self, amqp: Amqp, channel: Channel) -> Queue:
+    async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
         """Declares it without auto-delete, so that it can be unbound before it is deleted."""
         declared = await channel.queue_declare("", exclusive=True, arguments={"x-queue-type": "classic"})
         self._name = declared.queue or ""
@@ -65,7 +66,7 @@ class ExclusiveQueue:
         """None."""
         return None
 
-    async def leave(self, amqp: Amqp) -> None:
+    async def leave(self, amqp: Connection) -> None:
         """Unbinds the queue. On RabbitMQ 4.3, deleting a bound queue makes the confirms of other publishers
         fail at that moment."""
         name, self._name = self._name, None
@@ -86,7 +87,7 @@ class NamedQueue:
         self._priority = 0
         """Of the newest consumer."""
 
-    async def prepare(self, amqp: Amqp, channel: Channel) -> Queue:
+    async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
         """Finds it or makes it."""
         return Queue(self._name, await topology.ensure_queue(amqp, self._name, NAMED))
 
@@ -99,7 +100,7 @@ class NamedQueue:
         self._priority = max(self._priority + 1, time.time_ns() // 1_000_000)
         return {"x-priority": self._priority}
 
-    async def leave(self, amqp: Amqp) -> None:
+    async def leave(self, amqp: Connection) -> None:
         """Nothing: it stays."""
 
 
@@ -111,7 +112,7 @@ class StreamQueue:
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
 
-    async def prepare(self, amqp: Amqp, channel: Channel) -> Queue:
+    async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
         """Finds it or makes it."""
         return await self._reader.prepare(amqp)
 
@@ -119,7 +120,7 @@ class StreamQueue:
         """Where to begin."""
         return {"x-stream-offset": self._reader.start}
 
-    async def leave(self, amqp: Amqp) -> None:
+    async def leave(self, amqp: Connection) -> None:
         """Nothing: it stays."""
 
 

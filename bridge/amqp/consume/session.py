@@ -13,7 +13,7 @@ from typing import Protocol
 import aiormq
 import structlog
 
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.delivery_counts import Returns
 from bridge.amqp.status import Gap
 from bridge.amqp.timeouts import lag_tolerant_timeout, rpc_timeout

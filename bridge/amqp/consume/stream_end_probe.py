@@ -13,12 +13,12 @@ from pamqp import commands
 
 from bridge.amqp import topology
 from bridge.amqp.close_cause import closed_future, watch_blocked
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.stream_markers import MARK, Mark
 from bridge.amqp.status import Gap
 from bridge.amqp.timeouts import lag_tolerant_timeout
-from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
 from bridge.errors import BrokerRefusal
 
@@ -29,7 +29,7 @@ PREFETCH = 64
 class Sounding:
     """Listens at a stream's end, and finds out where that is."""
 
-    def __init__(self, amqp: Amqp, channel: aiormq.abc.AbstractChannel, stream: str, retry_s: float) -> None:
+    def __init__(self, amqp: Connection, channel: aiormq.abc.AbstractChannel, stream: str, retry_s: float) -> None:
         """For `listen` alone."""
         loop = asyncio.get_running_loop()
         self._channel = channel
@@ -42,7 +42,7 @@ class Sounding:
         watch_blocked(amqp, self._tell)
 
     @classmethod
-    async def listen(cls, amqp: Amqp, stream: str, retry_s: float) -> "Sounding":
+    async def listen(cls, amqp: Connection, stream: str, retry_s: float) -> "Sounding":
         """`retry_s` is how long a marker may take before it is published again.
 
         Raises BrokerRefusal where the queue is no stream, or may not be read.

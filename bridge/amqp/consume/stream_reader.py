@@ -17,13 +17,14 @@ import structlog
 from pamqp.common import FieldTable
 
 from bridge.amqp import topology
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume import stream_markers
 from bridge.amqp.consume.gaps import Gaps, until_now
 from bridge.amqp.consume.stream_end_probe import Sounding, not_a_stream_error, stream_permission_error
 from bridge.amqp.consume.stream_position import DROPPED, REMADE, Course
 from bridge.amqp.status import GapSlug, Status
-from bridge.amqp.topology import Amqp, Queue
+from bridge.amqp.topology import Queue
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 
@@ -105,7 +106,7 @@ class StreamReader:
             "end": self.course.end,
         }
 
-    async def prepare(self, amqp: Amqp) -> Queue:
+    async def prepare(self, amqp: Connection) -> Queue:
         """Finds or makes the stream. Raises BrokerRefusal where it can't be used. Changes nothing that is there."""
         self._new = made = await self._ensure(amqp)
         self._sounding = await Sounding.listen(amqp, self.stream.name, self._timing.marker_retry_s)
@@ -183,7 +184,7 @@ class StreamReader:
         after_s = round(time.monotonic() - self._status.since_s, 1)
         _log.info("history read", stream=self.stream.name, last=str(self.course.last), after_s=after_s)
 
-    async def _ensure(self, amqp: Amqp) -> bool:
+    async def _ensure(self, amqp: Connection) -> bool:
         name = self.stream.name
         try:
             made = await topology.ensure_queue(amqp, name, self.stream.arguments)
@@ -206,7 +207,7 @@ class StreamReader:
             await self._compare(amqp)
         return made
 
-    async def _compare(self, amqp: Amqp) -> None:
+    async def _compare(self, amqp: Connection) -> None:
         """Says where a stream that exists keeps something else than the settings ask for; it stays what it is."""
         channel = await amqp.channel(publisher_confirms=False)
         try:

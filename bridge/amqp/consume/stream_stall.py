@@ -16,10 +16,10 @@ import aiormq
 import structlog
 
 from bridge.amqp.close_cause import SessionEndedError
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.timeouts import lag_tolerant_timeout
-from bridge.amqp.topology import Amqp
 from bridge.amqp.wire.properties import OFFSET_NAME
 from bridge.contract.update_id import UpdateId
 from bridge.timing import DEFAULT, Timing
@@ -36,7 +36,7 @@ class StallDetector:
     """Probes a stream from time to time, with a second consumer."""
 
     def __init__(
-        self, amqp: Amqp, reader: StreamReader, prove: Callable[[float], None], timing: Timing = DEFAULT
+        self, amqp: Connection, reader: StreamReader, prove: Callable[[float], None], timing: Timing = DEFAULT
     ) -> None:
         """`reader` says how far the consumer is, and is told of the stream's end. `prove` is called once a stall is
         confirmed, because the probe shows that the broker still answers: with the time at which it was asked."""

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import aiormq
 import structlog
 
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.timeouts import TICKS, no_reply_error
-from bridge.amqp.topology import ROUTING_KEY, Amqp, Exchange, Request, Topology
+from bridge.amqp.topology import ROUTING_KEY, Exchange, Request, Topology
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.amqp")
@@ -54,7 +55,7 @@ class Watch:
 
     def __init__(
         self,
-        amqp: Amqp,
+        amqp: Connection,
         found: Topology,
         on_answer: Callable[[float], None],
         on_complete: Callable[[float], None],

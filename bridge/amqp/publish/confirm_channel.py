@@ -15,7 +15,8 @@ from pamqp import commands
 
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.close_cause import CloseCause, closed_future, watch_blocked
-from bridge.amqp.connection import error_text, open_connection
+from bridge.amqp.connection import Channel, Connection, open_connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.timeouts import rpc_timeout
 from bridge.amqp.wire import large_messages
@@ -26,8 +27,7 @@ LARGEST_FRAME = 128 * 1024
 
 _LOST = "the connection was lost"
 
-Channel = aiormq.abc.AbstractChannel
-SetUp = Callable[[aiormq.abc.AbstractConnection, Channel], Awaitable[None]]
+SetUp = Callable[[Connection, Channel], Awaitable[None]]
 
 
 class Unconfirmed(Exception):

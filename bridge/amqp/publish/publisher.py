@@ -18,9 +18,10 @@ import orjson
 from pamqp import commands
 
 from bridge.amqp import topology
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Channel, Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.nodes import Node
-from bridge.amqp.publish.confirm_channel import Channel, ConfirmChannel, Unconfirmed, Unrouted
+from bridge.amqp.publish.confirm_channel import ConfirmChannel, Unconfirmed, Unrouted
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import supervise
 from bridge.backoff import Backoff
@@ -209,7 +210,7 @@ class Publisher:
         except BrokerRefusal as error:
             outlet.fail(error)
 
-    async def _set_up(self, amqp: aiormq.abc.AbstractConnection, channel: Channel) -> None:
+    async def _set_up(self, amqp: Connection, channel: Channel) -> None:
         try:
             if self._declare:
                 await topology.ensure_exchange(amqp, self._exchange)

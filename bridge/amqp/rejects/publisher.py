@@ -14,10 +14,11 @@ import structlog
 from pamqp.common import FieldTable
 
 from bridge.amqp import timeouts, topology
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Channel, Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.nodes import Node
-from bridge.amqp.publish.confirm_channel import Channel, ConfirmChannel, Unconfirmed, Unrouted
+from bridge.amqp.publish.confirm_channel import ConfirmChannel, Unconfirmed, Unrouted
 from bridge.amqp.rejects.properties import reject_properties
 from bridge.amqp.rejects.retry_queue import LONGEST_OWN_S, RetryQueue
 from bridge.amqp.status import State, Status
@@ -169,7 +170,7 @@ class RejectPublisher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _set_up(self, amqp: aiormq.abc.AbstractConnection, channel: Channel) -> None:
+    async def _set_up(self, amqp: Connection, channel: Channel) -> None:
         assert self._exchange is not None
         try:
             await topology.ensure_exchange(amqp, self._exchange)

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.connection import error_text, open_connection
+from bridge.amqp.connection import Channel, Connection, open_connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
 from bridge.amqp.timeouts import lag_tolerant_timeout
@@ -70,7 +71,7 @@ class Reject:
 class RejectsQueue:
     """The queue on a connection of its own. Made by `opened`."""
 
-    def __init__(self, amqp: aiormq.abc.AbstractConnection, channel: aiormq.abc.AbstractChannel, name: str) -> None:
+    def __init__(self, amqp: Connection, channel: Channel, name: str) -> None:
         self.count = 0
         """How many rejects there were at the start, but for those that somebody else has in hand."""
         self.returned = 0

@@ -8,7 +8,8 @@ from weakref import WeakValueDictionary
 import aiormq
 from pamqp import commands
 
-from bridge.amqp.connection import error_text
+from bridge.amqp.connection import Channel, Connection
+from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
@@ -32,11 +33,11 @@ class NotRequeued(Exception):
 class Requeuer:
     """Publishes rejected events to the exchanges that they came from, as they were before."""
 
-    def __init__(self, amqp: aiormq.abc.AbstractConnection, user: str) -> None:
+    def __init__(self, amqp: Connection, user: str) -> None:
         self._amqp = amqp
         self._user = user
         # One for each exchange: the broker closes a channel on which something is wrong, with all that is under way.
-        self._channels: dict[str, aiormq.abc.AbstractChannel | NotRequeued] = {}
+        self._channels: dict[str, Channel | NotRequeued] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._proved: set[str] = set()
         """Exchanges to which something was published without the channel being closed for it."""
@@ -58,7 +59,7 @@ class Requeuer:
                 return
         await self._publish(channel, exchange, reject)
 
-    async def _publish(self, channel: aiormq.abc.AbstractChannel, exchange: str, reject: Reject) -> None:
+    async def _publish(self, channel: Channel, exchange: str, reject: Reject) -> None:
         # aiormq tells which of its publishes the broker returned by the message id alone: of two with the same at once,
         # one that nobody got would count as confirmed.
         async with self._of_this_id.setdefault(reject.id, asyncio.Lock()):
@@ -94,7 +95,7 @@ class Requeuer:
             except Exception as error:  # a value that can be read, but not written: no bound to what the library raises
                 raise NotRequeued(f"their properties can't be published again: {printable(str(error))}") from error
 
-    async def _channel(self, exchange: str) -> aiormq.abc.AbstractChannel:
+    async def _channel(self, exchange: str) -> Channel:
         """One with confirms, for an exchange that exists."""
         if exchange not in self._channels:
             self._channels[exchange] = await self._opened(exchange)
@@ -103,7 +104,7 @@ class Requeuer:
             raise NotRequeued(*channel.args)
         return channel
 
-    async def _opened(self, exchange: str) -> aiormq.abc.AbstractChannel | NotRequeued:
+    async def _opened(self, exchange: str) -> Channel | NotRequeued:
         channel = None
         try:
             channel = await self._amqp.channel(publisher_confirms=True)
@@ -164,7 +165,7 @@ def _without_permission(exchange: str, error: BaseException) -> NotRequeued:
     return NotRequeued(f"the user of BRIDGE_AMQP_URL may not write to the exchange {exchange!r}: {error_text(error)}")
 
 
-def _refused(exchange: str, channel: aiormq.abc.AbstractChannel) -> NotRequeued | None:
+def _refused(exchange: str, channel: Channel) -> NotRequeued | None:
     """Why the broker has closed the channel; None where it is the connection that is over."""
     closing = channel.closing
     error = closing.exception() if closing.done() and not closing.cancelled() else None

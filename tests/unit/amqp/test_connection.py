@@ -1,4 +1,4 @@
-"""What is said of a node, how long is waited between attempts, and what is left of an error."""
+"""Connecting: which node is used, how long an attempt takes, and how a connection is closed."""
 
 from __future__ import annotations
 
@@ -6,126 +6,23 @@ import asyncio
 import socket
 import ssl
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import aio_pika
 import aiormq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pamqp import commands
 
-from bridge.amqp import close_cause, connection, container
-from bridge.amqp.close_cause import CloseCause
-from bridge.amqp.connection import error_text, os_error_text
-from bridge.amqp.container import Container
+from bridge.amqp import connection, connection_errors
+from bridge.amqp.connection_errors import Container
 from bridge.amqp.nodes import Node
-from bridge.backoff import Backoff
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
-from tests.support.fake_amqp import HANGS, FakeAmqp, FakeChannel
+from tests.support.fake_amqp import HANGS, FakeAmqp
 from tests.support.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
     from yarl import URL
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("amqp://guest:secret@localhost:5672/", "amqp://guest:***@localhost:5672/"),
-        ("amqp://guest:secret@localhost", "amqp://guest:***@localhost:5672"),
-        ("amqps://bridge:secret@mq.example.org/kills", "amqps://bridge:***@mq.example.org:5671/kills"),
-        ("amqp://localhost:5673/", "amqp://localhost:5673/"),
-        ("amqp://:secret@localhost/", "amqp://localhost:5672/"),
-        ("amqp://bridge@localhost/", "amqp://bridge:***@localhost:5672/"),
-        ("amqp://guest:secret@localhost/?name=secret#secret", "amqp://guest:***@localhost:5672/"),
-    ],
-)
-def test_text_of_a_node_hides_its_password(url: str, shown: str) -> None:
-    assert str(Node(url)) == shown
-    assert "secret" not in repr(Node(url))
-
-
-@pytest.mark.parametrize(
-    ("url", "virtual_host"),
-    [
-        ("amqp://localhost", "/"),
-        ("amqp://localhost/", "/"),
-        ("amqp://localhost/%2F", "/"),
-        ("amqp://localhost/kills", "kills"),
-        ("amqp://localhost/a%2Fb", "a/b"),
-    ],
-)
-def test_virtual_host_is_the_path_of_the_url(url: str, virtual_host: str) -> None:
-    assert Node(url).virtual_host == virtual_host
-
-
-@given(first_s=st.floats(0.01, 1.0), longest_s=st.floats(1.0, 60.0), attempts=st.integers(1, 20))
-def test_pauses_double_up_to_the_longest_and_are_jittered_by_half(
-    first_s: float, longest_s: float, attempts: int
-) -> None:
-    backoff = Backoff(first_s, longest_s)
-    for attempt in range(attempts):
-        pause_s = min(first_s * 2**attempt, longest_s)
-        assert pause_s / 2 <= backoff.pause_s() <= pause_s
-
-
-def test_pauses_of_several_bridges_differ() -> None:
-    assert len({Backoff().pause_s() for _ in range(20)}) > 1
-
-
-def test_reset_begins_with_the_first_pause_again() -> None:
-    backoff = Backoff(0.1, 60)
-    for _ in range(10):
-        backoff.pause_s()
-    backoff.reset()
-    assert backoff.pause_s() <= 0.1
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
-        (OSError("Multiple exceptions: one, two"), "Multiple exceptions: one, two"),
-        (
-            aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'killmails'"),
-            "NOT_FOUND - no exchange 'killmails'",
-        ),
-        (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"), "CONNECTION_FORCED"),
-        (asyncio.CancelledError(), "CancelledError"),
-        (RuntimeError(), "RuntimeError"),
-        (RuntimeError(""), "RuntimeError"),
-        (RuntimeError("two\nlines"), "two\\nlines"),
-    ],
-    ids=repr,
-)
-def test_sentence_is_the_last_of_what_an_error_says(error: BaseException, words: str) -> None:
-    assert error_text(error) == words
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
-        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 5672)"), "Connection refused"),
-        (
-            OSError(
-                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 5672, 0, 0), "
-                "[Errno 101] Connect call failed ('127.0.0.1', 5672)"
-            ),
-            "Connection refused; Network is unreachable",
-        ),
-        (OSError(-2, "Name or service not known"), "Name or service not known"),
-    ],
-    ids=str,
-)
-def test_words_for_a_connection_that_is_not_made_have_no_addresses(error: OSError, words: str) -> None:
-    assert os_error_text(error) == words
-
-
-def test_long_sentence_is_cut() -> None:
-    assert len(error_text(RuntimeError("x" * 100_000))) < 500
 
 
 # Connecting
@@ -322,101 +219,34 @@ async def test_dead_connection_is_noticed_soon_unless_the_url_says_otherwise(
         assert used.endswith(f"?{asked}")
 
 
-# Requests, and ends
-
-
-async def opened() -> tuple[FakeAmqp, FakeChannel, asyncio.Future[CloseCause]]:
-    amqp = FakeAmqp()
-    channel: Any = await amqp.channel(publisher_confirms=False)
-    return amqp, channel, close_cause.closed_future(amqp.amqp, channel)
-
-
-async def test_end_is_of_the_connection_the_channel_or_the_consumer_and_the_first_one_counts() -> None:
-    amqp, channel, ended = await opened()
-    await asyncio.sleep(0)
-    assert not ended.done()
-    channel.closing.set_exception(aiormq.exceptions.ChannelClosed("PRECONDITION_FAILED - delivery timed out"))
-    assert await ended == CloseCause("PRECONDITION_FAILED - delivery timed out", broker_stayed_up=True)
-    amqp.lose()
-    await asyncio.sleep(0)
-    assert ended.result() == CloseCause("PRECONDITION_FAILED - delivery timed out", broker_stayed_up=True)
-
-    amqp, _, ended = await opened()
-    amqp.lose(aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"))
-    assert await ended == CloseCause("CONNECTION_FORCED", broker_stayed_up=True)
-
-    _, channel, ended = await opened()
-    [cancelled] = channel.on_consumer_cancel_callbacks
-    cancelled(object())
-    assert await ended == CloseCause(close_cause.CANCELLED, broker_stayed_up=True)
-
-
-@pytest.mark.parametrize("how", ["cancelled", "in order"])
-async def test_end_without_an_error_has_words_too(how: str) -> None:
-    amqp, _, ended = await opened()
-    if how == "cancelled":
-        amqp.closing.cancel()
-    else:
-        amqp.closing.set_result(None)
-    assert await ended == CloseCause("the connection was closed", broker_stayed_up=False)
-
-
-@pytest.mark.parametrize(
-    ("error", "broker_stayed_up"),
-    [
-        (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - Closed via management plugin"), True),
-        (aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR"), True),
-        (aiormq.exceptions.ChannelClosed("PRECONDITION_FAILED - delivery timed out"), True),
-        (BrokerRefusal("a permission is missing"), True),
-        (
-            aiormq.exceptions.ConnectionClosed(
-                320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"
-            ),
-            False,
-        ),
-        (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED - vhost '/' is down"), False),
-        (aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed"), False),
-        (ConnectionResetError("reset"), False),
-        (ConnectionError("the broker does not answer within 20 s"), False),
-        (RuntimeError("closed"), False),
-        (asyncio.CancelledError(), False),
-    ],
-)
-def test_broker_stays_up_only_if_it_gives_a_reason_other_than_a_shutdown(
-    error: BaseException, *, broker_stayed_up: bool
-) -> None:
-    assert close_cause.CloseCause.of(error).broker_stayed_up is broker_stayed_up
-
-
-async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
-    close_cause.watch_blocked(cast("Any", object()), lambda reason: None)
-
-
 class Closing:
-    """A connection whose end depends on its transport, and the transport's factory. `deaf`: no cancellation ends it."""
+    """A connection that ends with its transport, and the factory of the transport.
 
-    def __init__(self, *, deaf: bool = False) -> None:
-        self.cuts = 0
+    With `ignores_cancellation`, no cancellation ends it.
+    """
+
+    def __init__(self, *, ignores_cancellation: bool = False) -> None:
+        self.aborts = 0
         self.ended = asyncio.Event()
-        self._cut = asyncio.Event()
-        self._deaf = deaf
+        self._aborted = asyncio.Event()
+        self._ignores_cancellation = ignores_cancellation
         self._is_closing = False
 
-    def cut(self) -> None:
-        self.cuts += 1
-        if not self._deaf:
-            self._cut.set()
+    def abort(self) -> None:
+        self.aborts += 1
+        if not self._ignores_cancellation:
+            self._aborted.set()
 
     async def close(self) -> None:
         # aio-pika, too, leaves a second call to the first.
         if self._is_closing:
             return
         self._is_closing = True
-        while not self._cut.is_set():
+        while not self._aborted.is_set():
             try:
-                await self._cut.wait()
+                await self._aborted.wait()
             except asyncio.CancelledError:
-                if not self._deaf:
+                if not self._ignores_cancellation:
                     raise
         self.ended.set()
 
@@ -428,12 +258,12 @@ async def test_close_that_is_cancelled_still_ends_the_connection(clock: VirtualT
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
-    assert closable.cuts == 1
+    assert closable.aborts == 1
     assert closable.ended.is_set()
 
 
 async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: VirtualTime) -> None:
-    closable = Closing(deaf=True)
+    closable = Closing(ignores_cancellation=True)
     before_s = clock.now_s
     closing = asyncio.create_task(connection._close(closable, closable, DEFAULT))  # type: ignore[arg-type]  # a fake for both
     await asyncio.sleep(0)
@@ -442,7 +272,7 @@ async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: Vir
         await closing
     assert clock.now_s - before_s <= 2 * DEFAULT.give_up_s + 0.01
     # Nothing is left behind.
-    closable._cut.set()
+    closable._aborted.set()
     await closable.ended.wait()
 
 
@@ -460,7 +290,7 @@ async def test_close_that_a_cancellation_does_not_end_is_left_in_time(clock: Vir
 async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
     monkeypatch: pytest.MonkeyPatch, host: str, place: Container | None, *, hinted: bool
 ) -> None:
-    monkeypatch.setattr(container, "detected", lambda: place)
+    monkeypatch.setattr(connection_errors, "detect_container", lambda: place)
     with socket.socket() as unused:
         # Bound, and not listening: the kernel refuses.
         unused.bind(("127.0.0.1", 0))
@@ -473,7 +303,7 @@ async def test_refused_connection_to_localhost_has_a_hint_in_a_container(
 
 
 async def test_host_that_is_not_found_has_no_hint_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container, "detected", lambda: Container.CONTAINER)
+    monkeypatch.setattr(connection_errors, "detect_container", lambda: Container.CONTAINER)
     with pytest.raises(ConnectionError) as raised:
         async with connection.open_connection([Node("amqp://nothing.localhost.invalid/")], "a bridge"):
             raise AssertionError("there is none")

@@ -1,12 +1,72 @@
-"""What is said of a broker's TLS: what is wrong, and what to do."""
+"""The texts of errors name what is wrong and what to do, without addresses and passwords."""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 
+import aiormq
 import pytest
 
-from bridge.amqp.connection_errors import complaint, silent_end
+from bridge.amqp.connection_errors import (
+    Container,
+    detect_container,
+    early_eof_text,
+    error_text,
+    localhost_hint,
+    os_error_text,
+    tls_error_text,
+)
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (OSError("Multiple exceptions: one, two"), "Multiple exceptions: one, two"),
+        (
+            aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'killmails'"),
+            "NOT_FOUND - no exchange 'killmails'",
+        ),
+        (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"), "CONNECTION_FORCED"),
+        (asyncio.CancelledError(), "CancelledError"),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError(""), "RuntimeError"),
+        (RuntimeError("two\nlines"), "two\\nlines"),
+    ],
+    ids=repr,
+)
+def test_sentence_is_the_last_of_what_an_error_says(error: BaseException, words: str) -> None:
+    assert error_text(error) == words
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 5672)"), "Connection refused"),
+        (
+            OSError(
+                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 5672, 0, 0), "
+                "[Errno 101] Connect call failed ('127.0.0.1', 5672)"
+            ),
+            "Connection refused; Network is unreachable",
+        ),
+        (OSError(-2, "Name or service not known"), "Name or service not known"),
+    ],
+    ids=str,
+)
+def test_words_for_a_connection_that_is_not_made_have_no_addresses(error: OSError, words: str) -> None:
+    assert os_error_text(error) == words
+
+
+def test_long_sentence_is_cut() -> None:
+    assert len(error_text(RuntimeError("x" * 100_000))) < 500
+
+
+# TLS
 
 
 def refused(code: int, message: str) -> ssl.SSLCertVerificationError:
@@ -44,18 +104,56 @@ def failed(reason: str | None) -> ssl.SSLError:
     ],
 )
 def test_complaint_says_what_is_wrong(error: ssl.SSLError, words: str) -> None:
-    assert words in complaint(error)
-    assert complaint(error).isprintable()
-    assert not complaint(error).endswith(".")
+    assert words in tls_error_text(error)
+    assert tls_error_text(error).isprintable()
+    assert not tls_error_text(error).endswith(".")
 
 
 @pytest.mark.parametrize(
-    ("scheme", "with_certificate", "words"),
+    ("scheme", "has_certificate", "words"),
     [
         ("amqp", False, "the URL begins with amqps://"),
         ("amqps", False, "may demand a client certificate: add ?certfile="),
         ("amqps", True, "may not accept the bridge's certificate"),
     ],
 )
-def test_end_without_a_word_is_said_with_what_it_may_mean(scheme: str, *, with_certificate: bool, words: str) -> None:
-    assert words in silent_end(scheme, with_certificate)
+def test_end_without_a_word_is_said_with_what_it_may_mean(scheme: str, *, has_certificate: bool, words: str) -> None:
+    assert words in early_eof_text(scheme, has_certificate=has_certificate)
+
+
+# Containers
+
+
+@pytest.mark.parametrize(
+    ("environment", "files", "found"),
+    [
+        ({}, (), None),
+        ({"container": "", "KUBERNETES_SERVICE_HOST": ""}, ("/etc/passwd",), None),
+        ({}, ("/.dockerenv",), Container.CONTAINER),
+        ({}, ("/run/.containerenv",), Container.CONTAINER),
+        ({"container": "podman"}, (), Container.CONTAINER),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, (), Container.POD),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "container": "oci"}, ("/run/.containerenv",), Container.POD),
+    ],
+)
+def test_container_is_seen_by_a_file_or_a_variable(
+    environment: dict[str, str], files: tuple[str, ...], found: Container | None
+) -> None:
+    assert detect_container(environment, files.__contains__) is found
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST.", "mq.localhost", "127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"]
+)
+def test_loopback_host_is_the_container_itself(host: str) -> None:
+    hint = localhost_hint(host, Container.CONTAINER)
+    assert hint is not None
+    assert hint.startswith(f"in a container, {host} is this container itself: name the broker's service or host")
+    assert "host.docker.internal" in hint
+    assert f"{host} is this pod itself" in str(localhost_hint(host, Container.POD))
+    assert localhost_hint(host, None) is None
+
+
+@pytest.mark.parametrize("host", ["rabbitmq", "localhost.example.org", "10.0.0.1", "fd00::1", "0.0.0.0", "mylocalhost"])
+def test_other_host_is_not_the_container(host: str) -> None:
+    assert localhost_hint(host, Container.CONTAINER) is None

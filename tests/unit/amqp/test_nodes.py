@@ -1,4 +1,4 @@
-"""Nodes from a file that is renewed while the bridge runs."""
+"""Nodes from settings, and from a file that is renewed while the bridge runs."""
 
 from __future__ import annotations
 
@@ -77,3 +77,34 @@ def test_only_the_url_of_a_file_is_read_again(file: Path, tmp_path: Path) -> Non
         assert broker_nodes(settings.amqp_url, settings.amqp_url_file) == tuple(map(Node, settings.amqp_url))
     overridden = load({"amqp_url": OLD}, {"BRIDGE_AMQP_URL_FILE": str(file)}, nowhere)
     assert overridden.amqp_url_file is None, "a flag wins, and is no file"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://guest:secret@localhost:5672/", "amqp://guest:***@localhost:5672/"),
+        ("amqp://guest:secret@localhost", "amqp://guest:***@localhost:5672"),
+        ("amqps://bridge:secret@mq.example.org/kills", "amqps://bridge:***@mq.example.org:5671/kills"),
+        ("amqp://localhost:5673/", "amqp://localhost:5673/"),
+        ("amqp://:secret@localhost/", "amqp://localhost:5672/"),
+        ("amqp://bridge@localhost/", "amqp://bridge:***@localhost:5672/"),
+        ("amqp://guest:secret@localhost/?name=secret#secret", "amqp://guest:***@localhost:5672/"),
+    ],
+)
+def test_text_of_a_node_hides_its_password(url: str, shown: str) -> None:
+    assert str(Node(url)) == shown
+    assert "secret" not in repr(Node(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "virtual_host"),
+    [
+        ("amqp://localhost", "/"),
+        ("amqp://localhost/", "/"),
+        ("amqp://localhost/%2F", "/"),
+        ("amqp://localhost/kills", "kills"),
+        ("amqp://localhost/a%2Fb", "a/b"),
+    ],
+)
+def test_virtual_host_is_the_path_of_the_url(url: str, virtual_host: str) -> None:
+    assert Node(url).virtual_host == virtual_host

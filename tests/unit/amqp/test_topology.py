@@ -7,7 +7,7 @@ import aiormq
 import pytest
 
 from bridge.amqp.topology import (
-    Amqp,
+    Connection,
     Exchange,
     Queue,
     Topology,
@@ -48,13 +48,13 @@ async def test_queue_that_is_not_up_yet_is_not_taken_for_one_that_was_just_made(
     """What the broker had confirmed for it may be lost, and who has just made a queue says nothing of that."""
     broker = Returning(NOT_UP)
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity, match="is down or inaccessible"):
-        await ensure_queue(cast("Amqp", broker), "kept", {})
+        await ensure_queue(cast("Connection", broker), "kept", {})
     assert broker.declared == []
 
 
 async def test_queue_that_does_not_exist_is_made() -> None:
     broker = Returning(ABSENT)
-    assert await ensure_queue(cast("Amqp", broker), "kept", {})
+    assert await ensure_queue(cast("Connection", broker), "kept", {})
     assert broker.declared == ["kept"]
 
 

@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from bridge.amqp.publish.confirm_channel import Channel
+    from bridge.amqp.connection import Channel
 
 PUBLISH = "publish to rejects"
 
