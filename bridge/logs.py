@@ -59,7 +59,8 @@ def configure(level: str, style: str) -> None:
     output = logging.NullHandler() if sys.stderr is None else logging.StreamHandler(sys.stderr)
     output.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            # The parts that a Publisher runs in other programs log by `logging`, with their fields in `extra`.
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from types import SimpleNamespace
@@ -90,6 +91,20 @@ async def test_first_node_that_answers_is_used_whatever_is_wrong_with_those_befo
         assert line.asked == ["one", "two", "three"]
         assert line.closed == ["one", "two"]
     assert "three" in line.closed
+
+
+async def test_opened_and_closed_connection_is_logged_at_debug_without_the_password(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "bridge.amqp")
+    Line(monkeypatch, one=None)
+    async with connection.open_connection(nodes("one"), "a bridge"):
+        assert [record.getMessage() for record in caplog.records] == ["connection opened"]
+    fields = [
+        (record.getMessage(), record.__dict__["connection"], record.__dict__["node"]) for record in caplog.records
+    ]
+    node = "amqp://guest:***@one:5672/kills"
+    assert fields == [("connection opened", "a bridge", node), ("connection closed", "a bridge", node)]
 
 
 async def test_last_nodes_error_is_raised_where_none_answers(
