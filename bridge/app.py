@@ -20,7 +20,7 @@ from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
 from bridge.config.listen_addresses import announced_host, authority, client_host, out_of_reach
-from bridge.config.settings import Settings
+from bridge.config.settings import HistoryMode, Settings
 from bridge.config.warnings import setting_warnings
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
@@ -64,7 +64,7 @@ class Bridge:
             _log.warning(warning.phrase, **warning.fields)
         log = UpdateLog(settings.log_bytes)
         # Its ids are then the stream's, and what comes first is the stream's past.
-        shared = settings.history == "stream"
+        shared = settings.history is HistoryMode.STREAM
         self._hub = Hub(
             ReplayIndex(log, None if shared else secrets.randbits(32)),
             metrics,
@@ -114,9 +114,9 @@ class Bridge:
                 capacity.connections,
                 capacity.overflow,
                 _per_address(settings.max_connections_per_address, capacity.connections),
-                settings.handshake_timeout,
-                settings.idle_timeout,
-                settings.ping_interval,
+                settings.handshake_timeout_s,
+                settings.idle_timeout_s,
+                settings.ping_interval_s,
             ),
             metrics,
             self._tls,
@@ -177,7 +177,7 @@ class Bridge:
 
     async def stop(self) -> None:
         """Stops in order, within the shutdown timeout: nothing that was acknowledged is lost to a client that reads."""
-        deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout
+        deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout_s
         self.readiness.stopping = True
         _log.info("stopping", connections=len(self._hub))
         self._server.stop_listening()
@@ -194,7 +194,7 @@ class Bridge:
         """Gives a connection to the broker its share of the time to end; one that only tries to connect needs none."""
         if not tasks:
             return
-        share_s = BROKER_SHARE * self._settings.shutdown_timeout if status.state is State.WORKING else 0.0
+        share_s = BROKER_SHARE * self._settings.shutdown_timeout_s if status.state is State.WORKING else 0.0
         await asyncio.wait(tasks, timeout=share_s)
         for task in tasks:
             task.cancel()
@@ -230,9 +230,9 @@ def _per_address(limit: int | None, connections: int) -> int:
 
 
 def _stream(settings: Settings) -> Stream | None:
-    if settings.history == "memory":
+    if settings.history is HistoryMode.MEMORY:
         return None
-    limits = settings.history_max_age, settings.history_max_bytes
+    limits = settings.history_max_age_s, settings.history_max_bytes
     return Stream(settings.history_stream, *limits, settings.history_window)
 
 
@@ -309,7 +309,7 @@ async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
     manager.stopping()
     for task in (failing, asked):
         task.cancel()
-    deadline_s = loop.time() + settings.shutdown_timeout
+    deadline_s = loop.time() + settings.shutdown_timeout_s
     await bridge.stop()
     await logs.written(max(timing.last_lines_s, deadline_s - loop.time()))
     watched.cancel()

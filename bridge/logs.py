@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 import orjson
@@ -20,24 +21,42 @@ import structlog
 from bridge import queued_output, terminal
 from bridge.contract.text import escaped
 
-LEVELS = ("debug", "info", "warning", "error")
+
+class LogLevel(StrEnum):
+    """The values of `BRIDGE_LOG_LEVEL`."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """The values of `BRIDGE_LOG_FORMAT`."""
+
+    AUTO = "auto"
+    """Text on a terminal, JSON otherwise."""
+    TEXT = "text"
+    JSON = "json"
+
+
 LINES = frozenset({"exception", "stack"})
 NOISY = ("aio_pika", "aiormq")
 SILENT = "websockets"
 """Of its lines each holds a header of a client's, whole: its cookies, and 8 KiB of whatever it likes."""
 
 
-def configure(level: str, style: str) -> None:
-    """`level` is one of LEVELS; `style` is `text`, `json`, or `auto`: text on a terminal, JSON otherwise."""
-    if style == "auto":
-        style = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+def configure(level: LogLevel, log_format: LogFormat) -> None:
+    """Sends the log of this process to standard error. A second call replaces the first."""
+    if log_format is LogFormat.AUTO:
+        log_format = LogFormat.TEXT if sys.stderr is not None and sys.stderr.isatty() else LogFormat.JSON
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         _timestamped,
     ]
     renderer: Any
-    if style == "text":
+    if log_format is LogFormat.TEXT:
         renderer = structlog.dev.ConsoleRenderer(
             colors=terminal.takes_color(sys.stderr),
             pad_event_to=0,
@@ -73,7 +92,7 @@ def configure(level: str, style: str) -> None:
     root.handlers[:] = [output]
     root.setLevel(level.upper())
     for name in NOISY:
-        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL + 1)
+        logging.getLogger(name).setLevel(logging.DEBUG if level is LogLevel.DEBUG else logging.CRITICAL + 1)
     logging.getLogger(SILENT).setLevel(logging.CRITICAL + 1)
 
 

@@ -116,7 +116,7 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
     with failing():
         effective = effective_settings(flags)
         # For a person, whatever is set: what is lost and back again, but not the libraries' tracebacks of it.
-        logs.configure("info", "text")
+        logs.configure(logs.LogLevel.INFO, logs.LogFormat.TEXT)
         pipeline = _pipeline(effective, update_type)
         usual, default_type = _exchange_for(effective, update_type)
         exchange = usual if exchange is None else exchange

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from bridge.commands.streams import echo
 from bridge.config import settings
-from bridge.config.settings import FIELDS, PREFIX, Settings
+from bridge.config.settings import PREFIX, SETTINGS, Settings
 from bridge.config.sources import Found
 from bridge.contract import catalog
 from bridge.errors import BridgeError, ConfigurationError
@@ -51,9 +51,9 @@ def setting_options(*names: str) -> list[click.Parameter]:
     """A flag for each setting. All are text here: the settings read them, and say all that is wrong at once."""
     options: list[click.Parameter] = []
     for name in names:
-        field = FIELDS[name]
+        setting = SETTINGS[name]
         # A flag without a value, as in --wait, means true.
-        is_switch = field.type is bool
+        is_switch = setting.is_switch
         # With these, click takes a flag without a value; no other setting may be given without one.
         switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_switch else {}
         options.append(
@@ -61,8 +61,7 @@ def setting_options(*names: str) -> list[click.Parameter]:
                 [f"--{name.replace('_', '-')}"],
                 metavar="[true|false]" if is_switch else METAVARS.get(name, "TEXT"),
                 # Without the space, a long list is one word, and broken wherever the line ends.
-                help=f"{field.metadata['meaning']}  [{PREFIX}{name.upper()}; "
-                f"{settings.shown_default(name).replace(',', ', ')}]",
+                help=f"{setting.meaning}  [{PREFIX}{name.upper()}; {settings.shown_default(name).replace(',', ', ')}]",
                 **switch,
             )
         )
@@ -94,8 +93,8 @@ def settings_and_sources(flags: Mapping[str, str | None]) -> tuple[Settings, Map
 
 def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
     """What was given, by the setting. Raises ConfigurationError for a switch that was given in both of its forms."""
-    given = {name: text for name in FIELDS if (text := flags.get(name)) is not None}
-    opposites = {name: text for name in FIELDS if (text := flags.get(_NO + name)) is not None}
+    given = {name: text for name in SETTINGS if (text := flags.get(name)) is not None}
+    opposites = {name: text for name in SETTINGS if (text := flags.get(_NO + name)) is not None}
     both = [name.replace("_", "-") for name in opposites if name in given]
     if both:
         raise ConfigurationError([f"--{each}, --no-{each}: can't be combined; give one of them" for each in both])

@@ -13,7 +13,7 @@ from bridge.cli.options import effective_settings, fail, setting_options, settin
 from bridge.commands.config import as_json, as_text, rows
 from bridge.commands.streams import echo, echo_json
 from bridge.config.kubernetes import service_variables
-from bridge.config.settings import FIELDS, PREFIX
+from bridge.config.settings import PREFIX, SETTINGS
 from bridge.errors import BridgeError
 from bridge.timing import DEFAULT, Timing
 
@@ -59,7 +59,7 @@ _MOST_NAMES = 8
 SERVE = click.Command(
     "serve",
     callback=_serve,
-    params=setting_options(*FIELDS),
+    params=setting_options(*SETTINGS),
     help=f"Runs the bridge until SIGTERM or SIGINT.\n\n{_SETTINGS}",
     epilog=_EXIT_CODES,
 )
@@ -85,7 +85,7 @@ CONFIG = click.Command(
     callback=_config,
     params=[
         click.Option(["--json", "in_json"], is_flag=True, help="as one JSON object, instead of lines"),
-        *setting_options(*FIELDS),
+        *setting_options(*SETTINGS),
     ],
     short_help="Says which settings are in effect, and where from.",
     help="Says which settings `serve` would run with, and where each comes from; passwords are masked.\n\n"

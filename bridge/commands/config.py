@@ -9,7 +9,7 @@ from typing import NamedTuple
 import orjson
 
 from bridge.config.amqp_urls import amqp_urls
-from bridge.config.settings import FIELDS, PREFIX
+from bridge.config.settings import PREFIX, SETTINGS
 from bridge.config.sources import Found
 from bridge.contract.text import from_system, printable
 from bridge.errors import redact, redact_url
@@ -28,14 +28,14 @@ class Row(NamedTuple):
 
 def rows(found: Mapping[str, Found]) -> list[Row]:
     """Every setting, in the order of `serve --help`; `found` are those that are set."""
-    return [_row(name, found.get(name)) for name in FIELDS]
+    return [_row(name, found.get(name)) for name in SETTINGS]
 
 
 def _row(name: str, found: Found | None) -> Row:
-    metadata = FIELDS[name].metadata
-    text = (metadata["default"] if found is None else found.text.strip()) or None
+    setting = SETTINGS[name]
+    text = (setting.default if found is None else found.text.strip()) or None
     if text is not None:
-        text = ",".join(map(redact_url, amqp_urls(text))) if metadata["secret"] else redact(text)
+        text = ",".join(map(redact_url, amqp_urls(text))) if setting.secret else redact(text)
     return Row(PREFIX + name.upper(), text, DEFAULT if found is None else found.source)
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from bridge.contract.text import printable
 from bridge.errors import SHOWN_CHARACTERS, may_be_key
 
 _Value = TypeVar("_Value")
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 SIZES = {
     "": 1,
@@ -135,6 +137,16 @@ def one_of(*choices: str) -> Callable[[str], str]:
         if text.lower() not in choices:
             raise ValueError(" or ".join(choices))
         return text.lower()
+
+    return parse
+
+
+def member_of(choices: type[_Choice]) -> Callable[[str], _Choice]:
+    """One of the values of an enum."""
+    parse_word = one_of(*choices)
+
+    def parse(text: str) -> _Choice:
+        return choices(parse_word(text))
 
     return parse
 

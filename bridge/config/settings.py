@@ -1,8 +1,8 @@
-"""One frozen Settings, from flags, the environment and a `.env` file, with every problem said at once.
+"""The settings: one frozen value from flags, the environment, a `.env` file and the defaults.
 
-Flags win over the environment, the environment over `.env`, `.env` over the defaults. Each setting `X` may also come
-from a file that `X_FILE` names (a Docker secret, say). Names that start with the prefix and are no setting are errors:
-a misspelled setting must not become a default in silence.
+Flags override the environment, which overrides `.env`, which overrides the defaults. A setting `X` may also come from a
+file that `X_FILE` names, for example a Docker secret. An unknown name with the prefix is an error, because otherwise a
+misspelled setting would keep its default silently. All problems are reported at once.
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast, overload
 
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
@@ -19,22 +20,83 @@ from bridge.config.networks import DEFAULT_NETWORKS, Network
 from bridge.config.paths import is_reserved
 from bridge.config.sources import PREFIX, Found, Layer, find
 from bridge.errors import ConfigurationError, shown_value
+from bridge.logs import LogFormat, LogLevel
 
-__all__ = ["FIELDS", "PREFIX", "Settings", "is_set", "load", "load_with_sources", "shown_default"]
+__all__ = [
+    "PREFIX",
+    "SETTINGS",
+    "HistoryMode",
+    "Setting",
+    "Settings",
+    "is_set",
+    "load",
+    "load_with_sources",
+    "shown_default",
+]
+
+_Value = TypeVar("_Value")
 
 
-def _setting(default: str | None, parse: Callable[[str], Any], meaning: str, *, secret: bool = False) -> Any:
-    """A field: its default as an operator would write it (None: not set), how it is read, and what it means."""
+class HistoryMode(StrEnum):
+    """Where the history of updates is kept: the values of `BRIDGE_HISTORY`."""
+
+    MEMORY = "memory"
+    STREAM = "stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The declaration of one setting."""
+
+    default: str | None
+    """As an operator would write it. None: not set."""
+    parse: Callable[[str], object]
+    """Raises ValueError with the expected value."""
+    meaning: str
+    secret: bool
+    """Whether the value may contain a password, and is never printed."""
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the setting is true or false."""
+        return self.parse is parsers.boolean
+
+    @property
+    def default_value(self) -> object:
+        """The default as a field of `Settings` has it."""
+        return None if self.default is None else self.parse(self.default)
+
+
+@overload
+def _setting(default: str, parse: Callable[[str], _Value], meaning: str, *, secret: bool = False) -> _Value: ...
+
+
+@overload
+def _setting(default: None, parse: Callable[[str], _Value], meaning: str, *, secret: bool = False) -> _Value | None: ...
+
+
+def _setting(
+    default: str | None, parse: Callable[[str], _Value], meaning: str, *, secret: bool = False
+) -> _Value | None:
+    """A field of `Settings` with its declaration."""
+    setting = Setting(default, parse, meaning, secret)
     return dataclasses.field(
-        default_factory=lambda: None if default is None else parse(default),
+        default_factory=lambda: cast("_Value | None", setting.default_value),
         repr=not secret,
-        metadata={"default": default, "parse": parse, "meaning": meaning, "secret": secret},
+        metadata={_DECLARATION: setting},
     )
+
+
+_DECLARATION = "setting"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that can be set. Times are in seconds, sizes in bytes. A field `x` is the variable `BRIDGE_X`."""
+    """The values of all settings.
+
+    The field `x` has the value of the variable `BRIDGE_X`. A duration's field has the suffix `_s`, which its variable
+    does not have.
+    """
 
     amqp_url: tuple[str, ...] = _setting(
         "amqp://guest:guest@localhost:5672/",
@@ -53,14 +115,14 @@ class Settings:
         "a durable queue to consume instead of an exclusive one, so that nothing is lost while the bridge is away; "
         "one for each bridge",
     )
-    history: str = _setting(
+    history: HistoryMode = _setting(
         "memory",
-        parsers.one_of("memory", "stream"),
+        parsers.member_of(HistoryMode),
         "where recent updates are kept for clients that come back: memory, or stream, which consumes a stream of "
         "RabbitMQ's instead of a queue, shared by all bridges, and outlasts a restart",
     )
     history_stream: str = _setting("bridge.history", parsers.made_name, "that stream's name")
-    history_max_age: float = _setting(
+    history_max_age_s: float = _setting(
         "3h", parsers.duration(1, 366 * 86400), "how long the stream keeps an event, where the bridge makes it"
     )
     history_max_bytes: int = _setting(
@@ -107,15 +169,17 @@ class Settings:
         "origins of web pages, beside this host's own and localhost's, that may connect, separated by commas, as in "
         "https://kills.example.org,http://10.0.0.5:8080",
     )
-    idle_timeout: float = _setting(
+    idle_timeout_s: float = _setting(
         "120s", parsers.duration(0.1, 86400), "a client from which nothing is heard for this long is closed"
     )
-    ping_interval: float = _setting(
+    ping_interval_s: float = _setting(
         "30s",
         parsers.duration(0.05, 86400),
         "a client that is silent for this long is pinged; less than BRIDGE_IDLE_TIMEOUT",
     )
-    handshake_timeout: float = _setting("5s", parsers.duration(0.1, 300), "how long a client may take for its request")
+    handshake_timeout_s: float = _setting(
+        "5s", parsers.duration(0.1, 300), "how long a client may take for its request"
+    )
     max_connections: int = _setting("10000", parsers.whole(1, 1_000_000), "clients at once; more are closed with 1013")
     max_connections_per_address: int | None = _setting(
         None,
@@ -128,7 +192,7 @@ class Settings:
         parsers.size(64 * 1024, 2**40),
         "memory for the newest updates: how far behind a slow client may be; at least BRIDGE_MAX_MESSAGE_BYTES",
     )
-    shutdown_timeout: float = _setting(
+    shutdown_timeout_s: float = _setting(
         "8s", parsers.duration(0.1, 3600), "how long stopping may take before clients that do not close are cut off"
     )
     reuse_port: bool = _setting("false", parsers.boolean, "let several bridges listen on the same port")
@@ -141,39 +205,45 @@ class Settings:
         parsers.boolean,
         "wait at the start also where the broker refuses (password, permissions), instead of ending",
     )
-    log_level: str = _setting(
-        "info", parsers.one_of("debug", "info", "warning", "error"), "debug, info, warning or error"
-    )
-    log_format: str = _setting(
-        "auto", parsers.one_of("auto", "text", "json"), "text or json; auto: text on a terminal, json otherwise"
+    log_level: LogLevel = _setting("info", parsers.member_of(LogLevel), "debug, info, warning or error")
+    log_format: LogFormat = _setting(
+        "auto", parsers.member_of(LogFormat), "text or json; auto: text on a terminal, json otherwise"
     )
     instance: str = _setting(socket.gethostname(), parsers.name, "this bridge's name, for logs, headers and the broker")
     amqp_url_file: Path | None = None
-    """The file that `amqp_url` was read from, if BRIDGE_AMQP_URL_FILE names one. No setting of its own."""
+    """The file that `amqp_url` was read from, if BRIDGE_AMQP_URL_FILE names one. Not a setting."""
 
     @property
     def history_window(self) -> int:
-        """How much of a stream is read back at the start: what is older neither fits into the log nor is a duplicate.
+        """The number of events that are read back from a stream at the start.
 
-        An update takes 220 bytes there at least: 60 of an envelope, and what each frame costs beside itself.
+        Older events neither fit into the log nor are in the duplicate window. An update takes at least 220 bytes of the
+        log: 60 bytes of an envelope, and the log's own data for each frame.
         """
         return max(self.log_bytes // 220, self.duplicate_window)
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Settings) if field.metadata}
+SETTINGS: Mapping[str, Setting] = {
+    field.name.removesuffix("_s"): field.metadata[_DECLARATION]
+    for field in dataclasses.fields(Settings)
+    if field.metadata
+}
+"""The declarations of all settings by their names in flags: `idle_timeout` for `BRIDGE_IDLE_TIMEOUT`."""
+
+_FIELDS = {field.name.removesuffix("_s"): field.name for field in dataclasses.fields(Settings)}
 
 _QUOTED = re.compile(r"(?P<quote>[\"']).*(?P=quote)", re.DOTALL)
 
-_SECRETS = {name: bool(field.metadata["secret"]) for name, field in FIELDS.items()}
+_SECRETS = {name: setting.secret for name, setting in SETTINGS.items()}
 
 
 def load(
     flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path, *, must_exist: bool = False
 ) -> Settings:
-    """The effective settings. `flags` are by field name; `dotenv` need not exist, unless `must_exist` is set.
+    """The settings in effect. `flags` are by the names of `SETTINGS`.
 
-    Raises ConfigurationError with every problem, each naming the setting, the value (never a secret one) and what was
-    expected.
+    The file `dotenv` may be missing unless `must_exist` is set. Raises ConfigurationError with all problems. Each
+    problem has the setting, its value (unless secret) and the expected value.
     """
     return load_with_sources(flags, environment, dotenv, must_exist=must_exist)[0]
 
@@ -181,16 +251,16 @@ def load(
 def load_with_sources(
     flags: Mapping[str, str], environment: Mapping[str, str], dotenv: Path, *, must_exist: bool = False
 ) -> tuple[Settings, Mapping[str, Found]]:
-    """The same, and what was found for each setting that is not left at its default."""
+    """The settings in effect, and the source of each setting that is not left at its default."""
     found, problems = find(_SECRETS, flags, environment, dotenv, must_exist=must_exist)
     effective: dict[str, Any] = {}
-    for name, field in FIELDS.items():
+    for name, setting in SETTINGS.items():
         if name not in found:
             continue
         try:
-            effective[name] = _parse(field, found[name].text)
+            effective[_FIELDS[name]] = _parse(setting, found[name].text)
         except ValueError as error:
-            shown = "its value" if field.metadata["secret"] else shown_value(found[name].text)
+            shown = "its value" if setting.secret else shown_value(found[name].text)
             problems.append(f"{PREFIX}{name.upper()} ({found[name].source}): {shown} won't do: expected {error}")
     if not problems:
         file = found["amqp_url"].file if "amqp_url" in found else None
@@ -202,27 +272,27 @@ def load_with_sources(
 
 
 def is_set(name: str, environment: Mapping[str, str], dotenv: Path) -> bool:
-    """Whether the environment or the file `dotenv` sets this setting, whatever the value is."""
+    """Whether the environment or the file `dotenv` sets this setting, to any value."""
     return name in find(_SECRETS, {}, environment, dotenv)[0]
 
 
 def shown_default(name: str) -> str:
-    """A setting's default for a person, the same on every machine."""
-    return "the host name" if name == "instance" else FIELDS[name].metadata["default"] or "not set"
+    """A setting's default for documentation. It is the same on every machine."""
+    return "the host name" if name == "instance" else SETTINGS[name].default or "not set"
 
 
-def _parse(field: "dataclasses.Field[Any]", text: str) -> Any:
+def _parse(setting: Setting, text: str) -> object:
     text = text.strip()
-    if not text and field.metadata["default"] is None:
+    if not text and setting.default is None:
         return None
     if _QUOTED.fullmatch(text):
-        # `docker run --env-file` keeps quotes, and a secret value is not shown.
+        # `docker run --env-file` keeps quotes, and the value of a secret setting is not shown.
         raise ValueError("a value without quotes around it")
-    return field.metadata["parse"](text)
+    return setting.parse(text)
 
 
 def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]:
-    """Settings that are right one by one, and wrong together."""
+    """Problems of settings that are valid one by one, but not together."""
     problems = []
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         problems.append("BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: one is set without the other; TLS needs both")
@@ -231,10 +301,10 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
             f"BRIDGE_PATH: {settings.path!r} is reserved for the bridge's own pages: give another path, such as "
             "/updates"
         )
-    if settings.ping_interval >= settings.idle_timeout:
+    if settings.ping_interval_s >= settings.idle_timeout_s:
         problems.append(
-            f"BRIDGE_PING_INTERVAL: {settings.ping_interval:g} s is not below BRIDGE_IDLE_TIMEOUT "
-            f"({settings.idle_timeout:g} s): clients that only listen would be closed; set BRIDGE_PING_INTERVAL lower"
+            f"BRIDGE_PING_INTERVAL: {settings.ping_interval_s:g} s is not below BRIDGE_IDLE_TIMEOUT "
+            f"({settings.idle_timeout_s:g} s): clients that only listen would be closed; set BRIDGE_PING_INTERVAL lower"
         )
     if settings.reject_exchange is not None and settings.reject_exchange in (settings.queue, *settings.exchanges):
         problems.append(
@@ -242,8 +312,8 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
             "BRIDGE_EXCHANGES): what it rejects would come back to it for ever"
         )
     of_stream = ("history_stream", "history_max_age", "history_max_bytes")
-    if settings.history == "memory":
-        # A flag, say, may switch off the stream of a `.env` file with all that the file says of it.
+    if settings.history is HistoryMode.MEMORY:
+        # A flag may turn off the stream of a `.env` file. The stream's other settings in that file are no problem then.
         above = found["history"].layer if "history" in found else Layer.DOTENV
         problems += [
             f"{PREFIX}{name.upper()} ({found[name].source}): has an effect only with BRIDGE_HISTORY=stream, and "
@@ -251,7 +321,7 @@ def _contradictions(settings: Settings, found: Mapping[str, Found]) -> list[str]
             for name in of_stream
             if name in found and found[name].layer >= above
         ]
-    if settings.history == "stream":
+    if settings.history is HistoryMode.STREAM:
         if settings.queue is not None:
             problems.append(
                 f"BRIDGE_QUEUE: {settings.queue!r} is not consumed with BRIDGE_HISTORY=stream, which has everything; "

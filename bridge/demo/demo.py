@@ -115,7 +115,7 @@ def _never_block() -> None:
 
     queued_output.install("stdout", report, queued_output.IN_ORDER_S)
     queued_output.install("stderr", report, queued_output.IN_ORDER_S)
-    logs.configure("warning", "text")
+    logs.configure(logs.LogLevel.WARNING, logs.LogFormat.TEXT)
 
 
 def _failed(error: BridgeError) -> int:
@@ -163,7 +163,7 @@ async def _demonstrate(
     fetcher = Fetcher(nodes, _exchange(named), lasting=not named, say=_say)
     # A broker that was named is where the bridge finds it itself; its password must not appear among the arguments.
     environment = {**os.environ, **({} if named else {"BRIDGE_AMQP_URL": broker.url})}
-    if effective.log_format == "auto":
+    if effective.log_format is logs.LogFormat.AUTO:
         flags = {**flags, "log_format": "text"}
     if env_file is not None:
         flags = {**flags, "env_file": env_file}
@@ -180,7 +180,7 @@ async def _demonstrate(
     finally:
         signals.ignore()
         _say("stopping")
-        await child.stop(effective.shutdown_timeout + 3)
+        await child.stop(effective.shutdown_timeout_s + 3)
         await fetcher.remove()
     return 0
 

@@ -103,7 +103,7 @@ def test_bridges_are_as_restricted_as_they_can_be(services: dict[str, Any]) -> N
         assert "mem_limit" in each, name
         assert "privileged" not in each, name
         if "command" not in each:
-            assert seconds(each["stop_grace_period"]) > defaults.shutdown_timeout
+            assert seconds(each["stop_grace_period"]) > defaults.shutdown_timeout_s
             assert each["ulimits"]["nofile"]["hard"] >= defaults.max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS
 
 

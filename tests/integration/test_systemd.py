@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from bridge.broadcast.live_set import MANY
-from bridge.config.settings import FIELDS, PREFIX, Settings
+from bridge.config.settings import PREFIX, SETTINGS, Settings
 from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS
@@ -135,13 +135,13 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
 
 def test_unit_says_what_the_bridge_does() -> None:
     defaults = Settings()
-    assert seconds("TimeoutStopSec") > defaults.shutdown_timeout
+    assert seconds("TimeoutStopSec") > defaults.shutdown_timeout_s
     [descriptors] = directives("LimitNOFILE")
     assert int(descriptors) >= defaults.max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS
     [codes] = directives("RestartPreventExitStatus")
     assert codes.split() == [str(ConfigurationError([]).exit_code), str(BrokerRefusal("").exit_code)]
     for line in directives("Environment"):
-        assert line.partition("=")[0].removeprefix(PREFIX).removesuffix("_FILE").lower() in FIELDS
+        assert line.partition("=")[0].removeprefix(PREFIX).removesuffix("_FILE").lower() in SETTINGS
 
 
 async def test_bridge_works_with_the_system_calls_that_its_unit_leaves_it(

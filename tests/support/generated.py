@@ -15,7 +15,7 @@ from typing import NamedTuple
 from bridge import __version__
 from bridge.app import Bridge
 from bridge.config import settings
-from bridge.config.settings import FIELDS, PREFIX, Settings, shown_default
+from bridge.config.settings import PREFIX, SETTINGS, Settings, shown_default
 from bridge.contract import catalog
 from bridge.contract.documents import asyncapi
 from tests.support.prepare import NODE, prepare_node
@@ -36,8 +36,7 @@ class MetricRow(NamedTuple):
 def settings_table() -> str:
     """Every setting, with its default and what it means."""
     rows = [
-        (f"`{PREFIX}{name.upper()}`", _code(shown_default(name)), field.metadata["meaning"])
-        for name, field in FIELDS.items()
+        (f"`{PREFIX}{name.upper()}`", _code(shown_default(name)), setting.meaning) for name, setting in SETTINGS.items()
     ]
     return _table(("setting", "default", "meaning"), rows)
 

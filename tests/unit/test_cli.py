@@ -25,7 +25,7 @@ from bridge import __version__, cli, logs
 from bridge.amqp.publish.publisher import NotConfirmed, Publisher
 from bridge.amqp.rejects import queue
 from bridge.cli import events, serve
-from bridge.config.settings import FIELDS
+from bridge.config.settings import SETTINGS
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.timing import DEFAULT, Timing
 from tests.support.fake_amqp import FakeAmqp, FakeBroker
@@ -101,13 +101,13 @@ def test_help_names_the_commands(flag: str) -> None:
         assert command in result.output
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_help_shows_each_setting_with_its_meaning_variable_and_default(name: str) -> None:
     # Lines are broken where they have to be.
     text = "".join(invoke("serve", "--help").output.split())
-    default = FIELDS[name].metadata["default"]
+    default = SETTINGS[name].default
     shown = "not set" if not default else "the host name" if name == "instance" else default
-    entry = f"{FIELDS[name].metadata['meaning']} [BRIDGE_{name.upper()}; {shown}]"
+    entry = f"{SETTINGS[name].meaning} [BRIDGE_{name.upper()}; {shown}]"
     assert f"--{name.replace('_', '-')}" in text
     assert "".join(entry.split()) in text
 
@@ -291,7 +291,7 @@ def test_switch_may_have_a_value_or_an_opposite(runs: Runs, arguments: list[str]
     assert [settings.wait for settings in runs.settings] == [wait]
 
 
-SWITCHES = [name.replace("_", "-") for name, field in FIELDS.items() if field.type is bool]
+SWITCHES = [name.replace("_", "-") for name, setting in SETTINGS.items() if setting.is_switch]
 
 
 @pytest.mark.parametrize("switch", SWITCHES)

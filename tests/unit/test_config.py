@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from bridge import logs
 from bridge.cli import cli
-from bridge.config.settings import FIELDS
+from bridge.config.settings import SETTINGS
 from bridge.errors import redact_url
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def test_every_setting_is_said_with_its_source(tmp_path: Path, monkeypatch: pyte
     result = config("--port", "3", "--json")
     assert result.exit_code == 0
     found = orjson.loads(result.stdout)
-    assert list(found) == [f"BRIDGE_{name.upper()}" for name in FIELDS]
+    assert list(found) == [f"BRIDGE_{name.upper()}" for name in SETTINGS]
     assert found["BRIDGE_PORT"] == {"value": "3", "source": "--port"}
     assert found["BRIDGE_PREFETCH"] == {"value": "7", "source": "environment"}
     assert found["BRIDGE_PATH"] == {"value": "/dotenv", "source": ".env"}
@@ -57,7 +57,7 @@ def test_every_setting_is_said_with_its_source(tmp_path: Path, monkeypatch: pyte
 def test_text_is_a_line_for_each() -> None:
     result = config("--port", "3")
     lines = {line.split()[0]: line.split(maxsplit=2)[1:] for line in result.stdout.splitlines()}
-    assert len(lines) == len(FIELDS)
+    assert len(lines) == len(SETTINGS)
     assert lines["BRIDGE_PORT"] == ["--port", "3"]
     assert lines["BRIDGE_QUEUE"] == ["default", "not set"]
 

@@ -17,6 +17,7 @@ import pytest
 import structlog
 
 from bridge import logs, queued_output
+from bridge.logs import LogFormat, LogLevel
 from bridge.queued_output import queue_of
 from tests.support.waiting import eventually
 
@@ -62,7 +63,7 @@ def fail(words: str = "broken") -> None:
 
 
 def test_json_line_holds_the_event_its_fields_level_logger_and_time(output: Output) -> None:
-    logs.configure("info", "json")
+    logs.configure(LogLevel.INFO, LogFormat.JSON)
     structlog.get_logger("bridge.test").info("client evicted", reason="idle", silent_s=120.5)
     [line] = output.objects()
     assert line.pop("timestamp").endswith("Z")
@@ -76,7 +77,7 @@ def test_json_line_holds_the_event_its_fields_level_logger_and_time(output: Outp
 
 
 def test_value_that_json_does_not_know_is_written_as_text(output: Output) -> None:
-    logs.configure("info", "json")
+    logs.configure(LogLevel.INFO, LogFormat.JSON)
     structlog.get_logger("bridge").info("listening", address=ValueError("x"))
     assert output.objects()[0]["address"] == "x"
 
@@ -87,7 +88,7 @@ ESCAPED = r"a\n\x1b[31m\x00\x7f\x9b\u202e\u2028b"
 
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_nothing_that_is_not_printable_gets_out(output: Output, style: str) -> None:
-    logs.configure("info", style)
+    logs.configure(LogLevel.INFO, LogFormat(style))
     structlog.get_logger("bridge").info("client refused", detail=HOSTILE)
     logging.getLogger("asyncio").error("in task %s", HOSTILE)
     refused, failed = output.lines()
@@ -99,7 +100,7 @@ def test_nothing_that_is_not_printable_gets_out(output: Output, style: str) -> N
 
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_traceback_has_lines_and_nothing_else_that_is_not_printable(output: Output, style: str) -> None:
-    logs.configure("info", style)
+    logs.configure(LogLevel.INFO, LogFormat(style))
     try:
         fail(HOSTILE)
     except ValueError:
@@ -114,7 +115,7 @@ def test_traceback_has_lines_and_nothing_else_that_is_not_printable(output: Outp
 
 def test_traceback_shows_no_local_variable() -> None:
     """Not even where the package rich is installed, whose tracebacks structlog takes unless it is told otherwise."""
-    logs.configure("info", "text")
+    logs.configure(LogLevel.INFO, LogFormat.TEXT)
     formatter = logging.getLogger().handlers[0].formatter
     assert isinstance(formatter, structlog.stdlib.ProcessorFormatter)
     renderer = formatter.processors[-1]
@@ -123,7 +124,7 @@ def test_traceback_shows_no_local_variable() -> None:
 
 
 def test_text_line_holds_the_same_for_people(output: Output) -> None:
-    logs.configure("info", "text")
+    logs.configure(LogLevel.INFO, LogFormat.TEXT)
     structlog.get_logger("bridge.test").info("client evicted", reason="idle", silent_s=120.5)
     [line] = output.lines()
     for part in ("client evicted", "reason=idle", "silent_s=120.5", "info", "bridge.test"):
@@ -132,7 +133,7 @@ def test_text_line_holds_the_same_for_people(output: Output) -> None:
 
 
 def test_exception_is_one_json_line_with_its_traceback(output: Output) -> None:
-    logs.configure("info", "json")
+    logs.configure(LogLevel.INFO, LogFormat.JSON)
     try:
         fail()
     except ValueError:
@@ -144,7 +145,7 @@ def test_exception_is_one_json_line_with_its_traceback(output: Output) -> None:
 
 
 def test_exception_is_a_traceback_in_text(output: Output) -> None:
-    logs.configure("info", "text")
+    logs.configure(LogLevel.INFO, LogFormat.TEXT)
     try:
         fail()
     except ValueError:
@@ -155,7 +156,7 @@ def test_exception_is_a_traceback_in_text(output: Output) -> None:
 
 
 def test_record_of_another_library_is_written_the_same_way(output: Output) -> None:
-    logs.configure("info", "json")
+    logs.configure(LogLevel.INFO, LogFormat.JSON)
     try:
         fail()
     except ValueError:
@@ -182,9 +183,9 @@ def test_extra_fields_of_a_standard_record_are_fields_of_the_line(output: Output
     ],
 )
 def test_only_what_is_at_the_level_or_above_is_written(output: Output, level: str, shown: list[str]) -> None:
-    logs.configure(level, "json")
+    logs.configure(LogLevel(level), LogFormat.JSON)
     log = structlog.get_logger("bridge")
-    for name in logs.LEVELS:
+    for name in LogLevel:
         getattr(log, name)("said")
     assert [line["level"] for line in output.objects()] == shown
 
@@ -192,14 +193,14 @@ def test_only_what_is_at_the_level_or_above_is_written(output: Output, level: st
 @pytest.mark.parametrize("name", [*logs.NOISY, "aio_pika.robust_connection", "aiormq.connection"])
 @pytest.mark.parametrize(("level", "count"), [("info", 0), ("error", 0), ("debug", 1)])
 def test_noisy_library_is_heard_from_debug_on_only(output: Output, name: str, level: str, count: int) -> None:
-    logs.configure(level, "json")
+    logs.configure(LogLevel(level), LogFormat.JSON)
     logging.getLogger(name).critical("connection lost")
     assert len(output.lines()) == count
 
 
-@pytest.mark.parametrize("level", logs.LEVELS)
+@pytest.mark.parametrize("level", LogLevel)
 def test_what_websockets_says_of_clients_headers_is_never_written(output: Output, level: str) -> None:
-    logs.configure(level, "json")
+    logs.configure(LogLevel(level), LogFormat.JSON)
     logging.getLogger("websockets.server").debug("< %s: %s", "Cookie", "session=secret")
     assert output.lines() == []
 
@@ -209,7 +210,7 @@ def test_automatic_style_is_text_on_a_terminal_and_json_otherwise(
     output: Output, monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool, is_json: bool
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    logs.configure("info", "auto")
+    logs.configure(LogLevel.INFO, LogFormat.AUTO)
     structlog.get_logger("bridge").info("listening")
     [line] = output.lines()
     assert line.startswith("{") is is_json
@@ -226,7 +227,7 @@ def test_text_on_a_terminal_is_colored_unless_the_environment_asks_for_none(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    logs.configure("info", "text")
+    logs.configure(LogLevel.INFO, LogFormat.TEXT)
     structlog.get_logger("bridge").info("listening")
     [line] = output.lines()
     assert ("\x1b[" in line) is colored
@@ -234,7 +235,7 @@ def test_text_on_a_terminal_is_colored_unless_the_environment_asks_for_none(
 
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_times_have_milliseconds(output: Output, style: str) -> None:
-    logs.configure("info", style)
+    logs.configure(LogLevel.INFO, LogFormat(style))
     structlog.get_logger("bridge").info("listening")
     logging.getLogger("asyncio").error("late")
     for line in output.lines():
@@ -243,8 +244,8 @@ def test_times_have_milliseconds(output: Output, style: str) -> None:
 
 
 def test_configuring_twice_writes_once(output: Output) -> None:
-    logs.configure("info", "json")
-    logs.configure("info", "json")
+    logs.configure(LogLevel.INFO, LogFormat.JSON)
+    logs.configure(LogLevel.INFO, LogFormat.JSON)
     structlog.get_logger("bridge").info("listening")
     assert len(output.lines()) == 1
 
@@ -255,7 +256,7 @@ def test_configuring_twice_writes_once(output: Output) -> None:
 def test_log_without_a_standard_error_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     for style in ("auto", "text", "json"):
-        logs.configure("info", style)
+        logs.configure(LogLevel.INFO, LogFormat(style))
         structlog.get_logger("bridge").info("listening")
     assert isinstance(logging.getLogger().handlers[0], logging.NullHandler)
 
@@ -281,7 +282,7 @@ async def test_dropped_lines_are_reported_in_the_log_once_there_is_room(
         logs.never_block()
         output = queue_of(sys.stderr)
         assert output is not None
-        logs.configure("info", style)
+        logs.configure(LogLevel.INFO, LogFormat(style))
         log = structlog.get_logger("bridge.test")
         log.info("first")
         await eventually("the thread writes", lambda: output._writing and not output._queue)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.config.settings import FIELDS
+from bridge.config.settings import SETTINGS
 from bridge.server.access.refusals import Rule
 from tests.support.generated import PARTS, README, filled, metric_rows, metrics_table, settings_table
 
@@ -20,7 +20,7 @@ def test_tables_are_what_make_readme_writes() -> None:
 
 def test_settings_are_all_there_with_default_and_meaning() -> None:
     lines = settings_table().splitlines()
-    assert len(lines) == len(FIELDS) + 2
+    assert len(lines) == len(SETTINGS) + 2
     assert "| `BRIDGE_PORT` | `3000` | the port to listen on; 0 picks one and logs it |" in lines
     assert any(line.startswith("| `BRIDGE_INSTANCE` | the host name |") for line in lines)
 

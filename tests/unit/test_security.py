@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bridge.config.settings import FIELDS, PREFIX
+from bridge.config.settings import PREFIX, SETTINGS
 from tests.support.audit import ROOT
 
 TEXT = re.sub(r"<!--.*?-->", "", (ROOT / "SECURITY.md").read_text(), flags=re.DOTALL)
@@ -13,7 +13,7 @@ TEXT = re.sub(r"<!--.*?-->", "", (ROOT / "SECURITY.md").read_text(), flags=re.DO
 def test_each_setting_that_is_named_exists() -> None:
     named = {name.removeprefix(PREFIX).removesuffix("_FILE").lower() for name in re.findall(rf"{PREFIX}\w+", TEXT)}
     assert named
-    assert named <= set(FIELDS)
+    assert named <= set(SETTINGS)
 
 
 def test_each_test_that_is_named_exists() -> None:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from bridge.cli import cli
-from bridge.config.settings import FIELDS, shown_default
+from bridge.config.settings import SETTINGS, shown_default
 
 BIN = Path(sys.executable).parent
 SECRET = "correct horse/battery:staple"
@@ -135,7 +135,7 @@ def test_help_breaks_no_word_and_fits(path: list[str], columns: int) -> None:
     assert max(map(len, result.output.splitlines())) <= columns
     words = result.output.split()
     if path == ["serve"]:
-        for name in FIELDS:
+        for name in SETTINGS:
             for word in re.split(r",\s*|\s+", shown_default(name)):
                 assert any(word in each for each in words), word
             assert any(f"[BRIDGE_{name.upper()};" in each for each in words)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridge.config.networks import DEFAULT_NETWORKS
-from bridge.config.settings import FIELDS, PREFIX, Settings, is_set, load
+from bridge.config.settings import _FIELDS, PREFIX, SETTINGS, Settings, is_set, load
 from bridge.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ def test_nothing_set_means_the_defaults(sources: Sources) -> None:
     assert sources.load() == Settings()
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_default_may_be_written_as_it_is_documented(sources: Sources, name: str) -> None:
-    default = FIELDS[name].metadata["default"]
+    default = SETTINGS[name].default
     history = {"history": "stream"} if name.startswith("history_") else {}
     settings = sources.load({name: default or "", **history})
-    assert getattr(settings, name) == getattr(Settings(), name)
+    field = _FIELDS[name]
+    assert getattr(settings, field) == getattr(Settings(), field)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,12 @@ def test_default_may_be_written_as_it_is_documented(sources: Sources, name: str)
         ("path", "/updates"),
         ("allowed_networks", DEFAULT_NETWORKS),
         ("allowed_hosts", frozenset()),
-        ("idle_timeout", 120.0),
-        ("ping_interval", 30.0),
-        ("handshake_timeout", 5.0),
+        ("idle_timeout_s", 120.0),
+        ("ping_interval_s", 30.0),
+        ("handshake_timeout_s", 5.0),
         ("max_connections", 10_000),
         ("log_bytes", 16 * 2**20),
-        ("shutdown_timeout", 8.0),
+        ("shutdown_timeout_s", 8.0),
         ("reuse_port", False),
         ("tls_certificate", None),
         ("wait", False),
@@ -99,9 +100,9 @@ def test_settings_can_not_be_changed() -> None:
         Settings().port = 3001  # type: ignore[misc]  # this is what is tested
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_says_what_it_means(name: str) -> None:
-    assert FIELDS[name].metadata["meaning"]
+    assert SETTINGS[name].meaning
 
 
 # Sources
@@ -401,7 +402,7 @@ def test_window_of_the_history_is_what_the_log_or_the_duplicate_window_can_hold(
 
 def test_every_variable_begins_with_the_prefix() -> None:
     assert PREFIX == "BRIDGE_"
-    assert all(name == name.lower() and name.isidentifier() for name in FIELDS)
+    assert all(name == name.lower() and name.isidentifier() for name in SETTINGS)
 
 
 @pytest.mark.parametrize("name", ["BRIDGE_PREFETCH", "BRIDGE_TLS_KEY", "BRIDGE_SCHEMAS_FILE"])
@@ -595,7 +596,8 @@ def test_setting_is_set_by_the_environment_or_by_dotenv(sources: Sources) -> Non
 def test_setting_of_a_stream_that_is_not_consumed_is_a_problem_even_with_its_default(
     sources: Sources, name: str
 ) -> None:
-    default = FIELDS[f"history_{name.lower()}"].metadata["default"]
+    default = SETTINGS[f"history_{name.lower()}"].default
+    assert default is not None
     [problem] = sources.problems(env={f"BRIDGE_HISTORY_{name}": default})
     assert problem == (
         f"BRIDGE_HISTORY_{name} (environment): has an effect only with BRIDGE_HISTORY=stream, and "
