@@ -13,6 +13,7 @@ from bridge.amqp.publish.preflight import reach
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
 from bridge.app import load_schemas
+from bridge.cli.common.documents import lines_of
 from bridge.cli.options import (
     INTERRUPTED,
     complete_type,
@@ -24,7 +25,6 @@ from bridge.cli.options import (
 )
 from bridge.commands.check import Problem
 from bridge.commands.check import check as check_events
-from bridge.commands.documents import lines_of
 from bridge.commands.progress import Progress
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events

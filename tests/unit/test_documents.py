@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.commands.documents import CHUNK_BYTES, Document, documents, lines_of
+from bridge.cli.common.documents import CHUNK_BYTES, Document, documents, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -426,7 +426,7 @@ def test_pipe_that_never_waits_is_waited_for(monkeypatch: pytest.MonkeyPatch) ->
             os.close(writing)
         return select(*streams)
 
-    monkeypatch.setattr("bridge.commands.documents.select", wait)
+    monkeypatch.setattr("bridge.cli.common.documents.select", wait)
     with Counted(reading) as stream:
         lines = lines_of(stream)
         assert (next(lines), waits) == (b"a\n", 1)
