@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from bridge import queued_output
 from bridge.backoff import Backoff
-from bridge.commands.output import Output
+from bridge.cli.common.output import Output
 from bridge.commands.spinner import Spinner
 from bridge.commands.streams import echo, json_encoding
 from bridge.contract.text import printable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.commands.output import Output
+from bridge.cli.common.output import Output
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ async def test_pipe_that_another_program_has_filled_meanwhile_is_tried_again(
             raise refusals.pop()
         return write(descriptor, data)
 
-    monkeypatch.setattr("bridge.commands.output.os.write", first_refuses)
+    monkeypatch.setattr("bridge.cli.common.output.os.write", first_refuses)
     await Output(pipe[1]).line("line")
     assert os.read(pipe[0], 100) == b"line\n"
 
