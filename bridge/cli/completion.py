@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-from bridge.commands.streams import echo
+from bridge.cli.common.streams import echo
 
 SHELLS = {
     "bash": 'eval "$(edk-bridge completion bash)"   # in ~/.bashrc; bash 4.4 or newer',

@@ -14,6 +14,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
 from bridge.app import load_schemas
 from bridge.cli.common.documents import lines_of
+from bridge.cli.common.streams import echo, echo_json
 from bridge.cli.options import (
     INTERRUPTED,
     complete_type,
@@ -28,7 +29,6 @@ from bridge.commands.check import check as check_events
 from bridge.commands.progress import Progress
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events
-from bridge.commands.streams import echo, echo_json
 from bridge.config.settings import Settings
 from bridge.contract.catalog import is_reserved
 from bridge.contract.deduplication import DuplicateWindow

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from bridge.commands.streams import echo
+from bridge.cli.common.streams import echo
 from bridge.config import settings
 from bridge.config.settings import PREFIX, SETTINGS, Settings
 from bridge.config.sources import Found

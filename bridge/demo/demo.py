@@ -20,7 +20,8 @@ import aiormq
 from bridge import logs, queued_output
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.nodes import Node
-from bridge.commands.streams import echo
+from bridge.amqp.supervisor import cancel_requests
+from bridge.cli.common.streams import echo
 from bridge.config import settings
 from bridge.config.listen_addresses import announced_host, authority
 from bridge.demo.broker import Broker, PrivateNode, find_broker

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bridge.commands.streams import ESCAPE, echo, echo_json, escape_unencodable, json_encoding
+from bridge.cli.common.streams import ESCAPE, echo, echo_json, escape_unencodable, json_encoding
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, name: str, encoding: str) -> io.BytesIO:

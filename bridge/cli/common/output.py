@@ -10,8 +10,8 @@ import os
 import select
 import stat
 
+from bridge.cli.common.streams import ESCAPE
 from bridge.commands.colors import colored
-from bridge.commands.streams import ESCAPE
 
 
 class Output:
