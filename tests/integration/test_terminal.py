@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 import pytest
 
-from bridge.commands.colors import RESET, TYPE
+from bridge.cli.common.colors import RESET, TYPE
 from tests.support.commands import IMPATIENT, TAIL_SCRIPT, OnTerminal, on_terminal, tailing
 from tests.support.followers import CHECK, ScriptedBridge, scripted_bridge
 from tests.support.waiting import eventually

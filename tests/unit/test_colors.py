@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bridge.commands.colors import ID, NAME, RESET, TIME, TYPE, colored
+from bridge.cli.common.colors import ID, NAME, RESET, TIME, TYPE, colored
 
 LINE = (
     '{"type":"killmail","data":{"killmailId":1,"timestamp":"2024","note":"a \\"type\\": \\\\","systemId":-1.5e3,'

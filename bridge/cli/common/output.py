@@ -10,8 +10,8 @@ import os
 import select
 import stat
 
+from bridge.cli.common.colors import colored
 from bridge.cli.common.streams import ESCAPE
-from bridge.commands.colors import colored
 
 
 class Output:
