@@ -14,6 +14,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
 from bridge.app import load_schemas
 from bridge.cli.common.documents import lines_of
+from bridge.cli.common.progress import Progress
 from bridge.cli.common.streams import echo, echo_json
 from bridge.cli.options import (
     INTERRUPTED,
@@ -26,7 +27,6 @@ from bridge.cli.options import (
 )
 from bridge.commands.check import Problem
 from bridge.commands.check import check as check_events
-from bridge.commands.progress import Progress
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events
 from bridge.config.settings import Settings

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from bridge.commands.progress import FIRST_S, ON_TERMINAL_S, Progress
+from bridge.cli.common.progress import FIRST_S, ON_TERMINAL_S, Progress
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock that is looked at, turned by hand."""
     turned = Clock()
-    monkeypatch.setattr("bridge.commands.progress.time", turned)
+    monkeypatch.setattr("bridge.cli.common.progress.time", turned)
     return turned
 
 
