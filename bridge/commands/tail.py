@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from bridge import queued_output
 from bridge.backoff import Backoff
 from bridge.cli.common.output import Output
+from bridge.cli.common.spinner import Spinner
 from bridge.cli.common.streams import echo, json_encoding
-from bridge.commands.spinner import Spinner
 from bridge.contract.text import printable
 from bridge.errors import BridgeError, ConfigurationError
 
