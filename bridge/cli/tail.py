@@ -4,8 +4,8 @@ import sys
 
 import click
 
+from bridge.cli.common.endpoint import endpoint, trusting
 from bridge.cli.options import INTERRUPTED, complete_type, fail
-from bridge.commands.endpoint import endpoint, trusting
 from bridge.errors import BridgeError
 from bridge.terminal import takes_color
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.commands.endpoint import endpoint, trusting
+from bridge.cli.common.endpoint import endpoint, trusting
 from bridge.errors import ConfigurationError
 from tests.support.certificates import certificate
 

@@ -10,8 +10,8 @@ import aiormq
 import pytest
 from yarl import URL
 
-from bridge.amqp.connection import _TransportFactory
-from bridge.commands.endpoint import trusting
+from bridge.amqp.connection import _Line
+from bridge.cli.common.endpoint import trusting
 from bridge.config.tls_version import require_tls_1_2
 from bridge.demo import child
 from bridge.server.tls import Tls
