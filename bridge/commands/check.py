@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import orjson
 
 from bridge.cli.common.documents import Document, documents
-from bridge.commands.places import line_of
+from bridge.cli.common.places import line_of
 from bridge.contract.body_format import diagnose
 from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
 from bridge.contract.text import from_system, printable

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bridge.commands.places import line_of
+from bridge.cli.common.places import line_of
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 """Nested deeper than Python's json, which recurses, can follow."""
@@ -27,7 +27,7 @@ class Counting(json.JSONDecoder):
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
-    monkeypatch.setattr("bridge.commands.places.json.JSONDecoder", Counting)
+    monkeypatch.setattr("bridge.cli.common.places.json.JSONDecoder", Counting)
     monkeypatch.setattr(Counting, "decoded", 0)
     return Counting
 
