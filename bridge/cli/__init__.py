@@ -7,9 +7,9 @@ import sys
 
 import click
 
+from bridge.cli.common.options import ENV_FILE
 from bridge.cli.completion import completion
 from bridge.cli.events import CHECK, PUBLISH
-from bridge.cli.options import ENV_FILE
 from bridge.cli.rejects import REJECTS
 from bridge.cli.serve import CONFIG, SERVE
 from bridge.cli.tail import tail

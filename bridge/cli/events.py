@@ -14,9 +14,7 @@ from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
 from bridge.app import load_schemas
 from bridge.cli.common.documents import lines_of
-from bridge.cli.common.progress import Progress
-from bridge.cli.common.streams import echo, echo_json
-from bridge.cli.options import (
+from bridge.cli.common.options import (
     INTERRUPTED,
     complete_type,
     effective_settings,
@@ -25,6 +23,8 @@ from bridge.cli.options import (
     setting_options,
     warn_of_schemas,
 )
+from bridge.cli.common.progress import Progress
+from bridge.cli.common.streams import echo, echo_json
 from bridge.commands.check import Problem
 from bridge.commands.check import check as check_events
 from bridge.commands.publish import Count

@@ -13,10 +13,10 @@ import click
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.queue import Reject, RejectsQueue, opened
 from bridge.amqp.rejects.requeue import user_of
+from bridge.cli.common.options import effective_settings, failing, setting_options
 from bridge.cli.common.output import Output
 from bridge.cli.common.progress import Progress
 from bridge.cli.common.streams import echo, json_encoding
-from bridge.cli.options import effective_settings, failing, setting_options
 from bridge.commands import rejects
 from bridge.commands.rejects import Choice, Outcome
 from bridge.config.settings import Settings

@@ -5,7 +5,7 @@ import sys
 import click
 
 from bridge.cli.common.endpoint import endpoint, trusting
-from bridge.cli.options import INTERRUPTED, complete_type, fail
+from bridge.cli.common.options import INTERRUPTED, complete_type, fail
 from bridge.errors import BridgeError
 from bridge.terminal import takes_color
 

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from bridge import __version__
+from bridge.cli.common.options import INTERRUPTED
 from bridge.cli.common.streams import echo, escape_unencodable
-from bridge.cli.options import INTERRUPTED
 from bridge.contract.text import printable
 from bridge.errors import redact
 
