@@ -7,13 +7,13 @@ import sys
 
 import click
 
+from bridge.cli.common.errors import OneLine, print_version
 from bridge.cli.common.options import ENV_FILE
 from bridge.cli.completion import completion
 from bridge.cli.events import CHECK, PUBLISH
 from bridge.cli.rejects import REJECTS
 from bridge.cli.serve import CONFIG, SERVE
 from bridge.cli.tail import tail
-from bridge.cli.usage import OneLine, print_version
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
