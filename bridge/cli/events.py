@@ -13,6 +13,8 @@ from bridge.amqp.publish.preflight import reach
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
 from bridge.app import load_schemas
+from bridge.cli.check import Problem
+from bridge.cli.check import check as check_events
 from bridge.cli.common.documents import lines_of
 from bridge.cli.common.options import (
     INTERRUPTED,
@@ -25,8 +27,6 @@ from bridge.cli.common.options import (
 )
 from bridge.cli.common.progress import Progress
 from bridge.cli.common.streams import echo, echo_json
-from bridge.commands.check import Problem
-from bridge.commands.check import check as check_events
 from bridge.commands.publish import Count
 from bridge.commands.publish import publish as publish_events
 from bridge.config.settings import Settings

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
 from bridge.amqp.publish.publisher import Publisher
+from bridge.cli.check import problems
 from bridge.cli.common.documents import Document, documents
-from bridge.commands.check import problems
 from bridge.contract.catalog import Identity
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Rejected

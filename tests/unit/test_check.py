@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from bridge.commands.check import Problem, check
+from bridge.cli.check import Problem, check
 from bridge.contract import catalog
 from bridge.contract.pipeline import Pipeline
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, r2z2, redisq, wrapped
