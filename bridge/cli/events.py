@@ -27,8 +27,8 @@ from bridge.cli.common.options import (
 )
 from bridge.cli.common.progress import Progress
 from bridge.cli.common.streams import echo, echo_json
-from bridge.commands.publish import Count
-from bridge.commands.publish import publish as publish_events
+from bridge.cli.publish import Count
+from bridge.cli.publish import publish as publish_events
 from bridge.config.settings import Settings
 from bridge.contract.catalog import is_reserved
 from bridge.contract.deduplication import DuplicateWindow

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from bridge.amqp.publish.publisher import NotConfirmed, Publisher
-from bridge.commands.publish import LARGE_BYTES, READ_AHEAD, UNDER_WAY, Count, Interrupted, publish
+from bridge.cli.publish import LARGE_BYTES, READ_AHEAD, UNDER_WAY, Count, Interrupted, publish
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
