@@ -11,7 +11,7 @@ from bridge.app import check as check_bridge
 from bridge.app import serve as run_bridge
 from bridge.cli.common.options import effective_settings, fail, setting_options, settings_and_sources, warn_of_schemas
 from bridge.cli.common.streams import echo, echo_json
-from bridge.commands.config import as_json, as_text, rows
+from bridge.cli.config import as_json, as_text, rows
 from bridge.config.kubernetes import service_variables
 from bridge.config.settings import PREFIX, SETTINGS
 from bridge.errors import BridgeError
