@@ -22,7 +22,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped] 
 from bridge.demo import ports
 from bridge.demo.broker import Broker, NoBroker
 from bridge.demo.node import installed_server
-from tests.support.broker import ControlledNode, origins, running, shared, started_node, unavailable
+from tests.support.broker.session import ControlledNode, origins, running, shared, started_node, unavailable
 from tests.support.image import built
 from tests.support.prepare import NODE
 from tests.support.running import unique

@@ -19,7 +19,7 @@ from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, head, lines
 from tests.bench.process import Failed
 from tests.bench.scenarios import connect, delivery, filters, memory, requests, rest, resume, slow, stalled
-from tests.support.broker import broker_or_reason, say
+from tests.support.broker.session import broker_or_reason, say
 from tests.support.running import unique
 
 SCENARIOS = {

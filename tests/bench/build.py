@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bridge.demo import apt
 from tests.bench.process import Failed
-from tests.support.broker import say
+from tests.support.broker.session import say
 
 HERE = Path(__file__).parent
 BUILT = HERE.parents[1] / ".bench"

@@ -22,7 +22,7 @@ from bridge.demo.ports import LOOPBACK, free_port
 from bridge.timing import Timing
 from tests.faults.test_several_bridges import BETWEEN, CLIENTS, on_stream, settled
 from tests.support import figures
-from tests.support.broker import ControlledNode, say, unavailable
+from tests.support.broker.session import ControlledNode, say, unavailable
 from tests.support.clients import RawClient
 from tests.support.exactly_once import SYSTEMS, ConfirmingFetcher, confirming_fetcher, resuming_clients
 from tests.support.fleet import fleet

@@ -7,7 +7,7 @@ import pytest
 
 from bridge.demo.broker import Broker
 from bridge.timing import Timing
-from tests.support.broker import ControlledNode
+from tests.support.broker.session import ControlledNode
 from tests.support.proxy import Direction, proxy
 from tests.support.scene import Scene, Watched, scene
 from tests.support.waiting import eventually

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from tests.support.broker import PASSWORD, ControlledNode
+from tests.support.broker.session import PASSWORD, ControlledNode
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish, take

@@ -11,7 +11,7 @@ from pamqp.common import FieldTable
 from bridge.amqp.consume.delivery_counts import WARNED
 from bridge.demo.broker import Broker
 from bridge.timing import Timing
-from tests.support.broker import ControlledNode
+from tests.support.broker.session import ControlledNode
 from tests.support.proxy import proxy
 from tests.support.publishing import publish, take
 from tests.support.running import running, unique

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from tests.support.broker import PASSWORD, ControlledNode
+from tests.support.broker.session import PASSWORD, ControlledNode
 from tests.support.commands import ran
 from tests.support.publishing import bind, numbers_in, observer, rejected
 from tests.support.running import running, unique

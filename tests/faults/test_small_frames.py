@@ -7,7 +7,7 @@ import pytest
 from pamqp.common import FieldTable
 
 from bridge.demo.broker import NoBroker, find_server
-from tests.support.broker import ControlledNode, say, unavailable
+from tests.support.broker.session import ControlledNode, say, unavailable
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish, take

@@ -13,7 +13,7 @@ from bridge.amqp.status import Gap
 from bridge.demo.broker import Broker, NoBroker, find_server
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
-from tests.support.broker import PASSWORD, ControlledNode, say, unavailable
+from tests.support.broker.session import PASSWORD, ControlledNode, say, unavailable
 from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading, refused
 from tests.support.publishing import depth, observer, publish
 from tests.support.running import bridge_process, started, unique

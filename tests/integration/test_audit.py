@@ -16,7 +16,7 @@ import pytest
 
 from bridge.demo.ports import LOOPBACK
 from tests.support.audit import LOCKS, NOT_AUDITED, PYTHON, ROOT, VULNERABLE, locked
-from tests.support.broker import unavailable
+from tests.support.broker.session import unavailable
 
 pytestmark = pytest.mark.slow
 

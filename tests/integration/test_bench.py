@@ -16,7 +16,7 @@ from tests.bench.build import build
 from tests.bench.candidates import OURS, Place, Server, named
 from tests.bench.crowd import Seen, crowd
 from tests.bench.scenarios import stalled
-from tests.support.broker import unavailable
+from tests.support.broker.session import unavailable
 from tests.support.killmail import killmail
 from tests.support.process_stats import MB
 

@@ -20,8 +20,8 @@ from bridge.config import settings
 from bridge.config.settings import PREFIX
 from bridge.demo.broker import Broker
 from bridge.demo.ports import free_port
-from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS
-from tests.support.broker import IMAGE
+from bridge.server.listeners.descriptors import OWN, RESERVE
+from tests.support.broker.session import IMAGE
 from tests.support.clients import RawClient, get
 from tests.support.prepare import program
 from tests.support.running import NOWHERE, port_of, running

@@ -14,7 +14,7 @@ import pytest
 from bridge.demo.broker import Broker, PrivateNode
 from bridge.demo.node import installed_server
 from bridge.demo.ports import answers_amqp
-from tests.support.broker import unavailable
+from tests.support.broker.session import unavailable
 
 _KEPT = "test.kept"
 

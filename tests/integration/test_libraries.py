@@ -18,7 +18,7 @@ from bridge.demo.broker import Broker
 from tests.bench.build import bun
 from tests.bench.process import Failed
 from tests.support import module_loop
-from tests.support.broker import unavailable
+from tests.support.broker.session import unavailable
 from tests.support.killmail import killmail
 from tests.support.prepare import DEBIAN_PYTHON, NODE, ROOT
 from tests.support.publishing import observer, publish

@@ -20,7 +20,7 @@ from pamqp.common import FieldTable
 from bridge.amqp.consume.topology_check import UNPROVEN
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
-from tests.support.broker import ControlledNode
+from tests.support.broker.session import ControlledNode
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish, take

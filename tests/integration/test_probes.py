@@ -15,7 +15,7 @@ from bridge.app import Bridge
 from bridge.demo.broker import Broker
 from bridge.demo.leash import leashed
 from tests.support import module_loop
-from tests.support.broker import unavailable
+from tests.support.broker.session import unavailable
 from tests.support.clients import get
 from tests.support.prepare import found, program
 from tests.support.running import port_of, running, sample, started, unique

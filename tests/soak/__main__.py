@@ -18,7 +18,7 @@ from bridge.demo.broker import Broker
 from tests.soak.plan import plan_of
 from tests.soak.run import soak
 from tests.soak.verdict import memory_kb, wrong
-from tests.support.broker import broker_or_reason, say
+from tests.support.broker.session import broker_or_reason, say
 
 SHORTEST_S = 20.0
 """In less there is no room for each fault, nor for the bridge to come back after it."""

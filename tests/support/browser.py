@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from playwright.async_api import Browser, async_playwright
 
-from tests.support.broker import unavailable
+from tests.support.broker.session import unavailable
 from tests.support.prepare import CHROMIUM, WHOLE_CHROMIUM
 
 STRANGERS = ".example"

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support.broker import unavailable
+from tests.support.broker.session import unavailable
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:

@@ -14,7 +14,7 @@ import pytest
 
 from bridge.demo.broker import container_possible
 from bridge.demo.ports import LOOPBACK, free_port
-from tests.support.broker import IMAGE, say, unavailable
+from tests.support.broker.session import IMAGE, say, unavailable
 from tests.support.clients import get
 from tests.support.waiting import eventually
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
-from tests.support.broker import unavailable
+from tests.support.broker.session import unavailable
 
 CLONE_NEWNET = 0x40000000
 NEAR, FAR = "10.99.0.1", "10.99.0.2"

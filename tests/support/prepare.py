@@ -14,7 +14,7 @@ from bridge.demo import apt
 from bridge.demo.broker import NoBroker, find_server
 from tests.bench.build import build
 from tests.bench.process import Failed
-from tests.support.broker import say, unavailable
+from tests.support.broker.session import say, unavailable
 
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests/node"

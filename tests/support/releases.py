@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.demo.broker import container_possible
-from tests.support.broker import say
+from tests.support.broker.session import say
 
 ROOT = Path(__file__).parents[2]
 RABBITMQ_RELEASE = ROOT.parent / "shared/bin/rabbitmq-release"

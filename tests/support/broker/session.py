@@ -1,6 +1,6 @@
 """The broker that tests run against: TEST_AMQP_URL, else a container, else a private node of rabbitmq-server.
 
-`python -m tests.support.broker [--hosts=N] COMMAND ...` starts one broker with a virtual host for each of N
+`python -m tests.support.broker.session [--hosts=N] COMMAND ...` starts one broker with a virtual host for each of N
 workers, and runs COMMAND. It starts no broker if TEST_AMQP_URL is set, or if an outer call of this command has done so.
 
 A `ControlledNode` is a private node that a test can pause and administer.
