@@ -50,7 +50,7 @@ setup: $(READY)
 $(READY): requirements-dev.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo 'there is no $(PYTHON): PYTHON=python3.12 make setup takes another'; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "$(TOO_OLD)" % v)'
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(PYTHON) -P bridge/demo/apt.py \
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(PYTHON) -P tests/support/broker/apt.py \
 	  "$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
 	@echo 'making .venv'
 	@$(PYTHON) -m venv --clear .venv

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from bridge.amqp.nodes import Node
 from bridge.config.amqp_urls import amqp_urls
-from bridge.demo import apt
 from bridge.demo.node import PrivateNode, installed_server
 from bridge.demo.ports import await_amqp
 from bridge.errors import BridgeError
+from tests.support.broker import apt
 
 __all__ = [
     "Broker",

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bridge.demo import apt
 from tests.bench.process import Failed
+from tests.support.broker import apt
 from tests.support.broker.session import say
 
 HERE = Path(__file__).parent

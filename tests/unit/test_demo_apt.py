@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.demo import apt
+from tests.support.broker import apt
 
 
 class _Root:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bridge.demo import apt, broker
+from bridge.demo import broker
 from bridge.demo.broker import NamedBroker, NoBroker, container_possible, find_broker, find_server
+from tests.support.broker import apt
 
 _SERVER = Path("/somewhere/rabbitmq-server")
 

@@ -1,6 +1,6 @@
 """Installing Debian packages for whoever asked for a demo or a test, on a machine where that is allowed.
 
-Also a program, `python3 -P bridge/demo/apt.py PACKAGE ...`, that runs before anything of the project is installed, so
+Also a program, `python3 -P tests/support/broker/apt.py PACKAGE ...`, that runs before anything of the project is installed, so
 it may import nothing but the standard library.
 """
 
