@@ -11,9 +11,9 @@ from typing import Protocol
 from bridge.amqp.nodes import Node
 from bridge.config.amqp_urls import amqp_urls
 from bridge.demo.node import PrivateNode, installed_server
-from bridge.demo.ports import await_amqp
 from bridge.errors import BridgeError
 from tests.support.broker import apt
+from tests.support.broker.ports import await_amqp
 
 __all__ = [
     "Broker",

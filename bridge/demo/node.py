@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bridge.demo.leash import leashed, signal_group
-from bridge.demo.ports import LOOPBACK, await_amqp, free_port
+from tests.support.broker.ports import LOOPBACK, await_amqp, free_port
 
 # Debian's and the upstream packages' own script. The one on the PATH of a Debian machine would change the user.
 _PACKAGED_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

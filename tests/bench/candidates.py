@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bridge.demo.ports import LOOPBACK, free_port
 from tests.bench import process
 from tests.bench.amqp import Channel
 from tests.bench.build import BUILT, NODE, bun
 from tests.bench.process import Failed, started
 from tests.bench.publish import Events
+from tests.support.broker.ports import LOOPBACK, free_port
 
 READY_LIMIT_S = 30.0
 OURS, FLOOR = "ours", "floor"

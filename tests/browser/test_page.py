@@ -12,7 +12,7 @@ from playwright.async_api import Error, Page, Route, expect
 
 from bridge.app import Bridge
 from bridge.demo.broker import Broker
-from bridge.demo.ports import free_port
+from tests.support.broker.ports import free_port
 from tests.support.browser import File, foreign_site
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail

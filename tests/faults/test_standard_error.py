@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.demo.ports import free_port
+from tests.support.broker.ports import free_port
 from tests.support.clients import get
 from tests.support.commands import AWAY, environment, tailing
 from tests.support.followers import scripted_bridge

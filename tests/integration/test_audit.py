@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from bridge.demo.ports import LOOPBACK
 from tests.support.audit import LOCKS, NOT_AUDITED, PYTHON, ROOT, VULNERABLE, locked
+from tests.support.broker.ports import LOOPBACK
 from tests.support.broker.session import unavailable
 
 pytestmark = pytest.mark.slow

@@ -19,8 +19,8 @@ from aio_pika.abc import AbstractConnection
 from bridge.config import settings
 from bridge.config.settings import PREFIX
 from bridge.demo.broker import Broker
-from bridge.demo.ports import free_port
 from bridge.server.listeners.descriptors import OWN, RESERVE
+from tests.support.broker.ports import free_port
 from tests.support.broker.session import IMAGE
 from tests.support.clients import RawClient, get
 from tests.support.prepare import program

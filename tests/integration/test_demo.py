@@ -16,7 +16,7 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
 from bridge.demo.node import installed_server
-from bridge.demo.ports import free_port
+from tests.support.broker.ports import free_port
 from tests.support.broker.session import unavailable
 from tests.support.clients import RawClient, get
 from tests.support.commands import environment

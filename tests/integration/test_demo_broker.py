@@ -13,7 +13,7 @@ import pytest
 
 from bridge.demo.broker import Broker, PrivateNode
 from bridge.demo.node import installed_server
-from bridge.demo.ports import answers_amqp
+from tests.support.broker.ports import answers_amqp
 from tests.support.broker.session import unavailable
 
 _KEPT = "test.kept"

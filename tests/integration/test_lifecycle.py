@@ -14,8 +14,8 @@ import orjson
 import pytest
 
 from bridge.demo.broker import Broker
-from bridge.demo.ports import free_port
 from bridge.timing import Timing
+from tests.support.broker.ports import free_port
 from tests.support.certificates import certificate
 from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, close_code, get, request, server_frames
 from tests.support.running import bridge_process, timed_command

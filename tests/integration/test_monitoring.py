@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.demo.broker import Broker
 from bridge.demo.leash import leashed, signal_group
-from bridge.demo.ports import LOOPBACK, free_port
+from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.prepare import program

@@ -20,7 +20,7 @@ from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 from bridge.amqp.connection_errors import detect_container, localhost_hint
 from bridge.demo.broker import Broker
-from bridge.demo.ports import free_port
+from tests.support.broker.ports import free_port
 from tests.support.commands import environment
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged
 from tests.support.proxy import proxy

@@ -21,8 +21,8 @@ import aiormq
 import orjson
 from aio_pika.abc import AbstractExchange
 
-from bridge.contract.update_id import UpdateId
-from bridge.demo.ports import LOOPBACK
+from bridge.contract import update_id
+from tests.support.broker.ports import LOOPBACK
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, request
 from tests.support.killmail import killmail
 from tests.support.publishing import connect

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from bridge.demo.leash import leashed, signal_group
-from bridge.demo.ports import LOOPBACK, free_port
+from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.clients import get
 from tests.support.prepare import HAPROXY, program
 from tests.support.running import BridgeProcess, bridge_process

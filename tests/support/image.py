@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from bridge.demo.broker import container_possible
-from bridge.demo.ports import LOOPBACK, free_port
+from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.broker.session import IMAGE, say, unavailable
 from tests.support.clients import get
 from tests.support.waiting import eventually

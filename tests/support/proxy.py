@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from urllib.parse import urlsplit
 
-from bridge.demo.ports import free_port
+from tests.support.broker.ports import free_port
 
 PIECE_BYTES = 2**16
 SLOW_PIECES_S = 20

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from bridge.demo.ports import LOOPBACK
 from tests.bench.candidates import Candidate, Place, Server, serving
 from tests.bench.cases import LOST, MISPLACED, Case, Figure, Row
 from tests.bench.crowd import crowd, publishing
+from tests.support.broker.ports import LOOPBACK
 from tests.support.largest_requests import METRICS, REQUESTS
 
 WATCHERS, RATE = 100, 20

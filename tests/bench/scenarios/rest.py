@@ -4,11 +4,11 @@ import functools
 import time
 
 from bridge.demo.child import is_ready
-from bridge.demo.ports import LOOPBACK
 from tests.bench.candidates import FLOOR, READY_LIMIT_S, Candidate, Place, launched, serving
 from tests.bench.cases import Case, Figure, Row
 from tests.bench.crowd import crowd
 from tests.bench.process import await_true
+from tests.support.broker.ports import LOOPBACK
 
 STARTS = 5
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bridge.demo.ports import LOOPBACK
 from tests.bench.amqp import Channel, Publication
 from tests.bench.candidates import Candidate, Place, Server, serving
 from tests.bench.cases import Case, Figure, Row
 from tests.bench.process import Failed, await_true
 from tests.bench.publish import Events
+from tests.support.broker.ports import LOOPBACK
 from tests.support.certificates import certificate
 from tests.support.clients import request
 from tests.support.process_stats import MB, Memory, metric

@@ -31,7 +31,7 @@ from bridge.demo.broker import (
     find_server,
 )
 from bridge.demo.leash import signal_group
-from bridge.demo.ports import LOOPBACK
+from tests.support.broker.ports import LOOPBACK
 
 COMMAND_LIMIT_S = 60
 
