@@ -10,9 +10,9 @@ from typing import Protocol
 
 from bridge.amqp.nodes import Node
 from bridge.config.amqp_urls import amqp_urls
-from bridge.demo.node import PrivateNode, installed_server
 from bridge.errors import BridgeError
 from tests.support.broker import apt
+from tests.support.broker.node import PrivateNode, installed_server
 from tests.support.broker.ports import await_amqp
 
 __all__ = [

@@ -9,7 +9,7 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient, get_docker_host
 
-from bridge.demo.node import BUSY_WAIT, WRITE_AT_ONCE
+from tests.support.broker.node import BUSY_WAIT, WRITE_AT_ONCE
 from tests.support.broker.ports import LOOPBACK, await_amqp, free_port
 
 _AMQP_PORT = "5672/tcp"

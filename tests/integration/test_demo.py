@@ -15,7 +15,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.demo.broker import Broker
-from bridge.demo.node import installed_server
+from tests.support.broker.node import installed_server
 from tests.support.broker.ports import free_port
 from tests.support.broker.session import unavailable
 from tests.support.clients import RawClient, get

@@ -12,7 +12,7 @@ import aio_pika
 import pytest
 
 from bridge.demo.broker import Broker, PrivateNode
-from bridge.demo.node import installed_server
+from tests.support.broker.node import installed_server
 from tests.support.broker.ports import answers_amqp
 from tests.support.broker.session import unavailable
 
