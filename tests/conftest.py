@@ -19,8 +19,8 @@ from aio_pika.abc import AbstractConnection
 from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stubs
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
-from bridge.demo.broker import Broker, NoBroker
 from tests.support.broker import ports
+from tests.support.broker.find import Broker, NoBroker
 from tests.support.broker.node import installed_server
 from tests.support.broker.session import ControlledNode, origins, running, shared, started_node, unavailable
 from tests.support.image import built

@@ -24,11 +24,11 @@ from bridge.amqp.supervisor import cancel_requests
 from bridge.cli.common.streams import echo
 from bridge.config import settings
 from bridge.config.listen_addresses import announced_host, authority
-from bridge.demo.broker import Broker, PrivateNode, find_broker
 from bridge.demo.child import Child
 from bridge.demo.fetcher import Fetcher
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.server.listeners.sockets import open_listeners, remedy, source_address
+from tests.support.broker.find import Broker, PrivateNode, find_broker
 
 _DOTENV = Path(".env")
 _IMAGE = "rabbitmq:4-management"

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
-from bridge.demo.broker import Broker
 from tests.bench import build, machine
 from tests.bench.amqp import Channel
 from tests.bench.candidates import NAMES, OURS, Candidate, Place, named
 from tests.bench.cases import Case, Row, faults, head, lines
 from tests.bench.process import Failed
 from tests.bench.scenarios import connect, delivery, filters, memory, requests, rest, resume, slow, stalled
+from tests.support.broker.find import Broker
 from tests.support.broker.session import broker_or_reason, say
 from tests.support.running import unique
 

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractConnection
 from playwright.async_api import Browser, Page
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.browser import chromium
 from tests.support.live import Live
 from tests.support.publishing import observer

@@ -16,7 +16,7 @@ import pytest_asyncio
 from playwright.async_api import Page
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.browser import REDIRECT, File, ForeignSite, foreign_site
 from tests.support.running import port_of, running, sample
 from tests.support.waiting import LIMIT_S, eventually

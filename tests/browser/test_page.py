@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractConnection
 from playwright.async_api import Error, Page, Route, expect
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.browser import File, foreign_site
 from tests.support.clients import RawClient

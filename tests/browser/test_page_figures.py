@@ -8,7 +8,7 @@ from playwright.async_api import expect
 
 from bridge import __version__
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.killmail import killmail
 from tests.support.live import CONNECTED, LIMIT_MS, Live
 from tests.support.publishing import publish

@@ -8,7 +8,7 @@ from aio_pika.abc import AbstractConnection
 from playwright.async_api import Route, expect
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.killmail import killmail
 from tests.support.live import CONNECTED, LIMIT_MS, NOT_REACHED, Live
 from tests.support.proxy import proxy

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from bridge.contract import catalog
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import get
 from tests.support.generated import ASYNCAPI, asyncapi_document

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.demo.broker import Broker
 from tests.conformance.autobahn import STILL_THERE
+from tests.support.broker.find import Broker
 from tests.support.killmail import EXAMPLE
 from tests.support.publishing import publish
 from tests.support.running import port_of, running, sample

@@ -7,7 +7,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.contract import catalog
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.followers import node_line, node_program
 from tests.support.generated import DECLARATIONS, declarations
 from tests.support.killmail import EXAMPLE

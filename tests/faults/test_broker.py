@@ -17,8 +17,8 @@ from pamqp.common import FieldTable
 
 from bridge.amqp.nodes import Node
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from bridge.timing import Timing
+from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get

@@ -12,8 +12,8 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
 from bridge.timing import Timing
+from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import READ_LIMIT_S, RawClient
 from tests.support.killmail import killmail

@@ -8,9 +8,9 @@ import time
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
-from bridge.server.access.log_limiter import MAX_LINES
+from bridge.server.access.log_limiter import MOST
 from tests.support import figures
+from tests.support.broker.find import Broker
 from tests.support.clients import CLOSE, RawClient, client_frame, request
 from tests.support.healthy import COUNT, healthy_clients
 from tests.support.process_stats import MB, Memory, metric, sockets

@@ -16,11 +16,11 @@ import pytest
 
 from bridge.amqp.consume.stream_markers import MARK
 from bridge.app import Bridge
-from bridge.demo.broker import NoBroker, find_server
 from bridge.demo.leash import leashed
 from bridge.timing import Timing
 from tests.faults.test_several_bridges import BETWEEN, CLIENTS, on_stream, settled
 from tests.support import figures
+from tests.support.broker.find import NoBroker, find_server
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.broker.session import ControlledNode, say, unavailable
 from tests.support.clients import RawClient

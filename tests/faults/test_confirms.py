@@ -12,8 +12,8 @@ from aio_pika.exceptions import DeliveryError
 from bridge.amqp.consume.consumer import Consumer, Source
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
-from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
+from tests.support.broker.find import Broker
 from tests.support.delivery_handler import Recorder
 from tests.support.publishing import observer
 from tests.support.waiting import eventually

@@ -7,7 +7,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import delete_until_missed, publish

@@ -11,9 +11,9 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from bridge.amqp.wire.fast_channel import METHOD
-from bridge.demo.broker import Broker
 from tests.bench.amqp import Channel, Publication
 from tests.support import figures
+from tests.support.broker.find import Broker
 from tests.support.clients import TEXT, close_all, collectors, get, server_frames
 from tests.support.fake_amqp import payload_of, split_frames
 from tests.support.killmail import killmail

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
 from bridge.server.access.read_limiter import (
     CLIENT_BUDGET_BYTES,
     FRAME_COST_BYTES,
@@ -30,6 +29,7 @@ from bridge.server.access.read_limiter import (
 )
 from bridge.server.listeners.sockets import RECEIVE_BUFFER_BYTES
 from tests.support import figures
+from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import PING, PONG, TEXT, client_frame, request
 from tests.support.healthy import COUNT, Stream, healthy_clients

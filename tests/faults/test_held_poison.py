@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.amqp.publish.confirm_channel import ConfirmChannel
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import get
 from tests.support.publishing import depth, publish, take
 from tests.support.running import port_of, running, sample

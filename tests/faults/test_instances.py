@@ -12,8 +12,8 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
 from tests.support import figures
+from tests.support.broker.find import Broker
 from tests.support.clients import CLOSE, TEXT, ClosingCollector, close_all, close_code, collectors, server_frames
 from tests.support.killmail import killmail
 from tests.support.proxy import Direction, Proxy, proxy

@@ -9,7 +9,7 @@ from aio_pika.exceptions import ChannelPreconditionFailed
 from pamqp.common import FieldTable
 
 from bridge.amqp.rejects.publisher import HELD_BYTES
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.killmail import killmail
 from tests.support.process_stats import MB, Memory, metric
 from tests.support.publishing import depth, publish, take

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractConnection
 
-    from bridge.demo.broker import Broker
+    from tests.support.broker.find import Broker
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.proxy import Proxy, proxy
 from tests.support.scene import Scene, scene
 

@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 
-from bridge.demo.broker import Broker
 from bridge.timing import Timing
+from tests.support.broker.find import Broker
 from tests.support.broker.session import ControlledNode
 from tests.support.proxy import Direction, proxy
 from tests.support.scene import Scene, Watched, scene

@@ -10,7 +10,7 @@ from pamqp.base import Frame
 from pamqp.body import ContentBody
 from yarl import URL
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, publish, take

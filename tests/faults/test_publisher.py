@@ -12,7 +12,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge import NotConfirmed, Publisher
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.killmail import killmail
 from tests.support.proxy import Direction, proxy
 from tests.support.publishing import bind, depth, take

@@ -9,8 +9,8 @@ from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
 from bridge.amqp.consume.delivery_counts import WARNED
-from bridge.demo.broker import Broker
 from bridge.timing import Timing
+from tests.support.broker.find import Broker
 from tests.support.broker.session import ControlledNode
 from tests.support.proxy import proxy
 from tests.support.publishing import publish, take

@@ -5,8 +5,8 @@ import signal
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
 from tests.support import figures
+from tests.support.broker.find import Broker
 from tests.support.clients import close_all, collectors
 from tests.support.exactly_once import (
     SYSTEMS,

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import get
 from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually

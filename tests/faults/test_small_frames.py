@@ -6,7 +6,7 @@ import orjson
 import pytest
 from pamqp.common import FieldTable
 
-from bridge.demo.broker import NoBroker, find_server
+from tests.support.broker.find import NoBroker, find_server
 from tests.support.broker.session import ControlledNode, say, unavailable
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail

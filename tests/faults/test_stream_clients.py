@@ -10,7 +10,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.exactly_once import confirming_fetcher, have_all, resuming_clients
 from tests.support.killmail import killmail

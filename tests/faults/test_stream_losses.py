@@ -23,9 +23,9 @@ from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.amqp.topology import Topology
 from bridge.amqp.wire.fast_channel import DELIVER, FRAME, METHOD
-from bridge.demo.broker import Broker
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading
 from tests.support.fake_amqp import split_frames

@@ -10,9 +10,9 @@ from pamqp.common import FieldTable
 from bridge.amqp.consume.stream_end_probe import Sounding
 from bridge.amqp.consume.stream_reader import Stream
 from bridge.amqp.status import Gap
-from bridge.demo.broker import Broker, NoBroker, find_server
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
+from tests.support.broker.find import Broker, NoBroker, find_server
 from tests.support.broker.session import PASSWORD, ControlledNode, say, unavailable
 from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading, refused
 from tests.support.publishing import depth, observer, publish

@@ -8,7 +8,7 @@ import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 from pamqp import commands, frame
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.fake_amqp import split_frames
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import observer, remade

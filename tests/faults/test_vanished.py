@@ -6,8 +6,8 @@ import time
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
 from tests.support import figures
+from tests.support.broker.find import Broker
 from tests.support.clients import request
 from tests.support.healthy import healthy_clients
 from tests.support.namespaces import FAR, island

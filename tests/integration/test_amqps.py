@@ -13,8 +13,8 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.amqp.connection_errors import PLAIN_EOF_TEXT
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from tests.integration.test_lifecycle import gone
+from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail

@@ -10,12 +10,12 @@ import orjson
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from bridge.demo.broker import Broker
 from tests.bench.amqp import Channel
 from tests.bench.build import build
 from tests.bench.candidates import OURS, Place, Server, named
 from tests.bench.crowd import Seen, crowd
 from tests.bench.scenarios import stalled
+from tests.support.broker.find import Broker
 from tests.support.broker.session import unavailable
 from tests.support.killmail import killmail
 from tests.support.process_stats import MB

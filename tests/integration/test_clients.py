@@ -15,9 +15,9 @@ from aio_pika.abc import AbstractConnection
 from websockets.asyncio.client import connect
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from bridge.timing import Timing
 from tests.support import module_loop
+from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, close_code, get, server_frames
 from tests.support.killmail import killmail

@@ -18,8 +18,8 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.config import settings
 from bridge.config.settings import PREFIX
-from bridge.demo.broker import Broker
 from bridge.server.listeners.descriptors import OWN, RESERVE
+from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.broker.session import IMAGE
 from tests.support.clients import RawClient, get

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import request
 from tests.support.running import port_of, running
 

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.broker.node import installed_server
 from tests.support.broker.ports import free_port
 from tests.support.broker.session import unavailable

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from bridge.demo.broker import Broker, PrivateNode
+from tests.support.broker.find import Broker, PrivateNode
 from tests.support.broker.node import installed_server
 from tests.support.broker.ports import answers_amqp
 from tests.support.broker.session import unavailable

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractConnection
 
-    from bridge.demo.broker import Broker
+    from tests.support.broker.find import Broker
 
 TINY = 2304
 """The smallest receive buffer that Linux gives, in bytes."""

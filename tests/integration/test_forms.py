@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import ESI, EXAMPLE, packaged, r2z2, redisq, wrapped
 from tests.support.publishing import depth, publish

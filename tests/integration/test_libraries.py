@@ -14,10 +14,10 @@ import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from tests.bench.build import bun
 from tests.bench.process import Failed
 from tests.support import module_loop
+from tests.support.broker.find import Broker
 from tests.support.broker.session import unavailable
 from tests.support.killmail import killmail
 from tests.support.prepare import DEBIAN_PYTHON, NODE, ROOT

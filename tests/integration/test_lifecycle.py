@@ -13,8 +13,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.demo.broker import Broker
 from bridge.timing import Timing
+from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.certificates import certificate
 from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, close_code, get, request, server_frames

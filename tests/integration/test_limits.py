@@ -16,12 +16,12 @@ from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from bridge.server import server
 from bridge.server.access.log_limiter import MAX_LINES
 from bridge.server.http.request import MAX_HEAD_BYTES
 from bridge.server.listeners.descriptors import MAX_OVERFLOW
 from tests.support import module_loop
+from tests.support.broker.find import Broker
 from tests.support.clients import PENDING, RawClient, answer, distrust, lines, request
 from tests.support.namespaces import NEAR, island
 from tests.support.running import bridge_process, pending, port_of, running, sample, secure

@@ -15,8 +15,8 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.demo.broker import Broker
 from bridge.demo.leash import leashed, signal_group
+from tests.support.broker.find import Broker
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail

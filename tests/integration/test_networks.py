@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import request
 from tests.support.namespaces import NEAR, NEAR_V6, Island, island
 from tests.support.process_stats import metric, sockets

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 import orjson
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.followers import node_line, node_program
 from tests.support.killmail import EXAMPLE, killmail

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import get, request
 from tests.support.running import port_of, running, sample, secure
 from tests.support.waiting import LIMIT_S, eventually

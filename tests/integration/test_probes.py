@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from bridge.demo.leash import leashed
 from tests.support import module_loop
+from tests.support.broker.find import Broker
 from tests.support.broker.session import unavailable
 from tests.support.clients import get
 from tests.support.prepare import found, program

@@ -18,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from bridge.amqp.consume.restart_delay import ENDS_AT_ONCE
 from bridge.app import Bridge
-from bridge.demo.broker import NoBroker, find_server
+from tests.support.broker.find import NoBroker, find_server
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.broker.session import ControlledNode, say, unavailable
 from tests.support.clients import RawClient

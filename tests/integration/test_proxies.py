@@ -11,8 +11,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.demo.broker import Broker
 from bridge.demo.leash import leashed, signal_group
+from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, request
 from tests.support.killmail import killmail

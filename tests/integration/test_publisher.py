@@ -15,7 +15,7 @@ import pytest
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 from bridge import BrokerRefusal, ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import ESI, EXAMPLE, killmail, redisq
 from tests.support.proxy import proxy

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import bind, take

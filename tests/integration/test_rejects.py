@@ -10,8 +10,8 @@ import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from tests.support import module_loop
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, publish, take

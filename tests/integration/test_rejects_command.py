@@ -11,7 +11,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.commands import Ended, environment, on_terminal, ran
 from tests.support.killmail import killmail

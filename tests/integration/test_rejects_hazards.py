@@ -13,7 +13,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.commands import environment, on_terminal, ran
 from tests.support.killmail import killmail
 from tests.support.publishing import bind, numbers_in, rejected

@@ -12,7 +12,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.browser import chromium
 from tests.support.followers import Follower, in_browser, in_node, in_python, in_tail, updates_of
 from tests.support.killmail import killmail

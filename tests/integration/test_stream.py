@@ -16,8 +16,8 @@ from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.consume.stream_position import DROPPED, REMADE
 from bridge.amqp.consume.stream_reader import AWAY, Stream
 from bridge.amqp.status import Gap, State
-from bridge.demo.broker import Broker
 from bridge.errors import BrokerRefusal
+from tests.support.broker.find import Broker
 from tests.support.broker.session import ControlledNode
 from tests.support.delivery_handler import CAUGHT_UP, Came, Recorder, reading, refused
 from tests.support.killmail import killmail

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from bridge.server import server
 from bridge.server.handshake import MAX_BEHIND_BYTES, RESET
+from tests.support.broker.find import Broker
 from tests.support.clients import PENDING, answer, distrust, lines, request
 from tests.support.killmail import killmail
 from tests.support.publishing import publish

@@ -13,8 +13,8 @@ from aio_pika.abc import AbstractConnection
 from websockets.asyncio.client import connect
 
 from bridge.app import Bridge
-from bridge.demo.broker import Broker
 from tests.support import module_loop
+from tests.support.broker.find import Broker
 from tests.support.clients import TEXT, RawClient, close_all, collectors, server_frames
 from tests.support.killmail import EXAMPLE, killmail
 from tests.support.publishing import depth, publish

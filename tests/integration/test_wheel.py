@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import RawClient, get
 from tests.support.running import BridgeProcess, bridge_process
 

@@ -5,7 +5,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.clients import KEY, client_frame
 from tests.support.running import bridge_process
 from tests.support.waiting import eventually

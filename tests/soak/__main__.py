@@ -14,10 +14,10 @@ import sys
 
 import uvloop
 
-from bridge.demo.broker import Broker
 from tests.soak.plan import plan_of
 from tests.soak.run import soak
 from tests.soak.verdict import memory_kb, wrong
+from tests.support.broker.find import Broker
 from tests.support.broker.session import broker_or_reason, say
 
 SHORTEST_S = 20.0

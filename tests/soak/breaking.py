@@ -4,8 +4,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-from bridge.demo.broker import Broker
 from tests.soak.plan import Fault, Plan, rotation
+from tests.support.broker.find import Broker
 from tests.support.proxy import Direction, Proxy
 
 SLOW_BYTES_S = 200_000

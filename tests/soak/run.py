@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker, NamedBroker
 from tests.soak.breaking import Breaking
 from tests.soak.crowd import Crowd, Stretches
 from tests.soak.fetcher import POISON_NUMBER, Fetcher
@@ -18,6 +17,7 @@ from tests.soak.plan import DUPLICATE_WINDOW, LOG_BYTES, Fault, Plan, rotation
 from tests.soak.readers import Healthy, connect
 from tests.soak.verdict import Counted, Evidence, Received
 from tests.soak.watch import Watch
+from tests.support.broker.find import Broker, NamedBroker
 from tests.support.process_stats import metric
 from tests.support.proxy import proxy
 from tests.support.publishing import depth, observer, take

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from bridge.demo.broker import container_possible
+from tests.support.broker.find import container_possible
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.broker.session import IMAGE, say, unavailable
 from tests.support.clients import get

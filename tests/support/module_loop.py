@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from aio_pika.abc import AbstractConnection
 
-from bridge.demo.broker import Broker
+from tests.support.broker.find import Broker
 from tests.support.publishing import observer
 from tests.support.running import unique
 

@@ -10,10 +10,10 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bridge.demo.broker import NoBroker, find_server
 from tests.bench.build import build
 from tests.bench.process import Failed
 from tests.support.broker import apt
+from tests.support.broker.find import NoBroker, find_server
 from tests.support.broker.session import say, unavailable
 
 ROOT = Path(__file__).parents[2]

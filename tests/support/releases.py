@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridge.demo.broker import container_possible
+from tests.support.broker.find import container_possible
 from tests.support.broker.session import say
 
 ROOT = Path(__file__).parents[2]

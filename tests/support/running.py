@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bridge.app import Bridge
 from bridge.config import settings
-from bridge.demo.broker import Broker
 from bridge.timing import DEFAULT, Timing
+from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.metrics import series, value
 from tests.support.waiting import LIMIT_S, eventually

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bridge.demo import broker
-from bridge.demo.broker import NamedBroker, NoBroker, container_possible, find_broker, find_server
-from tests.support.broker import apt
+from tests.support.broker import apt, find
+from tests.support.broker.find import NamedBroker, NoBroker, container_possible, find_broker, find_server
 
 _SERVER = Path("/somewhere/rabbitmq-server")
 
@@ -22,9 +21,9 @@ class _Machine:
         self.may_install = False
         self.engine = False
         self.breaks = False
-        monkeypatch.setattr(broker, "installed_server", lambda: self.server)
-        monkeypatch.setattr(broker, "PrivateNode", self._node)
-        monkeypatch.setattr(broker, "container_possible", lambda *_: self.engine)
+        monkeypatch.setattr(find, "installed_server", lambda: self.server)
+        monkeypatch.setattr(find, "PrivateNode", self._node)
+        monkeypatch.setattr(find, "container_possible", lambda *_: self.engine)
         monkeypatch.setattr(apt, "may_install", lambda: self.may_install)
         monkeypatch.setattr(apt, "install", self._install)
 

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bridge.demo.broker import (
+from bridge.demo.leash import signal_group
+from tests.support.broker.find import (
     Broker,
     NamedBroker,
     NoBroker,
@@ -30,7 +31,6 @@ from bridge.demo.broker import (
     find_broker,
     find_server,
 )
-from bridge.demo.leash import signal_group
 from tests.support.broker.ports import LOOPBACK
 
 COMMAND_LIMIT_S = 60
