@@ -1,6 +1,8 @@
-"""The bridge as a user would start it: a process of its own, with flags, an environment and a log."""
+"""Child processes that end with this process, and the bridge as one of them."""
 
 import asyncio
+import contextlib
+import os
 import signal
 import ssl
 import sys
@@ -9,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from bridge.config.tls_version import require_tls_1_2
-from bridge.demo.leash import leashed, signal_group
 from bridge.errors import BridgeError
 
 _KEPT_LINES = 15
@@ -17,25 +18,57 @@ _LONGEST_LINE = 256 * 1024
 _POLL_S = 0.1
 
 
+# The shell ignores SIGTERM, which goes to the entire process group, so that it can return the command's exit status.
+# The watcher blocks on the pipe from the parent process. When the pipe closes, the watcher kills the group.
+_SCRIPT = """
+exec 3<&0 </dev/null
+(trap '' TERM; read -r _ <&3; kill -9 0) >/dev/null 2>&1 &
+watcher=$!
+trap : TERM
+"$@" 3<&-
+status=$?
+kill -9 $watcher
+exit $status
+"""
+
+
+def die_with_parent(*command: str) -> list[str]:
+    """Returns the arguments that run a command so that it, and all its children, end with this process.
+
+    Start them with `stdin=PIPE` and `start_new_session=True`, and keep the pipe open while the command must live. The
+    kernel closes the pipe also when this process is killed. The exit status is the command's.
+
+    PR_SET_PDEATHSIG is no alternative: it fires when the *thread* that started the child ends, and it does not reach
+    the children of the child. The command has a session of its own, so Ctrl-C in a terminal does not reach it.
+    """
+    return ["/bin/sh", "-c", _SCRIPT, "die-with-parent", *command]
+
+
+def signal_group(leader: int, number: signal.Signals) -> None:
+    """Sends a signal to the process group of a command that `die_with_parent` runs, if the group still exists."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, number)
+
+
 class ChildError(BridgeError):
-    """The bridge ended although nobody asked it to, or never became ready."""
+    """The bridge ended unexpectedly, or did not become ready in time."""
 
 
 class Child:
-    """`python -m bridge serve` as a child process that never outlives this one."""
+    """`python -m bridge serve` as a child process that ends with this process."""
 
-    def __init__(self, flags: Sequence[str], environment: Mapping[str, str], hear: Callable[[str], None]) -> None:
-        """`hear` gets each line that the bridge logs from the moment when it is ready."""
-        self._command = leashed(sys.executable, "-m", "bridge", "serve", *flags)
+    def __init__(self, flags: Sequence[str], environment: Mapping[str, str], show: Callable[[str], None]) -> None:
+        """`show` is called with each line that the bridge logs after it has become ready."""
+        self._command = die_with_parent(sys.executable, "-m", "bridge", "serve", *flags)
         self._environment = environment
-        self._hear = hear
+        self._show = show
         self._ready = False
-        self._words: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._process: asyncio.subprocess.Process | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the process; the bridge is not ready yet."""
+        """Starts the process. Does not wait until the bridge is ready."""
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             env=self._environment,
@@ -46,10 +79,10 @@ class Child:
             limit=_LONGEST_LINE,
         )
         assert self._process.stdout is not None
-        self._listening = asyncio.create_task(self._listen(self._process.stdout))
+        self._reading = asyncio.create_task(self._read(self._process.stdout))
 
     async def ready(self, host: str, port: int, tls: bool, timeout_s: float) -> None:
-        """Return when `/readyz` says yes. Raises ChildError, with the bridge's last words, where it does not."""
+        """Returns when `/readyz` answers 200. Otherwise, raises ChildError with the last lines of the bridge's log."""
         assert self._process is not None
         try:
             async with asyncio.timeout(timeout_s):
@@ -58,20 +91,20 @@ class Child:
                         await self.ended()
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
-            raise ChildError(f"the bridge was not ready within {timeout_s:.0f} s{self._last_words()}") from error
+            raise ChildError(f"the bridge was not ready within {timeout_s:.0f} s{self._ending()}") from error
         self._ready = True
 
     async def ended(self) -> None:
-        """Wait until the bridge ends. Raises ChildError then."""
+        """Waits until the bridge ends. Raises ChildError then."""
         assert self._process is not None
-        assert self._listening is not None
+        assert self._reading is not None
         status = await self._process.wait()
-        await self._listening
-        words = "" if self._ready else self._last_words()
+        await self._reading
+        words = "" if self._ready else self._ending()
         raise ChildError(f"the bridge ended by itself with status {status}{words}")
 
     async def stop(self, timeout_s: float) -> None:
-        """SIGTERM, and SIGKILL for what is still there after timeout_s."""
+        """Sends SIGTERM, and SIGKILL after `timeout_s` to the processes that are left."""
         process = self._process
         if process is None:
             return
@@ -80,35 +113,36 @@ class Child:
             async with asyncio.timeout(timeout_s):
                 await process.wait()
         except TimeoutError:
-            self._hear(f"did not stop within {timeout_s:.0f} s and was killed")
+            self._show(f"did not stop within {timeout_s:.0f} s and was killed")
         finally:
             signal_group(process.pid, signal.SIGKILL)
             await process.wait()
-            if self._listening is not None:
-                await self._listening
+            if self._reading is not None:
+                await self._reading
 
-    async def _listen(self, output: asyncio.StreamReader) -> None:
+    async def _read(self, output: asyncio.StreamReader) -> None:
         while True:
             try:
                 line = await output.readline()
             except ValueError:
-                continue  # longer than the limit, and dropped by now; not reading on would stop the bridge
+                # The line exceeds the limit, and is dropped. A pipe that is not read would block the bridge.
+                continue
             if not line:
                 return
             text = line.decode(errors="replace").rstrip()
-            self._words.append(text)
+            self._last_lines.append(text)
             if self._ready:
-                self._hear(text)
+                self._show(text)
 
-    def _last_words(self) -> str:
-        return "".join(f"\n  {line}" for line in ("; its last words:", *self._words)).removeprefix("\n  ")
+    def _ending(self) -> str:
+        return "".join(f"\n  {line}" for line in ("; its last words:", *self._last_lines)).removeprefix("\n  ")
 
 
 def is_ready(host: str, port: int, tls: bool) -> bool:
-    """Whether a bridge is there, and `/readyz` says that it consumes."""
+    """Returns whether `/readyz` of the bridge at this address answers 200."""
     connection = HTTPConnection(host, port, timeout=2)
     if tls:
-        # What the certificate is worth is for clients to judge: this asks a child of ours, on this machine.
+        # The bridge is a child process on this machine. Clients decide whether its certificate can be trusted.
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

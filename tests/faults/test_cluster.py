@@ -16,7 +16,7 @@ import pytest
 
 from bridge.amqp.consume.stream_markers import MARK
 from bridge.app import Bridge
-from bridge.demo.leash import leashed
+from bridge.demo.child import die_with_parent
 from bridge.timing import Timing
 from tests.faults.test_several_bridges import BETWEEN, CLIENTS, on_stream, settled
 from tests.support import figures
@@ -106,7 +106,7 @@ class Cluster:
         """
         command = ["epmd", "-port", str(self._epmd_port), "-address", LOOPBACK]
         try:
-            self._epmd = subprocess.Popen(leashed(*command), stdin=subprocess.PIPE, start_new_session=True)
+            self._epmd = subprocess.Popen(die_with_parent(*command), stdin=subprocess.PIPE, start_new_session=True)
             first, *others = self.members
             first.start()
             with ThreadPoolExecutor(len(others)) as threads:
@@ -121,7 +121,7 @@ class Cluster:
             member.stop()
         if self._epmd is not None:
             assert self._epmd.stdin is not None
-            # The leash: what it leads to ends when it is let go.
+            # Closing the pipe ends the process group.
             self._epmd.stdin.close()
             self._epmd.wait()
             self._epmd = None

@@ -123,7 +123,7 @@ async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
         assert {update["type"] for update in updates} == {"killmail"}
         assert len({update["data"]["killmailId"] for update in updates}) == 10
         assert await exists(amqp, EXCHANGE)
-        # The demo, the shell that holds the bridge's leash, its watcher, and the bridge.
+        # The demo, the shell around the bridge, its watcher, and the bridge.
         assert len(marked(mark)) >= 3
         process.send_signal(signal.SIGINT)
         assert await client.closed() == 1001

@@ -62,7 +62,7 @@ def test_further_lines_of_its_configuration_reach_a_private_node() -> None:
     assert not node.directory.exists()
 
 
-def test_a_leashed_process_ends_when_the_one_that_started_it_is_killed() -> None:
+def test_child_ends_when_its_parent_is_killed() -> None:
     starter = subprocess.Popen([sys.executable, "-c", _STARTER], stdout=subprocess.PIPE)
     assert starter.stdout is not None
     with starter, starter.stdout:
@@ -75,9 +75,9 @@ def test_a_leashed_process_ends_when_the_one_that_started_it_is_killed() -> None
 
 _STARTER = """
 import subprocess, time
-from bridge.demo.leash import leashed
+from bridge.demo.child import die_with_parent
 pipe = subprocess.PIPE
-child = subprocess.Popen(leashed("sleep", "1000"), stdin=pipe, stdout=pipe, start_new_session=True)
+child = subprocess.Popen(die_with_parent("sleep", "1000"), stdin=pipe, stdout=pipe, start_new_session=True)
 print(child.pid, flush=True)
 time.sleep(1000)
 """

@@ -15,7 +15,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from prometheus_client.parser import text_string_to_metric_families
 
-from bridge.demo.leash import leashed, signal_group
+from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.clients import RawClient, get
@@ -182,7 +182,7 @@ async def test_prometheus_scrapes_a_bridge(broker: Broker, exchange: str, tmp_pa
         (tmp_path / "alerts.yml").write_bytes((MONITORING / "alerts.yml").read_bytes())
         port = free_port()
         process = await asyncio.create_subprocess_exec(
-            *leashed(program("prometheus"), "--config.file=prometheus.yml", "--storage.tsdb.path=data"),
+            *die_with_parent(program("prometheus"), "--config.file=prometheus.yml", "--storage.tsdb.path=data"),
             f"--web.listen-address={LOOPBACK}:{port}",
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

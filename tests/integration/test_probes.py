@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from bridge.app import Bridge
-from bridge.demo.leash import leashed
+from bridge.demo.child import die_with_parent
 from tests.support import module_loop
 from tests.support.broker.find import Broker
 from tests.support.broker.session import unavailable
@@ -111,7 +111,7 @@ async def haproxy(folder: Path, check: str, port: int) -> AsyncIterator[None]:
     """HAProxy with a backend that it checks, until the end."""
     (folder / "haproxy.cfg").write_text(HAPROXY.format(folder=folder, check=check, port=port))
     process = await asyncio.create_subprocess_exec(
-        *leashed(program("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")),
+        *die_with_parent(program("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
@@ -121,7 +121,7 @@ async def haproxy(folder: Path, check: str, port: int) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        # The leash: what is at its other end is killed.
+        # Closing the pipe kills the process group.
         process.stdin.close()
         await process.wait()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.demo.leash import leashed, signal_group
+from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, request
@@ -72,7 +72,7 @@ async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIt
     (folder / FILES[kind]).write_text(text.replace("maxconn 10000", "maxconn 400"))
     with (folder / "words.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *leashed(*_command(kind, folder)),
+            *die_with_parent(*_command(kind, folder)),
             stdin=asyncio.subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -97,7 +97,7 @@ async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIt
     finally:
         assert process.stdin is not None
         signal_group(process.pid, signal.SIGTERM)
-        # The leash: what is still there at its other end is killed.
+        # Closing the pipe kills the process group.
         process.stdin.close()
         await process.wait()
 

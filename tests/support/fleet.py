@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from bridge.demo.leash import leashed, signal_group
+from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.clients import get
 from tests.support.prepare import HAPROXY, program
@@ -95,7 +95,7 @@ async def haproxy(backends: Sequence[int]) -> AsyncIterator[Haproxy]:
         with output.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 # -db: in the foreground, whatever a configuration says.
-                *leashed(command, "-db", "-f", str(configuration)),
+                *die_with_parent(command, "-db", "-f", str(configuration)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -114,7 +114,7 @@ async def haproxy(backends: Sequence[int]) -> AsyncIterator[Haproxy]:
                 async with asyncio.timeout(STOP_LIMIT_S):
                     await process.wait()
             finally:
-                # The leash: what is still there at its other end is killed.
+                # Closing the pipe kills the process group.
                 process.stdin.close()
                 await process.wait()
     finally:

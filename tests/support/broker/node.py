@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from bridge.demo.leash import leashed, signal_group
+from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.ports import LOOPBACK, await_amqp, free_port
 
 # Debian's and the upstream packages' own script. The one on the PATH of a Debian machine would change the user.
@@ -64,7 +64,7 @@ class PrivateNode:
         try:
             with (self.directory / "start.log").open("wb") as log:
                 self._process = process = subprocess.Popen(  # noqa: S603 - no word comes from outside
-                    leashed("/bin/sh", "-c", _NODE, str(self._server)),
+                    die_with_parent("/bin/sh", "-c", _NODE, str(self._server)),
                     env=self._environment,
                     cwd=self.directory,
                     stdin=subprocess.PIPE,

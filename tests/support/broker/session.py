@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bridge.demo.leash import signal_group
+from bridge.demo.child import signal_group
 from tests.support.broker.find import (
     Broker,
     NamedBroker,
