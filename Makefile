@@ -61,7 +61,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	@echo 'ready: $(BIN)/edk-bridge'
 
 demo: $(READY)
-	@$(BIN)/edk-bridge demo $(FLAGS)
+	@$(BIN)/python -m tests.support.broker.demo $(FLAGS)
 
 # tests/README.md says what is in each tier.
 # make would run a line with $(MAKE) itself under --dry-run, too, and so start the broker.

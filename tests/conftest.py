@@ -21,8 +21,8 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped] 
 
 from tests.support.broker import ports
 from tests.support.broker.find import Broker, NoBroker
-from tests.support.broker.node import installed_server
-from tests.support.broker.session import ControlledNode, origins, running, shared, started_node, unavailable
+from tests.support.broker.node import PrivateNode, installed_server
+from tests.support.broker.session import origins, running, shared, started_node, unavailable
 from tests.support.image import built
 from tests.support.prepare import NODE
 from tests.support.running import unique
@@ -116,7 +116,7 @@ def broker(worker_id: str) -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="session")
-def node_broker() -> Iterator[ControlledNode]:
+def node_broker() -> Iterator[PrivateNode]:
     """A private node that a test may kill, restart, pause and configure.
 
     All tests that use it run in one worker. Leave it running as it was.
@@ -152,7 +152,7 @@ def _node_runs_again(request: pytest.FixtureRequest) -> Iterator[None]:
     nodes = [request.getfixturevalue(name) for name in names]
     yield
     for node in nodes:
-        if isinstance(node, ControlledNode):
+        if isinstance(node, PrivateNode):
             if node.runs:
                 node.resume()
             else:

@@ -1,16 +1,15 @@
-"""`edk-bridge demo`: a broker, the bridge and a stand-in for a fetcher, until Ctrl-C.
+"""`edk-bridge demo` with RabbitMQ: the bridge and a publisher of invented killmails, until a signal.
 
-Whatever was started here ends here, however the demo ends.
+The demo removes all that it has started or declared, however it ends.
 """
 
 import asyncio
 import errno
 import os
-import shlex
 import signal
-import sys
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -21,45 +20,76 @@ from bridge import logs, queued_output
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.nodes import Node
 from bridge.amqp.supervisor import cancel_requests
+from bridge.cli.common.options import DOTENV, effective_settings
 from bridge.cli.common.streams import echo
-from bridge.config import settings
-from bridge.config.listen_addresses import announced_host, authority
+from bridge.config.listen_addresses import announced_host
+from bridge.config.settings import Settings, is_set
+from bridge.demo.broker import Broker
 from bridge.demo.child import Child
-from bridge.demo.fetcher import Fetcher
+from bridge.demo.guide import Guide
+from bridge.demo.publisher import DemoPublisher
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.server.listeners.sockets import open_listeners, remedy, source_address
-from tests.support.broker.find import Broker, PrivateNode, find_broker
 
-_DOTENV = Path(".env")
-_IMAGE = "rabbitmq:4-management"
-_READY_TIMEOUT_S = 30.0
-_TELL_EVERY_S = 10.0
-_LOOK_EVERY_S = 1.0
+StartBroker = Callable[[str, Callable[[str], None]], Broker]
+"""Starts a broker of an image. Calls the function with each line to print. Raises BridgeError."""
 
-_OWN_EXCHANGE = "killmails"
-# Invented killmails must never reach the clients of a real exchange, nor real ones stay unread in a real queue.
-_EXCHANGE_ELSEWHERE = "bridge.demo"
+READY_TIMEOUT_S = 30.0
+REPORT_INTERVAL_S = 10.0
+CHECK_INTERVAL_S = 1.0
+
+IMAGE = "rabbitmq:4-management"
+
+OWN_EXCHANGE = "killmails"
+"""The exchange at a broker that belongs to the demo: the default of BRIDGE_EXCHANGES, and of the command `publish`."""
+
+SEPARATE_EXCHANGE = "bridge.demo"
+"""The exchange at a broker that other programs use. No client of theirs must get invented killmails."""
+
+SEPARATE = {"exchanges": f"{SEPARATE_EXCHANGE}=killmail", "queue": "", "history": "memory", "reject_exchange": "off"}
+"""The settings with which the bridge of the demo declares nothing that outlasts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What a demo is started with."""
+
+    rate: float
+    """Killmails a second."""
+    flags: Mapping[str, str | None]
+    """The values of `setting_options`: `port`, `amqp_url`, `schemas` and `env_file`. None: not given."""
+
+    def settings(self, **decided: str) -> Settings:
+        """Returns the settings in effect with those that the demo decides. Raises ConfigurationError."""
+        return effective_settings({**self.flags, **decided})
+
+    @property
+    def has_broker(self) -> bool:
+        """Whether the operator has set a broker: with the flag, in the environment, or in the file of settings."""
+        file = self.flags.get("env_file")
+        dotenv = DOTENV if file is None else Path(file)
+        return self.flags.get("amqp_url") is not None or is_set("amqp_url", os.environ, dotenv)
 
 
 class _Stopped(BaseException):
-    """Somebody asked the demo to end while it was not in its event loop."""
+    """A signal came while no event loop ran."""
 
 
-class _Signals:
-    """The first of SIGINT, SIGTERM and SIGHUP ends what is going on; all later ones would only end the tidying up."""
+class Signals:
+    """The first SIGINT, SIGTERM or SIGHUP ends the demo. Later ones are ignored, so that it can clean up."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._came = False
         self._task: asyncio.Task[int] | None = None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def ignore(self) -> None:
-        """From now on nothing is interrupted."""
-        self._asked = True
+        """From now on, no signal interrupts anything."""
+        self._came = True
 
     async def interrupt(self, work: Coroutine[object, object, int]) -> int:
-        """Run it; a signal cancels it, and 0 is the answer then."""
+        """Runs the work and returns its result. A signal cancels the work; the result is then 0."""
         self._task = asyncio.create_task(work)
         try:
             return await self._task
@@ -67,138 +97,168 @@ class _Signals:
             return 0
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self._asked:
+        if self._came:
             return
-        self._asked = True
+        self._came = True
         if self._task is None:
             raise _Stopped
         with suppress(RuntimeError):  # the loop has just been closed
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
-def run(port: int = 3000, rate: float = 1.0, schemas: str | None = None, env_file: str | None = None) -> int:
-    """Run the demo until a signal; returns the process's exit code.
-
-    `rate` is in killmails a second, `schemas` the folder of schema files that the bridge is to have beside its own,
-    `env_file` a file of settings in place of `.env`.
-    """
-    signals = _Signals()
-    _never_block()
-    broker: Broker | None = None
+def run(demo: Demo, start_broker: StartBroker) -> int:
+    """Runs the demo until a signal, with the broker that is set or one from `start_broker`. Returns the exit code."""
+    signals = Signals()
+    never_block()
     try:
-        named = _named_broker(env_file)
-        flags = _flags(port, named, schemas)
-        effective, host = _settings(flags, env_file)
-        broker = find_broker(
-            ",".join(effective.amqp_url) if named else None,
-            os.environ.get("DEMO_RABBITMQ_IMAGE") or os.environ.get("TEST_RABBITMQ_IMAGE") or _IMAGE,
-            _say,
-        )
-        return asyncio.run(
-            signals.interrupt(_demonstrate(signals, effective, host, flags, env_file, broker, named, rate))
-        )
+        decided = SEPARATE if demo.has_broker else {"exchanges": f"{OWN_EXCHANGE}=killmail"}
+        settings = demo.settings(**decided)
+        host = free_host(settings)
+        with _own_broker(demo, start_broker, signals) as broker:
+            return asyncio.run(signals.interrupt(_run(signals, demo, settings, decided, host, broker)))
     except _Stopped:
         return 0
     except BridgeError as error:
-        return _failed(error)
+        return show(error)
+
+
+@contextmanager
+def _own_broker(demo: Demo, start_broker: StartBroker, signals: Signals) -> Iterator[Broker | None]:
+    """Starts a broker if the operator has set none, and stops it at the end."""
+    broker = None if demo.has_broker else start_broker(_image(), say)
+    try:
+        yield broker
     finally:
         signals.ignore()
         if broker is not None:
             broker.stop()
-            _say("stopped")
+        say("stopped")
 
 
-def _never_block() -> None:
+def publish_only(demo: Demo) -> int:
+    """Publishes until a signal, to the exchange for killmails of the broker that is set. Returns the exit code."""
+    signals = Signals()
+    never_block()
+    try:
+        settings = demo.settings()
+        exchange = next((name for name, carried in settings.exchanges.items() if carried == "killmail"), None)
+        if not demo.has_broker:
+            raise ConfigurationError(["--publish-only publishes to a broker that is there: name it in BRIDGE_AMQP_URL"])
+        if exchange is None:
+            raise ConfigurationError(["BRIDGE_EXCHANGES: no exchange carries killmails, to which they could go"])
+        publisher = DemoPublisher([Node(url) for url in settings.amqp_url], exchange, durable=True, say=say)
+        say(f"publishing invented killmails, {demo.rate:g} a second, to the exchange {exchange}")
+        return asyncio.run(signals.interrupt(_publish(publisher, demo.rate)))
+    except _Stopped:
+        return 0
+    except BridgeError as error:
+        return show(error)
+
+
+def never_block() -> None:
     """Makes output never block: a signal must end the demo even if Ctrl-S has stopped the terminal."""
 
     def report(lines: int) -> None:
-        _say(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
+        say(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
 
     queued_output.install("stdout", report, queued_output.IN_ORDER_S)
     queued_output.install("stderr", report, queued_output.IN_ORDER_S)
     logs.configure(logs.LogLevel.WARNING, logs.LogFormat.TEXT)
 
 
-def _failed(error: BridgeError) -> int:
+def show(error: BridgeError) -> int:
+    """Prints an error that ends the demo. Returns its exit code."""
     for line in str(error).splitlines():
-        _say(f"edk-bridge: {line}", err=True)
+        say(f"edk-bridge: {line}", err=True)
     return error.exit_code
 
 
-def publish_only(rate: float, env_file: str | None = None) -> int:
-    """Only publish, where whoever asks for this has named the broker, to the exchange that a bridge there consumes."""
-    signals = _Signals()
-    _never_block()
+def say(line: str, err: bool = False) -> None:
+    """Prints a line. Ignores a terminal that is gone: after SIGHUP, the demo must still clean up."""
+    with suppress(OSError):
+        echo(line, err=err)
+
+
+def free_host(settings: Settings) -> str:
+    """Returns the host by which clients will reach the bridge. Raises ConfigurationError if its port is taken."""
     try:
-        effective = _loaded({}, env_file)
-        exchange = next((name for name, carried in effective.exchanges.items() if carried == "killmail"), None)
-        if not _named_broker(env_file):
-            raise ConfigurationError(["--publish-only publishes to a broker that is there: name it in BRIDGE_AMQP_URL"])
-        if exchange is None:
-            raise ConfigurationError(["BRIDGE_EXCHANGES: no exchange carries killmails, to which they could go"])
-        fetcher = Fetcher([Node(url) for url in effective.amqp_url], exchange, lasting=True, say=_say)
-        _say(f"publishing invented killmails, {rate:g} a second, to the exchange {exchange}")
-        return asyncio.run(signals.interrupt(_publish(fetcher, rate)))
-    except _Stopped:
-        return 0
-    except BridgeError as error:
-        return _failed(error)
+        listeners = open_listeners(settings.host, settings.port, settings.reuse_port)
+    except OSError as error:
+        hint = "--port takes another" if error.errno == errno.EADDRINUSE else remedy(error)
+        raise ConfigurationError([f"the bridge can't listen on {error.strerror}; {hint}"]) from error
+    hosts = [str(listener.getsockname()[0]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return announced_host(hosts, settings.allowed_networks, source_address)
 
 
-async def _publish(fetcher: Fetcher, rate: float) -> int:
-    await _first_end(fetcher.publish(rate), _tell(fetcher))
+async def _publish(publisher: DemoPublisher, rate: float) -> int:
+    await _first_end(publisher.publish(rate), _report(publisher))
     return 0
 
 
-async def _demonstrate(
-    signals: _Signals,
-    effective: settings.Settings,
-    host: str,
-    flags: dict[str, str],
-    env_file: str | None,
-    broker: Broker,
-    named: bool,
-    rate: float,
+async def _run(
+    signals: Signals, demo: Demo, settings: Settings, decided: Mapping[str, str], host: str, broker: Broker | None
 ) -> int:
-    nodes = [Node(url) for url in effective.amqp_url] if named else [Node(broker.url)]
-    fetcher = Fetcher(nodes, _exchange(named), lasting=not named, say=_say)
-    # A broker that was named is where the bridge finds it itself; its password must not appear among the arguments.
-    environment = {**os.environ, **({} if named else {"BRIDGE_AMQP_URL": broker.url})}
-    if effective.log_format is logs.LogFormat.AUTO:
-        flags = {**flags, "log_format": "text"}
-    if env_file is not None:
-        flags = {**flags, "env_file": env_file}
-    words = [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
-    child = Child(words, environment, lambda line: _say(f"  bridge | {line}"))
+    nodes = [Node(url) for url in settings.amqp_url] if broker is None else [Node(broker.url)]
+    exchange = SEPARATE_EXCHANGE if broker is None else OWN_EXCHANGE
+    publisher = DemoPublisher(nodes, exchange, durable=broker is not None, say=say)
+    arguments, environment = _arguments(demo, settings, decided), _environment(demo, broker)
+    child = Child(arguments, environment, lambda line: say(f"  bridge | {line}"))
+    guide = Guide(settings, host, demo.rate)
     try:
-        await _usable(fetcher)
-        _say("starting the bridge")
+        await _declare(publisher)
+        say("starting the bridge")
         await child.start()
-        tls = effective.tls_certificate is not None
-        await child.ready(host, effective.port, tls, _READY_TIMEOUT_S)
-        _say(_guide(effective, host, broker, named, rate))
-        await _first_end(fetcher.publish(rate), _tell(fetcher), child.ended(), _ended(broker))
+        await child.ready(host, settings.port, settings.tls_certificate is not None, READY_TIMEOUT_S)
+        if broker is None:
+            say(guide.with_broker(", ".join(map(str, nodes)), exchange))
+        else:
+            say(guide.with_own_broker(broker.url, broker.origin, exchange))
+        await _first_end(publisher.publish(demo.rate), _report(publisher), child.ended(), _ended(broker))
     finally:
         signals.ignore()
-        _say("stopping")
-        await child.stop(effective.shutdown_timeout_s + 3)
-        await fetcher.remove()
+        say("stopping")
+        await child.stop(settings.shutdown_timeout + 3)
+        await publisher.remove()
     return 0
 
 
-async def _usable(fetcher: Fetcher) -> None:
-    cancellation = CancellationGuard()
+def _image() -> str:
+    return os.environ.get("DEMO_RABBITMQ_IMAGE") or os.environ.get("TEST_RABBITMQ_IMAGE") or IMAGE
+
+
+def _arguments(demo: Demo, settings: Settings, decided: Mapping[str, str]) -> list[str]:
+    """Returns the flags of the bridge, without the broker's URL: other users of the machine can read arguments."""
+    given = {name: text for name, text in demo.flags.items() if text is not None and name != "amqp_url"}
+    flags = {**given, **decided}
+    if settings.log_format == "auto":
+        flags["log_format"] = "text"
+    return [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
+
+
+def _environment(demo: Demo, broker: Broker | None) -> dict[str, str]:
+    """Returns the environment of the bridge, with the broker's URL unless the bridge finds it by itself."""
+    url = demo.flags.get("amqp_url") if broker is None else broker.url
+    if url is None:
+        return {**os.environ}
+    others = {name: text for name, text in os.environ.items() if name != "BRIDGE_AMQP_URL_FILE"}
+    return {**others, "BRIDGE_AMQP_URL": url}
+
+
+async def _declare(publisher: DemoPublisher) -> None:
+    before = cancel_requests()
     try:
-        await fetcher.declare()
+        await publisher.declare()
     except (aiormq.exceptions.AMQPError, OSError, asyncio.CancelledError) as error:
         if cancellation.requested:
             raise
         raise BridgeError(f"the broker can't be used: {error}") from error
 
 
-async def _first_end(*ways: Coroutine[object, object, None]) -> None:
-    """Run them until the first ends, and let its error out."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
+async def _first_end(*works: Coroutine[object, object, None]) -> None:
+    """Runs all until the first ends. Raises the error of that one."""
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -209,106 +269,15 @@ async def _first_end(*ways: Coroutine[object, object, None]) -> None:
         await asyncio.wait(tasks)
 
 
-async def _tell(fetcher: Fetcher) -> NoReturn:
+async def _report(publisher: DemoPublisher) -> NoReturn:
     while True:
-        await asyncio.sleep(_TELL_EVERY_S)
-        _say(f"{fetcher.published} killmails published")
+        await asyncio.sleep(REPORT_INTERVAL_S)
+        say(f"{publisher.published} killmails published")
 
 
-async def _ended(broker: Broker) -> NoReturn:
-    """Raises BridgeError when a node that was started here has ended by itself: nobody would start it again."""
+async def _ended(broker: Broker | None) -> NoReturn:
+    """Raises BridgeError when the demo's own broker ends. No other program starts it again."""
     while True:
-        await asyncio.sleep(_LOOK_EVERY_S)
-        if isinstance(broker, PrivateNode) and not broker.runs:
+        await asyncio.sleep(CHECK_INTERVAL_S)
+        if broker is not None and not await asyncio.to_thread(lambda: broker.runs):
             raise BridgeError(f"the broker that the demo had started ({broker.origin}) has ended by itself")
-
-
-def _named_broker(env_file: str | None) -> bool:
-    """Whether the operator named a broker, in one of the places where the bridge looks for it."""
-    return settings.is_set("amqp_url", os.environ, _dotenv(env_file))
-
-
-def _loaded(flags: dict[str, str], env_file: str | None) -> settings.Settings:
-    return settings.load(flags, os.environ, _dotenv(env_file), must_exist=env_file is not None)
-
-
-def _dotenv(env_file: str | None) -> Path:
-    return _DOTENV if env_file is None else Path(env_file)
-
-
-def _settings(flags: dict[str, str], env_file: str | None) -> tuple[settings.Settings, str]:
-    """The settings that the bridge will find, and the host by which clients reach it.
-
-    Raises ConfigurationError, also where its port is taken.
-    """
-    effective = _loaded(flags, env_file)
-    try:
-        listeners = open_listeners(effective.host, effective.port, effective.reuse_port)
-    except OSError as error:
-        hint = "--port takes another" if error.errno == errno.EADDRINUSE else remedy(error)
-        raise ConfigurationError([f"the bridge can't listen on {error.strerror}; {hint}"]) from error
-    hosts = [str(listener.getsockname()[0]) for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return effective, announced_host(hosts, effective.allowed_networks, source_address)
-
-
-def _flags(port: int, named: bool, schemas: str | None) -> dict[str, str]:
-    """What the demo decides about the bridge; all other settings are the operator's."""
-    flags = {"port": str(port), "exchanges": f"{_exchange(named)}=killmail"}
-    if schemas is not None:
-        flags["schemas"] = schemas
-    return {**flags, "queue": "", "history": "memory", "reject_exchange": "off"} if named else flags
-
-
-def _exchange(named: bool) -> str:
-    return _EXCHANGE_ELSEWHERE if named else _OWN_EXCHANGE
-
-
-def _guide(effective: settings.Settings, host: str, broker: Broker, named: bool, rate: float) -> str:
-    tls = "s" if effective.tls_certificate else ""
-    address = authority(host, effective.port)
-    updates = f"ws{tls}://{address}{effective.path}"
-    command = _command()
-    # The URL of a broker that was named holds a password, and is known to who named it.
-    broker_too = (
-        ""
-        if named
-        else f"""
-There, publish and rejects find the broker after:
-
-  export BRIDGE_AMQP_URL={broker.url}
-"""
-    )
-    where = broker.origin if named else f"{broker.url} ({broker.origin})"
-    only = ", which only this demo uses; rejected events are only counted" if named else ""
-    return f"""
-  live page  http{tls}://{address}/
-  updates    {updates}
-  state      http{tls}://{address}/readyz and http{tls}://{address}/metrics
-  broker     {where}
-  killmails  invented, {rate:g} a second, published to the exchange {_exchange(named)}{only}
-
-Watch them arrive on the live page, or in another terminal:
-
-  {command} tail {updates}
-{broker_too}
-Ctrl-C stops it all.
-"""
-
-
-def _command() -> str:
-    """What runs this command from the folder that it was started in, in whatever terminal."""
-    beside = Path(sys.executable).with_name("edk-bridge")
-    started = Path(sys.argv[0]).absolute()
-    found = next((path for path in (started, beside) if path.name == beside.name and path.is_file()), None)
-    path = found or Path(sys.executable)
-    with suppress(ValueError):
-        path = path.relative_to(Path.cwd())
-    return shlex.quote(str(path)) + ("" if found else " -m bridge")
-
-
-def _say(line: str, err: bool = False) -> None:
-    # The terminal may be gone: that is what SIGHUP is about, and it must not keep anything from being stopped.
-    with suppress(OSError):
-        echo(line, err=err)

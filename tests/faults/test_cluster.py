@@ -21,8 +21,9 @@ from bridge.timing import Timing
 from tests.faults.test_several_bridges import BETWEEN, CLIENTS, on_stream, settled
 from tests.support import figures
 from tests.support.broker.find import NoBroker, find_server
+from tests.support.broker.node import PrivateNode
 from tests.support.broker.ports import LOOPBACK, free_port
-from tests.support.broker.session import ControlledNode, say, unavailable
+from tests.support.broker.session import say, unavailable
 from tests.support.clients import RawClient
 from tests.support.exactly_once import SYSTEMS, ConfirmingFetcher, confirming_fetcher, resuming_clients
 from tests.support.fleet import fleet
@@ -51,7 +52,7 @@ Wait(100).
 """
 
 
-class Member(ControlledNode):
+class Member(PrivateNode):
     """One node of a cluster."""
 
     def __init__(self, server: Path, name: str, conf: Mapping[str, str], cookie: str, epmd_port: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from bridge.timing import Timing
 from tests.support.broker.find import Broker
-from tests.support.broker.session import ControlledNode
+from tests.support.broker.node import PrivateNode
 from tests.support.proxy import Direction, proxy
 from tests.support.scene import Scene, Watched, scene
 from tests.support.waiting import eventually
@@ -45,7 +45,7 @@ async def noticed(stage: Scene) -> None:
 
 
 @pytest.mark.slow
-async def test_broker_that_is_stopped_is_noticed_before_its_heartbeats_are_missed(node_broker: ControlledNode) -> None:
+async def test_broker_that_is_stopped_is_noticed_before_its_heartbeats_are_missed(node_broker: PrivateNode) -> None:
     """Promise: a broker that hangs is consumed from as soon as it goes on."""
     async with scene(node_broker.url, None, TIMING) as stage:
         fault = await stage.fault()

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from tests.support.broker.session import PASSWORD, ControlledNode
+from tests.support.broker.node import PASSWORD, PrivateNode
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish, take
@@ -28,12 +28,12 @@ def user_of(url: str) -> str:
     return urlsplit(url).username or ""
 
 
-async def close_connections(node: ControlledNode, user: str, reason: str) -> None:
+async def close_connections(node: PrivateNode, user: str, reason: str) -> None:
     """Ends all of a user's connections."""
     await node.ctl("close_all_user_connections", user, reason)
 
 
-async def test_connections_that_are_closed_by_force_come_back(node_broker: ControlledNode) -> None:
+async def test_connections_that_are_closed_by_force_come_back(node_broker: PrivateNode) -> None:
     """Promise: the reason is the broker's own, and a second later it is over; a named queue loses nothing."""
     url = await node_broker.user()
     user = user_of(url)
@@ -46,7 +46,7 @@ async def test_connections_that_are_closed_by_force_come_back(node_broker: Contr
             assert "maintenance" in str(line["error"])
 
 
-async def test_password_that_is_changed_is_named_until_it_is_right_again(node_broker: ControlledNode) -> None:
+async def test_password_that_is_changed_is_named_until_it_is_right_again(node_broker: PrivateNode) -> None:
     """Promise: `/readyz` says whose password it is, and consuming needs nobody but who changes it back."""
     url = await node_broker.user()
     user = user_of(url)
@@ -66,7 +66,7 @@ async def test_password_that_is_changed_is_named_until_it_is_right_again(node_br
 
 
 @pytest.mark.slow
-async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_again(node_broker: ControlledNode) -> None:
+async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_again(node_broker: PrivateNode) -> None:
     """Promise: `/readyz` names the virtual host; with it go the events, but not the bridge."""
     vhost = unique("vhost")
     rights = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
@@ -87,7 +87,7 @@ async def test_virtual_host_that_is_deleted_and_made_again_is_consumed_from_agai
 
 
 @asynccontextmanager
-async def rejects_are_refused(node: ControlledNode, rejects: str) -> AsyncIterator[None]:
+async def rejects_are_refused(node: PrivateNode, rejects: str) -> AsyncIterator[None]:
     """The rejects' queue is full, and stays so."""
     policy = unique("policy")
     full = '{"max-length":0,"overflow":"reject-publish"}'
@@ -99,7 +99,7 @@ async def rejects_are_refused(node: ControlledNode, rejects: str) -> AsyncIterat
 
 
 @asynccontextmanager
-async def patience(node: ControlledNode, timeout_ms: int, look_ms: int) -> AsyncIterator[None]:
+async def patience(node: PrivateNode, timeout_ms: int, look_ms: int) -> AsyncIterator[None]:
     """How long the broker waits for an acknowledgement, of the channels that are opened now; it looks now and then."""
     was = await node.ctl("eval", "[application:get_env(rabbit, N) || N <- [consumer_timeout, channel_tick_interval]].")
     assert was == "[{ok,1800000},{ok,60000}]"
@@ -115,7 +115,7 @@ async def patience(node: ControlledNode, timeout_ms: int, look_ms: int) -> Async
 
 @pytest.mark.slow
 async def test_channel_that_the_broker_closes_with_406_is_opened_again(
-    node_broker: ControlledNode,
+    node_broker: PrivateNode,
 ) -> None:
     """Promise: a reject that waits longer than the broker has patience costs a reconnect, and is not lost itself."""
     if release_of(version_of(node_broker.url)) == "4.3":
@@ -139,7 +139,7 @@ async def test_channel_that_the_broker_closes_with_406_is_opened_again(
         assert await depth(amqp, stage.rejects) == 0
 
 
-async def test_user_who_may_not_read_the_queue_is_told_so_at_the_start(node_broker: ControlledNode) -> None:
+async def test_user_who_may_not_read_the_queue_is_told_so_at_the_start(node_broker: PrivateNode) -> None:
     """Promise: a permission that is missing for consuming alone ends the start as any other does."""
     exchange, queue = unique("exchange"), unique("queue")
     url = await node_broker.user(read=f"^{exchange}$")
@@ -170,7 +170,7 @@ async def says(port: int, status: int, *missing: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def memory_alarm(node: ControlledNode) -> AsyncIterator[None]:
+async def memory_alarm(node: PrivateNode) -> AsyncIterator[None]:
     """The broker takes itself for short of memory."""
     await node.ctl("set_vm_memory_high_watermark", "0.00001")
     try:
@@ -180,7 +180,7 @@ async def memory_alarm(node: ControlledNode) -> AsyncIterator[None]:
 
 
 async def test_broker_that_is_short_of_memory_is_consumed_from_and_what_is_rejected_is_held(
-    node_broker: ControlledNode,
+    node_broker: PrivateNode,
 ) -> None:
     """Promise: an alarm stops no update; a reject waits, and `/readyz` says what for in the broker's own words."""
     exchange, rejects = unique("exchange"), unique("rejects")

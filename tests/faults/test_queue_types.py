@@ -11,7 +11,7 @@ from pamqp.common import FieldTable
 from bridge.amqp.consume.delivery_counts import WARNED
 from bridge.timing import Timing
 from tests.support.broker.find import Broker
-from tests.support.broker.session import ControlledNode
+from tests.support.broker.node import PrivateNode
 from tests.support.proxy import proxy
 from tests.support.publishing import publish, take
 from tests.support.running import running, unique
@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 
 
 @asynccontextmanager
-async def virtual_host(node: ControlledNode, default_queue_type: str) -> AsyncIterator[str]:
+async def virtual_host(node: PrivateNode, default_queue_type: str) -> AsyncIterator[str]:
     """The node's URL, in a virtual host with that default (which RabbitMQ 3.10 does not know)."""
     name = unique("host")
     metadata = {"description": "", "tags": [], "default_queue_type": default_queue_type}
@@ -36,7 +36,7 @@ async def virtual_host(node: ControlledNode, default_queue_type: str) -> AsyncIt
         await node.ctl("delete_vhost", name)
 
 
-async def test_queues_that_the_bridge_makes_are_classic_whatever_the_default_is(node_broker: ControlledNode) -> None:
+async def test_queues_that_the_bridge_makes_are_classic_whatever_the_default_is(node_broker: PrivateNode) -> None:
     async with virtual_host(node_broker, "quorum") as url:
         host = urlsplit(url).path[1:]
         async with (

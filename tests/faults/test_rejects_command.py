@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from tests.support.broker.session import PASSWORD, ControlledNode
+from tests.support.broker.node import PASSWORD, PrivateNode
 from tests.support.commands import ran
 from tests.support.publishing import bind, numbers_in, observer, rejected
 from tests.support.running import running, unique
@@ -22,7 +22,7 @@ async def removed(amqp: AbstractConnection, *names: str) -> None:
 
 
 @pytest.fixture
-async def node(node_broker: ControlledNode) -> AsyncIterator[AbstractConnection]:
+async def node(node_broker: PrivateNode) -> AsyncIterator[AbstractConnection]:
     async with observer(node_broker.url) as amqp:
         yield amqp
 
@@ -36,7 +36,7 @@ async def node(node_broker: ControlledNode) -> AsyncIterator[AbstractConnection]
     ids=lambda words: words[0],
 )
 async def test_queue_that_may_not_be_read_is_named(
-    node_broker: ControlledNode, node: AbstractConnection, arguments: tuple[str, ...]
+    node_broker: PrivateNode, node: AbstractConnection, arguments: tuple[str, ...]
 ) -> None:
     """Promise: the exit code is 3, one line says which permission is missing, and nothing has changed."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))
@@ -51,7 +51,7 @@ async def test_queue_that_may_not_be_read_is_named(
 
 
 async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_others(
-    node_broker: ControlledNode, node: AbstractConnection
+    node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
     """Promise: what may go goes; what may not is kept in its order, and the exchange is named once."""
     rejects, free, closed = unique("rejects"), unique("free"), unique("closed")
@@ -74,7 +74,7 @@ async def test_exchange_that_may_not_be_written_to_keeps_its_events_and_no_other
 
 
 @pytest.mark.slow
-async def test_queue_that_the_bridge_makes_is_none_that_drops_what_is_looked_at(node_broker: ControlledNode) -> None:
+async def test_queue_that_the_bridge_makes_is_none_that_drops_what_is_looked_at(node_broker: PrivateNode) -> None:
     """Promise: whatever the virtual host's default, `list` removes nothing, however often it is run."""
     host = unique("host")
     await node_broker.ctl("add_vhost", host, "--default-queue-type", "quorum")
@@ -92,7 +92,7 @@ async def test_queue_that_the_bridge_makes_is_none_that_drops_what_is_looked_at(
 
 
 async def test_broker_that_is_stopped_ends_it_in_time_and_nothing_is_lost(
-    node_broker: ControlledNode, node: AbstractConnection
+    node_broker: PrivateNode, node: AbstractConnection
 ) -> None:
     """Promise: a broker that does not answer is said within a few seconds, with its address and no password."""
     await rejected(node, rejects := unique("rejects"), "kills", range(3))

@@ -7,7 +7,8 @@ import pytest
 from pamqp.common import FieldTable
 
 from tests.support.broker.find import NoBroker, find_server
-from tests.support.broker.session import ControlledNode, say, unavailable
+from tests.support.broker.node import PrivateNode
+from tests.support.broker.session import say, unavailable
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish, take
@@ -20,9 +21,9 @@ FRAME_MAX = 8192
 
 
 @pytest.fixture(scope="module")
-def small_frames_node() -> Iterator[ControlledNode]:
+def small_frames_node() -> Iterator[PrivateNode]:
     try:
-        node = ControlledNode(find_server(say, may_install=False), {"frame_max": str(FRAME_MAX)})
+        node = PrivateNode(find_server(say, may_install=False), {"frame_max": str(FRAME_MAX)})
     except NoBroker as error:
         unavailable(str(error))
     node.start()
@@ -31,7 +32,7 @@ def small_frames_node() -> Iterator[ControlledNode]:
 
 
 async def test_reject_with_headers_that_just_fitted_is_published_without_the_largest(
-    small_frames_node: ControlledNode,
+    small_frames_node: PrivateNode,
 ) -> None:
     """Beside the reasons, there is no room for all of them. The broker closes the connection for a larger frame."""
     exchange, rejects = unique("exchange"), unique("rejects")

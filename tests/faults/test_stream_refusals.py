@@ -13,7 +13,8 @@ from bridge.amqp.status import Gap
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
 from tests.support.broker.find import Broker, NoBroker, find_server
-from tests.support.broker.session import PASSWORD, ControlledNode, say, unavailable
+from tests.support.broker.node import PASSWORD, PrivateNode
+from tests.support.broker.session import say, unavailable
 from tests.support.delivery_handler import CAUGHT_UP, Recorder, reading, refused
 from tests.support.publishing import depth, observer, publish
 from tests.support.running import bridge_process, started, unique
@@ -23,7 +24,7 @@ KEPT: FieldTable = {"x-queue-type": "stream"}
 
 
 @asynccontextmanager
-async def place(node: ControlledNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, Stream]]:
+async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, Stream]]:
     """An exchange, and a queue of this kind, or none; both are gone afterwards."""
     exchange, stream = unique("exchange"), Stream(unique("stream"), 3600.0, 2**20, 100)
     async with observer(node.url) as amqp:
@@ -47,7 +48,7 @@ async def place(node: ControlledNode, *, kind: FieldTable | None) -> AsyncIterat
     ],
 )
 async def test_permission_that_is_missing_is_named(
-    node_broker: ControlledNode, missing: str, permissions: tuple[str, str, str], said: str
+    node_broker: PrivateNode, missing: str, permissions: tuple[str, str, str], said: str
 ) -> None:
     kind = None if missing == "configure" else KEPT
     url = await node_broker.user(*permissions)
@@ -62,7 +63,7 @@ async def test_permission_that_is_missing_is_named(
     assert PASSWORD not in text
 
 
-async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: ControlledNode) -> None:
+async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: PrivateNode) -> None:
     """It tries again for as long as it is refused, and would fill the stream."""
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
@@ -81,7 +82,7 @@ async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: ControlledN
 
 
 async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
-    node_broker: ControlledNode, monkeypatch: pytest.MonkeyPatch
+    node_broker: PrivateNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end, impatient = Sounding.end, Timing(setup_timeout_s=2.0)
 
@@ -103,7 +104,7 @@ async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
             node_broker.resume()
 
 
-async def test_stream_that_its_operator_made_needs_no_permission_to_make_it(node_broker: ControlledNode) -> None:
+async def test_stream_that_its_operator_made_needs_no_permission_to_make_it(node_broker: PrivateNode) -> None:
     async with (
         place(node_broker, kind=KEPT) as (exchange, stream),
         observer(node_broker.url) as amqp,
@@ -119,7 +120,7 @@ async def test_stream_that_its_operator_made_needs_no_permission_to_make_it(node
 @pytest.mark.parametrize("kind", [{}, {"x-queue-type": "quorum"}])
 @pytest.mark.parametrize("configure", ["^$", ".*"])
 async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
-    node_broker: ControlledNode, kind: FieldTable, configure: str
+    node_broker: PrivateNode, kind: FieldTable, configure: str
 ) -> None:
     """Without the permission to declare it nothing tells what it is, until it is not consumed as a stream."""
     async with (
@@ -160,10 +161,10 @@ async def _holds(amqp: AbstractConnection, queue: str) -> bool:
 
 
 @pytest.fixture
-def node_without_streams() -> Iterator[ControlledNode]:
+def node_without_streams() -> Iterator[PrivateNode]:
     """A broker whose feature flag stream_queue is disabled. Since 3.11 there is none: streams are always there."""
     try:
-        node = ControlledNode(find_server(say, may_install=False))
+        node = PrivateNode(find_server(say, may_install=False))
     except NoBroker as error:
         unavailable(str(error))
     node._environment["RABBITMQ_FEATURE_FLAGS"] = "quorum_queue"
@@ -173,7 +174,7 @@ def node_without_streams() -> Iterator[ControlledNode]:
 
 
 @pytest.mark.slow
-async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_without_streams: ControlledNode) -> None:
+async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_without_streams: PrivateNode) -> None:
     node = node_without_streams
     flags = await node.ctl("list_feature_flags")
     if "stream_queue\tdisabled" not in flags:
@@ -191,7 +192,7 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
         await process.consuming()
 
 
-async def test_broker_that_takes_nothing_to_publish_is_waited_for_and_named(node_broker: ControlledNode) -> None:
+async def test_broker_that_takes_nothing_to_publish_is_waited_for_and_named(node_broker: PrivateNode) -> None:
     """The mark that finds the stream's end has to wait as everything does that is published."""
     recorder = Recorder()
     async with place(node_broker, kind=KEPT) as (exchange, stream):

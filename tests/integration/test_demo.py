@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.support.broker.node import installed_server
 from tests.support.broker.ports import free_port
 from tests.support.broker.session import unavailable
 from tests.support.clients import RawClient, get
-from tests.support.commands import environment
+from tests.support.commands import ROOT, environment
 from tests.support.waiting import LIMIT_S, eventually
 
 EXCHANGE = "bridge.demo"
@@ -29,6 +29,9 @@ END_LIMIT_S = 15.0
 
 START_LIMIT_S = 90.0
 """A node's, on a machine that has other things to do, and the bridge's."""
+
+COMMAND = ("bridge", "demo")
+MAKE_DEMO = ("tests.support.broker.demo",)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
 
@@ -64,7 +67,7 @@ async def exists(amqp: AbstractConnection, exchange: str) -> bool:
 
 @asynccontextmanager
 async def demo(
-    amqp_url: str | None, port: int, output: Path, *arguments: str, **variables: str
+    amqp_url: str | None, port: int, output: Path, *arguments: str, start: Sequence[str] = COMMAND, **variables: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A demo, and the mark in the environment of all its processes; killed at the end, with all of them.
 
@@ -76,7 +79,7 @@ async def demo(
         variables["BRIDGE_AMQP_URL"] = amqp_url
     with output.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bridge", "demo", "--port", str(port), "--rate", "20", *arguments),
+            *(sys.executable, "-m", *start, "--port", str(port), "--rate", "20", *arguments),
             env=environment(PYTHONUNBUFFERED="1", TEST_DEMO=name, **variables),
             # Away from any .env of the developer's own, but with the package to be found.
             cwd=output.parent,
@@ -135,12 +138,13 @@ async def test_demo_publishes_killmails_and_leaves_nothing_after_ctrl_c(
         await client.close()
 
 
-async def test_demo_says_where_its_own_broker_is_and_ends_with_it(tmp_path: Path) -> None:
+async def test_make_demo_starts_a_node_prints_its_url_and_ends_with_it(tmp_path: Path) -> None:
     if installed_server() is None:
         unavailable("there is no rabbitmq-server to start a node of")
     port, output = free_port(), tmp_path / "output"
-    # Where no engine answers, it starts a node.
-    async with demo(None, port, output, DOCKER_HOST=f"unix://{tmp_path}/none") as (process, mark):
+    variables = {"DOCKER_HOST": f"unix://{tmp_path}/none", "PYTHONPATH": str(ROOT)}
+    # If no engine answers, it starts a node.
+    async with demo(None, port, output, start=MAKE_DEMO, **variables) as (process, mark):
         await guided(process, output)
         [url] = re.findall(r"^  export BRIDGE_AMQP_URL=(amqp://\S+)$", output.read_text(), re.MULTILINE)
         await (await aio_pika.connect(url)).close()

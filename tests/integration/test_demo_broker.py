@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 
-from tests.support.broker.find import Broker, PrivateNode
-from tests.support.broker.node import installed_server
-from tests.support.broker.ports import answers_amqp
+from bridge.demo.amqp_probe import answers_amqp
+from tests.support.broker.find import Broker
+from tests.support.broker.node import PrivateNode, installed_server
 from tests.support.broker.session import unavailable
 
 _KEPT = "test.kept"

@@ -20,7 +20,7 @@ from pamqp.common import FieldTable
 from bridge.amqp.consume.topology_check import UNPROVEN
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
-from tests.support.broker.session import ControlledNode
+from tests.support.broker.node import PrivateNode
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish, take
@@ -129,7 +129,7 @@ some permission on it."""
 
 
 @pytest.fixture(scope="module")
-def users(node_broker: ControlledNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlledNode]:
+def users(node_broker: PrivateNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
     """The node, with a user for each case: all at once, since a command takes a second or two."""
     names = [SCRIPTED, SEES, *(case.user for case in CASES)]
     definitions = {
@@ -147,13 +147,13 @@ def users(node_broker: ControlledNode, tmp_path_factory: pytest.TempPathFactory)
     node_broker.command("eval", f'[rabbit_auth_backend_internal:delete_user(U, <<"test">>) || U <- [{binaries}]].')
 
 
-def url_of(node: ControlledNode, user: str) -> str:
+def url_of(node: PrivateNode, user: str) -> str:
     parts = urlsplit(node.url)
     return parts._replace(netloc=f"{user}:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
 
 
 @asynccontextmanager
-async def place(node: ControlledNode, row: Row, *, bound: bool = True) -> AsyncIterator[AbstractConnection]:
+async def place(node: PrivateNode, row: Row, *, bound: bool = True) -> AsyncIterator[AbstractConnection]:
     """The exchange, and what the row's operator makes; an operator's connection. All is gone afterwards."""
     async with observer(node.url) as amqp:
         channel = await amqp.channel()
@@ -181,7 +181,7 @@ def flags(case: Case) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", COMPLETE, ids=user_of)
-async def test_bridge_runs_with_what_the_script_grants(users: ControlledNode, case: Case) -> None:
+async def test_bridge_runs_with_what_the_script_grants(users: PrivateNode, case: Case) -> None:
     row = ROWS[case.row]
     async with place(users, row) as amqp, running(url_of(users, case.user), **flags(case)) as bridge:
         client = await RawClient.open(port_of(bridge))
@@ -199,7 +199,7 @@ async def test_bridge_runs_with_what_the_script_grants(users: ControlledNode, ca
 
 
 @pytest.mark.parametrize("case", LACKING, ids=user_of)
-async def test_bridge_that_has_any_less_says_what_it_lacks(users: ControlledNode, case: Case) -> None:
+async def test_bridge_that_has_any_less_says_what_it_lacks(users: PrivateNode, case: Case) -> None:
     assert case.lacks is not None
     right, name = case.lacks
     plain = "amq.gen-" if "gen" in name else name.replace("\\", "")
@@ -218,7 +218,7 @@ async def test_bridge_that_has_any_less_says_what_it_lacks(users: ControlledNode
             assert PASSWORD not in text
 
 
-async def test_who_may_only_read_a_queue_is_told_that_the_binding_is_not_seen(users: ControlledNode) -> None:
+async def test_who_may_only_read_a_queue_is_told_that_the_binding_is_not_seen(users: PrivateNode) -> None:
     """And takes it as it is: what the operator binds later arrives, on the connection that is there."""
     [case] = [case for case in COMPLETE if case.row == "read-queue"]
     variables = {f"BRIDGE_{name.upper()}": text for name, text in flags(case).items()}
@@ -242,7 +242,7 @@ async def test_who_may_only_read_a_queue_is_told_that_the_binding_is_not_seen(us
         await client.close()
 
 
-async def test_exchange_that_is_gone_is_said_where_the_bridge_may_not_make_it(users: ControlledNode) -> None:
+async def test_exchange_that_is_gone_is_said_where_the_bridge_may_not_make_it(users: PrivateNode) -> None:
     [case] = [case for case in COMPLETE if case.row == "read-queue"]
     async with place(users, ROWS[case.row]) as amqp, running(url_of(users, SEES), **flags(case)) as bridge:
         channel = await amqp.channel()
@@ -255,7 +255,7 @@ async def test_exchange_that_is_gone_is_said_where_the_bridge_may_not_make_it(us
         await eventually("it is ready", lambda: bridge.readiness.report()[0])
 
 
-async def test_script_grants_it(users: ControlledNode) -> None:
+async def test_script_grants_it(users: PrivateNode) -> None:
     [case] = [case for case in COMPLETE if case.row == "own-queue" and not case.rejects]
     url = url_of(users, SCRIPTED)
     async with place(users, ROWS[case.row]):
@@ -286,7 +286,7 @@ def test_script_says_what_it_wants(arguments: list[str], said: str) -> None:
 
 @pytest.mark.parametrize("taken", ["exchange", "queue"])
 async def test_permission_that_a_running_bridge_loses_on_what_it_only_looks_at_is_a_warning(
-    users: ControlledNode, taken: str
+    users: PrivateNode, taken: str
 ) -> None:
     """It consumes on: the broker asks for a permission only when consuming begins."""
     [case] = [case for case in COMPLETE if case.row == "own-queue" and not case.rejects]

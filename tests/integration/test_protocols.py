@@ -19,8 +19,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from bridge.amqp.consume.restart_delay import ENDS_AT_ONCE
 from bridge.app import Bridge
 from tests.support.broker.find import NoBroker, find_server
+from tests.support.broker.node import PrivateNode
 from tests.support.broker.ports import LOOPBACK, free_port
-from tests.support.broker.session import ControlledNode, say, unavailable
+from tests.support.broker.session import say, unavailable
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
 from tests.support.prepare import DEBIAN_PYTHON
@@ -37,7 +38,7 @@ GUEST = "guest"
 PLUGINS = "[rabbitmq_amqp1_0,rabbitmq_stomp,rabbitmq_mqtt].\n"
 
 
-class ManyTongues(ControlledNode):
+class ManyTongues(PrivateNode):
     """A private node that speaks AMQP 1.0, STOMP and MQTT beside AMQP 0-9-1."""
 
     def __init__(self, server: Path) -> None:
@@ -63,11 +64,11 @@ def plugins_node() -> Iterator[ManyTongues]:
     node.stop()
 
 
-def release(node: ControlledNode) -> tuple[int, ...]:
+def release(node: PrivateNode) -> tuple[int, ...]:
     return tuple(map(int, version_of(node.url).split(".")))
 
 
-def address(node: ControlledNode, exchange: str, routing_key: str | None = "any") -> str:
+def address(node: PrivateNode, exchange: str, routing_key: str | None = "any") -> str:
     """Where an AMQP 1.0 client sends to."""
     prefix = "/exchanges" if release(node) >= (4,) else "/exchange"
     return f"{prefix}/{exchange}" + (f"/{routing_key}" if routing_key else "")

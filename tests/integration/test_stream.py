@@ -18,7 +18,7 @@ from bridge.amqp.consume.stream_reader import AWAY, Stream
 from bridge.amqp.status import Gap, State
 from bridge.errors import BrokerRefusal
 from tests.support.broker.find import Broker
-from tests.support.broker.session import ControlledNode
+from tests.support.broker.node import PrivateNode
 from tests.support.delivery_handler import CAUGHT_UP, Came, Recorder, reading, refused
 from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
@@ -134,7 +134,7 @@ async def test_connection_that_is_lost_without_a_reason_loses_nothing_and_report
     assert {gap.reason for gap in recorder.gaps} == {AWAY}
 
 
-async def test_connection_that_the_broker_closes_with_a_reason_is_no_gap(node_broker: ControlledNode) -> None:
+async def test_connection_that_the_broker_closes_with_a_reason_is_no_gap(node_broker: PrivateNode) -> None:
     """It lives, and says so."""
     exchange, stream, recorder = unique("exchange"), stream_of(unique("stream")), Recorder()
     async with (

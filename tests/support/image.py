@@ -153,7 +153,7 @@ def site(image: str) -> Iterator[Site]:
     """The network, with the broker in it."""
     from testcontainers.core.docker_client import DockerClient  # noqa: PLC0415 - not cheap: only where it is wanted
 
-    from bridge.demo.container import Container  # noqa: PLC0415 - not cheap: only where it is wanted
+    from tests.support.broker.container import Container  # noqa: PLC0415 - not cheap: only where it is wanted
 
     with ExitStack() as stack:
         docker = DockerClient().client
@@ -164,5 +164,5 @@ def site(image: str) -> Iterator[Site]:
         # Before it starts: also where that fails, no container may keep the network from being removed.
         stack.callback(broker.stop)
         broker.start()
-        network.connect(broker._name, aliases=[BROKER])
+        network.connect(broker.name, aliases=[BROKER])
         yield Site(docker, network, image, broker.url)

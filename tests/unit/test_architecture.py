@@ -264,7 +264,7 @@ def test_demo_is_imported_by_the_command_alone_and_only_when_it_is_asked_for() -
         for imported in imports(path)
         if imported.is_of("bridge.demo")
     ]
-    assert set(found) == {("bridge.cli", False)}
+    assert set(found) == {("bridge.cli.demo", False)}
 
 
 @pytest.mark.parametrize(

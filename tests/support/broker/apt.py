@@ -1,7 +1,7 @@
-"""Installing Debian packages for whoever asked for a demo or a test, on a machine where that is allowed.
+"""Installs Debian packages for a demo or a test, on a machine where that is allowed.
 
-Also a program, `python3 -P tests/support/broker/apt.py PACKAGE ...`, that runs before anything of the project is installed, so
-it may import nothing but the standard library.
+`python3 -P tests/support/broker/apt.py PACKAGE ...` runs before the project is installed. Therefore, this module
+imports only the standard library.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-# Debian starts a service as soon as its package is installed. invoke-rc.d asks policy-rc.d first: 101 is a no.
+# Debian starts a service as soon as its package is installed, unless policy-rc.d exits with 101.
 _POLICY = "/usr/sbin/policy-rc.d"
 _INSTALL = """
 policy=$1
@@ -29,25 +29,25 @@ apt-get install -y -qq --no-install-recommends "$@"
 
 
 def may_install() -> bool:
-    """Whether packages can be installed without asking anybody: by root, or with sudo that needs no password."""
+    """Returns whether packages can be installed without a password: as root, or with sudo."""
     return shutil.which("apt-get") is not None and _as_root() is not None
 
 
 def by_hand(packages: Sequence[str]) -> str:
-    """The command with which a person installs the packages."""
+    """Returns the command with which a person installs the packages."""
     return " ".join(["sudo apt-get install", *packages])
 
 
 def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
-    """Install the packages without starting any service of theirs. Raises RuntimeError with apt's last words."""
+    """Installs the packages and starts none of their services. Raises RuntimeError with the last lines of apt-get."""
     root = _as_root()
     if root is None:
         raise RuntimeError(f"no permission to install packages; run: {by_hand(packages)}")
     say(f"installing {' '.join(packages)} with apt-get")
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        # In a process group of its own, so that Ctrl-C does not break dpkg off half-way; not in a session of its own,
-        # where sudo would not find the terminal that it remembers a password for.
-        process = subprocess.Popen(  # noqa: S603 - packages that this program names
+        # In a process group of its own, so that Ctrl-C does not interrupt dpkg. Not in a session of its own: sudo would
+        # not find the terminal for which it remembers a password.
+        process = subprocess.Popen(
             [*root, "/bin/sh", "-c", _INSTALL, "install", _POLICY, *packages],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -67,18 +67,18 @@ def install(packages: Sequence[str], say: Callable[[str], None]) -> None:
 
 
 def _as_root() -> list[str] | None:
-    """The words to put before a command so that it runs as root, or None where there are none."""
+    """Returns the words before a command that runs as root, or None if that is not allowed."""
     if os.geteuid() == 0:
         return []
     sudo = shutil.which("sudo")
     if sudo is None:
         return None
-    asked = subprocess.run([sudo, "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603 - fixed words; asks for no password
+    asked = subprocess.run([sudo, "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return [sudo, "-n"] if asked.returncode == 0 else None
 
 
 def main(packages: Sequence[str]) -> int:
-    """Install the packages, or say how a person can: the body of the program."""
+    """Installs the packages, or prints the command with which a person can. Returns the exit code."""
 
     def say(line: str) -> None:
         sys.stderr.write(f"{line}\n")

@@ -1,7 +1,7 @@
-"""Where a broker for a demo or a test comes from.
+"""Finds or starts a RabbitMQ for a test or for `make demo`.
 
-In this order: the one that was named, a container where an engine answers, a private node of an installed
-rabbitmq-server, and the same after installing the package. A broker that was named is used and never touched.
+The sources, in this order: a URL, a container, a private node of an installed rabbitmq-server, and a private node after
+installing the package. A broker with a URL is only used, and never stopped.
 """
 
 from collections.abc import Callable
@@ -13,24 +13,12 @@ from bridge.config.amqp_urls import amqp_urls
 from bridge.errors import BridgeError
 from tests.support.broker import apt
 from tests.support.broker.node import PrivateNode, installed_server
-from tests.support.broker.ports import await_amqp
-
-__all__ = [
-    "Broker",
-    "NamedBroker",
-    "NoBroker",
-    "PrivateNode",
-    "await_amqp",
-    "container_possible",
-    "find_broker",
-    "find_server",
-]
 
 _PACKAGE = "rabbitmq-server"
 
 
 class NoBroker(BridgeError):
-    """There is no broker to be had here; the message says why and how to mend that."""
+    """No source has a broker. The text gives the reason and what can be done about it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -40,28 +28,38 @@ class NoBroker(BridgeError):
 
 
 class Broker(Protocol):
-    """A RabbitMQ broker that runs; `origin` says in a few words for a person where it came from."""
+    """A RabbitMQ that runs."""
 
     url: str
     origin: str
+    """What it is, for a person: `private node of rabbitmq-server 3.10.8`."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it still runs."""
 
     def kill(self) -> None:
-        """End it at once, as `kill -9` would; its data stays."""
+        """Ends it at once, as `kill -9` does. Its data stays."""
 
     def start(self) -> None:
-        """Start it again on the same port with its data, and return when AMQP answers."""
+        """Starts it again with the same port and data, and waits until it answers AMQP."""
 
     def stop(self) -> None:
-        """End it for good: no process, no container and no directory stays."""
+        """Ends it. No process, container or directory stays."""
 
 
 class NamedBroker:
-    """A broker that somebody else runs: ours to use, not to kill, start or stop."""
+    """A broker that another program has started. It can't be killed, started or stopped here."""
 
     def __init__(self, url: str) -> None:
-        """`url` may be several, separated by commas. Raises ValueError where it is no URL of a broker."""
+        """`url` may be several URLs, separated by commas. Raises ValueError if it is not the URL of a broker."""
         self.url = url
         self.origin = ", ".join(str(Node(one)) for one in amqp_urls(url))
+
+    @property
+    def runs(self) -> bool:
+        """Always True: its own operator looks after it."""
+        return True
 
     def kill(self) -> None:
         """Raises RuntimeError."""
@@ -72,29 +70,19 @@ class NamedBroker:
         raise RuntimeError(f"{self.origin} is not ours to start")
 
     def stop(self) -> None:
-        """Leave it as it is."""
+        """Does nothing."""
 
 
-def find_broker(url: str | None, image: str, say: Callable[[str], None], may_install: bool = True) -> Broker:
-    """A broker that runs, from the first source that has one.
+def find_broker(url: str | None, image: str, say: Callable[[str], None]) -> Broker:
+    """Returns the broker at the URL, or starts a container of `image` or a private node.
 
-    `url` names one, `image` is what a container is made of, `say` is told in one line whatever takes long, and
-    `may_install` permits installing the package. Raises NoBroker.
+    `say` prints a line for each step that takes long. Raises NoBroker.
     """
     if url:
         return NamedBroker(url)
-    if container_possible(image, say):
-        from bridge.demo.container import Container  # noqa: PLC0415 - not cheap, and an optional dependency
-
-        container = Container(image)
-        say(f"starting RabbitMQ: {container.origin}")
-        try:
-            container.start()
-        except RuntimeError as error:
-            say(f"{error}; going on without it")
-        else:
-            return container
-    node = PrivateNode(find_server(say, may_install))
+    if container_possible(image, say) and (container := start_container(image, say)) is not None:
+        return container
+    node = PrivateNode(find_server(say))
     say(f"starting RabbitMQ: {node.origin}")
     try:
         node.start()
@@ -104,9 +92,9 @@ def find_broker(url: str | None, image: str, say: Callable[[str], None], may_ins
 
 
 def container_possible(image: str, say: Callable[[str], None]) -> bool:
-    """Whether an engine answers that has the image or could pull it."""
+    """Returns whether a container engine answers that has the image or can pull it."""
     try:
-        from bridge.demo.container import engine_answers, fetch_image  # noqa: PLC0415 - not cheap, and optional
+        from bridge.demo.container import engine_answers, fetch_image  # noqa: PLC0415 - slow, and optional
     except ImportError:
         return False
     if not engine_answers():
@@ -119,8 +107,22 @@ def container_possible(image: str, say: Callable[[str], None]) -> bool:
     return True
 
 
+def start_container(image: str, say: Callable[[str], None]) -> Broker | None:
+    """Returns a started container, or None if it does not start."""
+    from tests.support.broker.container import Container  # noqa: PLC0415 - slow, and an optional dependency
+
+    container = Container(image)
+    say(f"starting RabbitMQ: {container.origin}")
+    try:
+        container.start()
+    except RuntimeError as error:
+        say(f"{error}; going on without it")
+        return None
+    return container
+
+
 def find_server(say: Callable[[str], None], may_install: bool = True) -> Path:
-    """The start script of an installed rabbitmq-server, after installing it where it has to be. Raises NoBroker."""
+    """Returns the start script of rabbitmq-server, and installs the package if necessary. Raises NoBroker."""
     server = installed_server()
     if server is None and may_install and apt.may_install():
         try:

@@ -1,9 +1,10 @@
-"""A private node of an installed rabbitmq-server: a broker that shares nothing with one that the machine may run.
+"""A private node of an installed rabbitmq-server: it shares nothing with another broker on the same machine.
 
-Its data, logs, cookie, configuration, ports and epmd are its own, and all of it listens on loopback only. Any user may
-start one.
+It has its own data, logs, cookie, configuration, ports and epmd, and listens on loopback only. It needs no root user.
 """
 
+import asyncio
+import json
 import os
 import re
 import secrets
@@ -14,27 +15,35 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from bridge.demo.amqp_probe import LOOPBACK, await_amqp
 from bridge.demo.child import die_with_parent, signal_group
-from tests.support.broker.ports import LOOPBACK, await_amqp, free_port
+from tests.support.broker.ports import free_port
 
-# Debian's and the upstream packages' own script. The one on the PATH of a Debian machine would change the user.
+# The script of Debian's and RabbitMQ's own packages. The one on the PATH of a Debian machine changes the user.
 _PACKAGED_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_LIMIT_S = 60.0
 
 BUSY_WAIT = "short"
-"""The packaged value, none, lets the schedulers sleep between any two of the thousand modules that a start loads: 6 s
-instead of 3 on two virtual cores. This costs nothing that could be measured in an idle broker."""
+"""With the packaged value `none`, the schedulers sleep between the thousand modules that a start loads: 6 s instead of
+3 s on two virtual cores. An idle broker uses no more processor time with `short`."""
 
 WRITE_AT_ONCE = "-mnesia dump_log_write_threshold 1"
-"""Before version 4, RabbitMQ keeps new queues and exchanges in a buffer for up to two seconds, durable ones too: killed
-within that time, it starts again without them."""
+"""Before version 4, RabbitMQ keeps new queues and exchanges in a buffer for up to 2 s, durable ones too. A broker that
+is killed within that time starts again without them."""
 
-# epmd, which Erlang would otherwise start as a daemon that nobody ends, lives and dies with the node.
+COMMAND_LIMIT_S = 60
+
+PASSWORD = secrets.token_hex(8)
+"""The password of all users that tests create."""
+
+ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
+
+# epmd ends with the node. Otherwise, Erlang starts it as a daemon that runs for ever.
 _NODE = 'epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 & "$0" -noinput; kill -9 $!'
 
 
 def installed_server() -> Path | None:
-    """The start script of the rabbitmq-server of this machine, if there is one that a private node can be made of."""
+    """Returns the start script of this machine's rabbitmq-server, or None if a private node can't use it."""
     if shutil.which("epmd") is None:
         return None
     if _PACKAGED_SERVER.exists():
@@ -44,26 +53,28 @@ def installed_server() -> Path | None:
 
 
 class PrivateNode:
-    """A RabbitMQ node of our own on 127.0.0.1; `conf` holds further lines of rabbitmq.conf."""
+    """A RabbitMQ node on 127.0.0.1 that can be killed, started again, paused, and administered with `rabbitmqctl`."""
 
     def __init__(self, server: Path, conf: Mapping[str, str] | None = None) -> None:
+        """`conf` has further lines of rabbitmq.conf."""
         self.port = free_port()
         self.url = f"amqp://guest:guest@{LOOPBACK}:{self.port}/"
         version = re.search(r"rabbitmq_server-([\d.]+\d)", str(server.resolve()))
         self.origin = f"private node of rabbitmq-server {version[1] if version else ''}".rstrip()
         self.directory = Path(tempfile.mkdtemp(prefix="edk-bridge-broker-"))
         self._server = server
+        self._rabbitmqctl = server.parent / "rabbitmqctl"
         self._environment = self._configure(conf or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the node and return when it answers AMQP; after `kill`, on the same port and with its data kept.
+        """Starts the node and waits until it answers AMQP; after `kill`, with the same port and data.
 
-        Raises RuntimeError with the node's own last words when it does not start.
+        Raises RuntimeError with the last lines of the node's log if it does not start.
         """
         try:
             with (self.directory / "start.log").open("wb") as log:
-                self._process = process = subprocess.Popen(  # noqa: S603 - no word comes from outside
+                self._process = process = subprocess.Popen(
                     die_with_parent("/bin/sh", "-c", _NODE, str(self._server)),
                     env=self._environment,
                     cwd=self.directory,
@@ -72,22 +83,22 @@ class PrivateNode:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            await_amqp(LOOPBACK, self.port, _START_LIMIT_S, alive=lambda: process.poll() is None)
+            await_amqp(LOOPBACK, self.port, _START_LIMIT_S, lambda: process.poll() is None)
         except (ChildProcessError, TimeoutError) as error:
-            words = self._last_words()
+            lines = self._last_lines()
             self.stop()
-            raise RuntimeError(f"{self.origin}: {error}; its last words: {words}") from error
+            raise RuntimeError(f"{self.origin}: {error}; its last words: {lines}") from error
         except BaseException:
             self.stop()
             raise
 
     @property
     def runs(self) -> bool:
-        """Whether it was started, and has not ended, by itself or otherwise."""
+        """Whether it was started and still runs."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End the node at once, as `kill -9` would."""
+        """Ends the node at once, as `kill -9` does. Its data stays."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -97,12 +108,72 @@ class PrivateNode:
         process.wait()
 
     def stop(self) -> None:
-        """End the node for good and remove all that it kept."""
+        """Ends the node and removes its data."""
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def pause(self) -> None:
+        """Sends SIGSTOP to every process of the node, so that it hangs."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Sends SIGCONT to every process of the node."""
+        self._signal(signal.SIGCONT)
+
+    async def ctl(self, *arguments: str) -> str:
+        """Returns the output of `rabbitmqctl`, after 1 to 2 s. Raises RuntimeError with its error output."""
+        return await asyncio.to_thread(self.command, *arguments)
+
+    def command(self, *arguments: str) -> str:
+        """Like `ctl`, for a fixture without an event loop."""
+        return self._run(self._rabbitmqctl, "--quiet", *arguments)
+
+    async def define(self, definitions: Mapping[str, object]) -> None:
+        """Makes users, virtual hosts, permissions and policies, as `rabbitmqctl import_definitions` takes them.
+
+        One command for all: each run of rabbitmqctl takes 1 s of processor time.
+        """
+        file = self.directory / f"{secrets.token_hex(4)}.json"
+        file.write_text(json.dumps(definitions))
+        await self.ctl("import_definitions", str(file))
+
+    async def user(self, configure: str = ".*", write: str = ".*", read: str = ".*") -> str:
+        """Creates a user with these permissions, until the node stops. Returns the node's URL for this user."""
+        name = f"user-{secrets.token_hex(4)}"
+        rights = {"configure": configure, "write": write, "read": read}
+        await self.define(
+            {
+                "users": [{"name": name, "password": PASSWORD, "tags": ""}],
+                "permissions": [{"user": name, "vhost": "/", **rights}],
+            }
+        )
+        return f"amqp://{name}:{PASSWORD}@{LOOPBACK}:{self.port}/"
+
+    async def script(self, script: Path, *arguments: str, **variables: str) -> str:
+        """Like `ctl`, for an operator's script, which finds `rabbitmqctl` in the variable RABBITMQCTL."""
+        return await asyncio.to_thread(self._run, script, *arguments, RABBITMQCTL=str(self._rabbitmqctl), **variables)
+
+    def _run(self, command: Path, *arguments: str, **variables: str) -> str:
+        done = subprocess.run(
+            [str(command), *arguments],
+            env={**self._environment, "RABBITMQ_CTL_ERL_ARGS": ON_LOOPBACK, **variables},
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_LIMIT_S,
+            check=False,
+        )
+        if done.returncode:
+            words = done.stderr.strip() or done.stdout.strip()
+            raise RuntimeError(f"{command.name} {' '.join(arguments)}: {words}")
+        return done.stdout.strip()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        signal_group(self._process.pid, number)
+
     def _configure(self, conf: Mapping[str, str]) -> dict[str, str]:
-        """Write the node's configuration; return the environment that makes it use nothing else."""
+        """Writes the node's configuration. Returns the environment that makes the node use nothing else."""
         at = self.directory
         lines = {"listeners.tcp.1": f"{LOOPBACK}:{self.port}", "log.file.level": "warning", **conf}
         (at / "rabbitmq.conf").write_text("".join(f"{name} = {value}\n" for name, value in lines.items()))
@@ -112,13 +183,13 @@ class PrivateNode:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_", "NOTIFY_"))}
         return {
             **kept,
-            "HOME": str(at),  # where Erlang keeps the cookie
+            "HOME": str(at),  # Erlang keeps the cookie there
             "ERL_CRASH_DUMP_SECONDS": "0",
             "ERL_EPMD_PORT": str(free_port()),
             "RABBITMQ_NODENAME": f"edk-bridge-{secrets.token_hex(4)}@localhost",
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD": BUSY_WAIT,
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{WRITE_AT_ONCE} -kernel inet_dist_use_interface {{127,0,0,1}}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{WRITE_AT_ONCE} {ON_LOOPBACK}",
             "RABBITMQ_CONF_ENV_FILE": str(at / "rabbitmq-env.conf"),
             "RABBITMQ_CONFIG_FILE": str(at / "rabbitmq"),
             "RABBITMQ_CONFIG_FILES": str(at / "conf.d"),
@@ -128,11 +199,11 @@ class PrivateNode:
             "RABBITMQ_MNESIA_BASE": str(at / "mnesia"),
             "RABBITMQ_LOG_BASE": str(at / "log"),
             "RABBITMQ_PID_FILE": str(at / "pid"),
-            # Without it the start script stays as a shell between us and the node, and shuts it down politely.
+            # Without this, the start script stays as a shell between this process and the node, and stops it slowly.
             "RABBITMQ_ALLOW_INPUT": "1",
         }
 
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         logs = [self.directory / "start.log", *sorted((self.directory / "log").glob("*.log"))]
         lines = [line.strip() for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if re.search(r"\[error\] \S+ \S", line)]

@@ -12,7 +12,6 @@ import sys
 import threading
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +24,9 @@ from bridge import __version__, cli, logs
 from bridge.amqp.publish.publisher import NotConfirmed, Publisher
 from bridge.amqp.rejects import queue
 from bridge.cli import events, serve
-from bridge.config.settings import SETTINGS
+from bridge.config.settings import FIELDS
+from bridge.demo import demo
+from bridge.demo.broker import start_container
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.timing import DEFAULT, Timing
 from tests.support.fake_amqp import FakeAmqp, FakeBroker
@@ -369,17 +370,16 @@ def test_demo_checks_its_options(arguments: list[str]) -> None:
 
 
 def test_demo_runs_with_its_options_and_ends_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    demo = ModuleType("bridge.demo.demo")
-    ran: list[dict[str, float]] = []
+    ran: list[tuple[demo.Demo, object]] = []
 
-    def run(**options: float) -> int:
-        ran.append(options)
+    def run(started: demo.Demo, start_broker: object) -> int:
+        ran.append((started, start_broker))
         return 7
 
-    demo.run = run  # type: ignore[attr-defined]  # modules have whatever they are given
-    monkeypatch.setitem(sys.modules, "bridge.demo.demo", demo)
+    monkeypatch.setattr(demo, "run", run)
     assert invoke("demo", "--rate", "2").exit_code == 7
-    assert ran == [{"port": 3000, "rate": 2.0, "schemas": None, "env_file": None}]
+    flags = {"port": "3000", "amqp_url": None, "schemas": None, "env_file": None}
+    assert ran == [(demo.Demo(2.0, flags), start_container)]
 
 
 def test_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

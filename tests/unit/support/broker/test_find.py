@@ -126,7 +126,7 @@ def test_a_socket_on_which_nobody_listens_is_no_engine(monkeypatch: pytest.Monke
 
 
 def test_a_container_that_does_not_start_is_passed_over(monkeypatch: pytest.MonkeyPatch, machine: _Machine) -> None:
-    container = pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
+    pytest.importorskip("bridge.demo.container", reason="the extra demo is not installed")
     machine.engine, machine.server = True, _SERVER
 
     class Container(_Node):
@@ -135,7 +135,7 @@ def test_a_container_that_does_not_start_is_passed_over(monkeypatch: pytest.Monk
         def __init__(self, _image: str) -> None:
             super().__init__(breaks=True)
 
-    monkeypatch.setattr(container, "Container", Container)
+    monkeypatch.setattr("tests.support.broker.container.Container", Container)
     assert find_broker(None, "image", machine.say).origin == "a node"
     assert machine.said == [
         "starting RabbitMQ: a container",

@@ -1,4 +1,4 @@
-"""What stands in for a fetcher: publishes invented killmails, confirmed, to an exchange that it declares."""
+"""Publishes invented killmails, as a fetcher does with real ones."""
 
 import asyncio
 import random
@@ -25,25 +25,25 @@ _PERSISTENT = 2
 _LONGEST_LAG_S = 1.0
 
 
-class Fetcher:
-    """Publishes to one exchange, at one rate, and comes back when the broker was away."""
+class DemoPublisher:
+    """Publishes invented killmails to an exchange that it declares, with confirms. It reconnects to a lost broker."""
 
-    def __init__(self, nodes: Sequence[Node], exchange: str, lasting: bool, say: Callable[[str], None]) -> None:
-        """`lasting`: whether the exchange is durable and stays, as a fetcher's own would be."""
+    def __init__(self, nodes: Sequence[Node], exchange: str, durable: bool, say: Callable[[str], None]) -> None:
+        """`durable`: whether the exchange outlasts the demo, as that of a fetcher does. `say` prints a line."""
         self.published = 0
         self._nodes = nodes
         self._exchange = exchange
-        self._lasting = lasting
+        self._durable = durable
         self._say = say
         self._status = Status()
 
     async def declare(self) -> None:
-        """Make the exchange. Raises ConnectionError or BrokerRefusal where the broker can't be used."""
-        async with open_connection(self._nodes, _NAME) as amqp:
+        """Declares the exchange. Raises ConnectionError or BrokerRefusal if the broker can't be used."""
+        async with connected(self._nodes, _NAME) as amqp:
             await self._declare(amqp)
 
     async def publish(self, rate: float) -> None:
-        """Publish until cancelled, `rate` killmails a second. Raises BrokerRefusal where that was never possible."""
+        """Publishes `rate` killmails a second until cancelled. Raises BrokerRefusal if the broker refuses at first."""
         rng = random.Random()  # noqa: S311 - invented killmails are no secret
         bodies = (orjson.dumps(data) for data in killmails(rng, lambda: datetime.now(UTC)))
         pauses = pace(rng, rate)
@@ -59,7 +59,7 @@ class Fetcher:
                     unconfirmed[:] = [body]
                     await self._send(channel, body)
                     unconfirmed.clear()
-                    # What a slow confirm held up is caught up with; what an outage did is not.
+                    # The publisher makes up for slow confirms, but not for an outage.
                     due_s = max(due_s + next(pauses), time.monotonic() - _LONGEST_LAG_S)
                     await asyncio.sleep(due_s - time.monotonic())
             return "no more killmails"
@@ -67,8 +67,8 @@ class Fetcher:
         await supervise(live, self._status, self._lost, asyncio.Event(), wait=False)
 
     async def remove(self) -> None:
-        """Remove the exchange where it was not to last, unless somebody uses it. Never raises for the broker's sake."""
-        if self._lasting:
+        """Deletes the exchange, unless it is durable or another program uses it. Ignores errors of the broker."""
+        if self._durable:
             return
         with suppress(aiormq.exceptions.AMQPError, OSError, RuntimeError):
             async with open_connection(self._nodes, _NAME) as amqp:
@@ -76,10 +76,10 @@ class Fetcher:
                 await channel.exchange_delete(self._exchange, if_unused=True)
 
     async def _declare(self, amqp: aiormq.abc.AbstractConnection) -> None:
-        if self._lasting:
+        if self._durable:
             await ensure_exchange(amqp, self._exchange)
             return
-        # The bridge may have been faster after an outage, and then the exchange is durable.
+        # After an outage, the bridge may have declared the exchange first, as durable.
         with suppress(aiormq.exceptions.ChannelPreconditionFailed):
             channel = await amqp.channel()
             await channel.exchange_declare(self._exchange, exchange_type="fanout", auto_delete=True)

@@ -1,0 +1,62 @@
+"""The RabbitMQ that the demo starts if no other is set: a container, removed when the demo ends."""
+
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from bridge.demo.amqp_probe import LOOPBACK
+from bridge.errors import BridgeError
+
+
+class Broker(Protocol):
+    """A RabbitMQ that belongs to the demo."""
+
+    url: str
+    origin: str
+    """What it is, for a person: `container rabbitmq:4-management`."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it still runs."""
+
+    def stop(self) -> None:
+        """Ends it and removes its data."""
+
+
+class NoBroker(BridgeError):
+    """No RabbitMQ can be started. The text gives the reason and what can be done about it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the demo can't start RabbitMQ: {reason}; set BRIDGE_AMQP_URL to use a broker that runs, or start a "
+            "container engine such as Docker and run `pip install 'edk-bridge[demo]'`, or pass --without-broker"
+        )
+
+
+def start_container(image: str, say: Callable[[str], None]) -> Broker:
+    """Starts RabbitMQ in a container. `say` prints a line for each step that takes long. Raises NoBroker."""
+    try:
+        from bridge.demo.container import (  # noqa: PLC0415 - takes 0.3 s to import, and is an optional dependency
+            Container,
+            engine_answers,
+            fetch_image,
+        )
+    except ImportError as error:
+        raise NoBroker("the extra `demo` (testcontainers) is not installed") from error
+    if not engine_answers():
+        raise NoBroker("no container engine answers")
+    try:
+        fetch_image(image, say)
+        container = Container(image, _free_port())
+        say(f"starting RabbitMQ: {container.origin}")
+        container.start()
+    except RuntimeError as error:
+        raise NoBroker(str(error)) from error
+    return container
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,77 @@
+"""The text that the demo prints when the bridge runs: addresses, and commands to copy."""
+
+import shlex
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.config.listen_addresses import authority
+from bridge.config.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What a guide needs of the running demo."""
+
+    settings: Settings
+    host: str
+    """The host by which clients reach the bridge."""
+    rate: float
+    """Killmails a second."""
+
+    def with_broker(self, where: str, exchange: str) -> str:
+        """The guide of a demo with a broker that other programs use too; `where` names it without its password."""
+        only = ", which only this demo uses; rejected events are only counted"
+        return self._text(self._broker(where), f"published to the exchange {exchange}{only}", self._watch())
+
+    def with_own_broker(self, url: str, origin: str, exchange: str) -> str:
+        """The guide of a demo that has started its broker."""
+        publish = f"""
+There, publish and rejects find the broker after:
+
+  export BRIDGE_AMQP_URL={url}
+"""
+        return self._text(
+            self._broker(f"{url} ({origin})"), f"published to the exchange {exchange}", self._watch() + publish
+        )
+
+    def _broker(self, where: str) -> str:
+        return f"\n  broker     {where}"
+
+    def _watch(self) -> str:
+        return f"""
+Watch them arrive on the live page, or in another terminal:
+
+  {command()} tail {self._updates}
+"""
+
+    @property
+    def _tls(self) -> str:
+        return "s" if self.settings.tls_certificate else ""
+
+    @property
+    def _updates(self) -> str:
+        return f"ws{self._tls}://{authority(self.host, self.settings.port)}{self.settings.path}"
+
+    def _text(self, broker: str, source: str, more: str) -> str:
+        pages = f"http{self._tls}://{authority(self.host, self.settings.port)}"
+        return f"""
+  live page  {pages}/
+  updates    {self._updates}
+  state      {pages}/readyz and {pages}/metrics{broker}
+  killmails  invented, {self.rate:g} a second, {source}
+{more}
+Ctrl-C stops it all.
+"""
+
+
+def command() -> str:
+    """Returns what starts `edk-bridge` in a shell, in the working directory."""
+    beside = Path(sys.executable).with_name("edk-bridge")
+    started = Path(sys.argv[0]).absolute()
+    found = next((path for path in (started, beside) if path.name == beside.name and path.is_file()), None)
+    path = found or Path(sys.executable)
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path)) + ("" if found else " -m bridge")
