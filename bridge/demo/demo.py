@@ -19,14 +19,12 @@ import aiormq
 from bridge import logs, queued_output
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.nodes import Node
-from bridge.amqp.supervisor import cancel_requests
 from bridge.cli.common.options import DOTENV, effective_settings
 from bridge.cli.common.streams import echo
 from bridge.config.listen_addresses import announced_host
 from bridge.config.settings import Settings, is_set
 from bridge.demo.broker import Broker
 from bridge.demo.child import Child
-from bridge.demo.guide import Guide
 from bridge.demo.publisher import DemoPublisher
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.server.listeners.sockets import open_listeners, remedy, source_address
@@ -200,12 +198,16 @@ async def _publish(publisher: DemoPublisher, rate: float) -> int:
 async def _run(
     signals: Signals, demo: Demo, settings: Settings, decided: Mapping[str, str], host: str, broker: Broker | None
 ) -> int:
-    nodes = [Node(url) for url in settings.amqp_url] if broker is None else [Node(broker.url)]
-    exchange = SEPARATE_EXCHANGE if broker is None else OWN_EXCHANGE
-    publisher = DemoPublisher(nodes, exchange, durable=broker is not None, say=say)
-    arguments, environment = _arguments(demo, settings, decided), _environment(demo, broker)
-    child = Child(arguments, environment, lambda line: say(f"  bridge | {line}"))
-    guide = Guide(settings, host, demo.rate)
+    nodes = [Node(url) for url in effective.amqp_url] if named else [Node(broker.url)]
+    fetcher = Fetcher(nodes, _exchange(named), lasting=not named, say=_say)
+    # A broker that was named is where the bridge finds it itself; its password must not appear among the arguments.
+    environment = {**os.environ, **({} if named else {"BRIDGE_AMQP_URL": broker.url})}
+    if effective.log_format is logs.LogFormat.AUTO:
+        flags = {**flags, "log_format": "text"}
+    if env_file is not None:
+        flags = {**flags, "env_file": env_file}
+    words = [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
+    child = Child(words, environment, lambda line: _say(f"  bridge | {line}"))
     try:
         await _declare(publisher)
         say("starting the bridge")
@@ -218,9 +220,9 @@ async def _run(
         await _first_end(publisher.publish(demo.rate), _report(publisher), child.ended(), _ended(broker))
     finally:
         signals.ignore()
-        say("stopping")
-        await child.stop(settings.shutdown_timeout + 3)
-        await publisher.remove()
+        _say("stopping")
+        await child.stop(effective.shutdown_timeout_s + 3)
+        await fetcher.remove()
     return 0
 
 
@@ -247,7 +249,7 @@ def _environment(demo: Demo, broker: Broker | None) -> dict[str, str]:
 
 
 async def _declare(publisher: DemoPublisher) -> None:
-    before = cancel_requests()
+    cancellation = CancellationGuard()
     try:
         await publisher.declare()
     except (aiormq.exceptions.AMQPError, OSError, asyncio.CancelledError) as error:

@@ -39,7 +39,7 @@ class DemoPublisher:
 
     async def declare(self) -> None:
         """Declares the exchange. Raises ConnectionError or BrokerRefusal if the broker can't be used."""
-        async with connected(self._nodes, _NAME) as amqp:
+        async with open_connection(self._nodes, _NAME) as amqp:
             await self._declare(amqp)
 
     async def publish(self, rate: float) -> None:

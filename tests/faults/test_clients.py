@@ -8,7 +8,7 @@ import time
 import pytest
 from aio_pika.abc import AbstractConnection
 
-from bridge.server.access.log_limiter import MOST
+from bridge.server.access.log_limiter import MAX_LINES
 from tests.support import figures
 from tests.support.broker.find import Broker
 from tests.support.clients import CLOSE, RawClient, client_frame, request

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from aio_pika.abc import AbstractConnection
 
-from bridge.server.listeners.acceptor import SPARE
-from bridge.server.listeners.descriptors import OWN
+from bridge.server.listeners.acceptor import SPARE_DESCRIPTORS
+from bridge.server.listeners.descriptors import OWN_DESCRIPTORS
 from tests.support import figures
 from tests.support.broker.find import Broker
 from tests.support.clients import TEXT, RawClient, close_all, close_code, collectors, request

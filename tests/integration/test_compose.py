@@ -18,7 +18,7 @@ from aio_pika.abc import AbstractConnection
 
 from bridge.config import settings
 from bridge.config.settings import PREFIX
-from bridge.server.listeners.descriptors import OWN, RESERVE
+from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.broker.session import IMAGE

@@ -18,7 +18,7 @@ import orjson
 import pytest
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
-from bridge.amqp.container import detected, localhost_hint
+from bridge.amqp.connection_errors import detect_container, localhost_hint
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.commands import environment

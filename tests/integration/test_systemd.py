@@ -15,9 +15,9 @@ import orjson
 import pytest
 
 from bridge.broadcast.live_set import MANY
-from bridge.config.settings import FIELDS, PREFIX, Settings
+from bridge.config.settings import PREFIX, SETTINGS, Settings
 from bridge.errors import BrokerRefusal, ConfigurationError
-from bridge.server.listeners.descriptors import OWN, RESERVE
+from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS
 from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get

@@ -21,7 +21,7 @@ import aiormq
 import orjson
 from aio_pika.abc import AbstractExchange
 
-from bridge.contract import update_id
+from bridge.contract.update_id import UpdateId
 from tests.support.broker.ports import LOOPBACK
 from tests.support.clients import CLOSE, PING, PONG, TEXT, RawClient, client_frame, request
 from tests.support.killmail import killmail

@@ -24,9 +24,7 @@ from bridge import __version__, cli, logs
 from bridge.amqp.publish.publisher import NotConfirmed, Publisher
 from bridge.amqp.rejects import queue
 from bridge.cli import events, serve
-from bridge.config.settings import FIELDS
-from bridge.demo import demo
-from bridge.demo.broker import start_container
+from bridge.config.settings import SETTINGS
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.timing import DEFAULT, Timing
 from tests.support.fake_amqp import FakeAmqp, FakeBroker

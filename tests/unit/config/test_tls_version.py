@@ -10,7 +10,7 @@ import aiormq
 import pytest
 from yarl import URL
 
-from bridge.amqp.connection import _Line
+from bridge.amqp.connection import _TransportFactory
 from bridge.cli.common.endpoint import trusting
 from bridge.config.tls_version import require_tls_1_2
 from bridge.demo import child
