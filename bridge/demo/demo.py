@@ -25,6 +25,7 @@ from bridge.config.listen_addresses import announced_host
 from bridge.config.settings import Settings, is_set
 from bridge.demo.broker import Broker
 from bridge.demo.child import Child
+from bridge.demo.guide import Guide
 from bridge.demo.publisher import DemoPublisher
 from bridge.errors import BridgeError, ConfigurationError
 from bridge.server.listeners.sockets import open_listeners, remedy, source_address
@@ -198,16 +199,12 @@ async def _publish(publisher: DemoPublisher, rate: float) -> int:
 async def _run(
     signals: Signals, demo: Demo, settings: Settings, decided: Mapping[str, str], host: str, broker: Broker | None
 ) -> int:
-    nodes = [Node(url) for url in effective.amqp_url] if named else [Node(broker.url)]
-    fetcher = Fetcher(nodes, _exchange(named), lasting=not named, say=_say)
-    # A broker that was named is where the bridge finds it itself; its password must not appear among the arguments.
-    environment = {**os.environ, **({} if named else {"BRIDGE_AMQP_URL": broker.url})}
-    if effective.log_format is logs.LogFormat.AUTO:
-        flags = {**flags, "log_format": "text"}
-    if env_file is not None:
-        flags = {**flags, "env_file": env_file}
-    words = [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
-    child = Child(words, environment, lambda line: _say(f"  bridge | {line}"))
+    nodes = [Node(url) for url in settings.amqp_url] if broker is None else [Node(broker.url)]
+    exchange = SEPARATE_EXCHANGE if broker is None else OWN_EXCHANGE
+    publisher = DemoPublisher(nodes, exchange, durable=broker is not None, say=say)
+    arguments, environment = _arguments(demo, settings, decided), _environment(demo, broker)
+    child = Child(arguments, environment, lambda line: say(f"  bridge | {line}"))
+    guide = Guide(settings, host, demo.rate)
     try:
         await _declare(publisher)
         say("starting the bridge")
@@ -220,9 +217,9 @@ async def _run(
         await _first_end(publisher.publish(demo.rate), _report(publisher), child.ended(), _ended(broker))
     finally:
         signals.ignore()
-        _say("stopping")
-        await child.stop(effective.shutdown_timeout_s + 3)
-        await fetcher.remove()
+        say("stopping")
+        await child.stop(settings.shutdown_timeout_s + 3)
+        await publisher.remove()
     return 0
 
 
@@ -234,7 +231,7 @@ def _arguments(demo: Demo, settings: Settings, decided: Mapping[str, str]) -> li
     """Returns the flags of the bridge, without the broker's URL: other users of the machine can read arguments."""
     given = {name: text for name, text in demo.flags.items() if text is not None and name != "amqp_url"}
     flags = {**given, **decided}
-    if settings.log_format == "auto":
+    if settings.log_format is logs.LogFormat.AUTO:
         flags["log_format"] = "text"
     return [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
 

@@ -25,6 +25,8 @@ from bridge.amqp.publish.publisher import NotConfirmed, Publisher
 from bridge.amqp.rejects import queue
 from bridge.cli import events, serve
 from bridge.config.settings import SETTINGS
+from bridge.demo import demo
+from bridge.demo.broker import start_container
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.timing import DEFAULT, Timing
 from tests.support.fake_amqp import FakeAmqp, FakeBroker
