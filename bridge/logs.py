@@ -10,13 +10,12 @@ command, and a reader of lines for another line.
 import asyncio
 import logging
 import sys
-from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
 
 import orjson
 import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from bridge import queued_output, terminal
 from bridge.contract.text import escaped
@@ -50,12 +49,12 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
     """Sends the log of this process to standard error. A second call replaces the first."""
     if log_format is LogFormat.AUTO:
         log_format = LogFormat.TEXT if sys.stderr is not None and sys.stderr.isatty() else LogFormat.JSON
-    shared: list[Any] = [
+    shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         _timestamped,
     ]
-    renderer: Any
+    renderer: Processor
     if log_format is LogFormat.TEXT:
         renderer = structlog.dev.ConsoleRenderer(
             colors=terminal.takes_color(sys.stderr),
@@ -121,12 +120,12 @@ def _report_dropped(lines: int) -> None:
     structlog.get_logger("bridge").warning("log lines dropped", lines=lines)
 
 
-def _timestamped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":
+def _timestamped(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
     fields["timestamp"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return fields
 
 
-def _escaped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> "MutableMapping[str, Any]":
+def _escaped(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
     for name, value in fields.items():
         if isinstance(value, str) and not value.isprintable():
             # A traceback is the one thing that has lines.
@@ -134,5 +133,5 @@ def _escaped(_logger: Any, _method: str, fields: "MutableMapping[str, Any]") -> 
     return fields
 
 
-def _dumps(value: Any, **_: Any) -> str:
+def _dumps(value: object, **_: object) -> str:
     return orjson.dumps(value, default=str).decode()

@@ -42,7 +42,7 @@ def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> 
     }
 
 
-def declared(schema: Any, resolver: jsonschema_rs.Resolver) -> dict[str, frozenset[str]]:
+def declared(schema: object, resolver: jsonschema_rs.Resolver) -> dict[str, frozenset[str]]:
     """Every member that a schema declares, with all its types, whatever they are. `resolver` is that of its `$id`."""
     found: dict[str, frozenset[str]] = {}
     for name, types in _members(schema, resolver, set()):
@@ -51,7 +51,7 @@ def declared(schema: Any, resolver: jsonschema_rs.Resolver) -> dict[str, frozens
 
 
 def _members(
-    schema: Any, resolver: jsonschema_rs.Resolver, seen: set[tuple[str, str]]
+    schema: object, resolver: jsonschema_rs.Resolver, seen: set[tuple[str, str]]
 ) -> Iterator[tuple[str, frozenset[str]]]:
     """Every declaration of a member, with the types that it allows; several of one name are several choices."""
     if not isinstance(schema, dict):
@@ -69,7 +69,7 @@ def _members(
             yield from _members(target, there, seen)
 
 
-def _types(schema: Any, resolver: jsonschema_rs.Resolver, path: Path) -> frozenset[str]:
+def _types(schema: object, resolver: jsonschema_rs.Resolver, path: Path) -> frozenset[str]:
     """The types that a value may have by all that the schema says of types."""
     if not isinstance(schema, dict):
         return _ANY if schema else frozenset()
@@ -95,7 +95,7 @@ def _types(schema: Any, resolver: jsonschema_rs.Resolver, path: Path) -> frozens
 
 def _targets(
     schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver
-) -> Iterator[tuple[tuple[str, str], Any, jsonschema_rs.Resolver]]:
+) -> Iterator[tuple[tuple[str, str], object, jsonschema_rs.Resolver]]:
     """What the schema refers to."""
     for keyword in _REFERENCES:
         if keyword in schema and (found := _looked_up(schema[keyword], resolver)) is not None:

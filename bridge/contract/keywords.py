@@ -32,7 +32,7 @@ KEYWORDS = (PLAIN | _SINGLE | BY_NAME | _LISTS).union(REFERENCES, ANCHORS, ("$sc
 """Every keyword that has a meaning in draft 2020-12."""
 
 
-def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, Any]]:
+def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, object]]:
     """The subschemas directly within a schema that the meta-schema allows, each with the steps to it."""
     for keyword, value in schema.items():
         if keyword in _SINGLE:

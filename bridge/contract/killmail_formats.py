@@ -87,7 +87,7 @@ class Placeholder:
     detail: str
 
 
-def detect(data: Mapping[str, Any]) -> SourceDocument | Placeholder | None:
+def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
     """The document in a source format that an event's data is or contains. None if the data is an update's own."""
     if "killmailId" in data:
         return None
@@ -111,7 +111,7 @@ def detect(data: Mapping[str, Any]) -> SourceDocument | Placeholder | None:
     return None
 
 
-def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, Any]:
+def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, object]:
     """The data of an update of the type `killmail`, from a document that is valid by its format's schema.
 
     The ids of the victim are copied as they are: absent, null or 0. `timestamp_ms` is now, in Unix milliseconds.
@@ -119,7 +119,7 @@ def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, Any]:
     document: Any = source.document
     killmail = document if source.killmail is None else document[source.killmail]
     victim = killmail["victim"]
-    data = {"killmailId": killmail["killmail_id"], "timestamp": date_time(timestamp_ms)}
+    data: dict[str, object] = {"killmailId": killmail["killmail_id"], "timestamp": date_time(timestamp_ms)}
     data.update((ours, victim[theirs]) for ours, theirs in _VICTIM.items() if theirs in victim)
     data["systemId"] = killmail["solar_system_id"]
     data["shipTypeId"] = victim["ship_type_id"]
@@ -129,7 +129,7 @@ def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, Any]:
     return data
 
 
-def _with_killmail(document: Mapping[str, Any], pointer: str) -> SourceDocument | None:
+def _with_killmail(document: Mapping[str, object], pointer: str) -> SourceDocument | None:
     """A document that has a value where the killmail should be, or None."""
     if "victim" in document and "attackers" in document:
         return SourceDocument(SourceFormat.ESI, document, pointer, None)
@@ -149,7 +149,7 @@ def _package(package: object) -> SourceDocument | Placeholder:
     return _with_killmail(package, "/package") or _without_killmail(package, "/package")
 
 
-def _without_killmail(document: Mapping[str, Any], pointer: str) -> Placeholder:
+def _without_killmail(document: Mapping[str, object], pointer: str) -> Placeholder:
     if "esi" in document or "sequence_id" in document:
         return Placeholder(
             SourceFormat.R2Z2, f"{pointer}/esi", "an R2Z2 document without its killmail: esi is empty or missing"

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import orjson
 
@@ -124,7 +123,7 @@ def wrapped(
     return None
 
 
-def broken_envelope(document: Mapping[str, Any], pointer: str) -> Wrapped | None:
+def broken_envelope(document: Mapping[str, object], pointer: str) -> Wrapped | None:
     """What keeps an object that has `type` and `data` from being an envelope; None where nothing does."""
     if "type" not in document or "data" not in document:
         return None
@@ -139,7 +138,7 @@ def broken_envelope(document: Mapping[str, Any], pointer: str) -> Wrapped | None
     return Wrapped(f"{pointer}/type", f"the type of an envelope must be a string; got {shown(document['type'])}")
 
 
-def is_node_bytes(document: Mapping[str, Any]) -> bool:
+def is_node_bytes(document: Mapping[str, object]) -> bool:
     """Whether an object is what JSON.stringify() writes for a Buffer or a Uint8Array."""
     if document.get("type") == "Buffer" and isinstance(data := document.get("data"), list):
         return len(document) == 2 and holds_bytes(data)
@@ -158,7 +157,9 @@ class _Inner:
     in_string: bool
 
 
-def _find(document: Any, declared: frozenset[str], is_event: Callable[[object], bool]) -> _Inner | None:
+def _find(
+    document: dict[str, object] | list[object], declared: frozenset[str], is_event: Callable[[object], bool]
+) -> _Inner | None:
     """The first event within a document, the topmost before those that are deeper."""
     queue = deque([(_Inner((), in_string=False), document, SEARCHED_LEVELS)])
     values, objects, strings, characters = SEARCHED_VALUES, SEARCHED_OBJECTS, PARSED_STRINGS, PARSED_CHARACTERS
@@ -191,7 +192,8 @@ def _find(document: Any, declared: frozenset[str], is_event: Callable[[object], 
     return None
 
 
-def _steps(value: Any) -> Iterator[tuple[str | int, Any]]:
+def _steps(value: dict[str, object] | list[object]) -> Iterator[tuple[str | int, object]]:
+    """The first members of an object with their names, or the first items of an array with their indexes."""
     return islice(value.items() if isinstance(value, dict) else enumerate(value), SEARCHED_MEMBERS)
 
 
@@ -202,14 +204,14 @@ def _parsed(text: str) -> object:
         return None
 
 
-def _known(document: Mapping[str, Any], declared: frozenset[str]) -> tuple[str, tuple[str, ...]] | None:
+def _known(document: Mapping[str, object], declared: frozenset[str]) -> tuple[str, tuple[str, ...]] | None:
     for name, markers in _KNOWN:
         if document.keys() >= set(markers) and declared.isdisjoint(markers):
             return name, markers
     return None
 
 
-def _first_content(document: Mapping[str, Any], members: frozenset[str]) -> str:
+def _first_content(document: Mapping[str, object], members: frozenset[str]) -> str:
     """JSON Pointer to where an envelope holds what may be meant for an event; empty where there is no such place."""
     return next(
         (f"/{name}" for name in _CONTENTS if name in document and _is_content(name, document[name], members)), ""
@@ -223,7 +225,7 @@ def _is_content(name: str, value: object, members: frozenset[str]) -> bool:
     return any(isinstance(each, dict) and not members.isdisjoint(each) for each in values)
 
 
-def _content(document: Mapping[str, Any], declared: frozenset[str]) -> str | None:
+def _content(document: Mapping[str, object], declared: frozenset[str]) -> str | None:
     """The member that may hold an event, of a document that has what envelopes have."""
     for name in _CONTENTS:
         if name in document and name not in declared and _may_hold_event(document[name]):

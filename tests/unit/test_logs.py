@@ -167,7 +167,7 @@ def test_record_of_another_library_is_written_the_same_way(output: Output) -> No
 
 
 def test_extra_fields_of_a_standard_record_are_fields_of_the_line(output: Output) -> None:
-    logs.configure("debug", "json")
+    logs.configure(LogLevel.DEBUG, LogFormat.JSON)
     logging.getLogger("bridge.amqp").debug("connection opened", extra={"node": "amqp://localhost:5672/"})
     [line] = output.objects()
     assert (line["event"], line["level"], line["node"]) == ("connection opened", "debug", "amqp://localhost:5672/")

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urldefrag, urljoin
 from bridge.contract.keywords import ANCHORS, BY_NAME, PLAIN, REFERENCES, Steps, subschemas
 
 
-def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, Any]:
+def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, dict[str, object]]:
     """The same schemas for draft 7. Each needs its `$id`; `place` is where all of them will be: `#/components/schemas`.
 
     A reference to what is none of them becomes a schema that takes everything.
@@ -19,34 +19,35 @@ def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, A
     places: dict[str, str] = {}
     for name, schema in schemas.items():
         _find(schema, schema["$id"], (), f"{place}/{_step(name)}", places)
-    return {name: _converted(schema, schema["$id"], places) for name, schema in schemas.items()}
+    return {name: _converted_object(schema, schema["$id"], places) for name, schema in schemas.items()}
 
 
-def _find(schema: Any, base: str, uris: tuple[str, ...], place: str, places: dict[str, str]) -> None:
+def _find(schema: object, base: str, uris: tuple[str, ...], place: str, places: dict[str, str]) -> None:
     """Notes where each schema within this one will be, by every URI that a reference may use for it."""
     if isinstance(schema, dict):
         if "$id" in schema:
             base = _base(schema, base)
             uris = (*uris, f"{base}#")
         places.update((f"{base}#{schema[anchor]}", place) for anchor in ANCHORS if anchor in schema)
-        for old, new, part in _parts(schema):
+        for old, keyword, within, part in _parts(schema):
             below = tuple("/".join((uri, *map(_escaped, old))) for uri in uris)
-            _find(part, base, below, "/".join((place, *map(_step, new))), places)
+            _find(part, base, below, "/".join((place, *map(_step, (keyword, *within)))), places)
     places.update((uri, place) for uri in uris)
 
 
-def _converted(schema: Any, base: str, places: Mapping[str, str]) -> Any:
-    if not isinstance(schema, dict):
-        return schema
+def _converted(schema: object, base: str, places: Mapping[str, str]) -> object:
+    return _converted_object(schema, base, places) if isinstance(schema, dict) else schema
+
+
+def _converted_object(schema: Mapping[str, Any], base: str, places: Mapping[str, str]) -> dict[str, object]:
     base = _base(schema, base)
-    result: dict[Any, Any] = {
+    result: dict[str, Any] = {
         keyword: value
         for keyword, value in schema.items()
         if (keyword in PLAIN or keyword.startswith("x-")) and not _seems_reference(value)
     }
-    for _, new, part in _parts(schema):
+    for _, keyword, within, part in _parts(schema):
         converted = _converted(part, base, places)
-        keyword, *within = new
         if not within:
             result[keyword] = converted
         elif isinstance(within[0], str):
@@ -55,28 +56,28 @@ def _converted(schema: Any, base: str, places: Mapping[str, str]) -> Any:
             result.setdefault(keyword, []).append(converted)
     references = [_reference(schema[keyword], base, places) for keyword in REFERENCES if keyword in schema]
     if len(references) == 1 and not result:
-        return references[0]
+        return {**references[0]}
     if references:
         # Draft 7 ignores whatever stands beside a reference.
         result.setdefault("allOf", []).extend(references)
     return result
 
 
-def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, Steps, Any]]:
-    """The schemas right within this one: the steps to each in draft 2020-12, and in draft 7."""
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, str, Steps, object]]:
+    """The schemas right within this one: the steps to each in draft 2020-12, and in draft 7, keyword first."""
     for steps, part in subschemas(schema):
         keyword, *within = steps
         if keyword in BY_NAME and within == ["$ref"]:
             # A member with the name $ref is no reference, but tools fall over it.
             continue
-        new = keyword
+        new = str(keyword)
         if keyword == "$defs":
             new = "definitions"
         elif keyword == "prefixItems":
             new = "items"
         elif keyword == "items" and "prefixItems" in schema:
             new = "additionalItems"
-        yield steps, (new, *within), part
+        yield steps, new, tuple(within), part
 
 
 def _reference(reference: str, base: str, places: Mapping[str, str]) -> dict[str, str]:
@@ -90,7 +91,7 @@ def _base(schema: Mapping[str, Any], base: str) -> str:
     return urldefrag(urljoin(base, schema["$id"]))[0] if "$id" in schema else base
 
 
-def _seems_reference(value: Any) -> bool:
+def _seems_reference(value: object) -> bool:
     """Whether an example, say, holds what tools would follow as a reference: they do so wherever it stands."""
     if isinstance(value, dict):
         return isinstance(value.get("$ref"), str) or any(map(_seems_reference, value.values()))

@@ -4,7 +4,7 @@ Each is made from the schema files alone: this file must never know on which cha
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ _REJECT_HEADERS = {
     "x-reject-headers": "There where headers of the event's own, or all its properties, can't be published again.",
 }
 
-Object = dict[str, Any]
+Object = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class File:
     name: str
     key: str
     """Its name as AsyncAPI allows it in a key."""
-    schema: Object
+    schema: Mapping[str, Any]
 
     @property
     def reference(self) -> Object:
@@ -58,9 +58,9 @@ class File:
         return title if isinstance(title, str) else self.name
 
     @property
-    def examples(self) -> list[Any]:
+    def examples(self) -> Sequence[object]:
         """As they came through the conversion; checked by nobody before."""
-        examples: list[Any] = self.schema.get("examples", [])
+        examples: Sequence[object] = self.schema.get("examples", [])
         return examples
 
 
@@ -105,7 +105,7 @@ def _enveloped(file: File, members: Mapping[str, Any], ids: Mapping[str, Any]) -
     }
 
 
-def _example(file: File, data: Any) -> Object:
+def _example(file: File, data: object) -> Object:
     return {"type": file.name, "data": data, "timestamp": _SENT_MS}
 
 
@@ -164,8 +164,8 @@ def rejected() -> Object:
     }
 
 
-def _message(name: str, title: str, summary: str, payload: Object, examples: list[Any]) -> Object:
-    message = {"name": name, "title": title, "summary": summary, "payload": payload}
+def _message(name: str, title: str, summary: str, payload: Object, examples: Sequence[object]) -> Object:
+    message: Object = {"name": name, "title": title, "summary": summary, "payload": payload}
     return {**message, "examples": [{"payload": example} for example in examples]} if examples else message
 
 
