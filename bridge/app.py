@@ -39,7 +39,7 @@ from bridge.server.listeners import descriptors
 from bridge.server.listeners.sockets import remedy, source_address
 from bridge.server.server import Limits, Server
 from bridge.server.tls import Tls
-from bridge.systemd import Notifier
+from bridge.systemd import SdNotifier
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge")
@@ -272,7 +272,7 @@ async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
     loop = asyncio.get_running_loop()
     descriptors.raise_nofile_limit()
     memory.map_large_blocks()
-    manager = Notifier(os.environ)
+    manager = SdNotifier(os.environ)
     stopping = asyncio.Event()
 
     def on_signal(number: int) -> None:

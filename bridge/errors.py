@@ -1,7 +1,7 @@
-"""Errors that end the program, each with whose fault it is.
+"""Errors that end the program, each with an exit code, and values in errors without passwords.
 
-Errors that do not end it live where they are found: a rejected event in `contract`, a refused client in `fanout`, a
-broker that is away in `broker`.
+Other errors are defined where they occur: rejected events in `contract`, refused clients in `server`, lost connections
+to the broker in `amqp`.
 """
 
 import re
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from bridge.contract.text import printable
 
 SHOWN_CHARACTERS = 80
-"""Of a value in an error: enough to recognize it."""
+"""An error shows at most this many characters of a value."""
 
 
 class BridgeError(Exception):
-    """Ends the program with `exit_code`; its text is for the person who started it."""
+    """Ends the program with `exit_code`. The text is for the operator."""
 
     exit_code = 1
 
 
 class ConfigurationError(BridgeError):
-    """The operator's settings or schema files can't be used as they are. Holds every problem, not only the first."""
+    """The settings or the schema files can't be used. Has all problems, not only the first one."""
 
     exit_code = 2
 
@@ -30,7 +30,7 @@ class ConfigurationError(BridgeError):
 
 
 def redact(text: str) -> str:
-    """What an operator wrote, for an error: a URL may stand anywhere, with a password in which anything may be."""
+    """Removes everything before the last @, because a text may contain a URL, and its password any character."""
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
 
@@ -40,20 +40,20 @@ def may_be_key(text: str) -> bool:
 
 
 def shown_value(text: str) -> str:
-    """A value that can't be used, for an error: quoted, redacted, printable and short; never a private key."""
+    """An invalid value for an error: quoted, redacted, printable and short. A private key is not shown."""
     if may_be_key(text):
         return "its value"
     return repr(printable(redact(text), SHOWN_CHARACTERS))
 
 
 def redact_url(url: str) -> str:
-    """A broker's URL with everything but the password: where it leads, as whom, and with which options."""
+    """A broker's URL without its password, and without the values of options that may be secret."""
     before, separator, behind = url.partition("?")
     scheme, _, address = before.partition("://")
     user, at, host = address.rpartition("@")
     name, colon, _ = user.partition(":")
     options = [option.partition("=") for option in behind.split("&") if option]
-    # Of the certificates, the files' names: cadata is a certificate itself, and others may be anything.
+    # cadata is a certificate, and an unknown option may have any value.
     shown = "&".join(f"{key}{equals}{value if key in _PRINTABLE_OPTIONS else '***'}" for key, equals, value in options)
     return f"{scheme}://{name}{colon}{'***' if colon else ''}{at}{host}{separator}{shown}"
 
@@ -62,13 +62,13 @@ _PRINTABLE_OPTIONS = frozenset({"auth", "cafile", "capath", "certfile", "heartbe
 
 
 class AddressUnavailable(BridgeError):
-    """An address can't be listened on now: another program has it, or this machine is still without it.
+    """The bridge can't listen on an address now: another program uses it, or this machine does not have it yet.
 
-    Not a fault of the settings, though they may have to change: whoever starts the bridge again may have more luck.
+    Not a ConfigurationError, because a later start may succeed with the same settings.
     """
 
 
 class BrokerRefusal(BridgeError):
-    """The broker answers, and says no in a way that retrying alone won't change: password, vhost, permission, kind."""
+    """The broker refuses permanently: a password, a virtual host, a permission, or a mismatch of kind."""
 
     exit_code = 3

@@ -1,10 +1,10 @@
-"""Logs: fixed phrases with fields, as JSON for machines or as text for people, on standard error.
+"""The log: fixed phrases with fields on standard error, as JSON lines or as text.
 
-The loggers of the libraries for the broker are shown from `debug` on only: what they have to say of a lost connection,
-the bridge says once, with what it does about it.
+The loggers of the AMQP libraries are shown only at the level `debug`. The bridge logs each lost connection itself, once
+and with a hint.
 
-Whatever a value is and whoever wrote the line, nothing that is not printable gets out: a terminal takes it for a
-command, and a reader of lines for another line.
+Every character that is not printable is escaped, in all fields of all loggers. Otherwise a value could contain commands
+for a terminal, or look like another line.
 """
 
 import asyncio
@@ -39,10 +39,10 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-LINES = frozenset({"exception", "stack"})
-NOISY = ("aio_pika", "aiormq")
-SILENT = "websockets"
-"""Of its lines each holds a header of a client's, whole: its cookies, and 8 KiB of whatever it likes."""
+_MULTILINE_FIELDS = frozenset({"exception", "stack"})
+_DEBUG_LOGGERS = ("aio_pika", "aiormq")
+_SILENT_LOGGER = "websockets"
+"""Its lines contain the headers of clients, with cookies and up to 8 KiB of any text."""
 
 
 def configure(level: LogLevel, log_format: LogFormat) -> None:
@@ -59,7 +59,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
         renderer = structlog.dev.ConsoleRenderer(
             colors=terminal.takes_color(sys.stderr),
             pad_event_to=0,
-            # Where the package rich is there, the default shows every frame's local variables: passwords, and events.
+            # If the package rich is installed, the default shows the local variables of each frame, with passwords.
             exception_formatter=structlog.dev.plain_traceback,
         )
     else:
@@ -90,15 +90,15 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(level.upper())
-    for name in NOISY:
+    for name in _DEBUG_LOGGERS:
         logging.getLogger(name).setLevel(logging.DEBUG if level is LogLevel.DEBUG else logging.CRITICAL + 1)
-    logging.getLogger(SILENT).setLevel(logging.CRITICAL + 1)
+    logging.getLogger(_SILENT_LOGGER).setLevel(logging.CRITICAL + 1)
 
 
 def never_block() -> None:
-    """Makes writes to standard error never block. For a process with an event loop.
+    """Makes writes to standard error never block, for a process with an event loop. Call it before `configure`.
 
-    If nothing reads the lines and the queue is full, later lines are dropped. To be called before `configure`.
+    If the reader of standard error stops and the queue is full, later lines are dropped.
     """
     queued_output.install("stderr", _report_dropped)
 
@@ -128,8 +128,8 @@ def _timestamped(_logger: WrappedLogger, _method: str, fields: EventDict) -> Eve
 def _escaped(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
     for name, value in fields.items():
         if isinstance(value, str) and not value.isprintable():
-            # A traceback is the one thing that has lines.
-            fields[name] = escaped(value, kept="\n" if name in LINES else "")
+            # Only tracebacks have several lines.
+            fields[name] = escaped(value, kept="\n" if name in _MULTILINE_FIELDS else "")
     return fields
 
 

@@ -1,11 +1,10 @@
-"""All metrics: names, labels and help texts, as Prometheus reads them at `/metrics`.
+"""All metrics: their names, labels and help texts, as Prometheus reads them at `/metrics`.
 
-From 0.1.0 on, the names and the labels are a promise to dashboards and alerts.
+Names and labels do not change after 0.1.0, because dashboards and alerts depend on them. Each bridge has an instance
+with its own registry, so that two bridges in one process (in a test) have separate metrics.
 
-One instance, with a registry of its own, for each bridge: two bridges in one process (in a test, say) don't mix.
-
-What every update touches is a plain number here, and becomes a metric when it is asked for: the library's own counters
-took 8 of the 30 microseconds that an update cost (`make bench`, saturated with one client).
+The metrics that each update changes are plain numbers, which become metrics at a scrape. Counters of the library took 8
+of the 30 microseconds that an update cost (`make bench`, saturated with one client).
 """
 
 import collections
@@ -28,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from bridge import __version__, logs
 
-# The time at which each counter was made doubles what is scraped, and the process's start time says as much.
+# A creation time for each counter would double the exposition, and equals the start time of the process.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,7 +42,7 @@ class Transport(StrEnum):
 
 
 class Durations:
-    """How many durations there were up to each of some bounds."""
+    """A histogram of durations."""
 
     __slots__ = ("_bounds_s", "_counts", "_sum_s")
 
@@ -53,12 +52,12 @@ class Durations:
         self._sum_s = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Counts one."""
+        """Counts a duration."""
         self._counts[bisect_left(self._bounds_s, seconds)] += 1
         self._sum_s += seconds
 
     def family(self, name: str, text: str) -> Metric:
-        """As a histogram: each bucket holds those of the smaller bounds too."""
+        """The histogram for the registry. Its buckets are cumulative."""
         family = HistogramMetricFamily(name, text)
         bounds = [*map(str, map(float, self._bounds_s)), "+Inf"]
         so_far = 0
@@ -68,9 +67,9 @@ class Durations:
 
 
 class ByType(Collector):
-    """A counter for each update type, of which an operator may have thousands.
+    """A counter with a label for the update type. An operator may have thousands of types.
 
-    The library takes 10 microseconds for each at a scrape, and the loop waits for that. This takes 0.3.
+    A scrape takes 0.3 microseconds for each type. The library's counter takes 10, and blocks the event loop.
     """
 
     def __init__(self, name: str, text: str) -> None:
@@ -78,18 +77,18 @@ class ByType(Collector):
         self._text = text
         self.counts: collections.Counter[str] = collections.Counter()
         self._shown: dict[str, int] = {}
-        """The counts as of the last scrape."""
+        """The counts at the last scrape."""
         self._lines: dict[str, str] = {}
-        """Each type's line then."""
+        """The line of each type at the last scrape."""
 
     def collect(self) -> Iterable[Metric]:
-        """For the registry."""
+        """The counter for the registry."""
         yield _counter(self._name, self._text, self.counts, "type")
 
     def lines(self) -> str:
-        """What `collect` comes to in the text format."""
+        """The counter in the text format."""
         for name, count in self.counts.items() - self._shown.items():
-            # As Prometheus' text format asks for it.
+            # The escapes of the text format.
             value = name.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
             self._lines[name] = f'{self._name}_total{{type="{value}"}} {count}.0\n'
             self._shown[name] = count
@@ -98,13 +97,13 @@ class ByType(Collector):
 
 
 class Metrics(Collector):
-    """The counters are incremented where things happen; what has a state is read when it is asked for (`gauge`)."""
+    """All metrics of one bridge. Counters are incremented by the code that they count. Gauges are read at a scrape."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        """All of it, for programs."""
-        self._few = CollectorRegistry()
-        """All but what there is for each type."""
+        """All metrics."""
+        self._registry_without_types = CollectorRegistry()
+        """All metrics but the counters by type, whose text `ByType.lines` makes."""
         self._add(ProcessCollector(registry=None))
         self._add(GCCollector(registry=CollectorRegistry()))
         self._gauges: dict[str, Gauge] = {}
@@ -120,7 +119,7 @@ class Metrics(Collector):
         )
         self.updates, self.duplicates = self._updates.counts, self._duplicates.counts
         self.written = 0
-        """Updates times connections, as are the next three."""
+        """Counted once for each update and connection, like the next three."""
         self.enqueued = 0
         self.dropped = 0
         self.replayed = 0
@@ -176,7 +175,7 @@ class Metrics(Collector):
         )
 
     def collect(self) -> Iterable[Metric]:
-        """The plain numbers, for the registry."""
+        """The plain numbers as metrics, for the registry."""
         yield _counter("bridge_deliveries", "Deliveries from RabbitMQ.", {"": self.deliveries})
         yield _counter("bridge_redeliveries", "Deliveries that RabbitMQ had delivered before.", {"": self.redeliveries})
         yield _counter(
@@ -234,12 +233,13 @@ class Metrics(Collector):
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def counter(self, name: str, text: str, value: Callable[[], int], **labels: str) -> None:
-        """The same for a counter. `name` is without `_total`."""
+        """Adds a counter whose value is read at each scrape. `name` is without `_total`."""
         self._counters.setdefault(name, (text, []))[1].append((labels, value))
 
     def exposition(self) -> bytes:
         """All metrics in the text format that `CONTENT_TYPE` names."""
-        return generate_latest(self._few) + (self._updates.lines() + self._duplicates.lines()).encode()
+        by_type = self._updates.lines() + self._duplicates.lines()
+        return generate_latest(self._registry_without_types) + by_type.encode()
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         counter = Counter(name, text, labels, registry=None)
@@ -248,7 +248,7 @@ class Metrics(Collector):
 
     def _add(self, collector: Collector) -> None:
         self.registry.register(collector)
-        self._few.register(collector)
+        self._registry_without_types.register(collector)
 
 
 def _counter(name: str, text: str, values: Mapping[str, int], label: str | None = None) -> Metric:

@@ -709,7 +709,7 @@ class Served:
             self.handlers[number] = (callback, arguments)
 
         monkeypatch.setattr(app, "Bridge", Recorder)
-        monkeypatch.setattr(app, "Notifier", Recorder)
+        monkeypatch.setattr(app, "SdNotifier", Recorder)
         monkeypatch.setattr(app, "gc", Garbage())
         monkeypatch.setattr(descriptors, "raise_nofile_limit", lambda: None)
         monkeypatch.setattr(os, "_exit", leave)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def _logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in (*logs.NOISY, logs.SILENT)}
+    levels = {name: logging.getLogger(name).level for name in (*logs._DEBUG_LOGGERS, logs._SILENT_LOGGER)}
     yield
     structlog.reset_defaults()
     root.handlers[:] = handlers
@@ -190,7 +190,7 @@ def test_only_what_is_at_the_level_or_above_is_written(output: Output, level: st
     assert [line["level"] for line in output.objects()] == shown
 
 
-@pytest.mark.parametrize("name", [*logs.NOISY, "aio_pika.robust_connection", "aiormq.connection"])
+@pytest.mark.parametrize("name", [*logs._DEBUG_LOGGERS, "aio_pika.robust_connection", "aiormq.connection"])
 @pytest.mark.parametrize(("level", "count"), [("info", 0), ("error", 0), ("debug", 1)])
 def test_noisy_library_is_heard_from_debug_on_only(output: Output, name: str, level: str, count: int) -> None:
     logs.configure(LogLevel(level), LogFormat.JSON)
