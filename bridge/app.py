@@ -84,7 +84,7 @@ class Bridge:
             metrics,
             settings.wait,
             # Neither an exclusive queue nor a stream gives anything twice.
-            most_kept=None if settings.queue else settings.prefetch,
+            max_kept=None if settings.queue else settings.prefetch,
             timing=timing,
         )
         window = DuplicateWindow(settings.duplicate_window)

@@ -8,7 +8,7 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import ChannelPreconditionFailed
 from pamqp.common import FieldTable
 
-from bridge.amqp.rejects.publisher import HELD_BYTES
+from bridge.amqp.rejects.publisher import MAX_HELD_BYTES
 from tests.support.broker.find import Broker
 from tests.support.killmail import killmail
 from tests.support.process_stats import MB, Memory, metric
@@ -108,7 +108,7 @@ async def test_large_rejects_that_can_not_be_published_are_held_within_bounds_an
         await eventually("all are there", lambda: _is_deep(amqp, kept.name, count), limit_s=LIMIT_S)
         sampling.cancel()
         # What was on its way to the broker when a session ended is sent to its end, beside what the next one has.
-        assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + HELD_BYTES + size
+        assert memory.look() < (LOG_MB + IN_HAND_MB + BASE_MB) * MB + MAX_HELD_BYTES + size
         assert await metric(port, "bridge_rejects_lost_total") == 0
     assert len(await take(amqp, kept.name, count)) == count
     # An event whose confirm was lost with the connection is there twice.

@@ -187,7 +187,7 @@ async def test_update_that_is_cancelled_leaves_the_others_alone(
     await bind(amqp, exchange, queue)
     async with proxy(broker.url) as line, Publisher(line.url, exchange) as publisher:
         early = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(100)]
-        await eventually("all wait", lambda: publisher._trouble is not None)
+        await eventually("all wait", lambda: publisher._exchange.error is not None)
         for task in early[::3]:
             task.cancel()
         await line.open()

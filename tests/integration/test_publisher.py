@@ -290,7 +290,7 @@ async def test_close_ends_what_waits_for_a_connection(broker: Broker, exchange: 
     async with proxy(broker.url) as line:
         publisher = Publisher(line.url, exchange)
         waiting = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(3)]
-        await eventually("it has tried to connect", lambda: publisher._trouble is not None)
+        await eventually("it has tried to connect", lambda: publisher._exchange.error is not None)
         await publisher.close()
         assert [str(error) for error in await asyncio.gather(*waiting, return_exceptions=True)] == [
             "this publisher is closed"
@@ -325,7 +325,7 @@ async def test_close_ends_what_waits_for_a_confirm(
     publisher = Publisher(broker.url, exchange)
     assert await publisher.broadcast("killmail", EXAMPLE)
     waiting = asyncio.create_task(publisher.broadcast("killmail", EXAMPLE))
-    await eventually("it was refused", lambda: publisher._trouble is not None)
+    await eventually("it was refused", lambda: publisher._exchange.error is not None)
     await publisher.close()
     with pytest.raises(RuntimeError, match="closed"):
         await waiting
@@ -347,7 +347,7 @@ async def test_queue_that_is_full_is_named_and_is_no_loss_once_there_is_room(
             await publisher.broadcast("killmail", killmail(2))
     async with Publisher(broker.url, exchange) as publisher:
         waiting = asyncio.create_task(publisher.broadcast("killmail", killmail(3)))
-        await eventually("it was refused", lambda: publisher._trouble is not None)
+        await eventually("it was refused", lambda: publisher._exchange.error is not None)
         assert ids(await take(amqp, queue, 1)) == [1]
         assert await waiting is True
         assert ids(await take(amqp, queue, 1)) == [3]

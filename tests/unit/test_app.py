@@ -161,7 +161,7 @@ async def test_source_is_what_the_settings_say(build: Callable[..., Bridge]) -> 
     )
     source = bridge._consumer._source
     assert tuple(node.url for node in source.nodes) == urls
-    assert tuple(node.url for node in bridge._rejects._outlet._nodes) == urls
+    assert tuple(node.url for node in bridge._rejects._channel._nodes) == urls
     assert (source.exchanges, source.queue, source.prefetch) == (("a", "b"), "kept", 7)
     assert source.name == "edk-bridge@north"
     assert source.stream is None

@@ -55,7 +55,7 @@ async def test_rejected_events_are_missing_if_they_wait_or_are_refused(
 async def test_broker_that_takes_nothing_refuses_rejected_events(build: Callable[..., Bridge]) -> None:
     bridge = build()
     bridge._consumer.status.enter(State.WORKING)
-    bridge._rejects._outlet._tell("low on memory")
+    bridge._rejects._channel._on_blocked("low on memory")
     assert bridge.readiness.report()[1]["missing"] == [REFUSED]
 
 

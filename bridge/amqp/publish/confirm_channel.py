@@ -1,14 +1,14 @@
-"""The way out: a channel with publisher confirms on a connection of its own, there again after every loss.
+"""A channel with publisher confirms, on a connection of its own, opened again after each loss.
 
-One attempt to publish has one of three ends: confirmed, not confirmed, or given up by whoever asked for it. Whether to
-try again is for them to decide. A connection of its own, because a broker that is short of memory or disk blocks
-connections that publish, whole.
+An attempt to publish is confirmed, not confirmed, or cancelled by its caller. The caller decides whether to try again.
+The channel has a connection of its own because a broker that is short of memory or disk blocks each connection that
+publishes, with all of its channels.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
-from weakref import WeakValueDictionary
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import aiormq
 from pamqp import commands
@@ -18,92 +18,153 @@ from bridge.amqp.close_cause import CloseCause, closed_future, watch_blocked
 from bridge.amqp.connection import Channel, Connection, open_connection
 from bridge.amqp.connection_errors import error_text
 from bridge.amqp.nodes import Node, rotated
+from bridge.amqp.publish.message_id_locks import MessageIdLocks
+from bridge.amqp.status import State, Status
+from bridge.amqp.supervisor import supervise
 from bridge.amqp.timeouts import rpc_timeout
 from bridge.amqp.wire import large_messages
 from bridge.timing import DEFAULT, Timing
 
 LARGEST_FRAME = 128 * 1024
-"""Bytes: what RabbitMQ takes unless it is told otherwise. It may take less, or say that there is no limit."""
+"""RabbitMQ's default limit for a frame, in bytes. A broker may set a lower one, or announce that it has none."""
 
 _LOST = "the connection was lost"
 
-SetUp = Callable[[Connection, Channel], Awaitable[None]]
+# The standard library's logger, not structlog: a Publisher runs this in programs of others.
+_log = logging.getLogger("bridge.amqp")
 
 
 class Unconfirmed(Exception):
-    """A message was not confirmed; the broker may have it all the same. Its text says why."""
+    """A message was not confirmed, although the broker may have it. The text is the reason."""
 
     def __init__(self, reason: str, channel: Channel) -> None:
         super().__init__(reason)
         self.channel = channel
-        """The channel on which it was tried."""
+        """The channel of the attempt."""
 
 
 class Unrouted(Unconfirmed):
     """No queue is bound to the exchange: the broker has dropped the message."""
 
 
-class ConfirmChannel:
-    """Publishes with confirms, on whichever channel is open at the time."""
+class ChannelOwner(Protocol):
+    """The part that publishes on a ConfirmChannel."""
 
-    def __init__(self, nodes: Sequence[Node], name: str, set_up: SetUp, timing: Timing = DEFAULT) -> None:
-        """`name` is what the broker shows; `set_up` makes what must exist, on each new channel.
+    async def set_up(self, amqp: Connection, channel: Channel) -> None:
+        """Declares what must exist before a message is published on a new channel."""
 
-        Made inside a running event loop.
+    def on_open(self) -> None:
+        """Called when messages can be published on a new channel."""
+
+    def on_blocked(self, reason: str | None) -> None:
+        """Called when the broker stops accepting messages, with its reason, and with None when it accepts them again.
+
+        Not called when a blocked connection is lost.
         """
+
+    def on_lost(self, state: State, reason: str) -> None:
+        """Called when the channel is lost or can't be opened, with the state that `status` enters next."""
+
+
+class ConfirmChannel:
+    """Publishes with confirms, on the channel that is open at the time."""
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        name: str,
+        owner: ChannelOwner,
+        status: Status,
+        stopping: asyncio.Event,
+        timing: Timing = DEFAULT,
+    ) -> None:
+        """Requires a running event loop. RabbitMQ's management page shows `name`. `stopping` ends `run`."""
+        self.blocked: str | None = None
+        """Why the broker accepts no messages at the moment, in its own words."""
         self._nodes = nodes
         self._name = name
-        self._set_up = set_up
+        self._owner = owner
+        self._status = status
+        self._stopping = stopping
         self._timing = timing
         self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
-        self._ended: asyncio.Future[CloseCause] | None = None
-        """Of the channel: done when it, or its connection, is over."""
-        self.blocked: str | None = None
-        """Why the broker takes nothing to publish at the moment, in its own words."""
-        self.on_blocked: Callable[[], None] = lambda: None
-        """Called when `blocked` has changed."""
-        self._passed_over = 0
-        """Set-ups that failed on a connected node. The list of nodes is rotated by this number."""
+        self._closed: asyncio.Future[CloseCause] | None = None
+        """Done when the last channel or its connection is closed."""
+        self._failed_setups = 0
+        """Setups that failed on a connected node. The list of nodes is rotated by this number."""
         self._frame_max = LARGEST_FRAME
-        self._turn = asyncio.Lock()
-        self._of_this_id: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._order = asyncio.Lock()
+        self._message_ids = MessageIdLocks()
+
+    # The channel
 
     @property
-    def open(self) -> bool:
-        """True while there is a channel to publish on."""
+    def is_open(self) -> bool:
+        """Whether there is a channel to publish on."""
         return self._channel.done()
 
-    async def live(self, stopping: asyncio.Event, opened: Callable[[], None]) -> str:
-        """One life, as `supervise` wants it: keeps a channel open until it or `stopping` ends it; returns the reason.
+    async def run(self, *, wait: bool) -> None:
+        """Keeps a channel open until `stopping` is set. Raises BrokerRefusal as `supervise` does."""
+        await supervise(
+            self.run_session, self._status, self._owner.on_lost, self._stopping, wait, self._timing.stable_s
+        )
 
-        `opened` is told when the channel can be published on.
-        """
-        async with open_connection(rotated(self._nodes, self._passed_over), self._name, timing=self._timing) as amqp:
+    async def run_session(self) -> str:
+        """Keeps one channel open until it is closed or `stopping` is set. Returns the reason of its end."""
+        async with open_connection(rotated(self._nodes, self._failed_setups), self._name, timing=self._timing) as amqp:
             try:
                 async with rpc_timeout(self._timing.setup_timeout_s):
                     channel = await amqp.channel(publisher_confirms=True)
-                    await self._set_up(amqp, channel)
+                    await self._owner.set_up(amqp, channel)
             except ConnectionError:
-                self._passed_over += 1
+                self._failed_setups += 1
                 raise
             self.blocked = None
             self._frame_max = amqp.connection_tune.frame_max or LARGEST_FRAME
-            watch_blocked(amqp, self._tell)
+            watch_blocked(amqp, self._on_blocked)
             self._channel.set_result(channel)
-            opened()
-            ended = closed_future(amqp, channel)
-            self._ended = ended
-            stop = asyncio.create_task(stopping.wait(), name="await stop")
+            _log.debug("channel opened", extra={"connection": self._name, "channel": channel.number})
+            self._owner.on_open()
+            closed = closed_future(amqp, channel)
+            self._closed = closed
+            stop = asyncio.create_task(self._stopping.wait(), name="await stop")
             try:
-                await asyncio.wait((ended, stop), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((closed, stop), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 stop.cancel()
-                self._withdraw(channel)
-            return ended.result().reason if ended.done() else "stopped"
+                self._detach(channel)
+                reason = closed.result().reason if closed.done() else "stopped"
+                fields = {"connection": self._name, "channel": channel.number, "reason": reason}
+                _log.debug("channel closed", extra=fields)
+            return reason
 
-    def _tell(self, reason: str | None) -> None:
+    def reset(self, channel: Channel, reason: str) -> None:
+        """Ends the session of a channel, so that the next one sets everything up again.
+
+        Does nothing if the session of this channel is already over.
+        """
+        if self._detach(channel) and self._closed is not None and not self._closed.done():
+            self._closed.set_result(CloseCause(reason))
+
+    def fail(self, error: Exception) -> None:
+        """Raises an error from each attempt that waits for a channel, now or later. An open channel stays usable."""
+        if not self._channel.done():
+            self._channel.set_exception(error)
+            # Marks the exception as retrieved: perhaps nothing waits for a channel.
+            self._channel.exception()
+
+    def _detach(self, channel: Channel) -> bool:
+        """Lets new attempts wait for the next channel. Returns False if this channel was not in use any more."""
+        if not self._channel.done() or self._channel.result() is not channel:
+            return False
+        self._channel = asyncio.get_running_loop().create_future()
+        return True
+
+    def _on_blocked(self, reason: str | None) -> None:
         self.blocked = reason
-        self.on_blocked()
+        self._owner.on_blocked(reason)
+
+    # Messages
 
     async def publish(
         self,
@@ -113,19 +174,16 @@ class ConfirmChannel:
         properties: Callable[[int], commands.Basic.Properties],
         message_id: str | None = None,
     ) -> None:
-        """One attempt: waits for a channel, then for the confirm, however long. Raises Unconfirmed.
+        """Makes one attempt: waits for a channel, publishes, and waits for the confirm. Raises Unconfirmed.
 
-        `properties` makes the properties, with `message_id`, for a connection with that frame limit (bytes).
+        `properties` returns the properties, with `message_id`, for a connection with the given frame limit (bytes).
 
-        There is no time after which it would be given up while the connection lives: a broker that is short of memory
-        takes nothing for as long as that lasts, and would get another copy with each attempt.
+        No timeout applies while the connection is open. A broker that is short of memory accepts nothing until that is
+        over, and then gets every attempt that was made meanwhile.
         """
-        # aiormq tells which of its publishes the broker returned by the message id alone: two of the same id at once,
-        # and one that nobody got would count as confirmed.
-        lock = self._of_this_id.setdefault(message_id, asyncio.Lock()) if message_id else nullcontext()
-        async with lock:
-            # Who comes when there is a channel at last would overtake those who have waited for it.
-            async with self._turn:
+        async with self._message_ids.lock(message_id):
+            # A new attempt at the moment when a channel opens would overtake those that have waited for it.
+            async with self._order:
                 channel = await asyncio.shield(self._channel)
             cancellation = CancellationGuard()
             fitting = properties(self._frame_max)
@@ -149,25 +207,5 @@ class ConfirmChannel:
             except aiormq.exceptions.ChannelInvalidStateError as error:
                 raise Unconfirmed(_LOST, channel) from error
             except Exception as error:
-                # aiormq raises a bare one, or a cancellation that nobody asked for, where the connection is lost at the
-                # wrong moment.
+                # If the connection is lost at certain moments, aiormq raises a plain Exception.
                 raise Unconfirmed(error_text(error), channel) from error
-
-    def renew(self, channel: Channel, reason: str) -> None:
-        """Ends the life of this channel, so that everything is set up anew; one that is over already stays so."""
-        if self._withdraw(channel) and self._ended is not None and not self._ended.done():
-            self._ended.set_result(CloseCause(reason))
-
-    def fail(self, error: Exception) -> None:
-        """Lets everybody who waits for a channel have this error instead: there will be none."""
-        if not self._channel.done():
-            self._channel.set_exception(error)
-            # There may be nobody who waits.
-            self._channel.exception()
-
-    def _withdraw(self, channel: Channel) -> bool:
-        """Lets nobody publish on this channel any more; False where nobody does."""
-        if not self._channel.done() or self._channel.result() is not channel:
-            return False
-        self._channel = asyncio.get_running_loop().create_future()
-        return True

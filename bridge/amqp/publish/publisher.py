@@ -23,7 +23,6 @@ from bridge.amqp.connection_errors import error_text
 from bridge.amqp.nodes import Node
 from bridge.amqp.publish.confirm_channel import ConfirmChannel, Unconfirmed, Unrouted
 from bridge.amqp.status import State, Status
-from bridge.amqp.supervisor import supervise
 from bridge.backoff import Backoff
 from bridge.config import parsers
 from bridge.config.amqp_urls import amqp_urls
@@ -105,7 +104,7 @@ class Publisher:
         except ValueError as error:
             raise ValueError(f"amqp_url: expected {error}") from None
         try:
-            self._exchange = parsers.amqp_name(exchange)
+            name = parsers.amqp_name(exchange)
         except ValueError as error:
             raise ValueError(f"exchange: {shown_value(exchange)} won't do: expected {error}") from None
         if declare and topology.is_reserved(exchange):
@@ -118,19 +117,17 @@ class Publisher:
             raise ValueError(f"timeout_s: expected a number of seconds above 0; got {timeout_s!r}")
         if not max_message_bytes > 0:
             raise ValueError(f"max_message_bytes: expected a number of bytes above 0; got {max_message_bytes!r}")
-        self._declare = declare
+        self._exchange = _Exchange(name, declare)
         self._timeout_s = timeout_s
         self._schemas = catalog.load([catalog.PACKAGED, *((schemas,) if schemas else ())])
         self._pipeline = Pipeline(self._schemas, max_message_bytes)
-        self._status = Status()
-        self._trouble: str | None = None
-        """What keeps updates from being confirmed at the moment, where that is known."""
-        self._outlet: ConfirmChannel | None = None
         self._stopping = asyncio.Event()
+        self._channel: ConfirmChannel | None = None
         self._running: asyncio.Task[None] | None = None
+        """Keeps the channel open. Ends with a refusal; the next update then starts another one."""
 
     async def __aenter__(self) -> Self:
-        self._connected()
+        self._open_channel()
         return self
 
     async def __aexit__(
@@ -178,80 +175,95 @@ class Publisher:
             async with asyncio.timeout(self._timeout_s):
                 return await self._publish(body, properties)
         except TimeoutError as error:
-            why = self._trouble or "it is silent (short of memory or disk, perhaps)"
+            why = self._exchange.error or "it is silent (short of memory or disk, perhaps)"
             raise NotConfirmed(f"the broker did not confirm within {self._timeout_s:g} s: {why}") from error
 
     async def close(self) -> None:
-        """Ends the connection. What is still under way is given up: await it first."""
+        """Closes the connection. Updates that are not confirmed yet are given up: await them first."""
         self._stopping.set()
-        if self._running is not None and self._outlet is not None:
-            if not self._outlet.open:
-                # Connecting does not look whether to stop.
+        if self._running is not None and self._channel is not None:
+            if not self._channel.is_open:
+                # An attempt to connect does not check `_stopping`.
                 self._running.cancel()
             try:
                 await asyncio.wait([self._running])
             finally:
-                self._outlet.fail(_closed())
+                self._channel.fail(_closed_error())
 
-    def _connected(self) -> ConfirmChannel:
-        """The outlet, with somebody who keeps it alive."""
+    def _open_channel(self) -> ConfirmChannel:
+        """Returns the channel, with a task that keeps it open."""
         if self._stopping.is_set():
-            raise _closed()
-        if self._outlet is None or self._running is None or self._running.done():
-            self._outlet = ConfirmChannel(self._nodes, "edk-bridge publisher", self._set_up)
-            self._running = asyncio.create_task(self._run(self._outlet), name="publisher")
-        return self._outlet
-
-    async def _run(self, outlet: ConfirmChannel) -> None:
-        try:
-            await supervise(
-                lambda: outlet.live(self._stopping, self._opened), self._status, self._lost, self._stopping, wait=False
+            raise _closed_error()
+        if self._channel is None or self._running is None or self._running.done():
+            self._channel = ConfirmChannel(
+                self._nodes, "edk-bridge publisher", self._exchange, self._exchange.status, self._stopping
             )
-        except BrokerRefusal as error:
-            outlet.fail(error)
+            self._running = asyncio.create_task(self._run(self._channel), name="publisher")
+        return self._channel
 
-    async def _set_up(self, amqp: Connection, channel: Channel) -> None:
+    async def _run(self, channel: ConfirmChannel) -> None:
         try:
-            if self._declare:
-                await topology.ensure_exchange(amqp, self._exchange)
-            elif not await topology.exchange_exists(amqp, self._exchange):
-                hint = (
-                    f"RabbitMQ reserves names that begin with {topology.RESERVED_PREFIX}; name another exchange"
-                    if topology.is_reserved(self._exchange)
-                    else "check its name, start the bridge, which declares its exchanges, or pass declare=True to "
-                    "declare it"
-                )
-                raise ExchangeNotFound(f"there is no exchange {self._exchange!r}: {hint}")
-        except aiormq.exceptions.ChannelAccessRefused as error:
-            raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {error_text(error)}") from error
+            await channel.run(wait=False)
+        except BrokerRefusal as error:
+            channel.fail(error)
 
     async def _publish(self, body: bytes, properties: commands.Basic.Properties) -> bool:
+        exchange = self._exchange
         pauses = Backoff()
         while True:
             try:
-                await self._connected().publish(body, self._exchange, "", lambda frame_max: properties)
+                await self._open_channel().publish(body, exchange.name, "", lambda frame_max: properties)
             except Unrouted:
-                self._trouble = None
+                exchange.error = None
                 return False
             except Unconfirmed as error:
                 if isinstance(error.__cause__, aiormq.exceptions.ChannelAccessRefused):
-                    raise BrokerRefusal(f"the exchange {self._exchange!r} can't be used: {error}") from error
-                self._trouble = str(error)
+                    raise BrokerRefusal(f"the exchange {exchange.name!r} can't be used: {error}") from error
+                exchange.error = str(error)
                 await asyncio.sleep(pauses.pause_s())
             else:
-                self._trouble = None
+                exchange.error = None
                 return True
 
-    def _opened(self) -> None:
-        if self._status.state is not State.CONNECTING:
-            _log.info("the connection to the broker is back")
-        self._status.enter(State.WORKING)
-        self._trouble = None
 
-    def _lost(self, state: State, error: str) -> None:
-        self._trouble = error
-        if self._status.state is not state:
-            _log.warning("no connection to the broker: %s", error)
+class _Exchange:
+    """The exchange of a Publisher, and what is known of the connection to it. Owns the Publisher's channels."""
+
+    def __init__(self, name: str, declare: bool) -> None:
+        self.name = name
+        self.status = Status()
+        self.error: str | None = None
+        """Why updates are not confirmed at the moment, if that is known."""
+        self._declare = declare
+
+    async def set_up(self, amqp: Connection, channel: Channel) -> None:
+        try:
+            if self._declare:
+                await topology.ensure_exchange(amqp, self.name)
+            elif not await topology.exchange_exists(amqp, self.name):
+                hint = (
+                    f"RabbitMQ reserves names that begin with {topology.RESERVED_PREFIX}; name another exchange"
+                    if topology.is_reserved(self.name)
+                    else "check its name, start the bridge, which declares its exchanges, or pass declare=True to "
+                    "declare it"
+                )
+                raise ExchangeNotFound(f"there is no exchange {self.name!r}: {hint}")
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            raise BrokerRefusal(f"the exchange {self.name!r} can't be used: {error_text(error)}") from error
+
+    def on_open(self) -> None:
+        if self.status.state is not State.CONNECTING:
+            _log.info("the connection to the broker is back")
+        self.status.enter(State.WORKING)
+        self.error = None
+
+    def on_blocked(self, reason: str | None) -> None:
+        """Does nothing: an update that is not confirmed in time raises NotConfirmed."""
+
+    def on_lost(self, state: State, reason: str) -> None:
+        self.error = reason
+        if self.status.state is not state:
+            _log.warning("no connection to the broker: %s", reason)
 
 
 def _plain(value: object) -> object:
@@ -261,5 +273,5 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, Enum) else str(value)
 
 
-def _closed() -> RuntimeError:
+def _closed_error() -> RuntimeError:
     return RuntimeError("this publisher is closed")

@@ -1,49 +1,55 @@
-"""Rejected events on their way out: to an exchange of their own, with the reasons in headers, confirmed.
+"""Publishes rejected events to an exchange of their own, with the reason in headers, and waits for the confirms.
 
-What can't be published is held, unacknowledged, until it can; the consumer's prefetch bounds how much that may be. A
-lost connection gives it back to a named queue; an exclusive one is gone, and what is held here is all there is of it.
+A rejected event that can't be published is held, unsettled, until it can. The prefetch of the consumer bounds how many
+are held. When the consumer's connection is lost, a named queue delivers its events again, so they are given up here.
+The events of an exclusive queue exist only here by then, so they are held further.
 """
 
 import asyncio
-import functools
+import logging
 import time
 from collections.abc import Callable, Sequence
 
 import aiormq
 import structlog
+from pamqp import commands
 from pamqp.common import FieldTable
 
-from bridge.amqp import timeouts, topology
+from bridge.amqp import topology
 from bridge.amqp.connection import Channel, Connection
 from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.nodes import Node
 from bridge.amqp.publish.confirm_channel import ConfirmChannel, Unconfirmed, Unrouted
 from bridge.amqp.rejects.properties import reject_properties
-from bridge.amqp.rejects.retry_queue import LONGEST_OWN_S, RetryQueue
+from bridge.amqp.rejects.retry_queue import MAX_OWN_PAUSE_S, RetryQueue
 from bridge.amqp.status import State, Status
-from bridge.amqp.supervisor import supervise
+from bridge.amqp.timeouts import lag_tolerant_sleep
 from bridge.backoff import Backoff
 from bridge.contract.pipeline import Rejected
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
-HELD_BYTES = 24 * 1024 * 1024
-"""Bytes of held rejected events at which the bridge stops reading from the broker. Lost sessions may leave as many
-again. One more event is always taken, whatever its size."""
+MAX_HELD_BYTES = 24 * 1024 * 1024
+"""At this size of the held events, in bytes, the bridge stops reading from the broker. Events of lost sessions may take
+as much again. One more event is always accepted, whatever its size."""
 
 QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
-"""Of the rejects' queue: the oldest go first. Rejects are there to be looked at, not to fill the broker's disk.
+"""For the queue of rejected events. The oldest are dropped first, so that rejected events don't fill the broker's disk.
 
-Classic, whatever the virtual host's default: a quorum queue drops what was looked at too often, from RabbitMQ 4 on
-after 20 times."""
+Classic, whatever the default of the virtual host is: from RabbitMQ 4 on, a quorum queue drops an event that was read 20
+times without an acknowledgement."""
 
-_log = structlog.get_logger("bridge.rejects")
+_LOGGER = "bridge.rejects"
+_log = structlog.get_logger(_LOGGER)
 
 
 class RejectPublisher:
-    """Publishes rejected events, and settles each once the broker has confirmed it."""
+    """Publishes rejected events, and settles each delivery once the broker has confirmed its event.
+
+    Owns the channel that it publishes on.
+    """
 
     def __init__(
         self,
@@ -52,125 +58,165 @@ class RejectPublisher:
         instance: str,
         metrics: Metrics,
         wait: bool,
-        most_kept: int | None = None,
+        max_kept: int | None = None,
         timing: Timing = DEFAULT,
     ) -> None:
-        """`exchange` None only counts; `instance` goes into the headers; `wait` as for the consumer.
+        """Without an `exchange`, rejected events are only counted. `instance` is a header. `wait` is as in `supervise`.
 
-        `most_kept` bounds the events that are held although their connection is lost; None where they come again.
+        `max_kept` bounds the events that are held although their session is over. None means that the broker delivers
+        these events again, so that none of them is held.
         """
         self.status = Status(timing.answer_valid_s)
-        self._outlet = ConfirmChannel(nodes, f"edk-bridge rejects@{instance}", self._set_up, timing)
+        self._stopping = asyncio.Event()
+        self._channel = ConfirmChannel(
+            nodes, f"edk-bridge rejects@{instance}", self, self.status, self._stopping, timing
+        )
         self._timing = timing
         self._exchange = exchange
         self._instance = instance
         self._metrics = metrics
         self._wait = wait
-        self._publishing: dict[asyncio.Task[None], Delivery] = {}
+        self._unconfirmed: dict[asyncio.Task[None], Delivery] = {}
         self._held_bytes = 0
-        """Of the bodies that are held and belong to the consumer's present session."""
+        """The bytes of the held bodies that belong to the current session of the consumer."""
         self.on_held: Callable[[bool], None] = lambda held: None
-        """Called with True when HELD_BYTES are held, and with False when there is room again."""
+        """Called with True when MAX_HELD_BYTES are held, and with False when there is room again."""
         self._retries = RetryQueue()
-        self._most_kept = most_kept
-        self._outlet.on_blocked = self._blocked
-        self._stopping = asyncio.Event()
+        self._max_kept = max_kept
         self._logged: State | None = None
         """The last state that was logged, or None after a recovery. A recovery is logged only if its loss was."""
+        self._traces = logging.getLogger(_LOGGER).isEnabledFor(logging.DEBUG)
         metrics.gauge(
             "bridge_rejects_waiting",
             "Rejected events that RabbitMQ has not confirmed yet.",
-            lambda: len(self._publishing),
+            lambda: len(self._unconfirmed),
         )
 
     @property
     def waiting(self) -> int:
-        """Rejected events that are not confirmed yet."""
-        return len(self._publishing)
+        """The number of rejected events that are not confirmed yet."""
+        return len(self._unconfirmed)
 
     @property
     def unpublishable(self) -> bool:
         """Whether RabbitMQ refuses or blocks rejected events now. A lost connection does not count."""
-        return self._refuses(self.status.state)
+        return self._is_refused(self.status.state)
+
+    # Life cycle
+
+    async def run(self) -> None:
+        """Keeps a channel open until `stop`. Raises BrokerRefusal as `supervise` does."""
+        if self._exchange is not None:
+            await self._channel.run(wait=self._wait)
+
+    def stop(self) -> None:
+        """Ends `run`."""
+        self._stopping.set()
+
+    async def close(self) -> None:
+        """Gives up the events that are not confirmed yet. A named queue still has them."""
+        tasks = tuple(self._unconfirmed)
+        if self._max_kept is not None:
+            self._count_lost(len(tasks), "stopped with rejected events that could not be published; they are lost")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Events
 
     def reject(self, delivery: Delivery, rejected: Rejected) -> None:
-        """Takes over a delivery: it is settled when the broker has confirmed the rejected event."""
+        """Takes over a delivery, and settles it when the broker has confirmed the rejected event."""
         self._metrics.rejects.labels(rejected.reason.value).inc()
         if self._exchange is None:
             delivery.settle()
             return
         task = asyncio.create_task(self._publish(delivery, rejected), name="reject")
-        # The loop itself refers to a task only weakly.
-        self._publishing[task] = delivery
-        task.add_done_callback(self._done)
-        self._hold(len(delivery.body))
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        delivery = self._publishing.pop(task)
-        if delivery.current:
-            self._hold(-len(delivery.body))
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # One event less, and said so, rather than a bridge that waits for it for ever.
-            _log.error("a rejected event could not be published, and is lost", exc_info=error)
-            self._metrics.rejects_lost.inc()
-            delivery.settle()
-        if not self._publishing and self._outlet.open and not self._outlet.blocked and not self._stopping.is_set():
-            # Nothing is held any more, be it that the broker took it all back.
-            self._working("no rejected event is held any more")
+        # The loop itself has only a weak reference to a task.
+        self._unconfirmed[task] = delivery
+        task.add_done_callback(self._on_published)
+        self._add_held_bytes(len(delivery.body))
 
     def on_session_end(self) -> None:
-        """To be called when deliveries that are not settled are no longer the bridge's: gives up what comes again."""
+        """Called when a session of the consumer is over: gives up its events if the broker delivers them again."""
         self._held_bytes = 0
-        stale = [task for task, delivery in self._publishing.items() if not delivery.current]
-        if self._most_kept is None:
+        stale = [task for task, delivery in self._unconfirmed.items() if not delivery.current]
+        if self._max_kept is None:
             given_up = stale
         else:
             kept_bytes = 0
             given_up = []
             for number, task in enumerate(reversed(stale), 1):
-                kept_bytes += len(self._publishing[task].body)
-                if number > self._most_kept or (kept_bytes > HELD_BYTES and number > 1):
+                kept_bytes += len(self._unconfirmed[task].body)
+                if number > self._max_kept or (kept_bytes > MAX_HELD_BYTES and number > 1):
                     given_up.append(task)
-            self._lose(len(given_up), "too many rejected events are held; the oldest are lost")
+            self._count_lost(len(given_up), "too many rejected events are held; the oldest are lost")
         for task in given_up:
             task.cancel()
 
-    def _hold(self, added: int) -> None:
-        before, self._held_bytes = self._held_bytes, self._held_bytes + added
-        if (before < HELD_BYTES) != (self._held_bytes < HELD_BYTES):
-            self.on_held(self._held_bytes >= HELD_BYTES)
+    async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
+        original = delivery.properties.decode()
+        trace = {"reason": rejected.reason.value, "tag": delivery.tag, "bytes": len(delivery.body)}
 
-    def _lose(self, events: int, phrase: str) -> None:
+        def properties(frame_max: int) -> commands.Basic.Properties:
+            made = reject_properties(original, delivery.exchange, rejected, self._instance, frame_max)
+            if self._traces:
+                trace["message_id"] = made.message_id or ""
+                _log.debug("reject published", **trace)
+            return made
+
+        pauses = Backoff(longest_s=MAX_OWN_PAUSE_S)
+        while True:
+            warning = asyncio.create_task(self._warn_while_unconfirmed(), name="await confirm")
+            try:
+                await self._channel.publish(
+                    delivery.body, self._exchange or "", delivery.routing_key, properties, original.message_id
+                )
+            except Unconfirmed as error:
+                # Each failure is followed by another attempt. `run` reports why a channel was closed: it knows more.
+                if isinstance(error, Unrouted) or not error.channel.is_closed:
+                    self._fail(str(error))
+                if isinstance(error, Unrouted):
+                    self._channel.reset(error.channel, str(error))
+                self._retries.failed()
+            else:
+                if self._traces:
+                    _log.debug("reject confirmed", **trace)
+                self._recover("rejected events are published again")
+                self._retries.confirmed()
+                delivery.settle()
+                return
+            finally:
+                warning.cancel()
+            await self._retries.wait(pauses)
+
+    def _on_published(self, task: asyncio.Task[None]) -> None:
+        delivery = self._unconfirmed.pop(task)
+        if delivery.current:
+            self._add_held_bytes(-len(delivery.body))
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The delivery is settled, because it would use up a part of the prefetch forever.
+            _log.error("a rejected event could not be published, and is lost", exc_info=error)
+            self._metrics.rejects_lost.inc()
+            delivery.settle()
+        can_publish = self._channel.is_open and not self._channel.blocked
+        if not self._unconfirmed and can_publish and not self._stopping.is_set():
+            # No event is held any more, even if only because the broker delivers them again.
+            self._recover("no rejected event is held any more")
+
+    def _add_held_bytes(self, added: int) -> None:
+        before, self._held_bytes = self._held_bytes, self._held_bytes + added
+        if (before < MAX_HELD_BYTES) != (self._held_bytes < MAX_HELD_BYTES):
+            self.on_held(self._held_bytes >= MAX_HELD_BYTES)
+
+    def _count_lost(self, events: int, phrase: str) -> None:
         if events:
             self._metrics.rejects_lost.inc(events)
             _log.error(phrase, events=events)
 
-    async def run(self) -> None:
-        """Keeps a channel to publish on until `stop`. Raises BrokerRefusal as the consumer does."""
-        if self._exchange is not None:
-            await supervise(
-                lambda: self._outlet.live(self._stopping, self._opened),
-                self.status,
-                self._lost,
-                self._stopping,
-                self._wait,
-                self._timing.stable_s,
-            )
+    # The channel
 
-    def stop(self) -> None:
-        """Lets `run` end."""
-        self._stopping.set()
-
-    async def close(self) -> None:
-        """Gives up what still waits: a named queue keeps it."""
-        tasks = tuple(self._publishing)
-        if self._most_kept is not None:
-            self._lose(len(tasks), "stopped with rejected events that could not be published; they are lost")
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _set_up(self, amqp: Connection, channel: Channel) -> None:
+    async def set_up(self, amqp: Connection, channel: Channel) -> None:
+        """Declares the exchange and the queue of rejected events, and binds them. Raises BrokerRefusal."""
         assert self._exchange is not None
         try:
             await topology.ensure_exchange(amqp, self._exchange)
@@ -183,57 +229,44 @@ class RejectPublisher:
                 "BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
             ) from error
 
-    def _opened(self) -> None:
+    def on_open(self) -> None:
+        """The status is `working` at once only if no event is held. Otherwise the first confirm decides."""
         self.status.ever_connected = True
-        if not self._publishing:
-            # Otherwise the first confirm says whether it works.
-            self._working("rejected events can be published again")
+        if not self._unconfirmed:
+            self._recover("rejected events can be published again")
 
-    def _blocked(self) -> None:
-        if self._outlet.blocked is not None:
-            self._failed(f"the broker takes nothing to publish: {self._outlet.blocked}")
-        elif not self._publishing:
-            self._working("rejected events can be published again")
+    def on_blocked(self, reason: str | None) -> None:
+        """The status is `lost` while the broker accepts no messages."""
+        if reason is not None:
+            self._fail(f"the broker takes nothing to publish: {reason}")
+        elif not self._unconfirmed:
+            self._recover("rejected events can be published again")
 
-    async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
-        came = delivery.properties.decode()
-        properties = functools.partial(reject_properties, came, delivery.exchange, rejected, self._instance)
-        pauses = Backoff(longest_s=LONGEST_OWN_S)
-        while True:
-            watching = asyncio.create_task(self._watch(), name="await confirm")
-            try:
-                await self._outlet.publish(
-                    delivery.body, self._exchange or "", delivery.routing_key, properties, came.message_id
-                )
-            except Unconfirmed as error:
-                # However it fails, it is tried again. Why a channel has ended is for `run` to say: here, less is known.
-                if isinstance(error, Unrouted) or not error.channel.is_closed:
-                    self._failed(str(error))
-                if isinstance(error, Unrouted):
-                    self._outlet.renew(error.channel, str(error))
-                self._retries.failed()
-            else:
-                self._working("rejected events are published again")
-                self._retries.confirmed()
-                delivery.settle()
-                return
-            finally:
-                watching.cancel()
-            await self._retries.wait(pauses)
+    def on_lost(self, state: State, reason: str) -> None:
+        """Logs the first of several failures, unless it is a lost connection that delays no event."""
+        if state is self._logged or not (self.waiting or self._is_refused(state)):
+            return
+        self._logged = state
+        log = _log.warning if self.waiting or state is State.REFUSED else _log.info
+        held, none_held = (
+            "rejected events can't be published; they are held",
+            "rejected events can't be published; none is held",
+        )
+        log(held if self.waiting else none_held, error=reason, waiting=self.waiting)
 
-    async def _watch(self) -> None:
-        """Says again and again that a confirm is missed, whatever others say meanwhile."""
+    async def _warn_while_unconfirmed(self) -> None:
+        """Reports a missing confirm repeatedly, because other events may report a success meanwhile."""
         limit_s = self._timing.confirm_warning_s
         while True:
-            await timeouts.lag_tolerant_sleep(limit_s)
-            if self._outlet.open and not self._outlet.blocked:
-                self._failed(f"no confirm within {limit_s:g} s: the broker may be short of memory or disk")
+            await lag_tolerant_sleep(limit_s)
+            if self._channel.is_open and not self._channel.blocked:
+                self._fail(f"no confirm within {limit_s:g} s: the broker may be short of memory or disk")
 
-    def _failed(self, reason: str) -> None:
-        self._lost(State.LOST, reason)
+    def _fail(self, reason: str) -> None:
+        self.on_lost(State.LOST, reason)
         self.status.enter(State.LOST, reason)
 
-    def _working(self, phrase: str) -> None:
+    def _recover(self, phrase: str) -> None:
         if self.status.state is State.WORKING:
             return
         if self._logged is not None:
@@ -242,17 +275,5 @@ class RejectPublisher:
             self._logged = None
         self.status.enter(State.WORKING)
 
-    def _lost(self, state: State, error: str) -> None:
-        # A connection that is lost while no event is held delays no event.
-        if state is self._logged or not (self.waiting or self._refuses(state)):
-            return
-        self._logged = state
-        say = _log.warning if self.waiting or state is State.REFUSED else _log.info
-        held, none = (
-            "rejected events can't be published; they are held",
-            "rejected events can't be published; none is held",
-        )
-        say(held if self.waiting else none, error=error, waiting=self.waiting)
-
-    def _refuses(self, state: State) -> bool:
-        return state is State.REFUSED or self._outlet.blocked is not None
+    def _is_refused(self, state: State) -> bool:
+        return state is State.REFUSED or self._channel.blocked is not None

@@ -1,7 +1,7 @@
-"""Who may try again, and when: one of many after another while nothing works, and soon all of them when it does.
+"""Decides when failed attempts are made again: one at a time while all fail, and soon all of them after a success.
 
-The end of a trouble is seen as soon with one message that is held as with thousands, and the broker is not asked more
-often for it. This file must never know what is tried.
+The end of an outage is noticed as soon with one waiting attempt as with thousands, and the broker gets no more attempts
+in the second case. This module does not know what is attempted.
 """
 
 import asyncio
@@ -9,46 +9,47 @@ from contextlib import suppress
 
 from bridge.backoff import Backoff
 
-LONGEST_S = 1.0
-"""Between two attempts of anybody while none is confirmed."""
+MAX_PAUSE_S = 1.0
+"""Between two attempts while none succeeds."""
 
-LONGEST_OWN_S = 0.6
-"""Before one that has failed gets in line: one that fails where others do not must not try with each of theirs."""
+MAX_OWN_PAUSE_S = 0.6
+"""Before a failed attempt joins the queue. Without this pause, an attempt that fails although others succeed would be
+repeated with each success."""
 
 
 class RetryQueue:
-    """A line in which those wait who have failed. Made inside a running event loop."""
+    """A queue of failed attempts. Requires a running event loop."""
 
     def __init__(self) -> None:
-        self._pauses = Backoff(longest_s=LONGEST_S)
+        self._pauses = Backoff(longest_s=MAX_PAUSE_S)
         self._first = asyncio.Lock()
-        """Held by the first in line."""
+        """The first attempt in the queue has it."""
         self._waiting = 0
-        self._credit = 0
-        """How many may try at once."""
-        self._credited = asyncio.Event()
+        self._tokens = 0
+        """The number of attempts that may be made at once."""
+        self._has_tokens = asyncio.Event()
 
     async def wait(self, own: Backoff) -> None:
-        """Returns when whoever has failed may try again; `own` is its own backoff, LONGEST_OWN_S at most."""
+        """Returns when a failed attempt may be repeated. `own` is its own backoff, of MAX_OWN_PAUSE_S at most."""
         await asyncio.sleep(own.pause_s())
         self._waiting += 1
         try:
             async with self._first:
-                if not self._credit:
-                    self._credited.clear()
+                if not self._tokens:
+                    self._has_tokens.clear()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._pauses.pause_s()):
-                            await self._credited.wait()
-                self._credit = max(0, self._credit - 1)
+                            await self._has_tokens.wait()
+                self._tokens = max(0, self._tokens - 1)
         finally:
             self._waiting -= 1
 
     def confirmed(self) -> None:
-        """An attempt was a success: two others may follow at once, and twice as many them."""
+        """Records a success: two other attempts follow at once, and two more after each of these that succeeds."""
         self._pauses.reset()
-        self._credit = min(self._credit + 2, self._waiting)
-        self._credited.set()
+        self._tokens = min(self._tokens + 2, self._waiting)
+        self._has_tokens.set()
 
     def failed(self) -> None:
-        """An attempt failed: it goes on one by one."""
-        self._credit = 0
+        """Records a failure: attempts follow one by one."""
+        self._tokens = 0

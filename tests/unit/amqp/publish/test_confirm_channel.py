@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 import aiormq
@@ -12,6 +13,7 @@ from pamqp import commands
 from bridge.amqp.nodes import Node
 from bridge.amqp.publish import confirm_channel as module
 from bridge.amqp.publish.confirm_channel import LARGEST_FRAME, ConfirmChannel, Unconfirmed, Unrouted
+from bridge.amqp.status import State, Status
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NACK, FakeAmqp, FakeBroker, returned
 from tests.support.virtual_time import VirtualTime
@@ -20,50 +22,55 @@ from tests.support.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from bridge.amqp.connection import Channel
+    from bridge.amqp.connection import Channel, Connection
 
 PUBLISH = "publish to rejects"
 
 
-class RunningOutlet:
-    """An outlet, and one life of it after another."""
+class RunningChannel:
+    """A confirm channel, its owner, and one session of it after another."""
 
     def __init__(self, broker: FakeBroker) -> None:
         self.broker = broker
-        self.set_up = 0
         self.error: Exception | None = None
-        """What setting up raises."""
+        """Raised by the setup."""
         self.hangs = False
-        """Setting up never ends."""
+        """True if the setup never ends."""
         self.opened = 0
+        self.blocked: list[str | None] = []
         self.frame_max = 0
-        """What the last properties were made for."""
+        """The argument of the last call that made properties."""
         self.stopping = asyncio.Event()
-        self.outlet = ConfirmChannel((), "a bridge", self._set_up)
+        self.channel = ConfirmChannel((), "a bridge", self, Status(), self.stopping)
         self.tasks: list[asyncio.Task[str]] = []
 
-    async def _set_up(self, _amqp: aiormq.abc.AbstractConnection, _channel: Channel) -> None:
-        self.set_up += 1
-        assert not self.outlet.open, "nothing is published before all is there"
+    async def set_up(self, amqp: Connection, channel: Channel) -> None:
+        assert not self.channel.is_open, "nothing is published before all is there"
         if self.hangs:
             await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
 
-    def _open(self) -> None:
-        assert self.outlet.open
+    def on_open(self) -> None:
+        assert self.channel.is_open
         self.opened += 1
 
-    def live(self) -> asyncio.Task[str]:
-        """The next life."""
-        self.tasks.append(asyncio.create_task(self.outlet.live(self.stopping, self._open)))
+    def on_blocked(self, reason: str | None) -> None:
+        self.blocked.append(reason)
+
+    def on_lost(self, state: State, reason: str) -> None:
+        raise AssertionError("only the supervisor calls it")
+
+    def run_session(self) -> asyncio.Task[str]:
+        """Starts the next session."""
+        self.tasks.append(asyncio.create_task(self.channel.run_session()))
         return self.tasks[-1]
 
-    async def begin(self, amqp: FakeAmqp) -> asyncio.Task[str]:
-        """The next life, that has begun."""
+    async def open(self, amqp: FakeAmqp) -> asyncio.Task[str]:
+        """Starts the next session, and returns when its channel is open."""
         self.broker.lives.append(amqp)
         opened = self.opened
-        task = self.live()
+        task = self.run_session()
         await eventually("it is open", lambda: self.opened > opened)
         return task
 
@@ -75,7 +82,7 @@ class RunningOutlet:
         return make
 
     async def publish(self, message_id: str | None = None) -> None:
-        await self.outlet.publish(b"body", "rejects", "", self._properties(message_id), message_id)
+        await self.channel.publish(b"body", "rejects", "", self._properties(message_id), message_id)
 
 
 @pytest.fixture
@@ -84,66 +91,77 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 @pytest.fixture
-async def running(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningOutlet]:
+async def running(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningChannel]:
     broker = FakeBroker()
     monkeypatch.setattr(module, "open_connection", broker.open_connection)
-    running = RunningOutlet(broker)
+    running = RunningChannel(broker)
     yield running
     for task in running.tasks:
         task.cancel()
     await asyncio.gather(*running.tasks, return_exceptions=True)
 
 
-# A life
+# A session
 
 
-async def test_life_ends_with_the_brokers_reason_and_leaves_no_channel(running: RunningOutlet) -> None:
-    life = await running.begin(amqp := FakeAmqp())
+async def test_session_ends_with_the_brokers_reason_and_leaves_no_channel(running: RunningChannel) -> None:
+    session = await running.open(amqp := FakeAmqp())
     assert amqp.requests == ["channel with confirms"]
     amqp.lose()
-    assert await life == "CONNECTION_FORCED - shutdown"
-    assert not running.outlet.open
+    assert await session == "CONNECTION_FORCED - shutdown"
+    assert not running.channel.is_open
     assert running.broker.closed == 1
 
 
-async def test_life_ends_when_it_is_asked_to(running: RunningOutlet) -> None:
-    life = await running.begin(FakeAmqp())
+async def test_opened_and_closed_channel_is_logged_at_debug(
+    running: RunningChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "bridge.amqp")
+    session = await running.open(amqp := FakeAmqp())
+    amqp.lose()
+    await session
+    opened, closed = caplog.records
+    assert [opened.getMessage(), closed.getMessage()] == ["channel opened", "channel closed"]
+    assert closed.__dict__["reason"] == "CONNECTION_FORCED - shutdown"
+    assert opened.__dict__["channel"] == closed.__dict__["channel"] == amqp.channels[0].number
+
+
+async def test_session_ends_when_it_is_asked_to(running: RunningChannel) -> None:
+    session = await running.open(FakeAmqp())
     running.stopping.set()
-    assert await life == "stopped"
-    assert not running.outlet.open
+    assert await session == "stopped"
+    assert not running.channel.is_open
 
 
-async def test_life_that_can_not_be_set_up_is_none(running: RunningOutlet) -> None:
+async def test_session_that_can_not_be_set_up_is_none(running: RunningChannel) -> None:
     running.error = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND")
     running.broker.lives.append(FakeAmqp())
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
-        await running.live()
-    assert (running.opened, running.outlet.open, running.broker.closed) == (0, False, 1)
+        await running.run_session()
+    assert (running.opened, running.channel.is_open, running.broker.closed) == (0, False, 1)
 
 
 async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
-    running: RunningOutlet, clock: VirtualTime
+    running: RunningChannel, clock: VirtualTime
 ) -> None:
     running.hangs = True
     running.broker.lives.append(FakeAmqp())
     before_s = clock.now_s
     with pytest.raises(ConnectionError, match=f"does not answer within {DEFAULT.setup_timeout_s:g} s"):
-        await running.live()
+        await running.run_session()
     assert clock.now_s - before_s == pytest.approx(DEFAULT.setup_timeout_s, abs=0.01)
 
 
-async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(running: RunningOutlet) -> None:
-    told: list[str | None] = []
-    running.outlet.on_blocked = lambda: told.append(running.outlet.blocked)
-    life = await running.begin(amqp := FakeAmqp())
+async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(running: RunningChannel) -> None:
+    session = await running.open(amqp := FakeAmqp())
     await amqp.block("low on memory")
     await amqp.unblock()
     await amqp.block("low on disk")
-    assert told == ["low on memory", None, "low on disk"]
+    assert running.blocked == ["low on memory", None, "low on disk"]
     amqp.lose()
-    await life
-    await running.begin(FakeAmqp())
-    assert running.outlet.blocked is None, "another connection may be another node's"
+    await session
+    await running.open(FakeAmqp())
+    assert running.channel.blocked is None, "another connection may be another node's"
 
 
 # An attempt
@@ -162,17 +180,17 @@ async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(
     ids=["returned", "nack", "closed", "stray cancellation", "lost", "bare exception"],
 )
 async def test_attempt_that_is_not_confirmed_says_why_and_where(
-    running: RunningOutlet, answer: BaseException, kind: type[Unconfirmed], words: str
+    running: RunningChannel, answer: BaseException, kind: type[Unconfirmed], words: str
 ) -> None:
-    await running.begin(amqp := FakeAmqp().on(PUBLISH, answer))
+    await running.open(amqp := FakeAmqp().on(PUBLISH, answer))
     with pytest.raises(Unconfirmed, match=words) as unconfirmed:
         await running.publish()
     assert type(unconfirmed.value) is kind
     assert unconfirmed.value.channel is amqp.channels[0]  # type: ignore[comparison-overlap]  # the fake stands for it
 
 
-async def test_attempt_that_is_given_up_is_no_loss(running: RunningOutlet) -> None:
-    await running.begin(amqp := FakeAmqp().on(PUBLISH, HANGS))
+async def test_attempt_that_is_given_up_is_no_loss(running: RunningChannel) -> None:
+    await running.open(amqp := FakeAmqp().on(PUBLISH, HANGS))
     attempt = asyncio.create_task(running.publish())
     await eventually("it is under way", lambda: PUBLISH in amqp.requests)
     attempt.cancel()
@@ -180,7 +198,7 @@ async def test_attempt_that_is_given_up_is_no_loss(running: RunningOutlet) -> No
         await attempt
 
 
-async def test_attempts_wait_for_a_channel_and_keep_their_order(running: RunningOutlet) -> None:
+async def test_attempts_wait_for_a_channel_and_keep_their_order(running: RunningChannel) -> None:
     order: list[int] = []
 
     async def publish(number: int) -> None:
@@ -191,7 +209,7 @@ async def test_attempts_wait_for_a_channel_and_keep_their_order(running: Running
     await asyncio.sleep(0.1)
     waiting[0].cancel()
     await asyncio.sleep(0.1)
-    await running.begin(amqp := FakeAmqp())
+    await running.open(amqp := FakeAmqp())
     waiting.append(asyncio.create_task(publish(3)))
     await asyncio.wait(waiting)
     assert order == [1, 2, 3]
@@ -200,10 +218,10 @@ async def test_attempts_wait_for_a_channel_and_keep_their_order(running: Running
 
 @pytest.mark.parametrize(("ids", "at_once"), [(("a", "a"), 1), (("a", "b"), 2), ((None, None), 2)])
 async def test_two_messages_of_the_same_id_are_not_under_way_at_once(
-    running: RunningOutlet, ids: tuple[str | None, ...], at_once: int
+    running: RunningChannel, ids: tuple[str | None, ...], at_once: int
 ) -> None:
     """aiormq tells by the id alone which one was returned: the other would count as confirmed."""
-    await running.begin(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    await running.open(amqp := FakeAmqp().on(PUBLISH, HANGS))
     attempts = [asyncio.create_task(running.publish(each)) for each in ids]
     await asyncio.sleep(0.1)
     assert amqp.requests.count(PUBLISH) == at_once
@@ -217,69 +235,69 @@ async def test_two_messages_of_the_same_id_are_not_under_way_at_once(
 # The channel
 
 
-async def test_channel_that_is_renewed_ends_its_life_with_the_reason(running: RunningOutlet) -> None:
-    life = await running.begin(amqp := FakeAmqp())
+async def test_channel_that_is_renewed_ends_its_life_with_the_reason(running: RunningChannel) -> None:
+    session = await running.open(amqp := FakeAmqp())
     [channel] = amqp.channels
-    running.outlet.renew(channel, "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
-    assert not running.outlet.open, "whoever comes now waits for the next channel"
-    assert await life == "the queue is gone"
+    running.channel.reset(channel, "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    assert not running.channel.is_open, "whoever comes now waits for the next channel"
+    assert await session == "the queue is gone"
 
 
-async def test_channel_that_is_over_ends_no_other_life(running: RunningOutlet) -> None:
+async def test_channel_that_is_closed_ends_no_other_session(running: RunningChannel) -> None:
     """Of hundreds that were returned on one channel, each asks for another."""
-    life = await running.begin(first := FakeAmqp())
+    session = await running.open(first := FakeAmqp())
     first.lose()
-    await life
-    second = await running.begin(FakeAmqp())
-    running.outlet.renew(first.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    await session
+    second = await running.open(FakeAmqp())
+    running.channel.reset(first.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
     await asyncio.sleep(0.1)
-    assert running.outlet.open
+    assert running.channel.is_open
     assert not second.done()
 
 
-async def test_renewal_of_a_channel_that_ends_at_the_same_time_is_none(running: RunningOutlet) -> None:
-    life = await running.begin(amqp := FakeAmqp())
+async def test_renewal_of_a_channel_that_ends_at_the_same_time_is_none(running: RunningChannel) -> None:
+    session = await running.open(amqp := FakeAmqp())
     amqp.lose()
     await asyncio.sleep(0)
-    running.outlet.renew(amqp.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
-    assert await life == "CONNECTION_FORCED - shutdown"
+    running.channel.reset(amqp.channels[0], "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
+    assert await session == "CONNECTION_FORCED - shutdown"
 
 
-async def test_failure_is_had_by_all_who_wait_and_those_who_come(running: RunningOutlet) -> None:
+async def test_failure_is_had_by_all_who_wait_and_those_who_come(running: RunningChannel) -> None:
     waiting = [asyncio.create_task(running.publish()) for _ in range(2)]
     await asyncio.sleep(0.1)
-    running.outlet.fail(ValueError("never"))
+    running.channel.fail(ValueError("never"))
     waiting.append(asyncio.create_task(running.publish()))
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [str(result) for result in results] == ["never"] * 3
 
 
-async def test_failure_is_nothing_to_an_open_channel(running: RunningOutlet) -> None:
-    await running.begin(FakeAmqp())
-    running.outlet.fail(ValueError("never"))
+async def test_failure_is_nothing_to_an_open_channel(running: RunningChannel) -> None:
+    await running.open(FakeAmqp())
+    running.channel.fail(ValueError("never"))
     await running.publish()
 
 
 @pytest.mark.parametrize(("agreed", "used"), [(8192, 8192), (0, LARGEST_FRAME)], ids=["small", "without a limit"])
 async def test_properties_are_made_for_the_connection_that_takes_them(
-    running: RunningOutlet, agreed: int, used: int
+    running: RunningChannel, agreed: int, used: int
 ) -> None:
     amqp = FakeAmqp()
     amqp.connection_tune.frame_max = agreed
-    await running.begin(amqp)
+    await running.open(amqp)
     await running.publish()
     assert running.frame_max == used
 
 
-async def test_node_on_which_nothing_can_be_set_up_is_tried_last(running: RunningOutlet) -> None:
+async def test_node_on_which_nothing_can_be_set_up_is_tried_last(running: RunningChannel) -> None:
     """A node of a cluster without its majority lets the bridge in, and answers no further."""
     nodes = tuple(Node(f"amqp://{name}/") for name in ("one", "two", "three"))
-    running.outlet._nodes = nodes
+    running.channel._nodes = nodes
     running.hangs = True
     running.broker.lives.append(FakeAmqp())
     with pytest.raises(ConnectionError):
-        await running.live()
+        await running.run_session()
     assert running.broker.nodes == nodes
     running.hangs = False
-    await running.begin(FakeAmqp())
+    await running.open(FakeAmqp())
     assert running.broker.nodes == (*nodes[1:], nodes[0])

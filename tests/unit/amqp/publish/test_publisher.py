@@ -145,7 +145,7 @@ async def test_exchange_that_vanishes_later_is_waited_for(broker: FakeBroker) ->
     async with Publisher() as fetcher:
         assert await fetcher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: fetcher._outlet is not None and not fetcher._outlet.open)
+        await eventually("it has noticed", lambda: fetcher._channel is not None and not fetcher._channel.is_open)
         assert await fetcher.broadcast("killmail", EXAMPLE)
     assert broker.attempts == 3
 
@@ -156,7 +156,7 @@ async def test_exchange_that_vanishes_for_good_is_the_reason_why_nothing_is_conf
     async with Publisher(timeout_s=5) as fetcher:
         assert await fetcher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: fetcher._outlet is not None and not fetcher._outlet.open)
+        await eventually("it has noticed", lambda: fetcher._channel is not None and not fetcher._channel.is_open)
         with pytest.raises(NotConfirmed, match="no exchange 'killmails'"):
             await fetcher.broadcast("killmail", EXAMPLE)
 
@@ -237,7 +237,7 @@ async def test_refusal_after_a_connection_that_worked_is_a_loss_and_tried_again(
     async with Publisher() as fetcher:
         assert await fetcher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: fetcher._outlet is not None and not fetcher._outlet.open)
+        await eventually("it has noticed", lambda: fetcher._channel is not None and not fetcher._channel.is_open)
         assert await fetcher.broadcast("killmail", EXAMPLE)
     assert broker.attempts == 3
 

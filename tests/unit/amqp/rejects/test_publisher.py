@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 import aiormq
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
     from pamqp import commands
 
 
-class SilentOutlet:
+class SilentChannel:
     """An open channel whose confirms come when they are let through."""
 
     def __init__(self) -> None:
-        self.open = True
+        self.is_open = True
         self.blocked: str | None = None
         self.confirming = asyncio.Event()
         self.published = 0
@@ -54,20 +55,20 @@ class SilentOutlet:
 
 async def test_confirm_that_is_late_is_said_and_waited_for() -> None:
     timing = Timing(confirm_warning_s=0.01)
-    rejects, outlet = (
+    rejects, channel = (
         RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, timing=timing),
-        SilentOutlet(),
+        SilentChannel(),
     )
-    rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
+    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
     rejects.status.enter(State.WORKING)
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
     await eventually("it is said", lambda: rejects.status.state is State.LOST)
     assert "short of memory or disk" in str(rejects.status.error)
     assert (rejects.waiting, delivery.settled) == (1, 0)
-    outlet.confirming.set()
+    channel.confirming.set()
     await eventually("it is confirmed", lambda: delivery.settled)
-    assert (rejects.waiting, outlet.published) == (0, 1)
+    assert (rejects.waiting, channel.published) == (0, 1)
     assert rejects.status.state is State.WORKING
 
 
@@ -79,7 +80,7 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
 
     rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
     monkeypatch.setattr(module, "reject_properties", fail)
-    rejects._outlet = SilentOutlet()  # type: ignore[assignment]  # it only makes the properties
+    rejects._channel = SilentChannel()  # type: ignore[assignment]  # it only makes the properties
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
     await eventually("it is settled", lambda: delivery.settled)
@@ -88,23 +89,23 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
 
 
 async def test_reject_that_is_given_up_is_left_to_the_broker() -> None:
-    rejects, outlet = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False), SilentOutlet()
-    rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
+    rejects, channel = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False), SilentChannel()
+    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("it is under way", lambda: outlet.published)
+    await eventually("it is under way", lambda: channel.published)
     await rejects.close()
     assert (rejects.waiting, delivery.settled) == (0, 0)
 
 
 async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
     """That many events, rejected and not confirmed, whose connection is lost by now."""
-    outlet = SilentOutlet()
-    rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
+    channel = SilentChannel()
+    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
     deliveries = [FakeDelivery(b"[%d]" % number) for number in range(count)]
     for delivery in deliveries:
         rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
-    await eventually("all are under way", lambda: outlet.published == count)
+    await eventually("all are under way", lambda: channel.published == count)
     for delivery in deliveries:
         delivery.lost = True
     return deliveries
@@ -119,7 +120,7 @@ async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
 
 
 async def test_event_that_does_not_come_again_is_held_though_its_connection_is_lost() -> None:
-    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
+    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, max_kept=3)
     await holding(rejects, 3)
     rejects.on_session_end()
     await asyncio.sleep(0)
@@ -129,12 +130,12 @@ async def test_event_that_does_not_come_again_is_held_though_its_connection_is_l
 
 
 async def test_oldest_events_are_lost_where_more_are_held_than_may_be_and_it_is_said() -> None:
-    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=3)
+    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, max_kept=3)
     oldest = (await holding(rejects, 5))[:2]
     with capture_logs() as logged:
         rejects.on_session_end()
     await eventually("some are given up", lambda: rejects.waiting == 3)
-    assert not {*oldest} & {*rejects._publishing.values()}
+    assert not {*oldest} & {*rejects._unconfirmed.values()}
     assert lost(rejects) == 2
     assert [(line["log_level"], line["events"]) for line in logged] == [("error", 2)]
     await rejects.close()
@@ -148,11 +149,11 @@ def lost(rejects: RejectPublisher) -> float | None:
 async def test_broker_that_takes_nothing_is_said_in_its_own_words_until_it_does_again() -> None:
     rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
     rejects.status.enter(State.WORKING)
-    outlet = rejects._outlet
-    outlet._tell("low on memory")
+    channel = rejects._channel
+    channel._on_blocked("low on memory")
     assert rejects.status.report()["state"] == "lost"
     assert "low on memory" in str(rejects.status.error)
-    outlet._tell(None)
+    channel._on_blocked(None)
     assert rejects.status.report()["state"] == "working"
 
 
@@ -391,52 +392,81 @@ def of_size(size: int) -> FakeDelivery:
 
 
 @pytest.fixture
-async def unconfirmed() -> tuple[RejectPublisher, SilentOutlet, list[bool]]:
+async def unconfirmed() -> tuple[RejectPublisher, SilentChannel, list[bool]]:
     """Rejects that are not confirmed yet, and what was said of the bytes that are held."""
-    rejects, outlet = (
-        RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, most_kept=200),
-        SilentOutlet(),
+    rejects, channel = (
+        RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, max_kept=200),
+        SilentChannel(),
     )
-    rejects._outlet = outlet  # type: ignore[assignment]  # what it does of it is all there
+    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
     told: list[bool] = []
     rejects.on_held = told.append
-    return rejects, outlet, told
+    return rejects, channel, told
 
 
 NO = Rejected(Reason.TOO_LARGE, "no")
 
 
 async def test_bytes_that_are_held_are_bounded_and_said_at_the_bound(
-    unconfirmed: tuple[RejectPublisher, SilentOutlet, list[bool]],
+    unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
-    rejects, outlet, told = unconfirmed
-    deliveries = [of_size(size) for size in (module.HELD_BYTES - 1, 1, 1)]
+    rejects, channel, told = unconfirmed
+    deliveries = [of_size(size) for size in (module.MAX_HELD_BYTES - 1, 1, 1)]
     rejects.reject(deliveries[0], NO)
     assert told == []
     rejects.reject(deliveries[1], NO)
     rejects.reject(deliveries[2], NO)
     assert told == [True]
-    outlet.confirming.set()
+    channel.confirming.set()
     await eventually("all are confirmed", lambda: all(delivery.settled for delivery in deliveries))
     assert told == [True, False]
 
 
 async def test_session_that_is_over_leaves_room_for_the_next_one(
-    unconfirmed: tuple[RejectPublisher, SilentOutlet, list[bool]],
+    unconfirmed: tuple[RejectPublisher, SilentChannel, list[bool]],
 ) -> None:
     """What comes again is given up; of what does not, the newest is kept within the same bound, and one at least."""
-    rejects, outlet, told = unconfirmed
-    before = [of_size(size) for size in (10, module.HELD_BYTES, 1)]
+    rejects, channel, told = unconfirmed
+    before = [of_size(size) for size in (10, module.MAX_HELD_BYTES, 1)]
     for delivery in before:
         rejects.reject(delivery, NO)
         delivery.lost = True
     rejects.on_session_end()
     await eventually("the oldest are given up", lambda: rejects.waiting == 1)
     assert lost(rejects) == 2
-    rejects.reject(of_size(module.HELD_BYTES - 1), NO)
+    rejects.reject(of_size(module.MAX_HELD_BYTES - 1), NO)
     assert told == [True], "what is left of the session before does not count"
     rejects.reject(of_size(1), NO)
     assert told == [True, True]
-    outlet.confirming.set()
+    channel.confirming.set()
     await eventually("all are confirmed", lambda: rejects.waiting == 0)
     assert told == [True, True, False]
+
+
+# Trace
+
+
+async def test_reject_is_traced_at_debug_when_it_is_published_and_when_it_is_confirmed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "bridge.rejects")
+    rejects, channel = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False), SilentChannel()
+    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
+    channel.confirming.set()
+    with capture_logs() as logged:
+        rejects.reject(delivery := FakeDelivery(b"[]"), NOT_JSON)
+        await eventually("it is confirmed", lambda: delivery.settled)
+    assert [line["event"] for line in logged] == ["reject published", "reject confirmed"]
+    for line in logged:
+        assert (line["reason"], line["tag"], line["bytes"]) == ("not-json", delivery.tag, 2)
+        assert len(line["message_id"]) == 32, "the bridge generates an id for an event without one"
+
+
+async def test_reject_is_not_traced_at_other_levels() -> None:
+    rejects, channel = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False), SilentChannel()
+    rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
+    channel.confirming.set()
+    with capture_logs() as logged:
+        rejects.reject(delivery := FakeDelivery(b"[]"), NOT_JSON)
+        await eventually("it is confirmed", lambda: delivery.settled)
+    assert [line["event"] for line in logged if line["log_level"] == "debug"] == []
