@@ -1,11 +1,11 @@
-"""The nodes of the broker: their addresses, with credentials, from the settings or from a file that may be renewed."""
+"""The nodes of the broker: their addresses, with credentials, from the settings or from a file that may change."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger("bridge.amqp")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The address of one node, with credentials. Its text never shows the password."""
+    """The address of one node, with credentials. Its text never contains the password."""
 
     url: str = field(repr=False)
 
@@ -31,35 +31,40 @@ class Node:
         return f"{parts.scheme}://{user}{host}:{parts.port or PORTS[parts.scheme]}{parts.path}"
 
     @property
+    def user(self) -> str:
+        """The user name; `guest` if the URL has none."""
+        return unquote(urlsplit(self.url).username or "guest")
+
+    @property
     def virtual_host(self) -> str:
-        """The virtual host that the URL's path names; `/` where it names none."""
+        """The virtual host that the path of the URL names; `/` if the URL has no path."""
         return virtual_host(self.url)
 
 
-class RenewedNodes(Sequence[Node]):
+class NodesFile(Sequence[Node]):
     """Nodes from a file. Each iteration reads the file again, so that a secret can be renewed there."""
 
     def __init__(self, urls: Sequence[str], read: Callable[[], Sequence[str]]) -> None:
-        """If `read` raises OSError or ValueError, the last nodes stay in use."""
+        """`urls` are the first content of the file. If `read` raises OSError or ValueError, the last nodes are kept."""
         self._nodes = tuple(map(Node, urls))
         self._read = read
-        self._unusable = False
+        self._is_unusable = False
 
     def __iter__(self) -> Iterator[Node]:
-        """All of them, as the file names them now."""
+        """Reads the file, and iterates over all nodes in it."""
         try:
             self._nodes = tuple(map(Node, self._read()))
         except (OSError, ValueError) as error:
-            if not self._unusable:
-                self._unusable = True
+            if not self._is_unusable:
+                self._is_unusable = True
                 if isinstance(error, OSError):
                     reason = error.strerror
                 else:
-                    # Of a text that can't be used, nothing is said: it may be a password.
+                    # The text of the file is not logged: it may be a password.
                     reason = str(error) if isinstance(error, NotPlainTextError) else "it holds no usable URL"
                 _log.warning("BRIDGE_AMQP_URL_FILE can't be read again; its last content is used", error=reason)
         else:
-            self._unusable = False
+            self._is_unusable = False
         return iter(self._nodes)
 
     @overload
@@ -69,23 +74,23 @@ class RenewedNodes(Sequence[Node]):
     def __getitem__(self, index: slice) -> Sequence[Node]: ...
 
     def __getitem__(self, index: int | slice) -> Node | Sequence[Node]:
-        """Those that were read last."""
+        """Returns a node, or several, as they were read last."""
         return self._nodes[index]
 
     def __len__(self) -> int:
-        """How many were read last."""
+        """Returns the number of nodes that were read last."""
         return len(self._nodes)
 
 
 def broker_nodes(urls: Sequence[str], file: Path | None) -> Sequence[Node]:
-    """The nodes of the URLs. If `file` is given, it is read again for each connection."""
+    """Returns the nodes of the URLs. If `file` is given, each iteration reads it again."""
     if file is None:
         return tuple(map(Node, urls))
-    return RenewedNodes(urls, lambda: amqp_urls(content(file).strip()))
+    return NodesFile(urls, lambda: amqp_urls(content(file).strip()))
 
 
 def rotated(nodes: Sequence[Node], count: int) -> Sequence[Node]:
-    """The same nodes, so many places on: what was first is last after one."""
+    """Returns the nodes with the first `count` of them moved to the end."""
     found = deque(nodes)
     found.rotate(-count)
     return tuple(found)

@@ -11,8 +11,7 @@ from typing import TypeVar
 import click
 
 from bridge.amqp.nodes import Node
-from bridge.amqp.rejects.queue import Reject, RejectsQueue, opened
-from bridge.amqp.rejects.requeue import user_of
+from bridge.amqp.rejects.queue import Reject, RejectQueue, open_reject_queue
 from bridge.cli.common.options import effective_settings, failing, setting_options
 from bridge.cli.common.output import Output
 from bridge.cli.common.progress import Progress
@@ -42,21 +41,21 @@ _BROKER = ("amqp_url", "reject_exchange")
 _CODES = "2 options that can't be used, or no such queue, 3 the broker refuses."
 
 
-def _on_queue(settings: Settings, work: Callable[[RejectsQueue], Awaitable[Answer]]) -> Answer:
+def _on_queue(settings: Settings, work: Callable[[RejectQueue], Awaitable[Answer]]) -> Answer:
     name = settings.reject_exchange
     if name is None:
         raise ConfigurationError(["BRIDGE_REJECT_EXCHANGE: it is off, so that rejected events are not kept anywhere"])
 
     async def run() -> Answer:
-        async with opened(tuple(map(Node, settings.amqp_url)), name) as queue:
+        async with open_reject_queue(tuple(map(Node, settings.amqp_url)), name) as queue:
             try:
                 return await work(queue)
             finally:
-                if queue.returned:
+                if queue.delivery_count:
                     echo(
                         f"{name} is a quorum queue: each reading counts as a delivery (the most by now: "
-                        f"{queue.returned + 1}), and what exceeds its delivery limit is dropped: raise that limit, or "
-                        "use a classic queue",
+                        f"{queue.delivery_count + 1}), and what exceeds its delivery limit is dropped: raise that "
+                        "limit, or use a classic queue",
                         err=True,
                     )
 
@@ -72,7 +71,7 @@ def _list(limit: int, reason: str | None, in_json: bool, **flags: str | None) ->
             return rejects.as_json(reject)
         return rejects.as_entry(reject, width) if on_terminal else rejects.as_fields(reject)
 
-    async def work(queue: RejectsQueue) -> None:
+    async def work(queue: RejectQueue) -> None:
         count = 0
         # A pager takes no more than a page at a time, and the broker wants to hear from this end all the while.
         encoding = json_encoding(sys.stdout) if in_json else sys.stdout.encoding
@@ -103,8 +102,8 @@ def _requeue(ids: tuple[str, ...], everything: bool, reason: str | None, **flags
     progress = Progress(sys.stderr, lambda: f"{outcome.done:,} requeued, {outcome.kept.total():,} kept")
     choice = Choice(reason, frozenset(ids) or None)
 
-    async def work(queue: RejectsQueue) -> None:
-        await rejects.requeue(queue, choice, user_of(Node(settings.amqp_url[0])), outcome, progress.tick)
+    async def work(queue: RejectQueue) -> None:
+        await rejects.requeue(queue, choice, Node(settings.amqp_url[0]).user, outcome, progress.tick)
 
     with failing():
         _require_selection(ids, everything, reason)
@@ -154,10 +153,10 @@ def _purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool
     agreed: int | None = None
     asked_at: datetime | None = None
 
-    async def count(queue: RejectsQueue) -> int:
+    async def count(queue: RejectQueue) -> int:
         return queue.count
 
-    async def work(queue: RejectsQueue) -> None:
+    async def work(queue: RejectQueue) -> None:
         if agreed is not None:
             # Nobody has agreed to the removal of what has come since: the newest are beyond this number, unless others
             # were removed meanwhile. Then the time of each tells.

@@ -12,7 +12,7 @@ from datetime import datetime
 
 import orjson
 
-from bridge.amqp.rejects.queue import Reject, RejectsQueue
+from bridge.amqp.rejects.queue import Reject, RejectQueue
 from bridge.amqp.rejects.requeue import MAX_IN_FLIGHT, NotRequeued, Requeuer
 from bridge.contract.text import printable
 from bridge.errors import BridgeError
@@ -32,7 +32,7 @@ class Choice:
 
     def has(self, reject: Reject) -> bool:
         """Whether this one is."""
-        return self.reason in {None, reject.said("reason")} and (self.ids is None or reject.id in self.ids)
+        return self.reason in {None, reject.header("reason")} and (self.ids is None or reject.id in self.ids)
 
 
 @dataclass(slots=True)
@@ -48,14 +48,14 @@ class Outcome:
     """Of the ids that were asked for, those that were there."""
 
 
-async def chosen(queue: RejectsQueue, choice: Choice) -> AsyncIterator[Reject]:
+async def chosen(queue: RejectQueue, choice: Choice) -> AsyncIterator[Reject]:
     """Those that are meant, the oldest first."""
     async for reject in queue.read():
         if choice.has(reject):
             yield reject
 
 
-async def remove(queue: RejectsQueue, choice: Choice, outcome: Outcome, until: datetime | None = None) -> None:
+async def remove(queue: RejectQueue, choice: Choice, outcome: Outcome, until: datetime | None = None) -> None:
     """Removes those that are meant, for good; but none that was rejected after `until`, as far as its header says."""
     outcome.begun = True
     async for reject in chosen(queue, choice):
@@ -67,13 +67,13 @@ async def remove(queue: RejectsQueue, choice: Choice, outcome: Outcome, until: d
             continue
         await queue.remove(reject)
         outcome.done += 1
-    await queue.settle()
+    await queue.flush()
 
 
 def _rejected_at(reject: Reject) -> datetime | None:
     """When the bridge rejected it; None if its header does not say so."""
     try:
-        at = datetime.fromisoformat(reject.said("time"))
+        at = datetime.fromisoformat(reject.header("time"))
     except ValueError:
         return None
     # Of a time without an offset, nobody knows how it compares.
@@ -81,11 +81,11 @@ def _rejected_at(reject: Reject) -> datetime | None:
 
 
 async def requeue(
-    queue: RejectsQueue, choice: Choice, user: str, outcome: Outcome, progress: Callable[[], None]
+    queue: RejectQueue, choice: Choice, user: str, outcome: Outcome, progress: Callable[[], None]
 ) -> None:
     """Publishes those that are meant to where they came from, in order; each is removed once that is confirmed.
 
-    `progress` hears of each. Raises Interrupted where the broker is lost: what is not removed by then is still there.
+    `progress` hears of each. Raises BrokerLost where the broker is lost: what is not removed by then is still there.
     """
     outcome.begun = True
     requeuing = Requeuer(queue.amqp, user)
@@ -119,7 +119,7 @@ async def requeue(
             lost.append(error)
     if lost:
         raise lost[0]
-    await queue.settle()
+    await queue.flush()
 
 
 def _count(kept: Counter[str], why: str) -> None:
@@ -133,7 +133,7 @@ def record(reject: Reject) -> dict[str, object]:
         body: dict[str, object] = {"body": reject.body.decode()}
     except UnicodeDecodeError:
         body = {"body_hex": reject.body.hex()}
-    said = {name: reject.said(name) for name in ("time", "reason", "pointer", "detail", "exchange")}
+    said = {name: reject.header(name) for name in ("time", "reason", "pointer", "detail", "exchange")}
     return {
         "number": reject.number,
         "id": reject.id,
@@ -159,10 +159,10 @@ def as_fields(reject: Reject) -> str:
 
 def as_entry(reject: Reject, width: int) -> str:
     """Three lines for a person, none longer than `width`; the id, which is to be copied, is never cut."""
-    time, reason, detail = (printable(reject.said(name)) for name in ("time", "reason", "detail"))
-    pointer = printable(reject.said("pointer"))
+    time, reason, detail = (printable(reject.header(name)) for name in ("time", "reason", "detail"))
+    pointer = printable(reject.header("pointer"))
     what = f"{printable(reject.type, 60) or 'no type'}, {len(reject.body):,} bytes"
-    origin = printable(reject.said("exchange"), 127) or "no exchange"
+    origin = printable(reject.header("exchange"), 127) or "no exchange"
     number = f"{reject.number:>4}  "
     margin = " " * len(number)
     where = "" if detail.startswith(pointer) else f"{pointer}: "

@@ -1,19 +1,20 @@
-"""The queue of rejected events, from its other end: read, and removed.
+"""Reads the queue of rejected events, and removes events from it.
 
-Whatever is read stays the broker's until it is removed: it goes back to its old place when the connection ends, however
-it ends. The one message at a time that `basic.get` gives is slow, and says when there is none; a consumer would have to
-guess.
+An event that was read stays in the queue until it is removed: at the end of the connection, the broker puts it back in
+its old place. `basic.get` is slow, because it fetches one message at a time. It is used because it reports an empty
+queue; a consumer would have to guess.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.connection import Channel, Connection, open_connection
 from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
@@ -22,18 +23,30 @@ from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.amqp.wire import compat
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
-ANSWER_S = 30.0
-"""For each request. A broker that is short of memory or disk takes nothing to publish, and does not say so."""
+RPC_TIMEOUT_S = 30.0
+"""For each request. A broker that is short of memory or disk accepts no message, and does not report that."""
 
-PREFIX = "x-reject-"
+HEADER_PREFIX = "x-reject-"
+
+CONNECTION_ERRORS = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError)
+"""What aiormq raises if a connection or a channel is lost."""
 
 Answer = TypeVar("Answer")
 
 compat.install()
 
 
-class Interrupted(BridgeError):
-    """The broker was lost on the way. What was not removed by then is still in the queue."""
+class BrokerLost(BridgeError):
+    """The connection was lost during a command. Events that were not removed by then are still in the queue."""
+
+
+def broker_lost(error: BaseException, cancellation: CancellationGuard) -> BrokerLost:
+    """Returns what one of CONNECTION_ERRORS means. Raises it again if it is a requested cancellation (Ctrl-C)."""
+    if isinstance(error, asyncio.CancelledError):
+        if cancellation.requested:
+            raise error
+        return BrokerLost("the connection to the broker was lost")
+    return BrokerLost(f"the connection to the broker was lost: {error_text(error)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,71 +54,73 @@ class Reject:
     """One rejected event."""
 
     number: int
-    """Its place in the queue, from 1, the oldest first."""
+    """The position in the queue, from 1, the oldest first."""
     body: bytes
     properties: commands.Basic.Properties
     routing_key: str
     tag: int
-    """By which the broker knows it, on this connection."""
+    """The delivery tag, valid on its connection."""
 
     @property
-    def headers(self) -> Mapping[str, Any]:
-        """All of them."""
+    def headers(self) -> Mapping[str, object]:
+        """All headers, of the event and of the bridge."""
         return self.properties.headers or {}
 
     @property
     def id(self) -> str:
-        """By which a person may name it. One that came without was given one by the bridge."""
+        """The message id. The bridge generates one for an event without it."""
         return self.properties.message_id or ""
 
     @property
     def type(self) -> str:
-        """The event's own; empty where it did not say."""
+        """The message type of the event, or an empty string."""
         return self.properties.message_type or ""
 
-    def said(self, name: str) -> str:
-        """What the bridge said of it: `reason`, `pointer`, `detail`, `time`, `exchange`."""
-        return str(self.headers.get(PREFIX + name, ""))
+    def header(self, name: str) -> str:
+        """Returns a header that the bridge added: `reason`, `pointer`, `detail`, `time` or `exchange`."""
+        return str(self.headers.get(HEADER_PREFIX + name, ""))
 
 
-class RejectsQueue:
-    """The queue on a connection of its own. Made by `opened`."""
+class RejectQueue:
+    """The queue, on a connection of its own. Created by `open_reject_queue`."""
 
-    def __init__(self, amqp: Connection, channel: Channel, name: str) -> None:
-        self.count = 0
-        """How many rejects there were at the start, but for those that somebody else has in hand."""
-        self.returned = 0
-        """How often one of those that were read had been before, where the queue counts that and may drop it for it."""
+    def __init__(self, amqp: Connection, channel: Channel, name: str, count: int) -> None:
         self.name = name
         self.amqp = amqp
-        """The connection, for others to open channels on."""
+        """The connection, for more channels."""
+        self.count = count
+        """The number of events when the queue was opened, without those that other consumers have read."""
+        self.delivery_count = 0
+        """The highest number of earlier deliveries of an event, if the queue counts them. A quorum queue does, and
+        drops an event beyond its limit."""
         self._channel = channel
 
     async def read(self) -> AsyncIterator[Reject]:
-        """Those that there were at the start, the oldest first. Each stays where it is until it is removed."""
+        """Yields the first `count` events, the oldest first. Each stays in the queue until it is removed."""
         for number in range(1, self.count + 1):
-            message = await self._asked(self._channel.basic_get(self.name))
+            message = await self._request(self._channel.basic_get(self.name))
             if message.delivery_tag is None:
-                # Somebody else has taken some meanwhile.
+                # Another consumer has taken some events meanwhile.
                 return
             reject = Reject(
                 number, message.body, message.header.properties, message.routing_key or "", message.delivery_tag
             )
             count = reject.headers.get(DELIVERY_COUNT)
-            self.returned = max(self.returned, count if isinstance(count, int) else 0)
+            self.delivery_count = max(self.delivery_count, count if isinstance(count, int) else 0)
             yield reject
 
     async def remove(self, reject: Reject) -> None:
-        """Takes one out for good."""
-        await self._asked(self._channel.basic_ack(reject.tag))
+        """Removes an event for good. The broker may apply this later: see `flush`."""
+        await self._request(self._channel.basic_ack(reject.tag))
 
-    async def settle(self) -> None:
-        """Returns when the broker has taken notice of every removal."""
-        await self._asked(self._channel.queue_declare(self.name, passive=True))
+    async def flush(self) -> None:
+        """Returns when the broker has applied each removal."""
+        await self._request(self._channel.queue_declare(self.name, passive=True))
 
-    async def _asked(self, request: Awaitable[Answer]) -> Answer:
+    async def _request(self, request: Awaitable[Answer]) -> Answer:
+        cancellation = CancellationGuard()
         try:
-            async with lag_tolerant_timeout(ANSWER_S):
+            async with lag_tolerant_timeout(RPC_TIMEOUT_S):
                 return await request
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
@@ -113,22 +128,21 @@ class RejectsQueue:
                 "on it"
             ) from error
         except TimeoutError as error:
-            raise Interrupted(f"the broker does not answer within {ANSWER_S:g} s") from error
-        except LOST as error:
-            raise interrupted(error) from error
+            raise BrokerLost(f"the broker does not answer within {RPC_TIMEOUT_S:g} s") from error
+        except CONNECTION_ERRORS as error:
+            raise broker_lost(error, cancellation) from error
 
 
 @asynccontextmanager
-async def opened(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectsQueue]:
-    """The queue of that name. What was read and not removed is back in it afterwards.
+async def open_reject_queue(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectQueue]:
+    """Opens the queue of that name. At the end, events that were read and not removed are back in it.
 
-    Raises ConfigurationError where there is none, BrokerRefusal, and ConnectionError where no node can be reached.
+    Raises ConfigurationError if there is no such queue, BrokerRefusal, and ConnectionError if no node can be reached.
     """
     async with open_connection(nodes, "edk-bridge rejects command") as amqp:
         channel = await amqp.channel(publisher_confirms=False)
-        queue = RejectsQueue(amqp, channel, name)
         try:
-            async with lag_tolerant_timeout(ANSWER_S):
+            async with lag_tolerant_timeout(RPC_TIMEOUT_S):
                 declared = await channel.queue_declare(name, passive=True)
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             raise ConfigurationError(
@@ -138,20 +152,4 @@ async def opened(nodes: Sequence[Node], name: str) -> AsyncIterator[RejectsQueue
             raise BrokerRefusal(f"the queue {name!r} is somebody else's alone: {error_text(error)}") from error
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(f"the queue {name!r} can't be looked at: {error_text(error)}") from error
-        queue.count = declared.message_count or 0
-        yield queue
-
-
-LOST = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError)
-"""What aiormq raises where a connection or a channel goes away."""
-
-
-def interrupted(error: BaseException) -> Interrupted:
-    """What one of LOST means. Raises it where it was a request to stop."""
-    if isinstance(error, asyncio.CancelledError):
-        # aiormq cancels whoever waits for a connection that goes away: without a request, it was not Ctrl-C.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise error
-        return Interrupted("the connection to the broker was lost")
-    return Interrupted(f"the connection to the broker was lost: {error_text(error)}")
+        yield RejectQueue(amqp, channel, name, declared.message_count or 0)

@@ -1,75 +1,80 @@
-"""Rejected events published again to where they came from, as they were before."""
+"""Publishes rejected events again, as they were, to the exchanges that they came from."""
 
 import asyncio
 import re
-from urllib.parse import unquote, urlsplit
-from weakref import WeakValueDictionary
 
 import aiormq
 from pamqp import commands
 
+from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.connection import Channel, Connection
 from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
-from bridge.amqp.nodes import Node
-from bridge.amqp.rejects.queue import ANSWER_S, LOST, PREFIX, Interrupted, Reject, interrupted
+from bridge.amqp.publish.message_id_locks import MessageIdLocks
+from bridge.amqp.rejects.queue import (
+    CONNECTION_ERRORS,
+    HEADER_PREFIX,
+    RPC_TIMEOUT_S,
+    BrokerLost,
+    Reject,
+    broker_lost,
+)
 from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.contract.text import printable
 
 MAX_IN_FLIGHT = 50
-"""Events that may be published and not confirmed at once."""
+"""The number of events that may be published and not confirmed at the same time."""
 
-OF_DELIVERY = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
-"""Headers that a quorum queue or a stream adds to what it delivers: the event did not come with them."""
+DELIVERY_HEADERS = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
+"""Headers that a quorum queue or a stream adds to a delivery. The event was published without them."""
 
-_MILLISECONDS = re.compile("[0-9]{1,10}")
-"""Of an expiration, as the broker takes it: it has none of more than fifty days."""
+_EXPIRATION = re.compile("[0-9]{1,10}")
+"""A number of milliseconds. RabbitMQ accepts no expiration above fifty days."""
 
 
 class NotRequeued(Exception):
-    """An event stays in the queue of rejects. Its text says why, and what to do."""
+    """An event stays in the queue of rejected events. The text is the reason, and what to do."""
 
 
 class Requeuer:
-    """Publishes rejected events to the exchanges that they came from, as they were before."""
+    """Publishes rejected events on one connection."""
 
     def __init__(self, amqp: Connection, user: str) -> None:
         self._amqp = amqp
         self._user = user
-        # One for each exchange: the broker closes a channel on which something is wrong, with all that is under way.
+        # One channel for each exchange: an error closes a channel with all messages that are unconfirmed on it.
         self._channels: dict[str, Channel | NotRequeued] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
-        self._proved: set[str] = set()
-        """Exchanges to which something was published without the channel being closed for it."""
-        self._of_this_id: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._exchange_locks: dict[str, asyncio.Lock] = {}
+        self._usable: set[str] = set()
+        """Exchanges to which an event was published without closing the channel."""
+        self._message_ids = MessageIdLocks()
 
     async def publish(self, reject: Reject) -> None:
-        """Returns when the broker has confirmed the event, and some queue has it. Raises Kept, and Interrupted."""
-        if PREFIX + "exchange" not in reject.headers:
+        """Returns when the broker has confirmed the event and a queue has it. Raises NotRequeued and BrokerLost."""
+        if HEADER_PREFIX + "exchange" not in reject.headers:
             raise NotRequeued("no exchange is said that they came from: no bridge has put them there")
-        exchange = reject.said("exchange")
-        _check(reject)
-        # The first one alone: what aiormq still sends on a channel that the broker has closed meanwhile, for a missing
-        # permission say, ends the whole connection.
-        async with self._turns.setdefault(exchange, asyncio.Lock()):
+        exchange = reject.header("exchange")
+        _check_expiration(reject)
+        # The first event of an exchange is published alone. If the broker closes the channel, for example because of a
+        # missing permission, then messages that aiormq still sends on it would close the whole connection.
+        async with self._exchange_locks.setdefault(exchange, asyncio.Lock()):
             channel = await self._channel(exchange)
-            if exchange not in self._proved:
+            if exchange not in self._usable:
                 await self._publish(channel, exchange, reject)
-                self._proved.add(exchange)
+                self._usable.add(exchange)
                 return
         await self._publish(channel, exchange, reject)
 
     async def _publish(self, channel: Channel, exchange: str, reject: Reject) -> None:
-        # aiormq tells which of its publishes the broker returned by the message id alone: of two with the same at once,
-        # one that nobody got would count as confirmed.
-        async with self._of_this_id.setdefault(reject.id, asyncio.Lock()):
+        async with self._message_ids.lock(reject.id):
+            cancellation = CancellationGuard()
             try:
-                async with lag_tolerant_timeout(ANSWER_S):
+                async with lag_tolerant_timeout(RPC_TIMEOUT_S):
                     await channel.basic_publish(
                         reject.body,
                         exchange=exchange,
                         routing_key=reject.routing_key,
-                        properties=restored(reject.properties, self._user),
+                        properties=original_properties(reject.properties, self._user),
                         mandatory=True,
                     )
             except aiormq.exceptions.PublishError as error:
@@ -81,99 +86,99 @@ class Requeuer:
                     f"the broker does not take them for {exchange!r} (nack): a full queue, perhaps"
                 ) from error
             except TimeoutError as error:
-                raise Interrupted(
-                    f"the broker did not confirm within {ANSWER_S:g} s: it may be short of memory or disk"
+                raise BrokerLost(
+                    f"the broker did not confirm within {RPC_TIMEOUT_S:g} s: it may be short of memory or disk"
                 ) from error
-            except LOST as error:
-                lost = interrupted(error)
-                kept = _refused(exchange, channel)
-                if kept is None:
+            except CONNECTION_ERRORS as error:
+                lost = broker_lost(error, cancellation)
+                refusal = _channel_refusal(exchange, channel)
+                if refusal is None:
                     raise lost from error
-                # For those that follow.
-                self._channels[exchange] = kept
-                raise kept from error
-            except Exception as error:  # a value that can be read, but not written: no bound to what the library raises
+                # The next events of this exchange must not use the closed channel.
+                self._channels[exchange] = refusal
+                raise refusal from error
+            except Exception as error:  # pamqp raises anything for a value that it can decode but not encode
                 raise NotRequeued(f"their properties can't be published again: {printable(str(error))}") from error
 
     async def _channel(self, exchange: str) -> Channel:
-        """One with confirms, for an exchange that exists."""
         if exchange not in self._channels:
-            self._channels[exchange] = await self._opened(exchange)
+            self._channels[exchange] = await self._open_channel(exchange)
         channel = self._channels[exchange]
         if isinstance(channel, NotRequeued):
             raise NotRequeued(*channel.args)
         return channel
 
-    async def _opened(self, exchange: str) -> Channel | NotRequeued:
+    async def _open_channel(self, exchange: str) -> Channel | NotRequeued:
+        """Returns a channel with confirms for an exchange, or why the exchange can't be used."""
         channel = None
+        cancellation = CancellationGuard()
         try:
             channel = await self._amqp.channel(publisher_confirms=True)
             if exchange:
                 await channel.exchange_declare(exchange, passive=True)
         except aiormq.exceptions.ChannelNotFoundEntity:
-            return _gone(exchange)
+            return _missing(exchange)
         except ValueError:
             if channel is not None:
-                # As many names as others like, and no more than 2047 channels.
+                # The names are unbounded, but a connection has no more than 2047 channels.
                 await channel.close()
-            # No bridge names one that the library does not let through, but others may write to the queue.
+            # aiormq refuses the name. A bridge never writes such a name, but other programs may publish to the queue.
             return NotRequeued(f"{printable(exchange, 127)!r} is no exchange's name: no bridge has put them there")
         except aiormq.exceptions.ChannelAccessRefused as error:
-            return _without_permission(exchange, error)
-        except LOST as error:
-            raise interrupted(error) from error
+            return _forbidden(exchange, error)
+        except CONNECTION_ERRORS as error:
+            raise broker_lost(error, cancellation) from error
         return channel
 
 
-def _check(reject: Reject) -> None:
-    """Raises Kept for what the broker would close the channel for, with all that is under way on it.
+def _check_expiration(reject: Reject) -> None:
+    """Raises NotRequeued for an expiration that makes the broker close the channel.
 
-    What is still sent there meanwhile ends the connection: one such event would keep all behind it from being requeued,
-    each time again. Other properties that the broker refuses can't be in a queue; this one has been in a header.
+    Messages that are still sent on the closed channel would close the connection, and so one event would prevent the
+    requeue of all later ones. The header can contain any value. The other properties were accepted by the broker once.
     """
-    expiration = reject.headers.get(PREFIX + "expiration")
-    if expiration is not None and not (isinstance(expiration, str) and _MILLISECONDS.fullmatch(expiration)):
+    expiration = reject.headers.get(HEADER_PREFIX + "expiration")
+    if expiration is not None and not (isinstance(expiration, str) and _EXPIRATION.fullmatch(expiration)):
         raise NotRequeued(
             "the expiration that they came with is no number of milliseconds: no bridge has put them there"
         )
 
 
-def restored(came: commands.Basic.Properties, user: str) -> commands.Basic.Properties:
-    """The properties as they were before the bridge rejected the event, as far as they can be sent by `user`."""
-    values = {name: getattr(came, name) for name in commands.Basic.Properties.attributes()}
-    headers = came.headers or {}
+def original_properties(properties: commands.Basic.Properties, user: str) -> commands.Basic.Properties:
+    """Returns the properties from before the rejection, as far as `user` may publish them."""
+    values = {name: getattr(properties, name) for name in commands.Basic.Properties.attributes()}
+    headers = properties.headers or {}
     values["cluster_id"] = ""
-    values["expiration"] = headers.get(PREFIX + "expiration")
-    # The broker takes it from nobody else.
-    said = headers.get(PREFIX + "user-id")
-    values["user_id"] = said if said == user else None
-    own = {name: value for name, value in headers.items() if not name.startswith(PREFIX) and name not in OF_DELIVERY}
+    values["expiration"] = headers.get(HEADER_PREFIX + "expiration")
+    # The broker accepts only the name of the publishing user.
+    user_id = headers.get(HEADER_PREFIX + "user-id")
+    values["user_id"] = user_id if user_id == user else None
+    own = {
+        name: value
+        for name, value in headers.items()
+        if not name.startswith(HEADER_PREFIX) and name not in DELIVERY_HEADERS
+    }
     values["headers"] = own or None
     return commands.Basic.Properties(**values)
 
 
-def user_of(node: Node) -> str:
-    """The broker's user in a URL."""
-    return unquote(urlsplit(node.url).username or "guest")
-
-
-def _gone(exchange: str) -> NotRequeued:
-    return NotRequeued(f"the exchange {exchange!r} is gone: start the bridge that consumes from it, or make it")
-
-
-def _without_permission(exchange: str, error: BaseException) -> NotRequeued:
-    return NotRequeued(f"the user of BRIDGE_AMQP_URL may not write to the exchange {exchange!r}: {error_text(error)}")
-
-
-def _refused(exchange: str, channel: Channel) -> NotRequeued | None:
-    """Why the broker has closed the channel; None where it is the connection that is over."""
+def _channel_refusal(exchange: str, channel: Channel) -> NotRequeued | None:
+    """Returns why the broker has closed the channel, or None if it did not, so that the connection is lost."""
     closing = channel.closing
     error = closing.exception() if closing.done() and not closing.cancelled() else None
     match error:
         case aiormq.exceptions.ChannelNotFoundEntity():
-            return _gone(exchange)
+            return _missing(exchange)
         case aiormq.exceptions.ChannelAccessRefused():
-            return _without_permission(exchange, error)
+            return _forbidden(exchange, error)
         case aiormq.exceptions.ChannelClosed():
             return NotRequeued(f"the broker does not take them for the exchange {exchange!r}: {error_text(error)}")
     return None
+
+
+def _missing(exchange: str) -> NotRequeued:
+    return NotRequeued(f"the exchange {exchange!r} is gone: start the bridge that consumes from it, or make it")
+
+
+def _forbidden(exchange: str, error: BaseException) -> NotRequeued:
+    return NotRequeued(f"the user of BRIDGE_AMQP_URL may not write to the exchange {exchange!r}: {error_text(error)}")

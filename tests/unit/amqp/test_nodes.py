@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.amqp.nodes import Node, RenewedNodes, broker_nodes
+from bridge.amqp.nodes import Node, NodesFile, broker_nodes
 from bridge.config.amqp_urls import amqp_urls
 from bridge.config.settings import load
 from bridge.config.sources import content
@@ -25,11 +25,11 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def nodes(file: Path) -> RenewedNodes:
-    return RenewedNodes((OLD,), lambda: amqp_urls(content(file)))
+def nodes(file: Path) -> NodesFile:
+    return NodesFile((OLD,), lambda: amqp_urls(content(file)))
 
 
-def test_url_is_read_again_for_each_connection(nodes: RenewedNodes, file: Path) -> None:
+def test_url_is_read_again_for_each_connection(nodes: NodesFile, file: Path) -> None:
     assert [*nodes] == [Node(OLD)]
     file.write_text(f"{NEW},amqp://other/\n")
     assert [*nodes] == [Node(NEW), Node("amqp://other/")]
@@ -38,7 +38,7 @@ def test_url_is_read_again_for_each_connection(nodes: RenewedNodes, file: Path) 
 
 @pytest.mark.parametrize("text", ["", "secret", b"\xff", None], ids=["empty", "no URL", "no text", "gone"])
 def test_file_that_can_not_be_used_leaves_the_last_url_and_is_said_once_without_its_content(
-    nodes: RenewedNodes, file: Path, text: str | bytes | None
+    nodes: NodesFile, file: Path, text: str | bytes | None
 ) -> None:
     if text is None:
         file.unlink()
@@ -57,7 +57,7 @@ def test_file_that_can_not_be_used_leaves_the_last_url_and_is_said_once_without_
     assert len(logged) == 1, "it is said again of the next time"
 
 
-def test_byte_order_mark_of_a_file_that_is_read_again_is_named(nodes: RenewedNodes, file: Path) -> None:
+def test_byte_order_mark_of_a_file_that_is_read_again_is_named(nodes: NodesFile, file: Path) -> None:
     file.write_bytes(NEW.encode("utf-8-sig"))
     with capture_logs() as logged:
         assert [*nodes] == [Node(OLD)]
@@ -69,7 +69,7 @@ def test_only_the_url_of_a_file_is_read_again(file: Path, tmp_path: Path) -> Non
     nowhere = tmp_path / "no.env"
     of_a_file = load({}, {"BRIDGE_AMQP_URL_FILE": str(file)}, nowhere)
     assert (of_a_file.amqp_url, of_a_file.amqp_url_file) == ((OLD,), file)
-    assert isinstance(broker_nodes(of_a_file.amqp_url, file), RenewedNodes)
+    assert isinstance(broker_nodes(of_a_file.amqp_url, file), NodesFile)
     file.write_text(NEW)
     assert [*broker_nodes(of_a_file.amqp_url, file)] == [Node(NEW)]
     for settings in (load({}, {"BRIDGE_AMQP_URL": OLD}, nowhere), load({}, {}, nowhere)):
@@ -108,3 +108,10 @@ def test_text_of_a_node_hides_its_password(url: str, shown: str) -> None:
 )
 def test_virtual_host_is_the_path_of_the_url(url: str, virtual_host: str) -> None:
     assert Node(url).virtual_host == virtual_host
+
+
+@pytest.mark.parametrize(
+    ("url", "user"), [("amqp://a%2Fb:c@host", "a/b"), ("amqp://host", "guest"), ("amqp://only@host", "only")]
+)
+def test_user_is_that_of_the_url(url: str, user: str) -> None:
+    assert Node(url).user == user

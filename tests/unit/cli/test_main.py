@@ -720,7 +720,7 @@ def test_nothing_is_said_to_be_done_where_the_queue_was_not_reached(
     def fail(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("bridge.cli.rejects.opened", fail)
+    monkeypatch.setattr("bridge.cli.rejects.open_reject_queue", fail)
     result = invoke("rejects", *command, "--all")
     [line] = result.stderr.splitlines()
     assert (result.exit_code, line.startswith(f"edk-bridge: {error}")) == (exit_code, True)

@@ -13,10 +13,8 @@ import orjson
 import pytest
 from pamqp import commands
 
-from bridge.amqp.nodes import Node
 from bridge.amqp.rejects import queue
-from bridge.amqp.rejects.queue import ANSWER_S, Interrupted, Reject, opened
-from bridge.amqp.rejects.requeue import restored, user_of
+from bridge.amqp.rejects.queue import RPC_TIMEOUT_S, BrokerLost, Reject, open_reject_queue
 from bridge.commands.rejects import ALL_REASONS, Choice, Outcome, _count, as_entry, as_fields, as_json, remove
 from bridge.errors import BrokerRefusal, ConfigurationError
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker
@@ -38,41 +36,6 @@ def reject(body: bytes = b"{}", detail: str = "/a: is\twrong") -> Reject:
     headers: FieldTable = {**SAID, "x-reject-detail": detail}
     properties = commands.Basic.Properties(headers=headers, message_id="m-1", message_type="killmail")
     return Reject(7, body, properties, "", 1)
-
-
-def test_what_the_bridge_has_put_into_the_headers_is_taken_out_again() -> None:
-    came = commands.Basic.Properties(
-        headers={
-            **SAID,
-            "x-reject-user-id": "fetcher",
-            "x-reject-expiration": "60000",
-            "x-reject-anything": 1,
-            "source": {"a": 1},
-            "x-delivery-count": 1,
-            "x-stream-offset": 7,
-        },
-        message_id="m-1",
-        message_type="killmail",
-        priority=4,
-        delivery_mode=2,
-    )
-    for user, user_id in (("fetcher", "fetcher"), ("guest", None)):
-        properties = restored(came, user)
-        assert properties.headers == {"source": {"a": 1}}
-        assert (properties.user_id, properties.expiration) == (user_id, "60000")
-        assert (properties.message_id, properties.message_type) == ("m-1", "killmail")
-        assert (properties.priority, properties.delivery_mode) == (4, 2)
-
-
-def test_event_without_headers_has_none_again() -> None:
-    assert restored(commands.Basic.Properties(headers=dict(SAID)), "guest").headers is None
-
-
-@pytest.mark.parametrize(
-    ("url", "user"), [("amqp://a%2Fb:c@host", "a/b"), ("amqp://host", "guest"), ("amqp://only@host", "only")]
-)
-def test_user_is_that_of_the_url(url: str, user: str) -> None:
-    assert user_of(Node(url)) == user
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -153,12 +116,12 @@ def message(tag: int | None, returned: object = None) -> object:
 
 async def test_rejects_are_read_as_many_as_there_were_and_removed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(monkeypatch, message(1), message(2, 3), message(3, 1), message(4), count=3)
-    async with opened((), "rejects") as queue:
+    async with open_reject_queue((), "rejects") as queue:
         read = [each async for each in queue.read()]
         assert [(each.number, each.tag, each.routing_key) for each in read] == [(1, 1, ""), (2, 2, ""), (3, 3, "")]
-        assert queue.returned == 3
+        assert queue.delivery_count == 3
         await queue.remove(read[1])
-        await queue.settle()
+        await queue.flush()
     assert held.amqp.requests[-2:] == ["ack 2", "queue rejects passive"]
     assert held.broker.closed == 1
 
@@ -185,7 +148,7 @@ async def test_event_that_was_rejected_after_the_question_is_not_removed(
     Held(monkeypatch, one, count=1)
     asked_at = datetime(2026, 11, 26, 2, 15, 2, tzinfo=UTC)
     outcome = Outcome()
-    async with opened((), "rejects") as queue:
+    async with open_reject_queue((), "rejects") as queue:
         await remove(queue, Choice(), outcome, asked_at)
     assert (outcome.done, dict(outcome.kept)) == (removed, {} if removed else {"rejected after the question": 1})
 
@@ -195,16 +158,16 @@ async def test_event_is_removed_whenever_it_was_rejected_where_there_was_no_ques
 ) -> None:
     Held(monkeypatch, message(1), count=1)
     outcome = Outcome()
-    async with opened((), "rejects") as queue:
+    async with open_reject_queue((), "rejects") as queue:
         await remove(queue, Choice(), outcome)
     assert (outcome.begun, outcome.done) == (True, 1)
 
 
 async def test_rejects_that_somebody_else_takes_meanwhile_end_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     Held(monkeypatch, message(1, "not a number"), message(None), count=3)
-    async with opened((), "rejects") as queue:
+    async with open_reject_queue((), "rejects") as queue:
         assert len([each async for each in queue.read()]) == 1
-        assert queue.returned == 0
+        assert queue.delivery_count == 0
 
 
 @pytest.mark.parametrize(
@@ -225,7 +188,7 @@ async def test_queue_that_can_not_be_opened_says_whose_fault_it_is(
 ) -> None:
     Held(monkeypatch).amqp.on("queue rejects passive", error)
     with pytest.raises(kind, match=words):
-        async with opened((), "rejects"):
+        async with open_reject_queue((), "rejects"):
             raise AssertionError("it is not there")
 
 
@@ -233,9 +196,9 @@ async def test_queue_that_can_not_be_opened_says_whose_fault_it_is(
     ("answer", "kind", "words"),
     [
         (REFUSED, BrokerRefusal, "the queue 'rejects' can't be read: ACCESS_REFUSED.*; grant the user"),
-        (HANGS, Interrupted, f"the broker does not answer within {ANSWER_S:g} s"),
-        (OSError("reset"), Interrupted, "the connection to the broker was lost: reset"),
-        (asyncio.CancelledError(), Interrupted, "the connection to the broker was lost$"),
+        (HANGS, BrokerLost, f"the broker does not answer within {RPC_TIMEOUT_S:g} s"),
+        (OSError("reset"), BrokerLost, "the connection to the broker was lost: reset"),
+        (asyncio.CancelledError(), BrokerLost, "the connection to the broker was lost$"),
     ],
     ids=["permission", "silent", "lost", "stray cancellation"],
 )
@@ -244,7 +207,7 @@ async def test_reading_that_fails_says_why(
 ) -> None:
     VirtualTime(monkeypatch)
     Held(monkeypatch, answer, count=1)
-    async with opened((), "rejects") as queue:
+    async with open_reject_queue((), "rejects") as queue:
         with pytest.raises(kind, match=words):
             [each async for each in queue.read()]
 
@@ -252,6 +215,6 @@ async def test_reading_that_fails_says_why(
 async def test_removal_that_fails_is_no_removal(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(monkeypatch)
     held.amqp.on("ack 1", RuntimeError("closed"))
-    async with opened((), "rejects") as queue:
-        with pytest.raises(Interrupted):
+    async with open_reject_queue((), "rejects") as queue:
+        with pytest.raises(BrokerLost):
             await queue.remove(reject())
