@@ -19,6 +19,10 @@ from aio_pika.abc import AbstractConnection
 from xdist.remote import Producer  # type: ignore[import-untyped]  # has no stubs
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no stubs
 
+# Before the modules are imported, so that their failing assertions show values. Not in `tests/__init__.py`, because
+# the benchmark imports `tests` with an interpreter that has no pytest.
+pytest.register_assert_rewrite("tests.support")
+
 from tests.support.broker import ports
 from tests.support.broker.find import Broker, NoBroker
 from tests.support.broker.node import PrivateNode, installed_server

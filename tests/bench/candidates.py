@@ -34,7 +34,10 @@ SHIPPED = Path(__file__).parents[2] / ".venv/shipped/bin/python"
 """Where `make bench` installs what the bridge is shipped with. What tests it is not there: greenlet and rich, which
 structlog loads wherever they are, are 6 MB of each bridge's memory."""
 
-PYTHON = (str(SHIPPED) if SHIPPED.exists() else sys.executable, "-m")
+INTERPRETER = "BENCH_PYTHON"
+"""Names another interpreter for the bridge and the peers in Python."""
+
+PYTHON = (os.environ.get(INTERPRETER) or str(SHIPPED if SHIPPED.exists() else sys.executable), "-m")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from tests.bench.amqp import Channel
 from tests.bench.build import build
-from tests.bench.candidates import OURS, Place, Server, named
+from tests.bench.candidates import INTERPRETER, OURS, Place, Server, named
 from tests.bench.crowd import Seen, crowd
 from tests.bench.scenarios import stalled
 from tests.support.broker.find import Broker
@@ -67,10 +68,30 @@ async def test_load_generator_takes_the_paths_in_turn_and_counts_no_resume_as_an
     assert caught_up.caught_s > 0
 
 
-async def test_benchmark_measures_the_bridge_and_the_floor_and_finds_nothing_wrong(broker: Broker) -> None:
+CANDIDATES = ("floor", "ours", "naive")
+
+
+def interpreter_without_pytest(folder: Path) -> Path:
+    """A command that runs Python as if pytest were not installed, like the interpreter that `make bench` installs."""
+    (folder / "sitecustomize.py").write_text('import sys\nsys.modules["pytest"] = None\n')
+    command = folder / "python"
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    command.write_text(f'#!/bin/sh\nexec env PYTHONPATH={shlex.quote(path)} {shlex.quote(sys.executable)} "$@"\n')
+    command.chmod(0o755)
+    return command
+
+
+async def test_benchmark_measures_the_bridge_and_its_peers_in_python_and_finds_nothing_wrong(
+    broker: Broker, tmp_path: Path
+) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench", "saturated", "--quick", "--rounds", "1", "--candidates", "floor,ours"),
-        env={**os.environ, "TEST_AMQP_URL": broker.url},
+        *(sys.executable, "-m", "tests.bench", "saturated", "--quick", "--rounds", "1"),
+        *("--candidates", ",".join(CANDIDATES)),
+        env={
+            **os.environ,
+            "TEST_AMQP_URL": broker.url,
+            INTERPRETER: str(interpreter_without_pytest(tmp_path)),
+        },
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -79,10 +100,11 @@ async def test_benchmark_measures_the_bridge_and_the_floor_and_finds_nothing_wro
         said, progress = await process.communicate()
     lines = said.decode().splitlines()
     assert process.returncode == 0, (lines, progress.decode())
-    assert "|  |  | floor | ours |" in lines
-    costs = [line.split("|")[3:5] for line in lines if "| CPU" in line]
+    assert "could not be measured" not in progress.decode()
+    assert f"|  |  | {' | '.join(CANDIDATES)} |" in lines
+    costs = [line.split("|")[3 : 3 + len(CANDIDATES)] for line in lines if "| CPU" in line]
     assert len(costs) == 2
-    assert all(float(cost) > 0 for pair in costs for cost in pair)
+    assert all(float(cost) > 0 for row in costs for cost in row)
     assert "WRONG" not in said.decode()
 
 

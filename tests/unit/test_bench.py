@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -14,6 +19,16 @@ from tests.bench.cases import CUT, LOST, Case, Figure, faults, lines
 from tests.bench.publish import SYSTEM
 from tests.bench.scenarios import filters, stalled
 
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / "tests" / "bench" / "peers"
+LOCK = ROOT / "requirements.lock"
+
+
+def canonical(distribution: str) -> str:
+    """The name of a distribution as lock files write it (PEP 503)."""
+    return re.sub("[-_.]+", "-", distribution).lower()
+
+
 CASE = Case(
     "paced",
     (Figure("cpu_us", "CPU", 2), Figure("cpu_us", "times the floor", 2, FLOOR), Figure(LOST, "lost")),
@@ -24,6 +39,15 @@ ROWS = {
     FLOOR: [{"cpu_us": 6.0, LOST: 0}, {"cpu_us": 9.0, LOST: 0}, {"cpu_us": 8.0, LOST: 0}],
     OURS: [{"cpu_us": 12.0, LOST: 0}, {"cpu_us": 9.0, LOST: 0}, {}],
 }
+
+
+def test_peers_in_python_need_nothing_that_the_bridge_is_not_shipped_with() -> None:
+    peers = ", ".join(f"tests.bench.peers.{file.stem}" for file in PEERS.glob("[!_]*.py"))
+    shipped = {line.partition("==")[0] for line in LOCK.read_text().splitlines() if "==" in line} | {"edk-bridge"}
+    others = [name for name, owners in packages_distributions().items() if shipped.isdisjoint(map(canonical, owners))]
+    code = f"import sys; sys.modules.update(dict.fromkeys({others!r})); import {peers}"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_lines_show_medians_and_ratios_of_the_same_round() -> None:
