@@ -17,6 +17,7 @@ from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
+from bridge.broadcast.hub_metrics import register_hub_metrics
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
 from bridge.config.listen_addresses import announced_host, authority, client_host, out_of_reach
@@ -32,11 +33,11 @@ from bridge.metrics import Metrics
 from bridge.readiness import Readiness
 from bridge.relay import Relay, now_ms
 from bridge.server import memory
-from bridge.server.access.refusals import Rule
-from bridge.server.access.rules import Access
+from bridge.server.access.rules import Access, Rule
 from bridge.server.http.pages import Pages
 from bridge.server.listeners import descriptors
 from bridge.server.listeners.sockets import remedy, source_address
+from bridge.server.router import Router
 from bridge.server.server import Limits, Server
 from bridge.server.tls import Tls
 from bridge.systemd import SdNotifier
@@ -73,9 +74,8 @@ class Bridge:
             now_ms,
             reads_back=shared,
         )
-        metrics.gauge("bridge_update_log_bytes", "Bytes of memory that the update log takes.", lambda: log.size_bytes)
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
-        metrics.gauge("bridge_update_log_updates", "Updates in the update log.", lambda: self._hub.logged_updates)
+        register_hub_metrics(metrics, self._hub, log)
         nodes = broker_nodes(settings.amqp_url, settings.amqp_url_file)
         self._rejects = RejectPublisher(
             nodes,
@@ -104,12 +104,11 @@ class Bridge:
         self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
         self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)
         capacity = descriptors.connection_capacity(settings.max_connections)
+        access = Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins)
         self._server = Server(
             self._hub,
-            Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins),
-            QueryParser(schemas),
-            self._pages,
-            settings.path,
+            access,
+            Router(access, QueryParser(schemas), self._pages, settings.path),
             Limits(
                 capacity.connections,
                 capacity.overflow,

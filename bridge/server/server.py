@@ -1,4 +1,7 @@
-"""The WebSocket and HTTP server: accepts, limits, watches over and lets go of clients."""
+"""The server: accepts clients, admits or refuses them, and keeps their connections until they leave.
+
+A client takes this path: accepted -> admitted or refused -> handshake -> upgraded -> closed.
+"""
 
 import asyncio
 import socket
@@ -6,27 +9,24 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import structlog
 
-from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
+from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
-from bridge.contract.filters import QueryParser, SubscribeRequest
-from bridge.contract.text import printable
-from bridge.metrics import Metrics, Transport
-from bridge.server import memory
+from bridge.contract.filters import SubscribeRequest
+from bridge.metrics import Metrics
 from bridge.server.access.address_limit import AddressLimit
-from bridge.server.access.log_limiter import LogLimiter
-from bridge.server.access.read_limiter import ReadLimiter, Throttleable
-from bridge.server.access.refusals import Rule
-from bridge.server.access.rules import Access, Refusal
-from bridge.server.handshake import Handshake
-from bridge.server.http.pages import Pages
+from bridge.server.access.read_limiter import ReadLimiter
+from bridge.server.access.rules import Access, Refusal, Rule
+from bridge.server.client_log import ClientLog
+from bridge.server.handshake import Handshake, HandshakeContext
 from bridge.server.http.request import Request
-from bridge.server.http.responses import sentence, serialized
+from bridge.server.http.response import refusal_response, serialize
 from bridge.server.listeners.acceptor import Acceptor
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
+from bridge.server.memory import HeapTrimmer
+from bridge.server.router import Router
 from bridge.server.tls import Tls
 from bridge.server.websocket.connection import Clock, Connection, ConnectionContext
 from bridge.server.websocket.keepalive import Keepalive
@@ -34,16 +34,14 @@ from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.server")
 
-MANY = 250
-"""The number of connections from which on memory is returned to the system when half of them are closed. With TLS, the
-unread data of 250 clients takes 8 MB."""
+MAX_HANDSHAKES = BACKLOG
+"""How many clients may be without a complete request: as many as the kernel hands over at once.
 
-PENDING = BACKLOG
-"""Connections without a complete request, at most: as many as the kernel hands over at once. The eldest ends for a new
-one: whoever means it needs some milliseconds, and so who sends nothing, or a byte a second, keeps nobody out."""
+A further client replaces the oldest one. A real client sends its request within milliseconds, so clients that send
+nothing, or one byte a second, can't keep it out."""
 
-CLOCK_S = 1.0
-"""How exactly it is known since when a client is connected: all that come within it share one number."""
+CLOCK_RESOLUTION_S = 1.0
+"""Connections that open within this time share one float as their opening time, which saves memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Limits:
 
     max_connections: int
     overflow: int
-    """Clients beyond that which are told so; any more are dropped without a word."""
+    """How many further connections get an answer. Connections beyond them are closed without one."""
     max_connections_per_address: int
     handshake_timeout_s: float
     idle_timeout_s: float
@@ -60,112 +58,197 @@ class Limits:
 
 
 class Server:
-    """Everything that has a socket to a client."""
+    """Owns everything that has a client's socket: listeners, handshakes and connections."""
 
     def __init__(
         self,
         hub: Hub,
         access: Access,
-        query_parser: QueryParser,
-        pages: Pages,
-        path: str,
+        router: Router,
         limits: Limits,
         metrics: Metrics,
         tls: Tls | None = None,
         timing: Timing = DEFAULT,
     ) -> None:
-        self.access = access
-        self.query_parser = query_parser
-        self.pages = pages
-        self.path = path
-        self.tls = tls
-        self.handshake_timeout_s = limits.handshake_timeout_s
-        self.tls_shutdown_s = timing.tls_shutdown_s
-        self._timing = timing
         self._hub = hub
+        self._access = access
         self._limits = limits
         self._metrics = metrics
+        self._tls = tls
+        self._timing = timing
         loop = asyncio.get_running_loop()
         self._clock = Clock(loop.time())
-        self._read_limiter = ReadLimiter(loop.time, loop.call_at, self._waits)
-        self._log_limiter = LogLimiter(loop.time)
-        self._advised_subprotocol = False
+        self._client_log = ClientLog(metrics, loop.time)
+        self._read_limiter = ReadLimiter(loop.time, loop.call_at, self._client_log.throttled)
         self._address_limit = AddressLimit(limits.max_connections_per_address)
+        self._heap_trimmer = HeapTrimmer(loop.call_later, timing.trim_delay_s)
         self._handshakes: OrderedDict[Handshake, None] = OrderedDict()
-        """The eldest first. An ordinary dict looks for its first entry among all that were there before it."""
-        # A dict takes a third of a set's memory at 5000.
+        """The oldest one first. A plain dict finds its first entry only after all entries that were removed."""
+        self._handshake_context = HandshakeContext(
+            router,
+            self._client_log,
+            tls,
+            limits.handshake_timeout_s,
+            timing.tls_shutdown_s,
+            self._on_upgraded,
+            self._on_handshake_closed,
+        )
+        # With 5000 entries, a dict takes a third of the memory of a set.
         self._connections: dict[Connection, None] = {}
-        self._connection_context = ConnectionContext(hub, self._clock, self._read_limiter, self._closed, self._lost)
-        self._most = 0
-        """The most connections since memory was released."""
+        self._connection_context = ConnectionContext(
+            hub, self._clock, self._read_limiter, self._client_log.evicted, self._on_connection_lost
+        )
         self._keepalive = Keepalive(
-            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._tick, timing
+            self._connections, self._clock, limits.idle_timeout_s, limits.ping_interval_s, self._on_tick, timing
         )
-        self._keeping: asyncio.Task[None] | None = None
+        self._keepalive_task: asyncio.Task[None] | None = None
         self._acceptor: Acceptor | None = None
-        self._stopping: asyncio.Task[None] | None = None
+        self._stopping_accept: asyncio.Task[None] | None = None
         self._draining = False
-        self._dropped = 0
-        """Clients for whom there was no place even to refuse them, since there last was one."""
-        self._empty = asyncio.Event()
-        self._empty.set()
-        self._opened = metrics.opened.labels(Transport.WEBSOCKET)
-        metrics.gauge(
-            "bridge_connections", "Open connections of clients.", lambda: len(hub), transport=Transport.WEBSOCKET
-        )
-        metrics.gauge(
-            "bridge_connections_lagging",
-            "Connections that have not received all updates yet, because they are lagging or catching up.",
-            lambda: hub.lagging,
-            transport=Transport.WEBSOCKET,
-        )
-        metrics.gauge(
-            "bridge_resumes_pending",
-            "Connections whose resume waits until the bridge has the update that the client received last.",
-            lambda: hub.pending,
-        )
-        metrics.gauge(
-            "bridge_subscriptions",
-            "Different subscriptions in use, apart from the default one: all updates, without ids.",
-            lambda: hub.subscriptions,
-        )
+        self._no_clients = asyncio.Event()
+        self._no_clients.set()
         metrics.gauge(
             "bridge_handshakes_pending", "Connections without a complete request.", lambda: len(self._handshakes)
         )
-        metrics.counter(
-            "bridge_sent_bytes",
-            "Bytes of updates and own messages written to client sockets or enqueued for them, before TLS.",
-            lambda: hub.sent_bytes,
-            transport=Transport.WEBSOCKET,
-        )
 
     def listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
-        """Starts to accept clients; returns the addresses and ports. Raises OSError that names the address."""
+        """Starts to accept clients. Returns the addresses and ports. Raises OSError, whose text names the address."""
         listeners = open_listeners(hosts, port, reuse_port)
         names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
         self._acceptor = Acceptor(listeners, self.on_accept, self._metrics, self._timing)
         self._acceptor.open()
-        self._keeping = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
+        self._keepalive_task = asyncio.get_running_loop().create_task(self._keepalive.run(), name="keepalive")
         return names
+
+    # Accepted: admitted or refused
+
+    def on_accept(self, client: socket.socket, address: str) -> None:
+        """Takes over an accepted socket: starts its handshake, or refuses the client."""
+        if (refusal := self._access.check_peer(address)) is not None:
+            self._refuse(client, address, refusal)
+        elif (shared_address := self._address_limit.acquire(address)) is None:
+            self._client_log.refused(Rule.ADDRESS_LIMIT, address, "There are too many connections from this address.")
+            client.close()
+        elif not self._admit():
+            self._address_limit.release(address)
+            client.close()
+        else:
+            self._no_clients.clear()
+            self._handshakes[Handshake(self._handshake_context, client, shared_address)] = None
+
+    def _refuse(self, client: socket.socket, address: str, refusal: Refusal) -> None:
+        """Refuses an external client at once. The bridge reads nothing from it, and does not count it."""
+        self._client_log.refused(refusal.rule, address, refusal.detail)
+        with client, suppress(OSError):  # the client is already gone
+            if self._tls is None:
+                client.send(serialize(refusal_response(refusal)), socket.MSG_DONTWAIT)
+
+    def _admit(self) -> bool:
+        """Whether there is capacity for another client, if need be by evicting the oldest handshake."""
+        clients = len(self._connections) + len(self._handshakes)
+        if clients >= self._limits.max_connections + self._limits.overflow:
+            self._client_log.dropped(clients)
+            return self._evict_oldest_handshake()
+        if clients <= self._limits.max_connections:
+            self._client_log.has_capacity()
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            oldest = next(iter(self._handshakes))
+            self._client_log.refused(Rule.PENDING, oldest.address, "Too many had made no request yet.")
+            self._evict_oldest_handshake()
+        return True
+
+    def _evict_oldest_handshake(self) -> bool:
+        if not self._handshakes:
+            return False
+        oldest = next(iter(self._handshakes))
+        # From now on, it does not count. Its socket is closed in this turn of the loop or in the next one.
+        self._on_handshake_closed(oldest)
+        oldest.abort()
+        return True
+
+    # Handshake: closed or upgraded
+
+    def _on_handshake_closed(self, handshake: Handshake) -> None:
+        # An evicted handshake has already been removed, and closes later.
+        if handshake in self._handshakes:
+            del self._handshakes[handshake]
+            self._on_left(handshake.address)
+
+    def _on_upgraded(
+        self,
+        handshake: Handshake,
+        transport: asyncio.Transport,
+        request: Request,
+        subscribe: SubscribeRequest,
+        rest: bytes,
+    ) -> None:
+        del self._handshakes[handshake]
+        address = handshake.address
+        self._client_log.advise(request, subscribe, address)
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._clock.now_s > CLOCK_RESOLUTION_S:
+            self._clock.now_s = now_s
+        connection = Connection(transport, address, self._connection_context)
+        self._connections[connection] = None
+        self._heap_trimmer.grown_to(len(self._connections))
+        self._client_log.opened(connection)
+        self._hub.join(connection, subscribe.filter, subscribe.after)
+        limits = self._limits
+        if self._draining:
+            connection.close(CloseReason.STOPPING)
+        # Closing connections count too, because they still have a descriptor.
+        elif len(self._connections) > limits.max_connections:
+            connection.close(CloseReason.FULL, max_connections=limits.max_connections)
+        elif self._address_limit.over_limit(address):
+            connection.close(CloseReason.ADDRESS_LIMIT, max_connections_per_address=limits.max_connections_per_address)
+        if rest:
+            connection.received(rest)
+
+    # Upgraded: until the connection is lost
+
+    def _on_tick(self, late: bool) -> None:
+        # While the bridge did not run, it received no updates. The update that a client waits for may still arrive.
+        if not late:
+            self._hub.tick()
+        # The bridge reads nothing from throttled clients, so it does not see that they are gone.
+        for client in self._read_limiter:
+            client.close_if_eof()
+
+    def _on_connection_lost(self, connection: Connection) -> None:
+        self._client_log.closed(connection)
+        self._connections.pop(connection, None)
+        if not self._connections:
+            # An empty dict keeps the memory of its largest size until it is cleared.
+            self._connections.clear()
+        self._on_left(connection.address)
+        self._heap_trimmer.shrunk_to(len(self._connections))
+
+    def _on_left(self, address: str) -> None:
+        self._address_limit.release(address)
+        if not self._connections and not self._handshakes:
+            self._no_clients.set()
+
+    # Stopping
 
     def stop_listening(self) -> None:
         """Accepts the clients that already wait, and no further ones.
 
         Clients without a complete request have `request_grace_s` to send it.
         """
+        loop = asyncio.get_running_loop()
         if self._acceptor is not None:
-            self._stopping = asyncio.get_running_loop().create_task(self._acceptor.stop(), name="stop accepting")
-        asyncio.get_running_loop().call_later(self._timing.request_grace_s, self._abort, self._handshakes)
+            self._stopping_accept = loop.create_task(self._acceptor.stop(), name="stop accepting")
+        loop.call_later(self._timing.request_grace_s, self._abort, self._handshakes)
 
     async def drain(self, timeout_s: float) -> None:
-        """Closes every client with 1001 once it has had everything, and aborts those that are not gone in time."""
+        """Closes each client with 1001 after it has received all updates. Aborts those that remain at the timeout."""
         self._hub.drain()
         self._draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                if self._stopping is not None:
-                    await self._stopping
-                await self._empty.wait()
+                if self._stopping_accept is not None:
+                    await self._stopping_accept
+                await self._no_clients.wait()
         except TimeoutError:
             if self._acceptor is not None:
                 self._acceptor.close()
@@ -173,175 +256,11 @@ class Server:
             if clients:
                 _log.warning("clients did not close in time", clients=len(clients), timeout_s=round(timeout_s, 1))
             self._abort(clients)
-            # An abort takes one turn of the loop; nothing can hold it up.
-            await self._empty.wait()
-        if self._keeping is not None:
-            self._keeping.cancel()
+            # An abort takes one turn of the loop, and nothing can delay it.
+            await self._no_clients.wait()
+        if self._keepalive_task is not None:
+            self._keepalive_task.cancel()
 
     def _abort(self, clients: Iterable[Handshake | Connection]) -> None:
         for client in tuple(clients):
             client.abort()
-
-    def on_accept(self, client: socket.socket, address: str) -> None:
-        """Takes an accepted socket, and gives its client a place; or closes it, where there is none for it."""
-        if (stranger := self.access.check_peer(address)) is not None:
-            self._turn_away(client, address, stranger)
-        elif (shared := self._address_limit.acquire(address)) is None:
-            self.refused(Rule.ADDRESS_LIMIT, address, "There are too many connections from this address.")
-            client.close()
-        elif not self._has_place():
-            self._address_limit.release(address)
-            client.close()
-        else:
-            self._empty.clear()
-            self._handshakes[Handshake(self, client, shared)] = None
-
-    def _turn_away(self, client: socket.socket, address: str, refusal: Refusal) -> None:
-        """At once: nothing that a stranger says is read, and it takes no place."""
-        self.refused(refusal.rule, address, refusal.detail)
-        with client, suppress(OSError):  # gone already
-            if self.tls is None:
-                answer = serialized(sentence(HTTPStatus(refusal.status), refusal.sentence))
-                client.send(answer, socket.MSG_DONTWAIT)
-
-    def _has_place(self) -> bool:
-        """Whether there is a place for another client: that of the eldest that has made no request yet, if need be."""
-        clients = len(self._connections) + len(self._handshakes)
-        if clients >= self._limits.max_connections + self._limits.overflow:
-            self._metrics.refused.labels(Rule.FULL).inc()
-            if not self._dropped and (suppressed := self._log_limiter.allow("dropped")) is not None:
-                _log.warning(
-                    "more clients than can be told that the bridge is full: they are dropped",
-                    clients=clients,
-                    **suppressed,
-                )
-            self._dropped += 1
-            return self._cut_eldest()
-        if self._dropped and clients <= self._limits.max_connections:
-            if (suppressed := self._log_limiter.allow("room")) is not None:
-                _log.info("there is room for clients again", dropped=self._dropped, **suppressed)
-            self._dropped = 0
-        if len(self._handshakes) >= PENDING:
-            self.refused(Rule.PENDING, next(iter(self._handshakes)).address, "Too many had made no request yet.")
-            self._cut_eldest()
-        return True
-
-    def _cut_eldest(self) -> bool:
-        if not self._handshakes:
-            return False
-        eldest = next(iter(self._handshakes))
-        # Its place is free from now on: its socket is closed in this turn of the loop or the next.
-        self.over(eldest)
-        eldest.abort()
-        return True
-
-    def upgraded(
-        self,
-        handshake: Handshake,
-        transport: asyncio.Transport,
-        request: Request,
-        wanted: SubscribeRequest,
-        rest: bytes,
-    ) -> None:
-        del self._handshakes[handshake]
-        self._advise(request, wanted, handshake.address)
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._clock.now_s > CLOCK_S:
-            self._clock.now_s = now_s
-        connection = Connection(transport, handshake.address, self._connection_context)
-        self._connections[connection] = None
-        self._most = max(self._most, len(self._connections))
-        self._opened.inc()
-        self._hub.join(connection, wanted.filter, wanted.after)
-        if self._draining:
-            connection.close(CloseReason.STOPPING)
-        # All that take a descriptor count, those that are being closed too.
-        elif len(self._connections) > self._limits.max_connections:
-            connection.close(CloseReason.FULL, max_connections=self._limits.max_connections)
-        elif self._address_limit.over_limit(handshake.address):
-            connection.close(
-                CloseReason.ADDRESS_LIMIT, max_connections_per_address=self._limits.max_connections_per_address
-            )
-        if rest:
-            connection.received(rest)
-
-    def _advise(self, request: Request, wanted: SubscribeRequest, peer: str) -> None:
-        """Logs mistakes in a handshake that the bridge accepts, each with a hint."""
-        if not self._advised_subprotocol and (subprotocols := request.lists("sec-websocket-protocol")):
-            self._advised_subprotocol = True
-            _log.warning(
-                "client asked for a subprotocol; the bridge has none. Some libraries then close the connection "
-                "(ws, Node, Bun, websocket-client); connect without a subprotocol",
-                peer=peer,
-                subprotocols=printable(", ".join(subprotocols), 100),
-            )
-        after = wanted.after
-        if after is not None and after.is_malformed and (suppressed := self._log_limiter.allow("after")) is not None:
-            _log.warning(
-                "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
-                "after empty",
-                peer=peer,
-                after=printable(after.text.strip(), 40),
-                **suppressed,
-            )
-
-    def refused(self, rule: Rule, peer: str, detail: str) -> None:
-        self._metrics.refused.labels(rule).inc()
-        if (suppressed := self._log_limiter.allow(rule)) is not None:
-            _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **suppressed)
-
-    def abandoned(self, peer: str) -> None:
-        self._metrics.abandoned.inc()
-        # Only at debug, because port scanners and TCP health checks do this all the time.
-        _log.debug("client ended the connection before its request was complete", peer=peer)
-
-    def _tick(self, late: bool) -> None:
-        # While the bridge did not run, it received no updates: the update that a client waits for may still arrive.
-        if not late:
-            self._hub.tick()
-        # Of whom nothing is read it does not show that they are gone, and there may be thousands.
-        for speaker in self._read_limiter:
-            speaker.close_if_eof()
-
-    def _waits(self, speaker: Throttleable) -> None:
-        self._metrics.throttles.inc()
-        if (suppressed := self._log_limiter.allow("flood")) is not None:
-            _log.info("client throttled", peer=speaker.peer, **suppressed)
-
-    def over(self, handshake: Handshake) -> None:
-        # Once: who has lost its place to another is told so, and goes later.
-        if handshake in self._handshakes:
-            del self._handshakes[handshake]
-            self._left(handshake.address)
-
-    def _left(self, address: str) -> None:
-        self._address_limit.release(address)
-        if not self._connections and not self._handshakes:
-            self._empty.set()
-
-    def _closed(self, connection: Connection, reason: CloseReason, details: dict[str, object]) -> None:
-        if reason is CloseReason.STOPPING:
-            return
-        self._metrics.evictions.labels(reason.slug).inc()
-        if (suppressed := self._log_limiter.allow(reason.slug)) is None:
-            return
-        connected_s = round(asyncio.get_running_loop().time() - connection.opened_at)
-        _log.info(
-            "client turned away" if reason in CAPACITY_REASONS else "client evicted",
-            reason=reason.slug,
-            code=reason.code,
-            peer=connection.peer,
-            connected_s=connected_s,
-            **details,
-            **suppressed,
-        )
-
-    def _lost(self, connection: Connection) -> None:
-        self._connections.pop(connection, None)
-        if not self._connections:
-            # Empty it is, but as large as it ever was.
-            self._connections.clear()
-        self._left(connection.address)
-        if self._most >= MANY and len(self._connections) <= self._most // 2:
-            self._most = len(self._connections)
-            asyncio.get_running_loop().call_later(self._timing.trim_delay_s, memory.malloc_trim)

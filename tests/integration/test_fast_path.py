@@ -261,15 +261,13 @@ async def _encrypted_beside_plain(broker: Broker, exchange: str, folder: Path) -
         plain = bridge._server
         limits = Limits(
             100,
-            reserve=100,
+            overflow=100,
             max_connections_per_address=100,
             handshake_timeout_s=5,
             idle_timeout_s=120,
             ping_interval_s=30,
         )
-        secure = Server(
-            bridge._hub, plain.access, plain.query_parser, bridge._pages, plain.path, limits, Metrics(), Tls(chain, key)
-        )
+        secure = Server(bridge._hub, plain._access, plain._handshake_context.router, limits, Metrics(), Tls(chain, key))
         [(_, secure_port)] = secure.listen(("127.0.0.1",), 0, reuse_port=False)
         with Crowd(port_of(bridge)) as crowd:
             async with (

@@ -151,13 +151,13 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(br
         server, address = bridge._server, "127.0.0.1"
         with capture_logs() as logged:
             for _ in range(3 * MAX_LINES):
-                server._dropped = 0
+                server._client_log._dropped = 0
                 server._connections.update(dict.fromkeys(range(1 + MAX_OVERFLOW)))  # type: ignore[arg-type]  # only counted
                 ours, theirs = socket.socketpair()
                 with theirs:
                     server.on_accept(ours, address)
                 server._connections.clear()
-                server._has_place()
+                server._admit()
         events = Counter(line["event"] for line in logged)
         assert set(events.values()) == {MAX_LINES}
         assert len(events) == 2
@@ -187,7 +187,7 @@ async def test_client_beyond_those_of_its_address_finds_1013_and_any_further_one
         assert sample(bridge, "bridge_connections", transport="websocket") == 2
         for each in [*clients, *told]:
             await each.close()
-        await eventually("all are gone", lambda: len(bridge._server._tally) == 0)
+        await eventually("all are gone", lambda: len(bridge._server._address_limit) == 0)
         await (await RawClient.open(port_of(bridge))).close()
 
 

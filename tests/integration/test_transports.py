@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 
 from bridge.app import Bridge
 from bridge.server import server
-from bridge.server.handshake import MAX_BEHIND_BYTES, RESET
+from bridge.server.handshake import MAX_DISCARDED_BYTES, RESET
 from tests.support.broker.find import Broker
 from tests.support.clients import PENDING, answer, distrust, lines, request
 from tests.support.killmail import killmail
@@ -40,7 +40,7 @@ async def test_client_that_goes_on_behind_its_answer_is_cut_off(broker: Broker, 
         reader, writer = line
         writer.write(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 405 ")
-        writer.write(b"x" * MAX_BEHIND_BYTES)
+        writer.write(b"x" * MAX_DISCARDED_BYTES)
         assert pending(bridge) == 1
         with pytest.raises(ConnectionError):
             await write_for_ever(writer)

@@ -20,7 +20,7 @@ from bridge.config import settings
 from bridge.contract.pipeline import Reason, Rejected
 from bridge.contract.update_id import UpdateId
 from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
-from bridge.server.access.refusals import Rule
+from bridge.server.access.rules import Rule
 from bridge.server.listeners import descriptors
 from bridge.timing import DEFAULT
 from tests.support.fakes import FakeDelivery

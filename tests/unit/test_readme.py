@@ -9,7 +9,7 @@ import pytest
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.config.settings import SETTINGS
-from bridge.server.access.refusals import Rule
+from bridge.server.access.rules import Rule
 from tests.support.generated import PARTS, README, filled, metric_rows, metrics_table, settings_table
 
 

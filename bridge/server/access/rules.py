@@ -1,11 +1,11 @@
-"""Decides which requests are allowed, from the peer's address and the headers.
+"""The rules by which the bridge refuses clients, and the checks of a request's address and headers.
 
-Three rules refuse outsiders. The peer's address and every forwarded address must be internal, so that a proxy on the
-same host admits no external client. ``Host`` must not be a public name that was rebound to an internal address.
-``Origin`` must be allowed; if the browser sends none, ``Sec-Fetch-Site`` must not be ``cross-site``. A forged
-forwarding header can only exclude its sender.
+Three checks exclude outsiders. The peer's address and every forwarded address must be internal, so that a proxy on the
+same host admits no external client. `Host` must not be a public name that was rebound to an internal address. `Origin`
+must be allowed; if the browser sends none, `Sec-Fetch-Site` must not be `cross-site`. A forged forwarding header can
+only exclude its sender.
 
-Nothing here knows of sockets, of WebSocket, or of the meaning of a path.
+Pure. Nothing here knows of sockets, of WebSocket, or of the meaning of a path.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import ipaddress
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
 
 from bridge.config.authority import (
@@ -27,7 +29,6 @@ from bridge.config.authority import (
     authority_of,
     canonical_origin,
 )
-from bridge.server.access.refusals import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,14 +45,14 @@ MAX_FORWARDED = 32
 takes 5 microseconds of the loop."""
 
 MAX_FORWARDED_PAIRS = 4 * MAX_FORWARDED
-"""Limits the pairs in ``Forwarded``. An element has at most four: for, by, host and proto."""
+"""Limits the pairs in `Forwarded`. An element has at most four: for, by, host and proto."""
 
 MAX_FORWARDED_CHARACTERS = 160 * MAX_FORWARDED
 """Limits the length of all forwarding headers together."""
 
 DETAIL_CHARACTERS = 200
 
-# No sentence quotes the request: it is sent to the client as it is.
+# These texts are sent to the client. They never quote the request.
 _PEER = "Your address is in none of the networks that may connect (BRIDGE_ALLOWED_NETWORKS)."
 _FORWARDED = (
     "A forwarding header names an address outside the networks that may connect (BRIDGE_ALLOWED_NETWORKS), "
@@ -82,58 +83,95 @@ _NODE = re.compile(
 _PAIR = re.compile(r"""(?P<name>[\w!#$%&'*+.^`|~-]+)=(?P<value>"[^"\\]*"|[^"\\\s]+)""", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request is refused: ``status`` and ``sentence`` for the client, the rest for the operator.
+class Rule(StrEnum):
+    """The requirement that a refused client does not meet.
 
-    ``detail`` is the offending value in printable ASCII, up to ``DETAIL_CHARACTERS``.
+    Each value is a label value of `bridge_clients_refused_total`, and a value of the log field `rule`. From 0.1.0 on,
+    these values are a promise.
     """
 
-    status: int
-    sentence: str
+    PEER = "peer"
+    """The client's address is in the allowed networks."""
+    FORWARDED = "forwarded"
+    """The addresses in the forwarding headers are in the allowed networks."""
+    HOST = "host"
+    ORIGIN = "origin"
+    MALFORMED = "malformed"
+    """The request is valid HTTP/1.1 or HTTP/1.0, without a body."""
+    SIZE = "size"
+    """The request is not larger than the limits of `http/request.py`."""
+    QUERY = "query"
+    UPGRADE = "upgrade"
+    """The request asks for the WebSocket protocol, as RFC 6455 requires."""
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    """The request, and the TLS handshake before it, is complete in time."""
+    PENDING = "pending"
+    """Not too many connections are without a complete request. The oldest one is closed."""
+    ADDRESS_LIMIT = "address-limit"
+    """The client's address is below its limit of connections."""
+    FULL = "full"
+    """The bridge is below its limit of connections."""
+    LOST = "lost"
+    """The event loop can use the accepted socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a client is refused: `status`, `text` and `headers` are for the client, the rest is for the operator."""
+
+    status: HTTPStatus
+    text: str
+    """One sentence."""
     rule: Rule
     detail: str
+    """The value at fault in printable ASCII, of at most DETAIL_CHARACTERS, or the text again."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Further headers of the response."""
 
 
 class Access:
     """The operator's rules: which networks, hosts and origins are allowed."""
 
     def __init__(self, networks: Iterable[Network], hosts: frozenset[str], origins: frozenset[str]) -> None:
-        """``hosts`` and ``origins`` are in the forms of ``canonical_host`` and ``canonical_origin``."""
+        """`hosts` and `origins` are in the forms of `canonical_host` and `canonical_origin`."""
         self._networks = _Ranges(networks)
         self.hosts = hosts
         self.origins = origins
 
     def admits_peer(self, address: str) -> bool:
-        """Whether a socket's peer address is internal. An IPv6 zone counts for nothing."""
+        """Whether a socket's peer address is internal. An IPv6 zone has no effect."""
         parsed = address_of(address)
         return parsed is not None and parsed in self._networks
 
     def check_peer(self, address: str) -> Refusal | None:
-        """Why a client with this address is refused before it sends anything; None if it is not."""
+        """Returns why a client with this address is refused before it sends anything, or None if it is not."""
         return None if self.admits_peer(address) else _refused(_PEER, Rule.PEER, address)
 
     def check_request(self, headers: Headers, target: str, *, requires_host: bool = True) -> Refusal | None:
-        """The first rule about forwarding, ``Host`` and target that a request of an internal peer breaks, if any."""
+        """Returns why the forwarding headers, `Host` or the target of a request are refused, or None.
+
+        `requires_host` is False if a request may have no `Host`.
+        """
         if (refusal := self._check_forwarded(headers)) is not None:
             return refusal
         hosts = headers.get("host", ())
         if not hosts and not requires_host and target.startswith("/"):
             return None
         if len(hosts) != 1:
-            return _refused(_HOST_COUNT, Rule.HOST, ", ".join(hosts[:2]), status=400)
+            return _refused(_HOST_COUNT, Rule.HOST, ", ".join(hosts[:2]), status=HTTPStatus.BAD_REQUEST)
         if (host := authority_of(hosts[0].strip(" \t"))) is None:
-            return _refused(_HOST_FORM, Rule.HOST, hosts[0], status=400)
-        if not self._answers_to(host):
+            return _refused(_HOST_FORM, Rule.HOST, hosts[0], status=HTTPStatus.BAD_REQUEST)
+        if not self._is_allowed_host(host):
             return _refused(_HOST_NAME, Rule.HOST, hosts[0])
         return _check_target(target, host)
 
     def check_origin(self, headers: Headers) -> Refusal | None:
-        """Returns why a page may not use the endpoint, or None if it may. Call ``check_request`` first."""
+        """Returns why a page may not use the endpoint, or None if it may. Call `check_request` first."""
         origins = headers.get("origin", ())
         if len(origins) > 1:
             return _refused(_ORIGIN_COUNT, Rule.ORIGIN, ", ".join(origins[:2]))
-        # No page sends an empty one.
+        # Pages never send an empty Origin.
         if any(origin.strip(" \t") for origin in origins):
             return None if self.allowed_origin(headers) is not None else _refused(_ORIGIN, Rule.ORIGIN, origins[0])
         # Browsers send no Origin with <img>, <script> and fetch in the mode no-cors.
@@ -142,9 +180,9 @@ class Access:
         return None
 
     def allowed_origin(self, headers: Headers, *, trusts_host: bool = True) -> str | None:
-        """The request's ``Origin`` as it came, if it has exactly one and a page of that origin may connect.
+        """Returns the request's `Origin` if it has exactly one, and pages of this origin may connect.
 
-        ``trusts_host`` is False if ``Host`` has not passed ``check_request``: it may be a rebound name.
+        `trusts_host` is False if `Host` has not passed `check_request`: it may be a rebound name.
         """
         origins = headers.get("origin", ())
         if len(origins) != 1:
@@ -156,9 +194,9 @@ class Access:
             canonical = canonical_origin(origin)
         except ValueError:
             return None
-        return origin if self._admits_origin(canonical, headers.get("host", ()) if trusts_host else ()) else None
+        return origin if self._is_allowed_origin(canonical, headers.get("host", ()) if trusts_host else ()) else None
 
-    def _admits_origin(self, canonical: str, hosts: Sequence[str]) -> bool:
+    def _is_allowed_origin(self, canonical: str, hosts: Sequence[str]) -> bool:
         if canonical in self.origins:
             return True
         scheme, _, rest = canonical.partition("://")
@@ -186,7 +224,7 @@ class Access:
         return None
 
     def _external(self, header: str, value: str) -> str | None:
-        """The first element of a forwarding header that is not, or not known to be, an internal address."""
+        """Returns the first element of a forwarding header that is not an internal address, or can't be parsed."""
         for element in value.split(","):
             nodes = _forwarded_nodes(element) if header == "forwarded" else [element.strip(" \t")]
             for node in nodes:
@@ -195,7 +233,7 @@ class Access:
                     return element
         return None
 
-    def _answers_to(self, host: Authority) -> bool:
+    def _is_allowed_host(self, host: Authority) -> bool:
         if host.is_localhost or host.host in self.hosts:
             return True
         if host.address is not None:
@@ -224,19 +262,19 @@ class _Ranges:
 
 
 def _check_target(target: str, host: Authority) -> Refusal | None:
-    """RFC 9112 section 3.2.2: an absolute target names a host of its own, which counts before ``Host``."""
+    """RFC 9112 section 3.2.2: an absolute target names a host of its own, which counts before `Host`."""
     if target.startswith("/") or "://" not in target:
         return None
     form = _ABSOLUTE.fullmatch(target)
     authority = None if form is None else authority_of(form["authority"])
     if form is None or authority is None:
-        return _refused(_TARGET_FORM, Rule.HOST, target, status=400)
+        return _refused(_TARGET_FORM, Rule.HOST, target, status=HTTPStatus.BAD_REQUEST)
     # A target that agrees with Host has passed the rule for Host.
     return None if authority.agrees(host, form["scheme"].lower()) else _refused(_TARGET_HOST, Rule.HOST, target)
 
 
 def _forwarded_nodes(element: str) -> list[str]:
-    """The values of ``for=`` in an element of ``Forwarded``; an empty one if it has none or can't be parsed.
+    """Returns the values of `for=` in an element of `Forwarded`. If it has none or can't be parsed, returns `[""]`.
 
     Elements and pairs are divided at every comma and semicolon, quoted or not. Without this, a peer's unclosed quote
     could swallow the element that a proxy appends. No address has either character in it.
@@ -259,9 +297,9 @@ def _node_address(node: str) -> Address | None:
     return None if form is None else address_of(form["boxed"] or form["v4"] or form["v6"])
 
 
-def _refused(sentence: str, rule: Rule, value: str, *, status: int = 403) -> Refusal:
-    # Without the first cut, a client decides how much is escaped.
+def _refused(text: str, rule: Rule, value: str, *, status: HTTPStatus = HTTPStatus.FORBIDDEN) -> Refusal:
+    # Without the first cut, a client could make the bridge escape a long value.
     detail = value[: DETAIL_CHARACTERS + 1].encode("unicode_escape").decode("ascii")
     if len(detail) > DETAIL_CHARACTERS:
         detail = detail[: DETAIL_CHARACTERS - 3] + "..."
-    return Refusal(status, sentence, rule, detail)
+    return Refusal(status, text, rule, detail)

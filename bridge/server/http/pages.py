@@ -1,38 +1,65 @@
-"""The HTTP side: what a GET of anything but the WebSocket endpoint answers.
+"""The pages: the response to a GET of any path but that of the endpoint.
 
-Pure but for what it is given to ask (readiness, metrics, schema files), and for the live page's files, which are read
-once, at the start.
+The files of the live page and the documents are read once, at the start. Readiness and metrics are asked for each time.
 """
 
 from collections.abc import Callable, Mapping
 from html import escape
 from http import HTTPStatus
+from pathlib import Path
 
 import orjson
 
-from bridge.config.paths import ASYNCAPI, SCHEMAS
+from bridge.config.paths import ASYNCAPI, PAGE_FILES, SCHEMAS
+from bridge.contract.catalog import PACKAGED
 from bridge.contract.documents import asyncapi
 from bridge.metrics import CONTENT_TYPE, Metrics
-from bridge.server.http.paths import PARTS
-from bridge.server.http.responses import JSON, NOT_IN_A_FRAME, Response, document, sentence
+from bridge.server.http.response import JSON, NOT_IN_A_FRAME, Response, document_response, text_response
 
 SCHEMA_JSON = "application/schema+json"
-"""As JSON Schema registers it (draft 2020-12, core, section 14). Like every JSON it has no parameter for a charset."""
+"""The media type of JSON Schema (draft 2020-12, core, section 14). It has no parameter `charset`."""
+
+FOLDER = Path(__file__).parents[2] / "page"
+"""The folder with the files of the live page."""
+
+_MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+_FILES = {
+    "/": FOLDER / "index.html",
+    **{f"/{name}": FOLDER / name for name in PAGE_FILES},
+    # The live page connects with the same example that developers copy.
+    f"{SCHEMAS}clients/browser.js": PACKAGED / "clients" / "browser.js",
+}
+
+PARTS = {path: (file, _MEDIA_TYPES[file.suffix]) for path, file in _FILES.items()}
+"""The live page and the files that it loads: path, file, media type."""
 
 UPDATES_PATH = "@UPDATES_PATH@"
-"""What stands in index.html for the path of the WebSocket endpoint, in a quoted attribute."""
+"""The placeholder for the endpoint's path in index.html, in a quoted attribute."""
 
 LIVE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; "
     f"{NOT_IN_A_FRAME}"
 )
-"""What the live page may do: load its own parts and connect to the bridge. Its script can make no markup or code of a
-text, and markup that slipped in all the same runs nothing."""
+"""The Content-Security-Policy of the live page. It may load its own files and connect to the bridge.
+
+Its scripts can't turn text into markup or code. Injected markup could not run anything either.
+"""
+
+
+def allows_cross_origin(path: str) -> bool:
+    """Whether pages of other origins may read this path: only the documents of the contract."""
+    return path == ASYNCAPI or path.startswith(SCHEMAS)
 
 
 def _live(updates_path: str) -> dict[str, Response]:
-    """The live page's parts by their paths. Raises OSError where one can't be read."""
+    """Returns the files of the live page by their paths. Raises OSError if a file can't be read."""
     parts = {}
     for path, (file, media_type) in PARTS.items():
         body = file.read_bytes()
@@ -43,7 +70,7 @@ def _live(updates_path: str) -> dict[str, Response]:
 
 
 class Pages:
-    """Every page by its path."""
+    """Finds the response for a path."""
 
     def __init__(
         self,
@@ -52,27 +79,30 @@ class Pages:
         schemas: Mapping[str, bytes],
         updates_path: str,
     ) -> None:
-        """`readiness` says whether the bridge is ready, and what its JSON body is."""
+        """`readiness` returns whether the bridge is ready, and the JSON object for `/readyz`.
+
+        `schemas` are the schema files by their names.
+        """
         self._readiness = readiness
         self._metrics = metrics
-        self._documents = {f"{SCHEMAS}{name}": document(body, SCHEMA_JSON) for name, body in schemas.items()}
-        self._documents[SCHEMAS] = document(orjson.dumps(sorted(schemas)), JSON)
+        self._documents = {f"{SCHEMAS}{name}": document_response(body, SCHEMA_JSON) for name, body in schemas.items()}
+        self._documents[SCHEMAS] = document_response(orjson.dumps(sorted(schemas)), JSON)
         self._live = _live(updates_path)
-        self._not_found = sentence(
+        self._not_found = text_response(
             HTTPStatus.NOT_FOUND,
             f"There is nothing here. {updates_path} is the WebSocket endpoint; "
             "the pages are / (live), /healthz, /readyz, /metrics, /schemas/ and /asyncapi.json.",
         )
 
     def describe(self, asyncapi_document: bytes) -> None:
-        """Serves the AsyncAPI document from now on. It names the port, which is not known at the start."""
-        self._documents[ASYNCAPI] = document(asyncapi_document, asyncapi.MEDIA_TYPE)
+        """Serves the AsyncAPI document from now on. It contains the port, which is known only after the listen."""
+        self._documents[ASYNCAPI] = document_response(asyncapi_document, asyncapi.MEDIA_TYPE)
 
     def get(self, path: str) -> Response:
-        """The page for a GET of `path` (without a query)."""
+        """Returns the response to a GET of `path`, which has no query."""
         match path:
             case "/healthz":
-                return sentence(HTTPStatus.OK, "alive")
+                return text_response(HTTPStatus.OK, "alive")
             case "/readyz":
                 ready, body = self._readiness()
                 status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE

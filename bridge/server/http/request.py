@@ -13,27 +13,27 @@ from http import HTTPStatus
 
 import httptools
 
-from bridge.server.access.refusals import Rule
+from bridge.server.access.rules import Refusal, Rule
 
 MAX_HEADER_BYTES = 16384
-"""Of one header's value. Browsers send a service on localhost the cookies of every application on localhost."""
+"""The largest value of a header. Browsers send a service on localhost the cookies of all applications on localhost."""
 
 MAX_REQUEST_LINE_BYTES = 8190
-"""Method, target and version. The target is what the bridge interprets."""
+"""The longest line with method, target and version."""
 
 MAX_HEAD_BYTES = 2 * MAX_HEADER_BYTES
-"""Request line and headers. A header and a request line of the largest size fit in, with 8 KiB for the others."""
+"""The largest head: one header and one request line of the largest size, and 8 KiB for the other headers."""
 
 MAX_EMPTY_LINES = 16
-"""Before a request. They are ignored."""
+"""The most empty lines before a request. They are ignored."""
 
 MAX_HEADERS = 128
 
 MAX_MEMBERS = 64
-"""Of a comma-separated header that the bridge interprets. Those behind them count for nothing."""
+"""How many members of a comma-separated header the bridge interprets. It ignores the rest."""
 
 _END = re.compile(rb"\n\r?\n")
-# A head that ends with LF alone is answered as well, at once and with 400: a client would wait for the timeout.
+# A head whose lines end with LF alone is complete too. Its client gets 400 at once, and not 408 after the timeout.
 _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/(1\.[01])\r\n")
@@ -57,25 +57,24 @@ _OTHER_PROTOCOLS = (
     (re.compile(rb"[ -~]* HTTP/(?:0\.|[2-9])"), "The bridge supports HTTP/1.1 and HTTP/1.0."),
     (re.compile(rb"[ -~]+\n"), "Each line of a request must end with CR LF (\\r\\n)."),
 )
-"""How the first bytes of other protocols begin, and what to do about it."""
+"""The first bytes of other protocols, and the text for their clients."""
 
 
 class BadRequest(Exception):
-    """A request that can't be answered as it is. Its text is a sentence for the client."""
+    """A request that can't be parsed, or is too large."""
 
-    def __init__(self, rule: Rule, status: HTTPStatus, sentence: str, request: "Request | None" = None) -> None:
-        super().__init__(sentence)
-        self.rule = rule
-        self.status = status
+    def __init__(self, refusal: Refusal, request: "Request | None" = None) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
         self.request = request
-        """What is known of the request, for the headers of the response. Nothing has been checked."""
+        """The parts that could be parsed, for the headers of the response. Nothing in it has been checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request without its body, with the headers that the bridge interprets.
+    """A request without its body, and with only the headers that the bridge interprets.
 
-    A header's name is in lower case, its values are decoded as Latin-1.
+    The names of headers are in lower case, and their values are decoded as Latin-1.
     """
 
     method: str
@@ -125,11 +124,11 @@ INTERPRETED = {
         "x-real-ip",
     )
 }
-"""The headers that mean something here."""
+"""The headers that the bridge interprets, as llhttp passes their names and as the bridge names them."""
 
 
-class _Collected:
-    """What httptools calls back."""
+class _HeaderCollector:
+    """The callbacks of httptools."""
 
     def __init__(self) -> None:
         self.headers: dict[str, list[str]] = {}
@@ -172,7 +171,7 @@ class RequestReader:
                 raise _malformed(received)
         end = _END.search(received, scanned)
         if (end.end() if end else len(received)) > MAX_HEAD_BYTES:
-            raise BadRequest(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE)
+            raise BadRequest(_refusal(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LARGE))
         if end is None:
             if received and not _BEGINNING.match(received):
                 raise _malformed(received)
@@ -186,23 +185,23 @@ def parse(head: bytes) -> Request:
     if line is None:
         raise _malformed(head)
     method, target, version = (part.decode("ascii") for part in line.groups())
-    collected = _Collected()
+    collected = _HeaderCollector()
     request = Request(method, target, version, collected.headers)
 
-    def refused(rule: Rule, status: HTTPStatus, sentence: str) -> BadRequest:
-        return BadRequest(rule, status, sentence, request)
+    def refused(rule: Rule, status: HTTPStatus, text: str) -> BadRequest:
+        return BadRequest(_refusal(rule, status, text), request)
 
     if head.count(b"\n") - 2 > MAX_HEADERS:
         raise refused(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_MANY)
     try:
-        # With a request line that says nothing: the parser gets as far as the headers, whatever was asked for.
+        # This request line replaces the client's, which llhttp might refuse before it parses the headers.
         httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
     except httptools.HttpParserUpgrade:
-        pass  # raised where an upgrade is asked for; the headers are complete
+        pass  # raised at the end of the headers if the client asks for an upgrade
     except httptools.HttpParserError as error:
-        # The parser's words: one of its own constants, which quotes nothing.
+        # The text of the error is one of the parser's constants, and quotes nothing.
         raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
-    assert collected.is_complete, "a header that was left out may be the one that excludes the client"
+    assert collected.is_complete, "a header that is left out may be the one that excludes the client"
     if collected.has_large:
         raise refused(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _LARGE_HEADER)
     if line.end() - 2 > MAX_REQUEST_LINE_BYTES:
@@ -217,7 +216,7 @@ def parse(head: bytes) -> Request:
 
 def _is_target(method: str, target: str) -> bool:
     if method == "CONNECT":
-        return True  # a host and a port; it is answered with 405
+        return True  # a host and a port; the response is 405
     # RFC 9112 section 3.2: a target has no fragment.
     is_path = target.startswith("/") or _ABSOLUTE.match(target) is not None or (method, target) == ("OPTIONS", "*")
     return is_path and "#" not in target
@@ -226,5 +225,9 @@ def _is_target(method: str, target: str) -> bool:
 def _malformed(head: bytes | bytearray) -> BadRequest:
     for beginning, hint in _OTHER_PROTOCOLS:
         if beginning.match(head):
-            return BadRequest(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, hint)
-    return BadRequest(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}.")
+            return BadRequest(_refusal(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, hint))
+    return BadRequest(_refusal(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}."))
+
+
+def _refusal(rule: Rule, status: HTTPStatus, text: str) -> Refusal:
+    return Refusal(status, text, rule, text)

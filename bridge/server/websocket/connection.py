@@ -68,6 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         "_pongs_due",
         "_transport",
         "address",
+        "close_code",
         "closed_at",
         "congested",
         "cursor",
@@ -103,6 +104,8 @@ class Connection(asyncio.BufferedProtocol):
         self.opened_at = self.last_received_at = self.pinged_at = context.clock.now_s
         self.closed_at: float | None = None
         """When the closing handshake began."""
+        self.close_code: int | None = None
+        """The code in the close frame of the side that began the closing handshake, if any."""
         transport.set_protocol(self)
         if transport.get_extra_info("sslcontext") is None:
             # Without a write buffer, the transport writes to the socket at once, and pauses the protocol if the socket
@@ -184,6 +187,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _close(self, reason: CloseReason, details: dict[str, object], after: Callable[[], None]) -> None:
         if self.closed_at is None and self._transport is not None:
+            self.close_code = reason.code
             self._context.on_close(self, reason, details)
             self._begin_close(close_frame(reason.code, reason.phrase), after)
 
@@ -308,6 +312,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         if self.closed_at is None:
+            self.close_code = code
             self._begin_close(close_frame(code), self._transport.close)
         elif self._pending_close is not None:
             self._pending_close = self._pending_close[0], self._transport.close
@@ -331,10 +336,10 @@ class Connection(asyncio.BufferedProtocol):
             self._context.hub.leave(self)
             self._context.read_limiter.forget(self)
         finally:
+            self._context.on_lost(self)
             # Transport and protocol refer to each other. Without this, only the garbage collector frees them.
             self._transport = None
             self._frame_reader = self._pending_close = None
-            self._context.on_lost(self)
 
 
 def _await_answer() -> None:

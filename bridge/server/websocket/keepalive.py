@@ -24,12 +24,12 @@ from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.server")
 
-LEAST_TICK_S = 0.05
+MIN_TICK_S = 0.05
 
 LATE_TICKS = 2
 """A pass that is more than this many ticks late closes no client."""
 
-LEAST_READ_BYTES_PER_S = 1024
+MIN_READ_BYTES_PER_S = 1024
 """How fast a client must read the data before its close frame. The bridge aborts a slower client."""
 
 PING_PAUSE_S = 0.05
@@ -70,7 +70,7 @@ class Keepalive:
         self._close_timeout_s = timing.close_timeout_s
         self._log_limiter = LogLimiter(lambda: clock.now_s)
         # Between the ping and the end there must be a pass or two, or who would have answered is never asked.
-        room_s = max(LEAST_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
+        room_s = max(MIN_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
         self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, room_s)
         """Seconds between two passes: how exact all times here are."""
         # One tick longer, because `last_received_at` is the time of the pass before the client sent something.
@@ -146,7 +146,7 @@ class Keepalive:
         since_s = max(since_s, self._awake_since_s)
         if now_s - since_s >= self._close_timeout_s:
             read_bytes = connection.acknowledged_bytes
-            least_bytes = LEAST_READ_BYTES_PER_S * self._close_timeout_s
+            least_bytes = MIN_READ_BYTES_PER_S * self._close_timeout_s
             if read_bytes is None or had_bytes is None or read_bytes - had_bytes < least_bytes:
                 connection.abort()
                 return

@@ -1,6 +1,6 @@
-"""Answers WebSocket handshakes as RFC 6455, section 4.2, requires.
+"""Checks WebSocket handshakes, and makes the 101 response (RFC 6455, section 4.2).
 
-The library websockets checks the key and the version, and computes the answer. This module checks the rest, as
+The library websockets checks the key and the version, and computes the accept value. This module checks the rest, as
 leniently as section 4.2.1 allows: `Upgrade` and `Connection` are lists. It never negotiates an extension or a
 subprotocol.
 
@@ -8,30 +8,21 @@ Pure. Nothing here knows which clients may connect.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 
 from websockets.datastructures import Headers
 
+from bridge.server.access.rules import Refusal, Rule
 from bridge.server.http.request import Request
 from bridge.server.transport.compat import accept_handshake
 
 VERSION = "13"
 
-_LONGEST_CHARACTERS = 64
-"""Of a header that is checked. A key has 24: one that was cut is as wrong as it was."""
+_MAX_CHARACTERS = 64
+"""How much of a header the library gets. A valid key has 24 characters, so a longer one is invalid, cut or not."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoUpgrade:
-    """Why a request does not become a WebSocket connection."""
-
-    status: HTTPStatus
-    sentence: str
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-def is_wanted(request: Request) -> bool:
+def is_upgrade(request: Request) -> bool:
     """Whether a client asks for a WebSocket connection. HTTP/1.0 has no upgrades (RFC 9110, section 7.8)."""
     return (
         request.method == "GET"
@@ -41,13 +32,13 @@ def is_wanted(request: Request) -> bool:
     )
 
 
-def answer(request: Request, path: str, headers: Sequence[tuple[str, str]] = ()) -> bytes | NoUpgrade:
+def accept(request: Request, path: str, headers: Sequence[tuple[str, str]] = ()) -> bytes | Refusal:
     """Returns the 101 response with additional `headers`, or why the endpoint at `path` refuses the request."""
-    if not is_wanted(request):
+    if not is_upgrade(request):
         return _upgrade_required(
             f"{path} is a WebSocket endpoint: connect to it with a WebSocket client.{_hint(request)}"
         )
-    response, fault = accept_handshake(request.target, _for_library(request))
+    response, fault = accept_handshake(request.target, _library_headers(request))
     if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
         for header, value in headers:
             response.headers[header] = value
@@ -55,30 +46,30 @@ def answer(request: Request, path: str, headers: Sequence[tuple[str, str]] = ())
     # The texts of the library quote the client.
     if fault == "Sec-WebSocket-Version" and "sec-websocket-version" in request.headers:
         return _upgrade_required(f"{path} supports only version {VERSION} of WebSocket (RFC 6455).")
-    return NoUpgrade(
-        HTTPStatus.BAD_REQUEST,
+    text = (
         "This is not a valid WebSocket handshake (RFC 6455, section 4.1): "
-        f"{fault or 'a header'} is missing, repeated or malformed.",
+        f"{fault or 'a header'} is missing, repeated or malformed."
     )
+    return Refusal(HTTPStatus.BAD_REQUEST, text, Rule.UPGRADE, text)
 
 
-def _for_library(request: Request) -> Headers:
-    """What is left to check. With all headers, the library would parse lists that have no part in the answer."""
+def _library_headers(request: Request) -> Headers:
+    """Returns the headers that the library has to check. With all of them, it would parse lists in vain."""
     headers = Headers([("Upgrade", "websocket"), ("Connection", "Upgrade")])
     for name in ("Sec-WebSocket-Key", "Sec-WebSocket-Version"):
         for value in request.headers.get(name.lower(), ()):
-            headers[name] = value[:_LONGEST_CHARACTERS]
+            headers[name] = value[:_MAX_CHARACTERS]
     return headers
 
 
-def _upgrade_required(sentence: str) -> NoUpgrade:
+def _upgrade_required(text: str) -> Refusal:
     # RFC 9110, section 15.5.22, and RFC 6455, section 4.4.
     headers = ("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", VERSION)
-    return NoUpgrade(HTTPStatus.UPGRADE_REQUIRED, sentence, headers)
+    return Refusal(HTTPStatus.UPGRADE_REQUIRED, text, Rule.UPGRADE, text, headers)
 
 
 def _hint(request: Request) -> str:
-    """What to do where a WebSocket client did ask, and something on the way made another request of it."""
+    """Returns what to do if a WebSocket client sent the request, and a proxy changed it."""
     if not ("sec-websocket-key" in request.headers or "websocket" in request.lists("upgrade")):
         return ""
     if request.method != "GET":

@@ -17,14 +17,14 @@ from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.contract import catalog
 from bridge.contract.filters import QueryParser, SubscribeRequest
 from bridge.metrics import Metrics
-from bridge.server.access.refusals import Rule
-from bridge.server.access.rules import Access
-from bridge.server.handshake import MAX_BEHIND_BYTES, PERIODS, RESET, Handshake
+from bridge.server.access.rules import Access, Rule
+from bridge.server.handshake import MAX_DISCARDED_BYTES, PERIODS, RESET, Handshake, HandshakeContext
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request, parse
-from bridge.server.http.response_writer import LEAST_READ_BYTES_PER_S
-from bridge.server.http.responses import sentence
+from bridge.server.http.response import text_response
+from bridge.server.http.response_writer import MIN_READ_BYTES_PER_S
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
+from bridge.server.router import Answer, Router
 from bridge.server.tls import Tls
 from bridge.server.transport import compat, tcp_info
 from bridge.timing import DEFAULT
@@ -45,17 +45,13 @@ UPDATES = request(3000)
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-class RecordingHost:
-    """The server, as a handshake sees it: notes what it is told."""
+class RecordingServer:
+    """The server and its log, as a handshake needs them: records what it gets."""
 
     def __init__(self) -> None:
         self.access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
-        self.query_parser = QUERIES
-        self.pages = PAGES
-        self.path = "/updates"
         self.tls: Tls | None = None
-        self.handshake_timeout_s = TIMEOUT_S
-        self.tls_shutdown_s = DEFAULT.tls_shutdown_s
+        self.tracing = False
         self.upgrades: list[tuple[Handshake, asyncio.Transport, SubscribeRequest, bytes]] = []
         self.requests: list[Request] = []
         """Those of the upgrades."""
@@ -64,16 +60,24 @@ class RecordingHost:
         self.left: list[str] = []
         """The address of each client that ended its connection before its request was complete."""
         self.ended: list[Handshake] = []
+        self.traced: list[tuple[str, Request | None, Answer, float]] = []
+        """The decision of each handshake, while `tracing`."""
 
-    def upgraded(
+    def context(self) -> HandshakeContext:
+        router = Router(self.access, QUERIES, PAGES, "/updates")
+        return HandshakeContext(
+            router, self, self.tls, TIMEOUT_S, DEFAULT.tls_shutdown_s, self._on_upgraded, self.ended.append
+        )
+
+    def _on_upgraded(
         self,
         handshake: Handshake,
         transport: asyncio.Transport,
         request: Request,
-        wanted: SubscribeRequest,
+        subscribe: SubscribeRequest,
         rest: bytes,
     ) -> None:
-        self.upgrades.append((handshake, transport, wanted, rest))
+        self.upgrades.append((handshake, transport, subscribe, rest))
         self.requests.append(request)
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
@@ -82,20 +86,20 @@ class RecordingHost:
     def abandoned(self, peer: str) -> None:
         self.left.append(peer)
 
-    def over(self, handshake: Handshake) -> None:
-        self.ended.append(handshake)
+    def handshake(self, peer: str, request: Request | None, answer: Answer, duration_s: float) -> None:
+        self.traced.append((peer, request, answer, duration_s))
 
 
 class Client:
     """A client's handshake, and the bridge's end of its socket."""
 
-    def __init__(self, host: RecordingHost, connector: FakeConnector, number: int = 0) -> None:
+    def __init__(self, server: RecordingServer, connector: FakeConnector, number: int = 0) -> None:
         """`number` is how many were connected before."""
-        self.host = host
+        self.server = server
         self._connector = connector
         self._number = number
         self.socket = socket.socket()
-        self.handshake = Handshake(host, self.socket, ADDRESS)
+        self.handshake = Handshake(server.context(), self.socket, ADDRESS)
 
     @property
     def transport(self) -> FakeTransport:
@@ -119,21 +123,21 @@ class Client:
         return dict(line.split(": ", 1) for line in lines)
 
     @property
-    def sentence(self) -> str:
+    def text(self) -> str:
         return self.answer.partition(b"\r\n\r\n")[2].decode().removesuffix("\n")
 
 
 class Harness:
-    """A host, and clients that connect to it."""
+    """A server, and clients that connect to it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = ManualClock(monkeypatch)
         self.connector = FakeConnector(monkeypatch)
-        self.host = RecordingHost()
+        self.server = RecordingServer()
         self.clients: list[Client] = []
 
     async def connect(self) -> Client:
-        self.clients.append(Client(self.host, self.connector, len(self.clients)))
+        self.clients.append(Client(self.server, self.connector, len(self.clients)))
         await self.clock.settle()
         return self.clients[-1]
 
@@ -172,16 +176,16 @@ async def test_handshake_is_answered_with_101_and_the_accept_of_its_key(harness:
         "Sec-WebSocket-Accept": "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
     }
     assert client.transport.ended == []
-    assert harness.host.upgrades == [(client.handshake, client.transport, SubscribeRequest(None, None), b"")]
-    assert harness.host.refusals == []
+    assert harness.server.upgrades == [(client.handshake, client.transport, SubscribeRequest(None, None), b"")]
+    assert harness.server.refusals == []
 
 
 async def test_upgraded_client_is_not_cut_at_the_timeout(harness: Harness) -> None:
     client = await harness.ask(UPDATES)
     await harness.clock.advance(3 * TIMEOUT_S)
     assert client.transport.ended == []
-    assert not harness.host.refusals
-    assert not harness.host.ended
+    assert not harness.server.refusals
+    assert not harness.server.ended
 
 
 async def test_request_that_comes_byte_by_byte_is_read(harness: Harness) -> None:
@@ -195,13 +199,13 @@ async def test_request_that_comes_byte_by_byte_is_read(harness: Harness) -> None
 @pytest.mark.parametrize("at", [1, 2, 3])
 async def test_end_of_a_request_that_is_split_over_two_reads_is_found(harness: Harness, at: int) -> None:
     client = await harness.ask(UPDATES[:-at], UPDATES[-at:] + b"frame")
-    assert [rest for *_, rest in harness.host.upgrades] == [b"frame"]
+    assert [rest for *_, rest in harness.server.upgrades] == [b"frame"]
     assert client.status == 101
 
 
 async def test_bytes_after_the_request_are_handed_on_with_the_upgrade(harness: Harness) -> None:
     await harness.ask(UPDATES + b"\x89\x80\r\n\r\n")
-    assert [rest for *_, rest in harness.host.upgrades] == [b"\x89\x80\r\n\r\n"]
+    assert [rest for *_, rest in harness.server.upgrades] == [b"\x89\x80\r\n\r\n"]
 
 
 @pytest.mark.parametrize("target", ["/updates", "http://localhost:3000/updates", "HTTP://localhost:3000/updates"])
@@ -211,7 +215,7 @@ async def test_endpoint_is_found_by_path_and_by_whole_url_with_its_query(
 ) -> None:
     client = await harness.ask(request(3000, target + query))
     assert client.status == 101
-    assert [wanted for _, _, wanted, _ in harness.host.upgrades] == [QUERIES.parse(query.removeprefix("?"))]
+    assert [wanted for _, _, wanted, _ in harness.server.upgrades] == [QUERIES.parse(query.removeprefix("?"))]
 
 
 @pytest.mark.parametrize(
@@ -233,8 +237,8 @@ async def test_request_that_is_no_handshake_is_refused_in_the_bridges_own_words(
     answered = client.headers
     assert {name: answered.get(name) for name in headers} == headers
     assert b"secret" not in client.answer
-    assert harness.host.refusals == [("upgrade", ADDRESS, client.sentence)]
-    assert harness.host.upgrades == []
+    assert harness.server.refusals == [("upgrade", ADDRESS, client.text)]
+    assert harness.server.upgrades == []
     assert client.transport.ended == ["eof"]
 
 
@@ -243,11 +247,11 @@ async def test_request_that_is_no_handshake_is_refused_in_the_bridges_own_words(
 
 async def test_page_is_answered_with_its_headers_and_only_our_side_ends(harness: Harness) -> None:
     client = await harness.ask(HEALTH)
-    assert (client.status, client.sentence, client.headers["Connection"]) == (200, "alive", "close")
+    assert (client.status, client.text, client.headers["Connection"]) == (200, "alive", "close")
     assert client.transport.ended == ["eof"]
-    assert not harness.host.refusals
-    assert not harness.host.upgrades
-    assert not harness.host.ended
+    assert not harness.server.refusals
+    assert not harness.server.upgrades
+    assert not harness.server.ended
 
 
 @pytest.mark.parametrize(
@@ -265,7 +269,7 @@ async def test_page_is_answered_with_its_headers_and_only_our_side_ends(harness:
 async def test_page_is_found_by_path_and_by_whole_url(harness: Harness, target: str, status: int) -> None:
     client = await harness.ask(get(target))
     assert client.status == status
-    assert harness.host.refusals == []
+    assert harness.server.refusals == []
 
 
 async def test_whole_url_without_a_path_is_the_live_page(harness: Harness) -> None:
@@ -288,7 +292,7 @@ async def test_head_is_answered_like_get_without_the_body(harness: Harness, targ
 async def test_head_of_a_handshake_is_no_handshake(harness: Harness) -> None:
     client = await harness.ask(UPDATES.replace(b"GET", b"HEAD"))
     assert client.status == 426
-    assert harness.host.upgrades == []
+    assert harness.server.upgrades == []
 
 
 @pytest.mark.parametrize(
@@ -311,8 +315,8 @@ async def test_other_method_is_answered_with_405_and_what_is_allowed(
     client = await harness.ask(request_)
     assert client.status == 405
     assert client.headers["Allow"] == allowed
-    assert client.sentence == f"Only {allowed} are allowed for this path."
-    assert harness.host.refusals == []
+    assert client.text == f"Only {allowed} are allowed for this path."
+    assert harness.server.refusals == []
 
 
 @pytest.mark.parametrize("origin", [(), ("Origin: http://localhost:8080",)])
@@ -349,9 +353,9 @@ async def test_probe_in_http_1_0_needs_no_host(harness: Harness, path: str, meth
 
 async def test_options_of_a_probe_say_what_a_get_says(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """HAProxy's check sends OPTIONS unless it is told otherwise."""
-    monkeypatch.setattr(PAGES, "get", lambda path: sentence(HTTPStatus.SERVICE_UNAVAILABLE, "no"))
+    monkeypatch.setattr(PAGES, "get", lambda path: text_response(HTTPStatus.SERVICE_UNAVAILABLE, "no"))
     client = await harness.ask(b"OPTIONS /readyz HTTP/1.0\r\n\r\n")
-    assert (client.status, client.sentence) == (503, "")
+    assert (client.status, client.text) == (503, "")
     assert client.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
@@ -367,7 +371,7 @@ async def test_options_of_a_probe_say_what_a_get_says(harness: Harness, monkeypa
 async def test_other_request_without_host_is_refused(harness: Harness, request_: bytes) -> None:
     client = await harness.ask(request_)
     assert client.status == 400
-    assert client.sentence == "A request must have exactly one Host header."
+    assert client.text == "A request must have exactly one Host header."
 
 
 async def test_request_with_a_host_is_answered_in_http_1_0(harness: Harness) -> None:
@@ -451,11 +455,11 @@ async def test_request_that_access_refuses_is_told_the_rule_and_the_operator_the
 ) -> None:
     client = await harness.ask(request_)
     asked = parse(request_)
-    access = harness.host.access
+    access = harness.server.access
     refusal = access.check_request(asked.headers, asked.target) or access.check_origin(asked.headers)
     assert refusal is not None
-    assert (client.status, client.sentence) == (status, refusal.sentence)
-    assert harness.host.refusals == [(rule, ADDRESS, detail)]
+    assert (client.status, client.text) == (status, refusal.text)
+    assert harness.server.refusals == [(rule, ADDRESS, detail)]
     assert client.transport.ended == ["eof"]
 
 
@@ -472,10 +476,10 @@ async def test_query_that_cannot_be_answered_is_told_why_with_one_mark_at_its_en
 ) -> None:
     client = await harness.ask(request(3000, f"/updates?{query}"))
     assert client.status == 400
-    assert client.sentence.startswith("This query can't be answered: there is no member ")
-    assert client.sentence.endswith(end)
-    assert harness.host.refusals == [("query", ADDRESS, client.sentence)]
-    assert harness.host.upgrades == []
+    assert client.text.startswith("This query can't be answered: there is no member ")
+    assert client.text.endswith(end)
+    assert harness.server.refusals == [("query", ADDRESS, client.text)]
+    assert harness.server.upgrades == []
 
 
 @pytest.mark.parametrize(
@@ -497,7 +501,7 @@ async def test_request_that_cannot_be_read_is_refused_with_the_reason(
 ) -> None:
     client = await harness.ask(request_)
     assert client.status == status
-    assert harness.host.refusals == [(rule, ADDRESS, client.sentence)]
+    assert harness.server.refusals == [(rule, ADDRESS, client.text)]
     assert client.transport.ended == ["eof"]
 
 
@@ -571,8 +575,8 @@ async def test_client_without_a_request_is_answered_408_at_the_timeout_and_not_b
     assert client.answer == b""
     await harness.clock.advance(0.1)
     assert client.status == 408
-    assert client.sentence == "No complete request within 10 seconds."
-    assert harness.host.refusals == [("timeout", ADDRESS, client.sentence)]
+    assert client.text == "No complete request within 10 seconds."
+    assert harness.server.refusals == [("timeout", ADDRESS, client.text)]
     assert client.transport.ended == ["eof"]
 
 
@@ -583,13 +587,13 @@ async def test_client_that_does_not_end_the_connection_after_its_answer_is_cut(
     client = await harness.ask(request_)
     if not request_:
         await harness.clock.advance(TIMEOUT_S)
-    refused = len(harness.host.refusals)
+    refused = len(harness.server.refusals)
     await harness.clock.advance(TIMEOUT_S - 0.1)
     assert client.transport.ended == ["eof"]
     await harness.clock.advance(0.1)
     assert client.transport.ended == ["eof", "abort"]
-    assert harness.host.ended == [client.handshake]
-    assert len(harness.host.refusals) == refused
+    assert harness.server.ended == [client.handshake]
+    assert len(harness.server.refusals) == refused
 
 
 class Reader:
@@ -603,10 +607,10 @@ class Reader:
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page is so large that a kernel does not take it at once."""
-    monkeypatch.setattr(PAGES, "get", lambda path: sentence(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
+    monkeypatch.setattr(PAGES, "get", lambda path: text_response(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
 
 
-LEAST = int(LEAST_READ_BYTES_PER_S * TIMEOUT_S)
+LEAST = int(MIN_READ_BYTES_PER_S * TIMEOUT_S)
 
 
 @pytest.mark.usefixtures("large")
@@ -638,7 +642,7 @@ async def test_client_that_reads_its_answer_slowly_has_as_long_as_it_takes(
     assert client.transport.ended == ["eof"]
     await read(0)
     assert client.transport.ended == ["eof", "abort"]
-    assert harness.host.refusals == []
+    assert harness.server.refusals == []
 
 
 @pytest.mark.usefixtures("large")
@@ -667,7 +671,7 @@ async def test_aborted_handshake_is_not_answered_at_its_timeout(
     monkeypatch.setattr(client.transport, "abort", lambda: None)  # it takes its time
     client.handshake.abort()
     await harness.clock.advance(2 * TIMEOUT_S)
-    assert (client.answer, harness.host.refusals) == (b"", [])
+    assert (client.answer, harness.server.refusals) == (b"", [])
 
 
 async def test_client_is_not_refused_before_the_bridge_has_read_what_it_sent(harness: Harness) -> None:
@@ -678,7 +682,7 @@ async def test_client_is_not_refused_before_the_bridge_has_read_what_it_sent(har
         assert client.answer == b""
     client.send(HEALTH)
     assert client.status == 200
-    assert harness.host.refusals == []
+    assert harness.server.refusals == []
 
 
 async def test_client_without_a_request_is_refused_however_long_the_turns_of_the_loop_are(harness: Harness) -> None:
@@ -703,8 +707,8 @@ async def test_lost_client_is_reported_once_and_its_timer_does_not_fire(harness:
     client = await harness.ask(UPDATES[:-1])
     client.transport.close()
     await harness.clock.advance(3 * TIMEOUT_S)
-    assert harness.host.ended == [client.handshake]
-    assert harness.host.refusals == []
+    assert harness.server.ended == [client.handshake]
+    assert harness.server.refusals == []
     assert client.transport.ended == ["close"]
     assert client.answer == b""
 
@@ -717,8 +721,8 @@ async def test_client_that_leaves_before_its_request_is_complete_is_reported_as_
     client.send(sent)
     client.transport.close()
     await harness.clock.settle()
-    assert harness.host.left == [ADDRESS]
-    assert harness.host.refusals == []
+    assert harness.server.left == [ADDRESS]
+    assert harness.server.refusals == []
 
 
 @pytest.mark.parametrize("sent", [UPDATES, HEALTH, b"nonsense\r\n\r\n"], ids=["101", "200", "400"])
@@ -728,7 +732,7 @@ async def test_client_that_leaves_after_its_request_is_not_reported_as_one_that_
     client = await harness.ask(sent)
     client.transport.close()
     await harness.clock.settle()
-    assert harness.host.left == []
+    assert harness.server.left == []
 
 
 async def test_client_that_is_cut_by_the_bridge_is_not_reported_as_one_that_left(harness: Harness) -> None:
@@ -739,7 +743,7 @@ async def test_client_that_is_cut_by_the_bridge_is_not_reported_as_one_that_left
     late = await harness.connect()
     await harness.clock.advance(2 * TIMEOUT_S)
     assert late.status == 408
-    assert harness.host.left == []
+    assert harness.server.left == []
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), ConnectionAbortedError("gone"), BrokenPipeError()], ids=repr)
@@ -750,10 +754,10 @@ async def test_client_that_leaves_before_it_has_a_transport_is_reported_as_such(
     client = await harness.connect()
     harness.connector.pending[0].set_exception(error)
     await harness.clock.settle()
-    assert harness.host.left == [ADDRESS]
-    assert harness.host.refusals == []
+    assert harness.server.left == [ADDRESS]
+    assert harness.server.refusals == []
     assert client.socket.fileno() == -1
-    assert harness.host.ended == [client.handshake]
+    assert harness.server.ended == [client.handshake]
 
 
 async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -> None:
@@ -766,13 +770,13 @@ async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -
 async def test_bytes_after_an_answer_are_thrown_away_and_too_many_cut_the_client(harness: Harness, excess: int) -> None:
     client = await harness.ask(HEALTH)
     answer = client.answer
-    client.send(UPDATES, b"x" * (MAX_BEHIND_BYTES - len(UPDATES)))
+    client.send(UPDATES, b"x" * (MAX_DISCARDED_BYTES - len(UPDATES)))
     assert client.transport.ended == ["eof"]
     if excess:
         client.send(b"x")
     assert client.transport.ended == ["eof", "abort"][: 1 + excess]
     assert client.answer == answer
-    assert harness.host.upgrades == []
+    assert harness.server.upgrades == []
 
 
 async def test_abort_ends_the_connection_with_a_reset_and_answers_nothing_any_more(harness: Harness) -> None:
@@ -784,9 +788,9 @@ async def test_abort_ends_the_connection_with_a_reset_and_answers_nothing_any_mo
     assert struct.unpack("ii", lingers) == (1, 0)
     client.send(UPDATES[-1:])
     assert client.answer == b""
-    assert harness.host.upgrades == []
+    assert harness.server.upgrades == []
     await harness.clock.settle()
-    assert harness.host.ended == [client.handshake]
+    assert harness.server.ended == [client.handshake]
     client.handshake.abort()
     assert client.transport.ended == ["abort"]
 
@@ -808,10 +812,10 @@ async def test_abort_of_a_connection_whose_socket_is_gone_ends_it_all_the_same(
 
 async def connect_over_tls(harness: Harness, tmp_path: Path) -> tuple[Handshake, socket.socket, socket.socket]:
     """Connects a client to a bridge with a certificate. Returns the handshake, the bridge's socket and the client's."""
-    harness.host.tls = Tls(*certificate(tmp_path, "localhost"))
+    harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
     near, far = socket.socketpair()
     far.setblocking(False)
-    handshake = Handshake(harness.host, near, ADDRESS)
+    handshake = Handshake(harness.server.context(), near, ADDRESS)
     await harness.clock.settle()
     return handshake, near, far
 
@@ -820,13 +824,13 @@ async def test_tls_handshake_that_is_never_complete_is_cut_at_the_timeout(harnes
     handshake, _, far = await connect_over_tls(harness, tmp_path)
     with far:
         await harness.clock.advance(TIMEOUT_S - 0.1)
-        assert harness.host.refusals == []
+        assert harness.server.refusals == []
         await harness.clock.advance(0.1)
-        assert harness.host.refusals == [("timeout", ADDRESS, "No complete TLS handshake within 10 seconds.")]
+        assert harness.server.refusals == [("timeout", ADDRESS, "No complete TLS handshake within 10 seconds.")]
         assert far.recv(100) == b""
-    assert harness.host.ended == [handshake]
+    assert harness.server.ended == [handshake]
     await harness.clock.advance(3 * TIMEOUT_S)
-    assert len(harness.host.refusals) == len(harness.host.ended) == 1
+    assert len(harness.server.refusals) == len(harness.server.ended) == 1
 
 
 @pytest.mark.parametrize(
@@ -845,38 +849,38 @@ async def test_tls_handshake_that_fails_is_refused_with_its_reason(
         far.send(said)
         far.shutdown(socket.SHUT_WR)
         await harness.clock.settle()
-    [(rule, peer, text)] = harness.host.refusals
+    [(rule, peer, text)] = harness.server.refusals
     assert (rule, peer) == ("tls", ADDRESS)
     assert detail in text
-    assert harness.host.ended == [handshake]
+    assert harness.server.ended == [handshake]
     await harness.clock.advance(3 * TIMEOUT_S)
-    assert len(harness.host.refusals) == 1
+    assert len(harness.server.refusals) == 1
 
 
 @pytest.mark.parametrize("how", ["ends", "resets"])
 async def test_client_that_leaves_during_its_tls_handshake_is_not_refused(
     harness: Harness, tmp_path: Path, how: str
 ) -> None:
-    harness.host.tls = Tls(*certificate(tmp_path, "localhost"))
+    harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as far:
         near, _ = listener.accept()
-        handshake = Handshake(harness.host, near, ADDRESS)
+        handshake = Handshake(harness.server.context(), near, ADDRESS)
         await harness.clock.settle()
         if how == "resets":
             far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     await harness.clock.settle()
-    assert (harness.host.left, harness.host.refusals) == ([ADDRESS], [])
-    assert harness.host.ended == [handshake]
+    assert (harness.server.left, harness.server.refusals) == ([ADDRESS], [])
+    assert harness.server.ended == [handshake]
 
 
 async def test_client_of_tls_that_is_gone_already_is_not_refused(harness: Harness, tmp_path: Path) -> None:
-    harness.host.tls = Tls(*certificate(tmp_path, "localhost"))
+    harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
     near = socket.socket()  # not connected, as if it was reset
-    handshake = Handshake(harness.host, near, ADDRESS)
-    assert harness.host.ended == [], "the server does not know of it yet"
+    handshake = Handshake(harness.server.context(), near, ADDRESS)
+    assert harness.server.ended == [], "the server does not know of it yet"
     await harness.clock.settle()
-    assert (harness.host.left, harness.host.refusals) == ([ADDRESS], [])
-    assert harness.host.ended == [handshake]
+    assert (harness.server.left, harness.server.refusals) == ([ADDRESS], [])
+    assert harness.server.ended == [handshake]
     assert near.fileno() == -1
 
 
@@ -888,8 +892,8 @@ async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_noth
         handshake.abort()
         await harness.clock.settle()
         assert far.recv(100) == b""
-    assert harness.host.ended == [handshake]
-    assert harness.host.refusals == []
+    assert harness.server.ended == [handshake]
+    assert harness.server.refusals == []
 
 
 # Accepted sockets whose transport is not made yet
@@ -900,18 +904,18 @@ async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(
     client = await harness.connect()
     harness.connector.pending[0].set_exception(OSError("out of memory"))
     await harness.clock.settle()
-    assert harness.host.refusals == [("lost", ADDRESS, "out of memory")]
+    assert harness.server.refusals == [("lost", ADDRESS, "out of memory")]
     assert client.socket.fileno() == -1
-    assert harness.host.ended == [client.handshake]
+    assert harness.server.ended == [client.handshake]
 
 
 async def test_client_that_never_gets_a_transport_is_cut_at_the_timeout(harness: Harness) -> None:
     harness.connector.completes = False
     client = await harness.connect()
     await harness.clock.advance(TIMEOUT_S)
-    assert harness.host.refusals == [("timeout", ADDRESS, "No complete request within 10 seconds.")]
+    assert harness.server.refusals == [("timeout", ADDRESS, "No complete request within 10 seconds.")]
     assert client.socket.fileno() == -1
-    assert harness.host.ended == [client.handshake]
+    assert harness.server.ended == [client.handshake]
 
 
 async def test_abort_of_a_client_without_a_transport_closes_the_socket_and_refuses_nothing(harness: Harness) -> None:
@@ -920,8 +924,8 @@ async def test_abort_of_a_client_without_a_transport_closes_the_socket_and_refus
     client.handshake.abort()
     await harness.clock.settle()
     assert client.socket.fileno() == -1
-    assert harness.host.ended == [client.handshake]
-    assert harness.host.refusals == []
+    assert harness.server.ended == [client.handshake]
+    assert harness.server.refusals == []
 
 
 async def test_transport_that_is_made_after_the_client_was_given_up_is_ended(harness: Harness) -> None:
@@ -933,9 +937,9 @@ async def test_transport_that_is_made_after_the_client_was_given_up_is_ended(har
     client.handshake.connection_made(late)
     await harness.clock.settle()
     assert late.ended == ["abort"]
-    # A host takes it once, however often it is told.
-    assert set(harness.host.ended) == {client.handshake}
-    assert harness.host.refusals == []
+    # A server removes it once, however often it is told.
+    assert set(harness.server.ended) == {client.handshake}
+    assert harness.server.refusals == []
 
 
 # Memory
@@ -955,20 +959,20 @@ async def test_handshake_that_is_over_leaves_nothing_to_the_garbage_collector(
     monkeypatch.setattr(compat, "ServerProtocol", Watched)
     gc.disable()
     try:
-        handshake = Handshake(harness.host, socket.socket(), ADDRESS)
+        handshake = Handshake(harness.server.context(), socket.socket(), ADDRESS)
         await harness.clock.settle()
         [transport] = harness.connector.transports
         deliver(transport, request_)
         assert [protocol() for protocol in protocols] in ([], [None])
-        if harness.host.upgrades:
+        if harness.server.upgrades:
             transport.set_protocol(asyncio.Protocol())
         transport.abort()
         await harness.clock.settle()
         # Only the transport of this test still refers to it.
         transport.get_extra_info("socket").close()
         harness.connector.transports.clear()
-        harness.host.upgrades.clear()
-        harness.host.ended.clear()
+        harness.server.upgrades.clear()
+        harness.server.ended.clear()
         over = weakref.ref(handshake)
         del handshake, transport
         assert over() is None

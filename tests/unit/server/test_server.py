@@ -15,6 +15,7 @@ from websockets.frames import Frame, Opcode
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub
+from bridge.broadcast.hub_metrics import register_hub_metrics
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
 from bridge.config.networks import DEFAULT_NETWORKS
@@ -26,10 +27,10 @@ from bridge.server import memory
 from bridge.server import server as server_module
 from bridge.server.access.log_limiter import MAX_LINES, MINUTE_S
 from bridge.server.access.read_limiter import MAX_READ_BYTES, PERIOD_S
-from bridge.server.access.refusals import Rule
-from bridge.server.access.rules import Access
+from bridge.server.access.rules import Access, Rule
 from bridge.server.http.pages import Pages
-from bridge.server.server import CLOCK_S, Limits, Server
+from bridge.server.router import Router
+from bridge.server.server import CLOCK_RESOLUTION_S, Limits, Server
 from bridge.server.websocket.keepalive import PING_PAUSE_S
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
@@ -120,13 +121,14 @@ class Harness:
         self.errors: list[dict[str, Any]] = []
         """What callbacks of the loop raised."""
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.hub = Hub(ReplayIndex(UpdateLog(LOG_BYTES), None), self.metrics, loop.call_soon, LOG_BYTES, lambda: 0)
+        log = UpdateLog(LOG_BYTES)
+        self.hub = Hub(ReplayIndex(log, None), self.metrics, loop.call_soon, LOG_BYTES, lambda: 0)
+        register_hub_metrics(self.metrics, self.hub, log)
+        access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
         self.server = Server(
             self.hub,
-            Access(DEFAULT_NETWORKS, frozenset(), frozenset()),
-            QUERIES,
-            PAGES,
-            "/updates",
+            access,
+            Router(access, QUERIES, PAGES, "/updates"),
             Limits(max_connections, overflow, max_per_address, HANDSHAKE_TIMEOUT_S, idle_timeout_s, ping_interval_s),
             self.metrics,
             tls,
@@ -246,10 +248,10 @@ async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(
     harness = serve()
     with capture_logs() as logged:
         for _ in range(MAX_LINES + 3):
-            harness.server.refused(Rule.HOST, A, "evil.example")
-        harness.server.refused(Rule.ORIGIN, A, "null")
+            harness.server._client_log.refused(Rule.HOST, A, "evil.example")
+        harness.server._client_log.refused(Rule.ORIGIN, A, "null")
         await harness.clock.advance(MINUTE_S)
-        harness.server.refused(Rule.HOST, B, "evil.example")
+        harness.server._client_log.refused(Rule.HOST, B, "evil.example")
     lines = events(logged, "client refused")
     assert [line["rule"] for line in lines] == ["host"] * MAX_LINES + ["origin", "host"]
     assert [line.get("suppressed") for line in lines] == [None] * (MAX_LINES + 1) + [3]
@@ -464,7 +466,7 @@ async def test_client_without_a_request_gives_its_place_to_one_that_comes_to_a_f
 async def test_client_without_a_request_gives_its_place_to_the_one_that_is_one_too_many_of_them(
     serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "PENDING", 2)
+    monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 2)
     harness = serve()
     eldest, younger = await harness.connect(A), await harness.connect(B)
     with capture_logs() as logged:
@@ -485,7 +487,7 @@ async def test_client_without_a_request_gives_its_place_to_the_one_that_is_one_t
 async def test_place_that_went_to_another_client_is_given_back_once(
     serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "PENDING", 1)
+    monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
     harness = serve(max_per_address=1)
     await harness.connect()
     # The first one is lost only now, while the second has the place.
@@ -502,7 +504,7 @@ async def test_clients_that_come_in_one_turn_of_the_loop_each_take_the_place_of_
 ) -> None:
     harness = serve(max_connections=3, overflow=0) if rule == "full" else serve()
     if rule == "pending":
-        monkeypatch.setattr(server_module, "PENDING", 3)
+        monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 3)
     waiting = [await harness.connect() for _ in range(3)]
     harness.sockets += [socket.socket() for _ in range(2)]
     for each in harness.sockets[-2:]:
@@ -596,16 +598,16 @@ async def test_line_says_how_long_a_client_was_connected(serve: Callable[..., Ha
     harness = serve()
     await harness.upgrade()
     # Nothing has ticked since: a client that comes much later has a time of its own.
-    await harness.clock.advance(100 + CLOCK_S)
+    await harness.clock.advance(100 + CLOCK_RESOLUTION_S)
     await harness.upgrade()
-    await harness.clock.advance(CLOCK_S)
+    await harness.clock.advance(CLOCK_RESOLUTION_S)
     await harness.upgrade()
     with capture_logs() as logged:
         for connection in tuple(harness.server._connections):
             connection.close(CloseReason.INTERNAL)
     assert [line["connected_s"] for line in logged] == [102, 1, 1]
     opened_at = [connection.opened_at for connection in harness.server._connections]
-    # Those that come within CLOCK_S share one number.
+    # Those that come within CLOCK_RESOLUTION_S share one number.
     assert opened_at[1] is opened_at[2]
 
 
@@ -881,7 +883,7 @@ async def test_drain_closes_each_client_with_1001_and_ends_when_the_last_is_gone
     assert logged == []
     # A client that is closed because the bridge stops is not evicted.
     assert harness.metric("bridge_evictions_total", reason="stopping") == 0
-    keepalive = harness.server._keeping
+    keepalive = harness.server._keepalive_task
     assert keepalive is not None
     await harness.clock.settle()
     assert keepalive.cancelled()
@@ -922,7 +924,7 @@ async def test_drain_aborts_clients_that_are_not_gone_at_its_deadline(serve: Cal
 async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
     serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, released: list[float]
 ) -> None:
-    monkeypatch.setattr(server_module, "MANY", 4)
+    monkeypatch.setattr(memory, "TRIM_MIN_CONNECTIONS", 4)
     harness = serve()
     clients = [await harness.upgrade() for _ in range(4)]
     await clients.pop().leave()
@@ -949,7 +951,7 @@ async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
 async def test_memory_is_not_released_after_few_clients(
     serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, released: list[float]
 ) -> None:
-    monkeypatch.setattr(server_module, "MANY", 4)
+    monkeypatch.setattr(memory, "TRIM_MIN_CONNECTIONS", 4)
     harness = serve()
     for client in [await harness.upgrade() for _ in range(3)]:
         await client.leave()

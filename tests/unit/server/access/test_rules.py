@@ -131,7 +131,7 @@ def test_external_or_unreadable_peer_is_refused(address: str) -> None:
     refusal = verdict(LOCAL, peer=address)
     assert rule(refusal) == (403, "peer")
     assert refusal is not None
-    assert "BRIDGE_ALLOWED_NETWORKS" in refusal.sentence
+    assert "BRIDGE_ALLOWED_NETWORKS" in refusal.text
 
 
 def test_networks_replace_the_defaults() -> None:
@@ -223,7 +223,7 @@ def test_forwarding_header_that_may_name_an_external_address_is_refused(header: 
     refusal = verdict(LOCAL, header)
     assert rule(refusal) == (403, "forwarded")
     assert refusal is not None
-    assert "BRIDGE_ALLOWED_NETWORKS" in refusal.sentence
+    assert "BRIDGE_ALLOWED_NETWORKS" in refusal.text
 
 
 @pytest.mark.parametrize("header", EXTERNAL_HOPS, ids=": ".join)
@@ -310,7 +310,7 @@ def test_foreign_host_is_refused(host: str) -> None:
     assert rule(refusal) == (403, "host")
     assert refusal is not None
     assert refusal.detail == host
-    assert "BRIDGE_ALLOWED_HOSTS" in refusal.sentence
+    assert "BRIDGE_ALLOWED_HOSTS" in refusal.text
 
 
 @pytest.mark.parametrize(
@@ -479,7 +479,7 @@ def test_foreign_or_unreadable_origin_is_refused(host: str, origin: str) -> None
     refusal = verdict(("Host", host), ("Origin", origin))
     assert rule(refusal) == (403, "origin")
     assert refusal is not None
-    assert "BRIDGE_ALLOWED_ORIGINS" in refusal.sentence
+    assert "BRIDGE_ALLOWED_ORIGINS" in refusal.text
 
 
 @pytest.mark.parametrize("origin", ["null", "file://", "app://.", "chrome-extension://abc", "https://xn--bcher-kva.de"])
@@ -566,7 +566,7 @@ def test_more_forwarded_addresses_than_are_parsed_are_refused_as_a_whole(
     refusal = verdict(LOCAL, (name, value + more), *others)
     assert rule(refusal) == (403, "forwarded")
     assert refusal is not None
-    assert refusal.sentence.startswith(f"The forwarding headers have more than {MAX_FORWARDED} addresses")
+    assert refusal.text.startswith(f"The forwarding headers have more than {MAX_FORWARDED} addresses")
 
 
 def test_networks_in_any_number_and_order_are_looked_up_as_a_whole() -> None:
@@ -645,8 +645,8 @@ FRAGMENTS = st.sampled_from(
 )
 TEXTS = st.one_of(st.text(max_size=40), st.lists(FRAGMENTS, max_size=6).map("".join))
 HEADERS = st.lists(st.tuples(NAMES | st.text(max_size=8), TEXTS), max_size=5)
-SENTENCES = {
-    refusal.sentence
+TEXTS_FOR_CLIENTS = {
+    refusal.text
     for refusal in [
         verdict(peer="8.8.8.8"),
         verdict(("X-Real-IP", "8.8.8.8")),
@@ -678,15 +678,15 @@ def test_any_request_gets_a_verdict_in_printable_and_bounded_words(
     if refusal is not None:
         assert refusal.status in {400, 403}
         assert refusal.rule in {"peer", "forwarded", "host", "origin"}
-        assert refusal.sentence in SENTENCES
+        assert refusal.text in TEXTS_FOR_CLIENTS
         assert len(refusal.detail) <= DETAIL_CHARACTERS
         assert refusal.detail.isascii()
         assert refusal.detail.isprintable()
 
 
 def test_there_are_eleven_sentences_and_each_is_one_line() -> None:
-    assert len(SENTENCES) == 11
-    assert all(sentence.isascii() and sentence.isprintable() and sentence.endswith(".") for sentence in SENTENCES)
+    assert len(TEXTS_FOR_CLIENTS) == 11
+    assert all(text.isascii() and text.isprintable() and text.endswith(".") for text in TEXTS_FOR_CLIENTS)
 
 
 @st.composite

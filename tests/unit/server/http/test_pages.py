@@ -12,9 +12,8 @@ import pytest
 from bridge.config.paths import FUTURE, NAMED, PROBED, is_reserved
 from bridge.contract.catalog import PACKAGED
 from bridge.metrics import CONTENT_TYPE, Metrics
-from bridge.server.http.pages import UPDATES_PATH, Pages
-from bridge.server.http.paths import FOLDER, PARTS, is_shared
-from bridge.server.http.responses import Response, document
+from bridge.server.http.pages import FOLDER, PARTS, UPDATES_PATH, Pages, allows_cross_origin
+from bridge.server.http.response import Response, document_response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +64,7 @@ def test_asyncapi_document_is_served_once_it_is_there() -> None:
     assert all_pages.get("/asyncapi.json").status == HTTPStatus.NOT_FOUND
     all_pages.describe(b'{"asyncapi": "3.0.0"}')
     page = all_pages.get("/asyncapi.json")
-    assert page == document(b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0")
+    assert page == document_response(b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0")
 
 
 def test_live_page_is_told_where_the_endpoint_is() -> None:
@@ -153,13 +152,13 @@ def test_document_has_a_tag_and_may_be_read_by_other_pages(path: str) -> None:
     all_pages = pages()
     all_pages.describe(b"{}")
     assert all_pages.get(path).etag is not None
-    assert is_shared(path)
+    assert allows_cross_origin(path)
 
 
 @pytest.mark.parametrize("path", [*PROBED, "/", "/page.js", "/kills"])
 def test_what_changes_and_what_is_the_live_pages_own_has_no_tag_and_is_not_shared(path: str) -> None:
     assert pages().get(path).etag is None
-    assert not is_shared(path)
+    assert not allows_cross_origin(path)
 
 
 @pytest.mark.parametrize("path", ["/updates", "/kills", "/metrics/", "/schemas", "/page", "//metrics"])

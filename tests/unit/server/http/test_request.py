@@ -43,7 +43,8 @@ def feed(*pieces: bytes) -> tuple[Request, bytes] | None:
 def refusal(head: bytes) -> tuple[str, HTTPStatus, str]:
     with pytest.raises(BadRequest) as caught:
         feed(head)
-    return caught.value.rule, caught.value.status, str(caught.value)
+    refusal = caught.value.refusal
+    return refusal.rule, refusal.status, refusal.text
 
 
 # What is parsed
@@ -192,10 +193,10 @@ UNREADABLE = "This is not a valid HTTP request"
     ],
 )
 def test_request_that_parsers_may_read_in_several_ways_is_malformed(head: bytes) -> None:
-    rule, status, sentence = refusal(head)
+    rule, status, text = refusal(head)
     assert (rule, status) == ("malformed", 400)
-    assert sentence.startswith(UNREADABLE)
-    assert sentence.endswith(".")
+    assert text.startswith(UNREADABLE)
+    assert text.endswith(".")
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
@@ -231,9 +232,9 @@ def test_target_that_is_no_path_is_refused(target: bytes) -> None:
     ],
 )
 def test_other_protocol_is_refused_with_a_hint(beginning: bytes, words: str) -> None:
-    rule, status, sentence = refusal(beginning)
+    rule, status, text = refusal(beginning)
     assert (rule, status) == ("malformed", 400)
-    assert words in sentence
+    assert words in text
 
 
 @pytest.mark.parametrize("byte", [b"\x00", b"\x80", b"\x16", b" ", b"{", b"\n", b"\x81"])
@@ -378,7 +379,7 @@ def test_mutated_request_is_read_as_another_parser_reads_it_or_refused(data: byt
                 refused = error
             rest = rest[size:]
     if refused is not None:
-        assert refused.status in {400, 414, 431}
+        assert refused.refusal.status in {400, 414, 431}
         assert str(refused).isascii()
         assert str(refused).isprintable()
         return

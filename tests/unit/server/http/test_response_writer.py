@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from bridge.server.http.response_writer import LATE, LEAST_READ_BYTES_PER_S, Sending
+from bridge.server.http.response_writer import LATE, MIN_READ_BYTES_PER_S, ResponseWriter
 from bridge.server.transport import tcp_info
 from tests.support.fakes import FakeTransport, ManualClock
 
 TIMEOUT_S = 10.0
-LEAST = int(LEAST_READ_BYTES_PER_S * TIMEOUT_S)
+LEAST = int(MIN_READ_BYTES_PER_S * TIMEOUT_S)
 RESPONSE = b"x" * (10 * LEAST)
 
 
@@ -24,7 +24,7 @@ class Response:
         monkeypatch.setattr(tcp_info, "acknowledged_bytes", lambda _: self.acknowledged)
         self.cut = 0
         transport = FakeTransport(asyncio.get_running_loop().call_soon)
-        self.sending = Sending(transport, RESPONSE, TIMEOUT_S, self._cut)
+        self.writer = ResponseWriter(transport, RESPONSE, TIMEOUT_S, self._cut)
 
     def _cut(self) -> None:
         self.cut += 1
@@ -52,7 +52,7 @@ async def test_client_that_reads_on_after_a_late_check_gets_its_response(respons
         response.acknowledged += LEAST
         await response.clock.advance(TIMEOUT_S)
     assert response.cut == 0
-    response.sending.stop()
+    response.writer.stop()
 
 
 async def test_check_that_comes_a_little_late_cuts(response: Response) -> None:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.server.access.log_limiter import MAX_LINES, MINUTE_S
 from bridge.server.websocket.connection import Clock
-from bridge.server.websocket.keepalive import LATE_TICKS, LEAST_READ_BYTES_PER_S, PING_PAUSE_S, Keepalive
+from bridge.server.websocket.keepalive import LATE_TICKS, MIN_READ_BYTES_PER_S, PING_PAUSE_S, Keepalive
 from bridge.timing import DEFAULT
 from tests.support.virtual_time import VirtualTime
 
@@ -161,7 +161,7 @@ def test_client_that_is_closing_is_waited_for_as_long_as_it_reads(
     """The close frame follows all data that was sent before."""
     client.acknowledged_bytes = 5_000_000
     client.close(CloseReason.TOO_SLOW)
-    least = int(LEAST_READ_BYTES_PER_S * CLOSE_TIMEOUT_S)
+    least = int(MIN_READ_BYTES_PER_S * CLOSE_TIMEOUT_S)
     tick_until(keepalive, clock, 1)
     for periods in (1, 2, 3):
         client.acknowledged_bytes += least

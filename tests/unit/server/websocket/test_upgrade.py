@@ -6,8 +6,9 @@ from http import HTTPStatus
 
 import pytest
 
+from bridge.server.access.rules import Refusal
 from bridge.server.http.request import Request, parse
-from bridge.server.websocket.upgrade import NoUpgrade, answer, is_wanted
+from bridge.server.websocket.upgrade import accept, is_upgrade
 from tests.support.clients import request
 
 HANDSHAKE = request(3000)
@@ -20,15 +21,15 @@ def changed(old: bytes, new: bytes) -> Request:
     return parse(HANDSHAKE.replace(old, new))
 
 
-def refused(request_: Request) -> NoUpgrade:
-    found = answer(request_, "/updates")
-    assert isinstance(found, NoUpgrade)
+def refused(request_: Request) -> Refusal:
+    found = accept(request_, "/updates")
+    assert isinstance(found, Refusal)
     return found
 
 
 def test_answer_has_the_accept_of_the_key_and_no_extension_and_no_subprotocol() -> None:
     offers = b"Sec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Protocol: a, b\r\nHost"
-    found = answer(changed(b"Host", offers), "/updates", [("Vary", "Origin")])
+    found = accept(changed(b"Host", offers), "/updates", [("Vary", "Origin")])
     assert isinstance(found, bytes)
     head, *lines = found.decode().split("\r\n")
     assert head == "HTTP/1.1 101 Switching Protocols"
@@ -63,7 +64,7 @@ def test_answer_has_the_accept_of_the_key_and_no_extension_and_no_subprotocol() 
     ],
 )
 def test_handshake_of_any_spelling_is_answered(old: bytes, new: bytes) -> None:
-    assert isinstance(answer(changed(old, new), "/updates"), bytes)
+    assert isinstance(accept(changed(old, new), "/updates"), bytes)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_handshake_of_any_spelling_is_answered(old: bytes, new: bytes) -> None:
 def test_handshake_that_a_proxy_changed_is_refused_with_a_hint(old: bytes, new: bytes, hint: str) -> None:
     found = refused(changed(old, new))
     assert found.status == HTTPStatus.UPGRADE_REQUIRED
-    assert hint in found.sentence
+    assert hint in found.text
     assert dict(found.headers) == {
         "Upgrade": "websocket",
         "Connection": "Upgrade, close",
@@ -93,14 +94,14 @@ def test_handshake_that_a_proxy_changed_is_refused_with_a_hint(old: bytes, new: 
 def test_plain_request_is_refused_with_the_kind_of_endpoint(version: bytes) -> None:
     found = refused(parse(b"GET /updates HTTP/%b\r\nHost: localhost\r\n\r\n" % version))
     assert found.status == HTTPStatus.UPGRADE_REQUIRED
-    assert found.sentence == "/updates is a WebSocket endpoint: connect to it with a WebSocket client."
+    assert found.text == "/updates is a WebSocket endpoint: connect to it with a WebSocket client."
 
 
 @pytest.mark.parametrize("version", [b"12", b"8", b"0", b"13, 8", b"13\r\nSec-WebSocket-Version: 8", b""])
 def test_other_version_is_refused_with_the_supported_one(version: bytes) -> None:
     found = refused(changed(b"Version: 13", b"Version: " + version))
     assert found.status == HTTPStatus.UPGRADE_REQUIRED
-    assert found.sentence == "/updates supports only version 13 of WebSocket (RFC 6455)."
+    assert found.text == "/updates supports only version 13 of WebSocket (RFC 6455)."
     assert ("Sec-WebSocket-Version", "13") in found.headers
 
 
@@ -121,12 +122,12 @@ KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
 def test_invalid_handshake_is_refused_with_the_wrong_header(old: bytes, new: bytes, name: str) -> None:
     found = refused(changed(old, new))
     assert found.status == HTTPStatus.BAD_REQUEST
-    assert f": {name} is missing, repeated or malformed." in found.sentence
-    assert "secret" not in found.sentence
+    assert f": {name} is missing, repeated or malformed." in found.text
+    assert "secret" not in found.text
 
 
-def test_upgrade_is_wanted_by_nothing_but_a_handshake() -> None:
-    assert is_wanted(parse(HANDSHAKE))
+def test_upgrade_is_upgrade_by_nothing_but_a_handshake() -> None:
+    assert is_upgrade(parse(HANDSHAKE))
     for old, new in [
         (b"GET", b"HEAD"),
         (b"GET", b"OPTIONS"),
@@ -134,4 +135,4 @@ def test_upgrade_is_wanted_by_nothing_but_a_handshake() -> None:
         (b"websocket", b"h2c"),
         (b": Up", b": No"),
     ]:
-        assert not is_wanted(changed(old, new))
+        assert not is_upgrade(changed(old, new))

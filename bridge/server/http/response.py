@@ -1,4 +1,4 @@
-"""Builds HTTP responses and serializes them.
+"""HTTP responses, and their serialization.
 
 Every response ends its connection. Nothing here knows which response belongs to which request.
 """
@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from email.utils import formatdate
 from http import HTTPStatus
 
+from bridge.server.access.rules import Refusal
+
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
 NOT_IN_A_FRAME = "frame-ancestors 'none'"
-"""The policy of everything that is not a page for people: no other page shows it as its own."""
+"""The Content-Security-Policy of most responses. No page may show them in a frame, as if they were its own."""
 
-# A browser takes it for nothing else than it is, and hands it to no page of another origin without CORS.
+# Browsers then use the response only as its own type, and never give it to a page of another origin without CORS.
 _FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
 
 Header = tuple[str, str]
@@ -25,44 +27,49 @@ Header = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Status, headers and body."""
+    """Status, headers and body of a response."""
 
     status: HTTPStatus
     body: bytes
     content_type: str = TEXT
     headers: tuple[Header, ...] = ()
     policy: str = NOT_IN_A_FRAME
-    """Its Content-Security-Policy."""
+    """The Content-Security-Policy."""
     etag: str | None = None
     """The entity tag of a document, which clients may cache and revalidate."""
 
     def with_headers(self, *headers: Header) -> "Response":
-        """The same with more headers."""
+        """Returns this response with further headers."""
         return replace(self, headers=(*self.headers, *headers)) if headers else self
 
 
-def sentence(status: HTTPStatus, text: str, *headers: Header) -> Response:
-    """A refusal or an error: one plain sentence."""
+def text_response(status: HTTPStatus, text: str, *headers: Header) -> Response:
+    """Returns a response whose body is one line of text."""
     return Response(status, text.encode() + b"\n", TEXT, headers)
 
 
-def document(body: bytes, content_type: str) -> Response:
-    """A body that stays the same for long, with a strong entity tag."""
+def refusal_response(refusal: Refusal, *headers: Header) -> Response:
+    """Returns the response to a refused client, with further headers after those of the refusal."""
+    return text_response(refusal.status, refusal.text, *refusal.headers, *headers)
+
+
+def document_response(body: bytes, content_type: str) -> Response:
+    """Returns a response with a body that rarely changes, and its strong entity tag."""
     digest = hashlib.sha256(body).hexdigest()[:32]
     return Response(HTTPStatus.OK, body, content_type, etag=f'"{digest}"')
 
 
-def unless_matched(response: Response, if_none_match: Sequence[str]) -> Response:
-    """304 instead of a document that the client has already (RFC 9110, section 13.1.2: a weak comparison)."""
+def revalidated(response: Response, if_none_match: Sequence[str]) -> Response:
+    """Returns 304 if the client already has the document (RFC 9110, section 13.1.2), or else the response itself."""
     if response.etag is None or not if_none_match:
         return response
-    # A tag is quoted, and so no part of another one.
+    # An entity tag has quotes, so it can't be a part of another one. The comparison is weak: W/ makes no difference.
     matches = any(response.etag in value or value.strip(" \t") == "*" for value in if_none_match)
     return replace(response, status=HTTPStatus.NOT_MODIFIED, body=b"") if matches else response
 
 
-def serialized(response: Response, *, has_body: bool = True) -> bytes:
-    """The response as bytes. `has_body` is False for HEAD: the headers are those of GET (RFC 9110, section 9.3.2)."""
+def serialize(response: Response, *, has_body: bool = True) -> bytes:
+    """Returns the bytes of a response. `has_body` is False for HEAD: only the headers (RFC 9110, section 9.3.2)."""
     has_content = response.status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
     headers: list[Header] = []
     if has_content:
@@ -72,7 +79,7 @@ def serialized(response: Response, *, has_body: bool = True) -> bytes:
     if response.etag is not None:
         headers.append(("ETag", response.etag))
     headers += *_FOR_BROWSERS, ("Content-Security-Policy", response.policy)
-    # A 426 has a Connection of its own.
+    # A 426 has its own Connection header.
     if not any(name == "Connection" for name, _ in response.headers):
         headers.append(("Connection", "close"))
     headers += response.headers
@@ -83,5 +90,5 @@ def serialized(response: Response, *, has_body: bool = True) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _date(now_s: int) -> str:
-    """RFC 9110, section 6.6.1."""
+    """Formats a time as RFC 9110, section 6.6.1, requires."""
     return formatdate(now_s, usegmt=True)

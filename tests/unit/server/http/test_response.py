@@ -7,9 +7,9 @@ from http import HTTPStatus
 
 import pytest
 
-from bridge.server.http.responses import Response, document, sentence, serialized, unless_matched
+from bridge.server.http.response import Response, document_response, revalidated, serialize, text_response
 
-DOCUMENT = document(b"{}", "application/json")
+DOCUMENT = document_response(b"{}", "application/json")
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_response_has_its_headers_and_ends_the_connection() -> None:
-    assert serialized(sentence(HTTPStatus.OK, "alive")) == (
+    assert serialize(text_response(HTTPStatus.OK, "alive")) == (
         b"HTTP/1.1 200 OK\r\n"
         b"Content-Type: text/plain; charset=utf-8\r\n"
         b"Content-Length: 6\r\n"
@@ -35,26 +35,30 @@ def test_response_has_its_headers_and_ends_the_connection() -> None:
 
 
 def test_response_to_head_is_the_same_without_its_body() -> None:
-    for response in (sentence(HTTPStatus.OK, "alive"), DOCUMENT, sentence(HTTPStatus.NOT_FOUND, "no")):
-        assert serialized(response, has_body=False) + response.body == serialized(response)
+    for response in (text_response(HTTPStatus.OK, "alive"), DOCUMENT, text_response(HTTPStatus.NOT_FOUND, "no")):
+        assert serialize(response, has_body=False) + response.body == serialize(response)
 
 
 def test_connection_of_a_response_itself_is_there_once() -> None:
-    written = serialized(sentence(HTTPStatus.UPGRADE_REQUIRED, "ws", ("Connection", "Upgrade, close")))
+    written = serialize(text_response(HTTPStatus.UPGRADE_REQUIRED, "ws", ("Connection", "Upgrade, close")))
     assert written.count(b"Connection: ") == 1
     assert b"\r\nConnection: Upgrade, close\r\n" in written
 
 
 def test_response_without_content_has_no_length() -> None:
-    written = serialized(Response(HTTPStatus.NO_CONTENT, b"", headers=(("Allow", "GET"),)))
+    written = serialize(Response(HTTPStatus.NO_CONTENT, b"", headers=(("Allow", "GET"),)))
     assert written.startswith(b"HTTP/1.1 204 No Content\r\nDate")
     assert b"Content-Length" not in written
     assert b"\r\nAllow: GET\r\n" in written
 
 
 def test_document_has_a_tag_of_its_body_and_may_be_kept() -> None:
-    assert DOCUMENT.etag == document(b"{}", "text/plain").etag != document(b"[]", "application/json").etag
-    written = serialized(DOCUMENT)
+    assert (
+        DOCUMENT.etag
+        == document_response(b"{}", "text/plain").etag
+        != document_response(b"[]", "application/json").etag
+    )
+    written = serialize(DOCUMENT)
     assert f"\r\nETag: {DOCUMENT.etag}\r\n".encode() in written
     assert b"\r\nCache-Control: no-cache\r\n" in written
 
@@ -63,8 +67,8 @@ def test_document_has_a_tag_of_its_body_and_may_be_kept() -> None:
     "given", [["{}"], ["W/{}"], ['"a", {} ,"b"'], ['"a"', "{}"], ["*"], [" * "]], ids=lambda given: given[0]
 )
 def test_document_that_the_client_has_is_not_sent_again(given: list[str]) -> None:
-    found = unless_matched(DOCUMENT, [each.format(DOCUMENT.etag) for each in given])
-    written = serialized(found)
+    found = revalidated(DOCUMENT, [each.format(DOCUMENT.etag) for each in given])
+    written = serialize(found)
     assert written.startswith(b"HTTP/1.1 304 Not Modified\r\n")
     assert written.endswith(b"\r\n\r\n")
     assert f"\r\nETag: {DOCUMENT.etag}\r\n".encode() in written
@@ -73,15 +77,15 @@ def test_document_that_the_client_has_is_not_sent_again(given: list[str]) -> Non
 
 @pytest.mark.parametrize("given", [[], [""], ['"a"'], ['"*"'], ["a*"]])
 def test_document_that_the_client_has_not_is_sent(given: list[str]) -> None:
-    assert unless_matched(DOCUMENT, [each.format(DOCUMENT.etag) for each in given]) == DOCUMENT
+    assert revalidated(DOCUMENT, [each.format(DOCUMENT.etag) for each in given]) == DOCUMENT
 
 
 def test_response_that_is_no_document_is_sent_whatever_the_client_has() -> None:
-    alive = sentence(HTTPStatus.OK, "alive")
-    assert unless_matched(alive, ["*"]) == alive
+    alive = text_response(HTTPStatus.OK, "alive")
+    assert revalidated(alive, ["*"]) == alive
 
 
 def test_headers_are_added_behind_those_that_are_there() -> None:
-    response = sentence(HTTPStatus.OK, "alive", ("A", "1"))
+    response = text_response(HTTPStatus.OK, "alive", ("A", "1"))
     assert response.with_headers(("B", "2")).headers == (("A", "1"), ("B", "2"))
     assert response.with_headers() is response

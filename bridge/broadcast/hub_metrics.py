@@ -1,0 +1,35 @@
+"""The metrics of the hub and its update log: values that are read at each scrape."""
+
+from bridge.broadcast.hub import Hub
+from bridge.broadcast.update_log import UpdateLog
+from bridge.metrics import Metrics, Transport
+
+
+def register_hub_metrics(metrics: Metrics, hub: Hub, log: UpdateLog) -> None:
+    """Adds the gauges and counters of a hub and its log."""
+    transport = Transport.WEBSOCKET
+    metrics.gauge("bridge_connections", "Open connections of clients.", lambda: len(hub), transport=transport)
+    metrics.gauge(
+        "bridge_connections_lagging",
+        "Connections that have not received all updates yet, because they are lagging or catching up.",
+        lambda: hub.lagging,
+        transport=transport,
+    )
+    metrics.gauge(
+        "bridge_resumes_pending",
+        "Connections whose resume waits until the bridge has the update that the client received last.",
+        lambda: hub.pending,
+    )
+    metrics.gauge(
+        "bridge_subscriptions",
+        "Different subscriptions in use, apart from the default one: all updates, without ids.",
+        lambda: hub.subscriptions,
+    )
+    metrics.counter(
+        "bridge_sent_bytes",
+        "Bytes of updates and own messages written to client sockets or enqueued for them, before TLS.",
+        lambda: hub.sent_bytes,
+        transport=transport,
+    )
+    metrics.gauge("bridge_update_log_bytes", "Bytes of memory that the update log takes.", lambda: log.size_bytes)
+    metrics.gauge("bridge_update_log_updates", "Updates in the update log.", lambda: hub.logged_updates)

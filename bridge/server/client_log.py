@@ -1,0 +1,166 @@
+"""Counts and logs what happens to clients: refusals, evictions, throttling, and mistakes in their handshakes.
+
+A client can cause each of these lines, so `LogLimiter` limits them. At the level `debug`, there is also a line for the
+decision about each handshake, and one each when a connection opens and closes.
+"""
+
+import logging
+from collections.abc import Callable
+
+import structlog
+
+from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
+from bridge.contract.filters import SubscribeRequest, UpdateFilter
+from bridge.contract.text import printable
+from bridge.metrics import Metrics, Transport
+from bridge.server.access.log_limiter import LogLimiter
+from bridge.server.access.read_limiter import Throttleable
+from bridge.server.access.rules import Rule
+from bridge.server.http.request import Request
+from bridge.server.router import Answer, Refused, Upgrade
+from bridge.server.websocket.connection import Connection
+
+LOGGER = "bridge.server"
+
+_log = structlog.get_logger(LOGGER)
+
+_TRACED_CHARACTERS = 200
+"""How much of a text of a client a debug line contains."""
+
+
+class ClientLog:
+    """The metrics and the log lines about clients."""
+
+    def __init__(self, metrics: Metrics, time: Callable[[], float]) -> None:
+        """`time` is a monotonic clock, in seconds."""
+        self.tracing = logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG)
+        """Whether lines of the level debug are written. It is read once, so that they cost nothing otherwise."""
+        self._metrics = metrics
+        self._opened = metrics.opened.labels(Transport.WEBSOCKET)
+        self._time = time
+        self._limiter = LogLimiter(time)
+        self._warned_of_subprotocol = False
+        self._dropped = 0
+        """Clients that were closed without an answer since there was last capacity."""
+
+    # Before a client has a connection
+
+    def refused(self, rule: Rule, peer: str, detail: str) -> None:
+        """A client is refused."""
+        self._metrics.refused.labels(rule).inc()
+        if (suppressed := self._limiter.allow(rule)) is not None:
+            _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **suppressed)
+
+    def dropped(self, clients: int) -> None:
+        """A client is refused without an answer, because `clients` use the whole capacity."""
+        self._metrics.refused.labels(Rule.FULL).inc()
+        if not self._dropped and (suppressed := self._limiter.allow("dropped")) is not None:
+            _log.warning(
+                "more clients than can be told that the bridge is full: they are dropped", clients=clients, **suppressed
+            )
+        self._dropped += 1
+
+    def has_capacity(self) -> None:
+        """A client could become a connection. Logs the end of a time in which clients were dropped."""
+        if self._dropped:
+            if (suppressed := self._limiter.allow("room")) is not None:
+                _log.info("there is room for clients again", dropped=self._dropped, **suppressed)
+            self._dropped = 0
+
+    def abandoned(self, peer: str) -> None:
+        """A client ended its connection before its request was complete."""
+        self._metrics.abandoned.inc()
+        # Only at debug, because port scanners and TCP health checks do this all the time.
+        _log.debug("client ended the connection before its request was complete", peer=peer)
+
+    def handshake(self, peer: str, request: Request | None, answer: Answer, duration_s: float) -> None:
+        """A handshake is decided. To be called only while `tracing`. `request` is None if it can't be parsed."""
+        fields: dict[str, object] = {}
+        if request is not None:
+            fields["method"] = request.method
+            fields["path"] = printable(request.path, _TRACED_CHARACTERS)
+        match answer:
+            case Upgrade(subscribe=subscribe):
+                fields |= {"outcome": "101", **_subscription_fields(subscribe)}
+            case Refused(response, refusal):
+                fields |= {"outcome": "refused", "status": response.status.value, "rule": refusal.rule.value}
+            case _:
+                fields |= {"outcome": "page", "status": answer.status.value}
+        _log.debug("handshake", peer=peer, duration_ms=round(duration_s * 1000, 3), **fields)
+
+    def advise(self, request: Request, subscribe: SubscribeRequest, peer: str) -> None:
+        """Logs mistakes in a handshake that the bridge accepts, each with a hint."""
+        if not self._warned_of_subprotocol and (subprotocols := request.lists("sec-websocket-protocol")):
+            self._warned_of_subprotocol = True
+            _log.warning(
+                "client asked for a subprotocol; the bridge has none. Some libraries then close the connection "
+                "(ws, Node, Bun, websocket-client); connect without a subprotocol",
+                peer=peer,
+                subprotocols=printable(", ".join(subprotocols), 100),
+            )
+        after = subscribe.after
+        if after is not None and after.is_malformed and (suppressed := self._limiter.allow("after")) is not None:
+            _log.warning(
+                "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
+                "after empty",
+                peer=peer,
+                after=printable(after.text.strip(), 40),
+                **suppressed,
+            )
+
+    # While a client has a connection
+
+    def opened(self, connection: Connection) -> None:
+        """A connection has opened."""
+        self._opened.inc()
+        if self.tracing:
+            _log.debug("connection opened", peer=connection.peer)
+
+    def throttled(self, client: Throttleable) -> None:
+        """A client is throttled."""
+        self._metrics.throttles.inc()
+        if (suppressed := self._limiter.allow("flood")) is not None:
+            _log.info("client throttled", peer=client.peer, **suppressed)
+
+    def evicted(self, connection: Connection, reason: CloseReason, details: dict[str, object]) -> None:
+        """The bridge closes a connection for a reason. A stopping bridge evicts no client."""
+        if reason is CloseReason.STOPPING:
+            return
+        self._metrics.evictions.labels(reason.slug).inc()
+        if (suppressed := self._limiter.allow(reason.slug)) is None:
+            return
+        _log.info(
+            "client turned away" if reason in CAPACITY_REASONS else "client evicted",
+            reason=reason.slug,
+            code=reason.code,
+            peer=connection.peer,
+            connected_s=round(self._time() - connection.opened_at),
+            **details,
+            **suppressed,
+        )
+
+    def closed(self, connection: Connection) -> None:
+        """A connection has closed."""
+        if self.tracing:
+            connected_s = round(self._time() - connection.opened_at, 1)
+            _log.debug("connection closed", peer=connection.peer, code=connection.close_code, connected_s=connected_s)
+
+
+def _subscription_fields(subscribe: SubscribeRequest) -> dict[str, object]:
+    """Returns the types, the members and the id that a client asked for, if any."""
+    fields: dict[str, object] = {}
+    if (wanted := subscribe.filter) is not None:
+        fields |= _filter_fields(wanted)
+    if subscribe.after is not None:
+        fields["after"] = printable(subscribe.after.text, _TRACED_CHARACTERS)
+    return fields
+
+
+def _filter_fields(wanted: UpdateFilter) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    if wanted.types is not None:
+        fields["types"] = sorted(wanted.types)
+    if wanted.members:
+        values = {name: sorted(map(str, scalars | booleans)) for name, scalars, booleans in wanted.members}
+        fields["filter"] = printable(str(values), _TRACED_CHARACTERS)
+    return fields

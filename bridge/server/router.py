@@ -1,0 +1,132 @@
+"""Decides the response to a request: an upgrade, a page, or a refusal.
+
+Pure, except that the pages ask for readiness and metrics. Nothing here knows of sockets or timers.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TypeAlias
+
+from bridge.config.paths import PROBED
+from bridge.contract.filters import BadQuery, QueryParser, SubscribeRequest
+from bridge.server.access.rules import Access, Refusal, Rule
+from bridge.server.http.pages import Pages, allows_cross_origin
+from bridge.server.http.request import BadRequest, Request
+from bridge.server.http.response import Header, Response, refusal_response, revalidated, text_response
+from bridge.server.websocket import upgrade
+
+READ_METHODS = frozenset({"GET", "HEAD"})
+
+PREFLIGHT = (
+    ("Access-Control-Allow-Methods", "GET"),
+    ("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control"),
+    ("Access-Control-Max-Age", "7200"),
+)
+"""What a page of another origin may send to the endpoint. Chromium remembers it for at most two hours."""
+
+_WITH_OPTIONS, _WITHOUT_OPTIONS = "GET, HEAD, OPTIONS", "GET, HEAD"
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """The request becomes a WebSocket connection."""
+
+    response: bytes
+    """The 101 response."""
+    subscribe: SubscribeRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request is refused."""
+
+    response: Response
+    refusal: Refusal
+
+
+Answer: TypeAlias = Upgrade | Response | Refused
+
+
+class Router:
+    """Applies the rules to a request, and finds what its path and method ask for."""
+
+    def __init__(self, access: Access, queries: QueryParser, pages: Pages, endpoint: str) -> None:
+        """`endpoint` is the path of the updates."""
+        self._access = access
+        self._queries = queries
+        self._pages = pages
+        self._endpoint = endpoint
+
+    def route(self, request: Request) -> Answer:
+        """Returns the answer to a request."""
+        path, headers = request.path, request.headers
+        requires_host = not (request.version == "1.0" and path in PROBED)
+        refusal = self._access.check_request(headers, request.target, requires_host=requires_host)
+        cors = self._cors_headers(request, path, trusts_host=refusal is None)
+        if refusal is None and path == self._endpoint:
+            refusal = self._access.check_origin(headers)
+        if refusal is not None:
+            return _refused(refusal, cors)
+        if path == self._endpoint:
+            return self._route_endpoint(request, cors)
+        return self._route_page(request, path).with_headers(*cors)
+
+    def refuse(self, error: BadRequest) -> Refused:
+        """Returns the answer to a request that can't be parsed."""
+        request = error.request
+        # Host has not been checked.
+        cors = () if request is None else self._cors_headers(request, request.path, trusts_host=False)
+        return _refused(error.refusal, cors)
+
+    def _route_endpoint(self, request: Request, cors: tuple[Header, ...]) -> Answer:
+        if request.method == "OPTIONS":
+            return _no_content(_WITH_OPTIONS, *PREFLIGHT, *cors)
+        if request.method not in READ_METHODS:
+            return _method_not_allowed(_WITH_OPTIONS).with_headers(*cors)
+        try:
+            subscribe = self._queries.parse(request.query)
+        except BadQuery as error:
+            # Some hints are questions, which end with a question mark.
+            end = "" if str(error).endswith("?") else "."
+            text = f"This query can't be answered: {error}{end}"
+            return _refused(Refusal(HTTPStatus.BAD_REQUEST, text, Rule.QUERY, text), cors)
+        response = upgrade.accept(request, self._endpoint, cors)
+        return _refused(response, cors) if isinstance(response, Refusal) else Upgrade(response, subscribe)
+
+    def _route_page(self, request: Request, path: str) -> Response:
+        if request.method in READ_METHODS:
+            return revalidated(self._pages.get(path), request.headers.get("if-none-match", ()))
+        if request.method == "OPTIONS" and path in PROBED:
+            # The default check of older HAProxy versions. It gets the status of a GET.
+            return Response(self._pages.get(path).status, b"", headers=(("Allow", _WITH_OPTIONS),))
+        if path == "*":
+            # The target is the server as a whole: the check in HAProxy's manual.
+            return _no_content(_WITH_OPTIONS)
+        return _method_not_allowed(_WITH_OPTIONS if path in PROBED else _WITHOUT_OPTIONS)
+
+    def _cors_headers(self, request: Request, path: str, *, trusts_host: bool) -> tuple[Header, ...]:
+        """Returns the headers by which a page of an allowed origin can read the response. Never with credentials.
+
+        `trusts_host` is False if `Host` has not passed its check.
+        """
+        is_endpoint = path == self._endpoint
+        if not (is_endpoint or allows_cross_origin(path)):
+            return ()
+        vary: Header = ("Vary", "Accept, Origin" if is_endpoint else "Origin")
+        origin = self._access.allowed_origin(request.headers, trusts_host=trusts_host)
+        if origin is None:
+            return (vary,)
+        return vary, ("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", "ETag")
+
+
+def _refused(refusal: Refusal, cors: tuple[Header, ...]) -> Refused:
+    return Refused(refusal_response(refusal, *cors), refusal)
+
+
+def _no_content(allowed: str, *headers: Header) -> Response:
+    return Response(HTTPStatus.NO_CONTENT, b"", headers=(("Allow", allowed), *headers))
+
+
+def _method_not_allowed(allowed: str) -> Response:
+    text = f"Only {allowed} are allowed for this path."
+    return text_response(HTTPStatus.METHOD_NOT_ALLOWED, text, ("Allow", allowed))
