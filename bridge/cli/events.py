@@ -9,7 +9,7 @@ import uvloop
 
 from bridge import logs
 from bridge.amqp.nodes import Node
-from bridge.amqp.publish.preflight import reach
+from bridge.amqp.publish.preflight import check_broker
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
 from bridge.app import load_schemas
@@ -125,7 +125,7 @@ def _publish(files: tuple[str, ...], update_type: str | None, exchange: str | No
         publisher = _publisher(effective, exchange, declare=may_declare)
         # A fetcher may come before the bridge: what the settings name may be made. Of any other name, a slip of the
         # hand would become an exchange that nobody reads.
-        uvloop.run(reach(tuple(map(Node, effective.amqp_url)), None if may_declare else exchange))
+        uvloop.run(check_broker(tuple(map(Node, effective.amqp_url)), None if may_declare else exchange))
     count = Count(DuplicateWindow(Settings().duplicate_window))
     progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
 

@@ -1,6 +1,6 @@
-"""One look at the broker before a command begins: what is wrong from the start is said at once, and not tried again.
+"""Checks the broker before a command begins, so that a wrong setting is reported at once instead of tried again.
 
-A connection that is lost later is another matter, and for whoever holds it.
+A connection that is lost later is the business of its owner.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,17 @@ from bridge.errors import ConfigurationError
 from bridge.timing import DEFAULT
 
 
-async def reach(nodes: Sequence[Node], exchange: str | None) -> None:
-    """Returns where the broker can be used, and has the exchange; None: whichever it has.
+async def check_broker(nodes: Sequence[Node], exchange: str | None) -> None:
+    """Returns if the broker can be used and has the exchange. With None, no exchange is checked.
 
-    Raises ConnectionError where no node can be reached, BrokerRefusal, and ConfigurationError where there is no such
-    exchange.
+    Raises ConnectionError if no node can be reached, BrokerRefusal, and ConfigurationError if the exchange is missing.
     """
     async with open_connection(nodes, "edk-bridge publish command") as amqp:
         if exchange is None:
             return
         async with rpc_timeout(DEFAULT.setup_timeout_s):
-            there = await topology.exchange_exists(amqp, exchange)
-        if not there:
+            exists = await topology.exchange_exists(amqp, exchange)
+        if not exists:
             hint = (
                 f"; RabbitMQ reserves names that begin with {topology.RESERVED_PREFIX}"
                 if topology.is_reserved(exchange)

@@ -1,7 +1,8 @@
-"""What a rejected event is published with: its own properties, and among its headers why it was rejected.
+"""The properties of a rejected event: how they become those of a reject, with the reason in headers, and back again.
 
-All of them must fit into one frame (AMQP 0-9-1, section 4.2.6.1): the broker closes the connection if they don't, at
-each attempt. What is left out is named. This file must never know of connections.
+The properties of a reject must fit into one frame (AMQP 0-9-1, section 4.2.6.1). Otherwise the broker closes the
+connection at each attempt. Headers that don't fit are omitted and named in a header. This module does no I/O, except
+that it reads the clock.
 """
 
 import uuid
@@ -14,34 +15,44 @@ from pamqp import commands, encode
 from pamqp.common import FieldTable
 from pamqp.header import ContentHeader
 
+from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.contract.pipeline import Rejected
 from bridge.contract.text import printable
 
+HEADER_PREFIX = "x-reject-"
+"""The bridge adds headers whose names begin with this."""
+
+DELIVERY_HEADERS = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
+"""Headers that a quorum queue or a stream adds to a delivery. The event was published without them."""
+
 FRAME_OVERHEAD = 8
-"""Bytes of a frame beside its payload."""
+"""Bytes of a frame besides its payload."""
 
-LEFT_OUT = "x-reject-headers"
+OMITTED_HEADER = "x-reject-headers"
+"""Names the headers that were omitted."""
 
-LONGEST_NAME = 128
-"""Bytes of a header's name, as pamqp writes it: it cuts what is longer."""
+MAX_NAME_BYTES = 128
+"""pamqp truncates the name of a header at this size."""
 
-_LEFT_OUT = "left out, because they can't be published again: "
-_NAMES_LIMIT = 400
-"""Bytes of the names of headers that were left out."""
+_OMITTED = "left out, because they can't be published again: "
+_MAX_NAMES_BYTES = 400
+"""The size of the list of omitted headers."""
 _MORE = " and 12345678 more"
 
 _TABLE_OVERHEAD = 4
-"""Bytes of a table beside its headers."""
+"""Bytes of a field table besides its headers."""
 
-_SHORT = 200
-"""Characters of each reason where there is room for nothing else."""
+_MAX_REASON_CHARACTERS = 200
+"""The length of each reason if there is no room for anything else."""
 
 
 def reject_properties(
-    came: commands.Basic.Properties, exchange: str, rejected: Rejected, instance: str, frame_max: int
+    original: commands.Basic.Properties, exchange: str, rejected: Rejected, instance: str, frame_max: int
 ) -> commands.Basic.Properties:
-    """`came` is what the event came with, from `exchange`; `frame_max` is the largest frame that the connection takes
-    (bytes)."""
+    """Returns the properties for an event that came from `exchange` with the `original` properties.
+
+    `frame_max` is the size of the largest frame on the connection, in bytes.
+    """
     reasons: dict[str, Any] = {
         "x-reject-reason": rejected.reason.value,
         "x-reject-detail": rejected.detail,
@@ -51,63 +62,84 @@ def reject_properties(
         "x-reject-instance": instance,
         "x-reject-time": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
-    values = {name: getattr(came, name) for name in commands.Basic.Properties.attributes()}
-    # The broker rejects a user_id of another user, no library sends a cluster_id, and a reject must not expire: they
-    # become headers.
+    values = {name: getattr(original, name) for name in commands.Basic.Properties.attributes()}
+    # These become headers. The broker rejects a user_id other than the publishing user's, no library sends a
+    # cluster_id, and a rejected event must not expire.
     for name in ("user_id", "cluster_id", "expiration"):
         if values[name]:
-            reasons[f"x-reject-{name.replace('_', '-')}"] = values[name]
+            reasons[f"{HEADER_PREFIX}{name.replace('_', '-')}"] = values[name]
         values[name] = "" if name == "cluster_id" else None
-    # aiormq makes one up where there is none, behind the back of whoever has measured the rest.
+    # aiormq would add an id later, after the properties were measured.
     message_id = values["message_id"] = values["message_id"] or uuid.uuid4().hex
     if values["delivery_mode"] not in (None, 1, 2):
         values["delivery_mode"] = None
     # The reasons of an earlier rejection, or of a publisher that imitates one, are replaced.
-    own = {name: value for name, value in (came.headers or {}).items() if not name.startswith("x-reject-")}
+    own = {name: value for name, value in (original.headers or {}).items() if not name.startswith(HEADER_PREFIX)}
     limit = frame_max - FRAME_OVERHEAD
-    with suppress(Exception):  # a value that can be read, but not written: there is no bound to what they raise
-        return _fitting(values, own, reasons, limit)
-    reasons[LEFT_OUT] = f"{_LEFT_OUT}the event's own properties"
-    last = commands.Basic.Properties(
-        headers=dict(reasons), message_type=came.message_type, message_id=message_id, delivery_mode=2
+    with suppress(Exception):  # pamqp raises anything for a value that it can decode but not encode
+        return _with_fitting_headers(values, own, reasons, limit)
+    reasons[OMITTED_HEADER] = f"{_OMITTED}the event's own properties"
+    minimal = commands.Basic.Properties(
+        headers=dict(reasons), message_type=original.message_type, message_id=message_id, delivery_mode=2
     )
-    if _size(last) > limit:
-        last.headers = {name: printable(str(value), _SHORT) for name, value in reasons.items()}
-    return last
+    if _size(minimal) > limit:
+        minimal.headers = {name: printable(str(value), _MAX_REASON_CHARACTERS) for name, value in reasons.items()}
+    return minimal
 
 
-def _fitting(
+def original_properties(properties: commands.Basic.Properties, user: str) -> commands.Basic.Properties:
+    """Returns the properties from before the rejection, as far as `user` may publish them."""
+    values = {name: getattr(properties, name) for name in commands.Basic.Properties.attributes()}
+    headers = properties.headers or {}
+    values["cluster_id"] = ""
+    values["expiration"] = headers.get(HEADER_PREFIX + "expiration")
+    # The broker accepts only the name of the publishing user.
+    user_id = headers.get(HEADER_PREFIX + "user-id")
+    values["user_id"] = user_id if user_id == user else None
+    own = {
+        name: value
+        for name, value in headers.items()
+        if not name.startswith(HEADER_PREFIX) and name not in DELIVERY_HEADERS
+    }
+    values["headers"] = own or None
+    return commands.Basic.Properties(**values)
+
+
+def _with_fitting_headers(
     values: Mapping[str, Any], own: Mapping[str, Any], reasons: Mapping[str, Any], limit: int
 ) -> commands.Basic.Properties:
-    """With as many of the event's own headers as there is room for, the largest left out first."""
+    """Returns properties with all reasons and as many of the event's own headers as fit; omits the largest first.
+
+    Raises ValueError if even the reasons don't fit, and any exception of pamqp for a value that can't be encoded.
+    """
     with suppress(Exception):
-        everything = commands.Basic.Properties(**{**values, "headers": {**own, **reasons}})
-        if _size(everything) <= limit and all(len(name.encode()) <= LONGEST_NAME for name in own):
-            return everything
-    # The sentence about what is left out is as long as it can get: its room is there in any case.
-    fixed = {**reasons, LEFT_OUT: _LEFT_OUT + "x" * _NAMES_LIMIT + _MORE}
+        complete = commands.Basic.Properties(**{**values, "headers": {**own, **reasons}})
+        if _size(complete) <= limit and all(len(name.encode()) <= MAX_NAME_BYTES for name in own):
+            return complete
+    # The header that names the omitted ones may take its largest size.
+    fixed = {**reasons, OMITTED_HEADER: _OMITTED + "x" * _MAX_NAMES_BYTES + _MORE}
     room = limit - _size(commands.Basic.Properties(**{**values, "headers": fixed}))
     if room < 0:
         raise ValueError("there is no room even without them")
-    sizes = {name: size for name, value in own.items() if (size := _size_of_header(name, value)) is not None}
+    sizes = {name: size for name, value in own.items() if (size := _header_size(name, value)) is not None}
     kept = set()
     for name in sorted(sizes, key=sizes.__getitem__):
         room -= sizes[name]
         if room < 0:
             break
         kept.add(name)
-    left_out = [name for name in own if name not in kept]
+    omitted = [name for name in own if name not in kept]
     headers: FieldTable = {**{name: own[name] for name in own if name in kept}, **reasons}
-    headers[LEFT_OUT] = _LEFT_OUT + _listed(left_out)
+    headers[OMITTED_HEADER] = _OMITTED + _listed(omitted)
     return commands.Basic.Properties(**{**values, "headers": headers})
 
 
 def _listed(names: list[str]) -> str:
-    """The first of them, in less than _NAMES_LIMIT bytes, and how many more there are."""
+    """Returns the first names, in less than _MAX_NAMES_BYTES, and the number of the others."""
     shown: list[str] = []
-    room = _NAMES_LIMIT
+    room = _MAX_NAMES_BYTES
     for name in names:
-        text = printable(name, LONGEST_NAME)
+        text = printable(name, MAX_NAME_BYTES)
         room -= len(text.encode()) + 2
         if room < 0:
             break
@@ -122,9 +154,9 @@ def _size(properties: commands.Basic.Properties) -> int:
     return len(ContentHeader(0, 0, properties).marshal())
 
 
-def _size_of_header(name: str, value: object) -> int | None:
-    """Bytes of one header; None if it can't be written as it came."""
-    if len(name.encode()) > LONGEST_NAME:
+def _header_size(name: str, value: object) -> int | None:
+    """Returns the size of one header in bytes, or None if it can't be encoded."""
+    if len(name.encode()) > MAX_NAME_BYTES:
         return None
     try:
         table = encode.field_table({name: value})  # type: ignore[dict-item]  # what was read, and may be anything

@@ -19,14 +19,13 @@ from bridge.amqp.connection import Channel, Connection, open_connection
 from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
+from bridge.amqp.rejects.properties import HEADER_PREFIX
 from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.amqp.wire import compat
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
 RPC_TIMEOUT_S = 30.0
 """For each request. A broker that is short of memory or disk accepts no message, and does not report that."""
-
-HEADER_PREFIX = "x-reject-"
 
 CONNECTION_ERRORS = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError)
 """What aiormq raises if a connection or a channel is lost."""

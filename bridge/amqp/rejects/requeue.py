@@ -4,16 +4,14 @@ import asyncio
 import re
 
 import aiormq
-from pamqp import commands
 
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.connection import Channel, Connection
 from bridge.amqp.connection_errors import error_text
-from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.publish.message_id_locks import MessageIdLocks
+from bridge.amqp.rejects.properties import HEADER_PREFIX, original_properties
 from bridge.amqp.rejects.queue import (
     CONNECTION_ERRORS,
-    HEADER_PREFIX,
     RPC_TIMEOUT_S,
     BrokerLost,
     Reject,
@@ -24,9 +22,6 @@ from bridge.contract.text import printable
 
 MAX_IN_FLIGHT = 50
 """The number of events that may be published and not confirmed at the same time."""
-
-DELIVERY_HEADERS = frozenset({DELIVERY_COUNT, "x-acquired-count", "x-stream-offset"})
-"""Headers that a quorum queue or a stream adds to a delivery. The event was published without them."""
 
 _EXPIRATION = re.compile("[0-9]{1,10}")
 """A number of milliseconds. RabbitMQ accepts no expiration above fifty days."""
@@ -142,24 +137,6 @@ def _check_expiration(reject: Reject) -> None:
         raise NotRequeued(
             "the expiration that they came with is no number of milliseconds: no bridge has put them there"
         )
-
-
-def original_properties(properties: commands.Basic.Properties, user: str) -> commands.Basic.Properties:
-    """Returns the properties from before the rejection, as far as `user` may publish them."""
-    values = {name: getattr(properties, name) for name in commands.Basic.Properties.attributes()}
-    headers = properties.headers or {}
-    values["cluster_id"] = ""
-    values["expiration"] = headers.get(HEADER_PREFIX + "expiration")
-    # The broker accepts only the name of the publishing user.
-    user_id = headers.get(HEADER_PREFIX + "user-id")
-    values["user_id"] = user_id if user_id == user else None
-    own = {
-        name: value
-        for name, value in headers.items()
-        if not name.startswith(HEADER_PREFIX) and name not in DELIVERY_HEADERS
-    }
-    values["headers"] = own or None
-    return commands.Basic.Properties(**values)
 
 
 def _channel_refusal(exchange: str, channel: Channel) -> NotRequeued | None:

@@ -6,8 +6,8 @@ from typing import Any, cast
 import aiormq
 import pytest
 
+from bridge.amqp.connection import Connection
 from bridge.amqp.topology import (
-    Connection,
     Exchange,
     Queue,
     Topology,

@@ -604,9 +604,9 @@ class Published:
         self.heard = True
         monkeypatch.setattr(events, "Publisher", self.make)
         self.looked_for: list[str | None] = []
-        monkeypatch.setattr(events, "reach", self.reach)
+        monkeypatch.setattr(events, "check_broker", self.check_broker)
 
-    async def reach(self, nodes: object, exchange: str | None) -> None:
+    async def check_broker(self, nodes: object, exchange: str | None) -> None:
         self.looked_for.append(exchange)
 
     def make(self, amqp_url: str, exchange: str, **options: object) -> Self:

@@ -6,7 +6,7 @@ import aiormq
 import pytest
 
 from bridge.amqp.publish import preflight as module
-from bridge.amqp.publish.preflight import reach
+from bridge.amqp.publish.preflight import check_broker
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_EXCHANGE, FakeAmqp, FakeBroker
@@ -24,14 +24,14 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 @pytest.mark.parametrize("exchange", ["killmails", None])
 async def test_broker_that_has_the_exchange_can_be_used(broker: FakeBroker, exchange: str | None) -> None:
     broker.lives.append(amqp := FakeAmqp())
-    await reach((), exchange)
+    await check_broker((), exchange)
     assert (LOOK in amqp.requests, broker.closed) == (exchange is not None, 1)
 
 
 async def test_missing_exchange_is_a_fault_of_the_settings(broker: FakeBroker) -> None:
     broker.lives.append(FakeAmqp().on(LOOK, NO_EXCHANGE))
     with pytest.raises(ConfigurationError, match="there is no exchange 'killmails': name one that exists, or start"):
-        await reach((), "killmails")
+        await check_broker((), "killmails")
 
 
 async def test_missing_exchange_with_a_reserved_name_is_not_said_to_be_made_by_the_bridge(broker: FakeBroker) -> None:
@@ -40,7 +40,7 @@ async def test_missing_exchange_with_a_reserved_name_is_not_said_to_be_made_by_t
     with pytest.raises(
         ConfigurationError, match=r"'amq\.mine': name one that exists; RabbitMQ reserves names that"
     ) as no:
-        await reach((), "amq.mine")
+        await check_broker((), "amq.mine")
     assert "start the bridge" not in str(no.value)
 
 
@@ -48,11 +48,11 @@ async def test_missing_exchange_with_a_reserved_name_is_not_said_to_be_made_by_t
 async def test_broker_that_can_not_be_reached_is_said_as_it_is(broker: FakeBroker, error: Exception) -> None:
     broker.lives.append(error)
     with pytest.raises(type(error), match=str(error)):
-        await reach((), "killmails")
+        await check_broker((), "killmails")
 
 
 async def test_broker_that_does_not_answer_is_given_up(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     VirtualTime(monkeypatch)
     broker.lives.append(FakeAmqp().on(LOOK, HANGS))
     with pytest.raises(ConnectionError, match=f"does not answer within {DEFAULT.setup_timeout_s:g} s"):
-        await reach((), "killmails")
+        await check_broker((), "killmails")

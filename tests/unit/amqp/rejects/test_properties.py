@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, frame
+from pamqp.common import FieldTable
 from pamqp.header import ContentHeader
 
-from bridge.amqp.rejects.properties import LEFT_OUT, reject_properties
+from bridge.amqp.rejects.properties import OMITTED_HEADER, original_properties, reject_properties
 from bridge.contract.pipeline import Reason, Rejected
 
 SMALLEST, USUAL = 8192, 131_072
@@ -41,7 +42,7 @@ def test_all_headers_are_kept_where_there_is_room() -> None:
     came = {"a": 1, "b": "two", "c": [True, None]}
     properties = made(headers=came, message_id="m-1", message_type="killmail")
     assert own(properties) == came
-    assert LEFT_OUT not in headers_of(properties)
+    assert OMITTED_HEADER not in headers_of(properties)
     assert (properties.message_id, properties.message_type) == ("m-1", "killmail")
 
 
@@ -49,7 +50,7 @@ def test_all_headers_are_kept_where_there_is_room() -> None:
 def test_largest_headers_are_left_out_and_named(frame_max: int) -> None:
     properties = made(frame_max, headers={"small": "kept", "large": "x" * frame_max, "medium": "y" * 5000})
     assert set(own(properties)) == {"small", "medium"}
-    assert headers_of(properties)[LEFT_OUT] == "left out, because they can't be published again: large"
+    assert headers_of(properties)[OMITTED_HEADER] == "left out, because they can't be published again: large"
     assert headers_of(properties)["x-reject-reason"] == "not-json"
 
 
@@ -61,7 +62,7 @@ def test_headers_that_fit_exactly_are_kept_and_one_byte_more_is_not() -> None:
 
 def test_many_headers_that_are_left_out_are_counted() -> None:
     properties = made(SMALLEST, headers={f"header-{number:03}": "x" * 500 for number in range(100)})
-    sentence = headers_of(properties)[LEFT_OUT]
+    sentence = headers_of(properties)[OMITTED_HEADER]
     assert len(own(properties)) >= 10
     assert sentence.endswith(" more")
     assert len(sentence) < 500
@@ -80,7 +81,7 @@ def test_tens_of_thousands_of_headers_take_no_time() -> None:
 def test_header_that_can_be_read_and_not_written_is_left_out_alone() -> None:
     properties = made(headers={"odd": object(), "x" * 200: "its name would be cut", "even": 2}, message_id="m-1")
     assert own(properties) == {"even": 2}
-    assert "odd" in headers_of(properties)[LEFT_OUT]
+    assert "odd" in headers_of(properties)[OMITTED_HEADER]
     assert properties.message_id == "m-1"
 
 
@@ -91,7 +92,7 @@ def test_reasons_fit_however_long_they_are() -> None:
     assert headers["x-reject-reason"] == "schema-violation"
     assert headers["x-reject-detail"].startswith("\U0001d11e")
     assert properties.message_type == "killmail"
-    assert LEFT_OUT in headers
+    assert OMITTED_HEADER in headers
 
 
 values_ = st.recursive(
@@ -106,5 +107,42 @@ def test_reject_of_whatever_headers_fits_and_names_what_is_missing(headers: dict
     properties = made(SMALLEST, LONGEST if long else NO, headers=headers)
     kept = own(properties)
     missing = {name for name in headers if not name.startswith("x-reject-")} - set(kept)
-    assert bool(missing) is (LEFT_OUT in headers_of(properties))
+    assert bool(missing) is (OMITTED_HEADER in headers_of(properties))
     assert all(kept[name] == headers[name] for name in kept)
+
+
+# Back again
+
+REASONS: FieldTable = {
+    "x-reject-reason": "schema-violation",
+    "x-reject-detail": "/a: is\twrong",
+    "x-reject-exchange": "kills",
+}
+
+
+def test_what_the_bridge_has_put_into_the_headers_is_taken_out_again() -> None:
+    came = commands.Basic.Properties(
+        headers={
+            **REASONS,
+            "x-reject-user-id": "fetcher",
+            "x-reject-expiration": "60000",
+            "x-reject-anything": 1,
+            "source": {"a": 1},
+            "x-delivery-count": 1,
+            "x-stream-offset": 7,
+        },
+        message_id="m-1",
+        message_type="killmail",
+        priority=4,
+        delivery_mode=2,
+    )
+    for user, user_id in (("fetcher", "fetcher"), ("guest", None)):
+        properties = original_properties(came, user)
+        assert properties.headers == {"source": {"a": 1}}
+        assert (properties.user_id, properties.expiration) == (user_id, "60000")
+        assert (properties.message_id, properties.message_type) == ("m-1", "killmail")
+        assert (properties.priority, properties.delivery_mode) == (4, 2)
+
+
+def test_event_without_headers_has_none_again() -> None:
+    assert original_properties(commands.Basic.Properties(headers=dict(REASONS)), "guest").headers is None

@@ -10,7 +10,7 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.rejects.queue import RPC_TIMEOUT_S, BrokerLost, Reject
-from bridge.amqp.rejects.requeue import NotRequeued, Requeuer, original_properties
+from bridge.amqp.rejects.requeue import NotRequeued, Requeuer
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, returned
 from tests.support.virtual_time import VirtualTime
 
@@ -170,40 +170,3 @@ async def test_first_event_of_an_exchange_goes_alone_and_those_of_one_id_one_by_
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# Properties
-
-REASONS: FieldTable = {
-    "x-reject-reason": "schema-violation",
-    "x-reject-detail": "/a: is\twrong",
-    "x-reject-exchange": "kills",
-}
-
-
-def test_what_the_bridge_has_put_into_the_headers_is_taken_out_again() -> None:
-    came = commands.Basic.Properties(
-        headers={
-            **REASONS,
-            "x-reject-user-id": "fetcher",
-            "x-reject-expiration": "60000",
-            "x-reject-anything": 1,
-            "source": {"a": 1},
-            "x-delivery-count": 1,
-            "x-stream-offset": 7,
-        },
-        message_id="m-1",
-        message_type="killmail",
-        priority=4,
-        delivery_mode=2,
-    )
-    for user, user_id in (("fetcher", "fetcher"), ("guest", None)):
-        properties = original_properties(came, user)
-        assert properties.headers == {"source": {"a": 1}}
-        assert (properties.user_id, properties.expiration) == (user_id, "60000")
-        assert (properties.message_id, properties.message_type) == ("m-1", "killmail")
-        assert (properties.priority, properties.delivery_mode) == (4, 2)
-
-
-def test_event_without_headers_has_none_again() -> None:
-    assert original_properties(commands.Basic.Properties(headers=dict(REASONS)), "guest").headers is None
