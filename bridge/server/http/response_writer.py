@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from bridge.server.transport import tcp_info
+from bridge.server.transport import tcp
 
 MIN_READ_BYTES_PER_S = 1024
 """A client that reads less of its response is disconnected, because the bridge holds the response in memory."""
@@ -68,6 +68,6 @@ class ResponseWriter:
         if stream is None:
             return None
         try:
-            return tcp_info.acknowledged_bytes(stream)
+            return tcp.acknowledged_bytes(stream)
         except OSError:
             return None  # a TLS connection that has just ended has no socket

@@ -17,7 +17,7 @@ from bridge.broadcast.hub import Hub
 from bridge.broadcast.subscriber import Subscription
 from bridge.server.access.read_limiter import READ_BUFFER, ReadLimiter
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
-from bridge.server.transport import tcp_info
+from bridge.server.transport import tcp
 from bridge.server.websocket.reader import Close, FrameReader, Ping, ProtocolViolation
 
 CLOSING_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
@@ -138,7 +138,7 @@ class Connection(asyncio.BufferedProtocol):
         """How many bytes the client's kernel has acknowledged. None if our kernel does not report this."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
-            return None if stream is None else tcp_info.acknowledged_bytes(stream)
+            return None if stream is None else tcp.acknowledged_bytes(stream)
         return None
 
     def send(self, *frames: bytes | memoryview) -> int:
@@ -247,7 +247,7 @@ class Connection(asyncio.BufferedProtocol):
         """Ends the connection if the client has ended it. While nothing is read, no EOF arrives."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
-            if stream is not None and tcp_info.has_ended(stream):
+            if stream is not None and tcp.has_ended(stream):
                 self.abort()
 
     def received(self, data: memoryview | bytes) -> bool:

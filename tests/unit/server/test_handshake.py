@@ -26,7 +26,7 @@ from bridge.server.http.response_writer import MIN_READ_BYTES_PER_S
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.router import Answer, Router
 from bridge.server.tls import Tls
-from bridge.server.transport import compat, tcp_info
+from bridge.server.transport import compat, tcp
 from bridge.timing import DEFAULT
 from tests.support.certificates import certificate
 from tests.support.clients import request
@@ -601,7 +601,7 @@ class Reader:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.acknowledged: int | None = 0
-        monkeypatch.setattr(tcp_info, "acknowledged_bytes", lambda client: self.acknowledged)
+        monkeypatch.setattr(tcp, "acknowledged_bytes", lambda client: self.acknowledged)
 
 
 @pytest.fixture

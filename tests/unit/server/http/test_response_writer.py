@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from bridge.server.http.response_writer import LATE, MIN_READ_BYTES_PER_S, ResponseWriter
-from bridge.server.transport import tcp_info
+from bridge.server.transport import tcp
 from tests.support.fakes import FakeTransport, ManualClock
 
 TIMEOUT_S = 10.0
@@ -21,7 +21,7 @@ class Response:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = ManualClock(monkeypatch)
         self.acknowledged = 0
-        monkeypatch.setattr(tcp_info, "acknowledged_bytes", lambda _: self.acknowledged)
+        monkeypatch.setattr(tcp, "acknowledged_bytes", lambda _: self.acknowledged)
         self.cut = 0
         transport = FakeTransport(asyncio.get_running_loop().call_soon)
         self.writer = ResponseWriter(transport, RESPONSE, TIMEOUT_S, self._cut)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.server.transport import tcp_info
+from bridge.server.transport import tcp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,38 +25,38 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def test_bytes_count_once_the_client_has_them(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, client = pair
-    before = tcp_info.acknowledged_bytes(ours)
+    before = tcp.acknowledged_bytes(ours)
     assert before is not None
     ours.sendall(b"x" * 1000)
     # The client has read all bytes, so its kernel has acknowledged them or is about to.
     received = client.recv(1000, socket.MSG_WAITALL)
     client.sendall(b"y")
     ours.recv(1)
-    after = tcp_info.acknowledged_bytes(ours)
+    after = tcp.acknowledged_bytes(ours)
     assert after is not None
     assert after - before == len(received) == 1000
 
 
 def test_end_of_the_client_shows_without_a_read(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, client = pair
-    assert not tcp_info.has_ended(ours)
+    assert not tcp.has_ended(ours)
     client.shutdown(socket.SHUT_WR)
     ours.recv(1, socket.MSG_PEEK)
-    assert tcp_info.has_ended(ours)
+    assert tcp.has_ended(ours)
 
 
 def test_closed_socket_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
     ours.close()
     with pytest.raises(OSError, match="Bad file"):
-        tcp_info.has_ended(ours)
+        tcp.has_ended(ours)
     with pytest.raises(OSError, match="Bad file"):
-        tcp_info.acknowledged_bytes(ours)
+        tcp.acknowledged_bytes(ours)
 
 
 def test_kernel_without_tcp_info_says_nothing(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp_info, "_HAS_TCP_INFO", False)
-    assert tcp_info.acknowledged_bytes(pair[0]) is None
-    assert not tcp_info.has_ended(pair[0])
+    monkeypatch.setattr(tcp, "_HAS_TCP_INFO", False)
+    assert tcp.acknowledged_bytes(pair[0]) is None
+    assert not tcp.has_ended(pair[0])
