@@ -10,8 +10,9 @@ import sys
 import structlog
 
 from bridge import __version__, logs
-from bridge.amqp.consume.consumer import Consumer, Source
-from bridge.amqp.consume.stream_reader import Stream
+from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
+from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.consume.stream_reader import StreamConfig
 from bridge.amqp.nodes import broker_nodes
 from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
@@ -77,10 +78,12 @@ class Bridge:
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         register_hub_metrics(metrics, self._hub, log)
         nodes = broker_nodes(settings.amqp_url, settings.amqp_url_file)
+        flow_control = FlowControl(settings.prefetch)
         self._rejects = RejectPublisher(
             nodes,
             settings.reject_exchange,
             settings.instance,
+            flow_control,
             metrics,
             settings.wait,
             # Neither an exclusive queue nor a stream gives anything twice.
@@ -90,17 +93,15 @@ class Bridge:
         window = DuplicateWindow(settings.duplicate_window)
         pipeline = Pipeline(schemas, settings.max_message_bytes)
         relay = Relay(settings.exchanges, pipeline, window, self._hub, self._rejects, metrics, reads_back=shared)
-        source = Source(
+        config = ConsumerConfig(
             nodes,
             tuple(settings.exchanges),
             settings.queue,
-            settings.prefetch,
             f"edk-bridge@{settings.instance}",
             _stream(settings),
         )
-        self._consumer = Consumer(source, relay, metrics, settings.wait, timing)
-        self._hub.is_fed = lambda: self._consumer.at_end
-        self._rejects.on_held = self._consumer.intake.hold
+        self._consumer = Consumer(config, relay, flow_control, metrics, settings.wait, timing)
+        self._hub.is_fed = lambda: self._consumer.is_live
         self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
         self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)
         capacity = descriptors.connection_capacity(settings.max_connections)
@@ -228,11 +229,11 @@ def _per_address(limit: int | None, connections: int) -> int:
     return limit or connections
 
 
-def _stream(settings: Settings) -> Stream | None:
+def _stream(settings: Settings) -> StreamConfig | None:
     if settings.history is HistoryMode.MEMORY:
         return None
     limits = settings.history_max_age_s, settings.history_max_bytes
-    return Stream(settings.history_stream, *limits, settings.history_window)
+    return StreamConfig(settings.history_stream, *limits, settings.history_window)
 
 
 def check(settings: Settings) -> tuple[catalog.Catalog, Tls | None]:

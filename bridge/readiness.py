@@ -24,7 +24,7 @@ class Readiness:
 
     def report(self) -> tuple[bool, dict[str, object]]:
         """Whether the bridge is ready, and the body that says so."""
-        consumer, rejects, history = self._consumer, self._rejects, self._consumer.history
+        consumer, rejects, history = self._consumer, self._rejects, self._consumer.stream_reader
         missing = self._missing()
         body: dict[str, object] = {
             "ready": not missing,
@@ -43,7 +43,7 @@ class Readiness:
         return not missing, body
 
     def _missing(self) -> list[str]:
-        status, history = self._consumer.status, self._consumer.history
+        status, history = self._consumer.status, self._consumer.stream_reader
         missing = []
         if self.stopping:
             missing.append("the bridge is stopping")
@@ -51,7 +51,7 @@ class Readiness:
             missing.append("the broker is not being consumed from")
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
-        elif history is not None and not history.course.at_end:
+        elif history is not None and not history.position.at_end:
             # After each lost connection too: a load balancer would send it clients whose ids it does not know yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
@@ -68,9 +68,9 @@ class Readiness:
     def _warnings(self) -> list[str]:
         """What keeps the bridge from doing all of its work, though it is ready: not an orchestrator's business."""
         warnings = []
-        if self._consumer.sharing:
+        if self._consumer.other_consumers:
             warnings.append(
                 f"consumers of the queue {self._settings.queue!r} beside this bridge: {self._consumer.sharing}; each "
                 "event goes to one of them only: give every bridge a BRIDGE_QUEUE of its own"
             )
-        return [*warnings, *self._consumer.doubts]
+        return [*warnings, *self._consumer.warnings]

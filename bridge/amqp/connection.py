@@ -10,6 +10,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import aio_pika
 import aiormq
@@ -136,8 +137,6 @@ class _TransportFactory(aiormq.connection.TransportFactory):
             require_tls_1_2(context)
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(loop=loop)
-        if self._fast_channel is not None:
-            self._fast_channel.begin()
         protocol = (
             asyncio.StreamReaderProtocol(reader) if self._fast_channel is None else _Reader(reader, self._fast_channel)
         )
@@ -151,19 +150,7 @@ class _TransportFactory(aiormq.connection.TransportFactory):
             # UnicodeError: IDNA can't encode the host name.
             raise aiormq.exceptions.AMQPConnectionError(unreachable_text(error, url.raw_host or "")) from error
         self._transport = transport
-        if self._fast_channel is not None:
-            self._fast_channel.write = self._send
-            self._fast_channel.hold = self._hold
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-    def _send(self, frames: bytes) -> None:
-        # Whole frames may be sent between aiormq's own frames, but not after its last one, which closes our side.
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frames)
-
-    def _hold(self, held: bool) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            (self._transport.pause_reading if held else self._transport.resume_reading)()
 
     def abort(self) -> None:
         """Ends the connection without a close frame. Data that was not sent yet is dropped."""
@@ -179,12 +166,16 @@ class _Reader(asyncio.StreamReaderProtocol):
         self._reader = reader
         self._fast_channel = fast_channel
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._fast_channel.attach(cast("asyncio.Transport", transport))  # the transport of uvloop is no subclass
+        super().connection_made(transport)
+
     def data_received(self, data: bytes) -> None:
         others = self._fast_channel.feed(data)
         if others:
             super().data_received(others)
-        if self._fast_channel.broken and self._fast_channel.number:
+        if self._fast_channel.error and self._fast_channel.number:
             # aiormq gives up the connection, and drops what it has not read yet.
             self._reader.set_exception(
-                aiormq.exceptions.InvalidFrameError(f"the broker sent {self._fast_channel.broken}")
+                aiormq.exceptions.InvalidFrameError(f"the broker sent {self._fast_channel.error}")
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.amqp.consume.stream_markers import MARK
+from bridge.amqp.consume.stream_markers import MARKER_TYPE
 from bridge.app import Bridge
 from bridge.demo.child import die_with_parent
 from bridge.timing import Timing
@@ -215,7 +215,7 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
                 async for message in messages:
                     await message.ack()
                     # The bridges' own marks are in the stream too.
-                    if message.type == MARK:
+                    if message.type == MARKER_TYPE:
                         continue
                     found.append(orjson.loads(message.body)["killmailId"])
                     missing.discard(found[-1])
@@ -351,7 +351,7 @@ async def test_stream_whose_majority_is_back_is_read_on(cluster: Cluster) -> Non
             second.kill()
             third.kill()
             await asyncio.to_thread(second.start)
-            await eventually("it reads the stream", lambda: bridge._consumer.at_end, limit_s=AGAIN_LIMIT_S)
+            await eventually("it reads the stream", lambda: bridge._consumer.is_live, limit_s=AGAIN_LIMIT_S)
             await comes(2)
             await client.close()
         await asyncio.to_thread(third.start)

@@ -9,7 +9,8 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import DeliveryError
 
-from bridge.amqp.consume.consumer import Consumer, Source
+from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
+from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.metrics import Metrics
@@ -52,8 +53,8 @@ async def publishing(url: str, exchange: str) -> AsyncIterator[Counter[str]]:
 async def start_and_stop(url: str, exchange: str, outcomes: Counter[str]) -> None:
     """One bridge's consumer, with an exclusive queue, that consumes some events."""
     recorder = Recorder()
-    source = Source((Node(url),), (exchange,), None, 200, "a bridge")
-    consumer = Consumer(source, recorder, Metrics(), wait=False)
+    config = ConsumerConfig((Node(url),), (exchange,), None, "a bridge")
+    consumer = Consumer(config, recorder, FlowControl(200), Metrics(), wait=False)
     running = asyncio.create_task(consumer.run())
     await eventually("it consumes", lambda: consumer.status.state is State.WORKING and recorder.deliveries)
     confirmed = outcomes["ack"]

@@ -14,10 +14,11 @@ from structlog.testing import capture_logs
 
 from bridge.amqp.connection import open_connection
 from bridge.amqp.consume import stream_stall
-from bridge.amqp.consume.consumer import Consumer, Source
-from bridge.amqp.consume.stream_end_probe import Sounding
-from bridge.amqp.consume.stream_position import DROPPED
-from bridge.amqp.consume.stream_reader import AWAY, Stream
+from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
+from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.consume.stream_end_probe import StreamEndProbe
+from bridge.amqp.consume.stream_position import TRUNCATED
+from bridge.amqp.consume.stream_reader import AWAY, StreamConfig
 from bridge.amqp.consume.stream_stall import STALLED, first_offset
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
@@ -45,8 +46,8 @@ SIZE, TOGETHER = 4000, 20
 """Of messages that fill the stream: what is published together is kept together, and dropped so."""
 
 
-def stream_of(name: str) -> Stream:
-    return Stream(name, 3600.0, BYTES, 10**6)
+def stream_of(name: str) -> StreamConfig:
+    return StreamConfig(name, 3600.0, BYTES, 10**6)
 
 
 async def fill(amqp: AbstractConnection, exchange: str, count: int) -> None:
@@ -82,7 +83,7 @@ async def test_what_the_stream_drops_while_it_is_read_too_slowly_is_told(
     numbers = [int(body) for body in recorder.bodies]
     assert numbers == sorted(set(numbers))
     assert len(numbers) < 1500
-    assert {gap.reason for gap in recorder.gaps} == {DROPPED}
+    assert {gap.reason for gap in recorder.gaps} == {TRUNCATED}
     jumps = [at for at in range(1, len(numbers)) if numbers[at] > numbers[at - 1] + 1]
     assert len(recorder.gaps) >= len(jumps) > 0
 
@@ -164,7 +165,7 @@ async def test_what_a_reader_has_to_wait_for_is_no_loss(
 ) -> None:
     """The broker's own notes, of which small segments have many, are not taken for something that is missing."""
     recorder = Recorder()
-    async with reading(broker.url, exchange, Stream(queue, 3600.0, 64 * BYTES, 10**6), recorder) as consumer:
+    async with reading(broker.url, exchange, StreamConfig(queue, 3600.0, 64 * BYTES, 10**6), recorder) as consumer:
         await caught_up(recorder)
         await fill(amqp, exchange, 1500)
         await eventually("all are read", lambda: len(recorder.bodies) == 1500)
@@ -192,7 +193,7 @@ async def test_gap_begins_where_the_broker_was_heard_before_the_first_of_two_los
         monkeypatch.setattr(consumer, "_recovered", lost_again)
         await line.open()
         await eventually("it was lost once more", lambda: line.accepted >= attempts + 2)
-        await eventually("the gap is told", lambda: recorder.gaps and consumer.at_end)
+        await eventually("the gap is told", lambda: recorder.gaps and consumer.is_live)
         gap = recorder.gaps[0]
     assert gap.reason == AWAY
     assert gap.since_s <= before_s < gap.until_s
@@ -204,11 +205,11 @@ async def test_exchange_that_had_to_be_made_is_told_although_that_connection_fai
 ) -> None:
     recorder = Recorder()
     of_its_own, stream = (None, stream_of(queue)) if kind == "stream" else (queue, None)
-    source = Source((Node(broker.url),), (exchange,), of_its_own, 20, "reader", stream)
-    consumer = Consumer(source, recorder, Metrics(), wait=False)
+    config = ConsumerConfig((Node(broker.url),), (exchange,), of_its_own, "reader", stream)
+    consumer = Consumer(config, recorder, FlowControl(20), Metrics(), wait=False)
     running_one = asyncio.create_task(consumer.run())
     try:
-        await eventually("it consumes", lambda: consumer.at_end)
+        await eventually("it consumes", lambda: consumer.is_live)
 
         async def lost(*arguments: object) -> None:
             monkeypatch.undo()
@@ -218,7 +219,7 @@ async def test_exchange_that_had_to_be_made_is_told_although_that_connection_fai
         channel = await amqp.channel()
         await channel.exchange_delete(exchange)
         await eventually("that is missed", lambda: consumer.status.state is not State.WORKING)
-        await eventually("it consumes again", lambda: consumer.at_end)
+        await eventually("it consumes again", lambda: consumer.is_live)
         await publish(amqp, exchange, b"event")
         await eventually("the event comes", lambda: recorder.bodies == [b"event"])
         await channel.close()
@@ -248,7 +249,7 @@ async def test_what_the_broker_loses_on_its_return_is_told_to_all_who_read_the_s
             async with reading(mortal_broker.url, exchange, stream, waiting) as second:
                 await eventually("it is missed", lambda: second.status.attempts > 1)
                 await asyncio.to_thread(mortal_broker.start)
-                await eventually("both read", lambda: first.at_end and second.at_end)
+                await eventually("both read", lambda: first.is_live and second.is_live)
                 await fetcher.further(50)
                 await fetcher.stop()
                 await eventually("all have come to both", lambda: older.bodies and older.bodies == waiting.bodies)
@@ -277,14 +278,14 @@ async def test_mark_that_does_not_come_back_is_published_again(
         await channel.declare_queue(nowhere, exclusive=True)
     asked: list[float] = []
     async with open_connection((Node(broker.url),), "sounding") as line:
-        sounding = await Sounding.listen(line, queue, DEFAULT.marker_retry_s)
-        sounding._stream = nowhere
+        probe = await StreamEndProbe.listen(line, queue, DEFAULT.marker_retry_s)
+        probe._stream = nowhere
 
         def gap() -> None:
             asked.append(time.monotonic())
-            sounding._stream = queue if len(asked) > 2 else nowhere
+            probe._stream = queue if len(asked) > 2 else nowhere
 
-        assert await sounding.end("token", gap) == 0
+        assert await probe.end("token", gap) == 0
     assert len(asked) == 3
     await channel.close()
 

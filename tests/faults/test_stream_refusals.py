@@ -7,8 +7,8 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
-from bridge.amqp.consume.stream_end_probe import Sounding
-from bridge.amqp.consume.stream_reader import Stream
+from bridge.amqp.consume.stream_end_probe import StreamEndProbe
+from bridge.amqp.consume.stream_reader import StreamConfig
 from bridge.amqp.status import Gap
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
@@ -24,9 +24,9 @@ KEPT: FieldTable = {"x-queue-type": "stream"}
 
 
 @asynccontextmanager
-async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, Stream]]:
+async def place(node: PrivateNode, *, kind: FieldTable | None) -> AsyncIterator[tuple[str, StreamConfig]]:
     """An exchange, and a queue of this kind, or none; both are gone afterwards."""
-    exchange, stream = unique("exchange"), Stream(unique("stream"), 3600.0, 2**20, 100)
+    exchange, stream = unique("exchange"), StreamConfig(unique("stream"), 3600.0, 2**20, 100)
     async with observer(node.url) as amqp:
         channel = await amqp.channel()
         await channel.declare_exchange(exchange, "fanout", durable=True)
@@ -84,20 +84,20 @@ async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: PrivateNode
 async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
     node_broker: PrivateNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    end, impatient = Sounding.end, Timing(setup_timeout_s=2.0)
+    end, impatient = StreamEndProbe.end, Timing(setup_timeout_s=2.0)
 
-    async def hang(sounding: Sounding, token: str, gap: Callable[[], Gap | None]) -> int:
+    async def hang(probe: StreamEndProbe, token: str, gap: Callable[[], Gap | None]) -> int:
         node_broker.pause()
-        return await end(sounding, token, gap)
+        return await end(probe, token, gap)
 
-    monkeypatch.setattr(Sounding, "end", hang)
+    monkeypatch.setattr(StreamEndProbe, "end", hang)
     recorder = Recorder()
     async with place(node_broker, kind=KEPT) as (exchange, stream):
         try:
             async with reading(node_broker.url, exchange, stream, recorder, timing=impatient) as consumer:
                 await eventually("it says so", lambda: consumer.status.error)
                 assert consumer.status.error == "the broker does not answer within 2 s"
-                monkeypatch.setattr(Sounding, "end", end)
+                monkeypatch.setattr(StreamEndProbe, "end", end)
                 node_broker.resume()
                 await eventually("it reads", lambda: CAUGHT_UP in recorder.log)
         finally:

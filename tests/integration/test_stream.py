@@ -13,8 +13,8 @@ from pamqp.common import FieldTable
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume.consumer import Consumer
-from bridge.amqp.consume.stream_position import DROPPED, REMADE
-from bridge.amqp.consume.stream_reader import AWAY, Stream
+from bridge.amqp.consume.stream_position import RECREATED, TRUNCATED
+from bridge.amqp.consume.stream_reader import AWAY, StreamConfig
 from bridge.amqp.status import Gap, State
 from bridge.errors import BrokerRefusal
 from tests.support.broker.find import Broker
@@ -33,8 +33,8 @@ KEPT_S = 6.0
 """After this long a new stream outlasts the end of its broker."""
 
 
-def stream_of(name: str, window: int = 1000) -> Stream:
-    return Stream(name, 3600.0, BYTES, window)
+def stream_of(name: str, window: int = 1000) -> StreamConfig:
+    return StreamConfig(name, 3600.0, BYTES, window)
 
 
 def bodies(first: int, last: int) -> list[bytes]:
@@ -150,7 +150,7 @@ async def test_connection_that_the_broker_closes_with_a_reason_is_no_gap(node_br
 
         assert attempts() == 1
         await node_broker.ctl("close_all_connections", "maintenance")
-        await eventually("it is back", lambda: attempts() == 2 and consumer.at_end)
+        await eventually("it is back", lambda: attempts() == 2 and consumer.is_live)
         async with observer(node_broker.url) as again:
             await publish(again, exchange, b"2")
         await has(recorder, [b"1", b"2"])
@@ -213,7 +213,7 @@ async def test_stream_that_is_deleted_while_it_is_read_is_made_again_and_that_is
         await publish(amqp, exchange, *bodies(5, 10))
         await has(recorder, bodies(0, 10))
     [gap] = recorder.gaps
-    assert gap.reason == REMADE
+    assert gap.reason == RECREATED
     assert consumer.gaps.last == gap
     assert place_of(recorder, b"4") < recorder.log.index(gap) < place_of(recorder, b"5")
 
@@ -240,7 +240,7 @@ async def test_stream_that_is_deleted_and_made_again_meanwhile_is_read_from_its_
         await line.open()
         await has(recorder, bodies(0, 30) + bodies(1000, 1000 + new))
     gap = surely(recorder)
-    assert gap.reason == REMADE
+    assert gap.reason == RECREATED
     assert gap.since_s <= before_s < gap.until_s
     assert place_of(recorder, b"29") < recorder.log.index(gap) < place_of(recorder, b"1000")
 
@@ -264,7 +264,7 @@ async def test_what_the_stream_has_dropped_unread_is_told(
         last = b"%0*d" % (size, count - 1)
         await eventually("all that is left is read", lambda: last in recorder.bodies)
     gap = surely(recorder)
-    assert gap.reason == DROPPED
+    assert gap.reason == TRUNCATED
     assert consumer.gaps.last in recorder.gaps
     left = [int(body) for body in recorder.bodies[1:]]
     assert left == list(range(left[0], count))
@@ -274,7 +274,7 @@ async def test_what_the_stream_has_dropped_unread_is_told(
 
 async def test_what_is_too_old_is_not_kept(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
     """By file: what is old enough goes when the broker begins another one."""
-    stream = Stream(queue, 1.0, BYTES, 10**6)
+    stream = StreamConfig(queue, 1.0, BYTES, 10**6)
     recorder = Recorder()
     async with reading(broker.url, exchange, stream, recorder):
         await caught_up(recorder)
@@ -355,18 +355,18 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
     async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
         await publish(amqp, exchange, killmail(1))
         await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail"))
-        history = bridge._consumer.history
+        history = bridge._consumer.stream_reader
         assert history is not None
-        assert history.course.last is not None
+        assert history.position.last is not None
         _, body = bridge.readiness.report()
-        last = history.course.last.sequence
-        assert body["history"] == {"stream": queue, "read": True, "last": last, "end": history.course.end}
-        history.course.begin(2**40)
+        last = history.position.last.sequence
+        assert body["history"] == {"stream": queue, "read": True, "last": last, "end": history.position.end}
+        history.position.begin(2**40)
         ready, body = bridge.readiness.report()
         assert not ready
         assert body["missing"] == ["the history is being read"]
         assert not bridge._hub.is_fed(), "nobody is told that an id is unknown"
         await publish(amqp, exchange, killmail(2))
         await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 2)
-        history.course.begin(0)
+        history.position.begin(0)
         assert not bridge._hub.is_fed(), "it is another stream now"

@@ -6,8 +6,9 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from bridge.amqp.consume.consumer import Consumer, Source
-from bridge.amqp.consume.stream_reader import Stream
+from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
+from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.consume.stream_reader import StreamConfig
 from bridge.amqp.nodes import Node
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
@@ -91,11 +92,11 @@ class Recorder:
 
 @asynccontextmanager
 async def reading(
-    url: str, exchange: str, stream: Stream, recorder: Recorder, prefetch: int = 20, timing: Timing = DEFAULT
+    url: str, exchange: str, stream: StreamConfig, recorder: Recorder, prefetch: int = 20, timing: Timing = DEFAULT
 ) -> AsyncIterator[Consumer]:
     """A consumer of a stream. Raises what ended it."""
-    source = Source((Node(url),), (exchange,), None, prefetch, "reader", stream)
-    consumer = Consumer(source, recorder, Metrics(), wait=False, timing=timing)
+    config = ConsumerConfig((Node(url),), (exchange,), None, "reader", stream)
+    consumer = Consumer(config, recorder, FlowControl(prefetch), Metrics(), wait=False, timing=timing)
     running = asyncio.create_task(consumer.run())
     try:
         yield consumer
@@ -104,8 +105,8 @@ async def reading(
         await running
 
 
-async def refused(url: str, exchange: str, stream: Stream) -> None:
+async def refused(url: str, exchange: str, stream: StreamConfig) -> None:
     """Raises what a reader is refused with at its start."""
-    source = Source((Node(url),), (exchange,), None, 20, "reader", stream)
+    config = ConsumerConfig((Node(url),), (exchange,), None, "reader", stream)
     async with asyncio.timeout(LIMIT_S):
-        await Consumer(source, Recorder(), Metrics(), wait=False).run()
+        await Consumer(config, Recorder(), FlowControl(20), Metrics(), wait=False).run()

@@ -90,6 +90,28 @@ def returned() -> aiormq.exceptions.PublishError:
     return aiormq.exceptions.PublishError(message, delivery)
 
 
+class FakeTransport:
+    """The transport of a connection: records what is written, and whether reading is paused."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.paused: list[bool] = []
+        """For each call, whether it paused reading."""
+        self.closing = False
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def pause_reading(self) -> None:
+        self.paused.append(True)
+
+    def resume_reading(self) -> None:
+        self.paused.append(False)
+
+
 class FakeChannel:
     """One channel. A scripted ChannelClosed closes it, as a broker does. After that, all requests fail."""
 
@@ -214,6 +236,12 @@ class FakeAmqp:
         channel = FakeChannel(self, OWN + len(self.channels))
         self.channels.append(channel)
         return channel
+
+    def open_channel(self) -> aiormq.abc.AbstractChannel:
+        """Opens another channel without a request, and returns it with the type that the bridge expects."""
+        channel = FakeChannel(self, OWN + len(self.channels))
+        self.channels.append(channel)
+        return cast("aiormq.abc.AbstractChannel", channel)
 
     async def ask(self, request: str, default: object) -> Any:
         self.requests.append(request)

@@ -401,6 +401,16 @@ class FakeDelivery(Delivery):
         self.settled += 1
 
 
+class FakeFlowControl:
+    """Records what a reject publisher reports."""
+
+    def __init__(self) -> None:
+        self.full: list[bool] = []
+
+    def set_full(self, full: bool) -> None:
+        self.full.append(full)
+
+
 class FakeRejects(RejectPublisher):
     """Keeps what is handed over, and settles nothing."""
 

@@ -159,18 +159,18 @@ async def test_source_is_what_the_settings_say(build: Callable[..., Bridge]) -> 
     bridge = build(
         amqp_url=",".join(urls), exchanges="a=killmail,b=killmail", queue="kept", prefetch=7, instance="north"
     )
-    source = bridge._consumer._source
-    assert tuple(node.url for node in source.nodes) == urls
+    config = bridge._consumer._config
+    assert tuple(node.url for node in config.nodes) == urls
     assert tuple(node.url for node in bridge._rejects._channel._nodes) == urls
-    assert (source.exchanges, source.queue, source.prefetch) == (("a", "b"), "kept", 7)
-    assert source.name == "edk-bridge@north"
-    assert source.stream is None
-    assert bridge._consumer.history is None
+    assert (config.exchanges, config.queue, bridge._consumer._flow_control.prefetch) == (("a", "b"), "kept", 7)
+    assert config.connection_name == "edk-bridge@north"
+    assert config.stream is None
+    assert bridge._consumer.stream_reader is None
 
 
 async def test_stream_is_what_the_settings_say(build: Callable[..., Bridge]) -> None:
     bridge = build(history="stream", history_stream="past", history_max_age="2h", history_max_bytes="64 MiB")
-    history = bridge._consumer.history
+    history = bridge._consumer.stream_reader
     assert history is not None
     stream = history.stream
     assert (stream.name, stream.max_age_s, stream.max_bytes) == ("past", 7200.0, 64 * 2**20)
@@ -217,10 +217,10 @@ async def test_hub_is_fed_while_the_consumer_is_at_the_end(build: Callable[..., 
     bridge = build(history=history)
     assert not bridge._hub.is_fed()
     bridge._consumer.status.enter(State.WORKING)
-    if bridge._consumer.history is not None:
+    if bridge._consumer.stream_reader is not None:
         assert not bridge._hub.is_fed()
-        bridge._consumer.history.course.begin(10)
-        bridge._consumer.history.course.judge(10, 0)
+        bridge._consumer.stream_reader.position.begin_session(10)
+        bridge._consumer.stream_reader.position.observe(10, 0)
     assert bridge._hub.is_fed()
     bridge._consumer.status.enter(State.LOST, "gone")
     assert not bridge._hub.is_fed()

@@ -1,7 +1,7 @@
-"""How often unsettled events were delivered before: a quorum queue counts that, and has a limit.
+"""Warns of unsettled events that a quorum queue has delivered several times.
 
-A rejected event that can't be published is held, and returns to its queue with each lost connection.
-Beyond its delivery limit, a quorum queue drops it, and tells nobody. The bridge makes no such queue, but uses one.
+A rejected event that can't be published is held, and returns to its queue with each lost connection. A quorum queue
+drops an event silently when it reaches the delivery limit. The bridge declares no such queue, but it can use one.
 """
 
 import structlog
@@ -9,39 +9,40 @@ import structlog
 from bridge.amqp.wire.properties import MessageProperties
 
 DELIVERY_COUNT = "x-delivery-count"
-"""The header in which a quorum queue says how often it has delivered a message before."""
+"""The header with the number of earlier deliveries of a message. A quorum queue sets it."""
 
 WARNED = 5
-"""From this count on. From RabbitMQ 4.0 on, the limit is 20 unless the queue or a policy has another."""
+"""Counts from here on are warned of. Since RabbitMQ 4.0, the default limit is 20."""
 
 _log = structlog.get_logger("bridge.amqp")
 
 
-class Returns:
-    """The deliveries in hand that were delivered before."""
+class DeliveryCounts:
+    """The unsettled deliveries that were delivered before, over all sessions."""
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}
         """By delivery tag."""
-        self._said = 0
+        self._logged = 0
+        """The count of the last warning."""
 
-    def begin(self) -> None:
-        """A session begins: all that was in hand comes again."""
+    def begin_session(self) -> None:
+        """Forgets the deliveries of the last session: the broker delivers them again."""
         self.counts.clear()
 
     def note(self, tag: int, properties: MessageProperties) -> None:
-        """Notes a delivery that the broker says was delivered before."""
+        """Records a delivery that is marked as redelivered."""
         count = (properties.decode().headers or {}).get(DELIVERY_COUNT)
         if isinstance(count, int) and count >= WARNED:
             self.counts[tag] = count
-            if count >= 2 * self._said:
-                self._said = count
+            if count >= 2 * self._logged:
+                self._logged = count
                 _log.warning(self._warning(count))
 
     def settle(self, tag: int) -> None:
-        """Notes that a delivery is settled."""
+        """Records that a delivery is settled."""
         if self.counts.pop(tag, None) is not None and not self.counts:
-            self._said = 0
+            self._logged = 0
 
     @property
     def warnings(self) -> list[str]:

@@ -1,70 +1,73 @@
-"""Bounds what the bridge takes from the broker at once: deliveries, and bytes of rejected events that are held."""
+"""Bounds what the bridge takes from the broker at once: unsettled deliveries, and bytes of held rejected events."""
 
 import asyncio
+from typing import Protocol
 
 import structlog
-
-from bridge.amqp.wire.fast_channel import FastChannel
 
 _log = structlog.get_logger("bridge.amqp")
 
 
-class Intake:
-    """Over all sessions."""
+class PausableChannel(Protocol):
+    """A channel whose connection can stop reading."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: the deliveries that may be unsettled at once."""
-        self.most = most
-        self.prefetch = most
-        """The same limit, for the current session or, between two sessions, for the next one."""
-        self.held = False
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class FlowControl:
+    """The limits of the consumer, over all sessions.
+
+    The prefetch is the usual limit. If rejected events fill the memory that they may take, reading from the broker
+    pauses. The broker closes a connection from which nothing is read for about 15 s. The next session then has a
+    reduced prefetch, until there is room again: all that the broker sends is read.
+    """
+
+    def __init__(self, max_prefetch: int) -> None:
+        """`max_prefetch` is the number of deliveries that may be unsettled at once."""
+        self.max_prefetch = max_prefetch
+        self.prefetch = max_prefetch
+        """The prefetch of this session, or of the next one."""
+        self.paused = False
         """True while nothing is read from the broker."""
-        self.relieved = asyncio.Event()
-        """Set when the full prefetch can be used again."""
+        self.prefetch_restorable = asyncio.Event()
+        """Set when a reduced prefetch can be raised to the maximum."""
         self._full = False
-        """True while there is no room for more deliveries."""
-        self._fast_channel: FastChannel | None = None
+        self._channel: PausableChannel | None = None
 
-    def begin(self, fast_channel: FastChannel) -> None:
-        """A session has begun to consume."""
-        self._fast_channel = fast_channel
+    def begin_session(self, channel: PausableChannel) -> None:
+        """Called when a session has begun to consume."""
+        self._channel = channel
 
-    def hold(self, held: bool) -> None:
-        """Stops reading from the broker, or goes on with it.
-
-        With a reduced prefetch, there is room for all that the broker sends: it is read, and `relieved` is set when
-        there is room for more.
-        """
-        if self._fast_channel is None:
+    def set_full(self, full: bool) -> None:
+        """Called with True when there is no room for more held events, and with False when there is room again."""
+        if self._channel is None:
             return
-        self._full = held
-        if self.prefetch < self.most:
-            if not held:
-                self.relieved.set()
-        elif self.most > 1:
-            self.held = held
-            self._fast_channel.hold(held)
+        self._full = full
+        if self.prefetch < self.max_prefetch:
+            if not full:
+                self.prefetch_restorable.set()
+        elif self.max_prefetch > 1:
+            self.paused = full
+            if full:
+                self._channel.pause_reading()
+            else:
+                self._channel.resume_reading()
 
-    def restore(self) -> None:
-        """Records that the broker has applied the full prefetch again.
-
-        If the room was filled before the broker answered, reading stops at once.
-        """
-        self.prefetch = self.most
-        self.relieved.clear()
+    def on_prefetch_restored(self) -> None:
+        """Called when the broker has applied the maximum prefetch again. Reading pauses if the room is filled again."""
+        self.prefetch = self.max_prefetch
+        self.prefetch_restorable.clear()
         if self._full:
-            self.hold(True)
+            self.set_full(True)
 
-    def end(self, outstanding: int) -> None:
-        """The session is over, with so many unsettled deliveries.
-
-        The broker ends a connection from which nothing is read for 15 s or so. If that was it, the next session takes
-        no more deliveries than there is room for, so that all is read that the broker sends.
-        """
-        self.prefetch = max(1, outstanding) if self.held else self.most
-        self.relieved.clear()
-        if self.held and self._fast_channel is not None:
+    def end_session(self, outstanding: int) -> None:
+        """Called at the end of a session with so many unsettled deliveries. Sets the next session's prefetch."""
+        self.prefetch = max(1, outstanding) if self.paused else self.max_prefetch
+        self.prefetch_restorable.clear()
+        if self.paused and self._channel is not None:
             _log.warning("prefetch reduced: large rejected events are held", prefetch=self.prefetch)
-            self._fast_channel.hold(False)  # what is said at the end would not be heard
-        self.held = self._full = False
-        self._fast_channel = None
+            self._channel.resume_reading()  # otherwise the broker's reason for closing is not read
+        self.paused = self._full = False
+        self._channel = None

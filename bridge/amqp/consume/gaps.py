@@ -1,6 +1,6 @@
-"""Times in which events may have been missed: each is logged, told, counted, and the last one kept.
+"""Reports the times in which events may have been missed: each is logged, counted and passed to the handler.
 
-This file must never know how anybody came to think so.
+This module does not decide whether there was a gap.
 """
 
 import time
@@ -14,38 +14,38 @@ from bridge.metrics import Metrics
 _log = structlog.get_logger("bridge.amqp")
 
 
-class Gaps:
+class GapReporter:
     """Reports gaps to a delivery handler."""
 
     def __init__(self, handler: DeliveryHandler, metrics: Metrics) -> None:
         self.last: Gap | None = None
-        """The last one of this bridge's own."""
-        self._complete_s = time.monotonic()
+        """The last gap of this bridge itself."""
+        self._complete_until_s = time.monotonic()
         self._handler = handler
         self._metrics = metrics
 
-    def complete(self, at_s: float) -> None:
-        """Notes that everything that was published before then (monotonic seconds) has come."""
-        self._complete_s = max(self._complete_s, at_s)
+    def confirm_complete(self, until_s: float) -> None:
+        """Records that all events from before `until_s` (monotonic seconds) have been delivered."""
+        self._complete_until_s = max(self._complete_until_s, until_s)
 
-    def tell_of_loss(self, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> None:
-        """Tells of a gap from the last moment at which nothing was missed until now."""
-        self.tell(until_now(self._complete_s, reason, slug))
+    def report_loss(self, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> None:
+        """Reports a gap that began when the events were known to be complete, and that ends now."""
+        self.report(gap_until_now(self._complete_until_s, reason, slug))
 
-    def tell(self, gap: Gap) -> None:
-        """Tells of a gap that this bridge had."""
+    def report(self, gap: Gap) -> None:
+        """Reports a gap of this bridge."""
         self.last = gap
         _log.warning("events may have been missed", **gap.report())
         self._metrics.gaps.inc()
         self._handler.on_gap(gap)
 
-    def pass_on(self, gap: Gap) -> None:
-        """Tells of one that another bridge had, or this one before it was started again."""
+    def forward(self, gap: Gap) -> None:
+        """Reports a gap of another bridge, or of this one before its restart. It is not counted here."""
         _log.warning("events may have been missed, says the stream", **gap.report())
         self._handler.on_gap(gap)
 
 
-def until_now(since_s: float, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> Gap:
-    """From some monotonic second on."""
+def gap_until_now(since_s: float, reason: str, slug: GapSlug = GapSlug.BROKER_AWAY) -> Gap:
+    """Returns the gap from `since_s` (monotonic seconds) until now."""
     now_s, now_unix_s = time.monotonic(), time.time()
     return Gap(now_unix_s - (now_s - since_s), now_unix_s, reason, slug)

@@ -1,4 +1,4 @@
-"""The queue that a bridge consumes: how it is found or made, what it is consumed with, and how it is left."""
+"""What a bridge consumes: how it is declared, consumed and left. An exclusive queue, a named queue or a stream."""
 
 import asyncio
 import time
@@ -10,22 +10,19 @@ from pamqp.common import FieldTable
 
 from bridge.amqp import topology
 from bridge.amqp.connection import Connection
-from bridge.amqp.connection_errors import error_text
-from bridge.amqp.consume.session import ConsumerSession
 from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.topology import Queue
-from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 
 Channel = aiormq.abc.AbstractChannel
 
-NAMED: FieldTable = {
+NAMED_QUEUE_ARGUMENTS: FieldTable = {
     "x-queue-type": "classic",
     "x-expires": 7 * 24 * 3600 * 1000,
     "x-max-length-bytes": 256 * 1024 * 1024,
 }
-"""For a named queue that the bridge makes: kept for a week without a consumer (milliseconds), a few days of killmails
-at most, the oldest going first, so that a bridge that never comes back does not fill the broker's disk.
+"""For a named queue that the bridge declares. It expires after a week without a consumer (milliseconds) and keeps the
+newest killmails of a few days, so that a bridge that is removed does not fill the broker's disk.
 
 Classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20 returns."""
 
@@ -33,23 +30,23 @@ Classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue
 class ConsumedQueue(Protocol):
     """What a bridge consumes, over all its sessions."""
 
-    comes_again: bool
-    """True if what stays unsettled is delivered to the next session."""
+    redelivers: bool
+    """True if unsettled deliveries are delivered again in the next session."""
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Finds or makes the queue. `channel` is the one that will consume. Raises BrokerRefusal."""
+        """Declares the queue if it does not exist. `channel` will consume it. Raises BrokerRefusal."""
 
     def arguments(self) -> FieldTable | None:
-        """What `basic.consume` is sent with."""
+        """Returns the arguments of `basic.consume`."""
 
     async def leave(self, amqp: Connection) -> None:
-        """To be called before the connection is closed, whatever ended the session."""
+        """To be called at the end of each session, before the connection is closed."""
 
 
 class ExclusiveQueue:
-    """One that the broker names, and that goes with the connection."""
+    """A queue that the broker names and deletes with the connection."""
 
-    comes_again = False
+    redelivers = False
 
     def __init__(self, exchanges: Sequence[str], timing: Timing = DEFAULT) -> None:
         self._exchanges = exchanges
@@ -63,87 +60,63 @@ class ExclusiveQueue:
         return Queue(self._name, made=True)
 
     def arguments(self) -> FieldTable | None:
-        """None."""
+        """Returns None."""
         return None
 
     async def leave(self, amqp: Connection) -> None:
-        """Unbinds the queue. On RabbitMQ 4.3, deleting a bound queue makes the confirms of other publishers
-        fail at that moment."""
+        """Unbinds the queue.
+
+        On RabbitMQ 4.3, deleting a bound queue makes the confirms of other publishers fail at that moment.
+        """
         name, self._name = self._name, None
         if name is None or amqp.closing.done():
             return
         unbinding = topology.unbind(amqp, name, self._exchanges, self._timing.unbind_timeout_s)
-        # As a task: aiormq cancels whoever waits for a connection that goes away.
+        # In its own task: aiormq cancels a task that waits for a connection that is lost.
         await asyncio.wait([asyncio.create_task(unbinding, name="unbind the queue")])
 
 
 class NamedQueue:
-    """A durable one that waits for the bridge."""
+    """A durable queue, which collects events while the bridge is away."""
 
-    comes_again = True
+    redelivers = True
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._priority = 0
-        """Of the newest consumer."""
+        self._last_priority = 0
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Finds it or makes it."""
-        return Queue(self._name, await topology.ensure_queue(amqp, self._name, NAMED))
+        """Declares it if it does not exist."""
+        return Queue(self._name, await topology.ensure_queue(amqp, self._name, NAMED_QUEUE_ARGUMENTS))
 
     def arguments(self) -> FieldTable | None:
-        """The priority.
+        """Returns a priority that is higher than that of any earlier connection.
 
-        The newest connection comes first. A broker that still believes in an old one, half open, would otherwise give
-        it every other event, to keep until three heartbeats are over.
+        Without it, a broker that has not noticed yet that the old connection is gone delivers every other event to the
+        old one, and keeps it there until three heartbeats are missed.
         """
-        self._priority = max(self._priority + 1, time.time_ns() // 1_000_000)
-        return {"x-priority": self._priority}
+        self._last_priority = max(self._last_priority + 1, time.time_ns() // 1_000_000)
+        return {"x-priority": self._last_priority}
 
     async def leave(self, amqp: Connection) -> None:
-        """Nothing: it stays."""
+        """Does nothing: the queue stays."""
 
 
 class StreamQueue:
     """The stream that keeps the history."""
 
-    comes_again = False
+    redelivers = False
 
     def __init__(self, reader: StreamReader) -> None:
         self._reader = reader
 
     async def prepare(self, amqp: Connection, channel: Channel) -> Queue:
-        """Finds it or makes it."""
+        """Declares it if it does not exist."""
         return await self._reader.prepare(amqp)
 
     def arguments(self) -> FieldTable | None:
-        """Where to begin."""
-        return {"x-stream-offset": self._reader.start}
+        """Returns the offset to start from."""
+        return {"x-stream-offset": self._reader.start_offset}
 
     async def leave(self, amqp: Connection) -> None:
-        """Nothing: it stays."""
-
-
-async def consume(session: ConsumerSession, queue: str, arguments: FieldTable | None) -> None:
-    """Begins to consume on the session's channel. The deliveries go to its fast channel. Raises BrokerRefusal."""
-    assert session.channel is not None
-    try:
-        consuming = await session.channel.basic_consume(queue, _never, arguments=arguments)
-        session.consumer_tag = consuming.consumer_tag or ""
-    except aiormq.exceptions.ChannelPreconditionFailed as error:
-        if "x-priority" in error_text(error):
-            # It would give what is published from now on, and never what was published meanwhile.
-            raise BrokerRefusal(
-                f"the queue {queue!r} is a stream, which keeps nothing back for a bridge that is away; set "
-                f"BRIDGE_HISTORY=stream and BRIDGE_HISTORY_STREAM={queue} instead of BRIDGE_QUEUE"
-            ) from error
-        raise
-    except aiormq.exceptions.ChannelAccessRefused as error:
-        if "in exclusive use" in error_text(error):
-            raise  # somebody else's, for as long as they are there
-        raise topology.permission_error(error) from error
-
-
-async def _never(message: aiormq.abc.DeliveredMessage) -> None:
-    """What aiormq would call for a delivery, if a delivery bypassed the fast channel."""
-    raise AssertionError("a delivery bypassed the fast channel")
+        """Does nothing: the stream stays."""

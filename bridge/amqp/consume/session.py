@@ -1,7 +1,9 @@
-"""One channel's deliveries, from consuming to its end.
+"""The deliveries of one consumer on one channel, from `basic.consume` to the end of the channel.
 
-A delivery goes to the handler at once and in order; whoever got it says `settle()` when nothing more is to be done,
-and the acknowledgements follow in runs. This file must never know what becomes of a delivery.
+Each delivery goes to the handler in order, in the turn of the loop that receives it. Whatever handles it calls
+`settle()` when the broker may forget it. The session acknowledges settled deliveries in runs.
+
+This module does not know what becomes of a delivery.
 """
 
 import asyncio
@@ -12,22 +14,26 @@ from typing import Protocol
 
 import aiormq
 import structlog
+from pamqp.common import FieldTable
 
+from bridge.amqp import topology
 from bridge.amqp.connection_errors import error_text
-from bridge.amqp.consume.delivery_counts import Returns
+from bridge.amqp.consume.delivery_counts import DeliveryCounts
 from bridge.amqp.status import Gap
 from bridge.amqp.timeouts import lag_tolerant_timeout, rpc_timeout
-from bridge.amqp.wire.fast_channel import FastChannel
+from bridge.amqp.wire.fast_channel import FastChannel, PropertiesReader
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Settlement
+from bridge.amqp.wire.trace import traced
 from bridge.contract.update_id import UpdateId
+from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.amqp")
 
 
 class Delivery:
-    """A message, and the duty to settle it once."""
+    """An event as RabbitMQ hands it over. It must be settled once."""
 
     __slots__ = ("_session", "body", "exchange", "id", "properties", "received_s", "redelivered", "routing_key", "tag")
 
@@ -41,8 +47,9 @@ class Delivery:
         properties: MessageProperties,
         body: bytes,
         received_s: float,
-        known_as: UpdateId | None = None,
+        update_id: UpdateId | None = None,
     ) -> None:
+        """`received_s` is monotonic. `update_id` comes from the position in a stream; a queue has none."""
         self._session = session
         self.tag = tag
         self.redelivered = redelivered
@@ -51,17 +58,15 @@ class Delivery:
         self.properties = properties
         self.body = body
         self.received_s = received_s
-        """When it came (monotonic seconds)."""
-        self.id = known_as
-        """Its own in its stream; None outside of streams."""
+        self.id = update_id
 
     @property
     def current(self) -> bool:
-        """False once its channel is gone: the broker has taken the message back, and will deliver it again."""
+        """False after the end of its session: the delivery belongs to the broker again."""
         return self._session.current
 
     def settle(self) -> None:
-        """Nothing more is to be done: the broker may forget the message."""
+        """Allows the broker to forget the event."""
         self._session.settle(self.tag)
 
 
@@ -88,108 +93,163 @@ class DeliveryHandler(Protocol):
 
 
 class ConsumerSession:
-    """One channel's deliveries, from consuming to its end."""
+    """One consumer of a queue, on one channel.
+
+    It is the receiver of a fast channel: deliveries bypass aiormq.
+    """
 
     def __init__(
         self,
         handler: DeliveryHandler,
+        channel: aiormq.abc.AbstractChannel,
+        fast_channel: FastChannel,
         prefetch: int,
-        read: Callable[[bytes], MessageProperties] = MessageProperties,
-        returns: Returns | None = None,
+        on_open: Callable[[], None],
+        delivery_counts: DeliveryCounts | None = None,
+        read_properties: PropertiesReader = MessageProperties,
     ) -> None:
-        """`read` reads a message's properties; `returns` is told of what was delivered before."""
-        self.fast_channel = FastChannel(self._receive_first, self._received, read)
+        """`fast_channel` belongs to the connection of `channel`. `on_open` is called before the first delivery."""
         self.current = True
-        self.on_open: Callable[[], None] = lambda: None
-        """Called before the first delivery (see `open`)."""
+        """False after the end: nothing more is delivered or acknowledged."""
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Done when the deliveries make no sense any more, with the reason."""
-        self.channel: aiormq.abc.AbstractChannel | None = None
-        """The channel that consumes, and as whom."""
-        self.consumer_tag = ""
-        self.settled = asyncio.Event()
-        """Set when there was nothing left to acknowledge."""
-        self._returns = returns or Returns()
+        """Done, with the reason, when the session must end because its deliveries can't be used."""
+        self.all_settled = asyncio.Event()
+        """Set when the last outstanding delivery has been acknowledged."""
+        self._channel = channel
+        self._fast_channel = traced(fast_channel)
+        self._consumer_tag = ""
+        self._on_open = on_open
+        self._opened = False
+        self._delivering = False
+        """True from `open` to `end`. The one check for each delivery."""
+        self._delivery_counts = delivery_counts or DeliveryCounts()
+        self._read_properties = read_properties
         self._settlement = Settlement(prefetch)
-        self._due = False
+        self._acknowledgement_due = False
         self._deliver = handler.deliver
         self._flush = handler.flush
         self._loop = asyncio.get_running_loop()
 
     @property
     def outstanding(self) -> int:
-        """Deliveries that are not settled."""
+        """The number of deliveries that are not settled."""
         return self._settlement.outstanding
 
+    # Begin and end
+
+    async def consume(self, queue: str, arguments: FieldTable | None) -> None:
+        """Sends `basic.consume`. Raises BrokerRefusal if a permission is missing or the queue is a stream."""
+        # The first delivery may arrive before aiormq has read `basic.consume-ok`.
+        self._fast_channel.consume(self._channel.number, self, self._read_properties)
+        try:
+            consuming = await self._channel.basic_consume(queue, _on_bypassed_delivery, arguments=arguments)
+        except aiormq.exceptions.ChannelPreconditionFailed as error:
+            if "x-priority" in error_text(error):
+                # A stream that is consumed like a queue delivers only what is published from now on.
+                raise BrokerRefusal(
+                    f"the queue {queue!r} is a stream, which keeps nothing back for a bridge that is away; set "
+                    f"BRIDGE_HISTORY=stream and BRIDGE_HISTORY_STREAM={queue} instead of BRIDGE_QUEUE"
+                ) from error
+            raise
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            if "in exclusive use" in error_text(error):
+                raise  # by another consumer, which may leave
+            raise topology.permission_error(error) from error
+        self._consumer_tag = consuming.consumer_tag or ""
+
+    async def cancel(self) -> None:
+        """Sends `basic.cancel`. After the answer, the broker delivers nothing more to this consumer."""
+        await self._channel.basic_cancel(self._consumer_tag)
+
+    async def set_prefetch(self, prefetch: int) -> None:
+        """Sends `basic.qos`. It takes effect for the next `consume`."""
+        await self._channel.basic_qos(prefetch_count=prefetch)
+
     def open(self) -> None:
-        """To be called when the broker has agreed to deliver; the first delivery may be here before its consent."""
-        if self.fast_channel.receive == self._receive_first:
-            self.fast_channel.receive = self._receive
-            self.on_open()
+        """Called when the broker has answered `basic.consume`, or by the first delivery if that is earlier."""
+        if not self._opened:
+            self._opened = self._delivering = True
+            self._on_open()
 
-    def _receive_first(
-        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
-    ) -> None:
-        self.open()
-        self._receive(tag, redelivered, exchange, routing_key, properties, body)
+    async def drain(self, redelivers: bool, timing: Timing = DEFAULT) -> None:
+        """Cancels the consumer, waits until outstanding deliveries are settled, and acknowledges them.
 
-    def _receive(
-        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
-    ) -> None:
-        if not self.current:
-            return  # it could not be acknowledged any more, and comes again: nobody needs it twice
-        self._due = True  # see _received
-        self._settlement.deliver(tag)
-        if redelivered:
-            self._returns.note(tag, properties)
-        received_s = time.monotonic()
-        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, properties, body, received_s))
-
-    def _received(self) -> None:
-        # All in the turn of the loop that brought it. Alone, an update leaves at once; what comes faster than it can be
-        # sent comes in larger reads, and leaves in fewer writes. Another turn, be it for the acknowledgement alone,
-        # would cost each update 40 microseconds, with 1000 clients half a percent of all (`make bench`, paced).
-        self._flush()
-        self.acknowledge()
-
-    def settle(self, tag: int) -> None:
-        self._settlement.settle(tag)
-        if self._returns.counts:
-            self._returns.settle(tag)
-        if not self._due:
-            self._due = True
-            self._loop.call_soon(self.acknowledge)
-
-    def acknowledge(self) -> None:
-        """Sends what may be acknowledged, in one piece."""
-        self._due = False
-        if self.current:
-            self.fast_channel.acknowledge(self._settlement.take())
-            if not self.outstanding:
-                self.settled.set()
-
-    async def finish(self, comes_again: bool, timing: Timing = DEFAULT) -> None:
-        """Cancels the consumer, waits for what is in hand to be settled, and acknowledges it.
-
-        `comes_again` says whether the queue delivers again what stays unsettled.
+        `redelivers` is True if the queue delivers unsettled deliveries again.
         """
         try:
             async with rpc_timeout(timing.cancel_timeout_s):
-                assert self.channel is not None
-                await self.channel.basic_cancel(self.consumer_tag)
+                await self.cancel()
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
             _log.warning("the broker did not confirm the end of consuming", error=error_text(error))
             return
-        # No delivery comes any more.
-        self.settled.clear()
+        self.all_settled.clear()
         if self.outstanding:
             with suppress(TimeoutError):
                 async with lag_tolerant_timeout(timing.settle_timeout_s):
-                    await self.settled.wait()
+                    await self.all_settled.wait()
         self.acknowledge()
         if self.outstanding:
-            # They are rejects. Those of an exclusive queue go with it, and a stream gives nothing twice that was read:
-            # lost, where nobody else publishes them yet.
+            # They are rejected events. Those of an exclusive queue or of a stream are lost.
             _log.warning(
-                "stopped with unsettled deliveries", deliveries=self.outstanding, kept_by_the_broker=comes_again
+                "stopped with unsettled deliveries", deliveries=self.outstanding, kept_by_the_broker=redelivers
             )
+
+    def end(self) -> None:
+        """Ends the session: its unsettled deliveries belong to the broker again."""
+        self.current = self._delivering = False
+
+    # Deliveries
+
+    def on_delivery(
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
+    ) -> None:
+        """Passes a delivery to the handler. After the end of the session, it is dropped: the broker has it still."""
+        if not self._delivering:
+            if not self.current:
+                return
+            self.open()
+        self._acknowledgement_due = True  # by `on_read_end`
+        self._settlement.deliver(tag)
+        self._hand_over(tag, redelivered, exchange, routing_key, properties, body)
+
+    def _hand_over(
+        self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
+    ) -> None:
+        """Gives the handler what it needs of a recorded delivery."""
+        if redelivered:
+            self._delivery_counts.note(tag, properties)
+        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, properties, body, time.monotonic()))
+
+    def on_read_end(self) -> None:
+        """Flushes and acknowledges, in the turn of the loop that received the deliveries.
+
+        A single update leaves at once. Under load, the broker sends larger reads, and updates leave in fewer writes.
+        Another turn, even only for the acknowledgement, would take 40 µs for each update, half a percent of the time
+        with 1000 clients (`make bench`, paced).
+        """
+        self._flush()
+        self.acknowledge()
+
+    # Settlement
+
+    def settle(self, tag: int) -> None:
+        """Records that a delivery is settled. It is acknowledged in the next turn of the loop at the latest."""
+        self._settlement.settle(tag)
+        if self._delivery_counts.counts:
+            self._delivery_counts.settle(tag)
+        if not self._acknowledgement_due:
+            self._acknowledgement_due = True
+            self._loop.call_soon(self.acknowledge)
+
+    def acknowledge(self) -> None:
+        """Sends all acknowledgements that are possible, in one write."""
+        self._acknowledgement_due = False
+        if self.current:
+            self._fast_channel.acknowledge(self._settlement.take())
+            if not self.outstanding:
+                self.all_settled.set()
+
+
+async def _on_bypassed_delivery(message: aiormq.abc.DeliveredMessage) -> None:
+    """aiormq calls this for a delivery that did not go to the fast channel: a fault of ours."""
+    raise AssertionError("a delivery bypassed the fast channel")

@@ -1,8 +1,8 @@
-"""Marks: what bridges publish to the stream that they read, beside the fetchers' events.
+"""Stream markers: small messages that bridges publish to the stream that they read, beside the events.
 
-A mark shows where the stream's end was, and tells everybody who reads it, be it much later, of a time in which the
-broker may have lost events on their way into the stream. Anybody may publish there: what is read is checked, bounded
-and made printable. This file must never know of connections or clocks.
+A marker shows where the stream ended when it was published. It may report a gap, in which the broker may have lost
+events before the stream had them. All readers of the stream get this gap, also much later. Other programs can publish
+to the stream too, so a decoded marker is checked, bounded and printable.
 """
 
 from dataclasses import dataclass
@@ -12,59 +12,59 @@ import orjson
 from bridge.amqp.status import Gap, GapSlug
 from bridge.contract.text import printable
 
-MARK = "bridge.mark"
-"""The `type` of a mark, which no event has: it comes through the default exchange, past those of the fetchers."""
+MARKER_TYPE = "bridge.mark"
+"""The AMQP `type` of a marker. A marker comes through the default exchange, an event through another one."""
 
 MAX_BYTES = 4096
-"""A mark is a few hundred bytes."""
+"""A marker has a few hundred bytes."""
 
 LATEST_S = 253_402_300_799.0
-"""The end of the year 9999, the last that RFC 3339 can write."""
+"""The end of the year 9999, the last one in RFC 3339."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """What a mark says."""
+class StreamMarker:
+    """A marker, decoded."""
 
     token: str
-    """Tells it from all others; the same again where it was published twice."""
+    """Unique, except that a marker may be published twice."""
     gap: Gap | None
 
 
-def write(mark: Mark) -> bytes:
-    """The body of a mark."""
-    said: dict[str, object] = {"token": mark.token}
-    if mark.gap is not None:
-        gap = mark.gap
-        said["gap"] = {"since": gap.since_s, "until": gap.until_s, "reason": printable(gap.reason), "slug": gap.slug}
-    return orjson.dumps(said)
+def encode(marker: StreamMarker) -> bytes:
+    """Returns the body of a marker."""
+    members: dict[str, object] = {"token": marker.token}
+    if marker.gap is not None:
+        gap = marker.gap
+        members["gap"] = {"since": gap.since_s, "until": gap.until_s, "reason": printable(gap.reason), "slug": gap.slug}
+    return orjson.dumps(members)
 
 
-def read(body: bytes) -> Mark | None:
-    """What a body says; None where it is no mark of a bridge's. A gap that makes no sense is none."""
+def decode(body: bytes) -> StreamMarker | None:
+    """Returns the marker in a body, or None if it is no marker of a bridge. An invalid gap is left out."""
     if len(body) > MAX_BYTES:
         return None
     try:
-        said = orjson.loads(body)
+        members = orjson.loads(body)
     except ValueError:
         return None
-    token = said.get("token") if isinstance(said, dict) else None
-    return Mark(token, _gap(said.get("gap"))) if isinstance(token, str) else None
+    token = members.get("token") if isinstance(members, dict) else None
+    return StreamMarker(token, _gap(members.get("gap"))) if isinstance(token, str) else None
 
 
-def _gap(said: object) -> Gap | None:
-    if not isinstance(said, dict):
+def _gap(members: object) -> Gap | None:
+    if not isinstance(members, dict):
         return None
-    since_s, until_s, reason = _seconds(said.get("since")), _seconds(said.get("until")), said.get("reason")
+    since_s, until_s, reason = _seconds(members.get("since")), _seconds(members.get("until")), members.get("reason")
     if since_s is None or until_s is None or since_s > until_s or not isinstance(reason, str):
         return None
-    slug = said.get("slug")
-    # An older bridge writes none, and a newer one may write another.
+    slug = members.get("slug")
+    # An older bridge writes none. A newer one may write one that this bridge does not know.
     known = GapSlug(slug) if slug in list(GapSlug) else GapSlug.BROKER_AWAY
     return Gap(since_s, until_s, printable(reason), known)
 
 
-def _seconds(said: object) -> float | None:
-    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said <= LATEST_S:
+def _seconds(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LATEST_S:
         return None
-    return float(said)
+    return float(value)

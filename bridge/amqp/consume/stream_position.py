@@ -1,111 +1,119 @@
-"""How far a stream has been read, and what that says of the next delivery: decided from offsets and checks alone.
+"""How far a stream has been read, and what that means for the next delivery.
 
-An offset is a place in a stream, but not every place has a message: the broker keeps notes of its own in between. A
-message is told from another stream's of the same offset by its check. What the reader last had is read once more at the
-beginning of each life, which proves that nothing between was dropped, and that it is the same stream. This file must
-never know of connections, clocks, or what a message means.
+The broker numbers the entries of a stream. Not each offset has a message, because the broker also writes entries of its
+own. A tag, which depends on the body, distinguishes messages of two streams with the same offset.
+
+Each session starts with the message that was read last. It proves that the stream is the same one, and that nothing
+after this message has been dropped. Everything here is decided from offsets and tags, without connections and clocks.
 """
 
 from enum import Enum, auto
 
 from bridge.contract.update_id import UpdateId
 
-OWN_STEP = 2
-"""From one message to the next across a note of the broker's own. RabbitMQ 3.10.8 writes one note at the beginning of
-each segment, and never two in a row; a segment that is dropped takes its note and at least one message with it."""
+MAX_STEP = 2
+"""From one message to the next one, across an entry of the broker's own.
 
-REMADE = "the stream was deleted and made again"
-DROPPED = "the stream has dropped events that the bridge had not read yet: they were older, or more, than it keeps"
+RabbitMQ 3.10.8 writes one such entry at the start of each segment, and never two in a row. A dropped segment takes its
+entry and at least one message with it."""
+
+RECREATED = "the stream was deleted and made again"
+TRUNCATED = "the stream has dropped events that the bridge had not read yet: they were older, or more, than it keeps"
 
 
 class Verdict(Enum):
     """What a delivery is."""
 
     NEW = auto()
-    KNOWN = auto()
-    """One that was read before."""
-    FOREIGN = auto()
-    """Of another stream than the one that was read so far: to be left, and that one begun."""
-    DOUBTFUL = auto()
-    """Behind more missing places than the broker's notes take: to be left. The next life reads what was read last once
-    more, which proves whether anything was dropped."""
+    ALREADY_READ = auto()
+    OTHER_STREAM = auto()
+    """From another stream than before. The session must end; the next one reads that stream from its start."""
+    POSSIBLE_GAP = auto()
+    """After more missing offsets than the broker's entries explain. The session must end. The next one starts with the
+    last message that was read, which proves whether a message was dropped."""
 
 
-class Course:
-    """One reader's way through a stream, over all its lives."""
+class StreamPosition:
+    """The position of one reader in a stream, over all its sessions."""
 
     def __init__(self, window: int) -> None:
-        """`window`: how many places of what was there before the reader are looked at."""
+        """`window` is the number of offsets before the end at which the first session starts to read."""
         self.last: UpdateId | None = None
-        """What was read last."""
+        """The id of the message that was read last."""
         self.caught_up = False
-        """True once all that was there before the reader has been read."""
-        self.lost: str | None = None
-        """Why events were missed, until it is taken back by whoever has said so."""
-        self._window = window
-        self._proving = False
-        """The next delivery must be the last one again."""
-        self._doubted: int | None = None
-        """What was DOUBTFUL in the life before: where it follows the last one again, nothing is missing between."""
-        self._from_start = False
+        """True when all messages from before the reader's start have been read."""
+        self.loss: str | None = None
+        """Why messages were missed: TRUNCATED or RECREATED, until `take_loss`."""
         self.end = 0
-        """The offset of this life's own mark."""
+        """The offset at which the stream ended when the session began."""
+        self._window = window
+        self._rereads_last = False
+        """True until the session has read `last` again."""
+        self._after_possible_gap: int | None = None
+        """The offset that was a POSSIBLE_GAP. If it follows `last` again, no message is missing between them."""
+        self._from_start = False
 
     @property
-    def number(self) -> int:
-        """The last one's; below all numbers where nothing was read of this stream."""
+    def offset(self) -> int:
+        """The offset of the last message that was read; -1 if there is none."""
         return -1 if self.last is None else self.last.sequence
 
     @property
     def at_end(self) -> bool:
-        """True once all is read that was there when this life began."""
-        return self.number >= self.end
+        """True when all messages from before the session have been read."""
+        return self.offset >= self.end
 
-    def begin(self, end: int) -> int:
-        """A life begins: returns the offset to read from. `end` is that of a message that was published just now."""
+    def begin_session(self, end: int) -> int:
+        """Returns the offset to read from. `end` is the offset of a message that was published just now."""
         if self.last is not None and end <= self.last.sequence:
-            self._forget()
+            self._on_other_stream()
         self.end = end
-        self._proving = self.last is not None
+        self._rereads_last = self.last is not None
         if self.last is not None:
             return self.last.sequence
         return 0 if self._from_start else max(0, end - self._window)
 
-    def judge(self, number: int, check: int) -> Verdict:
-        """What a delivery is; NEW ones count as read from now on. To be called for each, in order."""
-        if self._proving:
+    def observe(self, offset: int, tag: int) -> Verdict:
+        """Judges the next delivery. A NEW one becomes `last`."""
+        if self._rereads_last:
             assert self.last is not None
-            if number < self.number:
-                return Verdict.KNOWN
-            self._proving = False
-            if number > self.number:
-                self.lost = DROPPED
-                return self._read(number, check)
-            if check != self.last.tag:
-                self._forget()
-                return Verdict.FOREIGN
-        if number <= self.number:
-            return Verdict.KNOWN
-        # The broker drops the oldest first. A reader that is slower than that goes on with what is left, and nobody is
-        # told.
-        if self.last is not None and number > self.number + OWN_STEP and number != self._doubted:
-            self._doubted = number
-            return Verdict.DOUBTFUL
-        return self._read(number, check)
+            if offset < self.offset:
+                return Verdict.ALREADY_READ
+            self._rereads_last = False
+            if offset > self.offset:
+                self.loss = TRUNCATED
+                return self._advance(offset, tag)
+            if tag != self.last.tag:
+                self._on_other_stream()
+                return Verdict.OTHER_STREAM
+        if offset <= self.offset:
+            return Verdict.ALREADY_READ
+        # Retention drops the oldest messages. The broker sends no sign of it to a consumer that is slower: the next
+        # delivery is simply the oldest message that is left.
+        if self.last is not None and offset > self.offset + MAX_STEP and offset != self._after_possible_gap:
+            self._after_possible_gap = offset
+            return Verdict.POSSIBLE_GAP
+        return self._advance(offset, tag)
 
-    def catch_up(self, number: int) -> bool:
-        """True once: where all that was there before the reader has a smaller number."""
-        if self.caught_up or number < self.end:
+    def catches_up(self, offset: int) -> bool:
+        """Returns True once: for the first offset after which no message from before the reader's start follows."""
+        if self.caught_up or offset < self.end:
             return False
         self.caught_up = True
         return True
 
-    def _read(self, number: int, check: int) -> Verdict:
-        self.last = UpdateId(number, check)
-        self._doubted = None
+    def take_loss(self) -> str:
+        """Returns and clears `loss`, which must be set."""
+        loss, self.loss = self.loss, None
+        assert loss is not None
+        return loss
+
+    def _advance(self, offset: int, tag: int) -> Verdict:
+        self.last = UpdateId(offset, tag)
+        self._after_possible_gap = None
         return Verdict.NEW
 
-    def _forget(self) -> None:
+    def _on_other_stream(self) -> None:
         self.last = None
         self._from_start = True
-        self.lost = REMADE
+        self.loss = RECREATED

@@ -1,72 +1,83 @@
-"""One channel's deliveries of a stream: what was read before is settled in silence, everything else gets its id.
+"""The deliveries of one consumer of a stream: messages that were read before are settled, new ones get an id.
 
-This file must never know what becomes of a delivery, or how a stream is made.
+This module does not know what becomes of a delivery, or how a stream is declared.
 """
 
 import time
+from collections.abc import Callable
 from zlib import crc32
 
+import aiormq
+
 from bridge.amqp.consume.session import ConsumerSession, Delivery, DeliveryHandler
-from bridge.amqp.consume.stream_markers import MARK
-from bridge.amqp.consume.stream_position import REMADE, Verdict
+from bridge.amqp.consume.stream_markers import MARKER_TYPE
+from bridge.amqp.consume.stream_position import RECREATED, Verdict
 from bridge.amqp.consume.stream_reader import StreamReader
+from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import MessageProperties, StreamPropertiesReader
 
 NO_OFFSET = "the broker delivers a stream's message without its offset"
-DOUBTFUL = "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"
+POSSIBLE_GAP = (
+    "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"
+)
 
 
 class StreamSession(ConsumerSession):
-    """The session of a consumer that reads a stream."""
+    """One consumer of a stream."""
 
-    def __init__(self, handler: DeliveryHandler, prefetch: int, history: StreamReader) -> None:
-        """`history` is told of what comes, in order."""
-        super().__init__(handler, prefetch, StreamPropertiesReader().read)
-        self._history = history
-        self._course = history.course
+    def __init__(
+        self,
+        handler: DeliveryHandler,
+        channel: aiormq.abc.AbstractChannel,
+        fast_channel: FastChannel,
+        prefetch: int,
+        on_open: Callable[[], None],
+        reader: StreamReader,
+    ) -> None:
+        """`reader` keeps the position in the stream over all sessions."""
+        super().__init__(
+            handler, channel, fast_channel, prefetch, on_open, read_properties=StreamPropertiesReader().read
+        )
+        self._reader = reader
+        self._position = reader.position
         self._handler = handler
 
-    def _receive(
+    def _hand_over(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
-        if not self.current:
-            return  # it is still in the stream, and comes again
-        self._due = True  # see _received
-        self._settlement.deliver(tag)
-        course, number = self._course, properties.offset
-        if number is None:
+        position, offset = self._position, properties.offset
+        if offset is None:
             self._fail(NO_OFFSET)
             return
-        verdict = course.judge(number, crc32(body))
-        if verdict is Verdict.KNOWN:
+        verdict = position.observe(offset, crc32(body))
+        if verdict is Verdict.ALREADY_READ:
             self.settle(tag)
             return
         if verdict is not Verdict.NEW:
-            self._fail(REMADE if verdict is Verdict.FOREIGN else DOUBTFUL)
+            self._fail(RECREATED if verdict is Verdict.OTHER_STREAM else POSSIBLE_GAP)
             return
-        if course.lost is not None:
-            self._history.missed()
-        if number >= self._history.proof_at:
-            self._history.prove()
+        if position.loss is not None:
+            self._reader.report_loss()
+        if offset >= self._reader.expected_end:
+            self._reader.on_expected_end()
         received_s = time.monotonic()
-        known_as = course.last
-        assert known_as is not None
-        if properties.type == MARK and not exchange:
-            # Who is given the mark's id, and comes back with it, was not there when the gap was.
-            self._history.marked(body)
-            self._handler.record_id(known_as)
+        update_id = position.last
+        assert update_id is not None
+        if properties.type == MARKER_TYPE and not exchange:
+            # The gap goes first: a client that resumes after the marker's id must not get it again.
+            self._reader.on_marker(body)
+            self._handler.record_id(update_id)
             self.settle(tag)
-            self._catch_up(number)
+            self._catch_up(offset)
             return
-        self._catch_up(number)
-        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, properties, body, received_s, known_as))
+        self._catch_up(offset)
+        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, properties, body, received_s, update_id))
 
-    def _catch_up(self, number: int) -> None:
-        if self._course.catch_up(number):
-            self._history.caught_up()
+    def _catch_up(self, offset: int) -> None:
+        if self._position.catches_up(offset):
+            self._reader.log_caught_up()
             self._handler.on_caught_up()
 
     def _fail(self, reason: str) -> None:
-        # Nothing that follows in this life is handed out, or acknowledged.
-        self.current = False
+        self.end()
         self.failed.set_result(reason)

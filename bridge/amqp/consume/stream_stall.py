@@ -1,9 +1,10 @@
 """Compares the consumer of a stream with the stream's end, as long as a session lasts.
 
-A consumer that has reached the end has missed nothing so far: should events be missed later, the gap begins there. And
-RabbitMQ may stop delivering although the stream has newer messages, without an error: after retention drops the file
-that a slow consumer is about to read. Seen with RabbitMQ 4.0.5 in one of six runs of a test, and once with 3.10.8.
-Silence alone is no proof of either: nothing may have been published.
+A consumer that has reached the end has missed nothing until then: if events are missed later, the gap begins there.
+
+RabbitMQ may also stop delivering although the stream has newer messages, without an error. That happens after retention
+drops the segment that a slow consumer is about to read. It was seen with RabbitMQ 4.0.5 in one of six runs of a test,
+and once with 3.10.8. Without a probe, it can't be distinguished from a stream to which nothing is published.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from bridge.amqp.connection import Connection
 from bridge.amqp.connection_errors import error_text
 from bridge.amqp.consume.stream_reader import StreamReader
 from bridge.amqp.timeouts import lag_tolerant_timeout
-from bridge.amqp.wire.properties import OFFSET_NAME
+from bridge.amqp.wire.properties import stream_offset
 from bridge.contract.update_id import UpdateId
 from bridge.timing import DEFAULT, Timing
 
@@ -36,80 +37,85 @@ class StallDetector:
     """Probes a stream from time to time, with a second consumer."""
 
     def __init__(
-        self, amqp: Connection, reader: StreamReader, prove: Callable[[float], None], timing: Timing = DEFAULT
+        self, amqp: Connection, reader: StreamReader, on_answer: Callable[[float], None], timing: Timing = DEFAULT
     ) -> None:
-        """`reader` says how far the consumer is, and is told of the stream's end. `prove` is called once a stall is
-        confirmed, because the probe shows that the broker still answers: with the time at which it was asked."""
+        """`reader` is the consumer's, and is told the ends that the probes find.
+
+        `on_answer` is called when a stall is confirmed, with the time of the request (monotonic seconds): the probe
+        shows that the broker answers.
+        """
         self._amqp = amqp
         self._reader = reader
-        self._course = reader.course
-        self._prove = prove
+        self._position = reader.position
+        self._on_answer = on_answer
         self._timing = timing
         self._channel: aiormq.abc.AbstractChannel | None = None
-        self._failed = False
-        self._end_s = time.monotonic() + timing.stall_check_s
-        """When the end is looked for next, while deliveries come."""
+        self._failure_logged = False
+        self._next_end_s = time.monotonic() + timing.stall_check_s
+        """When the end is probed next, while there are deliveries."""
         self._begin_silence()
 
     async def run(self, may_deliver: Callable[[], bool]) -> None:
-        """Runs until cancelled. Raises ExplainedError(STALLED) when the stream stalls.
+        """Runs until cancelled. Raises SessionEndedError(STALLED) when the stream stalls.
 
-        The first probe for a stall follows `stall_check_s` of silence in which `may_deliver()` was true. The pause
-        doubles after each probe without a newer message, up to LONGEST_PAUSE_S.
+        The first probe for a stall follows `stall_check_s` without a delivery in which `may_deliver()` was true. The
+        pause doubles after each probe that finds nothing newer, up to LONGEST_PAUSE_S.
         """
         while True:
             await asyncio.sleep(self._timing.check_interval_s)
-            delivering = self._course.last != self._last
+            delivering = self._position.last != self._last
             if delivering or not may_deliver():
                 self._begin_silence()
-                if delivering and time.monotonic() >= self._end_s:
-                    await self._find_end()
-            elif time.monotonic() >= self._probe_s and await self._is_stalled():
+                if delivering and time.monotonic() >= self._next_end_s:
+                    await self._probe_end()
+            elif time.monotonic() >= self._next_probe_s and await self._is_stalled():
                 raise SessionEndedError(STALLED)
 
     def _begin_silence(self) -> None:
-        self._last: UpdateId | None = self._course.last
+        self._last: UpdateId | None = self._position.last
         self._pause_s = self._timing.stall_check_s
-        self._probe_s = time.monotonic() + self._pause_s
-        self._behind = False
-        """Whether the last probe found a newer message."""
+        self._next_probe_s = time.monotonic() + self._pause_s
+        self._newer_found = False
+        """True if the last probe found a newer message."""
 
-    async def _find_end(self) -> None:
-        # Whoever has read the first message that comes to the probe has read all that was there before the probe.
+    async def _probe_end(self) -> None:
+        # A reader of the first message that the probe gets has read all that was there before the probe.
         asked_s = time.monotonic()
-        self._end_s = asked_s + self._timing.stall_check_s
-        with suppress(_UnknownError):
+        self._next_end_s = asked_s + self._timing.stall_check_s
+        with suppress(_NoAnswerError):
             offset = await self._probe("next")
             if offset is not None:
-                self._reader.expect(offset, asked_s)
+                self._reader.expect_end(offset, asked_s)
 
     async def _is_stalled(self) -> bool:
         asked_s = time.monotonic()
+        next_offset = self._reader.start_offset if self._last is None else self._last.sequence + 1
         try:
-            behind = (
-                await self._probe(self._reader.start if self._last is None else self._last.sequence + 1) is not None
-            )
-        except _UnknownError:
-            behind = False
+            newer_found = await self._probe(next_offset) is not None
+        except _NoAnswerError:
+            newer_found = False
         else:
-            if not behind:
-                self._reader.expect(self._course.number, asked_s)
-        if not behind:
-            self._behind = False
+            if not newer_found:
+                self._reader.expect_end(self._position.offset, asked_s)
+        if not newer_found:
+            self._newer_found = False
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-            self._probe_s = time.monotonic() + self._pause_s
+            self._next_probe_s = time.monotonic() + self._pause_s
             return False
         # The newer message may still be on its way to the consumer. The next probe, after check_interval_s, confirms
         # the stall.
-        confirmed = self._behind and self._course.last == self._last
-        self._behind = True
+        confirmed = self._newer_found and self._position.last == self._last
+        self._newer_found = True
         if confirmed:
-            self._prove(asked_s)
+            self._on_answer(asked_s)
         return confirmed
 
     async def _probe(self, offset: "int | Literal['next']") -> int | None:
-        """The offset of the first message from there on, None if there is none. Raises _UnknownError: without a
-        probe, the consumer still works, and it learns by itself that its stream or its connection is gone."""
+        """Returns the offset of the first message from `offset` on, or None if there is none.
+
+        Raises _NoAnswerError if the probe fails. The consumer goes on: it notices by itself when its stream or its
+        connection is gone.
+        """
         limit_s = self._timing.stall_check_s
         try:
             async with lag_tolerant_timeout(limit_s + self._timing.check_timeout_s):
@@ -119,38 +125,35 @@ class StallDetector:
                     self._channel = await self._amqp.channel(publisher_confirms=False, frame_buffer_size=0)
                 return await first_offset(self._channel, self._reader.stream.name, offset, limit_s)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
-            if not self._failed:
-                self._failed = True
+            if not self._failure_logged:
+                self._failure_logged = True
                 _log.warning(
                     "the stream can't be probed for its end", stream=self._reader.stream.name, error=error_text(error)
                 )
             self._channel = None
-            raise _UnknownError from error
+            raise _NoAnswerError from error
 
 
-class _UnknownError(Exception):
-    """A probe had no answer."""
+class _NoAnswerError(Exception):
+    """A probe failed."""
 
 
 async def first_offset(
     channel: aiormq.abc.AbstractChannel, stream: str, offset: "int | Literal['next']", limit_s: float
 ) -> int | None:
-    """The offset of the first message that another consumer, from an offset on, is given within `limit_s` after
-    basic.consume-ok; None if there is none.
+    """Returns the offset of the first message that another consumer gets within `limit_s` after basic.consume-ok.
 
-    An offset beyond the end of the stream is answered with silence, and one that was dropped with what follows it.
-    Raises what closes the channel meanwhile.
+    Returns None if there is none: from an offset beyond the end, the broker delivers nothing. If the message at
+    `offset` was dropped, the broker starts with the next one. Raises the error that closes the channel.
     """
     found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    async def take(message: aiormq.abc.DeliveredMessage) -> None:
+    async def on_message(message: aiormq.abc.DeliveredMessage) -> None:
         if not found.done():
-            at = (message.header.properties.headers or {}).get(OFFSET_NAME.decode())
-            assert isinstance(at, int)
-            found.set_result(at)
+            found.set_result(stream_offset(message.header.properties))
 
     await channel.basic_qos(prefetch_count=1)
-    consuming = await channel.basic_consume(stream, take, arguments={"x-stream-offset": offset})
+    consuming = await channel.basic_consume(stream, on_message, arguments={"x-stream-offset": offset})
     closing = channel.closing
     with suppress(TimeoutError):
         async with lag_tolerant_timeout(limit_s):

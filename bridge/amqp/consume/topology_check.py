@@ -1,17 +1,18 @@
-"""Whether what events flow through is still there: asked again and again, as long as the bridge consumes.
+"""Checks again and again, as long as the bridge consumes, that exchanges, queue and bindings still exist.
 
-An exchange that is deleted and declared again takes the binding with it, and nobody is told: no error, no messages. One
-that was declared again as a direct exchange takes the binding, and delivers nothing.
+If an exchange is deleted and declared again, its bindings are gone, and no events arrive: the broker sends no error. If
+it is declared again as a direct exchange, it accepts the binding and delivers nothing.
 
-Each question has a channel of its own. The broker closes the channel on which it refuses one, and a node of a cluster
-without its majority (seen with RabbitMQ 4.3) leaves some without an answer and answers the others. Neither ends what
-still delivers: it is a warning, until the broker answers again.
+Each check has its own channel. The broker closes the channel of a refused request. A node of a cluster without its
+majority (seen with RabbitMQ 4.3) leaves some requests without an answer and answers the others. Neither ends a session
+that may still deliver: the bridge warns until the broker answers again.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiormq
 import structlog
@@ -24,214 +25,223 @@ from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.amqp")
 
+UNVERIFIED_BINDING = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"
+"""Logged once for each connection: without the binding, no events arrive, and the bridge can't notice it."""
 
-UNPROVEN = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"
-"""Said once for each connection: where they have not, nothing comes, and nothing else says so."""
+HIDDEN_EXCHANGE = "the user may not look at the exchange, and is not told whether it exists"
+"""Logged once for each connection: since RabbitMQ 4.3, a passive declaration needs a permission on the exchange."""
 
-HIDDEN = "the user may not look at the exchange, and is not told whether it exists"
-"""Said once for each connection: from RabbitMQ 4.3 on, a look takes some permission on the exchange."""
+
+class Reading(Protocol):
+    """Whether the connection is being read."""
+
+    paused: bool
 
 
 @dataclass(slots=True)
-class Question:
-    """A request that is made again and again, and how that goes."""
+class Check:
+    """A request that is repeated, and its last result."""
 
     purpose: str
-    """What it is for, after "to"."""
+    """The purpose of the request, as it follows "to" in a warning."""
     request: Request
-    """Returns something true if more is to be waited for, though all is in its place."""
-    waits: bool = False
+    """Returns a true value if everything exists, but events still wait in the queue."""
+    pending: bool = False
     """True from the request to its answer."""
-    waited: int = 0
-    """How long it has waited, in hundredths of the limit (see patience)."""
+    pending_ticks: int = 0
+    """How long it has been pending, in hundredths of the limit (see `timeouts`)."""
     refusal: str | None = None
-    """The broker's words, if it refused the last request."""
-    fine_s: float | None = None
-    """When it was last asked, if the answer was that all is in its place (monotonic seconds)."""
+    """The broker's text if it refused the last request."""
+    passed_s: float | None = None
+    """The time of the last request (monotonic seconds) to which everything existed and no event waited."""
 
 
-class Watch:
-    """Checks a topology until something is missing. What it can't find out is among its warnings."""
+class TopologyCheck:
+    """Checks a topology until a part of it is missing. `warnings` has what can't be checked."""
 
     def __init__(
         self,
         amqp: Connection,
-        found: Topology,
+        topology: Topology,
         on_answer: Callable[[float], None],
         on_complete: Callable[[float], None],
-        deaf: Callable[[], bool] = lambda: False,
+        reading: Reading,
         *,
         named: bool,
         timing: Timing = DEFAULT,
     ) -> None:
-        """`on_answer` is told of each answer, with the time at which the broker was asked (monotonic seconds), and
-        `on_complete` of the time until which everything was in its place, and no message waited in the queue: as far
-        as the broker tells, which it does not of a binding that is gone, and is there again by the next question.
+        """`on_answer` gets the time of each request that was answered (monotonic seconds).
 
-        While `deaf()`, nothing is read from the broker, and it is not blamed for its silence. `named` is True for a
-        named queue, which others may consume too.
+        `on_complete` gets a time at which everything existed and no event waited in the queue. A binding that was
+        deleted and made again between two checks is not noticed. While `reading.paused`, the broker's silence counts
+        for nothing. `named` is True for a named queue, which may have other consumers.
         """
+        self.answered = False
+        """True when the broker has answered a request."""
+        self.other_consumers = 0
+        """The number of other consumers of a named queue."""
         self._amqp = amqp
-        self._found = found
+        self._topology = topology
         self._on_answer = on_answer
         self._on_complete = on_complete
-        self._deaf = deaf
-        self.answered = False
-        """True once the broker has answered anything."""
-        self.others = 0
-        """How many others consume the named queue, as far as the broker knows."""
+        self._reading = reading
         self._named = named
         self._timing = timing
-        self._questions = tuple(self._of(found))
-        self._over = False
-        self._silent = 0
-        """Hundredths of the limit since the last answer, while one is due."""
+        self._checks = tuple(self._checks_of(topology))
+        self._stopping = False
+        self._silent_ticks = 0
+        """Hundredths of the limit since the last answer, while a request is pending."""
 
     async def run(self) -> None:
-        """Runs until it is cancelled. Raises if something is gone or has become something else, ConnectionError if the
-        broker answers nothing any more."""
-        found = self._found
-        if found.unverified_bindings:
-            _log.warning(UNPROVEN, queue=found.queue, exchanges=found.unverified_bindings)
-        if found.hidden:
-            _log.warning(HIDDEN, exchanges=found.hidden)
-        asking = {asyncio.create_task(self._repeat(question)): question for question in self._questions}
-        judging = asyncio.create_task(self._judge())
+        """Runs until cancelled. Raises the broker's error if a part is missing or has changed.
+
+        Raises ConnectionError if no request is answered within `check_timeout_s`.
+        """
+        topology = self._topology
+        if topology.unverified_bindings:
+            _log.warning(UNVERIFIED_BINDING, queue=topology.queue, exchanges=topology.unverified_bindings)
+        if topology.hidden:
+            _log.warning(HIDDEN_EXCHANGE, exchanges=topology.hidden)
+        repeating = {asyncio.create_task(self._repeat(check)): check for check in self._checks}
+        watching = asyncio.create_task(self._watch_timeouts())
         try:
-            ended, _ = await asyncio.wait([*asking, judging], return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait([*repeating, watching], return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 task.result()
         finally:
-            judging.cancel()
-            # aiormq closes the channel of a request that is cancelled. If the broker closes it at the same time, to say
-            # no, it then ends the whole connection.
-            waiting = [task for task, question in asking.items() if question.waits and not task.done()]
-            for task in asking.keys() - waiting:
+            watching.cancel()
+            # aiormq closes the channel of a cancelled request. If the broker closes this channel at the same time,
+            # because it refuses the request, the broker then closes the whole connection.
+            pending = [task for task, check in repeating.items() if check.pending and not task.done()]
+            for task in repeating.keys() - pending:
                 task.cancel()
-            self._over = True
-            if waiting:
-                await asyncio.wait(waiting, timeout=self._timing.give_up_s)
-            for task in waiting:
+            self._stopping = True
+            if pending:
+                await asyncio.wait(pending, timeout=self._timing.give_up_s)
+            for task in pending:
                 task.cancel()
-            await asyncio.gather(*asking, judging, return_exceptions=True)
+            await asyncio.gather(*repeating, watching, return_exceptions=True)
 
     @property
     def warnings(self) -> list[str]:
-        """What can't be found out, and why, for `/readyz`."""
+        """What can't be checked, and why, for `/readyz`."""
         warnings = []
-        if self._found.unverified_bindings:
-            exchanges = ", ".join(self._found.unverified_bindings)
+        if self._topology.unverified_bindings:
             warnings.append(
-                f"the user of BRIDGE_AMQP_URL may not bind the queue to {exchanges}, and can't "
-                "see whether it is bound: whoever made the queue must see to that, again whenever one of these "
-                "exchanges was made anew"
+                f"the user of BRIDGE_AMQP_URL may not bind the queue to "
+                f"{', '.join(self._topology.unverified_bindings)}, and can't see whether it is bound: whoever made the "
+                "queue must see to that, again whenever one of these exchanges was made anew"
             )
-        if self._found.hidden:
+        if self._topology.hidden:
             warnings.append(
-                f"the user of BRIDGE_AMQP_URL may not look at {', '.join(self._found.hidden)}, and is not told whether "
-                "it exists: the permission to read it would be enough"
+                f"the user of BRIDGE_AMQP_URL may not look at {', '.join(self._topology.hidden)}, and is not told "
+                "whether it exists: the permission to read it would be enough"
             )
-        return [*warnings, *filter(None, map(self._warning, self._questions))]
+        return [*warnings, *filter(None, map(self._warning, self._checks))]
 
-    def _of(self, found: Topology) -> Iterator[Question]:
-        for exchange in found.exchanges:
-            if exchange.name not in found.hidden:
-                yield Question(f"look at the exchange {exchange.name!r}", _looking_at(exchange))
-        yield Question(f"look at the queue {found.queue!r}", self._count_consumers(found.queue))
-        for exchange in found.exchanges:
-            if exchange.name not in found.unverified_bindings:
-                yield Question(
-                    f"bind the queue {found.queue!r} to the exchange {exchange.name!r}",
-                    _binding(found.queue, exchange.name),
+    # The checks
+
+    def _checks_of(self, topology: Topology) -> Iterator[Check]:
+        for exchange in topology.exchanges:
+            if exchange.name not in topology.hidden:
+                yield Check(f"look at the exchange {exchange.name!r}", _exchange_request(exchange))
+        yield Check(f"look at the queue {topology.queue!r}", self._queue_request(topology.queue))
+        for exchange in topology.exchanges:
+            if exchange.name not in topology.unverified_bindings:
+                yield Check(
+                    f"bind the queue {topology.queue!r} to the exchange {exchange.name!r}",
+                    _binding_request(topology.queue, exchange.name),
                 )
 
-    def _count_consumers(self, queue: str) -> Request:
+    def _queue_request(self, queue: str) -> Request:
         async def request(channel: aiormq.abc.AbstractChannel) -> int:
             declared = await channel.queue_declare(queue, passive=True)
             if self._named:
-                self._count_others(queue, (declared.consumer_count or 0) - 1)
+                self._count_other_consumers(queue, (declared.consumer_count or 0) - 1)
             return declared.message_count or 0
 
         return request
 
-    def _count_others(self, queue: str, others: int) -> None:
-        if others > 0 and not self.others:
+    def _count_other_consumers(self, queue: str, others: int) -> None:
+        if others > 0 and not self.other_consumers:
             _log.error(
                 "others consume this bridge's queue, and each event goes to one of them only; give every bridge a "
                 "BRIDGE_QUEUE of its own (right after a lost connection it may be its own old one, and passes)",
                 queue=queue,
                 others=others,
             )
-        elif others <= 0 and self.others:
+        elif others <= 0 and self.other_consumers:
             _log.info("nobody else consumes this bridge's queue any more", queue=queue)
-        self.others = max(0, others)
+        self.other_consumers = max(0, others)
 
-    async def _repeat(self, question: Question) -> None:
+    # Requests and answers
+
+    async def _repeat(self, check: Check) -> None:
         channel: aiormq.abc.AbstractChannel | None = None
         opened_s = 0.0
         pause_s = self._timing.check_interval_s
-        while not self._over:
+        while not self._stopping:
             await asyncio.sleep(pause_s)
-            question.waits, question.waited, asked_s = True, 0, time.monotonic()
+            check.pending, check.pending_ticks, asked_s = True, 0, time.monotonic()
             if channel is not None and time.monotonic() - opened_s >= self._timing.refused_interval_s:
-                # The broker keeps what it has found out about permissions for as long as a channel is open.
+                # The broker caches the user's permissions as long as a channel is open.
                 await channel.close()
             if channel is None or channel.is_closed:
                 channel, opened_s = await self._amqp.channel(publisher_confirms=False), time.monotonic()
             refusal = None
             try:
-                if not await question.request(channel):
-                    question.fine_s = asked_s
+                if not await check.request(channel):
+                    check.passed_s = asked_s
             except aiormq.exceptions.ChannelAccessRefused as error:
                 refusal = error_text(error)
-            self._answered(question, asked_s, refusal)
-            # A broker writes each refusal into its log.
+            self._record_answer(check, asked_s, refusal)
+            # The broker logs each refusal.
             pause_s = self._timing.check_interval_s if refusal is None else self._timing.refused_interval_s
 
-    def _answered(self, question: Question, asked_s: float, refusal: str | None) -> None:
-        doubted = self._warning(question) is not None
-        question.waits, question.refusal = False, refusal
-        self._silent = 0
+    def _record_answer(self, check: Check, asked_s: float, refusal: str | None) -> None:
+        warned = self._warning(check) is not None
+        check.pending, check.refusal = False, refusal
+        self._silent_ticks = 0
         self.answered = True
         self._on_answer(asked_s)
-        fine_s = [each.fine_s for each in self._questions if each.fine_s is not None]
-        if len(fine_s) == len(self._questions):
-            self._on_complete(min(fine_s))
-        warning = self._warning(question)
-        if warning and not doubted:
+        passed_s = [each.passed_s for each in self._checks if each.passed_s is not None]
+        if len(passed_s) == len(self._checks):
+            self._on_complete(min(passed_s))
+        warning = self._warning(check)
+        if warning and not warned:
             _log.warning(warning)
-        elif doubted and not warning:
-            _log.info(f"the bridge can {question.purpose} again")
+        elif warned and not warning:
+            _log.info(f"the bridge can {check.purpose} again")
 
-    async def _judge(self) -> None:
+    async def _watch_timeouts(self) -> None:
         limit_s = self._timing.check_timeout_s
         while True:
             await asyncio.sleep(limit_s / TICKS)
-            if self._deaf():
+            if self._reading.paused:
                 continue
-            waiting = [question for question in self._questions if question.waits]
-            self._silent = self._silent + 1 if waiting else 0
-            if self._silent >= TICKS:
+            pending = [check for check in self._checks if check.pending]
+            self._silent_ticks = self._silent_ticks + 1 if pending else 0
+            if self._silent_ticks >= TICKS:
                 raise no_reply_error(limit_s)
-            for question in waiting:
-                question.waited += 1
-                if question.waited == TICKS:
-                    _log.warning(self._warning(question))
+            for check in pending:
+                check.pending_ticks += 1
+                if check.pending_ticks == TICKS:
+                    _log.warning(self._warning(check))
 
-    def _warning(self, question: Question) -> str | None:
-        if question.refusal is not None:
-            return f"the user of BRIDGE_AMQP_URL may no longer {question.purpose}: {question.refusal}"
-        if question.waits and question.waited >= TICKS:
+    def _warning(self, check: Check) -> str | None:
+        if check.refusal is not None:
+            return f"the user of BRIDGE_AMQP_URL may no longer {check.purpose}: {check.refusal}"
+        if check.pending and check.pending_ticks >= TICKS:
             return (
-                f"the broker answers, but not when it is asked to {question.purpose}: a node of a cluster does that "
+                f"the broker answers, but not when it is asked to {check.purpose}: a node of a cluster does that "
                 "while it has no majority"
             )
         return None
 
 
-def _looking_at(exchange: Exchange) -> Request:
+def _exchange_request(exchange: Exchange) -> Request:
     async def request(channel: aiormq.abc.AbstractChannel) -> None:
-        # First whether it is there: the second declaration would make it.
+        # Passively first: the second declaration would create a missing exchange.
         await channel.exchange_declare(exchange.name, passive=True)
         if exchange.kind is not None:
             await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)
@@ -239,7 +249,7 @@ def _looking_at(exchange: Exchange) -> Request:
     return request
 
 
-def _binding(queue: str, exchange: str) -> Request:
+def _binding_request(queue: str, exchange: str) -> Request:
     async def request(channel: aiormq.abc.AbstractChannel) -> None:
         await channel.queue_bind(queue, exchange, ROUTING_KEY)
 

@@ -8,7 +8,8 @@ The events of an exclusive queue exist only here by then, so they are held furth
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import aiormq
 import structlog
@@ -45,6 +46,13 @@ _LOGGER = "bridge.rejects"
 _log = structlog.get_logger(_LOGGER)
 
 
+class FlowControl(Protocol):
+    """The limits of the consumer whose deliveries are rejected."""
+
+    def set_full(self, full: bool) -> None:
+        """Called with True when MAX_HELD_BYTES are held, and with False when there is room again."""
+
+
 class RejectPublisher:
     """Publishes rejected events, and settles each delivery once the broker has confirmed its event.
 
@@ -56,6 +64,7 @@ class RejectPublisher:
         nodes: Sequence[Node],
         exchange: str | None,
         instance: str,
+        flow_control: FlowControl,
         metrics: Metrics,
         wait: bool,
         max_kept: int | None = None,
@@ -79,8 +88,7 @@ class RejectPublisher:
         self._unconfirmed: dict[asyncio.Task[None], Delivery] = {}
         self._held_bytes = 0
         """The bytes of the held bodies that belong to the current session of the consumer."""
-        self.on_held: Callable[[bool], None] = lambda held: None
-        """Called with True when MAX_HELD_BYTES are held, and with False when there is room again."""
+        self._flow_control = flow_control
         self._retries = RetryQueue()
         self._max_kept = max_kept
         self._logged: State | None = None
@@ -206,7 +214,7 @@ class RejectPublisher:
     def _add_held_bytes(self, added: int) -> None:
         before, self._held_bytes = self._held_bytes, self._held_bytes + added
         if (before < MAX_HELD_BYTES) != (self._held_bytes < MAX_HELD_BYTES):
-            self.on_held(self._held_bytes >= MAX_HELD_BYTES)
+            self._flow_control.set_full(self._held_bytes >= MAX_HELD_BYTES)
 
     def _count_lost(self, events: int, phrase: str) -> None:
         if events:

@@ -1,8 +1,8 @@
-"""A message's properties as they came: what everybody asks for is read at once, the rest where it is wanted.
+"""The properties of a delivery: type, encoding and offset are read at once, all others on demand.
 
-In a stream no two messages have the same properties: each has its own offset among its headers. It is found, and the
-others are told apart, without decoding them, which would cost more than all the rest of a delivery. This file must
-never know of frames, or of what a property is for.
+In a stream, no two messages have the same properties, because each has its own offset among its headers. The offset is
+found without decoding the other headers, which would take longer than the rest of a delivery. This module knows nothing
+of frames, or of the use of a property.
 """
 
 import struct
@@ -14,11 +14,11 @@ from pamqp.header import ContentHeader
 from bridge.amqp.wire.compat import short_string
 
 FLAGS_AT = 12
-"""Where the properties begin: behind class, weight and body size."""
+"""Where the properties begin: after class, weight and body size."""
 OFFSET_NAME = b"x-stream-offset"
 OFFSET = struct.Struct(">q")
 OFFSET_KEY = bytes([len(OFFSET_NAME)]) + OFFSET_NAME + b"l"
-"""The name as a short string, and the type of a signed 64-bit number behind it (AMQP 0-9-1, section 4.2.5.5)."""
+"""The name as a short string, and the type letter of a signed 64-bit number (AMQP 0-9-1, section 4.2.5.5)."""
 
 
 WIDTHS = {
@@ -26,68 +26,74 @@ WIDTHS = {
     for kinds, width in (("V", 0), ("tbB", 1), ("su", 2), ("Iif", 4), ("D", 5), ("lLdT", 8))
     for kind in kinds
 }
-"""Bytes of a header's value, by its type, in RabbitMQ's own choice of letters; of any other type, they are behind its
-length."""
+"""Bytes of a header's value, by its type letter as RabbitMQ uses it. Values of other types begin with their length."""
 
 TypeAndEncoding = tuple[str | None, str | None]
 
 
 class MessageProperties:
-    """What came with a body."""
+    """The properties of a message."""
 
     __slots__ = ("_header", "encoding", "offset", "type")
 
-    def __init__(self, header: bytes, known: TypeAndEncoding | None = None) -> None:
+    def __init__(self, header: bytes, type_and_encoding: TypeAndEncoding | None = None) -> None:
         """`header` is the payload of a content header frame (AMQP 0-9-1, section 4.2.6.1)."""
         self._header = header
         self.offset: int | None = None
-        """Where the message is in its stream; known only to what `StreamPropertiesReader` has read."""
+        """The message's offset in its stream. Only `StreamPropertiesReader` sets it."""
         try:
-            self.type, self.encoding = _type_and_encoding(header) if known is None else known
-        except IndexError:  # no broker lets this through; without a type, the exchange's default holds
+            self.type, self.encoding = _type_and_encoding(header) if type_and_encoding is None else type_and_encoding
+        except IndexError:  # cut short, which no broker sends; without a type, the exchange's default applies
             self.type = self.encoding = None
 
     def decode(self) -> commands.Basic.Properties:
-        """All of them, leniently decoded (see `decoding`); type and encoding alone, where even that can't be done."""
+        """Returns all properties, decoded leniently (see `compat`). If that fails, only type and encoding."""
         header = ContentHeader()
         try:
             header.unmarshal(self._header)
-        except Exception:  # there is no bound to what the library raises, and the message is somebody's event
+        except Exception:  # the library may raise any error, and the event must not be lost for it
             return commands.Basic.Properties(message_type=self.type, content_encoding=self.encoding)
         return header.properties
 
 
 class StreamPropertiesReader:
-    """Reads the properties of one stream's messages."""
+    """Reads the properties of the messages of one stream."""
 
-    __slots__ = ("_around", "_known")
+    __slots__ = ("_last_around", "_last_type_and_encoding")
 
     def __init__(self) -> None:
-        self._around: tuple[bytes, bytes] | None = None
-        """What was before and behind the offset last: where it is the same again, so are type and encoding."""
-        self._known: TypeAndEncoding = (None, None)
+        self._last_around: tuple[bytes, bytes] | None = None
+        """The bytes before and after the last offset. If they are the same again, so are type and encoding."""
+        self._last_type_and_encoding: TypeAndEncoding = (None, None)
 
     def read(self, header: bytes) -> MessageProperties:
-        """The content, with its offset; None there where the broker gave none."""
-        # In front of flags and properties is how long the body is, which is something else each time.
-        before, key, behind = header[FLAGS_AT:].partition(OFFSET_KEY)
-        # Anybody may put anything into a header. But what is there once only is the broker's.
-        if not key or OFFSET_NAME in before or OFFSET_NAME in behind or len(behind) < OFFSET.size:
+        """Returns the properties with the offset; without it if the broker sent none."""
+        # Before the flags is the body's size, which differs each time.
+        before, key, after = header[FLAGS_AT:].partition(OFFSET_KEY)
+        # A publisher may put these bytes anywhere. The broker adds its own, so a name that occurs once is the broker's.
+        if not key or OFFSET_NAME in before or OFFSET_NAME in after or len(after) < OFFSET.size:
             properties = MessageProperties(header)
             with suppress(IndexError, struct.error):
                 properties.offset = _offset(header)
             return properties
-        around = (before, behind[OFFSET.size :])
-        properties = MessageProperties(header, self._known if around == self._around else None)
-        self._around, self._known = around, (properties.type, properties.encoding)
-        properties.offset = int.from_bytes(behind[: OFFSET.size], "big", signed=True)
+        around = (before, after[OFFSET.size :])
+        properties = MessageProperties(header, self._last_type_and_encoding if around == self._last_around else None)
+        self._last_around, self._last_type_and_encoding = around, (properties.type, properties.encoding)
+        properties.offset = int.from_bytes(after[: OFFSET.size], "big", signed=True)
         return properties
 
 
-def _offset(header: bytes) -> int | None:
-    """The offset among the headers, from one to the next. Raises IndexError or struct.error where they are cut short.
+def stream_offset(properties: commands.Basic.Properties) -> int:
+    """Returns the offset in decoded properties of a stream's message."""
+    offset = (properties.headers or {}).get(OFFSET_NAME.decode())
+    assert isinstance(offset, int)
+    return offset
 
-    Not with the library, which reads all of them or none: one that it can't read must not hide the offset.
+
+def _offset(header: bytes) -> int | None:
+    """Finds the offset by going from header to header. Raises IndexError or struct.error if they are cut short.
+
+    The library reads all headers or none: a header that it can't read would hide the offset.
     """
     flags = header[12] << 8 | header[13]
     at = 14
@@ -99,17 +105,20 @@ def _offset(header: bytes) -> int | None:
     end = at + 4 + int.from_bytes(header[at : at + 4], "big")
     at += 4
     while at < end:
-        behind = at + 1 + header[at]
-        if header[at : behind + 1] == OFFSET_KEY:
-            return int(OFFSET.unpack_from(header, behind + 1)[0])
-        width = WIDTHS.get(header[behind])
-        at = behind + 1
+        type_at = at + 1 + header[at]
+        if header[at : type_at + 1] == OFFSET_KEY:
+            return int(OFFSET.unpack_from(header, type_at + 1)[0])
+        width = WIDTHS.get(header[type_at])
+        at = type_at + 1
         at += 4 + int.from_bytes(header[at : at + 4], "big") if width is None else width
     return None
 
 
 def _type_and_encoding(header: bytes) -> TypeAndEncoding:
-    """A message's `type` and `content_encoding`: its properties follow each other without names, in a fixed order."""
+    """Reads `type` and `content_encoding`. Raises IndexError if the properties are cut short.
+
+    Properties have no names on the wire: they follow each other in a fixed order.
+    """
     encoding = kind = None
     flags = header[12] << 8 | header[13]
     at = 14
@@ -135,7 +144,7 @@ def _type_and_encoding(header: bytes) -> TypeAndEncoding:
 
 
 def string(data: bytes) -> tuple[int, str]:
-    """A short string, and how long it is with its length. Raises IndexError where it is cut short."""
+    """Returns the size of a short string, with its length octet, and its text. Raises IndexError if it is cut short."""
     size, text = short_string(data)
     if size > len(data):
         raise IndexError(f"a string of {size - 1} bytes in {len(data) - 1}")

@@ -15,13 +15,14 @@ from bridge.amqp import status, supervisor
 from bridge.amqp.close_cause import SessionEndedError
 from bridge.amqp.consume import consumer as module
 from bridge.amqp.consume import gaps, queue, topology_check
-from bridge.amqp.consume.consumer import Consumer, Source
-from bridge.amqp.consume.restart_delay import ENDS_AT_ONCE, LOST_AT_ONCE
+from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
+from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.consume.restart_delay import CLOSED_EARLY, LOST_EARLY
 from bridge.amqp.consume.stream_position import Verdict
-from bridge.amqp.consume.stream_reader import Stream
-from bridge.amqp.consume.stream_session import DOUBTFUL
+from bridge.amqp.consume.stream_reader import StreamConfig
+from bridge.amqp.consume.stream_session import POSSIBLE_GAP
 from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED
-from bridge.amqp.consume.topology_check import UNPROVEN
+from bridge.amqp.consume.topology_check import UNVERIFIED_BINDING
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.errors import BrokerRefusal
@@ -35,6 +36,7 @@ from tests.support.fake_amqp import (
     REFUSED,
     FakeAmqp,
     FakeBroker,
+    FakeTransport,
     delivery,
     header,
     method,
@@ -67,8 +69,9 @@ class RunningConsumer:
         self.recorder = Recorder()
         self.metrics = Metrics()
         addresses = tuple(Node(f"amqp://{node}/") for node in nodes) or NODES
-        source = Source(addresses, ("killmails",), queue, 20, "a bridge")
-        self.consumer = Consumer(source, self.recorder, self.metrics, wait)
+        config = ConsumerConfig(addresses, ("killmails",), queue, "a bridge")
+        self.flow_control = FlowControl(20)
+        self.consumer = Consumer(config, self.recorder, self.flow_control, self.metrics, wait)
         self.states: list[State] = []
         self.running: asyncio.Task[None] | None = None
 
@@ -151,7 +154,7 @@ async def test_life_sets_everything_up_before_it_consumes(running: RunningConsum
     assert running.count("bridge_consuming") == 1
     assert running.count("bridge_broker_connection_attempts_total") == 1
     assert running.consumer.status.failed_connects == 0
-    assert running.consumer.at_end
+    assert running.consumer.is_live
 
 
 async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: RunningConsumer) -> None:
@@ -294,7 +297,7 @@ async def test_loss_and_recovery_are_logged_as_a_pair_and_the_loss_is_counted(ru
         first.lose()
         await running.is_lost()
         assert running.count("bridge_consuming") == 0
-        assert not running.consumer.at_end
+        assert not running.consumer.is_live
         await running.works()
     assert events(logged) == [("warning", "broker lost"), ("info", "broker recovered")]
     assert logged[0]["error"] == "CONNECTION_FORCED - shutdown"
@@ -402,10 +405,10 @@ async def test_connection_that_ends_at_each_delivery_is_retried_later_and_report
         pauses_s = await lost_at_once(running, INTERNAL_ERROR, 9)
         assert pauses_s[0] < 1.5, "once is no news"
         assert 15 <= pauses_s[-1] < 30 + 2.5
-        assert running.consumer.doubts == [ENDS_AT_ONCE]
+        assert running.consumer.warnings == [CLOSED_EARLY]
         await running.works()
         await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
-    said = [line for line in logged if line["event"] == ENDS_AT_ONCE]
+    said = [line for line in logged if line["event"] == CLOSED_EARLY]
     assert [(line["log_level"], line["times"], line["error"]) for line in said] == [
         ("error", times, "INTERNAL_ERROR") for times in (2, 4, 8)
     ]
@@ -415,7 +418,7 @@ async def test_connection_that_is_lost_at_once_again_and_again_is_not_blamed_on_
     running: RunningConsumer,
 ) -> None:
     await lost_at_once(running, aiormq.exceptions.AMQPConnectionError("reset"), 2)
-    assert running.consumer.doubts == [LOST_AT_ONCE]
+    assert running.consumer.warnings == [LOST_EARLY]
 
 
 async def test_connection_on_which_the_broker_has_answered_did_not_end_at_once(running: RunningConsumer) -> None:
@@ -428,7 +431,7 @@ async def test_connection_on_which_the_broker_has_answered_did_not_end_at_once(r
         life_.lose(INTERNAL_ERROR)
         await running.is_lost()
     await running.works()
-    assert running.consumer.doubts == []
+    assert running.consumer.warnings == []
 
 
 async def test_bridge_that_stops_does_not_wait_for_the_next_session(running: RunningConsumer) -> None:
@@ -444,13 +447,13 @@ async def test_reduced_prefetch_is_given_up_on_the_same_channel_when_there_is_ro
     running.begin()
     await running.works()
     running.come(1, 2, 3)
-    running.consumer.intake.hold(True)
+    running.flow_control.set_full(True)
     first.lose()
     await running.is_lost()
     await running.works()
     assert "qos 3" in second.requests
-    running.consumer.intake.hold(True)
-    running.consumer.intake.hold(False)
+    running.flow_control.set_full(True)
+    running.flow_control.set_full(False)
     await eventually("it consumes anew", lambda: second.requests.count("consume kept") == 2)
     of_the_channel = [each for each in second.requests if each.startswith(("qos", "consume", "cancel"))]
     assert of_the_channel == ["qos 3", "consume kept", "cancel tag-1", "qos 20", "consume kept"]
@@ -628,7 +631,7 @@ async def test_broker_that_answers_nothing_any_more_ends_the_life(running: Runni
     await running.works()
     await running.is_lost()
     assert running.consumer.status.error == f"the broker does not answer within {DEFAULT.check_timeout_s:g} s"
-    assert running.consumer.doubts == []
+    assert running.consumer.warnings == []
     await running.works()
 
 
@@ -644,7 +647,7 @@ async def test_other_consumers_of_the_queue_are_logged_once_and_so_is_their_end(
     with capture_logs() as logged:
         for _ in range(6):
             await asyncio.sleep(DEFAULT.check_interval_s + 0.01)
-            seen.append((running.consumer.sharing, len(logged)))
+            seen.append((running.consumer.other_consumers, len(logged)))
     assert seen == [(0, 0), (2, 1), (1, 1), (0, 2), (0, 2), (1, 3)]
     assert [line["log_level"] for line in logged] == ["error", "info", "error"]
     assert (logged[0]["queue"], logged[0]["others"]) == ("kept", 2)
@@ -657,7 +660,7 @@ async def test_queue_of_ones_own_has_no_others(exclusive: RunningConsumer) -> No
     await exclusive.works()
     with capture_logs() as logged:
         await asyncio.sleep(3 * DEFAULT.check_interval_s)
-    assert (logged, exclusive.consumer.sharing) == ([], 0)
+    assert (logged, exclusive.consumer.other_consumers) == ([], 0)
 
 
 async def test_others_are_forgotten_with_the_connection(running: RunningConsumer) -> None:
@@ -665,10 +668,10 @@ async def test_others_are_forgotten_with_the_connection(running: RunningConsumer
     running.broker.lives += [first, ConnectionError("refused")]
     running.begin()
     await running.works()
-    await eventually("others are seen", lambda: running.consumer.sharing)
+    await eventually("others are seen", lambda: running.consumer.other_consumers)
     first.lose()
     await running.is_lost()
-    assert running.consumer.sharing == 0
+    assert running.consumer.other_consumers == 0
 
 
 async def test_binding_that_cannot_be_verified_is_logged_for_each_connection_and_not_tried_again(
@@ -682,13 +685,13 @@ async def test_binding_that_cannot_be_verified_is_logged_for_each_connection_and
     with capture_logs() as logged:
         running.begin()
         await running.works()
-        [doubt] = running.consumer.doubts
+        [doubt] = running.consumer.warnings
         assert "may not bind the queue to killmails" in doubt
         await asyncio.sleep(3 * DEFAULT.check_interval_s)
         first.lose()
         await running.is_lost()
         await running.works()
-    said = [line for line in logged if line["event"] == UNPROVEN]
+    said = [line for line in logged if line["event"] == UNVERIFIED_BINDING]
     assert [(line["queue"], line["exchanges"]) for line in said] == [("kept", ("killmails",))] * 2
     assert first.requests.count("bind kept to killmails #") == 1
 
@@ -701,10 +704,9 @@ async def test_stop_cancels_settles_what_is_in_hand_and_closes(running: RunningC
     running.recorder.holds = True
     running.begin()
     await running.works()
-    written: list[bytes] = []
     fast_channel = running.broker.fast_channel
     assert fast_channel is not None
-    fast_channel.write = written.append
+    fast_channel.attach(transport := FakeTransport())
     running.come(1, 2)
     with capture_logs() as logged:
         running.consumer.stop()
@@ -714,7 +716,7 @@ async def test_stop_cancels_settles_what_is_in_hand_and_closes(running: RunningC
             each.settle()
         assert running.running is not None
         await running.running
-    assert len(written) == 1
+    assert len(transport.written) == 1
     assert running.broker.closed == 1
     assert running.consumer.status.state is State.STOPPED
     assert (logged, running.count("bridge_broker_losses_total")) == ([], 0)
@@ -730,13 +732,12 @@ async def test_what_is_settled_at_the_last_moment_is_acknowledged(running: Runni
     running.broker.lives.append(FakeAmqp().on("cancel tag-1", settle))
     running.begin()
     await running.works()
-    written: list[bytes] = []
     fast_channel = running.broker.fast_channel
     assert fast_channel is not None
-    fast_channel.write = written.append
+    fast_channel.attach(transport := FakeTransport())
     running.come(1)
     await running.stop()
-    assert len(written) == 1
+    assert len(transport.written) == 1
 
 
 @pytest.mark.parametrize(("queue", "kept"), [("kept", True), (None, False)])
@@ -794,17 +795,17 @@ async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
     broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker.lives.append(amqp := FakeAmqp())
-    source = Source(NODES, ("killmails",), None, 20, "a bridge", Stream("past", 3600.0, 2**20, window=100))
-    consumer = Consumer(source, Recorder(), Metrics(), wait=False)
-    history = consumer.history
-    assert history is not None
+    config = ConsumerConfig(NODES, ("killmails",), None, "a bridge", StreamConfig("past", 3600.0, 2**20, window=100))
+    consumer = Consumer(config, Recorder(), FlowControl(20), Metrics(), wait=False)
+    reader = consumer.stream_reader
+    assert reader is not None
     begun: list[bool] = []
 
-    async def begin(made: bool) -> None:
-        begun.append(made)
-        history.start = 4711
+    async def begin_session(created: bool) -> None:
+        begun.append(created)
+        reader.start_offset = 4711
 
-    monkeypatch.setattr(history, "begin", begin)
+    monkeypatch.setattr(reader, "begin_session", begin_session)
     with capture_logs() as logged:
         running = asyncio.create_task(consumer.run())
         await eventually("it consumes", lambda: consumer.status.state is State.WORKING)
@@ -838,17 +839,17 @@ async def reading(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     FakeStallDetector.instances = []
     monkeypatch.setattr(module, "StallDetector", FakeStallDetector)
     reading = RunningConsumer(broker, None)
-    stream = Stream("past", 3600.0, 2**20, window=100)
-    source = Source(NODES, ("killmails",), None, 2, "a bridge", stream)
+    stream = StreamConfig("past", 3600.0, 2**20, window=100)
+    config = ConsumerConfig(NODES, ("killmails",), None, "a bridge", stream)
     reading.metrics = Metrics()
-    reading.consumer = Consumer(source, reading.recorder, reading.metrics, wait=False)
-    history = reading.consumer.history
-    assert history is not None
+    reading.consumer = Consumer(config, reading.recorder, FlowControl(2), reading.metrics, wait=False)
+    reader = reading.consumer.stream_reader
+    assert reader is not None
 
-    async def begin(made: bool) -> None:
-        history.start = 0
+    async def begin_session(created: bool) -> None:
+        reader.start_offset = 0
 
-    monkeypatch.setattr(history, "begin", begin)
+    monkeypatch.setattr(reader, "begin_session", begin_session)
     yield reading
     await end(reading)
 
@@ -883,9 +884,9 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
     reading.recorder.deliveries[0].settle()
     may_deliver.append(detector.may_deliver())
     assert may_deliver == [True, True, False, True]
-    history, status_ = reading.consumer.history, reading.consumer.status
-    assert history is not None
-    assert detector.given == (history, status_.touch, DEFAULT)
+    reader, status_ = reading.consumer.stream_reader, reading.consumer.status
+    assert reader is not None
+    assert detector.given == (reader, status_.touch, DEFAULT)
 
 
 async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> None:
@@ -902,19 +903,19 @@ async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
     reading: RunningConsumer, monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     """Otherwise they repeat without a pause, and each leaves a mark in the stream."""
-    history = reading.consumer.history
-    assert history is not None
+    reader = reading.consumer.stream_reader
+    assert reader is not None
     began_s: list[float] = []
 
-    async def life_() -> str:
+    async def session_() -> str:
         began_s.append(clock.now_s)
         reading.consumer.status.enter(State.WORKING)
         if len(began_s) == 2:
-            assert history.course.judge(7, 1) is Verdict.NEW
+            assert reader.position.observe(7, 1) is Verdict.NEW
         await asyncio.sleep(12)
         return STALLED
 
-    monkeypatch.setattr(reading.consumer, "_life", life_)
+    monkeypatch.setattr(reading.consumer, "_run_session", session_)
     reading.begin()
     await eventually("there are twelve sessions", lambda: len(began_s) == 12, limit_s=1000)
     pauses_s = [later - earlier - 12 for earlier, later in pairwise(began_s)]
@@ -927,14 +928,14 @@ async def test_sessions_that_stall_at_the_same_event_are_losses_and_rare(
 async def test_stream_is_read_once_more_where_that_is_asked_for_and_it_is_no_loss(
     running: RunningConsumer, monkeypatch: pytest.MonkeyPatch, *, stops: bool
 ) -> None:
-    reasons = iter([DOUBTFUL, DOUBTFUL, "gone"])
+    reasons = iter([POSSIBLE_GAP, POSSIBLE_GAP, "gone"])
 
-    async def life_() -> str:
+    async def session_() -> str:
         if stops:
             running.consumer.stop()
         return next(reasons)
 
-    monkeypatch.setattr(running.consumer, "_life", life_)
+    monkeypatch.setattr(running.consumer, "_run_session", session_)
     with capture_logs() as logged:
-        assert await running.consumer._consume() == (DOUBTFUL if stops else "gone")
-    assert [(line["log_level"], line["reason"]) for line in logged] == ([] if stops else [("info", DOUBTFUL)] * 2)
+        assert await running.consumer._consume() == (POSSIBLE_GAP if stops else "gone")
+    assert [(line["log_level"], line["reason"]) for line in logged] == ([] if stops else [("info", POSSIBLE_GAP)] * 2)

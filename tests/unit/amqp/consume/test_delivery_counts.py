@@ -7,11 +7,12 @@ from pamqp import commands
 from pamqp.common import FieldValue
 from structlog.testing import capture_logs
 
-from bridge.amqp.consume.delivery_counts import WARNED, Returns
+from bridge.amqp.consume.delivery_counts import WARNED, DeliveryCounts
 from bridge.amqp.consume.session import ConsumerSession
+from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import MessageProperties
 from tests.support.delivery_handler import Recorder
-from tests.support.fake_amqp import OWN, header, method, part, payload_of
+from tests.support.fake_amqp import OWN, FakeAmqp, header, method, part, payload_of
 
 
 def properties(count: FieldValue) -> MessageProperties:
@@ -20,56 +21,57 @@ def properties(count: FieldValue) -> MessageProperties:
 
 
 def test_event_that_came_back_often_is_warned_of_until_it_is_settled() -> None:
-    returns = Returns()
+    counts = DeliveryCounts()
     with capture_logs() as logged:
-        returns.note(1, properties(WARNED - 1))
-        assert (returns.warnings, logged) == ([], [])
-        returns.note(2, properties(WARNED))
-        returns.note(3, properties(WARNED + 2))
-    [warning] = returns.warnings
+        counts.note(1, properties(WARNED - 1))
+        assert (counts.warnings, logged) == ([], [])
+        counts.note(2, properties(WARNED))
+        counts.note(3, properties(WARNED + 2))
+    [warning] = counts.warnings
     assert f"was delivered {WARNED + 2} times before" in warning
     assert [line["log_level"] for line in logged] == ["warning"], "once, until it is twice as often"
-    returns.settle(3)
-    assert f"was delivered {WARNED} times before" in returns.warnings[0]
-    returns.settle(2)
-    assert returns.warnings == []
+    counts.settle(3)
+    assert f"was delivered {WARNED} times before" in counts.warnings[0]
+    counts.settle(2)
+    assert counts.warnings == []
 
 
 def test_warning_is_logged_again_when_the_count_has_doubled_and_after_all_was_settled() -> None:
-    returns = Returns()
+    counts = DeliveryCounts()
     with capture_logs() as logged:
         for count in range(WARNED, 21):
-            returns.begin()
-            returns.note(1, properties(count))
-        returns.settle(1)
-        returns.note(2, properties(WARNED))
+            counts.begin_session()
+            counts.note(1, properties(count))
+        counts.settle(1)
+        counts.note(2, properties(WARNED))
     assert len(logged) == 4
     assert [str(count) in line["event"] for count, line in zip((5, 10, 20, 5), logged, strict=True)] == [True] * 4
 
 
 def test_session_that_ends_takes_its_deliveries_along() -> None:
-    returns = Returns()
-    returns.note(1, properties(WARNED))
-    returns.begin()
-    assert returns.warnings == []
+    counts = DeliveryCounts()
+    counts.note(1, properties(WARNED))
+    counts.begin_session()
+    assert counts.warnings == []
 
 
 @pytest.mark.parametrize("count", [None, "many", ["7"]])
 def test_header_that_is_no_number_says_nothing(count: FieldValue) -> None:
-    returns = Returns()
-    returns.note(1, properties(count))
-    returns.note(2, MessageProperties(payload_of(header(0))))
-    assert returns.warnings == []
+    counts = DeliveryCounts()
+    counts.note(1, properties(count))
+    counts.note(2, MessageProperties(payload_of(header(0))))
+    assert counts.warnings == []
 
 
 @pytest.mark.parametrize("redelivered", [True, False])
 async def test_only_what_the_broker_calls_redelivered_is_looked_at(*, redelivered: bool) -> None:
-    recorder, returns = Recorder(), Returns()
+    recorder, counts = Recorder(), DeliveryCounts()
     recorder.holds = True
-    session = ConsumerSession(recorder, 10, returns=returns)
-    session.fast_channel.number = OWN
+    fast_channel, channel = FastChannel(), FakeAmqp().open_channel()
+    session = ConsumerSession(recorder, channel, fast_channel, 10, on_open=lambda: None, delivery_counts=counts)
+    fast_channel.consume(OWN, session)
     properties = commands.Basic.Properties(headers={"x-delivery-count": WARNED})
-    session.fast_channel.feed(method(1, redelivered=redelivered) + header(5, properties) + part(b"event"))
-    assert bool(returns.warnings) is redelivered
+    fast_channel.feed(method(1, redelivered=redelivered) + header(5, properties) + part(b"event"))
+    assert bool(counts.warnings) is redelivered
     recorder.deliveries[0].settle()
-    assert returns.warnings == []
+    assert counts.warnings == []

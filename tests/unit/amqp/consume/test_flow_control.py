@@ -5,107 +5,117 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.amqp.consume.flow_control import Intake
-from bridge.amqp.consume.session import ConsumerSession
+from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.wire.fast_channel import FastChannel
-from tests.support.delivery_handler import Recorder
+from tests.support.fake_amqp import FakeTransport
 
-MOST = 200
+MAX_PREFETCH = 200
 
 
-class Held:
-    """An intake, and what its channel was told."""
+class Stage:
+    """A flow control, and the transport of its sessions."""
 
-    def __init__(self) -> None:
-        self.told: list[bool] = []
-        self.intake = Intake(MOST)
+    def __init__(self, max_prefetch: int = MAX_PREFETCH) -> None:
+        self.transport = FakeTransport()
+        self.flow_control = FlowControl(max_prefetch)
+
+    def begin_session(self) -> None:
+        fast_channel = FastChannel()
+        fast_channel.attach(self.transport)
+        self.flow_control.begin_session(fast_channel)
 
     @property
-    def fast_channel(self) -> FastChannel:
-        fast_channel = ConsumerSession(Recorder(), MOST).fast_channel
-        fast_channel.hold = self.told.append
-        return fast_channel
+    def paused(self) -> list[bool]:
+        """Of each call of the transport, whether it paused reading."""
+        return self.transport.paused
 
 
 @pytest.fixture
-async def held() -> Held:
-    return Held()
+async def stage() -> Stage:
+    return Stage()
 
 
-async def test_reading_stops_and_goes_on(held: Held) -> None:
-    held.intake.begin(held.fast_channel)
-    held.intake.hold(True)
-    assert held.intake.held
-    held.intake.hold(False)
-    assert (held.told, held.intake.held) == ([True, False], False)
-    held.intake.end(7)
-    assert held.intake.prefetch == MOST
+async def test_reading_stops_and_goes_on(stage: Stage) -> None:
+    stage.begin_session()
+    stage.flow_control.set_full(True)
+    assert stage.flow_control.paused
+    stage.flow_control.set_full(False)
+    assert (stage.paused, stage.flow_control.paused) == ([True, False], False)
+    stage.flow_control.end_session(7)
+    assert stage.flow_control.prefetch == MAX_PREFETCH
 
 
 @pytest.mark.parametrize(("outstanding", "prefetch"), [(3, 3), (0, 1)])
 async def test_session_that_follows_one_in_which_nothing_was_read_takes_what_there_was_room_for(
-    held: Held, outstanding: int, prefetch: int
+    stage: Stage, outstanding: int, prefetch: int
 ) -> None:
-    held.intake.begin(held.fast_channel)
-    held.intake.hold(True)
+    stage.begin_session()
+    stage.flow_control.set_full(True)
     with capture_logs() as logged:
-        held.intake.end(outstanding)
-    assert held.intake.prefetch == prefetch
+        stage.flow_control.end_session(outstanding)
+    assert stage.flow_control.prefetch == prefetch
     assert [(line["log_level"], line["prefetch"]) for line in logged] == [("warning", prefetch)]
-    assert held.told == [True, False], "what the broker says at the end is heard"
+    assert stage.paused == [True, False], "what the broker says at the end is heard"
 
 
-async def test_with_a_reduced_prefetch_all_is_read_until_there_is_room_for_more(held: Held) -> None:
-    held.intake.begin(held.fast_channel)
-    held.intake.hold(True)
-    held.intake.end(3)
-    held.told.clear()
-    held.intake.begin(held.fast_channel)
-    held.intake.hold(True)
-    assert (held.told, held.intake.held, held.intake.relieved.is_set()) == ([], False, False)
-    held.intake.hold(False)
-    assert held.intake.relieved.is_set()
-    held.intake.restore()
-    assert (held.told, held.intake.prefetch, held.intake.relieved.is_set()) == ([], MOST, False)
-    held.intake.hold(True)
-    assert held.told == [True]
+async def test_with_a_reduced_prefetch_all_is_read_until_there_is_room_for_more(stage: Stage) -> None:
+    stage.begin_session()
+    stage.flow_control.set_full(True)
+    stage.flow_control.end_session(3)
+    stage.paused.clear()
+    stage.begin_session()
+    stage.flow_control.set_full(True)
+    assert (stage.paused, stage.flow_control.paused, stage.flow_control.prefetch_restorable.is_set()) == (
+        [],
+        False,
+        False,
+    )
+    stage.flow_control.set_full(False)
+    assert stage.flow_control.prefetch_restorable.is_set()
+    stage.flow_control.on_prefetch_restored()
+    assert (stage.paused, stage.flow_control.prefetch, stage.flow_control.prefetch_restorable.is_set()) == (
+        [],
+        MAX_PREFETCH,
+        False,
+    )
+    stage.flow_control.set_full(True)
+    assert stage.paused == [True]
 
 
-async def test_room_that_fills_while_the_full_prefetch_is_agreed_ends_the_reading(held: Held) -> None:
-    held.intake.begin(held.fast_channel)
-    held.intake.hold(True)
-    held.intake.end(3)
-    held.told.clear()
-    held.intake.begin(held.fast_channel)
+async def test_room_that_fills_while_the_full_prefetch_is_agreed_ends_the_reading(stage: Stage) -> None:
+    stage.begin_session()
+    stage.flow_control.set_full(True)
+    stage.flow_control.end_session(3)
+    stage.paused.clear()
+    stage.begin_session()
     for full in (True, False, True):
-        held.intake.hold(full)
-    assert held.told == [], "the broker's consent is still to be read"
-    held.intake.restore()
-    assert (held.told, held.intake.held) == ([True], True)
+        stage.flow_control.set_full(full)
+    assert stage.paused == [], "the broker's consent is still to be read"
+    stage.flow_control.on_prefetch_restored()
+    assert (stage.paused, stage.flow_control.paused) == ([True], True)
 
 
-async def test_reduced_prefetch_lasts_for_one_session(held: Held) -> None:
-    held.intake.begin(held.fast_channel)
-    held.intake.hold(True)
-    held.intake.end(3)
-    held.intake.begin(held.fast_channel)
-    held.intake.hold(True)
-    held.intake.end(3)
-    assert held.intake.prefetch == MOST
+async def test_reduced_prefetch_lasts_for_one_session(stage: Stage) -> None:
+    stage.begin_session()
+    stage.flow_control.set_full(True)
+    stage.flow_control.end_session(3)
+    stage.begin_session()
+    stage.flow_control.set_full(True)
+    stage.flow_control.end_session(3)
+    assert stage.flow_control.prefetch == MAX_PREFETCH
 
 
 async def test_one_delivery_at_a_time_is_always_read() -> None:
     """The broker sends nothing more, and a connection from which nothing is read is lost."""
-    held = Held()
-    held.intake = Intake(1)
-    held.intake.begin(held.fast_channel)
-    held.intake.hold(True)
-    assert (held.told, held.intake.held) == ([], False)
-    held.intake.hold(False)
-    assert not held.intake.relieved.is_set(), "there is nothing to restore"
+    stage = Stage(1)
+    stage.begin_session()
+    stage.flow_control.set_full(True)
+    assert (stage.paused, stage.flow_control.paused) == ([], False)
+    stage.flow_control.set_full(False)
+    assert not stage.flow_control.prefetch_restorable.is_set(), "there is nothing to restore"
 
 
-async def test_between_two_sessions_there_is_nothing_to_hold(held: Held) -> None:
-    held.intake.hold(True)
-    held.intake.begin(held.fast_channel)
-    assert (held.told, held.intake.held) == ([], False)
+async def test_between_two_sessions_there_is_nothing_to_hold(stage: Stage) -> None:
+    stage.flow_control.set_full(True)
+    stage.begin_session()
+    assert (stage.paused, stage.flow_control.paused) == ([], False)

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume import gaps as module
-from bridge.amqp.consume.gaps import Gaps, until_now
+from bridge.amqp.consume.gaps import GapReporter, gap_until_now
 from bridge.amqp.status import Gap
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import Recorder
@@ -17,10 +17,10 @@ from tests.support.virtual_time import VirtualTime
 
 def test_own_gap_is_told_counted_and_kept_and_anothers_is_only_told() -> None:
     recorder, metrics = Recorder(), Metrics()
-    gaps, own, others = Gaps(recorder, metrics), Gap(1.0, 2.0, "away"), Gap(3.0, 4.0, "theirs")
+    gaps, own, others = GapReporter(recorder, metrics), Gap(1.0, 2.0, "away"), Gap(3.0, 4.0, "theirs")
     with capture_logs() as logged:
-        gaps.tell(own)
-        gaps.pass_on(others)
+        gaps.report(own)
+        gaps.forward(others)
     assert logged == [
         {"log_level": "warning", "event": "events may have been missed", **own.report()},
         {"log_level": "warning", "event": "events may have been missed, says the stream", **others.report()},
@@ -32,14 +32,14 @@ def test_own_gap_is_told_counted_and_kept_and_anothers_is_only_told() -> None:
 
 async def test_loss_is_told_since_the_last_moment_at_which_nothing_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = VirtualTime(monkeypatch, module)
-    gaps, began_s = Gaps(recorder := Recorder(), Metrics()), clock.time()
+    gaps, began_s = GapReporter(recorder := Recorder(), Metrics()), clock.time()
     await asyncio.sleep(10)
-    gaps.tell_of_loss("early")
+    gaps.report_loss("early")
     complete_s, complete_unix_s = clock.monotonic(), clock.time()
-    gaps.complete(complete_s)
-    gaps.complete(complete_s - 5)  # an older proof takes nothing back
+    gaps.confirm_complete(complete_s)
+    gaps.confirm_complete(complete_s - 5)  # an older proof takes nothing back
     await asyncio.sleep(20)
-    gaps.tell_of_loss("away")
+    gaps.report_loss("away")
     assert [(gap.since_s, gap.until_s) for gap in recorder.gaps] == [
         pytest.approx((began_s, began_s + 10)),
         pytest.approx((complete_unix_s, complete_unix_s + 20)),
@@ -50,7 +50,7 @@ async def test_gap_is_in_unix_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = VirtualTime(monkeypatch, module)
     since_s, since_unix_s = clock.monotonic(), clock.time()
     await asyncio.sleep(12)
-    gap = until_now(since_s, "away")
+    gap = gap_until_now(since_s, "away")
     assert gap.since_s == pytest.approx(since_unix_s)
     assert gap.until_s == pytest.approx(since_unix_s + 12)
     assert gap.reason == "away"

@@ -8,7 +8,7 @@ import aiormq
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.amqp.consume.queue import NAMED, ExclusiveQueue, NamedQueue
+from bridge.amqp.consume.queue import NAMED_QUEUE_ARGUMENTS, ExclusiveQueue, NamedQueue
 from bridge.amqp.topology import Queue
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp
@@ -28,7 +28,7 @@ async def channel_of(amqp: FakeAmqp) -> Any:
 async def test_named_queue_that_is_made_has_bounds_and_is_kept() -> None:
     channel = await channel_of(amqp := FakeAmqp().on("queue kept passive", NO_QUEUE))
     assert await NamedQueue("kept").prepare(amqp.amqp, channel) == Queue("kept", made=True)
-    assert amqp.channels[-1].arguments == [NAMED]
+    assert amqp.channels[-1].arguments == [NAMED_QUEUE_ARGUMENTS]
 
 
 async def test_queue_that_may_not_be_looked_at_is_not_declared() -> None:
@@ -49,7 +49,7 @@ async def test_exclusive_and_named_queues_are_declared_as_classic() -> None:
     channel = await channel_of(amqp)
     assert (await ExclusiveQueue(("kills",)).prepare(amqp.amqp, channel)).made
     assert channel.arguments == [{"x-queue-type": "classic"}]
-    assert NAMED["x-queue-type"] == "classic"
+    assert NAMED_QUEUE_ARGUMENTS["x-queue-type"] == "classic"
 
 
 async def exclusive(amqp: FakeAmqp, *exchanges: str) -> ExclusiveQueue:

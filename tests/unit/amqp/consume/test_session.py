@@ -10,8 +10,9 @@ from pamqp.header import ContentHeader
 
 from bridge.amqp.consume.session import ConsumerSession, Delivery
 from bridge.amqp.status import Gap
+from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.contract.update_id import UpdateId
-from tests.support.fake_amqp import OWN, delivery, header, method, part, split_frames
+from tests.support.fake_amqp import OWN, FakeAmqp, delivery, header, method, part, split_frames
 
 PREFETCH = 8
 PATIENCE = PREFETCH // 2
@@ -33,9 +34,11 @@ class Handler:
         self._settled: set[int] = set()
         self.settles_at_once = False
         """Each delivery is settled while it is delivered, as a duplicate is."""
-        self.session = ConsumerSession(self, PREFETCH)
-        self.session.fast_channel.number = OWN
-        self.session.fast_channel.write = self._write
+        self.fast_channel = FastChannel()
+        self.fast_channel.attach(self)
+        channel = FakeAmqp().open_channel()
+        self.session = ConsumerSession(self, channel, self.fast_channel, PREFETCH, on_open=lambda: None)
+        self.fast_channel.consume(OWN, self.session)
 
     def deliver(self, delivery: Delivery) -> None:
         self.log.append(delivery.tag)
@@ -59,7 +62,7 @@ class Handler:
     def on_session_end(self) -> None:
         raise AssertionError("the consumer reports a session's end")
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         frames, rest = split_frames(data)
         assert rest == b""
         sent = []
@@ -71,9 +74,17 @@ class Handler:
             sent.append((ack.delivery_tag, bool(ack.multiple)))
         self.log.append(sent)
 
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        raise AssertionError("a session does not pause reading")
+
+    resume_reading = pause_reading
+
     def come(self, *tags: int) -> None:
         """These deliveries come together."""
-        assert self.session.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
+        assert self.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
 
     def settle(self, *tags: int) -> None:
         """Whoever has them settles them."""
@@ -116,7 +127,7 @@ async def test_delivery_is_what_came() -> None:
         body_size=4, properties=commands.Basic.Properties(message_type="kill", content_encoding="br")
     )
     frames = method(7, redelivered=True, exchange="kills", routing_key="a.b") + frame.marshal(content, OWN)
-    handler.session.fast_channel.feed(frames + part(b"bo") + part(b"dy"))
+    handler.fast_channel.feed(frames + part(b"bo") + part(b"dy"))
     [came] = handler.deliveries
     assert (came.tag, came.redelivered, came.exchange, came.routing_key) == (7, True, "kills", "a.b")
     assert (came.properties.type, came.properties.encoding, came.body) == ("kill", "br", b"body")
@@ -124,9 +135,9 @@ async def test_delivery_is_what_came() -> None:
 
 
 async def test_delivery_that_is_not_complete_is_not_flushed(handler: Handler) -> None:
-    handler.session.fast_channel.feed(method(1) + header(4) + part(b"bo"))
+    handler.fast_channel.feed(method(1) + header(4) + part(b"bo"))
     assert handler.new() == []
-    handler.session.fast_channel.feed(part(b"dy"))
+    handler.fast_channel.feed(part(b"dy"))
     assert handler.new() == [1, FLUSH, [(1, True)]]
 
 
@@ -219,24 +230,24 @@ async def test_nothing_is_acknowledged_once_the_channel_is_gone(handler: Handler
     handler.held = {1, 2}
     handler.come(1, 2)
     handler.settle(1)
-    handler.session.current = False
+    handler.session.end()
     handler.settle(2)
     await turn()
     handler.session.acknowledge()
     assert handler.new() == [1, 2, FLUSH]
     assert not any(each.current for each in handler.deliveries)
-    assert not handler.session.settled.is_set()
+    assert not handler.session.all_settled.is_set()
 
 
 async def test_delivery_that_comes_after_the_end_is_left_to_come_again(handler: Handler) -> None:
-    handler.session.current = False
+    handler.session.end()
     handler.come(1)
     await turn()
     assert handler.new() == [FLUSH]
 
 
 async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_before(handler: Handler) -> None:
-    settled = handler.session.settled
+    settled = handler.session.all_settled
     handler.held = {1, 2}
     handler.come(1, 2)
     assert not settled.is_set()
@@ -253,11 +264,11 @@ async def test_settled_is_set_when_the_last_delivery_was_acknowledged_and_not_be
 
 async def test_settled_can_be_cleared_and_is_set_again(handler: Handler) -> None:
     handler.come(1)
-    assert handler.session.settled.is_set()
-    handler.session.settled.clear()
+    assert handler.session.all_settled.is_set()
+    handler.session.all_settled.clear()
     handler.held = {2}
     handler.come(2)
-    assert not handler.session.settled.is_set()
+    assert not handler.session.all_settled.is_set()
     handler.settle(2)
     await turn()
-    assert handler.session.settled.is_set()
+    assert handler.session.all_settled.is_set()

@@ -11,8 +11,8 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.consume import stream_markers
-from bridge.amqp.consume.stream_end_probe import PREFETCH, Sounding
-from bridge.amqp.consume.stream_markers import MARK, Mark
+from bridge.amqp.consume.stream_end_probe import PREFETCH, StreamEndProbe
+from bridge.amqp.consume.stream_markers import MARKER_TYPE, StreamMarker
 from bridge.amqp.status import Gap
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
@@ -50,15 +50,15 @@ class Delivers:
 async def test_end_is_the_offset_of_the_own_mark(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, delivers := Delivers(amqp))
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     assert amqp.requests == ["channel with confirms", f"qos {PREFETCH}", "consume past"]
     [channel] = amqp.channels
     assert channel.arguments == [{"x-stream-offset": "next"}]
     gap = Gap(1.0, 2.0, "away")
-    assert await sounding.end("mine", lambda: gap) == 41
+    assert await probe.end("mine", lambda: gap) == 41
     [(body, properties)] = channel.published
-    assert stream_markers.read(body) == Mark("mine", gap)
-    assert (properties.message_type, properties.delivery_mode) == (MARK, 2)
+    assert stream_markers.decode(body) == StreamMarker("mine", gap)
+    assert (properties.message_type, properties.delivery_mode) == (MARKER_TYPE, 2)
     await asyncio.gather(*delivers.tasks)
     assert "ack 7" in amqp.requests
     assert channel.is_closed
@@ -67,20 +67,20 @@ async def test_end_is_the_offset_of_the_own_mark(clock: VirtualTime) -> None:
 async def test_mark_of_another_bridge_is_not_the_end(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, HANGS)
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     [channel] = amqp.channels
-    finding = asyncio.create_task(sounding.end("mine", lambda: None))
-    await comes(channel, stream_markers.write(Mark("theirs", None)), 40)
+    finding = asyncio.create_task(probe.end("mine", lambda: None))
+    await comes(channel, stream_markers.encode(StreamMarker("theirs", None)), 40)
     await asyncio.sleep(0.1)
     assert not finding.done()
-    await comes(channel, stream_markers.write(Mark("mine", None)), 42)
-    await comes(channel, stream_markers.write(Mark("mine", None)), 43)
+    await comes(channel, stream_markers.encode(StreamMarker("mine", None)), 42)
+    await comes(channel, stream_markers.encode(StreamMarker("mine", None)), 43)
     assert await finding == 42, "the first one, where it was published twice"
 
 
 async def test_what_comes_before_the_mark_is_asked_for_is_no_end(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
-    await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     await comes(amqp.channels[0], b"anything")
     assert amqp.requests[-1] == "ack 7"
 
@@ -90,7 +90,7 @@ async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTim
     """A broker that has just started confirms messages, and drops them, until the stream has a leader."""
     amqp = FakeAmqp()
     amqp.on(PUBLISH, answer, answer, Delivers(amqp))
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     asked: list[float] = []
 
     def gap() -> Gap:
@@ -98,9 +98,9 @@ async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTim
         return Gap(0.0, float(len(asked)), "away")
 
     before_s = clock.now_s
-    assert await sounding.end("mine", gap) == 41
+    assert await probe.end("mine", gap) == 41
     assert clock.now_s - before_s == pytest.approx(2 * DEFAULT.marker_retry_s, abs=0.01)
-    last = stream_markers.read(amqp.channels[0].published[-1][0])
+    last = stream_markers.decode(amqp.channels[0].published[-1][0])
     assert last is not None
     assert last.gap == Gap(0.0, 3.0, "away"), "a gap that goes on is longer each time"
 
@@ -108,21 +108,21 @@ async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTim
 async def test_mark_that_no_queue_gets_is_published_again(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, returned(), Delivers(amqp))
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
-    assert await sounding.end("mine", lambda: None) == 41
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    assert await probe.end("mine", lambda: None) == 41
 
 
 async def test_missing_permission_to_publish_is_a_refusal(clock: VirtualTime) -> None:
     amqp = FakeAmqp().on(PUBLISH, REFUSED)
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     with pytest.raises(BrokerRefusal, match=r"it needs write on amq\.default, .* \(or set BRIDGE_HISTORY=memory\)"):
-        await sounding.end("mine", lambda: None)
+        await probe.end("mine", lambda: None)
 
 
 async def test_refusal_to_publish_is_found_if_the_channel_ends_first(clock: VirtualTime) -> None:
     """The broker closes the channel, and the publisher learns of the refusal a moment later."""
     amqp = FakeAmqp()
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     [channel] = amqp.channels
 
     async def refuse(*_: Any, **__: Any) -> None:
@@ -132,7 +132,7 @@ async def test_refusal_to_publish_is_found_if_the_channel_ends_first(clock: Virt
 
     channel.basic_publish = refuse  # type: ignore[method-assign]  # a broker that is quick
     with pytest.raises(BrokerRefusal, match=r"write on amq\.default"):
-        await sounding.end("mine", lambda: None)
+        await probe.end("mine", lambda: None)
 
 
 @pytest.mark.parametrize("answer", [HANGS, None, NACK], ids=["silence", "confirmed and dropped", "nack"])
@@ -140,17 +140,17 @@ async def test_connection_that_is_lost_meanwhile_is_said_in_the_brokers_words(
     clock: VirtualTime, answer: object
 ) -> None:
     amqp = FakeAmqp().on(PUBLISH, answer)
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     asyncio.get_running_loop().call_later(0.1, amqp.lose)
     with pytest.raises(ConnectionError, match="the end of the stream 'past' was not found: CONNECTION_FORCED"):
-        await sounding.end("mine", lambda: None)
+        await probe.end("mine", lambda: None)
 
 
 async def test_lost_connection_is_said_in_the_brokers_words_if_publishing_fails_first(
     clock: VirtualTime,
 ) -> None:
     amqp = FakeAmqp()
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     [channel] = amqp.channels
 
     async def fail(*_: Any, **__: Any) -> None:
@@ -160,25 +160,25 @@ async def test_lost_connection_is_said_in_the_brokers_words_if_publishing_fails_
 
     channel.basic_publish = fail  # type: ignore[method-assign]  # a library that is quick
     with pytest.raises(ConnectionError, match="was not found: node is going down"):
-        await sounding.end("mine", lambda: None)
+        await probe.end("mine", lambda: None)
 
 
 async def test_mark_that_can_not_be_published_for_another_reason_is_said(clock: VirtualTime) -> None:
     amqp = FakeAmqp().on(PUBLISH, RuntimeError("the writer is closed"))
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     with pytest.raises(RuntimeError, match="the writer is closed"):
-        await sounding.end("mine", lambda: None)
+        await probe.end("mine", lambda: None)
 
 
 @pytest.mark.parametrize("before", [True, False])
 async def test_broker_that_takes_nothing_to_publish_is_not_waited_for(clock: VirtualTime, *, before: bool) -> None:
     amqp = FakeAmqp().on(PUBLISH, HANGS)
-    sounding = await Sounding.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
+    probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     if before:
         await amqp.block("low on disk")
         await amqp.block("low on memory")
         await amqp.unblock()
-    finding = asyncio.create_task(sounding.end("mine", lambda: None))
+    finding = asyncio.create_task(probe.end("mine", lambda: None))
     await asyncio.sleep(0.1)
     if not before:
         await amqp.block("low on disk")
@@ -201,10 +201,10 @@ async def test_broker_that_takes_nothing_to_publish_is_not_waited_for(clock: Vir
 )
 async def test_queue_that_can_not_be_listened_to_is_a_refusal(error: Exception, words: str) -> None:
     with pytest.raises(BrokerRefusal, match=words):
-        await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)
+        await StreamEndProbe.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)
 
 
 async def test_other_error_of_listening_is_no_refusal() -> None:
     error = aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - no leader yet")
     with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed):
-        await Sounding.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)
+        await StreamEndProbe.listen(FakeAmqp().on("consume past", error).amqp, "past", DEFAULT.marker_retry_s)

@@ -1,4 +1,4 @@
-"""Why a bridge thinks that events were lost on their way into the stream, and whose gap a mark tells of."""
+"""Why a bridge thinks that events were lost on their way into the stream, and whose gap a marker reports."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 from bridge.amqp import status
 from bridge.amqp.consume import gaps, stream_markers
 from bridge.amqp.consume import stream_reader as module
-from bridge.amqp.consume.gaps import Gaps
-from bridge.amqp.consume.stream_markers import Mark
-from bridge.amqp.consume.stream_position import DROPPED, REMADE
-from bridge.amqp.consume.stream_reader import AWAY, SEGMENTS, TOKENS, Stream, StreamReader
+from bridge.amqp.consume.gaps import GapReporter
+from bridge.amqp.consume.stream_markers import StreamMarker
+from bridge.amqp.consume.stream_position import RECREATED, TRUNCATED
+from bridge.amqp.consume.stream_reader import AWAY, SEGMENTS, TOKENS, StreamConfig, StreamReader
 from bridge.amqp.status import Gap, State, Status
 from bridge.contract.update_id import UpdateId
 from bridge.errors import BrokerRefusal
@@ -27,24 +27,24 @@ from tests.support.virtual_time import VirtualTime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STREAM = Stream("kept", 3600.5, 64 * 2**20, window=100)
+STREAM = StreamConfig("kept", 3600.5, 64 * 2**20, window=100)
 DECLARE = "queue kept declare durable"
 LOOK = "queue kept passive"
 ABSENT = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'kept' in vhost '/'")
 
 
-class FakeSounding:
-    """Finds the end at once; keeps what the mark says."""
+class FakeEndProbe:
+    """Finds the end at once, and keeps token and gap of the marker."""
 
     end_at = 10
-    instances: list[FakeSounding]
+    instances: list[FakeEndProbe]
 
     def __init__(self) -> None:
         self.token = ""
         self.gap: Gap | None = None
 
     @classmethod
-    async def listen(cls, _amqp: object, _stream: str, _retry_s: float) -> FakeSounding:
+    async def listen(cls, _amqp: object, _stream: str, _retry_s: float) -> FakeEndProbe:
         cls.instances.append(cls())
         return cls.instances[-1]
 
@@ -59,15 +59,15 @@ class Reader:
     def __init__(self, *, several_nodes: bool = False) -> None:
         self.recorder = Recorder()
         self.metrics = Metrics()
-        self.gaps = Gaps(self.recorder, self.metrics)
+        self.gaps = GapReporter(self.recorder, self.metrics)
         self.status = Status()
-        self.reader = StreamReader(STREAM, self.gaps, self.status, lambda: several_nodes)
+        self.reader = StreamReader(STREAM, self.gaps, self.status, ("one", "two") if several_nodes else ("one",))
 
-    async def begin(self, amqp: FakeAmqp | None = None, *, made: bool = False) -> Gap | None:
-        """A life begins; returns the gap that its mark bears."""
+    async def begin(self, amqp: FakeAmqp | None = None, *, created: bool = False) -> Gap | None:
+        """Begins a session; returns the gap in its marker."""
         await self.reader.prepare((amqp or FakeAmqp()).amqp)
-        await self.reader.begin(made)
-        return FakeSounding.instances[-1].gap
+        await self.reader.begin_session(created)
+        return FakeEndProbe.instances[-1].gap
 
     @property
     def counted(self) -> float | None:
@@ -76,8 +76,8 @@ class Reader:
 
 @pytest.fixture(autouse=True)
 async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    FakeSounding.instances = []
-    monkeypatch.setattr(module, "Sounding", FakeSounding)
+    FakeEndProbe.instances = []
+    monkeypatch.setattr(module, "StreamEndProbe", FakeEndProbe)
     return VirtualTime(monkeypatch, module, status, gaps)
 
 
@@ -176,14 +176,14 @@ async def test_other_error_of_the_stream_is_no_refusal(stage: Reader) -> None:
 # Why events may have been lost
 
 
-async def test_first_life_of_a_bridge_has_missed_nothing(stage: Reader) -> None:
+async def test_first_session_of_a_bridge_has_missed_nothing(stage: Reader) -> None:
     assert await stage.begin() is None
-    assert not stage.reader.doubtful
-    assert stage.reader.start == 0
-    assert stage.reader.course.end == FakeSounding.end_at
+    assert not stage.reader.gap_possible
+    assert stage.reader.start_offset == 0
+    assert stage.reader.position.end == FakeEndProbe.end_at
 
 
-async def test_begin_is_a_sign_of_life_and_a_node_that_was_reached(stage: Reader, clock: VirtualTime) -> None:
+async def test_begin_is_a_sign_of_session_and_a_node_that_was_reached(stage: Reader, clock: VirtualTime) -> None:
     stage.status.failed_connects = 3
     await stage.begin()
     assert stage.status.failed_connects == 0
@@ -203,10 +203,10 @@ async def test_broker_that_was_lost_without_a_word_may_have_lost_events_however_
     stage.status.broker_may_have_restarted = broker_may_have_restarted
     gap = await stage.begin()
     assert (gap is not None) is broker_may_have_restarted
-    assert stage.reader.doubtful is broker_may_have_restarted
+    assert stage.reader.gap_possible is broker_may_have_restarted
     if gap is not None:
         assert_gap(gap, heard_s, clock.time(), AWAY)
-    assert not stage.status.broker_may_have_restarted, "the mark says so, for all who read the stream"
+    assert not stage.status.broker_may_have_restarted, "the marker reports it to all readers of the stream"
 
 
 @pytest.mark.parametrize(("attempts", "is_gap"), [(1, False), (2, True)])
@@ -257,7 +257,7 @@ async def test_gap_of_a_bridge_that_never_heard_its_broker_begins_with_the_bridg
 
 async def test_stream_that_was_made_just_now_has_lost_nothing(stage: Reader) -> None:
     stage.status.failed_connects = 1
-    assert await stage.begin(FakeAmqp().on(LOOK, ABSENT), made=True) is None
+    assert await stage.begin(FakeAmqp().on(LOOK, ABSENT), created=True) is None
 
 
 @pytest.mark.parametrize(("error", "reason"), [("gone", "gone"), (None, "something had to be made again")])
@@ -268,87 +268,87 @@ async def test_what_had_to_be_made_again_is_a_gap_with_the_error_for_its_reason(
     stage.status.enter(State.WORKING)
     if error:
         stage.status.enter(State.LOST, error)
-    gap = await stage.begin(made=True)
+    gap = await stage.begin(created=True)
     assert gap is not None
     assert gap.reason == reason
-    assert stage.reader.doubtful
+    assert stage.reader.gap_possible
 
 
-async def test_stream_that_was_made_anew_is_doubtful_by_what_was_read_of_the_old_one(stage: Reader) -> None:
+async def test_stream_that_was_made_anew_may_have_a_gap_by_what_was_read_of_the_old_one(stage: Reader) -> None:
     await stage.begin()
     stage.status.enter(State.WORKING)
-    stage.reader.course.judge(20, 1)
+    stage.reader.position.observe(20, 1)
     assert await stage.begin() is None
-    assert stage.reader.doubtful
-    assert stage.reader.start == 0
+    assert stage.reader.gap_possible
+    assert stage.reader.start_offset == 0
 
 
 async def test_stream_that_is_made_again_while_it_is_read_is_told_by_its_reader(stage: Reader) -> None:
     """Not by the new queue, which would report a gap before it is known whether events were missed."""
     await stage.begin()
-    stage.reader.course.judge(10, 1)
+    stage.reader.position.observe(10, 1)
     queue = await stage.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)
     assert not queue.made
 
 
-async def test_tokens_of_two_lives_differ_and_begin_alike(stage: Reader) -> None:
+async def test_tokens_of_two_sessions_differ_and_begin_alike(stage: Reader) -> None:
     for _ in range(2):
         await stage.begin()
-    first, second = (each.token for each in FakeSounding.instances)
+    first, second = (each.token for each in FakeEndProbe.instances)
     assert first != second
     assert first[:16] == second[:16] == stage.reader._instance
     assert Reader().reader._instance != stage.reader._instance
 
 
-# Marks
+# Markers
 
 
 GAP = Gap(1.0, 2.0, "away")
 
 
-def mark(token: str, gap: Gap | None = GAP) -> bytes:
-    return stream_markers.write(Mark(token, gap))
+def marker(token: str, gap: Gap | None = GAP) -> bytes:
+    return stream_markers.encode(StreamMarker(token, gap))
 
 
-async def test_gap_of_an_own_mark_is_said_counted_and_the_last_one(stage: Reader) -> None:
+async def test_gap_of_an_own_marker_is_said_counted_and_the_last_one(stage: Reader) -> None:
     with capture_logs() as logged:
-        stage.reader.marked(mark(f"{stage.reader._instance}1"))
+        stage.reader.on_marker(marker(f"{stage.reader._instance}1"))
     assert stage.recorder.gaps == [GAP]
     assert (stage.gaps.last, stage.counted) == (GAP, 1)
     assert [(line["log_level"], line["reason"]) for line in logged] == [("warning", "away")]
 
 
-async def test_gap_of_anothers_mark_is_passed_on_and_nothing_else(stage: Reader) -> None:
+async def test_gap_of_anothers_marker_is_passed_on_and_nothing_else(stage: Reader) -> None:
     with capture_logs() as logged:
-        stage.reader.marked(mark("theirs"))
+        stage.reader.on_marker(marker("theirs"))
     assert stage.recorder.gaps == [GAP]
     assert (stage.gaps.last, stage.counted) == (None, 0)
     assert [line["event"] for line in logged] == ["events may have been missed, says the stream"]
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_mark_that_was_published_twice_is_told_once(stage: Reader, *, own: bool) -> None:
+async def test_marker_that_was_published_twice_is_told_once(stage: Reader, *, own: bool) -> None:
     token = f"{stage.reader._instance if own else 'theirs'}1"
     for _ in range(3):
-        stage.reader.marked(mark(token))
+        stage.reader.on_marker(marker(token))
     assert stage.recorder.gaps == [GAP]
 
 
-async def test_marks_of_as_many_bridges_as_may_come_back_together_are_told_apart(stage: Reader) -> None:
+async def test_markers_of_as_many_bridges_as_may_come_back_together_are_told_apart(stage: Reader) -> None:
     for _ in range(2):
         for number in range(TOKENS):
-            stage.reader.marked(mark(f"bridge {number}"))
+            stage.reader.on_marker(marker(f"bridge {number}"))
     assert len(stage.recorder.gaps) == TOKENS
-    stage.reader.marked(mark("one more"))
-    stage.reader.marked(mark("bridge 0"))
+    stage.reader.on_marker(marker("one more"))
+    stage.reader.on_marker(marker("bridge 0"))
     assert len(stage.recorder.gaps) == TOKENS + 2, "more tokens than that are not remembered"
 
 
-@pytest.mark.parametrize("body", [b"no mark", mark("theirs", None)])
-async def test_mark_without_a_gap_tells_of_none(stage: Reader, body: bytes) -> None:
-    stage.reader.marked(body)
+@pytest.mark.parametrize("body", [b"no mark", marker("theirs", None)])
+async def test_marker_without_a_gap_tells_of_none(stage: Reader, body: bytes) -> None:
+    stage.reader.on_marker(body)
     assert stage.recorder.gaps == []
-    stage.reader.marked(mark("theirs"))
+    stage.reader.on_marker(marker("theirs"))
     assert stage.recorder.gaps == [GAP], "only marks with a gap are remembered"
 
 
@@ -357,7 +357,7 @@ async def test_mark_without_a_gap_tells_of_none(stage: Reader, body: bytes) -> N
 
 @pytest.mark.parametrize(
     ("lost", "slug"),
-    [(DROPPED, "stream-truncated"), (REMADE, "stream-recreated"), ("of a kind to come", "broker-away")],
+    [(TRUNCATED, "stream-truncated"), (RECREATED, "stream-recreated"), ("of a kind to come", "broker-away")],
 )
 async def test_lost_events_are_told_since_the_streams_end_was_reached_last_and_once(
     stage: Reader, clock: VirtualTime, lost: str, slug: str
@@ -366,17 +366,17 @@ async def test_lost_events_are_told_since_the_streams_end_was_reached_last_and_o
     last_answered_s = clock.time()
     await stage.begin()
     clock.now_s += 60
-    stage.reader.course.judge(FakeSounding.end_at, 7)
-    stage.reader.prove()
+    stage.reader.position.observe(FakeEndProbe.end_at, 7)
+    stage.reader.on_expected_end()
     clock.now_s += 60
-    stage.reader.course.lost = lost
+    stage.reader.position.loss = lost
     with capture_logs() as logged:
-        stage.reader.missed()
+        stage.reader.report_loss()
     [gap] = stage.recorder.gaps
     assert_gap(gap, last_answered_s, clock.time(), lost)
     assert gap.slug == slug
     assert [line["reason"] for line in logged] == [lost]
-    assert stage.reader.course.lost is None
+    assert stage.reader.position.loss is None
     assert stage.counted == 1
 
 
@@ -386,36 +386,36 @@ async def test_end_is_proven_when_it_is_read_and_the_first_proof_due_is_not_put_
     """A reader that is always behind, and looks for the end again and again, would prove nothing."""
     began_s = clock.monotonic()
     await stage.begin()
-    assert stage.reader.proof_at == FakeSounding.end_at
+    assert stage.reader.expected_end == FakeEndProbe.end_at
     clock.now_s += 10
-    stage.reader.expect(20, clock.monotonic())
-    assert stage.reader.proof_at == FakeSounding.end_at
-    stage.reader.course.judge(FakeSounding.end_at, 7)
-    stage.reader.prove()
-    assert (stage.reader.proof_at, stage.gaps._complete_s) == (math.inf, began_s)
-    stage.reader.expect(20, clock.monotonic())
-    assert (stage.reader.proof_at, stage.gaps._complete_s) == (20, began_s)
+    stage.reader.expect_end(20, clock.monotonic())
+    assert stage.reader.expected_end == FakeEndProbe.end_at
+    stage.reader.position.observe(FakeEndProbe.end_at, 7)
+    stage.reader.on_expected_end()
+    assert (stage.reader.expected_end, stage.gaps._complete_until_s) == (math.inf, began_s)
+    stage.reader.expect_end(20, clock.monotonic())
+    assert (stage.reader.expected_end, stage.gaps._complete_until_s) == (20, began_s)
 
 
 async def test_end_that_is_read_already_is_proven_at_once(stage: Reader, clock: VirtualTime) -> None:
     await stage.begin()
-    stage.reader.course.judge(FakeSounding.end_at, 7)
+    stage.reader.position.observe(FakeEndProbe.end_at, 7)
     clock.now_s += 10
-    stage.reader.expect(FakeSounding.end_at, clock.monotonic())
-    assert stage.gaps._complete_s == clock.monotonic()
+    stage.reader.expect_end(FakeEndProbe.end_at, clock.monotonic())
+    assert stage.gaps._complete_until_s == clock.monotonic()
 
 
 async def test_readiness_says_how_far_the_stream_is_read(stage: Reader) -> None:
     assert stage.reader.report() == {"stream": "kept", "read": False, "last": None, "end": 0}
     await stage.begin()
-    stage.reader.course.judge(FakeSounding.end_at, 7)
+    stage.reader.position.observe(FakeEndProbe.end_at, 7)
     assert stage.reader.report() == {"stream": "kept", "read": True, "last": 10, "end": 10}
 
 
 async def test_end_of_the_past_is_said_with_its_time(stage: Reader, clock: VirtualTime) -> None:
-    stage.reader.course.judge(5, 7)
+    stage.reader.position.observe(5, 7)
     clock.now_s += 3
     with capture_logs() as logged:
-        stage.reader.caught_up()
+        stage.reader.log_caught_up()
     [line] = logged
     assert (line["event"], line["last"], line["after_s"]) == ("history read", str(UpdateId(5, 7)), 3.0)

@@ -8,18 +8,20 @@ import pytest
 from pamqp import commands
 
 from bridge.amqp.consume import stream_markers
-from bridge.amqp.consume.gaps import Gaps
-from bridge.amqp.consume.stream_markers import MARK, Mark
-from bridge.amqp.consume.stream_position import DROPPED, REMADE
-from bridge.amqp.consume.stream_reader import Stream, StreamReader
-from bridge.amqp.consume.stream_session import DOUBTFUL, NO_OFFSET, StreamSession
+from bridge.amqp.consume.gaps import GapReporter
+from bridge.amqp.consume.stream_markers import MARKER_TYPE, StreamMarker
+from bridge.amqp.consume.stream_position import RECREATED, TRUNCATED
+from bridge.amqp.consume.stream_reader import StreamConfig, StreamReader
+from bridge.amqp.consume.stream_session import NO_OFFSET, POSSIBLE_GAP, StreamSession
 from bridge.amqp.status import Gap, Status
+from bridge.amqp.wire.fast_channel import FastChannel
+from bridge.amqp.wire.properties import StreamPropertiesReader
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from tests.support.delivery_handler import CAUGHT_UP, Came, Marked, Recorder
-from tests.support.fake_amqp import OWN, header, method, part
+from tests.support.fake_amqp import OWN, FakeAmqp, FakeTransport, header, method, part
 
-STREAM = Stream("history", 3600.0, 2**20, window=100)
+STREAM = StreamConfig("history", 3600.0, 2**20, window=100)
 BASE = 2**40
 """Where the stream of these tests begins: the library encodes a smaller number in fewer bytes than a broker."""
 
@@ -34,23 +36,26 @@ class FedReader:
     def __init__(self) -> None:
         self.recorder = Recorder()
         self.metrics = Metrics()
-        self.gaps = Gaps(self.recorder, self.metrics)
-        self.history = StreamReader(STREAM, self.gaps, Status(), several_nodes=lambda: False)
+        self.gaps = GapReporter(self.recorder, self.metrics)
+        self.history = StreamReader(STREAM, self.gaps, Status(), nodes=("one",))
         self.opened = 0
-        self.acknowledged: list[bytes] = []
+        self.transport = FakeTransport()
         self.session = self.begin(0)
 
     def begin(self, end: int) -> StreamSession:
         """The next life."""
-        self.history.course.begin(BASE + end)
-        self.session = session = StreamSession(self.recorder, 50, self.history)
-        session.fast_channel.number = OWN
-        session.fast_channel.write = self.acknowledged.append
-        session.on_open = self._open
+        self.history.position.begin_session(BASE + end)
+        self.fast_channel = FastChannel()
+        self.fast_channel.attach(self.transport)
+        channel = FakeAmqp().open_channel()
+        self.session = session = StreamSession(
+            self.recorder, channel, self.fast_channel, 50, self._on_open, self.history
+        )
+        self.fast_channel.consume(OWN, session, StreamPropertiesReader().read)
         self._tag = 0
         return session
 
-    def _open(self) -> None:
+    def _on_open(self) -> None:
         self.opened += 1
 
     def come(self, *places: int, body: bytes = b"event", kind: str = "killmail", exchange: str = "killmails") -> None:
@@ -60,11 +65,11 @@ class FedReader:
             self._tag += 1
             properties = commands.Basic.Properties(headers={"x-stream-offset": BASE + at}, message_type=kind)
             data += method(self._tag, exchange=exchange) + header(len(body), properties) + part(body)
-        self.session.fast_channel.feed(data)
+        self.fast_channel.feed(data)
 
     def mark(self, at: int, body: bytes = b"token") -> None:
         """A mark, of this reader or another."""
-        self.come(at, body=body, kind=MARK, exchange="")
+        self.come(at, body=body, kind=MARKER_TYPE, exchange="")
 
     @property
     def counted(self) -> float | None:
@@ -89,12 +94,12 @@ async def test_deliveries_have_ids_and_marks_are_told_of_and_settled(reader: Fed
         Came(b"event", id_of(4)),
     ]
     assert reader.session.outstanding == 0
-    assert len(reader.acknowledged) == 3, "one for each of what came together"
+    assert len(reader.transport.written) == 3, "one for each of what came together"
 
 
 async def test_event_that_calls_itself_a_mark_is_none(reader: FedReader) -> None:
     reader.begin(5)
-    reader.come(1, kind=MARK)
+    reader.come(1, kind=MARKER_TYPE)
     assert reader.recorder.log == [Came(b"event", id_of(1))]
 
 
@@ -155,7 +160,7 @@ async def test_gap_is_told_before_the_first_delivery_behind_it(reader: FedReader
     reader.begin(9)
     reader.come(5, 6)
     [gap] = reader.recorder.gaps
-    assert gap.reason == DROPPED
+    assert gap.reason == TRUNCATED
     assert reader.recorder.log[2:] == [gap, Came(b"event", id_of(5)), Came(b"event", id_of(6))]
     assert reader.gaps.last == gap
     assert reader.counted == 1
@@ -164,7 +169,7 @@ async def test_gap_is_told_before_the_first_delivery_behind_it(reader: FedReader
 async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(reader: FedReader) -> None:
     """Another bridge's is neither this one's last gap nor counted here; it may have been published twice."""
     gap = Gap(1.0, 2.0, "away")
-    body = stream_markers.write(Mark("theirs", gap))
+    body = stream_markers.encode(StreamMarker("theirs", gap))
     reader.begin(9)
     reader.come(1)
     reader.mark(2, body)
@@ -184,7 +189,7 @@ async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(reader: FedRe
 async def test_gap_that_an_own_mark_bears_is_the_last_one_and_counted(reader: FedReader) -> None:
     gap = Gap(1.0, 2.0, "away")
     reader.begin(9)
-    reader.mark(2, stream_markers.write(Mark(f"{reader.history._instance}1", gap)))
+    reader.mark(2, stream_markers.encode(StreamMarker(f"{reader.history._instance}1", gap)))
     assert reader.recorder.gaps == [gap]
     assert reader.gaps.last == gap
     assert reader.counted == 1
@@ -192,7 +197,7 @@ async def test_gap_that_an_own_mark_bears_is_the_last_one_and_counted(reader: Fe
 
 async def test_mark_without_a_gap_tells_of_none(reader: FedReader) -> None:
     reader.begin(9)
-    reader.mark(1, stream_markers.write(Mark("theirs", None)))
+    reader.mark(1, stream_markers.encode(StreamMarker("theirs", None)))
     assert reader.recorder.gaps == []
 
 
@@ -202,7 +207,7 @@ async def test_missing_places_end_the_life_and_nothing_behind_them_is_handed_out
     log = [*reader.recorder.log]
     reader.come(9, 10)
     assert reader.recorder.log == log
-    assert reader.session.failed.result() == DOUBTFUL
+    assert reader.session.failed.result() == POSSIBLE_GAP
     reader.begin(11)
     reader.mark(1)
     reader.come(9, 10)
@@ -217,20 +222,20 @@ async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(reader
     reader.come(1, 2, body=b"another")
     reader.come(3, body=b"another")
     assert reader.recorder.log == log
-    assert reader.session.failed.result() == REMADE
+    assert reader.session.failed.result() == RECREATED
     assert not reader.session.current
-    assert reader.history.course.lost == REMADE
+    assert reader.history.position.loss == RECREATED
 
 
 async def test_message_without_an_offset_ends_the_life(reader: FedReader) -> None:
-    reader.session.fast_channel.feed(2 * (method(1) + header(0)))
+    reader.fast_channel.feed(2 * (method(1) + header(0)))
     assert reader.session.failed.result() == NO_OFFSET
     assert reader.recorder.log == []
 
 
 async def test_message_without_an_offset_in_one_read_with_others_leaves_those_to_come_again(reader: FedReader) -> None:
     reader.begin(1)
-    reader.session.fast_channel.feed(method(1) + header(0))
+    reader.fast_channel.feed(method(1) + header(0))
     reader.come(1)
     assert reader.recorder.log == []
 
@@ -246,18 +251,18 @@ async def test_session_is_opened_before_its_first_delivery_and_once(reader: FedR
 
 async def test_whoever_reads_the_end_has_missed_nothing_until_then(reader: FedReader) -> None:
     reader.begin(9)
-    reader.history.expect(BASE + 9, complete_s := reader.gaps._complete_s + 60)
+    reader.history.expect_end(BASE + 9, complete_s := reader.gaps._complete_until_s + 60)
     reader.come(7, 8)
-    assert reader.gaps._complete_s < complete_s
+    assert reader.gaps._complete_until_s < complete_s
     reader.come(9)
-    assert reader.gaps._complete_s == complete_s
+    assert reader.gaps._complete_until_s == complete_s
 
 
 async def test_gap_begins_before_the_end_that_was_reached_by_the_events_behind_it(reader: FedReader) -> None:
     """What comes behind the missing events proves that the end was reached, and the gap begins before."""
     reader.come(1)
     reader.begin(9)
-    reader.history.expect(BASE + 9, reader.gaps._complete_s + 60)
+    reader.history.expect_end(BASE + 9, reader.gaps._complete_until_s + 60)
     reader.come(9)
     [gap] = reader.recorder.gaps
     assert gap.since_s <= gap.until_s, "the proof is of a time to come"

@@ -14,10 +14,9 @@ from structlog.testing import capture_logs
 
 from bridge.amqp.consume import gaps
 from bridge.amqp.consume import stream_stall as module
-from bridge.amqp.consume.gaps import Gaps
+from bridge.amqp.consume.gaps import GapReporter
 from bridge.amqp.consume.stream_position import Verdict
-from bridge.amqp.consume.stream_reader import Stream as Kept
-from bridge.amqp.consume.stream_reader import StreamReader
+from bridge.amqp.consume.stream_reader import StreamConfig, StreamReader
 from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector, first_offset
 from bridge.amqp.status import Status
 from bridge.metrics import Metrics
@@ -45,11 +44,11 @@ class Stream:
 
     def __init__(self) -> None:
         self.newest = START
-        self.gaps = Gaps(Recorder(), Metrics())
-        self.reader = StreamReader(Kept("past", 3600.0, 2**20, 100), self.gaps, Status(), several_nodes=lambda: False)
-        self.reader.start = START
-        self.course = self.reader.course
-        self.course.begin(0)
+        self.gaps = GapReporter(Recorder(), Metrics())
+        self.reader = StreamReader(StreamConfig("past", 3600.0, 2**20, 100), self.gaps, Status(), nodes=("one",))
+        self.reader.start_offset = START
+        self.position = self.reader.position
+        self.position.begin_session(0)
         self.probes_s: list[float] = []
         """When it was asked for what follows the last delivery."""
         self.ends_s: list[float] = []
@@ -63,7 +62,7 @@ class Stream:
 
     def read(self, number: int) -> None:
         """The consumer is delivered a message."""
-        assert self.course.judge(number, 1) is Verdict.NEW
+        assert self.position.observe(number, 1) is Verdict.NEW
 
     @asynccontextmanager
     async def detecting(self) -> AsyncIterator[asyncio.Task[None]]:
@@ -107,7 +106,7 @@ class Stream:
     @property
     def complete_s(self) -> float:
         """The last moment that was proven at the stream's end."""
-        return self.gaps._complete_s
+        return self.gaps._complete_until_s
 
     async def probed(self, times: int) -> None:
         await eventually(f"it has probed {times} times", lambda: len(self.probes_s) >= times, limit_s=1000)
@@ -319,6 +318,6 @@ async def test_end_is_proven_only_when_it_is_read(stream: Stream, clock: Virtual
         stream._give(stream.waiting, [1001])
         await asyncio.sleep(0.01)
         assert stream.complete_s == before_s
-        assert stream.reader.proof_at == 1001
-        stream.reader.prove()
+        assert stream.reader.expected_end == 1001
+        stream.reader.on_expected_end()
     assert stream.complete_s == pytest.approx(asked_s, abs=1.01)

@@ -12,7 +12,8 @@ from pamqp import commands
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume import topology_check as module
-from bridge.amqp.consume.topology_check import Watch
+from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.consume.topology_check import TopologyCheck
 from bridge.amqp.topology import Exchange, Topology
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_EXCHANGE, NO_QUEUE, REFUSED, FakeAmqp
@@ -34,14 +35,16 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 class Watched:
-    """A watch that runs, and what it told."""
+    """A topology check that runs, and what it reported."""
 
     def __init__(self, amqp: FakeAmqp, found: Topology) -> None:
         self.asked_s: list[float] = []
         """When each question was asked that was answered."""
         self.complete_s: list[float] = []
-        self.watch = Watch(amqp.amqp, found, self.asked_s.append, self.complete_s.append, named=True)
-        self.running = asyncio.create_task(self.watch.run())
+        self.check = TopologyCheck(
+            amqp.amqp, found, self.asked_s.append, self.complete_s.append, FlowControl(20), named=True
+        )
+        self.running = asyncio.create_task(self.check.run())
 
     @property
     def answers(self) -> int:
@@ -63,8 +66,8 @@ async def test_every_question_is_asked_in_each_round_and_each_on_a_channel_of_it
         amqp.requests.clear()
         await asyncio.sleep(ROUND_S)
         assert sorted(amqp.requests) == [BIND, EXCHANGE, KIND, QUEUE]
-        assert (watching.answers, watching.watch.others) == (6, 0)
-        assert watching.watch.warnings == []
+        assert (watching.answers, watching.check.other_consumers) == (6, 0)
+        assert watching.check.warnings == []
 
 
 async def test_whether_an_exchange_is_there_is_asked_before_it_is_declared() -> None:
@@ -122,13 +125,13 @@ async def test_permission_that_is_taken_away_is_a_warning_until_it_is_granted_ag
         async with watched(amqp) as watching:
             await asyncio.sleep(2 * ROUND_S)
             warning = f"the user of BRIDGE_AMQP_URL may no longer {purpose}: ACCESS_REFUSED - access refused"
-            assert watching.watch.warnings == [warning]
+            assert watching.check.warnings == [warning]
             answers = watching.answers
             await asyncio.sleep(2 * ROUND_S)
             assert amqp.requests.count(request_) == 2, "the broker logs each refusal"
             assert watching.answers > answers, "the others go on"
             await asyncio.sleep(2 * DEFAULT.refused_interval_s)
-            assert watching.watch.warnings == []
+            assert watching.check.warnings == []
     assert [(line["log_level"], line["event"]) for line in logged] == [
         ("warning", warning),
         ("info", f"the bridge can {purpose} again"),
@@ -152,12 +155,12 @@ async def test_question_without_an_answer_is_a_warning_while_others_are_answered
     with capture_logs() as logged:
         async with watched(amqp) as watching:
             await asyncio.sleep(2 * LIMIT_S)
-            [warning] = watching.watch.warnings
+            [warning] = watching.check.warnings
             assert "the broker answers, but not when it is asked to" in warning
             assert amqp.requests.count(request_) == 3, "it is asked once, not again and again"
             majority.set()
             await asyncio.sleep(ROUND_S)
-            assert watching.watch.warnings == []
+            assert watching.check.warnings == []
             assert not watching.running.done()
     assert [line["log_level"] for line in logged] == ["warning", "info"]
 
@@ -201,9 +204,9 @@ async def test_answer_is_told_with_the_time_of_its_question(clock: VirtualTime) 
 
     amqp.ask = answer_late  # type: ignore[method-assign]  # an answer that comes late
     async with watched(amqp) as watching:
-        assert not watching.watch.answered
+        assert not watching.check.answered
         await asyncio.sleep(ROUND_S + 12)
-        assert watching.watch.answered
+        assert watching.check.answered
         assert watching.asked_s == [pytest.approx(began_s + DEFAULT.check_interval_s, abs=0.1)]
         assert watching.complete_s == [], "the others are not answered yet"
 
@@ -233,14 +236,15 @@ async def test_messages_that_wait_in_the_queue_may_be_lost_with_it(clock: Virtua
 
 
 async def test_broker_is_not_blamed_while_nothing_is_read_from_it(clock: VirtualTime) -> None:
-    amqp, deaf = FakeAmqp(), True
+    amqp, flow_control = FakeAmqp(), FlowControl(20)
+    flow_control.paused = True
     for request in (EXCHANGE, QUEUE, BIND):
         amqp.on(request, HANGS)
-    watch = Watch(amqp.amqp, FOUND, lambda _: None, lambda _: None, lambda: deaf, named=True)
-    running = asyncio.create_task(watch.run())
+    check = TopologyCheck(amqp.amqp, FOUND, lambda _: None, lambda _: None, flow_control, named=True)
+    running = asyncio.create_task(check.run())
     await asyncio.sleep(3 * LIMIT_S)
     assert not running.done()
-    assert watch.warnings == []
-    deaf = False
+    assert check.warnings == []
+    flow_control.paused = False
     with pytest.raises(ConnectionError):
         await running

@@ -21,7 +21,7 @@ from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 from tests.support.fake_amqp import HANGS, NACK, REFUSED, FakeAmqp, FakeBroker, returned
-from tests.support.fakes import FakeDelivery
+from tests.support.fakes import FakeDelivery, FakeFlowControl
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
@@ -56,7 +56,7 @@ class SilentChannel:
 async def test_confirm_that_is_late_is_said_and_waited_for() -> None:
     timing = Timing(confirm_warning_s=0.01)
     rejects, channel = (
-        RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, timing=timing),
+        RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False, timing=timing),
         SilentChannel(),
     )
     rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
@@ -78,7 +78,7 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
     def fail(*_: object) -> None:
         raise ZeroDivisionError("unforeseen")
 
-    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
+    rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False)
     monkeypatch.setattr(module, "reject_properties", fail)
     rejects._channel = SilentChannel()  # type: ignore[assignment]  # it only makes the properties
     delivery = FakeDelivery(b"[]")
@@ -89,7 +89,10 @@ async def test_event_whose_reject_fails_in_a_way_that_nobody_foresaw_is_said_and
 
 
 async def test_reject_that_is_given_up_is_left_to_the_broker() -> None:
-    rejects, channel = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False), SilentChannel()
+    rejects, channel = (
+        RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False),
+        SilentChannel(),
+    )
     rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
     delivery = FakeDelivery(b"[]")
     rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
@@ -112,7 +115,7 @@ async def holding(rejects: RejectPublisher, count: int) -> list[FakeDelivery]:
 
 
 async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
-    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
+    rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False)
     await holding(rejects, 3)
     rejects.on_session_end()
     await eventually("nothing is held", lambda: rejects.waiting == 0)
@@ -120,7 +123,7 @@ async def test_event_that_comes_again_is_given_up_with_its_connection() -> None:
 
 
 async def test_event_that_does_not_come_again_is_held_though_its_connection_is_lost() -> None:
-    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, max_kept=3)
+    rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False, max_kept=3)
     await holding(rejects, 3)
     rejects.on_session_end()
     await asyncio.sleep(0)
@@ -130,7 +133,7 @@ async def test_event_that_does_not_come_again_is_held_though_its_connection_is_l
 
 
 async def test_oldest_events_are_lost_where_more_are_held_than_may_be_and_it_is_said() -> None:
-    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, max_kept=3)
+    rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False, max_kept=3)
     oldest = (await holding(rejects, 5))[:2]
     with capture_logs() as logged:
         rejects.on_session_end()
@@ -147,7 +150,7 @@ def lost(rejects: RejectPublisher) -> float | None:
 
 
 async def test_broker_that_takes_nothing_is_said_in_its_own_words_until_it_does_again() -> None:
-    rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False)
+    rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False)
     rejects.status.enter(State.WORKING)
     channel = rejects._channel
     channel._on_blocked("low on memory")
@@ -169,7 +172,7 @@ class RunningRejects:
 
     def __init__(self, broker: FakeBroker, *, wait: bool = False) -> None:
         self.broker = broker
-        self.rejects = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait)
+        self.rejects = RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait)
         self.running: asyncio.Task[None] | None = None
 
     def reject(self) -> FakeDelivery:
@@ -232,7 +235,7 @@ async def test_what_the_user_may_not_look_at_is_taken_to_exist(running: RunningR
 
 
 async def test_rejects_that_are_off_need_no_connection(running: RunningRejects) -> None:
-    off = RejectPublisher((), None, "here", Metrics(), wait=False)
+    off = RejectPublisher((), None, "here", FakeFlowControl(), Metrics(), wait=False)
     await off.run()
     assert running.broker.attempts == 0
 
@@ -393,15 +396,11 @@ def of_size(size: int) -> FakeDelivery:
 
 @pytest.fixture
 async def unconfirmed() -> tuple[RejectPublisher, SilentChannel, list[bool]]:
-    """Rejects that are not confirmed yet, and what was said of the bytes that are held."""
-    rejects, channel = (
-        RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False, max_kept=200),
-        SilentChannel(),
-    )
+    """Rejects that are not confirmed yet, and the calls of the flow control."""
+    flow_control, channel = FakeFlowControl(), SilentChannel()
+    rejects = RejectPublisher((), "bridge.rejected", "here", flow_control, Metrics(), wait=False, max_kept=200)
     rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
-    told: list[bool] = []
-    rejects.on_held = told.append
-    return rejects, channel, told
+    return rejects, channel, flow_control.full
 
 
 NO = Rejected(Reason.TOO_LARGE, "no")
@@ -450,7 +449,10 @@ async def test_reject_is_traced_at_debug_when_it_is_published_and_when_it_is_con
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "bridge.rejects")
-    rejects, channel = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False), SilentChannel()
+    rejects, channel = (
+        RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False),
+        SilentChannel(),
+    )
     rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
     channel.confirming.set()
     with capture_logs() as logged:
@@ -463,7 +465,10 @@ async def test_reject_is_traced_at_debug_when_it_is_published_and_when_it_is_con
 
 
 async def test_reject_is_not_traced_at_other_levels() -> None:
-    rejects, channel = RejectPublisher((), "bridge.rejected", "here", Metrics(), wait=False), SilentChannel()
+    rejects, channel = (
+        RejectPublisher((), "bridge.rejected", "here", FakeFlowControl(), Metrics(), wait=False),
+        SilentChannel(),
+    )
     rejects._channel = channel  # type: ignore[assignment]  # what it does of it is all there
     channel.confirming.set()
     with capture_logs() as logged:

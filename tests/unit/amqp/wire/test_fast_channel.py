@@ -17,36 +17,44 @@ from bridge.amqp.wire import compat
 from bridge.amqp.wire.fast_channel import EMPTY_HEADER, LARGE, FastChannel
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Acknowledgement
-from tests.support.fake_amqp import OWN, delivery, header, method, part, payload_of, with_payload
+from tests.support.fake_amqp import OWN, FakeTransport, delivery, header, method, part, payload_of, with_payload
 
 compat.install()
 
 Delivered = tuple[int, bool, str, str, bytes]
-RECEIVED = None
-"""Stands for a call of `received` among the deliveries."""
+READ_END = None
+"""Stands for a call of `on_read_end` among the deliveries."""
 
 
 class RecordedChannel(FastChannel):
-    """A channel that keeps what comes out of it."""
+    """A channel that records its deliveries and what is written."""
 
     def __init__(self, number: int | None = OWN) -> None:
-        super().__init__(self._keep, lambda: self.log.append(RECEIVED))
+        super().__init__()
         self.log: list[Delivered | None] = []
         self.properties: list[MessageProperties] = []
-        self.sent: list[bytes] = []
-        self.number = number
-        self.write = self.sent.append
+        self.transport = FakeTransport()
+        self.attach(self.transport)
+        if number is not None:
+            self.consume(number, self)
 
-    def _keep(
+    def on_delivery(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
         assert type(body) is (bytes if len(body) < LARGE else bytearray)
         self.log.append((tag, redelivered, exchange, routing_key, body))
         self.properties.append(properties)
 
+    def on_read_end(self) -> None:
+        self.log.append(READ_END)
+
+    @property
+    def sent(self) -> list[bytes]:
+        return self.transport.written
+
     @property
     def delivered(self) -> list[Delivered]:
-        return [entry for entry in self.log if entry is not RECEIVED]
+        return [entry for entry in self.log if entry is not READ_END]
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ DELIVERED: Delivered = (1, False, "killmails", "", b"body")
 
 def test_delivery_in_one_piece_is_handed_out_and_nothing_is_returned(channel: RecordedChannel) -> None:
     assert channel.feed(delivery(b"body")) == b""
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.log == [DELIVERED, READ_END]
 
 
 def test_everything_of_the_method_is_handed_out(channel: RecordedChannel) -> None:
@@ -79,12 +87,12 @@ def test_names_that_are_not_utf8_have_question_marks(channel: RecordedChannel) -
 
 def test_body_in_several_frames_is_handed_out_in_one_piece(channel: RecordedChannel) -> None:
     channel.feed(delivery(b"bo", b"d", b"y"))
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.log == [DELIVERED, READ_END]
 
 
 def test_empty_body_is_handed_out_with_the_header(channel: RecordedChannel) -> None:
     channel.feed(delivery())
-    assert channel.log == [(1, False, "killmails", "", b""), RECEIVED]
+    assert channel.log == [(1, False, "killmails", "", b""), READ_END]
 
 
 def test_delivery_waits_for_the_last_of_its_frames(channel: RecordedChannel) -> None:
@@ -92,14 +100,14 @@ def test_delivery_waits_for_the_last_of_its_frames(channel: RecordedChannel) -> 
         assert channel.feed(piece) == b""
         assert channel.log == []
     channel.feed(part(b"y"))
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.log == [DELIVERED, READ_END]
 
 
 def test_deliveries_that_come_together_are_handed_out_in_order_and_announced_once(
     channel: RecordedChannel,
 ) -> None:
     channel.feed(b"".join(delivery(b"body", tag=tag) for tag in (1, 2, 3)))
-    assert [entry and entry[0] for entry in channel.log] == [1, 2, 3, RECEIVED]
+    assert [entry and entry[0] for entry in channel.log] == [1, 2, 3, READ_END]
 
 
 def test_one_delivery_leaves_nothing_to_the_next(channel: RecordedChannel) -> None:
@@ -146,7 +154,7 @@ def test_frame_of_another_channel_within_a_delivery_is_returned_and_does_not_dis
 ) -> None:
     other = b"".join(OTHERS[:4])
     assert channel.feed(method() + other + header(4) + other + part(b"bo") + other + part(b"dy")) == other * 3
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.log == [DELIVERED, READ_END]
 
 
 def test_everything_is_returned_before_the_channel_is_known() -> None:
@@ -154,9 +162,9 @@ def test_everything_is_returned_before_the_channel_is_known() -> None:
     data = b"".join(OTHERS) + delivery(b"body")
     assert channel.feed(data) == data
     assert channel.log == []
-    channel.number = OWN
+    channel.consume(OWN, channel)
     assert channel.feed(data) == b"".join(OTHERS)
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.log == [DELIVERED, READ_END]
 
 
 # In any pieces
@@ -208,7 +216,7 @@ def test_same_comes_out_in_whatever_pieces_it_comes(stream: list[Stretch], cuts:
         ]
         returned += channel.feed(piece)
         fed += len(piece)
-        assert channel.log[before:] == [*due, *([RECEIVED] if due else [])]
+        assert channel.log[before:] == [*due, *([READ_END] if due else [])]
         whole = [stretch for stretch, end in zip(stream, ends, strict=True) if stretch.delivered is None and end <= fed]
         others = b"".join(frames for stretch in whole for frames in stretch.frames)
         assert returned.startswith(others), "what is complete is not held back"
@@ -229,13 +237,13 @@ BROKEN = {
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_what_is_not_amqp_ends_the_channel(channel: RecordedChannel, broken: bytes) -> None:
     behind = delivery(b"body", tag=2) + OTHERS[0]
-    assert channel.broken is None
+    assert channel.error is None
     assert channel.feed(delivery(b"body") + OTHERS[0] + broken + behind) == OTHERS[0]
-    assert channel.log == [DELIVERED, RECEIVED]
-    assert channel.broken
+    assert channel.log == [DELIVERED, READ_END]
+    assert channel.error
     for more in (behind, b"\x01", b""):
         assert channel.feed(more) == b""
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.log == [DELIVERED, READ_END]
 
 
 @given(kind=st.sampled_from(sorted(BROKEN)), cuts=st.lists(st.integers(0, 500), max_size=10))
@@ -243,7 +251,7 @@ def test_what_is_not_amqp_is_returned_whole_before_the_channel_is_known(kind: st
     channel = RecordedChannel(number=None)
     data = OTHERS[4] + BROKEN[kind] + delivery(b"body", tag=2) + OTHERS[0]
     assert b"".join(map(channel.feed, pieces(data, cuts))) == data
-    assert channel.broken
+    assert channel.error
     assert channel.log == []
 
 
@@ -285,11 +293,11 @@ CUT_SHORT = {
 @pytest.mark.parametrize("before", [b"", OTHERS[0], delivery(b"body")], ids=["first", "second", "after-a-delivery"])
 def test_delivery_that_is_cut_short_ends_the_channel(channel: RecordedChannel, before: bytes, cut_short: bytes) -> None:
     """None of it is handed out; what was handed out before is announced."""
-    handed_out = [DELIVERED, RECEIVED] if before == delivery(b"body") else []
+    handed_out = [DELIVERED, READ_END] if before == delivery(b"body") else []
     behind = header(4) + part(b"late") + delivery(b"body", tag=2) + OTHERS[0]
     assert channel.feed(before + cut_short + behind) == (b"" if handed_out else before)
-    assert channel.broken is not None
-    assert channel.broken.startswith("a malformed delivery: ")
+    assert channel.error is not None
+    assert channel.error.startswith("a malformed delivery: ")
     assert channel.log == handed_out
     assert channel.feed(behind) == b""
     assert channel.log == handed_out
@@ -319,20 +327,20 @@ CONTRADICTORY = {
 @pytest.mark.parametrize("contradictory", CONTRADICTORY.values(), ids=CONTRADICTORY)
 def test_delivery_that_contradicts_itself_ends_the_channel(channel: RecordedChannel, contradictory: bytes) -> None:
     assert channel.feed(delivery(b"body") + contradictory + delivery(b"body", tag=3)) == b""
-    assert channel.broken is not None
-    assert channel.broken.startswith("a malformed delivery: ")
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.error is not None
+    assert channel.error.startswith("a malformed delivery: ")
+    assert channel.log == [DELIVERED, READ_END]
 
 
 @pytest.mark.parametrize("left_behind", [OTHERS[4][:9], b"HTTP/1.1 400 Bad Request"], ids=["half a frame", "no AMQP"])
 def test_next_connection_begins_with_nothing_of_the_one_before(left_behind: bytes) -> None:
     channel = RecordedChannel(number=None)
     channel.feed(left_behind)
-    channel.begin()
+    channel.attach(channel.transport)
     assert channel.feed(OTHERS[0]) == OTHERS[0]
-    channel.number = OWN
+    channel.consume(OWN, channel)
     assert channel.feed(delivery(b"body")) == b""
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.log == [DELIVERED, READ_END]
 
 
 def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(channel: RecordedChannel) -> None:
@@ -350,16 +358,16 @@ def test_large_frame_in_small_pieces_is_not_put_together_again_with_each(channel
 def test_header_of_the_smallest_size_is_not_cut_short(channel: RecordedChannel) -> None:
     assert len(payload_of(header(0))) == EMPTY_HEADER
     assert channel.feed(method() + header(0)) == b""
-    assert channel.log == [(1, False, "killmails", "", b""), RECEIVED]
+    assert channel.log == [(1, False, "killmails", "", b""), READ_END]
 
 
 def test_cut_short_delivery_of_another_channel_is_no_business_of_the_channels() -> None:
     channel = RecordedChannel(OWN + 1)
     broken = b"".join(CUT_SHORT.values())
     assert channel.feed(broken) == broken
-    channel.number = OWN
+    channel.consume(OWN, channel)
     assert channel.feed(delivery(b"body")) == b""
-    assert channel.log == [DELIVERED, RECEIVED]
+    assert channel.log == [DELIVERED, READ_END]
 
 
 def test_protocol_header_of_a_broker_that_speaks_another_version_is_not_held_back() -> None:
@@ -523,7 +531,24 @@ def test_no_acknowledgement_is_no_write(channel: RecordedChannel) -> None:
 
 
 def test_acknowledgement_without_a_connection_goes_nowhere() -> None:
-    channel = FastChannel(lambda *_: None, lambda: None)
-    channel.number = OWN
+    channel, receiver = FastChannel(), RecordedChannel()
+    channel.consume(OWN, receiver)
     channel.acknowledge([Acknowledgement(1, True)])
+    channel.pause_reading()
+    channel.resume_reading()
     assert channel.feed(OTHERS[0]) == OTHERS[0]
+    assert receiver.transport.written == []
+
+
+def test_nothing_is_written_behind_the_last_frame_of_the_library(channel: RecordedChannel) -> None:
+    channel.transport.closing = True
+    channel.acknowledge([Acknowledgement(1, True)])
+    channel.pause_reading()
+    channel.resume_reading()
+    assert (channel.sent, channel.transport.paused) == ([], [])
+
+
+def test_reading_is_paused_and_resumed(channel: RecordedChannel) -> None:
+    channel.pause_reading()
+    channel.resume_reading()
+    assert channel.transport.paused == [True, False]
