@@ -37,7 +37,7 @@ from bridge.server import memory
 from bridge.server.access.rules import Access, Rule
 from bridge.server.http.pages import Pages
 from bridge.server.listeners import descriptors
-from bridge.server.listeners.sockets import remedy, source_address
+from bridge.server.listeners.sockets import listen_hint, source_address
 from bridge.server.router import Router
 from bridge.server.server import Limits, Server
 from bridge.server.tls import Tls
@@ -132,7 +132,7 @@ class Bridge:
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
-            raise AddressUnavailable(f"can't listen on {redact(str(error.strerror))}; {remedy(error)}") from error
+            raise AddressUnavailable(f"can't listen on {redact(str(error.strerror))}; {listen_hint(error)}") from error
         networks = settings.allowed_networks
         hosts = [address for address, _ in self.addresses]
         self._pages.describe(self._described(announced_host(hosts, networks, source_address), self.addresses[0][1]))

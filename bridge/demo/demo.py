@@ -28,7 +28,7 @@ from bridge.demo.child import Child
 from bridge.demo.guide import Guide
 from bridge.demo.publisher import DemoPublisher
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.server.listeners.sockets import open_listeners, remedy, source_address
+from bridge.server.listeners.sockets import listen_hint, open_listeners, source_address
 
 StartBroker = Callable[[str, Callable[[str], None]], Broker]
 """Starts a broker of an image. Calls the function with each line to print. Raises BridgeError."""
@@ -183,7 +183,7 @@ def free_host(settings: Settings) -> str:
     try:
         listeners = open_listeners(settings.host, settings.port, settings.reuse_port)
     except OSError as error:
-        hint = "--port takes another" if error.errno == errno.EADDRINUSE else remedy(error)
+        hint = "--port takes another" if error.errno == errno.EADDRINUSE else listen_hint(error)
         raise ConfigurationError([f"the bridge can't listen on {error.strerror}; {hint}"]) from error
     hosts = [str(listener.getsockname()[0]) for listener in listeners]
     for listener in listeners:

@@ -8,9 +8,7 @@ import asyncio
 import errno
 import socket
 import ssl
-import struct
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -25,6 +23,7 @@ from bridge.server.http.response import Response, refusal_response, serialize
 from bridge.server.http.response_writer import ResponseWriter
 from bridge.server.router import Answer, Refused, Router, Upgrade
 from bridge.server.tls import Tls
+from bridge.server.transport import tcp
 from bridge.server.transport.compat import as_transport
 from bridge.server.transport.tls_transport import TlsTransport
 
@@ -36,9 +35,6 @@ PERIODS = 4
 """The number of timers that make up the timeout, one after another. The event loop reads at least once in each period,
 so slow turns of the loop make the timeout longer. With a single timer, a turn of 5 s would refuse every client that
 connects during this turn, before the bridge reads its request."""
-
-RESET = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER with which a close resets the connection."""
 
 
 class HandshakeLog(Protocol):
@@ -235,10 +231,8 @@ class Handshake(asyncio.BufferedProtocol):
         self._stop_timers()
         if self._transport is not None:
             # Without a reset, the kernel would keep the unread part of the response, for a connection that no limit
-            # counts. A TLS connection that has just ended has no socket.
-            if (stream := self._transport.get_extra_info("socket")) is not None:
-                with suppress(OSError):
-                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            # counts.
+            tcp.reset_on_close(self._transport.get_extra_info("socket"))
             self._transport.abort()
         elif self._tls_transport is not None:
             self._tls_transport.abort()

@@ -1,4 +1,4 @@
-"""TLS for `wss://`: the certificate and its key, which may be exchanged while the bridge runs."""
+"""TLS for `wss://`: a certificate and its key, which can be replaced while the bridge runs."""
 
 import ssl
 from pathlib import Path
@@ -8,25 +8,25 @@ from bridge.config.tls_version import require_tls_1_2
 
 
 class Tls:
-    """A server context that can read its certificate again without dropping anyone."""
+    """A context for TLS servers that can read its certificate again. Open connections stay."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Raises OSError, whose text says what is wrong with which file."""
+        """Raises OSError, whose text names the file and its fault."""
         self._files = (certificate, key)
         self.context = _context(certificate, key)
-        """For whoever connects from now on."""
+        """For new connections."""
 
     def reload(self) -> None:
-        """New connections get what the files hold now; where they are unusable, raises OSError and changes nothing."""
-        # A new one: a context has a certificate for each kind of key, and would go on to show the old one beside.
+        """Reads the files again, for new connections. Raises OSError, and keeps the old context, if that fails."""
+        # A context holds one certificate for each type of key. With a new key type, the old one would still be used.
         self.context = _context(*self._files)
 
 
 def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     require_tls_1_2(context)
-    # OpenSSL 3 does without it, unless it was built or configured otherwise: one small record asks for a handshake's
-    # work, again and again.
+    # The default of OpenSSL 3, but builds and configurations may differ. With renegotiation, each small record of a
+    # client could start another expensive handshake.
     context.options |= ssl.OP_NO_RENEGOTIATION
     load_pair(context, certificate, key)
     return context

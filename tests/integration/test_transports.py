@@ -13,7 +13,8 @@ from websockets.asyncio.client import connect
 
 from bridge.app import Bridge
 from bridge.server import server
-from bridge.server.handshake import MAX_DISCARDED_BYTES, RESET
+from bridge.server.handshake import MAX_DISCARDED_BYTES
+from bridge.server.transport.tcp import RESET
 from tests.support.broker.find import Broker
 from tests.support.clients import PENDING, answer, distrust, lines, request
 from tests.support.killmail import killmail

@@ -14,7 +14,7 @@ from bridge.config.listen_addresses import EVERY, EVERY_IPV4, LOCALHOST
 from bridge.config.networks import Network
 
 BACKLOG = 4096
-"""Connections that may wait to be accepted: everyone reconnects at once after a restart."""
+"""The length of the kernel's queue of connections. After a restart, all clients connect at the same time."""
 
 SEND_BUFFER_BYTES = 65536
 """The size of the kernel's send buffer for each client. Linux doubles it, for its own structures.
@@ -33,9 +33,9 @@ to 6 MB for each client, which no limit of the process counts.
 """
 
 PORT_ATTEMPTS = 20
-"""How often another port is tried, where any will do and one of the addresses has it taken."""
+"""How many free ports are tried until one is free on all addresses."""
 
-REMEDIES = {
+_HINTS = {
     errno.EADDRINUSE: "end the program that has it, or name another port in BRIDGE_PORT",
     errno.EADDRNOTAVAIL: "this machine has no such address, or not yet: BRIDGE_HOST names it",
     errno.EACCES: "a port below 1024 is root's: name another one in BRIDGE_PORT",
@@ -62,12 +62,12 @@ class _Target:
     """An address to bind to."""
 
     host: str
-    """As it was asked for, for errors."""
+    """The host as the operator wrote it, for errors."""
     family: socket.AddressFamily
     name: tuple[Any, ...]
-    """As the socket takes it, with any port."""
+    """The argument of `socket.bind`. Its port is replaced."""
     optional: bool
-    """Whether the machine may be without it."""
+    """Whether the machine may lack this address."""
 
     @property
     def is_wildcard(self) -> bool:
@@ -75,11 +75,12 @@ class _Target:
 
 
 def open_listeners(hosts: Sequence[str], port: int, reuse_port: bool) -> list[socket.socket]:
-    """Bound, not yet accepting sockets, all on the same port; `port` 0 picks one that is free on all addresses.
+    """Returns bound sockets, one for each address, all on the same port. They do not listen yet.
 
-    `localhost` is 127.0.0.1 and, if the machine has it, ::1. `::` is every address, of IPv6 and, on a second socket, of
-    IPv4: on a single one, the addresses of IPv4 clients would be IPv6 addresses. Each address is bound once, whatever
-    the hosts are, and not at all beside the wildcard of its kind. Raises OSError, its text naming the address.
+    With `port` 0, the port is one that is free on all addresses. `localhost` is 127.0.0.1 and, if the machine has it,
+    ::1. `::` is all addresses, with a second socket for IPv4: a single socket would give IPv4 clients IPv6 addresses.
+    An address is bound only once, and not at all beside the wildcard of its family. Raises OSError, whose text names
+    the address.
     """
     targets = _targets(hosts, port)
     for _ in range(PORT_ATTEMPTS):
@@ -130,8 +131,8 @@ def _bind_all(targets: Sequence[_Target], port: int, reuse_port: bool) -> list[s
     return listeners
 
 
-def remedy(error: OSError) -> str:
-    """What an operator does where an address can't be listened on."""
+def listen_hint(error: OSError) -> str:
+    """Returns what an operator can do about an error of `open_listeners`."""
     if error.filename == EVERY and error.errno in NO_SUCH_ADDRESS:
         return f"this machine has no IPv6; set BRIDGE_HOST={EVERY_IPV4} for all IPv4 addresses"
     address, _, zone = str(error.filename).partition("%")
@@ -141,7 +142,7 @@ def remedy(error: OSError) -> str:
         return "BRIDGE_HOST must hold addresses or names of this machine"
     if error.errno == errno.EINVAL and not zone and _is_link_local(address):
         return f"a link-local address needs its network interface, as in BRIDGE_HOST={address}%eth0"
-    return REMEDIES.get(error.errno or 0, "BRIDGE_HOST and BRIDGE_PORT name others")
+    return _HINTS.get(error.errno or 0, "BRIDGE_HOST and BRIDGE_PORT name others")
 
 
 def _is_link_local(host: str) -> bool:
@@ -157,14 +158,14 @@ def _is_address(host: str) -> bool:
 
 
 def _shown(host: str) -> str:
-    """As an error names it: a name in quotes, because it may be a word such as `any`."""
+    """Returns a host for an error. A name gets quotes, because it may be a word such as `any`."""
     return host if _is_address(host) else repr(host)
 
 
 def source_address(network: Network) -> str | None:
-    """The address of this machine from which it would send to a network. Nothing is sent. None if it has no route."""
+    """Returns the address from which this machine sends to a network, or None without a route. Sends nothing."""
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-    # The first address of a network is the network's own, unless it is the only one.
+    # The first address of a network names the network itself, unless it is the only one.
     target = network[1] if network.num_addresses > 1 else network[0]
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -179,7 +180,7 @@ def _bind(target: _Target, port: int, reuse_port: bool) -> socket.socket:
     try:
         listener = socket.socket(target.family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Whoever is accepted inherits it.
+        # Accepted sockets inherit both sizes.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         if reuse_port:
@@ -192,7 +193,7 @@ def _bind(target: _Target, port: int, reuse_port: bool) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        # Its third argument, the name of a file, is the address here: `remedy` looks at it.
+        # `filename` is the address, for `listen_hint`.
         raise OSError(error.errno, f"{_shown(target.host)} port {port}: {error.strerror}", target.host) from error
     return listener
 

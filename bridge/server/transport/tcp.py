@@ -1,20 +1,24 @@
-"""What the kernel knows of a TCP connection and no read or write tells (Linux: `struct tcp_info`, tcp(7))."""
+"""What only the kernel knows of a TCP connection, and socket options that end it differently (tcp(7), socket(7))."""
 
 import socket
 import struct
+from contextlib import suppress
 
 _ENDED = frozenset({7, 8})
 """TCP_CLOSE, after a reset, and TCP_CLOSE_WAIT (tcp_states.h)."""
 
 _BYTES_ACKED = struct.Struct("=Q")
 _BYTES_ACKED_AT = 120
-"""Where `tcpi_bytes_acked` is, since Linux 4.1."""
+"""The offset of `tcpi_bytes_acked` in `struct tcp_info`, since Linux 4.1."""
 
 _HAS_TCP_INFO = hasattr(socket, "TCP_INFO")
 
+RESET = struct.pack("ii", 1, 0)
+"""The value of SO_LINGER with which a close resets the connection."""
+
 
 def has_ended(client: socket.socket) -> bool:
-    """Whether the client has ended its side, or the connection was reset. False where the kernel doesn't say.
+    """Whether the client has ended its side, or the connection was reset. False if the kernel does not report it.
 
     Raises OSError if the socket is closed.
     """
@@ -22,7 +26,7 @@ def has_ended(client: socket.socket) -> bool:
 
 
 def acknowledged_bytes(client: socket.socket) -> int | None:
-    """How many bytes the client's kernel has acknowledged. None where this kernel doesn't say.
+    """Returns how many bytes the client's kernel has acknowledged, or None if our kernel does not report it.
 
     Raises OSError if the socket is closed.
     """
@@ -31,3 +35,13 @@ def acknowledged_bytes(client: socket.socket) -> int | None:
     size = _BYTES_ACKED_AT + _BYTES_ACKED.size
     info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
     return int(_BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)[0]) if len(info) == size else None
+
+
+def reset_on_close(client: socket.socket | None) -> None:
+    """Makes a later close reset the connection. The kernel then drops the data that it has not sent.
+
+    Does nothing if the socket is closed, or None. A TLS connection that has just ended has no socket.
+    """
+    with suppress(OSError):
+        if client is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

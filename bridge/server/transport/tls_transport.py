@@ -19,11 +19,11 @@ from typing import Any
 RECORD_BYTES = 16384
 """The largest payload of a TLS record (RFC 8446, section 5.1)."""
 
-READ_BYTES = 4096
-"""The most that is read from a socket in a turn of the loop: 150 key updates, which take 4 ms."""
+RAW_READ_BYTES = 4096
+"""How much is read from a socket in a turn of the loop: 150 key updates, which take 4 ms."""
 
 RECORD_OVERHEAD_BYTES = 64
-"""How many bytes a record has beside its data, at most with common ciphers."""
+"""How many bytes a record has in addition to its data, at most with common ciphers."""
 
 MAX_SURPLUS_BYTES = 2**16
 """How many bytes a client may send that are neither data nor the overhead of data: 2400 key updates. A client that
@@ -34,7 +34,7 @@ MAX_DISCARDED_BYTES = 2**18
 
 Closing a socket with unread bytes resets the connection, and the client might lose data that was sent to it."""
 
-_RAW = memoryview(bytearray(READ_BYTES))
+_RAW_BUFFER = memoryview(bytearray(RAW_READ_BYTES))
 """The buffer that all transports share for bytes from a socket."""
 
 _INCOMING, _OUTGOING = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -61,9 +61,8 @@ class TlsTransport(asyncio.Transport):
         "_closing",
         "_discarded_bytes",
         "_ends",
-        "_failed",
-        "_held",
         "_loop",
+        "_on_failed",
         "_peername",
         "_protocol",
         "_reading",
@@ -75,6 +74,7 @@ class TlsTransport(asyncio.Transport):
         "_timer",
         "_tls",
         "_unread",
+        "_unsent",
     )
 
     def __init__(
@@ -83,20 +83,20 @@ class TlsTransport(asyncio.Transport):
         client: socket.socket,
         context: ssl.SSLContext,
         protocol: asyncio.BufferedProtocol,
-        failed: Callable[[OSError], None],
+        on_failed: Callable[[OSError], None],
         shutdown_timeout_s: float,
     ) -> None:
         """Takes over the socket. The handshake begins with `begin`.
 
-        `failed` is called once if the handshake fails. If it succeeds, `connection_made` of the protocol is called, and
-        `connection_lost` at the end. `shutdown_timeout_s` is how long `close` waits for the client to end its side.
+        `on_failed` is called once if the handshake fails. If it succeeds, `connection_made` of the protocol is called,
+        and `connection_lost` at the end. `shutdown_timeout_s` is how long `close` waits for the client to end its side.
         Raises OSError if the client is already gone.
         """
         self._loop = loop
         self._protocol: asyncio.BufferedProtocol | None = protocol
-        self._failed: Callable[[OSError], None] | None = failed
+        self._on_failed: Callable[[OSError], None] | None = on_failed
         self._shutdown_timeout_s = shutdown_timeout_s
-        self._held = memoryview(b"")
+        self._unsent = memoryview(b"")
         """Encrypted data that the socket has not taken yet."""
         self._unread = b""
         """Data that was read from the socket, and is not decrypted while reading is paused."""
@@ -120,10 +120,10 @@ class TlsTransport(asyncio.Transport):
 
     def begin(self) -> None:
         """Begins the handshake."""
-        self._loop.add_reader(self._socket, self._ready)
+        self._loop.add_reader(self._socket, self._on_readable)
         self._reading = True
 
-    # What asyncio asks of a transport
+    # The interface of asyncio's transports
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """`socket`, `peername` and `sslcontext`, as with asyncio's transports. The socket is for its options only."""
@@ -148,7 +148,7 @@ class TlsTransport(asyncio.Transport):
         return self._closing
 
     def get_write_buffer_size(self) -> int:
-        return len(self._held)
+        return len(self._unsent)
 
     def can_write_eof(self) -> bool:
         return True
@@ -166,33 +166,33 @@ class TlsTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         if not self._reading and not self._client_ended and self._state is not _State.LOST:
             self._reading = True
-            self._loop.add_reader(self._socket, self._ready)
-            # These bytes do not make the descriptor readable.
-            self._loop.call_soon(self._read_on)
+            self._loop.add_reader(self._socket, self._on_readable)
+            # Bytes that are already read do not make the descriptor readable.
+            self._loop.call_soon(self._decrypt_unread)
 
-    def _read_on(self) -> None:
+    def _decrypt_unread(self) -> None:
         if self._reading and self._state is _State.OPEN and (self._unread or self._tls.pending()):
             raw, self._unread = self._unread, b""
             self._decrypt(raw)
 
-    def _ready(self) -> None:
-        """The socket is readable."""
+    def _on_readable(self) -> None:
+        """Called when the socket is readable."""
         if not self._reads_again:
             self._receive()
 
     def _receive_again(self) -> None:
-        # uvloop reports data and a reset together, once, and then stops to poll the socket.
+        # uvloop 0.23 reports data and a reset together, only once, and then stops polling the socket.
         self._reads_again = False
         if self._reading:
             self._receive()
 
     def _receive(self) -> None:
         try:
-            count = self._socket.recv_into(_RAW)
+            count = self._socket.recv_into(_RAW_BUFFER)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lose(error)
+            self._close_socket(error)
             return
         if count:
             self._reads_again = True
@@ -200,23 +200,23 @@ class TlsTransport(asyncio.Transport):
         if self._state is _State.ENDED:
             self._discarded_bytes += count
             if not count or self._discarded_bytes > MAX_DISCARDED_BYTES:
-                self._lose(None)
+                self._close_socket(None)
         elif count:
-            raw, self._unread = self._unread + _RAW[:count], b""
+            raw, self._unread = self._unread + _RAW_BUFFER[:count], b""
             self._decrypt(raw)
         elif self._state is _State.HANDSHAKE:
-            self._lose(ConnectionAbortedError("the client ended the connection"))
+            self._close_socket(ConnectionAbortedError("the client ended the connection"))
         else:
             self._end_by_client()
 
     def _decrypt(self, raw: bytes) -> None:
-        """Gives OpenSSL bytes of the client, and the protocol the data in them, until reading is paused."""
+        """Decrypts bytes of the client, and gives the data to the protocol until reading is paused."""
         assert not _INCOMING.pending
         _INCOMING.write(raw)
         data_bytes = 0
         try:
             if self._state is _State.HANDSHAKE:
-                self._shake_hands()
+                self._do_handshake()
             while self._reading and self._state is _State.OPEN:
                 count = self._read()
                 if not count:
@@ -225,18 +225,18 @@ class TlsTransport(asyncio.Transport):
         except ssl.SSLWantReadError:
             pass
         except OSError as error:
-            self._lose(error)
+            self._close_socket(error)
         except Exception as error:
             message = "a TLS connection failed in its protocol"
             self._loop.call_exception_handler({"message": message, "exception": error, "transport": self})
-            self._lose(None)
+            self._close_socket(None)
         finally:
             self._unread = _INCOMING.read()
         self._surplus_bytes = max(0, self._surplus_bytes + len(raw) - len(self._unread) - data_bytes)
         if self._surplus_bytes > MAX_SURPLUS_BYTES:
-            self._lose(ConnectionAbortedError("too many TLS messages without data"))
+            self._close_socket(ConnectionAbortedError("too many TLS messages without data"))
 
-    def _shake_hands(self) -> None:
+    def _do_handshake(self) -> None:
         try:
             self._tls.do_handshake()
         finally:
@@ -244,7 +244,7 @@ class TlsTransport(asyncio.Transport):
         self._surplus_bytes = 0
         if self._state is _State.HANDSHAKE:
             self._state = _State.OPEN
-            self._failed = None
+            self._on_failed = None
             assert self._protocol is not None
             self._protocol.connection_made(self)
 
@@ -264,12 +264,12 @@ class TlsTransport(asyncio.Transport):
         self._client_ended = True
         assert self._protocol is not None
         self._protocol.eof_received()
-        if self._held and self._ends:
+        if self._unsent and self._ends:
             # The client has ended its side, but still reads the response.
             self._closing = True
             self.pause_reading()
         else:
-            self._lose(None)
+            self._close_socket(None)
 
     # Writing
 
@@ -286,44 +286,44 @@ class TlsTransport(asyncio.Transport):
                 written += self._tls.write(memoryview(data)[written:])
         except OSError as error:
             _OUTGOING.read()
-            self._lose(error)
+            self._close_socket(error)
             return
         self._send_encrypted()
 
     def _send_encrypted(self) -> None:
-        """Sends what OpenSSL has encrypted."""
+        """Sends the bytes in OpenSSL's outgoing buffer."""
         encrypted = _OUTGOING.read()
-        if self._held:
+        if self._unsent:
             if encrypted:
-                self._held = memoryview(b"".join((self._held, encrypted)))
+                self._unsent = memoryview(b"".join((self._unsent, encrypted)))
         elif encrypted and self._state is not _State.LOST:
             try:
                 taken = self._socket.send(encrypted)
             except (BlockingIOError, InterruptedError):
                 taken = 0
             except OSError as error:
-                self._lose(error)
+                self._close_socket(error)
                 return
             if taken < len(encrypted):
-                self._hold(memoryview(encrypted)[taken:])
+                self._keep_unsent(memoryview(encrypted)[taken:])
 
-    def _hold(self, encrypted: memoryview) -> None:
-        # A copy: a view would keep all of a large response in memory.
-        self._held = encrypted if len(encrypted) <= 2 * RECORD_BYTES else memoryview(bytes(encrypted))
-        self._loop.add_writer(self._socket, self._writable)
+    def _keep_unsent(self, encrypted: memoryview) -> None:
+        # Copied, because a view would keep all of a large response in memory.
+        self._unsent = encrypted if len(encrypted) <= 2 * RECORD_BYTES else memoryview(bytes(encrypted))
+        self._loop.add_writer(self._socket, self._on_writable)
         if self._state is _State.OPEN and self._protocol is not None:
             self._protocol.pause_writing()
 
-    def _writable(self) -> None:
+    def _on_writable(self) -> None:
         try:
-            taken = self._socket.send(self._held)
+            taken = self._socket.send(self._unsent)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lose(error)
+            self._close_socket(error)
             return
-        self._held = self._held[taken:]
-        if self._held:
+        self._unsent = self._unsent[taken:]
+        if self._unsent:
             return
         self._loop.remove_writer(self._socket)
         if self._ends:
@@ -338,7 +338,7 @@ class TlsTransport(asyncio.Transport):
         """Ends this side after all data is sent. Later data from the client is discarded."""
         if not self._ends:
             self._ends = True
-            if not self._held and self._state is _State.OPEN:
+            if not self._unsent and self._state is _State.OPEN:
                 self._end()
 
     def close(self) -> None:
@@ -351,11 +351,11 @@ class TlsTransport(asyncio.Transport):
 
     def abort(self) -> None:
         """Closes the socket at once, and discards held data."""
-        self._lose(None)
+        self._close_socket(None)
 
     def _end(self) -> None:
         if self._client_ended:
-            self._lose(None)
+            self._close_socket(None)
             return
         self._state = _State.ENDED
         with suppress(OSError, ValueError):
@@ -368,14 +368,14 @@ class TlsTransport(asyncio.Transport):
         self._unread = b""
         self.resume_reading()
 
-    def _lose(self, error: OSError | None) -> None:
+    def _close_socket(self, error: OSError | None) -> None:
         """Closes the socket, and calls the protocol in the next turn of the loop."""
         if self._state is _State.LOST:
             return
         made = self._state is not _State.HANDSHAKE
         self._state = _State.LOST
         self._closing = True
-        self._held, self._unread = memoryview(b""), b""
+        self._unsent, self._unread = memoryview(b""), b""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -383,14 +383,14 @@ class TlsTransport(asyncio.Transport):
         self._loop.remove_writer(self._socket)
         self._reading = False
         self._socket.close()
-        self._loop.call_soon(self._tell, made, error)
+        self._loop.call_soon(self._call_protocol, made, error)
 
-    def _tell(self, made: bool, error: OSError | None) -> None:
+    def _call_protocol(self, made: bool, error: OSError | None) -> None:
         # The protocol and the callback refer to this transport. Without this, only the garbage collector frees them.
-        protocol, failed = self._protocol, self._failed
-        self._protocol = self._failed = None
+        protocol, on_failed = self._protocol, self._on_failed
+        self._protocol = self._on_failed = None
         if made:
             assert protocol is not None
             protocol.connection_lost(error)
-        elif failed is not None:
-            failed(error or ConnectionAbortedError("the connection was given up"))
+        elif on_failed is not None:
+            on_failed(error or ConnectionAbortedError("the connection was given up"))

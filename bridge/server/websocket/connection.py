@@ -6,7 +6,6 @@ exists only while a frame is incomplete.
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,9 +22,6 @@ from bridge.server.websocket.reader import Close, FrameReader, Ping, ProtocolVio
 CLOSING_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
 """The size of the kernel's send buffer for a closing client that does not read: room for the rest of an update of up to
 80 KB, and for the close frame. After the rest of a larger update, the client may not get the close frame."""
-
-RESET = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER with which a close resets the connection."""
 
 MAX_PONGS_DUE = 4
 """The most pongs that a client may send without a charge, one for each unanswered ping. Without this limit, a client
@@ -198,11 +194,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def reset(self) -> None:
         """Ends the connection at once with a TCP reset. The kernel discards all data that is not sent yet."""
-        stream = self._transport.get_extra_info("socket") if self._transport is not None else None
-        with suppress(OSError):
-            if stream is not None:
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self.abort()
+        if self._transport is not None:
+            tcp.reset_on_close(self._transport.get_extra_info("socket"))
+            self._transport.abort()
 
     def _begin_close(self, frame: bytes, after: Callable[[], None]) -> None:
         """Sends a close frame as soon as the current frame is complete, and calls `after` when it is sent."""

@@ -36,8 +36,8 @@ PING_PAUSE_S = 0.05
 """The time between two groups of pings. With 20,000 pings in a tick of 5 s, a group has 200 pings and takes 2 ms."""
 
 
-class Living(Protocol):
-    """A connection, as seen by who watches over it."""
+class Pingable(Protocol):
+    """What the keepalive needs of a connection."""
 
     last_received_at: float
     pinged_at: float
@@ -51,11 +51,11 @@ class Living(Protocol):
 
 
 class Keepalive:
-    """Pings, evicts the idle, and aborts closes that are not answered."""
+    """Pings silent clients, evicts idle ones, and aborts connections whose close is not answered."""
 
     def __init__(
         self,
-        connections: Collection[Living],
+        connections: Collection[Pingable],
         clock: Clock,
         idle_timeout_s: float,
         ping_interval_s: float,
@@ -69,29 +69,29 @@ class Keepalive:
         self._on_tick = on_tick
         self._close_timeout_s = timing.close_timeout_s
         self._log_limiter = LogLimiter(lambda: clock.now_s)
-        # Between the ping and the end there must be a pass or two, or who would have answered is never asked.
-        room_s = max(MIN_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
-        self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, room_s)
-        """Seconds between two passes: how exact all times here are."""
+        # At least one pass must come between a ping and the eviction. Otherwise a client is never pinged.
+        spare_s = max(MIN_TICK_S, (idle_timeout_s - ping_interval_s) / 2)
+        self.tick_s = min(timing.keepalive_tick_s, idle_timeout_s / 4, ping_interval_s / 4, spare_s)
+        """Seconds between two passes, which is the resolution of all times here."""
         # One tick longer, because `last_received_at` is the time of the pass before the client sent something.
         self._evict_after_s = idle_timeout_s + self.tick_s
         self._passed_at = clock.now_s
         """The time of the last pass."""
         self._awake_since_s = -inf
         """The time of the last late pass. Timeouts start here again, because the bridge did not read before."""
-        self._closing: dict[Living, tuple[float, int | None]] = {}
+        self._closing: dict[Pingable, tuple[float, int | None]] = {}
         """Closing connections, with the start of the current close timeout and the bytes acknowledged at that time."""
-        self._due: deque[Living] = deque()
+        self._pings_due: deque[Pingable] = deque()
         """Silent connections of the last pass that are not pinged yet."""
 
     async def run(self) -> None:
-        """Ticks until it is cancelled."""
+        """Makes passes until it is cancelled."""
         loop = asyncio.get_running_loop()
         self._passed_at = loop.time()
         while True:
             next_s = self._passed_at + self.tick_s
-            while self._due and (left_s := next_s - loop.time()) > 0:
-                self.ping_due(left_s)
+            while self._pings_due and (left_s := next_s - loop.time()) > 0:
+                self.send_pings(left_s)
                 await asyncio.sleep(min(PING_PAUSE_S, left_s))
             await asyncio.sleep(max(0.0, next_s - loop.time()))
             self.tick(loop.time())
@@ -104,9 +104,9 @@ class Keepalive:
         if late:
             self._awake_since_s = now_s
             # This pass adds these connections again. Pings to all of them at once would block the loop still longer.
-            self._due.clear()
+            self._pings_due.clear()
         else:
-            self.ping_due()
+            self.send_pings()
         self._clock.now_s = now_s
         if late and (suppressed := self._log_limiter.allow("late")) is not None:
             _log.warning("event loop stalled: idle timeouts start again", late_s=round(late_s, 1), **suppressed)
@@ -117,16 +117,16 @@ class Keepalive:
                     before = closing.get(connection) or (connection.closed_at, connection.acknowledged_bytes)
                     self._await_close(connection, now_s, *before)
                     continue
-                self._look_after(connection, now_s)
+                self._check_idle(connection, now_s)
             except Exception:  # one connection's failure must not end the watch over all others
                 self._abort(connection)
         self._on_tick(late)
 
-    def ping_due(self, left_s: float = 0.0) -> None:
+    def send_pings(self, left_s: float = 0.0) -> None:
         """Pings a group of silent connections. Its size spreads the pings evenly over the next `left_s` seconds."""
         share = 1.0 if left_s <= PING_PAUSE_S else PING_PAUSE_S / left_s
-        for _ in range(ceil(len(self._due) * share)):
-            connection = self._due.popleft()
+        for _ in range(ceil(len(self._pings_due) * share)):
+            connection = self._pings_due.popleft()
             if self._clock.now_s - connection.last_received_at < self._ping_interval_s:
                 continue  # the client has sent something since the pass
             try:
@@ -134,14 +134,14 @@ class Keepalive:
             except Exception:  # as above
                 self._abort(connection)
 
-    def _look_after(self, connection: Living, now_s: float) -> None:
+    def _check_idle(self, connection: Pingable, now_s: float) -> None:
         silent_s = now_s - connection.last_received_at
         if silent_s >= self._evict_after_s and now_s - self._awake_since_s >= self._evict_after_s:
             connection.close(CloseReason.IDLE, silent_s=round(silent_s, 1))
         elif min(silent_s, now_s - connection.pinged_at) >= self._ping_interval_s:
-            self._due.append(connection)
+            self._pings_due.append(connection)
 
-    def _await_close(self, connection: Living, now_s: float, since_s: float, had_bytes: int | None) -> None:
+    def _await_close(self, connection: Pingable, now_s: float, since_s: float, had_bytes: int | None) -> None:
         """Aborts a closing connection after the close timeout, unless its client still reads earlier data."""
         since_s = max(since_s, self._awake_since_s)
         if now_s - since_s >= self._close_timeout_s:
@@ -153,7 +153,7 @@ class Keepalive:
             since_s, had_bytes = now_s, read_bytes
         self._closing[connection] = since_s, had_bytes
 
-    def _abort(self, connection: Living) -> None:
+    def _abort(self, connection: Pingable) -> None:
         """Logs the exception that is being handled, and aborts the connection."""
         if (suppressed := self._log_limiter.allow("failed")) is not None:
             _log.exception("a connection could not be pinged or closed", **suppressed)

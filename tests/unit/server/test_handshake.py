@@ -18,7 +18,7 @@ from bridge.contract import catalog
 from bridge.contract.filters import QueryParser, SubscribeRequest
 from bridge.metrics import Metrics
 from bridge.server.access.rules import Access, Rule
-from bridge.server.handshake import MAX_DISCARDED_BYTES, PERIODS, RESET, Handshake, HandshakeContext
+from bridge.server.handshake import MAX_DISCARDED_BYTES, PERIODS, Handshake, HandshakeContext
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request, parse
 from bridge.server.http.response import text_response
@@ -867,7 +867,7 @@ async def test_client_that_leaves_during_its_tls_handshake_is_not_refused(
         handshake = Handshake(harness.server.context(), near, ADDRESS)
         await harness.clock.settle()
         if how == "resets":
-            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, tcp.RESET)
     await harness.clock.settle()
     assert (harness.server.left, harness.server.refusals) == ([ADDRESS], [])
     assert harness.server.ended == [handshake]

@@ -16,8 +16,8 @@ from bridge.server.listeners.sockets import (
     RECEIVE_BUFFER_BYTES,
     SEND_BUFFER_BYTES,
     drop_connection_requests,
+    listen_hint,
     open_listeners,
-    remedy,
     source_address,
 )
 
@@ -139,7 +139,7 @@ def test_every_address_without_ipv6_is_an_error_that_names_the_other_wildcard(
     machine.refuse(socket.AF_INET6, error, when=when)
     with pytest.raises(OSError, match=r":: port 0: refused in this test") as raised:
         open_listeners(["::"], 0, reuse_port=False)
-    assert remedy(raised.value) == "this machine has no IPv6; set BRIDGE_HOST=0.0.0.0 for all IPv4 addresses"
+    assert listen_hint(raised.value) == "this machine has no IPv6; set BRIDGE_HOST=0.0.0.0 for all IPv4 addresses"
 
 
 @needs_ipv6
@@ -245,7 +245,7 @@ def test_name_that_nobody_knows_is_an_error_that_names_it(monkeypatch: pytest.Mo
     monkeypatch.setattr("bridge.server.listeners.sockets.socket.getaddrinfo", unknown)
     with pytest.raises(OSError, match="'any' port 3000: Name or service not known") as raised:
         open_listeners(["any"], 3000, reuse_port=False)
-    assert remedy(raised.value) == "BRIDGE_HOST must hold addresses or names of this machine"
+    assert listen_hint(raised.value) == "BRIDGE_HOST must hold addresses or names of this machine"
 
 
 @pytest.mark.parametrize(
@@ -258,21 +258,21 @@ def test_name_that_nobody_knows_is_an_error_that_names_it(monkeypatch: pytest.Mo
     ],
 )
 def test_link_local_address_without_its_interface_has_a_hint_to_it(host: str, number: int, hint: str) -> None:
-    assert remedy(OSError(number, "Invalid argument", host)) == hint
+    assert listen_hint(OSError(number, "Invalid argument", host)) == hint
 
 
 @needs_ipv6
 def test_link_local_address_on_an_interface_that_is_not_there_is_an_error_that_names_it() -> None:
     with pytest.raises(OSError, match="fe80::1%none0 port 3000: ") as raised:
         open_listeners(["fe80::1%none0"], 3000, reuse_port=False)
-    assert "'none0' must be a network interface of this machine" in remedy(raised.value)
+    assert "'none0' must be a network interface of this machine" in listen_hint(raised.value)
 
 
 @needs_ipv6
 def test_link_local_address_without_its_interface_can_not_be_listened_on() -> None:
     with pytest.raises(OSError, match="fe80::1 port 3000: Invalid argument") as raised:
         open_listeners(["fe80::1"], 3000, reuse_port=False)
-    assert "fe80::1%eth0" in remedy(raised.value)
+    assert "fe80::1%eth0" in listen_hint(raised.value)
 
 
 def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
@@ -289,8 +289,8 @@ def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
     ("number", "words"),
     [(errno.EADDRINUSE, "BRIDGE_PORT"), (errno.EACCES, "1024"), (errno.EIO, "BRIDGE_HOST and BRIDGE_PORT name others")],
 )
-def test_address_that_cannot_be_had_has_a_remedy(number: int, words: str) -> None:
-    assert words in remedy(OSError(number, "why"))
+def test_address_that_cannot_be_had_has_a_hint(number: int, words: str) -> None:
+    assert words in listen_hint(OSError(number, "why"))
 
 
 @pytest.mark.parametrize(("error", "when"), [(errno.EAFNOSUPPORT, "made"), (errno.EADDRNOTAVAIL, "bound")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import socket
 import sys
 import weakref
 from http import HTTPStatus
@@ -18,7 +19,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.utils import apply_mask as apply_mask_in_python
 
-from bridge.server.transport import compat
+from bridge.server.transport import compat, tcp
 from bridge.server.websocket import reader
 
 HEADERS = Headers(
@@ -110,3 +111,38 @@ def test_transports_of_uvloop_are_not_those_of_asyncio() -> None:
 def test_transport_is_returned_as_it_is() -> None:
     transport = asyncio.BaseTransport()
     assert compat.as_transport(transport) is transport
+
+
+# The second read of TlsTransport
+
+
+async def reads_of_a_client_that_sends_and_resets() -> list[bytes | type[OSError]]:
+    """What one-byte reads return, each made when the loop reports that the socket is readable, in 20 turns."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    client.sendall(b"x")
+    tcp.reset_on_close(client)
+    client.close()
+    reads: list[bytes | type[OSError]] = []
+
+    def read() -> None:
+        try:
+            reads.append(accepted.recv(1))
+        except OSError as error:
+            reads.append(type(error))
+
+    loop = asyncio.get_running_loop()
+    with accepted:
+        loop.add_reader(accepted, read)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        loop.remove_reader(accepted)
+    return reads
+
+
+def test_uvloop_reports_data_and_a_reset_together_only_once() -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(reads_of_a_client_that_sends_and_resets()) == [b"x"]
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        assert runner.run(reads_of_a_client_that_sends_and_resets())[:2] == [b"x", ConnectionResetError]

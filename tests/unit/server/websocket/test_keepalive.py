@@ -65,7 +65,7 @@ def keepalive(client: Client, clock: Clock) -> Keepalive:
 def look(keepalive: Keepalive, now_s: float) -> None:
     """Makes one pass, and sends all its pings."""
     keepalive.tick(now_s)
-    keepalive.ping_due()
+    keepalive.send_pings()
 
 
 def tick_until(keepalive: Keepalive, clock: Clock, now_s: float) -> None:
@@ -269,7 +269,7 @@ def test_pings_of_a_pass_are_spread_evenly_until_the_next(clock: Clock, count: i
     left_s = keepalive.tick_s
     while left_s > 0:
         before = sum(len(client.said) for client in clients)
-        keepalive.ping_due(left_s)
+        keepalive.send_pings(left_s)
         groups.append(sum(len(client.said) for client in clients) - before)
         left_s -= PING_PAUSE_S
     assert all(client.said == [(30, "ping")] for client in clients)
@@ -290,7 +290,7 @@ def test_client_that_has_sent_something_since_the_pass_is_not_pinged(
     for now_s in range(5, 35, 5):
         keepalive.tick(now_s)
     client.last_received_at = clock.now_s
-    keepalive.ping_due()
+    keepalive.send_pings()
     assert client.said == []
 
 
@@ -430,6 +430,6 @@ def test_pings_that_wait_when_the_bridge_stops_running_are_asked_for_anew(clock:
     keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore)
     tick_until(keepalive, clock, 29)
     keepalive.tick(30)
-    keepalive.ping_due(keepalive.tick_s)
+    keepalive.send_pings(keepalive.tick_s)
     look(keepalive, 3600)
     assert {tuple(client.said) for client in clients} == {((30, "ping"), (3600, "ping")), ((3600, "ping"),)}
