@@ -37,7 +37,7 @@ class Reader(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's are no subclass of asyncio's.
-        self.transport = cast("asyncio.Transport", transport)
+        self.transport = cast(asyncio.Transport, transport)
         self.say_hello(self.transport)
 
     def say_hello(self, transport: asyncio.Transport) -> None:

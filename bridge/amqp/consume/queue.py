@@ -57,7 +57,7 @@ class ExclusiveQueue:
         """Declares it without auto-delete, so that it can be unbound before it is deleted."""
         declared = await channel.queue_declare("", exclusive=True, arguments={"x-queue-type": "classic"})
         self._name = declared.queue or ""
-        return Queue(self._name, made=True)
+        return Queue(self._name, created=True)
 
     def arguments(self) -> FieldTable | None:
         """Returns None."""

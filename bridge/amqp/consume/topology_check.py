@@ -28,7 +28,7 @@ _log = structlog.get_logger("bridge.amqp")
 UNVERIFIED_BINDING = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"
 """Logged once for each connection: without the binding, no events arrive, and the bridge can't notice it."""
 
-HIDDEN_EXCHANGE = "the user may not look at the exchange, and is not told whether it exists"
+INACCESSIBLE_EXCHANGE = "the user may not look at the exchange, and is not told whether it exists"
 """Logged once for each connection: since RabbitMQ 4.3, a passive declaration needs a permission on the exchange."""
 
 
@@ -100,8 +100,8 @@ class TopologyCheck:
         topology = self._topology
         if topology.unverified_bindings:
             _log.warning(UNVERIFIED_BINDING, queue=topology.queue, exchanges=topology.unverified_bindings)
-        if topology.hidden:
-            _log.warning(HIDDEN_EXCHANGE, exchanges=topology.hidden)
+        if topology.inaccessible:
+            _log.warning(INACCESSIBLE_EXCHANGE, exchanges=topology.inaccessible)
         repeating = {asyncio.create_task(self._repeat(check)): check for check in self._checks}
         watching = asyncio.create_task(self._watch_timeouts())
         try:
@@ -132,10 +132,10 @@ class TopologyCheck:
                 f"{', '.join(self._topology.unverified_bindings)}, and can't see whether it is bound: whoever made the "
                 "queue must see to that, again whenever one of these exchanges was made anew"
             )
-        if self._topology.hidden:
+        if self._topology.inaccessible:
             warnings.append(
-                f"the user of BRIDGE_AMQP_URL may not look at {', '.join(self._topology.hidden)}, and is not told "
-                "whether it exists: the permission to read it would be enough"
+                f"the user of BRIDGE_AMQP_URL may not look at {', '.join(self._topology.inaccessible)}, and is not "
+                "told whether it exists: the permission to read it would be enough"
             )
         return [*warnings, *filter(None, map(self._warning, self._checks))]
 
@@ -143,7 +143,7 @@ class TopologyCheck:
 
     def _checks_of(self, topology: Topology) -> Iterator[Check]:
         for exchange in topology.exchanges:
-            if exchange.name not in topology.hidden:
+            if exchange.name not in topology.inaccessible:
                 yield Check(f"look at the exchange {exchange.name!r}", _exchange_request(exchange))
         yield Check(f"look at the queue {topology.queue!r}", self._queue_request(topology.queue))
         for exchange in topology.exchanges:

@@ -178,7 +178,7 @@ async def test_exchange_that_may_not_be_looked_at_is_used_and_told() -> None:
     made = Made()
     amqp = FakeAmqp().on("exchange kills passive", REFUSED).on("exchange kills fanout durable", REFUSED)
     found = await made.set_up(amqp)
-    assert found == Topology((Exchange("kills", None),), "kept", hidden=("kills",))
+    assert found == Topology((Exchange("kills", None),), "kept", inaccessible=("kills",))
     assert made.times == 0
 
 

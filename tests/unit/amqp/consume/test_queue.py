@@ -27,13 +27,13 @@ async def channel_of(amqp: FakeAmqp) -> Any:
 
 async def test_named_queue_that_is_made_has_bounds_and_is_kept() -> None:
     channel = await channel_of(amqp := FakeAmqp().on("queue kept passive", NO_QUEUE))
-    assert await NamedQueue("kept").prepare(amqp.amqp, channel) == Queue("kept", made=True)
+    assert await NamedQueue("kept").prepare(amqp.amqp, channel) == Queue("kept", created=True)
     assert amqp.channels[-1].arguments == [NAMED_QUEUE_ARGUMENTS]
 
 
 async def test_queue_that_may_not_be_looked_at_is_not_declared() -> None:
     channel = await channel_of(amqp := FakeAmqp().on("queue kept passive", REFUSED))
-    assert await NamedQueue("kept").prepare(amqp.amqp, channel) == Queue("kept", made=False)
+    assert await NamedQueue("kept").prepare(amqp.amqp, channel) == Queue("kept", created=False)
     assert amqp.requests == ["channel", "channel", "queue kept passive"]
 
 
@@ -47,7 +47,7 @@ async def test_newest_consumer_of_a_named_queue_comes_first() -> None:
 async def test_exclusive_and_named_queues_are_declared_as_classic() -> None:
     amqp = FakeAmqp()
     channel = await channel_of(amqp)
-    assert (await ExclusiveQueue(("kills",)).prepare(amqp.amqp, channel)).made
+    assert (await ExclusiveQueue(("kills",)).prepare(amqp.amqp, channel)).created
     assert channel.arguments == [{"x-queue-type": "classic"}]
     assert NAMED_QUEUE_ARGUMENTS["x-queue-type"] == "classic"
 

@@ -109,7 +109,7 @@ def test_stream_is_declared_with_bounds_and_small_segments() -> None:
 async def test_stream_that_does_not_exist_is_made_with_its_bounds(stage: Reader) -> None:
     amqp = FakeAmqp().on(LOOK, ABSENT)
     queue = await stage.reader.prepare(amqp.amqp)
-    assert (queue.name, queue.made) == ("kept", True)
+    assert (queue.name, queue.created) == ("kept", True)
     assert STREAM.arguments in [argument for channel in amqp.channels for argument in channel.arguments]
 
 
@@ -117,7 +117,7 @@ async def test_stream_that_exists_is_used_as_it_is(stage: Reader) -> None:
     amqp = FakeAmqp()
     with capture_logs() as logged:
         queue = await stage.reader.prepare(amqp.amqp)
-    assert (queue.made, logged) == (False, [])
+    assert (queue.created, logged) == (False, [])
     assert amqp.channels[-1].is_closed
 
 
@@ -126,14 +126,14 @@ async def test_other_limits_of_a_stream_that_exists_are_said_once(stage: Reader)
     amqp = FakeAmqp().on(DECLARE, aiormq.exceptions.ChannelPreconditionFailed(words))
     with capture_logs() as logged:
         for _ in range(2):
-            assert not (await stage.reader.prepare(amqp.amqp)).made
+            assert not (await stage.reader.prepare(amqp.amqp)).created
     [line] = logged
     assert (line["log_level"], line["difference"]) == ("warning", words)
 
 
 async def test_stream_that_may_not_be_declared_is_used_where_it_exists(stage: Reader) -> None:
     with capture_logs() as logged:
-        assert not (await stage.reader.prepare(FakeAmqp().on(DECLARE, REFUSED).amqp)).made
+        assert not (await stage.reader.prepare(FakeAmqp().on(DECLARE, REFUSED).amqp)).created
     assert logged == []
 
 
@@ -288,7 +288,7 @@ async def test_stream_that_is_made_again_while_it_is_read_is_told_by_its_reader(
     await stage.begin()
     stage.reader.position.observe(10, 1)
     queue = await stage.reader.prepare(FakeAmqp().on(LOOK, ABSENT).amqp)
-    assert not queue.made
+    assert not queue.created
 
 
 async def test_tokens_of_two_sessions_differ_and_begin_alike(stage: Reader) -> None:

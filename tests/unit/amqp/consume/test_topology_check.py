@@ -83,7 +83,7 @@ async def test_what_the_user_may_not_do_from_the_start_is_not_asked() -> None:
         (Exchange("a", "fanout"), Exchange("b", None), Exchange("c", None)),
         "kept",
         unverified_bindings=("b",),
-        hidden=("c",),
+        inaccessible=("c",),
     )
     async with watched(amqp := FakeAmqp(), found):
         await asyncio.sleep(ROUND_S)
