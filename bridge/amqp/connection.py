@@ -31,6 +31,11 @@ Channel = aiormq.abc.AbstractChannel
 # The standard library's logger, not structlog: a Publisher runs this in programs of others.
 _log = logging.getLogger("bridge.amqp")
 
+# Without these, Python prints the errors of the libraries, with tracebacks, in a program that does not configure
+# logging. The callers report each lost connection in one line.
+for _library in ("aio_pika", "aiormq"):
+    logging.getLogger(_library).addHandler(logging.NullHandler())
+
 
 @asynccontextmanager
 async def open_connection(

@@ -39,11 +39,6 @@ PERSISTENT = 2
 # Not structlog, as everywhere else in here: this runs in other people's programs.
 _log = logging.getLogger("bridge.publisher")
 
-# Where nobody has configured logging, Python prints what these say of every lost connection, with its traceback: the
-# publisher says it in a line. Who has configured logging decides.
-for _noisy in ("aio_pika", "aiormq"):
-    logging.getLogger(_noisy).addHandler(logging.NullHandler())
-
 
 class InvalidUpdate(ValueError):
     """What should be published is no valid update; nothing was sent. Its text says why."""
