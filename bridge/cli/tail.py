@@ -1,12 +1,32 @@
-"""`edk-bridge tail`: what it is asked for on the command line."""
+"""`edk-bridge tail`: prints the updates that a bridge sends, and reconnects when the connection is lost.
 
+It is a client like any other, and uses only what every client gets.
+"""
+
+import asyncio
+import errno
+import signal
+import ssl
 import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NoReturn
+from urllib.parse import quote, urlsplit
 
 import click
+import orjson
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from bridge.cli.common.endpoint import endpoint, trusting
-from bridge.cli.common.options import INTERRUPTED, complete_type, fail
-from bridge.errors import BridgeError
+from bridge import queued_output
+from bridge.backoff import Backoff
+from bridge.cli.common.endpoint import endpoint, tls_context
+from bridge.cli.common.errors import exit_on_error
+from bridge.cli.common.options import complete_type
+from bridge.cli.common.output import Output, echo, json_encoding
+from bridge.cli.common.progress import Spinner
+from bridge.contract.text import printable
+from bridge.errors import BridgeError, ConfigurationError
 from bridge.terminal import takes_color
 
 DEFAULT_URL = "ws://localhost:3000/updates"
@@ -16,9 +36,6 @@ COLORS = ("auto", "always", "never")
 
 @click.command(
     short_help="Prints the updates that a bridge sends, as they come.",
-    help="Prints the updates that a bridge sends, one a line, as they come: JSON with the members type, data, "
-    "timestamp and id. A lost connection is made again, and what came meanwhile is printed then; standard error says "
-    f"what is missing.\n\nURL is the bridge's; {DEFAULT_URL} unless given.",
     epilog="Exit codes: 0 nobody reads the output any more, 2 options that can't be used or that the bridge refuses, "
     "130 Ctrl-C, 143 SIGTERM, 1 anything else.",
 )
@@ -47,18 +64,285 @@ COLORS = ("auto", "always", "never")
     help="auto: on a terminal, unless NO_COLOR is set or TERM is dumb",
 )
 def tail(url: str, types: tuple[str, ...], where: tuple[str, ...], after: str, cafile: str | None, color: str) -> None:
-    """Follows a bridge."""
-    from bridge.commands.tail import run  # noqa: PLC0415 - what only this needs is not loaded into the bridge
+    """Prints the updates that a bridge sends, one a line, as they come: JSON with the members type, data,
+    timestamp and id. A lost connection is made again, and what came meanwhile is printed then; standard error says
+    what is missing.
+
+    URL is the bridge's; ws://localhost:3000/updates unless given.
+    """
+    with exit_on_error():
+        asked = endpoint(url, types, where)
+        in_color = takes_color(sys.stdout) if color == "auto" else color == "always"
+        run(asked, after, tls_context(asked, cafile), in_color)
+
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_WHEN_FULL_S = 1.0, 30.0, 8.0
+"""The pauses before another connection, as the contract asks of every client."""
+
+STABLE_S = 10.0
+"""A connection that ends sooner counts as failed. Otherwise, a full bridge would get a request each second."""
+
+HANDSHAKE_TIMEOUT_S, PING_S, CLOSE_TIMEOUT_S = 10.0, 20.0, 1.0
+"""PING_S is the interval of pings, and the timeout of each."""
+
+SILENCE_S = 2.0
+"""The time until a message about a silent bridge: it still reads its history, or has no broker yet."""
+
+TRANSIENT = frozenset({408, 429})
+"""The statuses from 400 to 499 after which a new request may succeed."""
+
+TRANSIENT_LATER = frozenset({401, 403, 404})
+"""The statuses after which a new request may succeed if the client was connected before: an operator may be changing a
+proxy or the allowed networks."""
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code after SIGTERM, as shells use it."""
+
+REASONS = {
+    1001: "the bridge is stopping",
+    1006: "the connection was cut",
+    1011: "the bridge had an error",
+    1013: "the bridge is full",
+    4008: "what reads the output was too slow for the bridge",
+    4009: "the bridge heard nothing from here",
+}
+
+GAPS = {
+    "broker-away": "it had no broker",
+    "stream-truncated": "the stream dropped events before they were read",
+    "stream-recreated": "the stream was deleted and made again",
+}
+"""The meanings of a gap's reasons. A newer bridge may have others, which are printed as they are."""
+
+
+class Refused(BridgeError):
+    """The bridge refuses the request for good. The text has the reason that the bridge gives."""
+
+    exit_code = 2
+
+
+class Tail:
+    """Follows one bridge."""
+
+    def __init__(
+        self,
+        url: str,
+        after: str,
+        tls: ssl.SSLContext | None,
+        write: Callable[[str], Awaitable[None]],
+        say: Callable[[str], None],
+        wait: Callable[[str], None],
+    ) -> None:
+        """`url` is from `endpoint`. `after` is an id, or empty: from now on.
+
+        `write` gets each update unchanged, `say` each line for the user, and `wait` what the client waits for now, or
+        an empty text.
+        """
+        self.last_id = after
+        """The id of the newest update that was written, or else the one after which to begin."""
+        self._url = url
+        parts = urlsplit(url)
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._tls = tls
+        self._write = write
+        self._say = say
+        self._wait = wait
+        self._has_any = False
+        self._was_connected = False
+        self._pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        self._connected_at: float | None = None
+        self._lost_at: float | None = None
+        self._why = ""
+
+    async def run(self) -> NoReturn:
+        """Follows the bridge until cancelled.
+
+        Raises Refused, BridgeError if the server is not a bridge, and the errors of `write`.
+        """
+        while True:
+            self._connected_at = None
+            self._wait(f"connecting to {self._shown}")
+            why = await self._connection()
+            now = time.monotonic()
+            if self._connected_at is not None:
+                self._lost_at = now
+                self._why = ""
+                if now - self._connected_at >= STABLE_S:
+                    self._pauses.reset()
+            if why != self._why:
+                # Printed once, and not for each attempt that fails for the same reason.
+                self._why = why
+                what = "can't connect to" if self._connected_at is None else "disconnected from"
+                self._say(f"{what} {self._shown}: {why}; trying again")
+            self._wait(f"waiting to connect to {self._shown} again")
+            await asyncio.sleep(self._pauses.pause_s(PAUSE_WHEN_FULL_S if why == REASONS[1013] else 0.0))
+
+    async def _connection(self) -> str:
+        """Follows one connection. Returns the reason of its end."""
+        separator = "&" if urlsplit(self._url).query else "?"
+        try:
+            socket = await connect(
+                f"{self._url}{separator}after={quote(self.last_id, safe='')}",
+                ssl=self._tls,
+                # A bridge has an internal address.
+                proxy=None,
+                compression=None,
+                # One message at a time, of any size. A limit would fail again on each new connection.
+                max_queue=1,
+                max_size=None,
+                open_timeout=HANDSHAKE_TIMEOUT_S,
+                ping_interval=PING_S,
+                ping_timeout=PING_S,
+                close_timeout=CLOSE_TIMEOUT_S,
+            )
+        except InvalidStatus as error:
+            return self._refusal(error.response.status_code, bytes(error.response.body or b""))
+        except ssl.SSLCertVerificationError as error:
+            raise ConfigurationError(
+                [f"{self._shown}: its certificate can't be trusted: {error.verify_message} (see --cafile)"]
+            ) from error
+        except (OSError, InvalidHandshake) as error:
+            return _error_text(error)
+        try:
+            return await self._messages(socket)
+        finally:
+            await socket.close()
+
+    async def _messages(self, socket: ClientConnection) -> str:
+        try:
+            self._begin(self._read(await self._first(socket)))
+            while True:
+                text = await socket.recv()
+                await self._take(text, self._read(text))
+        except ConnectionClosed as closed:
+            if closed.rcvd is None:
+                return "a ping was not answered" if closed.sent is not None else REASONS[1006]
+            return REASONS.get(closed.rcvd.code) or f"code {closed.rcvd.code} {printable(closed.rcvd.reason)}".rstrip()
+
+    async def _first(self, socket: ClientConnection) -> str | bytes:
+        receiving = asyncio.ensure_future(socket.recv())
+        try:
+            await asyncio.wait([receiving], timeout=SILENCE_S)
+            if not receiving.done():
+                self._say(f"connected to {self._shown}, which can't say yet what follows; its /readyz may say why")
+            return await receiving
+        finally:
+            receiving.cancel()
+
+    def _read(self, text: str | bytes) -> Mapping[str, object]:
+        try:
+            message = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            message = None
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise BridgeError(f"{self._shown}: is no edk-bridge: what it sends is no update")
+        return message
+
+    def _begin(self, message: Mapping[str, object]) -> None:
+        match message:
+            case {"type": "resume", "data": {"complete": bool(complete), "replayed": int(replayed), "id": str(first)}}:
+                pass
+            case _:
+                raise BridgeError(
+                    f"{self._shown}: is no edk-bridge, or one that can't resume: it does not say where it begins"
+                )
+        now = time.monotonic()
+        caught_up = f"; updates to catch up with: {replayed:,}" if replayed else ""
+        if self._lost_at is None:
+            self._say(f"connected to {self._shown}{caught_up}")
+        else:
+            self._say(f"connected again after {now - self._lost_at:.1f} s{caught_up}")
+        if not complete:
+            self._say(f"updates are missing: the bridge does not have all that came after {self.last_id}")
+        self._connected_at = now
+        self._was_connected = True
+        self._wait("" if self._has_any else "waiting for the first update")
+        # The bridge sends all updates after this one.
+        self.last_id = first
+
+    async def _take(self, text: str | bytes, message: Mapping[str, object]) -> None:
+        match message:
+            case {"id": str(own)}:
+                if not self._has_any:
+                    self._has_any = True
+                    self._wait("")
+                await self._write(text if isinstance(text, str) else text.decode())
+                self.last_id = own
+            case {"type": "gap", "data": {"since": str(since), "until": str(until), "reason": str(reason)}}:
+                why = printable(GAPS.get(reason, reason))
+                self._say(
+                    "updates may be missing: the bridge may have missed events "
+                    f"from {printable(since)} until {printable(until)}: {why}"
+                )
+
+    def _refusal(self, status: int, body: bytes) -> str:
+        text = printable(body.decode(errors="replace").strip()) or "without a word"
+        if status == 200:
+            raise Refused(f"{self._shown} is a page and no WebSocket endpoint, which is /updates, unless set otherwise")
+        is_transient = status in TRANSIENT or (self._was_connected and status in TRANSIENT_LATER)
+        if 400 <= status < 500 and not is_transient:
+            raise Refused(f"{self._shown} refuses ({status}): {text}")
+        return f"it answers {status}: {text}"
+
+
+def run(url: str, after: str, tls: ssl.SSLContext | None, in_color: bool) -> None:
+    """Prints updates until the reader of standard output is gone. The arguments are those of Tail.
+
+    Raises BridgeError, KeyboardInterrupt after Ctrl-C, and SystemExit after SIGTERM.
+    """
+    # A program can be started without a standard output.
+    if sys.stdout is None:
+        raise ConfigurationError(["standard output is closed"])
+    descriptor, encoding = sys.stdout.fileno(), json_encoding(sys.stdout)
+    queued_output.install("stderr", _report_dropped, queued_output.IN_ORDER_S)
+
+    async def main() -> None:
+        output = Output(descriptor, in_color, encoding)
+        spinner = Spinner(sys.stderr)
+        tail = Tail(url, after, tls, output.line, spinner.say, spinner.wait)
+        following = asyncio.ensure_future(_follow(tail, output.abandoned()))
+        # asyncio.run handles Ctrl-C in the same way.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, following.cancel)
+        try:
+            await following
+        except asyncio.CancelledError:
+            if tail.last_id:
+                spinner.say(f"to go on from here: --after {tail.last_id}")
+            raise
+        finally:
+            spinner.close()
 
     try:
-        asked = endpoint(url, types, where)
-        run(asked, after, trusting(asked, cafile), _in_color(color))
-    except BridgeError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        asyncio.run(main())
+    except BrokenPipeError:
+        return
+    except OSError as error:
+        raise BridgeError(f"standard output: {error.strerror}") from error
+    except asyncio.CancelledError:
+        sys.exit(TERMINATED)
 
 
-def _in_color(color: str) -> bool:
-    # Whoever started this without a standard output is told so by what would print to it.
-    return takes_color(sys.stdout) if color == "auto" else color == "always"
+def _report_dropped(lines: int) -> None:
+    echo(f"{lines:,} lines dropped: nothing read them, or they could not be written", err=True)
+
+
+async def _follow(tail: Tail, abandoned: Awaitable[None]) -> None:
+    """Follows until `abandoned` returns. Raises the errors of the tail."""
+    tasks = asyncio.ensure_future(tail.run()), asyncio.ensure_future(abandoned)
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _error_text(error: Exception) -> str:
+    """Returns why there is no connection. For a name with several addresses, asyncio joins the errors of all."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {HANDSHAKE_TIMEOUT_S:g} s"
+    if f"[Errno {errno.ECONNREFUSED}]" in str(error):
+        return "nobody listens there"
+    return printable(str(error)) or type(error).__name__

@@ -20,7 +20,7 @@ from bridge import logs, queued_output
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.nodes import Node
 from bridge.cli.common.options import DOTENV, effective_settings
-from bridge.cli.common.streams import echo
+from bridge.cli.common.output import echo
 from bridge.config.listen_addresses import announced_host
 from bridge.config.settings import Settings, is_set
 from bridge.demo.broker import Broker

@@ -33,10 +33,10 @@ WRONG_PASSWORD = "correct-horse"  # a word that no message would hold by chance
 PATIENCE_S = 15.0
 """With a broker that is not there: the command itself takes five seconds at most, and a busy machine some to start."""
 
-IMPATIENT = "import sys; from bridge.commands import progress; progress.FIRST_S = progress.ON_TERMINAL_S = 0.0; "
+IMPATIENT = "import sys; from bridge.cli.common import progress; progress.FIRST_S = progress.ON_TERMINAL_S = 0.0; "
 SOON = (
-    "import functools; from bridge.cli import events; "
-    "events.Publisher = functools.partial(events.Publisher, timeout_s={}); "
+    "import functools; from bridge.cli import publish; "
+    "publish.Publisher = functools.partial(publish.Publisher, timeout_s={}); "
 )
 MAIN = "from bridge.cli import main; main()"
 

@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 import pytest
 
-from bridge.cli.common.colors import RESET, TYPE
+from bridge.cli.common.colors import TYPE
 from tests.support.commands import IMPATIENT, TAIL_SCRIPT, OnTerminal, on_terminal, tailing
 from tests.support.followers import CHECK, ScriptedBridge, scripted_bridge
 from tests.support.waiting import eventually
@@ -75,7 +75,7 @@ async def test_terminal_has_colors_unless_they_are_not_wanted(
         await eventually("it is connected", lambda: b"connected to" in terminal.shown)
         text = bridge.emit({"ship": "\x9b2J Rifter"})
         await eventually("it is shown", lambda: f"1-{CHECK}".encode() in terminal.shown and b"}" in terminal.shown[-4:])
-    assert (f'{TYPE}"killmail"{RESET}'.encode() in terminal.shown) is colors
+    assert (TYPE('"killmail"').encode() in terminal.shown) is colors
     assert text.decode().replace("\x9b", "\\u009b") in plain(terminal)
     if variables.get("TERM") == "dumb":
         assert b"\r/" not in terminal.shown
@@ -100,7 +100,7 @@ async def test_colors_that_are_asked_for_are_in_a_pipe_too_and_nothing_that_a_pa
         bridge.emit({"ship": "\x9b2J"})
         assert tail.process.stdout is not None
         line = await tail.process.stdout.readline()
-    assert f'{TYPE}"killmail"{RESET}'.encode() in line
+    assert TYPE('"killmail"').encode() in line
     assert rb"\u009b2J" in line
 
 

@@ -123,8 +123,8 @@ async def on_terminal(
 
 
 TAIL_SCRIPT = """
-from bridge.commands import tail
-tail.FIRST_PAUSE_S, tail.LONGEST_PAUSE_S, tail.LASTING_S, tail.PING_S = {pauses}
+from bridge.cli import tail
+tail.FIRST_PAUSE_S, tail.LONGEST_PAUSE_S, tail.STABLE_S, tail.PING_S = {pauses}
 tail.PAUSE_WHEN_FULL_S = 8 * tail.FIRST_PAUSE_S
 from bridge.cli import main
 main()

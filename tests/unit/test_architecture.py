@@ -11,12 +11,14 @@ from typing import NamedTuple
 import pytest
 
 import bridge
+from bridge.cli import COMMANDS as COMMAND_NAMES
 
 ROOT = Path(bridge.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 AMQP = {"aio_pika", "aiormq", "pamqp"}
 CLOCKS = {"now", "today", "utcnow"}
-TAIL = "bridge.commands.tail"
+COMMANDS = tuple(f"bridge.cli.{name}" for name in COMMAND_NAMES)
+TAIL = "bridge.cli.tail"
 
 
 class Import(NamedTuple):
@@ -204,7 +206,7 @@ def test_folder_imports_only_what_is_below_it(folder: str) -> None:
 
 def test_rules_name_every_folder_of_serving() -> None:
     folders = {folder_of(name_of(path)) for path in MODULES if path.name != "__init__.py"}
-    apart = ("", "cli", "demo", "commands")
+    apart = ("", "cli", "demo")
     assert {each for each in folders if each.partition(".")[0] not in apart} == set(ALLOWED)
 
 
@@ -248,23 +250,46 @@ def test_only_the_server_imports_websockets_and_tail_which_is_a_client() -> None
     assert breaches([tail], "websockets", "bridge.server", "bridge.broadcast", but=client) == []
 
 
+def loaded_with(name: str) -> set[str]:
+    """Everything that is imported when the module is loaded, also by the modules of the bridge that it imports."""
+    paths = {name_of(path): path for path in MODULES}
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        each = waiting.pop()
+        if each in found:
+            continue
+        found.add(each)
+        module = each
+        while module and module not in paths:
+            module = module.rpartition(".")[0]
+        if module and module not in found:
+            waiting.append(module)
+        if each in paths:
+            waiting += [imported.name for imported in imports(paths[each]) if imported.at_once]
+    return found
+
+
 def test_tail_is_loaded_only_when_it_is_asked_for() -> None:
-    found = [(name_of(path), i.at_once) for path in MODULES for i in imports(path) if i.is_of(TAIL)]
-    assert found == [("bridge.cli.tail", False)]
+    """Nor any other command: `serve` keeps no memory for what only another one needs."""
+    assert breaches(MODULES, *COMMANDS) == []
+    loaded = loaded_with("bridge.cli.serve")
+    assert {"bridge.app", "bridge.amqp.consume.consumer", "websockets.frames"} & loaded
+    only_others = ("websockets.asyncio", "testcontainers", "bridge.demo", *COMMANDS)
+    found = {name for name in loaded for other in only_others if name == other or name.startswith(f"{other}.")}
+    assert {name for name in found if not name.startswith("bridge.cli.serve")} == set()
 
 
 def test_only_the_demo_imports_testcontainers() -> None:
     assert breaches(without("bridge.demo"), "testcontainers", "docker") == []
 
 
-def test_demo_is_imported_by_the_command_alone_and_only_when_it_is_asked_for() -> None:
-    found = [
-        (name_of(path), imported.at_once)
-        for path in without("bridge.demo")
-        for imported in imports(path)
-        if imported.is_of("bridge.demo")
-    ]
-    assert set(found) == {("bridge.cli.demo", False)}
+def test_demo_is_imported_by_the_command_alone_and_testcontainers_only_when_it_is_asked_for() -> None:
+    found = {
+        name_of(path) for path in without("bridge.demo") for imported in imports(path) if imported.is_of("bridge.demo")
+    }
+    assert found == {"bridge.cli.demo"}
+    assert {name for name in loaded_with("bridge.cli.demo") if name.startswith(("testcontainers", "docker"))} == set()
 
 
 @pytest.mark.parametrize(

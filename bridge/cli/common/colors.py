@@ -1,35 +1,43 @@
-"""An update in color: what it is, which one, and when stand out; names step back. Nothing but colors is added."""
+"""An update in color: its type, ids and times stand out, and the names of members are dim."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
-RESET = "\x1b[0m"
-NAME, TYPE, ID, TIME = "\x1b[2m", "\x1b[1;35m", "\x1b[1;36m", "\x1b[32m"
-"""Dim, bold magenta, bold cyan, green: legible on black and on white."""
+import click
+
+Style = Callable[[str], str]
+
+# These colors are legible on black and on white.
+NAME: Style = partial(click.style, dim=True)
+TYPE: Style = partial(click.style, fg="magenta", bold=True)
+ID: Style = partial(click.style, fg="cyan", bold=True)
+TIME: Style = partial(click.style, fg="green")
 
 _TOKEN = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|-?[0-9][0-9.eE+-]*')
-"""A string, which is a member's name where a colon follows, or a number."""
+"""A number, or a string. A string before a colon is the name of a member."""
 
 _IDS = frozenset({'"id"', '"killmailId"', '"eventId"'})
 
 
 def colored(text: str) -> str:
-    """A line of JSON, each of its values colored by the member's name."""
+    """Returns a line of JSON with colors. The color of a value depends on the name of its member."""
     name = ""
 
     def paint(found: re.Match[str]) -> str:
         nonlocal name
         if found[2]:
             name = found[1]
-            return f"{NAME}{name}{RESET}{found[2]}"
-        color = _color(name)
-        return f"{color}{found[0]}{RESET}" if color else found[0]
+            return f"{NAME(name)}{found[2]}"
+        style = _style(name)
+        return found[0] if style is None else style(found[0])
 
     return _TOKEN.sub(paint, text)
 
 
-def _color(name: str) -> str:
+def _style(name: str) -> Style | None:
     if name == '"type"':
         return TYPE
     if name in _IDS:
         return ID
-    return TIME if name.lower().endswith(('time"', 'timestamp"')) else ""
+    return TIME if name.lower().endswith(('time"', 'timestamp"')) else None

@@ -1,11 +1,14 @@
-"""Events from a file or a pipe: a JSON document, several of them, or one a line (NDJSON).
+"""Events in a file or a pipe: a JSON document, several of them, or one a line (NDJSON), and places in a document.
 
-Only where each begins and ends is found here; whether it is JSON at all is for the pipeline to say.
+This module finds where each document begins and ends. The pipeline decides whether it is JSON.
 """
 
+import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from select import select
 from typing import Protocol
 
@@ -14,17 +17,19 @@ import orjson
 from bridge.contract.body_format import is_binary
 
 CHUNK_BYTES = 64 * 1024
-"""How much is read at once; a pipe gives less, as soon as it has some."""
+"""The size of one read. A pipe returns fewer bytes as soon as it has some."""
 
 _OPENING = b"[{"
 _OPENED_BY = {ord("]"): ord("["), ord("}"): ord("{")}
-# Brackets, and the strings in which they mean nothing. A string ends with its line: JSON has no line break in one.
-# Possessive, because what is remembered for going back would be many times as long as the string.
+# Brackets, and strings, in which brackets have no meaning. A string ends with its line: JSON has no line break in a
+# string. The quantifiers are possessive: the backtracking stack would take many times the memory of the string.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+
+_SPACE = frozenset(" \t\r\n")
 
 
 class Readable(Protocol):
-    """What is read from: a raw stream, which holds no lock while it waits."""
+    """A raw stream. A buffered stream would hold a lock while it waits."""
 
     def read(self, size: int, /) -> bytes | None: ...
 
@@ -33,69 +38,69 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One event as it stands in its file."""
+    """One event of a file."""
 
     body: bytes
     line: int
-    """Where it begins, counted from 1."""
+    """Its first line in the file, counted from 1."""
 
 
 def lines_of(stream: Readable) -> Iterator[bytes]:
-    """The lines of a stream, each as soon as it is there.
+    """Yields each line of a stream as soon as it has arrived.
 
-    Not by a buffered stream: Python can't end while another thread waits in one.
+    The stream is unbuffered: Python can't exit while another thread waits in a buffered stream.
     """
-    begun: list[bytes] = []
+    partial: list[bytes] = []
     while (chunk := stream.read(CHUNK_BYTES)) != b"":
         if chunk is None:
-            # Nothing yet, which is not the end: a program that shares the pipe may have made it one that never waits.
+            # No data yet, and not the end: a program that shares the pipe may have set O_NONBLOCK.
             select([stream], [], [])
             continue
         *ends, rest = chunk.split(b"\n")
         for end in ends:
-            yield b"".join((*begun, end, b"\n"))
-            begun.clear()
+            yield b"".join((*partial, end, b"\n"))
+            partial.clear()
         if rest:
-            begun.append(rest)
-    if begun:
-        yield b"".join(begun)
+            partial.append(rest)
+    if partial:
+        yield b"".join(partial)
 
 
 def documents(lines: Iterable[bytes]) -> Iterator[Document]:
-    """The events among the lines, each as soon as its last line is there: a pipe that never ends is fine.
+    """Yields each event as soon as its last line has arrived, so that a pipe may stay open for ever.
 
-    What is broken ends with its line or, with brackets left open, before a line whose first character begins an object
-    where none may stand: it hides no event behind that. A binary format at the beginning is
-    one event, up to the next line that is an object or array of its own.
+    A broken document ends with its line. If its brackets are left open, it ends before the next line that begins with
+    an object where JSON allows none, so that it hides no later event. A binary format at the start is one event, up to
+    the next line that is an object or array.
     """
-    begun = _Begun()
+    partial = _Partial()
     binary: bytearray | None = None
     first = 0
     for number, line in enumerate(lines, 1):
         if binary is not None:
             if not line.lstrip().startswith((b"{", b"[")) or not _is_document(line):
-                # As much as tells which format it is.
+                # So many bytes are enough to recognize the format.
                 binary += line if len(binary) < CHUNK_BYTES else b""
                 continue
             yield Document(bytes(binary).strip(), first)
             binary = None
-        if begun.is_cut_off_by(line):
-            yield begun.cut_off()
-        if begun:
-            yield from begun.go_on(line, number)
+        if partial.ends_before(line):
+            yield partial.end()
+        if partial:
+            yield from partial.add_line(line, number)
         elif not line.isspace():
-            # As below, only faster: most input has one event a line.
+            # A fast path, because most input has one event a line.
             if _is_document(line):
                 yield Document(line.strip(), number)
             elif not first and is_binary(line):
                 binary = bytearray(line)
             else:
-                yield from begun.go_on(line, number)
+                yield from partial.add_line(line, number)
             first = first or number
     if binary is not None:
         yield Document(bytes(binary).strip(), first)
-    if begun:
-        yield begun.cut_off()
+    if partial:
+        yield partial.end()
 
 
 def _is_document(line: bytes) -> bool:
@@ -106,66 +111,69 @@ def _is_document(line: bytes) -> bool:
     return True
 
 
-class _Begun:
-    """The document that has begun and has not ended yet; between two lines it may be none."""
+class _Partial:
+    """The document that is still incomplete. False if there is none."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._line = 0
         self._open = bytearray()
-        """The brackets around what comes next, the innermost last."""
+        """The open brackets, the innermost last."""
         self._last = 0
-        """The last character that is not whitespace; of a string, its opening quote."""
-        self._spoilt = False
-        """Whether there is something outside of all brackets, beside which no bracket may stand."""
+        """The last character that is not whitespace. For a string, this is its opening quote."""
+        self._has_other_text = False
+        """Whether text stands outside all brackets, so that the line can't be split at brackets."""
 
     def __bool__(self) -> bool:
         return bool(self._open)
 
-    def is_cut_off_by(self, line: bytes) -> bool:
-        """Whether a line can only begin another document: with an object where JSON has no place for a value."""
+    def ends_before(self, line: bytes) -> bool:
+        """Returns whether the line starts another document: it has an object where JSON allows no value."""
         if not line.startswith(b"{") or not self._open:
             return False
         in_array = self._open[-1] == ord("[")
         return self._last not in (b"[," if in_array else b":")
 
-    def cut_off(self) -> Document:
-        """The document as far as it has come."""
+    def end(self) -> Document:
+        """Ends the document, which is incomplete, and returns it."""
         self._open.clear()
-        return self._ended()
+        return self._take()
 
-    def go_on(self, line: bytes, number: int) -> Iterator[Document]:
-        """The documents that end on a line; one that does not is what has begun from now on."""
+    def add_line(self, line: bytes, number: int) -> Iterator[Document]:
+        """Yields the documents that end on the line. The rest of the line starts the next one."""
         begin = 0
         for end in self._ends_on(line):
             self._add(line[begin:end], number)
-            yield self._ended()
+            yield self._take()
             begin = end
         if self._open:
             self._add(line[begin:], number)
 
     def _ends_on(self, line: bytes) -> list[int]:
-        """Where documents end on a line: each where its brackets are closed, but all at once if something else stands
-        beside them. Of `{"a":1},{"b":2}` nobody knows what it was meant to be."""
+        """Returns the positions where documents end on the line.
+
+        A document ends with its last bracket. If other text stands beside the brackets, the entire line is one
+        document: the meaning of `{"a":1},{"b":2}` is unclear.
+        """
         ends = []
         at = 0
         for token in _TOKEN.finditer(line):
             begin = token.start()
             self._last = line[begin]
             if not self._open and (self._last not in _OPENING or line[at:begin].strip()):
-                self._spoilt = True
+                self._has_other_text = True
             at = token.end()
             if self._last in _OPENING:
                 self._open.append(self._last)
-            # A bracket that fits nothing closes nothing, lest what is inside of a broken document be taken for events.
+            # A bracket that does not match closes nothing. Otherwise, parts of a broken document would become events.
             elif self._open and self._open[-1] == _OPENED_BY.get(self._last):
                 self._open.pop()
                 if not self._open:
                     ends.append(at)
         if rest := line[at:].strip():
             self._last = rest[-1]
-            self._spoilt |= not self._open
-        if self._spoilt:
+            self._has_other_text |= not self._open
+        if self._has_other_text:
             return [] if self._open else [len(line)]
         return ends
 
@@ -174,8 +182,71 @@ class _Begun:
             self._line = number
         self._pieces.append(piece)
 
-    def _ended(self) -> Document:
+    def _take(self) -> Document:
         document = Document(b"".join(self._pieces).strip(), self._line)
         self._pieces.clear()
-        self._spoilt = False
+        self._has_other_text = False
         return document
+
+
+# Places in a document
+
+
+def json_location(body: bytes, pointer: str) -> int:
+    """Returns the line, counted from 0, of the value at a JSON Pointer, or of the nearest existing value around it."""
+    try:
+        return _locations(body).line_of([step.replace("~1", "/").replace("~0", "~") for step in pointer.split("/")[1:]])
+    except (ValueError, IndexError, RecursionError):
+        return 0
+
+
+class _Locations:
+    """The positions of the values in a document. Each object or array is scanned once, when it is first needed."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._ends = [at for at, character in enumerate(text) if character == "\n"]
+        self._inside: dict[int, dict[str, int]] = {}
+
+    def line_of(self, steps: list[str]) -> int:
+        at = _skip(self._text, 0)
+        for step in steps:
+            if at not in self._inside:
+                self._inside[at] = self._members(at)
+            if step not in self._inside[at]:
+                break
+            at = self._inside[at][step]
+        return bisect_left(self._ends, at)
+
+    def _members(self, at: int) -> dict[str, int]:
+        """Returns the positions of an array's items, or of an object's members; of duplicate names, the last one."""
+        # Numbers stay text: int() rejects more than 4300 digits.
+        text, decoder = self._text, json.JSONDecoder(parse_int=str, parse_float=str)
+        is_object = text[at] == "{"
+        if not is_object and text[at] != "[":
+            return {}
+        found: dict[str, int] = {}
+        inner, index = _skip(text, at + 1), 0
+        while text[inner] not in "}]":
+            key = str(index)
+            if is_object:
+                key, inner = decoder.raw_decode(text, inner)
+                inner = _skip(text, _skip(text, inner) + 1)
+            found[key] = inner
+            inner = _skip(text, decoder.raw_decode(text, inner)[1])
+            if text[inner] == ",":
+                inner = _skip(text, inner + 1)
+            index += 1
+        return found
+
+
+@lru_cache(maxsize=1)
+def _locations(body: bytes) -> _Locations:
+    # An event may have thousands of violations. The cache scans it once.
+    return _Locations(body.decode())
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at : at + 1] in _SPACE:
+        at += 1
+    return at

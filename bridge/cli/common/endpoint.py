@@ -1,7 +1,4 @@
-"""Which bridge to follow, what to ask it for, and whom to believe: from what was typed.
-
-This file must never know a connection.
-"""
+"""The URL of the updates that a user has asked for, and the TLS context for it, from the options of a command."""
 
 import ssl
 from collections.abc import Sequence
@@ -13,9 +10,9 @@ from bridge.errors import ConfigurationError
 
 
 def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
-    """The URL that asks a bridge for updates of some types, whose data has some values (`systemId=30000142`).
+    """Returns the URL for updates of some types, and with some values in their data (`systemId=30000142`).
 
-    Raises ConfigurationError with all that is wrong.
+    Raises ConfigurationError with all problems.
     """
     problems = []
     try:
@@ -41,8 +38,8 @@ def endpoint(url: str, types: Sequence[str], where: Sequence[str]) -> str:
     return parts._replace(query=query).geturl()
 
 
-def trusting(url: str, cafile: str | None) -> ssl.SSLContext | None:
-    """Who is believed to be the bridge: None where nobody is asked. Raises ConfigurationError."""
+def tls_context(url: str, cafile: str | None) -> ssl.SSLContext | None:
+    """Returns the TLS context that verifies the bridge's certificate; None without TLS. Raises ConfigurationError."""
     if not url.startswith("wss:"):
         if cafile is not None:
             raise ConfigurationError(["--cafile: is for wss:// only"])
@@ -50,7 +47,7 @@ def trusting(url: str, cafile: str | None) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=cafile)
     except OSError as error:
-        words = error.strerror if not isinstance(error, ssl.SSLError) else "holds no certificate"
-        raise ConfigurationError([f"--cafile {printable(str(cafile))}: {words}"]) from error
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else "holds no certificate"
+        raise ConfigurationError([f"--cafile {printable(str(cafile))}: {reason}"]) from error
     require_tls_1_2(context)
     return context

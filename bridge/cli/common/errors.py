@@ -1,29 +1,26 @@
-"""What is said of arguments that can't be used: one line, with what to do, and no password that was among them."""
+"""How a command fails: each error is one line on standard error, without a password, and has an exit code."""
 
-import platform
 import re
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
-from bridge import __version__
-from bridge.cli.common.options import INTERRUPTED
-from bridge.cli.common.streams import echo, escape_unencodable
+from bridge.cli.common.output import echo, escape_unencodable
 from bridge.contract.text import printable
-from bridge.errors import redact
+from bridge.errors import BridgeError, redact
 
-LIBRARIES = ("aio-pika", "websockets")
-"""Whose versions matter to who reports a fault: what speaks to RabbitMQ, and what speaks to clients."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells use it: 128 and the number of SIGINT."""
 
 
-class OneLine(click.Group):
-    """A group whose errors are one line each, as all others of the bridge are; click's own have three."""
+class OneLineErrors(click.Group):
+    """A group that prints each usage error as one line, like all other errors. click itself prints three."""
 
     def main(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # click has overloads
-        """As click's, which ends the program."""
+        """Runs the command and exits, like the method of click."""
         escape_unencodable()
         try:
             code = super().main(args, **{**options, "standalone_mode": False})
@@ -31,26 +28,26 @@ class OneLine(click.Group):
             error.show()
             code = error.exit_code
         except click.ClickException as error:
-            echo(f"edk-bridge: {complaint(error)}", err=True)
+            echo(f"edk-bridge: {format_error(error)}", err=True)
             code = error.exit_code
         except click.Abort:
-            # Ctrl-C where nobody has more to say of it.
+            # Ctrl-C that no command has handled.
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
 
 
 _REPEATED = re.compile(r"""( ['"(])(?![-\[]).*@""", re.DOTALL)
-"""What was typed, as click repeats it behind the names of options and arguments, up to the last @."""
+"""An argument, as click repeats it after the names of options and arguments, up to its last @."""
 
 _DID_YOU_MEAN = re.compile(r"\. \(?Did you mean (?:one of: )?([^?]*)\?\)?")
 
 _BROKER_URL = re.compile("amqps?://")
 
 
-def complaint(error: click.ClickException) -> str:
-    """The error as one sentence, with where to look."""
+def format_error(error: click.ClickException) -> str:
+    """Returns the error as one sentence, with a hint."""
     text = error.message if _concerns_a_file(error) else error.format_message()
-    # An argument in the wrong place may be a URL, with a password in which anything may be.
+    # A misplaced argument may be a URL, and its password may have any character.
     text, count = _REPEATED.subn(r"\1***@", text, count=1)
     if not count:
         text = redact(text)
@@ -63,14 +60,34 @@ def complaint(error: click.ClickException) -> str:
 
 
 def _concerns_a_file(error: click.ClickException) -> bool:
-    """Whether it names the file itself: before that, click would have what stands for any in the usage."""
+    """Returns whether the message names a file. click would add the placeholder of the argument (`[FILE|-]...`)."""
     param = error.param if isinstance(error, click.BadParameter) else None
     return isinstance(param, click.Argument) and isinstance(param.type, click.Path)
 
 
-def print_version(context: click.Context, option: click.Parameter, asked: bool) -> None:
-    """Prints the version, and those of what it stands on, and ends."""
-    if asked and not context.resilient_parsing:
-        libraries = "".join(f", {name} {version(name)}" for name in LIBRARIES)
-        echo(f"edk-bridge, version {__version__} (Python {platform.python_version()}{libraries})")
-        context.exit()
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Ends the command with the exit code of a BridgeError, after printing it, or with that of Ctrl-C."""
+    try:
+        yield
+    except BridgeError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        # Not the 1 of click, which is the exit code of `check` for an invalid event.
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def broker_setting_named() -> Iterator[None]:
+    """Raises BridgeError for a ConnectionError, and names the setting of the broker's address."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise BridgeError(f"{error}; BRIDGE_AMQP_URL (--amqp-url) names the broker") from error
+
+
+def fail(error: BridgeError) -> NoReturn:
+    """Prints each line of an error, and exits with its code."""
+    for line in str(error).splitlines():
+        echo(f"edk-bridge: {line}", err=True)
+    sys.exit(error.exit_code)

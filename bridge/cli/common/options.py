@@ -1,24 +1,22 @@
-"""What several commands have in common: a flag for each setting, the settings that are in effect, and how one fails."""
+"""The flags of the settings, and the settings in effect."""
 
 import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from bridge.cli.common.streams import echo
+from bridge.cli.common.output import echo
 from bridge.config import settings
+from bridge.config.kubernetes import service_variables
 from bridge.config.settings import PREFIX, SETTINGS, Settings
 from bridge.config.sources import Found
 from bridge.contract import catalog
-from bridge.errors import BridgeError, ConfigurationError
+from bridge.errors import ConfigurationError
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+Callback = TypeVar("Callback", bound=Callable[..., object])
 
 METAVARS = {"amqp_url": "URL", "max_message_bytes": "SIZE", "schemas": "FOLDER"}
 
@@ -26,7 +24,7 @@ DOTENV = Path(".env")
 
 
 def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str | None:
-    """The file that the option names. A second one would hide the first."""
+    """Returns the file that the option names. A second file would silently replace the first."""
     if len(names) > 1:
         raise click.BadParameter("give one file")
     if names and not names[0]:
@@ -34,65 +32,70 @@ def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> 
     return names[0] if names else None
 
 
-ENV_FILE: click.Parameter = click.Option(
-    ["--env-file"],
+_env_file = click.option(
+    "--env-file",
     metavar="FILE",
     multiple=True,
     callback=_one_file,
     help="a file of settings, a line NAME=value for each, in place of .env in the working directory",
 )
-"""Of every command that takes settings; `setting_options` has it already."""
 
 _NO = "no_"
-"""What the parameter of a flag such as --no-wait begins with."""
+"""The prefix of the parameter of a flag such as --no-wait."""
 
 
-def setting_options(*names: str) -> list[click.Parameter]:
-    """A flag for each setting. All are text here: the settings read them, and say all that is wrong at once."""
-    options: list[click.Parameter] = []
-    for name in names:
-        setting = SETTINGS[name]
-        # A flag without a value, as in --wait, means true.
-        is_switch = setting.is_switch
-        # With these, click takes a flag without a value; no other setting may be given without one.
-        switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_switch else {}
-        options.append(
-            click.Option(
-                [f"--{name.replace('_', '-')}"],
-                metavar="[true|false]" if is_switch else METAVARS.get(name, "TEXT"),
-                # Without the space, a long list is one word, and broken wherever the line ends.
-                help=f"{setting.meaning}  [{PREFIX}{name.upper()}; {settings.shown_default(name).replace(',', ', ')}]",
-                **switch,
-            )
-        )
-        if is_switch:
-            options.append(
-                click.Option(
-                    [f"--no-{name.replace('_', '-')}", f"{_NO}{name}"],
-                    is_flag=True,
-                    flag_value="false",
-                    type=str,
-                    default=None,
-                    help=f"the opposite of --{name.replace('_', '-')}",
-                )
-            )
-    return [*options, ENV_FILE]
+def setting_options(*names: str) -> Callable[[Callback], Callback]:
+    """Adds a flag for each setting to a command, and `--env-file`.
+
+    The values are text, or None if the flag is not given. `effective_settings` parses them.
+    """
+    options = [option for name in names for option in _options(name)]
+
+    def decorate(command: Callback) -> Callback:
+        for option in reversed([*options, _env_file]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _options(name: str) -> list[Callable[[Callback], Callback]]:
+    """Returns the flag of a setting. A switch also has a flag for its opposite."""
+    setting = SETTINGS[name]
+    flag = name.replace("_", "-")
+    # Without the space, a long list would be one word, which click breaks at the end of the line.
+    text = f"{setting.meaning}  [{PREFIX}{name.upper()}; {settings.shown_default(name).replace(',', ', ')}]"
+    if not setting.is_switch:
+        return [click.option(f"--{flag}", metavar=METAVARS.get(name, "TEXT"), help=text)]
+    return [
+        # A switch without a value, as in --wait, is true.
+        click.option(f"--{flag}", is_flag=False, flag_value="true", metavar="[true|false]", help=text),
+        click.option(
+            f"--no-{flag}",
+            f"{_NO}{name}",
+            is_flag=True,
+            flag_value="false",
+            type=str,
+            default=None,
+            help=f"the opposite of --{flag}",
+        ),
+    ]
 
 
 def effective_settings(flags: Mapping[str, str | None]) -> Settings:
-    """The settings in effect; `flags` are the values of `setting_options`. Raises ConfigurationError."""
+    """Returns the settings in effect. `flags` are the values of `setting_options`. Raises ConfigurationError."""
     return settings_and_sources(flags)[0]
 
 
 def settings_and_sources(flags: Mapping[str, str | None]) -> tuple[Settings, Mapping[str, Found]]:
-    """The same, and where each was found that is not a default."""
+    """Like `effective_settings`, with the source of each setting that is not a default."""
     file = flags.get("env_file")
     dotenv = DOTENV if file is None else Path(file)
     return settings.load_with_sources(_given(flags), os.environ, dotenv, must_exist=file is not None)
 
 
 def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
-    """What was given, by the setting. Raises ConfigurationError for a switch that was given in both of its forms."""
+    """Returns the given flags by setting. Raises ConfigurationError for a switch that is given with its opposite."""
     given = {name: text for name in SETTINGS if (text := flags.get(name)) is not None}
     opposites = {name: text for name in SETTINGS if (text := flags.get(_NO + name)) is not None}
     both = [name.replace("_", "-") for name in opposites if name in given]
@@ -102,39 +105,32 @@ def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def complete_type(context: click.Context, option: click.Parameter, begun: str) -> list[CompletionItem]:
-    """The update types that begin so, for a shell: those of the packaged schemas and of BRIDGE_SCHEMAS."""
+    """Returns the update types of the packaged schemas and of BRIDGE_SCHEMAS with this prefix, for a shell."""
     folders = [catalog.PACKAGED]
     if own := context.params.get("schemas") or os.environ.get("BRIDGE_SCHEMAS"):
         folders.append(Path(own))
     try:
         types = sorted(catalog.load(folders).types)
     except (catalog.SchemaError, OSError):
-        # A shell that completes has nowhere to say it; the command does.
+        # A completion can't print an error. The command itself prints it.
         return []
     return [CompletionItem(name) for name in types if name.startswith(begun)]
 
 
-@contextmanager
-def failing() -> Iterator[None]:
-    """For what a command does at the broker: says what ends it, and ends it with its exit code."""
-    try:
-        yield
-    except BridgeError as error:
-        fail(error)
-    except ConnectionError as error:
-        fail(BridgeError(f"{error}; BRIDGE_AMQP_URL (--amqp-url) names the broker"))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-
-
-def fail(error: BridgeError) -> NoReturn:
-    """Says it, and ends with its exit code."""
-    for line in str(error).splitlines():
-        echo(f"edk-bridge: {line}", err=True)
-    sys.exit(error.exit_code)
-
-
 def warn_of_schemas(schemas: catalog.Catalog) -> None:
-    """Prints what is probably a mistake in the schema files."""
+    """Prints a warning for each probable mistake in the schema files."""
     for warning in schemas.warnings:
         echo(f"edk-bridge: warning: {warning}", err=True)
+
+
+KUBERNETES_SKIPPED = "Kubernetes Service variables skipped"
+
+_MAX_NAMES = 8
+"""A namespace may have many Services, each with seven or more variables."""
+
+
+def skipped_variables() -> str | None:
+    """Returns the names of the variables that Kubernetes has injected for Services, as one line; None without any."""
+    names = service_variables(PREFIX, os.environ)
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more or None

@@ -1,21 +1,65 @@
-"""Standard output for a command that goes on while nobody takes what it prints.
+"""Standard output and standard error of the commands.
 
-Whoever writes to a pipe that is full waits, and an event loop must not: Ctrl-C would not be seen. Of what is printed,
-this file knows that it is JSON, or holds nothing that a terminal could take for a command.
+A character that the encoding of a stream does not have is escaped.
 """
 
 import asyncio
+import codecs
+import io
 import json
 import os
 import select
 import stat
+import sys
+from typing import TextIO
 
 from bridge.cli.common.colors import colored
-from bridge.cli.common.streams import ESCAPE
+
+ESCAPE = "edk-bridge.escape"
+"""The name of an error handler for encoders. It escapes as JSON does (`\\u00e9`), so that JSON stays equal."""
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(ESCAPE, _escape)
+
+
+def escape_unencodable() -> None:
+    """Makes both streams escape the characters that their encoding does not have, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ESCAPE)
+
+
+def json_encoding(stream: TextIO) -> str:
+    """Returns the encoding for JSON: UTF-8 for a stream in UTF-8, else ASCII, which is also valid UTF-8."""
+    return "utf-8" if codecs.lookup(stream.encoding).name == "utf-8" else "ascii"
+
+
+def echo(line: str, *, err: bool = False) -> None:
+    """Prints a line, unless the stream is closed. `click.echo` would write UTF-8 to a stream that is ASCII."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None:
+        stream.write(f"{line}\n")
+        stream.flush()
+
+
+def echo_json(document: str) -> None:
+    """Prints a JSON document on standard output."""
+    if sys.stdout is not None and json_encoding(sys.stdout) == "ascii":
+        document = document.encode("ascii", ESCAPE).decode("ascii")
+    echo(document)
 
 
 class Output:
-    """One descriptor, for lines. Made inside a running event loop."""
+    """Prints lines to a descriptor from an event loop, which runs on while the reader is slow.
+
+    Created inside a running event loop.
+    """
 
     def __init__(self, descriptor: int, in_color: bool = False, encoding: str = "utf-8") -> None:
         self._descriptor = descriptor
@@ -27,11 +71,10 @@ class Output:
         self._waits = True
 
     async def line(self, text: str) -> None:
-        """Prints a line of JSON. Raises BrokenPipeError, or another OSError, where nobody takes it any more.
+        """Prints a line: JSON, or printable text. Raises BrokenPipeError or another OSError if the reader is gone.
 
-        What a terminal might take for a command is escaped, which is the same JSON: that can only be in a string.
-        Colored output is for a terminal, also through a pager. Characters that the encoding does not have are escaped
-        too.
+        On a terminal, and in color, which reaches a terminal through a pager, control characters are escaped. In JSON,
+        they can only be in a string, so the JSON stays equal.
         """
         if (self._on_terminal or self._in_color) and not text.isprintable():
             text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
@@ -41,17 +84,17 @@ class Output:
         while rest:
             await self._writable()
             try:
-                # So much goes into a pipe that takes anything at all.
+                # A pipe that is writable takes at least so many bytes.
                 rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
             except BlockingIOError:
-                # Another program has made it one that never waits, and was faster.
+                # Another program has set O_NONBLOCK, and has filled the pipe first.
                 await asyncio.sleep(0)
 
     async def abandoned(self) -> None:
-        """Returns when nobody reads the pipe any more; never, where it is none."""
+        """Returns when the reader closes the pipe. Never returns if the descriptor is not a pipe."""
         gone = asyncio.Event()
         if self._is_pipe:
-            # There is nothing to read from this end: what wakes the loop is an error.
+            # This end has no data to read: only the error of a closed pipe wakes the loop.
             self._loop.add_reader(self._descriptor, gone.set)
         try:
             await gone.wait()
@@ -65,7 +108,7 @@ class Output:
         try:
             self._loop.add_writer(self._descriptor, ready.set)
         except PermissionError:
-            # A file, for which epoll has no waiting.
+            # epoll does not support files.
             self._waits = False
             return
         try:

@@ -1,5 +1,11 @@
-"""One line on a terminal that says how far a long command is, and lines that stay between."""
+"""A status line on a terminal: the progress of a long command, or what the command waits for.
 
+click has no spinner, and its progress bar can't print other lines in between. Without a terminal, there is no status
+line: cron would mail each one.
+"""
+
+import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -7,16 +13,25 @@ from typing import TextIO
 from bridge.terminal import moves_cursor
 
 FIRST_S = 1.0
-"""What takes less time than this needs no line."""
+"""A command that takes less time shows no progress."""
 
 ON_TERMINAL_S = 0.2
-"""How often it is said, over itself."""
+"""The interval at which the line is written anew."""
+
+STEP_S = 0.15
+"""The interval at which the spinner turns. A shorter wait shows no spinner."""
+
+WHEEL = "|/-\\"
+
+CLEAR = "\x1b[K"
+"""Erases from the cursor to the end of the line."""
 
 
 class Progress:
-    """Says how far it is on `stream`, now and then, where that is a terminal: cron sends each line as mail."""
+    """Shows the progress of a command, and prints lines that stay."""
 
     def __init__(self, stream: TextIO | None, text: Callable[[], str]) -> None:
+        """`text` returns the progress. `stream` is None if it is closed: then nothing is printed."""
         self._stream = stream
         self._text = text
         self._on_terminal = moves_cursor(stream)
@@ -24,28 +39,88 @@ class Progress:
         self._shown = False
 
     def tick(self) -> None:
-        """To be called often: says how far it is where it is time for that."""
+        """Shows the progress if it is time for that. To be called often."""
         now_s = time.monotonic()
         if not self._on_terminal or now_s < self._next_s:
             return
         self._next_s = now_s + ON_TERMINAL_S
         self._clear()
-        # The cursor goes back, so that a line which somebody else writes stands in its place, not behind it.
+        # The cursor returns, so that a line of another program replaces the status line.
         self._write(self._text() + "\r")
         self._shown = True
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self._clear()
         self._write(line + "\n")
 
     def _clear(self) -> None:
         if self._shown:
-            self._write("\x1b[K")
+            self._write(CLEAR)
             self._shown = False
 
     def _write(self, text: str) -> None:
-        # Where standard error is closed nobody is told, and the work is done all the same.
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+class Spinner:
+    """Shows what a command waits for, and prints lines that stay. Created inside a running event loop."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._moves = moves_cursor(stream)
+        self._text = ""
+        self._step = 0
+        self._shown = False
+        self._turning: asyncio.TimerHandle | None = None
+
+    def wait(self, text: str) -> None:
+        """Shows this text until the next call, also after lines that `say` prints. Empty: shows nothing."""
+        self._text = text
+        self._stop()
+        if text and self._moves:
+            # Not at once: a short wait needs no line.
+            self._turning = asyncio.get_running_loop().call_later(STEP_S, self._turn)
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        self._erase()
+        self._write(line + "\n")
+
+    def close(self) -> None:
+        """Erases the status line."""
+        self.wait("")
+
+    def _turn(self) -> None:
+        if self._is_in_foreground():
+            self._step = (self._step + 1) % len(WHEEL)
+            self._write(f"\r{WHEEL[self._step]} {self._text}{CLEAR}")
+            self._shown = True
+        self._turning = asyncio.get_running_loop().call_later(STEP_S, self._turn)
+
+    def _is_in_foreground(self) -> bool:
+        """Returns False for a background job of a shell: the terminal belongs to another job."""
+        assert self._stream is not None
+        try:
+            return os.tcgetpgrp(self._stream.fileno()) == os.getpgrp()
+        except OSError:
+            # The terminal is not a controlling terminal.
+            return True
+
+    def _stop(self) -> None:
+        if self._turning is not None:
+            self._turning.cancel()
+            self._turning = None
+        self._erase()
+
+    def _erase(self) -> None:
+        if self._shown:
+            self._shown = False
+            self._write(f"\r{CLEAR}")
+
+    def _write(self, text: str) -> None:
         if self._stream is not None:
             self._stream.write(text)
             self._stream.flush()

@@ -10,7 +10,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from bridge.cli.check import Problem, check
+from bridge.cli.check import check_events
+from bridge.cli.common.events import EventFile, Problem
 from bridge.contract import catalog
 from bridge.contract.pipeline import Pipeline
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged, r2z2, redisq, wrapped
@@ -25,11 +26,8 @@ def said(
     """How many events, how many invalid ones, and the lines."""
     lines: list[str] = []
     content = text.encode() if isinstance(text, str) else text
-    counts = check(
-        io.BytesIO(content),
-        "f",
-        update_type,
-        "killmail",
+    counts = check_events(
+        EventFile("f", io.BytesIO(content), update_type, "killmail"),
         Pipeline(SCHEMAS, max_message_bytes),
         lambda problem: lines.append(problem.as_text()),
     )
@@ -189,7 +187,7 @@ def test_members_with_odd_names_are_found() -> None:
     pipeline = Pipeline(catalog.Catalog({"odd": own}, {}, {}), 2**20)
     found: list[Problem] = []
     text = json.dumps(data, indent=1).encode()
-    assert check(io.BytesIO(text), "f", "odd", "killmail", pipeline, found.append) == (1, 1)
+    assert check_events(EventFile("f", io.BytesIO(text), "odd", "killmail"), pipeline, found.append) == (1, 1)
     assert [problem.as_text() for problem in found] == [
         'f:9: /1/a~1b/~0: "x" is not of type "integer" [schema-violation]'
     ]
@@ -205,7 +203,8 @@ def test_thousand_violations_are_each_said_with_their_line() -> None:
 def in_json(text: bytes, name: str = "f") -> list[dict[str, Any]]:
     lines: list[str] = []
     pipeline = Pipeline(SCHEMAS, 2**20)
-    check(io.BytesIO(text), name, None, "killmail", pipeline, lambda problem: lines.append(problem.as_json()))
+    file = EventFile(name, io.BytesIO(text), None, "killmail")
+    check_events(file, pipeline, lambda problem: lines.append(problem.as_json()))
     assert not any("\n" in line for line in lines)
     return [json.loads(line) for line in lines]
 

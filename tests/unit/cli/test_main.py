@@ -23,10 +23,10 @@ import bridge
 from bridge import __version__, cli, logs
 from bridge.amqp.publish.publisher import NotConfirmed, Publisher
 from bridge.amqp.rejects import queue
-from bridge.cli import events, serve
+from bridge.cli import check, publish, serve
 from bridge.config.settings import SETTINGS
-from bridge.demo import demo
 from bridge.demo.broker import start_container
+from bridge.demo.demo import Demo
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.timing import DEFAULT, Timing
 from tests.support.fake_amqp import FakeAmqp, FakeBroker
@@ -370,16 +370,16 @@ def test_demo_checks_its_options(arguments: list[str]) -> None:
 
 
 def test_demo_runs_with_its_options_and_ends_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[demo.Demo, object]] = []
+    ran: list[tuple[Demo, object]] = []
 
-    def run(started: demo.Demo, start_broker: object) -> int:
+    def run(started: Demo, start_broker: object) -> int:
         ran.append((started, start_broker))
         return 7
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr("bridge.demo.demo.run", run)
     assert invoke("demo", "--rate", "2").exit_code == 7
     flags = {"port": "3000", "amqp_url": None, "schemas": None, "env_file": None}
-    assert ran == [(demo.Demo(2.0, flags), start_container)]
+    assert ran == [(Demo(2.0, flags), start_container)]
 
 
 def test_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -588,7 +588,7 @@ def test_check_that_is_interrupted_says_nothing_of_what_it_has_not_seen(monkeypa
     def interrupted(*arguments: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(events, "check_events", interrupted)
+    monkeypatch.setattr(check, "check_events", interrupted)
     result = invoke("check")
     assert (result.exit_code, result.output) == (130, "")
 
@@ -602,9 +602,9 @@ class Published:
         self.bodies: list[bytes] = []
         self.error: BaseException | None = None
         self.heard = True
-        monkeypatch.setattr(events, "Publisher", self.make)
+        monkeypatch.setattr(publish, "Publisher", self.make)
         self.looked_for: list[str | None] = []
-        monkeypatch.setattr(events, "check_broker", self.check_broker)
+        monkeypatch.setattr(publish, "check_broker", self.check_broker)
 
     async def check_broker(self, nodes: object, exchange: str | None) -> None:
         self.looked_for.append(exchange)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from bridge.amqp.publish.publisher import NotConfirmed, Publisher
-from bridge.cli.publish import LARGE_BYTES, READ_AHEAD, UNDER_WAY, Count, Interrupted, publish
+from bridge.cli.common.events import EventFile
+from bridge.cli.publish import LARGE_BYTES, MAX_UNCONFIRMED, READ_AHEAD, Count, PublishInterrupted, publish_events
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline
@@ -70,7 +71,8 @@ class Command:
     async def run(self, lines: Iterable[bytes]) -> None:
         async with asyncio.timeout(LIMIT_S):
             publisher = cast("Publisher", self.publisher)
-            await publish(lines, "f\n", None, "tick", self.pipeline, publisher, self.count, self.said.append, self.tick)
+            file = EventFile("f\n", lines, None, "tick")
+            await publish_events(file, self.pipeline, publisher, self.count, self.said.append, self.tick)
 
 
 @pytest.fixture
@@ -102,10 +104,10 @@ async def test_input_that_raises_an_error_of_ours_is_not_taken_for_its_end(comma
 
 
 async def test_more_events_than_may_wait_are_all_published_in_order(command: Command) -> None:
-    count = UNDER_WAY + 2 * READ_AHEAD
+    count = MAX_UNCONFIRMED + 2 * READ_AHEAD
     await command.run(events(count))
     assert command.publisher.published == list(range(count))
-    assert (command.count.published, command.count.unheard, command.count.invalid) == (count, 0, 0)
+    assert (command.count.published, command.count.unrouted, command.count.invalid) == (count, 0, 0)
     assert command.count.line == count
     assert command.progress == count
 
@@ -116,19 +118,19 @@ async def test_no_more_confirms_are_outstanding_than_may_be(command: Command) ->
 
     def lines() -> Iterator[bytes]:
         nonlocal read
-        for line in events(UNDER_WAY + 2 * READ_AHEAD):
+        for line in events(MAX_UNCONFIRMED + 2 * READ_AHEAD):
             read += 1
             yield line
 
     async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(command.run(lines()))
-        await eventually("all is read that may be", lambda: read >= UNDER_WAY + READ_AHEAD)
-        await eventually("so many are sent", lambda: command.publisher.under_way >= UNDER_WAY)
+        await eventually("all is read that may be", lambda: read >= MAX_UNCONFIRMED + READ_AHEAD)
+        await eventually("so many are sent", lambda: command.publisher.under_way >= MAX_UNCONFIRMED)
         # Whatever else was read would be sent in the next turn of the loop.
         await asyncio.sleep(0)
-        assert command.publisher.most == UNDER_WAY
+        assert command.publisher.most == MAX_UNCONFIRMED
         command.publisher.confirms.set()
-    assert command.count.published == UNDER_WAY + 2 * READ_AHEAD
+    assert command.count.published == MAX_UNCONFIRMED + 2 * READ_AHEAD
 
 
 async def test_first_event_without_a_confirm_is_named_and_not_one_that_was_confirmed_or_invalid(
@@ -137,7 +139,7 @@ async def test_first_event_without_a_confirm_is_named_and_not_one_that_was_confi
     command.publisher.faults = {3: NotConfirmed("no broker")}
     lines = list(events(10))
     lines[1] = b'{"n": "x"}\n'
-    with pytest.raises(Interrupted) as raised:
+    with pytest.raises(PublishInterrupted) as raised:
         await command.run(iter(lines))
     assert str(raised.value).splitlines() == [
         "no broker",
@@ -151,7 +153,7 @@ async def test_first_event_without_a_confirm_is_named_and_not_one_that_was_confi
 @pytest.mark.parametrize(("cause", "exit_code"), [(OSError("disk"), BridgeError.exit_code), (BridgeError("b"), 1)])
 async def test_interruption_has_the_exit_code_of_its_cause(command: Command, cause: Exception, exit_code: int) -> None:
     command.publisher.faults = {0: cause}
-    with pytest.raises(Interrupted) as raised:
+    with pytest.raises(PublishInterrupted) as raised:
         await command.run(events(1))
     assert raised.value.exit_code == exit_code
 
@@ -159,7 +161,7 @@ async def test_interruption_has_the_exit_code_of_its_cause(command: Command, cau
 async def test_events_that_reach_no_queue_are_counted(command: Command) -> None:
     command.publisher.heard = False
     await command.run(events(3))
-    assert (command.count.published, command.count.unheard) == (3, 3)
+    assert (command.count.published, command.count.unrouted) == (3, 3)
 
 
 async def test_every_violation_of_an_event_is_said(command: Command) -> None:

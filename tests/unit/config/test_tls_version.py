@@ -11,7 +11,7 @@ import pytest
 from yarl import URL
 
 from bridge.amqp.connection import _TransportFactory
-from bridge.cli.common.endpoint import trusting
+from bridge.cli.common.endpoint import tls_context
 from bridge.config.tls_version import require_tls_1_2
 from bridge.demo import child
 from bridge.server.tls import Tls
@@ -74,7 +74,7 @@ async def test_context_for_a_broker_has_the_minimum(created: list[ssl.SSLContext
 
 
 def test_context_of_tail_has_the_minimum(created: list[ssl.SSLContext]) -> None:
-    trusting("wss://localhost/updates", None)
+    tls_context("wss://localhost/updates", None)
     assert minimum_of(created) is ssl.TLSVersion.TLSv1_2
 
 

@@ -15,7 +15,16 @@ from pamqp import commands
 
 from bridge.amqp.rejects import queue
 from bridge.amqp.rejects.queue import RPC_TIMEOUT_S, BrokerLost, Reject, open_reject_queue
-from bridge.commands.rejects import ALL_REASONS, Choice, Outcome, _count, as_entry, as_fields, as_json, remove
+from bridge.cli.rejects import (
+    MAX_REASONS,
+    Outcome,
+    Selection,
+    _count,
+    as_entry,
+    as_fields,
+    as_json,
+    remove_selected,
+)
 from bridge.errors import BrokerRefusal, ConfigurationError
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp, FakeBroker
 from tests.support.virtual_time import VirtualTime
@@ -68,28 +77,28 @@ def test_body_that_is_no_text_is_hex() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "has"),
+    ("selection", "has"),
     [
-        (Choice(), True),
-        (Choice("schema-violation"), True),
-        (Choice("not-json"), False),
-        (Choice(None, frozenset({"m-1"})), True),
-        (Choice(None, frozenset({"m-2"})), False),
-        (Choice("not-json", frozenset({"m-1"})), False),
+        (Selection(), True),
+        (Selection("schema-violation"), True),
+        (Selection("not-json"), False),
+        (Selection(None, frozenset({"m-1"})), True),
+        (Selection(None, frozenset({"m-2"})), False),
+        (Selection("not-json", frozenset({"m-1"})), False),
     ],
 )
-def test_choice_is_by_reason_and_by_id(choice: Choice, *, has: bool) -> None:
-    assert choice.has(reject()) is has
+def test_selection_is_by_reason_and_by_id(selection: Selection, *, has: bool) -> None:
+    assert selection.has(reject()) is has
 
 
 def test_reasons_why_events_are_kept_are_bounded() -> None:
     kept: Counter[str] = Counter()
-    for number in range(ALL_REASONS + 5):
+    for number in range(MAX_REASONS + 5):
         _count(kept, f"exchange {number}")
         _count(kept, "exchange 0")
-    assert len(kept) == ALL_REASONS + 1
+    assert len(kept) == MAX_REASONS + 1
     assert kept["and for other reasons"] == 5
-    assert kept.total() == 2 * (ALL_REASONS + 5)
+    assert kept.total() == 2 * (MAX_REASONS + 5)
 
 
 # The queue itself
@@ -149,7 +158,7 @@ async def test_event_that_was_rejected_after_the_question_is_not_removed(
     asked_at = datetime(2026, 11, 26, 2, 15, 2, tzinfo=UTC)
     outcome = Outcome()
     async with open_reject_queue((), "rejects") as queue:
-        await remove(queue, Choice(), outcome, asked_at)
+        await remove_selected(queue, Selection(), outcome, asked_at)
     assert (outcome.done, dict(outcome.kept)) == (removed, {} if removed else {"rejected after the question": 1})
 
 
@@ -159,7 +168,7 @@ async def test_event_is_removed_whenever_it_was_rejected_where_there_was_no_ques
     Held(monkeypatch, message(1), count=1)
     outcome = Outcome()
     async with open_reject_queue((), "rejects") as queue:
-        await remove(queue, Choice(), outcome)
+        await remove_selected(queue, Selection(), outcome)
     assert (outcome.begun, outcome.done) == (True, 1)
 
 

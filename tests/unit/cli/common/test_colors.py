@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bridge.cli.common.colors import ID, NAME, RESET, TIME, TYPE, colored
+from bridge.cli.common.colors import ID, NAME, TIME, TYPE, colored
 
 LINE = (
     '{"type":"killmail","data":{"killmailId":1,"timestamp":"2024","note":"a \\"type\\": \\\\","systemId":-1.5e3,'
@@ -16,7 +16,7 @@ LINE = (
 
 def test_type_id_and_time_stand_out() -> None:
     shown = colored(LINE)
-    for color, value in (
+    for style, value in (
         (TYPE, '"killmail"'),
         (ID, "1"),
         (TIME, '"2024"'),
@@ -24,7 +24,7 @@ def test_type_id_and_time_stand_out() -> None:
         (ID, '"1-9f86d081"'),
         (NAME, '"systemId"'),
     ):
-        assert f"{color}{value}{RESET}" in shown
+        assert style(value) in shown
 
 
 @pytest.mark.parametrize("line", [LINE, "", "{}", '{"a": "b"}', '"unended', '{"a":"' + "\\\\" * 1000 + '"}'])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.cli.common.endpoint import endpoint, trusting
+from bridge.cli.common.endpoint import endpoint, tls_context
 from bridge.errors import ConfigurationError
 from tests.support.certificates import certificate
 
@@ -66,17 +66,17 @@ def test_every_problem_is_said_at_once() -> None:
 
 
 def test_nobody_is_asked_for_a_certificate_without_tls() -> None:
-    assert trusting(URL, None) is None
+    assert tls_context(URL, None) is None
     with pytest.raises(ConfigurationError, match="--cafile: is for wss://"):
-        trusting(URL, "ca.pem")
+        tls_context(URL, "ca.pem")
 
 
 def test_with_tls_the_systems_authorities_are_believed_or_those_of_a_file(tmp_path: Path) -> None:
-    context = trusting("wss://localhost/updates", None)
+    context = tls_context("wss://localhost/updates", None)
     assert context is not None
     assert context.verify_mode is ssl.CERT_REQUIRED
     own, _ = certificate(tmp_path, "bridge")
-    context = trusting("wss://localhost/updates", str(own))
+    context = tls_context("wss://localhost/updates", str(own))
     assert context is not None
     [authority] = context.get_ca_certs()
     assert authority["subject"] == ((("commonName", "bridge"),),)
@@ -88,4 +88,4 @@ def test_file_without_authorities_is_said(tmp_path: Path, content: str | None, w
     if content is not None:
         file.write_text(content)
     with pytest.raises(ConfigurationError, match=f"--cafile {file}: {words}"):
-        trusting("wss://localhost/updates", str(file))
+        tls_context("wss://localhost/updates", str(file))

@@ -121,8 +121,10 @@ def test_duration_or_size_that_is_none_is_said_with_an_example(name: str, value:
 
 
 def commands(group: click.Group, *path: str) -> list[list[str]]:
+    context = click.Context(group)
     found = [[*path]]
-    for name, command in group.commands.items():
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         found += commands(command, *path, name) if isinstance(command, click.Group) else [[*path, name]]
     return found
 

@@ -1,0 +1,157 @@
+"""Events in files, and what is wrong with them: what `check` and `publish` have in common."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import orjson
+
+from bridge.app import load_schemas
+from bridge.cli.common.documents import Document, json_location, lines_of
+from bridge.cli.common.options import complete_type, warn_of_schemas
+from bridge.config.settings import Settings
+from bridge.contract.body_format import diagnose
+from bridge.contract.catalog import is_reserved
+from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
+from bridge.contract.text import from_system, printable
+from bridge.errors import ConfigurationError
+
+Callback = TypeVar("Callback", bound=Callable[..., object])
+
+
+def type_option(command: Callback) -> Callback:
+    """Adds `--type` to a command, as `update_type`."""
+    return click.option(
+        "--type",
+        "update_type",
+        shell_complete=complete_type,
+        help="the update type of all events; without it, each may say its own, or is what its exchange carries",
+    )(command)
+
+
+def files_argument(command: Callback) -> Callback:
+    """Adds the names of files to a command, as `files`. Each file is opened once, because it may be a named pipe."""
+    return click.argument(
+        "files",
+        type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+        nargs=-1,
+        default=["-"],
+        metavar="[FILE|-]...",
+    )(command)
+
+
+@dataclass(frozen=True, slots=True)
+class EventFile:
+    """A file of events."""
+
+    name: str
+    """Its name as it was given; `-` is standard input."""
+    lines: Iterable[bytes]
+    update_type: str | None
+    """The type of all events; None: each may have its own."""
+    default_type: str
+    """The type of an event that has none: the one that its exchange carries."""
+
+    def event(self, document: Document) -> Event:
+        """Returns the event that a bridge would get for a document of this file."""
+        return Event(document.body, self.update_type, self.default_type, None)
+
+
+def read_lines(name: str) -> Iterator[bytes]:
+    """Yields the lines of a file, or of standard input for `-`. Raises ConfigurationError if it can't be read."""
+    try:
+        if name == "-":
+            if sys.stdin is None:
+                raise ConfigurationError(["-: can't be read: standard input is closed"])
+            stdin = sys.stdin.buffer
+            yield from lines_of(getattr(stdin, "raw", stdin))
+        else:
+            with Path(name).open("rb", buffering=0) as file:
+                yield from lines_of(file)
+    except OSError as error:
+        raise ConfigurationError([f"{printable(name)}: can't be read: {error.strerror}"]) from error
+
+
+def load_pipeline(settings: Settings, update_type: str | None) -> Pipeline:
+    """Returns the pipeline of a bridge, and prints the warnings of the schemas. Raises ConfigurationError."""
+    schemas = load_schemas(settings)
+    warn_of_schemas(schemas)
+    if update_type is not None and is_reserved(update_type):
+        raise ConfigurationError(
+            [f"--type {printable(update_type)}: this type is reserved for messages of the bridge itself"]
+        )
+    if update_type is not None and update_type not in schemas.types:
+        known = ", ".join(sorted(schemas.types))
+        hint = "" if settings.schemas else " (and BRIDGE_SCHEMAS, for types of your own, is not set)"
+        raise ConfigurationError(
+            [f"--type {printable(update_type)}: there is no schema for this type; known: {known}{hint}"]
+        )
+    return Pipeline(schemas, settings.max_message_bytes)
+
+
+def exchange_for(settings: Settings, update_type: str | None) -> tuple[str, str]:
+    """Returns the exchange that carries the type, or else the first one, and its default type."""
+    exchanges = list(settings.exchanges.items())
+    return next((each for each in exchanges if each[1] == update_type), exchanges[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem of an event, and its place in a file."""
+
+    file: str
+    """The file's name as it was given."""
+    line: int
+    """Counted from 1."""
+    column: int | None
+    """Counted from 1, in characters; None if the event is JSON."""
+    pointer: str
+    """JSON Pointer into the event; empty for the event as a whole, and for one that is not JSON."""
+    reason: Reason
+    detail: str
+    """What is wrong, without the place."""
+    schema: str
+    """The `$id` of the schema that the event violates; empty if it violates none."""
+
+    def as_text(self) -> str:
+        """One line: `events.ndjson:3: /systemId: the member 'systemId' is missing [schema-violation]`."""
+        column = "" if self.column is None else f"{self.column}:"
+        pointer = f"{self.pointer}: " if self.pointer else ""
+        return f"{printable(self.file)}:{self.line}:{column} {pointer}{self.detail} [{self.reason}]"
+
+    def as_json(self) -> str:
+        """One line, an object with all members. `column` and `schema` are null if there is none."""
+        members = {
+            "file": from_system(self.file),
+            "line": self.line,
+            "column": self.column,
+            "pointer": self.pointer,
+            "reason": self.reason.value,
+            "detail": self.detail,
+            "schema": self.schema or None,
+        }
+        return orjson.dumps(members).decode()
+
+
+def problems(file: EventFile, document: Document, pipeline: Pipeline) -> Iterator[Problem]:
+    """Yields all problems of an event; none if it is valid."""
+    for rejected in pipeline.problems(file.event(document)):
+        yield _problem(file.name, document, rejected)
+
+
+def _problem(name: str, document: Document, rejected: Rejected) -> Problem:
+    if rejected.reason is Reason.NOT_JSON:
+        try:
+            orjson.loads(document.body)
+        except orjson.JSONDecodeError as error:
+            found = diagnose(document.body, error)
+            # The line in the file, not in the document.
+            line = document.line + found.line - 1
+            return Problem(name, line, found.column, "", rejected.reason, found.text, "")
+    # Only the detail of a violation begins with the pointer.
+    detail = rejected.detail.removeprefix(f"{rejected.pointer}: ") if rejected.pointer else rejected.detail
+    line = document.line + json_location(document.body, rejected.pointer)
+    return Problem(name, line, None, rejected.pointer, rejected.reason, detail, rejected.schema)
