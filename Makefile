@@ -35,7 +35,7 @@ help:
 	@echo 'make test-releases  the tests on several releases of RabbitMQ and Python, as a table (FLAGS="--only 4.3 --part")'
 	@echo 'make soak        ten minutes of everything at once that can go wrong (FLAGS="--minutes 1")'
 	@echo 'make bench       what a delivery costs, beside other programs (FLAGS="paced --quick"); all of it takes an hour'
-	@echo 'make mutants     mutation testing of changed modules: list mutants that survive (FLAGS="bridge/broadcast/waiting.py")'
+	@echo 'make mutants     mutation testing of changed modules: list mutants that survive (FLAGS="bridge/broadcast/resume.py")'
 	@echo 'make lint        style and types only'
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import secrets
 import signal
@@ -17,7 +18,7 @@ from bridge.amqp.nodes import broker_nodes
 from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.hub import Hub
+from bridge.broadcast.hub import Hub, log_transition
 from bridge.broadcast.hub_metrics import register_hub_metrics
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
@@ -32,7 +33,7 @@ from bridge.contract.pipeline import Pipeline, Reason
 from bridge.errors import AddressUnavailable, ConfigurationError, redact
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
-from bridge.relay import Relay, now_ms
+from bridge.relay import Relay, UnflushedDeliveries, now_ms
 from bridge.server import memory
 from bridge.server.access.rules import Access, Rule
 from bridge.server.http.pages import Pages
@@ -67,13 +68,16 @@ class Bridge:
         log = UpdateLog(settings.log_bytes)
         # Its ids are then the stream's, and what comes first is the stream's past.
         shared = settings.history is HistoryMode.STREAM
+        unflushed = UnflushedDeliveries(metrics)
         self._hub = Hub(
             ReplayIndex(log, None if shared else secrets.randbits(32)),
             metrics,
             asyncio.get_running_loop().call_soon,
-            settings.log_bytes,
             now_ms,
-            reads_back=shared,
+            unflushed,
+            self,
+            replaying=shared,
+            trace=log_transition if logging.getLogger("bridge.broadcast").isEnabledFor(logging.DEBUG) else None,
         )
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         register_hub_metrics(metrics, self._hub, log)
@@ -92,7 +96,9 @@ class Bridge:
         )
         window = DuplicateWindow(settings.duplicate_window)
         pipeline = Pipeline(schemas, settings.max_message_bytes)
-        relay = Relay(settings.exchanges, pipeline, window, self._hub, self._rejects, metrics, reads_back=shared)
+        relay = Relay(
+            settings.exchanges, pipeline, window, self._hub, unflushed, self._rejects, metrics, replaying=shared
+        )
         config = ConsumerConfig(
             nodes,
             tuple(settings.exchanges),
@@ -101,7 +107,6 @@ class Bridge:
             _stream(settings),
         )
         self._consumer = Consumer(config, relay, flow_control, metrics, settings.wait, timing)
-        self._hub.is_fed = lambda: self._consumer.is_live
         self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
         self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)
         capacity = descriptors.connection_capacity(settings.max_connections)
@@ -125,6 +130,11 @@ class Bridge:
         self.addresses: list[tuple[str, int]] = []
         """Where clients may connect; empty until `start`."""
         self._working: list[asyncio.Task[None]] = []
+
+    @property
+    def is_live(self) -> bool:
+        """Whether updates arrive as they are published."""
+        return self._consumer.is_live
 
     async def start(self) -> None:
         """Listens, then starts to consume. Raises AddressUnavailable where an address can't be listened on."""

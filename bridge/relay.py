@@ -24,6 +24,30 @@ from bridge.metrics import Metrics
 _log = structlog.get_logger("bridge.relay")
 
 
+class UnflushedDeliveries:
+    """The deliveries whose updates are in the log, until the hub flushes: then they are settled.
+
+    The hub also flushes on its own, before the log could drop an update.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._deliveries: list[Delivery] = []
+
+    def add(self, delivery: Delivery) -> None:
+        """Adds a delivery. To be called after its update is published: publishing may flush."""
+        self._deliveries.append(delivery)
+
+    def on_flush(self) -> None:
+        """Settles all deliveries."""
+        settled, self._deliveries = self._deliveries, []
+        now_s = time.monotonic()
+        observe = self._metrics.receipt_to_flush.observe
+        for delivery in settled:
+            observe(now_s - delivery.received_s)
+            delivery.settle()
+
+
 class Relay:
     """Takes deliveries in order, and sees to it that each is settled once."""
 
@@ -33,14 +57,16 @@ class Relay:
         pipeline: Pipeline,
         window: DuplicateWindow,
         hub: Hub,
+        unflushed: UnflushedDeliveries,
         rejects: RejectPublisher,
         metrics: Metrics,
         *,
-        reads_back: bool = False,
+        replaying: bool = False,
     ) -> None:
         """`exchanges` maps an exchange to the update type that it carries by default.
 
-        `reads_back` says that what comes first, until `caught_up`, was published before this bridge began.
+        `unflushed` is the listener of the hub's flushes. With `replaying`, all deliveries until `on_caught_up` were
+        published before the bridge's start.
         """
         self._exchanges = exchanges
         # A message that came through another exchange bears that one's name; where all carry the same type, it's clear.
@@ -51,12 +77,11 @@ class Relay:
         self._hub = hub
         self._rejects = rejects
         self._metrics = metrics
-        self._unflushed: list[Delivery] = []
+        self._unflushed = unflushed
         self._rejected: Counter[Reason] = Counter()
-        self._reading_back = reads_back
+        self._replaying = replaying
         self._invalid_before = 0
         """Events of before that can't become an update."""
-        hub.on_flush = self._flushed
 
     def deliver(self, delivery: Delivery) -> None:
         """Takes a delivery; its update waits for `flush`.
@@ -86,7 +111,7 @@ class Relay:
             _log.exception("an event could not be processed")
             outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log says how")
         if isinstance(outcome, Rejected):
-            if self._reading_back:
+            if self._replaying:
                 # A bridge that consumed it when it was new has said so. To say it at each start would bury the rest.
                 self._invalid_before += 1
                 self._record_id(delivery)
@@ -102,8 +127,8 @@ class Relay:
         else:
             # All of it once the update is in the log. Publishing may flush what came before, and must not settle this
             # one for it; and what failed to get there is no duplicate when it comes again.
-            self._unflushed.append(delivery)
-            if not self._reading_back:
+            self._unflushed.add(delivery)
+            if not self._replaying:
                 self._metrics.updates[outcome.type] += 1
                 self._metrics.last_update_ms = received_ms
             if outcome.identity is not None:
@@ -124,8 +149,8 @@ class Relay:
 
     def on_caught_up(self) -> None:
         """Ends the replay: the deliveries that follow are new."""
-        self._reading_back = False
-        self._hub.caught_up()
+        self._replaying = False
+        self._hub.end_replay()
         if self._invalid_before:
             _log.warning(
                 "events of before this bridge's start can't become updates; who consumed them then has rejected them",
@@ -153,14 +178,6 @@ class Relay:
                 exchange=printable(delivery.exchange),
                 rejected_so_far=count,
             )
-
-    def _flushed(self) -> None:
-        settled, self._unflushed = self._unflushed, []
-        now_s = time.monotonic()
-        observe = self._metrics.receipt_to_flush.observe
-        for delivery in settled:
-            observe(now_s - delivery.received_s)
-            delivery.settle()
 
 
 def now_ms() -> int:

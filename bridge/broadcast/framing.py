@@ -14,24 +14,24 @@ from bridge.contract.envelope import ending
 class FrameEncoder:
     """The frames of a history."""
 
-    def __init__(self, history: ReplayIndex) -> None:
-        self._history = history
+    def __init__(self, index: ReplayIndex) -> None:
+        self._index = index
         self._framed: BoundedCache[bytes] = BoundedCache(RECENT_BYTES)
         self._measured: tuple[Sequence[int], bool, Sequence[int]] = ((), False, ())
         """What was asked for last of `ends`, and its answer."""
 
     def frame(self, position: int, *, ids: bool) -> bytes:
         """What a client is sent of a position, with its id if it wants that; nothing of what is not for it."""
-        frame = self._history.log.frame(position)
+        frame = self._index.log.frame(position)
         if not ids:
             return frame
         if not frame:
-            return self._history.own_message_at(position)
+            return self._index.own_message_at(position)
         framed = self._framed.get(position)
         if framed is None:
             framed = b"".join(self._parts(position))
             self._framed.put(position, framed, len(framed))
-            self._history.work_bytes += len(framed)
+            self._index.work_bytes += len(framed)
         return framed
 
     def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
@@ -47,7 +47,7 @@ class FrameEncoder:
 
         The part is a copy. A view would keep the entire frame in memory after the log drops it.
         """
-        frame = self._history.log.frame(position)
+        frame = self._index.log.frame(position)
         parts: Sequence[bytes | memoryview]
         parts = self._parts(position) if ids and frame else (self.frame(position, ids=ids),)
         end, start = offset + max_bytes, 0
@@ -58,5 +58,5 @@ class FrameEncoder:
         return b"".join(found), end >= start
 
     def _parts(self, position: int) -> tuple[bytes, memoryview, bytes]:
-        payload, end = payload_of(self._history.log.frame(position))[:-1], ending(str(self._history.id_of(position)))
+        payload, end = payload_of(self._index.log.frame(position))[:-1], ending(str(self._index.id_of(position)))
         return text_head(len(payload) + len(end)), payload, end

@@ -1,14 +1,18 @@
-"""Who is connected, and what each has had: one log, many cursors.
+"""Which connection gets which update, and when: one log, many cursors.
 
-A connection is *live* (it has had all that was flushed, and its transport is empty), *lagging* (its socket could not
-take everything, or it resumes from earlier on: it reads on from the log, see `lagging`) or *waiting* (for an update
-that it says it has had, and that is still to come here). What waits for a slow client is a position in the log, not a
-copy: its transport holds the rest of one frame.
+The hub has few verbs: join, leave, publish, drain. An update goes to the live connections with the next flush. All
+other connections read it from the log, each from its own cursor. `subscriber` has the states of a connection, and the
+table of its transitions. `Hub._dispatch` is the only place that changes a state.
 
-This file must never know what an update means, or how a frame reaches a socket.
+This module knows neither what an update means, nor how bytes reach a socket.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
+from typing import Protocol
+
+import structlog
 
 from bridge.broadcast.catch_up import CATCH_UP_BYTES, CatchUp
 from bridge.broadcast.close_reasons import CloseReason
@@ -16,289 +20,388 @@ from bridge.broadcast.frames import text_frame
 from bridge.broadcast.live_set import BroadcastWriter
 from bridge.broadcast.replay import FilterInput, ReplayIndex, UpdateFilter
 from bridge.broadcast.resume import Resume
-from bridge.broadcast.subscriber import Subscriber
+from bridge.broadcast.subscriber import Action, Event, IllegalEvent, State, Subscriber, transition
 from bridge.broadcast.subscriptions import Batch, SharedSubscription, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES
-from bridge.broadcast.waiting import PendingResumes
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 
+_log = structlog.get_logger("bridge.broadcast")
+
 FLUSH_BYTES = 65536
-"""What one write to a connection may hold. Larger writes gain nothing: a frame costs the kernel more than the call."""
+"""The most that one write to a connection holds. Larger writes gain nothing: a frame costs the kernel more than the
+call."""
 
 ENCRYPT_BYTES = 2**20
 """How much of larger updates is encrypted for all clients in the turn of the loop that brings it: 4 ms."""
 
 
+class FlushListener(Protocol):
+    """What must be done after each flush."""
+
+    def on_flush(self) -> None:
+        """Called when all updates published so far are written or left to the cursors."""
+
+
+class Source(Protocol):
+    """Where updates come from."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether updates arrive as they are published."""
+
+
+Trace = Callable[[Subscriber, State, Event], None]
+"""Gets each change of a connection's state, after it: the connection, the state before, and the event."""
+
+
 class Hub:
-    """Publishes updates to all connections. Few verbs: join, leave, publish, drain."""
+    """Publishes updates to all connections."""
 
     def __init__(
         self,
-        history: ReplayIndex,
+        index: ReplayIndex,
         metrics: Metrics,
         schedule: Callable[..., object],
-        log_bytes: int,
         now_ms: Callable[[], int],
+        flush_listener: FlushListener,
+        source: Source,
         *,
-        reads_back: bool = False,
+        replaying: bool = False,
+        trace: Trace | None = None,
     ) -> None:
-        """`schedule` is the event loop's `call_soon`; `log_bytes` the bound that the history's log was made with.
+        """`schedule` is the event loop's `call_soon`; `now_ms` is the clock (Unix milliseconds).
 
-        `now_ms` is the clock (Unix milliseconds); `reads_back` says that what comes first, until `caught_up`, was sent
-        before this bridge began: it fills the log, and nobody gets it but who resumes from there.
+        With `replaying`, all updates until `end_replay` are older than the bridge's start. They fill the log, and only
+        clients that resume get them.
         """
-        self._history = history
-        self._log = log = history.log
+        self._index = index
+        self._update_log = log = index.log
         self._metrics = metrics
         self.schedule = schedule
         """Calls back in the next turn of the loop: for connections too, which then need to know no loop."""
-        # Not more than the log can hold beside what is kept: nothing may fall off its tail before it was flushed.
-        self._flush_bytes = min(FLUSH_BYTES, log_bytes // 4)
-        self._flush_updates = log_bytes // 2 // ENTRY_BYTES
-        self._subscriptions = Subscriptions(history)
+        self._flush_listener = flush_listener
+        self._source = source
+        self._trace = trace
+        # No frame may fall off the tail of the log before it is flushed.
+        self._flush_bytes = min(FLUSH_BYTES, log.max_bytes // 4)
+        self._flush_updates = log.max_bytes // 2 // ENTRY_BYTES
+        self._unflushed_bytes = 0
+        self._flush_start = 0
+        """The position at which the current part of a flush begins."""
+        self._subscriptions = Subscriptions(index)
         self._writer = BroadcastWriter()
-        self._resuming = Resume(history, now_ms, self._on_resumed)
-        self._lagging = CatchUp(history, self._resuming, schedule, self._arrived, self.leave)
-        self._pending = PendingResumes(history, reads_back)
-        self._releasing = False
-        """True while some that need not wait any more begin in later turns."""
-        self._pending_bytes = 0
-        self._draining = False
+        self._resume = Resume(
+            index, now_ms, schedule, self._dispatch, self.flush, self._on_resumed, replaying=replaying
+        )
+        self._catch_up = catch_up = CatchUp(index, self._resume, schedule, self._dispatch)
+        self._stopping = False
         self._sent_bytes = 0
         """Bytes sent to live connections."""
-        self.on_flush: Callable[[], None] = lambda: None
-        """Called after each flush: all that was published before has been handed out."""
-        self.is_fed: Callable[[], bool] = lambda: True
-        """Whether anything can come at all."""
+        self._enter: Mapping[State, Callable[[Subscriber], None]] = {
+            State.CATCHING_UP: catch_up.add_catching_up,
+            State.LIVE: _add_live,
+            State.LAGGING: catch_up.add_lagging,
+        }
+        self._exit: Mapping[State, Callable[[Subscriber], None]] = {
+            State.PENDING: self._resume.pending.forget,
+            State.RESUMING: catch_up.discard_resuming,
+            State.CATCHING_UP: catch_up.discard_catching_up,
+            State.LIVE: _discard_live,
+            State.LAGGING: catch_up.discard_lagging,
+            State.CLOSING: catch_up.discard_closing,
+        }
+        self._actions: Mapping[Action, Callable[[Subscriber], None]] = {
+            Action.SEND: catch_up.send_next,
+            Action.SCHEDULE: catch_up.schedule,
+            Action.BEGIN_AT_FLUSH: self._begin_at_flush,
+            Action.BEGIN_AT_HEAD: self._begin_at_head,
+            Action.CLOSE_STOPPING: self._close_stopping,
+            Action.CLOSE_IF_STOPPING: self._close_if_stopping,
+            Action.CLOSE_TOO_SLOW: self._close_too_slow,
+            Action.COUNT_DROPPED: self._count_dropped,
+            Action.UNSUBSCRIBE: self._unsubscribe,
+            Action.FINISH_FRAME: catch_up.finish_frame,
+            Action.RESET: _reset,
+        }
         assert log.head == 0
 
+    # Numbers
+
     def __len__(self) -> int:
-        return sum(subscription.members for subscription in self._subscriptions)
+        return sum(subscription.connections for subscription in self._subscriptions)
 
     @property
     def lagging(self) -> int:
-        """How many connections are behind."""
-        return len(self._lagging)
+        """The number of connections that have not received all updates: RESUMING, CATCHING_UP and LAGGING ones."""
+        return len(self._resume) + len(self._catch_up.catching_up) + len(self._catch_up.lagging)
+
+    @property
+    def pending(self) -> int:
+        """The number of connections whose resume waits for an update."""
+        return len(self._resume.pending)
+
+    @property
+    def subscriptions(self) -> int:
+        """The number of subscriptions in use, apart from the default one."""
+        return len(self._subscriptions)
 
     @property
     def sent_bytes(self) -> int:
         """Bytes of updates and own messages written to sockets, or handed to transports."""
-        return self._sent_bytes + self._lagging.sent_bytes
+        return self._sent_bytes + self._catch_up.sent_bytes
 
     @property
     def logged_updates(self) -> int:
-        """How many updates the log holds, without its other entries: own messages and ids without an update."""
-        return self._history.count(None, self._log.tail, self._log.head)[0]
+        """The number of updates in the log, without its other entries: own messages and ids without an update."""
+        return self._index.count(None, self._update_log.tail, self._update_log.head)[0]
 
-    @property
-    def pending(self) -> int:
-        """How many wait for the update that they have had."""
-        return len(self._pending)
-
-    @property
-    def subscriptions(self) -> int:
-        """How many different things clients have asked for, beside everything without ids."""
-        return len(self._subscriptions)
+    # Connections
 
     def join(
         self, connection: Subscriber, update_filter: UpdateFilter | None = None, after: After | None = None
     ) -> None:
-        """Adds a connection: from now on, or where it asks for ids, from behind the one that it has had last."""
-        connection.subscription = subscription = self._subscriptions.of(update_filter, ids=after is not None)
-        subscription.members += 1
-        if after is not None:
-            if not self._pending.defer(connection, after):
-                self._begin(connection, after)
-        elif connection.congested:
-            self._lagging.add(connection, self._lagging.flushed)
-        else:
-            subscription.live.add(connection)
+        """Adds a connection. `after` None is for updates without ids, from now on."""
+        if connection.state is State.NEW:
+            connection.subscription = self._subscriptions.join(update_filter, ids=after is not None)
+            if after is not None:
+                self._resume.start(connection, after)
+                return
+        # The table has no row for a connection that has joined before.
+        self._dispatch(connection, Event.JOIN)
+        if connection.congested:
+            self._dispatch(connection, Event.CONGESTED)
+
+    def closing(self, connection: Subscriber) -> None:
+        """Ends the updates of a connection whose closing handshake begins.
+
+        It still gets the rest of a frame that is sent in part, and then `frame_ended`. If the log has dropped this
+        frame, no close frame can follow: the connection is reset.
+        """
+        self._dispatch(connection, Event.CLOSE)
 
     def leave(self, connection: Subscriber) -> None:
-        """Forgets a connection that is closed or closing. What it has not had yet is dropped.
+        """Forgets a connection.
 
         To be called before its descriptor is closed: the next socket to be opened gets the same one.
         """
-        self._lagging.forget(connection)
-        subscription = connection.subscription
-        if subscription is None:
-            return
-        subscription.live.discard(connection)
-        subscription.members -= 1
-        if not subscription.members:
-            self._subscriptions.forget(subscription)
-        # What a filter has not been asked about is nobody's yet.
-        if self._lagging.discard(connection) and subscription.filter is None:
-            self._metrics.dropped += self._history.count(None, connection.cursor, self._lagging.flushed)[0]
-        self._resuming.forget(connection)
-        self._pending.forget(connection)
-        connection.subscription = None
-
-    def finish(self, connection: Subscriber) -> bool:
-        """Removes a connection that closes in the middle of a frame. It still receives the rest of this frame.
-
-        Returns False if the log has dropped the frame: no close frame can follow then.
-        """
-        subscription = connection.subscription
-        self.leave(connection)
-        return subscription is not None and self._lagging.finish(connection, subscription)
-
-    def publish(self, payload: bytes, content: FilterInput | None = None, update_id: UpdateId | None = None) -> None:
-        """Adds an update (UTF-8 JSON) to the log; it leaves with the next `flush`, together with all others by then.
-
-        `content` is what it holds, where that is at hand; `given` its id, where it comes with one.
-        """
-        frame = text_frame(payload)
-        self._make_room(len(frame))
-        self._history.append(frame, update_id, content if self._subscriptions else None)
-        self._pending_bytes += len(frame)
-
-    def record_id(self, update_id: UpdateId) -> None:
-        """Notes an id of no update: nobody is sent it, but who has it from another bridge may resume after it."""
-        self._make_room(0)
-        self._history.record_id(update_id)
-
-    def _make_room(self, size_bytes: int) -> None:
-        """Flushes before what is not flushed yet could be dropped from the log."""
-        unflushed = self._log.head - self._lagging.flushed
-        if self._pending_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
-            self.flush()
-
-    def send_own_message(self, payload: bytes) -> None:
-        """Sends something that is no update to those that asked for ids, in its place among the updates."""
-        self.flush()
-        self._history.append_own_message(payload)
-        self.flush()
-
-    def caught_up(self) -> None:
-        """All that was sent before this bridge began is in the log: what follows is for everybody."""
-        self.flush()
-        self._pending.reads_back = False
-        self._release_pending()
-
-    def flush(self) -> None:
-        """Gives every live connection all that was published since the last flush."""
-        self._pending_bytes = 0
-        log, lagging = self._log, self._lagging
-        if self._pending.reads_back:
-            lagging.flushed = log.head
-            lagging.skip()
-        while lagging.flushed < log.head:
-            start = lagging.flushed
-            frames, lagging.flushed = log.read(start, log.head, self._flush_bytes)
-            batches, later = self._subscriptions.batches(start, lagging.flushed, frames)
-            for group in batches:
-                self._broadcast(group, start)
-            for subscription in later:
-                self._postpone(subscription, start)
-        lagging.evict_too_slow()
-        self._release_pending()
-        self.on_flush()
-
-    def _broadcast(self, group: Batch, start: int) -> None:
-        lagging = self._lagging
-        subscriptions, frames, positions, updates = group
-        for connection, taken in self._writer.write([subscription.live for subscription in subscriptions], frames):
-            assert connection.subscription is not None
-            connection.subscription.live.discard(connection)
-            lagging.add(connection, start)
-            self._sent_bytes += taken
-            lagging.on_partial_write(connection, positions, 0, taken)
-        metrics = self._metrics
-        for subscription in subscriptions:
-            # The connections with a descriptor that are still live took all frames.
-            self._sent_bytes += len(frames) * len(subscription.live.connections)
-            if subscription.live.via_transport:
-                self._encrypt(subscription, start, frames)
-            metrics.written += len(subscription.live) * updates
-            metrics.enqueued += subscription.lagging_count * updates
-
-    def _encrypt(self, subscription: SharedSubscription, start: int, frames: bytes) -> None:
-        lagging = self._lagging
-        if len(frames) <= CATCH_UP_BYTES:
-            connections = len(subscription.live.via_transport)
-            failed = subscription.live.encrypt(frames)
-            self._sent_bytes += len(frames) * (connections - len(failed))
-            for connection, error in failed:
-                lagging.fail(connection, error)
-            return
-        room_bytes = ENCRYPT_BYTES
-        for connection in tuple(subscription.live.via_transport):
-            subscription.live.discard(connection)
-            lagging.add(connection, start)
-            # The others get it in later turns: to encrypt it for hundreds of clients takes long.
-            if len(frames) <= room_bytes:
-                room_bytes -= len(frames)
-                lagging.send_next(connection)
-            else:
-                lagging.schedule(connection)
-
-    def _postpone(self, subscription: SharedSubscription, start: int) -> None:
-        for connection in subscription.live:
-            subscription.live.discard(connection)
-            self._lagging.add(connection, start)
-            self._lagging.schedule(connection)
+        self._dispatch(connection, Event.LEAVE)
 
     def congested(self, connection: Subscriber) -> None:
         """To be called when a connection's transport could not take everything: nothing may be written past it."""
-        subscription = connection.subscription
-        if subscription is not None and connection in subscription.live:
-            subscription.live.discard(connection)
-            self._lagging.add(connection, self._lagging.flushed)
+        self._dispatch(connection, Event.CONGESTED)
 
     def drained(self, connection: Subscriber) -> None:
         """To be called when the transport of a congested connection is empty again."""
-        self._lagging.schedule(connection)
-
-    def tick(self) -> None:
-        """To be called every few seconds: who waits in vain for what it says it has had is told that it is unknown."""
-        self._pending.tick(self.is_fed())
-        self._release_pending()
+        self._dispatch(connection, Event.DRAINED)
 
     def drain(self) -> None:
-        """Closes every connection once it has had everything: now, or when it has caught up."""
+        """Closes each connection once it has received everything: now, or when it has caught up."""
         self.flush()
-        self._draining = True
-        for subscription in self._subscriptions:
-            for connection in subscription.live:
-                connection.close(CloseReason.STOPPING)
-        # These have had nothing yet, and miss nothing.
-        for connection in (*self._pending, *self._resuming):
+        self._stopping = True
+        for connection in tuple(self._connections()):
+            self._dispatch(connection, Event.STOP)
+
+    def _connections(self) -> Iterator[Subscriber]:
+        live = chain.from_iterable(subscription.live for subscription in self._subscriptions)
+        catch_up = self._catch_up
+        return chain(live, self._resume.pending, self._resume, catch_up.catching_up, catch_up.lagging)
+
+    # Updates
+
+    def publish(self, payload: bytes, content: FilterInput | None = None, update_id: UpdateId | None = None) -> None:
+        """Adds an update (UTF-8 JSON) to the log. The next `flush` sends it.
+
+        `content` is its type and data, if the caller has them. `update_id` is for ids that come with the updates.
+        """
+        frame = text_frame(payload)
+        self._make_room(len(frame))
+        self._index.append(frame, update_id, content if self._subscriptions else None)
+        self._unflushed_bytes += len(frame)
+
+    def record_id(self, update_id: UpdateId) -> None:
+        """Records an id without an update: clients that have it from another instance can resume after it."""
+        self._make_room(0)
+        self._index.record_id(update_id)
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Flushes before the log could drop a frame that is not flushed."""
+        unflushed = self._update_log.head - self._update_log.flushed
+        if self._unflushed_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
+            self.flush()
+
+    def send_own_message(self, payload: bytes) -> None:
+        """Sends an own message to the connections with ids, in its place among the updates."""
+        self.flush()
+        self._index.append_own_message(payload)
+        self.flush()
+
+    def end_replay(self) -> None:
+        """Ends the replay of updates that are older than the bridge's start: all connections get what follows."""
+        self.flush()
+        self._resume.end_replay()
+
+    def tick(self) -> None:
+        """Gives up waiting for updates that have not arrived between two ticks. To be called every few seconds."""
+        self._resume.tick(self._source.is_live)
+
+    # The flush
+
+    def flush(self) -> None:
+        """Sends all live connections the updates published since the last flush."""
+        self._unflushed_bytes = 0
+        log = self._update_log
+        if self._resume.pending.replaying:
+            log.skip()
+            self._catch_up.skip_flushed()
+        while log.flushed < log.head:
+            self._flush_start = start = log.flushed
+            frames = log.flush(self._flush_bytes)
+            batches, later = self._subscriptions.batches(start, log.flushed, frames)
+            for batch in batches:
+                self._broadcast(batch)
+            for subscription in later:
+                self._postpone(subscription)
+        self._catch_up.evict_too_slow()
+        self._resume.release()
+        self._flush_listener.on_flush()
+
+    def _broadcast(self, batch: Batch) -> None:
+        subscriptions, frames, positions, updates = batch
+        for connection, taken in self._writer.write([subscription.live for subscription in subscriptions], frames):
+            self._dispatch(connection, Event.PARTIAL_WRITE)
+            self._sent_bytes += taken
+            self._catch_up.on_partial_write(connection, positions, 0, taken)
+        metrics = self._metrics
+        for subscription in subscriptions:
+            live = subscription.live
+            # The connections with a descriptor that are still live took all frames.
+            self._sent_bytes += len(frames) * len(live.connections)
+            if live.via_transport:
+                self._encrypt(subscription, frames)
+            metrics.written += len(live) * updates
+            metrics.enqueued += subscription.lagging_count * updates
+
+    def _encrypt(self, subscription: SharedSubscription, frames: bytes) -> None:
+        catch_up, live = self._catch_up, subscription.live
+        if len(frames) <= CATCH_UP_BYTES:
+            connections = len(live.via_transport)
+            failed = live.encrypt(frames)
+            self._sent_bytes += len(frames) * (connections - len(failed))
+            for connection, error in failed:
+                catch_up.fail(connection, error)
+            return
+        room_bytes = ENCRYPT_BYTES
+        for connection in tuple(live.via_transport):
+            self._dispatch(connection, Event.POSTPONED)
+            # The others get it in later turns: to encrypt it for hundreds of clients takes long.
+            if len(frames) <= room_bytes:
+                room_bytes -= len(frames)
+                catch_up.send_next(connection)
+            else:
+                catch_up.schedule(connection)
+
+    def _postpone(self, subscription: SharedSubscription) -> None:
+        for connection in subscription.live:
+            self._dispatch(connection, Event.POSTPONED)
+            self._catch_up.schedule(connection)
+
+    # Transitions
+
+    def _dispatch(self, connection: Subscriber, event: Event) -> None:
+        """Makes the transition of a connection, and carries out its actions."""
+        before = connection.state
+        try:
+            after, actions = transition(before, event)
+        except IllegalEvent:
+            self._reset_illegal(connection, event)
+            return
+        if after is not before:
+            if (leave := self._exit.get(before)) is not None:
+                leave(connection)
+            connection.state = after
+            if (enter := self._enter.get(after)) is not None:
+                enter(connection)
+            if self._trace is not None:
+                self._trace(connection, before, event)
+        for action in actions:
+            self._actions[action](connection)
+
+    def _reset_illegal(self, connection: Subscriber, event: Event) -> None:
+        """Ends a connection after a fault of the bridge. All other connections go on."""
+        state = connection.state
+        _log.error(
+            "connection reset after an event that is illegal in its state",
+            peer=connection.peer,
+            state=state.name.lower(),
+            cause=event.name.lower(),
+        )
+        if (leave := self._exit.get(state)) is not None:
+            leave(connection)
+        connection.state = State.CLOSED
+        if state in _JOINED:
+            self._unsubscribe(connection)
+        with suppress(Exception):
+            connection.reset()
+
+    # Actions
+
+    def _begin_at_flush(self, connection: Subscriber) -> None:
+        self._catch_up.begin_at(connection, self._flush_start)
+
+    def _begin_at_head(self, connection: Subscriber) -> None:
+        self._catch_up.begin_at(connection, self._update_log.flushed)
+
+    def _close_stopping(self, connection: Subscriber) -> None:
+        connection.close(CloseReason.STOPPING)
+
+    def _close_if_stopping(self, connection: Subscriber) -> None:
+        if self._stopping:
             connection.close(CloseReason.STOPPING)
 
-    def _begin(self, connection: Subscriber, after: After) -> None:
+    def _close_too_slow(self, connection: Subscriber) -> None:
+        connection.close(CloseReason.TOO_SLOW, updates_behind=self._update_log.flushed - connection.cursor)
+
+    def _count_dropped(self, connection: Subscriber) -> None:
         assert connection.subscription is not None
-        if self._lagging.flushed < self._log.head:
-            # The cursor may follow the newest update, and `resume` counts from the cursor to the flushed position.
-            self.flush()
-        self._resuming.begin(connection, connection.subscription.filter, after, self._lagging.flushed)
-        self._lagging.add(connection, connection.cursor, returning=True)
-        if after.is_from_now_on:
-            self._lagging.send_next(connection)
-        else:
-            self._lagging.schedule(connection)
+        # With a filter, it is not known which updates the connection would have received.
+        if connection.subscription.filter is None:
+            self._metrics.dropped += self._index.count(None, connection.cursor, self._update_log.flushed)[0]
+
+    def _unsubscribe(self, connection: Subscriber) -> None:
+        assert connection.subscription is not None
+        self._subscriptions.leave(connection.subscription)
 
     def _on_resumed(self, complete: bool, updates: int) -> None:
         self._metrics.resumes.labels(str(complete).lower()).inc()
         self._metrics.replayed += updates
 
-    def _release_pending(self) -> None:
-        if not self._releasing:
-            self._release_some()
 
-    def _release_some(self) -> None:
-        ready = self._pending.ready()
-        # Set before `_begin`, which may flush: that flush must not release further connections in this turn.
-        self._releasing = bool(ready)
-        if ready:
-            self.schedule(self._release_some)
-        for connection, after in ready:
-            self._begin(connection, after)
+_JOINED = frozenset({State.PENDING, State.RESUMING, State.CATCHING_UP, State.LIVE, State.LAGGING})
 
-    def _arrived(self, connection: Subscriber) -> None:
-        assert connection.subscription is not None
-        connection.subscription.live.add(connection)
-        if self._draining:
-            connection.close(CloseReason.STOPPING)
+
+def _add_live(connection: Subscriber) -> None:
+    assert connection.subscription is not None
+    connection.subscription.live.add(connection)
+
+
+def _discard_live(connection: Subscriber) -> None:
+    assert connection.subscription is not None
+    connection.subscription.live.discard(connection)
+
+
+def _reset(connection: Subscriber) -> None:
+    connection.reset()
+
+
+def log_transition(connection: Subscriber, before: State, event: Event) -> None:
+    """Logs a change of a connection's state: the `Trace` of the level debug."""
+    _log.debug(
+        "connection state",
+        peer=connection.peer,
+        **{"from": before.name.lower()},
+        to=connection.state.name.lower(),
+        cause=event.name.lower(),
+        cursor=connection.cursor,
+    )

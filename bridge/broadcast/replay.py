@@ -136,11 +136,11 @@ class ReplayIndex:
         """What was read, asked and written here for clients that are behind or filter: it only grows."""
 
     def append(
-        self, frame: bytes, update_id: UpdateId | None = None, content: FilterInput | None = None, beside_bytes: int = 0
+        self, frame: bytes, update_id: UpdateId | None = None, content: FilterInput | None = None, extra_bytes: int = 0
     ) -> None:
         """Adds an update's frame; `given` is its id, where ids are not counted here. An empty frame is no update.
 
-        `content` is what it holds, where somebody will ask for it; `beside_bytes` is kept for it elsewhere.
+        `content` is what it holds, where somebody will ask for it; `extra_bytes` is kept for it elsewhere.
         """
         log = self.log
         if content is not None:
@@ -153,8 +153,8 @@ class ReplayIndex:
             self._newest = update_id
             self._segments[-1].sequences.append(update_id.sequence)
             self._segments[-1].tags.append(update_id.tag)
-        self._room -= len(frame) + beside_bytes
-        log.append(frame, beside_bytes)
+        self._room -= len(frame) + extra_bytes
+        log.append(frame, extra_bytes)
         if log.tail > self._kept:
             self._drop()
 
@@ -168,7 +168,7 @@ class ReplayIndex:
         """Adds something for clients with ids alone. Who has had it resumes before it: it has no id of its own."""
         position = self._last_non_update = self.log.head
         frame = text_frame(payload)
-        self.append(b"", None if self._tag is not None else self._newest, beside_bytes=len(frame))
+        self.append(b"", None if self._tag is not None else self._newest, extra_bytes=len(frame))
         self._segments[-1].non_updates.add(position)
         self._segments[-1].own_messages[position] = frame
 

@@ -1,88 +1,235 @@
-"""Who comes back: from which position it goes on, and what it is told of that before anything else.
+"""How a client that asks for ids begins: its position, its `resume` message, and the way from there to live.
 
-How many updates a client is about to get again is part of that message, and a filter has to be asked for it: up to all
-that the log holds, and so a segment in a turn of the loop.
+1. `Resume.start` decides if the client must wait. A client that has an update of another instance waits until this
+   update arrives here (`PendingResumes`). While the bridge replays the stream itself, all clients wait.
+2. `Resume._begin` finds the position: after the client's update; the head, if it asks for no earlier updates; or the
+   oldest update that stays, if its id is unknown.
+3. `Resume.next_message` counts the updates to replay, in many turns of the loop if a filter must be asked for each of
+   them. Then it returns the `resume` message.
+4. `CatchUp` sends this message, and then the log from there to the head. Then the connection is live.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bridge.broadcast.frames import text_frame
-from bridge.broadcast.replay import ReplayIndex, UpdateFilter
-from bridge.broadcast.subscriber import Subscriber
+from bridge.broadcast.replay import ReplayIndex
+from bridge.broadcast.subscriber import Dispatch, Event, Subscriber
 from bridge.contract.envelope import resume
 from bridge.contract.filters import After
+from bridge.contract.update_id import UpdateId
+
+MAX_RELEASES_PER_TURN = 64
+"""The most pending connections that begin in one turn of the loop."""
 
 
 @dataclass(slots=True)
-class _Resumption:
-    update_filter: UpdateFilter | None
+class _Count:
+    """The updates to replay to one connection, as far as they are counted."""
+
     complete: bool
+    """False if the client misses updates."""
     counted: int
-    """The position up to which it is known how many updates it gets."""
+    """The position up to which updates are counted."""
     updates: int = 0
     overtaken: bool = False
-    """True where what it was to get next has been dropped once before it was told."""
+    """True after the log has dropped the first update to replay, before `resume` was sent."""
 
 
 class Resume:
-    """Those that have not been told yet where they are."""
+    """The connections that have asked for ids, until their `resume` message is sent."""
 
-    def __init__(self, history: ReplayIndex, now_ms: Callable[[], int], on_told: Callable[[bool, int], None]) -> None:
-        """`now_ms` is the clock: Unix milliseconds. For each, `on_told` is told whether nothing was missing, and how
-        many updates it gets again."""
-        self._history = history
+    def __init__(
+        self,
+        index: ReplayIndex,
+        now_ms: Callable[[], int],
+        schedule: Callable[..., object],
+        dispatch: Dispatch,
+        flush: Callable[[], None],
+        on_resumed: Callable[[bool, int], None],
+        *,
+        replaying: bool = False,
+    ) -> None:
+        """`schedule` is the loop's `call_soon`, `now_ms` the clock (Unix milliseconds), `flush` the hub's.
+
+        `on_resumed` gets, for each `resume` message, whether the replay is complete, and the number of its updates.
+        """
+        self._index = index
+        self._update_log = index.log
         self._now_ms = now_ms
-        self._on_told = on_told
-        self._counting: dict[Subscriber, _Resumption] = {}
+        self._schedule = schedule
+        self._dispatch = dispatch
+        self._flush = flush
+        self._on_resumed = on_resumed
+        self.pending = PendingResumes(index, replaying)
+        self._resuming: dict[Subscriber, _Count] = {}
+        self._releasing = False
+        """True while more pending connections begin in a later turn."""
 
-    def __contains__(self, connection: Subscriber) -> bool:
-        return connection in self._counting
+    def __len__(self) -> int:
+        """The number of connections in the state RESUMING."""
+        return len(self._resuming)
 
     def __iter__(self) -> Iterator[Subscriber]:
-        """Over a copy."""
-        return iter(tuple(self._counting))
+        """Iterates over a copy of them."""
+        return iter(tuple(self._resuming))
 
-    def begin(self, connection: Subscriber, update_filter: UpdateFilter | None, after: After, flushed: int) -> None:
-        """Sets the cursor of a connection after the update of its id, or to the oldest update if the id is unknown.
-
-        `flushed` is the position up to which the live connections have received everything. No cursor is set beyond it.
-        `Hub` flushes first, so that a client does not get the update of its id again.
-        """
-        if after.is_from_now_on:
-            position: int | None = flushed
+    def start(self, connection: Subscriber, after: After) -> None:
+        """Takes a new connection."""
+        if self.pending.defer(connection, after):
+            self._dispatch(connection, Event.DEFER)
         else:
-            position = None if after.id is None else self._history.after(after.id)
-        connection.cursor = self._oldest(flushed) if position is None else min(position, flushed)
-        self._counting[connection] = _Resumption(update_filter, position is not None, connection.cursor)
-
-    def _oldest(self, flushed: int) -> int:
-        # Beyond the flushed position, the number of replayed updates would be negative.
-        return min(self._history.oldest, flushed)
+            self._begin(connection, after)
 
     def forget(self, connection: Subscriber) -> None:
-        """To be called when it is gone."""
-        self._counting.pop(connection, None)
+        """Removes a connection that is no longer RESUMING."""
+        self._resuming.pop(connection, None)
 
-    def message(self, connection: Subscriber, flushed: int) -> bytes | None:
-        """The frame that it is sent first, and then it is here no more; None where there is more to count.
+    # The wait
 
-        `flushed` is the position up to which the live connections have had everything.
+    def end_replay(self) -> None:
+        """Ends the wait of all connections for the bridge's own replay."""
+        self.pending.replaying = False
+        self.release()
+
+    def tick(self, source_is_live: bool) -> None:
+        """Ends the wait for updates that did not arrive between two ticks. To be called every few seconds."""
+        self.pending.tick(source_is_live)
+        self.release()
+
+    def release(self) -> None:
+        """Begins with connections whose wait is over: some of them now, the others in later turns."""
+        if not self._releasing:
+            self._release_some()
+
+    def _release_some(self) -> None:
+        ready = self.pending.ready()
+        # Set before `_begin`, which may flush: that flush must not release further connections in this turn.
+        self._releasing = bool(ready)
+        if ready:
+            self._schedule(self._release_some)
+        for connection, after in ready:
+            self._begin(connection, after)
+
+    # The position
+
+    def _begin(self, connection: Subscriber, after: After) -> None:
+        log = self._update_log
+        if log.flushed < log.head:
+            # The cursor may follow the newest update, and `resume` counts from the cursor to the flushed position.
+            self._flush()
+        if after.is_from_now_on:
+            position: int | None = log.flushed
+        else:
+            position = None if after.id is None else self._index.after(after.id)
+        # Never beyond the flushed position: the client would miss the next updates.
+        connection.cursor = self._oldest() if position is None else min(position, log.flushed)
+        connection.offset = 0
+        self._resuming[connection] = _Count(position is not None, connection.cursor)
+        self._dispatch(connection, Event.START if after.is_from_now_on else Event.RESUME)
+
+    def _oldest(self) -> int:
+        # Beyond the flushed position, the number of replayed updates would be negative.
+        return min(self._index.oldest, self._update_log.flushed)
+
+    # The resume message
+
+    def next_message(self, connection: Subscriber) -> bytes | None:
+        """Counts on; returns the frame of the `resume` message if all updates are counted.
+
+        One call counts the updates of one segment at most, if a filter must be asked for them.
         """
-        this, history = self._counting[connection], self._history
-        if connection.cursor < history.log.tail:
-            # While it was counted. The second time it gets nothing of before: it might never come to an end.
-            this.complete, this.updates = False, 0
-            connection.cursor = this.counted = flushed if this.overtaken else self._oldest(flushed)
-            this.overtaken = True
-        updates, this.counted = history.count(this.update_filter, this.counted, flushed)
-        this.updates += updates
-        if this.counted < flushed:
+        count, index, flushed = self._resuming[connection], self._index, self._update_log.flushed
+        if connection.cursor < self._update_log.tail:
+            # The second time, the client gets no earlier updates: otherwise this might never end.
+            count.complete, count.updates = False, 0
+            connection.cursor = count.counted = flushed if count.overtaken else self._oldest()
+            count.overtaken = True
+        assert connection.subscription is not None
+        updates, count.counted = index.count(connection.subscription.filter, count.counted, flushed)
+        count.updates += updates
+        if count.counted < flushed:
             return None
-        del self._counting[connection]
-        if not this.updates and not history.has_own_message(connection.cursor, flushed):
-            # Nothing for it, so far: with a newer id it has less to ask for when it comes back.
+        if not count.updates and not index.has_own_message(connection.cursor, flushed):
+            # Nothing to replay. With a newer id, the client's next resume has fewer updates to count.
             connection.cursor = flushed
-        self._on_told(this.complete, this.updates)
-        after = str(self._history.before(connection.cursor))
-        return text_frame(resume(this.complete, this.updates, after, self._now_ms()))
+        self._on_resumed(count.complete, count.updates)
+        after = str(index.before(connection.cursor))
+        return text_frame(resume(count.complete, count.updates, after, self._now_ms()))
+
+
+@dataclass(slots=True)
+class _Wait:
+    """Why one connection waits."""
+
+    after: After
+    awaited: UpdateId | None
+    """The update that must arrive first; None if the connection waits for the end of the replay only."""
+    ticked: bool = False
+    """True if it waited at the last tick."""
+
+
+class PendingResumes:
+    """The connections that wait for an update that another instance has already sent: those in the state PENDING.
+
+    No connection waits for ever. An update that does not arrive while other updates do is an unknown one.
+    """
+
+    def __init__(self, index: ReplayIndex, replaying: bool) -> None:
+        """With `replaying`, all connections must wait for now."""
+        self._index = index
+        self.replaying = replaying
+        self._waits: dict[Subscriber, _Wait] = {}
+        self._next_sequence = 0
+        """A lower bound of the awaited sequences. The connections are searched only when it is reached."""
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    def __iter__(self) -> Iterator[Subscriber]:
+        """Iterates over a copy."""
+        return iter(tuple(self._waits))
+
+    def defer(self, connection: Subscriber, after: After) -> bool:
+        """Adds a connection if it must wait. Returns whether it must."""
+        awaited = after.id
+        if not self.replaying and (awaited is None or not self._index.is_ahead(awaited)):
+            return False
+        sequence = 0 if awaited is None else awaited.sequence
+        self._next_sequence = min(self._next_sequence, sequence) if self._waits else sequence
+        self._waits[connection] = _Wait(after, awaited)
+        return True
+
+    def forget(self, connection: Subscriber) -> None:
+        """Removes a connection, if it is here."""
+        self._waits.pop(connection, None)
+
+    def ready(self) -> list[tuple[Subscriber, After]]:
+        """Removes and returns some of the connections whose wait is over, each with the position that it asked for."""
+        if not self._waits or self.replaying or self._index.newest_sequence < self._next_sequence:
+            return []
+        ready: list[tuple[Subscriber, After]] = []
+        next_sequence: int | None = None
+        for connection, wait in self._waits.items():
+            awaited = wait.awaited
+            if awaited is not None and self._index.is_ahead(awaited):
+                next_sequence = awaited.sequence if next_sequence is None else min(next_sequence, awaited.sequence)
+                continue
+            ready.append((connection, wait.after))
+            if len(ready) == MAX_RELEASES_PER_TURN:
+                # There may be more: the next call searches again.
+                break
+        else:
+            self._next_sequence = next_sequence or 0
+        for connection, _ in ready:
+            del self._waits[connection]
+        return ready
+
+    def tick(self, source_is_live: bool) -> None:
+        """Ends the wait of each connection that also waited at the last tick, if the source was live at both."""
+        counts = source_is_live and not self.replaying
+        for wait in self._waits.values():
+            if counts and wait.ticked:
+                wait.awaited = None
+                self._next_sequence = 0
+            wait.ticked = counts

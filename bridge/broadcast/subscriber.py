@@ -1,27 +1,183 @@
-"""A client's connection, as all those see it that decide what it is sent, and when."""
+"""A connection as the hub sees it: its states, and the table of its transitions.
 
-from collections.abc import Sequence
+The connection holds its own state. `TRANSITIONS` is data: `transition` looks a step up, and the hub carries it out. The
+README of this folder draws the table.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.live_set import LiveSet, Slot
 from bridge.broadcast.replay import UpdateFilter
 
+# States, events and actions
+
+
+class _Choice(Enum):
+    # The hash of an Enum is Python code, and each transition would call it twice.
+    __hash__ = object.__hash__
+
+
+class State(_Choice):
+    """The states of a connection. The value is the description."""
+
+    NEW = "not in the hub yet"
+    PENDING = "waits for an update that another instance has already sent, or for the end of the bridge's own replay"
+    RESUMING = "has its position in the log; the bridge counts the updates to replay, and has sent no `resume` yet"
+    CATCHING_UP = "has received `resume`, and reads the log from there; it was never live"
+    LIVE = "at the head of the log, with an empty socket; each flush writes to it"
+    LAGGING = "was live; its socket was full, or a flush left it the updates to read from the log"
+    CLOSING = "its close frame is sent, or due after the rest of a frame"
+    CLOSED = "its socket is closed, or about to be"
+
+
+class Event(_Choice):
+    """What happens to a connection. The value is the description."""
+
+    JOIN = "joins without ids"
+    START = "joins with ids, from now on; or the wait for that is over"
+    RESUME = "joins after an id; or the wait for its update is over"
+    DEFER = "joins, and must wait"
+    RESUME_SENT = "its updates are counted, and `resume` is about to be sent"
+    CAUGHT_UP = "has everything that was flushed, and its socket is empty"
+    PARTIAL_WRITE = "its socket did not take all of a flush"
+    POSTPONED = "a flush leaves its updates to be read from the log: they are large, or many filters are due"
+    CONGESTED = "its transport holds bytes that the socket did not take"
+    DRAINED = "its transport is empty again"
+    OVERTAKEN = "the log has dropped the update at its cursor"
+    STOP = "the bridge stops"
+    CLOSE = "its closing handshake begins"
+    LEAVE = "its socket is closed, or it has failed"
+
+
+class Action(_Choice):
+    """What the hub does after a transition. The value is the description."""
+
+    SEND = "send the next piece"
+    SCHEDULE = "send the next piece in a later turn of the loop"
+    BEGIN_AT_FLUSH = "set its cursor to where the flush began"
+    BEGIN_AT_HEAD = "set its cursor to the end of what was flushed"
+    CLOSE_STOPPING = "close it with 1001"
+    CLOSE_IF_STOPPING = "close it with 1001 if the bridge stops"
+    CLOSE_TOO_SLOW = "close it with 4008"
+    COUNT_DROPPED = "count the updates that it does not receive"
+    UNSUBSCRIBE = "remove it from its subscription"
+    FINISH_FRAME = "send the rest of a frame that is sent in part"
+    RESET = "reset it"
+
+
+class Transition(NamedTuple):
+    """A step from one state to another, or to the same."""
+
+    to: State
+    actions: tuple[Action, ...] = ()
+
+
+# The table
+
+TRANSITIONS: Mapping[State, Mapping[Event, Transition]] = {
+    State.NEW: {
+        # A transport may be full already when the connection joins: it still holds a part of the HTTP response.
+        Event.CONGESTED: Transition(State.NEW),
+        Event.JOIN: Transition(State.LIVE),
+        Event.START: Transition(State.RESUMING, (Action.SEND,)),
+        Event.RESUME: Transition(State.RESUMING, (Action.SCHEDULE,)),
+        Event.DEFER: Transition(State.PENDING),
+        Event.LEAVE: Transition(State.CLOSED),
+    },
+    State.PENDING: {
+        Event.START: Transition(State.RESUMING, (Action.SEND,)),
+        Event.RESUME: Transition(State.RESUMING, (Action.SCHEDULE,)),
+        Event.CONGESTED: Transition(State.PENDING),
+        Event.DRAINED: Transition(State.PENDING),
+        Event.STOP: Transition(State.PENDING, (Action.CLOSE_STOPPING,)),
+        Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
+        Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+    },
+    State.RESUMING: {
+        Event.RESUME_SENT: Transition(State.CATCHING_UP),
+        Event.CONGESTED: Transition(State.RESUMING),
+        Event.DRAINED: Transition(State.RESUMING, (Action.SCHEDULE,)),
+        # It has received nothing yet, and so it misses nothing.
+        Event.STOP: Transition(State.RESUMING, (Action.CLOSE_STOPPING,)),
+        Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
+        Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+    },
+    State.CATCHING_UP: {
+        Event.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),
+        Event.CONGESTED: Transition(State.CATCHING_UP),
+        Event.DRAINED: Transition(State.CATCHING_UP, (Action.SCHEDULE,)),
+        Event.OVERTAKEN: Transition(State.CATCHING_UP, (Action.CLOSE_TOO_SLOW,)),
+        Event.STOP: Transition(State.CATCHING_UP),
+        Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE, Action.FINISH_FRAME)),
+        Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+    },
+    State.LIVE: {
+        Event.PARTIAL_WRITE: Transition(State.LAGGING, (Action.BEGIN_AT_FLUSH,)),
+        Event.POSTPONED: Transition(State.LAGGING, (Action.BEGIN_AT_FLUSH,)),
+        Event.CONGESTED: Transition(State.LAGGING, (Action.BEGIN_AT_HEAD,)),
+        Event.DRAINED: Transition(State.LIVE),
+        Event.STOP: Transition(State.LIVE, (Action.CLOSE_STOPPING,)),
+        Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
+        Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+    },
+    State.LAGGING: {
+        Event.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),
+        Event.CONGESTED: Transition(State.LAGGING),
+        Event.DRAINED: Transition(State.LAGGING, (Action.SCHEDULE,)),
+        Event.OVERTAKEN: Transition(State.LAGGING, (Action.CLOSE_TOO_SLOW,)),
+        Event.STOP: Transition(State.LAGGING),
+        Event.CLOSE: Transition(State.CLOSING, (Action.COUNT_DROPPED, Action.UNSUBSCRIBE, Action.FINISH_FRAME)),
+        Event.LEAVE: Transition(State.CLOSED, (Action.COUNT_DROPPED, Action.UNSUBSCRIBE)),
+    },
+    State.CLOSING: {
+        Event.CONGESTED: Transition(State.CLOSING),
+        Event.DRAINED: Transition(State.CLOSING, (Action.FINISH_FRAME,)),
+        # A close frame in the middle of another frame would become a part of that frame's payload.
+        Event.OVERTAKEN: Transition(State.CLOSED, (Action.RESET,)),
+        Event.LEAVE: Transition(State.CLOSED),
+    },
+    State.CLOSED: {
+        # The transport may still report after a connection has failed.
+        Event.CONGESTED: Transition(State.CLOSED),
+        Event.DRAINED: Transition(State.CLOSED),
+        Event.LEAVE: Transition(State.CLOSED),
+    },
+}
+"""Each legal event of each state. All other events are faults of the bridge."""
+
+
+class IllegalEvent(Exception):
+    """An event that a connection can't have in its state. This is a fault of the bridge."""
+
+
+def transition(state: State, event: Event) -> Transition:
+    """Returns the step that an event leads to. Raises IllegalEvent."""
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise IllegalEvent(f"{event.name} in state {state.name}") from None
+
+
+# The connection
+
 
 class Piece(NamedTuple):
-    """Some frames of a view, or a part of one."""
+    """Some frames of a subscription, or a part of one frame."""
 
     frames: bytes
     positions: Sequence[int]
-    """Those that they are of."""
+    """The positions of these frames."""
     end: int
     """The position of the frame with which the next piece begins."""
     offset: int
-    """How many bytes of the frame at `end` are in this piece and the pieces before it."""
+    """The number of bytes of the frame at `end` that are in this piece and the pieces before it."""
 
 
 class Subscription(Protocol):
-    """What one kind of client asked for, as a connection with this subscription needs it."""
+    """What one kind of client asked for, as its connections need it."""
 
     @property
     def filter(self) -> UpdateFilter | None:
@@ -29,16 +185,16 @@ class Subscription(Protocol):
 
     @property
     def ids(self) -> bool:
-        """True if its connections get each update with its id."""
+        """True if each update is sent with its id."""
 
     @property
     def live(self) -> "LiveSet[Subscriber]":
-        """Its connections that are live."""
+        """Its connections in the state LIVE."""
 
-    members: int
-    """The number of its connections, whatever their state."""
+    connections: int
+    """The number of its connections."""
     lagging_count: int
-    """The number of its connections that lag."""
+    """The number of its connections in the state LAGGING."""
 
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
         """Returns frames from byte `offset` of the frame at `position` on, in at most `max_bytes`."""
@@ -50,23 +206,33 @@ class Subscription(Protocol):
 class Subscriber(Slot, Protocol):
     """A connection, as the hub sees it."""
 
+    state: State
+    """Set by the hub alone."""
     cursor: int
-    """The position of the next frame to send. Meaningful while the connection lags."""
+    """The position of the next frame to send. Not kept while the connection is live."""
     offset: int
-    """How many bytes of the frame at the cursor are sent. It is 0 unless the frame is sent in parts."""
+    """The number of bytes of the frame at the cursor that are sent. It is 0 unless the frame is sent in parts."""
     congested: bool
-    """True while the transport still holds something."""
+    """True while the transport holds bytes."""
     subscription: Subscription | None
-    """The hub's: what it sees of the log, from joining to leaving."""
+    """Set when the connection joins."""
+
+    @property
+    def peer(self) -> str:
+        """The client's address and port, for logs."""
 
     def send(self, *frames: bytes | memoryview) -> int:
-        """Through the transport: bytes written; -1 where (a part of) them is enqueued; 0 where they are dropped."""
+        """Sends through the transport. Returns the bytes written, -1 if some are enqueued, 0 if all are dropped."""
 
     def frame_ended(self) -> None:
         """Called when all parts of a frame are sent. Control frames may follow."""
 
     def reset(self) -> None:
-        """Ends the connection at once, in the middle of a frame that the log has dropped."""
+        """Ends the connection at once, without a close frame."""
 
     def close(self, reason: CloseReason, **details: object) -> None:
-        """Closes with a reason; `details` are numbers for the log."""
+        """Starts the closing handshake; `details` are numbers for the log. Calls `Hub.closing`."""
+
+
+Dispatch = Callable[[Subscriber, Event], None]
+"""Makes the transition of a connection, and carries out its actions."""

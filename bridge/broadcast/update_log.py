@@ -1,55 +1,57 @@
-"""The shared log: the most recent framed updates, bounded in bytes, read by every connection from its own position.
+"""The shared log: the most recent framed updates, bounded in bytes. Each connection reads it from its own position.
 
-Pure: it knows neither connections nor time. Positions count up from 0 and are never used twice. A frame may be empty:
-its position is for others than those who read everything from here (see `history`).
+Pure: no connections, no clock. Positions count up from 0 and are never used twice. A frame may be empty: its position
+holds an own message, or an id without an update (see `replay`).
 """
 
 ENTRY_BYTES = 174
-"""What an entry costs beside its frame (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the position, about 95
-for a slot of the dict, and 14 for what `history` knows of it. Counted, because the log's bound is there to bound
+"""The memory of an entry without its frame (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the position, about
+95 for a slot of the dict, and 14 in the `ReplayIndex`. It counts for the bound of the log, which is there to bound
 memory."""
 
 
 class UpdateLog:
     """Frames at the positions from `tail` up to, but not including, `head`."""
 
-    __slots__ = ("_beside", "_frames", "head", "max_bytes", "size_bytes", "tail")
+    __slots__ = ("_extra_bytes", "_frames", "flushed", "head", "max_bytes", "size_bytes", "tail")
 
     def __init__(self, max_bytes: int) -> None:
         # A dict by position, not a deque: a slow connection reads from the middle.
         self._frames: dict[int, bytes] = {}
-        self._beside: dict[int, int] = {}
+        self._extra_bytes: dict[int, int] = {}
         self.max_bytes = max_bytes
         self.head = 0
         self.tail = 0
+        self.flushed = 0
+        """The position up to which the live connections have received everything."""
         self.size_bytes = 0
 
     def __len__(self) -> int:
         return self.head - self.tail
 
-    def append(self, frame: bytes, beside_bytes: int = 0) -> None:
+    def append(self, frame: bytes, extra_bytes: int = 0) -> None:
         """Adds the newest frame, and drops the oldest ones that no longer fit. The newest always stays.
 
-        `beside_bytes` is what somebody keeps for it elsewhere, and as long.
+        `extra_bytes` is the memory that the caller keeps elsewhere for as long as the log holds the frame.
         """
-        if beside_bytes:
-            self._beside[self.head] = beside_bytes
+        if extra_bytes:
+            self._extra_bytes[self.head] = extra_bytes
         self._frames[self.head] = frame
         self.head += 1
-        self.size_bytes += len(frame) + ENTRY_BYTES + beside_bytes
+        self.size_bytes += len(frame) + ENTRY_BYTES + extra_bytes
         while self.size_bytes > self.max_bytes and self.head - self.tail > 1:
-            self.size_bytes -= len(self._frames.pop(self.tail)) + ENTRY_BYTES + self._beside.pop(self.tail, 0)
+            self.size_bytes -= len(self._frames.pop(self.tail)) + ENTRY_BYTES + self._extra_bytes.pop(self.tail, 0)
             self.tail += 1
 
     def frame(self, position: int) -> bytes:
-        """The frame at a position that is in the log; empty where there is nothing for everybody."""
+        """Returns the frame at a position that is in the log. It is empty if the position holds no update."""
         return self._frames[position]
 
     def read(self, position: int, end: int, max_bytes: int) -> tuple[bytes, int]:
-        """The frames from `position` on in one piece, and the position after the last of them.
+        """Returns the frames from `position` on in one piece, and the position after the last of them.
 
-        Stops before `end`, and before the frame that would make the piece larger than `max_bytes`, but holds one frame
-        at least. `position` must be in the log, and below `end`.
+        The piece stops before `end`, and before the frame that would make it larger than `max_bytes`. It holds one
+        frame at least. `position` must be in the log, and below `end`.
         """
         frames = self._frames
         first = frames[position]
@@ -66,3 +68,15 @@ class UpdateLog:
             run.append(frame)
             position += 1
         return b"".join(run), position
+
+    def flush(self, max_bytes: int) -> bytes:
+        """Returns the next frames for the live connections, and counts them as flushed. Some must not be flushed yet.
+
+        The piece stops as in `read`.
+        """
+        frames, self.flushed = self.read(self.flushed, self.head, max_bytes)
+        return frames
+
+    def skip(self) -> None:
+        """Counts all frames as flushed."""
+        self.flushed = self.head

@@ -365,8 +365,8 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
         ready, body = bridge.readiness.report()
         assert not ready
         assert body["missing"] == ["the history is being read"]
-        assert not bridge._hub.is_fed(), "nobody is told that an id is unknown"
+        assert not bridge._hub._source.is_live, "nobody is told that an id is unknown"
         await publish(amqp, exchange, killmail(2))
         await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 2)
         history.position.begin(0)
-        assert not bridge._hub.is_fed(), "it is another stream now"
+        assert not bridge._hub._source.is_live, "it is another stream now"

@@ -21,6 +21,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.hub import Hub
 from bridge.broadcast.replay import ReplayIndex
+from bridge.broadcast.subscriber import State
 from bridge.broadcast.update_log import UpdateLog
 from bridge.contract import envelope
 from bridge.contract.filters import After
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from bridge.broadcast.hub import FlushListener, Trace
     from bridge.broadcast.subscriber import Subscription
     from bridge.contract.pipeline import Rejected
     from bridge.contract.update_id import UpdateId
@@ -107,6 +109,8 @@ class FakeSubscriber:
         self.hub = hub
         self.descriptor: int | None = None
         self.slot = -1
+        self.state = State.NEW
+        self.peer = "a client"
         self.subscription: Subscription | None = None
         self.cursor = self.offset = 0
         self.congested = False
@@ -150,13 +154,10 @@ class FakeSubscriber:
         assert self.closed is None, "a connection is closed once"
         self.closed = reason
         self.details = details
+        self.finishes = self.offset > 0
+        self.hub.closing(self)
         if not self.offset:
-            self.hub.leave(self)
             self.closing_frame()
-            return
-        self.finishes = True
-        if not self.hub.finish(self):
-            self.reset()
 
     def closing_frame(self) -> None:
         """Called when the close frame is sent, after all other data."""
@@ -494,17 +495,53 @@ def update(number: int, kind: str = "a", size: int = 0) -> bytes:
     return envelope.wrap(kind, {"n": number, "pad": "." * size}, NOW_MS)
 
 
+class FakeFlushListener:
+    """Counts the flushes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_flush(self) -> None:
+        self.count += 1
+
+
+class FakeSource:
+    """A source of updates. It is live until the test ends that."""
+
+    def __init__(self) -> None:
+        self.is_live = True
+
+
 class Scene:
     """A hub, and what a test does to it. `close` closes the sockets of its clients."""
 
-    def __init__(self, log_bytes: int = 2**20, *, shared: bool = False, reads_back: bool = False) -> None:
+    def __init__(
+        self,
+        log_bytes: int = 2**20,
+        *,
+        shared: bool = False,
+        replaying: bool = False,
+        metrics: Metrics | None = None,
+        flush_listener: FlushListener | None = None,
+        trace: Trace | None = None,
+        now_ms: Callable[[], int] = lambda: NOW_MS,
+    ) -> None:
         """With `shared`, each update comes with its id, as from a stream."""
         self.turns = Turns()
         self.log = UpdateLog(log_bytes)
-        self.history = ReplayIndex(self.log, None if shared else CHECK)
-        self.metrics = Metrics()
+        self.index = ReplayIndex(self.log, None if shared else CHECK)
+        self.metrics = Metrics() if metrics is None else metrics
+        self.flushes = FakeFlushListener()
+        self.source = FakeSource()
         self.hub = Hub(
-            self.history, self.metrics, self.turns.call_soon, log_bytes, lambda: NOW_MS, reads_back=reads_back
+            self.index,
+            self.metrics,
+            self.turns.call_soon,
+            now_ms,
+            self.flushes if flush_listener is None else flush_listener,
+            self.source,
+            replaying=replaying,
+            trace=trace,
         )
         self.published = 0
         self._sockets: list[SocketSubscriber] = []

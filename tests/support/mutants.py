@@ -41,7 +41,7 @@ def named(arguments: Iterable[str], root: Path) -> list[str]:
         path = (root / argument).resolve()
         problem = "does not exist" if not path.exists() else "is not a module of the bridge"
         if not path.is_file() or path.suffix != ".py" or not path.is_relative_to(root / "bridge"):
-            raise Usage(f"{argument} {problem}: FLAGS takes paths such as bridge/broadcast/waiting.py")
+            raise Usage(f"{argument} {problem}: FLAGS takes paths such as bridge/broadcast/resume.py")
     return list(dict.fromkeys(str((root / argument).resolve().relative_to(root)) for argument in arguments))
 
 

@@ -213,30 +213,32 @@ EVENT = (
 
 
 @pytest.mark.parametrize("history", ["memory", "stream"])
-async def test_hub_is_fed_while_the_consumer_is_at_the_end(build: Callable[..., Bridge], history: str) -> None:
+async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
+    build: Callable[..., Bridge], history: str
+) -> None:
     bridge = build(history=history)
-    assert not bridge._hub.is_fed()
+    assert not bridge._hub._source.is_live
     bridge._consumer.status.enter(State.WORKING)
     if bridge._consumer.stream_reader is not None:
-        assert not bridge._hub.is_fed()
+        assert not bridge._hub._source.is_live
         bridge._consumer.stream_reader.position.begin_session(10)
         bridge._consumer.stream_reader.position.observe(10, 0)
-    assert bridge._hub.is_fed()
+    assert bridge._hub._source.is_live
     bridge._consumer.status.enter(State.LOST, "gone")
-    assert not bridge._hub.is_fed()
+    assert not bridge._hub._source.is_live
 
 
-@pytest.mark.parametrize(("history", "reads_back"), [("memory", False), ("stream", True)])
+@pytest.mark.parametrize(("history", "replaying"), [("memory", False), ("stream", True)])
 async def test_hub_and_relay_read_the_past_of_a_stream_first(
-    build: Callable[..., Bridge], history: str, *, reads_back: bool
+    build: Callable[..., Bridge], history: str, *, replaying: bool
 ) -> None:
     """Of the past, nothing is rejected once more: who consumed it when it was new has done so."""
     bridge = build(history=history)
-    assert bridge._hub._pending.reads_back is reads_back
+    assert bridge._hub._resume.pending.replaying is replaying
     delivery = FakeDelivery(b"no JSON")
-    delivery.id = UpdateId(1, 1) if reads_back else None
+    delivery.id = UpdateId(1, 1) if replaying else None
     bridge._consumer._handler.deliver(delivery)
-    assert bridge._rejects.waiting == (not reads_back)
+    assert bridge._rejects.waiting == (not replaying)
     await bridge._rejects.close()
 
 
@@ -244,8 +246,8 @@ async def test_ids_of_two_bridges_without_a_stream_are_told_apart(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "randbits", lambda bits: 70 + bits)
-    assert build()._hub._history._tag == 70 + 32
-    assert build(history="stream")._hub._history._tag is None
+    assert build()._hub._index._tag == 70 + 32
+    assert build(history="stream")._hub._index._tag is None
 
 
 # Clients
@@ -337,7 +339,7 @@ async def test_update_log_counts_updates_and_not_its_other_entries(build: Callab
     bridge._hub.publish(b"update")
     bridge._hub.send_own_message(b"gap")
     assert value(bridge.metrics, "bridge_update_log_updates") == 1
-    assert value(bridge.metrics, "bridge_update_log_bytes") == bridge._hub._log.size_bytes > len(b"update")
+    assert value(bridge.metrics, "bridge_update_log_bytes") == bridge._hub._update_log.size_bytes > len(b"update")
 
 
 # Settings that are in other files

@@ -13,7 +13,8 @@ from bridge.amqp.status import Gap, GapSlug
 from bridge.contract import catalog
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Pipeline, Reason
-from bridge.relay import Relay
+from bridge.metrics import Metrics
+from bridge.relay import Relay, UnflushedDeliveries
 from tests.support.fakes import FakeDelivery, FakeRejects, Scene
 from tests.support.killmail import killmail
 from tests.support.metrics import value
@@ -26,13 +27,22 @@ if TYPE_CHECKING:
 class RelayScene(Scene):
     """A relay, in front of a hub with one client."""
 
-    def __init__(self, folder: Path, exchanges: Mapping[str, str], *, reads_back: bool = False) -> None:
-        super().__init__(reads_back=reads_back)
+    def __init__(self, folder: Path, exchanges: Mapping[str, str], *, replaying: bool = False) -> None:
+        metrics = Metrics()
+        unflushed = UnflushedDeliveries(metrics)
+        super().__init__(replaying=replaying, metrics=metrics, flush_listener=unflushed)
         (folder / "weather.json").write_text('{"type": "object"}')
         self.pipeline = Pipeline(catalog.load([catalog.PACKAGED, folder]), 100_000)
         self.rejects = FakeRejects()
         self.relay = Relay(
-            exchanges, self.pipeline, DuplicateWindow(10), self.hub, self.rejects, self.metrics, reads_back=reads_back
+            exchanges,
+            self.pipeline,
+            DuplicateWindow(10),
+            self.hub,
+            unflushed,
+            self.rejects,
+            metrics,
+            replaying=replaying,
         )
         self.metrics.init_labels(["killmail"], [], [], [])
         self.client = self.join()
@@ -121,7 +131,7 @@ def test_time_of_the_newest_update_stays_when_nothing_is_broadcast(
 
 
 def test_update_that_is_read_back_at_start_is_not_the_newest_broadcast_one(tmp_path: Path) -> None:
-    scene = RelayScene(tmp_path, {"killmails": "killmail"}, reads_back=True)
+    scene = RelayScene(tmp_path, {"killmails": "killmail"}, replaying=True)
     scene.deliver(killmail(1))
     scene.relay.flush()
     scene.deliver(killmail(2))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import PING, close_frame, pong_frame
 from bridge.broadcast.hub import Hub
-from bridge.broadcast.subscriber import Subscription
+from bridge.broadcast.subscriber import State, Subscription
 from bridge.server.access.read_limiter import READ_BUFFER, ReadLimiter
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
 from bridge.server.transport import tcp
@@ -73,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         "opened_at",
         "pinged_at",
         "slot",
+        "state",
         "subscription",
     )
 
@@ -95,6 +96,7 @@ class Connection(asyncio.BufferedProtocol):
         self.cursor = 0
         self.offset = 0
         self.slot = -1
+        self.state = State.NEW
         self.subscription: Subscription | None = None
         self.congested = False
         self.opened_at = self.last_received_at = self.pinged_at = context.clock.now_s
@@ -195,20 +197,20 @@ class Connection(asyncio.BufferedProtocol):
     def reset(self) -> None:
         """Ends the connection at once with a TCP reset. The kernel discards all data that is not sent yet."""
         if self._transport is not None:
+            self._pending_close = None
             tcp.reset_on_close(self._transport.get_extra_info("socket"))
             self._transport.abort()
 
     def _begin_close(self, frame: bytes, after: Callable[[], None]) -> None:
         """Sends a close frame as soon as the current frame is complete, and calls `after` when it is sent."""
         self.closed_at = self._context.clock.now_s
-        if not self.offset:
-            self._context.hub.leave(self)
+        if self.offset:
+            # Set first: the hub may complete the frame, or reset the connection, at once.
+            self._pending_close = frame, after
+            self._context.hub.closing(self)
+        else:
+            self._context.hub.closing(self)
             self._send_close_frame(frame, after)
-            return
-        self._pending_close = frame, after
-        if not self._context.hub.finish(self):
-            self._pending_close = None
-            self.reset()
 
     def _send_close_frame(self, frame: bytes, after: Callable[[], None]) -> None:
         assert self._transport is not None

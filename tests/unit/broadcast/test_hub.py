@@ -67,6 +67,18 @@ def read_on(scene: Scene, subscriber: SocketSubscriber) -> None:
         scene.turns.settle()
 
 
+class RecordingListener:
+    """Records what a client has received at each flush."""
+
+    def __init__(self) -> None:
+        self.subscriber: FakeSubscriber | None = None
+        self.seen: list[bytes] = []
+
+    def on_flush(self) -> None:
+        assert self.subscriber is not None
+        self.seen.append(self.subscriber.received)
+
+
 @pytest.fixture(params=["each", "many at once"])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """Whichever way sockets are written to, the same must come of it."""
@@ -216,21 +228,21 @@ def test_hub_knows_how_many_are_connected_and_how_many_lag(scene: Scene) -> None
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
 
 
-def test_flush_is_announced_after_its_frames_were_handed_out(scene: Scene) -> None:
-    subscriber = scene.join()
-    seen: list[bytes] = []
-    scene.hub.on_flush = lambda: seen.append(subscriber.received)
+def test_flush_is_announced_after_its_frames_were_handed_out() -> None:
+    listener = RecordingListener()
+    scene = Scene(flush_listener=listener)
+    listener.subscriber = scene.join()
+    seen = listener.seen
     frames = scene.publish(b"a", b"b")
     assert seen == [frames]
 
 
 def test_flush_of_its_own_accord_is_announced_before_the_next_update_is_taken() -> None:
-    scene = Scene(log_bytes=4000)
-    subscriber = scene.join()
-    seen: list[int] = []
-    scene.hub.on_flush = lambda: seen.append(len(subscriber.received))
+    listener = RecordingListener()
+    scene = Scene(log_bytes=4000, flush_listener=listener)
+    listener.subscriber = scene.join()
     scene.publish(*[SMALL] * 17)
-    assert seen[:2] == [11 * 60, 17 * 60]
+    assert [len(each) for each in listener.seen[:2]] == [11 * 60, 17 * 60]
 
 
 # A connection that does not keep up
@@ -293,7 +305,7 @@ def test_update_larger_than_a_piece_is_given_in_pieces(scene: Scene, after: str 
     pieces = subscriber.writes[before:]
     assert [len(piece) for piece in pieces[:-2]] == [CATCH_UP_BYTES] * (MAX_PARTS_PER_TURN + 2)
     assert written == [MAX_PARTS_PER_TURN, MAX_PARTS_PER_TURN + 3, MAX_PARTS_PER_TURN + 4]
-    framing, ids = FrameEncoder(scene.history), after is not None
+    framing, ids = FrameEncoder(scene.index), after is not None
     assert b"".join(pieces[:-1]) == framing.frame(1, ids=ids)
     assert pieces[-1] == framing.frame(2, ids=ids)
     assert subscriber.ended_frames == 1
@@ -984,11 +996,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(full=st.booleans())
     def join(self, *, full: bool) -> None:
-        self.subscribers.append((self.scene.join(full=full), self.scene.hub._lagging.flushed))
+        self.subscribers.append((self.scene.join(full=full), self.scene.log.flushed))
 
     @rule(room_bytes=st.sampled_from([LITTLE_ROOM, 10_000, 40_000, None]))
     def join_with_socket(self, room_bytes: int | None) -> None:
-        self.subscribers.append((self.scene.join_with_socket(room_bytes), self.scene.hub._lagging.flushed))
+        self.subscribers.append((self.scene.join_with_socket(room_bytes), self.scene.log.flushed))
 
     @rule(which=st.integers(0, 9), full=st.booleans())
     def congest(self, which: int, *, full: bool) -> None:

@@ -51,62 +51,62 @@ def holding(updates: int) -> UpdateLog:
 
 
 def shared(log: UpdateLog, updates: int = 0) -> ReplayIndex:
-    history = ReplayIndex(log)
+    index = ReplayIndex(log)
     for position in range(updates):
-        history.append(FRAME, number(position))
-    return history
+        index.append(FRAME, number(position))
+    return index
 
 
 def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
     """A history in which each tenth position has a mark or a notice, and the positions of its updates."""
-    history = ReplayIndex(UpdateLog(2**24))
+    index = ReplayIndex(UpdateLog(2**24))
     positions = []
     for position in range(updates):
         if position % 10 == 3:
-            history.record_id(number(position))
+            index.record_id(number(position))
         elif position % 10 == 7:
-            history.append_own_message(b"notice")
+            index.append_own_message(b"notice")
         else:
-            history.append(text_frame(envelope.wrap("a", position, 0)), number(position))
+            index.append(text_frame(envelope.wrap("a", position, 0)), number(position))
             positions.append(position)
-    return history, positions
+    return index, positions
 
 
 # Counts
 
 
 def test_what_is_no_update_is_not_counted_in_whichever_segment_it_is() -> None:
-    history, positions = mixed(4 * SEGMENT_UPDATES)
-    end = history.log.head
+    index, positions = mixed(4 * SEGMENT_UPDATES)
+    end = index.log.head
     for start in (0, 3, 4, 7, 8, SEGMENT_UPDATES - 1, SEGMENT_UPDATES, 2 * SEGMENT_UPDATES + 5, end - 1):
         expected = [position for position in positions if position >= start]
-        assert history.count(None, start, end) == (len(expected), end)
-        assert [*history.updates(start, end)] == expected
+        assert index.count(None, start, end) == (len(expected), end)
+        assert [*index.updates(start, end)] == expected
 
 
 @pytest.mark.parametrize("first", [0, 5, SEGMENT_UPDATES, SEGMENT_UPDATES + 99, 2 * SEGMENT_UPDATES - 1])
 def test_filter_is_counted_a_segment_at_a_time_and_all_at_once_when_it_was_asked(first: int) -> None:
-    history, positions = mixed(4 * SEGMENT_UPDATES)
-    end, wanted = history.log.head, Odd()
+    index, positions = mixed(4 * SEGMENT_UPDATES)
+    end, wanted = index.log.head, Odd()
     expected = sum(position % 2 for position in positions if position >= first)
     start, counted, ends = first, 0, []
     while start < end:
-        count, start = history.count(wanted, start, end)
+        count, start = index.count(wanted, start, end)
         counted += count
         ends.append(start)
     assert counted == expected
     assert ends == [at for at in range(SEGMENT_UPDATES, end + 1, SEGMENT_UPDATES) if at > first]
     asked = len(wanted.asked)
-    assert history.count(wanted, first, end) == (expected, end)
+    assert index.count(wanted, first, end) == (expected, end)
     assert len(wanted.asked) == asked
 
 
 def test_filter_is_asked_for_one_segment_beside_those_that_are_known() -> None:
-    history, _ = mixed(4 * SEGMENT_UPDATES)
-    end, wanted = history.log.head, Odd()
-    assert history.count(wanted, 0, end)[1] == SEGMENT_UPDATES
-    assert history.count(wanted, 0, end)[1] == 2 * SEGMENT_UPDATES
-    assert history.count(wanted, 0, end)[1] == 3 * SEGMENT_UPDATES
+    index, _ = mixed(4 * SEGMENT_UPDATES)
+    end, wanted = index.log.head, Odd()
+    assert index.count(wanted, 0, end)[1] == SEGMENT_UPDATES
+    assert index.count(wanted, 0, end)[1] == 2 * SEGMENT_UPDATES
+    assert index.count(wanted, 0, end)[1] == 3 * SEGMENT_UPDATES
     assert len(wanted.asked) == len(set(wanted.asked)), "once for each update"
 
 
@@ -114,13 +114,13 @@ def test_filter_is_asked_for_one_segment_beside_those_that_are_known() -> None:
 
 
 @pytest.mark.parametrize("filtered", [False, True])
-@pytest.mark.parametrize("notices", [False, True])
+@pytest.mark.parametrize("own_messages", [False, True])
 @pytest.mark.parametrize("start", [0, 7, 8, SEGMENT_UPDATES + 1])
 def test_updates_are_wanted_and_notices_where_they_are_asked_for_but_never_marks(
     start: int, *, own_messages: bool, filtered: bool
 ) -> None:
-    history, positions = mixed(2 * SEGMENT_UPDATES)
-    found, end = history.matching(Odd() if filtered else None, start, 2 * SEGMENT_UPDATES, own_messages=own_messages)
+    index, positions = mixed(2 * SEGMENT_UPDATES)
+    found, end = index.matching(Odd() if filtered else None, start, 2 * SEGMENT_UPDATES, own_messages=own_messages)
     assert end == (start // SEGMENT_UPDATES + 1) * SEGMENT_UPDATES
     expected = [position for position in positions if start <= position < end and (position % 2 or not filtered)]
     if own_messages:
@@ -129,13 +129,13 @@ def test_updates_are_wanted_and_notices_where_they_are_asked_for_but_never_marks
 
 
 def test_last_position_that_holds_no_update_is_told_apart() -> None:
-    history = shared(holding(100), 5)
-    history.record_id(number(5))
-    assert [*history.updates(5, 6)] == []
-    history.append_own_message(b"notice")
-    assert [*history.updates(4, 7)] == [4]
-    assert history.has_own_message(6, 7)
-    assert not history.has_own_message(4, 6)
+    index = shared(holding(100), 5)
+    index.record_id(number(5))
+    assert [*index.updates(5, 6)] == []
+    index.append_own_message(b"notice")
+    assert [*index.updates(4, 7)] == [4]
+    assert index.has_own_message(6, 7)
+    assert not index.has_own_message(4, 6)
 
 
 # Ids at the boundaries of segments, and at the tail
@@ -144,28 +144,28 @@ def test_last_position_that_holds_no_update_is_told_apart() -> None:
 def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
     """A client whose last update is the newest discarded one misses nothing. Any older client does."""
     kept = 300
-    history = shared(holding(kept))
+    index = shared(holding(kept))
     for position in range(3 * SEGMENT_UPDATES):
-        history.append(FRAME, number(position))
-        tail = history.log.tail
+        index.append(FRAME, number(position))
+        tail = index.log.tail
         assert tail == max(0, position + 1 - kept)
-        assert history.after(number(tail)) == tail + 1
+        assert index.after(number(tail)) == tail + 1
         if tail:
-            assert history.before(tail) == number(tail - 1)
-            assert history.after(number(tail - 1)) == tail
+            assert index.before(tail) == number(tail - 1)
+            assert index.after(number(tail - 1)) == tail
         if tail > 1:
-            assert history.after(number(tail - 2)) is None
+            assert index.after(number(tail - 2)) is None
 
 
 @pytest.mark.parametrize("before", [0, 1, SEGMENT_UPDATES, 2 * SEGMENT_UPDATES, 2 * SEGMENT_UPDATES + 1])
 def test_update_that_evicts_everything_leaves_the_id_before_it(before: int) -> None:
-    history = shared(holding(3 * SEGMENT_UPDATES), before)
-    history.append(bytes(history.log.max_bytes), number(before))
-    assert len(history.log) == 1
-    assert history.after(number(before)) == before + 1
-    assert history.before(before) == (number(before - 1) if before else UpdateId(0, 0))
-    history.append(FRAME, number(before + 1))
-    assert history.before(history.log.head) == number(before + 1)
+    index = shared(holding(3 * SEGMENT_UPDATES), before)
+    index.append(bytes(index.log.max_bytes), number(before))
+    assert len(index.log) == 1
+    assert index.after(number(before)) == before + 1
+    assert index.before(before) == (number(before - 1) if before else UpdateId(0, 0))
+    index.append(FRAME, number(before + 1))
+    assert index.before(index.log.head) == number(before + 1)
 
 
 def test_stream_without_an_update_yet_begins_before_the_first_id() -> None:
@@ -173,9 +173,9 @@ def test_stream_without_an_update_yet_begins_before_the_first_id() -> None:
 
 
 def test_other_id_with_the_number_of_the_newest_is_not_ahead() -> None:
-    history = shared(holding(10), 3)
-    assert not history.is_ahead(UpdateId(3, CHECK + 1))
-    assert history.is_ahead(UpdateId(4, CHECK + 1))
+    index = shared(holding(10), 3)
+    assert not index.is_ahead(UpdateId(3, CHECK + 1))
+    assert index.is_ahead(UpdateId(4, CHECK + 1))
 
 
 # Bounds
@@ -183,63 +183,63 @@ def test_other_id_with_the_number_of_the_newest_is_not_ahead() -> None:
 
 @pytest.mark.parametrize("size", [1, 1000, SEGMENT_BYTES])
 def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
-    history = ReplayIndex(UpdateLog(20 * SEGMENT_BYTES))
+    index = ReplayIndex(UpdateLog(20 * SEGMENT_BYTES))
     for position in range(5 * SEGMENT_UPDATES):
-        history.append(bytes(size), number(position))
+        index.append(bytes(size), number(position))
         if position % 7 == 0:
-            history.append_own_message(b"")
-        segments, log = history._segments, history.log
+            index.append_own_message(b"")
+        segments, log = index._segments, index.log
         assert len(segments) == 1 or segments[1].start >= log.tail
         lengths = [following.start - segment.start for segment, following in pairwise(segments)]
         assert all(length >= SEGMENT_UPDATES or length * size >= SEGMENT_BYTES for length in lengths)
 
 
-@pytest.mark.parametrize("notices", [False, True])
+@pytest.mark.parametrize("own_messages", [False, True])
 def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, own_messages: bool) -> None:
-    history, frame = ReplayIndex(UpdateLog(2**24), CHECK), text_frame(bytes(1000))
+    index, frame = ReplayIndex(UpdateLog(2**24), CHECK), text_frame(bytes(1000))
     for _ in range(200):
         if own_messages:
-            history.append_own_message(bytes(1000))
+            index.append_own_message(bytes(1000))
         else:
-            history.append(frame)
+            index.append(frame)
     length = -(-SEGMENT_BYTES // len(frame))
-    assert [segment.start for segment in history._segments] == [*range(0, 200, length)]
-    assert history._segments[0].size_bytes == length * (len(frame) + ENTRY_BYTES)
+    assert [segment.start for segment in index._segments] == [*range(0, 200, length)]
+    assert index._segments[0].size_bytes == length * (len(frame) + ENTRY_BYTES)
 
 
 # What it costs
 
 
 def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:
-    history, wanted = ReplayIndex(UpdateLog(2**20), CHECK), Odd()
+    index, wanted = ReplayIndex(UpdateLog(2**20), CHECK), Odd()
     frames = [text_frame(envelope.wrap("a", position, 0)) for position in range(10)]
     for frame in frames:
-        history.append(frame)
-    assert history.work_bytes == 0
-    history.count(wanted, 0, 10)
+        index.append(frame)
+    assert index.work_bytes == 0
+    index.count(wanted, 0, 10)
     asked = sum(map(len, frames)) + 10 * MATCH_COST_BYTES
-    assert history.work_bytes == asked + CACHED_COST_BYTES
-    history.count(wanted, 0, 10)
-    assert history.work_bytes == asked + 2 * CACHED_COST_BYTES, "what is known is looked at only"
-    history.count(Odd(), 0, 10)
-    assert history.work_bytes == asked + 3 * CACHED_COST_BYTES + 10 * MATCH_COST_BYTES, "and is read once"
+    assert index.work_bytes == asked + CACHED_COST_BYTES
+    index.count(wanted, 0, 10)
+    assert index.work_bytes == asked + 2 * CACHED_COST_BYTES, "what is known is looked at only"
+    index.count(Odd(), 0, 10)
+    assert index.work_bytes == asked + 3 * CACHED_COST_BYTES + 10 * MATCH_COST_BYTES, "and is read once"
 
 
 def test_content_that_came_with_its_update_costs_nothing() -> None:
-    history, content = ReplayIndex(UpdateLog(2**20), CHECK), ("a", object())
-    history.append(b"no JSON", content=content)
-    assert history.content(0) is content
-    assert history.work_bytes == 0
+    index, content = ReplayIndex(UpdateLog(2**20), CHECK), ("a", object())
+    index.append(b"no JSON", content=content)
+    assert index.content(0) is content
+    assert index.work_bytes == 0
 
 
 def test_frame_with_an_id_costs_what_it_holds_the_first_time() -> None:
-    history = ReplayIndex(UpdateLog(2**20), CHECK)
-    history.append(text_frame(envelope.wrap("a", 1, 0)))
-    framing = FrameEncoder(history)
+    index = ReplayIndex(UpdateLog(2**20), CHECK)
+    index.append(text_frame(envelope.wrap("a", 1, 0)))
+    framing = FrameEncoder(index)
     framing.frame(0, ids=False)
-    assert history.work_bytes == 0
+    assert index.work_bytes == 0
     for _ in range(2):
-        assert len(framing.frame(0, ids=True)) == history.work_bytes > 0
+        assert len(framing.frame(0, ids=True)) == index.work_bytes > 0
 
 
 def test_recent_ones_are_bounded_and_the_newest_stays() -> None:

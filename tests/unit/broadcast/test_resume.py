@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bridge.broadcast import live_set, replay
-from bridge.broadcast.catch_up import CATCH_UP_BYTES, CATCHING_UP, TURN_BUDGETS_BYTES
+from bridge.broadcast import resume as resume_module
+from bridge.broadcast.catch_up import CATCH_UP_BYTES, MIN_COST_BYTES, RETURNING, TURN_BUDGETS_BYTES
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.replay import REPLAY_MARGIN, SEGMENT_UPDATES
-from bridge.broadcast.subscriptions import MAX_MATCHES_PER_FLUSH
-from bridge.broadcast.waiting import MAX_RELEASES_PER_TURN
+from bridge.broadcast.replay import REPLAY_MARGIN, SEGMENT_UPDATES, ReplayIndex, UpdateFilter
+from bridge.broadcast.resume import MAX_RELEASES_PER_TURN, PendingResumes, Resume
+from bridge.broadcast.subscriber import Subscriber
+from bridge.broadcast.subscriptions import MAX_MATCHES_PER_FLUSH, Subscriptions
+from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract import envelope
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
@@ -145,8 +149,8 @@ def test_client_with_an_unknown_id_is_told_so_and_gets_all_that_is_kept(scene: S
 def test_client_whose_id_is_too_old_is_told_so_and_gets_all_that_is_kept() -> None:
     scene = Scene(log_bytes=1000)
     scene.publish(*"a" * 10)
-    assert scene.history.log.tail > 2
-    tail = scene.history.log.tail
+    assert scene.index.log.tail > 2
+    tail = scene.index.log.tail
     kept = [with_id(number) for number in range(tail + 1, 11)]
     client = scene.join("1-0000abcd")
     scene.turns.settle()
@@ -160,7 +164,7 @@ def test_client_whose_id_is_too_old_is_told_so_and_gets_all_that_is_kept() -> No
 def test_id_of_a_segment_that_is_gone_is_unknown() -> None:
     scene = Scene(log_bytes=40_000)
     scene.publish(*"a" * (3 * SEGMENT_UPDATES))
-    assert scene.history.log.tail > 2 * SEGMENT_UPDATES
+    assert scene.index.log.tail > 2 * SEGMENT_UPDATES
     client = scene.join("1-0000abcd")
     scene.turns.settle()
     assert messages(client.received)[0]["data"]["complete"] is False
@@ -173,8 +177,8 @@ def test_what_is_dropped_before_a_client_was_told_is_not_hidden_from_it() -> Non
         scene.publish(*"a" * 100)
         scene.turns.settle()
         first, *rest = messages(client.received)
-        assert first == resumed(False, len(rest), str(UpdateId(scene.history.log.tail, CHECK)))
-        assert [each["data"]["n"] for each in rest] == list(range(scene.history.log.tail + 1, 103))
+        assert first == resumed(False, len(rest), str(UpdateId(scene.index.log.tail, CHECK)))
+        assert [each["data"]["n"] for each in rest] == list(range(scene.index.log.tail + 1, 103))
         assert client.closed is None
 
 
@@ -183,7 +187,7 @@ def test_client_that_gets_all_that_is_kept_begins_where_it_stays_for_a_while() -
     log_bytes = 400_000
     scene = Scene(log_bytes)
     scene.publish(*"a" * 3000, size=50)
-    log = scene.history.log
+    log = scene.index.log
     assert log.tail > 0
     client = scene.join("unknown")
     begun_at, dropped = client.cursor, log.tail
@@ -202,7 +206,7 @@ def test_client_that_gets_all_that_is_kept_begins_where_it_stays_for_a_while() -
 def test_all_that_is_kept_is_given_where_there_is_room_left_in_the_log() -> None:
     scene = Scene(2**20)
     scene.publish(*"a" * 2000)
-    assert scene.history.oldest == scene.history.log.tail == 0
+    assert scene.index.oldest == scene.index.log.tail == 0
 
 
 def test_client_that_was_told_and_falls_off_the_log_is_too_slow() -> None:
@@ -291,7 +295,7 @@ def test_answers_of_few_filters_are_kept_and_all_are_right(scene: Scene) -> None
     clients = [scene.join("1-0000abcd", each) for each in wanted]
     scene.turns.settle()
     assert all(len(messages(client.received)) == 40 for client in clients)
-    assert len(scene.history._segments[0].match_cache) <= 32
+    assert len(scene.index._segments[0].match_cache) <= 32
 
 
 def test_filter_that_has_much_to_look_at_does_so_in_many_turns(scene: Scene) -> None:
@@ -320,9 +324,9 @@ def test_so_much_is_looked_at_in_a_turn_for_all_filters_together(scene: Scene) -
         scene.join("1-0000abcd", Only(f"x{number}"))
     most = before = 0
     while scene.turns.turn():
-        most, before = max(most, scene.history.work_bytes - before), scene.history.work_bytes
+        most, before = max(most, scene.index.work_bytes - before), scene.index.work_bytes
     # A segment is looked at in one go: 7 of these are one.
-    assert most < sum(TURN_BUDGETS_BYTES[CATCHING_UP:]) + 8 * 10_200
+    assert most < sum(TURN_BUDGETS_BYTES[RETURNING:]) + 8 * 10_200
 
 
 def test_who_was_live_goes_before_those_that_come_back_and_filters_go_last(scene: Scene) -> None:
@@ -358,9 +362,9 @@ def test_answers_go_with_the_last_client_of_a_filter(scene: Scene) -> None:
     scene.turns.settle()
     for client in clients[:2]:
         scene.hub.leave(client)
-    assert any(segment.match_cache for segment in scene.history._segments)
+    assert any(segment.match_cache for segment in scene.index._segments)
     scene.hub.leave(clients[2])
-    assert not any(segment.match_cache for segment in scene.history._segments)
+    assert not any(segment.match_cache for segment in scene.index._segments)
 
 
 def test_who_stops_within_what_it_is_given_is_not_asked_about_all_of_its_segment_again(scene: Scene) -> None:
@@ -422,7 +426,7 @@ def test_so_many_are_given_something_in_a_turn_and_no_more(scene: Scene) -> None
         written = sum(len(client.received) for client in clients)
         most_bytes, before = max(most_bytes, written - before), written
     # With TLS, which these clients have, each byte counts twice.
-    assert TURN_BUDGETS_BYTES[CATCHING_UP] / 4 < most_bytes <= TURN_BUDGETS_BYTES[CATCHING_UP] / 2 + CATCH_UP_BYTES
+    assert TURN_BUDGETS_BYTES[RETURNING] / 4 < most_bytes <= TURN_BUDGETS_BYTES[RETURNING] / 2 + CATCH_UP_BYTES
     assert all(len(messages(client.received)) == 100 for client in clients)
 
 
@@ -532,12 +536,12 @@ def ids(*numbers: int) -> list[UpdateId]:
 
 
 def test_what_was_sent_before_goes_to_nobody_but_who_resumes_from_there() -> None:
-    scene = Scene(shared=True, reads_back=True)
+    scene = Scene(shared=True, replaying=True)
     plain, new = scene.join(), scene.join("")
     old, unknown = scene.join(str(ids(3)[0])), scene.join("5-00000005")
     scene.give(*ids(3, 5, 6))
     assert plain.writes == new.writes == old.writes == []
-    scene.hub.caught_up()
+    scene.hub.end_replay()
     scene.turns.settle()
     scene.give(*ids(9))
     assert [message["data"]["n"] for message in messages(plain.received)] == [9]
@@ -549,12 +553,12 @@ def test_what_was_sent_before_goes_to_nobody_but_who_resumes_from_there() -> Non
 
 
 def test_plain_client_that_is_congested_meanwhile_gets_nothing_of_before() -> None:
-    scene = Scene(shared=True, reads_back=True)
+    scene = Scene(shared=True, replaying=True)
     client = FakeSubscriber(scene.hub)
     client.congested = True
     scene.hub.join(client)
     scene.give(*ids(1, 2))
-    scene.hub.caught_up()
+    scene.hub.end_replay()
     client.drain()
     scene.turns.settle()
     scene.give(*ids(3))
@@ -592,10 +596,10 @@ def test_nobody_is_given_up_while_nothing_can_come() -> None:
     scene = Scene(shared=True)
     client = scene.join("99-00000001")
     scene.hub.tick()
-    scene.hub.is_fed = lambda: False
+    scene.source.is_live = False
     for _ in range(5):
         scene.hub.tick()
-    scene.hub.is_fed = lambda: True
+    scene.source.is_live = True
     scene.hub.tick()
     assert client.writes == []
     scene.hub.tick()
@@ -615,7 +619,7 @@ def test_client_that_leaves_while_it_waits_is_forgotten() -> None:
 
 
 def test_whoever_waits_when_the_bridge_stops_is_closed_as_all_are() -> None:
-    scene = Scene(shared=True, reads_back=True)
+    scene = Scene(shared=True, replaying=True)
     client = scene.join("99-00000001")
     scene.hub.drain()
     assert client.closed is CloseReason.STOPPING
@@ -681,9 +685,9 @@ def test_known_id_of_the_stream_before_is_answered_at_once() -> None:
 
 
 def test_many_that_wait_are_let_go_a_few_in_a_turn() -> None:
-    scene = Scene(shared=True, reads_back=True)
+    scene = Scene(shared=True, replaying=True)
     clients = [scene.join("") for _ in range(3 * MAX_RELEASES_PER_TURN)]
-    scene.hub.caught_up()
+    scene.hub.end_replay()
     scene.hub.flush()
     assert sum(bool(client.writes) for client in clients) == MAX_RELEASES_PER_TURN
     scene.turns.settle()
@@ -727,11 +731,11 @@ def test_notices_count_for_the_bound_of_the_log() -> None:
     scene = Scene(log_bytes=40_000)
     for _ in range(1000):
         scene.hub.send_own_message(envelope.gap("then", "now", "." * 500, NOW_MS))
-    kept = sum(len(notice) for segment in scene.history._segments for notice in segment.own_messages.values())
+    kept = sum(len(notice) for segment in scene.index._segments for notice in segment.own_messages.values())
     assert kept < 2 * 40_000
-    assert scene.history.log.size_bytes <= 40_000
+    assert scene.index.log.size_bytes <= 40_000
     scene.publish(*"a" * 300)
-    assert scene.history.log._beside == {}
+    assert scene.index.log._extra_bytes == {}
 
 
 def test_one_that_drains_again_and_again_has_one_piece_in_a_turn(scene: Scene) -> None:
@@ -790,6 +794,328 @@ def test_ids_of_a_stream_that_was_made_again_are_told_apart() -> None:
         "1-000001f5",
         "2-000001f6",
     ]
+
+
+# One client at a time: what is counted, and where it begins
+
+
+PAYLOAD = envelope.wrap("a", 1, NOW_MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """A filter that matches, once it was asked."""
+
+    def matches(self, update_type: str, data: object) -> bool:
+        return True
+
+
+class ResumeScene:
+    """A hub with a loop that is turned by hand, and beside it a `Resume` on the same log that a test calls itself."""
+
+    def __init__(self, room: int = 10_000, *, tag: int | None = CHECK, replaying: bool = False) -> None:
+        """`room` is how many updates the log holds."""
+        self.scene = Scene(room * (ENTRY_BYTES + len(PAYLOAD) + 2), shared=tag is None, replaying=replaying)
+        self.turns, self.index, self.hub = self.scene.turns, self.scene.index, self.scene.hub
+        self.resumed: list[tuple[bool, int]] = []
+        self.resume = Resume(
+            self.index,
+            lambda: NOW_MS,
+            self.turns.call_soon,
+            lambda client, event: None,
+            # The hub would flush. No cursor may be set beyond what is flushed even so.
+            lambda: None,
+            lambda *resumed: self.resumed.append(resumed),
+        )
+
+    @property
+    def flushed(self) -> int:
+        return self.index.log.flushed
+
+    def begin(self, client: FakeSubscriber, update_filter: UpdateFilter | None, after: str) -> None:
+        client.subscription = Subscriptions(self.index).join(update_filter, ids=True)
+        self.resume._begin(client, After.parse(after))
+
+    def publish(self, count: int) -> None:
+        for _ in range(count):
+            update_id = None if self.index._tag is not None else UpdateId(self.index.log.head + 1, CHECK)
+            self.hub.publish(PAYLOAD, update_id=update_id)
+        self.hub.flush()
+
+    def message(self, client: FakeSubscriber) -> dict[str, object] | None:
+        """The data of a client's `resume`; None if more must be counted in another turn."""
+        frame = self.resume.next_message(client)
+        if frame is None:
+            return None
+        self.resume.forget(client)
+        [(_, payload)] = server_frames(frame)
+        data: dict[str, object] = orjson.loads(payload)["data"]
+        return data
+
+
+def test_client_is_told_once_all_segments_were_counted() -> None:
+    bridge = ResumeScene()
+    bridge.publish(3 * SEGMENT_UPDATES)
+    client = FakeSubscriber(bridge.hub)
+    bridge.begin(client, Everything(), str(UpdateId(10, CHECK)))
+    assert [bridge.message(client) for _ in range(2)] == [None, None]
+    assert client in bridge.resume
+    count = 3 * SEGMENT_UPDATES - 10
+    assert bridge.message(client) == {"complete": True, "replayed": count, "id": str(UpdateId(10, CHECK))}
+    assert bridge.resumed == [(True, count)]
+    assert client not in bridge.resume
+
+
+def test_client_that_is_overtaken_while_it_is_counted_begins_again_once_and_then_at_the_end() -> None:
+    room = 3 * SEGMENT_UPDATES
+    bridge = ResumeScene(room)
+    bridge.publish(room)
+    client = FakeSubscriber(bridge.hub)
+    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
+    assert bridge.message(client) is None
+    bridge.publish(room)
+    assert bridge.message(client) is None
+    log = bridge.index.log
+    assert log.tail <= client.cursor < log.head, "it begins again at what is kept"
+    bridge.publish(room)
+    assert bridge.message(client) == {"complete": False, "replayed": 0, "id": str(UpdateId(log.head, CHECK))}
+    assert client.cursor == log.head
+    assert bridge.resumed == [(False, 0)]
+
+
+def test_client_that_is_overtaken_is_told_only_what_it_still_gets() -> None:
+    room = 3 * SEGMENT_UPDATES
+    bridge = ResumeScene(room)
+    bridge.publish(room)
+    client = FakeSubscriber(bridge.hub)
+    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
+    assert bridge.message(client) is None
+    bridge.publish(100)
+    data = None
+    while data is None:
+        data = bridge.message(client)
+    assert data == {
+        "complete": False,
+        "replayed": bridge.index.log.head - client.cursor,
+        "id": str(UpdateId(client.cursor, CHECK)),
+    }
+
+
+def test_client_that_is_forgotten_is_counted_no_more() -> None:
+    bridge = ResumeScene()
+    client = FakeSubscriber(bridge.hub)
+    bridge.begin(client, None, "")
+    assert list(bridge.resume) == [client]
+    bridge.resume.forget(client)
+    assert list(bridge.resume) == []
+
+
+def test_clients_that_come_back_to_nothing_new_count_too_in_a_turn() -> None:
+    bridge = ResumeScene()
+    bridge.publish(1)
+    clients = [FakeSubscriber(bridge.hub) for _ in range(2 * TURN_BUDGETS_BYTES[RETURNING] // MIN_COST_BYTES)]
+    for client in clients:
+        bridge.hub.join(client, None, After.parse(str(UpdateId(1, CHECK))))
+    bridge.turns.turn()
+    assert sum(bool(client.writes) for client in clients) == TURN_BUDGETS_BYTES[RETURNING] // MIN_COST_BYTES
+    bridge.turns.settle()
+    assert all(len(client.writes) == 1 for client in clients)
+
+
+@pytest.mark.parametrize("state", ["live", "live with ids", "lagging", "congested", "counting", "due", "pending"])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) -> None:
+    bridge = ResumeScene(tag=None)
+    bridge.publish(3 * SEGMENT_UPDATES)
+    client = FakeSubscriber(bridge.hub)
+    client.congested = state == "congested"
+    client.full = state == "lagging"
+    old, ahead = str(UpdateId(1, CHECK)), str(UpdateId(10**6, CHECK))
+    after = {"live with ids": "", "counting": old, "due": old, "pending": ahead}.get(state)
+    bridge.hub.join(client, Everything() if filtered else None, None if after is None else After.parse(after))
+    bridge.publish(1)
+    if state == "counting":
+        bridge.turns.turn()
+    if state == "pending":
+        bridge.hub.tick()
+        assert bridge.hub.pending == 1
+    bridge.hub.leave(client)
+    assert (len(bridge.hub), bridge.hub.lagging, bridge.hub.pending) == (0, 0, 0)
+    gone = weakref.ref(client)
+    del client
+    bridge.turns.settle()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "after", ["", str(UpdateId(2, CHECK)), str(UpdateId(99, CHECK))], ids=["new", "ahead", "unknown"]
+)
+def test_cursor_is_never_beyond_what_was_flushed(after: str) -> None:
+    bridge = ResumeScene(tag=None)
+    bridge.publish(1)
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(2, CHECK))
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, CHECK))
+    client = FakeSubscriber(bridge.hub)
+    bridge.begin(client, None, after)
+    assert client.cursor <= bridge.flushed
+    data = bridge.message(client)
+    assert data is not None
+    assert data["replayed"] == bridge.flushed - client.cursor
+
+
+def test_client_that_is_overtaken_while_updates_are_not_flushed_begins_no_later_than_these() -> None:
+    bridge = ResumeScene(8, tag=None)
+    bridge.publish(8)
+    client = FakeSubscriber(bridge.hub)
+    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
+    bridge.hub.flush()
+    # Each sequence is lower than the one before, so each update begins a new segment.
+    for number in range(4):
+        bridge.hub.publish(PAYLOAD, update_id=UpdateId(100 - number, CHECK))
+    assert client.cursor < bridge.index.log.tail <= bridge.flushed
+    assert bridge.message(client) is not None
+    assert bridge.resumed[0][1] == bridge.flushed - client.cursor
+
+
+def test_new_clients_that_begin_in_a_later_turn_get_what_is_not_flushed_as_new() -> None:
+    bridge = ResumeScene(tag=None, replaying=True)
+    clients = [FakeSubscriber(bridge.hub) for _ in range(3 * resume_module.MAX_RELEASES_PER_TURN)]
+    for client in clients:
+        bridge.hub.join(client, None, After.parse(""))
+    bridge.hub.end_replay()
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, CHECK))
+    bridge.turns.settle()
+    bridge.hub.flush()
+    for client in clients:
+        resume, *updates = messages(client.received)
+        assert resume["data"]["replayed"] == 0
+        assert len(updates) == (resume["data"]["id"] == str(UpdateId(0, 0)))
+
+
+def test_client_whose_update_has_come_but_is_not_flushed_does_not_get_it_again() -> None:
+    bridge = ResumeScene(tag=None)
+    client = FakeSubscriber(bridge.hub)
+    bridge.hub.join(client, None, After.parse(str(UpdateId(2, CHECK))))
+    for number in (1, 2, 3):
+        bridge.hub.publish(PAYLOAD, update_id=UpdateId(number, CHECK))
+    bridge.hub.tick()
+    bridge.turns.settle()
+    bridge.hub.flush()
+    resume, *updates = messages(client.received)
+    assert resume["data"] == {"complete": True, "replayed": 1, "id": str(UpdateId(2, CHECK))}
+    assert [update["id"] for update in updates] == [str(UpdateId(3, CHECK))]
+
+
+# The wait for an update that is still to come
+
+
+AHEAD = After.parse("99-00000001")
+
+
+def client() -> Subscriber:
+    """Only its identity matters here."""
+    return cast("Subscriber", object())
+
+
+class CountingHistory(ReplayIndex):
+    """A shared history that counts how often it is asked whether an id is ahead."""
+
+    def __init__(self) -> None:
+        super().__init__(UpdateLog(2**20))
+        self.asked = 0
+
+    def is_ahead(self, sought: UpdateId) -> bool:
+        self.asked += 1
+        return super().is_ahead(sought)
+
+    def give(self, *numbers: int) -> None:
+        for number in numbers:
+            self.append(b"frame", UpdateId(number, 1))
+
+
+@pytest.fixture
+def index() -> CountingHistory:
+    return CountingHistory()
+
+
+@pytest.fixture
+def pending(index: CountingHistory) -> PendingResumes:
+    return PendingResumes(index, replaying=False)
+
+
+def test_client_keeps_waiting_when_the_source_goes_away_between_two_ticks(pending: PendingResumes) -> None:
+    one = client()
+    assert pending.defer(one, AHEAD)
+    pending.tick(source_is_live=True)
+    pending.tick(source_is_live=False)
+    assert pending.ready() == []
+    pending.tick(source_is_live=True)
+    assert pending.ready() == [], "a tick without a source starts the wait again"
+    pending.tick(source_is_live=True)
+    assert pending.ready() == [(one, AHEAD)]
+    assert len(pending) == 0
+
+
+def test_ticks_do_not_count_while_older_updates_are_read_back(index: CountingHistory) -> None:
+    pending = PendingResumes(index, replaying=True)
+    one = client()
+    assert pending.defer(one, AHEAD)
+    pending.tick(source_is_live=True)
+    pending.replaying = False
+    assert pending.ready() == []
+    pending.tick(source_is_live=True)
+    assert pending.ready() == []
+    pending.tick(source_is_live=True)
+    assert pending.ready() == [(one, AHEAD)]
+
+
+def test_client_that_is_forgotten_is_never_ready(pending: PendingResumes) -> None:
+    gone, stays = client(), client()
+    for each in (gone, stays):
+        assert pending.defer(each, AHEAD)
+    pending.tick(source_is_live=True)
+    pending.forget(gone)
+    assert list(pending) == [stays]
+    pending.tick(source_is_live=True)
+    assert pending.ready() == [(stays, AHEAD)]
+    pending.forget(stays)
+
+
+@pytest.mark.parametrize("after", ["nonsense", ""])
+def test_client_with_an_id_that_is_none_does_not_wait(pending: PendingResumes, after: str) -> None:
+    assert not pending.defer(client(), After.parse(after))
+
+
+def test_each_client_is_ready_as_soon_as_its_own_update_has_come(
+    pending: PendingResumes, index: CountingHistory
+) -> None:
+    index.give(1)
+    clients = {number: client() for number in (9, 3, 6)}
+    for number, each in clients.items():
+        assert pending.defer(each, After.parse(f"{number}-00000001"))
+    for number in (3, 6, 9):
+        index.give(number - 1)
+        assert pending.ready() == []
+        index.give(number)
+        assert pending.ready() == [(clients[number], After.parse(f"{number}-00000001"))]
+
+
+def test_clients_are_not_looked_through_before_an_update_of_theirs_may_have_come(
+    pending: PendingResumes, index: CountingHistory
+) -> None:
+    for number in (50, 60):
+        assert pending.defer(client(), After.parse(f"{number}-00000001"))
+    index.asked = 0
+    for number in range(1, 50):
+        index.give(number)
+        assert pending.ready() == []
+    assert index.asked == 0
+    index.give(50)
+    assert len(pending.ready()) == 1
+    asked = index.asked
+    index.give(*range(51, 60))
+    assert pending.ready() == []
+    assert index.asked == asked
 
 
 # Whatever happens, in any order
@@ -892,9 +1218,9 @@ class AnyOrder(RuleBasedStateMachine):
         self._limits = live_set.MANY, replay.SEGMENT_UPDATES
 
     def started(self) -> Bridge:
-        bridge = Bridge(Scene(LOG_BYTES, shared=True, reads_back=True), max(0, len(self.stream) - 200))
+        bridge = Bridge(Scene(LOG_BYTES, shared=True, replaying=True), max(0, len(self.stream) - 200))
         self.feed_to(bridge, len(self.stream))
-        bridge.scene.hub.caught_up()
+        bridge.scene.hub.end_replay()
         return bridge
 
     def feed_to(self, bridge: Bridge, end: int) -> None:
@@ -1032,3 +1358,131 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 test_everybody_has_everything_once_and_in_order_or_was_told_otherwise = AnyOrder.TestCase
+
+
+@dataclass(frozen=True, slots=True)
+class Even:
+    """A filter that matches half of the updates."""
+
+    def matches(self, update_type: str, data: object) -> bool:
+        assert isinstance(data, int)
+        return data % 2 == 0
+
+
+@settings(max_examples=examples(60), stateful_step_count=40)
+class AnyTurn(RuleBasedStateMachine):
+    """Updates, marks, gaps and clients in any order, with and without a flush between them.
+
+    The data of an update is its position in the log. The time of each `resume` is the position up to which updates were
+    flushed at that moment. The `resume` counts the updates before this position.
+    """
+
+    @initialize(
+        room=st.sampled_from([4, 40, 4000]),
+        replaying=st.booleans(),
+        at_once=st.sampled_from([1, 2, 64]),
+        segment=st.sampled_from([1, 3, 256]),
+    )
+    def start(self, room: int, at_once: int, segment: int, *, replaying: bool) -> None:
+        self.scene = Scene(
+            room * (ENTRY_BYTES + len(PAYLOAD) + 2),
+            shared=True,
+            replaying=replaying,
+            now_ms=lambda: self.scene.log.flushed,
+        )
+        self.turns, self.log, self.hub = self.scene.turns, self.scene.log, self.scene.hub
+        self.clients: list[tuple[FakeSubscriber, int]] = []
+        """The clients. Each has the position after the id that it sent, or 0."""
+        self._limits = resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES
+        resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = at_once, segment
+
+    @rule(kinds=st.lists(st.sampled_from(["update", "update", "mark", "gap"]), min_size=1, max_size=6))
+    def publish(self, kinds: list[str]) -> None:
+        for kind in kinds:
+            position = self.log.head
+            if kind == "update":
+                self.hub.publish(envelope.wrap("a", position, NOW_MS), ("a", position), UpdateId(position + 1, CHECK))
+            elif kind == "mark":
+                self.hub.record_id(UpdateId(position + 1, CHECK))
+            else:
+                self.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
+
+    @rule(name=st.sampled_from(["flush", "end_replay"]))
+    def hand_out(self, name: str) -> None:
+        getattr(self.hub, name)()
+
+    @rule()
+    def tick(self) -> None:
+        self.hub.tick()
+        self.turns.turn()
+
+    @rule()
+    def turn(self) -> None:
+        self.turns.turn()
+
+    @precondition(lambda self: len(self.clients) < 8)
+    @rule(
+        back=st.sampled_from([None, -6, -2, -1, 0, 1, 5, 12]),
+        full=st.booleans(),
+        wanted=st.sampled_from([None, Even()]),
+        times=st.integers(1, 3),
+    )
+    def join(self, back: int | None, wanted: UpdateFilter | None, times: int, *, full: bool) -> None:
+        """`back` is how far the client's id is behind the newest position.
+
+        If it is negative, the id is not published yet. None is for a client without an id.
+        """
+        position = 0 if back is None else max(0, self.log.head - back)
+        for _ in range(times):
+            client = FakeSubscriber(self.hub)
+            client.congested = full
+            self.clients.append((client, position))
+            self.hub.join(client, wanted, After.parse("" if back is None else str(UpdateId(position, CHECK))))
+
+    @rule(which=st.integers(0, 7))
+    def leave(self, which: int) -> None:
+        for client, _ in self.clients[which : which + 1]:
+            self.hub.leave(client)
+            self.clients.pop(which)
+
+    @rule(which=st.integers(0, 7))
+    def drain(self, which: int) -> None:
+        for client, _ in self.clients[which : which + 1]:
+            if client.congested:
+                client.drain()
+
+    def counted(self, client: FakeSubscriber, after: int) -> tuple[int, int]:
+        """Returns how many of the updates counted by `resume` the client got, and the number that `resume` contains."""
+        received = messages(client.received)
+        if not received:
+            return 0, 0
+        resume = received[0]
+        assert resume["type"] == "resume"
+        positions = [each["data"] for each in received[1:] if each["type"] == "a"]
+        assert positions == sorted(set(positions)), "once, and in order"
+        if resume["data"]["complete"]:
+            assert all(position >= after for position in positions), "nothing that it had"
+        return sum(position < resume["timestamp"] for position in positions), resume["data"]["replayed"]
+
+    @invariant()
+    def number_of_replayed_updates_is_never_exceeded_nor_negative(self) -> None:
+        for client, after in self.clients:
+            got, replayed = self.counted(client, after)
+            assert 0 <= got <= replayed
+
+    def teardown(self) -> None:
+        resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = self._limits
+        self.hub.end_replay()
+        for _ in range(3):
+            self.turns.settle()
+            for client, _ in self.clients:
+                if client.congested and client.closed is None:
+                    client.drain()
+            self.hub.tick()
+        self.turns.settle()
+        for client, after in self.clients:
+            got, replayed = self.counted(client, after)
+            assert got == replayed or client.closed is CloseReason.TOO_SLOW
+
+
+test_resume_says_exactly_how_many_updates_come_before_the_new_ones = AnyTurn.TestCase

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def filled(*sizes: int, max_bytes: int = 1_000_000) -> ReplayIndex:
-    history = ReplayIndex(UpdateLog(max_bytes), 7)
+    index = ReplayIndex(UpdateLog(max_bytes), 7)
     for number, size in enumerate(sizes):
-        history.append(text_frame(envelope.wrap("a", {"n": number, "pad": "." * size}, 1)))
-    return history
+        index.append(text_frame(envelope.wrap("a", {"n": number, "pad": "." * size}, 1)))
+    return index
 
 
-def view_of(history: ReplayIndex, *, ids: bool) -> tuple[SharedSubscription, Callable[[int], bytes]]:
+def view_of(index: ReplayIndex, *, ids: bool) -> tuple[SharedSubscription, Callable[[int], bytes]]:
     """Returns a view, and a function that returns the frame of the view at a position."""
-    framing = FrameEncoder(history)
-    return SharedSubscription(history, framing, None, ids), lambda position: framing.frame(position, ids=ids)
+    framing = FrameEncoder(index)
+    return SharedSubscription(index, framing, None, ids), lambda position: framing.frame(position, ids=ids)
 
 
 SIZES = st.lists(st.integers(0, 200) | st.integers(65_000, 66_000), min_size=1, max_size=8)
@@ -38,8 +38,8 @@ SIZES = st.lists(st.integers(0, 200) | st.integers(65_000, 66_000), min_size=1, 
 @pytest.mark.parametrize("ids", [True, False])
 @given(sizes=SIZES, first=st.integers(0, 7), share=st.floats(0, 1, exclude_max=True))
 def test_run_is_split_where_its_bytes_were_counted_off(ids: bool, sizes: list[int], first: int, share: float) -> None:
-    history = filled(*sizes)
-    view, frame = view_of(history, ids=ids)
+    index = filled(*sizes)
+    view, frame = view_of(index, ids=ids)
     position = min(first, len(sizes) - 1)
     run, positions, end, offset = view.read(position, 0, len(sizes), 10_000_000)
     assert offset == 0
@@ -56,8 +56,8 @@ def test_run_is_split_where_its_bytes_were_counted_off(ids: bool, sizes: list[in
 def test_pieces_are_bounded_and_make_up_the_frames_wherever_a_client_stops(
     ids: bool, sizes: list[int], max_bytes: int, taken: list[int]
 ) -> None:
-    history = filled(*sizes)
-    view, frame = view_of(history, ids=ids)
+    index = filled(*sizes)
+    view, frame = view_of(index, ids=ids)
     position = offset = 0
     read = bytearray()
     while position < len(sizes):

@@ -34,7 +34,7 @@ from bridge.server.server import CLOCK_RESOLUTION_S, Limits, Server
 from bridge.server.websocket.keepalive import PING_PAUSE_S
 from bridge.timing import DEFAULT
 from tests.support.clients import CLOSE, PING, PONG, TEXT, close_code, request, server_frames
-from tests.support.fakes import FakeConnector, FakeTransport, ManualClock, deliver
+from tests.support.fakes import FakeConnector, FakeFlushListener, FakeSource, FakeTransport, ManualClock, deliver
 from tests.support.metrics import series, value
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class Harness:
         """What callbacks of the loop raised."""
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
         log = UpdateLog(LOG_BYTES)
-        self.hub = Hub(ReplayIndex(log, None), self.metrics, loop.call_soon, LOG_BYTES, lambda: 0)
+        index = ReplayIndex(log, None)
+        self.hub = Hub(index, self.metrics, loop.call_soon, lambda: 0, FakeFlushListener(), FakeSource())
         register_hub_metrics(self.metrics, self.hub, log)
         access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
         self.server = Server(
