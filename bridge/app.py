@@ -188,7 +188,7 @@ class Bridge:
     async def stop(self) -> None:
         """Stops in order, within the shutdown timeout: nothing that was acknowledged is lost to a client that reads."""
         deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout_s
-        self.readiness.stopping = True
+        self.readiness.stop()
         _log.info("stopping", connections=len(self._hub))
         self._server.stop_listening()
         self._consumer.stop()

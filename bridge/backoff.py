@@ -1,10 +1,10 @@
-"""The pauses between attempts."""
+"""Pauses between attempts."""
 
 import random
 
 
 class Backoff:
-    """Pauses that grow up to a short limit, with jitter. An outage that ends is therefore noticed soon."""
+    """Pauses that grow up to a limit, with jitter. The limit is short, so that the end of an outage is noticed soon."""
 
     def __init__(self, first_s: float = 0.1, longest_s: float = 1.5) -> None:
         self._first_s = first_s
@@ -12,13 +12,13 @@ class Backoff:
         self._next_s = first_s
 
     def reset(self) -> None:
-        """Starts again with the first pause. Call it after an attempt that succeeded."""
+        """Starts again with the first pause. Call it after a successful attempt."""
         self._next_s = self._first_s
 
     def pause_s(self, least_s: float = 0.0) -> float:
-        """The next pause, reduced by up to a half at random, so that many bridges do not reconnect at the same time.
+        """Returns the next pause, shortened by up to half, so that many clients don't reconnect at the same time.
 
-        `least_s` is a minimum before the reduction, from which later pauses grow.
+        Before the jitter, the pause is at least `least_s`. The next ones grow from there.
         """
         pause_s = max(self._next_s, least_s)
         self._next_s = min(pause_s * 2, self._longest_s)

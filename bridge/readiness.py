@@ -1,4 +1,4 @@
-"""Whether the bridge does its work, and what keeps it from that: what `/readyz` says."""
+"""Whether the bridge is ready, and what is missing: the content of `/readyz`."""
 
 from collections.abc import Callable
 
@@ -10,20 +10,24 @@ from bridge.config.settings import Settings
 
 
 class Readiness:
-    """Asks those who do the work."""
+    """Collects the states of the consumer and of the publisher of rejected events."""
 
     def __init__(
-        self, settings: Settings, consumer: Consumer, rejects: RejectPublisher, connections: Callable[[], int]
+        self, settings: Settings, consumer: Consumer, rejects: RejectPublisher, connection_count: Callable[[], int]
     ) -> None:
-        """`connections` says how many clients there are."""
+        """`connection_count` returns the number of connected clients."""
         self._settings = settings
         self._consumer = consumer
         self._rejects = rejects
-        self._connections = connections
-        self.stopping = False
+        self._connection_count = connection_count
+        self._stopping = False
+
+    def stop(self) -> None:
+        """The bridge is not ready from now on, because it stops."""
+        self._stopping = True
 
     def report(self) -> tuple[bool, dict[str, object]]:
-        """Whether the bridge is ready, and the body that says so."""
+        """Returns whether the bridge is ready, and the body of the response."""
         consumer, rejects, history = self._consumer, self._rejects, self._consumer.stream_reader
         missing = self._missing()
         body: dict[str, object] = {
@@ -36,7 +40,7 @@ class Readiness:
             "rejects": {**rejects.status.report(), "waiting": rejects.waiting}
             if self._settings.reject_exchange
             else None,
-            "connections": self._connections(),
+            "connections": self._connection_count(),
             "instance": self._settings.instance,
             "version": __version__,
         }
@@ -45,20 +49,20 @@ class Readiness:
     def _missing(self) -> list[str]:
         status, history = self._consumer.status, self._consumer.stream_reader
         missing = []
-        if self.stopping:
+        if self._stopping:
             missing.append("the bridge is stopping")
         if status.state is not State.WORKING:
             missing.append("the broker is not being consumed from")
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.position.at_end:
-            # After each lost connection too: a load balancer would send it clients whose ids it does not know yet.
+            # Also after each lost connection: a load balancer would send clients whose ids are not known here yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
             if self._rejects.waiting:
                 missing.append("rejected events can't be published, and are held")
             elif status.state is State.WORKING:
-                # Where nothing is consumed, nothing is rejected, and the one broker is away for both.
+                # If nothing is consumed, nothing is rejected: the broker is away for both connections.
                 if self._rejects.unpublishable:
                     missing.append("rejected events can't be published; none is held")
                 elif self._rejects.status.state is State.CONNECTING:
@@ -66,11 +70,12 @@ class Readiness:
         return missing
 
     def _warnings(self) -> list[str]:
-        """What keeps the bridge from doing all of its work, though it is ready: not an orchestrator's business."""
+        """Returns what the operator should know although the bridge is ready."""
         warnings = []
         if self._consumer.other_consumers:
             warnings.append(
-                f"consumers of the queue {self._settings.queue!r} beside this bridge: {self._consumer.sharing}; each "
-                "event goes to one of them only: give every bridge a BRIDGE_QUEUE of its own"
+                f"consumers of the queue {self._settings.queue!r} beside this bridge: "
+                f"{self._consumer.other_consumers}; each event goes to one of them only: give every bridge a "
+                "BRIDGE_QUEUE of its own"
             )
         return [*warnings, *self._consumer.warnings]

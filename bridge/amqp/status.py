@@ -1,5 +1,6 @@
-"""What `/readyz` says of a connection to the broker: its state, since when, and the last error."""
+"""The state of a connection to the broker, as `/readyz` reports it: since when, and with the last error."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from bridge.timing import DEFAULT
 
 
 class State(StrEnum):
-    """What a connection to the broker is doing."""
+    """The state of a connection to the broker."""
 
     CONNECTING = "connecting"
     WORKING = "working"
@@ -19,7 +20,7 @@ class State(StrEnum):
 
 
 class GapSlug(StrEnum):
-    """The reason of a gap, as clients get it. A slug names no host, no user and no library."""
+    """The reason of a gap, as clients get it. A slug contains no host, no user and no library."""
 
     BROKER_AWAY = "broker-away"
     STREAM_TRUNCATED = "stream-truncated"
@@ -28,46 +29,46 @@ class GapSlug(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A time in which events may have been published that no queue of the bridge's got. Unix seconds."""
+    """A time in which events may have been published that no queue of the bridge got. In Unix seconds."""
 
     since_s: float
     until_s: float
     reason: str
-    """For the operator: words of the broker and of libraries, which may name hosts and users."""
+    """For the operator: texts of the broker and of libraries, which may contain hosts and users."""
     slug: GapSlug = GapSlug.BROKER_AWAY
 
     def report(self) -> dict[str, object]:
-        """For `/readyz`."""
+        """Returns the part of `/readyz` for this gap."""
         return {"since": _rfc3339(self.since_s), "until": _rfc3339(self.until_s), "reason": self.reason}
 
 
 @dataclass(slots=True)
 class Status:
-    """One connection's state, as it changes. Times are of the monotonic clock, in seconds."""
+    """The state of one connection, as it changes. Times are monotonic, in seconds."""
 
     answer_valid_s: float = DEFAULT.answer_valid_s
     """How long an answer of the broker counts."""
     state: State = State.CONNECTING
     since_s: float = field(default_factory=time.monotonic)
     ever_connected: bool = False
-    """True once it has worked for the first time."""
+    """True after the first connection that worked."""
     attempts: int = 0
-    """Attempts to connect since it last worked."""
+    """The number of attempts to connect since the connection last worked."""
     failed_connects: int = 0
-    """Of these, those in which no node of the broker let it in, the one that is under way included."""
+    """The number of these attempts in which no node accepted the connection. A pending attempt counts, too."""
     broker_may_have_restarted: bool = False
-    """True if a connection was lost since it last worked, and the broker may have been restarted meanwhile."""
+    """True if a connection was lost since the connection last worked, and the broker may have been restarted."""
     error: str | None = None
-    """The last error, in the broker's own words; kept after recovery."""
+    """The last error, in the broker's own words. It is kept after a recovery."""
     error_unix_s: float | None = None
-    """When that was said last."""
+    """The time of the last error."""
     last_answered_s: float | None = None
-    """When the last answered request was sent (monotonic seconds)."""
+    """When the last request was sent that the broker has answered."""
 
-    def enter(self, state: State, error: str | None = None, asked_s: float | None = None) -> None:
-        """Changes the state; the same state again only changes the error.
+    def enter(self, state: State, error: str | None = None, requested_s: float | None = None) -> None:
+        """Changes the state, the error or both.
 
-        `asked_s` is when the broker was asked for what it has answered now, where it works.
+        For the state `working`, `requested_s` is when the request was sent that the broker has answered now.
         """
         if error is not None:
             self.error = error
@@ -79,19 +80,20 @@ class Status:
             self.ever_connected = True
             self.attempts = self.failed_connects = 0
             self.broker_may_have_restarted = False
-            self.touch(time.monotonic() if asked_s is None else asked_s)
+            self.touch(time.monotonic() if requested_s is None else requested_s)
 
-    def touch(self, asked_s: float) -> None:
-        """Notes that a request sent at that time was answered. The answer may have been read much later."""
-        self.last_answered_s = asked_s if self.last_answered_s is None else max(self.last_answered_s, asked_s)
+    def touch(self, requested_s: float) -> None:
+        """Records that a request sent at that time was answered. The answer may have been read much later."""
+        self.last_answered_s = requested_s if self.last_answered_s is None else max(self.last_answered_s, requested_s)
 
     @property
     def is_fresh(self) -> bool:
-        """True while the last answer is not too long ago."""
-        return self.last_answered_s is not None and time.monotonic() - self.last_answered_s <= self.answer_valid_s
+        """Whether the last answer still counts."""
+        age_s = math.inf if self.last_answered_s is None else time.monotonic() - self.last_answered_s
+        return age_s <= self.answer_valid_s
 
     def report(self) -> dict[str, object]:
-        """For `/readyz`."""
+        """Returns the part of `/readyz` for this connection."""
         return {
             "state": self.state.value,
             "for_s": round(time.monotonic() - self.since_s, 1),

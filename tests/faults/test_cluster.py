@@ -319,10 +319,10 @@ async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_u
             await eventually("both warn", lambda: exclusive.warnings and named.warnings)
             assert all("the broker answers, but not when" in str(each) for each in exclusive.warnings + named.warnings)
         # Twice as long as what a broker may take that answers nothing at all.
-        asked_s = killed_s + 2 * WITHOUT_AN_ANSWER.check_timeout_s
+        requested_s = killed_s + 2 * WITHOUT_AN_ANSWER.check_timeout_s
         for each in (exclusive, named):
             status = each.bridge._consumer.status
-            await eventually("it goes on for long", lambda: (status.last_answered_s or 0) > asked_s)  # noqa: B023 - over before the next turn
+            await eventually("it goes on for long", lambda: (status.last_answered_s or 0) > requested_s)  # noqa: B023 - over before the next turn
             assert each.was_never_lost()
         await comes(3)
         for other in others:

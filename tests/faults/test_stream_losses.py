@@ -185,8 +185,8 @@ async def test_gap_begins_where_the_broker_was_heard_before_the_first_of_two_los
         await eventually("that is noticed", lambda: consumer.status.state is not State.WORKING)
         recovered = consumer._recovered
 
-        def lost_again(found: Topology, asked_s: float) -> None:
-            recovered(found, asked_s)
+        def lost_again(found: Topology, requested_s: float) -> None:
+            recovered(found, requested_s)
             monkeypatch.undo()
             raise ConnectionError("lost before the first delivery")
 

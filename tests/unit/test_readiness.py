@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.status import State
 from bridge.contract.pipeline import Reason, Rejected
 from tests.support.fakes import FakeDelivery
@@ -63,3 +64,17 @@ async def test_rejected_events_that_are_only_counted_miss_nothing(build: Callabl
     bridge = build(reject_exchange="off")
     bridge._consumer.status.enter(State.WORKING)
     assert bridge.readiness.report()[0]
+
+
+async def test_other_consumers_of_the_queue_are_a_warning_and_the_bridge_is_ready(
+    build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Consumer, "other_consumers", 2)
+    bridge = build(queue="kept", reject_exchange="off")
+    bridge._consumer.status.enter(State.WORKING)
+    ready, body = bridge.readiness.report()
+    assert ready
+    assert body["warnings"] == [
+        "consumers of the queue 'kept' beside this bridge: 2; each event goes to one of them only: give every bridge a "
+        "BRIDGE_QUEUE of its own"
+    ]

@@ -290,7 +290,7 @@ class Consumer:
     def _on_created(self) -> None:
         self._created = True
 
-    def _on_open(self, found: Topology, asked_s: float) -> None:
+    def _on_open(self, found: Topology, requested_s: float) -> None:
         """Before the first delivery: reports a gap, and logs that the bridge consumes."""
         status, reader = self.status, self.stream_reader
         fields = {"queue": found.queue, "exchanges": self._config.exchanges, "attempts": status.attempts}
@@ -307,17 +307,17 @@ class Consumer:
             if reader is not None:
                 _log.info("reading the history", stream=reader.stream.name, first=reader.start_offset)
         if self._created:
-            self.gaps.confirm_complete(asked_s)  # the queue is new, and bound
+            self.gaps.confirm_complete(requested_s)  # the queue is new, and bound
         self._created = False
-        status.enter(State.WORKING, asked_s=asked_s)
+        status.enter(State.WORKING, requested_s=requested_s)
 
-    def _on_answer(self, asked_s: float) -> None:
-        self.status.touch(asked_s)
+    def _on_answer(self, requested_s: float) -> None:
+        self.status.touch(requested_s)
         self._early_losses.reset()
 
-    def _on_complete(self, asked_s: float) -> None:
+    def _on_complete(self, requested_s: float) -> None:
         if self.stream_reader is None:
-            self.gaps.confirm_complete(asked_s)
+            self.gaps.confirm_complete(requested_s)
 
     def _on_lost(self, state: State, error: str) -> None:
         if self.status.state is State.WORKING:

@@ -121,19 +121,19 @@ class StreamReader:
         last: each call publishes a marker, and repeated refusals after it would fill the stream with markers.
         """
         assert self._end_probe is not None
-        asked_s = time.monotonic()
+        requested_s = time.monotonic()
         reason, since_s = self._gap_reason(created), self._status.last_answered_s
         slug = GapSlug.STREAM_RECREATED if self._declared_now else GapSlug.BROKER_AWAY
         since_s = self._created_s if since_s is None else since_s
         gap = (lambda: None) if reason is None else (lambda: gap_until_now(since_s, reason, slug))
         end = await self._end_probe.end(f"{self._instance}{secrets.token_hex(8)}", gap)
         # The gap is in the stream now. This bridge reads it there too.
-        self._status.touch(asked_s)
+        self._status.touch(requested_s)
         self._status.failed_connects = 0
         self._status.broker_may_have_restarted = False
         self.start_offset = self.position.begin_session(end)
         self.expected_end = math.inf
-        self.expect_end(end, asked_s)
+        self.expect_end(end, requested_s)
         self.gap_possible = reason is not None or self.position.loss is not None
 
     def continue_session(self) -> None:

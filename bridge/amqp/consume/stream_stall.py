@@ -80,15 +80,15 @@ class StallDetector:
 
     async def _probe_end(self) -> None:
         # A reader of the first message that the probe gets has read all that was there before the probe.
-        asked_s = time.monotonic()
-        self._next_end_s = asked_s + self._timing.stall_check_s
+        requested_s = time.monotonic()
+        self._next_end_s = requested_s + self._timing.stall_check_s
         with suppress(_NoAnswerError):
             offset = await self._probe("next")
             if offset is not None:
-                self._reader.expect_end(offset, asked_s)
+                self._reader.expect_end(offset, requested_s)
 
     async def _is_stalled(self) -> bool:
-        asked_s = time.monotonic()
+        requested_s = time.monotonic()
         next_offset = self._reader.start_offset if self._last is None else self._last.sequence + 1
         try:
             newer_found = await self._probe(next_offset) is not None
@@ -96,7 +96,7 @@ class StallDetector:
             newer_found = False
         else:
             if not newer_found:
-                self._reader.expect_end(self._position.offset, asked_s)
+                self._reader.expect_end(self._position.offset, requested_s)
         if not newer_found:
             self._newer_found = False
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -107,7 +107,7 @@ class StallDetector:
         confirmed = self._newer_found and self._position.last == self._last
         self._newer_found = True
         if confirmed:
-            self._on_answer(asked_s)
+            self._on_answer(requested_s)
         return confirmed
 
     async def _probe(self, offset: "int | Literal['next']") -> int | None:

@@ -182,7 +182,7 @@ class TopologyCheck:
         pause_s = self._timing.check_interval_s
         while not self._stopping:
             await asyncio.sleep(pause_s)
-            check.pending, check.pending_ticks, asked_s = True, 0, time.monotonic()
+            check.pending, check.pending_ticks, requested_s = True, 0, time.monotonic()
             if channel is not None and time.monotonic() - opened_s >= self._timing.refused_interval_s:
                 # The broker caches the user's permissions as long as a channel is open.
                 await channel.close()
@@ -191,19 +191,19 @@ class TopologyCheck:
             refusal = None
             try:
                 if not await check.request(channel):
-                    check.passed_s = asked_s
+                    check.passed_s = requested_s
             except aiormq.exceptions.ChannelAccessRefused as error:
                 refusal = error_text(error)
-            self._record_answer(check, asked_s, refusal)
+            self._record_answer(check, requested_s, refusal)
             # The broker logs each refusal.
             pause_s = self._timing.check_interval_s if refusal is None else self._timing.refused_interval_s
 
-    def _record_answer(self, check: Check, asked_s: float, refusal: str | None) -> None:
+    def _record_answer(self, check: Check, requested_s: float, refusal: str | None) -> None:
         warned = self._warning(check) is not None
         check.pending, check.refusal = False, refusal
         self._silent_ticks = 0
         self.answered = True
-        self._on_answer(asked_s)
+        self._on_answer(requested_s)
         passed_s = [each.passed_s for each in self._checks if each.passed_s is not None]
         if len(passed_s) == len(self._checks):
             self._on_complete(min(passed_s))

@@ -114,12 +114,12 @@ def test_answer_of_the_broker_proves_anew(since: Status, clock: Time) -> None:
 def test_answer_proves_nothing_about_the_time_since_its_question(since: Status, clock: Time) -> None:
     """A bridge that stood still reads old answers late."""
     since.enter(State.WORKING)
-    asked_s = clock.now_s
+    requested_s = clock.now_s
     clock.now_s += 2 * ANSWER_VALID_S
-    since.touch(asked_s)
+    since.touch(requested_s)
     assert not since.is_fresh
     since.touch(clock.now_s)
-    since.touch(asked_s)
+    since.touch(requested_s)
     assert since.last_answered_s == clock.now_s, "a late answer takes nothing back"
 
 

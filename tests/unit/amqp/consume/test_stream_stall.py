@@ -313,11 +313,11 @@ async def test_end_is_proven_only_when_it_is_read(stream: Stream, clock: Virtual
         while not stream.ends_s:
             await asyncio.sleep(1.0)
             stream.read(number := number + 1)
-        asked_s = clock.monotonic()
+        requested_s = clock.monotonic()
         assert stream.waiting is not None
         stream._give(stream.waiting, [1001])
         await asyncio.sleep(0.01)
         assert stream.complete_s == before_s
         assert stream.reader.expected_end == 1001
         stream.reader.on_expected_end()
-    assert stream.complete_s == pytest.approx(asked_s, abs=1.01)
+    assert stream.complete_s == pytest.approx(requested_s, abs=1.01)

@@ -38,17 +38,17 @@ class Watched:
     """A topology check that runs, and what it reported."""
 
     def __init__(self, amqp: FakeAmqp, found: Topology) -> None:
-        self.asked_s: list[float] = []
+        self.requested_s: list[float] = []
         """When each question was asked that was answered."""
         self.complete_s: list[float] = []
         self.check = TopologyCheck(
-            amqp.amqp, found, self.asked_s.append, self.complete_s.append, FlowControl(20), named=True
+            amqp.amqp, found, self.requested_s.append, self.complete_s.append, FlowControl(20), named=True
         )
         self.running = asyncio.create_task(self.check.run())
 
     @property
     def answers(self) -> int:
-        return len(self.asked_s)
+        return len(self.requested_s)
 
 
 @asynccontextmanager
@@ -207,7 +207,7 @@ async def test_answer_is_told_with_the_time_of_its_question(clock: VirtualTime) 
         assert not watching.check.answered
         await asyncio.sleep(ROUND_S + 12)
         assert watching.check.answered
-        assert watching.asked_s == [pytest.approx(began_s + DEFAULT.check_interval_s, abs=0.1)]
+        assert watching.requested_s == [pytest.approx(began_s + DEFAULT.check_interval_s, abs=0.1)]
         assert watching.complete_s == [], "the others are not answered yet"
 
 
