@@ -79,7 +79,9 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
                 line.cut()
                 await eventually("it is back", lambda: line.accepted > accepted + 1)  # noqa: B023 - over before the next turn
                 # Connections that end before any answer are another matter.
-                await eventually("the broker answers", lambda: (watch := bridge._consumer._watch) and watch.answered)
+                await eventually(
+                    "the broker answers", lambda: (check := bridge._consumer._topology_check) and check.answered
+                )
             await eventually("it warns", warnings)
             assert f"was delivered {WARNED} times before" in str(warnings())
             await full.purge()

@@ -183,14 +183,14 @@ async def test_gap_begins_where_the_broker_was_heard_before_the_first_of_two_los
         before_s, attempts = time.time(), line.accepted
         await line.close()
         await eventually("that is noticed", lambda: consumer.status.state is not State.WORKING)
-        recovered = consumer._recovered
+        on_open = consumer._on_open
 
         def lost_again(found: Topology, requested_s: float) -> None:
-            recovered(found, requested_s)
+            on_open(found, requested_s)
             monkeypatch.undo()
             raise ConnectionError("lost before the first delivery")
 
-        monkeypatch.setattr(consumer, "_recovered", lost_again)
+        monkeypatch.setattr(consumer, "_on_open", lost_again)
         await line.open()
         await eventually("it was lost once more", lambda: line.accepted >= attempts + 2)
         await eventually("the gap is told", lambda: recorder.gaps and consumer.is_live)

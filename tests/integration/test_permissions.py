@@ -17,7 +17,7 @@ import pytest
 from aio_pika.abc import AbstractConnection
 from pamqp.common import FieldTable
 
-from bridge.amqp.consume.topology_check import UNPROVEN
+from bridge.amqp.consume.topology_check import UNVERIFIED_BINDING
 from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
 from tests.support.broker.node import PrivateNode
@@ -228,8 +228,8 @@ async def test_who_may_only_read_a_queue_is_told_that_the_binding_is_not_seen(us
     ):
         await process.consuming()
         port = await process.port()
-        await eventually("it warns", lambda: any(line["event"] == UNPROVEN for line in process.lines))
-        [line] = [line for line in process.lines if line["event"] == UNPROVEN]
+        await eventually("it warns", lambda: any(line["event"] == UNVERIFIED_BINDING for line in process.lines))
+        [line] = [line for line in process.lines if line["event"] == UNVERIFIED_BINDING]
         assert (line["queue"], line["exchanges"]) == (QUEUE, [EXCHANGE])
         status, body = await get(port, "/readyz")
         assert status == 200

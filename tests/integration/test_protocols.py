@@ -16,7 +16,7 @@ import stomp  # type: ignore[import-untyped]  # it has no types
 from aio_pika.abc import AbstractConnection
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bridge.amqp.consume.restart_delay import ENDS_AT_ONCE
+from bridge.amqp.consume.restart_delay import CLOSED_EARLY
 from bridge.app import Bridge
 from tests.support.broker.find import NoBroker, find_server
 from tests.support.broker.node import PrivateNode
@@ -197,7 +197,7 @@ async def test_message_that_the_broker_can_not_deliver_is_suspected_and_seldom_a
         def warnings() -> object:
             return bridge.readiness.report()[1]["warnings"]
 
-        await eventually("it says so", lambda: warnings() == [ENDS_AT_ONCE])
+        await eventually("it says so", lambda: warnings() == [CLOSED_EARLY])
         attempts = bridge._consumer.status.attempts
         assert attempts <= 4
         assert "INTERNAL_ERROR" in str(bridge._consumer.status.error)

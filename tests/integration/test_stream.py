@@ -361,12 +361,12 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
         _, body = bridge.readiness.report()
         last = history.position.last.sequence
         assert body["history"] == {"stream": queue, "read": True, "last": last, "end": history.position.end}
-        history.position.begin(2**40)
+        history.position.begin_session(2**40)
         ready, body = bridge.readiness.report()
         assert not ready
         assert body["missing"] == ["the history is being read"]
         assert not bridge._hub._source.is_live, "nobody is told that an id is unknown"
         await publish(amqp, exchange, killmail(2))
         await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail") == 2)
-        history.position.begin(0)
+        history.position.begin_session(0)
         assert not bridge._hub._source.is_live, "it is another stream now"
