@@ -16,7 +16,7 @@ import stomp  # type: ignore[import-untyped]  # it has no types
 from aio_pika.abc import AbstractConnection
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bridge.amqp.consume.restart_delay import CLOSED_EARLY
+from bridge.amqp.consume.repeated_failures import CLOSED_EARLY
 from bridge.app import Bridge
 from tests.support.broker.find import NoBroker, find_server
 from tests.support.broker.node import PrivateNode

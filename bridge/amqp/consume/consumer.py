@@ -21,7 +21,7 @@ from bridge.amqp.consume.delivery_counts import DeliveryCounts
 from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.consume.gaps import GapReporter
 from bridge.amqp.consume.queue import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
-from bridge.amqp.consume.restart_delay import EarlyLosses, RepeatedFailures
+from bridge.amqp.consume.repeated_failures import EarlyLosses, RepeatedFailures
 from bridge.amqp.consume.session import ConsumerSession, DeliveryHandler
 from bridge.amqp.consume.stream_reader import StreamConfig, StreamReader
 from bridge.amqp.consume.stream_session import POSSIBLE_GAP, StreamSession

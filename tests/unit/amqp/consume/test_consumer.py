@@ -17,7 +17,7 @@ from bridge.amqp.consume import consumer as module
 from bridge.amqp.consume import gaps, queue, topology_check
 from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
 from bridge.amqp.consume.flow_control import FlowControl
-from bridge.amqp.consume.restart_delay import CLOSED_EARLY, LOST_EARLY
+from bridge.amqp.consume.repeated_failures import CLOSED_EARLY, LOST_EARLY
 from bridge.amqp.consume.stream_position import Verdict
 from bridge.amqp.consume.stream_reader import StreamConfig
 from bridge.amqp.consume.stream_session import POSSIBLE_GAP

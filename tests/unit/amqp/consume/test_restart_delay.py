@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from bridge.amqp.consume.restart_delay import RepeatedFailures
+from bridge.amqp.consume.repeated_failures import RepeatedFailures
 from tests.support.virtual_time import VirtualTime
 
 
