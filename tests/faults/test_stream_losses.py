@@ -13,13 +13,13 @@ from aio_pika.abc import AbstractConnection
 from structlog.testing import capture_logs
 
 from bridge.amqp.connection import open_connection
-from bridge.amqp.consume import stream_stall
+from bridge.amqp.consume import stall_detector
 from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
 from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.consume.stall_detector import STALLED, first_offset
 from bridge.amqp.consume.stream_end_probe import StreamEndProbe
 from bridge.amqp.consume.stream_position import TRUNCATED
 from bridge.amqp.consume.stream_reader import AWAY, StreamConfig
-from bridge.amqp.consume.stream_stall import STALLED, first_offset
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.amqp.topology import Topology
@@ -146,7 +146,7 @@ async def test_stream_at_rest_is_probed_and_not_reread(
         answers.append(await first_offset(*arguments))
         return answers[-1]
 
-    monkeypatch.setattr(stream_stall, "first_offset", noted)
+    monkeypatch.setattr(stall_detector, "first_offset", noted)
     timing = Timing(stall_check_s=0.3, check_interval_s=0.1)
     async with reading(broker.url, exchange, stream_of(queue), recorder, timing=timing) as consumer:
         await caught_up(recorder)

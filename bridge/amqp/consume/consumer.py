@@ -23,9 +23,9 @@ from bridge.amqp.consume.gaps import GapReporter
 from bridge.amqp.consume.queue import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.amqp.consume.repeated_failures import EarlyLosses, RepeatedFailures
 from bridge.amqp.consume.session import ConsumerSession, DeliveryHandler
+from bridge.amqp.consume.stall_detector import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.amqp.consume.stream_reader import StreamConfig, StreamReader
 from bridge.amqp.consume.stream_session import POSSIBLE_GAP, StreamSession
-from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector
 from bridge.amqp.consume.topology_check import TopologyCheck
 from bridge.amqp.nodes import Node, rotated
 from bridge.amqp.status import State, Status

@@ -18,10 +18,10 @@ from bridge.amqp.consume import gaps, queue, topology_check
 from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
 from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.consume.repeated_failures import CLOSED_EARLY, LOST_EARLY
+from bridge.amqp.consume.stall_detector import LONGEST_PAUSE_S, STALLED
 from bridge.amqp.consume.stream_position import Verdict
 from bridge.amqp.consume.stream_reader import StreamConfig
 from bridge.amqp.consume.stream_session import POSSIBLE_GAP
-from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED
 from bridge.amqp.consume.topology_check import UNVERIFIED_BINDING
 from bridge.amqp.nodes import Node
 from bridge.amqp.status import State

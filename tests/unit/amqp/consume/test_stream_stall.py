@@ -13,11 +13,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.amqp.consume import gaps
-from bridge.amqp.consume import stream_stall as module
+from bridge.amqp.consume import stall_detector as module
 from bridge.amqp.consume.gaps import GapReporter
+from bridge.amqp.consume.stall_detector import LONGEST_PAUSE_S, STALLED, StallDetector, first_offset
 from bridge.amqp.consume.stream_position import Verdict
 from bridge.amqp.consume.stream_reader import StreamConfig, StreamReader
-from bridge.amqp.consume.stream_stall import LONGEST_PAUSE_S, STALLED, StallDetector, first_offset
 from bridge.amqp.status import Status
 from bridge.metrics import Metrics
 from bridge.timing import DEFAULT
