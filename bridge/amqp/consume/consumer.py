@@ -17,10 +17,10 @@ from bridge.amqp import topology
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.close_cause import CANCELLED, CloseCause, closed_future, connection_close_cause, task_close_cause
 from bridge.amqp.connection import Connection, open_connection
+from bridge.amqp.consume.consumed_queue import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.amqp.consume.delivery_counts import DeliveryCounts
 from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.consume.gaps import GapReporter
-from bridge.amqp.consume.queue import ConsumedQueue, ExclusiveQueue, NamedQueue, StreamQueue
 from bridge.amqp.consume.repeated_failures import EarlyLosses, RepeatedFailures
 from bridge.amqp.consume.session import ConsumerSession, DeliveryHandler
 from bridge.amqp.consume.stall_detector import LONGEST_PAUSE_S, STALLED, StallDetector

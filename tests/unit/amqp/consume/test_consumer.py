@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from bridge.amqp import status, supervisor
 from bridge.amqp.close_cause import SessionEndedError
+from bridge.amqp.consume import consumed_queue, gaps, topology_check
 from bridge.amqp.consume import consumer as module
-from bridge.amqp.consume import gaps, queue, topology_check
 from bridge.amqp.consume.consumer import Consumer, ConsumerConfig
 from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.consume.repeated_failures import CLOSED_EARLY, LOST_EARLY

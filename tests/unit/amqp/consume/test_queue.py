@@ -8,7 +8,7 @@ import aiormq
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.amqp.consume.queue import NAMED_QUEUE_ARGUMENTS, ExclusiveQueue, NamedQueue
+from bridge.amqp.consume.consumed_queue import NAMED_QUEUE_ARGUMENTS, ExclusiveQueue, NamedQueue
 from bridge.amqp.topology import Queue
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, NO_QUEUE, REFUSED, FakeAmqp
