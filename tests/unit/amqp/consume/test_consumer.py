@@ -56,7 +56,7 @@ LOOK = "queue kept passive"
 
 @pytest.fixture
 async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    return VirtualTime(monkeypatch, module, supervisor, status, gaps, queue, topology_check)
+    return VirtualTime(monkeypatch, module, supervisor, status, gaps, consumed_queue, topology_check)
 
 
 class RunningConsumer:
