@@ -21,10 +21,10 @@ from bridge.server.access.rules import Access, Rule
 from bridge.server.handshake import MAX_DISCARDED_BYTES, PERIODS, Handshake, HandshakeContext
 from bridge.server.http.pages import Pages
 from bridge.server.http.request import Request, parse
-from bridge.server.http.response import text_response
+from bridge.server.http.response import Response, text_response
 from bridge.server.http.response_writer import MIN_READ_BYTES_PER_S
 from bridge.server.listeners.sockets import SEND_BUFFER_BYTES
-from bridge.server.router import Answer, Router
+from bridge.server.router import Answer, Refused, Router, Upgrade
 from bridge.server.tls import Tls
 from bridge.server.transport import compat, tcp
 from bridge.timing import DEFAULT
@@ -940,6 +940,41 @@ async def test_transport_that_is_made_after_the_client_was_given_up_is_ended(har
     # A server removes it once, however often it is told.
     assert set(harness.server.ended) == {client.handshake}
     assert harness.server.refusals == []
+
+
+# The trace
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind", "method"),
+    [(UPDATES, Upgrade, "GET"), (HEALTH, Response, "GET"), (get(), Refused, "GET"), (b"\x16", Refused, None)],
+    ids=["101", "page", "refused", "not HTTP"],
+)
+async def test_decision_is_traced_with_the_time_since_the_accept(
+    harness: Harness, sent: bytes, kind: type, method: str | None
+) -> None:
+    harness.server.tracing = True
+    client = await harness.connect()
+    await harness.clock.advance(1.5)
+    client.send(sent)
+    [(peer, traced, answer, duration_s)] = harness.server.traced
+    assert (peer, duration_s) == (ADDRESS, 1.5)
+    assert isinstance(answer, kind)
+    assert (None if traced is None else traced.method) == method
+
+
+async def test_timeout_is_traced_without_a_request(harness: Harness) -> None:
+    harness.server.tracing = True
+    await harness.connect()
+    await harness.clock.advance(TIMEOUT_S)
+    [(_, traced, answer, duration_s)] = harness.server.traced
+    assert (traced, duration_s) == (None, TIMEOUT_S)
+    assert isinstance(answer, Refused)
+
+
+async def test_without_tracing_no_decision_is_traced(harness: Harness) -> None:
+    await harness.ask(UPDATES)
+    assert harness.server.traced == []
 
 
 # Memory

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.server.memory import usable_bytes
+from bridge.server import memory
+from bridge.server.memory import TRIM_MIN_CONNECTIONS, HeapTrimmer, usable_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,3 +46,28 @@ def test_smallest_limit_counts(tmp_path: Path, groups: str, limits: dict[str, st
 
 def test_machine_without_control_groups_has_its_own_memory(tmp_path: Path) -> None:
     assert usable_bytes(tmp_path) == MACHINE_BYTES
+
+
+def test_trim_follows_once_after_half_of_many_connections_have_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[float] = []
+    monkeypatch.setattr(memory, "malloc_trim", lambda: trims.append(0.0))
+    trimmer = HeapTrimmer(lambda delay_s, callback: (trims.append(delay_s), callback()), 1.5)
+    for connections in range(1, TRIM_MIN_CONNECTIONS + 1):
+        trimmer.grown_to(connections)
+    for connections in range(TRIM_MIN_CONNECTIONS - 1, -1, -1):
+        trimmer.shrunk_to(connections)
+        assert trims == ([1.5, 0.0] if connections <= TRIM_MIN_CONNECTIONS // 2 else [])
+
+
+def test_few_connections_cause_no_trim() -> None:
+    trims: list[float] = []
+    trimmer = HeapTrimmer(lambda delay_s, _: trims.append(delay_s), 1.5)
+    trimmer.grown_to(TRIM_MIN_CONNECTIONS - 1)
+    trimmer.shrunk_to(0)
+    assert trims == []
+
+
+def test_trim_of_the_heap_changes_nothing_that_is_in_use() -> None:
+    used = [bytes(1000) for _ in range(1000)]
+    memory.malloc_trim()
+    assert all(each == bytes(1000) for each in used)

@@ -60,3 +60,18 @@ def test_kernel_without_tcp_info_says_nothing(
     monkeypatch.setattr(tcp, "_HAS_TCP_INFO", False)
     assert tcp.acknowledged_bytes(pair[0]) is None
     assert not tcp.has_ended(pair[0])
+
+
+def test_close_after_reset_on_close_resets_the_connection(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, client = pair
+    tcp.reset_on_close(ours)
+    ours.close()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def test_reset_of_a_socket_that_is_closed_or_missing_does_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    ours.close()
+    tcp.reset_on_close(ours)
+    tcp.reset_on_close(None)
