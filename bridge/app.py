@@ -42,6 +42,7 @@ from bridge.server.listeners.sockets import listen_hint, source_address
 from bridge.server.router import Router
 from bridge.server.server import Limits, Server
 from bridge.server.tls import Tls
+from bridge.source import SourceFactory
 from bridge.systemd import SdNotifier
 from bridge.timing import DEFAULT, Timing
 
@@ -51,7 +52,7 @@ _log = structlog.get_logger("bridge")
 class Bridge:
     """The whole program in one process. Made inside a running event loop."""
 
-    def __init__(self, settings: Settings, timing: Timing = DEFAULT) -> None:
+    def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
         """Raises ConfigurationError where the schema files or the certificate can't be used."""
         self._settings = settings
         self._timing = timing
@@ -106,8 +107,8 @@ class Bridge:
             f"edk-bridge@{settings.instance}",
             _stream(settings),
         )
-        self._consumer = Consumer(config, relay, flow_control, metrics, settings.wait, timing)
-        self.readiness = Readiness(settings, self._consumer, self._rejects, lambda: len(self._hub))
+        self._source = make_source(config, relay, flow_control, metrics, settings.wait, timing)
+        self.readiness = Readiness(settings, self._source, self._rejects, lambda: len(self._hub))
         self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)
         capacity = descriptors.connection_capacity(settings.max_connections)
         access = Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins)
@@ -134,7 +135,7 @@ class Bridge:
     @property
     def is_live(self) -> bool:
         """Whether updates arrive as they are published."""
-        return self._consumer.is_live
+        return self._source.is_live
 
     async def start(self) -> None:
         """Listens, then starts to consume. Raises AddressUnavailable where an address can't be listened on."""
@@ -160,7 +161,7 @@ class Bridge:
                 )
         self._working = [
             asyncio.create_task(self._rejects.run(), name="rejects"),
-            asyncio.create_task(self._consumer.run(), name="consumer"),
+            asyncio.create_task(self._source.run(), name="consumer"),
         ]
 
     def _described(self, host: str, port: int) -> bytes:
@@ -191,9 +192,9 @@ class Bridge:
         self.readiness.stop()
         _log.info("stopping", connections=len(self._hub))
         self._server.stop_listening()
-        self._consumer.stop()
+        self._source.stop()
         # The rejects' connection outlives the consumer's: what is in hand may have to be published yet.
-        await self._end(self._working[1:], self._consumer.status)
+        await self._end(self._working[1:], self._source.status)
         self._rejects.stop()
         await self._rejects.close()
         await self._server.drain(max(0.0, deadline_s - asyncio.get_running_loop().time()))
@@ -274,7 +275,7 @@ def load_schemas(settings: Settings) -> catalog.Catalog:
         raise ConfigurationError([str(error)]) from error
 
 
-async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
+async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
     """Runs the bridge until SIGTERM or SIGINT; a second signal ends it at once.
 
     Raises ConfigurationError and BrokerRefusal (see Bridge).
@@ -302,7 +303,7 @@ async def serve(settings: Settings, timing: Timing = DEFAULT) -> None:
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
-    bridge = Bridge(settings, timing)
+    bridge = Bridge(settings, timing, make_source)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
     # What is there by now stays: a full collection would walk through all of it, 10 ms in which nobody is served.

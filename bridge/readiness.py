@@ -3,21 +3,21 @@
 from collections.abc import Callable
 
 from bridge import __version__
-from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State
 from bridge.config.settings import Settings
+from bridge.source import EventSource
 
 
 class Readiness:
     """Collects the states of the consumer and of the publisher of rejected events."""
 
     def __init__(
-        self, settings: Settings, consumer: Consumer, rejects: RejectPublisher, connection_count: Callable[[], int]
+        self, settings: Settings, source: EventSource, rejects: RejectPublisher, connection_count: Callable[[], int]
     ) -> None:
         """`connection_count` returns the number of connected clients."""
         self._settings = settings
-        self._consumer = consumer
+        self._source = source
         self._rejects = rejects
         self._connection_count = connection_count
         self._stopping = False
@@ -28,14 +28,14 @@ class Readiness:
 
     def report(self) -> tuple[bool, dict[str, object]]:
         """Returns whether the bridge is ready, and the body of the response."""
-        consumer, rejects, history = self._consumer, self._rejects, self._consumer.stream_reader
+        source, rejects, history = self._source, self._rejects, self._source.stream_reader
         missing = self._missing()
         body: dict[str, object] = {
             "ready": not missing,
             "missing": missing,
             "warnings": self._warnings(),
-            "broker": consumer.status.report(),
-            "last_gap": consumer.gaps.last.report() if consumer.gaps.last else None,
+            "broker": source.status.report(),
+            "last_gap": source.gaps.last.report() if source.gaps.last else None,
             "history": history.report() if history else None,
             "rejects": {**rejects.status.report(), "waiting": rejects.waiting}
             if self._settings.reject_exchange
@@ -47,7 +47,7 @@ class Readiness:
         return not missing, body
 
     def _missing(self) -> list[str]:
-        status, history = self._consumer.status, self._consumer.stream_reader
+        status, history = self._source.status, self._source.stream_reader
         missing = []
         if self._stopping:
             missing.append("the bridge is stopping")
@@ -72,10 +72,10 @@ class Readiness:
     def _warnings(self) -> list[str]:
         """Returns what the operator should know although the bridge is ready."""
         warnings = []
-        if self._consumer.other_consumers:
+        if others := self._source.other_consumers:
             warnings.append(
                 f"consumers of the queue {self._settings.queue!r} beside this bridge: "
-                f"{self._consumer.other_consumers}; each event goes to one of them only: give every bridge a "
+                f"{others}; each event goes to one of them only: give every bridge a "
                 "BRIDGE_QUEUE of its own"
             )
-        return [*warnings, *self._consumer.warnings]
+        return [*warnings, *self._source.warnings]

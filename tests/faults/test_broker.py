@@ -25,7 +25,7 @@ from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.proxy import proxy
 from tests.support.publishing import observer, publish
-from tests.support.running import bridge_process, port_of, running, sample, started, unique
+from tests.support.running import bridge_process, consumer_of, port_of, running, sample, started, unique
 from tests.support.scene import RECOVERY_LIMIT_S, scene
 from tests.support.waiting import eventually
 
@@ -60,7 +60,7 @@ async def not_ready(bridge: Bridge) -> dict[str, Any]:
     """What `/readyz` says, once it is 503 with an error of the broker's connection."""
     await eventually(
         "the bridge says why it is not ready",
-        lambda: not bridge.readiness.report()[0] and bridge._consumer.status.error is not None,
+        lambda: not bridge.readiness.report()[0] and consumer_of(bridge).status.error is not None,
     )
     status, body = await state(port_of(bridge))
     assert status == 503

@@ -18,7 +18,7 @@ from tests.support.certificates import certificate
 from tests.support.clients import READ_LIMIT_S, RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import publish
-from tests.support.running import port_of, running, sample
+from tests.support.running import consumer_of, port_of, running, sample
 from tests.support.waiting import eventually
 
 TURN_S = 0.05
@@ -52,7 +52,7 @@ async def test_bridge_connects_and_consumes_on_although_each_answer_is_read_late
 ) -> None:
     async with slow_loop(), running(broker.url, TIMING, exchanges=f"{exchange}=killmail") as bridge:
         client = await RawClient.open(port_of(bridge))
-        status = bridge._consumer.status
+        status = consumer_of(bridge).status
         until_s = time.monotonic() + 5 * LIMIT_S
         await eventually("the topology is looked at for long", lambda: (status.last_answered_s or 0) > until_s)
         await publish(amqp, exchange, killmail(1))

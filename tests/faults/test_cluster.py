@@ -30,7 +30,7 @@ from tests.support.fleet import fleet
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish
 from tests.support.releases_marker import version_of
-from tests.support.running import port_of, running, sample, unique
+from tests.support.running import consumer_of, port_of, running, sample, unique
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -281,7 +281,7 @@ class Alone:
 
     def was_never_lost(self) -> bool:
         lost = sample(self.bridge, "bridge_broker_losses_total")
-        return not lost and self.bridge._consumer.gaps.last is None and self.bridge.readiness.report()[0]
+        return not lost and consumer_of(self.bridge).gaps.last is None and self.bridge.readiness.report()[0]
 
 
 @asynccontextmanager
@@ -321,7 +321,7 @@ async def test_bridges_on_the_only_node_that_is_left_consume_on_with_a_warning_u
         # Twice as long as what a broker may take that answers nothing at all.
         requested_s = killed_s + 2 * WITHOUT_AN_ANSWER.check_timeout_s
         for each in (exclusive, named):
-            status = each.bridge._consumer.status
+            status = consumer_of(each.bridge).status
             await eventually("it goes on for long", lambda: (status.last_answered_s or 0) > requested_s)  # noqa: B023 - over before the next turn
             assert each.was_never_lost()
         await comes(3)
@@ -351,7 +351,7 @@ async def test_stream_whose_majority_is_back_is_read_on(cluster: Cluster) -> Non
             second.kill()
             third.kill()
             await asyncio.to_thread(second.start)
-            await eventually("it reads the stream", lambda: bridge._consumer.is_live, limit_s=AGAIN_LIMIT_S)
+            await eventually("it reads the stream", lambda: consumer_of(bridge).is_live, limit_s=AGAIN_LIMIT_S)
             await comes(2)
             await client.close()
         await asyncio.to_thread(third.start)

@@ -11,13 +11,13 @@ from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
 from tests.support.killmail import killmail
 from tests.support.publishing import delete_until_missed, publish
-from tests.support.running import port_of, running, sample, unique
+from tests.support.running import consumer_of, port_of, running, sample, unique
 from tests.support.waiting import eventually
 
 
 async def looked_at(bridge: Bridge) -> None:
     """Returns after the next check."""
-    status = bridge._consumer.status
+    status = consumer_of(bridge).status
     before_s = status.last_answered_s
     await eventually("the topology is looked at", lambda: status.last_answered_s != before_s)
 

@@ -14,7 +14,7 @@ from tests.support.broker.find import Broker
 from tests.support.broker.node import PrivateNode
 from tests.support.proxy import proxy
 from tests.support.publishing import publish, take
-from tests.support.running import running, unique
+from tests.support.running import consumer_of, running, unique
 from tests.support.waiting import eventually
 
 
@@ -80,7 +80,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
                 await eventually("it is back", lambda: line.accepted > accepted + 1)  # noqa: B023 - over before the next turn
                 # Connections that end before any answer are another matter.
                 await eventually(
-                    "the broker answers", lambda: (check := bridge._consumer._topology_check) and check.answered
+                    "the broker answers", lambda: (check := consumer_of(bridge)._topology_check) and check.answered
                 )
             await eventually("it warns", warnings)
             assert f"was delivered {WARNED} times before" in str(warnings())

@@ -15,7 +15,7 @@ from tests.support.clients import RawClient
 from tests.support.exactly_once import confirming_fetcher, have_all, resuming_clients
 from tests.support.killmail import killmail
 from tests.support.publishing import depth, observer, publish
-from tests.support.running import port_of, running, sample, started, unique
+from tests.support.running import consumer_of, port_of, running, sample, started, unique
 from tests.support.waiting import eventually
 
 SETTLED_S = 6.0
@@ -98,7 +98,7 @@ async def test_client_that_comes_before_the_broker_is_told_what_it_missed_when_t
         async with started(mortal_broker.url, **flags(exchange, stream)) as bridge:
             resuming_one = asyncio.create_task(resume(bridge, client.updates[1].id))
             await eventually("it waits", lambda: bridge._hub.pending == 1)
-            await eventually("the broker is missed", lambda: bridge._consumer.status.attempts > 2)
+            await eventually("the broker is missed", lambda: consumer_of(bridge).status.attempts > 2)
             bridge._hub.tick()
             bridge._hub.tick()
             assert bridge._hub.pending == 1, "nobody is told that an id is unknown while nothing is known"

@@ -24,7 +24,7 @@ from tests.support.broker.node import PrivateNode
 from tests.support.clients import RawClient, get
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish, take
-from tests.support.running import bridge_process, port_of, running, started, unique
+from tests.support.running import bridge_process, consumer_of, port_of, running, started, unique
 from tests.support.waiting import LIMIT_S, eventually
 
 SCRIPT = Path(__file__).parents[2] / "docker/rabbitmq/permissions.sh"
@@ -313,4 +313,4 @@ async def test_permission_that_a_running_bridge_loses_on_what_it_only_looks_at_i
         await users.ctl("set_permissions", "-p", "/", user, configure, write, read)
         await eventually("it warns no more", lambda: not warnings())
         await client.close()
-        assert bridge._consumer._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0
+        assert consumer_of(bridge)._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0

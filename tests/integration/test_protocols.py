@@ -27,7 +27,7 @@ from tests.support.killmail import killmail
 from tests.support.prepare import DEBIAN_PYTHON
 from tests.support.publishing import observer, take
 from tests.support.releases_marker import version_of
-from tests.support.running import port_of, running, unique
+from tests.support.running import consumer_of, port_of, running, unique
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -198,9 +198,9 @@ async def test_message_that_the_broker_can_not_deliver_is_suspected_and_seldom_a
             return bridge.readiness.report()[1]["warnings"]
 
         await eventually("it says so", lambda: warnings() == [CLOSED_EARLY])
-        attempts = bridge._consumer.status.attempts
+        attempts = consumer_of(bridge).status.attempts
         assert attempts <= 4
-        assert "INTERNAL_ERROR" in str(bridge._consumer.status.error)
+        assert "INTERNAL_ERROR" in str(consumer_of(bridge).status.error)
         channel = await amqp.channel()
         client = await RawClient.open(port_of(bridge))
         await (await channel.get_queue(queue)).purge()

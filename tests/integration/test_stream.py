@@ -23,7 +23,7 @@ from tests.support.delivery_handler import CAUGHT_UP, Came, Recorder, reading, r
 from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import bind, delete_until_missed, depth, observer, publish, remade, take
-from tests.support.running import running, sample, unique
+from tests.support.running import consumer_of, running, sample, unique
 from tests.support.scene import Fetcher
 from tests.support.waiting import eventually
 
@@ -355,7 +355,7 @@ async def test_bridge_is_ready_when_the_history_is_read_and_says_how_far_it_is(
     async with running(broker.url, reject_exchange=rejects, **flags) as bridge:
         await publish(amqp, exchange, killmail(1))
         await eventually("it is broadcast", lambda: sample(bridge, "bridge_updates_total", type="killmail"))
-        history = bridge._consumer.stream_reader
+        history = consumer_of(bridge).stream_reader
         assert history is not None
         assert history.position.last is not None
         _, body = bridge.readiness.report()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bridge.amqp.consume.consumer import Consumer
 from bridge.app import Bridge
 from bridge.config import settings
 from bridge.timing import DEFAULT, Timing
@@ -41,6 +42,12 @@ def timed_command(timing: Timing) -> tuple[str, ...]:
     if timing == DEFAULT:
         return COMMAND
     return sys.executable, "-P", "-c", TIMED_SCRIPT, json.dumps(dataclasses.asdict(timing))
+
+
+def consumer_of(bridge: Bridge) -> Consumer:
+    """The consumer of a bridge, as what it is."""
+    assert isinstance(bridge._source, Consumer)
+    return bridge._source
 
 
 def unique(kind: str) -> str:

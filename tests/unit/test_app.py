@@ -25,6 +25,7 @@ from bridge.server.listeners import descriptors
 from bridge.timing import DEFAULT
 from tests.support.fakes import FakeDelivery
 from tests.support.metrics import series, value
+from tests.support.running import consumer_of
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
@@ -106,12 +107,12 @@ async def test_rejects_that_no_broker_gives_again_are_held_up_to_the_prefetch_an
     """Neither an exclusive queue nor a stream gives anything twice: what is dropped here is lost."""
     bridge = build(prefetch=3, history=history)
     await hold(bridge, 3)
-    bridge._consumer._handler.on_session_end()
+    consumer_of(bridge)._handler.on_session_end()
     await asyncio.sleep(0)
     assert (bridge._rejects.waiting, sample(bridge, "bridge_rejects_lost_total")) == (3, 0)
     await hold(bridge, 2)
     with capture_logs() as logged:
-        bridge._consumer._handler.on_session_end()
+        consumer_of(bridge)._handler.on_session_end()
     await eventually("the oldest are given up", lambda: bridge._rejects.waiting == 3)
     assert sample(bridge, "bridge_rejects_lost_total") == 2
     assert [(line["log_level"], line["events"]) for line in logged] == [("error", 2)]
@@ -124,7 +125,7 @@ async def test_rejects_of_a_named_queue_are_given_up_with_the_connection_and_are
 ) -> None:
     bridge = build(queue="kept", prefetch=3)
     await hold(bridge, 2)
-    bridge._consumer._handler.on_session_end()
+    consumer_of(bridge)._handler.on_session_end()
     await eventually("all are given up", lambda: bridge._rejects.waiting == 0)
     assert sample(bridge, "bridge_rejects_lost_total") == 0
 
@@ -146,7 +147,7 @@ async def test_rejects_that_are_off_are_counted_and_settled(build: Callable[...,
 
 async def test_event_that_can_not_become_an_update_gets_to_the_rejects(build: Callable[..., Bridge]) -> None:
     bridge = build()
-    bridge._consumer._handler.deliver(FakeDelivery(b"no JSON"))
+    consumer_of(bridge)._handler.deliver(FakeDelivery(b"no JSON"))
     assert bridge._rejects.waiting == 1
     await bridge._rejects.close()
 
@@ -159,18 +160,18 @@ async def test_source_is_what_the_settings_say(build: Callable[..., Bridge]) -> 
     bridge = build(
         amqp_url=",".join(urls), exchanges="a=killmail,b=killmail", queue="kept", prefetch=7, instance="north"
     )
-    config = bridge._consumer._config
+    config = consumer_of(bridge)._config
     assert tuple(node.url for node in config.nodes) == urls
     assert tuple(node.url for node in bridge._rejects._channel._nodes) == urls
-    assert (config.exchanges, config.queue, bridge._consumer._flow_control.prefetch) == (("a", "b"), "kept", 7)
+    assert (config.exchanges, config.queue, consumer_of(bridge)._flow_control.prefetch) == (("a", "b"), "kept", 7)
     assert config.connection_name == "edk-bridge@north"
     assert config.stream is None
-    assert bridge._consumer.stream_reader is None
+    assert consumer_of(bridge).stream_reader is None
 
 
 async def test_stream_is_what_the_settings_say(build: Callable[..., Bridge]) -> None:
     bridge = build(history="stream", history_stream="past", history_max_age="2h", history_max_bytes="64 MiB")
-    history = bridge._consumer.stream_reader
+    history = consumer_of(bridge).stream_reader
     assert history is not None
     stream = history.stream
     assert (stream.name, stream.max_age_s, stream.max_bytes) == ("past", 7200.0, 64 * 2**20)
@@ -182,12 +183,12 @@ async def test_refusal_at_the_start_is_waited_out_where_the_settings_say_so(
     build: Callable[..., Bridge], *, waits: bool
 ) -> None:
     bridge = build(wait=str(waits).lower())
-    assert (bridge._consumer._wait, bridge._rejects._wait) == (waits, waits)
+    assert (consumer_of(bridge)._wait, bridge._rejects._wait) == (waits, waits)
 
 
 async def test_event_larger_than_the_settings_allow_is_rejected(build: Callable[..., Bridge]) -> None:
     bridge = build(max_message_bytes=1024, reject_exchange="off")
-    bridge._consumer._handler.deliver(FakeDelivery(b'"%s"' % (b"x" * 1023)))
+    consumer_of(bridge)._handler.deliver(FakeDelivery(b'"%s"' % (b"x" * 1023)))
     assert bridge.metrics.registry.get_sample_value("bridge_rejects_total", {"reason": "too-large"}) == 1
 
 
@@ -197,8 +198,8 @@ async def test_duplicates_are_known_within_the_window_of_the_settings(
 ) -> None:
     bridge = build(duplicate_window=window)
     for _ in range(2):
-        bridge._consumer._handler.deliver(FakeDelivery(EVENT))
-    bridge._consumer._handler.flush()
+        consumer_of(bridge)._handler.deliver(FakeDelivery(EVENT))
+    consumer_of(bridge)._handler.flush()
     counted = bridge.metrics.registry.get_sample_value("bridge_duplicates_total", {"type": "killmail"})
     assert counted == duplicates
 
@@ -218,13 +219,13 @@ async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
 ) -> None:
     bridge = build(history=history)
     assert not bridge._hub._source.is_live
-    bridge._consumer.status.enter(State.WORKING)
-    if bridge._consumer.stream_reader is not None:
+    consumer_of(bridge).status.enter(State.WORKING)
+    if consumer_of(bridge).stream_reader is not None:
         assert not bridge._hub._source.is_live
-        bridge._consumer.stream_reader.position.begin_session(10)
-        bridge._consumer.stream_reader.position.observe(10, 0)
+        consumer_of(bridge).stream_reader.position.begin_session(10)
+        consumer_of(bridge).stream_reader.position.observe(10, 0)
     assert bridge._hub._source.is_live
-    bridge._consumer.status.enter(State.LOST, "gone")
+    consumer_of(bridge).status.enter(State.LOST, "gone")
     assert not bridge._hub._source.is_live
 
 
@@ -237,7 +238,7 @@ async def test_hub_and_relay_read_the_past_of_a_stream_first(
     assert bridge._hub._resume.pending.replaying is replaying
     delivery = FakeDelivery(b"no JSON")
     delivery.id = UpdateId(1, 1) if replaying else None
-    bridge._consumer._handler.deliver(delivery)
+    consumer_of(bridge)._handler.deliver(delivery)
     assert bridge._rejects.waiting == (not replaying)
     await bridge._rejects.close()
 
@@ -386,8 +387,8 @@ class Lifecycle:
         monkeypatch.setattr(bridge._server, "listen", self._listen)
         monkeypatch.setattr(bridge._server, "stop_listening", lambda: note("listens no more"))
         monkeypatch.setattr(bridge._server, "drain", self._drain)
-        monkeypatch.setattr(bridge._consumer, "stop", lambda: self._stop("consumer"))
-        monkeypatch.setattr(bridge._consumer, "run", lambda: self._run("consumer"))
+        monkeypatch.setattr(consumer_of(bridge), "stop", lambda: self._stop("consumer"))
+        monkeypatch.setattr(consumer_of(bridge), "run", lambda: self._run("consumer"))
         monkeypatch.setattr(bridge._rejects, "stop", lambda: self._stop("rejects"))
         monkeypatch.setattr(bridge._rejects, "run", lambda: self._run("rejects"))
         monkeypatch.setattr(bridge._rejects, "close", self._close)
@@ -431,7 +432,7 @@ class Lifecycle:
     async def start(self) -> None:
         await self.bridge.start()
         await asyncio.sleep(0)
-        self.bridge._consumer.status.enter(State.WORKING)
+        consumer_of(self.bridge).status.enter(State.WORKING)
         self.bridge._rejects.status.enter(State.WORKING)
         self.steps.clear()
 
@@ -584,7 +585,7 @@ async def test_connection_that_does_not_work_is_not_waited_for(
     lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
     await lifecycle.start()
     lifecycle.hung |= {"consumer", "rejects"}
-    bridge._consumer.status.enter(state)
+    consumer_of(bridge).status.enter(state)
     bridge._rejects.status.enter(state)
     before_s = clock.now_s
     await bridge.stop()

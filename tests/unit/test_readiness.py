@@ -10,6 +10,7 @@ from bridge.amqp.consume.consumer import Consumer
 from bridge.amqp.status import State
 from bridge.contract.pipeline import Reason, Rejected
 from tests.support.fakes import FakeDelivery
+from tests.support.running import consumer_of
 from tests.unit.test_app import build
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ async def test_rejected_events_are_missing_if_they_wait_or_are_refused(
     bridge = build()
     if waits:
         bridge._rejects.reject(FakeDelivery(b"[]"), Rejected(Reason.NOT_JSON, "no"))
-    bridge._consumer.status.enter(consumer)
+    consumer_of(bridge).status.enter(consumer)
     bridge._rejects.status.enter(rejects)
     ready, body = bridge.readiness.report()
     assert (ready, body["missing"]) == (not missing, missing)
@@ -55,14 +56,14 @@ async def test_rejected_events_are_missing_if_they_wait_or_are_refused(
 
 async def test_broker_that_takes_nothing_refuses_rejected_events(build: Callable[..., Bridge]) -> None:
     bridge = build()
-    bridge._consumer.status.enter(State.WORKING)
+    consumer_of(bridge).status.enter(State.WORKING)
     bridge._rejects._channel._on_blocked("low on memory")
     assert bridge.readiness.report()[1]["missing"] == [REFUSED]
 
 
 async def test_rejected_events_that_are_only_counted_miss_nothing(build: Callable[..., Bridge]) -> None:
     bridge = build(reject_exchange="off")
-    bridge._consumer.status.enter(State.WORKING)
+    consumer_of(bridge).status.enter(State.WORKING)
     assert bridge.readiness.report()[0]
 
 

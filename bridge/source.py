@@ -1,0 +1,51 @@
+"""What brings events to the relay: the consumer of RabbitMQ or, in a demo without a broker, a feed."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from bridge.amqp.consume.consumer import ConsumerConfig
+from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.consume.gaps import GapReporter
+from bridge.amqp.consume.session import DeliveryHandler
+from bridge.amqp.consume.stream_reader import StreamReader
+from bridge.amqp.status import Status
+from bridge.metrics import Metrics
+from bridge.timing import Timing
+
+
+class EventSource(Protocol):
+    """What the bridge needs of the consumer."""
+
+    @property
+    def status(self) -> Status:
+        """The state of the connection to the broker."""
+
+    @property
+    def gaps(self) -> GapReporter:
+        """The gaps that were reported."""
+
+    @property
+    def stream_reader(self) -> StreamReader | None:
+        """The position in the stream; None without a stream."""
+
+    @property
+    def other_consumers(self) -> int:
+        """The number of other consumers of the named queue."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may keep events from being delivered, for `/readyz`."""
+
+    @property
+    def is_live(self) -> bool:
+        """True while new events are delivered as they come."""
+
+    async def run(self) -> None:
+        """Delivers events until `stop`."""
+
+    def stop(self) -> None:
+        """Ends `run` when all deliveries are settled."""
+
+
+SourceFactory = Callable[[ConsumerConfig, DeliveryHandler, FlowControl, Metrics, bool, Timing], EventSource]
+"""The constructor of a source, with the parameters of `Consumer`."""
