@@ -220,10 +220,10 @@ async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
     bridge = build(history=history)
     assert not bridge._hub._source.is_live
     consumer_of(bridge).status.enter(State.WORKING)
-    if consumer_of(bridge).stream_reader is not None:
+    if (reader := consumer_of(bridge).stream_reader) is not None:
         assert not bridge._hub._source.is_live
-        consumer_of(bridge).stream_reader.position.begin_session(10)
-        consumer_of(bridge).stream_reader.position.observe(10, 0)
+        reader.position.begin_session(10)
+        reader.position.observe(10, 0)
     assert bridge._hub._source.is_live
     consumer_of(bridge).status.enter(State.LOST, "gone")
     assert not bridge._hub._source.is_live

@@ -72,7 +72,7 @@ async def test_other_consumers_of_the_queue_are_a_warning_and_the_bridge_is_read
 ) -> None:
     monkeypatch.setattr(Consumer, "other_consumers", 2)
     bridge = build(queue="kept", reject_exchange="off")
-    bridge._consumer.status.enter(State.WORKING)
+    consumer_of(bridge).status.enter(State.WORKING)
     ready, body = bridge.readiness.report()
     assert ready
     assert body["warnings"] == [
