@@ -1,7 +1,8 @@
 """The nodes of the broker: their addresses, with credentials, from the settings or from a file that may change."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -9,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
+from bridge.amqp.timeouts import rpc_timeout
 from bridge.config.amqp_urls import amqp_urls, virtual_host
 from bridge.config.sources import content
 from bridge.config.text_files import NotPlainTextError
@@ -89,8 +91,25 @@ def broker_nodes(urls: Sequence[str], file: Path | None) -> Sequence[Node]:
     return NodesFile(urls, lambda: amqp_urls(content(file).strip()))
 
 
-def rotated(nodes: Sequence[Node], count: int) -> Sequence[Node]:
-    """Returns the nodes with the first `count` of them moved to the end."""
-    found = deque(nodes)
-    found.rotate(-count)
-    return tuple(found)
+class NodeRotation:
+    """The order in which nodes are tried. A node that accepts connections but can't be used becomes the last one."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._failed_setups = 0
+
+    def order(self) -> Sequence[Node]:
+        """Returns all nodes, the next one to try first."""
+        ordered = deque(self._nodes)
+        ordered.rotate(-self._failed_setups)
+        return tuple(ordered)
+
+    @asynccontextmanager
+    async def setup(self, limit_s: float) -> AsyncIterator[None]:
+        """For the requests after a connect. Raises ConnectionError if they take longer than `limit_s` together."""
+        try:
+            async with rpc_timeout(limit_s):
+                yield
+        except ConnectionError:
+            self._failed_setups += 1
+            raise

@@ -162,7 +162,7 @@ async def test_source_is_what_the_settings_say(build: Callable[..., Bridge]) -> 
     )
     config = consumer_of(bridge)._config
     assert tuple(node.url for node in config.nodes) == urls
-    assert tuple(node.url for node in bridge._rejects._channel._nodes) == urls
+    assert tuple(node.url for node in bridge._rejects._channel._nodes.order()) == urls
     assert (config.exchanges, config.queue, consumer_of(bridge)._flow_control.prefetch) == (("a", "b"), "kept", 7)
     assert config.connection_name == "edk-bridge@north"
     assert config.stream is None

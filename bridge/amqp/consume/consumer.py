@@ -27,10 +27,9 @@ from bridge.amqp.consume.stall_detector import LONGEST_PAUSE_S, STALLED, StallDe
 from bridge.amqp.consume.stream_reader import StreamConfig, StreamReader
 from bridge.amqp.consume.stream_session import POSSIBLE_GAP, StreamSession
 from bridge.amqp.consume.topology_check import TopologyCheck
-from bridge.amqp.nodes import Node, rotated
+from bridge.amqp.nodes import Node, NodeRotation
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import supervise
-from bridge.amqp.timeouts import rpc_timeout
 from bridge.amqp.topology import Exchange, Topology
 from bridge.amqp.wire import compat
 from bridge.amqp.wire.fast_channel import FastChannel
@@ -88,8 +87,7 @@ class Consumer:
         self._delivery_counts = DeliveryCounts()
         self._session: ConsumerSession | None = None
         self._topology_check: TopologyCheck | None = None
-        self._failed_setups = 0
-        """Set-ups that failed on a connected node. The list of nodes is rotated by this number."""
+        self._nodes = NodeRotation(config.nodes)
         self._stalls = RepeatedFailures(LONGEST_PAUSE_S)
         self._early_losses = EarlyLosses()
         self._created = False
@@ -158,17 +156,12 @@ class Consumer:
         self._metrics.broker_attempts.inc()
         fast_channel = FastChannel()
         self.status.failed_connects += 1
-        nodes = rotated(config.nodes, self._failed_setups)
+        nodes = self._nodes.order()
         async with open_connection(nodes, config.connection_name, fast_channel, self._timing) as amqp:
             self.status.failed_connects -= 1
             try:
-                try:
-                    async with rpc_timeout(self._timing.setup_timeout_s):
-                        session, found, closed = await self._set_up(amqp, fast_channel)
-                except ConnectionError:
-                    # This node accepts connections, but can't be used. Another one may.
-                    self._failed_setups += 1
-                    raise
+                async with self._nodes.setup(self._timing.setup_timeout_s):
+                    session, found, closed = await self._set_up(amqp, fast_channel)
                 session.open()
                 self._flow_control.begin_session(fast_channel)
                 cause = await self._wait_for_end(amqp, session, found, closed)

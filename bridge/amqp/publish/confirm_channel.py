@@ -17,11 +17,10 @@ from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.close_cause import CloseCause, closed_future, watch_blocked
 from bridge.amqp.connection import Channel, Connection, open_connection
 from bridge.amqp.connection_errors import error_text
-from bridge.amqp.nodes import Node, rotated
+from bridge.amqp.nodes import Node, NodeRotation
 from bridge.amqp.publish.message_id_locks import MessageIdLocks
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import supervise
-from bridge.amqp.timeouts import rpc_timeout
 from bridge.amqp.wire import large_messages
 from bridge.timing import DEFAULT, Timing
 
@@ -81,7 +80,7 @@ class ConfirmChannel:
         """Requires a running event loop. RabbitMQ's management page shows `name`. `stopping` ends `run`."""
         self.blocked: str | None = None
         """Why the broker accepts no messages at the moment, in its own words."""
-        self._nodes = nodes
+        self._nodes = NodeRotation(nodes)
         self._name = name
         self._owner = owner
         self._status = status
@@ -90,8 +89,6 @@ class ConfirmChannel:
         self._channel: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[CloseCause] | None = None
         """Done when the last channel or its connection is closed."""
-        self._failed_setups = 0
-        """Setups that failed on a connected node. The list of nodes is rotated by this number."""
         self._frame_max = LARGEST_FRAME
         self._order = asyncio.Lock()
         self._message_ids = MessageIdLocks()
@@ -111,14 +108,10 @@ class ConfirmChannel:
 
     async def run_session(self) -> str:
         """Keeps one channel open until it is closed or `stopping` is set. Returns the reason of its end."""
-        async with open_connection(rotated(self._nodes, self._failed_setups), self._name, timing=self._timing) as amqp:
-            try:
-                async with rpc_timeout(self._timing.setup_timeout_s):
-                    channel = await amqp.channel(publisher_confirms=True)
-                    await self._owner.set_up(amqp, channel)
-            except ConnectionError:
-                self._failed_setups += 1
-                raise
+        async with open_connection(self._nodes.order(), self._name, timing=self._timing) as amqp:
+            async with self._nodes.setup(self._timing.setup_timeout_s):
+                channel = await amqp.channel(publisher_confirms=True)
+                await self._owner.set_up(amqp, channel)
             self.blocked = None
             self._frame_max = amqp.connection_tune.frame_max or LARGEST_FRAME
             watch_blocked(amqp, self._on_blocked)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.amqp.nodes import Node, NodesFile, broker_nodes
+from bridge.amqp.nodes import Node, NodeRotation, NodesFile, broker_nodes
 from bridge.config.amqp_urls import amqp_urls
 from bridge.config.settings import load
 from bridge.config.sources import content
+from bridge.errors import BrokerRefusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,3 +117,23 @@ def test_virtual_host_is_the_path_of_the_url(url: str, virtual_host: str) -> Non
 )
 def test_user_is_that_of_the_url(url: str, user: str) -> None:
     assert Node(url).user == user
+
+
+async def test_node_whose_setup_fails_is_tried_last() -> None:
+    nodes = NodeRotation([Node(f"amqp://{name}/") for name in ("one", "two", "three")])
+    for first in ("one", "two", "three", "one"):
+        assert nodes.order()[0] == Node(f"amqp://{first}/")
+        assert len(nodes.order()) == 3
+        with pytest.raises(ConnectionError):
+            async with nodes.setup(1.0):
+                raise ConnectionError("closed")
+
+
+@pytest.mark.parametrize("error", [None, BrokerRefusal("a permission is missing")])
+async def test_node_whose_setup_succeeds_or_is_refused_stays_the_first(error: Exception | None) -> None:
+    nodes = NodeRotation([Node("amqp://one/"), Node("amqp://two/")])
+    with nullcontext() if error is None else pytest.raises(BrokerRefusal):
+        async with nodes.setup(1.0):
+            if error is not None:
+                raise error
+    assert nodes.order()[0] == Node("amqp://one/")

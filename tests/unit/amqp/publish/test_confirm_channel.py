@@ -10,7 +10,7 @@ import aiormq
 import pytest
 from pamqp import commands
 
-from bridge.amqp.nodes import Node
+from bridge.amqp.nodes import Node, NodeRotation
 from bridge.amqp.publish import confirm_channel as module
 from bridge.amqp.publish.confirm_channel import LARGEST_FRAME, ConfirmChannel, Unconfirmed, Unrouted
 from bridge.amqp.status import State, Status
@@ -292,7 +292,7 @@ async def test_properties_are_made_for_the_connection_that_takes_them(
 async def test_node_on_which_nothing_can_be_set_up_is_tried_last(running: RunningChannel) -> None:
     """A node of a cluster without its majority lets the bridge in, and answers no further."""
     nodes = tuple(Node(f"amqp://{name}/") for name in ("one", "two", "three"))
-    running.channel._nodes = nodes
+    running.channel._nodes = NodeRotation(nodes)
     running.hangs = True
     running.broker.lives.append(FakeAmqp())
     with pytest.raises(ConnectionError):
