@@ -21,7 +21,7 @@ from bridge.amqp.nodes import Node
 from bridge.amqp.timeouts import lag_tolerant_timeout
 from bridge.amqp.wire import heartbeats
 from bridge.amqp.wire.fast_channel import FastChannel
-from bridge.config.tls_version import require_tls_1_2
+from bridge.config.tls import require_tls_1_2
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT, Timing
 

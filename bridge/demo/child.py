@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
-from bridge.config.tls_version import require_tls_1_2
+from bridge.config.tls import require_tls_1_2
 from bridge.errors import BridgeError
 
 _KEPT_LINES = 15

@@ -4,7 +4,7 @@ import ssl
 from pathlib import Path
 
 from bridge.config.certificates import load_pair
-from bridge.config.tls_version import require_tls_1_2
+from bridge.config.tls import require_tls_1_2
 
 
 class Tls:

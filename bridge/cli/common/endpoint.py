@@ -4,7 +4,7 @@ import ssl
 from collections.abc import Sequence
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
-from bridge.config.tls_version import require_tls_1_2
+from bridge.config.tls import require_tls_1_2
 from bridge.contract.text import printable
 from bridge.errors import ConfigurationError
 

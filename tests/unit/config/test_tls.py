@@ -12,7 +12,7 @@ from yarl import URL
 
 from bridge.amqp.connection import _TransportFactory
 from bridge.cli.common.endpoint import tls_context
-from bridge.config.tls_version import require_tls_1_2
+from bridge.config.tls import require_tls_1_2
 from bridge.demo import child
 from bridge.server.tls import Tls
 from tests.support.certificates import certificate
