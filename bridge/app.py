@@ -22,7 +22,8 @@ from bridge.broadcast.hub import Hub, log_transition
 from bridge.broadcast.hub_metrics import register_hub_metrics
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
-from bridge.config.listen_addresses import announced_host, authority, client_host, out_of_reach
+from bridge.config.authority import format_authority
+from bridge.config.listen_addresses import announced_host, client_host, out_of_reach
 from bridge.config.settings import HistoryMode, Settings
 from bridge.config.warnings import setting_warnings
 from bridge.contract import catalog
@@ -150,7 +151,7 @@ class Bridge:
         scheme = "wss" if self._tls else "ws"
         for address, port in self.addresses:
             host = client_host(address, networks, source_address)
-            url = {} if host is None else {"url": f"{scheme}://{authority(host, port)}{settings.path}"}
+            url = {} if host is None else {"url": f"{scheme}://{format_authority(host, port)}{settings.path}"}
             _log.info("listening", **url, address=address, port=port)
             if (lack := out_of_reach(address, networks)) is not None:
                 _log.warning(
@@ -171,7 +172,7 @@ class Bridge:
             self._schemas.filterable,
             asyncapi.Deployment(
                 version=__version__,
-                host=authority(host, port),
+                host=format_authority(host, port),
                 secure=self._tls is not None,
                 path=settings.path,
                 exchanges=settings.exchanges,

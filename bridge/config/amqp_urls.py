@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, unquote_to_bytes, urls
 from yarl import URL
 
 from bridge.config import parsers
-from bridge.config.certificates import load_pair
+from bridge.config.tls import load_certificate
 from bridge.contract.text import printable
 from bridge.errors import shown_value
 
@@ -179,7 +179,7 @@ def _check_pair(query: Mapping[str, str]) -> None:
         return
     key = query.get("keyfile")
     try:
-        load_pair(ssl.create_default_context(), Path(query["certfile"]), None if key is None else Path(key))
+        load_certificate(ssl.create_default_context(), Path(query["certfile"]), None if key is None else Path(key))
     except OSError as error:
         hint = "; keyfile names another file for it" if key is None and "private key" in str(error) else ""
         raise ValueError(f"a certificate in certfile and its key in keyfile, but {error}{hint}") from error

@@ -1,9 +1,7 @@
-"""Converts hosts and origins to one canonical form, in which settings are compared with headers.
+"""The canonical form of hosts and origins, in which settings are compared with headers.
 
-Both sides are converted, so that a setting matches a header in any spelling: letters in upper case, a default port, a
-name that is not ASCII, a slash at the end.
-
-Pure. Nothing here knows which hosts or origins are allowed.
+Settings and headers are both converted. A setting therefore matches a header in any spelling: upper case letters, a
+default port, a name that is not ASCII, a slash at the end.
 """
 
 from __future__ import annotations
@@ -18,31 +16,30 @@ import idna
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_HOST_CHARACTERS = 255
-"""Of a name with its dots (RFC 1035, section 2.3.4)."""
+"""Limits a name with its dots (RFC 1035, section 2.3.4)."""
 
 MAX_ORIGIN_CHARACTERS = MAX_HOST_CHARACTERS + 64
-"""With a scheme and a port. Nothing longer is parsed."""
+"""Limits an origin: a host with a scheme and a port. A longer text is not parsed."""
 
 IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
-"""A superset of IPv6 addresses. Without a zone, which has no place in a header (RFC 7239 section 6, RFC 3986 section
-3.2.2)."""
+"""Matches a superset of IPv6 addresses. A header has no zone (RFC 7239 section 6, RFC 3986 section 3.2.2)."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-_OF_SOCKETS = {"ws": "http", "wss": "https"}
-"""Browsers never send these schemes in an origin. Some WebSocket libraries send the URL's scheme (ws4py)."""
+_WEBSOCKET_SCHEMES = {"ws": "http", "wss": "https"}
+"""The schemes of origins from WebSocket libraries that send the scheme of the URL (ws4py). Browsers never do so."""
 
-_OPAQUE = frozenset({"about", "blob", "data", "ftp", "javascript"})
+_WITHOUT_ORIGIN = frozenset({"about", "blob", "data", "ftp", "javascript"})
 
-# Each expression matches a whole text, and only in ASCII. A text that does not match is refused.
+# Each expression must match the whole text. Only ASCII matches.
 _AUTHORITY = re.compile(
     rf"(?:\[(?P<boxed>{IPV6})\]|(?P<name>[\w-]+(?:\.[\w-]+)*)\.?)(?::(?P<port>[0-9]{{1,5}}))?",
     re.ASCII | re.IGNORECASE,
 )
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[!-~]*)", re.ASCII | re.IGNORECASE)
-# Origins of other schemes have a part of their own behind the slashes: an extension's identifier, a dot, nothing.
-_OTHER = re.compile(r"[\w.:-]*", re.ASCII)
-# To inet_aton and to browsers, a host whose last label is such a number is an IPv4 address, or an error: 0x7f000001.
+# The rest of an origin with another scheme: the identifier of an extension, a dot, or nothing.
+_OTHER_REST = re.compile(r"[\w.:-]*", re.ASCII)
+# inet_aton and browsers parse a host whose last label is such a number as an IPv4 address, or refuse it: 0x7f000001.
 NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 
@@ -54,7 +51,7 @@ class Authority(NamedTuple):
     port: int | None
 
     def agrees(self, other: Authority, scheme: str) -> bool:
-        """Whether both name the same host and port. A missing port is the default of `scheme` (http or https)."""
+        """Whether both have the same host and port. A missing port is the default of `scheme` (http or https)."""
         default = DEFAULT_PORTS[scheme]
         return self.host == other.host and (
             (default if self.port is None else self.port) == (default if other.port is None else other.port)
@@ -67,23 +64,23 @@ class Authority(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether this names this machine, by name or by address."""
+        """Whether the host is this machine, by name or by address."""
         return self.is_localhost or (self.address is not None and self.address.is_loopback)
 
 
-def address_of(text: str) -> Address | None:
-    """An address. An IPv4-mapped IPv6 address becomes the IPv4 address. None if the text is not an address."""
+def parse_address(text: str) -> Address | None:
+    """Parses an address. An IPv4-mapped IPv6 address becomes the IPv4 address. None if the text is not an address."""
     try:
         if ":" not in text:
             return ipaddress.IPv4Address(inet_pton(AF_INET, text))
-        # The C library's parser takes a fifth of the time of ipaddress', which knows zones.
+        # The parser of the C library knows no zones. It takes a fifth of the time of `ipaddress`.
         address = ipaddress.IPv6Address(text if "%" in text else inet_pton(AF_INET6, text))
     except (OSError, ValueError):
         return None
     return address.ipv4_mapped or address
 
 
-def authority_of(text: str) -> Authority | None:
+def parse_authority(text: str) -> Authority | None:
     """Parses `host[:port]`: no user, no escapes, no empty label, at most one trailing dot. None if it is malformed."""
     if len(text) > MAX_HOST_CHARACTERS + len(".:65535"):
         return None
@@ -93,17 +90,22 @@ def authority_of(text: str) -> Authority | None:
     boxed, name, digits = form["boxed"], form["name"], form["port"]
     port = None if digits is None else int(digits)
     # A name that does not begin with a digit can't be an address.
-    address = address_of(name if boxed is None else boxed) if boxed is not None or name[0].isdigit() else None
+    address = parse_address(name if boxed is None else boxed) if boxed is not None or name[0].isdigit() else None
     if (boxed is not None and address is None) or (port is not None and port > 65535):
         return None
     return Authority(name.lower() if address is None else str(address), address, port)
 
 
+def format_authority(host: str, port: int) -> str:
+    """A host and a port for a URL (RFC 3986, section 3.2.2; RFC 6874 for the zone)."""
+    return f"[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def canonical_host(text: str) -> str:
-    """The form in which a host of a setting is compared with `Authority.host`. Raises ValueError with the reason."""
+    """Converts a host to the form of `Authority.host`. Raises ValueError with the reason."""
     if "%" in text:
         raise ValueError("an address in a Host header has no zone")
-    address = address_of(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+    address = parse_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     if address is not None:
         return str(address)
     if "*" in text:
@@ -113,13 +115,16 @@ def canonical_host(text: str) -> str:
     return canonical_name(text, "give the name without a port: every port matches")
 
 
-def canonical_name(text: str, unless_portless: str) -> str:
-    """The canonical form of a host name. Raises ValueError with the reason, which is `unless_portless` for a port."""
-    authority = authority_of(_ascii(text))
+def canonical_name(text: str, port_reason: str) -> str:
+    """Converts a host name to its canonical form.
+
+    Raises ValueError with the reason. If the text has a port, the reason is `port_reason`.
+    """
+    authority = parse_authority(_ascii(text))
     if authority is None:
         raise ValueError("not a host name")
     if authority.port is not None:
-        raise ValueError(unless_portless)
+        raise ValueError(port_reason)
     _check_name(authority)
     return authority.host
 
@@ -139,15 +144,15 @@ def canonical_origin(text: str) -> str:
     if form is None:
         raise ValueError("an origin has a scheme and a host, such as https://kills.example.org")
     scheme = form["scheme"].lower()
-    scheme = _OF_SOCKETS.get(scheme, scheme)
+    scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
     rest = form["rest"].removesuffix("/")
-    if scheme in _OPAQUE:
+    if scheme in _WITHOUT_ORIGIN:
         raise ValueError(f"a page with a {scheme}: address has no origin of its own")
     if scheme not in DEFAULT_PORTS:
-        if _OTHER.fullmatch(rest) is None or not (rest or scheme == "file"):
+        if _OTHER_REST.fullmatch(rest) is None or not (rest or scheme == "file"):
             raise ValueError("after the scheme, give a valid host and port, without a path")
         return f"{scheme}://{rest.lower()}"
-    authority = authority_of(rest)
+    authority = parse_authority(rest)
     if authority is None:
         raise ValueError("after the scheme, give a valid host and port, without user and path")
     _check_name(authority)
@@ -157,13 +162,13 @@ def canonical_origin(text: str) -> str:
 
 
 def _check_name(authority: Authority) -> None:
-    """Raises ValueError for a name that browsers take for an IPv4 address: they send that address instead."""
+    """Raises ValueError for a name that browsers parse as an IPv4 address. They send that address instead."""
     if authority.address is None and NUMBER.fullmatch(authority.host.rpartition(".")[2]):
         raise ValueError("write an IPv4 address with four decimal numbers")
 
 
 def _ascii(text: str) -> str:
-    """A host or an origin with its name in ASCII, as browsers write it (UTS 46)."""
+    """Converts the name in a host or an origin to ASCII, as browsers do (UTS 46)."""
     if text.isascii():
         return text
     scheme, separator, rest = text.rpartition("://")

@@ -107,11 +107,6 @@ def announced_host(
     return (hosts or hosts_of(listeners) or ["localhost"])[0]
 
 
-def authority(host: str, port: int) -> str:
-    """Host and port as they stand in a URL (RFC 3986, section 3.2.2; RFC 6874 for the zone)."""
-    return f"[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _allows(networks: Sequence[Network], host: str) -> bool:
     return any(ipaddress.ip_address(host) in network for network in networks)
 

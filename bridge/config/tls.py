@@ -1,11 +1,39 @@
-"""The oldest version of TLS that the bridge and its commands speak, as a server and as a client."""
+"""TLS contexts for servers and clients: the minimum version, and the certificate with its private key."""
 
 import ssl
+from pathlib import Path
 
 
 def require_tls_1_2(context: ssl.SSLContext) -> None:
-    """Set the context's minimum to TLS 1.2, unless the system's configuration of OpenSSL has set a newer one.
+    """Sets the minimum version to TLS 1.2, unless the system's configuration of OpenSSL has a newer one.
 
     Debian 12 sets this minimum for all programs. Debian's Python 3.14 has a default context without a minimum.
     """
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+
+
+def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None = None) -> None:
+    """Loads a certificate and its private key. Without `key`, the key is in the certificate's file.
+
+    Raises OSError with the file at fault and the reason.
+    """
+    # OpenSSL's error for a file that is not PEM names neither the file nor the reason.
+    if b"-----BEGIN CERTIFICATE" not in certificate.read_bytes():
+        raise OSError(f"{certificate} holds no certificate (PEM)")
+    key = key or certificate
+    text = key.read_bytes()
+    if b"PRIVATE KEY-----" not in text:
+        raise OSError(f"{key} holds no private key (PEM)")
+    if b"ENCRYPTED" in text:
+        raise OSError(f"the key in {key} is encrypted, and must not be: nobody is there to give its passphrase")
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise OSError(f"the key in {key} is not that of the certificate in {certificate}") from error
+        raise OSError(f"{certificate}, {key}: {error.reason or error}") from error
+
+
+def _no_password() -> str:
+    """Without this function, OpenSSL would ask for the passphrase of an encrypted key at the terminal."""
+    return ""

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridge.config.listen_addresses import authority
+from bridge.config.authority import format_authority
 from bridge.config.settings import Settings
 
 
@@ -52,10 +52,10 @@ Watch them arrive on the live page, or in another terminal:
 
     @property
     def _updates(self) -> str:
-        return f"ws{self._tls}://{authority(self.host, self.settings.port)}{self.settings.path}"
+        return f"ws{self._tls}://{format_authority(self.host, self.settings.port)}{self.settings.path}"
 
     def _text(self, broker: str, source: str, more: str) -> str:
-        pages = f"http{self._tls}://{authority(self.host, self.settings.port)}"
+        pages = f"http{self._tls}://{format_authority(self.host, self.settings.port)}"
         return f"""
   live page  {pages}/
   updates    {self._updates}

@@ -3,8 +3,7 @@
 import ssl
 from pathlib import Path
 
-from bridge.config.certificates import load_pair
-from bridge.config.tls import require_tls_1_2
+from bridge.config.tls import load_certificate, require_tls_1_2
 
 
 class Tls:
@@ -28,5 +27,5 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     # The default of OpenSSL 3, but builds and configurations may differ. With renegotiation, each small record of a
     # client could start another expensive handshake.
     context.options |= ssl.OP_NO_RENEGOTIATION
-    load_pair(context, certificate, key)
+    load_certificate(context, certificate, key)
     return context

@@ -25,9 +25,9 @@ from bridge.config.authority import (
     NUMBER,
     Address,
     Authority,
-    address_of,
-    authority_of,
     canonical_origin,
+    parse_address,
+    parse_authority,
 )
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Access:
 
     def admits_peer(self, address: str) -> bool:
         """Whether a socket's peer address is internal. An IPv6 zone has no effect."""
-        parsed = address_of(address)
+        parsed = parse_address(address)
         return parsed is not None and parsed in self._networks
 
     def check_peer(self, address: str) -> Refusal | None:
@@ -160,7 +160,7 @@ class Access:
             return None
         if len(hosts) != 1:
             return _refused(_HOST_COUNT, Rule.HOST, ", ".join(hosts[:2]), status=HTTPStatus.BAD_REQUEST)
-        if (host := authority_of(hosts[0].strip(" \t"))) is None:
+        if (host := parse_authority(hosts[0].strip(" \t"))) is None:
             return _refused(_HOST_FORM, Rule.HOST, hosts[0], status=HTTPStatus.BAD_REQUEST)
         if not self._is_allowed_host(host):
             return _refused(_HOST_NAME, Rule.HOST, hosts[0])
@@ -200,13 +200,13 @@ class Access:
         if canonical in self.origins:
             return True
         scheme, _, rest = canonical.partition("://")
-        authority = authority_of(rest) if scheme in DEFAULT_PORTS else None
+        authority = parse_authority(rest) if scheme in DEFAULT_PORTS else None
         if authority is None:
             return False
         if authority.is_loopback:
             return True
         # The same host can't be a rebound name, because Host has passed its own rule.
-        host = authority_of(hosts[0].strip(" \t")) if hosts else None
+        host = parse_authority(hosts[0].strip(" \t")) if hosts else None
         return host is not None and authority.agrees(host, scheme)
 
     def _check_forwarded(self, headers: Headers) -> Refusal | None:
@@ -266,7 +266,7 @@ def _check_target(target: str, host: Authority) -> Refusal | None:
     if target.startswith("/") or "://" not in target:
         return None
     form = _ABSOLUTE.fullmatch(target)
-    authority = None if form is None else authority_of(form["authority"])
+    authority = None if form is None else parse_authority(form["authority"])
     if form is None or authority is None:
         return _refused(_TARGET_FORM, Rule.HOST, target, status=HTTPStatus.BAD_REQUEST)
     # A target that agrees with Host has passed the rule for Host.
@@ -294,7 +294,7 @@ def _forwarded_nodes(element: str) -> list[str]:
 
 def _node_address(node: str) -> Address | None:
     form = _NODE.fullmatch(node)
-    return None if form is None else address_of(form["boxed"] or form["v4"] or form["v6"])
+    return None if form is None else parse_address(form["boxed"] or form["v4"] or form["v6"])
 
 
 def _refused(text: str, rule: Rule, value: str, *, status: HTTPStatus = HTTPStatus.FORBIDDEN) -> Refusal:

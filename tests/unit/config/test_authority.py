@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from bridge.config.authority import (
     MAX_HOST_CHARACTERS,
     MAX_ORIGIN_CHARACTERS,
-    authority_of,
     canonical_host,
     canonical_origin,
+    format_authority,
+    parse_authority,
 )
 
 
@@ -100,7 +101,7 @@ def test_text_that_no_browser_sends_as_an_origin_is_refused_with_the_reason(text
 )
 def test_host_has_one_form_which_a_header_comes_to(given_: str, canonical: str) -> None:
     assert canonical_host(given_) == canonical
-    header = authority_of(f"[{canonical}]:3000" if ":" in canonical else f"{canonical.upper()}:3000")
+    header = parse_authority(f"[{canonical}]:3000" if ":" in canonical else f"{canonical.upper()}:3000")
     assert header is not None
     assert header.host == canonical
 
@@ -140,3 +141,16 @@ def test_any_text_has_a_form_that_stays_or_is_refused(text: str) -> None:
             form = canonical(text)
             assert form.isascii()
             assert canonical(form) == form
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("localhost", "localhost:1"),
+        ("127.0.0.1", "127.0.0.1:1"),
+        ("::1", "[::1]:1"),
+        ("fe80::1%eth0", "[fe80::1%25eth0]:1"),
+    ],
+)
+def test_ipv6_address_is_in_brackets(host: str, shown: str) -> None:
+    assert format_authority(host, 1) == shown

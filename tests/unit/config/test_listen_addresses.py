@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridge.config.listen_addresses import announced_host, authority, client_host, out_of_reach
+from bridge.config.listen_addresses import announced_host, client_host, out_of_reach
 from bridge.config.networks import DEFAULT_NETWORKS
 
 if TYPE_CHECKING:
@@ -103,16 +103,3 @@ def test_announced_host_works_with_every_client_of_this_machine(
     listeners: tuple[str, ...], allowed: str, host: str
 ) -> None:
     assert announced_host(listeners, networks(allowed), machine("10.1.2.3", "fd00::5")) == host
-
-
-@pytest.mark.parametrize(
-    ("host", "shown"),
-    [
-        ("localhost", "localhost:1"),
-        ("127.0.0.1", "127.0.0.1:1"),
-        ("::1", "[::1]:1"),
-        ("fe80::1%eth0", "[fe80::1%25eth0]:1"),
-    ],
-)
-def test_ipv6_address_is_in_brackets(host: str, shown: str) -> None:
-    assert authority(host, 1) == shown
