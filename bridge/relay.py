@@ -6,7 +6,7 @@ settled after the confirm.
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -15,6 +15,7 @@ from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import Gap
 from bridge.broadcast.hub import Hub
 from bridge.contract import envelope
+from bridge.contract.catalog import Identity
 from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.contract.text import printable
@@ -80,19 +81,30 @@ class Relay:
         self._unflushed = unflushed
         self._rejected: Counter[Reason] = Counter()
         self._replaying = replaying
+        self._flush_due = False
+        """True if the hub has something that is not flushed yet."""
         self._invalid_before = 0
         """Events of before that can't become an update."""
 
-    def deliver(self, delivery: Delivery) -> None:
-        """Takes a delivery; its update waits for `flush`.
+    def deliver(self, deliveries: Sequence[Delivery]) -> None:
+        """Relays the deliveries of one read, and broadcasts their updates in one flush.
 
-        Never raises: what goes wrong in here is the delivery's rejection.
+        Never raises: if the bridge fails on an event, the event is rejected.
         """
+        for delivery in deliveries:
+            self._relay(delivery)
+        if self._flush_due:
+            self._flush_due = False
+            self._hub.flush()
+
+    def _relay(self, delivery: Delivery) -> None:
+        """The one branch: a new update goes to the hub, a rejected event to the rejects, a duplicate nowhere."""
         self._metrics.deliveries += 1
         if delivery.redelivered:
             self._metrics.redeliveries += 1
-        duplicate = False
         outcome: Accepted | Rejected
+        identity: Identity | None = None
+        duplicate = False
         received_ms = now_ms()
         try:
             properties = delivery.properties
@@ -104,48 +116,47 @@ class Relay:
             )
             outcome = self._pipeline.process(event, received_ms)
             if isinstance(outcome, Accepted):
-                duplicate = outcome.identity is not None and outcome.identity in self._window
+                identity = outcome.identity
+                duplicate = identity is not None and not self._window.add(identity)
                 if not duplicate:
                     self._hub.publish(outcome.payload, (outcome.type, outcome.data), delivery.id)
+                    self._flush_due = True
         except Exception:
             _log.exception("an event could not be processed")
             outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log says how")
+            if identity is not None and not duplicate:
+                # Its update was not broadcast. When the event is delivered again, it is no duplicate.
+                self._window.remove_newest()
         if isinstance(outcome, Rejected):
-            if self._replaying:
-                # A bridge that consumed it when it was new has said so. To say it at each start would bury the rest.
-                self._invalid_before += 1
-                self._record_id(delivery)
-                delivery.settle()
-                return
-            self._say(delivery, outcome)
             self._record_id(delivery)
-            self._rejects.reject(delivery, outcome)
+            if self._replaying:
+                # The bridges that consumed it when it was new have rejected it. At each start, it would fill the log.
+                self._invalid_before += 1
+                delivery.settle()
+            else:
+                self._log_rejected(delivery, outcome)
+                self._rejects.reject(delivery, outcome)
         elif duplicate:
             self._record_id(delivery)
             self._metrics.duplicates[outcome.type] += 1
             delivery.settle()
         else:
-            # All of it once the update is in the log. Publishing may flush what came before, and must not settle this
-            # one for it; and what failed to get there is no duplicate when it comes again.
+            # After `publish`: it may flush earlier updates, and that flush must not settle this delivery.
             self._unflushed.add(delivery)
             if not self._replaying:
                 self._metrics.updates[outcome.type] += 1
                 self._metrics.last_update_ms = received_ms
-            if outcome.identity is not None:
-                self._window.remember(outcome.identity)
 
     def _record_id(self, delivery: Delivery) -> None:
-        # Another bridge, which began elsewhere or knows other schemas, may have sent it: its id is one to resume after.
+        # Another bridge may have broadcast it (it began elsewhere, or has other schemas). Clients may resume after it.
         if delivery.id is not None:
             self._hub.record_id(delivery.id)
-
-    def flush(self) -> None:
-        """Hands out the updates of all deliveries so far."""
-        self._hub.flush()
+            self._flush_due = True
 
     def record_id(self, update_id: UpdateId) -> None:
-        """Records an id that belongs to no event."""
+        """Records an id that belongs to no event, so that clients can resume after it."""
         self._hub.record_id(update_id)
+        self._hub.flush()
 
     def on_caught_up(self) -> None:
         """Ends the replay: the deliveries that follow are new."""
@@ -166,8 +177,8 @@ class Relay:
         """Passes on that unsettled deliveries belong to the broker again."""
         self._rejects.on_session_end()
 
-    def _say(self, delivery: Delivery, rejected: Rejected) -> None:
-        """One line for the first event of a reason, and for each that doubles their number: a flood stays short."""
+    def _log_rejected(self, delivery: Delivery, rejected: Rejected) -> None:
+        """Logs the first event of each reason, and then the second, the fourth, the eighth: a flood stays short."""
         self._rejected[rejected.reason] += 1
         count = self._rejected[rejected.reason]
         if count & (count - 1) == 0:

@@ -154,12 +154,7 @@ class Count:
         """Counts an event that the broker has confirmed. `routed` is False if no queue has got it."""
         self.published += 1
         self.unrouted += not routed
-        if identity is None:
-            return
-        if identity in self.window:
-            self.repeated += 1
-        else:
-            self.window.remember(identity)
+        self.repeated += identity is not None and not self.window.add(identity)
 
 
 async def publish_events(

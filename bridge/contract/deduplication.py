@@ -22,11 +22,19 @@ class DuplicateWindow:
     def __contains__(self, identity: Identity) -> bool:
         return identity in self._known
 
-    def remember(self, identity: Identity) -> None:
-        """Notes that an update of this identity, not in the window yet, has been sent."""
+    def add(self, identity: Identity) -> bool:
+        """Adds an identity. Returns False if it is in the window already."""
+        if identity in self._known:
+            return False
         if self._size == 0:
-            return
+            return True
         if len(self._order) == self._size:
             self._known.remove(self._order.popleft())
         self._order.append(identity)
         self._known.add(identity)
+        return True
+
+    def remove_newest(self) -> None:
+        """Undoes the last successful `add`: its update was not broadcast."""
+        if self._order:
+            self._known.remove(self._order.pop())

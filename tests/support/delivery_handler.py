@@ -15,7 +15,7 @@ from bridge.timing import DEFAULT, Timing
 from tests.support.waiting import LIMIT_S
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from bridge.amqp.consume.session import Delivery
     from bridge.amqp.status import Gap
@@ -48,14 +48,12 @@ class Recorder:
         self.settleable_at_session_end: list[list[bool]] = []
         """For each end of a session, `current` of each delivery so far."""
 
-    def deliver(self, delivery: Delivery) -> None:
-        self.log.append(Came(delivery.body, delivery.id))
-        self.deliveries.append(delivery)
-        if not self.holds:
-            delivery.settle()
-
-    def flush(self) -> None:
-        pass
+    def deliver(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.log.append(Came(delivery.body, delivery.id))
+            self.deliveries.append(delivery)
+            if not self.holds:
+                delivery.settle()
 
     def record_id(self, update_id: UpdateId) -> None:
         self.log.append(Marked(update_id))

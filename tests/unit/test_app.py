@@ -147,7 +147,7 @@ async def test_rejects_that_are_off_are_counted_and_settled(build: Callable[...,
 
 async def test_event_that_can_not_become_an_update_gets_to_the_rejects(build: Callable[..., Bridge]) -> None:
     bridge = build()
-    consumer_of(bridge)._handler.deliver(FakeDelivery(b"no JSON"))
+    consumer_of(bridge)._handler.deliver([FakeDelivery(b"no JSON")])
     assert bridge._rejects.waiting == 1
     await bridge._rejects.close()
 
@@ -188,7 +188,7 @@ async def test_refusal_at_the_start_is_waited_out_where_the_settings_say_so(
 
 async def test_event_larger_than_the_settings_allow_is_rejected(build: Callable[..., Bridge]) -> None:
     bridge = build(max_message_bytes=1024, reject_exchange="off")
-    consumer_of(bridge)._handler.deliver(FakeDelivery(b'"%s"' % (b"x" * 1023)))
+    consumer_of(bridge)._handler.deliver([FakeDelivery(b'"%s"' % (b"x" * 1023))])
     assert bridge.metrics.registry.get_sample_value("bridge_rejects_total", {"reason": "too-large"}) == 1
 
 
@@ -198,8 +198,7 @@ async def test_duplicates_are_known_within_the_window_of_the_settings(
 ) -> None:
     bridge = build(duplicate_window=window)
     for _ in range(2):
-        consumer_of(bridge)._handler.deliver(FakeDelivery(EVENT))
-    consumer_of(bridge)._handler.flush()
+        consumer_of(bridge)._handler.deliver([FakeDelivery(EVENT)])
     counted = bridge.metrics.registry.get_sample_value("bridge_duplicates_total", {"type": "killmail"})
     assert counted == duplicates
 
@@ -238,7 +237,7 @@ async def test_hub_and_relay_read_the_past_of_a_stream_first(
     assert bridge._hub._resume.pending.replaying is replaying
     delivery = FakeDelivery(b"no JSON")
     delivery.id = UpdateId(1, 1) if replaying else None
-    consumer_of(bridge)._handler.deliver(delivery)
+    consumer_of(bridge)._handler.deliver([delivery])
     assert bridge._rejects.waiting == (not replaying)
     await bridge._rejects.close()
 

@@ -46,11 +46,30 @@ class RelayScene(Scene):
         )
         self.metrics.init_labels(["killmail"], [], [], [])
         self.client = self.join()
+        self.deliveries: list[FakeDelivery] = []
+        self.settled_before_flushes: list[list[int]] = []
+        """For each flush, how often each delivery was settled before it."""
+        flush = self.hub.flush
+
+        def recorded_flush() -> None:
+            self.settled_before_flushes.append([delivery.settled for delivery in self.deliveries])
+            flush()
+
+        self.hub.flush = recorded_flush  # type: ignore[method-assign]  # the test looks at what is settled before it
 
     def deliver(self, body: object, **options: Any) -> FakeDelivery:
-        delivery = FakeDelivery(body if isinstance(body, bytes) else orjson.dumps(body), **options)
-        self.relay.deliver(delivery)
+        """Delivers an event that comes alone."""
+        [delivery] = self.deliver_read(body, **options)
         return delivery
+
+    def deliver_read(self, *bodies: object, **options: Any) -> list[FakeDelivery]:
+        """Delivers events that come in one read."""
+        deliveries = [
+            FakeDelivery(body if isinstance(body, bytes) else orjson.dumps(body), **options) for body in bodies
+        ]
+        self.deliveries += deliveries
+        self.relay.deliver(deliveries)
+        return deliveries
 
     def count(self, name: str, **labels: str) -> float:
         return value(self.metrics, name, **labels)
@@ -78,10 +97,8 @@ def scene(tmp_path: Path) -> RelayScene:
 
 def test_accepted_delivery_is_settled_after_the_flush_and_not_before(scene: RelayScene) -> None:
     delivery = scene.deliver(killmail(1))
-    assert delivery.settled == 0
-    assert not scene.turns.scheduled, "nothing flushes but who delivers"
-    assert scene.sent == []
-    scene.relay.flush()
+    assert scene.settled_before_flushes == [[0]]
+    assert not scene.turns.scheduled
     assert delivery.settled == 1
     [update] = scene.sent
     assert (update["type"], update["data"]) == ("killmail", killmail(1))
@@ -90,17 +107,14 @@ def test_accepted_delivery_is_settled_after_the_flush_and_not_before(scene: Rela
 
 
 def test_each_delivery_of_a_flush_is_settled_once(scene: RelayScene) -> None:
-    deliveries = [scene.deliver(killmail(number)) for number in range(5)]
-    scene.relay.flush()
+    deliveries = scene.deliver_read(*map(killmail, range(5)))
     scene.deliver(killmail(5))
-    scene.relay.flush()
     assert [delivery.settled for delivery in deliveries] == [1] * 5
     assert len(scene.sent) == 6
 
 
 def test_accepted_delivery_is_counted_and_timed(scene: RelayScene) -> None:
     scene.deliver(killmail(1))
-    scene.relay.flush()
     assert scene.count("bridge_deliveries_total") == 1
     assert scene.count("bridge_updates_total", type="killmail") == 1
     assert scene.count("bridge_receipt_to_flush_seconds_count") == 1
@@ -112,7 +126,6 @@ def test_time_of_the_newest_update_is_0_before_the_first_and_then_the_one_in_the
     assert scene.count(name) == 0
     for number in (1, 2):
         scene.deliver(killmail(number))
-        scene.relay.flush()
         assert scene.count(name) == scene.sent[-1]["timestamp"] / 1000
 
 
@@ -133,19 +146,16 @@ def test_time_of_the_newest_update_stays_when_nothing_is_broadcast(
 def test_update_that_is_read_back_at_start_is_not_the_newest_broadcast_one(tmp_path: Path) -> None:
     scene = RelayScene(tmp_path, {"killmails": "killmail"}, replaying=True)
     scene.deliver(killmail(1))
-    scene.relay.flush()
     scene.deliver(killmail(2))
     scene.relay.on_caught_up()
     assert (scene.count("bridge_last_update_timestamp_seconds"), scene.sent) == (0, [])
     scene.deliver(killmail(3))
-    scene.relay.flush()
     [update] = scene.sent
     assert scene.count("bridge_last_update_timestamp_seconds") == update["timestamp"] / 1000
 
 
 def test_rejected_delivery_is_handed_over_unsettled(scene: RelayScene) -> None:
     delivery = scene.deliver(b"not JSON")
-    scene.relay.flush()
     [(taken, rejected)] = scene.rejects.taken
     assert taken is delivery
     assert rejected.reason is Reason.NOT_JSON
@@ -156,10 +166,8 @@ def test_rejected_delivery_is_handed_over_unsettled(scene: RelayScene) -> None:
 
 def test_duplicate_is_settled_at_once_counted_and_not_sent(scene: RelayScene) -> None:
     scene.deliver(killmail(1))
-    scene.relay.flush()
     duplicate = scene.deliver(killmail(1, attackerCount=99))
     assert duplicate.settled == 1
-    scene.relay.flush()
     assert duplicate.settled == 1
     assert len(scene.sent) == 1
     assert scene.count("bridge_duplicates_total", type="killmail") == 1
@@ -167,24 +175,18 @@ def test_duplicate_is_settled_at_once_counted_and_not_sent(scene: RelayScene) ->
 
 
 def test_duplicate_before_the_flush_is_not_sent(scene: RelayScene) -> None:
-    scene.deliver(killmail(1))
-    scene.deliver(killmail(1))
-    scene.relay.flush()
+    scene.deliver_read(killmail(1), killmail(1))
     assert len(scene.sent) == 1
 
 
 def test_identity_that_has_left_the_window_is_sent_again(scene: RelayScene) -> None:
-    for number in [*range(11), 0]:
-        scene.deliver(killmail(number))
-    scene.relay.flush()
+    scene.deliver_read(*map(killmail, [*range(11), 0]))
     assert len(scene.sent) == 12
 
 
 def test_duplicate_does_not_keep_its_identity_in_the_window_for_longer(scene: RelayScene) -> None:
     # The window holds ten identities: the eleventh, 10, evicts the oldest, although 0 came again before it.
-    for number in [*range(10), 0, 10, 0]:
-        scene.deliver(killmail(number))
-    scene.relay.flush()
+    scene.deliver_read(*map(killmail, [*range(10), 0, 10, 0]))
     assert [update["data"]["killmailId"] for update in scene.sent] == [*range(11), 0]
     assert scene.count("bridge_duplicates_total", type="killmail") == 1
 
@@ -192,21 +194,18 @@ def test_duplicate_does_not_keep_its_identity_in_the_window_for_longer(scene: Re
 def test_rejected_event_does_not_make_a_later_one_a_duplicate(scene: RelayScene) -> None:
     scene.deliver(killmail(1, systemId=None))
     scene.deliver(killmail(1))
-    scene.relay.flush()
     assert len(scene.sent) == 1
 
 
 def test_update_without_an_identity_is_sent_each_time(scene: RelayScene) -> None:
     for _ in range(2):
         scene.deliver({}, message_type="weather")
-    scene.relay.flush()
     assert len(scene.sent) == 2
     assert scene.count("bridge_updates_total", type="weather") == 2
 
 
 def test_redelivery_is_counted_and_sent_where_it_was_not_sent_before(scene: RelayScene) -> None:
     scene.deliver(killmail(1), redelivered=True)
-    scene.relay.flush()
     assert scene.count("bridge_redeliveries_total") == 1
     assert len(scene.sent) == 1
 
@@ -224,7 +223,6 @@ def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: RelayScene, monkeyp
     assert [entry["log_level"] for entry in logged] == ["error", "warning"]
     monkeypatch.undo()
     scene.deliver(killmail(1))
-    scene.relay.flush()
     assert len(scene.sent) == 1
 
 
@@ -239,7 +237,6 @@ def test_update_that_does_not_get_into_the_log_is_rejected_and_no_duplicate_when
         first = scene.deliver(killmail(1))
     assert [rejected.reason for _, rejected in scene.rejects.taken] == [Reason.INTERNAL_ERROR]
     second = scene.deliver(killmail(1))
-    scene.relay.flush()
     assert (first.settled, second.settled) == (0, 1)
     assert scene.count("bridge_duplicates_total", type="killmail") == 0
     assert scene.count("bridge_updates_total", type="killmail") == 1
@@ -271,7 +268,6 @@ def test_type_is_the_messages_own_or_the_default_of_its_exchange(
 ) -> None:
     scene = RelayScene(tmp_path, exchanges)
     scene.deliver(killmail(1), exchange=exchange, message_type=message_type)
-    scene.relay.flush()
     assert [update["type"] for update in scene.sent] == [update_type]
 
 
@@ -282,12 +278,15 @@ def test_exchange_that_is_not_known_has_no_default_where_the_known_ones_differ(t
 
 
 def test_large_delivery_is_settled_after_its_own_flush(scene: RelayScene) -> None:
-    assert scene.deliver(killmail(1, more="x" * 70_000)).settled == 0
+    delivery = scene.deliver(killmail(1, more="x" * 70_000))
+    assert [settled for [settled] in scene.settled_before_flushes] == [0] * len(scene.settled_before_flushes)
+    assert delivery.settled == 1
 
 
 def test_early_flush_settles_only_what_it_handed_out(scene: RelayScene) -> None:
-    found = [scene.deliver(killmail(number, more="x" * 20_000)) for number in range(4)]
-    assert [delivery.settled for delivery in found] == [1, 1, 1, 0]
+    found = scene.deliver_read(*(killmail(number, more="x" * 20_000) for number in range(4)))
+    assert scene.settled_before_flushes == [[0, 0, 0, 0], [1, 1, 1, 0]]
+    assert [delivery.settled for delivery in found] == [1, 1, 1, 1]
 
 
 def test_rejected_events_are_logged_at_the_first_and_at_each_doubling(scene: RelayScene) -> None:

@@ -40,7 +40,6 @@ class StreamSession(ConsumerSession):
         )
         self._reader = reader
         self._position = reader.position
-        self._handler = handler
 
     def _hand_over(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
@@ -57,13 +56,16 @@ class StreamSession(ConsumerSession):
             self._fail(RECREATED if verdict is Verdict.OTHER_STREAM else POSSIBLE_GAP)
             return
         if position.loss is not None:
+            self._pass_on()  # before the gap
             self._reader.report_loss()
         if offset >= self._reader.expected_end:
+            self._pass_on()
             self._reader.on_expected_end()
         received_s = time.monotonic()
         update_id = position.last
         assert update_id is not None
         if properties.type == MARKER_TYPE and not exchange:
+            self._pass_on()
             # The gap goes first: a client that resumes after the marker's id must not get it again.
             self._reader.on_marker(body)
             self._handler.record_id(update_id)
@@ -71,10 +73,12 @@ class StreamSession(ConsumerSession):
             self._catch_up(offset)
             return
         self._catch_up(offset)
-        self._deliver(Delivery(self, tag, redelivered, exchange, routing_key, properties, body, received_s, update_id))
+        delivery = Delivery(self, tag, redelivered, exchange, routing_key, properties, body, received_s, update_id)
+        self._deliveries.append(delivery)
 
     def _catch_up(self, offset: int) -> None:
         if self._position.catches_up(offset):
+            self._pass_on()
             self._reader.log_caught_up()
             self._handler.on_caught_up()
 

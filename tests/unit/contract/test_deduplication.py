@@ -17,30 +17,47 @@ def test_new_window_knows_nothing() -> None:
     assert len(window) == 0
 
 
-def test_identity_is_known_once_it_is_remembered() -> None:
+def test_added_identity_is_known() -> None:
     window = DuplicateWindow(2)
-    window.remember(("killmail", 1))
+    assert window.add(("killmail", 1))
     assert ("killmail", 1) in window
+    assert not window.add(("killmail", 1))
+
+
+def test_removed_newest_identity_can_be_added_again() -> None:
+    window = DuplicateWindow(2)
+    window.add(("killmail", 1))
+    window.add(("killmail", 2))
+    window.remove_newest()
+    assert ("killmail", 1) in window
+    assert window.add(("killmail", 2))
+
+
+def test_window_without_identities_has_none_to_remove() -> None:
+    window = DuplicateWindow(0)
+    assert window.add(("killmail", 1))
+    window.remove_newest()
+    assert len(window) == 0
 
 
 @pytest.mark.parametrize("other", [("event", 1), ("killmail", 2), ("killmail", "1")])
 def test_other_type_or_value_is_another_identity(other: tuple[str, str | float]) -> None:
     window = DuplicateWindow(2)
-    window.remember(("killmail", 1))
+    window.add(("killmail", 1))
     assert other not in window
 
 
 def test_full_window_forgets_nothing() -> None:
     window = DuplicateWindow(3)
     for number in range(3):
-        window.remember(("killmail", number))
+        window.add(("killmail", number))
     assert all(("killmail", number) in window for number in range(3))
 
 
 def test_one_more_makes_it_forget_the_oldest() -> None:
     window = DuplicateWindow(3)
     for number in range(4):
-        window.remember(("killmail", number))
+        window.add(("killmail", number))
     assert ("killmail", 0) not in window
     assert all(("killmail", number) in window for number in (1, 2, 3))
     assert len(window) == 3
@@ -48,7 +65,7 @@ def test_one_more_makes_it_forget_the_oldest() -> None:
 
 def test_window_of_no_size_remembers_nothing() -> None:
     window = DuplicateWindow(0)
-    window.remember(("killmail", 1))
+    window.add(("killmail", 1))
     assert ("killmail", 1) not in window
     assert len(window) == 0
 
@@ -57,9 +74,8 @@ def test_window_of_no_size_remembers_nothing() -> None:
 def test_window_holds_the_newest_identities_whatever_comes(size: int, values: list[int]) -> None:
     window, newest = DuplicateWindow(size), deque[int](maxlen=size)
     for value in values:
-        if ("killmail", value) not in window:
+        if window.add(("killmail", value)):
             assert value not in newest
-            window.remember(("killmail", value))
             newest.append(value)
         assert {value for value in range(10) if ("killmail", value) in window} == set(newest)
         assert len(window) == len(newest) <= size
