@@ -1,5 +1,7 @@
-"""The broker's URLs, checked completely before the first connection. aio-pika accepts any text as a URL. What it can't
-use in the query, it ignores, or it retries for ever."""
+"""The broker's URLs, which are checked completely before the first connection.
+
+aio-pika accepts any text as a URL. It ignores invalid parameters of the query, or retries with them forever.
+"""
 
 import base64
 import binascii
@@ -18,28 +20,28 @@ from bridge.config.tls import load_certificate
 from bridge.contract.text import printable
 from bridge.errors import shown_value
 
-OF_TLS = ("cadata", "cafile", "capath", "certfile", "keyfile")
-KNOWN = ("auth", "heartbeat", "name", "timeout", *OF_TLS)
+TLS_OPTIONS = ("cadata", "cafile", "capath", "certfile", "keyfile")
+KNOWN_OPTIONS = ("auth", "heartbeat", "name", "timeout", *TLS_OPTIONS)
 """The query parameters that the library reads (aiormq 7.2), except UNSAFE."""
 
 UNSAFE = "no_verify_ssl"
 """Would disable TLS verification. Only 0, the default, is accepted."""
 
 VIRTUAL_HOST_BYTES = 255
-"""AMQP 0-9-1, short strings."""
+"""Limits the name of a virtual host (AMQP 0-9-1, short strings)."""
 
 HOST_CHARACTERS = 253
-"""RFC 1035, section 2.3.4: 255 bytes, with a length before each label and the root at the end."""
+"""RFC 1035, section 2.3.4: 255 bytes, with the length of each label and the root."""
 
-LONGEST_HEARTBEAT_S = 65_534
-"""The library takes any longer one for none."""
+MAX_HEARTBEAT_S = 65_534
+"""With a longer interval, the library sends no heartbeats."""
 
 
 def amqp_urls(text: str) -> tuple[str, ...]:
-    """One or more URLs. Raises ValueError, whose text says what was expected."""
-    # A comma may also stand in a password: only one before a scheme separates.
+    """Parses one or more URLs, separated by commas. Raises ValueError with what was expected."""
+    # Only a comma before a scheme is a separator, because a password may contain commas.
     *others, last = (url.strip() for url in re.split(r",\s*(?=amqps?://)", text, flags=re.IGNORECASE))
-    # At the end of a single URL, a comma is a part of its virtual host, say. After several, it separates an empty item.
+    # A comma at the end of a single URL belongs to the URL. After several URLs, it is followed by an empty item.
     urls = (*others, last.rstrip(", ") if others else last)
     for url in urls:
         try:
@@ -47,7 +49,7 @@ def amqp_urls(text: str) -> tuple[str, ...]:
             usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             usable = False
-        # Behind the host, an @ is the end of a password that has a / ? or # in it: the host would be a piece of that.
+        # An @ after the host ends a password that contains / ? or #. The parsed host is then a part of the password.
         if usable and "," in parts.path:
             raise ValueError("amqp:// or amqps:// before each of several URLs; write a comma in a virtual host as %2C")
         if (
@@ -72,9 +74,9 @@ def virtual_host(url: str) -> str:
 
 
 def _check_parts(url: str, parts: SplitResult) -> None:
-    """Raises ValueError for what the libraries change, ignore, or retry forever. Never shows a part of the URL."""
+    """Raises ValueError for parts that the libraries change, ignore, or retry forever. The error shows no part."""
     if not url.isprintable():
-        # urlsplit leaves tabs and newlines out; half of a character can't be sent at all.
+        # urlsplit removes tabs and newlines. A lone surrogate can't be sent.
         raise ValueError("a URL without control characters")
     if "#" in url:
         raise ValueError(
@@ -96,7 +98,7 @@ def _check_parts(url: str, parts: SplitResult) -> None:
 def _check_as_parsed_by_yarl(url: str, parts: SplitResult) -> None:
     """Raises ValueError if aiormq, which parses with yarl, connects elsewhere or as another user than the URL says.
 
-    The errors of yarl quote the password, so that they are dropped.
+    The errors of yarl contain the password, so they are not passed on.
     """
     try:
         parsed = URL(url)
@@ -135,21 +137,21 @@ def _is_host(host: str) -> bool:
 
 
 def _resolved(host: str) -> str:
-    """What the resolver looks up for a host. Raises ValueError for what it could never look up."""
+    """The name that the resolver looks up. Raises ValueError for a host that it can't look up."""
     if ":" in host:
         return str(ipaddress.IPv6Address(unquote(host)))
     name = host.encode("idna").decode()
-    # The library decodes such a name, and the resolver encodes it again.
+    # The library decodes the name, and the resolver encodes it again.
     name.encode().decode("idna")
     return name
 
 
 def _check_query(over_tls: bool, pairs: list[tuple[str, str]]) -> None:
     query = dict(pairs)
-    unknown = sorted(query.keys() - {*KNOWN, UNSAFE})
+    unknown = sorted(query.keys() - {*KNOWN_OPTIONS, UNSAFE})
     if unknown:
         raise ValueError(
-            f"nothing behind the ? but {', '.join(KNOWN)}; {printable(', '.join(unknown))} would be ignored"
+            f"nothing behind the ? but {', '.join(KNOWN_OPTIONS)}; {printable(', '.join(unknown))} would be ignored"
         )
     if any(name == UNSAFE and value != "0" for name, value in pairs):
         raise ValueError(
@@ -158,7 +160,7 @@ def _check_query(over_tls: bool, pairs: list[tuple[str, str]]) -> None:
         )
     if len(query) < len(pairs):
         raise ValueError("each name behind the ? once: of two, the library takes one")
-    of_tls = [name for name in OF_TLS if name in query]
+    of_tls = [name for name in TLS_OPTIONS if name in query]
     if of_tls and not over_tls:
         raise ValueError(f"amqps:// with {', '.join(of_tls)}, which would be ignored without TLS")
     for name, check in _CHECKS.items():
@@ -211,7 +213,7 @@ def _authority(text: str) -> str:
 
 _CHECKS: Mapping[str, Callable[[str], object]] = {
     "auth": parsers.one_of("plain", "external"),
-    "heartbeat": parsers.whole(0, LONGEST_HEARTBEAT_S),
+    "heartbeat": parsers.whole(0, MAX_HEARTBEAT_S),
     "name": parsers.name,
     "timeout": parsers.whole(1, 3600),
     "cadata": _authority,

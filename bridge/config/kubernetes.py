@@ -1,4 +1,4 @@
-"""Which variables of the environment Kubernetes injects for a Service, so that they are not taken for settings.
+"""The variables that Kubernetes injects for a Service. They are not settings.
 
 For a Service `bridge-north`, each container of the namespace gets `BRIDGE_NORTH_SERVICE_HOST=10.0.0.1`,
 `BRIDGE_NORTH_PORT=tcp://10.0.0.1:3000` and others (Kubernetes, "Discovering services"; `pkg/kubelet/envvars`).
@@ -12,17 +12,17 @@ _PROTOCOL = "(?:tcp|udp|sctp)"
 
 
 def service_variables(prefix: str, environment: Mapping[str, str]) -> Sequence[str]:
-    """The names that begin with the prefix and were injected for a Service, sorted."""
+    """The sorted names of the injected variables that begin with the prefix."""
     return sorted(
         name for name, value in environment.items() if name.startswith(prefix) and is_service_variable(name, value)
     )
 
 
 def is_service_variable(name: str, value: str) -> bool:
-    """Whether both the name and the value have the form that Kubernetes gives them.
+    """Whether the name and the value both match a kind of injected variable.
 
-    The value counts too: a Service `bridge` injects `BRIDGE_PORT=tcp://...`, and a misspelled setting must stay an
-    error.
+    The value is checked too, because a Service `bridge` injects `BRIDGE_PORT=tcp://...`, and a misspelled setting must
+    stay an error.
     """
     return any(form.fullmatch(name) and fits(value) for form, fits in _FORMS)
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from bridge.config.networks import Network
 
 EVERY_IPV4 = "0.0.0.0"  # noqa: S104 - the name of a setting's value; SECURITY.md says what binding to it means
-"""Every IPv4 address of this machine."""
+"""All IPv4 addresses of this machine."""
 
 EVERY = "::"
-"""As a setting: every address of this machine. As the address of a listener: every IPv6 address."""
+"""In a setting: all addresses of this machine. As the address of a listener: all IPv6 addresses."""
 
 LOCALHOST = ("127.0.0.1", "::1")
-"""Both, because many clients try ::1 first."""
+"""The addresses of `localhost`. The bridge listens on both, because many clients try ::1 first."""
 
 _LOOPBACK: dict[int, Network] = {4: ipaddress.IPv4Network("127.0.0.0/8"), 6: ipaddress.IPv6Network("::1/128")}
 _LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
@@ -30,14 +30,14 @@ _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
 
 def canonical_listener(text: str) -> str:
-    """An address or a name to listen on, in one form for each. Raises ValueError with the reason."""
+    """Converts an address or a name to its canonical form. Raises ValueError with the reason."""
     if "*" in text:
         raise ValueError(f"use {EVERY_IPV4} for all IPv4 addresses of this machine, or {EVERY} for all addresses")
     if "/" in text:
         raise ValueError("give the address alone, without scheme, path and network")
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
-        # A zone says which interface has a link-local address: `fe80::1%eth0`.
+        # A link-local address has a zone, which is the interface: `fe80::1%eth0`.
         address: Address = ipaddress.ip_address(bare)
     except ValueError:
         return canonical_name(text, "give the address without a port: that is BRIDGE_PORT")
@@ -49,10 +49,10 @@ def canonical_listener(text: str) -> str:
 
 
 def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
-    """What the allowed networks lack so that no client can reach this address; None if one can.
+    """The kind of network without which no allowed client can reach a listener. None if clients can reach it.
 
-    `listener` is the address of a socket. Only loopback clients reach a loopback address. Clients of any other address,
-    local ones included, have a non-loopback address.
+    `listener` is the address of a socket. Only clients with loopback addresses reach a loopback address. Clients of
+    another address have other addresses, even on this machine.
     """
     address = ipaddress.ip_address(listener)
     of_family = [network for network in networks if network.version == address.version]
@@ -74,10 +74,10 @@ def out_of_reach(listener: str, networks: Sequence[Network]) -> str | None:
 def client_host(
     listener: str, networks: Sequence[Network], source_address: Callable[[Network], str | None]
 ) -> str | None:
-    """The address by which a client reaches a listener.
+    """The address by which an allowed client reaches a listener.
 
-    For a wildcard, that is loopback if the networks allow it, else an address of this machine that they allow, else
-    None. `source_address` returns the address from which this machine sends to a network, or None.
+    For a wildcard address, this is loopback if the networks allow it, or else an allowed address of this machine, or
+    else None. `source_address` returns the address from which this machine sends to a network, or None.
     """
     address = ipaddress.ip_address(listener)
     if not address.is_unspecified:
@@ -91,9 +91,9 @@ def client_host(
 def announced_host(
     listeners: Sequence[str], networks: Sequence[Network], source_address: Callable[[Network], str | None]
 ) -> str:
-    """The one host by which clients reach the bridge: `localhost` if that works with every client on this machine.
+    """The host by which clients reach the bridge: `localhost` if every client on this machine can use it.
 
-    `localhost` stands as well for wildcards of which this machine has no address that clients may use.
+    It is also `localhost` if all listeners have wildcard addresses, and this machine has no allowed address.
     """
 
     def hosts_of(addresses: Sequence[str]) -> list[str]:

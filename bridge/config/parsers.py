@@ -1,4 +1,4 @@
-"""How the text of a setting becomes its value. Pure: each function raises ValueError, its text what was expected."""
+"""The parsers of settings: each makes a value of a text, or raises ValueError with what was expected."""
 
 import os
 import re
@@ -28,7 +28,7 @@ SIZES = {
     },
     **{f"{letter}b": 10 ** (3 * (power + 1)) for power, letter in enumerate("kmgt")},
 }
-"""Bytes. As elsewhere, MB is a million; M alone is taken for MiB."""
+"""Bytes in each unit. MB is a million bytes, and M is MiB."""
 
 DURATIONS = {
     "ms": 0.001,
@@ -37,19 +37,19 @@ DURATIONS = {
     **dict.fromkeys(("h", "hour", "hours"), 3600.0),
     **dict.fromkeys(("d", "day", "days"), 86400.0),
 }
-"""Seconds."""
+"""Seconds in each unit."""
 
 PATH_CHARACTERS = 1024
-"""A request line that is too long for the bridge has 8190 bytes, most of which are for the query."""
+"""Limits a path. The request line has at most 8190 bytes, most of which are for the query."""
 
-_NOTHING = frozenset({"off", "on", "none", "null", "false", "true", "no", "yes"})
-"""Words for a switch, which would become the name of an exchange or a queue."""
+_SWITCH_WORDS = frozenset({"off", "on", "none", "null", "false", "true", "no", "yes"})
+"""Words for a switch. They are refused as names of queues."""
 
 NAME_BYTES = 255
-"""Of a name that the broker shows (AMQP 0-9-1, short strings)."""
+"""Limits a name that the broker shows (AMQP 0-9-1, short strings)."""
 
 AMQP_NAME = re.compile(r"[A-Za-z0-9_.:@#,/+ -]{1,127}")
-"""An exchange or a queue: not all that the broker would take, but what the library lets through (pamqp 4.0)."""
+"""Matches the names of exchanges and queues that the library accepts (pamqp 4.0). The broker accepts more."""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -115,13 +115,13 @@ _TIMES = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 0.001}
 
 
 def _in_units(number: float, units: Mapping[str, float]) -> str:
-    """A number in the largest unit that is not larger: `512 MiB`."""
+    """A number in the largest unit that is not larger than the number: `512 MiB`."""
     unit, size = next(((unit, size) for unit, size in units.items() if number >= size))
     return f"{number / size:g} {unit}"
 
 
 def boolean(text: str) -> bool:
-    """`true` or `false`, and the other spellings that people use."""
+    """`true` or `false`, or another common spelling of them."""
     match text.lower():
         case "true" | "yes" | "on" | "1":
             return True
@@ -166,7 +166,7 @@ def amqp_name(text: str) -> str:
 
 
 def made_name(text: str) -> str:
-    """The same, for what the bridge declares itself."""
+    """The name of an exchange or a queue that the bridge declares."""
     if text.startswith("amq."):
         raise ValueError("a name that does not begin with amq., because RabbitMQ reserves that prefix")
     return amqp_name(text)
@@ -174,19 +174,19 @@ def made_name(text: str) -> str:
 
 def queue_name(text: str) -> str:
     """The name of a queue that exists or that the bridge declares."""
-    if text.lower() in _NOTHING:
+    if text.lower() in _SWITCH_WORDS:
         raise ValueError("the name of a queue; leave it empty for no queue")
     # A durable queue may have been named by RabbitMQ itself.
     return amqp_name(text) if text.startswith("amq.gen-") else made_name(text)
 
 
 def unless_off(parse: Callable[[str], str]) -> Callable[[str], str | None]:
-    """The same, or None for `off`."""
+    """A name, or None for `off`."""
 
     def parse_name(text: str) -> str | None:
         if text.lower() == "off":
             return None
-        if text.lower() in _NOTHING:
+        if text.lower() in _SWITCH_WORDS:
             raise ValueError("a name, or off")
         return parse(text)
 
@@ -194,7 +194,7 @@ def unless_off(parse: Callable[[str], str]) -> Callable[[str], str | None]:
 
 
 def hosts(text: str) -> tuple[str, ...]:
-    """Addresses and names to listen on, separated by commas, in canonical form; one at least, and each once."""
+    """Addresses and names to listen on, separated by commas: at least one, in canonical form, without repetitions."""
     expected = "addresses or names of this machine, separated by commas, as in 127.0.0.1,::1"
     found = tuple(_each(text, canonical_listener, expected))
     if not found:
@@ -203,7 +203,7 @@ def hosts(text: str) -> tuple[str, ...]:
 
 
 def exchanges(text: str) -> Mapping[str, str]:
-    """`exchange=type`, separated by commas, in their order."""
+    """Pairs `exchange=type`, separated by commas. Their order is kept."""
     found: dict[str, str] = {}
     for item in _split(text):
         exchange, separator, update_type = item.partition("=")
@@ -224,14 +224,14 @@ def path(text: str) -> str:
             f"a path such as /updates: it begins with /, and has at most {PATH_CHARACTERS} letters (a to z), digits "
             "and ._~/-"
         )
-    # Browsers resolve dots before they ask, and take //host/x for a host; proxies merge slashes.
+    # Browsers resolve dots, and parse //host/x as a host. Proxies merge slashes.
     if not {"", ".", ".."}.isdisjoint(text[1:].removesuffix("/").split("/")) and text != "/":
         raise ValueError("a path such as /updates, without empty parts and parts that are . or ..")
     return text
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """Networks or addresses separated by commas, one at least."""
+    """Networks or addresses, separated by commas: at least one."""
     expected = "networks such as 10.0.0.0/8, separated by commas"
     found = tuple(_each(text, parse_network, expected))
     if not found:
@@ -240,12 +240,12 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def host_names(text: str) -> frozenset[str]:
-    """Host names separated by commas, in the form in which they are compared; none is fine."""
+    """Host names in canonical form, separated by commas. There may be none."""
     return frozenset(_each(text, canonical_host, "host names or addresses, separated by commas"))
 
 
 def origins(text: str) -> frozenset[str]:
-    """Origins separated by commas, in the form in which they are compared; none is fine."""
+    """Origins in canonical form, separated by commas. There may be none."""
     return frozenset(_each(text, canonical_origin, "origins such as https://kills.example.org, separated by commas"))
 
 
@@ -268,14 +268,14 @@ def file(text: str) -> Path:
 
 
 def _each(text: str, parse: Callable[[str], _Value], expected: str) -> Iterable[_Value]:
-    """What each item is parsed to, in their order, without repetitions."""
+    """The values of all items in their order, without repetitions."""
     found: dict[_Value, None] = {}
     for item in _split(text):
         try:
             found[parse(item)] = None
         except ValueError as error:
             if "@" in text or may_be_key(text):
-                # An item, which the error may repeat, can be a part of a password with a comma in it, or of a key.
+                # The error may contain an item, which may be a part of a password with a comma, or of a private key.
                 raise ValueError(f"{expected}, without @ and line breaks") from None
             shown, reason = printable(item, SHOWN_CHARACTERS), printable(str(error), 2 * SHOWN_CHARACTERS)
             raise ValueError(f"{expected} ({shown}: {reason})") from error

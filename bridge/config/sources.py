@@ -1,6 +1,6 @@
-"""Where the text of a setting comes from: flags, the environment, a `.env` file, and files that these name.
+"""The sources of settings: flags, the environment, a `.env` file, and files that these name.
 
-Of the settings, this file knows their names only, and which hold a secret.
+This module knows only the names of the settings, and which settings are secret.
 """
 
 import difflib
@@ -20,11 +20,11 @@ from bridge.errors import shown_value
 PREFIX = "BRIDGE_"
 
 _NAME = re.compile(rf"{PREFIX}[A-Za-z0-9_]{{1,64}}")
-"""A name that errors may show. With other characters, it may be a value with a password."""
+"""Matches names that errors may show. A name with other characters may contain a password."""
 
 
 class Layer(IntEnum):
-    """The kinds of sources. A higher one wins."""
+    """The kinds of sources. A higher one overrides a lower one."""
 
     DOTENV = 1
     ENVIRONMENT = 2
@@ -33,14 +33,14 @@ class Layer(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The text of one setting."""
+    """The text of a setting, and its source."""
 
     text: str
     source: str
-    """Where it was found, as an operator would name it."""
+    """The name of the source for the operator."""
     layer: Layer
     file: Path | None = None
-    """The file that held it alone, if a `_FILE` variant named one."""
+    """The file with only this text, if a `_FILE` variant names one."""
 
 
 def find(
@@ -51,13 +51,13 @@ def find(
     *,
     must_exist: bool = False,
 ) -> tuple[dict[str, Found], list[str]]:
-    """What is set, by the setting's name, and every problem on the way.
+    """The settings that are set, by name, and all problems that were found.
 
-    `known` says of each setting whether it is a secret. Flags win over the environment, the environment over `.env`.
-    The file `dotenv` need not be there, unless the operator named it (`must_exist`).
+    `known` has each setting, and whether it is secret. Flags override the environment, which overrides `.env`. The file
+    `dotenv` may be missing, unless `must_exist` is set because the operator named it.
     """
     problems: list[str] = []
-    # Kubernetes injects into the environment alone: in a file, the same line is somebody's mistake.
+    # Kubernetes injects variables only into the environment. In a file, such a line is a mistake.
     own = [(name, text) for name, text in environment.items() if not is_service_variable(name, text)]
     found = _variables(known, _lines(known, dotenv, must_exist, problems), str(dotenv), Layer.DOTENV, problems)
     found |= _variables(known, own, "environment", Layer.ENVIRONMENT, problems)
@@ -68,7 +68,7 @@ def find(
 def _variables(
     known: Mapping[str, bool], variables: Iterable[tuple[str, str]], source: str, layer: Layer, problems: list[str]
 ) -> dict[str, Found]:
-    """The settings among the variables, `_FILE` variants read; unknown names and unreadable files become problems."""
+    """The settings among the variables, with the files of `_FILE` variants read. Adds to `problems`."""
     found: dict[str, Found] = {}
     for variable, text in variables:
         if not variable.startswith(PREFIX):
@@ -93,7 +93,7 @@ def _variables(
             try:
                 found[name] = Found(content(Path(text)), f"{variable} in {place}", layer, Path(text))
             except (OSError, NotPlainTextError) as error:
-                # The content may have been put where its file's name belongs.
+                # The variable may contain the secret itself instead of the name of its file.
                 shown = "the file that it names" if known[name] else shown_value(text)
                 reason = error.strerror if isinstance(error, OSError) else error
                 problems.append(f"{variable} ({source}): can't read {shown}: {reason}")
@@ -109,23 +109,23 @@ def _suggestion(variable: str, known: Iterable[str]) -> str:
     if wrong.startswith("amqp_"):
         return f"; did you mean {PREFIX}AMQP_URL?"
     names = list(known)
-    # What was cut short is no close match, where another name is as short.
+    # For a truncated name, difflib may find another short name more similar.
     close = [name for name in names if wrong and name.startswith(wrong)] or difflib.get_close_matches(wrong, names)
     return f"; did you mean {PREFIX}{close[0].upper()}?" if close else "; `edk-bridge serve --help` lists them all"
 
 
 def _canonical(variable: str) -> str:
-    """The name in the form of settings: `bridge-port` becomes `BRIDGE_PORT`."""
+    """The name of a setting's variable: `bridge-port` becomes `BRIDGE_PORT`."""
     return re.sub(r"[-.]", "_", variable).upper()
 
 
 def content(file: Path) -> str:
-    """The text of a setting that a file holds alone. Raises OSError and NotPlainTextError."""
+    """The text of a file with only one setting. Raises OSError and NotPlainTextError."""
     return read_plain(file).rstrip("\r\n")
 
 
 def _lines(known: Mapping[str, bool], file: Path, must_exist: bool, problems: list[str]) -> list[tuple[str, str]]:
-    """The names and values of a `.env` file, in their order. No `$` in a value is replaced, whatever the quotes."""
+    """The names and values of a `.env` file in their order. No `$` in a value is replaced, with or without quotes."""
     try:
         text = read_marked(file)
     except (OSError, NotPlainTextError) as error:
@@ -135,7 +135,7 @@ def _lines(known: Mapping[str, bool], file: Path, must_exist: bool, problems: li
     bindings = list(parse_stream(io.StringIO(text, newline="")))
     unclear = [problem for binding in bindings if (problem := _unclear(binding, known)) is not None]
     problems += [f"{file}, {problem}" for problem in unclear]
-    # Without these lines, a setting would become its default in silence.
+    # Without an unclear line, its setting would keep its default silently.
     return [] if unclear else [(binding.key, binding.value or "") for binding in bindings if binding.key is not None]
 
 
@@ -145,10 +145,10 @@ _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
 def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
-    """What is wrong with a line of a `.env` file, if anything is. The value is never shown: it may be a password."""
+    """The problem of a line of a `.env` file, or None. The value is not shown, because it may be a password."""
     whole = binding.original.string
     text = whole.strip()
-    # The empty lines before it are a part of it.
+    # The binding includes the empty lines before it.
     line = f"line {binding.original.line + len(_NEWLINE.findall(whole[: whole.find(text)]))}"
     key, value = binding.key, binding.value
     if binding.error:
@@ -163,6 +163,6 @@ def _unclear(binding: Binding, known: Mapping[str, bool]) -> str | None:
     if key.startswith(PREFIX) and text.partition("=")[2].startswith("#"):
         return f"{line}: the value begins with #; quote it, or put a space before the comment"
     if _NEWLINE.search(text) and (key.startswith(PREFIX) or PREFIX in value):
-        # A quote that is not closed takes the next settings, up to their first quote, for a part of its value.
+        # A value with an unclosed quote includes the next settings, up to their first quote.
         return f"{line}: the value goes on in the next line; close its quotes"
     return None

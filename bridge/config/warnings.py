@@ -1,6 +1,6 @@
-"""Warnings at the start about settings that are valid but have no effect, or a risky one.
+"""Warnings at the start about valid settings that have no effect, or a risky one.
 
-Pure. Settings that can't be used are errors, in `bridge.config.settings`.
+Invalid settings are errors of `bridge.config.settings`.
 """
 
 import ipaddress
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from bridge.config.settings import Settings
 
 _RESERVED = ipaddress.IPv4Network("240.0.0.0/4")
-"""Class E. Some clouds use it inside, so that it is no error."""
+"""Class E. It is not an error, because some clouds use it for internal addresses."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettingWarning:
-    """A line for the log: a phrase, which names the setting, and its fields."""
+    """A log line: a phrase with the name of the setting, and fields."""
 
     phrase: str
     fields: Mapping[str, object]
 
 
 def setting_warnings(settings: Settings, memory_bytes: int) -> Sequence[SettingWarning]:
-    """What to warn of; `memory_bytes` is the memory that this process may use."""
+    """All warnings. `memory_bytes` is the memory that this process may use."""
     found = []
     networks = settings.allowed_networks
     if public := ", ".join(str(network) for network in networks if network.is_global):
