@@ -1,4 +1,4 @@
-"""`edk-bridge demo` with RabbitMQ: the bridge and a publisher of invented killmails, until a signal.
+"""`edk-bridge demo`: the bridge with invented killmails, from RabbitMQ or from a feed in the same process.
 
 The demo removes all that it has started or declared, however it ends.
 """
@@ -10,21 +10,25 @@ import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 import aiormq
+import uvloop
 
 from bridge import logs, queued_output
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.nodes import Node
+from bridge.app import serve
 from bridge.cli.common.options import DOTENV, effective_settings
 from bridge.cli.common.output import echo
 from bridge.config.listen_addresses import announced_host
 from bridge.config.settings import Settings, is_set
 from bridge.demo.broker import Broker
 from bridge.demo.child import Child
+from bridge.demo.feed import Feed
 from bridge.demo.guide import Guide
 from bridge.demo.publisher import DemoPublisher
 from bridge.errors import BridgeError, ConfigurationError
@@ -132,6 +136,20 @@ def _own_broker(demo: Demo, start_broker: StartBroker, signals: Signals) -> Iter
         if broker is not None:
             broker.stop()
         say("stopped")
+
+
+def run_without_broker(demo: Demo) -> int:
+    """Runs the bridge in this process with a feed of killmails, until a signal. Returns the exit code."""
+    never_block()
+    try:
+        settings = demo.settings(**SEPARATE)
+        guide = Guide(settings, free_host(settings), demo.rate)
+        logs.configure(settings.log_level, logs.LogFormat.TEXT)
+        feed = partial(Feed, demo.rate, lambda: say(guide.without_broker()))
+        uvloop.run(serve(settings, make_source=feed))
+    except BridgeError as error:
+        return show(error)
+    return 0
 
 
 def publish_only(demo: Demo) -> int:

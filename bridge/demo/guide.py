@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bridge.config.authority import format_authority
 from bridge.config.settings import Settings
+from bridge.demo.feed import GAP_INTERVAL, LOST_EVENTS, REJECT_INTERVAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,21 @@ There, publish and rejects find the broker after:
         return self._text(
             self._broker(f"{url} ({origin})"), f"published to the exchange {exchange}", self._watch() + publish
         )
+
+    def without_broker(self) -> str:
+        """The guide of a demo with a feed."""
+        tail = f"{command()} tail {self._updates}"
+        # The id is the last member of an update.
+        last_id = 'sed -n \'1s/.*"id":"\\([^"]*\\)".*/\\1/p;1q\''
+        more = f"""
+To see how a client resumes, take the id of an update, and ask 10 s later for all that came after it:
+
+  id=$({tail} | {last_id}); sleep 10; {tail} --after "$id"
+
+Of {REJECT_INTERVAL} events, one is invalid: it is rejected, logged here, and counted in bridge_rejects_total.
+After {GAP_INTERVAL} events, {LOST_EVENTS} are dropped: clients that connect with ?after= get the message `gap`.
+"""
+        return self._text("", "without a broker", self._watch() + more)
 
     def _broker(self, where: str) -> str:
         return f"\n  broker     {where}"

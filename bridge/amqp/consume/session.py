@@ -32,6 +32,17 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.amqp")
 
 
+class DeliverySession(Protocol):
+    """What a delivery needs of its session."""
+
+    @property
+    def current(self) -> bool:
+        """False after the end of the session."""
+
+    def settle(self, tag: int) -> None:
+        """Allows the broker to forget a delivery."""
+
+
 class Delivery:
     """An event as RabbitMQ hands it over. It must be settled once."""
 
@@ -39,7 +50,7 @@ class Delivery:
 
     def __init__(
         self,
-        session: "ConsumerSession",
+        session: DeliverySession,
         tag: int,
         redelivered: bool,
         exchange: str,

@@ -1,0 +1,121 @@
+"""A feed of invented killmails in place of RabbitMQ: it calls the relay as the consumer does."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from math import inf
+
+import orjson
+
+from bridge.amqp.consume.consumer import ConsumerConfig
+from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.consume.gaps import GapReporter
+from bridge.amqp.consume.session import Delivery, DeliveryHandler
+from bridge.amqp.status import Gap, State, Status
+from bridge.amqp.wire.properties import MessageProperties
+from bridge.demo.killmails import killmails, pace
+from bridge.metrics import Metrics
+from bridge.timing import Timing
+
+REJECT_INTERVAL = 20
+"""Of so many events, the last is invalid."""
+
+GAP_INTERVAL = 30
+"""After so many events, the feed drops LOST_EVENTS, and reports a gap."""
+
+LOST_EVENTS = 3
+
+PROPERTIES = MessageProperties(b"", ("killmail", None))
+
+
+class Feed:
+    """Delivers invented killmails to the bridge, some invalid ones, and now and then a gap.
+
+    It is the session of its deliveries. No delivery is sent again, so it has nothing to do when one is settled.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        on_start: Callable[[], None],
+        config: ConsumerConfig,
+        handler: DeliveryHandler,
+        flow_control: FlowControl,
+        metrics: Metrics,
+        wait: bool,
+        timing: Timing,
+    ) -> None:
+        """`rate` is in killmails a second. `on_start` is called before the first one. The rest is as for a consumer."""
+        # No broker has to answer, so the feed is always fresh.
+        self.status = Status(answer_valid_s=inf)
+        self.gaps = GapReporter(handler, metrics)
+        self.stream_reader = None
+        self.other_consumers = 0
+        self.warnings = ["there is no broker: the demo feeds invented killmails to the bridge"]
+        self.current = True
+        self._rate = rate
+        self._on_start = on_start
+        [self._exchange] = config.exchanges
+        self._handler = handler
+        self._stopping = asyncio.Event()
+        metrics.gauge(
+            "bridge_queue_other_consumers",
+            "Other consumers of the named queue of this bridge (BRIDGE_QUEUE).",
+            lambda: 0.0,
+        )
+        metrics.gauge("bridge_consuming", "Whether the bridge consumes: 1 or 0.", lambda: float(self.is_live))
+
+    @property
+    def is_live(self) -> bool:
+        """True while the feed runs."""
+        return self.status.state is State.WORKING
+
+    def settle(self, tag: int) -> None:
+        """Does nothing."""
+
+    def stop(self) -> None:
+        """Ends `run`."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Delivers killmails until `stop`."""
+        rng = random.Random()  # noqa: S311 - invented killmails are no secret
+        events = killmails(rng, lambda: datetime.now(UTC))
+        pauses = pace(rng, self._rate)
+        self.status.enter(State.WORKING)
+        self._on_start()
+        tag = 0
+        while not await self._pause(next(pauses)):
+            tag += 1
+            event = next(events)
+            if tag % REJECT_INTERVAL == 0:
+                event["systemId"] = "Jita"
+            self._deliver(tag, orjson.dumps(event))
+            if tag % GAP_INTERVAL == 0:
+                await self._lose_events(events, pauses)
+        self.status.enter(State.STOPPED)
+
+    async def _pause(self, pause_s: float) -> bool:
+        """Waits, and returns whether the feed has to stop."""
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _deliver(self, tag: int, body: bytes) -> None:
+        delivery = Delivery(self, tag, False, self._exchange, "", PROPERTIES, body, time.monotonic())
+        self._handler.deliver(delivery)
+        self._handler.flush()
+
+    async def _lose_events(self, events: Iterator[dict[str, object]], pauses: Iterator[float]) -> None:
+        """Drops some events, as if the broker were away, and reports the gap."""
+        since_s = time.time()
+        for _ in range(LOST_EVENTS):
+            next(events)
+            if await self._pause(next(pauses)):
+                return
+        self.gaps.report(Gap(since_s, time.time(), "the demo has dropped some killmails"))
