@@ -19,7 +19,8 @@ from tests.support.broker.node import installed_server
 from tests.support.broker.ports import free_port
 from tests.support.broker.session import unavailable
 from tests.support.clients import RawClient, get
-from tests.support.commands import ROOT, environment
+from tests.support.commands import ROOT, environment, ran
+from tests.support.process_stats import metric
 from tests.support.waiting import LIMIT_S, eventually
 
 EXCHANGE = "bridge.demo"
@@ -158,3 +159,99 @@ async def test_make_demo_starts_a_node_prints_its_url_and_ends_with_it(tmp_path:
             re.MULTILINE,
         )
         await eventually("nothing of it runs", lambda: not marked(mark))
+
+
+async def test_killmails_do_not_reach_the_exchange_of_the_settings(
+    broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    port, output = free_port(), tmp_path / "output"
+    channel = await amqp.channel()
+    declared = await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True)
+    queue = await channel.declare_queue(exclusive=True)
+    await queue.bind(declared)
+    async with demo(broker.url, port, output, BRIDGE_EXCHANGES=f"{exchange}=killmail") as (process, _):
+        await guided(process, output)
+        client = await RawClient.open(port)
+        for _ in range(10):
+            await client.text()
+        await client.close()
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0, output.read_text()
+    assert await queue.get(fail=False) is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["--rate", "1"]], ids=["plain", "with an option"])
+async def test_demo_without_any_broker_names_the_three_ways_out(arguments: list[str], tmp_path: Path) -> None:
+    ended = await ran("demo", *arguments, DOCKER_HOST=f"unix://{tmp_path}/none")
+    assert (ended.code, ended.printed) == (1, [])
+    [line] = ended.said
+    assert line.startswith("edk-bridge: the demo can't start RabbitMQ: no container engine answers; ")
+    assert all(way in line for way in ("BRIDGE_AMQP_URL", "pip install 'edk-bridge[demo]'", "--without-broker"))
+
+
+@asynccontextmanager
+async def without_broker(port: int, output: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A demo without a broker, which runs. At the end, it is stopped with Ctrl-C, and none of its processes remains."""
+    async with demo(None, port, output, "--without-broker", DOCKER_HOST="unix:///nonexistent") as (process, mark):
+        await guided(process, output)
+        yield process
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(END_LIMIT_S):
+            code = await process.wait()
+        assert code == 0
+        await eventually("nothing of it runs", lambda: not marked(mark))
+
+
+async def test_demo_without_a_broker_sends_killmails_and_a_gap_and_lets_clients_resume(tmp_path: Path) -> None:
+    port, output = free_port(), tmp_path / "output"
+    async with without_broker(port, output):
+        client = await RawClient.open(port, path="/updates?after=")
+        messages = [orjson.loads(await client.text())]
+        assert messages[0]["type"] == "resume"
+        while messages[-1]["type"] != "gap":
+            messages.append(orjson.loads(await client.text()))
+        updates = [message for message in messages if message["type"] == "killmail"]
+        assert all(message["type"] in {"resume", "killmail", "gap"} for message in messages)
+        assert messages[-1]["data"]["reason"] == "broker-away"
+        assert messages[-1]["data"]["since"] < messages[-1]["data"]["until"]
+        assert len({update["id"] for update in updates}) == len(updates) > 5
+        await client.close()
+        last, missed = updates[0]["id"], updates[1:]
+        client = await RawClient.open(port, path=f"/updates?after={last}")
+        first = orjson.loads(await client.text())
+        assert (first["type"], first["data"]["complete"]) == ("resume", True)
+        assert first["data"]["replayed"] >= len(missed)
+        assert [orjson.loads(await client.text()) for _ in missed][: len(missed)] == missed
+        await client.close()
+
+
+async def test_demo_without_a_broker_counts_and_logs_rejected_events_and_is_ready(tmp_path: Path) -> None:
+    port, output = free_port(), tmp_path / "output"
+    async with without_broker(port, output):
+        await eventually(
+            "an event is rejected", lambda: metric(port, 'bridge_rejects_total{reason="schema-violation"}')
+        )
+        status, body = await get(port, "/readyz")
+        report = orjson.loads(body)
+        assert (status, report["broker"]["state"], report["rejects"]) == (200, "working", None)
+        assert report["warnings"] == ["there is no broker: the demo feeds invented killmails to the bridge"]
+        assert (await get(port, "/"))[0] == 200
+        await eventually("it is logged", lambda: "event rejected" in output.read_text())
+
+
+async def test_command_of_the_guide_resumes(tmp_path: Path) -> None:
+    port, output = free_port(), tmp_path / "output"
+    async with without_broker(port, output):
+        [line] = re.findall(r"^  (id=.*)$", output.read_text(), re.MULTILINE)
+        # Without the pause, there is less to catch up with.
+        script = f"{line.replace('sleep 10', 'true')} | head -n 30"
+        shell = await asyncio.create_subprocess_exec(
+            *("sh", "-c", script),
+            env=environment(PYTHONPATH=str(ROOT)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(START_LIMIT_S):
+            printed, said = await shell.communicate()
+        assert len(printed.splitlines()) == 30, said
+        assert re.search(rb"connected to .*; updates to catch up with: \d+", said), said

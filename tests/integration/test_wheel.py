@@ -69,6 +69,10 @@ def test_it_has_no_more_than_the_bridge_and_its_schemas(wheel: Path) -> None:
     assert "bridge/schemas/killmail.json" in names
     assert "bridge/page/index.html" in names
     assert "bridge/py.typed" in names
+    # Installing packages and starting private nodes of RabbitMQ belong to the checkout.
+    demo = {name for name in names if name.startswith("bridge/demo/")}
+    assert not {name for name in demo if any(word in name for word in ("apt", "node", "ports"))}
+    assert "bridge/demo/feed.py" in demo
     assert not [name for name in names if "__pycache__" in name or "node_modules" in name or name.endswith(".pyc")]
     assert re.search(r"^License-Expression: MIT$", about, re.MULTILINE)
 

@@ -382,6 +382,32 @@ def test_demo_runs_with_its_options_and_ends_with_its_code(monkeypatch: pytest.M
     assert ran == [(Demo(2.0, flags), start_container)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "other"),
+    [(["--publish-only"], "--publish-only"), (["--amqp-url", "amqp://host"], "--amqp-url")],
+    ids=["publish only", "broker"],
+)
+def test_demo_without_a_broker_takes_no_option_that_needs_one(arguments: list[str], other: str) -> None:
+    result = invoke("demo", "--without-broker", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"edk-bridge: --without-broker, {other}: can't be combined; give one of them\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "function"), [("--without-broker", "run_without_broker"), ("--publish-only", "publish_only")]
+)
+def test_demo_runs_in_the_chosen_way(monkeypatch: pytest.MonkeyPatch, option: str, function: str) -> None:
+    ran: list[Demo] = []
+
+    def run(demo: Demo) -> int:
+        ran.append(demo)
+        return 7
+
+    monkeypatch.setattr(f"bridge.demo.demo.{function}", run)
+    assert invoke("demo", option, "--port", "3001").exit_code == 7
+    assert [demo.flags["port"] for demo in ran] == ["3001"]
+
+
 def test_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["bridge", "--version"])
     with pytest.raises(SystemExit) as ended:

@@ -1,0 +1,105 @@
+"""The feed of the demo: events, invalid ones, and gaps, in the order in which a consumer would deliver them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from bridge.amqp.consume.consumer import ConsumerConfig
+from bridge.amqp.consume.flow_control import FlowControl
+from bridge.amqp.status import State
+from bridge.contract import catalog
+from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
+from bridge.demo.feed import GAP_INTERVAL, REJECT_INTERVAL, Feed
+from bridge.metrics import Metrics
+from bridge.timing import DEFAULT
+from tests.support.virtual_time import VirtualTime
+
+if TYPE_CHECKING:
+    from bridge.amqp.consume.session import Delivery
+    from bridge.amqp.status import Gap
+    from bridge.contract.update_id import UpdateId
+
+PIPELINE = Pipeline(catalog.load([catalog.PACKAGED]), 2**20)
+
+
+class Handler:
+    """Keeps what it gets, settles each delivery, and stops the feed after so many events."""
+
+    def __init__(self, events: int) -> None:
+        self.got: list[Accepted | Rejected | Gap] = []
+        self.flushed = 0
+        self.stop_after = events
+        self.feed: Feed | None = None
+
+    def deliver(self, delivery: Delivery) -> None:
+        assert self.feed is not None
+        event = Event(delivery.body, delivery.properties.type, None, delivery.properties.encoding)
+        self.got.append(PIPELINE.process(event, 0))
+        assert delivery.exchange == "bridge.demo"
+        assert delivery.current
+        delivery.settle()
+
+    def flush(self) -> None:
+        assert self.feed is not None
+        self.flushed += 1
+        if self.flushed == self.stop_after:
+            self.feed.stop()
+
+    def record_id(self, update_id: UpdateId) -> None:
+        raise AssertionError("a feed has no ids")
+
+    def on_caught_up(self) -> None:
+        raise AssertionError("a feed has no history")
+
+    def on_gap(self, gap: Gap) -> None:
+        self.got.append(gap)
+
+    def on_session_end(self) -> None:
+        raise AssertionError("a feed has one session")
+
+
+def feed_to(handler: Handler, metrics: Metrics, rate: float = 20.0) -> Feed:
+    config = ConsumerConfig((), ("bridge.demo",), None, "demo")
+    handler.feed = Feed(rate, lambda: None, config, handler, FlowControl(1), metrics, False, DEFAULT)
+    return handler.feed
+
+
+async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    VirtualTime(monkeypatch)
+    metrics = Metrics()
+    handler = Handler(events=2 * GAP_INTERVAL)
+    feed = feed_to(handler, metrics)
+    await feed.run()
+    outcomes = [each for each in handler.got if isinstance(each, Accepted | Rejected)]
+    assert handler.flushed == len(outcomes) == 2 * GAP_INTERVAL
+    invalid = [number for number, each in enumerate(outcomes, 1) if isinstance(each, Rejected)]
+    assert invalid == list(range(REJECT_INTERVAL, 2 * GAP_INTERVAL + 1, REJECT_INTERVAL))
+    assert {each.reason for each in outcomes if isinstance(each, Rejected)} == {Reason.SCHEMA_VIOLATION}
+    ids = [orjson.loads(each.payload)["data"]["killmailId"] for each in outcomes if isinstance(each, Accepted)]
+    assert ids == sorted(set(ids))
+    # The feed is stopped before the second gap is reported.
+    [gap] = [each for each in handler.got if not isinstance(each, Accepted | Rejected)]
+    assert handler.got.index(gap) == GAP_INTERVAL
+    assert feed.gaps.last == gap
+    assert feed.status.state is State.STOPPED
+
+
+async def test_feed_is_live_and_fresh_while_it_runs() -> None:
+    metrics = Metrics()
+    feed = feed_to(Handler(events=1), metrics, rate=0.01)
+    assert not feed.is_live
+    running = asyncio.create_task(feed.run())
+    await asyncio.sleep(0)
+    assert feed.is_live
+    assert feed.status.is_fresh
+    assert metrics.registry.get_sample_value("bridge_consuming") == 1
+    assert metrics.registry.get_sample_value("bridge_queue_other_consumers") == 0
+    feed.stop()
+    await running
+    assert not feed.is_live
