@@ -1,4 +1,4 @@
-"""Which updates were sent already: a bounded window of identities that forgets the oldest first."""
+"""Deduplication: a bounded window of the identities of sent updates."""
 
 from collections import deque
 
@@ -6,12 +6,14 @@ from bridge.contract.catalog import Identity
 
 
 class DuplicateWindow:
-    """Several fetchers may see the same kill, and a broker redelivers after a lost connection: each is sent once."""
+    """Remembers the newest identities, so that each update is sent once.
+
+    Several fetchers may publish the same kill, and a broker redelivers events after a lost connection.
+    """
 
     def __init__(self, size: int) -> None:
         """`size` is in identities; 0 remembers nothing."""
-        # A deque beside the set: taking the first key of a dict that is always emptied from the front gets slower
-        # with every key that was there before it.
+        # Not a dict: removing its first key gets slower with every key that was removed before.
         self._order: deque[Identity] = deque()
         self._known: set[Identity] = set()
         self._size = size

@@ -1,7 +1,4 @@
-"""The envelope: what every client receives, `{type, data, timestamp}` in this order, and an `id` where it asked for it.
-
-This file must never know who asked.
-"""
+"""The envelope of updates and own messages: `{type, data, timestamp}`, and `id` for clients that asked for ids."""
 
 from datetime import UTC, datetime
 
@@ -9,42 +6,42 @@ import orjson
 
 
 def wrap(update_type: str, data: object, timestamp_ms: int) -> bytes:
-    """The update as compact UTF-8 JSON.
+    """An envelope as compact UTF-8 JSON.
 
-    `timestamp_ms` is Unix milliseconds, the moment the update is sent. Raises orjson.JSONEncodeError (a TypeError)
-    where the data is nested more than about 250 levels deep: orjson reads deeper than it writes.
+    `timestamp_ms` is when the update is sent, in Unix milliseconds. Raises orjson.JSONEncodeError (a TypeError) if the
+    data is nested more than about 250 levels deep. orjson reads deeper documents than it writes.
     """
     return orjson.dumps({"type": update_type, "data": data, "timestamp": timestamp_ms})
 
 
 def unwrap(payload: bytes | memoryview) -> tuple[str, object]:
-    """The type and the data of an update that `wrap` made."""
+    """The type and the data of an envelope from `wrap`."""
     update = orjson.loads(payload)
     return update["type"], update["data"]
 
 
 def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
-    """What an update with a fourth member, its id, ends with instead of its last bracket."""
+    """The end of an envelope with an id. It replaces the closing brace."""
     return b',"id":%b}' % orjson.dumps(id)
 
 
 def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
-    """The first message to a client that asked for ids: everything after `id` follows, `replayed` of it at once.
+    """The first message to a client that asked for ids. The updates after `id` follow, `replayed` of them at once.
 
-    `complete` is False where more came after the id that the client named than is kept, or nobody knows that id.
+    `complete` is False if the id in the client's request is unknown, or older than the oldest update in the log.
     """
     return wrap("resume", {"complete": complete, "replayed": replayed, "id": id}, timestamp_ms)
 
 
 def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
-    """What a client that asked for ids is told where the bridge may have missed events, from one moment to another.
+    """The message about a period in which the bridge may have missed events, for clients that asked for ids.
 
-    `reason` is a slug: clients get nothing of the broker's own words.
+    `reason` is a slug. Clients receive no text of the broker.
     """
     return wrap("gap", {"since": since, "until": until, "reason": reason}, timestamp_ms)
 
 
 def date_time(timestamp_ms: int) -> str:
-    """The same moment as the `timestamp` within an update's data has it: `2024-10-22T10:30:00.000Z`."""
+    """A moment in the format of `data.timestamp`: `2024-10-22T10:30:00.000Z`."""
     seconds, milliseconds = divmod(timestamp_ms, 1000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"

@@ -1,7 +1,6 @@
-"""The members of an update's data that a schema declares, and those with a scalar type: a client may filter by them.
+"""The members of an update's data by which clients may filter: top-level members that a schema declares as scalars.
 
-Only what stands at the top of the data counts, wherever the schema says it: in itself, in what it refers to, in the
-branches that it is put together from. This file must never know what anybody asks for.
+A schema may declare a member directly, in a branch such as `anyOf`, or in a schema that it refers to.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,25 +9,25 @@ from typing import Any
 import jsonschema_rs
 
 RESERVED = frozenset({"type", "after"})
-"""What these ask for in a query is something else: members of these names can't be filtered by."""
+"""The names of parameters of a query. Clients can't filter by members with these names."""
 
 SCALARS = frozenset({"integer", "number", "string", "boolean", "null"})
 
 _ANY = SCALARS | {"array", "object"}
-"""All of JSON's types, as a schema that says nothing about it allows. Here a `number` is one that is no integer."""
+"""All types of JSON, which a schema without types allows. `number` means a number that is not an integer."""
 
 _BRANCHES = ("allOf", "anyOf", "oneOf")
 _CONDITIONAL = ("then", "else")
 _REFERENCES = ("$ref", "$dynamicRef")
 
-Path = tuple[tuple[str, str], ...]
-"""The references that led here, each with what it is relative to."""
+_ReferencePath = tuple[tuple[str, str], ...]
+"""The references from the schema to the current part, each with its base URI."""
 
 
 def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> dict[str, frozenset[str]]:
-    """The members that any of the schemas (by their `$id`) declares, in order, each with all its scalar types.
+    """The sorted members that any of the schemas (by `$id`) declares, each with its scalar types.
 
-    A `number` may be an integer as well, and stands alone then.
+    With `number`, the types do not contain `integer`.
     """
     found: dict[str, set[str]] = {}
     for schema_id, schema in schemas.items():
@@ -43,7 +42,7 @@ def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> 
 
 
 def declared(schema: object, resolver: jsonschema_rs.Resolver) -> dict[str, frozenset[str]]:
-    """Every member that a schema declares, with all its types, whatever they are. `resolver` is that of its `$id`."""
+    """Every top-level member that a schema declares, with all its types. `resolver` is that of the schema's `$id`."""
     found: dict[str, frozenset[str]] = {}
     for name, types in _members(schema, resolver, set()):
         found[name] = found.get(name, frozenset()) | types
@@ -53,7 +52,7 @@ def declared(schema: object, resolver: jsonschema_rs.Resolver) -> dict[str, froz
 def _members(
     schema: object, resolver: jsonschema_rs.Resolver, seen: set[tuple[str, str]]
 ) -> Iterator[tuple[str, frozenset[str]]]:
-    """Every declaration of a member, with the types that it allows; several of one name are several choices."""
+    """Every declaration of a member, with its types. Several declarations of a member are alternatives."""
     if not isinstance(schema, dict):
         return
     resolver = _within(schema, resolver)
@@ -69,8 +68,8 @@ def _members(
             yield from _members(target, there, seen)
 
 
-def _types(schema: object, resolver: jsonschema_rs.Resolver, path: Path) -> frozenset[str]:
-    """The types that a value may have by all that the schema says of types."""
+def _types(schema: object, resolver: jsonschema_rs.Resolver, path: _ReferencePath) -> frozenset[str]:
+    """The types that a schema allows."""
     if not isinstance(schema, dict):
         return _ANY if schema else frozenset()
     resolver = _within(schema, resolver)
@@ -96,20 +95,20 @@ def _types(schema: object, resolver: jsonschema_rs.Resolver, path: Path) -> froz
 def _targets(
     schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver
 ) -> Iterator[tuple[tuple[str, str], object, jsonschema_rs.Resolver]]:
-    """What the schema refers to."""
+    """The targets of the schema's references."""
     for keyword in _REFERENCES:
         if keyword in schema and (found := _looked_up(schema[keyword], resolver)) is not None:
             yield (resolver.base_uri, schema[keyword]), found.contents, found.resolver
 
 
 def _within(schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver) -> jsonschema_rs.Resolver:
-    """What resolves the references within the schema: an `$id` of its own changes what they are relative to."""
+    """The resolver for references within the schema. Its own `$id` changes their base URI."""
     found = _looked_up(schema["$id"], resolver) if "$id" in schema else None
     return resolver if found is None else found.resolver
 
 
 def _looked_up(reference: str, resolver: jsonschema_rs.Resolver) -> jsonschema_rs.Resolved | None:
-    """None where the registry does not find what the validator does: by an `$id` that is `#`, say."""
+    """The target of a reference. None if the registry does not find it, although the validator does: an `$id` `#`."""
     try:
         return resolver.lookup(reference)
     except jsonschema_rs.ReferencingError:
@@ -117,7 +116,7 @@ def _looked_up(reference: str, resolver: jsonschema_rs.Resolver) -> jsonschema_r
 
 
 def _type_of(value: object) -> str:
-    """To JSON Schema, 1.0 is an integer."""
+    """The type of a JSON value. In JSON Schema, 1.0 is an integer."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):

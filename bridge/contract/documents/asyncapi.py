@@ -43,18 +43,18 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
     envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}
     envelope, with_id = (envelopes.get(name, {}) for name in ("update", "update-with-id"))
     types = [file for file in files if "x-role" not in file.schema]
-    forms = [file for file in files if file.schema.get("x-role") == "form"]
+    sources = [file for file in files if file.schema.get("x-role") == "form"]
     own = [file for file in files if file.schema.get("x-role") == "message"]
 
     sent = {file.key: f"update.{file.key}" for file in types} | {file.key: f"message.{file.key}" for file in own}
     updates = {sent[file.key]: messages.update(file, envelope, with_id) for file in types}
-    updates |= {sent[file.key]: messages.told(file, envelope) for file in own}
+    updates |= {sent[file.key]: messages.own_message(file, envelope) for file in own}
     events: Object = {}
     for file in types:
-        of_type = [form for form in forms if form.schema.get("x-form-of") == file.name]
+        of_type = [source for source in sources if source.schema.get("x-form-of") == file.name]
         events[f"event.{file.key}"] = messages.event(file)
         events[f"wrapped.{file.key}"] = messages.wrapped(file, of_type)
-        events |= {f"form.{form.key}": messages.form(form, file) for form in of_type}
+        events |= {f"form.{source.key}": messages.source_event(source, file) for source in of_type}
 
     channels = {"updates": _updates_channel(deployment.path, sent, _query([file.name for file in types], filterable))}
     operations = {

@@ -1,6 +1,6 @@
-"""The messages of the AsyncAPI document: what a client gets, and what a fetcher may publish.
+"""The messages of the AsyncAPI document: those that clients receive, and those that fetchers may publish.
 
-Each is made from the schema files alone: this file must never know on which channel a message goes.
+Messages are made from the schema files alone, without their channels.
 """
 
 import re
@@ -16,10 +16,10 @@ from bridge.contract.killmail_formats import SourceFormat
 from bridge.contract.pipeline import Reason
 
 AMQP_BINDING = "0.3.0"
-"""Version of AsyncAPI's binding."""
+"""The version of the AMQP binding of AsyncAPI."""
 
 _SENT_MS = 1697962000000
-"""The timestamp of examples: that of the specification's."""
+"""The timestamp of examples, from the example of the specification."""
 
 _TYPE = "The message's property `type` must say so, unless that is the exchange's default."
 
@@ -45,27 +45,29 @@ class File:
 
     name: str
     key: str
-    """Its name as AsyncAPI allows it in a key."""
+    """The name with only the characters that AsyncAPI allows in a key."""
     schema: Mapping[str, Any]
 
     @property
     def reference(self) -> Object:
+        """A reference to the schema in the document."""
         return at("components", "schemas", self.key)
 
     @property
     def title(self) -> str:
+        """The schema's title, or the file's name."""
         title = self.schema.get("title")
         return title if isinstance(title, str) else self.name
 
     @property
     def examples(self) -> Sequence[object]:
-        """As they came through the conversion; checked by nobody before."""
+        """The schema's examples. They are not validated."""
         examples: Sequence[object] = self.schema.get("examples", [])
         return examples
 
 
 def read(documents: Mapping[str, bytes]) -> list[File]:
-    """The schema files (name to content), as AsyncAPI takes schemas."""
+    """The schema files (name to content), converted for AsyncAPI."""
     names = {key(name): name for name in (file.removesuffix(".json") for file in documents)}
     schemas = {
         each: {"$id": schema_id(name), **orjson.loads(documents[f"{name}.json"])} for each, name in names.items()
@@ -75,7 +77,7 @@ def read(documents: Mapping[str, bytes]) -> list[File]:
 
 
 def update(file: File, envelope: Mapping[str, Any], with_id: Mapping[str, Any]) -> Object:
-    """What a client gets: by the schemas of the envelope, and of that with an id, for a client that asked for ids."""
+    """An update as clients receive it. `with_id` is the schema of the envelope for clients that asked for ids."""
     members = envelope.get("properties", {})
     ids = {"id": member} if (member := with_id.get("properties", {}).get("id")) is not None else {}
     payload = _enveloped(file, members, ids)
@@ -83,8 +85,8 @@ def update(file: File, envelope: Mapping[str, Any], with_id: Mapping[str, Any]) 
     return _message(f"update.{file.name}", file.title, f"An update of the type {file.name}.", payload, examples)
 
 
-def told(file: File, envelope: Mapping[str, Any]) -> Object:
-    """What the bridge itself tells a client that asked for ids."""
+def own_message(file: File, envelope: Mapping[str, Any]) -> Object:
+    """An own message, which clients that asked for ids receive."""
     payload = _enveloped(file, envelope.get("properties", {}), {})
     examples = [_example(file, example) for example in file.examples]
     summary = f"A message of the type {file.name}, to clients that asked for ids. It has none itself."
@@ -115,14 +117,14 @@ def event(file: File) -> Object:
     return _message(f"event.{file.name}", title, summary, file.reference, file.examples) | _typed(file)
 
 
-def wrapped(file: File, forms: list[File]) -> Object:
-    """An event whose body names its type itself."""
+def wrapped(file: File, sources: Sequence[File]) -> Object:
+    """An event in an envelope, which names its type."""
     payload = {
         "type": "object",
         "required": ["type", "data"],
         "properties": {
             "type": {"type": "string", "const": file.name},
-            "data": {"anyOf": [file.reference, *map(_form_schema, forms)]} if forms else file.reference,
+            "data": {"anyOf": [file.reference, *map(_source_schema, sources)]} if sources else file.reference,
             "timestamp": {"description": "Replaced by the bridge's own."},
         },
         "additionalProperties": False,
@@ -133,21 +135,21 @@ def wrapped(file: File, forms: list[File]) -> Object:
     return _message(f"wrapped.{file.name}", title, summary, payload, examples) | _typed(file)
 
 
-def form(form: File, file: File) -> Object:
-    """An event that the bridge converts."""
-    title, summary = f"{form.title} (event)", f"Becomes an update of the type {file.name}. {_TYPE}"
-    return _message(f"form.{form.name}", title, summary, _form_schema(form), form.examples) | _typed(file)
+def source_event(source: File, file: File) -> Object:
+    """An event in a source format, which the bridge converts."""
+    title, summary = f"{source.title} (event)", f"Becomes an update of the type {file.name}. {_TYPE}"
+    return _message(f"form.{source.name}", title, summary, _source_schema(source), source.examples) | _typed(file)
 
 
-def _form_schema(form: File) -> Object:
-    if form.name != SourceFormat.REDISQ:
-        return form.reference
-    package = {"type": "object", "required": ["package"], "properties": {"package": form.reference}}
-    return {"anyOf": [form.reference, package]}
+def _source_schema(source: File) -> Object:
+    if source.name != SourceFormat.REDISQ:
+        return source.reference
+    package = {"type": "object", "required": ["package"], "properties": {"package": source.reference}}
+    return {"anyOf": [source.reference, package]}
 
 
 def rejected() -> Object:
-    """An event that the bridge gives back."""
+    """A rejected event."""
     return {
         "name": "rejected",
         "title": "Rejected event",
@@ -170,15 +172,15 @@ def _message(name: str, title: str, summary: str, payload: Object, examples: Seq
 
 
 def _typed(file: File) -> Object:
-    """The message's property `type`."""
+    """The binding with the message's property `type`."""
     return {"bindings": {"amqp": {"messageType": file.name, "bindingVersion": AMQP_BINDING}}}
 
 
 def at(*steps: str) -> Object:
-    """A reference within the document."""
+    """A reference to another part of the document."""
     return {"$ref": "/".join(("#", *steps))}
 
 
 def key(name: str) -> str:
-    """The name as AsyncAPI allows it in a key: other characters than these by their numbers, no two names alike."""
+    """Replaces characters that AsyncAPI does not allow in a key by their code points. The result is unambiguous."""
     return re.sub(r"[^A-Za-z0-9._-]|_(?=[0-9a-f]+_)", lambda found: f"_{ord(found[0]):x}_", name)
