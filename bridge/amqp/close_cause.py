@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Self
 
 import aiormq
-from pamqp import commands
 
 from bridge.amqp.connection import Channel, Connection
 from bridge.amqp.connection_errors import error_text
+from bridge.amqp.wire.compat import observe_blocked
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 
@@ -94,27 +94,6 @@ def _cause(closing: asyncio.Future[object]) -> CloseCause:
     return CloseCause.of(error)
 
 
-def watch_blocked(amqp: Connection, tell: Callable[[str | None], None]) -> None:
-    """Has `tell` told when the broker takes nothing more to publish, in its own words, and None when it does again.
-
-    aiormq waits then, and tells nobody but its log; a broker that is short of memory or disk may stay so for hours.
-    """
-    on_blocked = getattr(amqp, _ON_BLOCKED, None)
-    on_unblocked = getattr(amqp, _ON_UNBLOCKED, None)
-    if on_blocked is None or on_unblocked is None:
-        return  # another version of the library: a confirm that is missed for long is noticed all the same
-
-    async def tell_blocked(frame: commands.Connection.Blocked) -> None:
-        tell(printable(str(frame.reason)))
-        await on_blocked(frame)
-
-    async def tell_unblocked(frame: commands.Connection.Unblocked) -> None:
-        tell(None)
-        await on_unblocked(frame)
-
-    setattr(amqp, _ON_BLOCKED, tell_blocked)
-    setattr(amqp, _ON_UNBLOCKED, tell_unblocked)
-
-
-_ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{what}" for what in ("blocked", "unblocked"))
-"""The library's own methods, which are private: it has no callback for either."""
+def watch_blocked(amqp: Connection, observer: Callable[[str | None], None]) -> None:
+    """Calls `observer` with the reason when the broker blocks the connection, and with None when it unblocks it."""
+    observe_blocked(amqp, lambda reason: observer(None if reason is None else printable(reason)))

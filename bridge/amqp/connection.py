@@ -14,12 +14,13 @@ from typing import cast
 
 import aio_pika
 import aiormq
+from pamqp.common import FieldTable
 from yarl import URL
 
 from bridge.amqp.connection_errors import connect_error, error_text, tls_error_text, unreachable_text
 from bridge.amqp.nodes import Node
 from bridge.amqp.timeouts import lag_tolerant_timeout
-from bridge.amqp.wire import heartbeats
+from bridge.amqp.wire import compat
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.config.tls import require_tls_1_2
 from bridge.errors import BrokerRefusal
@@ -49,7 +50,7 @@ async def open_connection(
     connection, factory, node = await _connect_to_any(nodes, name, fast_channel, timing)
     transport = connection.transport
     assert transport is not None
-    heartbeats.make_patient(transport.connection)
+    compat.tolerate_freezes(transport.connection)
     _log.debug("connection opened", extra={"connection": name, "node": str(node)})
     try:
         yield transport.connection
@@ -76,9 +77,9 @@ async def _connect(
     url = URL(node.url)
     if "heartbeat" not in url.query:
         url = url.update_query(heartbeat=timing.heartbeat_s)
-    connection = aio_pika.Connection(url, client_properties={"connection_name": name, "product": "edk-bridge"})
     factory = _TransportFactory(fast_channel)
-    connection.kwargs["transport_factory"] = factory
+    properties: FieldTable = {"connection_name": name, "product": "edk-bridge"}
+    connection = compat.Connection(url, client_properties=properties, transport_factory=factory)
     loop = asyncio.get_running_loop()
 
     def abort_soon() -> None:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 
 import aiormq
-from pamqp import commands
 from yarl import URL
 
 from bridge.amqp.nodes import Node
+from bridge.amqp.wire.compat import close_frame_of
 from bridge.contract.text import printable
 from bridge.errors import BrokerRefusal
 
@@ -54,7 +54,7 @@ def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> B
         return BrokerRefusal(f"{node} {_login_refused_text(url, error_text(error))}")
     if isinstance(error, aiormq.exceptions.AuthenticationError):
         return BrokerRefusal(f"{node} {_mechanism_missing_text(url, error)}")
-    close = _close_frame(error)
+    close = close_frame_of(error)
     if close is not None and close.reply_code == NOT_ALLOWED and "limit" not in str(close.reply_text):
         return BrokerRefusal(
             f"{node} does not let this user into the virtual host {node.virtual_host!r}; "
@@ -93,20 +93,6 @@ def _mechanism_missing_text(url: URL, error: aiormq.exceptions.AuthenticationErr
     else:
         hint = "allow PLAIN in its auth_mechanisms, or set auth=external with certfile and keyfile"
     return f"does not offer auth={asked}, but {offered}: {hint}"
-
-
-def _close_frame(error: BaseException) -> commands.Connection.Close | None:
-    """Returns the frame with which the broker closed the connection instead of opening the virtual host.
-
-    aiormq puts only the address of the frame object into its error. The frame is still in a frame of the traceback.
-    """
-    step = error.__traceback__
-    while step is not None:
-        frame = step.tb_frame.f_locals.get("frame")
-        if isinstance(frame, commands.Connection.Close):
-            return frame
-        step = step.tb_next
-    return None
 
 
 # TLS

@@ -31,7 +31,7 @@ from bridge.amqp.nodes import Node, NodeRotation
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import supervise
 from bridge.amqp.topology import Exchange, Topology
-from bridge.amqp.wire import compat
+from bridge.amqp.wire.compat import install_lenient_decoders
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
@@ -40,8 +40,6 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.amqp")
 
 STOPPED = "stopped"
-
-compat.install()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +69,7 @@ class Consumer:
         timing: Timing = DEFAULT,
     ) -> None:
         """If `wait` is False, a refusal before the first session ends `run`."""
+        install_lenient_decoders()
         self.status = Status(timing.answer_valid_s)
         self.gaps = GapReporter(handler, metrics)
         self.stream_reader = (

@@ -21,7 +21,7 @@ from bridge.amqp.nodes import Node, NodeRotation
 from bridge.amqp.publish.message_id_locks import MessageIdLocks
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import supervise
-from bridge.amqp.wire import large_messages
+from bridge.amqp.wire import compat
 from bridge.timing import DEFAULT, Timing
 
 LARGEST_FRAME = 128 * 1024
@@ -181,8 +181,8 @@ class ConfirmChannel:
             cancellation = CancellationGuard()
             fitting = properties(self._frame_max)
             try:
-                if len(body) >= large_messages.LARGE:
-                    await large_messages.publish(channel, body, exchange, routing_key, fitting)
+                if len(body) >= compat.LARGE:
+                    await compat.publish_in_pieces(channel, body, exchange, routing_key, fitting)
                 else:
                     await channel.basic_publish(
                         body, exchange=exchange, routing_key=routing_key, properties=fitting, mandatory=True

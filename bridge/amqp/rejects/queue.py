@@ -21,7 +21,7 @@ from bridge.amqp.consume.delivery_counts import DELIVERY_COUNT
 from bridge.amqp.nodes import Node
 from bridge.amqp.rejects.properties import HEADER_PREFIX
 from bridge.amqp.timeouts import lag_tolerant_timeout
-from bridge.amqp.wire import compat
+from bridge.amqp.wire.compat import install_lenient_decoders
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
 RPC_TIMEOUT_S = 30.0
@@ -31,8 +31,6 @@ CONNECTION_ERRORS = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio
 """What aiormq raises if a connection or a channel is lost."""
 
 Answer = TypeVar("Answer")
-
-compat.install()
 
 
 class BrokerLost(BridgeError):
@@ -84,6 +82,7 @@ class RejectQueue:
     """The queue, on a connection of its own. Created by `open_reject_queue`."""
 
     def __init__(self, amqp: Connection, channel: Channel, name: str, count: int) -> None:
+        install_lenient_decoders()
         self.name = name
         self.amqp = amqp
         """The connection, for more channels."""

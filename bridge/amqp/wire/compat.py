@@ -1,49 +1,254 @@
-"""What pamqp can't read in a message's properties, read leniently.
+"""Works around faults and gaps of pamqp, aiormq and aio-pika. Nothing else in `bridge.amqp` touches their internals.
 
-pamqp raises, aiormq closes the connection for it, and the broker delivers the message again: one publisher's timestamp
-in microseconds would keep the bridge from consuming for ever. A property that can't be read is no reason to refuse an
-event: none of them but `type` and `content_encoding` matters here.
+Each workaround has its reason and the versions that it was seen with. `test_compat.py` has a test for each, which fails
+as soon as the library no longer needs it.
 """
 
-from collections.abc import Callable
-from typing import Any
+import asyncio
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import cast
 
-from pamqp import decode
+import aiormq
+from aio_pika import Connection as PikaConnection
+from aio_pika.abc import ConnectionParameter
+from pamqp import commands, decode, frame
+from pamqp.header import ContentHeader
 
-Decoder = Callable[[bytes], tuple[int, Any]]
+from bridge.amqp.wire.fast_channel import BODY, FRAME, FRAME_END, OVERHEAD
+from bridge.amqp.wire.properties import short_string
+
+# Decoding of properties (pamqp 4.0)
+#
+# pamqp raises for a value that it can't represent: a timestamp after the year 9999, text that is not UTF-8, a table
+# that is nested too deeply. aiormq then closes the connection, and the broker delivers the message again. One publisher
+# with timestamps in microseconds would keep the bridge from consuming forever. The bridge needs none of these
+# properties.
+
+Decoder = Callable[[bytes], tuple[int, object]]
 
 
-def short_string(value: bytes) -> tuple[int, str]:
-    """A string of up to 255 bytes behind its length: how long both are, and the string.
+def install_lenient_decoders() -> None:
+    """Replaces decoders of pamqp, for the whole process. Idempotent.
 
-    Bytes that are not UTF-8 become question marks: what is longer than it came can't be published again.
+    An unreadable timestamp or table becomes None. In text, each byte that is not UTF-8 becomes a question mark.
     """
-    end = 1 + value[0]
-    try:
-        return end, value[1:end].decode()
-    except UnicodeDecodeError:
-        return end, value[1:end].decode("utf-8", "replace").replace("\ufffd", "?")
+    decoders = cast("dict[str, Decoder]", decode.METHODS)
+    if decoders["shortstr"] is short_string:
+        return
+    decoders["shortstr"] = short_string
+    decoders["timestamp"] = _lenient(decoders["timestamp"], lambda value: 8)
+    # As a whole: the end of an unreadable entry is unknown.
+    decoders["table"] = _lenient(decoders["table"], lambda value: 4 + int.from_bytes(value[:4], "big"))
 
 
-def _leniently(strict: Decoder, size: Callable[[bytes], int], otherwise: Any) -> Decoder:
-    """The same decoder, but for what it can't read: `size` says how long that is, `otherwise` is its value."""
+def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
+    """Returns a decoder that returns None for what the strict one can't read. `size` returns the bytes to skip."""
 
-    def decoded(value: bytes) -> tuple[int, Any]:
+    def decoder(value: bytes) -> tuple[int, object]:
         try:
             return strict(value)
-        # UnicodeDecodeError is a ValueError; tables may lie in each other deeper than Python's calls.
+        # UnicodeDecodeError is a ValueError. Nested tables may exceed the recursion limit.
         except (ValueError, OverflowError, OSError, RecursionError):
-            return size(value), otherwise
+            return size(value), None
 
-    return decoded
+    return decoder
 
 
-def install() -> None:
-    """Puts the lenient decoders into pamqp's tables. Idempotent."""
-    methods: dict[str, Any] = decode.METHODS
-    if methods["shortstr"] is short_string:
+# The transport of a connection (aio-pika 10.2)
+#
+# aiormq accepts a transport factory, but aio-pika passes only declared parameters on to it, and this is none of them.
+# Without a factory of its own, the bridge can't read deliveries before aiormq does, or abort a connection.
+
+
+class Connection(PikaConnection):
+    """A connection of aio-pika that takes the parameter `transport_factory`."""
+
+    PARAMETERS = (
+        *PikaConnection.PARAMETERS,
+        ConnectionParameter("transport_factory", parser=lambda factory: factory, is_kwarg=True),
+    )
+
+
+# Heartbeats (aiormq 7.2)
+#
+# aiormq closes a connection if the broker sends no frame for three heartbeats. A paused machine freezes the bridge and
+# its broker together, and the broker then sends nothing. When both run again, aiormq would close the connection at
+# once, and the broker would delete an exclusive queue with its events.
+
+LATE_INTERVALS = 2
+"""A check that is more than this number of intervals late closes no connection."""
+
+
+class _FreezeTolerantConnection(aiormq.connection.Connection):
+    """A connection whose heartbeat timeout starts again after a late check."""
+
+    checked_at_s: float
+    running_since_s: float
+
+    @property
+    def is_connection_was_stuck(self) -> bool:
+        """Whether the broker has sent no frame for too long. aiormq reads this twice in each heartbeat."""
+        now_s = self.loop.time()
+        interval_s = max(1, self.heartbeat_timeout // 2)
+        if now_s - self.checked_at_s > (1 + LATE_INTERVALS) * interval_s:
+            self.running_since_s = now_s
+        self.checked_at_s = now_s
+        grace_s = (self.heartbeat_timeout + 1) * self.HEARTBEAT_GRACE_MULTIPLIER
+        return super().is_connection_was_stuck and now_s - self.running_since_s > grace_s
+
+
+def tolerate_freezes(connection: aiormq.abc.AbstractConnection) -> None:
+    """Makes the heartbeat timeout of an open connection ignore the time in which the bridge was frozen."""
+    if isinstance(connection, aiormq.connection.Connection):
+        # aio-pika has no parameter for the class of its aiormq connection.
+        connection.__class__ = _FreezeTolerantConnection
+        assert isinstance(connection, _FreezeTolerantConnection)
+        connection.checked_at_s = connection.loop.time()
+        connection.running_since_s = float("-inf")
+
+
+# Blocked connections (aiormq 7.2)
+#
+# A broker that is short of memory or disk blocks connections that publish, maybe for hours. aiormq then waits, and only
+# logs it: it has no callback for `connection.blocked` and `connection.unblocked`.
+
+_ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for event in ("blocked", "unblocked"))
+
+
+def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callable[[str | None], None]) -> None:
+    """Has `observer` called with the broker's reason when it blocks the connection, and with None when it unblocks it.
+
+    With a version of aiormq that has other names, it is never called. A missing confirm is noticed nevertheless.
+    """
+    handle_blocked = getattr(connection, _ON_BLOCKED, None)
+    handle_unblocked = getattr(connection, _ON_UNBLOCKED, None)
+    if handle_blocked is None or handle_unblocked is None:
         return
-    methods["shortstr"] = short_string
-    methods["timestamp"] = _leniently(methods["timestamp"], lambda value: 8, None)
-    # A table that holds something unreadable is left out as a whole: within it, nothing says where that ends.
-    methods["table"] = _leniently(methods["table"], lambda value: 4 + int.from_bytes(value[:4], "big"), None)
+
+    async def on_blocked(blocked: commands.Connection.Blocked) -> None:
+        observer(str(blocked.reason))
+        await handle_blocked(blocked)
+
+    async def on_unblocked(unblocked: commands.Connection.Unblocked) -> None:
+        observer(None)
+        await handle_unblocked(unblocked)
+
+    setattr(connection, _ON_BLOCKED, on_blocked)
+    setattr(connection, _ON_UNBLOCKED, on_unblocked)
+
+
+# Refused connections (aiormq 7.2)
+#
+# If the broker closes a connection instead of opening the virtual host, aiormq raises an error with the representation
+# of the frame object, without the broker's text. The frame itself is a local variable in a frame of the traceback.
+
+
+def close_frame_of(error: BaseException) -> commands.Connection.Close | None:
+    """Returns the frame with which the broker closed the connection instead of opening it, if there was one."""
+    step = error.__traceback__
+    while step is not None:
+        found = step.tb_frame.f_locals.get("frame")
+        if isinstance(found, commands.Connection.Close):
+            return found
+        step = step.tb_next
+    return None
+
+
+# Large messages (aiormq 7.2)
+#
+# aiormq copies a body three times before it sends the first byte: it splits the body, encodes all frames, and joins
+# them. Here, a large body is published in pieces, with the same state of the channel as in aiormq's `basic_publish`.
+# Between two pieces, frames of other channels may be sent: only those of one channel must follow each other
+# (AMQP 0-9-1, section 4.2.6).
+
+LARGE = 1024 * 1024
+"""Bodies of at least this size are published in pieces of about this size (bytes)."""
+
+
+async def publish_in_pieces(
+    channel: aiormq.abc.AbstractChannel,
+    body: bytes,
+    exchange: str,
+    routing_key: str,
+    properties: commands.Basic.Properties,
+) -> None:
+    """Publishes with the flag `mandatory`, and waits for the confirm. Raises the errors of `basic_publish`.
+
+    A message that has begun is sent to its end, even if the caller is cancelled: the broker closes a connection with
+    half a message.
+    """
+    assert isinstance(channel, aiormq.Channel)
+    lock = AsyncExitStack()
+    await lock.enter_async_context(channel.lock)
+    sending = _publish(channel, lock, body, exchange, routing_key, properties)
+    publishing = asyncio.create_task(sending, name="publish")
+    publishing.add_done_callback(_retrieve_exception)
+    try:
+        await asyncio.shield(publishing)
+    finally:
+        # The traceback of an error refers to this frame, and the task to the error. This cycle would keep the body in
+        # memory.
+        del publishing
+
+
+async def _publish(
+    channel: aiormq.Channel,
+    lock: AsyncExitStack,
+    body: bytes,
+    exchange: str,
+    routing_key: str,
+    properties: commands.Basic.Properties,
+) -> None:
+    """Sends the message, releases the channel's lock, and waits for the confirm."""
+    # aiormq recognizes a returned message by its message id.
+    message_id = properties.message_id = properties.message_id or uuid.uuid4().hex
+    method = commands.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+    header = ContentHeader(body_size=len(body), properties=properties)
+    async with lock:
+        channel.delivery_tag += 1
+        tag = channel.delivery_tag
+        confirmation = channel.create_future()
+        channel.confirmations[tag] = confirmation
+        channel.message_id_delivery_tag[message_id] = tag
+        await _send(channel, frame.marshal(method, channel.number) + frame.marshal(header, channel.number))
+        await _send_body(channel, body)
+    try:
+        await confirmation
+    finally:
+        if channel.message_id_delivery_tag.get(message_id) == tag:
+            del channel.message_id_delivery_tag[message_id]
+        del confirmation  # for the same reason as in publish_in_pieces
+
+
+async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
+    # A broker without a frame limit announces 0, from which aiormq subtracts the size of an empty frame.
+    content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
+    # Not in the function that awaits the confirm: the traceback of its failure would keep the last piece in memory.
+    for piece in _pieces(channel.number, body, content_size):
+        await _send(channel, piece)
+
+
+async def _send(channel: aiormq.Channel, frames: bytes) -> None:
+    drained = channel.create_future()
+    await channel.write_queue.put(aiormq.abc.ChannelFrame(payload=frames, should_close=False, drain_future=drained))
+    await drained
+
+
+def _pieces(number: int, body: bytes, content_size: int) -> Iterator[bytes]:
+    """Yields the body's frames, together about LARGE bytes at a time."""
+    view, end = memoryview(body), bytes([FRAME_END])
+    piece_size = max(1, LARGE // (content_size + OVERHEAD)) * content_size
+    for first in range(0, len(body), piece_size):
+        parts: list[bytes | memoryview] = []
+        for at in range(first, min(first + piece_size, len(body)), content_size):
+            content = view[at : min(at + content_size, len(body))]
+            parts += [FRAME.pack(BODY, number, len(content)), content, end]
+        yield b"".join(parts)
+
+
+def _retrieve_exception(publishing: asyncio.Task[None]) -> None:
+    """Otherwise asyncio logs the exception if the caller was cancelled."""
+    if not publishing.cancelled():
+        publishing.exception()

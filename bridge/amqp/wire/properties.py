@@ -11,8 +11,6 @@ from contextlib import suppress
 from pamqp import commands
 from pamqp.header import ContentHeader
 
-from bridge.amqp.wire.compat import short_string
-
 FLAGS_AT = 12
 """Where the properties begin: after class, weight and body size."""
 OFFSET_NAME = b"x-stream-offset"
@@ -143,8 +141,20 @@ def _type_and_encoding(header: bytes) -> TypeAndEncoding:
     return kind, encoding
 
 
+def short_string(data: bytes) -> tuple[int, str]:
+    """Returns the size of a short string, with its length octet, and its text.
+
+    Each byte that is not UTF-8 becomes one question mark: a text that grew could not be published again.
+    """
+    end = 1 + data[0]
+    try:
+        return end, data[1:end].decode()
+    except UnicodeDecodeError:
+        return end, data[1:end].decode("utf-8", "replace").replace("\ufffd", "?")
+
+
 def string(data: bytes) -> tuple[int, str]:
-    """Returns the size of a short string, with its length octet, and its text. Raises IndexError if it is cut short."""
+    """Like `short_string`. Raises IndexError if the string is cut short."""
     size, text = short_string(data)
     if size > len(data):
         raise IndexError(f"a string of {size - 1} bytes in {len(data) - 1}")

@@ -7,9 +7,8 @@ import logging
 import socket
 import ssl
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import aio_pika
 import aiormq
 import pytest
 from pamqp import commands
@@ -17,6 +16,7 @@ from pamqp import commands
 from bridge.amqp import connection, connection_errors
 from bridge.amqp.connection_errors import Container
 from bridge.amqp.nodes import Node
+from bridge.amqp.wire import compat
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 from tests.support.fake_amqp import HANGS, FakeAmqp
@@ -38,14 +38,13 @@ class Line:
         self.urls: list[str] = []
         self.closed: list[str] = []
         self.amqp = FakeAmqp()
-        monkeypatch.setattr(aio_pika, "Connection", self._connection)
+        monkeypatch.setattr(compat, "Connection", self._connection)
 
-    def _connection(self, url: URL, client_properties: dict[str, str]) -> object:
+    def _connection(self, url: URL, client_properties: dict[str, str], transport_factory: object) -> object:
         line, host = self, str(url.host)
         self.urls.append(str(url))
 
         class Connection:
-            kwargs: ClassVar[dict[str, object]] = {}
             transport: SimpleNamespace | None = None
 
             async def connect(self) -> None:
@@ -210,12 +209,12 @@ async def test_close_instead_of_an_opening_is_a_refusal_where_it_does_not_pass(
     line = Line(monkeypatch, one=None)
     make = line._connection
 
-    def make_refused(url: URL, client_properties: dict[str, str]) -> object:
-        connection: Any = make(url, client_properties)
+    def make_refused(url: URL, client_properties: dict[str, str], transport_factory: object) -> object:
+        connection: Any = make(url, client_properties, transport_factory)
         connection.connect = connect
         return connection
 
-    monkeypatch.setattr(aio_pika, "Connection", make_refused)
+    monkeypatch.setattr(compat, "Connection", make_refused)
     with pytest.raises(kind, match=said):
         async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("there is none")

@@ -19,7 +19,7 @@ from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Acknowledgement
 from tests.support.fake_amqp import OWN, FakeTransport, delivery, header, method, part, payload_of, with_payload
 
-compat.install()
+compat.install_lenient_decoders()
 
 Delivered = tuple[int, bool, str, str, bytes]
 READ_END = None
