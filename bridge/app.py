@@ -17,12 +17,12 @@ from bridge.amqp.consume.stream_reader import StreamConfig
 from bridge.amqp.nodes import broker_nodes
 from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
+from bridge.authority import format_authority
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import Hub, log_transition
 from bridge.broadcast.hub_metrics import register_hub_metrics
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
-from bridge.config.authority import format_authority
 from bridge.config.listen_addresses import announced_host, client_host, out_of_reach
 from bridge.config.settings import HistoryMode, Settings
 from bridge.config.warnings import setting_warnings

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING
 
-from bridge.config.authority import Address, canonical_name
+from bridge.authority import Address, canonical_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from bridge.config.authority import canonical_host, canonical_origin
+from bridge.authority import canonical_host, canonical_origin
 from bridge.config.listen_addresses import canonical_listener
 from bridge.config.networks import Network, parse_network
 from bridge.contract.text import printable

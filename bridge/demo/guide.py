@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridge.config.authority import format_authority
+from bridge.authority import format_authority
 from bridge.config.settings import Settings
 from bridge.demo.feed import GAP_INTERVAL, LOST_EVENTS, REJECT_INTERVAL
 

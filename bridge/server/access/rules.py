@@ -18,7 +18,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
 
-from bridge.config.authority import (
+from bridge.authority import (
     DEFAULT_PORTS,
     IPV6,
     MAX_ORIGIN_CHARACTERS,

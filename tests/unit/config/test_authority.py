@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.config.authority import (
+from bridge.authority import (
     MAX_HOST_CHARACTERS,
     MAX_ORIGIN_CHARACTERS,
     canonical_host,

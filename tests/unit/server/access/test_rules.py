@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.config.authority import MAX_ORIGIN_CHARACTERS
+from bridge.authority import MAX_ORIGIN_CHARACTERS
 from bridge.config.networks import DEFAULT_NETWORKS
 from bridge.server.access.rules import (
     DETAIL_CHARACTERS,
@@ -24,7 +24,7 @@ from tests.support.examples import examples
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bridge.config.authority import Address
+    from bridge.authority import Address
 
 ACCESS = Access(
     DEFAULT_NETWORKS,
