@@ -16,7 +16,7 @@ from bridge.broadcast.frames import text_frame
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.subscriber import Dispatch, Event, Subscriber
 from bridge.contract.envelope import resume
-from bridge.contract.filters import After
+from bridge.contract.filters import FROM_NOW_ON, After
 from bridge.contract.update_id import UpdateId
 
 MAX_RELEASES_PER_TURN = 64
@@ -118,7 +118,7 @@ class Resume:
         if log.flushed < log.head:
             # The cursor may follow the newest update, and `resume` counts from the cursor to the flushed position.
             self._flush()
-        if after.is_from_now_on:
+        if after == FROM_NOW_ON:
             position: int | None = log.flushed
         else:
             position = None if after.id is None else self._index.after(after.id)
@@ -126,7 +126,7 @@ class Resume:
         connection.cursor = self._oldest() if position is None else min(position, log.flushed)
         connection.offset = 0
         self._resuming[connection] = _Count(position is not None, connection.cursor)
-        self._dispatch(connection, Event.START if after.is_from_now_on else Event.RESUME)
+        self._dispatch(connection, Event.START if after == FROM_NOW_ON else Event.RESUME)
 
     def _oldest(self) -> int:
         # Beyond the flushed position, the number of replayed updates would be negative.

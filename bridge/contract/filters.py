@@ -15,6 +15,7 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import orjson
@@ -108,8 +109,7 @@ class UpdateFilter:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class After:
+class After(NamedTuple):
     """Where a client that asked for ids starts: from now on, or after an update that it has."""
 
     text: str
@@ -122,15 +122,9 @@ class After:
         """Accepts any text."""
         return cls(text, UpdateId.parse(text))
 
-    @property
-    def is_from_now_on(self) -> bool:
-        """Whether the client gets no earlier updates."""
-        return not self.text
 
-    @property
-    def is_malformed(self) -> bool:
-        """Whether no bridge can have given this text as an id."""
-        return bool(self.text) and self.id is None
+FROM_NOW_ON = After("", None)
+"""The client gets no earlier updates."""
 
 
 @dataclass(frozen=True, slots=True)

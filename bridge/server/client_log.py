@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
-from bridge.contract.filters import SubscribeRequest, UpdateFilter
+from bridge.contract.filters import FROM_NOW_ON, SubscribeRequest, UpdateFilter
 from bridge.contract.text import printable
 from bridge.metrics import Metrics, Transport
 from bridge.server.access.log_limiter import LogLimiter
@@ -99,7 +99,9 @@ class ClientLog:
                 subprotocols=printable(", ".join(subprotocols), 100),
             )
         after = subscribe.after
-        if after is not None and after.is_malformed and (suppressed := self._limiter.allow("after")) is not None:
+        if after is None or after.id is not None or after == FROM_NOW_ON:
+            return
+        if (suppressed := self._limiter.allow("after")) is not None:
             _log.warning(
                 "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
                 "after empty",

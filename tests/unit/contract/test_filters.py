@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bridge.contract import catalog
 from bridge.contract.catalog import Catalog
 from bridge.contract.filters import (
+    FROM_NOW_ON,
     MAX_ESCAPES,
     MAX_FIELDS,
     MAX_VALUES,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 PACKAGED = QueryParser(catalog.load([catalog.PACKAGED]))
 JITA = "systemId=30000142"
-FROM_NOW_ON = After("", None)
 
 Pairs = list[tuple[str, str]]
 
@@ -245,7 +245,7 @@ def test_ids_are_asked_for_with_after(query: str, expected: SubscribeRequest) ->
 )
 def test_after_is_empty_an_id_or_malformed(text: str, *, is_from_now_on: bool, is_malformed: bool) -> None:
     after = After.parse(text)
-    assert (after.is_from_now_on, after.is_malformed) == (is_from_now_on, is_malformed)
+    assert (after == FROM_NOW_ON, after != FROM_NOW_ON and after.id is None) == (is_from_now_on, is_malformed)
 
 
 def test_everything_is_asked_for_with_all_types_at_once() -> None:
