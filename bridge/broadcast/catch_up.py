@@ -184,7 +184,7 @@ class CatchUp:
                 self.schedule(connection)
                 return
             self._dispatch(connection, Event.RESUME_SENT)
-            self.send(connection, message)
+            self._send_message(connection, message)
         elif connection.cursor < log.tail:
             self._dispatch(connection, Event.OVERTAKEN)
             return
@@ -201,6 +201,15 @@ class CatchUp:
             self.schedule(connection)
         else:
             self._dispatch(connection, Event.CAUGHT_UP)
+
+    def _send_message(self, connection: Subscriber, frame: bytes) -> None:
+        descriptor = connection.descriptor
+        if descriptor is not None:
+            taken = try_write(descriptor, frame)
+            self.sent_bytes += taken
+            frame = frame[taken:]
+        if frame:
+            self.send(connection, frame)
 
     def _send_piece(self, connection: Subscriber) -> None:
         assert connection.subscription is not None

@@ -192,6 +192,7 @@ class Server:
         self._connections[connection] = None
         self._heap_trimmer.grown_to(len(self._connections))
         self._client_log.opened(connection)
+        over_address_limit = self._address_limit.over_limit(address)
         self._hub.join(connection, subscribe.filter, subscribe.after)
         limits = self._limits
         if self._draining:
@@ -199,7 +200,7 @@ class Server:
         # Closing connections count too, because they still have a descriptor.
         elif len(self._connections) > limits.max_connections:
             connection.close(CloseReason.FULL, max_connections=limits.max_connections)
-        elif self._address_limit.over_limit(address):
+        elif over_address_limit:
             connection.close(CloseReason.ADDRESS_LIMIT, max_connections_per_address=limits.max_connections_per_address)
         if rest:
             connection.received(rest)

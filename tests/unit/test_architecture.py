@@ -134,7 +134,7 @@ def test_clocks_are_found_wherever_they_stand(source: str, clocks: list[str]) ->
     assert clocks_of(source) == clocks
 
 
-ANY = ("errors", "metrics", "logs", "backoff", "timing")
+ANY = ("authority", "errors", "metrics", "logs", "backoff", "timing")
 """What every folder but `contract` may import."""
 
 ALLOWED = {

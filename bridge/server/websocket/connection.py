@@ -68,6 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         "closed_at",
         "congested",
         "cursor",
+        "descriptor",
         "last_received_at",
         "offset",
         "opened_at",
@@ -104,20 +105,14 @@ class Connection(asyncio.BufferedProtocol):
         """When the closing handshake began."""
         self.close_code: int | None = None
         """The code in the close frame of the side that began the closing handshake, if any."""
+        self.descriptor: int | None = None
+        """The socket's descriptor. None if data must go through the transport, and after the end."""
         transport.set_protocol(self)
         if transport.get_extra_info("sslcontext") is None:
+            self.descriptor = transport.get_extra_info("socket").fileno()
             # Without a write buffer, the transport writes to the socket at once, and pauses the protocol if the socket
             # does not take all bytes. `TlsTransport` always behaves like this.
             transport.set_write_buffer_limits(high=0, low=0)
-
-    @property
-    def descriptor(self) -> int | None:
-        """The socket's descriptor, or None if data must go through the transport. It is not stored, to save memory."""
-        transport = self._transport
-        if transport is None or transport.get_extra_info("sslcontext") is not None:
-            return None
-        descriptor: int = transport.get_extra_info("socket").fileno()
-        return descriptor
 
     @property
     def write(self) -> Callable[[bytes], None]:
@@ -334,7 +329,7 @@ class Connection(asyncio.BufferedProtocol):
         finally:
             self._context.on_lost(self)
             # Transport and protocol refer to each other. Without this, only the garbage collector frees them.
-            self._transport = None
+            self._transport = self.descriptor = None
             self._frame_reader = self._pending_close = None
 
 
