@@ -19,10 +19,10 @@ def escaped(text: str, kept: str = "") -> str:
 
 
 def from_system(text: str) -> str:
-    """An argument, a variable or a file's name as text that UTF-8 can encode.
+    r"""An argument, a variable or a file's name as text that UTF-8 can encode.
 
     Python decodes them by the locale, and represents other bytes as surrogates. These are read as UTF-8 here; bytes
-    that are no UTF-8 are escaped, as in `\\xff`.
+    that are no UTF-8 are escaped, as in `\xff`.
     """
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 

@@ -228,8 +228,10 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
 
 
 async def test_clients_that_resume_miss_nothing_while_the_leaders_of_the_stream_are_killed(cluster: Cluster) -> None:
-    """Three bridges on a cluster of three nodes: whichever node leads the stream is killed. The stream has every event
-    that was confirmed, each client has every update exactly once and in order, and none is told of a gap."""
+    """Three bridges consume from a cluster of three nodes, and the leader of the stream is killed each time.
+
+    The stream has every confirmed event. Each client gets every update exactly once, in order and without a gap.
+    """
     async with (
         names(cluster) as (exchange, stream),
         fleet(cluster.url, **on_stream(exchange, stream)) as bridges,

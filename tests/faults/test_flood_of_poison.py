@@ -77,8 +77,11 @@ async def all_of(amqp: AbstractConnection, queue: str) -> Counter[bytes]:
 async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in_order(
     broker: Broker, amqp: AbstractConnection, exchange: str, rejects: str
 ) -> None:
-    """Of as many invalid events as valid ones at full speed, each is in the rejects' queue once with its reason, every
-    update reaches the client in order, the log stays short and the metrics count them all."""
+    """As many invalid events as valid ones come at full speed.
+
+    Each invalid event is in the queue of rejects once, with its reason. Every update reaches the client in order. The
+    log stays short, and the metrics count all events.
+    """
     reasons = poison(COUNT)
     variables = {
         "BRIDGE_EXCHANGES": f"{exchange}=killmail",
@@ -124,8 +127,10 @@ async def test_flood_of_invalid_events_is_rejected_once_each_among_valid_ones_in
 async def test_bridge_that_is_killed_in_a_flood_leaves_every_invalid_event_in_one_queue_or_the_other(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """Kill -9 amid thousands of invalid events: each is in the rejects' queue or still in the bridge's, and none in
-    neither."""
+    """The bridge is killed while it rejects thousands of events.
+
+    Each event is in the queue of rejects or still in the bridge's queue.
+    """
     events = list(poison(COUNT))
     await bind(amqp, exchange, queue)
     await asyncio.to_thread(pour, broker.url, exchange, events)
@@ -197,8 +202,7 @@ class Confirms:
 async def test_invalid_event_is_not_acknowledged_before_its_reject_is_confirmed(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """Invalid events that are in the rejects' queue, but whose confirms the bridge has not got, are in its own queue
-    again when it is gone; those whose confirms came are not."""
+    """Rejected events without a confirm are in the bridge's queue again after it ends, those with a confirm are not."""
     events = [b"poison %d" % number for number in range(100)]
     confirms = Confirms()
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_QUEUE": queue, "BRIDGE_REJECT_EXCHANGE": rejects}

@@ -144,8 +144,10 @@ async def test_events_that_can_not_be_rejected_are_held_and_leave_when_they_can(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What can't be published stays with the broker, with `/readyz` at 503 and the reason, is tried again seldom, and
-    leaves within two seconds of the trouble's end."""
+    """A rejected event that can't be published stays with the broker, and `/readyz` has status 503 and the reason.
+
+    The bridge seldom tries again. After the cause ends, it publishes the event within two seconds.
+    """
     attempts = 0
     publish_once = ConfirmChannel.publish
 
@@ -194,8 +196,10 @@ async def test_what_is_deleted_under_the_bridge_is_made_anew_and_no_reject_is_lo
     rejects: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without its exchange, its queue or the binding between them a rejected event is held, `/readyz` says why, and the
-    bridge makes anew what is missing: the event leaves within two seconds."""
+    """Without the exchange, the queue or the binding of rejects, an event is held, and `/readyz` has the reason.
+
+    The bridge declares the missing part again, and publishes the event within two seconds.
+    """
     events = [b"poison %d" % number for number in range(PREFETCH + BEHIND)]
     flags = {"exchanges": f"{exchange}=killmail", "queue": queue, "prefetch": PREFETCH, "reject_exchange": rejects}
     async with running(broker.url, **flags) as bridge:

@@ -185,8 +185,11 @@ def assert_all_arrived(confirmed: list[int], *clients: Client) -> None:
 async def test_killed_bridge_leaves_to_its_successor_all_that_it_had_not_acknowledged(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """With BRIDGE_QUEUE and kill -9 under load, every confirmed event reaches a client of the one bridge or the next;
-    twice at most what was in flight, and each client gets its own once and in order."""
+    """With BRIDGE_QUEUE, a bridge is killed under load, and another one goes on.
+
+    Every confirmed event reaches a client of one of the bridges. Only events in flight come twice. Each client gets its
+    updates once and in order.
+    """
     confirmed, a, b, _ = await handed_over(broker, amqp, exchange, queue, signal.SIGKILL)
     assert_all_arrived(confirmed, a, b)
     doubled = twice(a.numbers, b.numbers)
@@ -203,8 +206,10 @@ async def test_killed_bridge_leaves_to_its_successor_all_that_it_had_not_acknowl
 async def test_killed_bridge_whose_acknowledgements_were_under_way_costs_nothing_but_the_prefetch_twice(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Of what the killed bridge had sent, the broker knows nothing that was not acknowledged: that, the prefetch at
-    most, the successor's clients get again, and no confirmed event is missing."""
+    """The clients of the next bridge get the events again that the killed bridge had sent but not acknowledged.
+
+    These are at most as many as the prefetch, and no confirmed event is missing.
+    """
     variables = named(exchange, queue)
     async with AsyncExitStack() as stack:
         way = await stack.enter_async_context(proxy(broker.url))
@@ -237,8 +242,11 @@ async def test_killed_bridge_whose_acknowledgements_were_under_way_costs_nothing
 async def test_stopped_bridge_leaves_to_its_successor_exactly_what_it_did_not_send(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """With BRIDGE_QUEUE and SIGTERM under load, every confirmed event reaches a client of the one bridge or the next,
-    none of them both, and the first one's clients are closed with 1001."""
+    """With BRIDGE_QUEUE, a bridge gets SIGTERM under load, and another one goes on.
+
+    Every confirmed event reaches a client of exactly one of the bridges. The clients of the first bridge are closed
+    with 1001.
+    """
     confirmed, a, b, code = await handed_over(broker, amqp, exchange, queue, signal.SIGTERM)
     assert code == 0
     assert twice(a.numbers, b.numbers) == []
@@ -255,8 +263,9 @@ async def test_stopped_bridge_leaves_to_its_successor_exactly_what_it_did_not_se
 async def test_two_bridges_on_one_exchange_both_deliver_everything_while_they_run(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """Each bridge with a queue of its own delivers all that is published while it consumes, whatever becomes of the
-    other, be that killed and started again.
+    """Each bridge with its own queue delivers all events that are published while it consumes.
+
+    This holds while the other bridge is killed and started again.
 
     RabbitMQ 4.3 refuses some of what is published while the exclusive queue of the killed bridge goes away.
     """

@@ -134,8 +134,10 @@ async def test_rejected_event_with_tables_in_tables_leaves_without_its_headers(
 async def test_rejected_events_that_are_held_do_not_hold_up_the_updates_behind_them(
     held: int, prefetch: int, broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, rejects: str
 ) -> None:
-    """Promise: what can't be rejected yet stays with the broker; as long as that is less than the prefetch, everything
-    else goes on and is acknowledged."""
+    """Events that can't be rejected yet stay with the broker.
+
+    As long as they are fewer than the prefetch, all other events are delivered and acknowledged.
+    """
     channel = await amqp.channel()
     await channel.declare_exchange(rejects, "fanout", durable=True)
     await channel.declare_queue(rejects, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})

@@ -69,8 +69,11 @@ async def ended_in_turn(bridges: Fleet, fetcher: ConfirmingFetcher, by: signal.S
 async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move_on_when_one_is_killed(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """A load balancer needs nothing but `/readyz`: clients get every update once from whichever bridge they are on, one
-    that is killed loses only its own, and those find another one at once."""
+    """A load balancer needs only `/readyz`.
+
+    Clients get every update once from each bridge. A killed bridge loses only its own clients, which find another
+    bridge at once.
+    """
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
     async with fleet(broker.url, **settings) as bridges:
         clients = await healthy(bridges.port, 3 * SIZE)
@@ -92,8 +95,7 @@ async def test_plain_clients_behind_haproxy_are_spread_over_the_bridges_and_move
 
 
 async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broker: Broker, exchange: str) -> None:
-    """A bridge that is stopped where it stands keeps its connections and would leave its clients in silence; the load
-    balancer's checks end that."""
+    """A suspended bridge keeps its connections and sends nothing. The load balancer's checks close them."""
     settings = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": "off"}
     async with fleet(broker.url, **settings) as bridges:
         clients = await healthy(bridges.port, 2 * SIZE)
@@ -109,8 +111,10 @@ async def test_plain_clients_of_a_bridge_that_hangs_are_cut_off_by_haproxy(broke
 async def test_clients_that_resume_miss_nothing_while_bridges_end_in_turn(
     broker: Broker, exchange: str, queue: str, by: signal.Signals
 ) -> None:
-    """With BRIDGE_HISTORY=stream, a client that comes back with its last id, to whichever bridge, has every confirmed
-    update exactly once and in order, and is never told that something is missing."""
+    """With BRIDGE_HISTORY=stream, a client resumes with its last id on another bridge.
+
+    It gets every confirmed update exactly once, in order, and every resume is complete.
+    """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
         resuming_clients(bridges.port, CLIENTS) as everyone,
@@ -156,8 +160,10 @@ async def test_clients_that_resume_miss_nothing_while_a_bridge_hangs(broker: Bro
 async def test_clients_that_resume_miss_nothing_when_all_bridges_are_killed_at_once(
     broker: Broker, exchange: str, queue: str
 ) -> None:
-    """What is published while no bridge is there at all waits in the stream, and bridges that were just started know
-    the ids that their predecessors gave out."""
+    """Events that are published while no bridge runs stay in the stream.
+
+    Bridges that start later know the ids of earlier bridges.
+    """
     async with (
         fleet(broker.url, **on_stream(exchange, queue)) as bridges,
         resuming_clients(bridges.port, CLIENTS) as everyone,

@@ -106,8 +106,7 @@ async def test_only_the_window_is_read_back(
 async def test_connection_that_is_lost_without_a_reason_loses_nothing_and_reports_a_gap(
     broker: Broker, amqp: AbstractConnection, exchange: str, queue: str
 ) -> None:
-    """Each time in the middle of what is delivered, with deliveries that nobody has settled. The broker may have been
-    restarted meanwhile, however soon it is back."""
+    """The connection is lost amid deliveries, some not settled. The broker may have restarted meanwhile."""
     recorder = Recorder()
     async with (
         proxy(broker.url) as line,

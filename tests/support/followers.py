@@ -56,8 +56,11 @@ class Follower(Protocol):
     """One of them, while it runs."""
 
     async def told(self) -> list[list[Any]]:
-        """What it was told: `["update", {...}]`, `["missed", {...}]`, `["connected", id]`,
-        `["disconnected", why]`, `["refused", sentence]`."""
+        """The calls of the client's functions, each a list.
+
+        They are `["update", {...}]`, `["missed", {...}]`, `["connected", id]`, `["disconnected", why]` and
+        `["refused", sentence]`.
+        """
 
     async def stop(self) -> None:
         """Asks it to end."""

@@ -11,9 +11,11 @@ _log = structlog.get_logger("bridge.amqp")
 class PausableChannel(Protocol):
     """A channel whose connection can stop reading."""
 
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        """Stops reading deliveries."""
 
-    def resume_reading(self) -> None: ...
+    def resume_reading(self) -> None:
+        """Reads deliveries again."""
 
 
 class FlowControl:

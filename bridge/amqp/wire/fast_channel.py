@@ -54,13 +54,17 @@ class Receiver(Protocol):
 class Transport(Protocol):
     """What a fast channel uses of a connection's transport."""
 
-    def is_closing(self) -> bool: ...
+    def is_closing(self) -> bool:
+        """Whether the connection is closing or closed."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Sends bytes, or buffers them."""
 
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        """Stops reading."""
 
-    def resume_reading(self) -> None: ...
+    def resume_reading(self) -> None:
+        """Reads again."""
 
 
 class FastChannel:

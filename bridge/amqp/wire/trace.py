@@ -17,9 +17,11 @@ _log = structlog.get_logger(LOGGER)
 class DeliveryChannel(Protocol):
     """What a session uses of a fast channel."""
 
-    def consume(self, number: int, receiver: Receiver, read_properties: PropertiesReader) -> None: ...
+    def consume(self, number: int, receiver: Receiver, read_properties: PropertiesReader) -> None:
+        """Reads deliveries on the channel with this number."""
 
-    def acknowledge(self, acknowledgements: list[Acknowledgement]) -> None: ...
+    def acknowledge(self, acknowledgements: list[Acknowledgement]) -> None:
+        """Sends acknowledgements."""
 
 
 def traced(channel: DeliveryChannel) -> DeliveryChannel:

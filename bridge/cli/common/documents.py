@@ -31,9 +31,11 @@ _SPACE = frozenset(" \t\r\n")
 class Readable(Protocol):
     """A raw stream. A buffered stream would hold a lock while it waits."""
 
-    def read(self, size: int, /) -> bytes | None: ...
+    def read(self, size: int, /) -> bytes | None:
+        """Reads at most `size` bytes. None if there are no bytes yet."""
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """The descriptor."""
 
 
 @dataclass(frozen=True, slots=True)

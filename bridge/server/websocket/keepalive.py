@@ -44,10 +44,17 @@ class Pingable(Protocol):
     closed_at: float | None
 
     @property
-    def acknowledged_bytes(self) -> int | None: ...
-    def ping(self) -> None: ...
-    def close(self, reason: CloseReason, **details: object) -> None: ...
-    def abort(self) -> None: ...
+    def acknowledged_bytes(self) -> int | None:
+        """The bytes that the client's kernel has acknowledged, or None if it is unknown."""
+
+    def ping(self) -> None:
+        """Sends a ping."""
+
+    def close(self, reason: CloseReason, **details: object) -> None:
+        """Closes the connection with a close frame."""
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
 
 
 class Keepalive:

@@ -64,6 +64,8 @@ Incoming = Ping | Close | ProtocolViolation
 
 
 class ProtocolError(Exception):
+    """The client violates the protocol, and the connection fails."""
+
     def __init__(self, code: CloseCode, detail: str) -> None:
         super().__init__(detail)
         self.violation = ProtocolViolation(code, detail)

@@ -69,8 +69,10 @@ def test_many_headers_that_are_left_out_are_counted() -> None:
 
 
 def test_tens_of_thousands_of_headers_take_no_time() -> None:
-    """Each attempt to publish makes them, in one turn of the loop: with 20,000 headers, comparing all with all of them
-    takes minutes."""
+    """Each attempt to publish makes the headers in one turn of the loop.
+
+    To compare each of 20,000 headers with each other takes minutes.
+    """
     headers = {f"{number:05}": None for number in range(17_000)}
     began_s = time.process_time()
     properties = made(110_000, LONGEST, headers=headers)
