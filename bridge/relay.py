@@ -4,6 +4,7 @@ One visible branch decides: Accepted goes to the hub and is settled after the fl
 settled after the confirm.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,9 @@ from bridge.contract.text import printable
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 
-_log = structlog.get_logger("bridge.relay")
+_LOGGER = "bridge.relay"
+
+_log = structlog.get_logger(_LOGGER)
 
 
 class UnflushedDeliveries:
@@ -81,6 +84,8 @@ class Relay:
         self._unflushed = unflushed
         self._rejected: Counter[Reason] = Counter()
         self._replaying = replaying
+        self._traces = logging.getLogger(_LOGGER).isEnabledFor(logging.DEBUG)
+        """Decided once, so that the trace costs nothing at other levels."""
         self._flush_due = False
         """True if the hub has something that is not flushed yet."""
         self._invalid_before = 0
@@ -91,14 +96,22 @@ class Relay:
 
         Never raises: if the bridge fails on an event, the event is rejected.
         """
+        relay = self._relay_traced if self._traces else self._relay
         for delivery in deliveries:
-            self._relay(delivery)
+            relay(delivery)
         if self._flush_due:
             self._flush_due = False
             self._hub.flush()
 
-    def _relay(self, delivery: Delivery) -> None:
-        """The one branch: a new update goes to the hub, a rejected event to the rejects, a duplicate nowhere."""
+    def _relay_traced(self, delivery: Delivery) -> None:
+        outcome = self._relay(delivery)
+        _log.debug("relayed", tag=delivery.tag, outcome=outcome, **({"id": str(delivery.id)} if delivery.id else {}))
+
+    def _relay(self, delivery: Delivery) -> str:
+        """The one branch: a new update goes to the hub, a rejected event to the rejects, a duplicate nowhere.
+
+        Returns what was done: `update`, `duplicate`, or the reason of the rejection.
+        """
         self._metrics.deliveries += 1
         if delivery.redelivered:
             self._metrics.redeliveries += 1
@@ -136,16 +149,18 @@ class Relay:
             else:
                 self._log_rejected(delivery, outcome)
                 self._rejects.reject(delivery, outcome)
-        elif duplicate:
+            return outcome.reason.value
+        if duplicate:
             self._record_id(delivery)
             self._metrics.duplicates[outcome.type] += 1
             delivery.settle()
-        else:
-            # After `publish`: it may flush earlier updates, and that flush must not settle this delivery.
-            self._unflushed.add(delivery)
-            if not self._replaying:
-                self._metrics.updates[outcome.type] += 1
-                self._metrics.last_update_ms = received_ms
+            return "duplicate"
+        # After `publish`: it may flush earlier updates, and that flush must not settle this delivery.
+        self._unflushed.add(delivery)
+        if not self._replaying:
+            self._metrics.updates[outcome.type] += 1
+            self._metrics.last_update_ms = received_ms
+        return "update"
 
     def _record_id(self, delivery: Delivery) -> None:
         # Another bridge may have broadcast it (it began elsewhere, or has other schemas). Clients may resume after it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -308,3 +309,20 @@ def test_gap_names_nothing_of_the_broker_to_clients(tmp_path: Path) -> None:
     assert [gap["reason"] for gap in gaps] == ["broker-away", "stream-truncated"]
     assert b"edk" not in with_ids.received
     assert b"5672" not in with_ids.received
+
+
+def test_debug_level_shows_what_was_done_with_each_delivery(tmp_path: Path) -> None:
+    logging.getLogger("bridge.relay").setLevel(logging.DEBUG)
+    try:
+        scene = RelayScene(tmp_path, {"killmails": "killmail"})
+    finally:
+        logging.getLogger("bridge.relay").setLevel(logging.NOTSET)
+    with structlog.testing.capture_logs() as logged:
+        scene.deliver_read(killmail(1), killmail(1), b"poison")
+    assert [line["outcome"] for line in logged if line["event"] == "relayed"] == ["update", "duplicate", "not-json"]
+
+
+def test_other_levels_show_nothing_of_a_delivery(scene: RelayScene) -> None:
+    with structlog.testing.capture_logs() as logged:
+        scene.deliver_read(killmail(1), killmail(1))
+    assert logged == []
