@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -130,15 +129,6 @@ async def test_datetime_is_written_as_a_date_time(
     data = orjson.loads(message.body)
     assert datetime.fromisoformat(data["timestamp"]) == moment
     assert data["victimId"] is None
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")], ids=str)
-async def test_number_that_json_does_not_have_is_refused_and_not_taken_for_null(exchange: str, number: float) -> None:
-    publisher = Publisher("amqp://localhost", exchange)
-    with pytest.raises(InvalidUpdate, match="not JSON compliant"):
-        await publisher.broadcast("killmail", killmail(1, victimId=number))
-    with pytest.raises(InvalidUpdate, match="not JSON compliant"):
-        await publisher.broadcast("killmail", killmail(1, victim=dataclasses.make_dataclass("Victim", ["id"])(number)))
 
 
 @pytest.mark.parametrize("data", [ESI, redisq(ESI)], ids=["ESI", "RedisQ"])
@@ -269,35 +259,6 @@ async def test_several_publishers_do_not_disturb_each_other(
 
 
 @no_task_left
-async def test_publisher_needs_no_context(broker: Broker, amqp: AbstractConnection, exchange: str, queue: str) -> None:
-    await bind(amqp, exchange, queue)
-    publisher = Publisher(broker.url, exchange)
-    assert await publisher.broadcast("killmail", EXAMPLE)
-    await publisher.close()
-    await publisher.close()
-    with pytest.raises(RuntimeError, match="this publisher is closed"):
-        await publisher.broadcast("killmail", EXAMPLE)
-    with pytest.raises(RuntimeError, match="this publisher is closed"):
-        await publisher.__aenter__()
-
-
-async def test_publisher_that_is_never_used_closes() -> None:
-    await Publisher().close()
-
-
-@no_task_left
-async def test_close_ends_what_waits_for_a_connection(broker: Broker, exchange: str) -> None:
-    async with proxy(broker.url) as line:
-        publisher = Publisher(line.url, exchange)
-        waiting = [asyncio.create_task(publisher.broadcast("killmail", killmail(n))) for n in range(3)]
-        await eventually("it has tried to connect", lambda: publisher._exchange.error is not None)
-        await publisher.close()
-        assert [str(error) for error in await asyncio.gather(*waiting, return_exceptions=True)] == [
-            "this publisher is closed"
-        ] * 3
-
-
-@no_task_left
 async def test_close_does_not_wait_for_a_broker_that_says_nothing(exchange: str) -> None:
     accepted = asyncio.Event()
 
@@ -417,25 +378,6 @@ async def test_exchange_that_takes_nothing_from_publishers_is_told_at_once_and_a
     await channel.declare_exchange(exchange, aio_pika.ExchangeType.FANOUT, durable=True, internal=True)
     await channel.close()
     await refused_at_once_and_again(broker.url, exchange, f"the exchange '{exchange}' can't be used: ACCESS_REFUSED")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["http://localhost/"], "amqp_url: expected amqp://"),
-        (["amqp://"], "amqp_url: expected amqp://"),
-        (["amqp://localhost", ""], "exchange: '' won't do"),
-        (["amqp://localhost", "x" * 200], "a name of 1 to 127"),
-    ],
-)
-def test_what_can_be_no_address_is_refused_at_once(arguments: list[str], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Publisher(*arguments)
-
-
-def test_folder_without_schemas_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are no schema files"):
-        Publisher(schemas=tmp_path)
 
 
 async def test_first_of_several_nodes_that_answers_is_used(

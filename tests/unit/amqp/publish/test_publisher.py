@@ -1,9 +1,11 @@
-"""What a fetcher is told by its publisher: a refusal at once, and again, and not any more once the broker agrees."""
+"""What a publisher is told by its publisher: a refusal at once, and again, and not any more once the broker agrees."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+from pathlib import Path
 
 import aiormq
 import pytest
@@ -13,7 +15,7 @@ from bridge.amqp.publish import confirm_channel
 from bridge.amqp.publish.publisher import ExchangeNotFound, InvalidUpdate, NotConfirmed, Publisher
 from bridge.errors import BrokerRefusal
 from tests.support.fake_amqp import HANGS, NACK, NO_EXCHANGE, REFUSED, FakeAmqp, FakeBroker, returned
-from tests.support.killmail import EXAMPLE
+from tests.support.killmail import EXAMPLE, killmail
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import eventually
 
@@ -35,8 +37,8 @@ def broker(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 
 async def test_update_is_published_persistent_to_its_exchange(broker: FakeBroker) -> None:
     broker.lives.append(amqp := FakeAmqp())
-    async with Publisher() as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher() as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
     [(_, properties)] = amqp.channels[0].published
     assert (properties.message_type, properties.delivery_mode) == ("killmail", 2)
     assert broker.closed == 1
@@ -44,28 +46,28 @@ async def test_update_is_published_persistent_to_its_exchange(broker: FakeBroker
 
 async def test_update_that_no_queue_gets_is_told_by_false(broker: FakeBroker) -> None:
     broker.lives.append(FakeAmqp().on(PUBLISH, returned(), None))
-    async with Publisher() as fetcher:
-        assert not await fetcher.broadcast("killmail", EXAMPLE)
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher() as publisher:
+        assert not await publisher.broadcast("killmail", EXAMPLE)
+        assert await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_publisher_that_was_refused_asks_again_with_the_next_update(broker: FakeBroker) -> None:
-    """It was refused, and then somebody granted the permission: the fetcher need not be started again."""
+    """It was refused, and then somebody granted the permission: the publisher need not be started again."""
     broker.lives += [BrokerRefusal("no permission"), BrokerRefusal("still none"), FakeAmqp()]
-    async with Publisher() as fetcher:
+    async with Publisher() as publisher:
         for refusal in ("no permission", "still none"):
             with pytest.raises(BrokerRefusal, match=refusal):
-                await fetcher.broadcast("killmail", EXAMPLE)
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+                await publisher.broadcast("killmail", EXAMPLE)
+        assert await publisher.broadcast("killmail", EXAMPLE)
     assert broker.attempts == 3
 
 
 async def test_exchange_that_may_not_be_made_is_a_refusal_and_can_be_used_once_it_may(broker: FakeBroker) -> None:
     broker.lives += [FakeAmqp().on(LOOK, NO_EXCHANGE).on("exchange killmails fanout durable", REFUSED), FakeAmqp()]
-    async with Publisher(declare=True) as fetcher:
+    async with Publisher(declare=True) as publisher:
         with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
-            await fetcher.broadcast("killmail", EXAMPLE)
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
+        assert await publisher.broadcast("killmail", EXAMPLE)
 
 
 MADE = "exchange killmails fanout durable"
@@ -74,23 +76,51 @@ MADE = "exchange killmails fanout durable"
 async def test_exchange_that_is_missing_raises_an_error_that_names_it_and_is_not_made(broker: FakeBroker) -> None:
     """It is misspelled, or the bridge is not there yet: once the exchange is, the same publisher can use it."""
     broker.lives += [missing := FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
-    async with Publisher() as fetcher:
+    async with Publisher() as publisher:
         with pytest.raises(ExchangeNotFound, match=r"no exchange 'killmails': .*start the bridge.*declare=True"):
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
         assert MADE not in missing.requests
         assert missing.channels[0].published == []
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+        assert await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_missing_exchange_with_a_reserved_name_is_not_to_be_declared(broker: FakeBroker) -> None:
     absent = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'amq.mine' in vhost '/'")
     broker.lives.append(FakeAmqp().on("exchange amq.mine passive", absent))
-    async with Publisher(exchange="amq.mine") as fetcher:
+    async with Publisher(exchange="amq.mine") as publisher:
         with pytest.raises(
             ExchangeNotFound, match=r"'amq\.mine': RabbitMQ reserves .* name another exchange"
         ) as raised:
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
     assert "declare=True" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["http://localhost/"], "amqp_url: expected amqp://"),
+        (["amqp://"], "amqp_url: expected amqp://"),
+        (["amqp://localhost", ""], "exchange: '' won't do"),
+        (["amqp://localhost", "x" * 200], "a name of 1 to 127"),
+    ],
+)
+def test_what_can_be_no_address_is_refused_at_once(arguments: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Publisher(*arguments)
+
+
+def test_folder_without_schemas_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there are no schema files"):
+        Publisher(schemas=tmp_path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")], ids=str)
+async def test_number_that_json_does_not_have_is_refused_and_not_taken_for_null(number: float) -> None:
+    publisher = Publisher("amqp://localhost")
+    with pytest.raises(InvalidUpdate, match="not JSON compliant"):
+        await publisher.broadcast("killmail", killmail(1, victimId=number))
+    with pytest.raises(InvalidUpdate, match="not JSON compliant"):
+        await publisher.broadcast("killmail", killmail(1, victim=dataclasses.make_dataclass("Victim", ["id"])(number)))
 
 
 async def test_exchange_with_a_reserved_name_that_is_to_be_declared_is_an_error() -> None:
@@ -120,97 +150,97 @@ async def test_largest_message_of_no_bytes_is_an_error(max_message_bytes: int) -
 async def test_name_of_no_update_type_is_an_error_that_says_so(
     broker: FakeBroker, update_type: str | None, problem: str, data: object
 ) -> None:
-    fetcher = Publisher()
+    publisher = Publisher()
     with pytest.raises(InvalidUpdate, match=f"unknown-type: {problem}; known types: .*killmail"):
-        await fetcher.broadcast(update_type, data)  # type: ignore[arg-type]  # a fetcher may be without types
+        await publisher.broadcast(update_type, data)  # type: ignore[arg-type]  # a publisher may be without types
     assert broker.attempts == 0
 
 
 async def test_exchange_that_is_missing_is_made_on_demand(broker: FakeBroker) -> None:
     broker.lives.append(amqp := FakeAmqp().on(LOOK, NO_EXCHANGE))
-    async with Publisher(declare=True) as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher(declare=True) as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
     assert MADE in amqp.requests
 
 
 async def test_exchange_that_the_user_may_not_see_is_taken_to_exist(broker: FakeBroker) -> None:
     broker.lives.append(FakeAmqp().on(LOOK, REFUSED))
-    async with Publisher() as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher() as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_exchange_that_vanishes_later_is_waited_for(broker: FakeBroker) -> None:
     first = FakeAmqp()
     broker.lives += [first, FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
-    async with Publisher() as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher() as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: fetcher._channel is not None and not fetcher._channel.is_open)
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+        await eventually("it has noticed", lambda: publisher._channel is not None and not publisher._channel.is_open)
+        assert await publisher.broadcast("killmail", EXAMPLE)
     assert broker.attempts == 3
 
 
 async def test_exchange_that_vanishes_for_good_is_the_reason_why_nothing_is_confirmed(broker: FakeBroker) -> None:
     first = FakeAmqp()
     broker.lives += [first, *(FakeAmqp().on(LOOK, NO_EXCHANGE) for _ in range(100))]
-    async with Publisher(timeout_s=5) as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher(timeout_s=5) as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: fetcher._channel is not None and not fetcher._channel.is_open)
+        await eventually("it has noticed", lambda: publisher._channel is not None and not publisher._channel.is_open)
         with pytest.raises(NotConfirmed, match="no exchange 'killmails'"):
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_exchange_that_may_not_be_written_to_is_a_refusal_and_not_tried_again(broker: FakeBroker) -> None:
     broker.lives += [FakeAmqp().on(PUBLISH, REFUSED), FakeAmqp()]
-    async with Publisher() as fetcher:
+    async with Publisher() as publisher:
         with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_update_that_the_broker_does_not_take_is_tried_again(broker: FakeBroker) -> None:
     broker.lives.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
-    async with Publisher() as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher() as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
     assert amqp.requests.count(PUBLISH) == 3
 
 
 async def test_update_that_is_never_confirmed_says_why(broker: FakeBroker) -> None:
     broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
-    async with Publisher(timeout_s=5) as fetcher:
+    async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(NotConfirmed, match=r"did not confirm within 5 s: the broker does not take it \(nack\)"):
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_trouble_that_is_over_is_not_given_for_the_reason_of_another(broker: FakeBroker) -> None:
     broker.lives.append(FakeAmqp().on(PUBLISH, NACK, None, HANGS))
-    async with Publisher(timeout_s=5) as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher(timeout_s=5) as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
         with pytest.raises(NotConfirmed, match="it is silent"):
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_trouble_that_is_over_with_an_update_that_no_queue_gets_is_forgotten_too(broker: FakeBroker) -> None:
     broker.lives.append(FakeAmqp().on(PUBLISH, NACK, returned(), HANGS))
-    async with Publisher(timeout_s=5) as fetcher:
-        assert not await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher(timeout_s=5) as publisher:
+        assert not await publisher.broadcast("killmail", EXAMPLE)
         with pytest.raises(NotConfirmed, match="it is silent"):
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_connection_that_is_never_made_is_the_reason_why_nothing_is_confirmed(broker: FakeBroker) -> None:
     broker.lives += [ConnectionError("connection refused")] * 100
-    async with Publisher(timeout_s=5) as fetcher:
+    async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(NotConfirmed, match="connection refused"):
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
     assert broker.attempts > 2
 
 
 async def test_connection_that_is_back_is_no_reason_any_more(broker: FakeBroker) -> None:
     broker.lives += [ConnectionError("connection refused"), FakeAmqp().on(PUBLISH, HANGS)]
-    async with Publisher(timeout_s=5) as fetcher:
+    async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(NotConfirmed, match="it is silent"):
-            await fetcher.broadcast("killmail", EXAMPLE)
+            await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_lost_connection_and_its_return_are_said_once(
@@ -219,10 +249,10 @@ async def test_lost_connection_and_its_return_are_said_once(
     caplog.set_level(logging.INFO)
     first, second = FakeAmqp(), FakeAmqp()
     broker.lives += [first, ConnectionError("refused"), ConnectionError("refused"), second]
-    async with Publisher() as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher() as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+        assert await publisher.broadcast("killmail", EXAMPLE)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "no connection to the broker: CONNECTION_FORCED - shutdown"),
         ("INFO", "the connection to the broker is back"),
@@ -234,21 +264,24 @@ async def test_refusal_after_a_connection_that_worked_is_a_loss_and_tried_again(
     """Where all was right before, somebody may be at work on it."""
     first = FakeAmqp()
     broker.lives += [first, BrokerRefusal("password changed"), FakeAmqp()]
-    async with Publisher() as fetcher:
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+    async with Publisher() as publisher:
+        assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
-        await eventually("it has noticed", lambda: fetcher._channel is not None and not fetcher._channel.is_open)
-        assert await fetcher.broadcast("killmail", EXAMPLE)
+        await eventually("it has noticed", lambda: publisher._channel is not None and not publisher._channel.is_open)
+        assert await publisher.broadcast("killmail", EXAMPLE)
     assert broker.attempts == 3
 
 
 async def test_closed_publisher_publishes_nothing_more(broker: FakeBroker) -> None:
     broker.lives += [FakeAmqp(), FakeAmqp()]
-    fetcher = Publisher()
-    assert await fetcher.broadcast("killmail", EXAMPLE)
-    await fetcher.close()
+    publisher = Publisher()
+    assert await publisher.broadcast("killmail", EXAMPLE)
+    await publisher.close()
+    await publisher.close()
     with pytest.raises(RuntimeError, match="this publisher is closed"):
-        await fetcher.broadcast("killmail", EXAMPLE)
+        await publisher.broadcast("killmail", EXAMPLE)
+    with pytest.raises(RuntimeError, match="this publisher is closed"):
+        await publisher.__aenter__()
     assert broker.attempts == 1
 
 
@@ -258,9 +291,9 @@ async def test_publisher_that_was_never_used_closes(broker: FakeBroker) -> None:
 
 
 async def test_close_ends_an_update_that_waits_for_a_connection(broker: FakeBroker) -> None:
-    fetcher = Publisher()
-    waiting = asyncio.create_task(fetcher.broadcast("killmail", EXAMPLE))
+    publisher = Publisher()
+    waiting = [asyncio.create_task(publisher.broadcast("killmail", EXAMPLE)) for _ in range(3)]
     await eventually("it connects", lambda: broker.attempts)
-    await fetcher.close()
-    with pytest.raises(RuntimeError, match="this publisher is closed"):
-        await waiting
+    await publisher.close()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["this publisher is closed"] * 3
