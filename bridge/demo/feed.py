@@ -108,8 +108,7 @@ class Feed:
 
     def _deliver(self, tag: int, body: bytes) -> None:
         delivery = Delivery(self, tag, False, self._exchange, "", PROPERTIES, body, time.monotonic())
-        self._handler.deliver(delivery)
-        self._handler.flush()
+        self._handler.deliver([delivery])
 
     async def _lose_events(self, events: Iterator[dict[str, object]], pauses: Iterator[float]) -> None:
         """Drops some events, as if the broker were away, and reports the gap."""

@@ -19,6 +19,8 @@ from bridge.timing import DEFAULT
 from tests.support.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bridge.amqp.consume.session import Delivery
     from bridge.amqp.status import Gap
     from bridge.contract.update_id import UpdateId
@@ -31,22 +33,20 @@ class Handler:
 
     def __init__(self, events: int) -> None:
         self.got: list[Accepted | Rejected | Gap] = []
-        self.flushed = 0
+        self.delivered = 0
         self.stop_after = events
         self.feed: Feed | None = None
 
-    def deliver(self, delivery: Delivery) -> None:
+    def deliver(self, deliveries: Sequence[Delivery]) -> None:
         assert self.feed is not None
+        [delivery] = deliveries
         event = Event(delivery.body, delivery.properties.type, None, delivery.properties.encoding)
         self.got.append(PIPELINE.process(event, 0))
         assert delivery.exchange == "bridge.demo"
         assert delivery.current
         delivery.settle()
-
-    def flush(self) -> None:
-        assert self.feed is not None
-        self.flushed += 1
-        if self.flushed == self.stop_after:
+        self.delivered += 1
+        if self.delivered == self.stop_after:
             self.feed.stop()
 
     def record_id(self, update_id: UpdateId) -> None:
@@ -77,7 +77,7 @@ async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopp
     feed = feed_to(handler, metrics)
     await feed.run()
     outcomes = [each for each in handler.got if isinstance(each, Accepted | Rejected)]
-    assert handler.flushed == len(outcomes) == 2 * GAP_INTERVAL
+    assert handler.delivered == len(outcomes) == 2 * GAP_INTERVAL
     invalid = [number for number, each in enumerate(outcomes, 1) if isinstance(each, Rejected)]
     assert invalid == list(range(REJECT_INTERVAL, 2 * GAP_INTERVAL + 1, REJECT_INTERVAL))
     assert {each.reason for each in outcomes if isinstance(each, Rejected)} == {Reason.SCHEMA_VIOLATION}
