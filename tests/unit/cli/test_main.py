@@ -186,19 +186,14 @@ def test_env_file_is_read_by_every_command_with_settings_and_must_be_there(
     assert (result.exit_code, result.stderr) == (2, f"edk-bridge: {problem}\n")
 
 
-@pytest.mark.parametrize("command", [["demo"], ["demo", "--publish-only"]], ids=" ".join)
-def test_env_file_of_the_demo_must_be_there(command: list[str]) -> None:
-    # A process of its own: the demo keeps the signals and the output.
-    done = subprocess.run(
-        [sys.executable, "-m", "bridge", *command, "--env-file", "missing"],
-        env={**os.environ, "PYTHONPATH": os.fspath(Path(bridge.__file__).parents[1])},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize("option", [[], ["--publish-only"], ["--without-broker"]], ids="".join)
+def test_env_file_of_the_demo_must_be_there(option: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # These last: the handlers of signals, and the streams that never block.
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("bridge.queued_output.install", lambda *_: None)
+    result = invoke("demo", *option, "--env-file", "missing")
     problem = "edk-bridge: missing: can't be read: No such file or directory\n"
-    assert (done.returncode, done.stderr) == (2, problem)
+    assert (result.exit_code, result.stderr) == (2, problem)
 
 
 class Log:
@@ -849,28 +844,17 @@ def test_tail_says_all_that_is_wrong_with_its_options() -> None:
 
 ODD = "Jita \N{BULLET} \N{LATIN SMALL LETTER E WITH ACUTE} \N{ROCKET}"
 AS_JSON = "Jita \\u2022 \\u00e9 \\ud83d\\ude80"
+INVALID = json.dumps({**EXAMPLE, "systemId": ODD}, ensure_ascii=False)
 
 
-def in_encoding(
-    encoding: str, *arguments: str, stdin: str = "", **variables: str
-) -> subprocess.CompletedProcess[bytes]:
-    """What the command prints where its streams have an encoding, in the current folder."""
-    names = {
-        name: text for name, text in os.environ.items() if not name.startswith(("BRIDGE_", "PYTHON", "LC_", "LANG"))
-    }
-    root = str(Path(bridge.__file__).parents[1])
-    command = [sys.executable, "-m", "bridge", *arguments]
-    streams = (
-        {"PYTHONIOENCODING": encoding} if encoding else {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    )
-    environment = {**names, "PYTHONPATH": root, **streams, **variables}
-    return subprocess.run(command, input=stdin.encode(), capture_output=True, env=environment, check=False)
+def invoke_in(encoding: str, *arguments: str, stdin: str = "") -> Result:
+    """Runs the command with streams in an encoding."""
+    return CliRunner(charset=encoding).invoke(cli.cli, arguments, input=stdin.encode())
 
 
 @pytest.mark.parametrize(
     ("encoding", "shown"),
     [
-        ("", AS_JSON.encode()),
         ("ascii", AS_JSON.encode()),
         ("latin-1", AS_JSON.replace("\\u00e9", "\xe9").encode("latin-1")),
         ("cp437", AS_JSON.replace("\\u00e9", "\xe9").encode("cp437")),
@@ -878,19 +862,37 @@ def in_encoding(
     ],
 )
 def test_character_that_the_encoding_does_not_have_is_escaped(encoding: str, shown: bytes) -> None:
-    done = in_encoding(encoding, "check", stdin=json.dumps({**EXAMPLE, "systemId": ODD}, ensure_ascii=False))
-    assert done.stdout == b'-:1: /systemId: "' + shown + b'" is not of type "integer" [schema-violation]\n'
-    assert (done.stderr, done.returncode) == (b"1 event, 1 invalid\n", 1)
+    result = invoke_in(encoding, "check", stdin=INVALID)
+    assert result.stdout_bytes == b'-:1: /systemId: "' + shown + b'" is not of type "integer" [schema-violation]\n'
+    assert (result.stderr_bytes, result.exit_code) == (b"1 event, 1 invalid\n", 1)
+
+
+def test_character_is_escaped_in_the_locale_of_a_minimal_system() -> None:
+    """In a process of its own: Python chooses the encoding of the streams at its start."""
+    names = {
+        name: text for name, text in os.environ.items() if not name.startswith(("BRIDGE_", "PYTHON", "LC_", "LANG"))
+    }
+    root = str(Path(bridge.__file__).parents[1])
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bridge", "check", ODD],
+        capture_output=True,
+        env={**names, "PYTHONPATH": root, **locale},
+        check=False,
+    )
+    assert done.stderr.isascii()
+    assert b"\\u2022" in done.stderr or b"\\udce2" in done.stderr
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_json_is_the_same_json_in_every_encoding(encoding: str) -> None:
-    event = json.dumps({**EXAMPLE, "systemId": ODD}, ensure_ascii=False)
-    [problem] = map(json.loads, in_encoding(encoding, "check", "--json", stdin=event).stdout.splitlines())
+def test_json_is_the_same_json_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    [problem] = map(json.loads, invoke_in(encoding, "check", "--json", stdin=INVALID).stdout_bytes.splitlines())
     assert problem["detail"] == f'"{ODD}" is not of type "integer"'
     Path(ODD).mkdir()
     Path(ODD, "duel.json").write_text("{}")
-    settings = json.loads(in_encoding(encoding, "config", "--json", BRIDGE_SCHEMAS=ODD).stdout)
+    monkeypatch.setenv("BRIDGE_SCHEMAS", ODD)
+    settings = json.loads(invoke_in(encoding, "config", "--json").stdout_bytes)
     assert settings["BRIDGE_SCHEMAS"]["value"] == ODD
 
 
@@ -910,9 +912,8 @@ def test_json_is_the_same_json_in_every_encoding(encoding: str) -> None:
     ids=lambda arguments: arguments[0],
 )
 def test_error_that_repeats_what_the_encoding_does_not_have_is_one_line(arguments: list[str]) -> None:
-    # Each is a process of its own.
-    done = in_encoding("latin-1", *arguments)
-    assert done.returncode == 2
-    assert done.stderr.isascii()
-    assert b"\\u2022" in done.stderr or b"\\udce2" in done.stderr
-    assert all(line.startswith(b"edk-bridge: ") for line in done.stderr.splitlines())
+    result = invoke_in("latin-1", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr_bytes.isascii()
+    assert b"\\u2022" in result.stderr_bytes
+    assert all(line.startswith(b"edk-bridge: ") for line in result.stderr_bytes.splitlines())
