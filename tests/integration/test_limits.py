@@ -43,7 +43,7 @@ async def shared(broker: Broker, amqp: AbstractConnection) -> AsyncIterator[Brid
 
 @pytest.fixture
 def few_pending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PENDING", PENDING)
+    monkeypatch.setattr(server, "MAX_HANDSHAKES", PENDING)
 
 
 @pytest.mark.usefixtures("few_pending")

@@ -85,7 +85,7 @@ async def test_tls_handshake_that_is_never_complete_takes_a_place_for_the_handsh
 async def test_tls_handshakes_that_are_never_complete_keep_nobody_out(
     broker: Broker, exchange: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "PENDING", PENDING)
+    monkeypatch.setattr(server, "MAX_HANDSHAKES", PENDING)
     async with secure(broker, exchange, tmp_path) as (bridge, chain), lines(port_of(bridge), 2 * PENDING) as silent:
         await eventually(
             "the first ones are cut off", lambda: sample(bridge, "bridge_clients_refused_total", rule="pending")
