@@ -1,7 +1,7 @@
-"""Which delivery tags may be acknowledged: in runs, and never one that is not settled yet.
+"""Decides which delivery tags can be acknowledged: in runs, and no tag before its delivery is settled.
 
-Pure arithmetic over the tags of one channel, which the broker counts up from 1. Everything here is bounded by the
-channel's prefetch.
+This is pure arithmetic over the tags of one channel, which the broker numbers from 1. All containers are bounded by the
+prefetch of the channel.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class Acknowledgement(NamedTuple):
 
     tag: int
     multiple: bool
-    """True for this tag and all before it."""
+    """True to acknowledge this tag and all earlier ones."""
 
 
 class Settlement:
@@ -21,29 +21,29 @@ class Settlement:
     __slots__ = ("_open", "_prefetch", "_settled")
 
     def __init__(self, prefetch: int) -> None:
-        """`prefetch`: how many deliveries the broker sends without an acknowledgement."""
+        """`prefetch` is the number of deliveries that the broker sends without an acknowledgement."""
         self._open: dict[int, None] = {}
-        """Delivered and not settled, in order."""
+        """The tags that are delivered and not settled, in order."""
         self._settled: list[int] = []
-        """Settled and not acknowledged."""
+        """The tags that are settled and not acknowledged."""
         self._prefetch = prefetch
 
     @property
     def outstanding(self) -> int:
-        """Deliveries that are not settled yet."""
+        """The number of deliveries that are not settled."""
         return len(self._open)
 
     def deliver(self, tag: int) -> None:
-        """Notes a delivery. Tags come in order."""
+        """Records a delivery. Tags must be in order."""
         self._open[tag] = None
 
     def settle(self, tag: int) -> None:
-        """Notes that nothing more is to be done for this delivery. Must be called once for each."""
+        """Records that a delivery is settled. To be called once for each."""
         del self._open[tag]
         self._settled.append(tag)
 
     def take(self) -> list[Acknowledgement]:
-        """What may be acknowledged now, and counts as acknowledged from now on."""
+        """Returns all acknowledgements that can be sent now. Their tags then count as acknowledged."""
         if not self._settled:
             return []
         first_open = next(iter(self._open), None)
@@ -52,10 +52,10 @@ class Settlement:
         else:
             run = [tag for tag in self._settled if tag < first_open]
             ahead = [tag for tag in self._settled if tag > first_open]
-        # The broker knows no tag that is acknowledged already: the run ends with one that is not.
+        # The broker closes the channel for a tag that is acknowledged already, so a run ends with one that is not.
         acknowledgements = [Acknowledgement(max(run), True)] if run else []
-        # Each alone, before the broker sends nothing more: one rejected event that can't be published must not hold up
-        # the updates behind it, nor may many together.
+        # A rejected event that can't be published stays unsettled. Later tags are then acknowledged one by one, before
+        # they use up the prefetch and the broker stops delivering.
         if len(ahead) > self._prefetch // 2 or len(self._open) + len(ahead) >= self._prefetch:
             acknowledgements += [Acknowledgement(tag, False) for tag in ahead]
             ahead = []

@@ -1,4 +1,4 @@
-"""One life of a consumer after another: what it says and counts, what it takes for a refusal, and how it stops."""
+"""One session of a consumer after another: what is logged and counted, what is a refusal, and how it stops."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 class RunningConsumer:
-    """A consumer, and the broker of its lives."""
+    """A consumer, and the broker of its sessions."""
 
     def __init__(
         self, broker: FakeBroker, queue: str | None = "kept", *, wait: bool = False, nodes: tuple[str, ...] = ()
@@ -136,7 +136,7 @@ def events(logged: list[EventDict]) -> list[tuple[str, str]]:
 # Set up
 
 
-async def test_life_sets_everything_up_before_it_consumes(running: RunningConsumer) -> None:
+async def test_session_sets_everything_up_before_it_consumes(running: RunningConsumer) -> None:
     running.broker.lives.append(amqp := FakeAmqp())
     with capture_logs() as logged:
         running.begin()
@@ -314,7 +314,7 @@ async def test_queue_that_had_to_be_made_again_is_a_gap_since_the_last_answer(
     exclusive.broker.lives += [first, FakeAmqp()]
     exclusive.begin()
     await exclusive.works()
-    assert exclusive.recorder.gaps == [], "before the first life, nobody has missed anything"
+    assert exclusive.recorder.gaps == [], "nothing is missed before the first session"
     heard_s = clock.time()
     await asyncio.sleep(1.0)
     with capture_logs() as logged:
@@ -475,7 +475,7 @@ async def test_exclusive_queue_is_unbound_before_its_connection_is_closed(exclus
     assert amqp.requests[-1] == "unbind amq.gen-1 from killmails #"
 
 
-async def test_gap_is_told_before_the_first_delivery_behind_it(exclusive: RunningConsumer) -> None:
+async def test_gap_is_reported_before_the_first_delivery_behind_it(exclusive: RunningConsumer) -> None:
     first = FakeAmqp()
     exclusive.broker.lives += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.come(1))]
     exclusive.begin()
@@ -487,7 +487,7 @@ async def test_gap_is_told_before_the_first_delivery_behind_it(exclusive: Runnin
     assert came != gap
 
 
-async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_next_life(
+async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_next_session(
     running: RunningConsumer,
 ) -> None:
     """What was published before it was made is in no queue of the bridge's, whichever attempt made it."""
@@ -527,7 +527,7 @@ async def test_exchange_that_vanishes_is_made_again_as_it_was(running: RunningCo
 
 
 @pytest.mark.parametrize("which", ["connection", "channel", "consumer"])
-async def test_loss_of_any_part_ends_the_life_with_its_reason(running: RunningConsumer, which: str) -> None:
+async def test_loss_of_any_part_ends_the_session_with_its_reason(running: RunningConsumer, which: str) -> None:
     first = FakeAmqp()
     running.broker.lives += [first, FakeAmqp()]
     running.recorder.holds = True
@@ -586,7 +586,7 @@ async def test_node_that_leaves_a_request_without_an_answer_is_the_last_to_be_tr
 # The topology, looked at again and again
 
 
-async def test_look_at_the_topology_is_a_sign_of_life(running: RunningConsumer, clock: VirtualTime) -> None:
+async def test_look_at_the_topology_is_a_sign_of_session(running: RunningConsumer, clock: VirtualTime) -> None:
     running.broker.lives.append(amqp := FakeAmqp())
     running.begin()
     await running.works()
@@ -614,7 +614,9 @@ async def test_look_at_the_topology_is_a_sign_of_life(running: RunningConsumer, 
     ],
     ids=["gone", "cancelled"],
 )
-async def test_topology_that_has_changed_ends_the_life(running: RunningConsumer, answer: object, reason: str) -> None:
+async def test_topology_that_has_changed_ends_the_session(
+    running: RunningConsumer, answer: object, reason: str
+) -> None:
     running.broker.lives += [FakeAmqp().on(LOOK, None, None, answer), FakeAmqp()]
     running.begin()
     await running.works()
@@ -623,7 +625,7 @@ async def test_topology_that_has_changed_ends_the_life(running: RunningConsumer,
     await running.works()
 
 
-async def test_broker_that_answers_nothing_any_more_ends_the_life(running: RunningConsumer) -> None:
+async def test_broker_that_answers_nothing_any_more_ends_the_session(running: RunningConsumer) -> None:
     first = FakeAmqp().on(LOOK, None, HANGS)
     first.on("exchange killmails passive", None, HANGS).on("bind kept to killmails #", None, HANGS)
     running.broker.lives += [first, FakeAmqp()]

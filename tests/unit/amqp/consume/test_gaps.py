@@ -15,7 +15,7 @@ from tests.support.delivery_handler import Recorder
 from tests.support.virtual_time import VirtualTime
 
 
-def test_own_gap_is_told_counted_and_kept_and_anothers_is_only_told() -> None:
+def test_own_gap_is_reported_counted_and_kept_and_anothers_is_only_reported() -> None:
     recorder, metrics = Recorder(), Metrics()
     gaps, own, others = GapReporter(recorder, metrics), Gap(1.0, 2.0, "away"), Gap(3.0, 4.0, "theirs")
     with capture_logs() as logged:
@@ -30,7 +30,9 @@ def test_own_gap_is_told_counted_and_kept_and_anothers_is_only_told() -> None:
     assert metrics.registry.get_sample_value("bridge_gaps_total") == 1
 
 
-async def test_loss_is_told_since_the_last_moment_at_which_nothing_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_loss_is_reported_since_the_last_moment_at_which_nothing_was_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = VirtualTime(monkeypatch, module)
     gaps, began_s = GapReporter(recorder := Recorder(), Metrics()), clock.time()
     await asyncio.sleep(10)

@@ -1,4 +1,4 @@
-"""One channel's deliveries on their way to whoever settles them, and the acknowledgements on their way back."""
+"""One channel's deliveries on their way to the handler, and the acknowledgements on their way back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PREFETCH = 8
-PATIENCE = PREFETCH // 2
+HALF = PREFETCH // 2
 FLUSH = "flush"
 
 Sent = tuple[int, bool]
@@ -54,7 +54,7 @@ class Handler:
         self.settle(*(each.tag for each in self.deliveries if each.tag not in self.held | self._settled))
 
     def record_id(self, update_id: UpdateId) -> None:
-        raise AssertionError("only a stream has marks")
+        raise AssertionError("only a stream has markers")
 
     def on_caught_up(self) -> None:
         raise AssertionError("only a stream has a past")
@@ -90,7 +90,7 @@ class Handler:
         assert self.fast_channel.feed(b"".join(delivery(b"body", tag=tag) for tag in tags)) == b""
 
     def settle(self, *tags: int) -> None:
-        """Whoever has them settles them."""
+        """The handler settles them."""
         self._settled.update(tags)
         for tag in tags:
             next(each for each in self.deliveries if each.tag == tag).settle()
@@ -214,12 +214,12 @@ async def test_delivery_that_is_not_settled_holds_back_those_behind_it(handler: 
 async def test_those_behind_it_are_acknowledged_alone_when_they_are_half_of_the_prefetch(handler: Handler) -> None:
     """One delivery that nobody can settle must not use up the prefetch: the broker would send nothing more."""
     handler.held = {1}
-    patient = range(2, 2 + PATIENCE)
-    handler.come(1, *patient)
-    assert handler.new() == [1, *patient, FLUSH]
-    last = patient.stop
+    alone = range(2, 2 + HALF)
+    handler.come(1, *alone)
+    assert handler.new() == [1, *alone, FLUSH]
+    last = alone.stop
     handler.come(last)
-    assert handler.new() == [last, FLUSH, [(tag, False) for tag in (*patient, last)]]
+    assert handler.new() == [last, FLUSH, [(tag, False) for tag in (*alone, last)]]
     assert handler.session.outstanding == 1
     handler.settle(1)
     await turn()

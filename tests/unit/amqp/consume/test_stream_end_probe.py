@@ -47,7 +47,7 @@ class Delivers:
         self.tasks.append(comes(channel, channel.published[-1][0]))
 
 
-async def test_end_is_the_offset_of_the_own_mark(clock: VirtualTime) -> None:
+async def test_end_is_the_offset_of_the_own_marker(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, delivers := Delivers(amqp))
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
@@ -64,7 +64,7 @@ async def test_end_is_the_offset_of_the_own_mark(clock: VirtualTime) -> None:
     assert channel.is_closed
 
 
-async def test_mark_of_another_bridge_is_not_the_end(clock: VirtualTime) -> None:
+async def test_marker_of_another_bridge_is_not_the_end(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, HANGS)
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
@@ -78,7 +78,7 @@ async def test_mark_of_another_bridge_is_not_the_end(clock: VirtualTime) -> None
     assert await finding == 42, "the first one, where it was published twice"
 
 
-async def test_what_comes_before_the_mark_is_asked_for_is_no_end(clock: VirtualTime) -> None:
+async def test_what_comes_before_the_marker_is_asked_for_is_no_end(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     await comes(amqp.channels[0], b"anything")
@@ -86,7 +86,7 @@ async def test_what_comes_before_the_mark_is_asked_for_is_no_end(clock: VirtualT
 
 
 @pytest.mark.parametrize("answer", [NACK, HANGS, None], ids=["nack", "silence", "confirmed and dropped"])
-async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTime, answer: object) -> None:
+async def test_marker_that_does_not_come_back_is_published_again(clock: VirtualTime, answer: object) -> None:
     """A broker that has just started confirms messages, and drops them, until the stream has a leader."""
     amqp = FakeAmqp()
     amqp.on(PUBLISH, answer, answer, Delivers(amqp))
@@ -105,7 +105,7 @@ async def test_mark_that_does_not_come_back_is_published_again(clock: VirtualTim
     assert last.gap == Gap(0.0, 3.0, "away"), "a gap that goes on is longer each time"
 
 
-async def test_mark_that_no_queue_gets_is_published_again(clock: VirtualTime) -> None:
+async def test_marker_that_no_queue_gets_is_published_again(clock: VirtualTime) -> None:
     amqp = FakeAmqp()
     amqp.on(PUBLISH, returned(), Delivers(amqp))
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
@@ -163,7 +163,7 @@ async def test_lost_connection_is_said_in_the_brokers_words_if_publishing_fails_
         await probe.end("mine", lambda: None)
 
 
-async def test_mark_that_can_not_be_published_for_another_reason_is_said(clock: VirtualTime) -> None:
+async def test_marker_that_can_not_be_published_for_another_reason_is_said(clock: VirtualTime) -> None:
     amqp = FakeAmqp().on(PUBLISH, RuntimeError("the writer is closed"))
     probe = await StreamEndProbe.listen(amqp.amqp, "past", DEFAULT.marker_retry_s)
     with pytest.raises(RuntimeError, match="the writer is closed"):

@@ -1,4 +1,4 @@
-"""What marks say, and what becomes of what anybody else has published in their place."""
+"""Markers, encoded and decoded, and messages of other publishers in their place."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ GAP = Gap(1.5, 2.5, "the broker was away")
 
 
 @pytest.mark.parametrize(
-    ("said", "slug"),
+    ("members", "slug"),
     [({}, "broker-away"), ({"slug": "stream-recreated"}, "stream-recreated"), ({"slug": "x"}, "broker-away")]
     + [({"slug": slug}, "broker-away") for slug in (None, 1, ["broker-away"])],
 )
-def test_slug_is_one_that_is_known(said: dict[str, object], slug: str) -> None:
-    mark = stream_markers.decode(orjson.dumps({"token": "t", "gap": {"since": 1, "until": 2, "reason": "r"} | said}))
-    assert mark is not None
-    assert mark.gap is not None
-    assert mark.gap.slug == slug
+def test_slug_is_one_that_is_known(members: dict[str, object], slug: str) -> None:
+    marker = stream_markers.decode(
+        orjson.dumps({"token": "t", "gap": {"since": 1, "until": 2, "reason": "r"} | members})
+    )
+    assert marker is not None
+    assert marker.gap is not None
+    assert marker.gap.slug == slug
 
 
 @pytest.mark.parametrize(
     "gap", [None, GAP, Gap(1.0, 2.0, "made again", GapSlug.STREAM_RECREATED), Gap(0.0, LATEST_S, "")]
 )
-def test_mark_is_read_as_it_was_written(gap: Gap | None) -> None:
+def test_marker_is_read_as_it_was_written(gap: Gap | None) -> None:
     assert stream_markers.decode(stream_markers.encode(StreamMarker("token", gap))) == StreamMarker("token", gap)
 
 
 def test_reason_is_printable_and_bounded_on_its_way_in_and_out() -> None:
     body = stream_markers.encode(StreamMarker("token", Gap(1.0, 2.0, "\n" * 10**5)))
     assert len(body) < MAX_BYTES
-    mark = stream_markers.decode(
+    marker = stream_markers.decode(
         orjson.dumps({"token": "t", "gap": {"since": 1, "until": 2, "reason": "a\nb" + "c" * 1000}})
     )
-    assert mark is not None
-    assert mark.gap is not None
-    assert mark.gap.reason.isprintable()
-    assert len(mark.gap.reason) <= LIMIT + len(" ... ")
+    assert marker is not None
+    assert marker.gap is not None
+    assert marker.gap.reason.isprintable()
+    assert len(marker.gap.reason) <= LIMIT + len(" ... ")
 
 
 @pytest.mark.parametrize("body", [b"", b"0123456789abcdef", b"[]", b"{}", b'{"token":1}', b"\xff"])
-def test_what_has_no_token_is_no_mark_of_a_bridge(body: bytes) -> None:
+def test_what_has_no_token_is_no_marker_of_a_bridge(body: bytes) -> None:
     assert stream_markers.decode(body) is None
 
 
 @pytest.mark.parametrize(("size", "is_read"), [(MAX_BYTES, True), (MAX_BYTES + 1, False)])
-def test_mark_has_a_bound(size: int, is_read: bool) -> None:
+def test_marker_has_a_bound(size: int, is_read: bool) -> None:
     assert (stream_markers.decode(b'{"token":"t"}'.ljust(size)) is not None) is is_read
 
 
@@ -70,11 +72,11 @@ def test_mark_has_a_bound(size: int, is_read: bool) -> None:
     ],
 )
 def test_gap_that_makes_no_sense_is_none(change: dict[str, object]) -> None:
-    said = {"since": 1, "until": 2, "reason": "r"} | change
-    assert stream_markers.decode(orjson.dumps({"token": "t", "gap": said})) == StreamMarker("t", None)
-    assert stream_markers.decode(orjson.dumps({"token": "t", "gap": [said]})) == StreamMarker("t", None)
+    members = {"since": 1, "until": 2, "reason": "r"} | change
+    assert stream_markers.decode(orjson.dumps({"token": "t", "gap": members})) == StreamMarker("t", None)
+    assert stream_markers.decode(orjson.dumps({"token": "t", "gap": [members]})) == StreamMarker("t", None)
 
 
 def test_times_are_numbers_of_either_kind() -> None:
-    said = {"since": 1, "until": 2.5, "reason": "r"}
-    assert stream_markers.decode(orjson.dumps({"token": "t", "gap": said})) == StreamMarker("t", Gap(1.0, 2.5, "r"))
+    members = {"since": 1, "until": 2.5, "reason": "r"}
+    assert stream_markers.decode(orjson.dumps({"token": "t", "gap": members})) == StreamMarker("t", Gap(1.0, 2.5, "r"))

@@ -1,4 +1,4 @@
-"""What a stream's offsets and checks say, life after life."""
+"""What follows from the offsets and tags of a stream, session after session."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NEW, ALREADY_READ, OTHER_STREAM, POSSIBLE_GAP = (
 )
 
 
-def check_of(number: int) -> int:
-    """The check of a message of the usual stream; another stream's is another."""
-    return number * 7 + 1
+def tag_of(offset: int) -> int:
+    """The tag of a message of the usual stream. Other streams have other tags."""
+    return offset * 7 + 1
 
 
-def judge(position: StreamPosition, *numbers: int) -> list[Verdict]:
-    return [position.observe(number, check_of(number)) for number in numbers]
+def observe(position: StreamPosition, *offsets: int) -> list[Verdict]:
+    return [position.observe(offset, tag_of(offset)) for offset in offsets]
 
 
 @pytest.fixture
@@ -31,25 +31,25 @@ def position() -> StreamPosition:
     """One that has read 5 to 10, and lost its connection."""
     position = StreamPosition(window=5)
     assert position.begin_session(10) == 5
-    judge(position, *range(5, 11))
+    observe(position, *range(5, 11))
     assert position.catches_up(10)
     return position
 
 
-# The first life
+# The first session
 
 
 @pytest.mark.parametrize(("end", "window", "start"), [(10, 5, 5), (5, 5, 0), (3, 5, 0), (0, 5, 0), (9, 0, 9)])
-def test_first_life_begins_a_window_before_the_end(end: int, window: int, start: int) -> None:
+def test_first_session_begins_a_window_before_the_end(end: int, window: int, start: int) -> None:
     assert StreamPosition(window).begin_session(end) == start
 
 
 def test_all_is_new_and_nothing_is_lost_where_the_stream_begins_later_than_asked_for() -> None:
     position = StreamPosition(100)
     assert position.begin_session(50) == 0
-    assert judge(position, 46, 48, 50) == [NEW] * 3
+    assert observe(position, 46, 48, 50) == [NEW] * 3
     assert position.loss is None
-    assert position.last == UpdateId(50, check_of(50))
+    assert position.last == UpdateId(50, tag_of(50))
 
 
 def test_past_ends_with_the_end_and_only_once() -> None:
@@ -65,44 +65,44 @@ def test_past_ends_as_well_where_the_end_itself_is_not_there_any_more() -> None:
     assert [position.catches_up(number) for number in (9, 12)] == [False, True]
 
 
-def test_life_that_ends_before_all_of_the_past_is_read_is_gone_on_with() -> None:
+def test_session_that_ends_before_all_of_the_past_is_read_is_gone_on_with() -> None:
     position = StreamPosition(100)
     position.begin_session(10)
-    judge(position, 0, 1, 2)
+    observe(position, 0, 1, 2)
     assert position.begin_session(20) == 2
-    assert judge(position, 2, 3) == [ALREADY_READ, NEW]
+    assert observe(position, 2, 3) == [ALREADY_READ, NEW]
     assert not position.catches_up(10), "what came meanwhile belongs to the past as well"
     assert position.catches_up(20)
     assert position.loss is None
 
 
-def test_life_that_ends_before_anything_is_read_is_begun_anew() -> None:
+def test_session_that_ends_before_anything_is_read_is_begun_anew() -> None:
     position = StreamPosition(5)
     position.begin_session(10)
     assert position.begin_session(30) == 25
-    assert judge(position, 27) == [NEW]
+    assert observe(position, 27) == [NEW]
     assert position.loss is None
 
 
-# Later lives
+# Later sessions
 
 
-def test_later_life_begins_with_what_was_read_last_and_goes_on_behind_it(position: StreamPosition) -> None:
+def test_later_session_begins_with_what_was_read_last_and_goes_on_behind_it(position: StreamPosition) -> None:
     assert position.begin_session(20) == 10
-    assert judge(position, 10, 11, 13) == [ALREADY_READ, NEW, NEW]
+    assert observe(position, 10, 11, 13) == [ALREADY_READ, NEW, NEW]
     assert position.loss is None
     assert not position.catches_up(20), "that was long ago"
 
 
 def test_chunk_that_begins_earlier_is_known(position: StreamPosition) -> None:
     position.begin_session(20)
-    assert judge(position, 8, 9, 10, 11) == [ALREADY_READ, ALREADY_READ, ALREADY_READ, NEW]
+    assert observe(position, 8, 9, 10, 11) == [ALREADY_READ, ALREADY_READ, ALREADY_READ, NEW]
     assert position.loss is None
 
 
-def test_offset_that_comes_again_within_a_life_is_known(position: StreamPosition) -> None:
+def test_offset_that_comes_again_within_a_session_is_known(position: StreamPosition) -> None:
     position.begin_session(20)
-    assert judge(position, 10, 11, 12, 11, 12, 13, 10, 14) == [
+    assert observe(position, 10, 11, 12, 11, 12, 13, 10, 14) == [
         ALREADY_READ,
         NEW,
         NEW,
@@ -117,55 +117,57 @@ def test_offset_that_comes_again_within_a_life_is_known(position: StreamPosition
 
 def test_what_was_dropped_unread_is_said(position: StreamPosition) -> None:
     position.begin_session(20)
-    assert judge(position, 15, 16) == [NEW, NEW]
+    assert observe(position, 15, 16) == [NEW, NEW]
     assert position.loss == TRUNCATED
     position.loss = None
-    assert judge(position, 18) == [NEW]
+    assert observe(position, 18) == [NEW]
     assert position.loss is None, "it is said once"
 
 
 @pytest.mark.parametrize("next_one", [11, 12])
 def test_single_places_are_the_brokers_own(position: StreamPosition, next_one: int) -> None:
-    assert judge(position, next_one) == [NEW]
+    assert observe(position, next_one) == [NEW]
 
 
-def test_more_missing_places_end_a_life_and_what_follows_the_last_one_again_is_taken(position: StreamPosition) -> None:
+def test_more_missing_places_end_a_session_and_what_follows_the_last_one_again_is_taken(
+    position: StreamPosition,
+) -> None:
     """Nothing was dropped: else the last one, which is older, would not be there any more."""
-    assert judge(position, 13) == [POSSIBLE_GAP]
+    assert observe(position, 13) == [POSSIBLE_GAP]
     assert position.begin_session(20) == 10
-    assert judge(position, 10, 13, 14) == [ALREADY_READ, NEW, NEW]
+    assert observe(position, 10, 13, 14) == [ALREADY_READ, NEW, NEW]
     assert position.loss is None
 
 
-def test_more_missing_places_are_told_as_dropped_where_the_last_one_is_gone_too(position: StreamPosition) -> None:
-    assert judge(position, 30) == [POSSIBLE_GAP]
-    assert position.last == UpdateId(10, check_of(10)), "nothing behind them counts as read"
+def test_more_missing_places_are_reported_as_dropped_where_the_last_one_is_gone_too(position: StreamPosition) -> None:
+    assert observe(position, 30) == [POSSIBLE_GAP]
+    assert position.last == UpdateId(10, tag_of(10)), "nothing behind them counts as read"
     assert position.begin_session(40) == 10
-    assert judge(position, 32, 33) == [NEW, NEW]
+    assert observe(position, 32, 33) == [NEW, NEW]
     assert position.loss == TRUNCATED
 
 
 def test_other_missing_places_than_those_that_were_doubted_are_doubted_again(position: StreamPosition) -> None:
-    judge(position, 13)
+    observe(position, 13)
     position.begin_session(20)
-    assert judge(position, 10, 15) == [ALREADY_READ, POSSIBLE_GAP]
+    assert observe(position, 10, 15) == [ALREADY_READ, POSSIBLE_GAP]
     position.begin_session(20)
-    assert judge(position, 10, 15, 18) == [ALREADY_READ, NEW, POSSIBLE_GAP]
+    assert observe(position, 10, 15, 18) == [ALREADY_READ, NEW, POSSIBLE_GAP]
 
 
 def test_first_delivery_of_all_is_not_doubted() -> None:
     position = StreamPosition(5)
     position.begin_session(100)
-    assert judge(position, 99) == [NEW]
+    assert observe(position, 99) == [NEW]
 
 
-def test_end_is_that_of_each_life(position: StreamPosition) -> None:
+def test_end_is_that_of_each_session(position: StreamPosition) -> None:
     assert position.at_end
     position.begin_session(20)
     assert not position.at_end
-    judge(position, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
+    observe(position, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
     assert not position.at_end
-    judge(position, 21)
+    observe(position, 21)
     assert position.at_end, "the end itself may be gone"
     position.begin_session(3)
     assert not position.at_end
@@ -175,38 +177,38 @@ def test_end_is_that_of_each_life(position: StreamPosition) -> None:
 def test_shorter_stream_is_another_and_is_read_from_its_beginning(position: StreamPosition, end: int) -> None:
     assert position.begin_session(end) == 0
     assert position.loss == RECREATED
-    assert judge(position, 0, 1) == [NEW, NEW], "all of it, whatever was read of the other one"
+    assert observe(position, 0, 1) == [NEW, NEW], "all of it, whatever was read of the other one"
 
 
 def test_longer_stream_is_another_where_the_check_says_so(position: StreamPosition) -> None:
     assert position.begin_session(20) == 10
-    assert position.observe(10, check_of(10) + 1) is OTHER_STREAM
+    assert position.observe(10, tag_of(10) + 1) is OTHER_STREAM
     assert position.loss == RECREATED
     assert position.last is None
     assert position.begin_session(21) == 0
-    assert judge(position, 0, *range(1, 12)) == [NEW] * 12
+    assert observe(position, 0, *range(1, 12)) == [NEW] * 12
 
 
 def test_other_stream_that_vanishes_before_it_is_read_is_followed_by_the_next_one(position: StreamPosition) -> None:
     position.begin_session(3)
     assert position.begin_session(2) == 0
-    assert judge(position, 0) == [NEW]
+    assert observe(position, 0) == [NEW]
     assert position.loss == RECREATED
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.lists(st.integers(0, 30)), st.integers(0, 5))
 def test_every_message_is_new_once_and_in_order_however_often_it_is_interrupted(
-    steps: list[int], lives: list[int], chunk: int
+    steps: list[int], sessions: list[int], chunk: int
 ) -> None:
-    """Each life has so many deliveries, the last ones all of them, and begins up to a chunk too early."""
+    """Each session has so many deliveries, the last ones all of them, and begins up to a chunk too early."""
     stream = [sum(steps[: at + 1]) for at in range(len(steps))]
     position = StreamPosition(window=10**6)
     read: list[int] = []
-    for most in [*lives, *[len(stream)] * (len(stream) + 1)]:
+    for most in [*sessions, *[len(stream)] * (len(stream) + 1)]:
         start = position.begin_session(stream[-1] + 1)
         coming = [number for number in stream if number >= start - chunk]
         for number in coming[:most]:
-            verdict = position.observe(number, check_of(number))
+            verdict = position.observe(number, tag_of(number))
             assert verdict is not OTHER_STREAM
             if verdict is POSSIBLE_GAP:
                 break

@@ -283,7 +283,7 @@ async def test_stream_that_was_made_anew_may_have_a_gap_by_what_was_read_of_the_
     assert stage.reader.start_offset == 0
 
 
-async def test_stream_that_is_made_again_while_it_is_read_is_told_by_its_reader(stage: Reader) -> None:
+async def test_stream_that_is_made_again_while_it_is_read_is_reported_by_its_reader(stage: Reader) -> None:
     """Not by the new queue, which would report a gap before it is known whether events were missed."""
     await stage.begin()
     stage.reader.position.observe(10, 1)
@@ -327,14 +327,14 @@ async def test_gap_of_anothers_marker_is_passed_on_and_nothing_else(stage: Reade
 
 
 @pytest.mark.parametrize("own", [True, False])
-async def test_marker_that_was_published_twice_is_told_once(stage: Reader, *, own: bool) -> None:
+async def test_marker_that_was_published_twice_is_reported_once(stage: Reader, *, own: bool) -> None:
     token = f"{stage.reader._instance if own else 'theirs'}1"
     for _ in range(3):
         stage.reader.on_marker(marker(token))
     assert stage.recorder.gaps == [GAP]
 
 
-async def test_markers_of_as_many_bridges_as_may_come_back_together_are_told_apart(stage: Reader) -> None:
+async def test_markers_of_as_many_bridges_as_may_come_back_together_are_reported_apart(stage: Reader) -> None:
     for _ in range(2):
         for number in range(TOKENS):
             stage.reader.on_marker(marker(f"bridge {number}"))
@@ -359,7 +359,7 @@ async def test_marker_without_a_gap_tells_of_none(stage: Reader, body: bytes) ->
     ("lost", "slug"),
     [(TRUNCATED, "stream-truncated"), (RECREATED, "stream-recreated"), ("of a kind to come", "broker-away")],
 )
-async def test_lost_events_are_told_since_the_streams_end_was_reached_last_and_once(
+async def test_lost_events_are_reported_since_the_streams_end_was_reached_last_and_once(
     stage: Reader, clock: VirtualTime, lost: str, slug: str
 ) -> None:
     clock.now_s += 60

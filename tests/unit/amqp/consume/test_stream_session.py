@@ -31,25 +31,25 @@ def id_of(at: int, body: bytes = b"event") -> UpdateId:
 
 
 class FedReader:
-    """A stream reader that a test feeds, through one session after another. Places are counted from BASE."""
+    """A stream reader that a test feeds, through one session after another. Offsets are counted from BASE."""
 
     def __init__(self) -> None:
         self.recorder = Recorder()
         self.metrics = Metrics()
         self.gaps = GapReporter(self.recorder, self.metrics)
-        self.history = StreamReader(STREAM, self.gaps, Status(), nodes=("one",))
+        self.reader = StreamReader(STREAM, self.gaps, Status(), nodes=("one",))
         self.opened = 0
         self.transport = FakeTransport()
         self.session = self.begin(0)
 
     def begin(self, end: int) -> StreamSession:
-        """The next life."""
-        self.history.position.begin_session(BASE + end)
+        """The next session."""
+        self.reader.position.begin_session(BASE + end)
         self.fast_channel = FastChannel()
         self.fast_channel.attach(self.transport)
         channel = FakeAmqp().open_channel()
         self.session = session = StreamSession(
-            self.recorder, channel, self.fast_channel, 50, self._on_open, self.history
+            self.recorder, channel, self.fast_channel, 50, self._on_open, self.reader
         )
         self.fast_channel.consume(OWN, session, StreamPropertiesReader().read)
         self._tag = 0
@@ -67,8 +67,8 @@ class FedReader:
             data += method(self._tag, exchange=exchange) + header(len(body), properties) + part(body)
         self.fast_channel.feed(data)
 
-    def mark(self, at: int, body: bytes = b"token") -> None:
-        """A mark, of this reader or another."""
+    def marker(self, at: int, body: bytes = b"token") -> None:
+        """A marker of this reader or of another one."""
         self.come(at, body=body, kind=MARKER_TYPE, exchange="")
 
     @property
@@ -82,10 +82,10 @@ async def reader() -> FedReader:
     return FedReader()
 
 
-async def test_deliveries_have_ids_and_marks_are_told_of_and_settled(reader: FedReader) -> None:
+async def test_deliveries_have_ids_and_markers_are_reported_of_and_settled(reader: FedReader) -> None:
     reader.begin(5)
     reader.come(1, 2)
-    reader.mark(3)
+    reader.marker(3)
     reader.come(4)
     assert reader.recorder.log == [
         Came(b"event", id_of(1)),
@@ -97,7 +97,7 @@ async def test_deliveries_have_ids_and_marks_are_told_of_and_settled(reader: Fed
     assert len(reader.transport.written) == 3, "one for each of what came together"
 
 
-async def test_event_that_calls_itself_a_mark_is_none(reader: FedReader) -> None:
+async def test_event_that_calls_itself_a_marker_is_none(reader: FedReader) -> None:
     reader.begin(5)
     reader.come(1, kind=MARKER_TYPE)
     assert reader.recorder.log == [Came(b"event", id_of(1))]
@@ -109,19 +109,19 @@ async def test_event_of_the_default_exchange_is_an_event(reader: FedReader) -> N
     assert reader.recorder.log == [Came(b"event", id_of(1))]
 
 
-async def test_past_ends_behind_the_own_mark_and_once(reader: FedReader) -> None:
+async def test_past_ends_behind_the_own_marker_and_once(reader: FedReader) -> None:
     reader.begin(3)
-    reader.mark(1)
+    reader.marker(1)
     reader.come(2)
-    reader.mark(3)
-    reader.mark(4)
+    reader.marker(3)
+    reader.marker(4)
     reader.come(5)
     assert reader.recorder.past == [b"event"]
     assert reader.recorder.log.index(CAUGHT_UP) == 3
     assert reader.recorder.log.count(CAUGHT_UP) == 1
 
 
-async def test_past_ends_before_the_first_event_that_is_news_where_the_mark_is_not_there_any_more(
+async def test_past_ends_before_the_first_event_that_is_news_where_the_marker_is_not_there_any_more(
     reader: FedReader,
 ) -> None:
     reader.begin(3)
@@ -132,10 +132,10 @@ async def test_past_ends_before_the_first_event_that_is_news_where_the_mark_is_n
 async def test_what_was_read_before_is_settled_and_not_handed_out(reader: FedReader) -> None:
     reader.begin(3)
     reader.come(1, 2, 2, 1)
-    reader.mark(3)
+    reader.marker(3)
     reader.begin(9)
     reader.come(1, 2)
-    reader.mark(3)
+    reader.marker(3)
     reader.come(4, 4)
     assert reader.recorder.bodies == [b"event"] * 3
     assert reader.recorder.ids == [id_of(1), id_of(2), id_of(3, b"token"), id_of(4)]
@@ -143,20 +143,20 @@ async def test_what_was_read_before_is_settled_and_not_handed_out(reader: FedRea
     assert reader.recorder.gaps == []
 
 
-async def test_life_without_news_says_nothing(reader: FedReader) -> None:
-    """The silent end: only the last one again, and the mark of this life."""
+async def test_session_without_news_says_nothing(reader: FedReader) -> None:
+    """The silent end: only the last one again, and the marker of this session."""
     reader.begin(3)
-    reader.mark(3)
+    reader.marker(3)
     log = [*reader.recorder.log]
     reader.begin(4)
-    reader.mark(3)
-    reader.mark(4)
+    reader.marker(3)
+    reader.marker(4)
     assert reader.recorder.log == [*log, Marked(id_of(4, b"token"))]
 
 
-async def test_gap_is_told_before_the_first_delivery_behind_it(reader: FedReader) -> None:
+async def test_gap_is_reported_before_the_first_delivery_behind_it(reader: FedReader) -> None:
     reader.begin(1)
-    reader.mark(1)
+    reader.marker(1)
     reader.begin(9)
     reader.come(5, 6)
     [gap] = reader.recorder.gaps
@@ -166,14 +166,14 @@ async def test_gap_is_told_before_the_first_delivery_behind_it(reader: FedReader
     assert reader.counted == 1
 
 
-async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(reader: FedReader) -> None:
-    """Another bridge's is neither this one's last gap nor counted here; it may have been published twice."""
+async def test_gap_that_a_marker_bears_is_reported_in_its_place_and_once(reader: FedReader) -> None:
+    """The gap of another bridge is not the last gap of this one, and not counted. Its marker may be published twice."""
     gap = Gap(1.0, 2.0, "away")
     body = stream_markers.encode(StreamMarker("theirs", gap))
     reader.begin(9)
     reader.come(1)
-    reader.mark(2, body)
-    reader.mark(3, body)
+    reader.marker(2, body)
+    reader.marker(3, body)
     reader.come(4)
     assert reader.recorder.log == [
         Came(b"event", id_of(1)),
@@ -186,35 +186,35 @@ async def test_gap_that_a_mark_bears_is_told_in_its_place_and_once(reader: FedRe
     assert reader.counted == 0
 
 
-async def test_gap_that_an_own_mark_bears_is_the_last_one_and_counted(reader: FedReader) -> None:
+async def test_gap_that_an_own_marker_bears_is_the_last_one_and_counted(reader: FedReader) -> None:
     gap = Gap(1.0, 2.0, "away")
     reader.begin(9)
-    reader.mark(2, stream_markers.encode(StreamMarker(f"{reader.history._instance}1", gap)))
+    reader.marker(2, stream_markers.encode(StreamMarker(f"{reader.reader._instance}1", gap)))
     assert reader.recorder.gaps == [gap]
     assert reader.gaps.last == gap
     assert reader.counted == 1
 
 
-async def test_mark_without_a_gap_tells_of_none(reader: FedReader) -> None:
+async def test_marker_without_a_gap_tells_of_none(reader: FedReader) -> None:
     reader.begin(9)
-    reader.mark(1, stream_markers.encode(StreamMarker("theirs", None)))
+    reader.marker(1, stream_markers.encode(StreamMarker("theirs", None)))
     assert reader.recorder.gaps == []
 
 
-async def test_missing_places_end_the_life_and_nothing_behind_them_is_handed_out(reader: FedReader) -> None:
+async def test_missing_places_end_the_session_and_nothing_behind_them_is_handed_out(reader: FedReader) -> None:
     reader.begin(1)
-    reader.mark(1)
+    reader.marker(1)
     log = [*reader.recorder.log]
     reader.come(9, 10)
     assert reader.recorder.log == log
     assert reader.session.failed.result() == POSSIBLE_GAP
     reader.begin(11)
-    reader.mark(1)
+    reader.marker(1)
     reader.come(9, 10)
     assert reader.recorder.log[len(log) :] == [Came(b"event", id_of(9)), Came(b"event", id_of(10))]
 
 
-async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(reader: FedReader) -> None:
+async def test_other_stream_ends_the_session_and_nothing_of_it_is_handed_out(reader: FedReader) -> None:
     reader.begin(1)
     reader.come(1)
     log = [*reader.recorder.log]
@@ -224,10 +224,10 @@ async def test_other_stream_ends_the_life_and_nothing_of_it_is_handed_out(reader
     assert reader.recorder.log == log
     assert reader.session.failed.result() == RECREATED
     assert not reader.session.current
-    assert reader.history.position.loss == RECREATED
+    assert reader.reader.position.loss == RECREATED
 
 
-async def test_message_without_an_offset_ends_the_life(reader: FedReader) -> None:
+async def test_message_without_an_offset_ends_the_session(reader: FedReader) -> None:
     reader.fast_channel.feed(2 * (method(1) + header(0)))
     assert reader.session.failed.result() == NO_OFFSET
     assert reader.recorder.log == []
@@ -251,7 +251,7 @@ async def test_session_is_opened_before_its_first_delivery_and_once(reader: FedR
 
 async def test_whoever_reads_the_end_has_missed_nothing_until_then(reader: FedReader) -> None:
     reader.begin(9)
-    reader.history.expect_end(BASE + 9, complete_s := reader.gaps._complete_until_s + 60)
+    reader.reader.expect_end(BASE + 9, complete_s := reader.gaps._complete_until_s + 60)
     reader.come(7, 8)
     assert reader.gaps._complete_until_s < complete_s
     reader.come(9)
@@ -262,7 +262,7 @@ async def test_gap_begins_before_the_end_that_was_reached_by_the_events_behind_i
     """What comes behind the missing events proves that the end was reached, and the gap begins before."""
     reader.come(1)
     reader.begin(9)
-    reader.history.expect_end(BASE + 9, reader.gaps._complete_until_s + 60)
+    reader.reader.expect_end(BASE + 9, reader.gaps._complete_until_s + 60)
     reader.come(9)
     [gap] = reader.recorder.gaps
     assert gap.since_s <= gap.until_s, "the proof is of a time to come"

@@ -192,7 +192,7 @@ async def test_cancellation_that_nobody_asked_for_ends_it() -> None:
         assert watching.running.cancelled()
 
 
-async def test_answer_is_told_with_the_time_of_its_question(clock: VirtualTime) -> None:
+async def test_answer_is_reported_with_the_time_of_its_question(clock: VirtualTime) -> None:
     """A bridge that stood still reads it much later."""
     amqp = FakeAmqp().on(EXCHANGE, HANGS).on(BIND, HANGS)
     began_s = clock.monotonic()

@@ -79,7 +79,7 @@ def test_everything_of_the_method_is_handed_out(channel: RecordedChannel) -> Non
     assert channel.delivered == [(2**63 - 1, True, "x" * 127, "ä" * 127, b"1")]
 
 
-def test_names_that_are_not_utf8_have_question_marks(channel: RecordedChannel) -> None:
+def test_names_that_are_not_utf8_have_question_markers(channel: RecordedChannel) -> None:
     data = method(exchange="ab", routing_key="cde").replace(b"\x02ab\x03cde", b"\x02a\xff\x03\xfed\xfd")
     channel.feed(data + header(0))
     assert channel.delivered == [(1, False, "a?", "?d?", b"")]
