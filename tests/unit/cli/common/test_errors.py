@@ -210,8 +210,12 @@ def test_types_of_ones_own_are_completed_and_a_folder_that_is_none_is_no_error(t
         "COMP_WORDS": "edk-bridge check --type s",
         "COMP_CWORD": "3",
     }
-    for folder, offered in ((tmp_path, "plain,sighting\nplain,statistics"), (tmp_path / "none", "")):
-        result = CliRunner(env={**environment, "BRIDGE_SCHEMAS": str(folder)}).invoke(cli, [], prog_name="edk-bridge")
+    for folder, offered in (
+        (str(tmp_path), "plain,sighting\nplain,statistics"),
+        (str(tmp_path / "none"), ""),
+        ("", "plain,statistics"),
+    ):
+        result = CliRunner(env={**environment, "BRIDGE_SCHEMAS": folder}).invoke(cli, [], prog_name="edk-bridge")
         assert (result.exit_code, result.stdout.strip()) == (0, offered)
 
 

@@ -73,12 +73,19 @@ async def test_file_is_never_abandoned(tmp_path: Path) -> None:
         abandoned = asyncio.create_task(output.abandoned())
         await output.line("\x9b2J")
         await output.line("")
+        await asyncio.sleep(0)
         assert not abandoned.done()
         abandoned.cancel()
         with pytest.raises(asyncio.CancelledError):
             await abandoned
     # What only a terminal would take for a command is left as it came.
     assert (tmp_path / "file").read_text() == "\x9b2J\n\n"
+
+
+@pytest.mark.parametrize("in_color", [False, True])
+async def test_control_characters_are_escaped_in_color(pipe: tuple[int, int], in_color: bool) -> None:
+    await Output(pipe[1], in_color).line('"\x9b2J"')
+    assert os.read(pipe[0], 100) == (b'"\\u009b2J"\n' if in_color else '"\x9b2J"\n'.encode())
 
 
 async def test_pipe_that_another_program_has_filled_meanwhile_is_tried_again(

@@ -1,12 +1,15 @@
-"""The line that says how far a long command is: when it is said, and how on a terminal and elsewhere."""
+"""The status line of a command: when it is shown, and how on a terminal and elsewhere."""
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
 
 import pytest
 
-from bridge.cli.common.progress import FIRST_S, ON_TERMINAL_S, Progress
+from bridge.cli.common.progress import FIRST_S, ON_TERMINAL_S, STEP_S, Progress, Spinner
+from tests.support.virtual_time import VirtualTime
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +101,49 @@ def test_terminal_whose_cursor_does_not_move_gets_only_the_lines_that_stay(
     progress.tick()
     progress.say("done")
     assert terminal.getvalue() == "done\n"
+
+
+async def test_spinner_turns_until_the_wait_is_over_and_is_erased_by_lines_that_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    VirtualTime(monkeypatch)
+    terminal = Terminal()
+    spinner = Spinner(terminal)
+    spinner.wait("connecting")
+    assert terminal.getvalue() == "", "a short wait shows nothing"
+    await asyncio.sleep(2.5 * STEP_S)
+    assert terminal.getvalue() == "\r/ connecting\x1b[K\r- connecting\x1b[K"
+    spinner.say("a line")
+    await asyncio.sleep(STEP_S)
+    spinner.close()
+    spinner.close()
+    await asyncio.sleep(3 * STEP_S)
+    assert terminal.getvalue().partition("-")[2] == " connecting\x1b[K\r\x1b[Ka line\n\r\\ connecting\x1b[K\r\x1b[K"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), None], ids=["no terminal", "closed"])
+async def test_spinner_shows_only_lines_that_stay_without_a_terminal(
+    stream: io.StringIO | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    VirtualTime(monkeypatch)
+    spinner = Spinner(stream)
+    spinner.wait("connecting")
+    await asyncio.sleep(3 * STEP_S)
+    spinner.say("a line")
+    spinner.close()
+    assert stream is None or stream.getvalue() == "a line\n"
+
+
+@pytest.mark.parametrize(("in_foreground", "shown"), [(True, True), (False, False)])
+async def test_spinner_of_a_background_job_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, in_foreground: bool, shown: bool
+) -> None:
+    VirtualTime(monkeypatch)
+    terminal = Terminal()
+    monkeypatch.setattr(terminal, "fileno", lambda: 0)
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + (not in_foreground))
+    spinner = Spinner(terminal)
+    spinner.wait("connecting")
+    await asyncio.sleep(1.5 * STEP_S)
+    spinner.close()
+    assert ("connecting" in terminal.getvalue()) is shown
