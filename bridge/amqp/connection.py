@@ -20,7 +20,7 @@ from yarl import URL
 from bridge.amqp.connection_errors import connect_error, error_text, tls_error_text, unreachable_text
 from bridge.amqp.nodes import Node
 from bridge.amqp.timeouts import lag_tolerant_timeout
-from bridge.amqp.wire import compat
+from bridge.amqp.wire import compat, trace
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.config.tls import require_tls_1_2
 from bridge.errors import BrokerRefusal
@@ -28,9 +28,6 @@ from bridge.timing import DEFAULT, Timing
 
 Connection = aiormq.abc.AbstractConnection
 Channel = aiormq.abc.AbstractChannel
-
-# The standard library's logger, not structlog: a Publisher runs this in programs of others.
-_log = logging.getLogger("bridge.amqp")
 
 # Without these, Python prints the errors of the libraries, with tracebacks, in a program that does not configure
 # logging. The callers report each lost connection in one line.
@@ -51,12 +48,12 @@ async def open_connection(
     transport = connection.transport
     assert transport is not None
     compat.tolerate_freezes(transport.connection)
-    _log.debug("connection opened", extra={"connection": name, "node": str(node)})
+    trace.connection_opened(name, str(node))
     try:
         yield transport.connection
     finally:
         await _close(connection, factory, timing)
-        _log.debug("connection closed", extra={"connection": name, "node": str(node)})
+        trace.connection_closed(name, str(node))
 
 
 async def _connect_to_any(

@@ -31,6 +31,7 @@ from bridge.amqp.nodes import Node, NodeRotation
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import supervise
 from bridge.amqp.topology import Exchange, Topology
+from bridge.amqp.wire import trace
 from bridge.amqp.wire.compat import install_lenient_decoders
 from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.errors import BrokerRefusal
@@ -195,6 +196,7 @@ class Consumer:
         closed = closed_future(amqp, channel)
         on_open = functools.partial(self._on_open, found, time.monotonic())
         self._session = session = self._new_session(channel, fast_channel, on_open)
+        trace.channel_opened(self._config.connection_name, channel.number)
         await session.consume(found.queue, self._queue.arguments())
         return session, found, closed
 
@@ -273,6 +275,7 @@ class Consumer:
             self._early_losses.note_close(cause if early else None)
             outstanding = session.outstanding
             session.end()
+            trace.channel_closed(self._config.connection_name, session.channel_number, cause.reason)
         self._flow_control.end_session(outstanding)
         self._topology_check = None
         self._handler.on_session_end()

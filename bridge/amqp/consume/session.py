@@ -140,6 +140,11 @@ class ConsumerSession:
         self._loop = asyncio.get_running_loop()
 
     @property
+    def channel_number(self) -> int:
+        """The number of the channel on its connection."""
+        return self._channel.number
+
+    @property
     def outstanding(self) -> int:
         """The number of deliveries that are not settled."""
         return self._settlement.outstanding

@@ -6,7 +6,6 @@ publishes, with all of its channels.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -21,16 +20,13 @@ from bridge.amqp.nodes import Node, NodeRotation
 from bridge.amqp.publish.message_id_locks import MessageIdLocks
 from bridge.amqp.status import State, Status
 from bridge.amqp.supervisor import supervise
-from bridge.amqp.wire import compat
+from bridge.amqp.wire import compat, trace
 from bridge.timing import DEFAULT, Timing
 
 LARGEST_FRAME = 128 * 1024
 """RabbitMQ's default limit for a frame, in bytes. A broker may set a lower one, or announce that it has none."""
 
 _LOST = "the connection was lost"
-
-# The standard library's logger, not structlog: a Publisher runs this in programs of others.
-_log = logging.getLogger("bridge.amqp")
 
 
 class Unconfirmed(Exception):
@@ -116,7 +112,7 @@ class ConfirmChannel:
             self._frame_max = amqp.connection_tune.frame_max or LARGEST_FRAME
             watch_blocked(amqp, self._on_blocked)
             self._channel.set_result(channel)
-            _log.debug("channel opened", extra={"connection": self._name, "channel": channel.number})
+            trace.channel_opened(self._name, channel.number)
             self._owner.on_open()
             closed = closed_future(amqp, channel)
             self._closed = closed
@@ -127,8 +123,7 @@ class ConfirmChannel:
                 stop.cancel()
                 self._detach(channel)
                 reason = closed.result().reason if closed.done() else "stopped"
-                fields = {"connection": self._name, "channel": channel.number, "reason": reason}
-                _log.debug("channel closed", extra=fields)
+                trace.channel_closed(self._name, channel.number, reason)
             return reason
 
     def reset(self, channel: Channel, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Logs each delivery and each acknowledgement of a channel, at level debug."""
+"""Logs connections, channels, deliveries and acknowledgements, at level debug."""
 
 import logging
 from typing import Protocol
@@ -12,6 +12,33 @@ from bridge.amqp.wire.settlement import Acknowledgement
 LOGGER = "bridge.amqp"
 
 _log = structlog.get_logger(LOGGER)
+
+# Connections and channels, by the standard library's logger: a Publisher runs this in programs of others.
+
+_standard_log = logging.getLogger(LOGGER)
+
+
+def connection_opened(connection: str, node: str) -> None:
+    """Logs the name of a connection, and its node without the password."""
+    _standard_log.debug("connection opened", extra={"connection": connection, "node": node})
+
+
+def connection_closed(connection: str, node: str) -> None:
+    """Logs the end of a connection."""
+    _standard_log.debug("connection closed", extra={"connection": connection, "node": node})
+
+
+def channel_opened(connection: str, channel: int) -> None:
+    """Logs that a channel is ready to consume or to publish. `channel` is its number."""
+    _standard_log.debug("channel opened", extra={"connection": connection, "channel": channel})
+
+
+def channel_closed(connection: str, channel: int, reason: str) -> None:
+    """Logs the end of a channel."""
+    _standard_log.debug("channel closed", extra={"connection": connection, "channel": channel, "reason": reason})
+
+
+# Deliveries and acknowledgements
 
 
 class DeliveryChannel(Protocol):

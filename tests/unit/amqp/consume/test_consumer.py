@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,22 @@ async def test_session_sets_everything_up_before_it_consumes(running: RunningCon
     assert running.count("bridge_broker_connection_attempts_total") == 1
     assert running.consumer.status.failed_connects == 0
     assert running.consumer.is_live
+
+
+async def test_channel_is_logged_at_debug_when_it_consumes_and_when_it_is_closed(
+    running: RunningConsumer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "bridge.amqp")
+    running.broker.lives += [amqp := FakeAmqp(), FakeAmqp()]
+    running.begin()
+    await running.works()
+    amqp.lose()
+    await eventually("it is noticed", lambda: any(line.getMessage() == "channel closed" for line in caplog.records))
+    opened, closed = [line for line in caplog.records if line.getMessage().startswith("channel")][:2]
+    assert (opened.getMessage(), closed.getMessage()) == ("channel opened", "channel closed")
+    assert opened.__dict__["connection"] == closed.__dict__["connection"] == "a bridge"
+    assert opened.__dict__["channel"] == closed.__dict__["channel"]
+    assert closed.__dict__["reason"] == "CONNECTION_FORCED - shutdown"
 
 
 async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: RunningConsumer) -> None:
