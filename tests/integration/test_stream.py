@@ -19,7 +19,7 @@ from bridge.amqp.status import Gap, State
 from bridge.errors import BrokerRefusal
 from tests.support.broker.find import Broker
 from tests.support.broker.node import PrivateNode
-from tests.support.delivery_handler import CAUGHT_UP, Came, Recorder, reading, refused
+from tests.support.delivery_handler import CAUGHT_UP, Delivered, Recorder, reading, refused
 from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import bind, delete_until_missed, depth, observer, publish, remade, take
@@ -65,7 +65,7 @@ def surely(recorder: Recorder) -> Gap:
 
 def place_of(recorder: Recorder, body: bytes) -> int:
     """Where in the recorder's log a delivery is."""
-    return next(at for at, entry in enumerate(recorder.log) if isinstance(entry, Came) and entry.body == body)
+    return next(at for at, entry in enumerate(recorder.log) if isinstance(entry, Delivered) and entry.body == body)
 
 
 async def test_what_was_there_before_is_read_as_the_past_and_in_order(
@@ -85,7 +85,7 @@ async def test_what_was_there_before_is_read_as_the_past_and_in_order(
             await has(second, bodies(0, 60))
     # All readers come to the same ids, those of marks too, and each event's check is its body's.
     assert second.ids == first.ids == sorted(first.ids)
-    assert all(came.id and came.id.tag == crc32(came.body) for came in first.log if isinstance(came, Came))
+    assert all(came.id and came.id.tag == crc32(came.body) for came in first.log if isinstance(came, Delivered))
     assert first.gaps == second.gaps == []
 
 

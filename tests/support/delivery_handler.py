@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 CAUGHT_UP = "caught up"
 
 
-class Came(NamedTuple):
+class Delivered(NamedTuple):
     """A delivery, as it is compared."""
 
     body: bytes
     id: UpdateId | None
 
 
-class Marked(NamedTuple):
-    """A mark."""
+class IdOnly(NamedTuple):
+    """The id of a message that is no event."""
 
     id: UpdateId
 
 
 class Recorder:
-    """Keeps everything that it is told."""
+    """A delivery handler that keeps each call."""
 
     def __init__(self) -> None:
-        self.log: list[Came | Marked | Gap | str] = []
+        self.log: list[Delivered | IdOnly | Gap | str] = []
         self.deliveries: list[Delivery] = []
         self.holds = False
         """Nothing is settled."""
@@ -50,13 +50,13 @@ class Recorder:
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            self.log.append(Came(delivery.body, delivery.id))
+            self.log.append(Delivered(delivery.body, delivery.id))
             self.deliveries.append(delivery)
             if not self.holds:
                 delivery.settle()
 
     def record_id(self, update_id: UpdateId) -> None:
-        self.log.append(Marked(update_id))
+        self.log.append(IdOnly(update_id))
 
     def on_caught_up(self) -> None:
         self.log.append(CAUGHT_UP)
@@ -70,22 +70,22 @@ class Recorder:
     @property
     def bodies(self) -> list[bytes]:
         """Of all deliveries."""
-        return [entry.body for entry in self.log if isinstance(entry, Came)]
+        return [entry.body for entry in self.log if isinstance(entry, Delivered)]
 
     @property
     def ids(self) -> list[UpdateId]:
-        """Of all deliveries and marks."""
-        return [entry.id for entry in self.log if isinstance(entry, Came | Marked) and entry.id is not None]
+        """Of all deliveries, and of messages that are no events."""
+        return [entry.id for entry in self.log if isinstance(entry, Delivered | IdOnly) and entry.id is not None]
 
     @property
     def gaps(self) -> list[Gap]:
-        """All that were told of."""
-        return [entry for entry in self.log if not isinstance(entry, Came | Marked | str)]
+        """All reported gaps."""
+        return [entry for entry in self.log if not isinstance(entry, Delivered | IdOnly | str)]
 
     @property
     def past(self) -> list[bytes]:
         """Of the deliveries before the reader had caught up."""
-        return [entry.body for entry in self.log[: self.log.index(CAUGHT_UP)] if isinstance(entry, Came)]
+        return [entry.body for entry in self.log[: self.log.index(CAUGHT_UP)] if isinstance(entry, Delivered)]
 
 
 @asynccontextmanager

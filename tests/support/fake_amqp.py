@@ -289,8 +289,8 @@ class FakeAmqp:
 class FakeBroker:
     """Stands in for `open_connection`: gives out connections, or raises what the script has in their place."""
 
-    def __init__(self, *lives: FakeAmqp | BaseException) -> None:
-        self.lives = deque(lives)
+    def __init__(self, *connections: FakeAmqp | BaseException) -> None:
+        self.connections = deque(connections)
         """One for each attempt to connect."""
         self.attempts = 0
         self.nodes: Sequence[Node] = ()
@@ -307,13 +307,13 @@ class FakeBroker:
         """As in `bridge.amqp.connection`."""
         self.attempts += 1
         self.nodes, self.name, self.fast_channel, self.timing = nodes, name, fast_channel, timing
-        if not self.lives:
+        if not self.connections:
             await asyncio.Event().wait()
-        life = self.lives.popleft()
-        if isinstance(life, BaseException):
-            raise life
+        amqp = self.connections.popleft()
+        if isinstance(amqp, BaseException):
+            raise amqp
         try:
-            yield life.amqp
+            yield amqp.amqp
         finally:
             self.closed += 1
 

@@ -138,7 +138,7 @@ def events(logged: list[EventDict]) -> list[tuple[str, str]]:
 
 
 async def test_session_sets_everything_up_before_it_consumes(running: RunningConsumer) -> None:
-    running.broker.lives.append(amqp := FakeAmqp())
+    running.broker.connections.append(amqp := FakeAmqp())
     with capture_logs() as logged:
         running.begin()
         await running.works()
@@ -175,7 +175,7 @@ async def test_channel_is_logged_at_debug_when_it_consumes_and_when_it_is_closed
 
 
 async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: RunningConsumer) -> None:
-    exclusive.broker.lives.append(amqp := FakeAmqp())
+    exclusive.broker.connections.append(amqp := FakeAmqp())
     exclusive.begin()
     await exclusive.works()
     assert "queue (unnamed) exclusive" in amqp.requests
@@ -186,7 +186,7 @@ async def test_queue_of_ones_own_is_exclusive_and_has_no_priority(exclusive: Run
 async def test_deliveries_are_of_the_channel_that_consumes_and_come_before_its_consent(
     running: RunningConsumer,
 ) -> None:
-    running.broker.lives.append(FakeAmqp().on("consume kept", lambda: running.come(1)))
+    running.broker.connections.append(FakeAmqp().on("consume kept", lambda: running.come(1)))
     running.begin()
     await running.works()
     running.come(2)
@@ -197,16 +197,16 @@ async def test_newest_connection_comes_first_whatever_the_clock_does(
     running: RunningConsumer, clock: VirtualTime
 ) -> None:
     """The broker may still believe in the old connection: it must not get every other event."""
-    lives = [FakeAmqp() for _ in range(3)]
-    running.broker.lives += lives
+    connections = [FakeAmqp() for _ in range(3)]
+    running.broker.connections += connections
     running.begin()
     await running.works()
-    for life_ in lives[:2]:
+    for amqp in connections[:2]:
         clock.time_ns = lambda: 1_000_000  # type: ignore[method-assign]  # the machine's clock was set back
-        life_.lose()
+        amqp.lose()
         await running.is_lost()
         await running.works()
-    arguments: list[Any] = [each.channels[0].arguments[-1] for each in lives]
+    arguments: list[Any] = [each.channels[0].arguments[-1] for each in connections]
     first, second, third = (each["x-priority"] for each in arguments)
     assert first > 1_000_000
     assert (second, third) == (first + 1, first + 2)
@@ -215,7 +215,7 @@ async def test_newest_connection_comes_first_whatever_the_clock_does(
 async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
     running: RunningConsumer, clock: VirtualTime
 ) -> None:
-    running.broker.lives.append(FakeAmqp().on("qos 20", HANGS))
+    running.broker.connections.append(FakeAmqp().on("qos 20", HANGS))
     before_s = clock.now_s
     running.begin()
     await running.is_lost()
@@ -239,7 +239,7 @@ async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
     ids=["permission", "stream"],
 )
 async def test_refusal_to_consume_ends_the_bridge(running: RunningConsumer, error: Exception, words: str) -> None:
-    running.broker.lives.append(FakeAmqp().on("consume kept", error))
+    running.broker.connections.append(FakeAmqp().on("consume kept", error))
     with pytest.raises(BrokerRefusal, match=words):
         await running.consumer.run()
     assert running.broker.attempts == 1
@@ -254,7 +254,7 @@ async def test_refusal_to_consume_ends_the_bridge(running: RunningConsumer, erro
     ids=["exclusive use", "another argument"],
 )
 async def test_what_passes_is_no_refusal_and_tried_again(running: RunningConsumer, error: Exception) -> None:
-    running.broker.lives += [FakeAmqp().on("consume kept", error), FakeAmqp()]
+    running.broker.connections += [FakeAmqp().on("consume kept", error), FakeAmqp()]
     running.begin()
     await running.works()
     assert running.broker.attempts == 2
@@ -262,8 +262,8 @@ async def test_what_passes_is_no_refusal_and_tried_again(running: RunningConsume
 
 
 async def test_refusal_is_waited_out_where_that_is_asked_for_and_said_once(broker: FakeBroker) -> None:
-    broker.lives += [FakeAmqp().on("consume kept", REFUSED) for _ in range(3)]
-    broker.lives.append(FakeAmqp())
+    broker.connections += [FakeAmqp().on("consume kept", REFUSED) for _ in range(3)]
+    broker.connections.append(FakeAmqp())
     running = RunningConsumer(broker, wait=True)
     with capture_logs() as logged:
         running.begin()
@@ -277,7 +277,7 @@ async def test_refusal_is_waited_out_where_that_is_asked_for_and_said_once(broke
 
 
 async def test_broker_that_is_away_is_logged_once_and_counted_as_attempts(running: RunningConsumer) -> None:
-    running.broker.lives += [*[ConnectionError("connection refused")] * 3, FakeAmqp()]
+    running.broker.connections += [*[ConnectionError("connection refused")] * 3, FakeAmqp()]
     with capture_logs() as logged:
         running.begin()
         await running.works()
@@ -289,7 +289,7 @@ async def test_broker_that_is_away_is_logged_once_and_counted_as_attempts(runnin
 
 
 async def test_attempts_that_reach_no_node_are_counted(running: RunningConsumer) -> None:
-    running.broker.lives += [ConnectionError("refused"), ConnectionError("refused")]
+    running.broker.connections += [ConnectionError("refused"), ConnectionError("refused")]
     running.begin()
     await eventually("it tries once more", lambda: running.broker.attempts == 3)
     assert running.consumer.status.failed_connects == 3
@@ -298,7 +298,7 @@ async def test_attempts_that_reach_no_node_are_counted(running: RunningConsumer)
 async def test_attempt_that_reaches_a_broker_does_not_count_as_unreached(
     running: RunningConsumer,
 ) -> None:
-    running.broker.lives += [FakeAmqp().on("qos 20", ConnectionError("gone"))] * 2
+    running.broker.connections += [FakeAmqp().on("qos 20", ConnectionError("gone"))] * 2
     running.begin()
     await eventually("it tries once more", lambda: running.broker.attempts == 3)
     assert running.consumer.status.failed_connects == 1
@@ -307,7 +307,7 @@ async def test_attempt_that_reaches_a_broker_does_not_count_as_unreached(
 async def test_loss_and_recovery_are_logged_as_a_pair_and_the_loss_is_counted(running: RunningConsumer) -> None:
     """A named queue that was there all the time has kept everything."""
     first = FakeAmqp()
-    running.broker.lives += [first, ConnectionError("refused"), FakeAmqp()]
+    running.broker.connections += [first, ConnectionError("refused"), FakeAmqp()]
     running.begin()
     await running.works()
     with capture_logs() as logged:
@@ -328,7 +328,7 @@ async def test_queue_that_had_to_be_made_again_is_a_gap_since_the_last_answer(
     exclusive: RunningConsumer, clock: VirtualTime
 ) -> None:
     first = FakeAmqp()
-    exclusive.broker.lives += [first, FakeAmqp()]
+    exclusive.broker.connections += [first, FakeAmqp()]
     exclusive.begin()
     await exclusive.works()
     assert exclusive.recorder.gaps == [], "nothing is missed before the first session"
@@ -352,7 +352,7 @@ async def test_gap_begins_where_the_queue_was_seen_empty_last(exclusive: Running
     first = FakeAmqp()
     look = "queue amq.gen-1 passive"
     first.on(look, None, commands.Queue.DeclareOk("amq.gen-1", 3, 1))
-    exclusive.broker.lives += [first, FakeAmqp()]
+    exclusive.broker.connections += [first, FakeAmqp()]
     exclusive.begin()
     await exclusive.works()
     await eventually("it is seen empty", lambda: look in first.requests, limit_s=60)
@@ -384,14 +384,14 @@ async def test_loss_without_a_word_is_known_until_the_broker_works_again(
     running: RunningConsumer, ends: list[Exception], *, broker_may_have_restarted: bool
 ) -> None:
     first, *others = ends
-    running.broker.lives.append(working := FakeAmqp())
-    running.broker.lives += [FakeAmqp().on("qos 20", error) for error in others]
+    running.broker.connections.append(working := FakeAmqp())
+    running.broker.connections += [FakeAmqp().on("qos 20", error) for error in others]
     running.begin()
     await running.works()
     working.lose(first)
     await eventually("it has tried again", lambda: running.broker.attempts == len(ends) + 1)
     assert running.consumer.status.broker_may_have_restarted is broker_may_have_restarted
-    running.broker.lives.append(FakeAmqp())
+    running.broker.connections.append(FakeAmqp())
     assert running.running is not None
     running.running.cancel()
     await asyncio.wait([running.running])
@@ -405,10 +405,10 @@ INTERNAL_ERROR = aiormq.exceptions.ConnectionInternalError("INTERNAL_ERROR")
 
 async def lost_at_once(running: RunningConsumer, error: Exception, times: int) -> list[float]:
     """Loses that many connections as soon as they consume. Returns the pauses (s) between them."""
-    lives = [FakeAmqp() for _ in range(times)]
-    for life_ in lives:
-        life_.on("consume kept", lambda life_=life_: asyncio.get_running_loop().call_soon(life_.lose, error) and None)
-    running.broker.lives += [*lives, FakeAmqp()]
+    connections = [FakeAmqp() for _ in range(times)]
+    for amqp in connections:
+        amqp.on("consume kept", lambda amqp=amqp: asyncio.get_running_loop().call_soon(amqp.lose, error) and None)
+    running.broker.connections += [*connections, FakeAmqp()]
     begun_s = []
     running.begin()
     for attempt in range(times + 1):
@@ -439,13 +439,13 @@ async def test_connection_that_is_lost_at_once_again_and_again_is_not_blamed_on_
 
 
 async def test_connection_on_which_the_broker_has_answered_did_not_end_at_once(running: RunningConsumer) -> None:
-    lives = [FakeAmqp(), FakeAmqp(), FakeAmqp()]
-    running.broker.lives += lives
+    connections = [FakeAmqp(), FakeAmqp(), FakeAmqp()]
+    running.broker.connections += connections
     running.begin()
-    for life_ in lives[:2]:
+    for amqp in connections[:2]:
         await running.works()
         await asyncio.sleep(DEFAULT.check_interval_s + 0.1)
-        life_.lose(INTERNAL_ERROR)
+        amqp.lose(INTERNAL_ERROR)
         await running.is_lost()
     await running.works()
     assert running.consumer.warnings == []
@@ -459,7 +459,7 @@ async def test_bridge_that_stops_does_not_wait_for_the_next_session(running: Run
 
 
 async def test_reduced_prefetch_is_given_up_on_the_same_channel_when_there_is_room(running: RunningConsumer) -> None:
-    running.broker.lives += [first := FakeAmqp(), second := FakeAmqp()]
+    running.broker.connections += [first := FakeAmqp(), second := FakeAmqp()]
     running.recorder.holds = True
     running.begin()
     await running.works()
@@ -483,7 +483,7 @@ async def test_exclusive_queue_is_unbound_before_its_connection_is_closed(exclus
     amqp = FakeAmqp()
     if how != "stopped":
         amqp.on("exchange killmails passive", None, NO_EXCHANGE)
-    exclusive.broker.lives.append(amqp)
+    exclusive.broker.connections.append(amqp)
     exclusive.begin()
     await exclusive.works()
     if how == "stopped":
@@ -494,7 +494,7 @@ async def test_exclusive_queue_is_unbound_before_its_connection_is_closed(exclus
 
 async def test_gap_is_reported_before_the_first_delivery_behind_it(exclusive: RunningConsumer) -> None:
     first = FakeAmqp()
-    exclusive.broker.lives += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.come(1))]
+    exclusive.broker.connections += [first, FakeAmqp().on("consume amq.gen-1", lambda: exclusive.come(1))]
     exclusive.begin()
     await exclusive.works()
     first.lose()
@@ -512,7 +512,7 @@ async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_
     failing = FakeAmqp().on(LOOK, ConnectionError("gone again"))
     failing.on("exchange killmails passive", NO_EXCHANGE)
     third = FakeAmqp()
-    running.broker.lives += [first, failing, third]
+    running.broker.connections += [first, failing, third]
     running.begin()
     await running.works()
     first.lose()
@@ -520,7 +520,7 @@ async def test_exchange_that_was_made_by_an_attempt_that_failed_is_a_gap_of_the_
     await running.works()
     assert [gap.reason for gap in running.recorder.gaps] == ["gone again"]
     third.lose()
-    running.broker.lives.append(FakeAmqp())
+    running.broker.connections.append(FakeAmqp())
     await running.is_lost()
     await running.works()
     assert len(running.recorder.gaps) == 1, "it was told"
@@ -533,7 +533,7 @@ async def test_exchange_that_vanishes_is_made_again_as_it_was(running: RunningCo
     )
     first = FakeAmqp().on("exchange killmails fanout durable", mismatch)
     second = FakeAmqp().on("exchange killmails passive", NO_EXCHANGE)
-    running.broker.lives += [first, second]
+    running.broker.connections += [first, second]
     running.begin()
     await running.works()
     first.lose()
@@ -546,7 +546,7 @@ async def test_exchange_that_vanishes_is_made_again_as_it_was(running: RunningCo
 @pytest.mark.parametrize("which", ["connection", "channel", "consumer"])
 async def test_loss_of_any_part_ends_the_session_with_its_reason(running: RunningConsumer, which: str) -> None:
     first = FakeAmqp()
-    running.broker.lives += [first, FakeAmqp()]
+    running.broker.connections += [first, FakeAmqp()]
     running.recorder.holds = True
     running.begin()
     await running.works()
@@ -581,7 +581,7 @@ async def test_loss_of_any_part_ends_the_session_with_its_reason(running: Runnin
 )
 async def test_queue_is_said_to_be_gone_only_if_it_is(running: RunningConsumer, answer: object, words: str) -> None:
     first = FakeAmqp().on(LOOK, None, answer)
-    running.broker.lives += [first, FakeAmqp()]
+    running.broker.connections += [first, FakeAmqp()]
     running.begin()
     await running.works()
     [cancelled] = first.channels[0].on_consumer_cancel_callbacks
@@ -592,7 +592,7 @@ async def test_queue_is_said_to_be_gone_only_if_it_is(running: RunningConsumer, 
 
 async def test_node_that_leaves_a_request_without_an_answer_is_the_last_to_be_tried_again(broker: FakeBroker) -> None:
     running = RunningConsumer(broker, nodes=("one", "two", "three"))
-    broker.lives += [FakeAmqp().on("qos 20", HANGS), FakeAmqp()]
+    broker.connections += [FakeAmqp().on("qos 20", HANGS), FakeAmqp()]
     running.begin()
     await running.is_lost()
     await running.works()
@@ -604,7 +604,7 @@ async def test_node_that_leaves_a_request_without_an_answer_is_the_last_to_be_tr
 
 
 async def test_look_at_the_topology_is_a_sign_of_session(running: RunningConsumer, clock: VirtualTime) -> None:
-    running.broker.lives.append(amqp := FakeAmqp())
+    running.broker.connections.append(amqp := FakeAmqp())
     running.begin()
     await running.works()
     amqp.requests.clear()
@@ -634,7 +634,7 @@ async def test_look_at_the_topology_is_a_sign_of_session(running: RunningConsume
 async def test_topology_that_has_changed_ends_the_session(
     running: RunningConsumer, answer: object, reason: str
 ) -> None:
-    running.broker.lives += [FakeAmqp().on(LOOK, None, None, answer), FakeAmqp()]
+    running.broker.connections += [FakeAmqp().on(LOOK, None, None, answer), FakeAmqp()]
     running.begin()
     await running.works()
     await running.is_lost()
@@ -645,7 +645,7 @@ async def test_topology_that_has_changed_ends_the_session(
 async def test_broker_that_answers_nothing_any_more_ends_the_session(running: RunningConsumer) -> None:
     first = FakeAmqp().on(LOOK, None, HANGS)
     first.on("exchange killmails passive", None, HANGS).on("bind kept to killmails #", None, HANGS)
-    running.broker.lives += [first, FakeAmqp()]
+    running.broker.connections += [first, FakeAmqp()]
     running.begin()
     await running.works()
     await running.is_lost()
@@ -659,7 +659,7 @@ def consumers(count: int) -> commands.Queue.DeclareOk:
 
 
 async def test_other_consumers_of_the_queue_are_logged_once_and_so_is_their_end(running: RunningConsumer) -> None:
-    running.broker.lives.append(FakeAmqp().on(LOOK, None, *map(consumers, (1, 3, 2, 0, 1, 2))))
+    running.broker.connections.append(FakeAmqp().on(LOOK, None, *map(consumers, (1, 3, 2, 0, 1, 2))))
     running.begin()
     await running.works()
     seen = []
@@ -674,7 +674,7 @@ async def test_other_consumers_of_the_queue_are_logged_once_and_so_is_their_end(
 
 
 async def test_queue_of_ones_own_has_no_others(exclusive: RunningConsumer) -> None:
-    exclusive.broker.lives.append(FakeAmqp().on("queue amq.gen-1 passive", consumers(5)))
+    exclusive.broker.connections.append(FakeAmqp().on("queue amq.gen-1 passive", consumers(5)))
     exclusive.begin()
     await exclusive.works()
     with capture_logs() as logged:
@@ -684,7 +684,7 @@ async def test_queue_of_ones_own_has_no_others(exclusive: RunningConsumer) -> No
 
 async def test_others_are_forgotten_with_the_connection(running: RunningConsumer) -> None:
     first = FakeAmqp().on(LOOK, None, consumers(2))
-    running.broker.lives += [first, ConnectionError("refused")]
+    running.broker.connections += [first, ConnectionError("refused")]
     running.begin()
     await running.works()
     await eventually("others are seen", lambda: running.consumer.other_consumers)
@@ -700,7 +700,7 @@ async def test_binding_that_cannot_be_verified_is_logged_for_each_connection_and
         return FakeAmqp().on("bind kept to killmails #", REFUSED).on("queue kept declare durable", REFUSED)
 
     first = guarded()
-    running.broker.lives += [first, guarded(), FakeAmqp()]
+    running.broker.connections += [first, guarded(), FakeAmqp()]
     with capture_logs() as logged:
         running.begin()
         await running.works()
@@ -719,7 +719,7 @@ async def test_binding_that_cannot_be_verified_is_logged_for_each_connection_and
 
 
 async def test_stop_cancels_settles_what_is_in_hand_and_closes(running: RunningConsumer) -> None:
-    running.broker.lives.append(amqp := FakeAmqp())
+    running.broker.connections.append(amqp := FakeAmqp())
     running.recorder.holds = True
     running.begin()
     await running.works()
@@ -748,7 +748,7 @@ async def test_what_is_settled_at_the_last_moment_is_acknowledged(running: Runni
         running.recorder.deliveries[0].settle()
 
     running.recorder.holds = True
-    running.broker.lives.append(FakeAmqp().on("cancel tag-1", settle))
+    running.broker.connections.append(FakeAmqp().on("cancel tag-1", settle))
     running.begin()
     await running.works()
     fast_channel = running.broker.fast_channel
@@ -763,7 +763,7 @@ async def test_what_is_settled_at_the_last_moment_is_acknowledged(running: Runni
 async def test_deliveries_not_settled_in_time_are_logged_with_whether_the_broker_keeps_them(
     broker: FakeBroker, clock: VirtualTime, queue: str | None, *, kept: bool
 ) -> None:
-    broker.lives.append(FakeAmqp())
+    broker.connections.append(FakeAmqp())
     running = RunningConsumer(broker, queue)
     running.recorder.holds = True
     running.begin()
@@ -786,7 +786,7 @@ async def test_deliveries_not_settled_in_time_are_logged_with_whether_the_broker
 async def test_stop_that_the_broker_does_not_confirm_is_logged_and_waits_for_nothing(
     running: RunningConsumer, clock: VirtualTime, answer: object
 ) -> None:
-    running.broker.lives.append(FakeAmqp().on("cancel tag-1", answer))
+    running.broker.connections.append(FakeAmqp().on("cancel tag-1", answer))
     running.recorder.holds = True
     running.begin()
     await running.works()
@@ -799,7 +799,7 @@ async def test_stop_that_the_broker_does_not_confirm_is_logged_and_waits_for_not
 
 
 async def test_delivery_that_bypasses_the_fast_channel_is_a_fault_of_ours(running: RunningConsumer) -> None:
-    running.broker.lives.append(amqp := FakeAmqp())
+    running.broker.connections.append(amqp := FakeAmqp())
     running.begin()
     await running.works()
     callback: Any = amqp.channels[0].consumer
@@ -813,7 +813,7 @@ async def test_delivery_that_bypasses_the_fast_channel_is_a_fault_of_ours(runnin
 async def test_stream_is_read_from_where_its_reader_says_and_is_no_named_queue(
     broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker.lives.append(amqp := FakeAmqp())
+    broker.connections.append(amqp := FakeAmqp())
     config = ConsumerConfig(NODES, ("killmails",), None, "a bridge", StreamConfig("past", 3600.0, 2**20, window=100))
     consumer = Consumer(config, Recorder(), FlowControl(20), Metrics(), wait=False)
     reader = consumer.stream_reader
@@ -874,7 +874,7 @@ async def reading(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 
 
 async def test_stalled_stream_is_reread(reading: RunningConsumer) -> None:
-    reading.broker.lives += [FakeAmqp(), FakeAmqp()]
+    reading.broker.connections += [FakeAmqp(), FakeAmqp()]
     with capture_logs() as logged:
         reading.begin()
         await reading.works()
@@ -888,7 +888,7 @@ async def test_stalled_stream_is_reread(reading: RunningConsumer) -> None:
 
 async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsumer) -> None:
     """A new session would lose rejected events that can't be published."""
-    reading.broker.lives.append(FakeAmqp())
+    reading.broker.connections.append(FakeAmqp())
     reading.recorder.holds = True
     reading.begin()
     await reading.works()
@@ -909,7 +909,7 @@ async def test_no_stall_is_detected_at_the_prefetch_limit(reading: RunningConsum
 
 
 async def test_queue_is_never_probed_for_a_stall(running: RunningConsumer) -> None:
-    running.broker.lives.append(amqp := FakeAmqp())
+    running.broker.connections.append(amqp := FakeAmqp())
     running.begin()
     await running.works()
     await asyncio.sleep(DEFAULT.check_interval_s + 0.1)

@@ -18,7 +18,7 @@ from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import StreamPropertiesReader
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
-from tests.support.delivery_handler import CAUGHT_UP, Came, Marked, Recorder
+from tests.support.delivery_handler import CAUGHT_UP, Delivered, IdOnly, Recorder
 from tests.support.fake_amqp import OWN, FakeAmqp, FakeTransport, header, method, part
 
 STREAM = StreamConfig("history", 3600.0, 2**20, window=100)
@@ -88,10 +88,10 @@ async def test_deliveries_have_ids_and_markers_are_reported_of_and_settled(reade
     reader.marker(3)
     reader.come(4)
     assert reader.recorder.log == [
-        Came(b"event", id_of(1)),
-        Came(b"event", id_of(2)),
-        Marked(id_of(3, b"token")),
-        Came(b"event", id_of(4)),
+        Delivered(b"event", id_of(1)),
+        Delivered(b"event", id_of(2)),
+        IdOnly(id_of(3, b"token")),
+        Delivered(b"event", id_of(4)),
     ]
     assert reader.session.outstanding == 0
     assert len(reader.transport.written) == 3, "one for each of what came together"
@@ -100,13 +100,13 @@ async def test_deliveries_have_ids_and_markers_are_reported_of_and_settled(reade
 async def test_event_that_calls_itself_a_marker_is_none(reader: FedReader) -> None:
     reader.begin(5)
     reader.come(1, kind=MARKER_TYPE)
-    assert reader.recorder.log == [Came(b"event", id_of(1))]
+    assert reader.recorder.log == [Delivered(b"event", id_of(1))]
 
 
 async def test_event_of_the_default_exchange_is_an_event(reader: FedReader) -> None:
     reader.begin(5)
     reader.come(1, exchange="")
-    assert reader.recorder.log == [Came(b"event", id_of(1))]
+    assert reader.recorder.log == [Delivered(b"event", id_of(1))]
 
 
 async def test_past_ends_behind_the_own_marker_and_once(reader: FedReader) -> None:
@@ -126,7 +126,7 @@ async def test_past_ends_before_the_first_event_that_is_news_where_the_marker_is
 ) -> None:
     reader.begin(3)
     reader.come(2, 4)
-    assert reader.recorder.log == [Came(b"event", id_of(2)), CAUGHT_UP, Came(b"event", id_of(4))]
+    assert reader.recorder.log == [Delivered(b"event", id_of(2)), CAUGHT_UP, Delivered(b"event", id_of(4))]
 
 
 async def test_what_was_read_before_is_settled_and_not_handed_out(reader: FedReader) -> None:
@@ -151,7 +151,7 @@ async def test_session_without_news_says_nothing(reader: FedReader) -> None:
     reader.begin(4)
     reader.marker(3)
     reader.marker(4)
-    assert reader.recorder.log == [*log, Marked(id_of(4, b"token"))]
+    assert reader.recorder.log == [*log, IdOnly(id_of(4, b"token"))]
 
 
 async def test_gap_is_reported_before_the_first_delivery_behind_it(reader: FedReader) -> None:
@@ -161,7 +161,7 @@ async def test_gap_is_reported_before_the_first_delivery_behind_it(reader: FedRe
     reader.come(5, 6)
     [gap] = reader.recorder.gaps
     assert gap.reason == TRUNCATED
-    assert reader.recorder.log[2:] == [gap, Came(b"event", id_of(5)), Came(b"event", id_of(6))]
+    assert reader.recorder.log[2:] == [gap, Delivered(b"event", id_of(5)), Delivered(b"event", id_of(6))]
     assert reader.gaps.last == gap
     assert reader.counted == 1
 
@@ -176,11 +176,11 @@ async def test_gap_that_a_marker_bears_is_reported_in_its_place_and_once(reader:
     reader.marker(3, body)
     reader.come(4)
     assert reader.recorder.log == [
-        Came(b"event", id_of(1)),
+        Delivered(b"event", id_of(1)),
         gap,
-        Marked(id_of(2, body)),
-        Marked(id_of(3, body)),
-        Came(b"event", id_of(4)),
+        IdOnly(id_of(2, body)),
+        IdOnly(id_of(3, body)),
+        Delivered(b"event", id_of(4)),
     ]
     assert reader.gaps.last is None
     assert reader.counted == 0
@@ -211,7 +211,7 @@ async def test_missing_places_end_the_session_and_nothing_behind_them_is_handed_
     reader.begin(11)
     reader.marker(1)
     reader.come(9, 10)
-    assert reader.recorder.log[len(log) :] == [Came(b"event", id_of(9)), Came(b"event", id_of(10))]
+    assert reader.recorder.log[len(log) :] == [Delivered(b"event", id_of(9)), Delivered(b"event", id_of(10))]
 
 
 async def test_other_stream_ends_the_session_and_nothing_of_it_is_handed_out(reader: FedReader) -> None:

@@ -68,7 +68,7 @@ class RunningChannel:
 
     async def open(self, amqp: FakeAmqp) -> asyncio.Task[str]:
         """Starts the next session, and returns when its channel is open."""
-        self.broker.lives.append(amqp)
+        self.broker.connections.append(amqp)
         opened = self.opened
         task = self.run_session()
         await eventually("it is open", lambda: self.opened > opened)
@@ -135,7 +135,7 @@ async def test_session_ends_when_it_is_asked_to(running: RunningChannel) -> None
 
 async def test_session_that_can_not_be_set_up_is_none(running: RunningChannel) -> None:
     running.error = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND")
-    running.broker.lives.append(FakeAmqp())
+    running.broker.connections.append(FakeAmqp())
     with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
         await running.run_session()
     assert (running.opened, running.channel.is_open, running.broker.closed) == (0, False, 1)
@@ -145,7 +145,7 @@ async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
     running: RunningChannel, clock: VirtualTime
 ) -> None:
     running.hangs = True
-    running.broker.lives.append(FakeAmqp())
+    running.broker.connections.append(FakeAmqp())
     before_s = clock.now_s
     with pytest.raises(ConnectionError, match=f"does not answer within {DEFAULT.setup_timeout_s:g} s"):
         await running.run_session()
@@ -294,7 +294,7 @@ async def test_node_on_which_nothing_can_be_set_up_is_tried_last(running: Runnin
     nodes = tuple(Node(f"amqp://{name}/") for name in ("one", "two", "three"))
     running.channel._nodes = NodeRotation(nodes)
     running.hangs = True
-    running.broker.lives.append(FakeAmqp())
+    running.broker.connections.append(FakeAmqp())
     with pytest.raises(ConnectionError):
         await running.run_session()
     assert running.broker.nodes == nodes

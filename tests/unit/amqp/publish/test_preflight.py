@@ -23,20 +23,20 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 
 @pytest.mark.parametrize("exchange", ["killmails", None])
 async def test_broker_that_has_the_exchange_can_be_used(broker: FakeBroker, exchange: str | None) -> None:
-    broker.lives.append(amqp := FakeAmqp())
+    broker.connections.append(amqp := FakeAmqp())
     await check_broker((), exchange)
     assert (LOOK in amqp.requests, broker.closed) == (exchange is not None, 1)
 
 
 async def test_missing_exchange_is_a_fault_of_the_settings(broker: FakeBroker) -> None:
-    broker.lives.append(FakeAmqp().on(LOOK, NO_EXCHANGE))
+    broker.connections.append(FakeAmqp().on(LOOK, NO_EXCHANGE))
     with pytest.raises(ConfigurationError, match="there is no exchange 'killmails': name one that exists, or start"):
         await check_broker((), "killmails")
 
 
 async def test_missing_exchange_with_a_reserved_name_is_not_said_to_be_made_by_the_bridge(broker: FakeBroker) -> None:
     absent = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'amq.mine' in vhost '/'")
-    broker.lives.append(FakeAmqp().on("exchange amq.mine passive", absent))
+    broker.connections.append(FakeAmqp().on("exchange amq.mine passive", absent))
     with pytest.raises(
         ConfigurationError, match=r"'amq\.mine': name one that exists; RabbitMQ reserves names that"
     ) as no:
@@ -46,13 +46,13 @@ async def test_missing_exchange_with_a_reserved_name_is_not_said_to_be_made_by_t
 
 @pytest.mark.parametrize("error", [ConnectionError("refused"), BrokerRefusal("wrong password")], ids=repr)
 async def test_broker_that_can_not_be_reached_is_said_as_it_is(broker: FakeBroker, error: Exception) -> None:
-    broker.lives.append(error)
+    broker.connections.append(error)
     with pytest.raises(type(error), match=str(error)):
         await check_broker((), "killmails")
 
 
 async def test_broker_that_does_not_answer_is_given_up(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     VirtualTime(monkeypatch)
-    broker.lives.append(FakeAmqp().on(LOOK, HANGS))
+    broker.connections.append(FakeAmqp().on(LOOK, HANGS))
     with pytest.raises(ConnectionError, match=f"does not answer within {DEFAULT.setup_timeout_s:g} s"):
         await check_broker((), "killmails")

@@ -36,7 +36,7 @@ def broker(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
 
 
 async def test_update_is_published_persistent_to_its_exchange(broker: FakeBroker) -> None:
-    broker.lives.append(amqp := FakeAmqp())
+    broker.connections.append(amqp := FakeAmqp())
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
     [(_, properties)] = amqp.channels[0].published
@@ -45,7 +45,7 @@ async def test_update_is_published_persistent_to_its_exchange(broker: FakeBroker
 
 
 async def test_update_that_no_queue_gets_is_told_by_false(broker: FakeBroker) -> None:
-    broker.lives.append(FakeAmqp().on(PUBLISH, returned(), None))
+    broker.connections.append(FakeAmqp().on(PUBLISH, returned(), None))
     async with Publisher() as publisher:
         assert not await publisher.broadcast("killmail", EXAMPLE)
         assert await publisher.broadcast("killmail", EXAMPLE)
@@ -53,7 +53,7 @@ async def test_update_that_no_queue_gets_is_told_by_false(broker: FakeBroker) ->
 
 async def test_publisher_that_was_refused_asks_again_with_the_next_update(broker: FakeBroker) -> None:
     """It was refused, and then somebody granted the permission: the publisher need not be started again."""
-    broker.lives += [BrokerRefusal("no permission"), BrokerRefusal("still none"), FakeAmqp()]
+    broker.connections += [BrokerRefusal("no permission"), BrokerRefusal("still none"), FakeAmqp()]
     async with Publisher() as publisher:
         for refusal in ("no permission", "still none"):
             with pytest.raises(BrokerRefusal, match=refusal):
@@ -63,7 +63,10 @@ async def test_publisher_that_was_refused_asks_again_with_the_next_update(broker
 
 
 async def test_exchange_that_may_not_be_made_is_a_refusal_and_can_be_used_once_it_may(broker: FakeBroker) -> None:
-    broker.lives += [FakeAmqp().on(LOOK, NO_EXCHANGE).on("exchange killmails fanout durable", REFUSED), FakeAmqp()]
+    broker.connections += [
+        FakeAmqp().on(LOOK, NO_EXCHANGE).on("exchange killmails fanout durable", REFUSED),
+        FakeAmqp(),
+    ]
     async with Publisher(declare=True) as publisher:
         with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
             await publisher.broadcast("killmail", EXAMPLE)
@@ -75,7 +78,7 @@ MADE = "exchange killmails fanout durable"
 
 async def test_exchange_that_is_missing_raises_an_error_that_names_it_and_is_not_made(broker: FakeBroker) -> None:
     """It is misspelled, or the bridge is not there yet: once the exchange is, the same publisher can use it."""
-    broker.lives += [missing := FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
+    broker.connections += [missing := FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
     async with Publisher() as publisher:
         with pytest.raises(ExchangeNotFound, match=r"no exchange 'killmails': .*start the bridge.*declare=True"):
             await publisher.broadcast("killmail", EXAMPLE)
@@ -86,7 +89,7 @@ async def test_exchange_that_is_missing_raises_an_error_that_names_it_and_is_not
 
 async def test_missing_exchange_with_a_reserved_name_is_not_to_be_declared(broker: FakeBroker) -> None:
     absent = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no exchange 'amq.mine' in vhost '/'")
-    broker.lives.append(FakeAmqp().on("exchange amq.mine passive", absent))
+    broker.connections.append(FakeAmqp().on("exchange amq.mine passive", absent))
     async with Publisher(exchange="amq.mine") as publisher:
         with pytest.raises(
             ExchangeNotFound, match=r"'amq\.mine': RabbitMQ reserves .* name another exchange"
@@ -157,21 +160,21 @@ async def test_name_of_no_update_type_is_an_error_that_says_so(
 
 
 async def test_exchange_that_is_missing_is_made_on_demand(broker: FakeBroker) -> None:
-    broker.lives.append(amqp := FakeAmqp().on(LOOK, NO_EXCHANGE))
+    broker.connections.append(amqp := FakeAmqp().on(LOOK, NO_EXCHANGE))
     async with Publisher(declare=True) as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
     assert MADE in amqp.requests
 
 
 async def test_exchange_that_the_user_may_not_see_is_taken_to_exist(broker: FakeBroker) -> None:
-    broker.lives.append(FakeAmqp().on(LOOK, REFUSED))
+    broker.connections.append(FakeAmqp().on(LOOK, REFUSED))
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_exchange_that_vanishes_later_is_waited_for(broker: FakeBroker) -> None:
     first = FakeAmqp()
-    broker.lives += [first, FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
+    broker.connections += [first, FakeAmqp().on(LOOK, NO_EXCHANGE), FakeAmqp()]
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
@@ -182,7 +185,7 @@ async def test_exchange_that_vanishes_later_is_waited_for(broker: FakeBroker) ->
 
 async def test_exchange_that_vanishes_for_good_is_the_reason_why_nothing_is_confirmed(broker: FakeBroker) -> None:
     first = FakeAmqp()
-    broker.lives += [first, *(FakeAmqp().on(LOOK, NO_EXCHANGE) for _ in range(100))]
+    broker.connections += [first, *(FakeAmqp().on(LOOK, NO_EXCHANGE) for _ in range(100))]
     async with Publisher(timeout_s=5) as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
@@ -192,28 +195,28 @@ async def test_exchange_that_vanishes_for_good_is_the_reason_why_nothing_is_conf
 
 
 async def test_exchange_that_may_not_be_written_to_is_a_refusal_and_not_tried_again(broker: FakeBroker) -> None:
-    broker.lives += [FakeAmqp().on(PUBLISH, REFUSED), FakeAmqp()]
+    broker.connections += [FakeAmqp().on(PUBLISH, REFUSED), FakeAmqp()]
     async with Publisher() as publisher:
         with pytest.raises(BrokerRefusal, match="the exchange 'killmails' can't be used: ACCESS_REFUSED"):
             await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_update_that_the_broker_does_not_take_is_tried_again(broker: FakeBroker) -> None:
-    broker.lives.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
+    broker.connections.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
     assert amqp.requests.count(PUBLISH) == 3
 
 
 async def test_update_that_is_never_confirmed_says_why(broker: FakeBroker) -> None:
-    broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
+    broker.connections.append(FakeAmqp().on(PUBLISH, NACK))
     async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(NotConfirmed, match=r"did not confirm within 5 s: the broker does not take it \(nack\)"):
             await publisher.broadcast("killmail", EXAMPLE)
 
 
 async def test_trouble_that_is_over_is_not_given_for_the_reason_of_another(broker: FakeBroker) -> None:
-    broker.lives.append(FakeAmqp().on(PUBLISH, NACK, None, HANGS))
+    broker.connections.append(FakeAmqp().on(PUBLISH, NACK, None, HANGS))
     async with Publisher(timeout_s=5) as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
         with pytest.raises(NotConfirmed, match="it is silent"):
@@ -221,7 +224,7 @@ async def test_trouble_that_is_over_is_not_given_for_the_reason_of_another(broke
 
 
 async def test_trouble_that_is_over_with_an_update_that_no_queue_gets_is_forgotten_too(broker: FakeBroker) -> None:
-    broker.lives.append(FakeAmqp().on(PUBLISH, NACK, returned(), HANGS))
+    broker.connections.append(FakeAmqp().on(PUBLISH, NACK, returned(), HANGS))
     async with Publisher(timeout_s=5) as publisher:
         assert not await publisher.broadcast("killmail", EXAMPLE)
         with pytest.raises(NotConfirmed, match="it is silent"):
@@ -229,7 +232,7 @@ async def test_trouble_that_is_over_with_an_update_that_no_queue_gets_is_forgott
 
 
 async def test_connection_that_is_never_made_is_the_reason_why_nothing_is_confirmed(broker: FakeBroker) -> None:
-    broker.lives += [ConnectionError("connection refused")] * 100
+    broker.connections += [ConnectionError("connection refused")] * 100
     async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(NotConfirmed, match="connection refused"):
             await publisher.broadcast("killmail", EXAMPLE)
@@ -237,7 +240,7 @@ async def test_connection_that_is_never_made_is_the_reason_why_nothing_is_confir
 
 
 async def test_connection_that_is_back_is_no_reason_any_more(broker: FakeBroker) -> None:
-    broker.lives += [ConnectionError("connection refused"), FakeAmqp().on(PUBLISH, HANGS)]
+    broker.connections += [ConnectionError("connection refused"), FakeAmqp().on(PUBLISH, HANGS)]
     async with Publisher(timeout_s=5) as publisher:
         with pytest.raises(NotConfirmed, match="it is silent"):
             await publisher.broadcast("killmail", EXAMPLE)
@@ -248,7 +251,7 @@ async def test_lost_connection_and_its_return_are_said_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     first, second = FakeAmqp(), FakeAmqp()
-    broker.lives += [first, ConnectionError("refused"), ConnectionError("refused"), second]
+    broker.connections += [first, ConnectionError("refused"), ConnectionError("refused"), second]
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
@@ -263,7 +266,7 @@ async def test_lost_connection_and_its_return_are_said_once(
 async def test_refusal_after_a_connection_that_worked_is_a_loss_and_tried_again(broker: FakeBroker) -> None:
     """Where all was right before, somebody may be at work on it."""
     first = FakeAmqp()
-    broker.lives += [first, BrokerRefusal("password changed"), FakeAmqp()]
+    broker.connections += [first, BrokerRefusal("password changed"), FakeAmqp()]
     async with Publisher() as publisher:
         assert await publisher.broadcast("killmail", EXAMPLE)
         first.lose()
@@ -273,7 +276,7 @@ async def test_refusal_after_a_connection_that_worked_is_a_loss_and_tried_again(
 
 
 async def test_closed_publisher_publishes_nothing_more(broker: FakeBroker) -> None:
-    broker.lives += [FakeAmqp(), FakeAmqp()]
+    broker.connections += [FakeAmqp(), FakeAmqp()]
     publisher = Publisher()
     assert await publisher.broadcast("killmail", EXAMPLE)
     await publisher.close()

@@ -205,7 +205,7 @@ async def running(clock: VirtualTime, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 
 async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(running: RunningRejects) -> None:
     no_queue = aiormq.exceptions.ChannelNotFoundEntity("NOT_FOUND - no queue 'bridge.rejected' in vhost '/'")
-    running.broker.lives.append(amqp := FakeAmqp().on("queue bridge.rejected passive", no_queue))
+    running.broker.connections.append(amqp := FakeAmqp().on("queue bridge.rejected passive", no_queue))
     with capture_logs() as logged:
         await running.works()
     asked = [each for each in amqp.requests if not each.startswith(("channel", "close"))]
@@ -222,7 +222,7 @@ async def test_exchange_and_bounded_queue_of_the_rejects_are_made_and_bound(runn
 async def test_permission_that_is_missing_for_the_rejects_is_a_refusal_that_says_what_to_do(
     running: RunningRejects,
 ) -> None:
-    running.broker.lives.append(FakeAmqp().on("bind bridge.rejected to bridge.rejected #", REFUSED))
+    running.broker.connections.append(FakeAmqp().on("bind bridge.rejected to bridge.rejected #", REFUSED))
     with pytest.raises(BrokerRefusal, match=WHAT_TO_DO):
         await running.rejects.run()
 
@@ -230,7 +230,7 @@ async def test_permission_that_is_missing_for_the_rejects_is_a_refusal_that_says
 @pytest.mark.parametrize("look", ["exchange bridge.rejected passive", "queue bridge.rejected passive"])
 async def test_what_the_user_may_not_look_at_is_taken_to_exist(running: RunningRejects, look: str) -> None:
     """RabbitMQ 4.3 refuses a look to who has no permission on the name. The next request says what is missing."""
-    running.broker.lives.append(FakeAmqp().on(look, REFUSED))
+    running.broker.connections.append(FakeAmqp().on(look, REFUSED))
     await running.works()
 
 
@@ -244,7 +244,7 @@ async def test_rejects_that_are_off_need_no_connection(running: RunningRejects) 
 async def test_reject_that_is_not_confirmed_is_tried_again_and_both_are_said(
     running: RunningRejects, answer: Exception
 ) -> None:
-    running.broker.lives += [FakeAmqp().on(PUBLISH, answer, None), FakeAmqp()]
+    running.broker.connections += [FakeAmqp().on(PUBLISH, answer, None), FakeAmqp()]
     await running.works()
     with capture_logs() as logged:
         delivery = running.reject()
@@ -260,7 +260,7 @@ async def test_reject_that_is_not_confirmed_is_tried_again_and_both_are_said(
 
 async def test_reject_that_no_queue_gets_has_everything_set_up_anew(running: RunningRejects) -> None:
     """Somebody has deleted the queue: it is made again."""
-    running.broker.lives += [FakeAmqp().on(PUBLISH, returned()), second := FakeAmqp()]
+    running.broker.connections += [FakeAmqp().on(PUBLISH, returned()), second := FakeAmqp()]
     await running.works()
     delivery = running.reject()
     await eventually("it is confirmed", lambda: delivery.settled)
@@ -269,7 +269,7 @@ async def test_reject_that_no_queue_gets_has_everything_set_up_anew(running: Run
 
 
 async def test_reject_that_the_broker_does_not_take_needs_no_other_channel(running: RunningRejects) -> None:
-    running.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
+    running.broker.connections.append(amqp := FakeAmqp().on(PUBLISH, NACK, NACK, None))
     await running.works()
     delivery = running.reject()
     await eventually("it is confirmed", lambda: delivery.settled)
@@ -279,7 +279,7 @@ async def test_reject_that_the_broker_does_not_take_needs_no_other_channel(runni
 async def test_rejects_that_come_while_the_broker_is_away_are_published_when_it_is_back(
     running: RunningRejects,
 ) -> None:
-    running.broker.lives += [first := FakeAmqp(), ConnectionError("refused"), second := FakeAmqp()]
+    running.broker.connections += [first := FakeAmqp(), ConnectionError("refused"), second := FakeAmqp()]
     await running.works()
     first.lose()
     deliveries = [running.reject() for _ in range(3)]
@@ -295,7 +295,7 @@ async def test_rejects_that_come_while_the_broker_is_away_are_published_when_it_
 
 
 async def test_connection_that_is_lost_while_nothing_is_held_is_not_logged(running: RunningRejects) -> None:
-    running.broker.lives += [first := FakeAmqp(), FakeAmqp()]
+    running.broker.connections += [first := FakeAmqp(), FakeAmqp()]
     await running.works()
     with capture_logs() as logged:
         first.lose()
@@ -305,7 +305,7 @@ async def test_connection_that_is_lost_while_nothing_is_held_is_not_logged(runni
 
 
 async def test_start_without_a_broker_is_not_logged_until_an_event_is_held(running: RunningRejects) -> None:
-    running.broker.lives += [*(ConnectionError("refused") for _ in range(20)), FakeAmqp()]
+    running.broker.connections += [*(ConnectionError("refused") for _ in range(20)), FakeAmqp()]
     with capture_logs() as logged:
         running.running = asyncio.create_task(running.rejects.run())
         await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
@@ -319,7 +319,7 @@ async def test_start_without_a_broker_is_not_logged_until_an_event_is_held(runni
 
 
 async def test_broker_that_takes_nothing_is_logged_though_nothing_is_held(running: RunningRejects) -> None:
-    running.broker.lives.append(amqp := FakeAmqp())
+    running.broker.connections.append(amqp := FakeAmqp())
     await running.works()
     with capture_logs() as logged:
         await amqp.block("low on memory")
@@ -333,7 +333,7 @@ async def test_broker_that_takes_nothing_is_logged_though_nothing_is_held(runnin
 
 
 async def test_refusal_later_on_is_a_warning_though_nothing_is_held(running: RunningRejects) -> None:
-    running.broker.lives += [first := FakeAmqp(), BrokerRefusal("no permission"), FakeAmqp()]
+    running.broker.connections += [first := FakeAmqp(), BrokerRefusal("no permission"), FakeAmqp()]
     await running.works()
     with capture_logs() as logged:
         first.lose()
@@ -347,7 +347,7 @@ async def test_refusal_later_on_is_a_warning_though_nothing_is_held(running: Run
 async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working_connection(
     running: RunningRejects,
 ) -> None:
-    running.broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
+    running.broker.connections.append(FakeAmqp().on(PUBLISH, NACK))
     await running.works()
     delivery = running.reject()
     await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
@@ -360,7 +360,7 @@ async def test_rejects_that_were_taken_back_while_nothing_worked_leave_a_working
 
 
 async def test_stop_that_gives_up_what_is_held_says_nothing_of_a_recovery(running: RunningRejects) -> None:
-    running.broker.lives.append(FakeAmqp().on(PUBLISH, NACK))
+    running.broker.connections.append(FakeAmqp().on(PUBLISH, NACK))
     await running.works()
     running.reject()
     await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
@@ -373,7 +373,7 @@ async def test_stop_that_gives_up_what_is_held_says_nothing_of_a_recovery(runnin
 async def test_confirm_that_is_missed_is_not_said_of_a_broker_that_has_said_why(
     running: RunningRejects, clock: VirtualTime
 ) -> None:
-    running.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    running.broker.connections.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
     await running.works()
     running.reject()
     await amqp.block("low on memory")
@@ -382,7 +382,7 @@ async def test_confirm_that_is_missed_is_not_said_of_a_broker_that_has_said_why(
 
 
 async def test_broker_that_takes_messages_again_is_said_by_the_first_confirm(running: RunningRejects) -> None:
-    running.broker.lives.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    running.broker.connections.append(amqp := FakeAmqp().on(PUBLISH, HANGS))
     await running.works()
     running.reject()
     await amqp.block("low on memory")
