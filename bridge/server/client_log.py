@@ -86,7 +86,7 @@ class ClientLog:
                 fields |= {"outcome": "refused", "status": response.status.value, "rule": refusal.rule.value}
             case _:
                 fields |= {"outcome": "page", "status": answer.status.value}
-        _log.debug("handshake", peer=peer, duration_ms=round(duration_s * 1000, 3), **fields)
+        _log.debug("handshake", peer=peer, duration_ms=round(duration_s * 1000), **fields)
 
     def advise(self, request: Request, subscribe: SubscribeRequest, peer: str) -> None:
         """Logs mistakes in a handshake that the bridge accepts, each with a hint."""
@@ -144,7 +144,7 @@ class ClientLog:
     def closed(self, connection: Connection) -> None:
         """A connection has closed."""
         if self.tracing:
-            connected_s = round(self._time() - connection.opened_at, 1)
+            connected_s = round(self._time() - connection.opened_at)
             _log.debug("connection closed", peer=connection.peer, code=connection.close_code, connected_s=connected_s)
 
 

@@ -170,7 +170,8 @@ class Handshake(asyncio.BufferedProtocol):
         log = self._context.log
         if log.tracing:
             duration_s = asyncio.get_running_loop().time() - self._began_at
-            log.handshake(self.address, request, answer, duration_s)
+            assert self._transport is not None
+            log.handshake(tcp.peer_name(self._transport) or self.address, request, answer, duration_s)
         if isinstance(answer, Upgrade):
             assert request is not None
             self._upgrade(request, answer, rest)

@@ -1,5 +1,6 @@
 """What only the kernel knows of a TCP connection, and socket options that end it differently (tcp(7), socket(7))."""
 
+import asyncio
 import socket
 import struct
 from contextlib import suppress
@@ -35,6 +36,12 @@ def acknowledged_bytes(client: socket.socket) -> int | None:
     size = _BYTES_ACKED_AT + _BYTES_ACKED.size
     info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
     return int(_BYTES_ACKED.unpack_from(info, _BYTES_ACKED_AT)[0]) if len(info) == size else None
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str | None:
+    """Returns the client's address and port, for logs. None if the transport does not know it any more."""
+    name = transport.get_extra_info("peername")
+    return f"{name[0]} port {name[1]}" if name else None
 
 
 def reset_on_close(client: socket.socket | None) -> None:

@@ -123,8 +123,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def peer(self) -> str:
         """The client's address and port, for logs."""
-        name = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return f"{name[0]} port {name[1]}" if name else "gone"
+        return (None if self._transport is None else tcp.peer_name(self._transport)) or "gone"
 
     @property
     def acknowledged_bytes(self) -> int | None:

@@ -11,6 +11,7 @@ from bridge.server import memory
 from bridge.server.memory import TRIM_MIN_CONNECTIONS, HeapTrimmer, usable_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -51,7 +52,12 @@ def test_machine_without_control_groups_has_its_own_memory(tmp_path: Path) -> No
 def test_trim_follows_once_after_half_of_many_connections_have_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[float] = []
     monkeypatch.setattr(memory, "malloc_trim", lambda: trims.append(0.0))
-    trimmer = HeapTrimmer(lambda delay_s, callback: (trims.append(delay_s), callback()), 1.5)
+
+    def call_later(delay_s: float, callback: Callable[[], None]) -> None:
+        trims.append(delay_s)
+        callback()
+
+    trimmer = HeapTrimmer(call_later, 1.5)
     for connections in range(1, TRIM_MIN_CONNECTIONS + 1):
         trimmer.grown_to(connections)
     for connections in range(TRIM_MIN_CONNECTIONS - 1, -1, -1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING
 
@@ -75,3 +76,12 @@ def test_reset_of_a_socket_that_is_closed_or_missing_does_nothing(pair: tuple[so
     ours.close()
     tcp.reset_on_close(ours)
     tcp.reset_on_close(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [(("10.0.0.7", 54321), "10.0.0.7 port 54321"), (("fd00::7", 54321, 0, 0), "fd00::7 port 54321"), (None, None)],
+    ids=["IPv4", "IPv6", "gone"],
+)
+def test_name_of_a_peer_is_its_address_and_port(name: tuple[object, ...] | None, shown: str | None) -> None:
+    assert tcp.peer_name(asyncio.BaseTransport({"peername": name})) == shown
