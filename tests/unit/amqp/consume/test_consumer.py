@@ -162,7 +162,7 @@ async def test_channel_is_logged_at_debug_when_it_consumes_and_when_it_is_closed
     running: RunningConsumer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "bridge.amqp")
-    running.broker.lives += [amqp := FakeAmqp(), FakeAmqp()]
+    running.broker.connections += [amqp := FakeAmqp(), FakeAmqp()]
     running.begin()
     await running.works()
     amqp.lose()

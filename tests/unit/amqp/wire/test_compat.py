@@ -386,6 +386,20 @@ async def test_message_of_a_cancelled_publisher_is_sent_to_its_end() -> None:
         await eventually("all of it is there", lambda: len(peer.bodies) == len(BODY))
 
 
+async def test_later_message_of_the_same_id_is_still_recognized_when_it_is_returned() -> None:
+    async with connected(peer := Peer()) as connection:
+        channel = await connection.channel()
+        assert isinstance(channel, aiormq.Channel)
+        peer.confirms = False
+        properties = commands.Basic.Properties(message_id="mine")
+        publishing = asyncio.create_task(compat.publish_in_pieces(channel, BODY, "x", "", properties))
+        await eventually("it is there", lambda: len(peer.bodies) == len(BODY))
+        channel.message_id_delivery_tag["mine"] = 2
+        peer.send(commands.Basic.Ack(1))
+        await publishing
+        assert channel.message_id_delivery_tag == {"mine": 2}
+
+
 async def test_message_whose_connection_is_lost_fails() -> None:
     peer = Peer()
     peer.confirms = False
