@@ -1,4 +1,4 @@
-"""Builds everything, starts it downstream first, stops it upstream first."""
+"""Builds everything, starts it downstream first, and stops it upstream first."""
 
 import asyncio
 import gc
@@ -51,38 +51,39 @@ _log = structlog.get_logger("bridge")
 
 
 class Bridge:
-    """The whole program in one process. Made inside a running event loop."""
+    """The whole program in one process. Made inside a running event loop.
+
+    A delivery goes source -> relay -> hub -> update log -> sockets; if it can't become an update, relay -> rejects.
+    A handshake goes listener -> server -> router -> hub. Each path is built from its end.
+    """
 
     def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
-        """Raises ConfigurationError where the schema files or the certificate can't be used."""
+        """Raises ConfigurationError if the schema files or the certificate can't be used."""
         self._settings = settings
         self._timing = timing
-        self.metrics = metrics = Metrics()
         self._schemas, self._tls = check(settings)
-        schemas = self._schemas
-        for each in schemas.warnings:
-            _log.warning("schema file is probably wrong", file=each.file, pointer=each.pointer, detail=each.detail)
-        # Whoever is closed because the bridge stops is not evicted, and not counted.
-        closings = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
-        metrics.init_labels(schemas.types, Reason, closings, Rule)
-        for warning in setting_warnings(settings, memory.usable_bytes()):
-            _log.warning(warning.phrase, **warning.fields)
-        log = UpdateLog(settings.log_bytes)
-        # Its ids are then the stream's, and what comes first is the stream's past.
-        shared = settings.history is HistoryMode.STREAM
+        self.metrics = metrics = Metrics()
+        _init_labels(metrics, self._schemas)
+        _log_warnings(settings, self._schemas)
+        # The ids of updates are offsets of the stream, and the first updates come from before the bridge's start.
+        reads_stream = settings.history is HistoryMode.STREAM
+
+        # The path of a delivery
+
+        update_log = UpdateLog(settings.log_bytes)
+        index = ReplayIndex(update_log, None if reads_stream else secrets.randbits(32))
         unflushed = UnflushedDeliveries(metrics)
         self._hub = Hub(
-            ReplayIndex(log, None if shared else secrets.randbits(32)),
+            index,
             metrics,
             asyncio.get_running_loop().call_soon,
             now_ms,
-            unflushed,
-            self,
-            replaying=shared,
+            flush_listener=unflushed,
+            source=self,
+            replaying=reads_stream,
             trace=log_transition if logging.getLogger("bridge.broadcast").isEnabledFor(logging.DEBUG) else None,
         )
-        metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
-        register_hub_metrics(metrics, self._hub, log)
+        register_hub_metrics(metrics, self._hub, update_log)
         nodes = broker_nodes(settings.amqp_url, settings.amqp_url_file)
         flow_control = FlowControl(settings.prefetch)
         self._rejects = RejectPublisher(
@@ -92,46 +93,42 @@ class Bridge:
             flow_control,
             metrics,
             settings.wait,
-            # Neither an exclusive queue nor a stream gives anything twice.
+            # An exclusive queue and a stream don't deliver an unsettled event again: it is kept here.
             max_kept=None if settings.queue else settings.prefetch,
             timing=timing,
         )
-        window = DuplicateWindow(settings.duplicate_window)
-        pipeline = Pipeline(schemas, settings.max_message_bytes)
         relay = Relay(
-            settings.exchanges, pipeline, window, self._hub, unflushed, self._rejects, metrics, replaying=shared
+            settings.exchanges,
+            Pipeline(self._schemas, settings.max_message_bytes),
+            DuplicateWindow(settings.duplicate_window),
+            self._hub,
+            unflushed,
+            self._rejects,
+            metrics,
+            replaying=reads_stream,
         )
-        config = ConsumerConfig(
+        consumer_config = ConsumerConfig(
             nodes,
             tuple(settings.exchanges),
             settings.queue,
             f"edk-bridge@{settings.instance}",
-            _stream(settings),
+            _stream_config(settings),
         )
-        self._source = make_source(config, relay, flow_control, metrics, settings.wait, timing)
+        self._source = make_source(consumer_config, relay, flow_control, metrics, settings.wait, timing)
+
+        # The path of a handshake
+
         self.readiness = Readiness(settings, self._source, self._rejects, lambda: len(self._hub))
-        self._pages = Pages(self.readiness.report, metrics, schemas.documents, settings.path)
-        capacity = descriptors.connection_capacity(settings.max_connections)
+        self._pages = Pages(self.readiness.report, metrics, self._schemas.documents, settings.path)
         access = Access(settings.allowed_networks, settings.allowed_hosts, settings.allowed_origins)
-        self._server = Server(
-            self._hub,
-            access,
-            Router(access, QueryParser(schemas), self._pages, settings.path),
-            Limits(
-                capacity.connections,
-                capacity.overflow,
-                _per_address(settings.max_connections_per_address, capacity.connections),
-                settings.handshake_timeout_s,
-                settings.idle_timeout_s,
-                settings.ping_interval_s,
-            ),
-            metrics,
-            self._tls,
-            timing,
-        )
+        router = Router(access, QueryParser(self._schemas), self._pages, settings.path)
+        self._server = Server(self._hub, access, router, _limits(settings), metrics, self._tls, timing)
+
+        metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         self.addresses: list[tuple[str, int]] = []
         """Where clients may connect; empty until `start`."""
-        self._working: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        """Of the rejects and of the source; empty until `start`."""
 
     @property
     def is_live(self) -> bool:
@@ -139,7 +136,7 @@ class Bridge:
         return self._source.is_live
 
     async def start(self) -> None:
-        """Listens, then starts to consume. Raises AddressUnavailable where an address can't be listened on."""
+        """Listens, then starts to consume. Raises AddressUnavailable if the bridge can't listen on an address."""
         settings = self._settings
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
@@ -160,7 +157,7 @@ class Bridge:
                     reason=f"BRIDGE_ALLOWED_NETWORKS has {lack}",
                     hint="allow a network of its clients, or name other addresses in BRIDGE_HOST",
                 )
-        self._working = [
+        self._tasks = [
             asyncio.create_task(self._rejects.run(), name="rejects"),
             asyncio.create_task(self._source.run(), name="consumer"),
         ]
@@ -181,36 +178,36 @@ class Bridge:
         )
 
     async def wait_for_refusal(self) -> None:
-        """Waits until the broker refuses in a way that ends the program; raises that BrokerRefusal."""
-        done, _ = await asyncio.wait(self._working, return_when=asyncio.FIRST_EXCEPTION)
+        """Waits until the broker refuses in a way that ends the program. Raises that BrokerRefusal."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
         await asyncio.Event().wait()
 
     async def stop(self) -> None:
-        """Stops in order, within the shutdown timeout: nothing that was acknowledged is lost to a client that reads."""
+        """Stops in order, within the shutdown timeout. A client that reads gets each update that was acknowledged."""
         deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout_s
         self.readiness.stop()
         _log.info("stopping", connections=len(self._hub))
         self._server.stop_listening()
         self._source.stop()
-        # The rejects' connection outlives the consumer's: what is in hand may have to be published yet.
-        await self._end(self._working[1:], self._source.status)
+        # The rejects' connection outlives the source's: the last deliveries may have to be rejected.
+        await self._end(self._tasks[1:], self._source.status)
         self._rejects.stop()
         await self._rejects.close()
         await self._server.drain(max(0.0, deadline_s - asyncio.get_running_loop().time()))
-        await self._end(self._working[:1], self._rejects.status)
+        await self._end(self._tasks[:1], self._rejects.status)
         _log.info("stopped")
 
     async def _end(self, tasks: list[asyncio.Task[None]], status: Status) -> None:
-        """Gives a connection to the broker its share of the time to end; one that only tries to connect needs none."""
+        """Waits until a connection to the broker has ended, at most for its share. While it connects, it needs none."""
         if not tasks:
             return
         share_s = BROKER_SHARE * self._settings.shutdown_timeout_s if status.state is State.WORKING else 0.0
         await asyncio.wait(tasks, timeout=share_s)
         for task in tasks:
             task.cancel()
-        # Bounded once more: a cancelled task may still wait for the library to let go of its connection.
+        # A second bound: a cancelled task may still wait until the library has closed its connection.
         await asyncio.wait(tasks, timeout=self._timing.end_timeout_s)
 
     def reload(self) -> None:
@@ -228,28 +225,50 @@ class Bridge:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MIN_PER_ADDRESS = 16
-"""The lowest limit for one address, unless a setting sets it."""
+"""The lowest limit of connections for one address, unless a setting sets it."""
 
 BROKER_SHARE = 0.5
-"""Of the shutdown timeout, for the broker: the rest is for the clients."""
+"""The share of the shutdown timeout for the connections to the broker. The rest is for the clients."""
 
 
-def _per_address(limit: int | None, connections: int) -> int:
-    """The limit for one address: `limit` is that of the settings, `connections` the limit for all addresses."""
-    if limit is None:
-        return max(MIN_PER_ADDRESS, connections // 10)
-    return limit or connections
+def _init_labels(metrics: Metrics, schemas: catalog.Catalog) -> None:
+    # A client that is closed because the bridge stops is not evicted.
+    evictions = (reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING)
+    metrics.init_labels(schemas.types, Reason, evictions, Rule)
 
 
-def _stream(settings: Settings) -> StreamConfig | None:
+def _log_warnings(settings: Settings, schemas: catalog.Catalog) -> None:
+    for each in schemas.warnings:
+        _log.warning("schema file is probably wrong", file=each.file, pointer=each.pointer, detail=each.detail)
+    for warning in setting_warnings(settings, memory.usable_bytes()):
+        _log.warning(warning.phrase, **warning.fields)
+
+
+def _stream_config(settings: Settings) -> StreamConfig | None:
     if settings.history is HistoryMode.MEMORY:
         return None
-    limits = settings.history_max_age_s, settings.history_max_bytes
-    return StreamConfig(settings.history_stream, *limits, settings.history_window)
+    return StreamConfig(
+        settings.history_stream, settings.history_max_age_s, settings.history_max_bytes, settings.history_window
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    capacity = descriptors.connection_capacity(settings.max_connections)
+    per_address = settings.max_connections_per_address
+    if per_address is None:
+        per_address = max(MIN_PER_ADDRESS, capacity.connections // 10)
+    return Limits(
+        capacity.connections,
+        capacity.overflow,
+        per_address or capacity.connections,
+        settings.handshake_timeout_s,
+        settings.idle_timeout_s,
+        settings.ping_interval_s,
+    )
 
 
 def check(settings: Settings) -> tuple[catalog.Catalog, Tls | None]:
-    """What of the settings is in other files. Raises ConfigurationError where these can't be used, or don't fit."""
+    """Loads the schema files and the certificate. Raises ConfigurationError if one can't be used."""
     schemas = load_schemas(settings)
     for exchange, update_type in settings.exchanges.items():
         if update_type not in schemas.types:

@@ -504,7 +504,7 @@ async def test_address_that_can_not_be_listened_on_is_said_and_nothing_is_consum
     with pytest.raises(AddressUnavailable, match=r"can't listen on 127\.0\.0\.1:3000: Address already in use; "):
         await bridge.start()
     assert len(lifecycle.steps) == 1
-    assert bridge._working == []
+    assert bridge._tasks == []
 
 
 @pytest.mark.parametrize("which", ["consumer", "rejects"])
@@ -616,7 +616,7 @@ async def test_task_that_ignores_its_cancellation_delays_the_stop_by_the_end_tim
     await bridge.stop()
     assert lifecycle.drained_s == pytest.approx(8.0 * (1 - BROKER_SHARE) - DEFAULT.end_timeout_s, abs=0.01)
     lifecycle.held_by["consumer"].set()
-    await asyncio.wait(bridge._working)
+    await asyncio.wait(bridge._tasks)
 
 
 async def test_bridge_that_was_not_started_stops(
