@@ -40,6 +40,14 @@ MAX_EVICTIONS_PER_TURN = 64
 time."""
 
 
+# Python 3.11 reads a member of an enum through a property in Python, which takes longer than what is done with it here.
+_RESUMING, _CATCHING_UP, _LAGGING, _CLOSING = State.RESUMING, State.CATCHING_UP, State.LAGGING, State.CLOSING
+_CAUGHT_UP = Event.CAUGHT_UP
+
+_READING = frozenset({State.LAGGING, State.CATCHING_UP})
+"""The states in which a connection reads the log. A connection may leave them whenever it is written to."""
+
+
 class CatchUp:
     """The connections that read on from their cursors: RESUMING, CATCHING_UP, LAGGING and CLOSING ones."""
 
@@ -62,7 +70,8 @@ class CatchUp:
         """The connections in the state LAGGING. Read-only for others."""
         self.closing: set[Subscriber] = set()
         """The connections in the state CLOSING that get the rest of a frame first. Read-only for others."""
-        self._due: tuple[OrderedDict[Subscriber, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
+        self._urgent: OrderedDict[Subscriber, None] = OrderedDict()
+        self._due: tuple[OrderedDict[Subscriber, None], ...] = (self._urgent, OrderedDict(), OrderedDict())
         """The connections to send a piece to, by rank. Each is there once."""
         self._turn_is_scheduled = False
         self._slowest = 0
@@ -82,35 +91,37 @@ class CatchUp:
     def discard_catching_up(self, connection: Subscriber) -> None:
         """Removes a connection that is no longer CATCHING_UP."""
         self.catching_up.discard(connection)
-        self._unschedule(connection)
+        self._due[_rank(connection)].pop(connection, None)
 
     def add_lagging(self, connection: Subscriber) -> None:
-        """Adds a connection that is LAGGING now. `begin_at` follows."""
-        assert connection.subscription is not None
+        """Adds a connection that is LAGGING now, and reads on from what is flushed next, or from `begin_at_flush`.
+
+        Neither position is below `_slowest`: this was at most the flushed position when it was set.
+        """
+        connection.cursor = self._update_log.flushed
+        connection.offset = 0
         connection.subscription.lagging_count += 1
         self.lagging.add(connection)
 
     def discard_lagging(self, connection: Subscriber) -> None:
         """Removes a connection that is no longer LAGGING."""
-        assert connection.subscription is not None
         connection.subscription.lagging_count -= 1
         self.lagging.discard(connection)
-        self._due[URGENT].pop(connection, None)
+        self._urgent.pop(connection, None)
 
     def discard_resuming(self, connection: Subscriber) -> None:
         """Removes a connection that is no longer RESUMING."""
         self._resume.forget(connection)
-        self._unschedule(connection)
+        self._due[_rank(connection)].pop(connection, None)
 
     def discard_closing(self, connection: Subscriber) -> None:
         """Removes a connection that is no longer CLOSING, or has received its whole frame."""
         self.closing.discard(connection)
-        self._due[URGENT].pop(connection, None)
+        self._urgent.pop(connection, None)
 
-    def begin_at(self, connection: Subscriber, position: int) -> None:
-        """Sets the position from which a LAGGING connection reads on."""
-        connection.cursor, connection.offset = position, 0
-        self._slowest = min(self._slowest, position)
+    def begin_at_flush(self, connection: Subscriber) -> None:
+        """Lets a LAGGING connection read what is flushed now."""
+        connection.cursor = self._update_log.flush_start
 
     def finish_frame(self, connection: Subscriber) -> None:
         """Sends a CLOSING connection the rest of the frame that it has received in part, if there is one."""
@@ -132,17 +143,14 @@ class CatchUp:
 
     def schedule(self, connection: Subscriber) -> None:
         """Sends it a piece in one of the next turns. Not at once: a client that reads could then keep the loop busy."""
-        self._due[_rank(connection)].setdefault(connection)
-        self._wake()
-
-    def _unschedule(self, connection: Subscriber) -> None:
-        for due in self._due:
-            due.pop(connection, None)
+        due = self._urgent if connection.state is _LAGGING else self._due[_rank(connection)]
+        due[connection] = None
+        if not self._turn_is_scheduled:
+            self._wake()
 
     def _wake(self) -> None:
-        if not self._turn_is_scheduled:
-            self._turn_is_scheduled = True
-            self._schedule(self._turn)
+        self._turn_is_scheduled = True
+        self._schedule(self._turn)
 
     def _turn(self) -> None:
         self._turn_is_scheduled = False
@@ -169,7 +177,7 @@ class CatchUp:
         if connection.congested:
             return
         try:
-            if connection.state is State.CLOSING:
+            if connection.state is _CLOSING:
                 self._send_rest(connection)
             else:
                 self._send_next(connection)
@@ -178,7 +186,7 @@ class CatchUp:
 
     def _send_next(self, connection: Subscriber) -> None:
         log = self._update_log
-        if connection.state is State.RESUMING:
+        if connection.state is _RESUMING:
             message = self._resume.next_message(connection)
             if message is None:
                 self.schedule(connection)
@@ -191,16 +199,16 @@ class CatchUp:
         elif connection.cursor < log.flushed:
             self._send_piece(connection)
             for _ in range(MAX_PARTS_PER_TURN - 1):
-                if not connection.offset or connection.congested or not _reads(connection):
+                if not connection.offset or connection.congested or connection.state not in _READING:
                     break
                 self._send_piece(connection)
-        if connection.congested or not _reads(connection):
+        if connection.congested or connection.state not in _READING:
             return
         if connection.cursor < log.flushed:
             # One piece a turn: a connection that lags far must not delay the others.
             self.schedule(connection)
         else:
-            self._dispatch(connection, Event.CAUGHT_UP)
+            self._dispatch(connection, _CAUGHT_UP)
 
     def _send_message(self, connection: Subscriber, frame: bytes) -> None:
         descriptor = connection.descriptor
@@ -212,7 +220,6 @@ class CatchUp:
             self.send(connection, frame)
 
     def _send_piece(self, connection: Subscriber) -> None:
-        assert connection.subscription is not None
         offset = connection.offset
         piece = connection.subscription.read(connection.cursor, offset, self._update_log.flushed, CATCH_UP_BYTES)
         frames = piece.frames
@@ -240,19 +247,17 @@ class CatchUp:
         stopped, and reports when it has room again. The rest stays in the log.
         """
         subscription = connection.subscription
-        assert subscription is not None
         position, offset = subscription.split(positions, offset, taken)
         piece = subscription.read(position, offset, position + 1, CATCH_UP_BYTES)
         connection.cursor, connection.offset = piece.end, piece.offset
         self.send(connection, piece.frames)
-        if _reads(connection):
+        if connection.state in _READING:
             self.schedule(connection)
 
     def _send_rest(self, connection: Subscriber) -> None:
         if connection.cursor < self._update_log.tail:
             self._dispatch(connection, Event.OVERTAKEN)
             return
-        assert connection.subscription is not None
         piece = connection.subscription.read(
             connection.cursor, connection.offset, connection.cursor + 1, CATCH_UP_BYTES
         )
@@ -306,13 +311,6 @@ class CatchUp:
 
 def _rank(connection: Subscriber) -> int:
     state = connection.state
-    if state is not State.CATCHING_UP and state is not State.RESUMING:
+    if state is _LAGGING or state is _CLOSING:
         return URGENT
-    assert connection.subscription is not None
     return RETURNING if connection.subscription.filter is None else FILTERING
-
-
-def _reads(connection: Subscriber) -> bool:
-    """Whether a connection still reads the log: it may end while it is written to."""
-    state = connection.state
-    return state is State.LAGGING or state is State.CATCHING_UP

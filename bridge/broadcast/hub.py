@@ -9,6 +9,7 @@ This module knows neither what an update means, nor how bytes reach a socket.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from bridge.broadcast.frames import text_frame
 from bridge.broadcast.live_set import BroadcastWriter
 from bridge.broadcast.replay import FilterInput, ReplayIndex, UpdateFilter
 from bridge.broadcast.resume import Resume
-from bridge.broadcast.subscriber import Action, Event, IllegalEvent, State, Subscriber, transition
+from bridge.broadcast.subscriber import TRANSITIONS, Action, Event, State, Subscriber, Transition
 from bridge.broadcast.subscriptions import Batch, SharedSubscription, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.filters import After
@@ -52,8 +53,20 @@ class Source(Protocol):
         """Whether updates arrive as they are published."""
 
 
-Trace = Callable[[Subscriber, State, Event], None]
-"""Gets each change of a connection's state, after it: the connection, the state before, and the event."""
+_Call = Callable[[Subscriber], None]
+
+_Calls = tuple[_Call | None, State, tuple[_Call, ...]]
+"""A row of the table as a hub carries it out: a call in the old state, the next state, and the calls in that state."""
+
+# Python 3.11 reads a member of an enum through a property in Python, which takes longer than the transition itself.
+_CONGESTED, _DRAINED, _PARTIAL_WRITE = Event.CONGESTED, Event.DRAINED, Event.PARTIAL_WRITE
+
+
+class Trace(Protocol):
+    """What is told each change of a connection's state."""
+
+    def __call__(self, connection: Subscriber, *, before: State, event: Event) -> None:
+        """Called after the change. `before` is the state before."""
 
 
 class Hub:
@@ -83,13 +96,10 @@ class Hub:
         """Calls back in the next turn of the loop: for connections too, which then need to know no loop."""
         self._flush_listener = flush_listener
         self._source = source
-        self._trace = trace
         # No frame may fall off the tail of the log before it is flushed.
         self._flush_bytes = min(FLUSH_BYTES, log.max_bytes // 4)
         self._flush_updates = log.max_bytes // 2 // ENTRY_BYTES
         self._unflushed_bytes = 0
-        self._flush_start = 0
-        """The position at which the current part of a flush begins."""
         self._subscriptions = Subscriptions(index)
         self._writer = BroadcastWriter()
         self._resume = Resume(
@@ -99,12 +109,12 @@ class Hub:
         self._stopping = False
         self._sent_bytes = 0
         """Bytes sent to live connections."""
-        self._enter: Mapping[State, Callable[[Subscriber], None]] = {
+        enter: Mapping[State, _Call] = {
             State.CATCHING_UP: catch_up.add_catching_up,
             State.LIVE: _add_live,
             State.LAGGING: catch_up.add_lagging,
         }
-        self._exit: Mapping[State, Callable[[Subscriber], None]] = {
+        leave: Mapping[State, _Call] = {
             State.PENDING: self._resume.pending.forget,
             State.RESUMING: catch_up.discard_resuming,
             State.CATCHING_UP: catch_up.discard_catching_up,
@@ -112,11 +122,10 @@ class Hub:
             State.LAGGING: catch_up.discard_lagging,
             State.CLOSING: catch_up.discard_closing,
         }
-        self._actions: Mapping[Action, Callable[[Subscriber], None]] = {
+        actions: Mapping[Action, _Call] = {
             Action.SEND: catch_up.send_next,
             Action.SCHEDULE: catch_up.schedule,
-            Action.BEGIN_AT_FLUSH: self._begin_at_flush,
-            Action.BEGIN_AT_HEAD: self._begin_at_head,
+            Action.BEGIN_AT_FLUSH: catch_up.begin_at_flush,
             Action.CLOSE_STOPPING: self._close_stopping,
             Action.CLOSE_IF_STOPPING: self._close_if_stopping,
             Action.CLOSE_TOO_SLOW: self._close_too_slow,
@@ -124,6 +133,19 @@ class Hub:
             Action.UNSUBSCRIBE: self._unsubscribe,
             Action.FINISH_FRAME: catch_up.finish_frame,
             Action.RESET: _reset,
+        }
+        self._leave = leave
+
+        def calls(before: State, event: Event, step: Transition) -> _Calls:
+            if step.to is before:
+                return None, before, tuple([actions[each] for each in step.actions])
+            entered = [enter[step.to]] if step.to in enter else []
+            traced = [] if trace is None else [partial(trace, before=before, event=event)]
+            return leave.get(before), step.to, (*entered, *traced, *[actions[each] for each in step.actions])
+
+        self._table: Mapping[State, Mapping[Event, _Calls]] = {
+            before: {event: calls(before, event, step) for event, step in steps.items()}
+            for before, steps in TRANSITIONS.items()
         }
         assert log.head == 0
 
@@ -171,7 +193,7 @@ class Hub:
         # The table has no row for a connection that has joined before.
         self._dispatch(connection, Event.JOIN)
         if connection.congested:
-            self._dispatch(connection, Event.CONGESTED)
+            self._dispatch(connection, _CONGESTED)
 
     def closing(self, connection: Subscriber) -> None:
         """Ends the updates of a connection whose closing handshake begins.
@@ -190,11 +212,11 @@ class Hub:
 
     def congested(self, connection: Subscriber) -> None:
         """To be called when a connection's transport could not take everything: nothing may be written past it."""
-        self._dispatch(connection, Event.CONGESTED)
+        self._dispatch(connection, _CONGESTED)
 
     def drained(self, connection: Subscriber) -> None:
         """To be called when the transport of a congested connection is empty again."""
-        self._dispatch(connection, Event.DRAINED)
+        self._dispatch(connection, _DRAINED)
 
     def drain(self) -> None:
         """Closes each connection once it has received everything: now, or when it has caught up."""
@@ -256,9 +278,8 @@ class Hub:
             log.skip()
             self._catch_up.skip_flushed()
         while log.flushed < log.head:
-            self._flush_start = start = log.flushed
             frames = log.flush(self._flush_bytes)
-            batches, later = self._subscriptions.batches(start, log.flushed, frames)
+            batches, later = self._subscriptions.batches(log.flush_start, log.flushed, frames)
             for batch in batches:
                 self._broadcast(batch)
             for subscription in later:
@@ -270,7 +291,7 @@ class Hub:
     def _broadcast(self, batch: Batch) -> None:
         subscriptions, frames, positions, updates = batch
         for connection, taken in self._writer.write([subscription.live for subscription in subscriptions], frames):
-            self._dispatch(connection, Event.PARTIAL_WRITE)
+            self._dispatch(connection, _PARTIAL_WRITE)
             self._sent_bytes += taken
             self._catch_up.on_partial_write(connection, positions, 0, taken)
         metrics = self._metrics
@@ -311,22 +332,16 @@ class Hub:
 
     def _dispatch(self, connection: Subscriber, event: Event) -> None:
         """Makes the transition of a connection, and carries out its actions."""
-        before = connection.state
         try:
-            after, actions = transition(before, event)
-        except IllegalEvent:
+            leave, state, calls = self._table[connection.state][event]
+        except KeyError:
             self._reset_illegal(connection, event)
             return
-        if after is not before:
-            if (leave := self._exit.get(before)) is not None:
-                leave(connection)
-            connection.state = after
-            if (enter := self._enter.get(after)) is not None:
-                enter(connection)
-            if self._trace is not None:
-                self._trace(connection, before, event)
-        for action in actions:
-            self._actions[action](connection)
+        if leave is not None:
+            leave(connection)
+        connection.state = state
+        for call in calls:
+            call(connection)
 
     def _reset_illegal(self, connection: Subscriber, event: Event) -> None:
         """Ends a connection after a fault of the bridge. All other connections go on."""
@@ -337,7 +352,7 @@ class Hub:
             state=state.name.lower(),
             cause=event.name.lower(),
         )
-        if (leave := self._exit.get(state)) is not None:
+        if (leave := self._leave.get(state)) is not None:
             leave(connection)
         connection.state = State.CLOSED
         if state in _JOINED:
@@ -346,12 +361,6 @@ class Hub:
             connection.reset()
 
     # Actions
-
-    def _begin_at_flush(self, connection: Subscriber) -> None:
-        self._catch_up.begin_at(connection, self._flush_start)
-
-    def _begin_at_head(self, connection: Subscriber) -> None:
-        self._catch_up.begin_at(connection, self._update_log.flushed)
 
     def _close_stopping(self, connection: Subscriber) -> None:
         connection.close(CloseReason.STOPPING)
@@ -364,13 +373,11 @@ class Hub:
         connection.close(CloseReason.TOO_SLOW, updates_behind=self._update_log.flushed - connection.cursor)
 
     def _count_dropped(self, connection: Subscriber) -> None:
-        assert connection.subscription is not None
         # With a filter, it is not known which updates the connection would have received.
         if connection.subscription.filter is None:
             self._metrics.dropped += self._index.count(None, connection.cursor, self._update_log.flushed)[0]
 
     def _unsubscribe(self, connection: Subscriber) -> None:
-        assert connection.subscription is not None
         self._subscriptions.leave(connection.subscription)
 
     def _on_resumed(self, complete: bool, updates: int) -> None:
@@ -382,12 +389,10 @@ _JOINED = frozenset({State.PENDING, State.RESUMING, State.CATCHING_UP, State.LIV
 
 
 def _add_live(connection: Subscriber) -> None:
-    assert connection.subscription is not None
     connection.subscription.live.add(connection)
 
 
 def _discard_live(connection: Subscriber) -> None:
-    assert connection.subscription is not None
     connection.subscription.live.discard(connection)
 
 
@@ -395,7 +400,7 @@ def _reset(connection: Subscriber) -> None:
     connection.reset()
 
 
-def log_transition(connection: Subscriber, before: State, event: Event) -> None:
+def log_transition(connection: Subscriber, *, before: State, event: Event) -> None:
     """Logs a change of a connection's state: the `Trace` of the level debug."""
     _log.debug(
         "connection state",

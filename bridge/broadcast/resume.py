@@ -99,7 +99,7 @@ class Resume:
 
     def release(self) -> None:
         """Begins with connections whose wait is over: some of them now, the others in later turns."""
-        if not self._releasing:
+        if self.pending.waits and not self._releasing:
             self._release_some()
 
     def _release_some(self) -> None:
@@ -145,7 +145,6 @@ class Resume:
             count.complete, count.updates = False, 0
             connection.cursor = count.counted = flushed if count.overtaken else self._oldest()
             count.overtaken = True
-        assert connection.subscription is not None
         updates, count.counted = index.count(connection.subscription.filter, count.counted, flushed)
         count.updates += updates
         if count.counted < flushed:
@@ -179,16 +178,17 @@ class PendingResumes:
         """With `replaying`, all connections must wait for now."""
         self._index = index
         self.replaying = replaying
-        self._waits: dict[Subscriber, _Wait] = {}
+        self.waits: dict[Subscriber, _Wait] = {}
+        """By connection. Read-only for others."""
         self._next_sequence = 0
         """A lower bound of the awaited sequences. The connections are searched only when it is reached."""
 
     def __len__(self) -> int:
-        return len(self._waits)
+        return len(self.waits)
 
     def __iter__(self) -> Iterator[Subscriber]:
         """Iterates over a copy."""
-        return iter(tuple(self._waits))
+        return iter(tuple(self.waits))
 
     def defer(self, connection: Subscriber, after: After) -> bool:
         """Adds a connection if it must wait. Returns whether it must."""
@@ -196,21 +196,21 @@ class PendingResumes:
         if not self.replaying and (awaited is None or not self._index.is_ahead(awaited)):
             return False
         sequence = 0 if awaited is None else awaited.sequence
-        self._next_sequence = min(self._next_sequence, sequence) if self._waits else sequence
-        self._waits[connection] = _Wait(after, awaited)
+        self._next_sequence = min(self._next_sequence, sequence) if self.waits else sequence
+        self.waits[connection] = _Wait(after, awaited)
         return True
 
     def forget(self, connection: Subscriber) -> None:
         """Removes a connection, if it is here."""
-        self._waits.pop(connection, None)
+        self.waits.pop(connection, None)
 
     def ready(self) -> list[tuple[Subscriber, After]]:
         """Removes and returns some of the connections whose wait is over, each with the position that it asked for."""
-        if not self._waits or self.replaying or self._index.newest_sequence < self._next_sequence:
+        if not self.waits or self.replaying or self._index.newest_sequence < self._next_sequence:
             return []
         ready: list[tuple[Subscriber, After]] = []
         next_sequence: int | None = None
-        for connection, wait in self._waits.items():
+        for connection, wait in self.waits.items():
             awaited = wait.awaited
             if awaited is not None and self._index.is_ahead(awaited):
                 next_sequence = awaited.sequence if next_sequence is None else min(next_sequence, awaited.sequence)
@@ -222,13 +222,13 @@ class PendingResumes:
         else:
             self._next_sequence = next_sequence or 0
         for connection, _ in ready:
-            del self._waits[connection]
+            del self.waits[connection]
         return ready
 
     def tick(self, source_is_live: bool) -> None:
         """Ends the wait of each connection that also waited at the last tick, if the source was live at both."""
         counts = source_is_live and not self.replaying
-        for wait in self._waits.values():
+        for wait in self.waits.values():
             if counts and wait.ticked:
                 wait.awaited = None
                 self._next_sequence = 0

@@ -58,7 +58,6 @@ class Action(_Choice):
     SEND = "send the next piece"
     SCHEDULE = "send the next piece in a later turn of the loop"
     BEGIN_AT_FLUSH = "set its cursor to where the flush began"
-    BEGIN_AT_HEAD = "set its cursor to the end of what was flushed"
     CLOSE_STOPPING = "close it with 1001"
     CLOSE_IF_STOPPING = "close it with 1001 if the bridge stops"
     CLOSE_TOO_SLOW = "close it with 4008"
@@ -115,9 +114,9 @@ TRANSITIONS: Mapping[State, Mapping[Event, Transition]] = {
         Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
     },
     State.LIVE: {
-        Event.PARTIAL_WRITE: Transition(State.LAGGING, (Action.BEGIN_AT_FLUSH,)),
+        Event.PARTIAL_WRITE: Transition(State.LAGGING),
         Event.POSTPONED: Transition(State.LAGGING, (Action.BEGIN_AT_FLUSH,)),
-        Event.CONGESTED: Transition(State.LAGGING, (Action.BEGIN_AT_HEAD,)),
+        Event.CONGESTED: Transition(State.LAGGING),
         Event.DRAINED: Transition(State.LIVE),
         Event.STOP: Transition(State.LIVE, (Action.CLOSE_STOPPING,)),
         Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
@@ -214,7 +213,7 @@ class Subscriber(Slot, Protocol):
     """The number of bytes of the frame at the cursor that are sent. It is 0 unless the frame is sent in parts."""
     congested: bool
     """True while the transport holds bytes."""
-    subscription: Subscription | None
+    subscription: Subscription
     """Set when the connection joins."""
 
     @property

@@ -13,7 +13,7 @@ memory."""
 class UpdateLog:
     """Frames at the positions from `tail` up to, but not including, `head`."""
 
-    __slots__ = ("_extra_bytes", "_frames", "flushed", "head", "max_bytes", "size_bytes", "tail")
+    __slots__ = ("_extra_bytes", "_frames", "flush_start", "flushed", "head", "max_bytes", "size_bytes", "tail")
 
     def __init__(self, max_bytes: int) -> None:
         # A dict by position, not a deque: a slow connection reads from the middle.
@@ -24,6 +24,8 @@ class UpdateLog:
         self.tail = 0
         self.flushed = 0
         """The position up to which the live connections have received everything."""
+        self.flush_start = 0
+        """The position at which the last call of `flush` began."""
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -74,6 +76,7 @@ class UpdateLog:
 
         The piece stops as in `read`.
         """
+        self.flush_start = self.flushed
         frames, self.flushed = self.read(self.flushed, self.head, max_bytes)
         return frames
 

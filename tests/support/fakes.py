@@ -105,13 +105,14 @@ class _NoLoop:
 class FakeSubscriber:
     """A connection with TLS, as the hub sees it. It takes writes until the test sets `full`."""
 
+    subscription: Subscription
+
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.descriptor: int | None = None
         self.slot = -1
         self.state = State.NEW
         self.peer = "a client"
-        self.subscription: Subscription | None = None
         self.cursor = self.offset = 0
         self.congested = False
         self.full = False

@@ -78,6 +78,8 @@ class Connection(asyncio.BufferedProtocol):
         "subscription",
     )
 
+    subscription: Subscription
+
     def __init__(self, transport: asyncio.Transport, address: str, context: ConnectionContext) -> None:
         """`address` is the IP address of the client."""
         self._context = context
@@ -98,7 +100,6 @@ class Connection(asyncio.BufferedProtocol):
         self.offset = 0
         self.slot = -1
         self.state = State.NEW
-        self.subscription: Subscription | None = None
         self.congested = False
         self.opened_at = self.last_received_at = self.pinged_at = context.clock.now_s
         self.closed_at: float | None = None
