@@ -146,9 +146,9 @@ class CatchUp:
         due = self._urgent if connection.state is _LAGGING else self._due[_rank(connection)]
         due[connection] = None
         if not self._turn_is_scheduled:
-            self._wake()
+            self._schedule_turn()
 
-    def _wake(self) -> None:
+    def _schedule_turn(self) -> None:
         self._turn_is_scheduled = True
         self._schedule(self._turn)
 
@@ -156,8 +156,8 @@ class CatchUp:
         self._turn_is_scheduled = False
         for due, budget_bytes in zip(self._due, TURN_BUDGETS_BYTES, strict=True):
             self._spend(budget_bytes, due)
-        if any(self._due):
-            self._wake()
+        if any(self._due) and not self._turn_is_scheduled:
+            self._schedule_turn()
 
     def _spend(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         index = self._index
