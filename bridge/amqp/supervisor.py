@@ -33,6 +33,7 @@ async def supervise(
     status: Status,
     on_lost: Callable[[State, str], None],
     stopping: asyncio.Event,
+    *,
     wait: bool,
     stable_s: float = DEFAULT.stable_s,
 ) -> None:

@@ -107,7 +107,8 @@ class Consumer:
 
     async def run(self) -> None:
         """Consumes until `stop`. Raises BrokerRefusal if the broker refuses from the start, unless `wait` is set."""
-        await supervise(self._consume, self.status, self._on_lost, self._stopping, self._wait, self._timing.stable_s)
+        stable_s = self._timing.stable_s
+        await supervise(self._consume, self.status, self._on_lost, self._stopping, wait=self._wait, stable_s=stable_s)
 
     def stop(self) -> None:
         """Makes `run` cancel the consumer, wait for outstanding deliveries, acknowledge them, and return."""

@@ -98,8 +98,9 @@ class ConfirmChannel:
 
     async def run(self, *, wait: bool) -> None:
         """Keeps a channel open until `stopping` is set. Raises BrokerRefusal as `supervise` does."""
+        stable_s = self._timing.stable_s
         await supervise(
-            self.run_session, self._status, self._owner.on_lost, self._stopping, wait, self._timing.stable_s
+            self.run_session, self._status, self._owner.on_lost, self._stopping, wait=wait, stable_s=stable_s
         )
 
     async def run_session(self) -> str:
@@ -142,7 +143,7 @@ class ConfirmChannel:
             self._channel.exception()
 
     def _detach(self, channel: Channel) -> bool:
-        """Lets new attempts wait for the next channel. Returns False if this channel was not in use any more."""
+        """Makes new attempts wait for the next channel. Returns False if this channel was not in use any more."""
         if not self._channel.done() or self._channel.result() is not channel:
             return False
         self._channel = asyncio.get_running_loop().create_future()

@@ -1,6 +1,6 @@
-"""For fetchers in Python: publishes updates, each validated before it leaves and confirmed by the broker.
+"""Publishes updates for fetchers in Python: each is validated first, and confirmed by the broker.
 
-Works without anything else of the bridge running: a bridge that consumes is found by the exchange alone.
+It needs the broker only. A fetcher and a bridge have nothing in common but the exchange.
 """
 
 import asyncio
@@ -31,27 +31,27 @@ from bridge.contract.pipeline import Event, Pipeline, Reason, Rejected
 from bridge.errors import BrokerRefusal, shown_value
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""What a bridge takes unless it is told otherwise."""
+"""The default of BRIDGE_MAX_MESSAGE_BYTES."""
 
 PERSISTENT = 2
-"""The delivery mode that survives a restart of the broker, where the queue does."""
+"""The delivery mode of messages that survive a restart of the broker in a durable queue."""
 
-# Not structlog, as everywhere else in here: this runs in other people's programs.
+# The standard library's logger, not structlog: this runs in programs of others.
 _log = logging.getLogger("bridge.publisher")
 
 
 class InvalidUpdate(ValueError):
-    """What should be published is no valid update; nothing was sent. Its text says why."""
+    """The data is not a valid update. Nothing was sent. The text is the reason."""
 
     def __init__(self, rejected: Rejected) -> None:
         super().__init__(f"{rejected.reason.value}: {rejected.detail}")
         self.rejected = rejected
         self.reason = rejected.reason
-        """As a bridge would have it in `x-reject-reason`."""
+        """The reason that a bridge would put into `x-reject-reason`."""
         self.pointer = rejected.pointer
-        """JSON Pointer to what is wrong in the update; empty for the whole of it."""
+        """A JSON Pointer to the invalid part of the update; empty for the whole update."""
         self.schema = rejected.schema
-        """The `$id` of the schema that it breaks, where it is one."""
+        """The `$id` of the violated schema, or an empty string."""
         self.detail = rejected.detail
 
 
@@ -62,17 +62,17 @@ class ExchangeNotFound(BrokerRefusal):
 
 
 class NotConfirmed(ConnectionError):
-    """The broker did not confirm in time. It may have the update all the same.
+    """The broker did not confirm in time, although it may have the update.
 
-    Publishing it again does no harm to a type whose schema names an `x-identity`: the bridge sends it once.
+    The update can be published again if the schema of its type has an `x-identity`: the bridge then sends it once.
     """
 
 
 class Publisher:
-    """Publishes updates to an exchange, over one connection that comes back by itself.
+    """Publishes updates to an exchange, on one connection that is opened again after each loss.
 
-    An asynchronous context manager; it connects at its start, or with the first update. Any number of updates may be
-    under way at once: they go out in the order in which they were asked for, as long as the connection lasts.
+    An asynchronous context manager. It connects when it is entered, or with the first update. Any number of updates may
+    wait for their confirm at the same time. On one connection, they are published in the order of the calls.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class Publisher:
         timeout_s: float = 30.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        """`amqp_url` may hold several URLs, separated by commas.
+        """`amqp_url` may contain several URLs, separated by commas.
 
         If `declare` is true, the publisher declares a missing exchange as a durable fanout. Otherwise the exchange must
         exist when the publisher connects. A bridge declares its exchanges when it starts.
 
-        `schemas` is a folder of schema files beside the packaged ones; `timeout_s` bounds each update's way, connecting
-        included. Raises ValueError for a URL or a name that is none, for a limit that is not above zero, for a reserved
-        exchange (`amq.`) with `declare`, and for schema files that can't be used.
+        `schemas` is a folder of schema files in addition to the packaged ones. `timeout_s` bounds the time for each
+        update, including the time to connect. Raises ValueError for an invalid URL or name, for a limit that is not
+        above zero, for a reserved exchange (`amq.`) with `declare`, and for schema files that can't be used.
         """
         try:
             self._nodes: Sequence[Node] = tuple(map(Node, amqp_urls(amqp_url)))
@@ -107,7 +107,7 @@ class Publisher:
                 f"exchange: {exchange!r} can't be declared: RabbitMQ reserves names that begin with "
                 f"{topology.RESERVED_PREFIX}; name another exchange, or leave declare out if it exists"
             )
-        # Not `<= 0`, which NaN is not either.
+        # Not `<= 0`: that is False for NaN.
         if not timeout_s > 0:
             raise ValueError(f"timeout_s: expected a number of seconds above 0; got {timeout_s!r}")
         if not max_message_bytes > 0:
@@ -131,16 +131,16 @@ class Publisher:
         await self.close()
 
     async def broadcast(self, update_type: str, data: object) -> bool:
-        """Publishes an update and waits for the broker's confirm; True when at least one queue has it.
+        """Publishes an update and waits for the broker's confirm. Returns True if at least one queue has the update.
 
-        False means that nobody is bound to the exchange: no bridge is consuming, and the update is gone. For the type
-        `killmail`, `data` may also be one of the foreign forms. A datetime is written as RFC 3339 has it.
+        False means that no queue is bound to the exchange: no bridge consumes, and the update is dropped. For the type
+        `killmail`, `data` may also have one of the source formats. A datetime is written in the format of RFC 3339.
 
         Raises InvalidUpdate (nothing was sent), NotConfirmed, ExchangeNotFound (nothing was sent) and BrokerRefusal
         (password, virtual host, permission). After the first successful connection, a missing exchange or a refusal
         raises NotConfirmed instead.
         """
-        # Without a type of its own, the event could still be valid as another type: `{"type": ..., "data": ...}`.
+        # Without this check, data of the form `{"type": ..., "data": ...}` could be valid as another type.
         if update_type in catalog.NO_TYPES:
             problem = f"{update_type!r} is no update type" if update_type else "the update type is empty"
             known = ", ".join(sorted(self._schemas.types))
@@ -148,21 +148,24 @@ class Publisher:
         try:
             body = orjson.dumps(data)
             if b"null" in body:
-                # May have been NaN, of which orjson makes null, and which would pass for an id that is absent.
+                # orjson writes NaN as null, which a schema accepts for an absent id.
                 json.dumps(data, allow_nan=False, default=_plain)
         except (TypeError, ValueError) as error:
             raise InvalidUpdate(Rejected(Reason.NOT_JSON, f"the data can't be written as JSON: {error}")) from error
         return await self.publish(body, update_type)
 
     async def publish(self, body: bytes, update_type: str | None = None, default_type: str | None = None) -> bool:
-        """The same for an event that is JSON already; one that is wrapped as `{type, data}` may say its type itself."""
+        """Publishes an event that is JSON already, as `broadcast` does.
+
+        A wrapped event, `{type, data}`, may contain its type itself. An event without a type has `default_type`.
+        """
         outcome = self._pipeline.process(Event(body, update_type, default_type, None), 0)
         if isinstance(outcome, Rejected):
             raise InvalidUpdate(outcome)
         return await self.publish_valid(body, outcome.type)
 
     async def publish_valid(self, body: bytes, update_type: str) -> bool:
-        """The same for an event that is known to be valid, with its update type. Raises no InvalidUpdate."""
+        """Publishes an event that is known to be valid, as `broadcast` does. Raises no InvalidUpdate."""
         properties = commands.Basic.Properties(
             content_type="application/json", message_type=update_type, delivery_mode=PERSISTENT
         )
@@ -170,8 +173,8 @@ class Publisher:
             async with asyncio.timeout(self._timeout_s):
                 return await self._publish(body, properties)
         except TimeoutError as error:
-            why = self._exchange.error or "it is silent (short of memory or disk, perhaps)"
-            raise NotConfirmed(f"the broker did not confirm within {self._timeout_s:g} s: {why}") from error
+            reason = self._exchange.error or "it is silent (short of memory or disk, perhaps)"
+            raise NotConfirmed(f"the broker did not confirm within {self._timeout_s:g} s: {reason}") from error
 
     async def close(self) -> None:
         """Closes the connection. Updates that are not confirmed yet are given up: await them first."""
@@ -262,7 +265,7 @@ class _Exchange:
 
 
 def _plain(value: object) -> object:
-    """What orjson knows how to write, and json does not: only numbers within it are of interest here."""
+    """Converts a value that only orjson can write. The result is only searched for numbers that JSON does not have."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return value.value if isinstance(value, Enum) else str(value)

@@ -78,3 +78,10 @@ def test_broker_stays_up_only_if_it_gives_a_reason_other_than_a_shutdown(
 
 async def test_library_that_can_not_tell_of_blocking_is_no_fault() -> None:
     watch_blocked(cast("Any", object()), lambda reason: None)
+
+
+async def test_missing_heartbeats_are_a_lost_connection() -> None:
+    """aiormq cancels its own reader then."""
+    amqp, _, closed = await opened()
+    amqp.lose(asyncio.CancelledError())
+    assert await closed == CloseCause("nothing more was heard from the broker", broker_stayed_up=False)

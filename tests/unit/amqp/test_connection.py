@@ -185,6 +185,18 @@ async def test_alert_that_comes_after_the_handshake_is_said_as_any_other(
             raise AssertionError("there is none")
 
 
+@pytest.mark.parametrize("cause", [asyncio.IncompleteReadError(b"", 1), ConnectionResetError("reset")], ids=repr)
+async def test_connection_that_ends_before_the_broker_sends_anything_has_a_hint_of_tls(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, cause: Exception
+) -> None:
+    error = aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed")
+    error.__cause__ = cause
+    Line(monkeypatch, one=error)
+    with pytest.raises(ConnectionError, match=r"the URL begins with amqps://$"):
+        async with connection.open_connection(nodes("one"), "a bridge"):
+            raise AssertionError("there is none")
+
+
 class Closed(aiormq.exceptions.AMQPError):
     """What aiormq raises where the broker closes the connection instead of opening the virtual host."""
 

@@ -73,7 +73,7 @@ class ScriptedLives:
 
     async def run(self) -> None:
         async with asyncio.timeout(5):
-            await supervise(self.live, self.status, lambda *told: self.lost.append(told), self.stopping, self.wait)
+            await supervise(self.live, self.status, lambda *told: self.lost.append(told), self.stopping, wait=self.wait)
 
 
 async def test_life_that_ends_is_followed_by_another() -> None:

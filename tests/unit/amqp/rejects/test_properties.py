@@ -46,6 +46,36 @@ def test_all_headers_are_kept_where_there_is_room() -> None:
     assert (properties.message_id, properties.message_type) == ("m-1", "killmail")
 
 
+def test_properties_that_can_not_be_published_again_become_headers() -> None:
+    original = commands.Basic.Properties(user_id="fetcher", expiration="60000")
+    # pamqp refuses these values in the constructor, but not when it decodes them.
+    original.cluster_id, original.delivery_mode = "c", 7
+    properties = reject_properties(original, "killmails", NO, "here", USUAL)
+    assert (properties.user_id, properties.cluster_id, properties.expiration) == (None, "", None)
+    assert properties.delivery_mode is None, "the broker knows only 1 and 2"
+    headers = headers_of(properties)
+    assert [headers[f"x-reject-{name}"] for name in ("user-id", "cluster-id", "expiration")] == [
+        "fetcher",
+        "c",
+        "60000",
+    ]
+
+
+def test_properties_that_can_not_be_encoded_are_left_out_and_that_is_said() -> None:
+    properties = made(priority=-1, message_type="killmail", message_id="m-1")
+    assert headers_of(properties)[OMITTED_HEADER] == (
+        "left out, because they can't be published again: the event's own properties"
+    )
+    assert (properties.message_type, properties.message_id, properties.delivery_mode) == ("killmail", "m-1", 2)
+    assert headers_of(properties)["x-reject-detail"] == NO.detail
+
+
+def test_reasons_that_leave_no_room_are_cut() -> None:
+    too_long = Rejected(Reason.SCHEMA_VIOLATION, "x" * SMALLEST, "/data", "urn:schema")
+    detail = headers_of(made(SMALLEST, too_long))["x-reject-detail"]
+    assert 0 < len(detail) < 300
+
+
 @pytest.mark.parametrize("frame_max", [SMALLEST, USUAL])
 def test_largest_headers_are_left_out_and_named(frame_max: int) -> None:
     properties = made(frame_max, headers={"small": "kept", "large": "x" * frame_max, "medium": "y" * 5000})

@@ -305,7 +305,7 @@ async def test_connection_that_is_lost_while_nothing_is_held_is_not_logged(runni
 
 
 async def test_start_without_a_broker_is_not_logged_until_an_event_is_held(running: RunningRejects) -> None:
-    running.broker.connections += [*(ConnectionError("refused") for _ in range(20)), FakeAmqp()]
+    running.broker.connections += [*(ConnectionError("refused") for _ in range(10)), FakeAmqp()]
     with capture_logs() as logged:
         running.running = asyncio.create_task(running.rejects.run())
         await eventually("it fails", lambda: running.rejects.status.state is State.LOST)
