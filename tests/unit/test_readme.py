@@ -1,4 +1,4 @@
-"""README.md has the settings and the metrics that the program has."""
+"""The generated parts of the README files are up to date, and README.md has all settings and metrics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from bridge.broadcast.close_reasons import CloseReason
+from bridge.broadcast.subscriber import TRANSITIONS
 from bridge.config.settings import SETTINGS
 from bridge.server.access.rules import Rule
-from tests.support.generated import PARTS, README, filled, metric_rows, metrics_table, settings_table
+from tests.support.generated import DOCUMENTS, README, filled, metric_rows, metrics_table, settings_table, state_diagram
 
 
-def test_tables_are_what_make_readme_writes() -> None:
-    text = README.read_text()
-    assert text == filled(text), "`make readme` writes the tables anew"
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(README.parent)))
+def test_generated_parts_are_what_make_readme_writes(path: Path) -> None:
+    text = path.read_text()
+    assert text == filled(text, DOCUMENTS[path]), "`make readme` writes the generated parts anew"
 
 
 def test_settings_are_all_there_with_default_and_meaning() -> None:
@@ -63,11 +65,30 @@ def test_each_reason_of_an_eviction_is_listed_with_its_close_code(reason: CloseR
     assert (reason.slug, str(reason.code)) in codes
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_marker_that_is_missing_is_named(name: str) -> None:
-    text = README.read_text().replace(f"<!-- end of {name} -->", "")
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        pytest.param(path, name, id=f"{path.relative_to(README.parent)}: {name}")
+        for path, parts in DOCUMENTS.items()
+        for name in parts
+    ],
+)
+def test_marker_that_is_missing_is_named(path: Path, name: str) -> None:
+    text = path.read_text().replace(f"<!-- end of {name} -->", "")
     with pytest.raises(ValueError, match=f"0 places for its {name}"):
-        filled(text)
+        filled(text, DOCUMENTS[path])
+
+
+def test_diagram_shows_each_change_of_state_once() -> None:
+    arrows = re.findall(r"^    (\w+) --> (\w+): (.*)$", state_diagram(), re.MULTILINE)
+    shown = [(start, event, end) for start, end, events in arrows for event in events.split(", ")]
+    changes = [
+        (state.name, event.name, step.to.name)
+        for state, steps in TRANSITIONS.items()
+        for event, step in steps.items()
+        if step.to is not state
+    ]
+    assert sorted(shown) == sorted(changes)
 
 
 @pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "CHANGELOG.md"])
