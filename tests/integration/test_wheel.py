@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.broker.find import Broker
+from tests.support.broker.ports import free_port
 from tests.support.clients import RawClient, get
 from tests.support.running import BridgeProcess, bridge_process
 
@@ -86,6 +87,14 @@ def test_its_command_works_anywhere(installed: Path, tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
         run(installed, tmp_path, "check", "--type", "killmail", text=killmail)
     assert failed.value.returncode == 1
+
+
+def test_its_demo_without_the_extra_names_the_ways_out(installed: Path, tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        run(installed, tmp_path, "demo", "--port", str(free_port()))
+    assert failed.value.returncode == 1
+    assert "the extra `demo` (testcontainers) is not installed" in failed.value.stderr
+    assert "--without-broker" in failed.value.stderr
 
 
 async def test_its_bridge_serves_page_schemas_and_updates(
