@@ -75,12 +75,17 @@ SLOW_WORKERS ?= $(if $(TEST_AMQP_URL),1,2)
 THOROUGH ?=
 ifdef THOROUGH
 export TEST_THOROUGH := 1
-# The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
-UNIT := tests/unit --cov --cov-config=tests/unit/.coveragerc
+# Each half of the unit tests writes its own file of coverage data.
+COVER = COVERAGE_FILE=.coverage.$@
+UNIT := --cov --cov-config=tests/unit/.coveragerc --cov-report= --cov-fail-under=0
+VECTORS :=
 OTHERS := --ignore=tests/unit
 else
-UNIT := tests/unit
-OTHERS := --ignore=tests/unit --ignore=tests/conformance/test_vectors.py
+COVER :=
+UNIT :=
+# The quick tests include the vectors.
+VECTORS := tests/conformance/test_vectors.py
+OTHERS := --ignore=tests/unit --ignore=$(VECTORS)
 endif
 WITH_BROKER := $(BIN)/python -m tests.support.broker --hosts=$(WORKERS)
 PYTEST := $(BIN)/pytest --numprocesses=$(WORKERS)
@@ -89,22 +94,28 @@ test: prepare test-quick
 	$(WITH_BROKER) $(PYTEST) $(OTHERS) --dist=loadfile -m 'not slow and not alone'
 
 # Types and two halves of the unit tests run at the same time. xdist would collect all tests in each worker, which takes
-# a third longer. Coverage needs one run of all unit tests.
-QUICK := $(if $(THOROUGH),types unit,types unit-first unit-second)
+# a third longer.
 test-quick: style
 	@echo 'checking types and running unit tests (about a minute)'
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync $(QUICK)
+	$(if $(THOROUGH),@rm -f .coverage .coverage.*)
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync types unit-first unit-second
+	$(if $(THOROUGH),@$(UNIT_COVERAGE))
 
 unit: $(READY)
-	@rm -f .coverage .coverage.*
-	$(BIN)/pytest --numprocesses=auto --dist=worksteal $(UNIT)
+	$(if $(THOROUGH),@rm -f .coverage .coverage.*)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync VECTORS= unit-first unit-second
+	$(if $(THOROUGH),@$(UNIT_COVERAGE))
 
-FIRST := tests/unit/contract tests/unit/broadcast tests/unit/config
+# The list of the pure modules, which the unit tests alone must cover in full, is in tests/unit/.coveragerc.
+UNIT_COVERAGE = $(BIN)/coverage combine --quiet .coverage.unit-first .coverage.unit-second && \
+  $(BIN)/coverage report --rcfile=tests/unit/.coveragerc
+
+FIRST := tests/unit/contract tests/unit/broadcast tests/unit/config tests/unit/amqp
 unit-first: $(READY)
-	@$(BIN)/pytest --quiet $(FIRST) tests/conformance/test_vectors.py
+	@$(COVER) $(BIN)/pytest --quiet $(FIRST) $(VECTORS) $(UNIT)
 
 unit-second: $(READY)
-	@$(BIN)/pytest --quiet tests/unit $(addprefix --ignore=,$(FIRST))
+	@$(COVER) $(BIN)/pytest --quiet tests/unit $(addprefix --ignore=,$(FIRST)) $(UNIT)
 
 test-all: prepare
 	$(WITH_BROKER) $(SUBMAKE) --jobs=1 THOROUGH=1 test test-rest

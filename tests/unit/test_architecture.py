@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -178,17 +180,20 @@ def folder_of(name: str) -> str:
     return name.removeprefix("bridge").removeprefix(".").rpartition(".")[0]
 
 
-def modules_imported(path: Path) -> set[str]:
+NAMES = frozenset(map(name_of, MODULES))
+
+
+@cache
+def modules_imported(path: Path) -> frozenset[str]:
     """The modules of the bridge that a module imports, wherever the import stands."""
-    names = {name_of(each) for each in MODULES}
     found = set()
     for imported in imports(path):
         name = imported.name
-        while name and name not in names:
+        while name and name not in NAMES:
             name = name.rpartition(".")[0]
         if name and name != "bridge":
             found.add(name)
-    return found
+    return frozenset(found)
 
 
 @pytest.mark.parametrize("folder", ALLOWED)
@@ -210,7 +215,7 @@ def test_rules_name_every_folder_of_serving() -> None:
     assert {each for each in folders if each.partition(".")[0] not in apart} == set(ALLOWED)
 
 
-def cycle_of(edges: dict[str, set[str]]) -> list[str]:
+def cycle_of(edges: Mapping[str, AbstractSet[str]]) -> list[str]:
     """A cycle in a graph, from a node back to itself; empty if there is none."""
     try:
         list(TopologicalSorter(edges).static_order())
