@@ -17,6 +17,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import close_frame, text_frame
 from bridge.broadcast.framing import FrameEncoder
 from bridge.broadcast.hub import ENCRYPT_BYTES, FLUSH_BYTES
+from bridge.broadcast.subscriber import State
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.update_id import UpdateId
 from tests.support.examples import examples
@@ -403,6 +404,35 @@ def test_closing_client_is_reset_if_the_log_has_dropped_its_frame_before_the_nex
         scene.turns.turn()
         assert subscriber.was_reset
         assert frame.startswith(subscriber.received)
+
+
+def test_closing_client_is_reset_if_the_log_drops_its_frame_between_a_drain_and_its_turn() -> None:
+    with closing(Scene(200_000)) as scene:
+        subscriber = scene.join_with_socket(LITTLE_ROOM)
+        frame = scene.publish(b"x" * 100_000)
+        subscriber.close(CloseReason.IDLE)
+        while subscriber.congested:
+            subscriber.read()
+            subscriber.drain()
+        scene.hub.publish(b"y" * 150_000)
+        assert not subscriber.was_reset
+        scene.turns.turn()
+        assert subscriber.was_reset
+        assert frame.startswith(subscriber.received)
+
+
+def test_closing_client_whose_transport_raises_in_the_middle_of_a_frame_is_forgotten(scene: Scene) -> None:
+    subscriber = scene.join_with_socket(LITTLE_ROOM)
+    scene.publish(b"x" * 100_000)
+    subscriber.close(CloseReason.IDLE)
+    subscriber.fault = RuntimeError("the transport is gone")
+    while subscriber.congested:
+        subscriber.read()
+        subscriber.drain()
+    scene.turns.settle()
+    assert subscriber.state is State.CLOSED
+    assert subscriber.ended_frames == 0
+    assert not scene.turns.scheduled
 
 
 def test_client_that_is_closing_in_the_middle_of_a_frame_and_is_gone_gets_nothing_more(scene: Scene) -> None:
