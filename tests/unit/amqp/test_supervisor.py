@@ -1,4 +1,4 @@
-"""One life after another, with lives that a test scripts and pauses of no length."""
+"""One session after another, with sessions that a test scripts and pauses of no length."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "Backoff", NoBackoff)
 
 
-class ScriptedLives:
-    """Lives that end as the test says. After the last of them, a stop is requested."""
+class ScriptedSessions:
+    """Sessions that end as the test scripts it. After the last of them, a stop is requested."""
 
     def __init__(self, *ends: End, works: bool = False, wait: bool = False) -> None:
         self.status = Status()
@@ -59,7 +59,7 @@ class ScriptedLives:
         self._ends = deque(ends)
         self._works = works
 
-    async def live(self) -> str:
+    async def run_session(self) -> str:
         self.begun += 1
         if self._works:
             self.status.enter(State.WORKING)
@@ -73,14 +73,16 @@ class ScriptedLives:
 
     async def run(self) -> None:
         async with asyncio.timeout(5):
-            await supervise(self.live, self.status, lambda *told: self.lost.append(told), self.stopping, wait=self.wait)
+            await supervise(
+                self.run_session, self.status, lambda *lost: self.lost.append(lost), self.stopping, wait=self.wait
+            )
 
 
-async def test_life_that_ends_is_followed_by_another() -> None:
-    lives = ScriptedLives("channel closed", "queue gone")
-    await lives.run()
-    assert lives.begun == 3
-    assert lives.lost == [(State.LOST, "channel closed"), (State.LOST, "queue gone")]
+async def test_session_that_ends_is_followed_by_another() -> None:
+    sessions = ScriptedSessions("channel closed", "queue gone")
+    await sessions.run()
+    assert sessions.begun == 3
+    assert sessions.lost == [(State.LOST, "channel closed"), (State.LOST, "queue gone")]
     assert NoBackoff.asked == 2
 
 
@@ -96,33 +98,33 @@ async def test_life_that_ends_is_followed_by_another() -> None:
     ids=repr,
 )
 async def test_lost_connection_is_followed_by_another(error: BaseException, reason: str) -> None:
-    lives = ScriptedLives(error)
-    await lives.run()
-    assert lives.begun == 2
-    assert lives.lost == [(State.LOST, reason)]
+    sessions = ScriptedSessions(error)
+    await sessions.run()
+    assert sessions.begun == 2
+    assert sessions.lost == [(State.LOST, reason)]
     assert NoBackoff.asked == 1
 
 
 async def test_refusal_from_the_start_is_raised() -> None:
-    lives = ScriptedLives(BrokerRefusal("no such virtual host"))
+    sessions = ScriptedSessions(BrokerRefusal("no such virtual host"))
     with pytest.raises(BrokerRefusal, match="no such virtual host"):
-        await lives.run()
-    assert (lives.begun, lives.lost) == (1, [])
+        await sessions.run()
+    assert (sessions.begun, sessions.lost) == (1, [])
 
 
 async def test_refusal_after_only_lost_connections_is_raised() -> None:
-    lives = ScriptedLives(OSError("connection refused"), BrokerRefusal("wrong password"))
+    sessions = ScriptedSessions(OSError("connection refused"), BrokerRefusal("wrong password"))
     with pytest.raises(BrokerRefusal):
-        await lives.run()
-    assert lives.begun == 2
+        await sessions.run()
+    assert sessions.begun == 2
 
 
 @pytest.mark.parametrize(("works", "wait"), [(True, False), (False, True)])
 async def test_refusal_after_having_worked_or_with_wait_is_tried_again(*, works: bool, wait: bool) -> None:
-    lives = ScriptedLives(BrokerRefusal("wrong password"), works=works, wait=wait)
-    await lives.run()
-    assert lives.begun == 2
-    assert lives.lost == [(State.REFUSED, "wrong password")]
+    sessions = ScriptedSessions(BrokerRefusal("wrong password"), works=works, wait=wait)
+    await sessions.run()
+    assert sessions.begun == 2
+    assert sessions.lost == [(State.REFUSED, "wrong password")]
     assert NoBackoff.asked == 1
 
 
@@ -132,42 +134,42 @@ async def test_unexpected_error_is_logged_with_its_frames_and_without_its_text(
     error = ValueError("netloc 'u:s3cret@mq' contains invalid characters")
     error.__cause__ = KeyError("amqp://u:s3cret@mq/")
     error.add_note("s3cret")
-    lives = ScriptedLives(error)
-    await lives.run()
-    assert lives.begun == 2
-    assert lives.lost == [(State.LOST, "ValueError")]
+    sessions = ScriptedSessions(error)
+    await sessions.run()
+    assert sessions.begun == 2
+    assert sessions.lost == [(State.LOST, "ValueError")]
     [entry] = caplog.records
     assert entry.levelname == "ERROR"
     assert "ValueError" in caplog.text
-    assert "in live" in caplog.text, "the frames are what a bug is found by"
+    assert "in run_session" in caplog.text, "the frames are what a bug is found by"
     assert "s3cret" not in caplog.text
 
 
 @pytest.mark.parametrize(("lasted_s", "resets"), [(DEFAULT.stable_s - 0.1, 0), (DEFAULT.stable_s, 1)])
 @pytest.mark.parametrize("end", ["channel closed", OSError("reset by peer"), BrokerRefusal("no permission")], ids=repr)
-async def test_pauses_begin_anew_after_a_life_that_lasted_and_only_then(
+async def test_pauses_begin_anew_after_a_session_that_lasted_and_only_then(
     monkeypatch: pytest.MonkeyPatch, end: End, lasted_s: float, resets: int
 ) -> None:
     clock = Time()
     monkeypatch.setattr(supervisor, "time", clock)
-    lives = ScriptedLives(end, works=True)
-    live = lives.live
+    sessions = ScriptedSessions(end, works=True)
+    run_session = sessions.run_session
 
-    async def live_for_a_while() -> str:
+    async def run_session_for_a_while() -> str:
         clock.now_s += lasted_s
-        return await live()
+        return await run_session()
 
-    lives.live = live_for_a_while  # type: ignore[method-assign]  # a life that takes its time
-    await lives.run()
-    assert lives.begun == 2
+    sessions.run_session = run_session_for_a_while  # type: ignore[method-assign]  # a session that takes its time
+    await sessions.run()
+    assert sessions.begun == 2
     assert NoBackoff.resets == resets
 
 
 async def test_each_attempt_is_counted_until_one_works() -> None:
-    lives = ScriptedLives(OSError("1"), OSError("2"), OSError("3"))
-    await lives.run()
-    assert lives.status.attempts == 4
-    working = ScriptedLives("lost", works=True)
+    sessions = ScriptedSessions(OSError("1"), OSError("2"), OSError("3"))
+    await sessions.run()
+    assert sessions.status.attempts == 4
+    working = ScriptedSessions("lost", works=True)
     await working.run()
     assert working.status.attempts == 0
 
@@ -175,7 +177,7 @@ async def test_each_attempt_is_counted_until_one_works() -> None:
 async def test_end_is_told_before_the_status_changes() -> None:
     status, stopping, seen = Status(), asyncio.Event(), []
 
-    async def live() -> str:
+    async def run_session() -> str:
         status.enter(State.WORKING)
         return "gone"
 
@@ -184,78 +186,78 @@ async def test_end_is_told_before_the_status_changes() -> None:
         stopping.set()
 
     async with asyncio.timeout(5):
-        await supervise(live, status, lost, stopping, wait=False)
+        await supervise(run_session, status, lost, stopping, wait=False)
     assert seen == [(State.WORKING, State.LOST, "gone")]
     assert status.state is State.STOPPED
     assert status.error == "gone"
 
 
-async def test_stop_before_the_start_lives_not_once() -> None:
-    lives = ScriptedLives()
-    lives.stopping.set()
-    await lives.run()
-    assert lives.begun == 0
-    assert lives.status.state is State.STOPPED
+async def test_stop_before_the_start_runs_no_session() -> None:
+    sessions = ScriptedSessions()
+    sessions.stopping.set()
+    await sessions.run()
+    assert sessions.begun == 0
+    assert sessions.status.state is State.STOPPED
 
 
-async def test_stop_within_a_life_is_the_end_and_no_loss() -> None:
-    lives = ScriptedLives()
-    await lives.run()
-    assert (lives.begun, lives.lost, lives.status.state) == (1, [], State.STOPPED)
+async def test_stop_within_a_session_is_the_end_and_no_loss() -> None:
+    sessions = ScriptedSessions()
+    await sessions.run()
+    assert (sessions.begun, sessions.lost, sessions.status.state) == (1, [], State.STOPPED)
 
 
 async def test_error_while_stopping_is_no_loss() -> None:
-    lives = ScriptedLives(OSError("closed by us"))
-    live = lives.live
+    sessions = ScriptedSessions(OSError("closed by us"))
+    run_session = sessions.run_session
 
-    async def live_and_stop() -> str:
-        lives.stopping.set()
-        return await live()
+    async def run_session_and_stop() -> str:
+        sessions.stopping.set()
+        return await run_session()
 
-    lives.live = live_and_stop  # type: ignore[method-assign]  # the life that is stopped while it lives
-    await lives.run()
-    assert (lives.begun, lives.lost, lives.status.state) == (1, [], State.STOPPED)
+    sessions.run_session = run_session_and_stop  # type: ignore[method-assign]  # the life that is stopped while it sessions
+    await sessions.run()
+    assert (sessions.begun, sessions.lost, sessions.status.state) == (1, [], State.STOPPED)
 
 
 async def test_stop_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NoBackoff, "pause_s", lambda _: 3600.0)
-    lives = ScriptedLives("lost")
-    asyncio.get_running_loop().call_soon(lives.stopping.set)
-    await lives.run()
-    assert lives.begun == 1
-    assert lives.lost == [(State.LOST, "lost")]
+    sessions = ScriptedSessions("lost")
+    asyncio.get_running_loop().call_soon(sessions.stopping.set)
+    await sessions.run()
+    assert sessions.begun == 1
+    assert sessions.lost == [(State.LOST, "lost")]
 
 
 async def test_cancellation_from_outside_ends_it() -> None:
     begun = asyncio.Event()
 
-    async def live() -> str:
+    async def run_session() -> str:
         begun.set()
         await asyncio.Event().wait()
         raise AssertionError("nobody sets it")
 
-    lives = ScriptedLives()
-    lives.live = live  # type: ignore[method-assign]  # a life without an end
-    running = asyncio.create_task(lives.run())
+    sessions = ScriptedSessions()
+    sessions.run_session = run_session  # type: ignore[method-assign]  # a session without an end
+    running = asyncio.create_task(sessions.run())
     await begun.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert lives.lost == []
+    assert sessions.lost == []
 
 
 async def test_task_that_went_on_after_a_cancellation_is_kept_alive_through_a_stray_one() -> None:
-    lives = ScriptedLives(asyncio.CancelledError("stray"))
-    task = asyncio.create_task(_run_after_a_cancellation(lives))
+    sessions = ScriptedSessions(asyncio.CancelledError("stray"))
+    task = asyncio.create_task(_run_after_a_cancellation(sessions))
     await asyncio.sleep(0)
     task.cancel()
     await task
-    assert lives.lost == [(State.LOST, "stray")]
-    assert lives.begun == 2
+    assert sessions.lost == [(State.LOST, "stray")]
+    assert sessions.begun == 2
 
 
-async def _run_after_a_cancellation(lives: ScriptedLives) -> None:
+async def _run_after_a_cancellation(sessions: ScriptedSessions) -> None:
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
-        await lives.run()
+        await sessions.run()
