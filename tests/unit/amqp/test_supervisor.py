@@ -214,7 +214,7 @@ async def test_error_while_stopping_is_no_loss() -> None:
         sessions.stopping.set()
         return await run_session()
 
-    sessions.run_session = run_session_and_stop  # type: ignore[method-assign]  # the life that is stopped while it sessions
+    sessions.run_session = run_session_and_stop  # type: ignore[method-assign]  # a session that is stopped while it runs
     await sessions.run()
     assert (sessions.begun, sessions.lost, sessions.status.state) == (1, [], State.STOPPED)
 
@@ -246,7 +246,7 @@ async def test_cancellation_from_outside_ends_it() -> None:
     assert sessions.lost == []
 
 
-async def test_task_that_went_on_after_a_cancellation_is_kept_alive_through_a_stray_one() -> None:
+async def test_stray_cancellation_of_a_task_that_went_on_after_a_requested_one_is_a_loss() -> None:
     sessions = ScriptedSessions(asyncio.CancelledError("stray"))
     task = asyncio.create_task(_run_after_a_cancellation(sessions))
     await asyncio.sleep(0)
