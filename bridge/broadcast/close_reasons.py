@@ -1,10 +1,10 @@
-"""Why the bridge closes a connection: a named reason, with the code that the client sees and what it should do."""
+"""Why the bridge closes a connection: a named reason, with the close code and a phrase that says what to do."""
 
 from enum import Enum
 
 
 class CloseReason(Enum):
-    """Each with its close code (RFC 6455, section 7.4, or 4000-4999 for private use) and its phrase."""
+    """The reasons, each with its close code (RFC 6455, section 7.4; 4000-4999 for private use) and its phrase."""
 
     STOPPING = (1001, "the bridge is stopping; reconnect")
     PROTOCOL_ERROR = (1002, "protocol error")

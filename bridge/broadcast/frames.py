@@ -1,6 +1,6 @@
-"""What the server sends, as bytes: frames of RFC 6455, section 5, unmasked and unfragmented.
+"""Server frames of RFC 6455, section 5, as bytes: unmasked and unfragmented.
 
-A server frame carries no mask, and no extension is ever negotiated, so one byte string serves every client.
+A server frame has no mask, and the bridge negotiates no extension. So one byte string serves every client.
 """
 
 import struct
@@ -9,32 +9,32 @@ _MEDIUM = struct.Struct("!BBH")
 _LONG = struct.Struct("!BBQ")
 
 PING = b"\x89\x00"
-"""An empty ping: the connection knows that something answered, and needs no more."""
+"""A ping without a payload: the bridge need not know which of its pings a pong answers."""
 
 
 def text_frame(payload: bytes) -> bytes:
-    """A whole text message. `payload` is UTF-8."""
-    return text_head(len(payload)) + payload
+    """Returns a whole text message. `payload` is UTF-8."""
+    return text_header(len(payload)) + payload
 
 
-def text_head(length: int) -> bytes:
-    """What stands before a text message's payload of so many bytes."""
+def text_header(length: int) -> bytes:
+    """Returns the header of a text message whose payload has `length` bytes."""
     return _header(0x81, length)
 
 
 def payload_of(frame: bytes) -> memoryview:
-    """What a text frame of ours holds: a view, since it may be large."""
+    """Returns the payload of a text frame of the bridge. It is a view, because it may be large."""
     length = frame[1]
     return memoryview(frame)[2 if length < 126 else 4 if length == 126 else 10 :]
 
 
 def pong_frame(payload: bytes) -> bytes:
-    """The answer to a ping: its payload, of at most 125 bytes, unchanged (RFC 6455, section 5.5.3)."""
+    """Returns the answer to a ping, with its payload of at most 125 bytes (RFC 6455, section 5.5.3)."""
     return _header(0x8A, len(payload)) + payload
 
 
 def close_frame(code: int | None, phrase: str = "") -> bytes:
-    """A close with a code and a phrase of at most 123 bytes, or an empty one where `code` is None (section 5.5.1)."""
+    """Returns a close frame with a code and a phrase of at most 123 bytes; empty if `code` is None (section 5.5.1)."""
     payload = b"" if code is None else struct.pack("!H", code) + phrase.encode()[:123].decode(errors="ignore").encode()
     return _header(0x88, len(payload)) + payload
 

@@ -232,14 +232,16 @@ class Hub:
 
     # Updates
 
-    def publish(self, payload: bytes, content: FilterInput | None = None, update_id: UpdateId | None = None) -> None:
+    def publish(
+        self, payload: bytes, filter_input: FilterInput | None = None, update_id: UpdateId | None = None
+    ) -> None:
         """Adds an update (UTF-8 JSON) to the log. The next `flush` sends it.
 
-        `content` is its type and data, if the caller has them. `update_id` is for ids that come with the updates.
+        `filter_input` is its type and data, if the caller has them. `update_id` is for ids that come with the updates.
         """
         frame = text_frame(payload)
         self._make_room(len(frame))
-        self._index.append(frame, update_id, content if self._subscriptions else None)
+        self._index.append(frame, update_id, filter_input if self._subscriptions else None)
         self._unflushed_bytes += len(frame)
 
     def record_id(self, update_id: UpdateId) -> None:

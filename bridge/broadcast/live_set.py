@@ -1,12 +1,12 @@
-"""The connections that have had everything: their sockets' descriptors, side by side in one list.
+"""The live connections of a subscription, as an array of the descriptors of their sockets.
 
-A pass over it touches nothing else of a connection: with 1000 clients the objects behind it, transport and protocol,
-are cold by the time that the kernel comes back from the client before, and cost more than the call (`make bench`,
-paced: 1.4 times a bare loop in C then, 1.1 to 1.2 without them).
+A flush reads this array and nothing else of a connection. With 1000 clients, their transports and protocols are no
+longer in the processor's caches when the kernel returns from the client before: reading them costs more than the system
+call (`make bench`, paced: 1.4 times a bare loop in C with them, 1.1 to 1.2 times without).
 
-Writing past a transport is right only as long as the transport holds nothing, and as long as the descriptor is its own:
-a connection that is congested or closing must not be in here. For a connection with TLS, the set holds the method of
-its transport that encrypts and sends. It holds no descriptor: a write to that would send bytes unencrypted.
+A flush writes past the transport. This is right only while the transport holds no bytes, and while the descriptor is
+its own: a congested or closing connection must not be in the set. For a connection with TLS, the set holds the method
+of its transport that encrypts and sends. It holds no descriptor: a write to it would send bytes unencrypted.
 """
 
 from array import array
@@ -15,16 +15,16 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from bridge.broadcast.socket_writes import try_write_all
+from bridge.broadcast.socket_writes import IoSubmitWriter, try_write_all
 
 _log = structlog.get_logger("bridge.broadcast")
 
-MANY = 64
-"""From so many on, writing to all of them at once is worth what it takes to ask for it."""
+MIN_BATCHED_SOCKETS = 64
+"""The number of sockets from which on one system call for many writes is faster than a call for each."""
 
 
 class Slot(Protocol):
-    """Where a connection is to be found."""
+    """A connection in a live set: its socket, and its place in the set."""
 
     @property
     def descriptor(self) -> int | None:
@@ -32,10 +32,10 @@ class Slot(Protocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """With TLS: encrypts frames and sends them. Holds what the socket does not take, and reports that."""
+        """With TLS: encrypts frames and sends them. Holds what the socket does not take, and reports it."""
 
     slot: int
-    """The connection's place in the list, for `Live` alone; -1 while it is not there."""
+    """The index of the connection in the set; -1 if it is in none. Set by `LiveSet` alone."""
 
 
 P = TypeVar("P", bound=Slot)
@@ -48,14 +48,14 @@ class LiveSet(Generic[P]):
 
     def __init__(self) -> None:
         self.connections: list[P] = []
-        """Those with a descriptor, and behind them those descriptors: to be read only."""
-        # Not a list: its numbers would be objects, scattered among what each connection had allocated, and each one a
-        # miss of the cache (2 % of the paced fan-out).
+        """The connections with a descriptor. Read-only for others, as all attributes."""
+        # Not a list: its numbers would be objects among those of the connections, and each one a cache miss (2 % of the
+        # paced fan-out).
         self.descriptors = array("i")
         self.via_transport: list[P] = []
-        """The connections with TLS. Read-only for others."""
+        """The connections with TLS."""
         self.writes: list[Callable[[bytes], None]] = []
-        """`encrypt_and_send` of each of these connections, in the same order."""
+        """The method `write` of each of these connections, in the same order."""
 
     def __len__(self) -> int:
         return len(self.connections) + len(self.via_transport)
@@ -64,11 +64,11 @@ class LiveSet(Generic[P]):
         return connection.slot >= 0
 
     def __iter__(self) -> Iterator[P]:
-        """Over a copy: whoever is come by may be discarded."""
+        """Iterates over a copy: the caller may discard connections."""
         return iter((*self.connections, *self.via_transport))
 
     def add(self, connection: P) -> None:
-        """Adds one that is not here."""
+        """Adds a connection that is not in the set."""
         descriptor = connection.descriptor
         if descriptor is None:
             write = connection.write
@@ -81,7 +81,7 @@ class LiveSet(Generic[P]):
             self.descriptors.append(descriptor)
 
     def discard(self, connection: P) -> None:
-        """Removes one, if it is here."""
+        """Removes a connection, if it is in the set."""
         slot = connection.slot
         if slot < 0:
             return
@@ -99,49 +99,47 @@ class LiveSet(Generic[P]):
             last.slot = slot
 
     def encrypt(self, frames: bytes) -> list[tuple[P, Exception]]:
-        """Sends to the connections with TLS; returns those that failed.
+        """Sends frames to the connections with TLS. Returns those whose transport raised.
 
-        A connection that holds a part of the frames leaves this set meanwhile.
+        A connection whose transport holds a part of the frames leaves the set meanwhile.
         """
         failed: list[tuple[P, Exception]] = []
         for connection, write in zip(tuple(self.via_transport), tuple(self.writes), strict=True):
             try:
                 write(frames)
-            except Exception as error:  # of one connection: all others get theirs
+            except Exception as error:  # of one connection: it must not affect the others
                 failed.append((connection, error))
         return failed
 
 
 class BroadcastWriter:
-    """Writes the same to many: one for all that are live, whatever they asked for."""
+    """Writes the same bytes to the sockets of live sets."""
 
     def __init__(self) -> None:
-        self._write_many: Callable[[array[int], bytes], list[tuple[int, int]]] | None = None
+        self._write_batched: Callable[[array[int], bytes], list[tuple[int, int]]] | None = None
 
     def write(self, lives: Sequence[LiveSet[P]], frames: bytes) -> list[tuple[P, int]]:
-        """Writes to every socket; returns those that did not take everything, each with the bytes that it took."""
+        """Writes to every socket. Returns the connections whose sockets took only a part, each with its bytes."""
         descriptors = lives[0].descriptors if len(lives) == 1 else array("i")
         if len(lives) > 1:
             for live in lives:
                 descriptors += live.descriptors
-        if len(descriptors) < MANY:
+        if len(descriptors) < MIN_BATCHED_SOCKETS:
             short = try_write_all(descriptors, frames)
         else:
-            if self._write_many is None:
-                self._write_many = _many_at_once()
-            short = self._write_many(descriptors, frames)
+            if self._write_batched is None:
+                self._write_batched = _batched_writes()
+            short = self._write_batched(descriptors, frames)
         if not short:
             return []
-        # Whose they are is asked for here alone: to count along would cost every connection of every update.
+        # The connections are looked up here alone. To count along would cost time for each connection and update.
         connections = [connection for live in lives for connection in live.connections]
         slots = {descriptor: slot for slot, descriptor in enumerate(descriptors)}
         return [(connections[slots[descriptor]], taken) for descriptor, taken in short]
 
 
-def _many_at_once() -> "Callable[[array[int], bytes], list[tuple[int, int]]]":
-    """The fastest way to write to many sockets that there is here."""
-    from bridge.broadcast.socket_writes import IoSubmitWriter  # noqa: PLC0415 - ctypes: 200 KB that a bridge with few clients never needs
-
+def _batched_writes() -> "Callable[[array[int], bytes], list[tuple[int, int]]]":
+    """Returns the fastest way to write to many sockets on this system."""
     try:
         return IoSubmitWriter().write
     except OSError as error:

@@ -154,8 +154,8 @@ class Subscriptions:
         return ((Batch(with_ids, message, (start,), 0),) if message and with_ids else ()), ()
 
     def _grouped(self, frames: bytes, positions: Sequence[int]) -> tuple[list[Batch], list[SharedSubscription]]:
-        contents = [self._index.content(position) for position in positions]
-        everything = (True,) * len(contents)
+        inputs = [self._index.filter_input(position) for position in positions]
+        everything = (True,) * len(inputs)
         matches_by_filter: dict[int, tuple[bool, ...]] = {}
         alike: dict[tuple[bool, tuple[bool, ...]], list[SharedSubscription]] = {(False, everything): [self.unfiltered]}
         later = []
@@ -165,8 +165,8 @@ class Subscriptions:
                 matches = everything
             elif id(update_filter) in matches_by_filter:
                 matches = matches_by_filter[id(update_filter)]
-            elif len(matches_by_filter) * len(contents) < MAX_MATCHES_PER_FLUSH:
-                matches = tuple([update_filter.matches(*content) for content in contents])
+            elif len(matches_by_filter) * len(inputs) < MAX_MATCHES_PER_FLUSH:
+                matches = tuple([update_filter.matches(*filter_input) for filter_input in inputs])
                 matches_by_filter[id(update_filter)] = matches
             else:
                 later.append(subscription)

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.broadcast.live_set import MANY
+from bridge.broadcast.live_set import MIN_BATCHED_SOCKETS
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient
 from tests.support.image import PORT, ROOT, Contained, Site, site
@@ -54,7 +54,7 @@ async def finds(bridge: Contained, state: str) -> None:
 async def test_update_reaches_many_clients_at_the_containers_own_address(place: Site, bridge: Contained) -> None:
     await bridge.ready()
     assert ipaddress.ip_address(bridge.address).is_private
-    clients = [await _connect(bridge) for _ in range(MANY + 1)]
+    clients = [await _connect(bridge) for _ in range(MIN_BATCHED_SOCKETS + 1)]
     async with observer(place.broker_url) as amqp:
         await publish(amqp, "killmails", killmail(1))
     updates = [orjson.loads(await client.text()) for client in clients]

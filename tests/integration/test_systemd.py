@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bridge.broadcast.live_set import MANY
+from bridge.broadcast.live_set import MIN_BATCHED_SOCKETS
 from bridge.config.settings import PREFIX, SETTINGS, Settings
 from bridge.errors import BrokerRefusal, ConfigurationError
 from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS
@@ -160,7 +160,7 @@ async def test_bridge_works_with_the_system_calls_that_its_unit_leaves_it(
             await told.hears("READY=1")
             await process.consuming()
             port = await process.port()
-            clients = [await RawClient.open(port) for _ in range(MANY + 1)]
+            clients = [await RawClient.open(port) for _ in range(MIN_BATCHED_SOCKETS + 1)]
             await publish(amqp, exchange, killmail(1))
             for client in clients:
                 assert orjson.loads(await client.text())["data"] == killmail(1)

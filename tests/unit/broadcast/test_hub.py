@@ -83,7 +83,7 @@ class RecordingListener:
 @pytest.fixture(params=["each", "many at once"])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """Whichever way sockets are written to, the same must come of it."""
-    monkeypatch.setattr(live_set, "MANY", 1000 if request.param == "each" else 1)
+    monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 1000 if request.param == "each" else 1)
     with closing(Scene()) as scene:
         yield scene
 
@@ -1001,13 +1001,13 @@ class AnyOrder(RuleBasedStateMachine):
         """Everything ever published."""
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
         """With the number of frames that had been flushed when it joined."""
-        self._many = live_set.MANY
+        self._many = live_set.MIN_BATCHED_SOCKETS
         self.counted = True
         """False once it is not known any more how many bytes each client was sent."""
 
     @initialize(many=st.sampled_from([1, 3, 1000]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
-        live_set.MANY = many
+        live_set.MIN_BATCHED_SOCKETS = many
 
     @property
     def with_sockets(self) -> list[SocketSubscriber]:
@@ -1108,7 +1108,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.scene.log.size_bytes <= LOG_BYTES or len(self.scene.log) == 1
 
     def teardown(self) -> None:
-        live_set.MANY = self._many
+        live_set.MIN_BATCHED_SOCKETS = self._many
         with closing(self.scene):
             self.come_to_rest()
             assert self.scene.hub.lagging == 0

@@ -94,9 +94,9 @@ class LiveSockets(LiveSet[Peer]):
 @pytest.fixture(params=["each", "many at once", "two at once"])
 def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveSockets]:
     """Whichever way they are written to, the same must come of it."""
-    monkeypatch.setattr(live_set, "MANY", 1000 if request.param == "each" else 1)
+    monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 1000 if request.param == "each" else 1)
     if request.param == "two at once":
-        monkeypatch.setattr(socket_writes, "BATCH", 2)
+        monkeypatch.setattr(socket_writes, "BATCH_SOCKETS", 2)
     with ExitStack() as stack:
         yield LiveSockets(stack)
 
@@ -181,8 +181,8 @@ def test_what_is_written_next_may_be_longer_or_shorter(sockets: LiveSockets) -> 
 def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(live_set, "MANY", 2)
-    monkeypatch.setattr(socket_writes, "CALLS", {})
+    monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 2)
+    monkeypatch.setattr(socket_writes, "SYSCALL_NUMBERS", {})
     with ExitStack() as stack:
         sockets = LiveSockets(stack)
         first = sockets.client()

@@ -225,10 +225,10 @@ def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:
     assert index.work_bytes == asked + 3 * CACHED_COST_BYTES + 10 * MATCH_COST_BYTES, "and is read once"
 
 
-def test_content_that_came_with_its_update_costs_nothing() -> None:
-    index, content = ReplayIndex(UpdateLog(2**20), CHECK), ("a", object())
-    index.append(b"no JSON", content=content)
-    assert index.content(0) is content
+def test_input_of_a_filter_that_came_with_its_update_costs_nothing() -> None:
+    index, filter_input = ReplayIndex(UpdateLog(2**20), CHECK), ("a", object())
+    index.append(b"no JSON", filter_input=filter_input)
+    assert index.filter_input(0) is filter_input
     assert index.work_bytes == 0
 
 

@@ -1215,7 +1215,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.payloads: dict[int, bytes] = {}
         self.bridges = [self.started(), self.started()]
         self.people: list[Person] = []
-        self._limits = live_set.MANY, replay.SEGMENT_UPDATES
+        self._limits = live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES
 
     def started(self) -> Bridge:
         bridge = Bridge(Scene(LOG_BYTES, shared=True, replaying=True), max(0, len(self.stream) - 200))
@@ -1234,7 +1234,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(many=st.sampled_from([1, 3, 1000]), segment=st.sampled_from([1, 3, 256]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, segment: int) -> None:
-        live_set.MANY, replay.SEGMENT_UPDATES = many, segment
+        live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES = many, segment
 
     @rule(kind=st.sampled_from(["a", "b", "mark", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
     def publish(self, kind: str, times: int, size: int) -> None:
@@ -1326,7 +1326,7 @@ class AnyOrder(RuleBasedStateMachine):
             person.check(self.stream)
 
     def teardown(self) -> None:
-        live_set.MANY, replay.SEGMENT_UPDATES = self._limits
+        live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES = self._limits
         for bridge in self.bridges:
             self.feed_to(bridge, len(self.stream))
             bridge.scene.hub.flush()

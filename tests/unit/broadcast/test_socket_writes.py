@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bridge.broadcast import socket_writes
-from bridge.broadcast.socket_writes import BATCH, IoSubmitWriter
+from bridge.broadcast.socket_writes import BATCH_SOCKETS, IoSubmitWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COUNT = 2 * BATCH + 3
+COUNT = 2 * BATCH_SOCKETS + 3
 
 
 class Pairs:
@@ -58,7 +58,7 @@ def test_more_sockets_than_fit_into_one_call_get_everything(pairs: Pairs) -> Non
     assert pairs.received() == [b"firstsecond"] * COUNT
 
 
-@pytest.mark.parametrize("bad", [0, 1, BATCH - 1, BATCH, COUNT - 1])
+@pytest.mark.parametrize("bad", [0, 1, BATCH_SOCKETS - 1, BATCH_SOCKETS, COUNT - 1])
 def test_descriptor_that_is_none_keeps_nobody_from_getting_everything(pairs: Pairs, bad: int) -> None:
     pairs.descriptors[bad] = -1
     assert IoSubmitWriter().write(pairs.descriptors, b"frames") == [(-1, 0)]
@@ -67,7 +67,7 @@ def test_descriptor_that_is_none_keeps_nobody_from_getting_everything(pairs: Pai
 
 
 def test_full_sockets_are_not_waited_for_wherever_they_are(pairs: Pairs) -> None:
-    full = [0, BATCH - 1, BATCH, COUNT - 1]
+    full = [0, BATCH_SOCKETS - 1, BATCH_SOCKETS, COUNT - 1]
     for number in full:
         fill(pairs.near[number])
     assert IoSubmitWriter().write(pairs.descriptors, b"frames") == [(pairs.descriptors[number], 0) for number in full]
@@ -103,7 +103,7 @@ def test_machine_whose_calls_are_not_known_has_none(monkeypatch: pytest.MonkeyPa
 
 
 def test_kernel_that_has_no_room_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_writes, "BATCH", 2**22)
+    monkeypatch.setattr(socket_writes, "BATCH_SOCKETS", 2**22)
     with pytest.raises(OSError, match=os.strerror(errno.EAGAIN)):
         IoSubmitWriter()
 
@@ -130,17 +130,17 @@ class Faulty:
 def test_results_that_can_not_be_had_end_those_sockets_and_no_other_has_a_hole(pairs: Pairs) -> None:
     some = IoSubmitWriter()
     some._call = Faulty(some, 2, errno.EFAULT)  # type: ignore[assignment]  # a fault that Linux has no way to show
-    forsaken = list(pairs.descriptors[BATCH : 2 * BATCH])
-    fill(pairs.near[2 * BATCH])
+    forsaken = list(pairs.descriptors[BATCH_SOCKETS : 2 * BATCH_SOCKETS])
+    fill(pairs.near[2 * BATCH_SOCKETS])
     assert some.write(pairs.descriptors, b"first") == [
         *((descriptor, 0) for descriptor in forsaken),
-        (pairs.descriptors[2 * BATCH], 0),
+        (pairs.descriptors[2 * BATCH_SOCKETS], 0),
     ]
     # From then on one by one: what the context has to tell is of another time.
-    assert [taken for _, taken in some.write(pairs.descriptors, b"second")] == [0] * (BATCH + 1)
-    for far in (*pairs.far[:BATCH], *pairs.far[2 * BATCH + 1 :]):
+    assert [taken for _, taken in some.write(pairs.descriptors, b"second")] == [0] * (BATCH_SOCKETS + 1)
+    for far in (*pairs.far[:BATCH_SOCKETS], *pairs.far[2 * BATCH_SOCKETS + 1 :]):
         assert far.recv(1000) == b"firstsecond"
-    for far in pairs.far[BATCH : 2 * BATCH]:
+    for far in pairs.far[BATCH_SOCKETS : 2 * BATCH_SOCKETS]:
         assert far.recv(1000) in (b"", b"first")
         assert far.recv(1000) == b""
 

@@ -346,11 +346,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.clients: dict[FakeSubscriber, Client] = {}
         self.next = 1
         self.stopped = False
-        self._many = live_set.MANY
+        self._many = live_set.MIN_BATCHED_SOCKETS
 
     @initialize(many=st.sampled_from([1, 1000]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
-        live_set.MANY = many
+        live_set.MIN_BATCHED_SOCKETS = many
 
     def trace(self, connection: Any, *, before: State, event: Event) -> None:
         """Follows the table. A new client is not known before it has joined."""
@@ -470,7 +470,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert connection.received == b""
 
     def teardown(self) -> None:
-        live_set.MANY = self._many
+        live_set.MIN_BATCHED_SOCKETS = self._many
         with closing(self.scene):
             for _ in range(400):
                 self.scene.hub.flush()
