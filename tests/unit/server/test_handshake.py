@@ -320,7 +320,7 @@ async def test_other_method_is_answered_with_405_and_what_is_allowed(
 
 
 @pytest.mark.parametrize("origin", [(), ("Origin: http://localhost:8080",)])
-async def test_options_of_the_endpoint_say_what_a_page_of_another_origin_may_send(
+async def test_options_of_the_endpoint_list_what_a_page_of_another_origin_may_send(
     harness: Harness, origin: tuple[str, ...]
 ) -> None:
     client = await harness.ask(get("/updates", *origin).replace(b"GET", b"OPTIONS"))
@@ -351,7 +351,7 @@ async def test_probe_in_http_1_0_needs_no_host(harness: Harness, path: str, meth
     assert client.status == 200
 
 
-async def test_options_of_a_probe_say_what_a_get_says(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_options_of_a_probe_have_the_status_of_a_get(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """HAProxy's check sends OPTIONS unless it is told otherwise."""
     monkeypatch.setattr(PAGES, "get", lambda path: text_response(HTTPStatus.SERVICE_UNAVAILABLE, "no"))
     client = await harness.ask(b"OPTIONS /readyz HTTP/1.0\r\n\r\n")
@@ -450,7 +450,7 @@ async def test_document_that_the_client_has_is_not_sent_again(harness: Harness) 
     ],
     ids=["forwarded", "origin", "cross-site", "two hosts", "host", "target"],
 )
-async def test_request_that_access_refuses_is_told_the_rule_and_the_operator_the_value(
+async def test_refusal_by_access_has_a_text_for_the_client_and_a_value_for_the_operator(
     harness: Harness, request_: bytes, rule: str, status: int, detail: str
 ) -> None:
     client = await harness.ask(request_)
@@ -471,9 +471,7 @@ async def test_access_is_asked_before_the_method_and_the_path(harness: Harness) 
 @pytest.mark.parametrize(
     ("query", "end"), [("nothing=1", "; /asyncapi.json lists the members."), ("systemid=1", "; did you mean systemId?")]
 )
-async def test_query_that_cannot_be_answered_is_told_why_with_one_mark_at_its_end(
-    harness: Harness, query: str, end: str
-) -> None:
+async def test_refusal_of_a_query_has_a_reason_and_one_mark_at_its_end(harness: Harness, query: str, end: str) -> None:
     client = await harness.ask(request(3000, f"/updates?{query}"))
     assert client.status == 400
     assert client.text.startswith("This query can't be answered: there is no member ")

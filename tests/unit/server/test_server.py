@@ -1,4 +1,4 @@
-"""The server over fake transports and a manual clock: which client gets in, which is closed, and when it all ends."""
+"""The server over fake transports and a manual clock: admission, limits, eviction, ticks, and the end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUERIES = QueryParser(catalog.load([catalog.PACKAGED]))
 PAGES = Pages(lambda: (True, {}), Metrics(), {}, "/updates")
 LOG_BYTES = 2**20
 HANDSHAKE_TIMEOUT_S = 10.0
-A, B, STRANGER = "10.0.0.1", "10.0.0.2", "8.8.8.8"
+A, B, EXTERNAL = "10.0.0.1", "10.0.0.2", "8.8.8.8"
 CLOSED_BY_CLIENT = Frame(Opcode.CLOSE, b"").serialize(mask=True)
 
 
@@ -219,7 +219,7 @@ async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[...,
     if gone:
         theirs.close()
     with theirs, capture_logs() as logged:
-        harness.server.on_accept(ours, STRANGER)
+        harness.server.on_accept(ours, EXTERNAL)
         assert ours.fileno() == -1
         if not gone:
             answer = theirs.recv(10_000)
@@ -229,17 +229,17 @@ async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[...,
             )
     assert harness.metric("bridge_clients_refused_total", rule="peer") == 1
     assert events(logged, "client refused") == [
-        {"log_level": "info", "rule": "peer", "peer": STRANGER, "detail": STRANGER}
+        {"log_level": "info", "rule": "peer", "peer": EXTERNAL, "detail": EXTERNAL}
     ]
     assert len(harness.server._address_limit) == 0
     assert harness.gauges() == (0, 0)
 
 
-async def test_foreign_peer_is_cut_off_before_any_tls_and_without_an_answer(serve: Callable[..., Harness]) -> None:
+async def test_foreign_peer_is_closed_before_any_tls_and_without_an_answer(serve: Callable[..., Harness]) -> None:
     harness = serve(tls=cast("Tls", SimpleNamespace(context=object())))
     ours, theirs = socket.socketpair()
     with theirs:
-        harness.server.on_accept(ours, STRANGER)
+        harness.server.on_accept(ours, EXTERNAL)
         assert ours.fileno() == -1
         assert theirs.recv(10_000) == b""
     assert harness.metric("bridge_clients_refused_total", rule="peer") == 1
@@ -314,7 +314,7 @@ async def test_client_becomes_a_connection_that_gets_updates(serve: Callable[...
     assert len(harness.server._address_limit) == 0
 
 
-async def test_client_that_leaves_without_a_request_gives_its_place_back(serve: Callable[..., Harness]) -> None:
+async def test_client_that_leaves_without_a_request_does_not_count_any_more(serve: Callable[..., Harness]) -> None:
     harness = serve()
     client = await harness.connect()
     with capture_logs() as logged:
@@ -343,7 +343,7 @@ async def test_frames_right_after_the_request_are_read(serve: Callable[..., Harn
     assert client.frames == [(PONG, b"here")]
 
 
-async def test_page_is_served_and_its_client_takes_a_place_until_it_is_gone(serve: Callable[..., Harness]) -> None:
+async def test_page_is_served_and_its_client_counts_until_it_is_gone(serve: Callable[..., Harness]) -> None:
     harness = serve()
     client = await harness.connect()
     client.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -396,7 +396,7 @@ async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_befo
     assert (await harness.upgrade()).close_code is None
 
 
-async def test_clients_beyond_those_that_can_be_told_so_are_dropped_and_logged_once(
+async def test_clients_beyond_the_overflow_are_dropped_and_logged_once(
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve(max_connections=1, overflow=2)
@@ -411,7 +411,7 @@ async def test_clients_beyond_those_that_can_be_told_so_are_dropped_and_logged_o
     assert len(harness.server._address_limit) == 1
 
 
-async def test_room_for_clients_is_logged_once_a_client_could_be_served_with_how_many_were_dropped(
+async def test_capacity_is_logged_with_the_number_of_dropped_clients_when_a_client_could_be_served(
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve(max_connections=1, overflow=2)
@@ -432,7 +432,7 @@ async def test_room_for_clients_is_logged_once_a_client_could_be_served_with_how
     assert [line["log_level"] for line in logged if "max_connections" not in line] == ["info", "warning"]
 
 
-async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
+async def test_bridge_that_is_full_again_and_again_logs_it_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
     harness = serve(max_connections=1, overflow=1)
     first = await harness.upgrade()
     with capture_logs() as logged:
@@ -446,7 +446,7 @@ async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(se
     await first.leave()
 
 
-async def test_client_without_a_request_gives_its_place_to_one_that_comes_to_a_full_bridge(
+async def test_oldest_handshake_is_evicted_for_a_new_client_of_a_full_bridge(
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve(max_connections=1, overflow=2)
@@ -464,7 +464,7 @@ async def test_client_without_a_request_gives_its_place_to_one_that_comes_to_a_f
     assert [each.status for each in (younger, newest)] == [101, 101]
 
 
-async def test_client_without_a_request_gives_its_place_to_the_one_that_is_one_too_many_of_them(
+async def test_oldest_handshake_is_evicted_for_a_client_beyond_the_limit_of_handshakes(
     serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 2)
@@ -485,7 +485,7 @@ async def test_client_without_a_request_gives_its_place_to_the_one_that_is_one_t
     assert harness.metric("bridge_clients_refused_total", rule="pending") == 1
 
 
-async def test_place_that_went_to_another_client_is_given_back_once(
+async def test_evicted_handshake_is_released_once(
     serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
@@ -500,7 +500,7 @@ async def test_place_that_went_to_another_client_is_given_back_once(
 
 
 @pytest.mark.parametrize("rule", ["pending", "full"])
-async def test_clients_that_come_in_one_turn_of_the_loop_each_take_the_place_of_another(
+async def test_clients_accepted_in_one_turn_of_the_loop_each_evict_another_handshake(
     serve: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
     harness = serve(max_connections=3, overflow=0) if rule == "full" else serve()
@@ -551,7 +551,7 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
     assert (await harness.upgrade()).close_code is None
 
 
-async def test_full_bridge_says_so_rather_than_that_the_address_has_too_many(serve: Callable[..., Harness]) -> None:
+async def test_limit_of_the_bridge_comes_before_the_limit_of_an_address(serve: Callable[..., Harness]) -> None:
     harness = serve(max_connections=1, max_per_address=1)
     await harness.upgrade()
     with capture_logs() as logged:
@@ -595,7 +595,7 @@ async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callabl
     assert {reason: lines.count(reason) for reason in reasons} == dict.fromkeys(reasons, MAX_LINES)
 
 
-async def test_line_says_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
+async def test_line_contains_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
     harness = serve()
     await harness.upgrade()
     # Nothing has ticked since: a client that comes much later has a time of its own.
@@ -652,7 +652,9 @@ async def test_silent_client_is_pinged_and_then_evicted(serve: Callable[..., Har
     assert (line["reason"], line["connected_s"], line["silent_s"]) == ("idle", 9, 9.0)
 
 
-async def test_client_whose_id_never_comes_is_told_so_by_the_ticks(serve: Callable[..., Harness]) -> None:
+async def test_client_whose_id_never_comes_gets_an_incomplete_resume_by_the_ticks(
+    serve: Callable[..., Harness],
+) -> None:
     harness = serve()
     harness.listen()
     client = await harness.upgrade(query="?after=99-00000001")
@@ -717,7 +719,7 @@ async def test_throttled_client_that_is_gone_is_ended_by_the_tick(serve: Callabl
     assert harness.gauges() == (1, 0)
 
 
-async def test_gauge_tells_of_clients_that_are_behind(serve: Callable[..., Harness]) -> None:
+async def test_gauge_counts_lagging_clients(serve: Callable[..., Harness]) -> None:
     harness = serve()
     client = await harness.upgrade()
     client.transport.full = True

@@ -95,7 +95,7 @@ def test_new_client_is_shown_what_the_files_hold_after_a_reload(files: Files) ->
 
 
 @pytest.mark.parametrize(("old", "new"), [("a", "rsa"), ("rsa", "a")])
-def test_nobody_is_shown_the_old_certificate_after_a_reload_whatever_kind_of_key_it_had(
+def test_old_certificate_is_not_used_after_a_reload_whatever_type_of_key_it_had(
     files: Files, old: str, new: str
 ) -> None:
     """A context holds a certificate for each kind of key, and shows the kind that the client prefers."""

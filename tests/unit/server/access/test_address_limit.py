@@ -1,4 +1,4 @@
-"""Places by address: each has so many, loopback as many as there are, and none is counted twice."""
+"""The limit of connections for each address: limit, overflow, loopback, release."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bridge.server.access.address_limit import MAX_ADDRESS_OVERFLOW, AddressLimit
 
 
-def test_address_has_its_places_some_in_which_it_is_told_so_and_no_more() -> None:
+def test_address_has_its_limit_then_an_overflow_and_no_more() -> None:
     limit = AddressLimit(3)
     for _ in range(3):
         assert limit.acquire("10.0.0.1")
@@ -20,7 +20,7 @@ def test_address_has_its_places_some_in_which_it_is_told_so_and_no_more() -> Non
     assert not limit.acquire("10.0.0.1")
 
 
-def test_one_address_takes_no_place_of_another() -> None:
+def test_addresses_do_not_share_a_limit() -> None:
     limit = AddressLimit(1)
     for _ in range(1 + MAX_ADDRESS_OVERFLOW):
         limit.acquire("fd00::1")
@@ -29,7 +29,7 @@ def test_one_address_takes_no_place_of_another() -> None:
     assert not limit.over_limit("fd00::2")
 
 
-def test_place_that_is_given_back_can_be_taken() -> None:
+def test_released_connection_can_be_acquired_again() -> None:
     limit = AddressLimit(1)
     for _ in range(1 + MAX_ADDRESS_OVERFLOW):
         limit.acquire("192.168.1.7")

@@ -1,4 +1,4 @@
-"""What repeats is said so often a minute, and counted beyond."""
+"""Which of many similar lines are written, and how the others are counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bridge.server.access.log_limiter import MAX_LINES, MINUTE_S, LogLimiter
 from tests.support.fakes import Hours
 
 
-def test_first_ones_of_a_minute_are_said_and_the_others_counted() -> None:
+def test_first_lines_of_a_minute_are_allowed_and_the_others_counted() -> None:
     hours = Hours()
     limiter = LogLimiter(hours.time)
     assert [limiter.allow("host") for _ in range(MAX_LINES)] == [{}] * MAX_LINES
@@ -16,7 +16,7 @@ def test_first_ones_of_a_minute_are_said_and_the_others_counted() -> None:
     assert limiter.allow("host") == {}
 
 
-def test_one_now_and_then_is_always_said() -> None:
+def test_rare_lines_are_always_allowed() -> None:
     hours = Hours()
     limiter = LogLimiter(hours.time)
     for _ in range(10 * MAX_LINES):
@@ -24,7 +24,7 @@ def test_one_now_and_then_is_always_said() -> None:
         hours.now_s += MINUTE_S / MAX_LINES
 
 
-def test_kinds_do_not_share_their_lines() -> None:
+def test_kinds_do_not_share_a_limit() -> None:
     limiter = LogLimiter(Hours().time)
     for _ in range(MAX_LINES + 1):
         limiter.allow("host")

@@ -29,7 +29,7 @@ MAX_FREE_READ_BYTES = CLIENT_BUDGET_BYTES - FRAME_COST_BYTES
 
 
 class Client:
-    """Counts how often it is listened to again."""
+    """Counts how often it is resumed."""
 
     def __init__(self) -> None:
         self.resumed = 0
@@ -42,7 +42,7 @@ class Client:
         self.resumed += 1
 
     def close_if_eof(self) -> None:
-        """It stays."""
+        """The client is still there."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def limiter(hours: Hours) -> ReadLimiter:
     return ReadLimiter(hours.time, hours.call_at, ignore)
 
 
-def test_what_a_client_may_say_in_a_period_is_read_at_once(limiter: ReadLimiter) -> None:
+def test_budget_of_a_client_in_a_period_is_read_at_once(limiter: ReadLimiter) -> None:
     client = Client()
     assert limiter.consume(client, MAX_FREE_READ_BYTES, 0)
     assert not limiter.consume(client, 1, 0)
@@ -100,11 +100,11 @@ def test_debt_is_paid_in_as_many_periods_as_it_takes(limiter: ReadLimiter, hours
     for resumed in (0, 0, 1):
         hours.pass_by(PERIOD_S)
         assert client.resumed == resumed
-    # One byte is owed still.
+    # A debt of one byte is left.
     assert limiter.consume(client, MAX_FREE_READ_BYTES - 1, 0)
 
 
-def test_client_that_says_something_after_the_end_of_a_period_begins_the_next_for_those_who_wait(
+def test_client_that_sends_after_the_end_of_a_period_begins_the_next_for_throttled_clients(
     limiter: ReadLimiter, hours: Hours
 ) -> None:
     waiting, other = Client(), Client()
@@ -116,7 +116,7 @@ def test_client_that_says_something_after_the_end_of_a_period_begins_the_next_fo
     assert hours.pending == 0
 
 
-def test_clients_do_not_share_what_each_may_say(limiter: ReadLimiter) -> None:
+def test_clients_do_not_share_a_budget(limiter: ReadLimiter) -> None:
     assert not limiter.consume(Client(), MAX_FREE_READ_BYTES + 1, 0)
     assert limiter.consume(Client(), MAX_FREE_READ_BYTES, 0)
 
@@ -148,17 +148,19 @@ def test_client_that_is_gone_is_forgotten(limiter: ReadLimiter, hours: Hours) ->
 
 
 def test_client_throttled_longest_is_read_first_within_the_total_limit(limiter: ReadLimiter, hours: Hours) -> None:
-    crowd = [Client() for _ in range(2 * RESUMED_PER_PERIOD + 1)]
+    clients = [Client() for _ in range(2 * RESUMED_PER_PERIOD + 1)]
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
-    for each in crowd:
+    for each in clients:
         assert not limiter.consume(each, THROTTLED_READ_BYTES, 5)
     # The one that used it all up pays its debt first.
-    for resumed in (RESUMED_PER_PERIOD, 2 * RESUMED_PER_PERIOD, len(crowd)):
+    for resumed in (RESUMED_PER_PERIOD, 2 * RESUMED_PER_PERIOD, len(clients)):
         hours.pass_by(PERIOD_S)
-        assert [each.resumed for each in crowd] == [1] * resumed + [0] * (len(crowd) - resumed)
+        assert [each.resumed for each in clients] == [1] * resumed + [0] * (len(clients) - resumed)
 
 
-def test_reads_stay_scant_while_more_wait_than_are_listened_to_at_once(limiter: ReadLimiter, hours: Hours) -> None:
+def test_reads_stay_small_while_more_clients_are_throttled_than_are_resumed_in_a_period(
+    limiter: ReadLimiter, hours: Hours
+) -> None:
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
     for _ in range(2 * RESUMED_PER_PERIOD - 1):
         limiter.consume(Client(), THROTTLED_READ_BYTES, 5)
@@ -168,15 +170,15 @@ def test_reads_stay_scant_while_more_wait_than_are_listened_to_at_once(limiter: 
     assert len(limiter.buffer) == MAX_READ_BYTES
 
 
-def test_what_all_say_in_a_period_is_bounded_however_many_they_are(limiter: ReadLimiter, hours: Hours) -> None:
-    crowd = [Client() for _ in range(10_000)]
-    wait = [each for each in crowd if not limiter.consume(each, THROTTLED_READ_BYTES, 5)]
+def test_all_clients_together_are_bounded_however_many_they_are(limiter: ReadLimiter, hours: Hours) -> None:
+    clients = [Client() for _ in range(10_000)]
+    wait = [each for each in clients if not limiter.consume(each, THROTTLED_READ_BYTES, 5)]
     periods, used = 40, 0
     for _ in range(periods):
-        before = {each: each.resumed for each in crowd}
+        before = {each: each.resumed for each in clients}
         hours.pass_by(PERIOD_S)
-        for each in crowd:
-            # Each of them says something again as soon as it may.
+        for each in clients:
+            # Each of them sends again as soon as it is resumed.
             if each.resumed > before[each]:
                 while limiter.consume(each, THROTTLED_READ_BYTES, 5):
                     used += THROTTLED_READ_BYTES + 6 * FRAME_COST_BYTES
@@ -186,7 +188,7 @@ def test_what_all_say_in_a_period_is_bounded_however_many_they_are(limiter: Read
     assert all(each.resumed for each in wait)
 
 
-def test_who_waits_is_told_of() -> None:
+def test_throttled_client_is_reported() -> None:
     waiting: list[object] = []
     hours = Hours()
     limiter = ReadLimiter(hours.time, hours.call_at, waiting.append)
@@ -253,20 +255,20 @@ def test_period_begins_when_the_one_before_it_ends_and_not_earlier() -> None:
     assert not limiter.consume(client, 0, 0)
 
 
-def test_as_many_clients_as_are_read_again_at_once_leave_the_reads_scant() -> None:
+def test_as_many_clients_as_are_resumed_in_a_period_leave_the_reads_small() -> None:
     hours = Hours()
     limiter = ReadLimiter(hours.time, hours.call_at, ignore)
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
     for count, size in ((RESUMED_PER_PERIOD, THROTTLED_READ_BYTES), (RESUMED_PER_PERIOD - 1, MAX_READ_BYTES)):
-        crowd = [Client() for _ in range(count)]
+        clients = [Client() for _ in range(count)]
         limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
-        for each in crowd:
+        for each in clients:
             limiter.consume(each, THROTTLED_READ_BYTES, 5)
         hours.pass_by(PERIOD_S)
-        assert sum(each.resumed for each in crowd) == count
+        assert sum(each.resumed for each in clients) == count
         assert len(limiter.buffer) == size
 
 
-def test_first_read_of_all_may_bring_the_most() -> None:
+def test_first_read_has_the_largest_size() -> None:
     hours = Hours()
     assert len(ReadLimiter(hours.time, hours.call_at, ignore).buffer) == MAX_READ_BYTES

@@ -67,7 +67,7 @@ def test_asyncapi_document_is_served_once_it_is_there() -> None:
     assert page == document_response(b'{"asyncapi": "3.0.0"}', "application/vnd.aai.asyncapi+json;version=3.0.0")
 
 
-def test_live_page_is_told_where_the_endpoint_is() -> None:
+def test_live_page_contains_the_path_of_the_endpoint() -> None:
     page = pages(updates_path="/a\"><script>'&/b").get("/")
     assert (page.status, page.content_type) == (HTTPStatus.OK, "text/html; charset=utf-8")
     assert b'<body data-updates-path="/a&quot;&gt;&lt;script&gt;&#x27;&amp;/b">' in page.body

@@ -1,4 +1,4 @@
-"""When clients are accepted: as long as there are descriptors, and again once there are; said once for each change."""
+"""When clients are accepted: only while descriptors are available. Each change is logged once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RecordingAcceptor(Acceptor):
         self.clients: list[socket.socket] = []
 
     def connect(self, count: int = 1) -> None:
-        """Clients connect, as far as the kernel is concerned."""
+        """Clients connect: the kernel has completed their TCP handshakes."""
         self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
     async def turns(self) -> None:
@@ -84,7 +84,7 @@ def left(count: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-async def test_client_comes_in_with_its_address(acceptor: RecordingAcceptor) -> None:
+async def test_client_is_accepted_with_its_address(acceptor: RecordingAcceptor) -> None:
     acceptor.connect()
     await eventually("it is in", lambda: acceptor.accepted)
     [(client, address)] = acceptor.accepted
@@ -180,7 +180,7 @@ async def test_stop_that_is_cancelled_closes_the_listening_socket(monkeypatch: p
     assert acceptor.listener.fileno() == -1
 
 
-async def test_crowd_comes_in_some_at_a_time(acceptor: RecordingAcceptor) -> None:
+async def test_many_clients_are_accepted_a_few_in_each_turn(acceptor: RecordingAcceptor) -> None:
     acceptor.connect(3 * ACCEPTS_PER_TURN)
     most, before = 0, 0
     while before < 3 * ACCEPTS_PER_TURN:
@@ -198,7 +198,9 @@ async def test_clients_are_accepted_while_there_are_descriptors_to_spare(accepto
     assert logged == []
 
 
-async def test_shortage_stops_it_and_its_end_starts_it_again_each_said_once(acceptor: RecordingAcceptor) -> None:
+async def test_exhausted_descriptors_pause_and_available_ones_resume_each_logged_once(
+    acceptor: RecordingAcceptor,
+) -> None:
     acceptor.connect(3)
     with capture_logs() as logged:
         with left(SPARE_DESCRIPTORS):
@@ -211,7 +213,7 @@ async def test_shortage_stops_it_and_its_end_starts_it_again_each_said_once(acce
     assert [line["log_level"] for line in logged] == ["error", "info"]
 
 
-async def test_without_any_descriptor_it_is_the_same(acceptor: RecordingAcceptor) -> None:
+async def test_exhaustion_of_all_descriptors_is_logged_in_the_same_way(acceptor: RecordingAcceptor) -> None:
     acceptor.connect()
     with capture_logs() as logged:
         with left(0):
@@ -238,7 +240,7 @@ async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(acceptor:
 
 
 @pytest.mark.parametrize("count", [0, SPARE_DESCRIPTORS])
-async def test_end_while_descriptors_are_short_leaves_no_timer_and_nobody_waiting(count: int) -> None:
+async def test_close_while_descriptors_are_exhausted_leaves_no_timer_and_no_waiting_client(count: int) -> None:
     acceptor = RecordingAcceptor()
     acceptor.open()
     acceptor.connect()
@@ -334,7 +336,7 @@ async def test_client_with_the_last_descriptor_that_is_not_spare_comes_in_at_onc
         accepting.acceptor.close()
 
 
-async def test_while_descriptors_are_short_no_listener_is_accepted_from_and_each_look_sets_the_next(
+async def test_while_descriptors_are_exhausted_no_listener_is_read_and_each_check_schedules_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     full = OSError(errno.EMFILE, "too many open files")
@@ -360,7 +362,7 @@ async def test_while_descriptors_are_short_no_listener_is_accepted_from_and_each
 
 
 @pytest.mark.parametrize("error", [BlockingIOError(), InterruptedError(), ConnectionAbortedError()], ids=repr)
-async def test_client_that_is_gone_is_no_shortage(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+async def test_client_that_is_gone_exhausts_nothing(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     with ScriptedListener(error) as listener:
         accepting = Accepting(monkeypatch, listener)
         accepting.acceptor._accept(listener)
@@ -395,7 +397,7 @@ def test_last_descriptors_below_the_limit_are_spare(monkeypatch: pytest.MonkeyPa
     assert module._descriptor_floor() == floor
 
 
-async def test_shortage_is_over_when_the_lowest_free_descriptor_is_not_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_descriptors_are_available_when_the_lowest_free_one_is_not_spare(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedListener() as listener:
         accepting = Accepting(monkeypatch, listener)
         lowest = os.dup(listener.fileno())
@@ -410,7 +412,7 @@ async def test_shortage_is_over_when_the_lowest_free_descriptor_is_not_spare(mon
         accepting.acceptor.close()
 
 
-async def test_each_shortage_is_counted_and_logged_with_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_exhaustion_is_counted_and_logged_with_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.EMFILE, "too many open files")
     with ScriptedListener(full, full) as listener:
         accepting = Accepting(monkeypatch, listener)

@@ -1,4 +1,4 @@
-"""The limit of file descriptors: raised to what it may be, and the limit of connections that it leaves."""
+"""The limit of file descriptors, and the capacity that it allows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_connections_that_there_are_descriptors_for_are_allowed(monkeypatch: pyt
     assert logged == []
 
 
-def test_few_connections_give_up_some_of_the_reserve_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_descriptors_reduce_the_overflow_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "bridge.server.listeners.descriptors.resource.getrlimit",
         lambda _: (OWN_DESCRIPTORS + 200, OWN_DESCRIPTORS + 200),

@@ -238,7 +238,7 @@ def test_no_port_that_is_free_everywhere_is_an_error_after_some_attempts(machine
     assert len(machine.made) == 2 * PORT_ATTEMPTS
 
 
-def test_name_that_nobody_knows_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_name_is_an_error_that_contains_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 

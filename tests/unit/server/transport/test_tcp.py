@@ -55,7 +55,7 @@ def test_closed_socket_is_an_error(pair: tuple[socket.socket, socket.socket]) ->
         tcp.acknowledged_bytes(ours)
 
 
-def test_kernel_without_tcp_info_says_nothing(
+def test_kernel_without_tcp_info_reports_nothing(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tcp, "_HAS_TCP_INFO", False)

@@ -468,7 +468,7 @@ def test_all_reads_of_a_pong_but_the_last_are_charged(scene: OneClient) -> None:
     assert spent(scene) == 10 + 2 * FRAME_COST_BYTES
 
 
-def test_crowd_that_answers_the_pings_of_the_bridge_is_not_throttled(scene: OneClient) -> None:
+def test_clients_that_answer_the_pings_of_the_bridge_are_not_throttled(scene: OneClient) -> None:
     # If pongs were charged, the 1,013th pong would exceed the common limit of a period.
     others = [OneClient() for _ in range(1100)]
     for each in others:
@@ -636,7 +636,7 @@ def test_close_of_a_client_is_answered_with_its_code_and_the_transport_closed(
     assert len(scene.hub) == 0
 
 
-def test_own_close_is_written_told_and_left_open_for_the_answer(scene: OneClient) -> None:
+def test_own_close_is_written_reported_and_left_open_for_the_answer(scene: OneClient) -> None:
     scene.clock.now_s = 1001.0
     scene.connection.close(CloseReason.TOO_SLOW, updates_behind=7)
     assert scene.transport.written == [close_frame(4008, CloseReason.TOO_SLOW.phrase)]
@@ -647,7 +647,7 @@ def test_own_close_is_written_told_and_left_open_for_the_answer(scene: OneClient
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_kernel_gets_room_for_the_close_frame_of_a_client_that_does_not_read(
+def test_send_buffer_grows_for_the_close_frame_of_a_client_that_does_not_read(
     ends: tuple[socket.socket, socket.socket], full: bool
 ) -> None:
     near, _ = ends
@@ -765,7 +765,7 @@ def test_end_of_a_client_leaves_the_end_to_the_transport(scene: OneClient) -> No
     assert scene.transport.written == []
 
 
-def test_lost_connection_is_told_and_forgets_its_transport(scene: OneClient) -> None:
+def test_lost_connection_is_reported_and_forgets_its_transport(scene: OneClient) -> None:
     scene.receives(HALF_A_TEXT)
     scene.transport.abort()
     scene.turns.settle()

@@ -114,7 +114,7 @@ def test_client_that_talks_is_not_pinged(keepalive: Keepalive, client: Client) -
     assert client.said == []
 
 
-def test_only_what_is_heard_puts_off_the_eviction(keepalive: Keepalive, client: Client) -> None:
+def test_only_received_data_delays_the_eviction(keepalive: Keepalive, client: Client) -> None:
     for now_s in range(1, 126):
         client.pinged_at = now_s
         look(keepalive, now_s)
@@ -139,7 +139,7 @@ def test_closing_client_is_neither_pinged_nor_evicted(keepalive: Keepalive, clie
     assert client.said == [(0, "stopping")]
 
 
-def test_client_that_is_removed_while_it_is_watched_over_disturbs_nobody(clock: Clock) -> None:
+def test_client_that_is_removed_during_a_pass_does_not_affect_the_others(clock: Clock) -> None:
     watched = {Client(clock) for _ in range(5)}
     for client in watched:
         client.closed_at = -CLOSE_TIMEOUT_S
@@ -151,7 +151,7 @@ def test_client_that_is_removed_while_it_is_watched_over_disturbs_nobody(clock: 
 @pytest.mark.parametrize(
     ("idle_s", "ping_s", "tick_s"), [(120, 30, 5.0), (120, 2, 0.5), (1, 0.5, 0.125), (30, 28, 1.0), (10, 9.95, 0.05)]
 )
-def test_tick_is_five_seconds_or_what_the_times_leave_room_for(idle_s: float, ping_s: float, tick_s: float) -> None:
+def test_tick_is_five_seconds_or_less_if_the_timeouts_are_short(idle_s: float, ping_s: float, tick_s: float) -> None:
     assert Keepalive([], Clock(0.0), idle_s, ping_s, ignore).tick_s == tick_s
 
 
@@ -172,7 +172,7 @@ def test_client_that_is_closing_is_waited_for_as_long_as_it_reads(
     assert client.said[1:] == [(4 * CLOSE_TIMEOUT_S, "abort")]
 
 
-def test_client_that_is_closing_is_aborted_in_time_where_the_kernel_says_nothing(
+def test_client_that_is_closing_is_aborted_in_time_if_the_kernel_reports_nothing(
     keepalive: Keepalive, client: Client, clock: Clock
 ) -> None:
     client.acknowledged_bytes = None
@@ -294,7 +294,7 @@ def test_client_that_has_sent_something_since_the_pass_is_not_pinged(
     assert client.said == []
 
 
-async def test_run_pings_a_crowd_in_many_turns_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_run_pings_many_clients_in_many_turns_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     time = VirtualTime(monkeypatch)
     clock = Clock(time.now_s)
     crowd = [Client(clock) for _ in range(1000)]

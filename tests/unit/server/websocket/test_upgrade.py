@@ -1,4 +1,4 @@
-"""What becomes a WebSocket connection, and what a client is told whose request does not."""
+"""Which requests become WebSocket connections, and how the others are refused."""
 
 from __future__ import annotations
 
