@@ -63,7 +63,7 @@ _CONGESTED, _DRAINED, _PARTIAL_WRITE = Event.CONGESTED, Event.DRAINED, Event.PAR
 
 
 class Trace(Protocol):
-    """What is told each change of a connection's state."""
+    """What gets each change of a connection's state."""
 
     def __call__(self, connection: Subscriber, *, before: State, event: Event) -> None:
         """Called after the change. `before` is the state before."""

@@ -1,4 +1,4 @@
-"""The hub, rule by rule; then, whatever clients do, each gets everything in order or is told why not."""
+"""The hub, rule by rule; then in any order of events: each client gets all updates in order, or is closed."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_each_flush_writes_what_came_since_the_one_before(scene: Scene) -> None:
     assert with_socket.read() == b"".join(frames)
 
 
-def test_publishing_to_nobody_fills_the_log(scene: Scene) -> None:
+def test_publishing_without_connections_fills_the_log(scene: Scene) -> None:
     scene.publish(b"a", b"b")
     assert len(scene.log) == 2
     assert scene.sends() == (0, 0, 0)
@@ -246,7 +246,7 @@ def test_flush_of_its_own_accord_is_announced_before_the_next_update_is_taken() 
     assert [len(each) for each in listener.seen[:2]] == [11 * 60, 17 * 60]
 
 
-# A connection that does not keep up
+# Lagging connections
 
 
 def test_congested_connection_lags_and_gets_no_more(scene: Scene) -> None:
@@ -275,7 +275,7 @@ def test_drained_connection_that_missed_nothing_is_live_again(scene: Scene) -> N
     assert scene.hub.lagging == 0
 
 
-def test_connection_far_behind_is_given_one_piece_a_turn(scene: Scene) -> None:
+def test_connection_that_lags_far_is_sent_one_piece_a_turn(scene: Scene) -> None:
     large = b"x" * (CATCH_UP_BYTES // 2 - 4)
     subscriber = scene.lagging(*[large] * 5)
     subscriber.drain()
@@ -569,7 +569,7 @@ def test_connection_at_the_tail_stays() -> None:
     assert subscriber.received == text_frame(SMALL) * 5
 
 
-def test_connection_behind_the_tail_is_closed_as_too_slow() -> None:
+def test_connection_that_the_tail_has_passed_is_closed_as_too_slow() -> None:
     scene = Scene(log_bytes=ROOM)
     subscriber = scene.join(full=True)
     scene.publish(SMALL)
@@ -580,7 +580,7 @@ def test_connection_behind_the_tail_is_closed_as_too_slow() -> None:
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
 
 
-def test_only_connections_behind_the_tail_are_closed() -> None:
+def test_only_connections_that_the_tail_has_passed_are_closed() -> None:
     scene = Scene(log_bytes=ROOM)
     slower = scene.join(full=True)
     scene.publish(SMALL)
@@ -643,7 +643,7 @@ def test_update_is_counted_as_written_once_for_each_connection_that_took_it(scen
     assert scene.sends() == (6, 0, 0)
 
 
-def test_update_is_counted_as_enqueued_for_each_connection_that_is_behind(scene: Scene) -> None:
+def test_update_is_counted_as_enqueued_for_each_connection_that_lags(scene: Scene) -> None:
     scene.join()
     scene.join(full=True)
     scene.publish(b"a", b"b")
@@ -652,7 +652,7 @@ def test_update_is_counted_as_enqueued_for_each_connection_that_is_behind(scene:
     assert scene.sends() == (3, 3, 0)
 
 
-def test_update_is_counted_as_dropped_when_a_connection_that_is_behind_leaves(scene: Scene) -> None:
+def test_update_is_counted_as_dropped_when_a_lagging_connection_leaves(scene: Scene) -> None:
     subscriber = scene.lagging(b"second", b"third")
     scene.hub.leave(subscriber)
     assert scene.sends() == (0, 3, 2)
@@ -666,7 +666,7 @@ def test_update_is_counted_as_dropped_when_a_connection_falls_off_the_tail() -> 
     assert scene.sends() == (0, 6, 5)
 
 
-def test_update_taken_in_part_is_counted_as_enqueued_and_what_is_behind_it_as_dropped(scene: Scene) -> None:
+def test_update_taken_in_part_is_counted_as_enqueued_and_those_after_it_as_dropped(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     scene.publish(b"x" * 100_000)
     assert scene.sends() == (0, 1, 0)
@@ -810,7 +810,7 @@ def test_connection_that_left_can_be_congested_without_coming_back(scene: Scene)
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
 
 
-def test_connection_with_a_descriptor_far_behind_is_given_one_piece_a_turn(scene: Scene) -> None:
+def test_connection_with_a_descriptor_that_lags_far_is_sent_one_piece_a_turn(scene: Scene) -> None:
     subscriber = scene.join_with_socket()
     subscriber.write(FILLER * 10)
     large = b"x" * (CATCH_UP_BYTES // 2 - 4)
@@ -864,7 +864,7 @@ def test_connection_with_a_descriptor_whose_transport_raises_is_closed_and_the_o
     assert (len(scene.hub), scene.hub.lagging) == (4, 0)
 
 
-def test_connection_with_a_descriptor_that_falls_off_the_tail_is_closed_behind_the_frame_it_stopped_in() -> None:
+def test_connection_with_a_descriptor_that_falls_off_the_tail_is_closed_after_the_frame_it_stopped_in() -> None:
     with closing(Scene(log_bytes=100_000)) as scene:
         slow, ready = scene.join_with_socket(LITTLE_ROOM), scene.join_with_socket()
         first = scene.publish(b"x" * 20_000)
@@ -984,7 +984,7 @@ def test_bytes_that_a_transport_refuses_and_control_frames_are_not_counted(scene
     assert scene.hub.sent_bytes == 5 * len(frames)
 
 
-# Whatever happens, in any order
+# Any order of events
 
 
 LOG_BYTES = 40_000
@@ -1090,7 +1090,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert subscriber.closed in {None, CloseReason.TOO_SLOW, CloseReason.IDLE}
 
     @invariant()
-    def nobody_is_forgotten(self) -> None:
+    def no_connection_is_forgotten(self) -> None:
         open_ones = [
             subscriber
             for subscriber, _ in self.subscribers
@@ -1099,7 +1099,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert len(self.scene.hub) == len(open_ones)
 
     @invariant()
-    def nobody_with_a_descriptor_is_live_who_is_congested_or_closed(self) -> None:
+    def no_connection_with_a_descriptor_is_live_and_congested_or_closed(self) -> None:
         for subscriber in self.with_sockets:
             assert subscriber.slot < 0 or not (subscriber.congested or subscriber.closed)
 
@@ -1156,7 +1156,7 @@ def test_many_tiny_updates_of_one_flush_reach_everyone() -> None:
         assert subscriber.received == with_socket.read() == frames
 
 
-def test_connection_whose_close_raises_too_holds_up_nobody(scene: Scene) -> None:
+def test_connection_whose_close_raises_too_does_not_delay_others(scene: Scene) -> None:
     subscribers = [scene.join() for _ in range(5)]
     broken = subscribers[2]
 

@@ -1,4 +1,4 @@
-"""The connections that have had everything: each gets what is new, and who does not is returned with what it took."""
+"""Live sets: each socket gets all bytes, or is returned with the number of bytes that it took."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 # Writing
 
 
-def test_everybody_gets_everything_and_nobody_is_returned(sockets: LiveSockets) -> None:
+def test_every_socket_gets_everything_and_none_is_returned(sockets: LiveSockets) -> None:
     clients = [sockets.client() for _ in range(10)]
     assert sockets.write(b"first") == []
     assert sockets.write(b"second") == []
     assert [client.read() for client in clients] == [b"firstsecond"] * 10
 
 
-def test_nobody_at_all_is_written_to_without_a_word() -> None:
+def test_empty_set_is_written_to() -> None:
     live: LiveSet[Peer] = LiveSet()
     assert BroadcastWriter().write([live], b"frames") == []
 
@@ -242,10 +242,10 @@ def test_one_socket_is_written_to_as_all_are(sockets: LiveSockets) -> None:
     assert try_write(gone.near.fileno(), b"frames") == 0
 
 
-# Who is there
+# Membership
 
 
-def test_whoever_is_come_by_may_be_discarded() -> None:
+def test_connections_may_be_discarded_during_an_iteration() -> None:
     live: LiveSet[Peer] = LiveSet()
     peers = [Peer(None if number % 3 == 0 else number) for number in range(9)]
     for peer in peers:

@@ -1,4 +1,4 @@
-"""Ids by position, counts, and filters' answers: across segments, at their boundaries, and what each of it costs."""
+"""The index of the log: ids, counts and matches, across segments and at their boundaries, and their cost."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def test_filter_is_asked_for_one_segment_beside_those_that_are_known() -> None:
     assert len(wanted.asked) == len(set(wanted.asked)), "once for each update"
 
 
-# What is wanted
+# Matches
 
 
 @pytest.mark.parametrize("filtered", [False, True])
 @pytest.mark.parametrize("own_messages", [False, True])
 @pytest.mark.parametrize("start", [0, 7, 8, SEGMENT_UPDATES + 1])
-def test_updates_are_wanted_and_notices_where_they_are_asked_for_but_never_marks(
+def test_updates_match_and_own_messages_on_request_but_never_ids_alone(
     start: int, *, own_messages: bool, filtered: bool
 ) -> None:
     index, positions = mixed(2 * SEGMENT_UPDATES)
@@ -128,7 +128,7 @@ def test_updates_are_wanted_and_notices_where_they_are_asked_for_but_never_marks
     assert [*found] == expected
 
 
-def test_last_position_that_holds_no_update_is_told_apart() -> None:
+def test_last_position_that_holds_no_update_is_left_out() -> None:
     index = shared(holding(100), 5)
     index.record_id(number(5))
     assert [*index.updates(5, 6)] == []
@@ -207,7 +207,7 @@ def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, own_messages
     assert index._segments[0].size_bytes == length * (len(frame) + ENTRY_BYTES)
 
 
-# What it costs
+# Cost
 
 
 def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:

@@ -1,4 +1,4 @@
-"""Coming back: what a client is told first and what it gets then; at last, whatever happens, in any order."""
+"""Resumes: where a client begins, its `resume` message, and the updates after it; at last, in any order of events."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def with_id(number: int, kind: str = "a", check: int = CHECK, own_messages: int 
 # From now on
 
 
-def test_client_that_asks_for_ids_is_told_where_it_begins_and_gets_updates_with_them(scene: Scene) -> None:
+def test_client_that_asks_for_ids_gets_a_resume_message_and_updates_with_ids(scene: Scene) -> None:
     scene.publish("a")
     client = scene.join("")
     assert messages(client.received) == [resumed(True, 0, "1-0000abcd")]
@@ -130,7 +130,7 @@ def test_client_gets_what_it_missed_and_then_what_is_new(scene: Scene) -> None:
     assert messages(client.received) == [resumed(True, 3, "1-0000abcd"), *expected]
 
 
-def test_client_that_missed_nothing_is_told_so(scene: Scene) -> None:
+def test_client_that_missed_nothing_gets_a_complete_resume(scene: Scene) -> None:
     scene.publish("a")
     client = scene.join("1-0000abcd")
     scene.turns.settle()
@@ -139,14 +139,14 @@ def test_client_that_missed_nothing_is_told_so(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("after", ["1-00000001", "9-0000abcd", "nonsense", "1", "0-00000000", "x" * 5000])
-def test_client_with_an_unknown_id_is_told_so_and_gets_all_that_is_kept(scene: Scene, after: str) -> None:
+def test_client_with_an_unknown_id_gets_an_incomplete_resume_and_a_full_replay(scene: Scene, after: str) -> None:
     scene.publish("a", "a")
     client = scene.join(after)
     scene.turns.settle()
     assert messages(client.received) == [resumed(False, 2, "0-0000abcd"), with_id(1), with_id(2)]
 
 
-def test_client_whose_id_is_too_old_is_told_so_and_gets_all_that_is_kept() -> None:
+def test_client_whose_id_is_too_old_gets_an_incomplete_resume_and_a_full_replay() -> None:
     scene = Scene(log_bytes=1000)
     scene.publish(*"a" * 10)
     assert scene.index.log.tail > 2
@@ -170,7 +170,7 @@ def test_id_of_a_segment_that_is_gone_is_unknown() -> None:
     assert messages(client.received)[0]["data"]["complete"] is False
 
 
-def test_what_is_dropped_before_a_client_was_told_is_not_hidden_from_it() -> None:
+def test_updates_dropped_before_the_resume_message_make_it_incomplete() -> None:
     with closing(Scene(log_bytes=4000)) as scene:
         scene.publish("a", "a")
         client = scene.join("1-0000abcd", Only("a"), full=False)
@@ -209,7 +209,7 @@ def test_all_that_is_kept_is_given_where_there_is_room_left_in_the_log() -> None
     assert scene.index.oldest == scene.index.log.tail == 0
 
 
-def test_client_that_was_told_and_falls_off_the_log_is_too_slow() -> None:
+def test_client_that_falls_off_the_log_after_its_resume_message_is_too_slow() -> None:
     scene = Scene(log_bytes=4000)
     scene.publish("a", "a", "a")
     client = scene.join("1-0000abcd", full=True)
@@ -219,7 +219,7 @@ def test_client_that_was_told_and_falls_off_the_log_is_too_slow() -> None:
     assert client.closed is CloseReason.TOO_SLOW
 
 
-def test_client_that_was_congested_when_it_came_is_told_once_it_drains(scene: Scene) -> None:
+def test_client_that_was_congested_when_it_joined_gets_its_resume_message_once_it_drains(scene: Scene) -> None:
     scene.publish("a", "a")
     client = FakeSubscriber(scene.hub)
     client.congested = True
@@ -232,7 +232,7 @@ def test_client_that_was_congested_when_it_came_is_told_once_it_drains(scene: Sc
     assert messages(client.received) == [resumed(True, 1, "2-0000abcd"), with_id(3)]
 
 
-def test_client_that_leaves_before_it_was_told_is_forgotten(scene: Scene) -> None:
+def test_client_that_leaves_before_its_resume_message_is_forgotten(scene: Scene) -> None:
     scene.publish("a")
     client = scene.join("1-0000abcd", Only("a"))
     scene.hub.leave(client)
@@ -241,7 +241,7 @@ def test_client_that_leaves_before_it_was_told_is_forgotten(scene: Scene) -> Non
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
 
 
-def test_client_that_fails_when_it_is_told_is_closed(scene: Scene) -> None:
+def test_client_that_fails_at_its_resume_message_is_closed(scene: Scene) -> None:
     client = FakeSubscriber(scene.hub)
     client.fault = RuntimeError("gone")
     scene.hub.join(client, None, After.parse(""))
@@ -329,7 +329,7 @@ def test_so_much_is_looked_at_in_a_turn_for_all_filters_together(scene: Scene) -
     assert most < sum(TURN_BUDGETS_BYTES[RETURNING:]) + 8 * 10_200
 
 
-def test_who_was_live_goes_before_those_that_come_back_and_filters_go_last(scene: Scene) -> None:
+def test_lagging_clients_are_served_before_resuming_ones_and_filters_last(scene: Scene) -> None:
     slow = scene.join(full=True)
     scene.publish(*"a" * 600, size=1000)
     for number in range(200):
@@ -367,7 +367,7 @@ def test_answers_go_with_the_last_client_of_a_filter(scene: Scene) -> None:
     assert not any(segment.match_cache for segment in scene.index._segments)
 
 
-def test_who_stops_within_what_it_is_given_is_not_asked_about_all_of_its_segment_again(scene: Scene) -> None:
+def test_filter_is_not_asked_again_when_a_client_stops_within_a_flush(scene: Scene) -> None:
     wanted = Counting()
     scene.publish(*"a" * 200)
     scene.join_with_socket(1, wanted=wanted)
@@ -386,7 +386,7 @@ def test_client_for_which_there_was_nothing_has_less_to_ask_for_when_it_comes_ba
     assert [message["type"] for message in messages(client.received)] == ["resume", "gap"]
 
 
-def test_whoever_comes_back_is_told_something_though_the_log_is_turned_over_meanwhile() -> None:
+def test_client_gets_its_resume_message_even_if_the_whole_log_is_replaced_meanwhile() -> None:
     with closing(Scene(2**20)) as scene:
         scene.publish(*"a" * 4000)
         clients = [scene.join("5-00000000", Only(f"x{number}")) for number in range(100)]
@@ -397,7 +397,7 @@ def test_whoever_comes_back_is_told_something_though_the_log_is_turned_over_mean
         assert all(messages(client.received)[0]["data"]["complete"] is False for client in clients)
 
 
-def test_view_that_nobody_has_any_more_is_gone(scene: Scene) -> None:
+def test_subscription_ends_with_its_last_connection(scene: Scene) -> None:
     clients = [scene.join(None, Only("b")), scene.join(None, Only("b")), scene.join("", Only("b"))]
     assert scene.hub.subscriptions == 2
     for client in clients:
@@ -415,7 +415,7 @@ def test_update_of_which_only_the_payload_is_at_hand_is_filtered_too(scene: Scen
     assert messages(client.received) == [orjson.loads(update(2, "b"))]
 
 
-# Many that come back, and those who are live
+# Many clients that resume, and the live ones
 
 
 def test_so_many_are_given_something_in_a_turn_and_no_more(scene: Scene) -> None:
@@ -463,7 +463,7 @@ def test_client_that_stops_in_a_later_segment_of_what_it_is_given_goes_on_there(
         assert [message["data"]["n"] for message in messages(client.received)[1:]] == list(range(1, 901))
 
 
-# Notices
+# Own messages
 
 
 def test_gap_comes_in_its_place_to_those_with_ids_whatever_they_filter(scene: Scene) -> None:
@@ -488,7 +488,7 @@ def test_gap_comes_in_its_place_to_those_with_ids_whatever_they_filter(scene: Sc
     ]
 
 
-def test_gap_behind_the_last_update_comes_again_to_who_resumes_from_that(scene: Scene) -> None:
+def test_gap_after_the_last_update_is_sent_again_to_a_client_that_resumes_there(scene: Scene) -> None:
     gap = envelope.gap("then", "now", "so it is", NOW_MS)
     scene.hub.send_own_message(gap)
     first = scene.join("0-0000abcd")
@@ -528,14 +528,14 @@ def test_gap_finds_its_place_also_for_a_slow_client() -> None:
         assert [message["type"] for message in messages(slow.received)] == ["resume", "a", "gap", "a"]
 
 
-# A history that several bridges share
+# A stream that several bridges read
 
 
 def ids(*numbers: int) -> list[UpdateId]:
     return [UpdateId(number, 1000 + number) for number in numbers]
 
 
-def test_what_was_sent_before_goes_to_nobody_but_who_resumes_from_there() -> None:
+def test_replayed_updates_are_sent_only_to_clients_that_resume_before_them() -> None:
     scene = Scene(shared=True, replaying=True)
     plain, new = scene.join(), scene.join("")
     old, unknown = scene.join(str(ids(3)[0])), scene.join("5-00000005")
@@ -578,7 +578,7 @@ def test_client_that_is_ahead_waits_until_its_update_has_come() -> None:
     assert messages(client.received) == [resumed(True, 1, str(ids(3)[0])), with_id(4, check=1004)]
 
 
-def test_client_that_is_ahead_of_everything_is_told_at_the_second_tick_that_it_is_unknown() -> None:
+def test_client_that_is_ahead_of_everything_gets_an_incomplete_resume_at_the_second_tick() -> None:
     scene = Scene(shared=True)
     scene.give(*ids(1))
     client = scene.join("99-00000001")
@@ -592,7 +592,7 @@ def test_client_that_is_ahead_of_everything_is_told_at_the_second_tick_that_it_i
     scene.hub.tick()
 
 
-def test_nobody_is_given_up_while_nothing_can_come() -> None:
+def test_no_wait_ends_while_the_source_is_not_live() -> None:
     scene = Scene(shared=True)
     client = scene.join("99-00000001")
     scene.hub.tick()
@@ -618,14 +618,14 @@ def test_client_that_leaves_while_it_waits_is_forgotten() -> None:
     assert len(scene.hub) == 0
 
 
-def test_whoever_waits_when_the_bridge_stops_is_closed_as_all_are() -> None:
+def test_pending_client_is_closed_when_the_bridge_stops() -> None:
     scene = Scene(shared=True, replaying=True)
     client = scene.join("99-00000001")
     scene.hub.drain()
     assert client.closed is CloseReason.STOPPING
 
 
-def test_whoever_resumes_when_the_bridge_stops_gets_everything_before_it_is_closed(scene: Scene) -> None:
+def test_client_that_resumes_when_the_bridge_stops_gets_everything_before_it_is_closed(scene: Scene) -> None:
     scene.publish(*"a" * 50, size=1000)
     client, live_one = scene.join("1-0000abcd"), scene.join("")
     scene.turns.turn()
@@ -638,7 +638,7 @@ def test_whoever_resumes_when_the_bridge_stops_gets_everything_before_it_is_clos
     assert client.closed is CloseReason.STOPPING
 
 
-def test_mark_is_an_id_to_resume_after_and_nobody_sees_it() -> None:
+def test_id_without_an_update_is_not_sent_and_clients_can_resume_after_it() -> None:
     scene = Scene(shared=True)
     plain, with_ids = scene.join(), scene.join("")
     scene.hub.record_id(UpdateId(7, 77))
@@ -654,7 +654,7 @@ def test_mark_is_an_id_to_resume_after_and_nobody_sees_it() -> None:
 
 
 @pytest.mark.parametrize(("before", "size"), [(SEGMENT_UPDATES, 0), (1, 70_000)])
-def test_gap_that_begins_a_segment_comes_to_who_resumes_before_it(before: int, size: int) -> None:
+def test_gap_that_begins_a_segment_is_sent_to_a_client_that_resumes_before_it(before: int, size: int) -> None:
     with closing(Scene(shared=True)) as scene:
         for number in range(before):
             scene.hub.publish(update(number, size=size), ("a", {}), ids(number)[0])
@@ -684,7 +684,7 @@ def test_known_id_of_the_stream_before_is_answered_at_once() -> None:
     assert [message["type"] for message in messages(client.received)] == ["resume", "a", "a"]
 
 
-def test_many_that_wait_are_let_go_a_few_in_a_turn() -> None:
+def test_many_pending_clients_begin_a_few_in_a_turn() -> None:
     scene = Scene(shared=True, replaying=True)
     clients = [scene.join("") for _ in range(3 * MAX_RELEASES_PER_TURN)]
     scene.hub.end_replay()
@@ -706,7 +706,7 @@ def test_each_waits_for_its_own_update() -> None:
     assert scene.hub.pending == 0
 
 
-def test_many_that_wait_in_vain_are_let_go_a_few_in_a_turn() -> None:
+def test_many_clients_that_wait_in_vain_begin_a_few_in_a_turn() -> None:
     scene = Scene(shared=True)
     clients = [scene.join(f"{10**9 + number}-00000001") for number in range(3 * MAX_RELEASES_PER_TURN)]
     scene.hub.tick()
@@ -716,7 +716,7 @@ def test_many_that_wait_in_vain_are_let_go_a_few_in_a_turn() -> None:
     assert all(messages(client.received)[0]["data"]["complete"] is False for client in clients)
 
 
-def test_marks_push_nothing_off_the_log_that_was_not_handed_out() -> None:
+def test_ids_without_an_update_evict_nothing_that_is_not_flushed() -> None:
     scene = Scene(log_bytes=40_000, shared=True)
     client = scene.join()
     scene.hub.publish(update(1, size=39_000), ("a", {}), UpdateId(1, 1))
@@ -727,7 +727,7 @@ def test_marks_push_nothing_off_the_log_that_was_not_handed_out() -> None:
     assert [message["data"]["n"] for message in messages(client.received)] == [1]
 
 
-def test_notices_count_for_the_bound_of_the_log() -> None:
+def test_own_messages_count_for_the_bound_of_the_log() -> None:
     scene = Scene(log_bytes=40_000)
     for _ in range(1000):
         scene.hub.send_own_message(envelope.gap("then", "now", "." * 500, NOW_MS))
@@ -750,7 +750,7 @@ def test_one_that_drains_again_and_again_has_one_piece_in_a_turn(scene: Scene) -
         assert len(slow.writes) == before + 1
 
 
-def test_run_of_updates_and_marks_shows_only_updates() -> None:
+def test_flush_of_updates_and_ids_alone_shows_only_updates() -> None:
     scene = Scene(shared=True)
     plain, filtered, with_ids = scene.join(), scene.join(None, Only("a")), scene.join("")
     scene.hub.record_id(UpdateId(1, 1))
@@ -772,7 +772,7 @@ def test_what_is_dropped_is_what_was_to_be_sent(scene: Scene) -> None:
     assert scene.metrics.replayed == 500
 
 
-def test_one_that_raises_unexpectedly_does_not_hold_up_those_behind_it(scene: Scene) -> None:
+def test_connection_that_raises_unexpectedly_does_not_delay_those_after_it(scene: Scene) -> None:
     scene.publish("a")
     bad, good = scene.join("0-0000abcd", Raising()), scene.join("0-0000abcd", Only("a"))
     scene.turns.settle()
@@ -781,7 +781,7 @@ def test_one_that_raises_unexpectedly_does_not_hold_up_those_behind_it(scene: Sc
     assert len(scene.hub) == 1
 
 
-def test_ids_of_a_stream_that_was_made_again_are_told_apart() -> None:
+def test_ids_of_a_stream_that_was_made_again_are_distinguished() -> None:
     scene = Scene(shared=True)
     scene.give(*ids(1, 2, 3))
     scene.give(UpdateId(0, 500), UpdateId(1, 501), UpdateId(2, 502))
@@ -796,7 +796,7 @@ def test_ids_of_a_stream_that_was_made_again_are_told_apart() -> None:
     ]
 
 
-# One client at a time: what is counted, and where it begins
+# The position and the count of one client
 
 
 PAYLOAD = envelope.wrap("a", 1, NOW_MS)
@@ -853,7 +853,7 @@ class ResumeScene:
         return data
 
 
-def test_client_is_told_once_all_segments_were_counted() -> None:
+def test_resume_message_follows_when_all_segments_are_counted() -> None:
     bridge = ResumeScene()
     bridge.publish(3 * SEGMENT_UPDATES)
     client = FakeSubscriber(bridge.hub)
@@ -883,7 +883,7 @@ def test_client_that_is_overtaken_while_it_is_counted_begins_again_once_and_then
     assert bridge.resumed == [(False, 0)]
 
 
-def test_client_that_is_overtaken_is_told_only_what_it_still_gets() -> None:
+def test_resume_message_of_an_overtaken_client_counts_only_what_it_still_gets() -> None:
     room = 3 * SEGMENT_UPDATES
     bridge = ResumeScene(room)
     bridge.publish(room)
@@ -1006,7 +1006,7 @@ def test_client_whose_update_has_come_but_is_not_flushed_does_not_get_it_again()
     assert [update["id"] for update in updates] == [str(UpdateId(3, CHECK))]
 
 
-# The wait for an update that is still to come
+# The wait for an update that arrives later
 
 
 AHEAD = After.parse("99-00000001")
@@ -1043,7 +1043,7 @@ def pending(index: CountingHistory) -> PendingResumes:
     return PendingResumes(index, replaying=False)
 
 
-def test_client_keeps_waiting_when_the_source_goes_away_between_two_ticks(pending: PendingResumes) -> None:
+def test_client_stays_pending_when_the_source_goes_away_between_two_ticks(pending: PendingResumes) -> None:
     one = client()
     assert pending.defer(one, AHEAD)
     pending.tick(source_is_live=True)
@@ -1118,7 +1118,7 @@ def test_clients_are_not_looked_through_before_an_update_of_theirs_may_have_come
     assert index.asked == asked
 
 
-# Whatever happens, in any order
+# Any order of events
 
 
 LOG_BYTES = 60_000
@@ -1320,7 +1320,7 @@ class AnyOrder(RuleBasedStateMachine):
         bridge.scene.hub.send_own_message(envelope.gap("then", "now", reason, NOW_MS))
 
     @invariant()
-    def nobody_has_a_hole(self) -> None:
+    def no_client_misses_an_update(self) -> None:
         for person in self.people:
             self.look(person)
             person.check(self.stream)

@@ -1,4 +1,4 @@
-"""Writes to many sockets at once, beside what `test_live` holds of every way to write: what the kernel may refuse."""
+"""Writes to many sockets at once: what the kernel may refuse. `test_live_set` tests what all ways to write share."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_more_sockets_than_fit_into_one_call_get_everything(pairs: Pairs) -> Non
 
 
 @pytest.mark.parametrize("bad", [0, 1, BATCH_SOCKETS - 1, BATCH_SOCKETS, COUNT - 1])
-def test_descriptor_that_is_none_keeps_nobody_from_getting_everything(pairs: Pairs, bad: int) -> None:
+def test_invalid_descriptor_does_not_keep_other_sockets_from_getting_everything(pairs: Pairs, bad: int) -> None:
     pairs.descriptors[bad] = -1
     assert IoSubmitWriter().write(pairs.descriptors, b"frames") == [(-1, 0)]
     del pairs.descriptors[bad]

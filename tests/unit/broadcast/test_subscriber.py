@@ -290,7 +290,7 @@ def test_nothing_is_traced_by_default(stage: Stage) -> None:
     assert logs == []
 
 
-# Whatever happens, in any order
+# Any order of events
 
 
 def collections(scene: Scene, client: FakeSubscriber) -> set[State]:

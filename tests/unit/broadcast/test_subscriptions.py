@@ -1,4 +1,4 @@
-"""Views: where a run of frames stopped of which not all bytes were taken, and what is left of it."""
+"""Subscriptions: the pieces that clients are sent, and where a client stopped that took only a part of one."""
 
 from __future__ import annotations
 
