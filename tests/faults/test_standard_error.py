@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.broker.ports import free_port
 from tests.support.clients import get
-from tests.support.commands import AWAY, environment, tailing
+from tests.support.commands import AWAY, plain_environment, tailing
 from tests.support.followers import scripted_bridge
 from tests.support.running import COMMAND
 from tests.support.waiting import LIMIT_S, eventually
@@ -103,7 +103,10 @@ async def bridge(
     settings = {"BRIDGE_AMQP_URL": UNREACHABLE, "BRIDGE_HOST": "127.0.0.1", "BRIDGE_PORT": str(port)}
     settings |= {"BRIDGE_REJECT_EXCHANGE": "off", "BRIDGE_SHUTDOWN_TIMEOUT": "0.2s"}
     process = await asyncio.create_subprocess_exec(
-        *(*command, "serve", *arguments), env=environment(**{**settings, **variables}), stderr=stderr, cwd=AWAY
+        *(*command, "serve", *arguments),
+        env=plain_environment(**{**settings, **variables}),
+        stderr=stderr,
+        cwd=AWAY,
     )
     try:
         yield Running(process, port)

@@ -21,7 +21,7 @@ from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from bridge.amqp.connection_errors import detect_container, localhost_hint
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
-from tests.support.commands import environment
+from tests.support.commands import plain_environment
 from tests.support.killmail import ESI, EXAMPLE, killmail, packaged
 from tests.support.proxy import proxy
 from tests.support.publishing import bind, depth, take
@@ -87,7 +87,7 @@ async def command(
     process = await asyncio.create_subprocess_exec(
         # As from a terminal: what runs in the background ignores Ctrl-C, and whatever it starts does.
         *("env", "--default-signal=INT", sys.executable, *start, *of, *arguments),
-        env=environment(**{"BRIDGE_AMQP_URL": url, **variables}),
+        env=plain_environment(**{"BRIDGE_AMQP_URL": url, **variables}),
         cwd=folder,
         stdin=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -347,7 +347,7 @@ async def test_long_input_has_one_line_on_a_terminal(broker: Broker, exchange: s
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", script, "publish", "--amqp-url", broker.url, "events.ndjson"),
-            env=environment(BRIDGE_EXCHANGES=f"{exchange}=killmail"),
+            env=plain_environment(BRIDGE_EXCHANGES=f"{exchange}=killmail"),
             cwd=tmp_path,
             stderr=theirs,
         )
