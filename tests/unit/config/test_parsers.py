@@ -114,10 +114,6 @@ GOOD: list[tuple[Callable[[str], Any], str, Any]] = [
     (parsers.path, "/a/b-c_d.e~f", "/a/b-c_d.e~f"),
     *((parsers.path, text, text) for text in ("/a/", "/...", "/.a/b.", "/" + "x" * 1023)),
     (parsers.networks, "10.0.0.0/8", (ipaddress.ip_network("10.0.0.0/8"),)),
-    *(
-        (parsers.networks, text, (ipaddress.ip_network(text),))
-        for text in ("0.0.0.0/0", "::/0", "::/64", "240.0.0.0/4")
-    ),
     (
         parsers.networks,
         "192.168.1.5, fd00::/8",
@@ -256,18 +252,8 @@ BAD: list[tuple[Callable[[str], Any], str, str]] = [
         for text in ("", ",", "10.0.0.1/8", "localhost", "10.0.0.0/33")
     ),
     (parsers.networks, "10.0.0.5/8", "(10.0.0.5/8: write 10.0.0.0/8, or 10.0.0.5 for one address)"),
-    (parsers.networks, "*", "(*: 0.0.0.0/0 and ::/0 are all addresses)"),
     (parsers.networks, "::1,localhost", "(localhost: write 127.0.0.0/8 and ::1)"),
-    (parsers.networks, "10.*", "(10.*: not a network; write it as 10.0.0.0/8 or fd00::/8)"),
-    (parsers.networks, "10.0.0.0/8,::ffff:192.168.0.0/112", "write IPv4 networks in IPv4 form"),
-    *(
-        (parsers.networks, text, "no client has such an address; 0.0.0.0/0 and ::/0 are all addresses")
-        for text in (
-            *("0.0.0.0", "::", "0.0.0.0/8", "10.0.0.0/8,::/128"),
-            *("224.0.0.0/4", "239.1.2.3", "ff00::/8", "ff02::1", "255.255.255.255"),
-        )
-    ),
-    *((parsers.networks, text, "remove the %") for text in ("fe80::1%eth0", "fe80::%1/64")),
+    (parsers.networks, "10.0.0.0/8,::/128", "(::/128: no client has such an address; 0.0.0.0/0 and ::/0 are all addr"),
     *((parsers.host_names, text, "host names or addresses") for text in ("http://a", "a:80", "a b", "*", "a..b")),
     (parsers.host_names, "a, *.example.org", "*.example.org: wildcards are not supported"),
     (parsers.origins, "https://a, https://*.example.org", "https://*.example.org: wildcards are not supported"),

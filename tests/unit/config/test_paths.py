@@ -1,0 +1,19 @@
+"""The paths that are reserved for the bridge's own pages, and those that the endpoint may have."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.config.paths import FUTURE, NAMED, PAGE_FILES, is_reserved
+
+
+@pytest.mark.parametrize(
+    "path", ["/", *NAMED, *FUTURE, *(f"/{name}" for name in PAGE_FILES), "/schemas/of-a-type-to-come.json"]
+)
+def test_path_of_a_page_is_reserved(path: str) -> None:
+    assert is_reserved(path)
+
+
+@pytest.mark.parametrize("path", ["", "/updates", "/metrics/", "/schemas", "/page", "/other.js", "//metrics"])
+def test_any_other_path_is_free(path: str) -> None:
+    assert not is_reserved(path)
