@@ -1,6 +1,6 @@
 """A bridge from a RabbitMQ fanout exchange to WebSocket clients, for killmails and other updates of a killboard.
 
-For fetchers in Python there is `Publisher`; everything else is the program's own.
+Fetchers in Python use `Publisher`. Everything outside `__all__` is internal.
 """
 
 from importlib.metadata import version
@@ -26,10 +26,10 @@ _FOR_PUBLISHERS = {
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> object:
-        # When it is asked for: every module of the bridge imports this one first, and most need no broker.
+        # Imported on first use: every module of the bridge imports this one first, and most need no broker.
         if name not in _FOR_PUBLISHERS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module  # noqa: PLC0415 - only who publishes needs it
+        from importlib import import_module  # noqa: PLC0415 - only publishing programs need it
 
         return getattr(import_module(_FOR_PUBLISHERS[name]), name)
 

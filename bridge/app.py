@@ -200,7 +200,7 @@ class Bridge:
         _log.info("stopped")
 
     async def _end(self, tasks: list[asyncio.Task[None]], status: Status) -> None:
-        """Waits until a connection to the broker has ended, at most for its share. While it connects, it needs none."""
+        """Waits for the end of a connection to the broker, if it works, for at most BROKER_SHARE. Then cancels it."""
         if not tasks:
             return
         share_s = BROKER_SHARE * self._settings.shutdown_timeout_s if status.state is State.WORKING else 0.0
@@ -326,8 +326,8 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
     bridge = Bridge(settings, timing, make_source)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
-    # What is there by now stays: a full collection would walk through all of it, 10 ms in which nobody is served.
-    # Reference counts free what an update leaves behind; cycles are rare, and may wait until there are some thousands.
+    # The objects of the start stay. A full collection would visit all of them, and block the loop for 10 ms.
+    # Reference counts free the objects of an update. Cycles are rare: the collector can wait for some thousands.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

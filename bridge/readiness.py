@@ -23,7 +23,7 @@ class Readiness:
         self._stopping = False
 
     def stop(self) -> None:
-        """The bridge is not ready from now on, because it stops."""
+        """Reports from now on that the bridge is not ready, because it stops."""
         self._stopping = True
 
     def report(self) -> tuple[bool, dict[str, object]]:
@@ -56,7 +56,7 @@ class Readiness:
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.position.at_end:
-            # Also after each lost connection: a load balancer would send clients whose ids are not known here yet.
+            # Also after each lost connection: a load balancer would send clients whose ids are not read yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
             if self._rejects.waiting:

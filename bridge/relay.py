@@ -1,6 +1,6 @@
-"""Where the broker's side and the clients' side meet: each delivery's way to an update, or to the rejects.
+"""Connects the broker's side and the clients' side: turns deliveries into updates or rejected events.
 
-One visible branch decides: Accepted goes to the hub and is settled after the flush, Rejected goes to the rejects and is
+One branch decides: Accepted goes to the hub and is settled after the flush, Rejected goes to the rejects and is
 settled after the confirm.
 """
 
@@ -29,7 +29,7 @@ _log = structlog.get_logger(_LOGGER)
 
 
 class UnflushedDeliveries:
-    """The deliveries whose updates are in the log, until the hub flushes: then they are settled.
+    """Holds the deliveries whose updates are in the log, and settles them when the hub flushes.
 
     The hub also flushes on its own, before the log could drop an update.
     """
@@ -53,7 +53,7 @@ class UnflushedDeliveries:
 
 
 class Relay:
-    """Takes deliveries in order, and sees to it that each is settled once."""
+    """Takes deliveries in order, and ensures that each is settled once."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Relay:
         published before the bridge's start.
         """
         self._exchanges = exchanges
-        # A message that came through another exchange bears that one's name; where all carry the same type, it's clear.
+        # A message may come through another exchange. Its type is clear if all exchanges carry the same type.
         types = set(exchanges.values())
         self._only_type = types.pop() if len(types) == 1 else None
         self._pipeline = pipeline
@@ -89,7 +89,7 @@ class Relay:
         self._flush_due = False
         """True if the hub has something that is not flushed yet."""
         self._invalid_before = 0
-        """Events of before that can't become an update."""
+        """The number of events from before the bridge's start that can't become an update."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Relays the deliveries of one read, and broadcasts their updates in one flush.
@@ -108,7 +108,7 @@ class Relay:
         _log.debug("relayed", tag=delivery.tag, outcome=outcome, **({"id": str(delivery.id)} if delivery.id else {}))
 
     def _relay(self, delivery: Delivery) -> str:
-        """The one branch: a new update goes to the hub, a rejected event to the rejects, a duplicate nowhere.
+        """Sends a new update to the hub and a rejected event to the rejects. Drops a duplicate.
 
         Returns what was done: `update`, `duplicate`, or the reason of the rejection.
         """
@@ -143,7 +143,7 @@ class Relay:
         if isinstance(outcome, Rejected):
             self._record_id(delivery)
             if self._replaying:
-                # The bridges that consumed it when it was new have rejected it. At each start, it would fill the log.
+                # Other bridges rejected the event when it was new. It would fill the log at each start.
                 self._invalid_before += 1
                 delivery.settle()
             else:
@@ -163,7 +163,7 @@ class Relay:
         return "update"
 
     def _record_id(self, delivery: Delivery) -> None:
-        # Another bridge may have broadcast it (it began elsewhere, or has other schemas). Clients may resume after it.
+        # A bridge with another start or other schemas may have broadcast this event. Clients may resume after it.
         if delivery.id is not None:
             self._hub.record_id(delivery.id)
             self._flush_due = True
@@ -189,7 +189,7 @@ class Relay:
         self._hub.send_own_message(envelope.gap(str(report["since"]), str(report["until"]), gap.slug, now_ms()))
 
     def on_session_end(self) -> None:
-        """Passes on that unsettled deliveries belong to the broker again."""
+        """Reports to the rejects that unsettled deliveries belong to the broker again."""
         self._rejects.on_session_end()
 
     def _log_rejected(self, delivery: Delivery, rejected: Rejected) -> None:

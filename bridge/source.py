@@ -1,4 +1,4 @@
-"""What brings events to the relay: the consumer of RabbitMQ or, in a demo without a broker, a feed."""
+"""The interface of a source of events: the consumer of RabbitMQ or, in a demo without a broker, a feed."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,19 +14,19 @@ from bridge.timing import Timing
 
 
 class EventSource(Protocol):
-    """What the bridge needs of the consumer."""
+    """What the bridge needs of the source of its events."""
 
     @property
     def status(self) -> Status:
-        """The state of the connection to the broker."""
+        """The state of the source: for the consumer, that of the connection to the broker."""
 
     @property
     def gaps(self) -> GapReporter:
-        """The gaps that were reported."""
+        """Reports gaps, and has the last one."""
 
     @property
     def stream_reader(self) -> StreamReader | None:
-        """The position in the stream; None without a stream."""
+        """The reader of the stream; None without a stream."""
 
     @property
     def other_consumers(self) -> int:

@@ -1,4 +1,4 @@
-"""What may be written to a stream beside plain lines: color, and sequences that move the cursor. One rule for all."""
+"""Decides, for all commands, whether a stream takes color, and sequences that move the cursor."""
 
 import os
 from collections.abc import Mapping

@@ -30,8 +30,8 @@ class Timing:
     """For closing an AMQP connection. A broker that is stopped never answers, and aio-pika waits for it."""
 
     check_interval_s: float = 1.5
-    """Between an answer to one of the topology check's questions and the next time that it is asked. They are a handful
-    of small requests, and find an exchange that was deleted and declared again. The answers also tell aio-pika that the
+    """Between the answer to a request of the topology check and the next such request. The requests are few and
+    small, and find an exchange that was deleted and declared again. The answers also show aio-pika that the
     connection is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
 
     check_timeout_s: float = 20.0

@@ -1,1 +1,1 @@
-"""RabbitMQ. The only part of the bridge in serving that imports aio_pika and aiormq. It does not import `server`."""
+"""Connects to RabbitMQ. In `serve`, only this package imports aio_pika and aiormq. It does not import `server`."""

@@ -106,7 +106,7 @@ class NodeRotation:
 
     @asynccontextmanager
     async def setup(self, limit_s: float) -> AsyncIterator[None]:
-        """For the requests after a connect. Raises ConnectionError if they take longer than `limit_s` together."""
+        """Bounds the requests after a connect: raises ConnectionError if they take longer than `limit_s` together."""
         try:
             async with rpc_timeout(limit_s):
                 yield

@@ -20,7 +20,7 @@ from bridge.backoff import Backoff
 from bridge.errors import BrokerRefusal
 from bridge.timing import DEFAULT
 
-# The standard library's logger, not structlog: a Publisher runs this in programs of others.
+# The standard library's logger, not structlog: a Publisher runs this in other programs.
 _log = logging.getLogger("bridge.amqp")
 
 

@@ -37,7 +37,7 @@ a start of RabbitMQ 3.10.8, its home node "is down or inaccessible", and a decla
 
 
 class Presence(Enum):
-    """Whether something exists at the broker, as far as the user may know."""
+    """Whether something exists at the broker, as far as the user's permissions show it."""
 
     EXISTS = auto()
     ABSENT = auto()
@@ -57,7 +57,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What events flow through."""
+    """The exchanges and the queue that events flow through."""
 
     exchanges: tuple[Exchange, ...]
     queue: str

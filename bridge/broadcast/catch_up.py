@@ -1,6 +1,6 @@
 """Reading on from a cursor: how slow clients, and clients that resume, get to the head of the log.
 
-Each connection is a position in the log, its cursor. It is sent one piece after another from there. The pieces of all
+Each connection has a position in the log, its cursor, and gets one piece after another from there. The pieces of all
 connections in one turn of the loop are bounded, so that they do not delay the live connections. A connection whose
 cursor falls off the tail of the log is closed. This is the whole policy for slow consumers, and it bounds the memory of
 all clients together.
@@ -142,7 +142,7 @@ class CatchUp:
     # Turns
 
     def schedule(self, connection: Subscriber) -> None:
-        """Sends it a piece in one of the next turns. Not at once: a client that reads could then keep the loop busy."""
+        """Sends a connection a piece in a later turn: at once, a client that reads could keep the loop busy."""
         due = self._urgent if connection.state is _LAGGING else self._due[_rank(connection)]
         due[connection] = None
         if not self._turn_is_scheduled:
@@ -173,7 +173,7 @@ class CatchUp:
     # Pieces
 
     def send_next(self, connection: Subscriber) -> None:
-        """Sends it a piece now, if its transport is empty."""
+        """Sends a connection a piece now, if its transport is empty."""
         if connection.congested:
             return
         try:

@@ -2,9 +2,9 @@
 
 The hub has few verbs: join, leave, publish, drain. An update goes to the live connections with the next flush. All
 other connections read it from the log, each from its own cursor. `subscriber` has the states of a connection, and the
-table of its transitions. `Hub._dispatch` is the only place that changes a state.
+table of its transitions. `Hub._dispatch` changes the states. `_reset_illegal` handles an event without a row.
 
-This module knows neither what an update means, nor how bytes reach a socket.
+This module neither interprets updates nor writes to sockets.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -63,7 +63,7 @@ _CONGESTED, _DRAINED, _PARTIAL_WRITE = Event.CONGESTED, Event.DRAINED, Event.PAR
 
 
 class Trace(Protocol):
-    """What gets each change of a connection's state."""
+    """Receives each change of a connection's state."""
 
     def __call__(self, connection: Subscriber, *, before: State, event: Event) -> None:
         """Called after the change. `before` is the state before."""
@@ -93,7 +93,7 @@ class Hub:
         self._update_log = log = index.log
         self._metrics = metrics
         self.schedule = schedule
-        """Calls back in the next turn of the loop: for connections too, which then need to know no loop."""
+        """Calls back in the next turn of the loop. Connections use it too, so that they need no loop of their own."""
         self._flush_listener = flush_listener
         self._source = source
         # No frame may fall off the tail of the log before it is flushed.
@@ -318,7 +318,7 @@ class Hub:
         room_bytes = ENCRYPT_BYTES
         for connection in tuple(live.via_transport):
             self._dispatch(connection, Event.POSTPONED)
-            # The others get it in later turns: to encrypt it for hundreds of clients takes long.
+            # The others get the frames in later turns: encryption for hundreds of clients takes long.
             if len(frames) <= room_bytes:
                 room_bytes -= len(frames)
                 catch_up.send_next(connection)

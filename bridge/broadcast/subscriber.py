@@ -176,7 +176,7 @@ class Piece(NamedTuple):
 
 
 class Subscription(Protocol):
-    """What one kind of client asked for, as its connections need it."""
+    """A filter, with or without ids, as the connections that share it use it."""
 
     @property
     def filter(self) -> UpdateFilter | None:

@@ -1,9 +1,9 @@
 """What clients have asked for: one subscription for each filter, with ids or without.
 
-Connections that asked for the same share a subscription, and subscriptions that show the same of an update share a
+Connections with the same filter and the same choice of ids share a subscription. Subscriptions with equal bytes share a
 write. So each filter is asked about an update once, however many clients have it.
 
-This module knows no sockets.
+This module has no sockets.
 """
 
 from bisect import bisect_right
@@ -21,7 +21,7 @@ turns of the loop, as lagging ones do."""
 
 
 class SharedSubscription:
-    """The log as some connections see it, and those of them that are live."""
+    """Reads the log for the connections of one subscription, and keeps the live ones among them."""
 
     __slots__ = ("_encoder", "_index", "connections", "filter", "ids", "lagging_count", "live")
 
@@ -83,7 +83,7 @@ class SharedSubscription:
 
 
 class Batch(NamedTuple):
-    """Subscriptions that show the same of a flush."""
+    """Subscriptions whose clients get the same bytes in a flush."""
 
     subscriptions: Sequence[SharedSubscription]
     frames: bytes
@@ -131,7 +131,7 @@ class Subscriptions:
             return self.unfiltered
         subscription = self._others.get((update_filter, ids))
         if subscription is None:
-            # The same filter object with and without ids: `_grouped` knows by its identity that it was asked already.
+            # The same filter object with and without ids: `_grouped` asks each filter object once.
             twin = self._others.get((update_filter, not ids))
             shared = twin.filter if twin else update_filter
             subscription = SharedSubscription(self._index, self._encoder, shared, ids)

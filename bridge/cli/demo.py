@@ -13,7 +13,7 @@ from bridge.errors import ConfigurationError
 
 
 @click.command(
-    short_help="Runs a broker, the bridge and invented killmails.",
+    short_help="Runs the bridge with invented killmails.",
     epilog="Exit codes: 0 stopped as asked, 1 the broker or the bridge has ended or can't be started, 2 options or "
     "settings that can't be used, 3 the broker refuses.",
 )
@@ -32,8 +32,8 @@ def demo(
     only the demo uses. Otherwise a container is started, with the exchange killmails; this needs a container engine
     such as Docker, and `pip install 'edk-bridge[demo]'`.
 
-    With --without-broker, nothing but this command is needed to write and try a client: the bridge also announces gaps,
-    rejects invalid events, and resumes.
+    With --without-broker, this command alone is enough to write and try a client: the bridge also announces gaps,
+    rejects invalid events, and lets clients resume.
     """
     settings = Demo(rate, {**flags, "port": str(port)})
     other = "--publish-only" if publish_only else "--amqp-url" if flags["amqp_url"] is not None else None

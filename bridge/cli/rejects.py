@@ -181,7 +181,7 @@ def purge(ids: tuple[str, ...], everything: bool, reason: str | None, yes: bool,
     async def work(queue: RejectQueue) -> None:
         if agreed is not None:
             # The newest events, beyond the number in the question, are kept. If others were removed meanwhile, an
-            # event that came later is within that number, and its time tells.
+            # event that came later may be within that number. Its time shows that.
             queue.count = min(queue.count, agreed)
         await remove_selected(queue, selection, outcome, asked_at)
 

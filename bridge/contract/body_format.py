@@ -1,4 +1,4 @@
-"""What a body that is not JSON looks like instead, so that its publisher learns what to change.
+"""Recognizes the format of a body that is not JSON, so that its publisher learns what to change.
 
 Looks at the first bytes, and at the place that the JSON parser names: the work does not grow with the body, but for
 checking that it is UTF-8. This file must never know what an event is.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import orjson
 
 HEAD_BYTES = 1024
-"""How much of a body is looked at; of a compressed or a text format, the first few bytes say which one it is."""
+"""The bytes of a body that are examined. The first few bytes identify a compressed or a text format."""
 
 PARSED_BYTES = 64 * 1024
 """A body of up to this size is parsed to make sure that it is JSON in another encoding."""
@@ -42,7 +42,7 @@ class NotJson:
 
 
 def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
-    """What a body looks like that orjson does not accept; the parser's own words where it looks like nothing known."""
+    """Returns the likely format of a body that orjson does not accept, or the parser's text if none is recognized."""
     if not body.strip():
         return NotJson("is empty, but for white space" if body else "is empty")
     if found := _of_binary(body):
@@ -51,7 +51,7 @@ def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
         body.decode()
     except UnicodeDecodeError as broken:
         return _undecodable(body, broken)
-    # Of what it holds for text, the error has all of it, and a place in characters.
+    # The error has the whole text, and a place in characters.
     text, at = error.doc, error.pos
     place = f": line {error.lineno} column {error.colno} (char {at})"
     if found := _of_text(text):
@@ -62,7 +62,7 @@ def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
 
 
 def is_json(body: bytes) -> bool:
-    """Whether a body is JSON; of one that is larger than `PARSED_BYTES`, whether it begins as an event does."""
+    """Whether a body is JSON or, if it is larger than `PARSED_BYTES`, whether it begins like an event."""
     if len(body) > PARSED_BYTES:
         return body[:HEAD_BYTES].lstrip()[:1] in (b"{", b"[")
     try:

@@ -1,4 +1,4 @@
-"""Why a schema file can't be used, in words for its author. The library's own words are about the meta-schema."""
+"""Explains to its author why a schema file can't be used. The library's own texts are about the meta-schema."""
 
 import re
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ def absent_id(message: str) -> str | None:
 
 
 def _which_id(absent: str, ids: Mapping[str, str]) -> str:
-    """What to write instead: people name the file instead of its `$id`, too."""
+    """Returns what to write instead. Authors sometimes write the name of the file instead of its `$id`."""
     by_name = {f"{name}.json": schema_id for name, schema_id in ids.items()} | dict(ids)
     by_name |= {schema_id: schema_id for schema_id in ids.values()}
     close = similar(absent, by_name) or similar(absent.rpartition("/")[2], by_name)

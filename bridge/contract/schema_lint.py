@@ -62,7 +62,7 @@ class SchemaWarning:
 
 
 def not_read(name: str, *, alone: bool = False) -> str | None:
-    """Why a file is not read, although its name looks like that of a schema file; None for every other name.
+    """Returns why a file that is named like a schema file is not read; None for every other name.
 
     `alone`: no schema file is in its folder, so that a backup (`event.json.bak`) may be what was meant.
     """

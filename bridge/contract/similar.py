@@ -8,7 +8,7 @@ COMPARED_NAMES = 1000
 
 
 def similar(name: str, names: Collection[str], cutoff: float = 0.75) -> str | None:
-    """The name that is most like this one, whatever the case of its letters; None of too many names to compare.
+    """Returns the most similar name, in any case of letters; None if none is similar, or there are too many.
 
     `cutoff` is the ratio of difflib from which a name is similar. Of a short name, two letters in the wrong order cost
     more than that, so a name with the same letters is similar, too.

@@ -1,11 +1,11 @@
-"""Other people's text, made fit for a header, a log line or an error: printable, on one line, bounded."""
+"""Makes untrusted text fit for a header, a log line or an error: printable, on one line, bounded."""
 
 LIMIT = 400
 """Characters: a sentence and a value, not a killmail with its thousands of attackers."""
 
 
 def printable(text: str, limit: int = LIMIT) -> str:
-    """Escapes what is not printable, and cuts the middle out of what is longer than `limit` characters then.
+    """Escapes characters that are not printable, and cuts the middle out of a text of more than `limit` characters.
 
     The start of a text names the problem, and its end often gives the hint.
     """

@@ -22,7 +22,7 @@ NAMES = 8
 """How many names or options a sentence lists."""
 
 PARSED_BYTES = 64 * 1024
-"""A longer string is only looked at where it begins and ends: the publishers of many of them must not cost more."""
+"""Of a longer string, only the start and the end are examined, so that many such strings cost no more time."""
 
 SAMPLED_BYTES = 64
 """How many items of an array are looked at, to tell whether they are bytes."""
@@ -42,13 +42,13 @@ _NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")
 
 
 def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()) -> str:
-    """What came and what was expected: printable and bounded.
+    """Returns the value and what was expected: printable and bounded.
 
     `declared` are the names of members in the schema: they are no misspellings of others.
     """
     kind, value = error.kind, error.instance
     if isinstance(kind, Kind.FalseSchema) and error.schema_path[-1:] == ["additionalProperties"]:
-        # Where a schema names no members, the library does not say which one it is.
+        # If a schema names no members, the library does not name the additional one.
         return f"no other members are allowed; got one with the value {shown(value)}"
     words = printable(_words(kind, value, is_whole=not error.instance_path))
     if isinstance(kind, Kind.Required) and isinstance(value, dict):
@@ -76,7 +76,7 @@ def _spelling(name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in a few words: a scalar as JSON with its middle left out, an array or object as what it is."""
+    """Returns a short text for a value: a scalar as JSON without its middle, an array or object by its kind."""
     match value:
         case dict():
             return "an object" if value else "an empty object"

@@ -1,6 +1,6 @@
-"""Events that are wrapped in something else than the bridge's envelope: what is around them, and where they are.
+"""Finds events that are wrapped in something other than the bridge's envelope, and names the wrapper.
 
-Only asked about events that no schema accepts. Whether a part of one is an event is for the caller to say. This file
+Called only for events that no schema accepts. The caller decides whether a part of one is an event. This file
 must never know which update types there are.
 """
 
@@ -86,20 +86,20 @@ def wrapped(
     is_event: Callable[[object], bool],
     members: frozenset[str] = frozenset(),
 ) -> Wrapped | None:
-    """What is around the event in a document that is none itself; None where nothing is known to be.
+    """Returns what is around the event in a document that is not an event itself; None if nothing is recognized.
 
     `pointer` leads to the document. `declared` are the members that its schema names: they are what the publisher
     means, wherever they stand. `members` are those that an event may have in other forms.
     """
     if isinstance(document, list):
         inner = _find(document, frozenset(), is_event)
-        # Else the document is an array of events, which its schema says well enough.
+        # Otherwise the document is an array of events, and the violation of its schema shows that.
         return _holding(inner, pointer) if inner is not None and inner.path != (0,) else None
     if not isinstance(document, dict):
         return None
     if is_node_bytes(document):
         return Wrapped(pointer, BYTES)
-    # One may be in any envelope by chance, as a timestamp is.
+    # One declared member may be in any envelope by chance.
     is_foreign = sum(name in document for name in declared - ENVELOPE_MEMBERS) <= 1
     known = _known(document, declared) if is_foreign else None
     if known is None and is_foreign and not declared >= {"type", "data"}:
@@ -124,7 +124,7 @@ def wrapped(
 
 
 def broken_envelope(document: Mapping[str, object], pointer: str) -> Wrapped | None:
-    """What keeps an object that has `type` and `data` from being an envelope; None where nothing does."""
+    """Returns why an object that has `type` and `data` is no envelope; None if it is one, or lacks a member."""
     if "type" not in document or "data" not in document:
         return None
     if more := list(islice((name for name in document if name not in ENVELOPE_MEMBERS), NAMES + 1)):
@@ -153,7 +153,7 @@ class _Inner:
     """An event within a document."""
 
     path: tuple[str | int, ...]
-    """To it, or to the string that holds it."""
+    """The path to the event, or to the string that holds the event."""
     in_string: bool
 
 

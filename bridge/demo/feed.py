@@ -20,10 +20,10 @@ from bridge.metrics import Metrics
 from bridge.timing import Timing
 
 REJECT_INTERVAL = 20
-"""Of so many events, the last is invalid."""
+"""Each event whose number is a multiple of this is invalid."""
 
 GAP_INTERVAL = 30
-"""After so many events, the feed drops LOST_EVENTS, and reports a gap."""
+"""After each run of this many events, the feed drops LOST_EVENTS, and reports a gap."""
 
 LOST_EVENTS = 3
 

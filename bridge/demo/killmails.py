@@ -1,6 +1,6 @@
 """Plausible killmails, as a fetcher would publish them, for a demo that has no fetcher.
 
-Pure: the randomness and the clock are given.
+Pure: the caller passes the random numbers and the clock.
 """
 
 import random
@@ -70,9 +70,9 @@ _MOST_ATTACKERS = 4000
 
 
 def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[str, object]]:
-    """Without end: the data of one update of the type `killmail` after the other, their ids rising.
+    """Yields the data of updates of the type `killmail` without end, with rising ids.
 
-    `now` is asked once for each and answers with a time that knows its zone.
+    `now` is called once for each, and returns a time with a time zone.
     """
     killmail_id = _FIRST_KILLMAIL_ID + rng.randrange(1_000_000)
     while True:
@@ -94,7 +94,7 @@ def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[
 
 
 def pace(rng: random.Random, rate: float) -> Iterator[float]:
-    """Without end: the pauses, in seconds, between events that come independently, `rate` a second on average."""
+    """Yields the pauses (seconds) between independent events without end. `rate` is their mean number a second."""
     if not rate > 0:
         raise ValueError(f"a rate must be above 0, not {rate}")
     while True:
@@ -108,7 +108,7 @@ def _system(rng: random.Random) -> int:
 
 
 def _attackers(rng: random.Random) -> int:
-    """Mostly a gang of up to fifteen, now and then a fleet whose size has no typical value."""
+    """Returns a number of attackers: usually up to fifteen, sometimes a fleet with a heavy-tailed size."""
     if rng.random() < _BIG_FIGHT_SHARE:
         return min(_MOST_ATTACKERS, int(16 * rng.paretovariate(1.0)))
     return min(15, 1 + int(rng.expovariate(1 / 4)))

@@ -1,1 +1,1 @@
-"""Clients: sockets, HTTP, WebSocket. The only part of the bridge in serving that imports websockets."""
+"""Serves clients: sockets, HTTP and WebSocket. In `serve`, only this package imports websockets."""

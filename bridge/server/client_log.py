@@ -41,18 +41,18 @@ class ClientLog:
         self._limiter = LogLimiter(time)
         self._warned_of_subprotocol = False
         self._dropped = 0
-        """Clients that were closed without an answer since there was last capacity."""
+        """The number of clients refused without an answer since the bridge last had capacity."""
 
     # Before a client has a connection
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
-        """A client is refused."""
+        """Counts and logs a refused client."""
         self._metrics.refused.labels(rule).inc()
         if (suppressed := self._limiter.allow(rule)) is not None:
             _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **suppressed)
 
     def dropped(self, clients: int) -> None:
-        """A client is refused without an answer, because `clients` use the whole capacity."""
+        """Counts a client refused without an answer, because `clients` use the whole capacity. Logs the first one."""
         self._metrics.refused.labels(Rule.FULL).inc()
         if not self._dropped and (suppressed := self._limiter.allow("dropped")) is not None:
             _log.warning(
@@ -61,20 +61,20 @@ class ClientLog:
         self._dropped += 1
 
     def has_capacity(self) -> None:
-        """A client could become a connection. Logs the end of a time in which clients were dropped."""
+        """Called when a client is admitted within the capacity. Logs the end of a period of dropped clients."""
         if self._dropped:
             if (suppressed := self._limiter.allow("room")) is not None:
                 _log.info("there is room for clients again", dropped=self._dropped, **suppressed)
             self._dropped = 0
 
     def abandoned(self, peer: str) -> None:
-        """A client ended its connection before its request was complete."""
+        """Counts and logs a client that ended its connection before its request was complete."""
         self._metrics.abandoned.inc()
         # Only at debug, because port scanners and TCP health checks do this all the time.
         _log.debug("client ended the connection before its request was complete", peer=peer)
 
     def handshake(self, peer: str, request: Request | None, answer: Answer, duration_s: float) -> None:
-        """A handshake is decided. To be called only while `tracing`. `request` is None if it can't be parsed."""
+        """Logs a decided handshake. To be called only while `tracing`. `request` is None if it can't be parsed."""
         fields: dict[str, object] = {}
         if request is not None:
             fields["method"] = request.method
@@ -113,19 +113,19 @@ class ClientLog:
     # While a client has a connection
 
     def opened(self, connection: Connection) -> None:
-        """A connection has opened."""
+        """Counts and logs an opened connection."""
         self._opened.inc()
         if self.tracing:
             _log.debug("connection opened", peer=connection.peer)
 
     def throttled(self, client: Throttleable) -> None:
-        """A client is throttled."""
+        """Counts and logs a throttled client."""
         self._metrics.throttles.inc()
         if (suppressed := self._limiter.allow("flood")) is not None:
             _log.info("client throttled", peer=client.peer, **suppressed)
 
     def evicted(self, connection: Connection, reason: CloseReason, details: dict[str, object]) -> None:
-        """The bridge closes a connection for a reason. A stopping bridge evicts no client."""
+        """Counts and logs an eviction. A client that is closed because the bridge stops is not evicted."""
         if reason is CloseReason.STOPPING:
             return
         self._metrics.evictions.labels(reason.slug).inc()
@@ -142,7 +142,7 @@ class ClientLog:
         )
 
     def closed(self, connection: Connection) -> None:
-        """A connection has closed."""
+        """Logs a closed connection, at level debug."""
         if self.tracing:
             connected_s = round(self._time() - connection.opened_at)
             _log.debug("connection closed", peer=connection.peer, code=connection.close_code, connected_s=connected_s)

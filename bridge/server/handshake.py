@@ -44,13 +44,13 @@ class HandshakeLog(Protocol):
     """Whether `handshake` is to be called."""
 
     def refused(self, rule: Rule, peer: str, detail: str) -> None:
-        """A client is refused."""
+        """Called when a client is refused."""
 
     def abandoned(self, peer: str) -> None:
-        """A client ended its connection before its request was complete."""
+        """Called when a client ends its connection before its request is complete."""
 
     def handshake(self, peer: str, request: Request | None, answer: Answer, duration_s: float) -> None:
-        """A handshake is decided. `request` is None if it can't be parsed."""
+        """Called when a handshake is answered. `request` is None if it can't be parsed."""
 
 
 @dataclass(frozen=True, slots=True)

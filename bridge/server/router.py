@@ -1,6 +1,6 @@
 """Decides the response to a request: an upgrade, a page, or a refusal.
 
-Pure, except that the pages ask for readiness and metrics. Nothing here knows of sockets or timers.
+Pure, except that the pages read readiness and metrics: no sockets, no timers.
 """
 
 from dataclasses import dataclass

@@ -137,7 +137,7 @@ class Server:
             self._handshakes[Handshake(self._handshake_context, client, shared_address)] = None
 
     def _refuse(self, client: socket.socket, address: str, refusal: Refusal) -> None:
-        """Refuses an external client at once. The bridge reads nothing from it, and does not count it."""
+        """Refuses an external client at once. The bridge reads nothing from it. It does not count for any limit."""
         self._client_log.refused(refusal.rule, address, refusal.detail)
         with client, suppress(OSError):  # the client is already gone
             if self._tls is None:

@@ -214,7 +214,7 @@ async def read(amqp_url: str, stream: str, wanted: set[int]) -> list[int]:
             ):
                 async for message in messages:
                     await message.ack()
-                    # The bridges' own marks are in the stream too.
+                    # The bridges' own markers are in the stream too.
                     if message.type == MARKER_TYPE:
                         continue
                     found.append(orjson.loads(message.body)["killmailId"])

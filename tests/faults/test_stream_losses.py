@@ -263,12 +263,12 @@ async def test_what_the_broker_loses_on_its_return_is_told_to_all_who_read_the_s
     assert len(own) == 2
     assert {gap.reason for gap in own if gap} == {AWAY}
     assert later.bodies[: len(older.bodies)] == older.bodies
-    # In its place: in front of the mark, and behind what was read before the broker ended.
+    # The gap is reported before its marker, and after the events that were read before the broker ended.
     assert later.log.index(later.gaps[0]) > len(older.bodies[:10])
 
 
 @pytest.mark.parametrize("mandatory", ["returned", "dropped"])
-async def test_mark_that_does_not_come_back_is_published_again(
+async def test_marker_that_is_not_read_back_is_published_again(
     broker: Broker, amqp: AbstractConnection, queue: str, mandatory: str
 ) -> None:
     channel = await amqp.channel()
@@ -277,7 +277,7 @@ async def test_mark_that_does_not_come_back_is_published_again(
     if mandatory == "dropped":  # confirmed, and in a queue of somebody else's
         await channel.declare_queue(nowhere, exclusive=True)
     asked: list[float] = []
-    async with open_connection((Node(broker.url),), "sounding") as line:
+    async with open_connection((Node(broker.url),), "stream end probe") as line:
         probe = await StreamEndProbe.listen(line, queue, DEFAULT.marker_retry_s)
         probe._stream = nowhere
 

@@ -78,7 +78,7 @@ async def test_bridge_that_may_not_bind_leaves_no_marks(node_broker: PrivateNode
                     await refused(url, exchange, stream)
             await publish(amqp, exchange, b"event")
             await eventually("the event is there", lambda: recorder.bodies == [b"event"])
-        assert len(recorder.ids) == 2, "the reader's own mark, and the event"
+        assert len(recorder.ids) == 2, "the reader's own marker, and the event"
 
 
 async def test_broker_that_hangs_while_the_end_is_looked_for_is_named(
@@ -193,7 +193,7 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
 
 
 async def test_broker_that_takes_nothing_to_publish_is_waited_for_and_named(node_broker: PrivateNode) -> None:
-    """The mark that finds the stream's end has to wait as everything does that is published."""
+    """The marker that finds the end of the stream waits, as all published messages do."""
     recorder = Recorder()
     async with place(node_broker, kind=KEPT) as (exchange, stream):
         await node_broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")

@@ -60,7 +60,7 @@ async def test_update_reaches_many_clients_at_the_containers_own_address(place: 
     updates = [orjson.loads(await client.text()) for client in clients]
     assert [update["data"] for update in updates] == [killmail(1)] * len(clients)
     # Either way of writing to many will do: which one it is depends on the engine's seccomp profile.
-    code, _ = bridge.python("from bridge.broadcast.socket_writes import Bulk; Bulk()")
+    code, _ = bridge.python("from bridge.broadcast.socket_writes import IoSubmitWriter; IoSubmitWriter()")
     assert any(NO_BULK in line for line in bridge.log()) == bool(code)
     for client in clients:
         await client.close()

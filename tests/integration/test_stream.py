@@ -83,7 +83,7 @@ async def test_what_was_there_before_is_read_as_the_past_and_in_order(
             await publish(amqp, exchange, *bodies(50, 60))
             await has(first, bodies(0, 60))
             await has(second, bodies(0, 60))
-    # All readers come to the same ids, those of marks too, and each event's check is its body's.
+    # All readers find the same ids, those of markers too. The tag of an event is that of its body.
     assert second.ids == first.ids == sorted(first.ids)
     assert all(came.id and came.id.tag == crc32(came.body) for came in first.log if isinstance(came, Delivered))
     assert first.gaps == second.gaps == []

@@ -1,4 +1,4 @@
-"""What a bridge consumes: how it is declared, consumed and left. An exclusive queue, a named queue or a stream."""
+"""Declares, consumes and leaves what a bridge consumes: an exclusive queue, a named queue or a stream."""
 
 import asyncio
 import time

@@ -1,6 +1,6 @@
 """Consumes events, in one supervised session after another: connect, set up, consume until the session ends.
 
-Each session has its own connection, channel and deliveries. This module does not know what becomes of a delivery.
+Each session has its own connection, channel and deliveries. This module does not process deliveries.
 """
 
 import asyncio

@@ -12,7 +12,7 @@ DELIVERY_COUNT = "x-delivery-count"
 """The header with the number of earlier deliveries of a message. A quorum queue sets it."""
 
 WARNED = 5
-"""Counts from here on are warned of. Since RabbitMQ 4.0, the default limit is 20."""
+"""The lowest count with a warning. Since RabbitMQ 4.0, the default limit is 20."""
 
 _log = structlog.get_logger("bridge.amqp")
 

@@ -13,7 +13,7 @@ CLOSED_EARLY = (
     "the broker ends the connection each time it delivers; a message in the queue may be one that it can't deliver: "
     "look into the broker's log"
 )
-"""RabbitMQ 3.10 does so for a message that was sent by AMQP 1.0 without a routing key."""
+"""RabbitMQ 3.10 ends the connection for a message that was sent by AMQP 1.0 without a routing key."""
 
 LOST_EARLY = "the connection is lost each time as soon as the bridge consumes: look into the broker's log"
 

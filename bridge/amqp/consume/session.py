@@ -3,7 +3,7 @@
 Each delivery goes to the handler in order, in the turn of the loop that receives it. Whatever handles it calls
 `settle()` when the broker may forget it. The session acknowledges settled deliveries in runs.
 
-This module does not know what becomes of a delivery.
+This module does not process deliveries.
 """
 
 import asyncio
@@ -229,7 +229,7 @@ class ConsumerSession:
     def _hand_over(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
-        """Makes the handler's delivery from a recorded one."""
+        """Queues a delivery for the handler. `on_read_end` passes it on."""
         if redelivered:
             self._delivery_counts.note(tag, properties)
         self._deliveries.append(
@@ -247,7 +247,7 @@ class ConsumerSession:
         self.acknowledge()
 
     def _pass_on(self) -> None:
-        """Passes the deliveries so far to the handler, in one call."""
+        """Passes the queued deliveries to the handler, in one call."""
         if self._deliveries:
             deliveries, self._deliveries = self._deliveries, []
             self._handler.deliver(deliveries)

@@ -39,7 +39,7 @@ class StallDetector:
     def __init__(
         self, amqp: Connection, reader: StreamReader, on_answer: Callable[[float], None], timing: Timing = DEFAULT
     ) -> None:
-        """`reader` is the consumer's, and is told the ends that the probes find.
+        """`reader` belongs to the consumer. It receives the ends that the probes find.
 
         `on_answer` is called when a stall is confirmed, with the time of the request (monotonic seconds): the probe
         shows that the broker answers.
@@ -113,8 +113,8 @@ class StallDetector:
     async def _probe(self, offset: "int | Literal['next']") -> int | None:
         """Returns the offset of the first message from `offset` on, or None if there is none.
 
-        Raises _NoAnswerError if the probe fails. The consumer goes on: it notices by itself when its stream or its
-        connection is gone.
+        Raises _NoAnswerError if the probe fails. The consumer continues: it detects the loss of its stream or its
+        connection by itself.
         """
         limit_s = self._timing.stall_check_s
         try:

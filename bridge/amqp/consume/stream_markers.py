@@ -59,7 +59,7 @@ def _gap(members: object) -> Gap | None:
     if since_s is None or until_s is None or since_s > until_s or not isinstance(reason, str):
         return None
     slug = members.get("slug")
-    # An older bridge writes none. A newer one may write one that this bridge does not know.
+    # An older bridge writes no slug. A newer bridge may write a slug that this version does not have.
     known = GapSlug(slug) if slug in list(GapSlug) else GapSlug.BROKER_AWAY
     return Gap(since_s, until_s, printable(reason), known)
 

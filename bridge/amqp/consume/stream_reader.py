@@ -31,7 +31,7 @@ from bridge.timing import DEFAULT, Timing
 SLUGS = {TRUNCATED: GapSlug.STREAM_TRUNCATED, RECREATED: GapSlug.STREAM_RECREATED}
 
 AWAY = "the broker was away, or may have been, and may have confirmed events on its return before the stream took them"
-"""RabbitMQ 3.10.8 does so for 0.3 s after it was killed and started again. Its listener is open, but the stream has no
+"""RabbitMQ 3.10.8 drops events for 0.3 s after a kill and a restart. Its listener is open, but the stream has no
 leader yet: a message for the stream is confirmed and dropped."""
 
 TOKENS = 64
@@ -166,7 +166,7 @@ class StreamReader:
             self._gaps.forward(marker.gap)
 
     def report_loss(self) -> None:
-        """Reports the loss of the position, before the first delivery after it."""
+        """Reports the loss that the position has found, before the first delivery after the loss."""
         reason = self.position.take_loss()
         self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
 

@@ -1,6 +1,6 @@
 """The deliveries of one consumer of a stream: messages that were read before are settled, new ones get an id.
 
-This module does not know what becomes of a delivery, or how a stream is declared.
+This module neither processes deliveries nor declares the stream.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Checks again and again, as long as the bridge consumes, that exchanges, queue and bindings still exist.
+"""Checks at intervals, while the bridge consumes, that exchanges, queue and bindings still exist.
 
 If an exchange is deleted and declared again, its bindings are gone, and no events arrive: the broker sends no error. If
 it is declared again as a direct exchange, it accepts the binding and delivers nothing.
@@ -26,7 +26,7 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.amqp")
 
 UNVERIFIED_BINDING = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"
-"""Logged once for each connection: without the binding, no events arrive, and the bridge can't notice it."""
+"""Logged once for each connection: without the binding, no events arrive, and the bridge can't detect it."""
 
 INACCESSIBLE_EXCHANGE = "the user may not look at the exchange, and is not told whether it exists"
 """Logged once for each connection: since RabbitMQ 4.3, a passive declaration needs a permission on the exchange."""
@@ -45,7 +45,7 @@ class Check:
     purpose: str
     """The purpose of the request, as it follows "to" in a warning."""
     request: Request
-    """Returns a true value if everything exists, but events still wait in the queue."""
+    """Returns the number of events in the queue, or None for other parts. Raises the broker's error if it fails."""
     pending: bool = False
     """True from the request to its answer."""
     pending_ticks: int = 0

@@ -1,6 +1,6 @@
 """Checks the broker before a command begins, so that a wrong setting is reported at once instead of tried again.
 
-A connection that is lost later is the business of its owner.
+If a connection is lost later, its owner handles this.
 """
 
 from collections.abc import Sequence

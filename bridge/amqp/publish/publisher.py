@@ -36,7 +36,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 PERSISTENT = 2
 """The delivery mode of messages that survive a restart of the broker in a durable queue."""
 
-# The standard library's logger, not structlog: this runs in programs of others.
+# The standard library's logger, not structlog: this module runs in other programs.
 _log = logging.getLogger("bridge.publisher")
 
 

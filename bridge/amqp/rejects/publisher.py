@@ -180,7 +180,7 @@ class RejectPublisher:
                     delivery.body, self._exchange or "", delivery.routing_key, properties, original.message_id
                 )
             except Unconfirmed as error:
-                # Each failure is followed by another attempt. `run` reports why a channel was closed: it knows more.
+                # Another attempt follows each failure. `run` reports why a channel was closed: it has the cause.
                 if isinstance(error, Unrouted) or not error.channel.is_closed:
                     self._fail(str(error))
                 if isinstance(error, Unrouted):

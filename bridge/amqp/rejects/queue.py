@@ -25,7 +25,7 @@ from bridge.amqp.wire.compat import install_lenient_decoders
 from bridge.errors import BridgeError, BrokerRefusal, ConfigurationError
 
 RPC_TIMEOUT_S = 30.0
-"""For each request. A broker that is short of memory or disk accepts no message, and does not report that."""
+"""Bounds each request. A broker that is short of memory or disk accepts no message, and does not report this."""
 
 CONNECTION_ERRORS = (aiormq.exceptions.AMQPError, OSError, RuntimeError, asyncio.CancelledError)
 """What aiormq raises if a connection or a channel is lost."""

@@ -1,7 +1,7 @@
 """Decides when failed attempts are made again: one at a time while all fail, and soon all of them after a success.
 
 The end of an outage is noticed as soon with one waiting attempt as with thousands, and the broker gets no more attempts
-in the second case. This module does not know what is attempted.
+in the second case. This module does not make the attempts.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from contextlib import suppress
 from bridge.backoff import Backoff
 
 MAX_PAUSE_S = 1.0
-"""Between two attempts while none succeeds."""
+"""The longest pause between two attempts while no attempt succeeds."""
 
 MAX_OWN_PAUSE_S = 0.6
 """Before a failed attempt joins the queue. Without this pause, an attempt that fails although others succeed would be

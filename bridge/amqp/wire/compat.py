@@ -249,6 +249,6 @@ def _pieces(number: int, body: bytes, content_size: int) -> Iterator[bytes]:
 
 
 def _retrieve_exception(publishing: asyncio.Task[None]) -> None:
-    """Otherwise asyncio logs the exception if the caller was cancelled."""
+    """Marks the exception as retrieved: otherwise asyncio logs it if the caller was cancelled."""
     if not publishing.cancelled():
         publishing.exception()

@@ -4,7 +4,7 @@ aiormq reads three frames for a message, each through several coroutines, and ru
 message, and four times as much if a single update finds the caches cold. The fast channel takes 6 µs (`make bench`,
 saturated with one client). All other frames of the connection go to aiormq unchanged.
 
-This module knows nothing of sockets, of the meaning of a message, or of its further way.
+This module has no sockets, and does not interpret messages.
 """
 
 import struct
@@ -91,7 +91,7 @@ class FastChannel:
         self._last_properties: tuple[bytes, MessageProperties] | None = None
         """The properties of the last delivery, as bytes and read. They are usually the same again."""
         self._method: Method | None = None
-        """That of the delivery that is being received."""
+        """The method of the delivery that is being received."""
         self._properties: MessageProperties | None = None
         self._body: list[bytes] = []
         self._large: bytearray | None = None

@@ -1,8 +1,8 @@
 """The properties of a delivery: type, encoding and offset are read at once, all others on demand.
 
 In a stream, no two messages have the same properties, because each has its own offset among its headers. The offset is
-found without decoding the other headers, which would take longer than the rest of a delivery. This module knows nothing
-of frames, or of the use of a property.
+found without decoding the other headers, which would take longer than the rest of a delivery. This module neither reads
+frames nor interprets properties.
 """
 
 import struct

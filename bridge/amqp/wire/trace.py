@@ -13,7 +13,7 @@ LOGGER = "bridge.amqp"
 
 _log = structlog.get_logger(LOGGER)
 
-# Connections and channels, by the standard library's logger: a Publisher runs this in programs of others.
+# Connections and channels, by the standard library's logger: a Publisher runs this in other programs.
 
 _standard_log = logging.getLogger(LOGGER)
 

@@ -1,6 +1,6 @@
-"""The AsyncAPI document: what a client may expect and a fetcher may publish, said for tools.
+"""Makes the AsyncAPI document: for tools, what a client may expect and a fetcher may publish.
 
-AsyncAPI speaks from the bridge's point of view: it receives events from the broker's exchanges, and sends updates to
+The document has the bridge's point of view: it receives events from the broker's exchanges, and sends updates to
 WebSocket clients. The schemas of both are the schema files.
 """
 
@@ -20,7 +20,7 @@ _WEBSOCKETS_BINDING = "0.1.0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """What the document says of one bridge, beside the schemas."""
+    """The parts of the document that differ between bridges with the same schemas."""
 
     version: str
     host: str
@@ -37,7 +37,7 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
     """The AsyncAPI 3.0.0 document, indented, with a newline at its end.
 
     `documents` are the schema files (name to content), `filterable` the members that clients may filter by, each with
-    its types. Where the broker is stays out of it: whoever publishes knows, and nobody else has to.
+    its types. It never contains the address of the broker: publishers have it, and others do not need it.
     """
     files = messages.read(documents)
     envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}

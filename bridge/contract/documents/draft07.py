@@ -12,9 +12,9 @@ from bridge.contract.keywords import ANCHORS, BY_NAME, PLAIN, REFERENCES, Steps,
 
 
 def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, dict[str, object]]:
-    """The same schemas for draft 7. Each needs its `$id`; `place` is where all of them will be: `#/components/schemas`.
+    """Converts schemas to draft 7. Each needs its `$id`. `place` is their common place: `#/components/schemas`.
 
-    A reference to what is none of them becomes a schema that takes everything.
+    A reference to another schema becomes a schema that accepts everything.
     """
     places: dict[str, str] = {}
     for name, schema in schemas.items():
@@ -23,7 +23,7 @@ def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, d
 
 
 def _find(schema: object, base: str, uris: tuple[str, ...], place: str, places: dict[str, str]) -> None:
-    """Notes where each schema within this one will be, by every URI that a reference may use for it."""
+    """Records the place of each schema within this one, by every URI that a reference may use for it."""
     if isinstance(schema, dict):
         if "$id" in schema:
             base = _base(schema, base)
@@ -87,12 +87,12 @@ def _reference(reference: str, base: str, places: Mapping[str, str]) -> dict[str
 
 
 def _base(schema: Mapping[str, Any], base: str) -> str:
-    """What references within the schema are relative to."""
+    """Returns the base URI of references within the schema."""
     return urldefrag(urljoin(base, schema["$id"]))[0] if "$id" in schema else base
 
 
 def _seems_reference(value: object) -> bool:
-    """Whether an example, say, holds what tools would follow as a reference: they do so wherever it stands."""
+    """Whether a value, such as an example, contains a member that tools follow as a reference, wherever it stands."""
     if isinstance(value, dict):
         return isinstance(value.get("$ref"), str) or any(map(_seems_reference, value.values()))
     return isinstance(value, list) and any(map(_seems_reference, value))

@@ -10,7 +10,7 @@ read is always handled as a whole, so it may exceed the budget. The excess is a 
 most of its debt is paid. While the common budget is used up, every client that sends anything is throttled until the
 next period. Throttled clients are read from in turn. Among 10,000 clients that flood, a pong is late by ten seconds.
 
-Nothing here knows of sockets, or of what the bytes mean.
+This module has no sockets, and does not interpret the bytes.
 """
 
 import asyncio

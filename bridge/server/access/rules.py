@@ -5,7 +5,7 @@ same host admits no external client. `Host` must not be a public name that was r
 must be allowed; if the browser sends none, `Sec-Fetch-Site` must not be `cross-site`. A forged forwarding header can
 only exclude its sender.
 
-Pure. Nothing here knows of sockets, of WebSocket, or of the meaning of a path.
+Pure: no sockets, no WebSocket, no paths.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ llhttp reads the headers, through httptools, as strictly as it can: no folded li
 control characters, no contradiction between Content-Length and Transfer-Encoding. This module parses the
 request line, because llhttp refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
 
-Pure. Nothing here knows which requests are allowed, or what a path means.
+Pure. `access` and `router` decide which requests are allowed.
 """
 
 import re

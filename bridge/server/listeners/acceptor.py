@@ -7,7 +7,7 @@ silently drops a client. If it can't do that either, it retries at once and uses
 While descriptors are exhausted, clients wait in the kernel's queue. The last descriptors are kept for the broker, whose
 connection may have to be made again.
 
-Nothing here knows which clients may connect, or what they are sent.
+The owner of the acceptor decides which clients may connect.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What only the kernel knows of a TCP connection, and socket options that end it differently (tcp(7), socket(7))."""
+"""Reads the kernel's state of a TCP connection, and sets how the connection ends (tcp(7), socket(7))."""
 
 import asyncio
 import socket
@@ -39,7 +39,7 @@ def acknowledged_bytes(client: socket.socket) -> int | None:
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str | None:
-    """Returns the client's address and port, for logs. None if the transport does not know it any more."""
+    """Returns the client's address and port, for logs. None if the transport no longer has them."""
     name = transport.get_extra_info("peername")
     return f"{name[0]} port {name[1]}" if name else None
 

@@ -4,7 +4,7 @@ The bridge only emits. It reads a client's messages only to check that they foll
 reader holds at most an incomplete header, an incomplete control frame, or an incomplete UTF-8 sequence, and never a
 message. Clients send almost nothing, so a reader is created when bytes arrive, and dropped as soon as it is idle.
 
-Pure. Nothing here knows of sockets or timers, or how the bridge answers.
+Pure: no sockets, no timers. The connection answers the client.
 """
 
 from __future__ import annotations

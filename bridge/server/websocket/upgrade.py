@@ -4,7 +4,7 @@ The library websockets checks the key and the version, and computes the accept v
 leniently as section 4.2.1 allows: `Upgrade` and `Connection` are lists. It never negotiates an extension or a
 subprotocol.
 
-Pure. Nothing here knows which clients may connect.
+Pure. `access` decides which clients may connect.
 """
 
 from collections.abc import Sequence

@@ -162,7 +162,7 @@ async def test_wrong_password_is_a_refusal_that_does_not_show_it(
         ),
     ],
 )
-async def test_way_to_log_in_that_is_refused_is_said_with_what_is_possible(
+async def test_refused_mechanism_is_a_refusal_that_names_the_possible_ones(
     monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, query: str, error: Exception, words: str
 ) -> None:
     Line(monkeypatch, one=error)

@@ -38,7 +38,7 @@ from bridge.amqp.connection_errors import (
     ],
     ids=repr,
 )
-def test_sentence_is_the_last_of_what_an_error_says(error: BaseException, words: str) -> None:
+def test_error_text_is_the_last_part_of_the_error(error: BaseException, words: str) -> None:
     assert error_text(error) == words
 
 
@@ -103,7 +103,7 @@ def failed(reason: str | None) -> ssl.SSLError:
         (failed(None), "the TLS handshake failed: "),
     ],
 )
-def test_complaint_says_what_is_wrong(error: ssl.SSLError, words: str) -> None:
+def test_tls_error_text_names_the_fault(error: ssl.SSLError, words: str) -> None:
     assert words in tls_error_text(error)
     assert tls_error_text(error).isprintable()
     assert not tls_error_text(error).endswith(".")
@@ -117,7 +117,7 @@ def test_complaint_says_what_is_wrong(error: ssl.SSLError, words: str) -> None:
         ("amqps", True, "may not accept the bridge's certificate"),
     ],
 )
-def test_end_without_a_word_is_said_with_what_it_may_mean(scheme: str, *, has_certificate: bool, words: str) -> None:
+def test_early_eof_text_names_possible_causes(scheme: str, *, has_certificate: bool, words: str) -> None:
     assert words in early_eof_text(scheme, has_certificate=has_certificate)
 
 

@@ -1,4 +1,4 @@
-"""What is made, and what is only not there yet."""
+"""Setup of the topology: what is declared, what is used as it is, and what is not up yet."""
 
 from collections.abc import Mapping
 from typing import Any, cast

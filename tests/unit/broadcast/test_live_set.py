@@ -160,7 +160,7 @@ def test_all_that_did_not_take_everything_are_returned_each_with_its_own_bytes(s
     assert clients[3].read() == clients[5].read() == frames
 
 
-def test_those_returned_are_still_there_and_may_be_discarded_while_they_are_gone_through(sockets: LiveSockets) -> None:
+def test_returned_connections_are_in_the_set_until_they_are_discarded(sockets: LiveSockets) -> None:
     clients = [sockets.client() for _ in range(5)]
     for client in clients[:4]:
         client.far.close()

@@ -58,7 +58,7 @@ def shared(log: UpdateLog, updates: int = 0) -> ReplayIndex:
 
 
 def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
-    """A history in which each tenth position has a mark or a notice, and the positions of its updates."""
+    """Returns an index in which some positions have only an id or an own message, and the positions of its updates."""
     index = ReplayIndex(UpdateLog(2**24))
     positions = []
     for position in range(updates):

@@ -83,7 +83,7 @@ def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
 
 
 def with_id(number: int, kind: str = "a", check: int = CHECK, own_messages: int = 0) -> dict[str, Any]:
-    """An update after so many notices, each of which takes a number too."""
+    """Returns an update after a number of own messages, each of which has a position too."""
     return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, check))}
 
 
@@ -418,7 +418,7 @@ def test_update_of_which_only_the_payload_is_at_hand_is_filtered_too(scene: Scen
 # Many clients that resume, and the live ones
 
 
-def test_so_many_are_given_something_in_a_turn_and_no_more(scene: Scene) -> None:
+def test_bytes_for_resuming_clients_in_one_turn_are_bounded(scene: Scene) -> None:
     scene.publish(*"a" * 100, size=1000)
     clients = [scene.join("1-0000abcd") for _ in range(300)]
     most_bytes = before = 0
@@ -731,7 +731,7 @@ def test_own_messages_count_for_the_bound_of_the_log() -> None:
     scene = Scene(log_bytes=40_000)
     for _ in range(1000):
         scene.hub.send_own_message(envelope.gap("then", "now", "." * 500, NOW_MS))
-    kept = sum(len(notice) for segment in scene.index._segments for notice in segment.own_messages.values())
+    kept = sum(len(frame) for segment in scene.index._segments for frame in segment.own_messages.values())
     assert kept < 2 * 40_000
     assert scene.index.log.size_bytes <= 40_000
     scene.publish(*"a" * 300)
@@ -762,7 +762,7 @@ def test_flush_of_updates_and_ids_alone_shows_only_updates() -> None:
     assert scene.metrics.written == 5
 
 
-def test_what_is_dropped_is_what_was_to_be_sent(scene: Scene) -> None:
+def test_updates_that_were_not_replayed_are_not_counted_as_dropped(scene: Scene) -> None:
     scene.publish(*"a" * 500)
     for _ in range(10):
         scene.hub.leave(scene.join("0-0000abcd", full=True))

@@ -27,7 +27,7 @@ def filled(*sizes: int, max_bytes: int = 1_000_000) -> ReplayIndex:
 
 
 def view_of(index: ReplayIndex, *, ids: bool) -> tuple[SharedSubscription, Callable[[int], bytes]]:
-    """Returns a view, and a function that returns the frame of the view at a position."""
+    """Returns a subscription, and a function that returns its frame at a position."""
     framing = FrameEncoder(index)
     return SharedSubscription(index, framing, None, ids), lambda position: framing.frame(position, ids=ids)
 

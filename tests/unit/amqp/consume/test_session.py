@@ -124,7 +124,7 @@ async def test_deliveries_that_come_together_are_flushed_once_and_acknowledged_i
     assert handler.new() == [], "nothing is left to do"
 
 
-async def test_delivery_is_what_came() -> None:
+async def test_delivery_has_the_fields_of_its_frames() -> None:
     handler = Handler()
     content = ContentHeader(
         body_size=4, properties=commands.Basic.Properties(message_type="kill", content_encoding="br")
@@ -211,7 +211,7 @@ async def test_delivery_that_is_not_settled_holds_back_those_behind_it(handler: 
     assert handler.session.outstanding == 0
 
 
-async def test_those_behind_it_are_acknowledged_alone_when_they_are_half_of_the_prefetch(handler: Handler) -> None:
+async def test_deliveries_after_an_unsettled_one_are_acknowledged_at_half_of_the_prefetch(handler: Handler) -> None:
     """One delivery that nobody can settle must not use up the prefetch: the broker would send nothing more."""
     handler.held = {1}
     alone = range(2, 2 + HALF)

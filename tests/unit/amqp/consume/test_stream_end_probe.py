@@ -36,7 +36,7 @@ def comes(channel: FakeChannel, body: bytes, offset: int = 41) -> asyncio.Task[N
 
 
 class Delivers:
-    """The answer of a broker that delivers the mark that was published."""
+    """The answer of a broker that delivers the published marker."""
 
     def __init__(self, amqp: FakeAmqp) -> None:
         self._amqp = amqp

@@ -115,7 +115,7 @@ def test_offset_that_comes_again_within_a_session_is_known(position: StreamPosit
     assert position.loss is None
 
 
-def test_what_was_dropped_unread_is_said(position: StreamPosition) -> None:
+def test_messages_dropped_before_they_were_read_are_a_loss(position: StreamPosition) -> None:
     position.begin_session(20)
     assert observe(position, 15, 16) == [NEW, NEW]
     assert position.loss == TRUNCATED
@@ -125,11 +125,11 @@ def test_what_was_dropped_unread_is_said(position: StreamPosition) -> None:
 
 
 @pytest.mark.parametrize("next_one", [11, 12])
-def test_single_places_are_the_brokers_own(position: StreamPosition, next_one: int) -> None:
+def test_single_missing_offset_is_no_gap(position: StreamPosition, next_one: int) -> None:
     assert observe(position, next_one) == [NEW]
 
 
-def test_more_missing_places_end_a_session_and_what_follows_the_last_one_again_is_taken(
+def test_possible_gap_ends_the_session_and_is_accepted_if_the_last_message_still_exists(
     position: StreamPosition,
 ) -> None:
     """Nothing was dropped: else the last one, which is older, would not be there any more."""
@@ -139,7 +139,7 @@ def test_more_missing_places_end_a_session_and_what_follows_the_last_one_again_i
     assert position.loss is None
 
 
-def test_more_missing_places_are_reported_as_dropped_where_the_last_one_is_gone_too(position: StreamPosition) -> None:
+def test_possible_gap_is_a_loss_if_the_last_message_was_dropped_too(position: StreamPosition) -> None:
     assert observe(position, 30) == [POSSIBLE_GAP]
     assert position.last == UpdateId(10, tag_of(10)), "nothing behind them counts as read"
     assert position.begin_session(40) == 10

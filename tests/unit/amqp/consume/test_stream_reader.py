@@ -349,7 +349,7 @@ async def test_marker_without_a_gap_tells_of_none(stage: Reader, body: bytes) ->
     stage.reader.on_marker(body)
     assert stage.recorder.gaps == []
     stage.reader.on_marker(marker("theirs"))
-    assert stage.recorder.gaps == [GAP], "only marks with a gap are remembered"
+    assert stage.recorder.gaps == [GAP], "only markers with a gap are remembered"
 
 
 # What is said

@@ -152,7 +152,7 @@ async def test_broker_that_does_not_answer_while_all_is_set_up_is_given_up(
     assert clock.now_s - before_s == pytest.approx(DEFAULT.setup_timeout_s, abs=0.01)
 
 
-async def test_broker_that_takes_nothing_is_told_until_it_does_or_the_life_ends(running: RunningChannel) -> None:
+async def test_owner_is_notified_of_a_blocked_connection_until_it_is_unblocked_or_lost(running: RunningChannel) -> None:
     session = await running.open(amqp := FakeAmqp())
     await amqp.block("low on memory")
     await amqp.unblock()
@@ -235,7 +235,7 @@ async def test_two_messages_of_the_same_id_are_not_under_way_at_once(
 # The channel
 
 
-async def test_channel_that_is_renewed_ends_its_life_with_the_reason(running: RunningChannel) -> None:
+async def test_reset_ends_the_session_with_its_reason(running: RunningChannel) -> None:
     session = await running.open(amqp := FakeAmqp())
     [channel] = amqp.channels
     running.channel.reset(channel, "the queue is gone")  # type: ignore[arg-type]  # the fake stands for it
@@ -255,7 +255,7 @@ async def test_channel_that_is_closed_ends_no_other_session(running: RunningChan
     assert not second.done()
 
 
-async def test_renewal_of_a_channel_that_ends_at_the_same_time_is_none(running: RunningChannel) -> None:
+async def test_reset_of_a_channel_that_ends_at_the_same_time_does_nothing(running: RunningChannel) -> None:
     session = await running.open(amqp := FakeAmqp())
     amqp.lose()
     await asyncio.sleep(0)
@@ -263,7 +263,7 @@ async def test_renewal_of_a_channel_that_ends_at_the_same_time_is_none(running: 
     assert await session == "CONNECTION_FORCED - shutdown"
 
 
-async def test_failure_is_had_by_all_who_wait_and_those_who_come(running: RunningChannel) -> None:
+async def test_fail_raises_in_waiting_and_later_attempts(running: RunningChannel) -> None:
     waiting = [asyncio.create_task(running.publish()) for _ in range(2)]
     await asyncio.sleep(0.1)
     running.channel.fail(ValueError("never"))

@@ -1,4 +1,4 @@
-"""What a publisher is told by its publisher: a refusal at once, and again, and not any more once the broker agrees."""
+"""The errors of a Publisher: a refusal is raised at once and again, until the broker accepts."""
 
 from __future__ import annotations
 

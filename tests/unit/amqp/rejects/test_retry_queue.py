@@ -1,4 +1,4 @@
-"""Many who have failed: one of them at a time tries again, and soon all of them once one was confirmed."""
+"""Failed attempts: one at a time is repeated, and soon all of them after one is confirmed."""
 
 import asyncio
 
@@ -37,7 +37,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_one_at_a_time_tries_while_none_is_confirmed_and_all_when_one_is(
+async def test_attempts_are_made_one_by_one_until_one_is_confirmed_and_then_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pauses, retries = Pauses(monkeypatch), RetryQueue()
@@ -63,10 +63,10 @@ async def test_one_at_a_time_tries_while_none_is_confirmed_and_all_when_one_is(
     assert pauses.count - before <= 20
 
 
-async def test_one_who_is_confirmed_lets_two_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_confirmed_attempt_releases_two_others(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses, retries = Pauses(monkeypatch), RetryQueue()
     pauses.length_s = NEVER_S
-    # What is granted while nobody waits is not kept.
+    # A success while no attempt waits has no effect.
     retries.confirmed()
     waiting = [asyncio.create_task(retries.wait(AT_ONCE)) for _ in range(5)]
     await turns()
@@ -77,7 +77,7 @@ async def test_one_who_is_confirmed_lets_two_others_go(monkeypatch: pytest.Monke
     retries.confirmed()
     retries.failed()
     await turns()
-    # The first in line was let go already; nobody follows it.
+    # The first attempt in the queue is released already, and no attempt follows it.
     assert sum(task.done() for task in waiting) == 3
     for task in waiting:
         task.cancel()

@@ -25,7 +25,7 @@ def pages(*, ready: bool = True, metrics: Metrics | None = None, updates_path: s
     return Pages(lambda: (ready, {"ready": ready, "missing": []}), metrics or Metrics(), SCHEMAS, updates_path)
 
 
-def test_health_is_a_word() -> None:
+def test_healthz_answers_alive() -> None:
     assert pages().get("/healthz") == Response(HTTPStatus.OK, b"alive\n", "text/plain; charset=utf-8")
 
 
