@@ -15,7 +15,7 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.resume import Resume
 from bridge.broadcast.socket_writes import try_write
-from bridge.broadcast.subscriber import Dispatch, Event, State, Subscriber
+from bridge.broadcast.subscriber import ConnectionEvent, Dispatch, State, Subscriber
 
 CATCH_UP_BYTES = 16384
 """The most that a connection is sent at a time."""
@@ -42,7 +42,7 @@ time."""
 
 # Python 3.11 reads a member of an enum through a property in Python, which takes longer than what is done with it here.
 _RESUMING, _CATCHING_UP, _LAGGING, _CLOSING = State.RESUMING, State.CATCHING_UP, State.LAGGING, State.CLOSING
-_CAUGHT_UP = Event.CAUGHT_UP
+_CAUGHT_UP = ConnectionEvent.CAUGHT_UP
 
 _READING = frozenset({State.LAGGING, State.CATCHING_UP})
 """The states in which a connection reads the log. A connection may leave them whenever it is written to."""
@@ -60,7 +60,7 @@ class CatchUp:
     ) -> None:
         """`schedule` is the loop's `call_soon`."""
         self._index = index
-        self._update_log = index.log
+        self._update_log = index.update_log
         self._resume = resume
         self._schedule = schedule
         self._dispatch = dispatch
@@ -128,7 +128,7 @@ class CatchUp:
         if not connection.offset:
             return
         if connection.cursor < self._update_log.tail:
-            self._dispatch(connection, Event.OVERTAKEN)
+            self._dispatch(connection, ConnectionEvent.OVERTAKEN)
             return
         self._slowest = min(self._slowest, connection.cursor)
         self.closing.add(connection)
@@ -155,11 +155,11 @@ class CatchUp:
     def _turn(self) -> None:
         self._turn_is_scheduled = False
         for due, budget_bytes in zip(self._due, TURN_BUDGETS_BYTES, strict=True):
-            self._spend(budget_bytes, due)
+            self._consume(budget_bytes, due)
         if any(self._due) and not self._turn_is_scheduled:
             self._schedule_turn()
 
-    def _spend(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
+    def _consume(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         index = self._index
         limit_bytes = index.work_bytes + budget_bytes
         # Each connection once, and not those that are added meanwhile: one piece a turn.
@@ -191,10 +191,10 @@ class CatchUp:
             if message is None:
                 self.schedule(connection)
                 return
-            self._dispatch(connection, Event.RESUME_SENT)
+            self._dispatch(connection, ConnectionEvent.RESUME_SENT)
             self._send_message(connection, message)
         elif connection.cursor < log.tail:
-            self._dispatch(connection, Event.OVERTAKEN)
+            self._dispatch(connection, ConnectionEvent.OVERTAKEN)
             return
         elif connection.cursor < log.flushed:
             self._send_piece(connection)
@@ -256,7 +256,7 @@ class CatchUp:
 
     def _send_rest(self, connection: Subscriber) -> None:
         if connection.cursor < self._update_log.tail:
-            self._dispatch(connection, Event.OVERTAKEN)
+            self._dispatch(connection, ConnectionEvent.OVERTAKEN)
             return
         piece = connection.subscription.read(
             connection.cursor, connection.offset, connection.cursor + 1, CATCH_UP_BYTES
@@ -284,7 +284,7 @@ class CatchUp:
         """Closes a connection because of a fault of the bridge."""
         with suppress(Exception):
             connection.close(CloseReason.INTERNAL, error=repr(error))
-        self._dispatch(connection, Event.LEAVE)
+        self._dispatch(connection, ConnectionEvent.LEAVE)
 
     # Evictions
 
@@ -296,12 +296,12 @@ class CatchUp:
     def _evict_some(self) -> None:
         tail = self._update_log.tail
         for connection in [connection for connection in self.closing if connection.cursor < tail]:
-            self._dispatch(connection, Event.OVERTAKEN)
+            self._dispatch(connection, ConnectionEvent.OVERTAKEN)
         # RESUMING connections are left out: if the tail passes them, they begin again after it.
         reading = (*self.catching_up, *self.lagging)
         overtaken = [connection for connection in reading if connection.cursor < tail]
         for connection in overtaken[:MAX_EVICTIONS_PER_TURN]:
-            self._dispatch(connection, Event.OVERTAKEN)
+            self._dispatch(connection, ConnectionEvent.OVERTAKEN)
         self._evicting = len(overtaken) > MAX_EVICTIONS_PER_TURN
         if self._evicting:
             self._schedule(self._evict_some)

@@ -22,7 +22,7 @@ class FrameEncoder:
 
     def frame(self, position: int, *, ids: bool) -> bytes:
         """Returns the frame for a position. It is empty if clients receive nothing for it."""
-        frame = self._index.log.frame(position)
+        frame = self._index.update_log.frame(position)
         if not ids:
             return frame
         if not frame:
@@ -47,7 +47,7 @@ class FrameEncoder:
 
         The part is a copy. A view would keep the entire frame in memory after the log drops it.
         """
-        frame = self._index.log.frame(position)
+        frame = self._index.update_log.frame(position)
         parts: Sequence[bytes | memoryview]
         parts = self._parts(position) if ids and frame else (self.frame(position, ids=ids),)
         end, start = offset + max_bytes, 0
@@ -58,5 +58,5 @@ class FrameEncoder:
         return b"".join(found), end >= start
 
     def _parts(self, position: int) -> tuple[bytes, memoryview, bytes]:
-        payload, end = payload_of(self._index.log.frame(position))[:-1], ending(str(self._index.id_of(position)))
+        payload, end = payload_of(self._index.update_log.frame(position))[:-1], ending(str(self._index.id_of(position)))
         return text_header(len(payload) + len(end)), payload, end

@@ -21,7 +21,7 @@ from bridge.broadcast.frames import text_frame
 from bridge.broadcast.live_set import BroadcastWriter
 from bridge.broadcast.replay import FilterInput, ReplayIndex, UpdateFilter
 from bridge.broadcast.resume import Resume
-from bridge.broadcast.subscriber import TRANSITIONS, Action, Event, State, Subscriber, Transition
+from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, State, Subscriber, Transition
 from bridge.broadcast.subscriptions import Batch, SharedSubscription, Subscriptions
 from bridge.broadcast.update_log import ENTRY_BYTES
 from bridge.contract.filters import After
@@ -59,13 +59,13 @@ _Calls = tuple[_Call | None, State, tuple[_Call, ...]]
 """A row of the table as a hub carries it out: a call in the old state, the next state, and the calls in that state."""
 
 # Python 3.11 reads a member of an enum through a property in Python, which takes longer than the transition itself.
-_CONGESTED, _DRAINED, _PARTIAL_WRITE = Event.CONGESTED, Event.DRAINED, Event.PARTIAL_WRITE
+_CONGESTED, _DRAINED, _PARTIAL_WRITE = ConnectionEvent.CONGESTED, ConnectionEvent.DRAINED, ConnectionEvent.PARTIAL_WRITE
 
 
 class Trace(Protocol):
     """Receives each change of a connection's state."""
 
-    def __call__(self, connection: Subscriber, *, before: State, event: Event) -> None:
+    def __call__(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
         """Called after the change. `before` is the state before."""
 
 
@@ -90,7 +90,7 @@ class Hub:
         clients that resume get them.
         """
         self._index = index
-        self._update_log = log = index.log
+        self._update_log = log = index.update_log
         self._metrics = metrics
         self.schedule = schedule
         """Calls back in the next turn of the loop. Connections use it too, so that they need no loop of their own."""
@@ -136,14 +136,14 @@ class Hub:
         }
         self._leave = leave
 
-        def calls(before: State, event: Event, step: Transition) -> _Calls:
+        def calls(before: State, event: ConnectionEvent, step: Transition) -> _Calls:
             if step.to is before:
                 return None, before, tuple([actions[each] for each in step.actions])
             entered = [enter[step.to]] if step.to in enter else []
             traced = [] if trace is None else [partial(trace, before=before, event=event)]
             return leave.get(before), step.to, (*entered, *traced, *[actions[each] for each in step.actions])
 
-        self._table: Mapping[State, Mapping[Event, _Calls]] = {
+        self._table: Mapping[State, Mapping[ConnectionEvent, _Calls]] = {
             before: {event: calls(before, event, step) for event, step in steps.items()}
             for before, steps in TRANSITIONS.items()
         }
@@ -191,7 +191,7 @@ class Hub:
                 self._resume.start(connection, after)
                 return
         # The table has no row for a connection that has joined before.
-        self._dispatch(connection, Event.JOIN)
+        self._dispatch(connection, ConnectionEvent.JOIN)
         if connection.congested:
             self._dispatch(connection, _CONGESTED)
 
@@ -201,14 +201,14 @@ class Hub:
         It still gets the rest of a frame that is sent in part, and then `frame_ended`. If the log has dropped this
         frame, no close frame can follow: the connection is reset.
         """
-        self._dispatch(connection, Event.CLOSE)
+        self._dispatch(connection, ConnectionEvent.CLOSE)
 
     def leave(self, connection: Subscriber) -> None:
         """Forgets a connection.
 
         To be called before its descriptor is closed: the next socket to be opened gets the same one.
         """
-        self._dispatch(connection, Event.LEAVE)
+        self._dispatch(connection, ConnectionEvent.LEAVE)
 
     def congested(self, connection: Subscriber) -> None:
         """To be called when a connection's transport could not take everything: nothing may be written past it."""
@@ -223,7 +223,7 @@ class Hub:
         self.flush()
         self._stopping = True
         for connection in tuple(self._connections()):
-            self._dispatch(connection, Event.STOP)
+            self._dispatch(connection, ConnectionEvent.STOP)
 
     def _connections(self) -> Iterator[Subscriber]:
         live = chain.from_iterable(subscription.live for subscription in self._subscriptions)
@@ -317,7 +317,7 @@ class Hub:
             return
         room_bytes = ENCRYPT_BYTES
         for connection in tuple(live.via_transport):
-            self._dispatch(connection, Event.POSTPONED)
+            self._dispatch(connection, ConnectionEvent.POSTPONED)
             # The others get the frames in later turns: encryption for hundreds of clients takes long.
             if len(frames) <= room_bytes:
                 room_bytes -= len(frames)
@@ -327,12 +327,12 @@ class Hub:
 
     def _postpone(self, subscription: SharedSubscription) -> None:
         for connection in subscription.live:
-            self._dispatch(connection, Event.POSTPONED)
+            self._dispatch(connection, ConnectionEvent.POSTPONED)
             self._catch_up.schedule(connection)
 
     # Transitions
 
-    def _dispatch(self, connection: Subscriber, event: Event) -> None:
+    def _dispatch(self, connection: Subscriber, event: ConnectionEvent) -> None:
         """Makes the transition of a connection, and carries out its actions."""
         try:
             leave, state, calls = self._table[connection.state][event]
@@ -345,7 +345,7 @@ class Hub:
         for call in calls:
             call(connection)
 
-    def _reset_illegal(self, connection: Subscriber, event: Event) -> None:
+    def _reset_illegal(self, connection: Subscriber, event: ConnectionEvent) -> None:
         """Ends a connection after a fault of the bridge. All other connections go on."""
         state = connection.state
         _log.error(
@@ -402,7 +402,7 @@ def _reset(connection: Subscriber) -> None:
     connection.reset()
 
 
-def log_transition(connection: Subscriber, *, before: State, event: Event) -> None:
+def log_transition(connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
     """Logs a change of a connection's state: the `Trace` of the level debug."""
     _log.debug(
         "connection state",

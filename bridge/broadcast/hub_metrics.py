@@ -5,7 +5,7 @@ from bridge.broadcast.update_log import UpdateLog
 from bridge.metrics import Metrics, Transport
 
 
-def register_hub_metrics(metrics: Metrics, hub: Hub, log: UpdateLog) -> None:
+def register_hub_metrics(metrics: Metrics, hub: Hub, update_log: UpdateLog) -> None:
     """Adds the gauges and counters of a hub and its log."""
     transport = Transport.WEBSOCKET
     metrics.gauge("bridge_connections", "Open connections of clients.", lambda: len(hub), transport=transport)
@@ -31,5 +31,7 @@ def register_hub_metrics(metrics: Metrics, hub: Hub, log: UpdateLog) -> None:
         lambda: hub.sent_bytes,
         transport=transport,
     )
-    metrics.gauge("bridge_update_log_bytes", "Bytes of memory that the update log takes.", lambda: log.size_bytes)
+    metrics.gauge(
+        "bridge_update_log_bytes", "Bytes of memory that the update log takes.", lambda: update_log.size_bytes
+    )
     metrics.gauge("bridge_update_log_updates", "Updates in the update log.", lambda: hub.logged_updates)

@@ -117,7 +117,7 @@ class ReplayIndex:
 
     def __init__(self, log: UpdateLog, tag: int | None = None) -> None:
         """With a `tag`, the index counts the ids itself, from 1. None: each entry comes with its id."""
-        self.log = log
+        self.update_log = log
         self._tag = tag
         self._segments = [Segment(0)]
         self._full_at = SEGMENT_UPDATES
@@ -144,7 +144,7 @@ class ReplayIndex:
 
         `filter_input` is its type and data, if filters may ask for them. `extra_bytes` is as in `UpdateLog.append`.
         """
-        log = self.log
+        log = self.update_log
         if filter_input is not None:
             self._filter_inputs.put(log.head, filter_input, len(frame))
         # Sequences grow within a segment. An own message has the id of the entry before it.
@@ -162,7 +162,7 @@ class ReplayIndex:
 
     def record_id(self, update_id: UpdateId) -> None:
         """Adds an id without an update."""
-        position = self._last_non_update = self.log.head
+        position = self._last_non_update = self.update_log.head
         self.append(b"", update_id)
         self._segments[-1].non_updates.add(position)
 
@@ -171,7 +171,7 @@ class ReplayIndex:
 
         It has no id of its own: a client that received it last gets it again after a resume.
         """
-        position = self._last_non_update = self.log.head
+        position = self._last_non_update = self.update_log.head
         frame = text_frame(payload)
         self.append(b"", None if self._tag is not None else self._newest, extra_bytes=len(frame))
         self._segments[-1].non_updates.add(position)
@@ -187,7 +187,7 @@ class ReplayIndex:
 
     def _drop(self) -> None:
         # The id of the position before the tail is kept: a client that has that update misses nothing.
-        while len(self._segments) > 1 and self._segments[1].start < self.log.tail:
+        while len(self._segments) > 1 and self._segments[1].start < self.update_log.tail:
             del self._segments[0]
         self._second_start = self._segments[1].start if len(self._segments) > 1 else self._full_at
 
@@ -198,12 +198,12 @@ class ReplayIndex:
     def after(self, sought: UpdateId) -> int | None:
         """Returns the position after an id; None if the id is unknown, or if the log has dropped that position."""
         position = self._find(sought)
-        return position + 1 if position is not None and position + 1 >= self.log.tail else None
+        return position + 1 if position is not None and position + 1 >= self.update_log.tail else None
 
     def _find(self, sought: UpdateId) -> int | None:
         if self._tag is not None:
             # The id before the first update is known, too: nothing was missed before it.
-            return sought.sequence - 1 if sought.tag == self._tag and sought.sequence <= self.log.head else None
+            return sought.sequence - 1 if sought.tag == self._tag and sought.sequence <= self.update_log.head else None
         for segment in reversed(self._segments):
             if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
@@ -222,7 +222,7 @@ class ReplayIndex:
     @property
     def oldest(self) -> int:
         """The oldest position that stays for a while: the tail if there is room left in the log."""
-        log = self.log
+        log = self.update_log
         needed = log.max_bytes // REPLAY_MARGIN - (log.max_bytes - log.size_bytes)
         position = log.tail
         for segment, following in pairwise(self._segments):
@@ -253,7 +253,7 @@ class ReplayIndex:
         """Returns the type and the data of an update."""
         filter_input = self._filter_inputs.get(position)
         if filter_input is None:
-            frame = self.log.frame(position)
+            frame = self.update_log.frame(position)
             filter_input = unwrap(payload_of(frame))
             self._filter_inputs.put(position, filter_input, len(frame))
             self.work_bytes += len(frame)
@@ -330,7 +330,7 @@ class ReplayIndex:
                 del cache[next(iter(cache))]
             matches = cache[update_filter] = bytearray()
         # The matches of positions that the log has dropped meanwhile are not needed.
-        dropped = min(self.log.tail, end) - (segment.start + len(matches))
+        dropped = min(self.update_log.tail, end) - (segment.start + len(matches))
         if dropped > 0:
             matches.extend(bytes(dropped))
         for position in range(segment.start + len(matches), end):

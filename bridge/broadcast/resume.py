@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bridge.broadcast.frames import text_frame
 from bridge.broadcast.replay import ReplayIndex
-from bridge.broadcast.subscriber import Dispatch, Event, Subscriber
+from bridge.broadcast.subscriber import ConnectionEvent, Dispatch, Subscriber
 from bridge.contract.envelope import resume
 from bridge.contract.filters import FROM_NOW_ON, After
 from bridge.contract.update_id import UpdateId
@@ -55,7 +55,7 @@ class Resume:
         `on_resumed` gets, for each `resume` message, whether the replay is complete, and the number of its updates.
         """
         self._index = index
-        self._update_log = index.log
+        self._update_log = index.update_log
         self._now_ms = now_ms
         self._schedule = schedule
         self._dispatch = dispatch
@@ -77,7 +77,7 @@ class Resume:
     def start(self, connection: Subscriber, after: After) -> None:
         """Takes a new connection."""
         if self.pending.defer(connection, after):
-            self._dispatch(connection, Event.DEFER)
+            self._dispatch(connection, ConnectionEvent.DEFER)
         else:
             self._begin(connection, after)
 
@@ -126,7 +126,7 @@ class Resume:
         connection.cursor = self._oldest() if position is None else min(position, log.flushed)
         connection.offset = 0
         self._resuming[connection] = _Count(position is not None, connection.cursor)
-        self._dispatch(connection, Event.START if after == FROM_NOW_ON else Event.RESUME)
+        self._dispatch(connection, ConnectionEvent.START if after == FROM_NOW_ON else ConnectionEvent.RESUME)
 
     def _oldest(self) -> int:
         # Beyond the flushed position, the number of replayed updates would be negative.

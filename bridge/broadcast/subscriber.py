@@ -33,7 +33,7 @@ class State(_Choice):
     CLOSED = "its socket is closed, or about to be"
 
 
-class Event(_Choice):
+class ConnectionEvent(_Choice):
     """What happens to a connection. The value is the description."""
 
     JOIN = "joins without ids"
@@ -76,73 +76,75 @@ class Transition(NamedTuple):
 
 # The table
 
-TRANSITIONS: Mapping[State, Mapping[Event, Transition]] = {
+TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
     State.NEW: {
         # A transport may be full already when the connection joins: it still holds a part of the HTTP response.
-        Event.CONGESTED: Transition(State.NEW),
-        Event.JOIN: Transition(State.LIVE),
-        Event.START: Transition(State.RESUMING, (Action.SEND,)),
-        Event.RESUME: Transition(State.RESUMING, (Action.SCHEDULE,)),
-        Event.DEFER: Transition(State.PENDING),
-        Event.LEAVE: Transition(State.CLOSED),
+        ConnectionEvent.CONGESTED: Transition(State.NEW),
+        ConnectionEvent.JOIN: Transition(State.LIVE),
+        ConnectionEvent.START: Transition(State.RESUMING, (Action.SEND,)),
+        ConnectionEvent.RESUME: Transition(State.RESUMING, (Action.SCHEDULE,)),
+        ConnectionEvent.DEFER: Transition(State.PENDING),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED),
     },
     State.PENDING: {
-        Event.START: Transition(State.RESUMING, (Action.SEND,)),
-        Event.RESUME: Transition(State.RESUMING, (Action.SCHEDULE,)),
-        Event.CONGESTED: Transition(State.PENDING),
-        Event.DRAINED: Transition(State.PENDING),
-        Event.STOP: Transition(State.PENDING, (Action.CLOSE_STOPPING,)),
-        Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
-        Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+        ConnectionEvent.START: Transition(State.RESUMING, (Action.SEND,)),
+        ConnectionEvent.RESUME: Transition(State.RESUMING, (Action.SCHEDULE,)),
+        ConnectionEvent.CONGESTED: Transition(State.PENDING),
+        ConnectionEvent.DRAINED: Transition(State.PENDING),
+        ConnectionEvent.STOP: Transition(State.PENDING, (Action.CLOSE_STOPPING,)),
+        ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
     },
     State.RESUMING: {
-        Event.RESUME_SENT: Transition(State.CATCHING_UP),
-        Event.CONGESTED: Transition(State.RESUMING),
-        Event.DRAINED: Transition(State.RESUMING, (Action.SCHEDULE,)),
+        ConnectionEvent.RESUME_SENT: Transition(State.CATCHING_UP),
+        ConnectionEvent.CONGESTED: Transition(State.RESUMING),
+        ConnectionEvent.DRAINED: Transition(State.RESUMING, (Action.SCHEDULE,)),
         # It has received nothing yet, and so it misses nothing.
-        Event.STOP: Transition(State.RESUMING, (Action.CLOSE_STOPPING,)),
-        Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
-        Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+        ConnectionEvent.STOP: Transition(State.RESUMING, (Action.CLOSE_STOPPING,)),
+        ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
     },
     State.CATCHING_UP: {
-        Event.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),
-        Event.CONGESTED: Transition(State.CATCHING_UP),
-        Event.DRAINED: Transition(State.CATCHING_UP, (Action.SCHEDULE,)),
-        Event.OVERTAKEN: Transition(State.CATCHING_UP, (Action.CLOSE_TOO_SLOW,)),
-        Event.STOP: Transition(State.CATCHING_UP),
-        Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE, Action.FINISH_FRAME)),
-        Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+        ConnectionEvent.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),
+        ConnectionEvent.CONGESTED: Transition(State.CATCHING_UP),
+        ConnectionEvent.DRAINED: Transition(State.CATCHING_UP, (Action.SCHEDULE,)),
+        ConnectionEvent.OVERTAKEN: Transition(State.CATCHING_UP, (Action.CLOSE_TOO_SLOW,)),
+        ConnectionEvent.STOP: Transition(State.CATCHING_UP),
+        ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE, Action.FINISH_FRAME)),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
     },
     State.LIVE: {
-        Event.PARTIAL_WRITE: Transition(State.LAGGING),
-        Event.POSTPONED: Transition(State.LAGGING, (Action.BEGIN_AT_FLUSH,)),
-        Event.CONGESTED: Transition(State.LAGGING),
-        Event.DRAINED: Transition(State.LIVE),
-        Event.STOP: Transition(State.LIVE, (Action.CLOSE_STOPPING,)),
-        Event.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
-        Event.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
+        ConnectionEvent.PARTIAL_WRITE: Transition(State.LAGGING),
+        ConnectionEvent.POSTPONED: Transition(State.LAGGING, (Action.BEGIN_AT_FLUSH,)),
+        ConnectionEvent.CONGESTED: Transition(State.LAGGING),
+        ConnectionEvent.DRAINED: Transition(State.LIVE),
+        ConnectionEvent.STOP: Transition(State.LIVE, (Action.CLOSE_STOPPING,)),
+        ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
     },
     State.LAGGING: {
-        Event.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),
-        Event.CONGESTED: Transition(State.LAGGING),
-        Event.DRAINED: Transition(State.LAGGING, (Action.SCHEDULE,)),
-        Event.OVERTAKEN: Transition(State.LAGGING, (Action.CLOSE_TOO_SLOW,)),
-        Event.STOP: Transition(State.LAGGING),
-        Event.CLOSE: Transition(State.CLOSING, (Action.COUNT_DROPPED, Action.UNSUBSCRIBE, Action.FINISH_FRAME)),
-        Event.LEAVE: Transition(State.CLOSED, (Action.COUNT_DROPPED, Action.UNSUBSCRIBE)),
+        ConnectionEvent.CAUGHT_UP: Transition(State.LIVE, (Action.CLOSE_IF_STOPPING,)),
+        ConnectionEvent.CONGESTED: Transition(State.LAGGING),
+        ConnectionEvent.DRAINED: Transition(State.LAGGING, (Action.SCHEDULE,)),
+        ConnectionEvent.OVERTAKEN: Transition(State.LAGGING, (Action.CLOSE_TOO_SLOW,)),
+        ConnectionEvent.STOP: Transition(State.LAGGING),
+        ConnectionEvent.CLOSE: Transition(
+            State.CLOSING, (Action.COUNT_DROPPED, Action.UNSUBSCRIBE, Action.FINISH_FRAME)
+        ),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.COUNT_DROPPED, Action.UNSUBSCRIBE)),
     },
     State.CLOSING: {
-        Event.CONGESTED: Transition(State.CLOSING),
-        Event.DRAINED: Transition(State.CLOSING, (Action.FINISH_FRAME,)),
+        ConnectionEvent.CONGESTED: Transition(State.CLOSING),
+        ConnectionEvent.DRAINED: Transition(State.CLOSING, (Action.FINISH_FRAME,)),
         # A close frame in the middle of another frame would become a part of that frame's payload.
-        Event.OVERTAKEN: Transition(State.CLOSED, (Action.RESET,)),
-        Event.LEAVE: Transition(State.CLOSED),
+        ConnectionEvent.OVERTAKEN: Transition(State.CLOSED, (Action.RESET,)),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED),
     },
     State.CLOSED: {
         # The transport may still report after a connection has failed.
-        Event.CONGESTED: Transition(State.CLOSED),
-        Event.DRAINED: Transition(State.CLOSED),
-        Event.LEAVE: Transition(State.CLOSED),
+        ConnectionEvent.CONGESTED: Transition(State.CLOSED),
+        ConnectionEvent.DRAINED: Transition(State.CLOSED),
+        ConnectionEvent.LEAVE: Transition(State.CLOSED),
     },
 }
 """Each legal event of each state. All other events are faults of the bridge."""
@@ -152,7 +154,7 @@ class IllegalEvent(Exception):
     """An event that a connection can't have in its state. This is a fault of the bridge."""
 
 
-def transition(state: State, event: Event) -> Transition:
+def transition(state: State, event: ConnectionEvent) -> Transition:
     """Returns the step that an event leads to. Raises IllegalEvent."""
     try:
         return TRANSITIONS[state][event]
@@ -233,5 +235,5 @@ class Subscriber(Slot, Protocol):
         """Starts the closing handshake; `details` are numbers for the log. Calls `Hub.closing`."""
 
 
-Dispatch = Callable[[Subscriber, Event], None]
+Dispatch = Callable[[Subscriber, ConnectionEvent], None]
 """Makes the transition of a connection, and carries out its actions."""

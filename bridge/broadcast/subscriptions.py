@@ -45,7 +45,7 @@ class SharedSubscription:
         """
         if offset:
             return self._part(position, offset, max_bytes)
-        log = self._index.log
+        log = self._index.update_log
         if self.filter is None and not self.ids:
             frames, reached = log.read(position, end, max_bytes)
             if len(frames) > max_bytes:

@@ -333,13 +333,13 @@ async def requeue_selected(
     Calls `progress` after each. Raises BrokerLost if the broker is lost: the other events stay in the queue.
     """
     outcome.begun = True
-    requeuing = Requeuer(queue.amqp, user)
+    requeuer = Requeuer(queue.amqp, user)
     free = asyncio.Semaphore(MAX_IN_FLIGHT)
     lost: list[BridgeError] = []
 
     async def send(reject: Reject) -> None:
         try:
-            await requeuing.publish(reject)
+            await requeuer.publish(reject)
             await queue.remove(reject)
             outcome.done += 1
         except NotRequeued as kept:

@@ -22,7 +22,7 @@ from tests.support.releases_marker import release_of, version_of
 from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
-AT_ONCE = 50
+MAX_UNCONFIRMED = 50
 """Confirms that are waited for at once: many hundreds of events a second."""
 
 PREFETCH = 100
@@ -38,7 +38,7 @@ class Stream:
         self.confirmed: list[int] = []
         self.refused: set[int] = set()
         """Those that the broker answered with a nack. Each of them may be in some queues all the same."""
-        self._tasks = [asyncio.create_task(self._run()) for _ in range(AT_ONCE)]
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(MAX_UNCONFIRMED)]
 
     async def _run(self) -> None:
         while not self._stopping:

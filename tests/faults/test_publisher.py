@@ -19,7 +19,7 @@ from tests.support.publishing import bind, depth, take
 from tests.support.running import unique
 from tests.support.waiting import eventually, no_task_left
 
-AT_ONCE = 20
+MAX_UNCONFIRMED = 20
 
 
 class Stream:
@@ -32,7 +32,7 @@ class Stream:
         self.heard: list[int] = []
         self.unheard: list[int] = []
         self.unconfirmed: list[int] = []
-        self._tasks = [asyncio.create_task(self._run()) for _ in range(AT_ONCE)]
+        self._tasks = [asyncio.create_task(self._run()) for _ in range(MAX_UNCONFIRMED)]
 
     async def _run(self) -> None:
         while not self._stopping:

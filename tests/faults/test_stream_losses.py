@@ -34,7 +34,7 @@ from tests.support.killmail import killmail
 from tests.support.proxy import proxy
 from tests.support.publishing import publish
 from tests.support.running import bridge_process, running, sample, unique
-from tests.support.scene import Fetcher
+from tests.support.scene import SceneFetcher
 from tests.support.waiting import eventually
 
 BYTES = 2**20
@@ -240,7 +240,7 @@ async def test_what_the_broker_loses_on_its_return_is_told_to_all_who_read_the_s
     async with reading(mortal_broker.url, exchange, stream, older) as first:
         await caught_up(older)
         made_s = time.monotonic()
-        fetcher = Fetcher(mortal_broker.url, exchange)
+        fetcher = SceneFetcher(mortal_broker.url, exchange)
         try:
             await eventually("the stream is on the disk", lambda: time.monotonic() > made_s + KEPT_S)
             await fetcher.further(10)

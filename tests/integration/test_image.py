@@ -27,7 +27,7 @@ SHUTDOWN_TIMEOUT_S = 8
 HEALTH_LIMIT_S = 60.0
 """An engine asks by starting a process in the container, which takes long on a busy machine."""
 
-NO_BULK = "this system does not take many writes at once"
+NO_BATCHED_WRITES = "this system does not take many writes at once"
 READ_ONLY = "30"  # EROFS
 
 
@@ -61,7 +61,7 @@ async def test_update_reaches_many_clients_at_the_containers_own_address(place: 
     assert [update["data"] for update in updates] == [killmail(1)] * len(clients)
     # Either way of writing to many will do: which one it is depends on the engine's seccomp profile.
     code, _ = bridge.python("from bridge.broadcast.socket_writes import IoSubmitWriter; IoSubmitWriter()")
-    assert any(NO_BULK in line for line in bridge.log()) == bool(code)
+    assert any(NO_BATCHED_WRITES in line for line in bridge.log()) == bool(code)
     for client in clients:
         await client.close()
 

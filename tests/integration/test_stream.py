@@ -24,7 +24,7 @@ from tests.support.killmail import killmail
 from tests.support.proxy import Proxy, proxy
 from tests.support.publishing import bind, delete_until_missed, depth, observer, publish, remade, take
 from tests.support.running import consumer_of, running, sample, unique
-from tests.support.scene import Fetcher
+from tests.support.scene import SceneFetcher
 from tests.support.waiting import eventually
 
 BYTES = 2**20
@@ -162,7 +162,7 @@ async def test_broker_that_is_killed_and_started_again_loses_nothing_in_silence(
     async with reading(mortal_broker.url, exchange, stream, recorder) as consumer:
         await caught_up(recorder)
         made_s = time.monotonic()
-        fetcher = Fetcher(mortal_broker.url, exchange)
+        fetcher = SceneFetcher(mortal_broker.url, exchange)
         try:
             # Killed within three seconds of its first stream, RabbitMQ 3.10 never finds that stream's leader again.
             await eventually("the stream is on the disk", lambda: time.monotonic() > made_s + KEPT_S)

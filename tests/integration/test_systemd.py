@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 UNIT = Path(__file__).parents[2] / "docker/systemd/edk-bridge.service"
 SANDBOX = Path(__file__).parent / "sandbox.py"
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
-NO_BULK = "this system does not take many writes at once"
+NO_BATCHED_WRITES = "this system does not take many writes at once"
 MOST_EXPOSED = 15
 """Of systemd's own scale, to 100: what is left is mostly that a bridge has a network."""
 
@@ -170,7 +170,7 @@ async def test_bridge_works_with_the_system_calls_that_its_unit_leaves_it(
             process.process.terminate()
             assert await process.ended() == 0
             assert [line["event"] for line in process.lines if line["level"] != "info"] == []
-            assert not any(NO_BULK in str(line) for line in process.lines)
+            assert not any(NO_BATCHED_WRITES in str(line) for line in process.lines)
 
 
 def status_of(pid: int) -> list[str]:

@@ -31,7 +31,7 @@ from tests.support.waiting import LIMIT_S, eventually
 PUBLISH_PAUSE_S = 0.02
 """Between two events: fifty a second."""
 
-AT_ONCE = 50
+MAX_UNCONFIRMED = 50
 """Events that may wait for their confirms."""
 
 CONFIRM_LIMIT_S = 5.0
@@ -105,7 +105,7 @@ class ConfirmingFetcher:
         try:
             channel = await connection.channel(publisher_confirms=True)
             target = await channel.get_exchange(self._exchange, ensure=False)
-            publishing = [asyncio.create_task(self._publish(target)) for _ in range(AT_ONCE)]
+            publishing = [asyncio.create_task(self._publish(target)) for _ in range(MAX_UNCONFIRMED)]
             try:
                 ended, _ = await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
                 if self._stopping:

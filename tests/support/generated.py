@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bridge import __version__
 from bridge.app import Bridge
-from bridge.broadcast.subscriber import TRANSITIONS, Action, Event, State
+from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, State
 from bridge.config import settings
 from bridge.config.settings import PREFIX, SETTINGS, Settings, shown_default
 from bridge.contract import catalog
@@ -78,7 +78,7 @@ def states_table() -> str:
 
 def events_table() -> str:
     """What happens to a connection."""
-    return _descriptions("event", Event)
+    return _descriptions("event", ConnectionEvent)
 
 
 def actions_table() -> str:

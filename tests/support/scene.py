@@ -51,7 +51,7 @@ SLACK_S = 2.0
 """Added to `answer_valid_s`: how long `/readyz` may return 200 while no update arrives."""
 
 
-class Fetcher:
+class SceneFetcher:
     """Publishes all the time, with confirms, and comes back by itself; keeps when each event was confirmed."""
 
     def __init__(self, broker_url: str, exchange: str) -> None:
@@ -120,7 +120,7 @@ class Fetcher:
 class Watched:
     """A bridge, the client that listens to it, and what it says of itself meanwhile."""
 
-    def __init__(self, name: str, process: BridgeProcess, port: int, client: RawClient, fetcher: Fetcher) -> None:
+    def __init__(self, name: str, process: BridgeProcess, port: int, client: RawClient, fetcher: SceneFetcher) -> None:
         self.name = name
         self.process = process
         self.port = port
@@ -229,7 +229,7 @@ class Scene:
         exchange: str,
         queue: str,
         rejects: str,
-        fetcher: Fetcher,
+        fetcher: SceneFetcher,
         named: Watched,
         exclusive: Watched,
         timing: Timing,
@@ -405,7 +405,7 @@ async def scene(
         ]
         for process in processes:
             await process.consuming()
-        fetcher = Fetcher(broker_url, exchange)
+        fetcher = SceneFetcher(broker_url, exchange)
         stack.push_async_callback(fetcher.stop)
         watched: dict[str, Watched] = {}
         for name, process in zip((NAMED, EXCLUSIVE), processes, strict=True):

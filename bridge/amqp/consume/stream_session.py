@@ -41,7 +41,7 @@ class StreamSession(ConsumerSession):
         self._reader = reader
         self._position = reader.position
 
-    def _hand_over(
+    def _add_delivery(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
         position, offset = self._position, properties.offset
@@ -56,16 +56,16 @@ class StreamSession(ConsumerSession):
             self._fail(RECREATED if verdict is Verdict.OTHER_STREAM else POSSIBLE_GAP)
             return
         if position.loss is not None:
-            self._pass_on()  # before the gap
+            self._forward_deliveries()  # before the gap
             self._reader.report_loss()
         if offset >= self._reader.expected_end:
-            self._pass_on()
+            self._forward_deliveries()
             self._reader.on_expected_end()
         received_s = time.monotonic()
         update_id = position.last
         assert update_id is not None
         if properties.type == MARKER_TYPE and not exchange:
-            self._pass_on()
+            self._forward_deliveries()
             # The gap goes first: a client that resumes after the marker's id must not get it again.
             self._reader.on_marker(body)
             self._handler.record_id(update_id)
@@ -78,7 +78,7 @@ class StreamSession(ConsumerSession):
 
     def _catch_up(self, offset: int) -> None:
         if self._position.catches_up(offset):
-            self._pass_on()
+            self._forward_deliveries()
             self._reader.log_caught_up()
             self._handler.on_caught_up()
 

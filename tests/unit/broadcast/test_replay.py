@@ -77,7 +77,7 @@ def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
 
 def test_what_is_no_update_is_not_counted_in_whichever_segment_it_is() -> None:
     index, positions = mixed(4 * SEGMENT_UPDATES)
-    end = index.log.head
+    end = index.update_log.head
     for start in (0, 3, 4, 7, 8, SEGMENT_UPDATES - 1, SEGMENT_UPDATES, 2 * SEGMENT_UPDATES + 5, end - 1):
         expected = [position for position in positions if position >= start]
         assert index.count(None, start, end) == (len(expected), end)
@@ -87,7 +87,7 @@ def test_what_is_no_update_is_not_counted_in_whichever_segment_it_is() -> None:
 @pytest.mark.parametrize("first", [0, 5, SEGMENT_UPDATES, SEGMENT_UPDATES + 99, 2 * SEGMENT_UPDATES - 1])
 def test_filter_is_counted_a_segment_at_a_time_and_all_at_once_when_it_was_asked(first: int) -> None:
     index, positions = mixed(4 * SEGMENT_UPDATES)
-    end, wanted = index.log.head, Odd()
+    end, wanted = index.update_log.head, Odd()
     expected = sum(position % 2 for position in positions if position >= first)
     start, counted, ends = first, 0, []
     while start < end:
@@ -103,7 +103,7 @@ def test_filter_is_counted_a_segment_at_a_time_and_all_at_once_when_it_was_asked
 
 def test_filter_is_asked_for_one_segment_beside_those_that_are_known() -> None:
     index, _ = mixed(4 * SEGMENT_UPDATES)
-    end, wanted = index.log.head, Odd()
+    end, wanted = index.update_log.head, Odd()
     assert index.count(wanted, 0, end)[1] == SEGMENT_UPDATES
     assert index.count(wanted, 0, end)[1] == 2 * SEGMENT_UPDATES
     assert index.count(wanted, 0, end)[1] == 3 * SEGMENT_UPDATES
@@ -147,7 +147,7 @@ def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
     index = shared(holding(kept))
     for position in range(3 * SEGMENT_UPDATES):
         index.append(FRAME, number(position))
-        tail = index.log.tail
+        tail = index.update_log.tail
         assert tail == max(0, position + 1 - kept)
         assert index.after(number(tail)) == tail + 1
         if tail:
@@ -160,12 +160,12 @@ def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
 @pytest.mark.parametrize("before", [0, 1, SEGMENT_UPDATES, 2 * SEGMENT_UPDATES, 2 * SEGMENT_UPDATES + 1])
 def test_update_that_evicts_everything_leaves_the_id_before_it(before: int) -> None:
     index = shared(holding(3 * SEGMENT_UPDATES), before)
-    index.append(bytes(index.log.max_bytes), number(before))
-    assert len(index.log) == 1
+    index.append(bytes(index.update_log.max_bytes), number(before))
+    assert len(index.update_log) == 1
     assert index.after(number(before)) == before + 1
     assert index.before(before) == (number(before - 1) if before else UpdateId(0, 0))
     index.append(FRAME, number(before + 1))
-    assert index.before(index.log.head) == number(before + 1)
+    assert index.before(index.update_log.head) == number(before + 1)
 
 
 def test_stream_without_an_update_yet_begins_before_the_first_id() -> None:
@@ -188,7 +188,7 @@ def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
         index.append(bytes(size), number(position))
         if position % 7 == 0:
             index.append_own_message(b"")
-        segments, log = index._segments, index.log
+        segments, log = index._segments, index.update_log
         assert len(segments) == 1 or segments[1].start >= log.tail
         lengths = [following.start - segment.start for segment, following in pairwise(segments)]
         assert all(length >= SEGMENT_UPDATES or length * size >= SEGMENT_BYTES for length in lengths)

@@ -149,8 +149,8 @@ def test_client_with_an_unknown_id_gets_an_incomplete_resume_and_a_full_replay(s
 def test_client_whose_id_is_too_old_gets_an_incomplete_resume_and_a_full_replay() -> None:
     scene = Scene(log_bytes=1000)
     scene.publish(*"a" * 10)
-    assert scene.index.log.tail > 2
-    tail = scene.index.log.tail
+    assert scene.index.update_log.tail > 2
+    tail = scene.index.update_log.tail
     kept = [with_id(number) for number in range(tail + 1, 11)]
     client = scene.join("1-0000abcd")
     scene.turns.settle()
@@ -164,7 +164,7 @@ def test_client_whose_id_is_too_old_gets_an_incomplete_resume_and_a_full_replay(
 def test_id_of_a_segment_that_is_gone_is_unknown() -> None:
     scene = Scene(log_bytes=40_000)
     scene.publish(*"a" * (3 * SEGMENT_UPDATES))
-    assert scene.index.log.tail > 2 * SEGMENT_UPDATES
+    assert scene.index.update_log.tail > 2 * SEGMENT_UPDATES
     client = scene.join("1-0000abcd")
     scene.turns.settle()
     assert messages(client.received)[0]["data"]["complete"] is False
@@ -177,8 +177,8 @@ def test_updates_dropped_before_the_resume_message_make_it_incomplete() -> None:
         scene.publish(*"a" * 100)
         scene.turns.settle()
         first, *rest = messages(client.received)
-        assert first == resumed(False, len(rest), str(UpdateId(scene.index.log.tail, CHECK)))
-        assert [each["data"]["n"] for each in rest] == list(range(scene.index.log.tail + 1, 103))
+        assert first == resumed(False, len(rest), str(UpdateId(scene.index.update_log.tail, CHECK)))
+        assert [each["data"]["n"] for each in rest] == list(range(scene.index.update_log.tail + 1, 103))
         assert client.closed is None
 
 
@@ -187,7 +187,7 @@ def test_client_that_gets_all_that_is_kept_begins_where_it_stays_for_a_while() -
     log_bytes = 400_000
     scene = Scene(log_bytes)
     scene.publish(*"a" * 3000, size=50)
-    log = scene.index.log
+    log = scene.index.update_log
     assert log.tail > 0
     client = scene.join("unknown")
     begun_at, dropped = client.cursor, log.tail
@@ -206,7 +206,7 @@ def test_client_that_gets_all_that_is_kept_begins_where_it_stays_for_a_while() -
 def test_all_that_is_kept_is_given_where_there_is_room_left_in_the_log() -> None:
     scene = Scene(2**20)
     scene.publish(*"a" * 2000)
-    assert scene.index.oldest == scene.index.log.tail == 0
+    assert scene.index.oldest == scene.index.update_log.tail == 0
 
 
 def test_client_that_falls_off_the_log_after_its_resume_message_is_too_slow() -> None:
@@ -733,9 +733,9 @@ def test_own_messages_count_for_the_bound_of_the_log() -> None:
         scene.hub.send_own_message(envelope.gap("then", "now", "." * 500, NOW_MS))
     kept = sum(len(frame) for segment in scene.index._segments for frame in segment.own_messages.values())
     assert kept < 2 * 40_000
-    assert scene.index.log.size_bytes <= 40_000
+    assert scene.index.update_log.size_bytes <= 40_000
     scene.publish(*"a" * 300)
-    assert scene.index.log._extra_bytes == {}
+    assert scene.index.update_log._extra_bytes == {}
 
 
 def test_one_that_drains_again_and_again_has_one_piece_in_a_turn(scene: Scene) -> None:
@@ -830,7 +830,7 @@ class ResumeScene:
 
     @property
     def flushed(self) -> int:
-        return self.index.log.flushed
+        return self.index.update_log.flushed
 
     def begin(self, client: FakeSubscriber, update_filter: UpdateFilter | None, after: str) -> None:
         client.subscription = Subscriptions(self.index).join(update_filter, ids=True)
@@ -838,7 +838,7 @@ class ResumeScene:
 
     def publish(self, count: int) -> None:
         for _ in range(count):
-            update_id = None if self.index._tag is not None else UpdateId(self.index.log.head + 1, CHECK)
+            update_id = None if self.index._tag is not None else UpdateId(self.index.update_log.head + 1, CHECK)
             self.hub.publish(PAYLOAD, update_id=update_id)
         self.hub.flush()
 
@@ -875,7 +875,7 @@ def test_client_that_is_overtaken_while_it_is_counted_begins_again_once_and_then
     assert bridge.message(client) is None
     bridge.publish(room)
     assert bridge.message(client) is None
-    log = bridge.index.log
+    log = bridge.index.update_log
     assert log.tail <= client.cursor < log.head, "it begins again at what is kept"
     bridge.publish(room)
     assert bridge.message(client) == {"complete": False, "replayed": 0, "id": str(UpdateId(log.head, CHECK))}
@@ -896,7 +896,7 @@ def test_resume_message_of_an_overtaken_client_counts_only_what_it_still_gets() 
         data = bridge.message(client)
     assert data == {
         "complete": False,
-        "replayed": bridge.index.log.head - client.cursor,
+        "replayed": bridge.index.update_log.head - client.cursor,
         "id": str(UpdateId(client.cursor, CHECK)),
     }
 
@@ -972,7 +972,7 @@ def test_client_that_is_overtaken_while_updates_are_not_flushed_begins_no_later_
     # Each sequence is lower than the one before, so each update begins a new segment.
     for number in range(4):
         bridge.hub.publish(PAYLOAD, update_id=UpdateId(100 - number, CHECK))
-    assert client.cursor < bridge.index.log.tail <= bridge.flushed
+    assert client.cursor < bridge.index.update_log.tail <= bridge.flushed
     assert bridge.message(client) is not None
     assert bridge.resumed[0][1] == bridge.flushed - client.cursor
 

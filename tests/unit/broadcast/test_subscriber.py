@@ -17,7 +17,7 @@ from bridge.broadcast.catch_up import CATCH_UP_BYTES
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.hub import log_transition
 from bridge.broadcast.replay import SEGMENT_UPDATES
-from bridge.broadcast.subscriber import TRANSITIONS, Action, Event, IllegalEvent, State, transition
+from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, IllegalEvent, State, transition
 from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from tests.support.clients import server_frames
@@ -33,28 +33,30 @@ LITTLE_ROOM = 1
 TAG = 7
 
 ROWS = [(state, event) for state, steps in TRANSITIONS.items() for event in steps]
-OTHERS = [(state, event) for state in State for event in Event if event not in TRANSITIONS[state]]
+OTHERS = [(state, event) for state in State for event in ConnectionEvent if event not in TRANSITIONS[state]]
 
 
 def name(value: object) -> str:
-    return value.name if isinstance(value, State | Event) else str(value)
+    return value.name if isinstance(value, State | ConnectionEvent) else str(value)
 
 
-class RecordingSteps(dict[Event, Any]):
+class RecordingSteps(dict[ConnectionEvent, Any]):
     """The steps of one state. Records the events that are looked up."""
 
-    def __init__(self, state: State, steps: Mapping[Event, Any], record: list[tuple[State, Event]]) -> None:
+    def __init__(
+        self, state: State, steps: Mapping[ConnectionEvent, Any], record: list[tuple[State, ConnectionEvent]]
+    ) -> None:
         super().__init__(steps)
         self._state, self._record = state, record
 
-    def __getitem__(self, event: Event) -> Any:
+    def __getitem__(self, event: ConnectionEvent) -> Any:
         self._record.append((self._state, event))
         return super().__getitem__(event)
 
 
-def record(scene: Scene) -> list[tuple[State, Event]]:
+def record(scene: Scene) -> list[tuple[State, ConnectionEvent]]:
     """Returns a list to which each event of the hub's connections is added, with the state in which it occurs."""
-    events: list[tuple[State, Event]] = []
+    events: list[tuple[State, ConnectionEvent]] = []
     scene.hub._table = {state: RecordingSteps(state, steps, events) for state, steps in scene.hub._table.items()}
     return events
 
@@ -79,12 +81,12 @@ class Stage(Scene):
         self.send(2 * SEGMENT_UPDATES)
         self.hub.end_replay()
 
-    def client(self, state: State, event: Event) -> FakeSubscriber:
+    def client(self, state: State, event: ConnectionEvent) -> FakeSubscriber:
         """Returns a client in a state. `event` will follow."""
-        if state is State.PENDING and event is Event.START:
+        if state is State.PENDING and event is ConnectionEvent.START:
             return self.join("")
         self.start()
-        if event is Event.PARTIAL_WRITE:
+        if event is ConnectionEvent.PARTIAL_WRITE:
             return self.join_with_socket(LITTLE_ROOM)
         match state:
             case State.NEW:
@@ -94,7 +96,9 @@ class Stage(Scene):
             case State.RESUMING:
                 return self.join(str(UpdateId(1, TAG)))
             case State.CATCHING_UP:
-                client = self.join(str(UpdateId(1, TAG)), full=event in {Event.DRAINED, Event.OVERTAKEN})
+                client = self.join(
+                    str(UpdateId(1, TAG)), full=event in {ConnectionEvent.DRAINED, ConnectionEvent.OVERTAKEN}
+                )
                 self.turns.turn()
                 return client
             case State.LIVE:
@@ -103,7 +107,7 @@ class Stage(Scene):
                 client = self.join(full=True)
                 self.send(1)
                 return client
-            case State.CLOSING if event is Event.OVERTAKEN:
+            case State.CLOSING if event is ConnectionEvent.OVERTAKEN:
                 client = self.join_with_socket(LITTLE_ROOM)
                 self.send(1, size=100_000)
                 client.close(CloseReason.IDLE)
@@ -117,31 +121,31 @@ class Stage(Scene):
                 self.hub.leave(client)
                 return client
 
-    def trigger(self, client: FakeSubscriber, event: Event) -> None:
+    def trigger(self, client: FakeSubscriber, event: ConnectionEvent) -> None:
         """Does what leads to the event."""
         known, ahead = str(UpdateId(1, TAG)), str(UpdateId(self.next + 1, TAG))
-        triggers: dict[Event, Callable[[], object]] = {
-            Event.JOIN: lambda: self.hub.join(client),
-            Event.DEFER: lambda: self.hub.join(client, None, After.parse(ahead)),
-            Event.RESUME_SENT: self.turns.turn,
-            Event.CAUGHT_UP: self.turns.settle,
-            Event.PARTIAL_WRITE: lambda: self.send(1, size=50_000),
-            Event.POSTPONED: lambda: self.send(1, size=CATCH_UP_BYTES),
-            Event.CONGESTED: lambda: self.hub.congested(client),
-            Event.DRAINED: client.drain,
-            Event.OVERTAKEN: lambda: self.send(2, size=150_000),
-            Event.STOP: self.hub.drain,
-            Event.CLOSE: lambda: client.close(CloseReason.IDLE),
-            Event.LEAVE: lambda: self.hub.leave(client),
+        triggers: dict[ConnectionEvent, Callable[[], object]] = {
+            ConnectionEvent.JOIN: lambda: self.hub.join(client),
+            ConnectionEvent.DEFER: lambda: self.hub.join(client, None, After.parse(ahead)),
+            ConnectionEvent.RESUME_SENT: self.turns.turn,
+            ConnectionEvent.CAUGHT_UP: self.turns.settle,
+            ConnectionEvent.PARTIAL_WRITE: lambda: self.send(1, size=50_000),
+            ConnectionEvent.POSTPONED: lambda: self.send(1, size=CATCH_UP_BYTES),
+            ConnectionEvent.CONGESTED: lambda: self.hub.congested(client),
+            ConnectionEvent.DRAINED: client.drain,
+            ConnectionEvent.OVERTAKEN: lambda: self.send(2, size=150_000),
+            ConnectionEvent.STOP: self.hub.drain,
+            ConnectionEvent.CLOSE: lambda: client.close(CloseReason.IDLE),
+            ConnectionEvent.LEAVE: lambda: self.hub.leave(client),
         }
-        if event is Event.CAUGHT_UP and client.congested:
+        if event is ConnectionEvent.CAUGHT_UP and client.congested:
             client.drain()
-        if event is Event.START:
+        if event is ConnectionEvent.START:
             if client.state is State.NEW:
                 self.hub.join(client, None, After.parse(""))
             else:
                 self.start()
-        elif event is Event.RESUME:
+        elif event is ConnectionEvent.RESUME:
             if client.state is State.NEW:
                 self.hub.join(client, None, After.parse(known))
             else:
@@ -157,7 +161,7 @@ def stage() -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize(("state", "event"), ROWS, ids=name)
-def test_row_of_the_table_is_triggered(stage: Stage, state: State, event: Event) -> None:
+def test_row_of_the_table_is_triggered(stage: Stage, state: State, event: ConnectionEvent) -> None:
     client = stage.client(state, event)
     assert client.state is state
     seen = len(stage.events)
@@ -177,7 +181,7 @@ def spied(row: Any, client: FakeSubscriber, after: list[State]) -> Any:
 
 
 @pytest.mark.parametrize(("state", "event"), OTHERS, ids=name)
-def test_event_that_is_not_in_the_table_is_a_fault(state: State, event: Event) -> None:
+def test_event_that_is_not_in_the_table_is_a_fault(state: State, event: ConnectionEvent) -> None:
     with pytest.raises(IllegalEvent, match=f"{event.name} in state {state.name}"):
         transition(state, event)
 
@@ -194,10 +198,10 @@ def test_illegal_event_resets_its_connection_and_no_other(
     stage: Stage, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeSubscriber, "reset", ResettableSubscriber.reset)
-    client = stage.client(state, Event.CAUGHT_UP)
+    client = stage.client(state, ConnectionEvent.CAUGHT_UP)
     other = stage.join()
     count = len(stage.hub)
-    illegal = next(event for event in Event if event not in TRANSITIONS[state])
+    illegal = next(event for event in ConnectionEvent if event not in TRANSITIONS[state])
     with capture_logs() as logs:
         stage.hub._dispatch(client, illegal)
     assert logs == [
@@ -223,13 +227,13 @@ def test_illegal_event_resets_its_connection_and_no_other(
 def test_connection_whose_reset_raises_after_an_illegal_event_is_forgotten(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = stage.client(State.LIVE, Event.CLOSE)
+    client = stage.client(State.LIVE, ConnectionEvent.CLOSE)
 
     def fail(_: FakeSubscriber) -> None:
         raise RuntimeError("again")
 
     monkeypatch.setattr(FakeSubscriber, "reset", fail)
-    stage.hub._dispatch(client, Event.JOIN)
+    stage.hub._dispatch(client, ConnectionEvent.JOIN)
     assert (client.state, len(stage.hub)) == (State.CLOSED, 0)
 
 
@@ -247,7 +251,7 @@ def test_connection_that_joins_twice_is_reset(stage: Stage, monkeypatch: pytest.
 def test_every_state_event_and_action_is_in_the_table() -> None:
     steps = [step for each in TRANSITIONS.values() for step in each.values()]
     assert set(TRANSITIONS) == set(State)
-    assert {event for each in TRANSITIONS.values() for event in each} == set(Event)
+    assert {event for each in TRANSITIONS.values() for event in each} == set(ConnectionEvent)
     assert {action for step in steps for action in step.actions} == set(Action)
     assert {step.to for step in steps} == set(State)
 
@@ -286,7 +290,7 @@ def test_each_change_of_a_state_is_traced() -> None:
 
 def test_nothing_is_traced_by_default(stage: Stage) -> None:
     with capture_logs() as logs:
-        stage.client(State.CLOSED, Event.LEAVE)
+        stage.client(State.CLOSED, ConnectionEvent.LEAVE)
     assert logs == []
 
 
@@ -352,7 +356,7 @@ class AnyOrder(RuleBasedStateMachine):
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
         live_set.MIN_BATCHED_SOCKETS = many
 
-    def trace(self, connection: Any, *, before: State, event: Event) -> None:
+    def trace(self, connection: Any, *, before: State, event: ConnectionEvent) -> None:
         """Follows the table. A new client is not known before it has joined."""
         client = self.clients.setdefault(connection, Client(connection, None))
         assert client.state is before

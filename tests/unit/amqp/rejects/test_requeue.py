@@ -33,17 +33,17 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
     return VirtualTime(monkeypatch)
 
 
-async def kept_by(amqp: FakeAmqp, each: Reject | None = None, requeuing: Requeuer | None = None) -> str:
+async def kept_by(amqp: FakeAmqp, each: Reject | None = None, requeuer: Requeuer | None = None) -> str:
     """Why it stays in the queue."""
     with pytest.raises(NotRequeued) as kept:
-        await (requeuing or Requeuer(amqp.amqp, "guest")).publish(each or reject())
+        await (requeuer or Requeuer(amqp.amqp, "guest")).publish(each or reject())
     return str(kept.value)
 
 
 async def test_event_goes_where_it_came_from_on_one_channel_for_each_exchange() -> None:
-    requeuing = Requeuer((amqp := FakeAmqp()).amqp, "guest")
+    requeuer = Requeuer((amqp := FakeAmqp()).amqp, "guest")
     for exchange in ("kills", "kills", "prices"):
-        await requeuing.publish(reject(exchange))
+        await requeuer.publish(reject(exchange))
     assert amqp.requests == [
         "channel with confirms",
         "exchange kills passive",
@@ -100,25 +100,25 @@ async def test_event_that_is_not_taken_is_kept_with_the_reason(answer: Exception
     ids=["gone", "permission", "no name"],
 )
 async def test_exchange_that_can_not_be_used_is_asked_for_once(answer: Exception, words: str) -> None:
-    requeuing = Requeuer((amqp := FakeAmqp().on("exchange kills passive", answer)).amqp, "guest")
+    requeuer = Requeuer((amqp := FakeAmqp().on("exchange kills passive", answer)).amqp, "guest")
     for _ in range(2):
-        assert words in await kept_by(amqp, requeuing=requeuing)
+        assert words in await kept_by(amqp, requeuer=requeuer)
     assert amqp.requests.count("exchange kills passive") == 1
     assert amqp.channels[0].is_closed, "there are no more than 2047 of them"
 
 
 async def test_channel_that_the_broker_has_closed_is_not_used_by_those_that_follow() -> None:
     """What is sent on it all the same ends the whole connection."""
-    requeuing = Requeuer((amqp := FakeAmqp().on(PUBLISH, REFUSED)).amqp, "guest")
+    requeuer = Requeuer((amqp := FakeAmqp().on(PUBLISH, REFUSED)).amqp, "guest")
     for _ in range(3):
-        assert "may not write" in await kept_by(amqp, requeuing=requeuing)
+        assert "may not write" in await kept_by(amqp, requeuer=requeuer)
     assert amqp.requests.count(PUBLISH) == 1
 
 
 async def test_event_that_is_not_taken_does_not_keep_the_next_one() -> None:
-    requeuing = Requeuer((amqp := FakeAmqp().on(PUBLISH, NACK, None)).amqp, "guest")
-    await kept_by(amqp, requeuing=requeuing)
-    await requeuing.publish(reject())
+    requeuer = Requeuer((amqp := FakeAmqp().on(PUBLISH, NACK, None)).amqp, "guest")
+    await kept_by(amqp, requeuer=requeuer)
+    await requeuer.publish(reject())
 
 
 async def test_silent_broker_interrupts(clock: VirtualTime) -> None:
@@ -153,18 +153,18 @@ async def test_request_to_stop_is_no_interruption(clock: VirtualTime) -> None:
 async def test_first_event_of_an_exchange_goes_alone_and_those_of_one_id_one_by_one(
     clock: VirtualTime, ids: str, at_once: int
 ) -> None:
-    requeuing = Requeuer((amqp := FakeAmqp().on(PUBLISH, HANGS)).amqp, "guest")
-    tasks = [asyncio.create_task(requeuing.publish(reject(message_id=f"first {n}"))) for n in range(2)]
+    requeuer = Requeuer((amqp := FakeAmqp().on(PUBLISH, HANGS)).amqp, "guest")
+    tasks = [asyncio.create_task(requeuer.publish(reject(message_id=f"first {n}"))) for n in range(2)]
     await asyncio.sleep(0.1)
     assert amqp.requests.count(PUBLISH) == 1, "what follows could end the connection"
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     amqp.on(PUBLISH, None)
-    await requeuing.publish(reject())
+    await requeuer.publish(reject())
     amqp.on(PUBLISH, HANGS)
     amqp.requests.clear()
-    tasks = [asyncio.create_task(requeuing.publish(reject(message_id=each))) for each in ids]
+    tasks = [asyncio.create_task(requeuer.publish(reject(message_id=each))) for each in ids]
     await asyncio.sleep(0.1)
     assert amqp.requests.count(PUBLISH) == at_once
     for task in tasks:

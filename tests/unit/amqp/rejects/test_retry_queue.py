@@ -12,7 +12,7 @@ MANY = 1000
 
 NEVER_S = 3600.0
 
-AT_ONCE = Backoff(first_s=0, longest_s=0)
+NO_PAUSE = Backoff(first_s=0, longest_s=0)
 
 
 class Pauses:
@@ -23,7 +23,7 @@ class Pauses:
         self.length_s = 0.0
 
         def pause_s(backoff: Backoff) -> float:
-            if backoff is AT_ONCE:
+            if backoff is NO_PAUSE:
                 return 0.0
             self.count += 1
             return self.length_s
@@ -46,7 +46,7 @@ async def test_attempts_are_made_one_by_one_until_one_is_confirmed_and_then_all(
     async def try_again() -> None:
         nonlocal attempts
         while True:
-            await retries.wait(AT_ONCE)
+            await retries.wait(NO_PAUSE)
             attempts += 1
             await asyncio.sleep(0)
             if not trouble:
@@ -68,7 +68,7 @@ async def test_confirmed_attempt_releases_two_others(monkeypatch: pytest.MonkeyP
     pauses.length_s = NEVER_S
     # A success while no attempt waits has no effect.
     retries.confirmed()
-    waiting = [asyncio.create_task(retries.wait(AT_ONCE)) for _ in range(5)]
+    waiting = [asyncio.create_task(retries.wait(NO_PAUSE)) for _ in range(5)]
     await turns()
     assert sum(task.done() for task in waiting) == 0
     retries.confirmed()
