@@ -125,10 +125,10 @@ def test_broken_document_is_found_out(said: dict[str, list[str]], name: str) -> 
 async def test_bridge_with_a_certificate_says_wss(broker: Broker, exchange: str, tmp_path: Path) -> None:
     certificate_file, key_file = certificate(tmp_path, "here")
     flags = {"exchanges": f"{exchange}=killmail", "tls_certificate": certificate_file, "tls_key": key_file}
-    trusting = ssl.create_default_context(cafile=str(certificate_file))
+    tls_context = ssl.create_default_context(cafile=str(certificate_file))
     async with running(broker.url, **flags) as bridge:
         port = port_of(bridge)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls_context)
         writer.write(f"GET /asyncapi.json HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode())
         async with asyncio.timeout(LIMIT_S):
             head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")

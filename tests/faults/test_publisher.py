@@ -23,14 +23,14 @@ MAX_UNCONFIRMED = 20
 
 
 class Stream:
-    """Broadcasts killmails, counted up, some at once, until it is told to stop; keeps what became of each."""
+    """Broadcasts numbered killmails concurrently until `stop`, and records the outcome of each."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
         self._stopping = False
         self._number = 0
-        self.heard: list[int] = []
-        self.unheard: list[int] = []
+        self.routed: list[int] = []
+        self.unrouted: list[int] = []
         self.unconfirmed: list[int] = []
         self._tasks = [asyncio.create_task(self._run()) for _ in range(MAX_UNCONFIRMED)]
 
@@ -38,19 +38,19 @@ class Stream:
         while not self._stopping:
             self._number = number = self._number + 1
             try:
-                heard = await self._publisher.broadcast("killmail", killmail(number))
+                routed = await self._publisher.broadcast("killmail", killmail(number))
             except NotConfirmed:
                 self.unconfirmed.append(number)
             else:
-                (self.heard if heard else self.unheard).append(number)
+                (self.routed if routed else self.unrouted).append(number)
 
     async def further(self, count: int) -> None:
-        """Returns when that many more were heard."""
-        enough = len(self.heard) + count
-        await eventually("more updates are confirmed", lambda: len(self.heard) >= enough)
+        """Returns when `count` more killmails are routed to a queue."""
+        enough = len(self.routed) + count
+        await eventually("more updates are confirmed", lambda: len(self.routed) >= enough)
 
     async def stop(self) -> None:
-        """Lets what is under way come to its end."""
+        """Stops. Returns when all broadcasts in progress have ended."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
 
@@ -75,14 +75,14 @@ async def test_broker_that_is_killed_and_started_again_has_all_that_it_confirmed
         await stream.further(300)
         await asyncio.to_thread(mortal_broker.kill)
         await amqp.close()
-        before = len(stream.heard)
+        before = len(stream.routed)
         await asyncio.to_thread(mortal_broker.start)
         await stream.further(300)
         await stream.stop()
-    assert before < len(stream.heard)
-    assert stream.unheard == stream.unconfirmed == []
+    assert before < len(stream.routed)
+    assert stream.unrouted == stream.unconfirmed == []
     amqp = await aio_pika.connect(mortal_broker.url, timeout=10)
-    assert missing(stream.heard, await all_of(amqp, queue)) == set()
+    assert missing(stream.routed, await all_of(amqp, queue)) == set()
     await amqp.close()
 
 
@@ -101,8 +101,8 @@ async def test_connection_that_is_cut_comes_back_and_nothing_is_lost(
                 line.cut()
             await stream.further(100)
             await stream.stop()
-    assert stream.unheard == stream.unconfirmed == []
-    assert missing(stream.heard, await all_of(amqp, queue)) == set()
+    assert stream.unrouted == stream.unconfirmed == []
+    assert missing(stream.routed, await all_of(amqp, queue)) == set()
     said = [record.message for record in caplog.records if record.name == "bridge.publisher"]
     assert len(said) == 6
     assert all(message.startswith("no connection to the broker: ") for message in said[::2])
@@ -171,12 +171,12 @@ async def test_exchange_that_is_deleted_is_made_anew(
         await stream.further(100)
         await channel.exchange_delete(exchange)
         await channel.close()
-        await eventually("the exchange is there, without the queue", lambda: len(stream.unheard) >= 100)
+        await eventually("the exchange is there, without the queue", lambda: len(stream.unrouted) >= 100)
         await bind(amqp, exchange, queue)
         await stream.further(100)
         await stream.stop()
     assert stream.unconfirmed == []
-    assert missing(stream.heard, await all_of(amqp, queue)) == set()
+    assert missing(stream.routed, await all_of(amqp, queue)) == set()
 
 
 @no_task_left

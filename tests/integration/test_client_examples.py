@@ -75,13 +75,13 @@ def following(request: pytest.FixtureRequest, tmp_path: Path) -> Following:
     )
 
 
-async def told(follower: Follower, *words: Any) -> None:
-    """Returns when it has been told what begins so."""
+async def reported(follower: Follower, *words: Any) -> None:
+    """Returns when the follower has reported a list that begins with these words."""
 
-    async def is_told() -> bool:
-        return list(words) in [told[: len(words)] for told in await follower.told()]
+    async def is_reported() -> bool:
+        return list(words) in [report[: len(words)] for report in await follower.reports()]
 
-    await eventually(f"it is told {words}", is_told)
+    await eventually(f"it reports {words}", is_reported)
 
 
 async def has(follower: Follower, *texts: bytes) -> None:
@@ -111,11 +111,11 @@ async def test_updates_come_exactly_once_over_every_kind_of_end(bridge: Scripted
                 bridge.drop()
             else:
                 await bridge.close(code)
-            await told(follower, "disconnected", code or 1006)
+            await reported(follower, "disconnected", code or 1006)
             texts += [bridge.emit(f"{code} {number}") for number in range(3)]
         await has(follower, *texts)
         assert bridge.asked[1].endswith(f"&after=3-{CHECK}")
-        assert [words for words in await follower.told() if words[0] == "missed"] == []
+        assert [words for words in await follower.reports() if words[0] == "missed"] == []
 
 
 async def test_restart_of_the_bridge_is_survived(bridge: ScriptedBridge, following: Following) -> None:
@@ -124,7 +124,7 @@ async def test_restart_of_the_bridge_is_survived(bridge: ScriptedBridge, followi
         before = bridge.emit(1)
         await has(follower, before)
         await bridge.stop()
-        await told(follower, "disconnected", 1001)
+        await reported(follower, "disconnected", 1001)
         # In vain.
         await eventually("it has tried again", lambda: _lost(follower, 2))
         after = bridge.emit(2)
@@ -133,15 +133,15 @@ async def test_restart_of_the_bridge_is_survived(bridge: ScriptedBridge, followi
 
 
 async def _lost(follower: Follower, times: int) -> bool:
-    return [words[0] for words in await follower.told()].count("disconnected") >= times
+    return [words[0] for words in await follower.reports()].count("disconnected") >= times
 
 
 async def test_client_that_has_had_no_update_misses_none(bridge: ScriptedBridge, following: Following) -> None:
     bridge.emit("before it came")
     async with following(bridge.url) as follower:
-        await told(follower, "connected", f"1-{CHECK}")
+        await reported(follower, "connected", f"1-{CHECK}")
         bridge.drop()
-        await told(follower, "disconnected", 1006)
+        await reported(follower, "disconnected", 1006)
         await has(follower, bridge.emit("while it was away"))
         assert bridge.asked[:2] == ["after=", f"after=1-{CHECK}"]
 
@@ -151,8 +151,8 @@ async def test_program_that_ended_before_its_first_update_goes_on_from_the_id_th
 ) -> None:
     bridge.emit("before it came")
     async with following(bridge.url) as follower:
-        await told(follower, "connected")
-        [[_, last_id]] = await follower.told()
+        await reported(follower, "connected")
+        [[_, last_id]] = await follower.reports()
     await eventually("it is gone", lambda: not bridge.connections)
     text = bridge.emit("before it was run again")
     async with following(bridge.url, after=last_id) as follower:
@@ -170,12 +170,12 @@ async def test_what_is_missing_is_told_and_what_is_kept_follows(bridge: Scripted
         kept = bridge.emit(3)
         await bridge.start()
         await has(follower, had, kept)
-        await told(follower, "missed", {"complete": False, "replayed": 1, "id": f"2-{CHECK}"})
+        await reported(follower, "missed", {"complete": False, "replayed": 1, "id": f"2-{CHECK}"})
         gap = {"since": "2024-10-22T10:30:00.000Z", "until": "2024-10-22T10:31:00.000Z", "reason": "broker-away"}
-        bridge.tell_gap(**gap)
+        bridge.send_gap(**gap)
         bridge.say(b'{"type":"of a newer bridge","data":{},"timestamp":1}')
         await has(follower, had, kept, bridge.emit(4))
-        assert [words for words in await follower.told() if words[0] == "missed"][1:] == [["missed", gap]]
+        assert [words for words in await follower.reports() if words[0] == "missed"][1:] == [["missed", gap]]
 
 
 async def test_dead_line_is_found_and_nothing_is_missed(bridge: ScriptedBridge, following: Following) -> None:
@@ -224,9 +224,9 @@ async def test_pauses_grow_again_after_a_connection_that_has_lasted(
 async def test_bridge_that_is_full_is_given_time(bridge: ScriptedBridge, following: Following) -> None:
     bridge.closing = 1013
     async with following(bridge.url, FIRST_PAUSE=0.1, LONGEST_PAUSE=LONG_S, LASTING=LONG_S) as follower:
-        await told(follower, "disconnected", 1013)
+        await reported(follower, "disconnected", 1013)
         bridge.closing = None
-        await told(follower, "connected")
+        await reported(follower, "connected")
         # Half of eight first pauses is the least.
         assert bridge.asked_at[1] - bridge.asked_at[0] >= 0.4
 
@@ -251,11 +251,11 @@ async def test_refusal_ends_a_client_with_the_bridges_own_sentence(
     async with following(bridge.url) as follower:
         if isinstance(follower, InBrowser):
             # A script is told neither status nor sentence.
-            await told(follower, "disconnected", 1006)
+            await reported(follower, "disconnected", 1006)
             bridge.refusal = None
-            await told(follower, "connected")
+            await reported(follower, "connected")
         else:
-            await told(follower, "refused", f"{status.value} There is no member systemID: did you mean systemId?")
+            await reported(follower, "refused", f"{status.value} There is no member systemID: did you mean systemId?")
             assert len(bridge.asked) == 1
 
 
@@ -264,48 +264,48 @@ async def test_answer_that_may_be_another_soon_is_no_refusal(bridge: ScriptedBri
     async with following(bridge.url) as follower:
         await eventually("it has tried again", lambda: len(bridge.asked) > 2)
         bridge.refusal = None
-        await told(follower, "connected")
+        await reported(follower, "connected")
 
 
 async def test_browsers_old_socket_stays_until_the_new_one_is_answered(
     bridge: ScriptedBridge, browser: Browser
 ) -> None:
     async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
-        await told(follower, "connected")
+        await reported(follower, "connected")
         for times in range(2, 5):
             await eventually("it asks again", lambda: len(bridge.asked) >= times)  # noqa: B023 - over before the next turn
             await connected(bridge, times)
         await has(follower, bridge.emit(1))
-        assert [words for words in await follower.told() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
+        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
         assert await follower.last_id() == bridge.last_id
 
 
 async def test_browsers_old_socket_that_speaks_first_is_the_one(bridge: ScriptedBridge, browser: Browser) -> None:
     async with in_browser(browser, bridge.url, ENOUGH_S, {}) as follower:
-        await told(follower, "connected")
+        await reported(follower, "connected")
         bridge.resumes = False
         await eventually("a second is opened", lambda: len(bridge.connections) == 2)
         [old, new] = bridge.connections
         text = bridge.emit(1)
         await has(follower, text)
         await eventually("one is left", lambda: bridge.connections[:1] == [old] and new not in bridge.connections)
-        assert [words for words in await follower.told() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
+        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
 
 
 async def test_browsers_old_socket_is_kept_while_the_bridge_is_full(bridge: ScriptedBridge, browser: Browser) -> None:
     async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
-        await told(follower, "connected")
+        await reported(follower, "connected")
         bridge.closing = 1013
         await eventually("it has asked again", lambda: len(bridge.asked) > 2)
         await has(follower, bridge.emit(1))
-        assert [words for words in await follower.told() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
+        assert [words for words in await follower.reports() if words[0] != "update"] == [["connected", f"0-{CHECK}"]]
 
 
 async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBridge, browser: Browser) -> None:
     async with in_browser(browser, bridge.url, SHORT_S, {}) as follower:
-        await told(follower, "connected")
+        await reported(follower, "connected")
         bridge.resumes = False
-        await told(follower, "disconnected", 1006)
+        await reported(follower, "disconnected", 1006)
         bridge.resumes = True
         await has(follower, bridge.emit(1))
 
@@ -313,7 +313,7 @@ async def test_browser_that_gets_no_answer_any_more_says_so(bridge: ScriptedBrid
 async def test_first_failure_of_a_row_is_a_warning_in_python(bridge: ScriptedBridge) -> None:
     async with in_python(bridge.url, LONG_S, {}) as follower:
         for number in range(2):
-            await told(follower, "connected", f"{number}-{CHECK}")
+            await reported(follower, "connected", f"{number}-{CHECK}")
             bridge.emit("so that the next time another id is told")
             follower.levels.clear()
             bridge.refusal = HTTPStatus.SERVICE_UNAVAILABLE, "No server is available to handle this request."

@@ -79,11 +79,11 @@ async def has(follower: Follower, *killmail_ids: int) -> None:
     assert {tuple(update) for update in updates} == {("type", "data", "timestamp", "id")}
 
 
-async def is_told(follower: Follower, word: str) -> None:
-    async def told() -> bool:
-        return word in [words[0] for words in await follower.told()]
+async def reported(follower: Follower, word: str) -> None:
+    async def is_reported() -> bool:
+        return word in [words[0] for words in await follower.reports()]
 
-    await eventually(f"it is told of {word}", told)
+    await eventually(f"it reports {word}", is_reported)
 
 
 async def test_nothing_is_missed_while_the_line_is_cut(
@@ -101,7 +101,7 @@ async def test_nothing_is_missed_while_the_line_is_cut(
             line.cut()
             await publish(amqp, exchange, *(killmail(first + n) for n in range(3)))
         await has(follower, *range(1, 30))
-        assert "missed" not in [words[0] for words in await follower.told()]
+        assert "missed" not in [words[0] for words in await follower.reports()]
 
 
 async def test_nothing_is_missed_while_the_line_is_dead(
@@ -159,7 +159,7 @@ async def test_restart_of_a_bridge_without_history_is_told(
             await connected(bridge)
             await publish(amqp, exchange, killmail(2))
             await has(follower, 1, 2)
-            await is_told(follower, "missed")
+            await reported(follower, "missed")
 
 
 async def test_restart_of_a_bridge_with_history_costs_nothing(
@@ -177,7 +177,7 @@ async def test_restart_of_a_bridge_with_history_costs_nothing(
             await has(follower, 1, 2, 3)
             await publish(amqp, exchange, killmail(4))
             await has(follower, 1, 2, 3, 4)
-            assert "missed" not in [words[0] for words in await follower.told()]
+            assert "missed" not in [words[0] for words in await follower.reports()]
 
 
 async def test_client_goes_on_with_another_bridge_on_the_same_history(
@@ -198,7 +198,7 @@ async def test_client_goes_on_with_another_bridge_on_the_same_history(
         await publish(amqp, exchange, killmail(2))
         await has(follower, 1, 2)
         await connected(other)
-        assert "missed" not in [words[0] for words in await follower.told()]
+        assert "missed" not in [words[0] for words in await follower.reports()]
 
 
 async def test_member_that_no_schema_has_is_refused(broker: Broker, exchange: str, following: Following) -> None:
@@ -207,4 +207,4 @@ async def test_member_that_no_schema_has_is_refused(broker: Broker, exchange: st
         following(url_of(bridge, "?systemID=1")) as follower,
     ):
         # A browser's script is told nothing but that.
-        await is_told(follower, "disconnected" if following is _in_own_browser else "refused")
+        await reported(follower, "disconnected" if following is _in_own_browser else "refused")

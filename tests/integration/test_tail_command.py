@@ -70,8 +70,8 @@ async def test_bridge_that_is_away_is_said_once_and_waited_for(bridge: ScriptedB
 async def test_gap_is_said_and_what_is_not_known_is_ignored(bridge: ScriptedBridge) -> None:
     async with tailing(bridge.url) as tail:
         await tail.says("connected to")
-        bridge.tell_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="lost\x1b[31m")
-        bridge.tell_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="broker-away")
+        bridge.send_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="lost\x1b[31m")
+        bridge.send_gap(since="2024-10-22T10:30:00Z", until="2024-10-22T10:31:00Z", reason="broker-away")
         bridge.say(b'{"type":"gap","data":"of a newer bridge","timestamp":1}')
         bridge.say(b'{"type":"news","data":{},"timestamp":1}')
         await tail.prints(bridge.emit(1))

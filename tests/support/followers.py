@@ -1,7 +1,7 @@
 """Programs that follow a bridge, and a scripted bridge that they follow.
 
 The programs are the examples of `schemas/clients`, in a browser, in Node and in Python, and `edk-bridge tail`. Each
-example is a copy of its file, as a user would make one, with other pauses. `told` returns what a program was told.
+example is a copy of its file, as a user would make one, with other pauses. `reports` returns what a program reported.
 """
 
 import asyncio
@@ -38,15 +38,15 @@ PAUSES_S = {"FIRST_PAUSE": 0.02, "LONGEST_PAUSE": 0.1, "LASTING": 0.0}
 """Of a copy, unless a test has others."""
 
 _PAGE = """<!doctype html><link rel="icon" href="data:,"><script>
-const told = [];
+const reports = [];
 let connection;
 async function follow(url, options) {
   const { connect } = await import("/browser.js");
   connection = connect(url, {
     ...options,
-    onUpdate: (update) => told.push(["update", update]),
-    onState: (...state) => told.push(state),
-    onMissed: (data) => told.push(["missed", data]),
+    onUpdate: (update) => reports.push(["update", update]),
+    onState: (...state) => reports.push(state),
+    onMissed: (data) => reports.push(["missed", data]),
   });
 }
 </script>"""
@@ -55,7 +55,7 @@ async function follow(url, options) {
 class Follower(Protocol):
     """One of them, while it runs."""
 
-    async def told(self) -> list[list[Any]]:
+    async def reports(self) -> list[list[Any]]:
         """The calls of the client's functions, each a list.
 
         They are `["update", {...}]`, `["missed", {...}]`, `["connected", id]`, `["disconnected", why]` and
@@ -67,8 +67,8 @@ class Follower(Protocol):
 
 
 async def updates_of(follower: Follower) -> list[Any]:
-    """The updates that it was told of."""
-    return [words[1] for words in await follower.told() if words[0] == "update"]
+    """Returns the updates among its reports."""
+    return [words[1] for words in await follower.reports() if words[0] == "update"]
 
 
 class InBrowser:
@@ -79,9 +79,9 @@ class InBrowser:
         self._errors: list[str] = []
         page.on("pageerror", lambda error: self._errors.append(str(error)))
 
-    async def told(self) -> list[list[Any]]:
+    async def reports(self) -> list[list[Any]]:
         assert self._errors == [], "the script of the page failed"
-        return list(await self._page.evaluate("told"))
+        return list(await self._page.evaluate("reports"))
 
     async def stop(self) -> None:
         await self._page.evaluate("connection.stop()")
@@ -145,16 +145,16 @@ class InNode:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self._told: list[list[Any]] = []
+        self._reports: list[list[Any]] = []
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            self._told.append(json.loads(line))
+            self._reports.append(json.loads(line))
 
-    async def told(self) -> list[list[Any]]:
-        return list(self._told)
+    async def reports(self) -> list[list[Any]]:
+        return list(self._reports)
 
     async def stop(self) -> None:
         assert self.process.stdin is not None
@@ -188,29 +188,29 @@ class InPython(logging.Handler):
         self.levels: list[int] = []
         """Of what it has logged."""
         self._client = client
-        self._told: list[list[Any]] = []
+        self._reports: list[list[Any]] = []
         self.task = asyncio.create_task(self._follow(url, silence_s, after))
 
     async def _follow(self, url: str, silence_s: float, after: str) -> None:
-        told = {f"on_{what}": partial(self._tell, what) for what in ("connected", "missed")}
+        callbacks = {f"on_{what}": partial(self._record, what) for what in ("connected", "missed")}
         try:
-            async for update in self._client.updates(url, after, **told, ping_s=silence_s):
-                self._told.append(["update", update])
+            async for update in self._client.updates(url, after, **callbacks, ping_s=silence_s):
+                self._reports.append(["update", update])
         except self._client.Refused as refusal:
-            self._told.append(["refused", str(refusal)])
+            self._reports.append(["refused", str(refusal)])
 
-    def _tell(self, *words: Any) -> None:
-        self._told.append(list(words))
+    def _record(self, *words: Any) -> None:
+        self._reports.append(list(words))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.levels.append(record.levelno)
-        self._tell(
+        self._record(
             record.msg.partition(":")[0],
             *(arg if isinstance(arg, int) else str(arg) for arg in record.args or ()),
         )
 
-    async def told(self) -> list[list[Any]]:
-        return list(self._told)
+    async def reports(self) -> list[list[Any]]:
+        return list(self._reports)
 
     async def stop(self) -> None:
         self.task.cancel()
@@ -247,18 +247,18 @@ class InTail:
 
     def __init__(self, tail: Tailing) -> None:
         self.tail = tail
-        self._told: list[list[Any]] = []
+        self._reports: list[list[Any]] = []
         self.reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self.tail.process.stdout is not None
         async for line in self.tail.process.stdout:
-            self._told.append(["update", orjson.loads(line)])
+            self._reports.append(["update", orjson.loads(line)])
 
-    async def told(self) -> list[list[Any]]:
-        """Updates, and where some are missing that it was said: `["missed"]`; where it was refused: `["refused"]`."""
+    async def reports(self) -> list[list[Any]]:
+        """Updates, then `["missed"]` for each warning of missing updates, and `["refused"]` for each refusal."""
         missed = [["missed"] for line in self.tail.said if "missing" in line]
-        return [*self._told, *missed, *(["refused"] for line in self.tail.said if "refuses" in line)]
+        return [*self._reports, *missed, *(["refused"] for line in self.tail.said if "refuses" in line)]
 
     async def stop(self) -> None:
         """Asks it to end."""
@@ -360,18 +360,18 @@ class ScriptedBridge:
         self._number += 1
         text = _message(update_type, data, id=self.last_id)
         self._log.append(text)
-        self._tell(text, self._muted | self._not_resumed)
+        self._broadcast(text, self._muted | self._not_resumed)
         return text
 
-    def tell_gap(self, **data: str) -> None:
-        """Events may have been missed."""
-        self._tell(_message("gap", data), self._muted | self._not_resumed)
+    def send_gap(self, **data: str) -> None:
+        """Reports a gap to all clients that are not muted."""
+        self._broadcast(_message("gap", data), self._muted | self._not_resumed)
 
     def say(self, text: bytes) -> None:
         """A message to all that hear, whatever it is."""
-        self._tell(text, self._muted)
+        self._broadcast(text, self._muted)
 
-    def _tell(self, text: bytes, excluded: Set[ServerConnection]) -> None:
+    def _broadcast(self, text: bytes, excluded: Set[ServerConnection]) -> None:
         broadcast([connection for connection in self.connections if connection not in excluded], text.decode())
 
     def forget(self) -> None:

@@ -98,11 +98,11 @@ class SceneFetcher:
             closing.cancel()
 
     async def pause(self) -> None:
-        """Publishes no more; returns when what was under way has come to its end."""
+        """Stops publishing. Returns when the publish in progress has ended."""
         self._flowing.clear()
         await eventually("the last publish has ended", lambda: not self._is_publishing)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Publishes again."""
         self._flowing.set()
 
@@ -246,7 +246,7 @@ class Scene:
     async def fault(self) -> Fault:
         """Records the state before a fault. The test causes the fault, and `verify` checks its outcome."""
         # An earlier test that failed may have left the fetcher paused and `lie_s` set.
-        self.fetcher.go_on()
+        self.fetcher.resume()
         for bridge in self.bridges.values():
             bridge.lie_s = 0.0
         await self.fetcher.further(20)
@@ -306,7 +306,7 @@ class Scene:
             str(doubled),
             f"{recovered_s[NAMED]:.1f} s ({recovered_s[EXCLUSIVE]:.1f} s)",
         )
-        self.fetcher.go_on()
+        self.fetcher.resume()
 
     async def noticed(self, fault: Fault) -> None:
         """Returns when each bridge has said that it lost its broker."""
