@@ -1,7 +1,10 @@
 """The log: fixed phrases with fields on standard error, as JSON lines or as text.
 
-The loggers of the AMQP libraries are shown only at the level `debug`. The bridge logs each lost connection itself, once
-and with a hint.
+The level `debug` applies to the bridge's own loggers: it shows the path of each delivery and of each handshake. The
+debug lines of libraries contain whole message bodies, and are never written.
+
+The loggers of the AMQP libraries are silent at all other levels. The bridge logs each lost connection itself, once and
+with a hint.
 
 Every character that is not printable is escaped, in all fields of all loggers. Otherwise a value could contain commands
 for a terminal, or look like another line.
@@ -40,7 +43,12 @@ class LogFormat(StrEnum):
 
 
 _MULTILINE_FIELDS = frozenset({"exception", "stack"})
+_OWN_LOGGER = "bridge"
+"""The parent of the bridge's own loggers."""
+
 _DEBUG_LOGGERS = ("aio_pika", "aiormq")
+"""The libraries whose lines, from the level info on, are written only at the level debug."""
+
 _SILENT_LOGGER = "websockets"
 """Its lines contain the headers of clients, with cookies and up to 8 KiB of any text."""
 
@@ -89,10 +97,17 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [output]
-    root.setLevel(level.upper())
+    traced = level is LogLevel.DEBUG
+    root.setLevel(logging.INFO if traced else level.upper())
+    logging.getLogger(_OWN_LOGGER).setLevel(level.upper())
     for name in _DEBUG_LOGGERS:
-        logging.getLogger(name).setLevel(logging.DEBUG if level is LogLevel.DEBUG else logging.CRITICAL + 1)
+        logging.getLogger(name).setLevel(logging.INFO if traced else logging.CRITICAL + 1)
     logging.getLogger(_SILENT_LOGGER).setLevel(logging.CRITICAL + 1)
+
+
+def traces(logger: str) -> bool:
+    """Whether a logger writes debug lines. To be asked once, at construction, so that a trace costs nothing if off."""
+    return logging.getLogger(logger).isEnabledFor(logging.DEBUG)
 
 
 def never_block() -> None:

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+CONFIGURED = (logs._OWN_LOGGER, *logs._DEBUG_LOGGERS, logs._SILENT_LOGGER)
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in (*logs._DEBUG_LOGGERS, logs._SILENT_LOGGER)}
+    levels = {name: logging.getLogger(name).level for name in CONFIGURED}
     yield
     structlog.reset_defaults()
     root.handlers[:] = handlers
@@ -196,6 +199,21 @@ def test_noisy_library_is_heard_from_debug_on_only(output: Output, name: str, le
     logs.configure(LogLevel(level), LogFormat.JSON)
     logging.getLogger(name).critical("connection lost")
     assert len(output.lines()) == count
+
+
+@pytest.mark.parametrize("name", ["aio_pika.robust_connection", "aiormq.connection", "asyncio", "websockets.server"])
+@pytest.mark.parametrize("level", LogLevel)
+def test_debug_lines_of_libraries_are_never_written(output: Output, name: str, level: str) -> None:
+    logs.configure(LogLevel(level), LogFormat.JSON)
+    logging.getLogger(name).debug("Sending frame %r", "a body")
+    assert output.lines() == []
+
+
+@pytest.mark.parametrize(("level", "expected"), [("debug", True), ("info", False), ("error", False)])
+def test_bridge_traces_only_at_the_level_debug(level: str, *, expected: bool) -> None:
+    logs.configure(LogLevel(level), LogFormat.JSON)
+    assert logs.traces("bridge.amqp") is expected
+    assert not logs.traces("aiormq.connection")
 
 
 @pytest.mark.parametrize("level", LogLevel)
