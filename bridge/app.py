@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import os
 import secrets
 import signal
@@ -81,7 +80,7 @@ class Bridge:
             flush_listener=unflushed,
             source=self,
             replaying=reads_stream,
-            trace=log_transition if logging.getLogger("bridge.broadcast").isEnabledFor(logging.DEBUG) else None,
+            trace=log_transition if logs.traces("bridge.broadcast") else None,
         )
         register_hub_metrics(metrics, self._hub, update_log)
         nodes = broker_nodes(settings.amqp_url, settings.amqp_url_file)

@@ -4,13 +4,13 @@ One branch decides: Accepted goes to the hub and is settled after the flush, Rej
 settled after the confirm.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import structlog
 
+from bridge import logs
 from bridge.amqp.consume.session import Delivery
 from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import Gap
@@ -84,8 +84,7 @@ class Relay:
         self._unflushed = unflushed
         self._rejected: Counter[Reason] = Counter()
         self._replaying = replaying
-        self._traces = logging.getLogger(_LOGGER).isEnabledFor(logging.DEBUG)
-        """Decided once, so that the trace costs nothing at other levels."""
+        self._traces = logs.traces(_LOGGER)
         self._flush_due = False
         """True if the hub has something that is not flushed yet."""
         self._invalid_before = 0

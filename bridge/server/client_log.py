@@ -4,11 +4,11 @@ A client can cause each of these lines, so `LogLimiter` limits them. At the leve
 decision about each handshake, and one each when a connection opens and closes.
 """
 
-import logging
 from collections.abc import Callable
 
 import structlog
 
+from bridge import logs
 from bridge.broadcast.close_reasons import CAPACITY_REASONS, CloseReason
 from bridge.contract.filters import FROM_NOW_ON, SubscribeRequest, UpdateFilter
 from bridge.contract.text import printable
@@ -33,8 +33,8 @@ class ClientLog:
 
     def __init__(self, metrics: Metrics, time: Callable[[], float]) -> None:
         """`time` is a monotonic clock, in seconds."""
-        self.tracing = logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG)
-        """Whether lines of the level debug are written. It is read once, so that they cost nothing otherwise."""
+        self.tracing = logs.traces(LOGGER)
+        """Whether lines of the level debug are written."""
         self._metrics = metrics
         self._opened = metrics.opened.labels(Transport.WEBSOCKET)
         self._time = time

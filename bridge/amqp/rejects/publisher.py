@@ -6,7 +6,6 @@ The events of an exclusive queue exist only here by then, so they are held furth
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,6 +15,7 @@ import structlog
 from pamqp import commands
 from pamqp.common import FieldTable
 
+from bridge import logs
 from bridge.amqp import topology
 from bridge.amqp.connection import Channel, Connection
 from bridge.amqp.connection_errors import error_text
@@ -93,7 +93,7 @@ class RejectPublisher:
         self._max_kept = max_kept
         self._logged: State | None = None
         """The last state that was logged, or None after a recovery. A recovery is logged only if its loss was."""
-        self._traces = logging.getLogger(_LOGGER).isEnabledFor(logging.DEBUG)
+        self._traces = logs.traces(_LOGGER)
         metrics.gauge(
             "bridge_rejects_waiting",
             "Rejected events that RabbitMQ has not confirmed yet.",

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import structlog
 
+from bridge import logs
 from bridge.amqp.wire.fast_channel import PropertiesReader, Receiver
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.amqp.wire.settlement import Acknowledgement
@@ -53,7 +54,7 @@ class DeliveryChannel(Protocol):
 
 def traced(channel: DeliveryChannel) -> DeliveryChannel:
     """Returns the channel, wrapped if the level is debug now. At other levels, tracing costs nothing."""
-    return _TracedChannel(channel) if logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG) else channel
+    return _TracedChannel(channel) if logs.traces(LOGGER) else channel
 
 
 class _TracedChannel:
