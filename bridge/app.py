@@ -42,7 +42,7 @@ from bridge.server.listeners.sockets import listen_hint, source_address
 from bridge.server.router import Router
 from bridge.server.server import Limits, Server
 from bridge.server.tls import Tls
-from bridge.source import SourceFactory
+from bridge.source import SourceFactory, register_source_metrics
 from bridge.systemd import SdNotifier
 from bridge.timing import DEFAULT, Timing
 
@@ -114,6 +114,7 @@ class Bridge:
             _stream_config(settings),
         )
         self._source = make_source(consumer_config, relay, flow_control, metrics, settings.wait, timing)
+        register_source_metrics(metrics, self._source)
 
         # The path of a handshake
 

@@ -8,7 +8,7 @@ from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.consume.gaps import GapReporter
 from bridge.amqp.consume.session import DeliveryHandler
 from bridge.amqp.consume.stream_reader import StreamReader
-from bridge.amqp.status import Status
+from bridge.amqp.status import State, Status
 from bridge.metrics import Metrics
 from bridge.timing import Timing
 
@@ -45,6 +45,20 @@ class EventSource(Protocol):
 
     def stop(self) -> None:
         """Ends `run` when all deliveries are settled."""
+
+
+def register_source_metrics(metrics: Metrics, source: EventSource) -> None:
+    """Adds the gauges of a source."""
+    metrics.gauge(
+        "bridge_queue_other_consumers",
+        "Other consumers of the named queue of this bridge (BRIDGE_QUEUE).",
+        lambda: float(source.other_consumers),
+    )
+    metrics.gauge(
+        "bridge_consuming",
+        "Whether the bridge consumes: 1 or 0.",
+        lambda: float(source.status.state is State.WORKING),
+    )
 
 
 SourceFactory = Callable[[ConsumerConfig, DeliveryHandler, FlowControl, Metrics, bool, Timing], EventSource]

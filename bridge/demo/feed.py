@@ -60,12 +60,6 @@ class Feed:
         [self._exchange] = config.exchanges
         self._handler = handler
         self._stopping = asyncio.Event()
-        metrics.gauge(
-            "bridge_queue_other_consumers",
-            "Other consumers of the named queue of this bridge (BRIDGE_QUEUE).",
-            lambda: 0.0,
-        )
-        metrics.gauge("bridge_consuming", "Whether the bridge consumes: 1 or 0.", lambda: float(self.is_live))
 
     @property
     def is_live(self) -> bool:

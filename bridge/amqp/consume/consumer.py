@@ -94,16 +94,6 @@ class Consumer:
         """True if an exchange or a queue had to be declared, and no session has reported it yet."""
         self._known_exchanges: dict[str, Exchange] = {}
         """The exchanges of the last session. One that disappears is declared again as it was, or not at all."""
-        metrics.gauge(
-            "bridge_queue_other_consumers",
-            "Other consumers of the named queue of this bridge (BRIDGE_QUEUE).",
-            lambda: float(self.other_consumers),
-        )
-        metrics.gauge(
-            "bridge_consuming",
-            "Whether the bridge consumes: 1 or 0.",
-            lambda: float(self.status.state is State.WORKING),
-        )
 
     async def run(self) -> None:
         """Consumes until `stop`. Raises BrokerRefusal if the broker refuses from the start, unless `wait` is set."""

@@ -15,6 +15,7 @@ from bridge.contract import catalog
 from bridge.contract.pipeline import Accepted, Event, Pipeline, Reason, Rejected
 from bridge.demo.feed import GAP_INTERVAL, REJECT_INTERVAL, Feed
 from bridge.metrics import Metrics
+from bridge.source import register_source_metrics
 from bridge.timing import DEFAULT
 from tests.support.virtual_time import VirtualTime
 
@@ -93,6 +94,7 @@ async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopp
 async def test_feed_is_live_and_fresh_while_it_runs() -> None:
     metrics = Metrics()
     feed = feed_to(Handler(events=1), metrics, rate=0.01)
+    register_source_metrics(metrics, feed)
     assert not feed.is_live
     running = asyncio.create_task(feed.run())
     await asyncio.sleep(0)

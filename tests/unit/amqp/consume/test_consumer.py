@@ -28,6 +28,7 @@ from bridge.amqp.nodes import Node
 from bridge.amqp.status import State
 from bridge.errors import BrokerRefusal
 from bridge.metrics import Metrics
+from bridge.source import register_source_metrics
 from bridge.timing import DEFAULT
 from tests.support.delivery_handler import Recorder
 from tests.support.fake_amqp import (
@@ -73,6 +74,7 @@ class RunningConsumer:
         config = ConsumerConfig(addresses, ("killmails",), queue, "a bridge")
         self.flow_control = FlowControl(20)
         self.consumer = Consumer(config, self.recorder, self.flow_control, self.metrics, wait)
+        register_source_metrics(self.metrics, self.consumer)
         self.states: list[State] = []
         self.running: asyncio.Task[None] | None = None
 
