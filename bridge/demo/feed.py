@@ -14,6 +14,7 @@ from bridge.amqp.consume.flow_control import FlowControl
 from bridge.amqp.consume.gaps import GapReporter
 from bridge.amqp.consume.session import Delivery, DeliveryHandler
 from bridge.amqp.status import Gap, State, Status
+from bridge.amqp.wire import trace
 from bridge.amqp.wire.properties import MessageProperties
 from bridge.demo.killmails import killmails, pace
 from bridge.metrics import Metrics
@@ -101,6 +102,7 @@ class Feed:
         return True
 
     def _deliver(self, tag: int, body: bytes) -> None:
+        trace.delivery_received(tag, False, self._exchange, "", PROPERTIES, body)
         delivery = Delivery(self, tag, False, self._exchange, "", PROPERTIES, body, time.monotonic())
         self._handler.deliver([delivery])
 

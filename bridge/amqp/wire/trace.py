@@ -42,6 +42,23 @@ def channel_closed(connection: str, channel: int, reason: str) -> None:
 # Deliveries and acknowledgements
 
 
+def delivery_received(
+    tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
+) -> None:
+    """Logs a delivery: where it comes from, and the size of its body."""
+    offset = {} if properties.offset is None else {"offset": properties.offset}
+    _log.debug(
+        "delivery",
+        tag=tag,
+        **offset,
+        exchange=exchange,
+        routing_key=routing_key,
+        type=properties.type,
+        bytes=len(body),
+        redelivered=redelivered,
+    )
+
+
 class DeliveryChannel(Protocol):
     """What a session uses of a fast channel."""
 
@@ -78,15 +95,5 @@ class _TracedReceiver:
     def on_delivery(
         self, tag: int, redelivered: bool, exchange: str, routing_key: str, properties: MessageProperties, body: bytes
     ) -> None:
-        offset = {} if properties.offset is None else {"offset": properties.offset}
-        _log.debug(
-            "delivery",
-            tag=tag,
-            **offset,
-            exchange=exchange,
-            routing_key=routing_key,
-            type=properties.type,
-            bytes=len(body),
-            redelivered=redelivered,
-        )
+        delivery_received(tag, redelivered, exchange, routing_key, properties, body)
         self._receiver.on_delivery(tag, redelivered, exchange, routing_key, properties, body)

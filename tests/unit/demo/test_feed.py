@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.amqp.consume.consumer import ConsumerConfig
 from bridge.amqp.consume.flow_control import FlowControl
@@ -89,6 +90,16 @@ async def test_feed_delivers_valid_and_invalid_events_and_gaps_until_it_is_stopp
     assert handler.got.index(gap) == GAP_INTERVAL
     assert feed.gaps.last == gap
     assert feed.status.state is State.STOPPED
+
+
+async def test_delivery_is_logged_at_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    VirtualTime(monkeypatch)
+    handler = Handler(events=1)
+    with capture_logs() as logged:
+        await feed_to(handler, Metrics()).run()
+    [line] = [line for line in logged if line["event"] == "delivery"]
+    assert (line["log_level"], line["tag"], line["exchange"], line["type"]) == ("debug", 1, "bridge.demo", "killmail")
+    assert line["bytes"] > 0
 
 
 async def test_feed_is_live_and_fresh_while_it_runs() -> None:
