@@ -109,12 +109,7 @@ class Hub:
         self._stopping = False
         self._sent_bytes = 0
         """Bytes sent to live connections."""
-        enter: Mapping[State, _Call] = {
-            State.CATCHING_UP: catch_up.add_catching_up,
-            State.LIVE: _add_live,
-            State.LAGGING: catch_up.add_lagging,
-        }
-        leave: Mapping[State, _Call] = {
+        self._leave: Mapping[State, _Call] = {
             State.PENDING: self._resume.pending.forget,
             State.RESUMING: catch_up.discard_resuming,
             State.CATCHING_UP: catch_up.discard_catching_up,
@@ -122,31 +117,8 @@ class Hub:
             State.LAGGING: catch_up.discard_lagging,
             State.CLOSING: catch_up.discard_closing,
         }
-        actions: Mapping[Action, _Call] = {
-            Action.SEND: catch_up.send_next,
-            Action.SCHEDULE: catch_up.schedule,
-            Action.BEGIN_AT_FLUSH: catch_up.begin_at_flush,
-            Action.CLOSE_STOPPING: self._close_stopping,
-            Action.CLOSE_IF_STOPPING: self._close_if_stopping,
-            Action.CLOSE_TOO_SLOW: self._close_too_slow,
-            Action.COUNT_DROPPED: self._count_dropped,
-            Action.UNSUBSCRIBE: self._unsubscribe,
-            Action.FINISH_FRAME: catch_up.finish_frame,
-            Action.RESET: _reset,
-        }
-        self._leave = leave
-
-        def calls(before: State, event: ConnectionEvent, step: Transition) -> _Calls:
-            if step.to is before:
-                return None, before, tuple([actions[each] for each in step.actions])
-            entered = [enter[step.to]] if step.to in enter else []
-            traced = [] if trace is None else [partial(trace, before=before, event=event)]
-            return leave.get(before), step.to, (*entered, *traced, *[actions[each] for each in step.actions])
-
-        self._table: Mapping[State, Mapping[ConnectionEvent, _Calls]] = {
-            before: {event: calls(before, event, step) for event, step in steps.items()}
-            for before, steps in TRANSITIONS.items()
-        }
+        """Removes a connection from the collection of a state."""
+        self._table = self._compile(trace)
         assert log.head == 0
 
     # Numbers
@@ -331,6 +303,40 @@ class Hub:
             self._catch_up.schedule(connection)
 
     # Transitions
+
+    def _compile(self, trace: Trace | None) -> Mapping[State, Mapping[ConnectionEvent, _Calls]]:
+        """Returns the table with the methods of this hub. Without `trace`, tracing costs nothing."""
+        catch_up = self._catch_up
+        enter: Mapping[State, _Call] = {
+            State.CATCHING_UP: catch_up.add_catching_up,
+            State.LIVE: _add_live,
+            State.LAGGING: catch_up.add_lagging,
+        }
+        actions: Mapping[Action, _Call] = {
+            Action.SEND: catch_up.send_next,
+            Action.SCHEDULE: catch_up.schedule,
+            Action.BEGIN_AT_FLUSH: catch_up.begin_at_flush,
+            Action.CLOSE_STOPPING: self._close_stopping,
+            Action.CLOSE_IF_STOPPING: self._close_if_stopping,
+            Action.CLOSE_TOO_SLOW: self._close_too_slow,
+            Action.COUNT_DROPPED: self._count_dropped,
+            Action.UNSUBSCRIBE: self._unsubscribe,
+            Action.FINISH_FRAME: catch_up.finish_frame,
+            Action.RESET: _reset,
+        }
+
+        def calls(before: State, event: ConnectionEvent, step: Transition) -> _Calls:
+            acted = [actions[each] for each in step.actions]
+            if step.to is before:
+                return None, before, tuple(acted)
+            entered = [enter[step.to]] if step.to in enter else []
+            traced = [] if trace is None else [partial(trace, before=before, event=event)]
+            return self._leave.get(before), step.to, (*entered, *traced, *acted)
+
+        return {
+            before: {event: calls(before, event, step) for event, step in steps.items()}
+            for before, steps in TRANSITIONS.items()
+        }
 
     def _dispatch(self, connection: Subscriber, event: ConnectionEvent) -> None:
         """Makes the transition of a connection, and carries out its actions."""

@@ -89,7 +89,7 @@ class Resume:
 
     def end_replay(self) -> None:
         """Ends the wait of all connections for the bridge's own replay."""
-        self.pending.replaying = False
+        self.pending.end_replay()
         self.release()
 
     def tick(self, source_is_live: bool) -> None:
@@ -178,6 +178,7 @@ class PendingResumes:
         """With `replaying`, all connections must wait for now."""
         self._index = index
         self.replaying = replaying
+        """Read-only for others."""
         self.waits: dict[Subscriber, _Wait] = {}
         """By connection. Read-only for others."""
         self._next_sequence = 0
@@ -189,6 +190,10 @@ class PendingResumes:
     def __iter__(self) -> Iterator[Subscriber]:
         """Iterates over a copy."""
         return iter(tuple(self.waits))
+
+    def end_replay(self) -> None:
+        """Ends the wait for the replay."""
+        self.replaying = False
 
     def defer(self, connection: Subscriber, after: After) -> bool:
         """Adds a connection if it must wait. Returns whether it must."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import signal
@@ -23,7 +24,7 @@ from bridge.errors import AddressUnavailable, BrokerRefusal, ConfigurationError
 from bridge.server.access.rules import Rule
 from bridge.server.listeners import descriptors
 from bridge.timing import DEFAULT
-from tests.support.fakes import FakeDelivery
+from tests.support.fakes import FakeDelivery, FakeSubscriber
 from tests.support.metrics import series, value
 from tests.support.running import consumer_of
 from tests.support.virtual_time import VirtualTime
@@ -240,6 +241,22 @@ async def test_hub_and_relay_read_the_past_of_a_stream_first(
     consumer_of(bridge)._handler.deliver([delivery])
     assert bridge._rejects.waiting == (not replaying)
     await bridge._rejects.close()
+
+
+@pytest.mark.parametrize(("level", "traced"), [(logging.DEBUG, True), (logging.INFO, False)])
+async def test_changes_of_state_are_logged_at_the_level_debug_alone(
+    build: Callable[..., Bridge], level: int, *, traced: bool
+) -> None:
+    logger = logging.getLogger("bridge.broadcast")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        hub = build()._hub
+    finally:
+        logger.setLevel(before)
+    with capture_logs() as logged:
+        hub.join(FakeSubscriber(hub))
+    assert [line["event"] for line in logged] == (["connection state"] if traced else [])
 
 
 async def test_ids_of_two_bridges_without_a_stream_are_told_apart(

@@ -1061,7 +1061,7 @@ def test_ticks_do_not_count_while_older_updates_are_read_back(index: CountingHis
     one = client()
     assert pending.defer(one, AHEAD)
     pending.tick(source_is_live=True)
-    pending.replaying = False
+    pending.end_replay()
     assert pending.ready() == []
     pending.tick(source_is_live=True)
     assert pending.ready() == []
