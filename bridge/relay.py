@@ -93,11 +93,15 @@ class Relay:
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Relays the deliveries of one read, and broadcasts their updates in one flush.
 
-        Never raises: if the bridge fails on an event, the event is rejected.
+        If the bridge fails on an event, the event is rejected. If it can't even reject the event, the delivery stays
+        unsettled, so that a queue delivers it again. All other deliveries of the read are relayed in any case.
         """
         relay = self._relay_traced if self._traces else self._relay
         for delivery in deliveries:
-            relay(delivery)
+            try:
+                relay(delivery)
+            except Exception:
+                _log.exception("a delivery could not be relayed; it stays unsettled")
         if self._flush_due:
             self._flush_due = False
             self._hub.flush()

@@ -216,13 +216,13 @@ class Server:
             client.close_if_eof()
 
     def _on_connection_lost(self, connection: Connection) -> None:
-        self._client_log.closed(connection)
         self._connections.pop(connection, None)
         if not self._connections:
             # An empty dict keeps the memory of its largest size until it is cleared.
             self._connections.clear()
         self._on_left(connection.address)
         self._heap_trimmer.shrunk_to(len(self._connections))
+        self._client_log.closed(connection)
 
     def _on_left(self, address: str) -> None:
         self._address_limit.release(address)

@@ -243,6 +243,20 @@ def test_update_that_does_not_get_into_the_log_is_rejected_and_no_duplicate_when
     assert scene.count("bridge_updates_total", type="killmail") == 1
 
 
+def test_delivery_that_can_not_even_be_rejected_stays_unsettled_and_keeps_back_no_other(
+    scene: RelayScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(scene.rejects, "reject", fail)
+    with structlog.testing.capture_logs() as logged:
+        deliveries = scene.deliver_read(killmail(1), b"invalid", killmail(2))
+    assert [delivery.settled for delivery in deliveries] == [1, 0, 1]
+    assert [update["data"]["killmailId"] for update in scene.sent] == [1, 2]
+    assert "a delivery could not be relayed; it stays unsettled" in [line["event"] for line in logged]
+
+
 def test_encoding_of_the_message_is_looked_at(scene: RelayScene) -> None:
     scene.deliver(killmail(1), content_encoding="gzip")
     assert scene.rejects.taken[0][1].reason is Reason.UNSUPPORTED_ENCODING

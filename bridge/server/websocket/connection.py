@@ -327,10 +327,12 @@ class Connection(asyncio.BufferedProtocol):
             self._context.hub.leave(self)
             self._context.read_limiter.forget(self)
         finally:
-            self._context.on_lost(self)
-            # Transport and protocol refer to each other. Without this, only the garbage collector frees them.
-            self._transport = self.descriptor = None
-            self._frame_reader = self._pending_close = None
+            try:
+                self._context.on_lost(self)
+            finally:
+                # Transport and protocol refer to each other. Without this, only the garbage collector frees them.
+                self._transport = self.descriptor = None
+                self._frame_reader = self._pending_close = None
 
 
 def _await_answer() -> None:
