@@ -47,8 +47,9 @@ To see how a client resumes, take the id of an update, and ask 10 s later for al
 
   id=$({tail} | {last_id}); sleep 10; {tail} --after "$id"
 
-Of {REJECT_INTERVAL} events, one is invalid: it is rejected, logged here, and counted in bridge_rejects_total.
-After {GAP_INTERVAL} events, {LOST_EVENTS} are dropped: clients that connect with ?after= get the message `gap`.
+One of {REJECT_INTERVAL} events is invalid and is counted in bridge_rejects_total.
+The log has the first, the second, the fourth, the eighth and so on.
+After every {GAP_INTERVAL} events, {LOST_EVENTS} are dropped: clients that connect with ?after= get the message `gap`.
 """
         return self._text("", "without a broker", self._watch() + more)
 
