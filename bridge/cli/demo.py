@@ -21,7 +21,7 @@ from bridge.errors import ConfigurationError
 @click.option("--rate", type=click.FloatRange(0.01, 1000), default=1.0, show_default=True, help="killmails a second")
 @click.option("--without-broker", is_flag=True, help="no RabbitMQ: the killmails go straight to the bridge")
 @click.option("--publish-only", is_flag=True, help="only the publisher, to the bridge's exchange at BRIDGE_AMQP_URL")
-@setting_options("amqp_url", "schemas")
+@setting_options("amqp_url", "schemas", defaults={"amqp_url": "not set: a container"})
 @click.pass_context
 def demo(
     context: click.Context, /, port: int, rate: float, without_broker: bool, publish_only: bool, **flags: str | None
@@ -30,10 +30,10 @@ def demo(
 
     The broker is the one of BRIDGE_AMQP_URL, if it is set: the killmails then go to the exchange bridge.demo, which
     only the demo uses. Otherwise a container is started, with the exchange killmails; this needs a container engine
-    such as Docker, and `pip install 'edk-bridge[demo]'`.
+    such as Docker, and the extra `demo` of the package.
 
-    With --without-broker, this command alone is enough to write and try a client: the bridge also announces gaps,
-    rejects invalid events, and lets clients resume.
+    With --without-broker, this command alone is enough to write and try a client. The bridge also announces gaps and
+    rejects invalid events, and clients can resume.
     """
     settings = Demo(rate, {**flags, "port": str(port)})
     other = "--publish-only" if publish_only else "--amqp-url" if flags["amqp_url"] is not None else None

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import click
@@ -44,12 +45,16 @@ _NO = "no_"
 """The prefix of the parameter of a flag such as --no-wait."""
 
 
-def setting_options(*names: str) -> Callable[[Callback], Callback]:
+_NO_DEFAULTS: Mapping[str, str] = MappingProxyType({})
+
+
+def setting_options(*names: str, defaults: Mapping[str, str] = _NO_DEFAULTS) -> Callable[[Callback], Callback]:
     """Adds a flag for each setting to a command, and `--env-file`.
 
-    The values are text, or None if the flag is not given. `effective_settings` parses them.
+    The values are text, or None if the flag is not given. `effective_settings` parses them. The help shows `defaults`
+    in place of the defaults of the settings.
     """
-    options = [option for name in names for option in _options(name)]
+    options = [option for name in names for option in _options(name, defaults.get(name))]
 
     def decorate(command: Callback) -> Callback:
         for option in reversed([*options, _env_file]):
@@ -59,12 +64,13 @@ def setting_options(*names: str) -> Callable[[Callback], Callback]:
     return decorate
 
 
-def _options(name: str) -> list[Callable[[Callback], Callback]]:
-    """Returns the flag of a setting. A switch also has a flag for its opposite."""
+def _options(name: str, default: str | None) -> list[Callable[[Callback], Callback]]:
+    """Returns the flag of a setting. A switch also has a flag for its opposite. The help shows the default."""
     setting = SETTINGS[name]
     flag = name.replace("_", "-")
     # Without the space, a long list would be one word, which click breaks at the end of the line.
-    text = f"{setting.meaning}  [{PREFIX}{name.upper()}; {settings.shown_default(name).replace(',', ', ')}]"
+    default = settings.shown_default(name).replace(",", ", ") if default is None else default
+    text = f"{setting.meaning}  [{PREFIX}{name.upper()}; {default}]"
     if not setting.is_switch:
         return [click.option(f"--{flag}", metavar=METAVARS.get(name, "TEXT"), help=text)]
     return [

@@ -364,6 +364,12 @@ def test_demo_checks_its_options(arguments: list[str]) -> None:
     assert invoke("demo", *arguments).exit_code == 2
 
 
+def test_help_of_the_demo_shows_what_happens_without_a_broker() -> None:
+    text = " ".join(invoke("demo", "--help").output.split())
+    assert "[BRIDGE_AMQP_URL; not set: a container]" in text
+    assert "guest" not in text
+
+
 def test_demo_runs_with_its_options_and_ends_with_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[Demo, object]] = []
 
