@@ -28,8 +28,9 @@ class NoBroker(BridgeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"the demo can't start RabbitMQ: {reason}; set BRIDGE_AMQP_URL to use a broker that runs, or start a "
-            "container engine such as Docker and run `pip install 'edk-bridge[demo]'`, or pass --without-broker"
+            f"the demo can't start RabbitMQ: {reason}; pass --without-broker, or set BRIDGE_AMQP_URL to use a broker "
+            "that runs, or start a container engine such as Docker and install the extra `demo` "
+            "(`pip install 'edk-bridge[demo]'`, or `pip install 'PATH[demo]'` with the path of a clone)"
         )
 
 
