@@ -25,7 +25,7 @@ from bridge.app import serve
 from bridge.cli.common.options import DOTENV, effective_settings
 from bridge.cli.common.output import echo
 from bridge.config.listen_addresses import announced_host
-from bridge.config.settings import Settings, is_set
+from bridge.config.settings import PREFIX, Settings, is_set
 from bridge.demo.broker import Broker
 from bridge.demo.child import Child
 from bridge.demo.feed import Feed
@@ -69,9 +69,12 @@ class Demo:
     @property
     def has_broker(self) -> bool:
         """Whether the operator has set a broker: with the flag, in the environment, or in the file of settings."""
+        return self.flags.get("amqp_url") is not None or self.sets("amqp_url")
+
+    def sets(self, name: str) -> bool:
+        """Returns whether the environment or the file of settings sets this setting."""
         file = self.flags.get("env_file")
-        dotenv = DOTENV if file is None else Path(file)
-        return self.flags.get("amqp_url") is not None or is_set("amqp_url", os.environ, dotenv)
+        return is_set(name, os.environ, DOTENV if file is None else Path(file))
 
 
 class _Stopped(BaseException):
@@ -144,7 +147,9 @@ def run_without_broker(demo: Demo) -> int:
     try:
         settings = demo.settings(**SEPARATE)
         guide = Guide(settings, free_host(settings), demo.rate)
-        logs.configure(settings.log_level, logs.LogFormat.TEXT)
+        if ignored := [f"{PREFIX}{name.upper()}" for name in ("amqp_url", *SEPARATE) if demo.sets(name)]:
+            say(f"edk-bridge: warning: --without-broker ignores {', '.join(ignored)}", err=True)
+        logs.configure(settings.log_level, _log_format(settings))
         feed = partial(Feed, demo.rate, lambda: say(guide.without_broker()))
         uvloop.run(serve(settings, make_source=feed))
     except BridgeError as error:
@@ -248,10 +253,13 @@ def _image() -> str:
 def _arguments(demo: Demo, settings: Settings, decided: Mapping[str, str]) -> list[str]:
     """Returns the flags of the bridge, without the broker's URL: other users of the machine can read arguments."""
     given = {name: text for name, text in demo.flags.items() if text is not None and name != "amqp_url"}
-    flags = {**given, **decided}
-    if settings.log_format is logs.LogFormat.AUTO:
-        flags["log_format"] = "text"
+    flags = {**given, **decided, "log_format": _log_format(settings)}
     return [word for name, text in flags.items() for word in (f"--{name.replace('_', '-')}", text)]
+
+
+def _log_format(settings: Settings) -> logs.LogFormat:
+    """Returns the format of the bridge's log: text, unless the settings name another."""
+    return logs.LogFormat.TEXT if settings.log_format is logs.LogFormat.AUTO else settings.log_format
 
 
 def _environment(demo: Demo, broker: Broker | None) -> dict[str, str]:

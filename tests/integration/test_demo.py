@@ -190,9 +190,10 @@ async def test_demo_without_any_broker_names_the_three_ways_out(arguments: list[
 
 
 @asynccontextmanager
-async def without_broker(port: int, output: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def without_broker(port: int, output: Path, **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A demo without a broker, which runs. At the end, it is stopped with Ctrl-C, and none of its processes remains."""
-    async with demo(None, port, output, "--without-broker", DOCKER_HOST="unix:///nonexistent") as (process, mark):
+    variables["DOCKER_HOST"] = "unix:///nonexistent"
+    async with demo(None, port, output, "--without-broker", **variables) as (process, mark):
         await guided(process, output)
         yield process
         process.send_signal(signal.SIGINT)
@@ -237,6 +238,27 @@ async def test_demo_without_a_broker_counts_and_logs_rejected_events_and_is_read
         assert report["warnings"] == ["there is no broker: the demo feeds invented killmails to the bridge"]
         assert (await get(port, "/"))[0] == 200
         await eventually("it is logged", lambda: "event rejected" in output.read_text())
+
+
+async def test_demo_without_a_broker_names_the_settings_that_it_ignores_and_logs_in_the_format_that_is_set(
+    tmp_path: Path,
+) -> None:
+    port, output = free_port(), tmp_path / "output"
+    variables = {"BRIDGE_QUEUE": "kept", "BRIDGE_HISTORY": "stream", "BRIDGE_LOG_FORMAT": "json"}
+    async with without_broker(port, output, BRIDGE_AMQP_URL="amqp://example", **variables):
+        lines = output.read_text().splitlines()
+        ignored = "BRIDGE_AMQP_URL, BRIDGE_QUEUE, BRIDGE_HISTORY"
+        assert f"edk-bridge: warning: --without-broker ignores {ignored}" in lines
+        logged = [orjson.loads(line) for line in lines if line.startswith("{")]
+        assert "listening" in [line["event"] for line in logged]
+
+
+async def test_demo_without_a_broker_ignores_no_setting_if_none_is_set(tmp_path: Path) -> None:
+    port, output = free_port(), tmp_path / "output"
+    async with without_broker(port, output):
+        assert "ignores" not in output.read_text()
+        assert "listening" in output.read_text()
+        assert not [line for line in output.read_text().splitlines() if line.startswith("{")]
 
 
 async def test_command_of_the_guide_resumes(tmp_path: Path) -> None:
