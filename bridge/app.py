@@ -18,7 +18,9 @@ from bridge.amqp.rejects.publisher import RejectPublisher
 from bridge.amqp.status import State, Status
 from bridge.authority import format_authority
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.hub import Hub, log_transition
+from bridge.broadcast.hub import Hub
+from bridge.broadcast.hub_log import LOGGER as HUB_LOGGER
+from bridge.broadcast.hub_log import HubLog
 from bridge.broadcast.hub_metrics import register_hub_metrics
 from bridge.broadcast.replay import ReplayIndex
 from bridge.broadcast.update_log import UpdateLog
@@ -80,7 +82,7 @@ class Bridge:
             flush_listener=unflushed,
             source=self,
             replaying=reads_stream,
-            trace=log_transition if logs.traces("bridge.broadcast") else None,
+            trace=HubLog() if logs.traces(HUB_LOGGER) else None,
         )
         register_hub_metrics(metrics, self._hub, update_log)
         nodes = broker_nodes(settings.amqp_url, settings.amqp_url_file)

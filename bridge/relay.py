@@ -27,6 +27,9 @@ _LOGGER = "bridge.relay"
 
 _log = structlog.get_logger(_LOGGER)
 
+_UPDATE = "update"
+"""What was done with a delivery that has become an update."""
+
 
 class UnflushedDeliveries:
     """Holds the deliveries whose updates are in the log, and settles them when the hub flushes.
@@ -108,7 +111,9 @@ class Relay:
 
     def _relay_traced(self, delivery: Delivery) -> None:
         outcome = self._relay(delivery)
-        _log.debug("relayed", tag=delivery.tag, outcome=outcome, **({"id": str(delivery.id)} if delivery.id else {}))
+        update_id = self._hub.newest_id if outcome == _UPDATE else delivery.id
+        fields = {} if update_id is None else {"id": str(update_id)}
+        _log.debug("relayed", tag=delivery.tag, outcome=outcome, **fields)
 
     def _relay(self, delivery: Delivery) -> str:
         """Sends a new update to the hub and a rejected event to the rejects. Drops a duplicate.
@@ -163,7 +168,7 @@ class Relay:
         if not self._replaying:
             self._metrics.updates[outcome.type] += 1
             self._metrics.last_update_ms = received_ms
-        return "update"
+        return _UPDATE
 
     def _record_id(self, delivery: Delivery) -> None:
         # A bridge with another start or other schemas may have broadcast this event. Clients may resume after it.

@@ -18,6 +18,7 @@ import structlog
 from bridge.broadcast.catch_up import CATCH_UP_BYTES, CatchUp
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.frames import text_frame
+from bridge.broadcast.hub_log import LOGGER
 from bridge.broadcast.live_set import BroadcastWriter
 from bridge.broadcast.replay import FilterInput, ReplayIndex, UpdateFilter
 from bridge.broadcast.resume import Resume
@@ -28,7 +29,7 @@ from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 
-_log = structlog.get_logger("bridge.broadcast")
+_log = structlog.get_logger(LOGGER)
 
 FLUSH_BYTES = 65536
 """The most that one write to a connection holds. Larger writes gain nothing: a frame costs the kernel more than the
@@ -63,10 +64,13 @@ _CONGESTED, _DRAINED, _PARTIAL_WRITE = ConnectionEvent.CONGESTED, ConnectionEven
 
 
 class Trace(Protocol):
-    """Receives each change of a connection's state."""
+    """Follows what a hub does."""
 
-    def __call__(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
-        """Called after the change. `before` is the state before."""
+    def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
+        """Called after a change of a connection's state. `before` is the state before."""
+
+    def on_flush(self, flushed: int, live: int) -> None:
+        """Called after each flush: all positions below `flushed` are flushed, and `live` connections are live now."""
 
 
 class Hub:
@@ -94,7 +98,9 @@ class Hub:
         self._metrics = metrics
         self.schedule = schedule
         """Calls back in the next turn of the loop. Connections use it too, so that they need no loop of their own."""
-        self._flush_listener = flush_listener
+        self._after_flush = flush_listener.on_flush
+        if trace is not None:
+            self._after_flush = partial(self._trace_flush, trace, flush_listener)
         self._source = source
         # No frame may fall off the tail of the log before it is flushed.
         self._flush_bytes = min(FLUSH_BYTES, log.max_bytes // 4)
@@ -145,6 +151,11 @@ class Hub:
     def sent_bytes(self) -> int:
         """Bytes of updates and own messages written to sockets, or handed to transports."""
         return self._sent_bytes + self._catch_up.sent_bytes
+
+    @property
+    def newest_id(self) -> UpdateId:
+        """The id of the newest entry of the log."""
+        return self._index.before(self._update_log.head)
 
     @property
     def logged_updates(self) -> int:
@@ -260,7 +271,12 @@ class Hub:
                 self._postpone(subscription)
         self._catch_up.evict_too_slow()
         self._resume.release()
-        self._flush_listener.on_flush()
+        self._after_flush()
+
+    def _trace_flush(self, trace: Trace, flush_listener: FlushListener) -> None:
+        live = sum(len(subscription.live) for subscription in self._subscriptions)
+        trace.on_flush(self._update_log.flushed, live)
+        flush_listener.on_flush()
 
     def _broadcast(self, batch: Batch) -> None:
         subscriptions, frames, positions, updates = batch
@@ -330,7 +346,7 @@ class Hub:
             if step.to is before:
                 return None, before, tuple(acted)
             entered = [enter[step.to]] if step.to in enter else []
-            traced = [] if trace is None else [partial(trace, before=before, event=event)]
+            traced = [] if trace is None else [partial(trace.on_transition, before=before, event=event)]
             return self._leave.get(before), step.to, (*entered, *traced, *acted)
 
         return {
@@ -406,15 +422,3 @@ def _discard_live(connection: Subscriber) -> None:
 
 def _reset(connection: Subscriber) -> None:
     connection.reset()
-
-
-def log_transition(connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
-    """Logs a change of a connection's state: the `Trace` of the level debug."""
-    _log.debug(
-        "connection state",
-        peer=connection.peer,
-        **{"from": before.name.lower()},
-        to=connection.state.name.lower(),
-        cause=event.name.lower(),
-        cursor=connection.cursor,
-    )

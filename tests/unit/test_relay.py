@@ -333,7 +333,24 @@ def test_debug_level_shows_what_was_done_with_each_delivery(tmp_path: Path) -> N
         logging.getLogger("bridge.relay").setLevel(logging.NOTSET)
     with structlog.testing.capture_logs() as logged:
         scene.deliver_read(killmail(1), killmail(1), b"poison")
-    assert [line["outcome"] for line in logged if line["event"] == "relayed"] == ["update", "duplicate", "not-json"]
+    relayed = [line for line in logged if line["event"] == "relayed"]
+    assert [line["outcome"] for line in relayed] == ["update", "duplicate", "not-json"]
+
+
+def test_debug_level_shows_the_id_that_clients_receive(tmp_path: Path) -> None:
+    logging.getLogger("bridge.relay").setLevel(logging.DEBUG)
+    try:
+        scene = RelayScene(tmp_path, {"killmails": "killmail"})
+    finally:
+        logging.getLogger("bridge.relay").setLevel(logging.NOTSET)
+    with_ids = scene.join(after="")
+    scene.turns.settle()
+    with structlog.testing.capture_logs() as logged:
+        scene.deliver_read(killmail(1), killmail(2), killmail(2))
+    scene.turns.settle()
+    received = [message["id"] for message in messages(with_ids.received) if message["type"] == "killmail"]
+    assert len(received) == 2
+    assert [line.get("id") for line in logged if line["event"] == "relayed"] == [*received, None]
 
 
 def test_other_levels_show_nothing_of_a_delivery(scene: RelayScene) -> None:

@@ -15,7 +15,6 @@ from structlog.testing import capture_logs
 from bridge.broadcast import live_set
 from bridge.broadcast.catch_up import CATCH_UP_BYTES
 from bridge.broadcast.close_reasons import CloseReason
-from bridge.broadcast.hub import log_transition
 from bridge.broadcast.replay import SEGMENT_UPDATES
 from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, IllegalEvent, State, transition
 from bridge.contract.filters import After
@@ -266,28 +265,6 @@ def test_closed_is_the_end() -> None:
 # The trace
 
 
-def test_each_change_of_a_state_is_traced() -> None:
-    scene = Scene(trace=log_transition)
-    with capture_logs() as logs:
-        client = scene.join(full=True)
-        scene.publish(b"first")
-        scene.publish(b"second")
-        client.drain()
-        scene.turns.settle()
-        client.close(CloseReason.IDLE)
-        scene.hub.leave(client)
-    assert [(each["from"], each["to"], each["cause"], each["cursor"]) for each in logs] == [
-        ("new", "live", "join", 0),
-        ("live", "lagging", "congested", 1),
-        ("lagging", "live", "caught_up", 2),
-        ("live", "closing", "close", 2),
-        ("closing", "closed", "leave", 2),
-    ]
-    assert {(each["event"], each["log_level"], each["peer"]) for each in logs} == {
-        ("connection state", "debug", client.peer)
-    }
-
-
 def test_nothing_is_traced_by_default(stage: Stage) -> None:
     with capture_logs() as logs:
         stage.client(State.CLOSED, ConnectionEvent.LEAVE)
@@ -346,7 +323,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scene = Scene(60_000, shared=True, trace=self.trace)
+        self.scene = Scene(60_000, shared=True, trace=self)
         self.clients: dict[FakeSubscriber, Client] = {}
         self.next = 1
         self.stopped = False
@@ -356,11 +333,14 @@ class AnyOrder(RuleBasedStateMachine):
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
         live_set.MIN_BATCHED_SOCKETS = many
 
-    def trace(self, connection: Any, *, before: State, event: ConnectionEvent) -> None:
+    def on_transition(self, connection: Any, *, before: State, event: ConnectionEvent) -> None:
         """Follows the table. A new client is not known before it has joined."""
         client = self.clients.setdefault(connection, Client(connection, None))
         assert client.state is before
         client.state = transition(before, event).to
+
+    def on_flush(self, flushed: int, live: int) -> None:
+        """No part of the model."""
 
     @property
     def flushed(self) -> int:
