@@ -23,6 +23,7 @@ from bridge.errors import ConfigurationError, shown_value
 from bridge.logs import LogFormat, LogLevel
 
 __all__ = [
+    "DOTENV",
     "PREFIX",
     "SETTINGS",
     "HistoryMode",
@@ -33,6 +34,9 @@ __all__ = [
     "load_with_sources",
     "shown_default",
 ]
+
+DOTENV = Path(".env")
+"""The file of settings in the working directory, unless the operator names another."""
 
 _Value = TypeVar("_Value")
 

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,10 +23,8 @@ from bridge import logs, queued_output
 from bridge.amqp.cancellation import CancellationGuard
 from bridge.amqp.nodes import Node
 from bridge.app import serve
-from bridge.cli.common.options import DOTENV, effective_settings
-from bridge.cli.common.output import echo
 from bridge.config.listen_addresses import announced_host
-from bridge.config.settings import PREFIX, Settings, is_set
+from bridge.config.settings import DOTENV, PREFIX, SETTINGS, Settings, is_set, load
 from bridge.demo.broker import Broker
 from bridge.demo.child import Child
 from bridge.demo.feed import Feed
@@ -64,7 +63,9 @@ class Demo:
 
     def settings(self, **decided: str) -> Settings:
         """Returns the settings in effect with those that the demo decides. Raises ConfigurationError."""
-        return effective_settings({**self.flags, **decided})
+        given = {name: text for name, text in self.flags.items() if name in SETTINGS and text is not None}
+        must_exist = self.flags.get("env_file") is not None
+        return load({**given, **decided}, os.environ, self._dotenv, must_exist=must_exist)
 
     @property
     def has_broker(self) -> bool:
@@ -73,8 +74,12 @@ class Demo:
 
     def sets(self, name: str) -> bool:
         """Returns whether the environment or the file of settings sets this setting."""
+        return is_set(name, os.environ, self._dotenv)
+
+    @property
+    def _dotenv(self) -> Path:
         file = self.flags.get("env_file")
-        return is_set(name, os.environ, DOTENV if file is None else Path(file))
+        return DOTENV if file is None else Path(file)
 
 
 class _Stopped(BaseException):
@@ -197,8 +202,11 @@ def show(error: BridgeError) -> int:
 
 def say(line: str, err: bool = False) -> None:
     """Prints a line. Ignores a terminal that is gone: after SIGHUP, the demo must still clean up."""
-    with suppress(OSError):
-        echo(line, err=err)
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None:
+        with suppress(OSError):
+            stream.write(f"{line}\n")
+            stream.flush()
 
 
 def free_host(settings: Settings) -> str:

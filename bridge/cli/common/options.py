@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from bridge.cli.common.output import echo
 from bridge.config import settings
 from bridge.config.kubernetes import service_variables
-from bridge.config.settings import PREFIX, SETTINGS, Settings
+from bridge.config.settings import DOTENV, PREFIX, SETTINGS, Settings
 from bridge.config.sources import Found
 from bridge.contract import catalog
 from bridge.errors import ConfigurationError
@@ -20,8 +20,6 @@ from bridge.errors import ConfigurationError
 Callback = TypeVar("Callback", bound=Callable[..., object])
 
 METAVARS = {"amqp_url": "URL", "max_message_bytes": "SIZE", "schemas": "FOLDER"}
-
-DOTENV = Path(".env")
 
 
 def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str | None:
