@@ -1,10 +1,11 @@
 """Counts and logs what happens to clients: refusals, evictions, throttling, and mistakes in their handshakes.
 
 A client can cause each of these lines, so `LogLimiter` limits them. At the level `debug`, there is also a line for the
-decision about each handshake, and one each when a connection opens and closes.
+decision on each handshake, and one each when a connection opens and closes.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import structlog
 
@@ -23,6 +24,9 @@ from bridge.server.websocket.connection import Connection
 LOGGER = "bridge.server"
 
 _log = structlog.get_logger(LOGGER)
+
+Decision: TypeAlias = Answer | Rule
+"""What is decided on a handshake. A rule is a refusal without a response."""
 
 _TRACED_CHARACTERS = 200
 """How much of a text of a client a debug line contains."""
@@ -68,24 +72,29 @@ class ClientLog:
             self._dropped = 0
 
     def abandoned(self, peer: str) -> None:
-        """Counts and logs a client that ended its connection before its request was complete."""
+        """Counts and logs, at level debug, a client that ended its connection before its request was complete."""
         self._metrics.abandoned.inc()
         # Only at debug, because port scanners and TCP health checks do this all the time.
         _log.debug("client ended the connection before its request was complete", peer=peer)
 
-    def handshake(self, peer: str, request: Request | None, answer: Answer, duration_s: float) -> None:
-        """Logs a decided handshake. To be called only while `tracing`. `request` is None if it can't be parsed."""
+    def handshake(self, peer: str, request: Request | None, decision: Decision, duration_s: float) -> None:
+        """Logs the decision on a handshake. To be called only while `tracing`.
+
+        `request` is None if it can't be parsed, or was not read. `duration_s` counts from the accepted socket.
+        """
         fields: dict[str, object] = {}
         if request is not None:
             fields["method"] = request.method
             fields["path"] = printable(request.path, _TRACED_CHARACTERS)
-        match answer:
+        match decision:
             case Upgrade(subscribe=subscribe):
                 fields |= {"outcome": "101", **_subscription_fields(subscribe)}
             case Refused(response, refusal):
                 fields |= {"outcome": "refused", "status": response.status.value, "rule": refusal.rule.value}
+            case Rule():
+                fields |= {"outcome": "refused", "rule": decision.value}
             case _:
-                fields |= {"outcome": "page", "status": answer.status.value}
+                fields |= {"outcome": "response", "status": decision.status.value}
         _log.debug("handshake", peer=peer, duration_ms=round(duration_s * 1000), **fields)
 
     def advise(self, request: Request, subscribe: SubscribeRequest, peer: str) -> None:
@@ -163,6 +172,8 @@ def _filter_fields(wanted: UpdateFilter) -> dict[str, object]:
     if wanted.types is not None:
         fields["types"] = sorted(wanted.types)
     if wanted.members:
-        values = {name: sorted(map(str, scalars | booleans)) for name, scalars, booleans in wanted.members}
-        fields["filter"] = printable(str(values), _TRACED_CHARACTERS)
+        members = (
+            f"{name}={','.join(sorted(map(str, scalars | booleans)))}" for name, scalars, booleans in wanted.members
+        )
+        fields["filter"] = printable("&".join(members), _TRACED_CHARACTERS)
     return fields

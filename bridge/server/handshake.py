@@ -49,8 +49,11 @@ class HandshakeLog(Protocol):
     def abandoned(self, peer: str) -> None:
         """Called when a client ends its connection before its request is complete."""
 
-    def handshake(self, peer: str, request: Request | None, answer: Answer, duration_s: float) -> None:
-        """Called when a handshake is answered. `request` is None if it can't be parsed."""
+    def handshake(self, peer: str, request: Request | None, decision: Answer | Rule, duration_s: float) -> None:
+        """Called with the decision on a handshake. A rule is a refusal without a response.
+
+        `request` is None if it can't be parsed, or was not read. `duration_s` counts from the accepted socket.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,12 @@ class Handshake(asyncio.BufferedProtocol):
         self._discarded_bytes = 0
         self._writer: ResponseWriter | None = None
         loop = asyncio.get_running_loop()
-        self._began_at = loop.time() if context.log.tracing else 0.0
+        self._began_at = 0.0
+        self._peer = address
+        """The client in debug lines."""
+        if context.log.tracing:
+            self._began_at = loop.time()
+            self._peer = tcp.socket_peer_name(client) or address
         self._timer: asyncio.TimerHandle | None = None
         self._periods = PERIODS
         self._begin_period()
@@ -118,9 +126,9 @@ class Handshake(asyncio.BufferedProtocol):
         client.close()
         error = None if connecting.cancelled() else connecting.exception()
         if isinstance(error, ConnectionError):
-            self._context.log.abandoned(self.address)
+            self._context.log.abandoned(self._peer)
         elif error is not None:
-            self._context.log.refused(Rule.LOST, self.address, printable(str(error)) or type(error).__name__)
+            self._refuse_unread(Rule.LOST, printable(str(error)) or type(error).__name__)
         self._end()
 
     def _on_tls_failed(self, error: OSError) -> None:
@@ -128,13 +136,13 @@ class Handshake(asyncio.BufferedProtocol):
         self._tls_transport = None
         left = isinstance(error, (ConnectionError, ssl.SSLEOFError)) or error.errno == errno.ENOTCONN
         if left and not self._answered:
-            self._context.log.abandoned(self.address)
+            self._context.log.abandoned(self._peer)
         elif not self._answered:
             # OpenSSL wrote this text. Of an alert from the client, it contains only the number.
             detail = printable(str(error)) or type(error).__name__
             if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
                 detail = "It speaks HTTP, not TLS: use wss:// and https:// here."
-            self._context.log.refused(Rule.TLS, self.address, detail)
+            self._refuse_unread(Rule.TLS, detail)
         self._end()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -167,19 +175,25 @@ class Handshake(asyncio.BufferedProtocol):
 
     def _answer(self, request: Request | None, answer: Answer, rest: bytes = b"") -> None:
         """Carries out the decision of the router. `rest` are the bytes after the head of the request."""
-        log = self._context.log
-        if log.tracing:
-            duration_s = asyncio.get_running_loop().time() - self._began_at
-            assert self._transport is not None
-            log.handshake(tcp.peer_name(self._transport) or self.address, request, answer, duration_s)
+        self._trace(request, answer)
         if isinstance(answer, Upgrade):
             assert request is not None
             self._upgrade(request, answer, rest)
             return
         if isinstance(answer, Refused):
-            log.refused(answer.refusal.rule, self.address, answer.refusal.detail)
+            self._context.log.refused(answer.refusal.rule, self.address, answer.refusal.detail)
             answer = answer.response
         self._respond(answer, has_body=request is None or request.method != "HEAD")
+
+    def _refuse_unread(self, rule: Rule, detail: str) -> None:
+        """Reports that the client is refused before its request is read. It gets no response."""
+        self._trace(None, rule)
+        self._context.log.refused(rule, self.address, detail)
+
+    def _trace(self, request: Request | None, decision: Answer | Rule) -> None:
+        log = self._context.log
+        if log.tracing:
+            log.handshake(self._peer, request, decision, asyncio.get_running_loop().time() - self._began_at)
 
     def _upgrade(self, request: Request, upgrade: Upgrade, rest: bytes) -> None:
         assert self._transport is not None
@@ -215,7 +229,7 @@ class Handshake(asyncio.BufferedProtocol):
         missing = "TLS handshake" if self._transport is None and self._context.tls else "request"
         text = f"No complete {missing} within {seconds:g} seconds."
         if self._transport is None:
-            self._context.log.refused(Rule.TIMEOUT, self.address, text)
+            self._refuse_unread(Rule.TIMEOUT, text)
             self.abort()
             return
         refusal = Refusal(HTTPStatus.REQUEST_TIMEOUT, text, Rule.TIMEOUT, text)
@@ -240,9 +254,15 @@ class Handshake(asyncio.BufferedProtocol):
         elif self._connecting is not None:
             self._connecting.cancel()
 
+    def evict(self, rule: Rule) -> None:
+        """Ends the handshake at once, so that another client can connect."""
+        if not self._answered:
+            self._trace(None, rule)
+        self.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._answered:
-            self._context.log.abandoned(self.address)
+            self._context.log.abandoned(self._peer)
         self._end()
         # Transport and handshake refer to each other. Without this, only the garbage collector frees them.
         self._transport = self._writer = None

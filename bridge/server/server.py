@@ -19,15 +19,16 @@ from bridge.metrics import Metrics
 from bridge.server.access.address_limit import AddressLimit
 from bridge.server.access.read_limiter import ReadLimiter
 from bridge.server.access.rules import Access, Refusal, Rule
-from bridge.server.client_log import ClientLog
+from bridge.server.client_log import ClientLog, Decision
 from bridge.server.handshake import Handshake, HandshakeContext
 from bridge.server.http.request import Request
 from bridge.server.http.response import refusal_response, serialize
 from bridge.server.listeners.acceptor import Acceptor
 from bridge.server.listeners.sockets import BACKLOG, open_listeners
 from bridge.server.memory import HeapTrimmer
-from bridge.server.router import Router
+from bridge.server.router import Refused, Router
 from bridge.server.tls import Tls
+from bridge.server.transport import tcp
 from bridge.server.websocket.connection import Clock, Connection, ConnectionContext
 from bridge.server.websocket.keepalive import Keepalive
 from bridge.timing import DEFAULT, Timing
@@ -127,10 +128,12 @@ class Server:
         if (refusal := self._access.check_peer(address)) is not None:
             self._refuse(client, address, refusal)
         elif (shared_address := self._address_limit.acquire(address)) is None:
+            self._trace_refusal(client, address, Rule.ADDRESS_LIMIT)
             self._client_log.refused(Rule.ADDRESS_LIMIT, address, "There are too many connections from this address.")
             client.close()
         elif not self._admit():
             self._address_limit.release(address)
+            self._trace_refusal(client, address, Rule.FULL)
             client.close()
         else:
             self._no_clients.clear()
@@ -138,32 +141,38 @@ class Server:
 
     def _refuse(self, client: socket.socket, address: str, refusal: Refusal) -> None:
         """Refuses an external client at once. The bridge reads nothing from it. It does not count for any limit."""
+        response = None if self._tls is not None else refusal_response(refusal)
+        self._trace_refusal(client, address, refusal.rule if response is None else Refused(response, refusal))
         self._client_log.refused(refusal.rule, address, refusal.detail)
         with client, suppress(OSError):  # the client is already gone
-            if self._tls is None:
-                client.send(serialize(refusal_response(refusal)), socket.MSG_DONTWAIT)
+            if response is not None:
+                client.send(serialize(response), socket.MSG_DONTWAIT)
+
+    def _trace_refusal(self, client: socket.socket, address: str, decision: Decision) -> None:
+        if self._client_log.tracing:
+            self._client_log.handshake(tcp.socket_peer_name(client) or address, None, decision, 0.0)
 
     def _admit(self) -> bool:
         """Whether there is capacity for another client, if need be by evicting the oldest handshake."""
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.overflow:
             self._client_log.dropped(clients)
-            return self._evict_oldest_handshake()
+            return self._evict_oldest_handshake(Rule.FULL)
         if clients <= self._limits.max_connections:
             self._client_log.has_capacity()
         if len(self._handshakes) >= MAX_HANDSHAKES:
             oldest = next(iter(self._handshakes))
             self._client_log.refused(Rule.PENDING, oldest.address, "Too many had made no request yet.")
-            self._evict_oldest_handshake()
+            self._evict_oldest_handshake(Rule.PENDING)
         return True
 
-    def _evict_oldest_handshake(self) -> bool:
+    def _evict_oldest_handshake(self, rule: Rule) -> bool:
         if not self._handshakes:
             return False
         oldest = next(iter(self._handshakes))
         # From now on, it does not count. Its socket is closed in this turn of the loop or in the next one.
         self._on_handshake_closed(oldest)
-        oldest.abort()
+        oldest.evict(rule)
         return True
 
     # Handshake: closed or upgraded

@@ -41,7 +41,19 @@ def acknowledged_bytes(client: socket.socket) -> int | None:
 def peer_name(transport: asyncio.BaseTransport) -> str | None:
     """Returns the client's address and port, for logs. None if the transport no longer has them."""
     name = transport.get_extra_info("peername")
-    return f"{name[0]} port {name[1]}" if name else None
+    return _peer_text(*name[:2]) if name else None
+
+
+def socket_peer_name(client: socket.socket) -> str | None:
+    """Returns the client's address and port, for logs. None if the client is gone. Costs a system call."""
+    try:
+        return _peer_text(*client.getpeername()[:2])
+    except OSError:
+        return None
+
+
+def _peer_text(address: str, port: int) -> str:
+    return f"{address} port {port}"
 
 
 def reset_on_close(client: socket.socket | None) -> None:

@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 from bridge.contract.filters import After, SubscribeRequest, UpdateFilter
 from bridge.metrics import Metrics
 from bridge.server.access.rules import Refusal, Rule
-from bridge.server.client_log import LOGGER, ClientLog
+from bridge.server.client_log import LOGGER, ClientLog, Decision
 from bridge.server.http.request import parse
 from bridge.server.http.response import refusal_response, text_response
-from bridge.server.router import Answer, Refused, Upgrade
+from bridge.server.router import Refused, Upgrade
 from tests.support.clients import request
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ CONNECTION = cast("Connection", StubConnection())
 
 
 @pytest.mark.parametrize(
-    ("answer", "fields"),
+    ("decision", "fields"),
     [
         (Upgrade(b"", SubscribeRequest(None, None)), {"outcome": "101"}),
         (
@@ -60,29 +60,30 @@ CONNECTION = cast("Connection", StubConnection())
             {
                 "outcome": "101",
                 "types": ["a", "killmail"],
-                "filter": "{'systemId': ['1', '2']}",
+                "filter": "systemId=1,2",
                 "after": "7-0000000a",
             },
         ),
         (
             Upgrade(b"", SubscribeRequest(UpdateFilter(None, FILTER.members), After.parse(""))),
-            {"outcome": "101", "filter": "{'systemId': ['1', '2']}", "after": ""},
+            {"outcome": "101", "filter": "systemId=1,2", "after": ""},
         ),
         (
             Upgrade(b"", SubscribeRequest(UpdateFilter(frozenset({"a"}), ()), None)),
             {"outcome": "101", "types": ["a"]},
         ),
-        (text_response(HTTPStatus.NOT_FOUND, "Nothing."), {"outcome": "page", "status": 404}),
+        (text_response(HTTPStatus.NOT_FOUND, "Nothing."), {"outcome": "response", "status": 404}),
         (Refused(refusal_response(REFUSAL), REFUSAL), {"outcome": "refused", "status": 403, "rule": "host"}),
+        (Rule.ADDRESS_LIMIT, {"outcome": "refused", "rule": "address-limit"}),
     ],
-    ids=["all", "everything", "members", "types", "page", "refused"],
+    ids=["all", "everything", "members", "types", "response", "refused", "refused unread"],
 )
 @pytest.mark.usefixtures("debug")
-def test_decision_of_a_handshake_is_one_debug_line(answer: Answer, fields: dict[str, object]) -> None:
+def test_decision_of_a_handshake_is_one_debug_line(decision: Decision, fields: dict[str, object]) -> None:
     log = make_log()
     assert log.tracing
     with capture_logs() as logged:
-        log.handshake("10.0.0.7", parse(request(3000, "/updates?x")), answer, 0.0123456)
+        log.handshake("10.0.0.7", parse(request(3000, "/updates?x")), decision, 0.0123456)
     expected = {"peer": "10.0.0.7", "method": "GET", "path": "/updates", "duration_ms": 12, **fields}
     assert logged == [{"event": "handshake", "log_level": "debug", **expected}]
 

@@ -60,7 +60,7 @@ class RecordingServer:
         self.left: list[str] = []
         """The address of each client that ended its connection before its request was complete."""
         self.ended: list[Handshake] = []
-        self.traced: list[tuple[str, Request | None, Answer, float]] = []
+        self.traced: list[tuple[str, Request | None, Answer | Rule, float]] = []
         """The decision of each handshake, while `tracing`."""
 
     def context(self) -> HandshakeContext:
@@ -86,8 +86,15 @@ class RecordingServer:
     def abandoned(self, peer: str) -> None:
         self.left.append(peer)
 
-    def handshake(self, peer: str, request: Request | None, answer: Answer, duration_s: float) -> None:
-        self.traced.append((peer, request, answer, duration_s))
+    def handshake(self, peer: str, request: Request | None, decision: Answer | Rule, duration_s: float) -> None:
+        self.traced.append((peer, request, decision, duration_s))
+
+
+class PeerSocket(socket.socket):
+    """A socket that is connected, as far as its peer's name goes."""
+
+    def getpeername(self) -> tuple[str, int]:
+        return "127.0.0.1", 54321
 
 
 class Client:
@@ -98,7 +105,7 @@ class Client:
         self.server = server
         self._connector = connector
         self._number = number
-        self.socket = socket.socket()
+        self.socket = PeerSocket()
         self.handshake = Handshake(server.context(), self.socket, ADDRESS)
 
     @property
@@ -968,6 +975,36 @@ async def test_timeout_is_traced_without_a_request(harness: Harness) -> None:
     [(_, traced, answer, duration_s)] = harness.server.traced
     assert (traced, duration_s) == (None, TIMEOUT_S)
     assert isinstance(answer, Refused)
+
+
+async def test_eviction_is_traced_unless_the_request_is_answered(harness: Harness) -> None:
+    harness.server.tracing = True
+    waiting = await harness.connect()
+    waiting.handshake.evict(Rule.PENDING)
+    assert [(peer, decision) for peer, _, decision, _ in harness.server.traced] == [
+        ("127.0.0.1 port 54321", Rule.PENDING)
+    ]
+    answered = await harness.connect()
+    answered.send(HEALTH)
+    answered.handshake.evict(Rule.PENDING)
+    assert [decision for _, _, decision, _ in harness.server.traced if isinstance(decision, Rule)] == [Rule.PENDING]
+
+
+async def test_failed_transport_is_traced_as_a_refusal(harness: Harness) -> None:
+    harness.server.tracing = True
+    harness.connector.completes = False
+    await harness.connect()
+    harness.connector.pending[0].set_exception(OSError("out of memory"))
+    await harness.clock.settle()
+    assert [decision for _, _, decision, _ in harness.server.traced] == [Rule.LOST]
+
+
+async def test_client_that_leaves_is_reported_with_its_port_while_tracing(harness: Harness) -> None:
+    harness.server.tracing = True
+    client = await harness.connect()
+    client.transport.close()
+    await harness.clock.settle()
+    assert harness.server.left == ["127.0.0.1 port 54321"]
 
 
 async def test_without_tracing_no_decision_is_traced(harness: Harness) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from types import SimpleNamespace
@@ -243,6 +244,48 @@ async def test_foreign_peer_is_closed_before_any_tls_and_without_an_answer(serve
         assert ours.fileno() == -1
         assert theirs.recv(10_000) == b""
     assert harness.metric("bridge_clients_refused_total", rule="peer") == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "clients", "refused"),
+    [
+        ({}, [EXTERNAL], [(EXTERNAL, "peer", 403)]),
+        ({"tls": cast("Tls", SimpleNamespace(context=object()))}, [EXTERNAL], [(EXTERNAL, "peer", None)]),
+        ({"max_per_address": 1}, [A, A, A], [(A, "address-limit", None)]),
+        ({"max_connections": 1, "overflow": 0}, [A, B], [(A, "full", None)]),
+        ({"max_connections": 0, "overflow": 0}, [A], [(A, "full", None)]),
+    ],
+    ids=["peer", "peer with TLS", "address limit", "full with a handshake", "full"],
+)
+async def test_refusal_before_the_request_is_a_debug_line(
+    serve: Callable[..., Harness],
+    caplog: pytest.LogCaptureFixture,
+    limits: dict[str, Any],
+    clients: list[str],
+    refused: list[tuple[str, str, int | None]],
+) -> None:
+    caplog.set_level(logging.DEBUG, "bridge.server")
+    harness = serve(**limits)
+    with capture_logs() as logged:
+        for each in clients:
+            harness.sockets.append(socket.socket())
+            harness.server.on_accept(harness.sockets[-1], each)
+            await harness.clock.settle()
+    lines = events(logged, "handshake")
+    assert [(line["peer"], line["rule"], line.get("status")) for line in lines] == refused
+    assert {(line["outcome"], line["duration_ms"]) for line in lines} == {("refused", 0)}
+
+
+async def test_eviction_of_the_oldest_handshake_is_a_debug_line(
+    serve: Callable[..., Harness], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG, "bridge.server")
+    monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
+    harness = serve()
+    await harness.connect(A)
+    with capture_logs() as logged:
+        await harness.connect(B)
+    assert [(line["peer"], line["rule"]) for line in events(logged, "handshake")] == [(A, "pending")]
 
 
 async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(serve: Callable[..., Harness]) -> None:

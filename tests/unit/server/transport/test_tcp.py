@@ -46,6 +46,13 @@ def test_end_of_the_client_shows_without_a_read(pair: tuple[socket.socket, socke
     assert tcp.has_ended(ours)
 
 
+def test_socket_has_the_name_of_its_peer_until_it_is_closed(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, client = pair
+    assert tcp.socket_peer_name(ours) == f"127.0.0.1 port {client.getsockname()[1]}"
+    ours.close()
+    assert tcp.socket_peer_name(ours) is None
+
+
 def test_closed_socket_is_an_error(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
     ours.close()
