@@ -26,6 +26,7 @@ from bridge.contract.update_id import UpdateId
 from bridge.metrics import Metrics
 from bridge.server import memory
 from bridge.server import server as server_module
+from bridge.server.access.address_limit import MAX_ADDRESS_OVERFLOW
 from bridge.server.access.log_limiter import MAX_LINES, MINUTE_S
 from bridge.server.access.read_limiter import MAX_READ_BYTES, PERIOD_S
 from bridge.server.access.rules import Access, Rule
@@ -251,7 +252,7 @@ async def test_foreign_peer_is_closed_before_any_tls_and_without_an_answer(serve
     [
         ({}, [EXTERNAL], [(EXTERNAL, "peer", 403)]),
         ({"tls": cast("Tls", SimpleNamespace(context=object()))}, [EXTERNAL], [(EXTERNAL, "peer", None)]),
-        ({"max_per_address": 1}, [A, A, A], [(A, "address-limit", None)]),
+        ({"max_per_address": 1}, [A] * (2 + MAX_ADDRESS_OVERFLOW), [(A, "address-limit", None)]),
         ({"max_connections": 1, "overflow": 0}, [A, B], [(A, "full", None)]),
         ({"max_connections": 0, "overflow": 0}, [A], [(A, "full", None)]),
     ],
