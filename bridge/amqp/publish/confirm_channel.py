@@ -162,10 +162,12 @@ class ConfirmChannel:
         routing_key: str,
         properties: Callable[[int], commands.Basic.Properties],
         message_id: str | None = None,
+        on_published: Callable[[commands.Basic.Properties], None] | None = None,
     ) -> None:
         """Makes one attempt: waits for a channel, publishes, and waits for the confirm. Raises Unconfirmed.
 
         `properties` returns the properties, with `message_id`, for a connection with the given frame limit (bytes).
+        `on_published` gets them when the library has taken the message, before the confirm.
 
         No timeout applies while the connection is open. A broker that is short of memory accepts nothing until that is
         over, and then gets every attempt that was made meanwhile.
@@ -176,6 +178,8 @@ class ConfirmChannel:
                 channel = await asyncio.shield(self._channel)
             cancellation = CancellationGuard()
             fitting = properties(self._frame_max)
+            # In the next turn of the loop: in this one, aiormq takes the message or raises.
+            reporting = on_published and asyncio.get_running_loop().call_soon(on_published, fitting)
             try:
                 if len(body) >= compat.LARGE:
                     await compat.publish_in_pieces(channel, body, exchange, routing_key, fitting)
@@ -198,3 +202,6 @@ class ConfirmChannel:
             except Exception as error:
                 # If the connection is lost at certain moments, aiormq raises a plain Exception.
                 raise Unconfirmed(error_text(error), channel) from error
+            finally:
+                if reporting is not None:
+                    reporting.cancel()

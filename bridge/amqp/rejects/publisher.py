@@ -163,21 +163,26 @@ class RejectPublisher:
 
     async def _publish(self, delivery: Delivery, rejected: Rejected) -> None:
         original = delivery.properties.decode()
-        trace = {"reason": rejected.reason.value, "tag": delivery.tag, "bytes": len(delivery.body)}
+        fields = {"reason": rejected.reason.value, "tag": delivery.tag, "bytes": len(delivery.body)}
 
         def properties(frame_max: int) -> commands.Basic.Properties:
-            made = reject_properties(original, delivery.exchange, rejected, self._instance, frame_max)
-            if self._traces:
-                trace["message_id"] = made.message_id or ""
-                _log.debug("reject published", **trace)
-            return made
+            return reject_properties(original, delivery.exchange, rejected, self._instance, frame_max)
+
+        def trace(published: commands.Basic.Properties) -> None:
+            fields["message_id"] = published.message_id or ""
+            _log.debug("reject published", **fields)
 
         pauses = Backoff(longest_s=MAX_OWN_PAUSE_S)
         while True:
             warning = asyncio.create_task(self._warn_while_unconfirmed(), name="await confirm")
             try:
                 await self._channel.publish(
-                    delivery.body, self._exchange or "", delivery.routing_key, properties, original.message_id
+                    delivery.body,
+                    self._exchange or "",
+                    delivery.routing_key,
+                    properties,
+                    original.message_id,
+                    trace if self._traces else None,
                 )
             except Unconfirmed as error:
                 # Another attempt follows each failure. `run` reports why a channel was closed: it has the cause.
@@ -188,7 +193,7 @@ class RejectPublisher:
                 self._retries.failed()
             else:
                 if self._traces:
-                    _log.debug("reject confirmed", **trace)
+                    _log.debug("reject confirmed", **fields)
                 self._recover("rejected events are published again")
                 self._retries.confirmed()
                 delivery.settle()

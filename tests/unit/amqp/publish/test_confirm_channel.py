@@ -43,6 +43,8 @@ class RunningChannel:
         self.stopping = asyncio.Event()
         self.channel = ConfirmChannel((), "a bridge", self, Status(), self.stopping)
         self.tasks: list[asyncio.Task[str]] = []
+        self.published: list[commands.Basic.Properties] = []
+        """Of the messages that were handed over and not confirmed at once."""
 
     async def set_up(self, amqp: Connection, channel: Channel) -> None:
         assert not self.channel.is_open, "nothing is published before all is there"
@@ -82,7 +84,9 @@ class RunningChannel:
         return make
 
     async def publish(self, message_id: str | None = None) -> None:
-        await self.channel.publish(b"body", "rejects", "", self._properties(message_id), message_id)
+        await self.channel.publish(
+            b"body", "rejects", "", self._properties(message_id), message_id, self.published.append
+        )
 
 
 @pytest.fixture
@@ -187,6 +191,23 @@ async def test_attempt_that_is_not_confirmed_says_why_and_where(
         await running.publish()
     assert type(unconfirmed.value) is kind
     assert unconfirmed.value.channel is amqp.channels[0]  # type: ignore[comparison-overlap]  # the fake stands for it
+
+
+async def test_message_is_reported_as_published_before_its_confirm(running: RunningChannel) -> None:
+    await running.open(amqp := FakeAmqp().on(PUBLISH, HANGS))
+    attempt = asyncio.create_task(running.publish("an id"))
+    await eventually("it is published", lambda: running.published)
+    assert (amqp.requests.count(PUBLISH), attempt.done()) == (1, False)
+    assert [each.message_id for each in running.published] == ["an id"]
+    attempt.cancel()
+    await asyncio.wait([attempt])
+
+
+async def test_message_that_the_library_does_not_take_is_not_reported_as_published(running: RunningChannel) -> None:
+    await running.open(FakeAmqp().on(PUBLISH, aiormq.exceptions.ChannelInvalidStateError("closed")))
+    with pytest.raises(Unconfirmed):
+        await running.publish()
+    assert running.published == []
 
 
 async def test_attempt_that_is_given_up_is_no_loss(running: RunningChannel) -> None:

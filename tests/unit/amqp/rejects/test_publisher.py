@@ -47,8 +47,11 @@ class SilentChannel:
         routing_key: str,
         properties: Callable[[int], commands.Basic.Properties],
         message_id: str | None,
+        on_published: Callable[[commands.Basic.Properties], None] | None,
     ) -> None:
-        properties(LARGEST_FRAME)
+        fitting = properties(LARGEST_FRAME)
+        if on_published is not None:
+            on_published(fitting)
         self.published += 1
         await self.confirming.wait()
 
