@@ -1,7 +1,7 @@
 """A connection as the hub sees it: its states, and the table of its transitions.
 
-The connection holds its own state. `TRANSITIONS` is data: `transition` looks a step up, and the hub carries it out. The
-README of this folder draws the table.
+The connection holds its own state. `TRANSITIONS` is data: the hub looks a step up, and carries it out. The README of
+this folder draws the table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -148,18 +148,6 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
     },
 }
 """Each legal event of each state. All other events are faults of the bridge."""
-
-
-class IllegalEvent(Exception):
-    """An event that a connection can't have in its state. This is a fault of the bridge."""
-
-
-def transition(state: State, event: ConnectionEvent) -> Transition:
-    """Returns the step that an event leads to. Raises IllegalEvent."""
-    try:
-        return TRANSITIONS[state][event]
-    except KeyError:
-        raise IllegalEvent(f"{event.name} in state {state.name}") from None
 
 
 # The connection
