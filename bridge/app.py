@@ -129,8 +129,9 @@ class Bridge:
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         self.addresses: list[tuple[str, int]] = []
         """Where clients may connect; empty until `start`."""
-        self._tasks: list[asyncio.Task[None]] = []
-        """Of the rejects and of the source; empty until `start`."""
+        self._source_task: asyncio.Task[None] | None = None
+        self._rejects_task: asyncio.Task[None] | None = None
+        """None until `start`."""
 
     @property
     def is_live(self) -> bool:
@@ -159,10 +160,8 @@ class Bridge:
                     reason=f"BRIDGE_ALLOWED_NETWORKS has {lack}",
                     hint="allow a network of its clients, or name other addresses in BRIDGE_HOST",
                 )
-        self._tasks = [
-            asyncio.create_task(self._rejects.run(), name="rejects"),
-            asyncio.create_task(self._source.run(), name="consumer"),
-        ]
+        self._rejects_task = asyncio.create_task(self._rejects.run(), name="rejects")
+        self._source_task = asyncio.create_task(self._source.run(), name="consumer")
 
     def _described(self, host: str, port: int) -> bytes:
         settings = self._settings
@@ -181,7 +180,10 @@ class Bridge:
 
     async def wait_for_refusal(self) -> None:
         """Waits until the broker refuses in a way that ends the program. Raises that BrokerRefusal."""
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        assert self._source_task is not None
+        assert self._rejects_task is not None
+        both = (self._source_task, self._rejects_task)
+        done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
         await asyncio.Event().wait()
@@ -194,23 +196,22 @@ class Bridge:
         self._server.stop_listening()
         self._source.stop()
         # The rejects' connection outlives the source's: the last deliveries may have to be rejected.
-        await self._end(self._tasks[1:], self._source.status)
+        await self._end(self._source_task, self._source.status)
         self._rejects.stop()
         await self._rejects.close()
         await self._server.drain(max(0.0, deadline_s - asyncio.get_running_loop().time()))
-        await self._end(self._tasks[:1], self._rejects.status)
+        await self._end(self._rejects_task, self._rejects.status)
         _log.info("stopped")
 
-    async def _end(self, tasks: list[asyncio.Task[None]], status: Status) -> None:
+    async def _end(self, task: asyncio.Task[None] | None, status: Status) -> None:
         """Waits for the end of a connection to the broker, if it works, for at most BROKER_SHARE. Then cancels it."""
-        if not tasks:
+        if task is None:
             return
         share_s = BROKER_SHARE * self._settings.shutdown_timeout_s if status.state is State.WORKING else 0.0
-        await asyncio.wait(tasks, timeout=share_s)
-        for task in tasks:
-            task.cancel()
+        await asyncio.wait((task,), timeout=share_s)
+        task.cancel()
         # A second bound: a cancelled task may still wait until the library has closed its connection.
-        await asyncio.wait(tasks, timeout=self._timing.end_timeout_s)
+        await asyncio.wait((task,), timeout=self._timing.end_timeout_s)
 
     def reload(self) -> None:
         """Reads the certificate and its key again (SIGHUP)."""

@@ -521,7 +521,7 @@ async def test_address_that_can_not_be_listened_on_is_said_and_nothing_is_consum
     with pytest.raises(AddressUnavailable, match=r"can't listen on 127\.0\.0\.1:3000: Address already in use; "):
         await bridge.start()
     assert len(lifecycle.steps) == 1
-    assert bridge._tasks == []
+    assert (bridge._source_task, bridge._rejects_task) == (None, None)
 
 
 @pytest.mark.parametrize("which", ["consumer", "rejects"])
@@ -633,7 +633,8 @@ async def test_task_that_ignores_its_cancellation_delays_the_stop_by_the_end_tim
     await bridge.stop()
     assert lifecycle.drained_s == pytest.approx(8.0 * (1 - BROKER_SHARE) - DEFAULT.end_timeout_s, abs=0.01)
     lifecycle.held_by["consumer"].set()
-    await asyncio.wait(bridge._tasks)
+    assert bridge._source_task is not None
+    await asyncio.wait((bridge._source_task,))
 
 
 async def test_bridge_that_was_not_started_stops(
