@@ -69,8 +69,8 @@ async def test_debug_shows_the_path_of_each_event_and_of_each_client_and_no_body
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_REJECT_EXCHANGE": rejects, **UNPINGED}
     async with bridge_process(broker.url, "--log-level", "debug", **variables) as process:
         update_id = await traffic(process, amqp, exchange, rejects)
-        for event in ("reject confirmed", "connection closed"):
-            await eventually(f"{event} is logged", lambda event=event: process.logged(event))
+        await eventually("the reject is confirmed", lambda: process.logged("reject confirmed"))
+        await eventually("the client is gone", lambda: process.logged("connection closed"))
         await stop(process)
     lines = process.lines
 
