@@ -86,7 +86,7 @@ async def test_event_that_a_quorum_queue_may_drop_soon_is_warned_of(
             assert f"was delivered {WARNED} times before" in str(warnings())
             await full.purge()
             await eventually("it warns no more", lambda: not warnings())
-            assert bridge._rejects.waiting == 0
+            await eventually("no event is held", lambda: bridge._rejects.waiting == 0)
         [message] = await take(amqp, rejects, 1)
         assert message.body == b"poison"
     await channel.close()
