@@ -11,12 +11,19 @@ __all__ = ["LOOPBACK", "free_port", "why_not_free"]
 # client that reconnects again and again is at some time assigned this port as its own, and connects to itself.
 _FIRST_PORT, _LAST_PORT = 20000, 32000
 
+_returned: set[int] = set()
+"""The ports that this process has returned. A node listens on its port later, or has stopped and starts again."""
+
 
 def free_port() -> int:
-    """Returns a TCP port on which nothing listens at 127.0.0.1. It stays free while its broker is down."""
+    """Returns a TCP port on which nothing listens at 127.0.0.1, and never the same one twice.
+
+    It stays free while its broker is down.
+    """
     for _ in range(1000):
         port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT)
-        if why_not_free(LOOPBACK, port) is None:
+        if port not in _returned and why_not_free(LOOPBACK, port) is None:
+            _returned.add(port)
             return port
     raise OSError(f"no free TCP port found from {_FIRST_PORT} to {_LAST_PORT}")
 
