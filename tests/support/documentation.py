@@ -1,0 +1,90 @@
+"""The code blocks of the documentation, so that tests run them as they stand.
+
+A test names a block by its document, its heading and its number: `code_block("README.md", "Publish")`. All three are
+literals: `tests/unit/test_documentation.py` reads them to find blocks that no test runs.
+"""
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import NamedTuple
+
+from tests.support.waiting import LIMIT_S
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+class Block(NamedTuple):
+    """A fenced code block."""
+
+    document: str
+    """Path in the project."""
+    heading: str
+    """The nearest heading above the block."""
+    number: int
+    """Position among the blocks below this heading, from 0."""
+    language: str
+    """The word after the fence. It may be empty."""
+    text: str
+    line: int
+
+
+def blocks(document: str) -> list[Block]:
+    """Returns all code blocks of a document. Raises ValueError if a fence is not closed."""
+    found: list[Block] = []
+    heading = ""
+    fence: re.Match[str] | None = None
+    start, content = 0, list[str]()
+    for line, text in enumerate((ROOT / document).read_text().splitlines(), 1):
+        if fence is None:
+            if title := re.fullmatch(r"#+ (.+)", text):
+                heading = title[1]
+            elif fence := re.fullmatch(r"( *)```(\S*)", text):
+                start, content = line, []
+        elif text == f"{fence[1]}```":
+            number = sum(block.heading == heading for block in found)
+            code = dedent("".join(f"{each}\n" for each in content))
+            found.append(Block(document, heading, number, fence[2], code, start))
+            fence = None
+        else:
+            content.append(text)
+    if fence is not None:
+        raise ValueError(f"{document}:{start}: the code block has no end")
+    return found
+
+
+def code_block(document: str, heading: str, number: int = 0) -> str:
+    """Returns the text of a code block. Raises LookupError if the document has no such block."""
+    for block in blocks(document):
+        if (block.heading, block.number) == (heading, number):
+            return block.text
+    raise LookupError(f"{document} has no code block {number} below the heading {heading!r}")
+
+
+def adapted(text: str, *changes: tuple[str, str]) -> str:
+    """Replaces texts that differ in a test, such as an address. Raises LookupError for a text that is not there."""
+    for old, new in changes:
+        if old not in text:
+            raise LookupError(f"the example does not contain {old!r}:\n{text}")
+        text = text.replace(old, new)
+    return text
+
+
+async def shell(command: str, folder: Path, **variables: str) -> bytes:
+    """Runs a shell command as a user does who has the command `edk-bridge`. Returns its output, also of errors.
+
+    The command inherits no settings of the bridge. Raises AssertionError with the output if the exit code is not 0.
+    """
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("BRIDGE_")}
+    environment |= {"PATH": f"{BIN}:{environment['PATH']}", **variables}
+    process = await asyncio.create_subprocess_shell(
+        command, cwd=folder, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    async with asyncio.timeout(LIMIT_S):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output
+    return output

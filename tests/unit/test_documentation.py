@@ -1,0 +1,123 @@
+"""Each document has working links, and each of its examples is run by a test."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import orjson
+import pytest
+
+from tests.support.documentation import ROOT, blocks
+
+FOLDERS = (".github", "bridge", "docker", "schemas", "tests")
+
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
+    if "node_modules" not in path.parts
+)
+
+SHOWN = {"text", "mermaid", "json"}
+"""Languages of blocks that nobody runs: output, a diagram, or a message."""
+
+NOT_RUN: dict[tuple[str, str, int], str] = {}
+"""The examples that no test can run, each with the reason."""
+
+
+@cache
+def prose(document: str) -> list[tuple[int, str]]:
+    """The numbered lines of a document that are not in a code block."""
+    lines = list(enumerate((ROOT / document).read_text().splitlines(), 1))
+    for block in blocks(document):
+        end = block.line + block.text.count("\n") + 1
+        lines = [each for each in lines if not block.line <= each[0] <= end]
+    return lines
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of the headings, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def links(document: str) -> list[tuple[int, str]]:
+    """The links and pictures of a document, each with its line."""
+    found = []
+    for number, line in prose(document):
+        text = re.sub(r"`[^`]*`", "", line)
+        found += [(number, target) for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+        found += [(number, target) for target in re.findall(r'\b(?:src|srcset|href)="([^"]+)"', text)]
+    return found
+
+
+@cache
+def run_examples() -> set[tuple[str, str, int]]:
+    """The examples that tests name in a call `code_block(...)`."""
+    found = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "code_block":
+                document, heading, number = (*(ast.literal_eval(each) for each in node.args), 0)[:3]
+                found.add((document, heading, number))
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_link_leads_somewhere(document: str) -> None:
+    broken = []
+    for line, target in links(document):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / path if path else ROOT / document
+        if not file.exists() or (anchor and (file.is_dir() or anchor not in anchors(file))):
+            broken.append(f"{document}:{line}: {target}")
+    assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_example_is_run(document: str) -> None:
+    named = run_examples() | NOT_RUN.keys()
+    missing = [
+        f"{document}:{block.line}: {block.heading!r}, number {block.number}"
+        for block in blocks(document)
+        if block.language not in SHOWN and (document, block.heading, block.number) not in named
+    ]
+    assert not missing, "no test calls code_block() for these blocks"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_message_that_is_shown_is_json(document: str) -> None:
+    for block in blocks(document):
+        if block.language == "json":
+            orjson.loads(block.text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_code_is_fenced_and_has_a_language(document: str) -> None:
+    """Only fenced blocks are found by the tests that run examples."""
+    indented = [f"{document}:{number}" for number, line in prose(document) if line.startswith("    ")]
+    assert not indented, "an indented code block is not run by any test"
+    assert not [f"{document}:{block.line}" for block in blocks(document) if not block.language]
+
+
+def test_examples_that_are_not_run_exist() -> None:
+    found = {(block.document, block.heading, block.number) for name in DOCUMENTS for block in blocks(name)}
+    assert not NOT_RUN.keys() - found
+
+
+def test_each_document_can_be_reached_from_the_readme() -> None:
+    reached: set[str] = set()
+    waiting = ["README.md"]
+    while waiting:
+        document = waiting.pop()
+        reached.add(document)
+        for _, target in links(document):
+            path = target.partition("#")[0]
+            if path and "://" not in path:
+                file = ((ROOT / document).parent / path).resolve()
+                name = str((file / "README.md" if file.is_dir() else file).relative_to(ROOT.resolve()))
+                if name in DOCUMENTS and name not in reached:
+                    waiting.append(name)
+    assert not set(DOCUMENTS) - reached - {".github/pull_request_template.md"}
