@@ -39,7 +39,7 @@ help:
 	@echo 'make lint        style and types only'
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'
-	@echo 'make readme      write the generated parts of README.md and bridge/*/README.md anew'
+	@echo 'make readme      write the generated parts of the README files anew'
 	@echo 'make lock        write the lock files anew (FLAGS=--upgrade takes the newest of everything)'
 	@echo 'make audit       ask whether anything in the lock files has a known vulnerability (FLAGS="-s osv" asks OSV)'
 	@echo 'make clean       remove whatever was made here'

@@ -18,13 +18,13 @@ from tests.support.publishing import publish as publish_events
 from tests.support.running import bridge_process, port_of, running, sample
 from tests.support.waiting import LIMIT_S, eventually
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-def lines_below(sentence: str) -> list[str]:
+def lines_below(document: str, sentence: str) -> list[str]:
     """The indented lines below a sentence, without the comments among them."""
-    found = re.search(re.escape(sentence) + r"\n\n((?: {4}.*\n)+)", README.read_text())
+    found = re.search(re.escape(sentence) + r"\n\n((?: {4}.*\n)+)", (ROOT / document).read_text())
     assert found is not None
     return [line.strip() for line in found[1].splitlines() if not line.strip().startswith("#")]
 
@@ -44,7 +44,7 @@ async def run(command: str, folder: Path, **variables: str) -> bytes:
 
 async def test_type_of_ones_own_is_a_file(broker: Broker, exchange: str, tmp_path: Path) -> None:
     *make, serve, publish = lines_below(
-        "[`schemas/README.md`](schemas/README.md#adding-a-type) says what may be in it:"
+        "schemas/README.md", "[`schemas/README.md`](schemas/README.md#adding-a-type) says what may be in it:"
     )
     assert len(make) + 2 <= 5
     for line in make:
@@ -65,7 +65,11 @@ async def test_type_of_ones_own_is_a_file(broker: Broker, exchange: str, tmp_pat
 async def test_client_in_python_prints_updates(
     broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
 ) -> None:
-    found = re.search(r"```python\n(import asyncio\nimport json\nfrom websockets.*?)```", README.read_text(), re.DOTALL)
+    found = re.search(
+        r"```python\n(import asyncio\nimport json\nfrom websockets.*?)```",
+        (ROOT / "schemas/clients/README.md").read_text(),
+        re.DOTALL,
+    )
     assert found is not None
     async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
         (tmp_path / "client.py").write_text(found[1].replace("localhost:3000", f"127.0.0.1:{port_of(bridge)}"))
@@ -105,7 +109,11 @@ async def test_publishers_example_works(
     new: str,
     says: bytes,
 ) -> None:
-    found = re.search(r"```python\n(import asyncio\nfrom bridge .*?)```", README.read_text(), re.DOTALL)
+    found = re.search(
+        r"```python\n(import asyncio\nfrom bridge .*?)```",
+        (ROOT / "schemas/publishers/README.md").read_text(),
+        re.DOTALL,
+    )
     assert found is not None
     example = found[1].replace("amqp://guest:guest@localhost:5672/", broker.url).replace("killmails", exchange)
     assert old in example

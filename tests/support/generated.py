@@ -1,8 +1,8 @@
 """`python -m tests.support.generated contract|readme`: writes the committed files and tables that the code determines.
 
-`contract` writes schemas/generated from the schema files. `readme` writes the tables of settings and metrics in
-README.md, and the states of a connection in bridge/broadcast/README.md. Each is between two markers, so that the text
-around them is written by hand.
+`contract` writes schemas/generated from the schema files. `readme` writes the tables of settings and metrics and the
+states of a connection into the README files of their folders. Each is between two markers, so that the text around
+them is written by hand.
 """
 
 import asyncio
@@ -24,8 +24,10 @@ from bridge.contract.documents import asyncapi
 from tests.support.prepare import NODE, prepare_node
 from tests.support.running import NOWHERE
 
-README = Path(__file__).parents[2] / "README.md"
-BROADCAST_README = README.parent / "bridge/broadcast/README.md"
+ROOT = Path(__file__).parents[2]
+SETTINGS_README = ROOT / "bridge/config/README.md"
+BROADCAST_README = ROOT / "bridge/broadcast/README.md"
+MONITORING_README = ROOT / "docker/monitoring/README.md"
 
 
 class MetricRow(NamedTuple):
@@ -120,7 +122,8 @@ def _descriptions(head: str, choices: type[Enum]) -> str:
 Parts = Mapping[str, Callable[[], str]]
 
 DOCUMENTS: Mapping[Path, Parts] = {
-    README: {"settings": settings_table, "metrics": metrics_table},
+    SETTINGS_README: {"settings": settings_table},
+    MONITORING_README: {"metrics": metrics_table},
     BROADCAST_README: {
         "states": states_table,
         "diagram": state_diagram,

@@ -1,4 +1,4 @@
-"""The generated parts of the README files are up to date, and README.md has all settings and metrics."""
+"""The generated parts of the README files are up to date, and list all settings and metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.subscriber import TRANSITIONS
 from bridge.config.settings import SETTINGS
 from bridge.server.access.rules import Rule
-from tests.support.generated import DOCUMENTS, README, filled, metric_rows, metrics_table, settings_table, state_diagram
+from tests.support.generated import (
+    DOCUMENTS,
+    MONITORING_README,
+    ROOT,
+    filled,
+    metric_rows,
+    metrics_table,
+    settings_table,
+    state_diagram,
+)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(README.parent)))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_generated_parts_are_what_make_readme_writes(path: Path) -> None:
     text = path.read_text()
     assert text == filled(text, DOCUMENTS[path]), "`make readme` writes the generated parts anew"
@@ -54,13 +63,15 @@ def test_metrics_follow_the_naming_rules_of_prometheus_and_say_what_they_mean() 
 
 @pytest.mark.parametrize("rule", Rule)
 def test_each_rule_of_a_refusal_is_explained(rule: Rule) -> None:
-    [about] = re.findall(r"^- A `rule` is (.*?)\n-", README.read_text(), re.MULTILINE | re.DOTALL)
+    [about] = re.findall(r"^- A `rule` is (.*?)\n-", MONITORING_README.read_text(), re.MULTILINE | re.DOTALL)
     assert f"`{rule.value}`" in about
 
 
 @pytest.mark.parametrize("reason", [each for each in CloseReason if each is not CloseReason.STOPPING])
 def test_each_reason_of_an_eviction_is_listed_with_its_close_code(reason: CloseReason) -> None:
-    [about] = re.findall(r"^- A `reason` of an evicted client is(.*?)\n-", README.read_text(), re.MULTILINE | re.DOTALL)
+    [about] = re.findall(
+        r"^- A `reason` of an evicted client is(.*?)\n-", MONITORING_README.read_text(), re.MULTILINE | re.DOTALL
+    )
     codes = dict.fromkeys(re.findall(r"`([a-z0-9-]+)`(?=[^()]*\((\d+)\))", about))
     assert (reason.slug, str(reason.code)) in codes
 
@@ -68,7 +79,7 @@ def test_each_reason_of_an_eviction_is_listed_with_its_close_code(reason: CloseR
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        pytest.param(path, name, id=f"{path.relative_to(README.parent)}: {name}")
+        pytest.param(path, name, id=f"{path.relative_to(ROOT)}: {name}")
         for path, parts in DOCUMENTS.items()
         for name in parts
     ],
@@ -89,23 +100,3 @@ def test_diagram_shows_each_change_of_state_once() -> None:
         if step.to is not state
     ]
     assert sorted(shown) == sorted(changes)
-
-
-@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "CHANGELOG.md"])
-def test_links_lead_somewhere(name: str) -> None:
-    """Files of this project, and headings in them as GitHub names them."""
-    page = README.parent / name
-    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
-    assert links
-    for link in links:
-        path, _, anchor = link.partition("#")
-        if "://" in path:
-            continue
-        file = page if not path else page.parent / path
-        assert file.exists(), link
-        assert not anchor or anchor in headings(file), link
-
-
-def headings(page: Path) -> set[str]:
-    lines = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
