@@ -66,9 +66,9 @@ def imports(path: Path) -> set[str]:
     """The names that a file imports, anywhere in it; some of them are modules."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    from_imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
     return plain | {
-        f"{node.module}{name}" for node in froms for name in ("", *(f".{alias.name}" for alias in node.names))
+        f"{node.module}{name}" for node in from_imports for name in ("", *(f".{alias.name}" for alias in node.names))
     }
 
 

@@ -241,7 +241,7 @@ class Alone(Collector):
         st.floats(0, 10) | st.sampled_from(RECEIPT_TO_FLUSH_S) | st.integers(0, 1100).map(lambda number: number / 8)
     ),
 )
-def test_durations_are_shown_as_the_librarys_own_histogram_shows_them(
+def test_durations_are_shown_like_a_histogram_of_the_library(
     bounds_s: tuple[float, ...], durations_s: list[float]
 ) -> None:
     ours, theirs = CollectorRegistry(), CollectorRegistry()

@@ -15,7 +15,7 @@ from tests.support.delivery_handler import Recorder
 from tests.support.virtual_time import VirtualTime
 
 
-def test_own_gap_is_reported_counted_and_kept_and_anothers_is_only_reported() -> None:
+def test_own_gap_is_reported_counted_and_kept_and_gap_of_another_bridge_is_only_reported() -> None:
     recorder, metrics = Recorder(), Metrics()
     gaps, own, others = GapReporter(recorder, metrics), Gap(1.0, 2.0, "away"), Gap(3.0, 4.0, "theirs")
     with capture_logs() as logged:

@@ -318,7 +318,7 @@ async def test_gap_of_an_own_marker_is_said_counted_and_the_last_one(stage: Read
     assert [(line["log_level"], line["reason"]) for line in logged] == [("warning", "away")]
 
 
-async def test_gap_of_anothers_marker_is_passed_on_and_nothing_else(stage: Reader) -> None:
+async def test_gap_of_marker_of_another_bridge_is_only_forwarded(stage: Reader) -> None:
     with capture_logs() as logged:
         stage.reader.on_marker(marker("theirs"))
     assert stage.recorder.gaps == [GAP]
