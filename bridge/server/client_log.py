@@ -29,7 +29,7 @@ Decision: TypeAlias = Answer | Rule
 """What is decided on a handshake. A rule is a refusal without a response."""
 
 _TRACED_CHARACTERS = 200
-"""How much of a text of a client a debug line contains."""
+"""The maximum length of a client's text in a debug line."""
 
 
 class ClientLog:
@@ -38,14 +38,14 @@ class ClientLog:
     def __init__(self, metrics: Metrics, time: Callable[[], float]) -> None:
         """`time` is a monotonic clock, in seconds."""
         self.tracing = logs.traces(LOGGER)
-        """Whether lines of the level debug are written."""
+        """Whether lines at level debug are written."""
         self._metrics = metrics
         self._opened = metrics.opened.labels(Transport.WEBSOCKET)
         self._time = time
         self._limiter = LogLimiter(time)
         self._warned_of_subprotocol = False
         self._dropped = 0
-        """The number of clients refused without an answer since the bridge last had capacity."""
+        """The number of clients dropped since the bridge last had capacity."""
 
     # Before a client has a connection
 
@@ -56,26 +56,24 @@ class ClientLog:
             _log.info("client refused", rule=rule.value, peer=peer, detail=detail, **suppressed)
 
     def dropped(self, clients: int) -> None:
-        """Counts a client refused without an answer, because `clients` use the whole capacity. Logs the first one."""
+        """Counts a client dropped without an answer, because `clients` use the whole capacity. Logs the first one."""
         self._metrics.refused.labels(Rule.FULL).inc()
         if not self._dropped and (suppressed := self._limiter.allow("dropped")) is not None:
-            _log.warning(
-                "more clients than can be told that the bridge is full: they are dropped", clients=clients, **suppressed
-            )
+            _log.warning("connection limit exceeded; dropping new connections", clients=clients, **suppressed)
         self._dropped += 1
 
     def has_capacity(self) -> None:
         """Called when a client is admitted within the capacity. Logs the end of a period of dropped clients."""
         if self._dropped:
             if (suppressed := self._limiter.allow("room")) is not None:
-                _log.info("there is room for clients again", dropped=self._dropped, **suppressed)
+                _log.info("accepting new connections again", dropped=self._dropped, **suppressed)
             self._dropped = 0
 
     def abandoned(self, peer: str) -> None:
         """Counts and logs, at level debug, a client that ended its connection before its request was complete."""
         self._metrics.abandoned.inc()
-        # Only at debug, because port scanners and TCP health checks do this all the time.
-        _log.debug("client ended the connection before its request was complete", peer=peer)
+        # Only at level debug, because port scanners and TCP health checks cause this all the time.
+        _log.debug("handshake abandoned by client", peer=peer)
 
     def handshake(self, peer: str, request: Request | None, decision: Decision, duration_s: float) -> None:
         """Logs the decision on a handshake. To be called only while `tracing`.
@@ -102,20 +100,21 @@ class ClientLog:
         if not self._warned_of_subprotocol and (subprotocols := request.lists("sec-websocket-protocol")):
             self._warned_of_subprotocol = True
             _log.warning(
-                "client asked for a subprotocol; the bridge has none. Some libraries then close the connection "
-                "(ws, Node, Bun, websocket-client); connect without a subprotocol",
+                "client requested a subprotocol",
                 peer=peer,
                 subprotocols=printable(", ".join(subprotocols), 100),
+                hint="connect without a subprotocol: the bridge supports none, and some libraries then close the "
+                "connection (ws, Node, Bun, websocket-client)",
             )
         after = subscribe.after
         if after is None or after.id is not None or after == FROM_NOW_ON:
             return
         if (suppressed := self._limiter.allow("after")) is not None:
             _log.warning(
-                "client sent a value as after that is not an id, and gets a full replay; a client without an id leaves "
-                "after empty",
+                "client requested a malformed id",
                 peer=peer,
                 after=printable(after.text.strip(), 40),
+                hint="pass an id from the bridge, or an empty `after`; any other value causes a full replay",
                 **suppressed,
             )
 
@@ -141,7 +140,7 @@ class ClientLog:
         if (suppressed := self._limiter.allow(reason.slug)) is None:
             return
         _log.info(
-            "client turned away" if reason in CAPACITY_REASONS else "client evicted",
+            "connection limit exceeded" if reason in CAPACITY_REASONS else "client evicted",
             reason=reason.slug,
             code=reason.code,
             peer=connection.peer,
@@ -158,7 +157,7 @@ class ClientLog:
 
 
 def _subscription_fields(subscribe: SubscribeRequest) -> dict[str, object]:
-    """Returns the types, the members and the id that a client asked for, if any."""
+    """Returns the types, the members and the id in a client's query, if any."""
     fields: dict[str, object] = {}
     if (wanted := subscribe.filter) is not None:
         fields |= _filter_fields(wanted)

@@ -138,10 +138,10 @@ class Handshake(asyncio.BufferedProtocol):
         if left and not self._answered:
             self._context.log.abandoned(self._peer)
         elif not self._answered:
-            # OpenSSL wrote this text. Of an alert from the client, it contains only the number.
+            # The text comes from OpenSSL. If the client sent an alert, the text contains only the alert's number.
             detail = printable(str(error)) or type(error).__name__
             if isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
-                detail = "It speaks HTTP, not TLS: use wss:// and https:// here."
+                detail = "The client sent HTTP instead of TLS: use wss:// and https:// here."
             self._refuse_unread(Rule.TLS, detail)
         self._end()
 
@@ -149,7 +149,7 @@ class Handshake(asyncio.BufferedProtocol):
         self._transport = as_transport(transport)
         self._tls_transport = None
         if self._answered:
-            # `abort` or the timeout came in the same turn of the loop in which the transport was created.
+            # `abort` or the timeout ran in the turn of the loop that created the transport.
             self._transport.abort()
 
     # From the request to the answer
@@ -255,7 +255,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._connecting.cancel()
 
     def evict(self, rule: Rule) -> None:
-        """Ends the handshake at once, so that another client can connect."""
+        """Ends the handshake at once, so that a new client can connect."""
         if not self._answered:
             self._trace(None, rule)
         self.abort()

@@ -1,4 +1,4 @@
-"""The server: accepts clients, admits or refuses them, and keeps their connections until they leave.
+"""The server: accepts clients, admits or refuses them, and keeps their connections until these close.
 
 A client takes this path: accepted -> admitted or refused -> handshake -> upgraded -> closed.
 """
@@ -36,10 +36,10 @@ from bridge.timing import DEFAULT, Timing
 _log = structlog.get_logger("bridge.server")
 
 MAX_HANDSHAKES = BACKLOG
-"""How many clients may be without a complete request: as many as the kernel hands over at once.
+"""The maximum number of clients without a complete request. It equals the length of the kernel's queue of clients.
 
-A further client replaces the oldest one. A real client sends its request within milliseconds, so clients that send
-nothing, or one byte a second, can't keep it out."""
+At this limit, a new client replaces the oldest one. A normal client sends its request within milliseconds, so clients
+that send nothing, or one byte a second, can't block it."""
 
 CLOCK_RESOLUTION_S = 1.0
 """Connections that open within this time share one float as their opening time, which saves memory."""
@@ -129,7 +129,7 @@ class Server:
             self._refuse(client, address, refusal)
         elif (shared_address := self._address_limit.acquire(address)) is None:
             self._trace_refusal(client, address, Rule.ADDRESS_LIMIT)
-            self._client_log.refused(Rule.ADDRESS_LIMIT, address, "There are too many connections from this address.")
+            self._client_log.refused(Rule.ADDRESS_LIMIT, address, "This address has too many connections.")
             client.close()
         elif not self._admit():
             self._address_limit.release(address)
@@ -153,7 +153,7 @@ class Server:
             self._client_log.handshake(tcp.socket_peer_name(client) or address, None, decision, 0.0)
 
     def _admit(self) -> bool:
-        """Whether there is capacity for another client, if need be by evicting the oldest handshake."""
+        """Whether another client may connect. Evicts the oldest handshake if that is necessary."""
         clients = len(self._connections) + len(self._handshakes)
         if clients >= self._limits.max_connections + self._limits.overflow:
             self._client_log.dropped(clients)
@@ -162,7 +162,7 @@ class Server:
             self._client_log.has_capacity()
         if len(self._handshakes) >= MAX_HANDSHAKES:
             oldest = next(iter(self._handshakes))
-            self._client_log.refused(Rule.PENDING, oldest.address, "Too many had made no request yet.")
+            self._client_log.refused(Rule.PENDING, oldest.address, "Too many clients had not sent a complete request.")
             self._evict_oldest_handshake(Rule.PENDING)
         return True
 
@@ -217,10 +217,10 @@ class Server:
     # Upgraded: until the connection is lost
 
     def _on_tick(self, late: bool) -> None:
-        # While the bridge did not run, it received no updates. The update that a client waits for may still arrive.
+        # While the bridge did not run, it received no updates. A pending client's update may still arrive.
         if not late:
             self._hub.tick()
-        # The bridge reads nothing from throttled clients, so it does not see that they are gone.
+        # A throttled connection never sees EOF, so it is polled.
         for client in self._read_limiter:
             client.close_if_eof()
 

@@ -261,7 +261,7 @@ async def test_name_of_the_attackers_that_leads_to_the_bridge_shows_a_refusal(
     assert watch.opened == 0
 
 
-HOSTS = "403 The host asked for is not localhost"
+HOSTS = "403 The Host header must name localhost"
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ WAITING = 50
 CPU_SHARE = 0.5
 """Of one processor, at most, while descriptors are short: a bridge that spins takes all of it."""
 
-SHORT = "file descriptors are short: nobody is accepted until there are more (ulimit -n, LimitNOFILE)"
-AGAIN = "file descriptors are there again: clients are accepted"
+SHORT = "file descriptors exhausted; accepting paused"
+AGAIN = "file descriptors available; accepting resumed"
 
 
 def count(process: BridgeProcess, event: str) -> int:
@@ -154,7 +154,7 @@ async def test_clients_alone_cannot_use_up_the_descriptors(
             assert await metric(port, 'bridge_clients_refused_total{rule="full"}') == found["dropped"]
             assert await metric(port, 'bridge_evictions_total{reason="full"}') == found["1013"]
             assert await metric(port, "bridge_descriptors_exhausted_total") == 0
-            assert count(process, "more clients than can be told that the bridge is full: they are dropped") == 1
-            assert process.logged("there is room for clients again")
+            assert count(process, "connection limit exceeded; dropping new connections") == 1
+            assert process.logged("accepting new connections again")
             assert process.logged(SHORT) is None
             await stream.verify()

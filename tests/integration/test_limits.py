@@ -110,7 +110,7 @@ async def test_client_that_speaks_tls_where_there_is_none_is_told_so_at_once(sha
         await asyncio.to_thread(distrust, port_of(shared))
     refused = [line for line in logged if line["event"] == "client refused"]
     assert [(line["rule"], line["detail"]) for line in refused] == [
-        ("malformed", "There is no TLS here: use ws:// and http://.")
+        ("malformed", "This port does not use TLS: use ws:// and http://.")
     ]
 
 
@@ -143,7 +143,7 @@ async def test_clients_far_beyond_the_limit_are_dropped_without_an_answer(broker
         await eventually("all are gone", lambda: len(bridge._server._connections) == 0)
         with capture_logs() as logged:
             await (await RawClient.open(port_of(bridge))).close()
-        assert [line["dropped"] for line in logged if line["event"] == "there is room for clients again"] == [3]
+        assert [line["dropped"] for line in logged if line["event"] == "accepting new connections again"] == [3]
 
 
 async def test_bridge_that_is_full_again_and_again_says_so_ten_times_a_minute(broker: Broker, exchange: str) -> None:

@@ -110,7 +110,7 @@ async def test_client_that_speaks_no_tls_is_refused_and_the_operator_told_why(
                 await eventually("it has no place any more", lambda: pending(bridge) == 0)
         assert sample(bridge, "bridge_clients_refused_total", rule="tls") == 1
         [refusal] = [entry for entry in logged if entry["event"] == "client refused"]
-        assert refusal["detail"] == "It speaks HTTP, not TLS: use wss:// and https:// here."
+        assert refusal["detail"] == "The client sent HTTP instead of TLS: use wss:// and https:// here."
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00"], ids=["nothing", "a part"])

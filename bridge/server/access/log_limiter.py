@@ -16,7 +16,7 @@ class LogLimiter:
         self._time = time
         self._minute_began_at: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        """How many lines of each kind were asked for in the current minute."""
+        """The number of calls of `allow` for each kind in the current minute."""
 
     def allow(self, kind: str) -> dict[str, int] | None:
         """Returns fields to add to the line, or None if the line must not be written.

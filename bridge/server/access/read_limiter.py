@@ -8,7 +8,7 @@ stops the client's writes.
 Time is divided into periods. In each period, each client has a budget, and all clients together have another one. A
 read is always handled as a whole, so it may exceed the budget. The excess is a debt, and the client is throttled until
 most of its debt is paid. While the common budget is used up, every client that sends anything is throttled until the
-next period. Throttled clients are read from in turn. Among 10,000 clients that flood, a pong is late by ten seconds.
+next period. The bridge reads from throttled clients in turn. If 10,000 clients flood, a pong is delayed by ten seconds.
 
 This module has no sockets, and does not interpret the bytes.
 """
@@ -31,8 +31,8 @@ TOTAL_BUDGET_BYTES = 2**19
 """The budget of all clients in a period: 2000 tiny frames, which take 8 ms."""
 
 RESUMED_PER_PERIOD = 256
-"""How many throttled clients are read from again at the start of a period. A read of THROTTLED_READ_BYTES from each,
-which is five tiny frames, uses about the whole common budget."""
+"""How many throttled clients are resumed at the start of a period. A read of THROTTLED_READ_BYTES from each, which is
+five tiny frames, uses about the whole common budget."""
 
 MAX_READ_BYTES = 4096
 """The size of a read: 700 tiny frames, which block the event loop for 2.5 ms."""
@@ -47,7 +47,7 @@ _THROTTLED = READ_BUFFER[:THROTTLED_READ_BYTES]
 
 
 class Throttleable(Protocol):
-    """What the limiter needs of a connection."""
+    """The interface of a connection that the limiter uses."""
 
     @property
     def peer(self) -> str:
@@ -57,7 +57,7 @@ class Throttleable(Protocol):
         """Reads from the client again."""
 
     def close_if_eof(self) -> None:
-        """Ends the connection if the client has ended it. While nothing is read, no EOF arrives."""
+        """Ends the connection if the client has ended it. A throttled connection never sees EOF."""
 
 
 class ReadLimiter:
@@ -75,10 +75,10 @@ class ReadLimiter:
         self._on_throttle = on_throttle
         self._period_ends_at = 0.0
         self._used_bytes: dict[Throttleable, int] = {}
-        """What each client has used of its budget in this period, with its debt."""
+        """How much of its budget each client has used in this period, including its debt."""
         self._total_used_bytes = 0
         self._throttled: dict[Throttleable, None] = {}
-        """In the order in which they were throttled."""
+        """The throttled clients; the client throttled first is the first."""
         self._timer: asyncio.TimerHandle | None = None
         self.buffer = READ_BUFFER
         """The buffer of the next read. It is shorter while the common budget is used up."""

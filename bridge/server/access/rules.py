@@ -1,9 +1,9 @@
 """The rules by which the bridge refuses clients, and the checks of a request's address and headers.
 
-Three checks exclude outsiders. The peer's address and every forwarded address must be internal, so that a proxy on the
-same host admits no external client. `Host` must not be a public name that was rebound to an internal address. `Origin`
-must be allowed; if the browser sends none, `Sec-Fetch-Site` must not be `cross-site`. A forged forwarding header can
-only exclude its sender.
+Three checks exclude external clients. The peer's address and every forwarded address must be internal, so that a proxy
+on the same host admits no external client. `Host` must not be a public name that was rebound to an internal address.
+`Origin` must be allowed; if the browser sends none, `Sec-Fetch-Site` must not be `cross-site`. A forged forwarding
+header can only exclude its sender.
 
 Pure: no sockets, no WebSocket, no paths.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bridge.config.networks import Network
 
 Headers: TypeAlias = "Mapping[str, Sequence[str]]"
-"""The values of each header by its name in lower case, in the order in which they came, decoded as Latin-1."""
+"""Maps each header's name in lower case to its values, in the order of the request, decoded as Latin-1."""
 
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
 
@@ -53,10 +53,9 @@ MAX_FORWARDED_CHARACTERS = 160 * MAX_FORWARDED
 DETAIL_CHARACTERS = 200
 
 # These texts are sent to the client. They never quote the request.
-_PEER = "Your address is in none of the networks that may connect (BRIDGE_ALLOWED_NETWORKS)."
+_PEER = "Your address is not in an allowed network (BRIDGE_ALLOWED_NETWORKS)."
 _FORWARDED = (
-    "A forwarding header names an address outside the networks that may connect (BRIDGE_ALLOWED_NETWORKS), "
-    "or none that can be read."
+    "A forwarding header has an address that is malformed, or not in an allowed network (BRIDGE_ALLOWED_NETWORKS)."
 )
 _FORWARDED_MANY = (
     f"The forwarding headers have more than {MAX_FORWARDED} addresses or {MAX_FORWARDED_CHARACTERS} characters."
@@ -64,14 +63,14 @@ _FORWARDED_MANY = (
 _HOST_COUNT = "A request must have exactly one Host header."
 _HOST_FORM = "The Host header must be a host name or an address, with or without a port."
 _HOST_NAME = (
-    "The host asked for is not localhost, a name without a dot, an address in BRIDGE_ALLOWED_NETWORKS "
+    "The Host header must name localhost, a host without a dot, an address in BRIDGE_ALLOWED_NETWORKS "
     "or one of BRIDGE_ALLOWED_HOSTS."
 )
-_TARGET_FORM = "A request target that is a whole URL must begin with http or https and a host, with or without a port."
+_TARGET_FORM = "A request target that is an absolute URL must begin with http:// or https:// and a host."
 _TARGET_HOST = "The request target and the Host header must name the same host and port."
 _ORIGIN_COUNT = "A request must have no more than one Origin header."
 _ORIGIN = "Pages of this origin may not connect (BRIDGE_ALLOWED_ORIGINS)."
-_CROSS_SITE = "A page of another site may not connect without an Origin header (Sec-Fetch-Site: cross-site)."
+_CROSS_SITE = "Pages of other sites may not connect without an Origin header (Sec-Fetch-Site: cross-site)."
 
 _ABSOLUTE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?:[/?].*)?", re.ASCII | re.IGNORECASE)
 # RFC 7239 section 6: a node may have a port, and that may be obfuscated.
@@ -107,7 +106,7 @@ class Rule(StrEnum):
     TIMEOUT = "timeout"
     """The request, and the TLS handshake before it, is complete in time."""
     PENDING = "pending"
-    """Not too many connections are without a complete request. The oldest one is closed."""
+    """The number of connections without a complete request is below its limit. The oldest one is refused."""
     ADDRESS_LIMIT = "address-limit"
     """The client's address is below its limit of connections."""
     FULL = "full"
@@ -134,7 +133,7 @@ class Access:
     """The operator's rules: which networks, hosts and origins are allowed."""
 
     def __init__(self, networks: Iterable[Network], hosts: frozenset[str], origins: frozenset[str]) -> None:
-        """`hosts` and `origins` are in the forms of `canonical_host` and `canonical_origin`."""
+        """`hosts` and `origins` are in canonical form (`canonical_host`, `canonical_origin`)."""
         self._networks = _Ranges(networks)
         self.hosts = hosts
         self.origins = origins
@@ -211,7 +210,7 @@ class Access:
 
     def _check_forwarded(self, headers: Headers) -> Refusal | None:
         given = [(name, value) for name in FORWARDING for value in headers.get(name, ())]
-        # Before anything is parsed. More addresses are never judged by the first ones: the last may be external.
+        # Checked before anything is parsed. The bridge never parses only the first addresses: the last may be external.
         if (
             sum(value.count(",") + 1 for _, value in given) > MAX_FORWARDED
             or sum(value.count(";") for _, value in given) > MAX_FORWARDED_PAIRS
@@ -262,7 +261,7 @@ class _Ranges:
 
 
 def _check_target(target: str, host: Authority) -> Refusal | None:
-    """RFC 9112 section 3.2.2: an absolute target names a host of its own, which counts before `Host`."""
+    """RFC 9112 section 3.2.2: the host in an absolute target takes precedence over `Host`."""
     if target.startswith("/") or "://" not in target:
         return None
     form = _ABSOLUTE.fullmatch(target)
@@ -276,8 +275,8 @@ def _check_target(target: str, host: Authority) -> Refusal | None:
 def _forwarded_nodes(element: str) -> list[str]:
     """Returns the values of `for=` in an element of `Forwarded`. If it has none or can't be parsed, returns `[""]`.
 
-    Elements and pairs are divided at every comma and semicolon, quoted or not. Without this, a peer's unclosed quote
-    could swallow the element that a proxy appends. No address has either character in it.
+    Elements and pairs are divided at every comma and semicolon, quoted or not. Otherwise, an unclosed quote from the
+    client could hide the element that a proxy appends. No address contains either character.
     """
     nodes: list[str] = []
     for pair in element.split(";"):
@@ -298,7 +297,7 @@ def _node_address(node: str) -> Address | None:
 
 
 def _refused(text: str, rule: Rule, value: str, *, status: HTTPStatus = HTTPStatus.FORBIDDEN) -> Refusal:
-    # Without the first cut, a client could make the bridge escape a long value.
+    # Cut first: otherwise a client could make the bridge escape a long value.
     detail = value[: DETAIL_CHARACTERS + 1].encode("unicode_escape").decode("ascii")
     if len(detail) > DETAIL_CHARACTERS:
         detail = detail[: DETAIL_CHARACTERS - 3] + "..."

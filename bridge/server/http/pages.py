@@ -1,6 +1,6 @@
-"""The pages: the response to a GET of any path but that of the endpoint.
+"""The pages: the responses to GET for all paths except the endpoint.
 
-The files of the live page and the documents are read once, at the start. Readiness and metrics are asked for each time.
+The files of the live page and the documents are read once, at the start. Readiness and metrics are read each time.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ LIVE_POLICY = (
 )
 """The Content-Security-Policy of the live page. It may load its own files and connect to the bridge.
 
-Its scripts can't turn text into markup or code. Injected markup could not run anything either.
+Its scripts can't turn text into markup or code, and injected markup can't run code.
 """
 
 
@@ -95,7 +95,7 @@ class Pages:
         )
 
     def describe(self, asyncapi_document: bytes) -> None:
-        """Serves the AsyncAPI document from now on. It contains the port, which is known only after the listen."""
+        """Serves the AsyncAPI document from now on. It contains the port, which is known only after `listen`."""
         self._documents[ASYNCAPI] = document_response(asyncapi_document, asyncapi.MEDIA_TYPE)
 
     def get(self, path: str) -> Response:

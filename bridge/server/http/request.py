@@ -33,7 +33,7 @@ MAX_MEMBERS = 64
 """How many members of a comma-separated header the bridge interprets. It ignores the rest."""
 
 _END = re.compile(rb"\n\r?\n")
-# A head whose lines end with LF alone is complete too. Its client gets 400 at once, and not 408 after the timeout.
+# A head with lines that end with LF alone is complete too, so that its client gets 400 at once, not 408 later.
 _BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z\r-]")
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([!-~]+) HTTP/(1\.[01])\r\n")
@@ -50,9 +50,9 @@ _NO_PATH = "The request target must be a path or an absolute URL, without a frag
 _BODY = "The bridge does not accept requests with a body."
 
 _OTHER_PROTOCOLS = (
-    (re.compile(rb"\x16"), "There is no TLS here: use ws:// and http://."),
+    (re.compile(rb"\x16"), "This port does not use TLS: use ws:// and http://."),
     (re.compile(rb"PRI \* HTTP/2"), "The bridge supports HTTP/1.1, not HTTP/2: set the client or proxy to HTTP/1.1."),
-    # The second is version 2: its signature begins with two empty lines.
+    # The second pattern is version 2 of the protocol: its signature begins with two empty lines.
     (re.compile(rb"PROXY |\x00\r\nQUIT\n"), "The bridge accepts no PROXY protocol: turn it off in the proxy."),
     (re.compile(rb"[ -~]* HTTP/(?:0\.|[2-9])"), "The bridge supports HTTP/1.1 and HTTP/1.0."),
     (re.compile(rb"[ -~]+\n"), "Each line of a request must end with CR LF (\\r\\n)."),
@@ -194,14 +194,14 @@ def parse(head: bytes) -> Request:
     if head.count(b"\n") - 2 > MAX_HEADERS:
         raise refused(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_MANY)
     try:
-        # This request line replaces the client's, which llhttp might refuse before it parses the headers.
+        # This request line replaces the client's: llhttp might refuse that one before it parses the headers.
         httptools.HttpRequestParser(collected).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
     except httptools.HttpParserUpgrade:
         pass  # raised at the end of the headers if the client asks for an upgrade
     except httptools.HttpParserError as error:
-        # The text of the error is one of the parser's constants, and quotes nothing.
+        # The text of the error is a constant of the parser, and quotes nothing from the client.
         raise refused(Rule.MALFORMED, HTTPStatus.BAD_REQUEST, f"{_UNREADABLE}: {error}.") from error
-    assert collected.is_complete, "a header that is left out may be the one that excludes the client"
+    assert collected.is_complete, "the parser may have left out the header that excludes the client"
     if collected.has_large:
         raise refused(Rule.SIZE, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _LARGE_HEADER)
     if line.end() - 2 > MAX_REQUEST_LINE_BYTES:

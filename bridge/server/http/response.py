@@ -19,7 +19,7 @@ TEXT = "text/plain; charset=utf-8"
 NOT_IN_A_FRAME = "frame-ancestors 'none'"
 """The Content-Security-Policy of most responses. No page may show them in a frame, as if they were its own."""
 
-# Browsers then use the response only as its own type, and never give it to a page of another origin without CORS.
+# With these headers, browsers never guess another type, and give no page of another origin the response without CORS.
 _FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cross-Origin-Resource-Policy", "same-origin"))
 
 Header = tuple[str, str]

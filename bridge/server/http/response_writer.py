@@ -9,7 +9,7 @@ MIN_READ_BYTES_PER_S = 1024
 """A client that reads less of its response is disconnected, because the bridge holds the response in memory."""
 
 LATE = 0.25
-"""A fraction of the timeout. If a check is later than this, the bridge did not run. It then disconnects no client."""
+"""A fraction of the timeout. A check that is later than this shows that the bridge did not run: it aborts no client."""
 
 
 class ResponseWriter:
@@ -20,8 +20,8 @@ class ResponseWriter:
     def __init__(self, transport: asyncio.Transport, data: bytes, timeout_s: float, abort: Callable[[], None]) -> None:
         """Writes `data`, and ends this side of the connection.
 
-        `abort` is called after a period of `timeout_s` in which the client has read too little. It is also called after
-        a period in which the client has not ended its side although it has read everything.
+        `abort` is called after a period of `timeout_s` in which the client has read too little, or has read everything
+        and has not ended its side.
         """
         self._transport = transport
         self._timeout_s = timeout_s

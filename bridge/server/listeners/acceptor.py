@@ -4,8 +4,8 @@ The bridge accepts sockets here and does not use the event loop's own server, fo
 a transport, and starts a TLS handshake, before the bridge can refuse the client. If no descriptor is left, libuv
 silently drops a client. If it can't do that either, it retries at once and uses a whole processor.
 
-While descriptors are exhausted, clients wait in the kernel's queue. The last descriptors are kept for the broker, whose
-connection may have to be made again.
+While descriptors are exhausted, clients wait in the kernel's queue. The last descriptors are for the bridge itself,
+which may have to reconnect to the broker.
 
 The owner of the acceptor decides which clients may connect.
 """
@@ -53,7 +53,7 @@ class Acceptor:
         self._check: asyncio.TimerHandle | None = None
         """The next check whether descriptors are available, while they are exhausted."""
         self._held: tuple[socket.socket, str] | None = None
-        """The client whose socket got a spare descriptor. Only this descriptor shows that the others are exhausted."""
+        """A client with a spare descriptor. Only a descriptor with this number shows that the others are exhausted."""
 
     def open(self) -> None:
         """Starts to accept clients. Raises OSError."""
@@ -123,8 +123,9 @@ class Acceptor:
             self._exhausted_since_s = time.monotonic()
             self._metrics.descriptors_exhausted.inc()
             _log.error(
-                "file descriptors are short: nobody is accepted until there are more (ulimit -n, LimitNOFILE)",
-                fewer_left_than=SPARE_DESCRIPTORS,
+                "file descriptors exhausted; accepting paused",
+                spare=SPARE_DESCRIPTORS,
+                hint="raise the limit of descriptors (ulimit -n, LimitNOFILE)",
             )
         self._schedule_check()
 
@@ -136,9 +137,9 @@ class Acceptor:
             self._schedule_check()
             return
         assert self._exhausted_since_s is not None
-        short_s = round(time.monotonic() - self._exhausted_since_s, 1)
+        paused_s = round(time.monotonic() - self._exhausted_since_s, 1)
         self._exhausted_since_s = self._check = None
-        _log.info("file descriptors are there again: clients are accepted", short_s=short_s)
+        _log.info("file descriptors available; accepting resumed", paused_s=paused_s)
         if self._held is not None:
             held, self._held = self._held, None
             self._on_accept(*held)

@@ -10,7 +10,7 @@ OWN_DESCRIPTORS = 64
 
 MAX_OVERFLOW = 256
 """Connections beyond the limit that get an answer: an HTTP response or a close code. Further connections are closed
-without an answer. The descriptors of refused clients must never be those that the broker's connection needs."""
+without an answer, so that refused clients never use the descriptors that the connection to the broker needs."""
 
 _log = structlog.get_logger("bridge")
 
@@ -39,15 +39,15 @@ def connection_capacity(max_connections: int) -> Capacity:
     if limit == resource.RLIM_INFINITY or limit >= max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS:
         return Capacity(max_connections)
     available = max(2, limit - OWN_DESCRIPTORS)
-    # If there are few descriptors, at most a quarter of them is for refused clients.
+    # At most a quarter of the descriptors is for refused clients.
     overflow = min(MAX_OVERFLOW, max(1, available // 4))
     capacity = Capacity(min(max_connections, available - overflow), overflow)
     if capacity.connections < max_connections:
         _log.warning(
-            "fewer file descriptors than BRIDGE_MAX_CONNECTIONS needs: the limit of connections is lower; raise that "
-            "of descriptors (ulimit -n, LimitNOFILE)",
+            "connection limit lowered: BRIDGE_MAX_CONNECTIONS needs more file descriptors",
             descriptors=limit,
             max_connections=max_connections,
             connections=capacity.connections,
+            hint="raise the limit of descriptors (ulimit -n, LimitNOFILE), or lower BRIDGE_MAX_CONNECTIONS",
         )
     return capacity

@@ -20,9 +20,9 @@ SEND_BUFFER_BYTES = 65536
 """The size of the kernel's send buffer for each client. Linux doubles it, for its own structures.
 
 By default, the kernel holds 2.5 to 4 MB for a client that does not read. No limit of the bridge counts this memory, but
-that of a container does. The client would also stay among the live ones for a thousand updates: then the p99 of the
-other clients was 2.8 times as high (`make bench`, slow). This size allows 100 MB a second at a round trip of 1 ms, and
-2.5 MB a second at 50 ms.
+a container's limit does. The client would also stay live for a thousand updates: the p99 of the other clients was then
+2.8 times as high (`make bench`, slow). This size allows 100 MB a second at a round trip of 1 ms, and 2.5 MB a second at
+50 ms.
 """
 
 RECEIVE_BUFFER_BYTES = 16384
@@ -33,7 +33,7 @@ to 6 MB for each client, which no limit of the process counts.
 """
 
 PORT_ATTEMPTS = 20
-"""How many free ports are tried until one is free on all addresses."""
+"""How many ports are tried to find one that is free on all addresses."""
 
 _HINTS = {
     errno.EADDRINUSE: "end the program that has it, or name another port in BRIDGE_PORT",

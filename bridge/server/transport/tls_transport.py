@@ -227,7 +227,7 @@ class TlsTransport(asyncio.Transport):
         except OSError as error:
             self._close_socket(error)
         except Exception as error:
-            message = "a TLS connection failed in its protocol"
+            message = "the protocol of a TLS connection raised an exception"
             self._loop.call_exception_handler({"message": message, "exception": error, "transport": self})
             self._close_socket(None)
         finally:
@@ -393,4 +393,4 @@ class TlsTransport(asyncio.Transport):
             assert protocol is not None
             protocol.connection_lost(error)
         elif on_failed is not None:
-            on_failed(error or ConnectionAbortedError("the connection was given up"))
+            on_failed(error or ConnectionAbortedError("the connection was aborted"))

@@ -235,7 +235,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def close_if_eof(self) -> None:
-        """Ends the connection if the client has ended it. While nothing is read, no EOF arrives."""
+        """Ends the connection if the client has ended it. A throttled connection never sees EOF."""
         stream = self._transport.get_extra_info("socket") if self._transport is not None else None
         with suppress(OSError):
             if stream is not None and tcp.has_ended(stream):

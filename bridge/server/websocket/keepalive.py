@@ -37,7 +37,7 @@ PING_PAUSE_S = 0.05
 
 
 class Pingable(Protocol):
-    """What the keepalive needs of a connection."""
+    """The interface of a connection that the keepalive uses."""
 
     last_received_at: float
     pinged_at: float
@@ -125,7 +125,7 @@ class Keepalive:
                     self._await_close(connection, now_s, *before)
                     continue
                 self._check_idle(connection, now_s)
-            except Exception:  # one connection's failure must not end the watch over all others
+            except Exception:  # a failure of one connection must not stop the checks of the others
                 self._abort(connection)
         self._on_tick(late)
 
@@ -163,5 +163,5 @@ class Keepalive:
     def _abort(self, connection: Pingable) -> None:
         """Logs the exception that is being handled, and aborts the connection."""
         if (suppressed := self._log_limiter.allow("failed")) is not None:
-            _log.exception("a connection could not be pinged or closed", **suppressed)
+            _log.exception("ping or close of a connection failed", **suppressed)
         connection.abort()

@@ -19,7 +19,7 @@ from bridge.server.transport.compat import accept_handshake
 VERSION = "13"
 
 _MAX_CHARACTERS = 64
-"""How much of a header the library gets. A valid key has 24 characters, so a longer one is invalid, cut or not."""
+"""How many characters of a header the library gets. A valid key has 24. A longer one is invalid, even if it is cut."""
 
 
 def is_upgrade(request: Request) -> bool:
@@ -54,7 +54,7 @@ def accept(request: Request, path: str, headers: Sequence[tuple[str, str]] = ())
 
 
 def _library_headers(request: Request) -> Headers:
-    """Returns the headers that the library has to check. With all of them, it would parse lists in vain."""
+    """Returns only the headers that the library must check, so that it does not parse the lists in other headers."""
     headers = Headers([("Upgrade", "websocket"), ("Connection", "Upgrade")])
     for name in ("Sec-WebSocket-Key", "Sec-WebSocket-Version"):
         for value in request.headers.get(name.lower(), ()):

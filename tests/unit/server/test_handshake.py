@@ -841,7 +841,7 @@ async def test_tls_handshake_that_is_never_complete_is_cut_at_the_timeout(harnes
 @pytest.mark.parametrize(
     ("said", "detail"),
     [
-        (b"GET /updates HTTP/1.1\r\n\r\n", "It speaks HTTP, not TLS: use wss:// and https:// here."),
+        (b"GET /updates HTTP/1.1\r\n\r\n", "The client sent HTTP instead of TLS: use wss:// and https:// here."),
         (b"\x15\x03\x01\x00\x02\x02\x30", "UNEXPECTED_MESSAGE"),
     ],
     ids=["HTTP", "alert"],

@@ -226,9 +226,7 @@ async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[...,
         if not gone:
             answer = theirs.recv(10_000)
             assert answer.startswith(b"HTTP/1.1 403 Forbidden\r\n")
-            assert answer.endswith(
-                b"\r\n\r\nYour address is in none of the networks that may connect (BRIDGE_ALLOWED_NETWORKS).\n"
-            )
+            assert answer.endswith(b"\r\n\r\nYour address is not in an allowed network (BRIDGE_ALLOWED_NETWORKS).\n")
     assert harness.metric("bridge_clients_refused_total", rule="peer") == 1
     assert events(logged, "client refused") == [
         {"log_level": "info", "rule": "peer", "peer": EXTERNAL, "detail": EXTERNAL}
@@ -318,7 +316,7 @@ async def test_client_that_asks_for_a_subprotocol_is_served_and_logged_once(serv
         await connected_with(harness, "Sec-WebSocket-Protocol: Chat, x\u00e9" + "y" * 200)
         await connected_with(harness, "Sec-WebSocket-Protocol: chat")
     [line] = logged
-    assert line["event"].startswith("client asked for a subprotocol; the bridge has none")
+    assert line["event"] == "client requested a subprotocol"
     assert line["subprotocols"].startswith("chat, x")
     assert len(line["subprotocols"]) < 120
 
@@ -332,7 +330,7 @@ async def test_value_that_is_no_id_is_logged_ten_times_a_minute(serve: Callable[
         for _ in range(MAX_LINES + 3):
             await connected_with(harness, target="/updates?after=" + "+" * 1000 + "undefined")
         assert [line["after"] for line in logged] == ["undefined"] * MAX_LINES
-        assert all("leaves after empty" in line["event"] for line in logged)
+        assert {line["event"] for line in logged} == {"client requested a malformed id"}
         await harness.clock.advance(MINUTE_S)
         for after in ("null", "None", "NaN", "latest", "-1", "%5Bobject%20Object%5D", "x" * 1000):
             await connected_with(harness, target=f"/updates?after={after}")
@@ -420,7 +418,7 @@ async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_befo
     assert [each.close_code for each in served] == [None, None]
     assert told.close_code == 1013
     assert b"the bridge is full" in told.frames[-1][1]
-    assert events(logged, "client turned away") == [
+    assert events(logged, "connection limit exceeded") == [
         {
             "log_level": "info",
             "reason": "full",
@@ -465,11 +463,11 @@ async def test_capacity_is_logged_with_the_number_of_dropped_clients_when_a_clie
     with capture_logs() as logged:
         await clients[0].leave()
         clients.append(await harness.upgrade())
-        assert events(logged, "there is room for clients again") == []
+        assert events(logged, "accepting new connections again") == []
         await clients[1].leave()
         await clients[2].leave()
         await harness.upgrade()
-        assert events(logged, "there is room for clients again") == [{"log_level": "info", "dropped": 2}]
+        assert events(logged, "accepting new connections again") == [{"log_level": "info", "dropped": 2}]
         # And the next shortage is one of its own.
         await harness.upgrade()
         await harness.connect()
@@ -485,7 +483,7 @@ async def test_bridge_that_is_full_again_and_again_logs_it_ten_times_a_minute(se
             await harness.connect()
             await second.leave()
             await (await harness.connect()).leave()
-    assert len(events(logged, "there is room for clients again")) == MAX_LINES
+    assert len(events(logged, "accepting new connections again")) == MAX_LINES
     assert sum(line["log_level"] == "warning" for line in logged) == MAX_LINES
     await first.leave()
 
@@ -583,7 +581,7 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
             "log_level": "info",
             "rule": "address-limit",
             "peer": A,
-            "detail": "There are too many connections from this address.",
+            "detail": "This address has too many connections.",
         }
     ]
     assert harness.metric("bridge_evictions_total", reason="address-limit") == 1

@@ -219,8 +219,8 @@ def test_target_that_is_no_path_is_refused(target: bytes) -> None:
 @pytest.mark.parametrize(
     ("beginning", "words"),
     [
-        (b"\x16", "There is no TLS here: use ws:// and http://."),
-        (b"\x16\x03\x01\x02\x00", "There is no TLS here: use ws:// and http://."),
+        (b"\x16", "This port does not use TLS: use ws:// and http://."),
+        (b"\x16\x03\x01\x02\x00", "This port does not use TLS: use ws:// and http://."),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "not HTTP/2"),
         (b"GET / HTTP/2.0\r\n\r\n", "supports HTTP/1.1 and HTTP/1.0"),
         (b"GET / HTTP/0.9\r\n\r\n", "supports HTTP/1.1 and HTTP/1.0"),

@@ -356,7 +356,7 @@ async def test_while_descriptors_are_exhausted_no_listener_is_read_and_each_chec
             await accepting.clock.advance(DEFAULT.descriptor_check_s / 2)
         assert accepting.reading == [True, True]
         assert [line["log_level"] for line in logged] == ["error", "info"]
-        assert logged[0]["fewer_left_than"] == SPARE_DESCRIPTORS
+        assert logged[0]["spare"] == SPARE_DESCRIPTORS
         assert accepting.exhaustions == 1
         accepting.acceptor.close()
 
@@ -427,7 +427,7 @@ async def test_each_exhaustion_is_counted_and_logged_with_its_own_time(monkeypat
                 await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert accepting.exhaustions == 2
         assert [line["log_level"] for line in logged] == ["error", "info"] * 2
-        assert [line["short_s"] for line in logged[1::2]] == [
+        assert [line["paused_s"] for line in logged[1::2]] == [
             round(DEFAULT.descriptor_check_s, 1),
             round(3 * DEFAULT.descriptor_check_s, 1),
         ]
