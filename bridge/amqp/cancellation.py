@@ -8,9 +8,9 @@ import asyncio
 
 
 class CancellationGuard:
-    """Created before a task waits for the broker. `requested` is True once `Task.cancel` was called on the task.
+    """A task creates it before it waits for the broker. `requested` is True after a later call of `Task.cancel`.
 
-    Earlier requests don't count: `Task.cancelling` still contains them if the task continued after a cancellation. The
+    Earlier requests don't count: `Task.cancelling` still counts them if the task continued after a cancellation. The
     guard keeps no reference to the task, because an error of the task would then keep its own traceback in memory.
     """
 

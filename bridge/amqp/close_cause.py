@@ -20,11 +20,11 @@ from bridge.errors import BrokerRefusal
 CANCELLED = "the broker cancelled the consumer"
 
 _SHUTDOWN = re.compile("'shutdown'|is down")
-"""In the text of a close by a broker that stops itself or the virtual host."""
+"""Matches the text of a close by a broker that stops itself or the virtual host."""
 
 
 class SessionEndedError(ConnectionError):
-    """Ends a session by a decision of the bridge, although the broker answers."""
+    """The bridge itself ends the session, although the broker answers."""
 
 
 _BROKER_IS_UP = (
@@ -33,7 +33,7 @@ _BROKER_IS_UP = (
     aiormq.exceptions.ChannelClosed,
     aiormq.exceptions.ConnectionClosed,
 )
-"""Errors that a running broker causes."""
+"""Errors that only a running broker causes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def task_close_cause(task: asyncio.Task[object]) -> CloseCause:
 async def connection_close_cause(amqp: Connection, limit_s: float) -> CloseCause | None:
     """Returns why a connection was closed, or None if it is still open after `limit_s`.
 
-    A pending request fails first. The cause is known only after that.
+    If the connection is lost, a pending request fails before the cause is known.
     """
     await asyncio.wait([amqp.closing], timeout=limit_s)
     return _cause(amqp.closing) if amqp.closing.done() else None
@@ -79,7 +79,7 @@ def closed_future(amqp: Connection, channel: Channel) -> asyncio.Future[CloseCau
 
     amqp.closing.add_done_callback(on_closing)
     channel.closing.add_done_callback(on_closing)
-    # The only sign that the queue was deleted or that the broker cancelled the consumer.
+    # Nothing else shows that the queue was deleted or that the broker cancelled the consumer.
     channel.on_consumer_cancel_callbacks.add(lambda frame: close(CloseCause(CANCELLED)))
     return closed
 
@@ -88,7 +88,7 @@ def _cause(closing: asyncio.Future[object]) -> CloseCause:
     error = None if closing.cancelled() else closing.exception()
     if isinstance(error, asyncio.CancelledError):
         # aiormq cancels its own reader when heartbeats are missing.
-        return CloseCause("nothing more was heard from the broker", broker_stayed_up=False)
+        return CloseCause("the broker sent no more heartbeats", broker_stayed_up=False)
     if error is None:
         return CloseCause("the connection was closed", broker_stayed_up=False)
     return CloseCause.of(error)

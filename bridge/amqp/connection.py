@@ -80,7 +80,8 @@ async def _connect(
     loop = asyncio.get_running_loop()
 
     def abort_soon() -> None:
-        # A cancelled aiormq closes the connection in order first. With TLS and a silent broker, this takes 30 s.
+        # After a cancellation, aiormq first closes the connection properly. With TLS and a silent broker, this takes
+        # 30 s.
         loop.call_later(timing.give_up_s, factory.abort)
 
     try:
@@ -96,7 +97,7 @@ async def _connect(
         return connection, factory
     finally:
         if connection.transport is None:
-            # Otherwise its finalizer closes it, at any time and in any place.
+            # Otherwise its finalizer closes it, at an arbitrary moment.
             await connection.close()
 
 
@@ -108,8 +109,8 @@ async def _close(connection: aio_pika.abc.AbstractConnection, factory: "_Transpo
             async with lag_tolerant_timeout(timing.amqp_close_timeout_s):
                 await asyncio.wait([closing])
     finally:
-        # Also if this task is cancelled. A broker that is short of memory stops reading, and aiormq waits until the
-        # broker has read everything, even if `closing` is cancelled.
+        # This happens also if this task is cancelled. A broker that is short of memory stops reading, and aiormq waits
+        # until the broker has read everything, even if `closing` is cancelled.
         factory.abort()
         # aiormq's own task must record first that the connection is closed. If that task and `closing` are cancelled
         # together, as at the end of a program, `closing` waits forever, and so does the program.
@@ -134,7 +135,7 @@ class _TransportFactory(aiormq.connection.TransportFactory):
         assert isinstance(provider, aiormq.connection.SSLContextProvider)
         context = await provider.get_context() if url.scheme == "amqps" else None
         if context is not None:
-            # Whatever the URL contains: the password must not be sent to a broker without a valid certificate.
+            # The password must not be sent to a broker without a valid certificate, whatever the URL contains.
             context.verify_mode = ssl.CERT_REQUIRED
             context.check_hostname = True
             require_tls_1_2(context)
@@ -170,7 +171,7 @@ class _Reader(asyncio.StreamReaderProtocol):
         self._fast_channel = fast_channel
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._fast_channel.attach(cast("asyncio.Transport", transport))  # the transport of uvloop is no subclass
+        self._fast_channel.attach(cast("asyncio.Transport", transport))  # uvloop's is not a subclass
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:

@@ -45,7 +45,7 @@ def os_error_text(error: OSError | UnicodeError) -> str:
 
 NOT_ALLOWED = 530
 """The reply code if the virtual host does not exist, the user may not use it, or its limit of connections is reached.
-Only the last of them passes without a change by the operator."""
+Only the limit of connections can pass without a change by the operator."""
 
 
 def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> BrokerRefusal | ConnectionError:
@@ -57,8 +57,8 @@ def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> B
     close = close_frame_of(error)
     if close is not None and close.reply_code == NOT_ALLOWED and "limit" not in str(close.reply_text):
         return BrokerRefusal(
-            f"{node} does not let this user into the virtual host {node.virtual_host!r}; "
-            f"make it, or grant permissions on it: {printable(str(close.reply_text))}"
+            f"{node} refuses this user access to the virtual host {node.virtual_host!r}; "
+            f"create the virtual host, or grant permissions on it: {printable(str(close.reply_text))}"
         )
     if close is not None:
         text = printable(str(close.reply_text))
@@ -72,7 +72,7 @@ def connect_error(node: Node, url: URL, error: aiormq.exceptions.AMQPError) -> B
 
 
 def unreachable_text(error: OSError | UnicodeError, host: str) -> str:
-    """Returns why the host can't be connected to, with a hint if it is this container itself."""
+    """Returns why the host can't be reached, with a hint if the host is this container itself."""
     text = os_error_text(error)
     hint = localhost_hint(host, detect_container()) if os.strerror(errno.ECONNREFUSED) in text else None
     return text if hint is None else f"{text}; {hint}"
@@ -89,7 +89,7 @@ def _mechanism_missing_text(url: URL, error: aiormq.exceptions.AuthenticationErr
     asked = url.query.get("auth", "plain").lower()
     offered = printable(str(error.args[0])) if error.args else "nothing"
     if asked == "external":
-        hint = "enable its plugin rabbitmq_auth_mechanism_ssl, and EXTERNAL in auth_mechanisms, or leave auth out"
+        hint = "enable its plugin rabbitmq_auth_mechanism_ssl, and EXTERNAL in auth_mechanisms, or omit auth"
     else:
         hint = "allow PLAIN in its auth_mechanisms, or set auth=external with certfile and keyfile"
     return f"does not offer auth={asked}, but {offered}: {hint}"
@@ -106,8 +106,8 @@ UNKNOWN_ISSUER_CODES = frozenset({18, 19, 20, 21})
 CERTIFICATE = "a client certificate: add ?certfile=/path/of/it.pem&keyfile=/path/of/its/key.pem to the URL"
 
 CERTIFICATE_REQUIRED_REASONS = {
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it demands",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it refuses the TLS handshake, and may demand",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it requires",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it refuses the TLS handshake; it may require",
 }
 """OpenSSL's reasons if the broker requires a client certificate. TLS 1.2 has no alert of its own for that."""
 
@@ -124,9 +124,9 @@ CERTIFICATE_REFUSED_REASONS = frozenset(
 """OpenSSL's reasons if the broker does not accept the client certificate."""
 
 PLAIN_EOF_TEXT = (
-    "it ended the connection before it said anything; where it speaks TLS on this port, the URL begins with amqps://"
+    "it closed the connection before it sent anything; if it uses TLS on this port, use amqps:// in the URL"
 )
-"""For a connection without TLS that ends at once. A TLS port does that, and so does a proxy whose broker is away."""
+"""For a connection without TLS that ends at once. A TLS port ends it, and so does a proxy whose broker is away."""
 
 
 def tls_error_text(error: ssl.SSLError) -> str:
@@ -134,13 +134,13 @@ def tls_error_text(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         text = error.verify_message.rstrip(".")
         if error.verify_code in HOSTNAME_MISMATCH_CODES:
-            return f"its certificate is for another host, so nothing is said to it: {text}"
+            return f"its certificate is for another host, so nothing is sent to it: {text}"
         hint = (
-            "; where it is right, let ?cafile=/path/of/the/authority.pem in the URL name who vouches for it"
+            "; if it is the right one, add ?cafile=/path/of/the/authority.pem, its issuer's certificate, to the URL"
             if error.verify_code in UNKNOWN_ISSUER_CODES
             else ""
         )
-        return f"its certificate is not trusted, so nothing is said to it: {text}{hint}"
+        return f"its certificate is not trusted, so nothing is sent to it: {text}{hint}"
     # An SSLError that OpenSSL did not raise has no reason.
     reason = getattr(error, "reason", None)
     if reason in CERTIFICATE_REQUIRED_REASONS:
@@ -153,17 +153,15 @@ def tls_error_text(error: ssl.SSLError) -> str:
 
 
 def early_eof_text(scheme: str, *, has_certificate: bool) -> str:
-    """Returns what it can mean that the broker ends the connection before it sends anything."""
+    """Returns what may be wrong if the broker closes the connection before it sends anything."""
     if scheme == "amqp":
         return PLAIN_EOF_TEXT
     if has_certificate:
-        return (
-            "it ended the connection without a word, and may not accept the bridge's certificate (certfile in the URL)"
-        )
-    return f"it ended the connection without a word, and may demand {CERTIFICATE}"
+        return "it closed the connection at once; it may not accept the bridge's certificate (certfile in the URL)"
+    return f"it closed the connection at once; it may require {CERTIFICATE}"
 
 
-# Containers: `localhost` is the container there, not the machine
+# Containers: in a container, `localhost` is the container and not the machine
 
 _CONTAINER_FILES = ("/.dockerenv", "/run/.containerenv")
 """Files that Docker and Podman create."""

@@ -63,8 +63,8 @@ class NodesFile(Sequence[Node]):
                     reason = error.strerror
                 else:
                     # The text of the file is not logged: it may be a password.
-                    reason = str(error) if isinstance(error, NotPlainTextError) else "it holds no usable URL"
-                _log.warning("BRIDGE_AMQP_URL_FILE can't be read again; its last content is used", error=reason)
+                    reason = str(error) if isinstance(error, NotPlainTextError) else "it contains no usable URL"
+                _log.warning("BRIDGE_AMQP_URL_FILE can't be read again; using its last content", error=reason)
         else:
             self._is_unusable = False
         return iter(self._nodes)
@@ -76,11 +76,11 @@ class NodesFile(Sequence[Node]):
     def __getitem__(self, index: slice) -> Sequence[Node]: ...
 
     def __getitem__(self, index: int | slice) -> Node | Sequence[Node]:
-        """Returns a node, or several, as they were read last."""
+        """Returns a node, or several, as of the last read."""
         return self._nodes[index]
 
     def __len__(self) -> int:
-        """Returns the number of nodes that were read last."""
+        """Returns the number of nodes, as of the last read."""
         return len(self._nodes)
 
 

@@ -29,12 +29,12 @@ class GapSlug(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A time in which events may have been published that no queue of the bridge got. In Unix seconds."""
+    """A period in which the bridge may have missed events. Times are in Unix seconds."""
 
     since_s: float
     until_s: float
     reason: str
-    """For the operator: texts of the broker and of libraries, which may contain hosts and users."""
+    """The reason for the operator, from the broker or a library. It may contain hosts and users."""
     slug: GapSlug = GapSlug.BROKER_AWAY
 
     def report(self) -> dict[str, object]:
@@ -47,7 +47,7 @@ class Status:
     """The state of one connection, as it changes. Times are monotonic, in seconds."""
 
     answer_valid_s: float = DEFAULT.answer_valid_s
-    """How long an answer of the broker counts."""
+    """How long an answer of the broker proves that the connection works."""
     state: State = State.CONNECTING
     since_s: float = field(default_factory=time.monotonic)
     ever_connected: bool = False
@@ -55,20 +55,20 @@ class Status:
     attempts: int = 0
     """The number of attempts to connect since the connection last worked."""
     failed_connects: int = 0
-    """The number of these attempts in which no node accepted the connection. A pending attempt counts, too."""
+    """The number of these attempts in which no node accepted the connection. It includes a pending attempt."""
     broker_may_have_restarted: bool = False
     """True if a connection was lost since the connection last worked, and the broker may have been restarted."""
     error: str | None = None
-    """The last error, in the broker's own words. It is kept after a recovery."""
+    """The last error, as the broker states it. It is kept after a recovery."""
     error_unix_s: float | None = None
     """The time of the last error."""
     last_answered_s: float | None = None
-    """When the last request was sent that the broker has answered."""
+    """When the bridge sent the last request that the broker has answered."""
 
     def enter(self, state: State, error: str | None = None, requested_s: float | None = None) -> None:
         """Changes the state, the error or both.
 
-        For the state `working`, `requested_s` is when the request was sent that the broker has answered now.
+        For the state `working`, `requested_s` is when the bridge sent the request that the broker has now answered.
         """
         if error is not None:
             self.error = error
@@ -88,7 +88,7 @@ class Status:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the last answer still counts."""
+        """Whether the last answer still proves that the connection works."""
         age_s = math.inf if self.last_answered_s is None else time.monotonic() - self.last_answered_s
         return age_s <= self.answer_valid_s
 

@@ -2,7 +2,7 @@
 
 This is the one place that distinguishes a lost connection, a refusal of the broker and a fault of the bridge. A refusal
 ends the program if no session ever worked. A fault is logged with its frames. After each of them, the next session
-follows after the same pauses, so that a corrected password is noticed as soon as a started broker.
+follows after the same pauses. The bridge thus notices a corrected password as soon as a started broker.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ async def supervise(
             # The text of an error may contain the broker's URL, and so may the texts of its causes.
             reason = type(error).__name__
             textless = UnexpectedError(reason).with_traceback(error.__traceback__)
-            _log.error("a connection to the broker failed in an unexpected way", exc_info=textless)
+            _log.error("connection to the broker failed unexpectedly", exc_info=textless)
             state = State.LOST
         if stopping.is_set():
             break

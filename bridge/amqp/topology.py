@@ -1,6 +1,6 @@
 """The exchanges, the queue and the bindings that must exist at the broker before events arrive.
 
-Nothing that exists is ever changed: the exchanges belong to the fetchers.
+The bridge never changes what exists: the exchanges belong to the fetchers.
 """
 
 import re
@@ -89,9 +89,9 @@ async def set_up(
     """Finds or declares the exchanges and the queue, and binds them.
 
     `known` has the exchanges as they were before. `prepare` finds or declares the queue. `on_created` is called if one
-    of them was missing, even if a later step fails: no queue of the bridge has the events from before. Raises
-    BrokerRefusal if a permission is missing or an exchange would never deliver, and ConnectionError if an exchange is
-    gone that only its owner can declare.
+    of them was missing, even if a later step fails: no queue of the bridge has earlier events. Raises BrokerRefusal if
+    a permission is missing or an exchange would never deliver. Raises ConnectionError if a missing exchange can be
+    declared only by its owner.
     """
     inaccessible = []
     try:
@@ -114,8 +114,8 @@ async def set_up(
 async def _bind(amqp: Connection, queue: Queue, exchange: str) -> bool:
     """Binds the queue. Returns False if the user may neither bind nor configure a queue that existed already.
 
-    The owner of such a queue has created the binding, too. The broker gives no list of bindings. Raises BrokerRefusal
-    for a user who may configure the queue, and so is its owner: without the binding, no event would ever arrive.
+    The owner of such a queue also creates the binding. The broker gives no list of bindings. A user who may configure
+    the queue is its owner. For this user, BrokerRefusal is raised: without the binding, no event would ever arrive.
     """
     channel = await amqp.channel(publisher_confirms=False)
     try:
@@ -142,8 +142,8 @@ async def _may_configure(amqp: Connection, queue: str) -> bool:
 
 
 async def _detect(amqp: Connection, exchange: str) -> Exchange:
-    # A passive declaration does not return the kind. An active one changes nothing either: if the exchange differs, the
-    # broker refuses, and its text has the present value.
+    # A passive declaration does not return the kind. An active one changes nothing: if the exchange differs, the broker
+    # refuses, and its text has the present value.
     kind, durable = "fanout", True
     for _ in range(3):
         channel = await amqp.channel(publisher_confirms=False)
@@ -179,7 +179,7 @@ def is_reserved(exchange: str) -> bool:
 
 
 async def exchange_exists(amqp: Connection, exchange: str) -> bool:
-    """Whether an exchange of any kind has this name. True, too, if the user may not look at it.
+    """Whether an exchange of any kind has this name. It is also True if the user may not look at the exchange.
 
     Raises ConnectionError if the exchange exists and is not up yet.
     """
@@ -218,14 +218,16 @@ async def _redeclare(amqp: Connection, exchange: Exchange) -> Presence:
                 f"{RESERVED_PREFIX}; name another exchange in BRIDGE_EXCHANGES"
             )
         if exchange.kind is None:
-            raise ConnectionError(f"the exchange {exchange.name!r} is gone; it is for those to make again who made it")
+            raise ConnectionError(
+                f"the exchange {exchange.name!r} is gone, and the bridge does not know its type; declare it again"
+            )
         return await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)
 
     return await _ensure(amqp, lambda channel: channel.exchange_declare(exchange.name, passive=True), declare)
 
 
 async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence:
-    """Returns the presence from before. What was absent exists now."""
+    """Declares what is absent. Returns the presence from before."""
     presence = await _presence(amqp, look)
     if presence is Presence.ABSENT:
         channel = await amqp.channel(publisher_confirms=False)
@@ -235,8 +237,10 @@ async def _ensure(amqp: Connection, look: Request, declare: Request) -> Presence
 
 
 async def _presence(amqp: Connection, look: Request) -> Presence:
-    """Raises ChannelNotFoundEntity for a queue that is not up yet. Declared again, it would be reported as new."""
-    # On a channel of its own: the broker closes the channel if something is missing.
+    """Raises ChannelNotFoundEntity for a queue that is not up yet: as ABSENT, it would be declared and reported as new.
+
+    Opens its own channel, because the broker closes the channel if something is missing.
+    """
     channel = await amqp.channel(publisher_confirms=False)
     try:
         await look(channel)
@@ -268,7 +272,7 @@ async def unbind(amqp: Connection, queue: str, exchanges: Sequence[str], limit_s
 
 
 async def cancellation_reason(amqp: Connection, queue: str, limit_s: float) -> str:
-    """Returns why the broker cancelled the consumer of a queue, as far as `limit_s` is enough to find out."""
+    """Returns why the broker cancelled the consumer of a queue. Asks the broker for `limit_s` at most."""
     try:
         async with rpc_timeout(limit_s):
             presence = await _presence(amqp, lambda channel: channel.queue_declare(queue, passive=True))

@@ -26,8 +26,8 @@ DOES = "is not ready after 10 s, gives the connection up after 21 s, tries again
 
 LATE_LIMIT_S = 3.0
 
-SHARED = "others consume this bridge's queue"
-ALONE = "nobody else consumes this bridge's queue any more"
+SHARED = "other consumers share this bridge's queue"
+ALONE = "no other consumer shares this bridge's queue any more"
 
 
 async def noticed(stage: Scene) -> None:

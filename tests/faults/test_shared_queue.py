@@ -10,8 +10,8 @@ from tests.support.clients import get
 from tests.support.running import BridgeProcess, bridge_process
 from tests.support.waiting import eventually
 
-SHARED = "others consume this bridge's queue"
-ALONE = "nobody else consumes this bridge's queue any more"
+SHARED = "other consumers share this bridge's queue"
+ALONE = "no other consumer shares this bridge's queue any more"
 
 
 async def readyz(process: BridgeProcess) -> tuple[int, dict[str, Any]]:

@@ -131,7 +131,7 @@ async def test_queue_of_another_kind_is_refused_whatever_the_user_may_do(
         channel = await amqp.channel()
         await (await channel.get_queue(stream.name)).bind(exchange, "#")
         await publish(amqp, exchange, b"theirs", delivery_mode=2)
-        with pytest.raises(BrokerRefusal, match="exists and is no stream: whatever is in it is somebody else's"):
+        with pytest.raises(BrokerRefusal, match="is not a stream, and the bridge leaves it as it is"):
             await refused(url, exchange, stream)
         await eventually("it is there still", lambda: _holds(amqp, stream.name))
         queue = await channel.get_queue(stream.name)
@@ -184,7 +184,7 @@ async def test_feature_that_is_disabled_is_named_until_it_is_enabled(node_withou
     async with bridge_process(node.url, **variables) as process:
         assert await process.ended() == 3
         [text] = process.texts
-        assert "can't make the stream 'bridge.history'" in text
+        assert "can't declare the stream 'bridge.history'" in text
         assert "feature flag stream_queue" in text
     async with bridge_process(node.url, **variables, BRIDGE_WAIT="true") as process:
         await eventually("it is refused", lambda: process.logged("broker refuses; trying again"))
@@ -199,7 +199,7 @@ async def test_broker_that_takes_nothing_to_publish_is_waited_for_and_named(node
         await node_broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
         try:
             async with reading(node_broker.url, exchange, stream, recorder) as consumer:
-                await eventually("it says so", lambda: "takes nothing to publish" in str(consumer.status.error))
+                await eventually("it says so", lambda: "accepts no messages" in str(consumer.status.error))
                 assert "low on memory" in str(consumer.status.error)
                 await node_broker.ctl("set_vm_memory_high_watermark", "0.4")
                 await eventually("it reads", lambda: CAUGHT_UP in recorder.log)

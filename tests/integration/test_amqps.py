@@ -73,7 +73,7 @@ async def demanding(folder: Path, trusts: Path, version: str) -> AsyncIterator[t
         await process.wait()
 
 
-NOT_TRUSTED = "its certificate is not trusted, so nothing is said to it: self-signed certificate"
+NOT_TRUSTED = "its certificate is not trusted, so nothing is sent to it: self-signed certificate"
 
 
 async def error(bridge: Bridge) -> str:
@@ -141,7 +141,7 @@ async def test_broker_that_ends_the_connection_without_an_alert_may_want_another
         query = f"&certfile={mine}&keyfile={key}" if with_certificate else ""
         async with started(f"amqps://guest:guest@127.0.0.1:{port}/?cafile={chain}{query}") as bridge:
             said = await error(bridge)
-            assert ("may not accept the bridge's certificate" if with_certificate else "may demand") in said
+            assert ("may not accept the bridge's certificate" if with_certificate else "may require") in said
         assert heard == []
 
 
@@ -158,7 +158,7 @@ async def test_broker_with_a_certificate_for_another_host_is_told_nothing(tmp_pa
     async with listener(tmp_path) as (port, chain, heard):
         async with started(f"amqps://guest:guest@localhost:{port}/?cafile={chain}") as bridge:
             said = await error(bridge)
-            assert "its certificate is for another host, so nothing is said to it: Hostname mismatch" in said
+            assert "its certificate is for another host, so nothing is sent to it: Hostname mismatch" in said
         assert heard == []
 
 

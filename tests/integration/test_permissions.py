@@ -248,7 +248,7 @@ async def test_exchange_that_is_gone_is_said_where_the_bridge_may_not_make_it(us
         channel = await amqp.channel()
         await channel.exchange_delete(EXCHANGE)
         await eventually("it is not ready", lambda: not bridge.readiness.report()[0])
-        gone = f"the exchange {EXCHANGE!r} is gone; it is for those to make again who made it"
+        gone = f"the exchange {EXCHANGE!r} is gone, and the bridge does not know its type; declare it again"
         await eventually("it says so", lambda: gone in str(bridge.readiness.report()[1]["broker"]))
         exchange = await channel.declare_exchange(EXCHANGE, "fanout", durable=True)
         await (await channel.get_queue(QUEUE)).bind(exchange, "#")

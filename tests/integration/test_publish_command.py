@@ -174,8 +174,8 @@ async def test_exchange_that_is_missing_is_made_where_the_settings_name_it_and_e
 ) -> None:
     missing = unique("exchange")
     ended = await published(tmp_path, broker.url, "--exchange", missing, stdin=ndjson(EXAMPLE))
-    line = f"edk-bridge: there is no exchange '{missing}': name one that exists, or start the bridge, which makes the "
-    assert (ended.code, ended.said) == (2, [f"{line}ones in BRIDGE_EXCHANGES"])
+    line = f"edk-bridge: there is no exchange '{missing}': name one that exists, or start the bridge, which declares "
+    assert (ended.code, ended.said) == (2, [f"{line}those in BRIDGE_EXCHANGES"])
     channel = await amqp.channel()
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
         await channel.get_exchange(missing)

@@ -202,7 +202,7 @@ async def test_what_nobody_would_get_is_kept_and_that_is_said(
         [
             f"10 kept: the exchange '{gone}' is gone: start the bridge that consumes from it, or make it",
             f"10 kept: no queue is bound to the exchange '{deaf}': start what consumes from it",
-            "10 kept: no exchange is said that they came from: no bridge has put them there",
+            "10 kept: they have no x-reject-exchange header, so no bridge has published them",
         ]
     )
     assert ended.said[-1] == "10 requeued, 30 kept"
@@ -351,8 +351,8 @@ async def test_queue_that_does_not_exist_is_one_line_and_code_2(
     ended = await command(broker, rejects, *arguments)
     assert (ended.code, ended.said[-1]) == (
         2,
-        f"edk-bridge: there is no queue '{rejects}': nothing was ever rejected there, or BRIDGE_REJECT_EXCHANGE is "
-        "another",
+        f"edk-bridge: there is no queue '{rejects}': no event was rejected yet, or BRIDGE_REJECT_EXCHANGE is "
+        "another one",
     )
 
 

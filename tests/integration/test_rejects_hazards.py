@@ -131,7 +131,7 @@ async def test_expiration_that_the_broker_refuses_keeps_no_other_event_from_bein
     ended = await ran("rejects", "requeue", "--all", BRIDGE_AMQP_URL=broker.url, BRIDGE_REJECT_EXCHANGE=rejects)
     assert ended.code == 1
     assert ended.said == [
-        "1 kept: the expiration that they came with is no number of milliseconds: no bridge has put them there",
+        "1 kept: their expiration is not a number of milliseconds, so no bridge has published them",
         "119 requeued, 1 kept",
     ]
     assert await numbers_in(amqp, queue) == [n for n in range(120) if n != 20]

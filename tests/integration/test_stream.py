@@ -305,7 +305,7 @@ async def test_stream_that_exists_is_used_as_it_is(
             await working_again(line, consumer, connections)
             await publish(amqp, exchange, *bodies(0, 5))
             await has(recorder, bodies(0, 5))
-    [said] = [line for line in logged if line["event"] == "the stream exists, and keeps its own limits"]
+    [said] = [line for line in logged if line["event"] == "the existing stream keeps its own limits"]
     assert said["stream"] == queue
     assert "inequivalent arg 'x-m" in said["difference"]
     await channel.declare_queue(queue, durable=True, arguments=theirs)
@@ -317,7 +317,7 @@ async def test_queue_of_another_kind_is_refused_and_nothing_in_it_is_touched(
 ) -> None:
     await bind(amqp, exchange, queue)
     await publish(amqp, exchange, *bodies(0, 3))
-    with pytest.raises(BrokerRefusal, match=f"the queue '{queue}' exists and is no stream"):
+    with pytest.raises(BrokerRefusal, match=f"the queue '{queue}' is not a stream"):
         await refused(broker.url, exchange, stream_of(queue))
     assert await depth(amqp, queue) == 3
     assert [message.redelivered for message in await take(amqp, queue, 3)] == [False] * 3

@@ -21,10 +21,11 @@ NAMED_QUEUE_ARGUMENTS: FieldTable = {
     "x-expires": 7 * 24 * 3600 * 1000,
     "x-max-length-bytes": 256 * 1024 * 1024,
 }
-"""For a named queue that the bridge declares. It expires after a week without a consumer (milliseconds) and keeps the
-newest killmails of a few days, so that a bridge that is removed does not fill the broker's disk.
+"""For a named queue that the bridge declares. It expires after a week without a consumer (in milliseconds). It keeps
+the killmails of a few days, so that a removed bridge does not fill the broker's disk.
 
-Classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20 returns."""
+It is classic, whatever the virtual host's default is: with RabbitMQ 4, a quorum queue drops an event after 20 returns.
+"""
 
 
 class ConsumedQueue(Protocol):
@@ -72,7 +73,7 @@ class ExclusiveQueue:
         if name is None or amqp.closing.done():
             return
         unbinding = topology.unbind(amqp, name, self._exchanges, self._timing.unbind_timeout_s)
-        # In its own task: aiormq cancels a task that waits for a connection that is lost.
+        # Runs in its own task: if the connection is lost, aiormq cancels each task that waits for it.
         await asyncio.wait([asyncio.create_task(unbinding, name="unbind the queue")])
 
 

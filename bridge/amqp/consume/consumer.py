@@ -50,7 +50,7 @@ class ConsumerConfig:
     nodes: Sequence[Node]
     exchanges: tuple[str, ...]
     queue: str | None
-    """The name of a durable queue; None for an exclusive one for each connection."""
+    """The name of a durable queue. None if each connection declares an exclusive one."""
     connection_name: str
     """The name that the broker's management page shows."""
     stream: StreamConfig | None = None
@@ -117,7 +117,7 @@ class Consumer:
 
     @property
     def warnings(self) -> list[str]:
-        """What may keep events from being delivered, and what the bridge can't check, for `/readyz`."""
+        """Warnings for `/readyz`: what may prevent deliveries, and what the bridge can't check."""
         check = self._topology_check
         return self._early_losses.warnings + self._delivery_counts.warnings + ([] if check is None else check.warnings)
 
@@ -126,7 +126,7 @@ class Consumer:
     async def _consume(self) -> str:
         """Runs sessions until one ends for a reason other than a possible gap or a new stall; returns that reason.
 
-        These two are no losses: the next session follows at once.
+        After a possible gap or a new stall, the next session follows at once, because the connection was not lost.
         """
         # The broker may be restarted while there is no connection.
         waited = await self._stalls.wait(self._stopping) | await self._early_losses.wait(self._stopping)
@@ -227,7 +227,7 @@ class Consumer:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             ended = [task for task in tasks if task.done()]
             if ended and not self._stopping.is_set():
-                # A pending request fails first. The cause of the close is known only after that.
+                # If the connection is lost, a pending request fails before the cause is known.
                 await asyncio.wait([closed], timeout=self._timing.give_up_s)
         finally:
             for task in (*tasks, restoring):
@@ -277,14 +277,14 @@ class Consumer:
         self._created = True
 
     def _on_open(self, found: Topology, requested_s: float) -> None:
-        """Before the first delivery: reports a gap, and logs that the bridge consumes."""
+        """Called before the first delivery: reports a gap, and logs that the bridge consumes."""
         status, reader = self.status, self.stream_reader
         fields = {"queue": found.queue, "exchanges": self._config.exchanges, "attempts": status.attempts}
         if status.ever_connected:
             after_s = round(time.monotonic() - status.since_s, 1)
             gap = self._created if reader is None else reader.gap_possible
             if self._created:
-                # What was published before the declaration is in no queue of the bridge.
+                # Events from before the declaration are in no queue of the bridge.
                 self.gaps.report_loss(status.error or "")
             if status.state is not State.WORKING:
                 _log.info("broker recovered", after_s=after_s, gap_possible=gap, **fields)

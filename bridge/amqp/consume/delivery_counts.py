@@ -52,7 +52,7 @@ class DeliveryCounts:
     @staticmethod
     def _warning(count: int) -> str:
         return (
-            f"an event in hand was delivered {count} times before; a quorum queue drops it beyond its delivery limit, "
-            "20 by default on RabbitMQ 4: give the queue no limit (x-delivery-limit -1), or see why rejected events "
-            "can't be published"
+            f"an unsettled event was delivered {count} times before; a quorum queue drops it beyond its delivery limit "
+            "(20 by default on RabbitMQ 4): set no limit (x-delivery-limit -1), or find out why rejected events can't "
+            "be published"
         )

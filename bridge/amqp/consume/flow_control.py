@@ -22,8 +22,8 @@ class FlowControl:
     """The limits of the consumer, over all sessions.
 
     The prefetch is the usual limit. If rejected events fill the memory that they may take, reading from the broker
-    pauses. The broker closes a connection from which nothing is read for about 15 s. The next session then has a
-    reduced prefetch, until there is room again: all that the broker sends is read.
+    pauses. After about 15 s of that, the broker closes the connection. The next session then has a reduced prefetch,
+    until there is room again: the bridge can read all that the broker sends.
     """
 
     def __init__(self, max_prefetch: int) -> None:
@@ -65,7 +65,7 @@ class FlowControl:
             self.set_full(True)
 
     def end_session(self, outstanding: int) -> None:
-        """Called at the end of a session with so many unsettled deliveries. Sets the next session's prefetch."""
+        """Called at the end of a session, with its unsettled deliveries. Sets the next session's prefetch."""
         self.prefetch = max(1, outstanding) if self.paused else self.max_prefetch
         self.prefetch_restorable.clear()
         if self.paused and self._channel is not None:

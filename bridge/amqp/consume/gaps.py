@@ -41,7 +41,7 @@ class GapReporter:
 
     def forward(self, gap: Gap) -> None:
         """Reports a gap of another bridge, or of this one before its restart. It is not counted here."""
-        _log.warning("events may have been missed, says the stream", **gap.report())
+        _log.warning("events may have been missed, according to the stream", **gap.report())
         self._handler.on_gap(gap)
 
 

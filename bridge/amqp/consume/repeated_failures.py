@@ -10,12 +10,12 @@ from bridge.amqp.close_cause import CloseCause
 from bridge.backoff import Backoff
 
 CLOSED_EARLY = (
-    "the broker ends the connection each time it delivers; a message in the queue may be one that it can't deliver: "
-    "look into the broker's log"
+    "the broker closes the connection each time it delivers; it may be unable to deliver a message in the queue: see "
+    "the broker's log"
 )
-"""RabbitMQ 3.10 ends the connection for a message that was sent by AMQP 1.0 without a routing key."""
+"""RabbitMQ 3.10 closes the connection if the message was sent with AMQP 1.0 and without a routing key."""
 
-LOST_EARLY = "the connection is lost each time as soon as the bridge consumes: look into the broker's log"
+LOST_EARLY = "the connection is lost each time the bridge begins to consume: see the broker's log"
 
 LONGEST_DELAY_S = 30.0
 """Longest delay of a session after others that were closed early."""

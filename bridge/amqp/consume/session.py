@@ -1,7 +1,7 @@
 """The deliveries of one consumer on one channel, from `basic.consume` to the end of the channel.
 
-Each delivery goes to the handler in order, in the turn of the loop that receives it. Whatever handles it calls
-`settle()` when the broker may forget it. The session acknowledges settled deliveries in runs.
+Each delivery goes to the handler in order, in the turn of the loop that receives it. The handler settles a delivery
+when the broker may forget it. The session acknowledges settled deliveries in runs.
 
 This module does not process deliveries.
 """
@@ -33,7 +33,7 @@ _log = structlog.get_logger("bridge.amqp")
 
 
 class DeliverySession(Protocol):
-    """What a delivery needs of its session."""
+    """The part of a session that a delivery needs."""
 
     @property
     def current(self) -> bool:
@@ -85,10 +85,10 @@ class DeliveryHandler(Protocol):
     """What a consumer calls with the deliveries of all its sessions, in order."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
-        """Takes the deliveries that one read brought, in order. Must not raise."""
+        """Takes the deliveries of one read, in order. Must not raise."""
 
     def record_id(self, update_id: UpdateId) -> None:
-        """Called for a message in the stream that is no event."""
+        """Called for a message in the stream that is not an event."""
 
     def on_caught_up(self) -> None:
         """Called once, when all messages that were in the stream before the bridge started have been delivered."""
@@ -161,13 +161,13 @@ class ConsumerSession:
             if "x-priority" in error_text(error):
                 # A stream that is consumed like a queue delivers only what is published from now on.
                 raise BrokerRefusal(
-                    f"the queue {queue!r} is a stream, which keeps nothing back for a bridge that is away; set "
+                    f"the queue {queue!r} is a stream, from which BRIDGE_QUEUE would get only new events; set "
                     f"BRIDGE_HISTORY=stream and BRIDGE_HISTORY_STREAM={queue} instead of BRIDGE_QUEUE"
                 ) from error
             raise
         except aiormq.exceptions.ChannelAccessRefused as error:
             if "in exclusive use" in error_text(error):
-                raise  # by another consumer, which may leave
+                raise  # another consumer uses the queue, and may end
             raise topology.permission_error(error) from error
         self._consumer_tag = consuming.consumer_tag or ""
 
@@ -194,7 +194,7 @@ class ConsumerSession:
             async with rpc_timeout(timing.cancel_timeout_s):
                 await self.cancel()
         except (aiormq.exceptions.AMQPError, OSError, RuntimeError) as error:
-            _log.warning("the broker did not confirm the end of consuming", error=error_text(error))
+            _log.warning("the broker did not confirm that the consumer is cancelled", error=error_text(error))
             return
         self.all_settled.clear()
         if self.outstanding:

@@ -4,7 +4,7 @@ A consumer that has reached the end has missed nothing until then: if events are
 
 RabbitMQ may also stop delivering although the stream has newer messages, without an error. That happens after retention
 drops the segment that a slow consumer is about to read. It was seen with RabbitMQ 4.0.5 in one of six runs of a test,
-and once with 3.10.8. Without a probe, it can't be distinguished from a stream to which nothing is published.
+and once with 3.10.8. Only a probe distinguishes such a stream from one to which nothing is published.
 """
 
 import asyncio
@@ -58,8 +58,8 @@ class StallDetector:
     async def run(self, may_deliver: Callable[[], bool]) -> None:
         """Runs until cancelled. Raises SessionEndedError(STALLED) when the stream stalls.
 
-        The first probe for a stall follows `stall_check_s` without a delivery in which `may_deliver()` was true. The
-        pause doubles after each probe that finds nothing newer, up to LONGEST_PAUSE_S.
+        The first probe for a stall follows after `stall_check_s` without a delivery. Only time in which `may_deliver()`
+        is true counts. The pause doubles after each probe that finds nothing newer, up to LONGEST_PAUSE_S.
         """
         while True:
             await asyncio.sleep(self._timing.check_interval_s)

@@ -45,7 +45,7 @@ class StreamEndProbe:
     async def listen(cls, amqp: Connection, stream: str, retry_s: float) -> "StreamEndProbe":
         """Consumes from the end on. A marker that takes longer than `retry_s` is published again.
 
-        Raises BrokerRefusal if the queue is no stream or may not be read.
+        Raises BrokerRefusal if the queue is not a stream or may not be read.
         """
         # One channel for both: the broker handles its requests in order. On two channels, it may answer basic.consume,
         # take the marker, and only then look for the end.
@@ -67,7 +67,7 @@ class StreamEndProbe:
         """Publishes a marker and returns its offset. All messages from before the call have smaller offsets.
 
         `gap` is called for each attempt and returns the gap that the marker reports. Raises BrokerRefusal if the
-        permission to publish is missing, ConnectionError if the broker takes nothing.
+        permission to publish is missing, and ConnectionError if the broker accepts no messages.
         """
         self._token = token.encode()
         publishing = asyncio.create_task(self._publish(token, gap), name="mark the stream's end")
@@ -78,7 +78,7 @@ class StreamEndProbe:
                 return self._found.result()
             if self._blocked.done():
                 raise ConnectionError(
-                    f"the broker takes nothing to publish ({self._blocked.result()}), and so the end of the stream "
+                    f"the broker accepts no messages ({self._blocked.result()}), so the end of the stream "
                     f"{self._stream!r} can't be found"
                 )
             # The broker closes a channel on which publishing is forbidden. The publishing task then has the refusal.
@@ -135,8 +135,8 @@ def stream_permission_error(permission: str, error: aiormq.exceptions.ChannelAcc
 
 
 def not_a_stream_error(name: str) -> BrokerRefusal:
-    """Returns the refusal for a queue that is no stream."""
+    """Returns the refusal for a queue that is not a stream."""
     return BrokerRefusal(
-        f"the queue {name!r} exists and is no stream: whatever is in it is somebody else's, and stays there; "
-        "name another one in BRIDGE_HISTORY_STREAM, or delete it"
+        f"the queue {name!r} is not a stream, and the bridge leaves it as it is; "
+        "name another one in BRIDGE_HISTORY_STREAM, or delete this queue"
     )

@@ -1,4 +1,4 @@
-"""Stream markers: small messages that bridges publish to the stream that they read, beside the events.
+"""Stream markers: small messages that bridges publish to the stream that they read, in addition to its events.
 
 A marker shows where the stream ended when it was published. It may report a gap, in which the broker may have lost
 events before the stream had them. All readers of the stream get this gap, also much later. Other programs can publish
@@ -41,7 +41,7 @@ def encode(marker: StreamMarker) -> bytes:
 
 
 def decode(body: bytes) -> StreamMarker | None:
-    """Returns the marker in a body, or None if it is no marker of a bridge. An invalid gap is left out."""
+    """Returns the marker in a body, or None if the body is not a marker of a bridge. An invalid gap is omitted."""
     if len(body) > MAX_BYTES:
         return None
     try:

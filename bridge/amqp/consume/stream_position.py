@@ -3,8 +3,8 @@
 The broker numbers the entries of a stream. Not each offset has a message, because the broker also writes entries of its
 own. A tag, which depends on the body, distinguishes messages of two streams with the same offset.
 
-Each session starts with the message that was read last. It proves that the stream is the same one, and that nothing
-after this message has been dropped. Everything here is decided from offsets and tags, without connections and clocks.
+Each session starts with the message that was read last. It proves that the stream is the same one, and that no message
+after it was dropped. Everything here is decided from offsets and tags, without connections and clocks.
 """
 
 from enum import Enum, auto
@@ -12,13 +12,13 @@ from enum import Enum, auto
 from bridge.contract.update_id import UpdateId
 
 MAX_STEP = 2
-"""From one message to the next one, across an entry of the broker's own.
+"""The largest step from one message to the next, across one of the broker's own entries.
 
 RabbitMQ 3.10.8 writes one such entry at the start of each segment, and never two in a row. A dropped segment takes its
 entry and at least one message with it."""
 
-RECREATED = "the stream was deleted and made again"
-TRUNCATED = "the stream has dropped events that the bridge had not read yet: they were older, or more, than it keeps"
+RECREATED = "the stream was deleted and declared again"
+TRUNCATED = "the stream reached its limit of age or size, and dropped events before the bridge read them"
 
 
 class Verdict(Enum):
@@ -27,10 +27,10 @@ class Verdict(Enum):
     NEW = auto()
     ALREADY_READ = auto()
     OTHER_STREAM = auto()
-    """From another stream than before. The session must end; the next one reads that stream from its start."""
+    """It comes from another stream than before. The session must end; the next one reads that stream from its start."""
     POSSIBLE_GAP = auto()
-    """After more missing offsets than the broker's entries explain. The session must end. The next one starts with the
-    last message that was read, which proves whether a message was dropped."""
+    """More offsets are missing before it than the broker's entries explain. The session must end. The next one starts
+    with the last message that was read, which proves whether a message was dropped."""
 
 
 class StreamPosition:
@@ -50,7 +50,7 @@ class StreamPosition:
         self._rereads_last = False
         """True until the session has read `last` again."""
         self._after_possible_gap: int | None = None
-        """The offset that was a POSSIBLE_GAP. If it follows `last` again, no message is missing between them."""
+        """The offset that was a POSSIBLE_GAP. If it follows `last` again, no message between the two is missing."""
         self._from_start = False
 
     @property
@@ -64,7 +64,7 @@ class StreamPosition:
         return self.offset >= self.end
 
     def begin_session(self, end: int) -> int:
-        """Returns the offset to read from. `end` is the offset of a message that was published just now."""
+        """Returns the offset to read from. `end` is the offset of a message that was just published."""
         if self.last is not None and end <= self.last.sequence:
             self._on_other_stream()
         self.end = end
@@ -88,7 +88,7 @@ class StreamPosition:
                 return Verdict.OTHER_STREAM
         if offset <= self.offset:
             return Verdict.ALREADY_READ
-        # Retention drops the oldest messages. The broker sends no sign of it to a consumer that is slower: the next
+        # Retention drops the oldest messages. The broker does not report it to a consumer that is slower: the next
         # delivery is simply the oldest message that is left.
         if self.last is not None and offset > self.offset + MAX_STEP and offset != self._after_possible_gap:
             self._after_possible_gap = offset

@@ -30,7 +30,7 @@ from bridge.timing import DEFAULT, Timing
 
 SLUGS = {TRUNCATED: GapSlug.STREAM_TRUNCATED, RECREATED: GapSlug.STREAM_RECREATED}
 
-AWAY = "the broker was away, or may have been, and may have confirmed events on its return before the stream took them"
+AWAY = "the broker was or may have been away; on its return, it may have confirmed events that the stream did not get"
 """RabbitMQ 3.10.8 drops events for 0.3 s after a kill and a restart. Its listener is open, but the stream has no
 leader yet: a message for the stream is confirmed and dropped."""
 
@@ -127,7 +127,7 @@ class StreamReader:
         since_s = self._created_s if since_s is None else since_s
         gap = (lambda: None) if reason is None else (lambda: gap_until_now(since_s, reason, slug))
         end = await self._end_probe.end(f"{self._instance}{secrets.token_hex(8)}", gap)
-        # The gap is in the stream now. This bridge reads it there too.
+        # The gap is now in the stream, where this bridge reads it too.
         self._status.touch(requested_s)
         self._status.failed_connects = 0
         self._status.broker_may_have_restarted = False
@@ -144,7 +144,7 @@ class StreamReader:
         """Why events may have been lost on their way into the stream since the broker's last answer."""
         status = self._status
         if created and status.ever_connected:
-            return status.error or "something had to be made again"
+            return status.error or "an exchange, a queue or a stream was missing"
         if self._declared_now:
             return None
         # In a cluster, another node answers, and soon the stream has another leader. A single node may have been
@@ -171,7 +171,7 @@ class StreamReader:
         self._gaps.report_loss(reason, SLUGS.get(reason, GapSlug.BROKER_AWAY))
 
     def expect_end(self, offset: int, at_s: float) -> None:
-        """Notes that a reader of `offset` has read all that was in the stream at `at_s` (monotonic seconds)."""
+        """Records that a reader of `offset` has read all that was in the stream at `at_s` (monotonic seconds)."""
         if self.position.offset >= offset:
             self._gaps.confirm_complete(at_s)
         elif self.expected_end == math.inf:
@@ -205,8 +205,8 @@ class StreamReader:
             # Before 3.9, the type is unknown. Before 3.11, it may be disabled, which closes the connection.
             if "x-queue-type" in text or "feature flag" in text:
                 raise BrokerRefusal(
-                    f"the broker can't make the stream {name!r}, which needs RabbitMQ 3.9 or newer, with the feature "
-                    f"flag stream_queue enabled (rabbitmqctl enable_feature_flag stream_queue): {text}"
+                    f"the broker can't declare the stream {name!r}, which needs RabbitMQ 3.9 or newer, with its "
+                    f"feature flag stream_queue (rabbitmqctl enable_feature_flag stream_queue): {text}"
                 ) from error
             raise
         if not declared:
@@ -214,7 +214,7 @@ class StreamReader:
         return declared
 
     async def _compare(self, amqp: Connection) -> None:
-        """Logs in what an existing stream differs from the settings. Raises BrokerRefusal if it is no stream."""
+        """Logs how an existing stream differs from the settings. Raises BrokerRefusal if it is not a stream."""
         channel = await amqp.channel(publisher_confirms=False)
         try:
             await channel.queue_declare(self.stream.name, durable=True, arguments=self.stream.arguments)
@@ -226,6 +226,6 @@ class StreamReader:
                 raise not_a_stream_error(self.stream.name) from error
             if text != self._logged_difference:
                 self._logged_difference = text
-                _log.warning("the stream exists, and keeps its own limits", stream=self.stream.name, difference=text)
+                _log.warning("the existing stream keeps its own limits", stream=self.stream.name, difference=text)
             return
         await channel.close()

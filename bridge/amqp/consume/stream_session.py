@@ -17,9 +17,7 @@ from bridge.amqp.wire.fast_channel import FastChannel
 from bridge.amqp.wire.properties import MessageProperties, StreamPropertiesReader
 
 NO_OFFSET = "the broker delivers a stream's message without its offset"
-POSSIBLE_GAP = (
-    "places of the stream are missing; it is read from the last event once more, to see whether any was dropped"
-)
+POSSIBLE_GAP = "offsets of the stream are missing; reading it again from the last event, to see if events were dropped"
 
 
 class StreamSession(ConsumerSession):

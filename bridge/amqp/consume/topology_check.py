@@ -25,10 +25,10 @@ from bridge.timing import DEFAULT, Timing
 
 _log = structlog.get_logger("bridge.amqp")
 
-UNVERIFIED_BINDING = "the user may not bind the queue, and nobody can ask the broker whether somebody else has"
+UNVERIFIED_BINDING = "the user may not bind the queue, and the bridge can't check whether it is bound"
 """Logged once for each connection: without the binding, no events arrive, and the bridge can't detect it."""
 
-INACCESSIBLE_EXCHANGE = "the user may not look at the exchange, and is not told whether it exists"
+INACCESSIBLE_EXCHANGE = "the user has no permission on the exchange, so the bridge can't check whether it exists"
 """Logged once for each connection: since RabbitMQ 4.3, a passive declaration needs a permission on the exchange."""
 
 
@@ -53,7 +53,7 @@ class Check:
     refusal: str | None = None
     """The broker's text if it refused the last request."""
     passed_s: float | None = None
-    """The time of the last request (monotonic seconds) to which everything existed and no event waited."""
+    """When the last request was sent (monotonic seconds) that found everything in place and no event waiting."""
 
 
 class TopologyCheck:
@@ -72,9 +72,9 @@ class TopologyCheck:
     ) -> None:
         """`on_answer` gets the time of each request that was answered (monotonic seconds).
 
-        `on_complete` gets a time at which everything existed and no event waited in the queue. A binding that was
-        deleted and made again between two checks is not noticed. While `reading.paused`, the broker's silence counts
-        for nothing. `named` is True for a named queue, which may have other consumers.
+        `on_complete` gets a time at which everything existed and no event waited in the queue. The check does not
+        notice a binding that is deleted and created again between two requests. While `reading.paused`, the broker's
+        silence does not count. `named` is True for a named queue, which may have other consumers.
         """
         self.answered = False
         """True when the broker has answered a request."""
@@ -129,13 +129,13 @@ class TopologyCheck:
         if self._topology.unverified_bindings:
             warnings.append(
                 f"the user of BRIDGE_AMQP_URL may not bind the queue to "
-                f"{', '.join(self._topology.unverified_bindings)}, and can't see whether it is bound: whoever made the "
-                "queue must see to that, again whenever one of these exchanges was made anew"
+                f"{', '.join(self._topology.unverified_bindings)}, and the bridge can't check whether it is bound: the "
+                "queue's owner must bind it, and bind it again whenever one of these exchanges is declared again"
             )
         if self._topology.inaccessible:
             warnings.append(
-                f"the user of BRIDGE_AMQP_URL may not look at {', '.join(self._topology.inaccessible)}, and is not "
-                "told whether it exists: the permission to read it would be enough"
+                f"the user of BRIDGE_AMQP_URL has no permission on {', '.join(self._topology.inaccessible)}, so the "
+                "bridge can't check whether it exists: grant read on it"
             )
         return [*warnings, *filter(None, map(self._warning, self._checks))]
 
@@ -165,13 +165,13 @@ class TopologyCheck:
     def _count_other_consumers(self, queue: str, others: int) -> None:
         if others > 0 and not self.other_consumers:
             _log.error(
-                "others consume this bridge's queue, and each event goes to one of them only; give every bridge a "
-                "BRIDGE_QUEUE of its own (right after a lost connection it may be its own old one, and passes)",
+                "other consumers share this bridge's queue, and each event goes to only one of them; give every bridge "
+                "its own BRIDGE_QUEUE (just after a lost connection, it may be the bridge's old consumer for a while)",
                 queue=queue,
                 others=others,
             )
         elif others <= 0 and self.other_consumers:
-            _log.info("nobody else consumes this bridge's queue any more", queue=queue)
+            _log.info("no other consumer shares this bridge's queue any more", queue=queue)
         self.other_consumers = max(0, others)
 
     # Requests and answers
@@ -233,7 +233,7 @@ class TopologyCheck:
             return f"the user of BRIDGE_AMQP_URL may no longer {check.purpose}: {check.refusal}"
         if check.pending and check.pending_ticks >= TICKS:
             return (
-                f"the broker answers, but not when it is asked to {check.purpose}: a node of a cluster does that "
+                f"the broker answers other requests, but not the one to {check.purpose}: a cluster node does that "
                 "while it has no majority"
             )
         return None
@@ -241,7 +241,7 @@ class TopologyCheck:
 
 def _exchange_request(exchange: Exchange) -> Request:
     async def request(channel: aiormq.abc.AbstractChannel) -> None:
-        # Passively first: the second declaration would create a missing exchange.
+        # The passive declaration comes first: the second one would create a missing exchange.
         await channel.exchange_declare(exchange.name, passive=True)
         if exchange.kind is not None:
             await channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=exchange.durable)

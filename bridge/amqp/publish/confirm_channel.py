@@ -75,7 +75,7 @@ class ConfirmChannel:
     ) -> None:
         """Requires a running event loop. RabbitMQ's management page shows `name`. `stopping` ends `run`."""
         self.blocked: str | None = None
-        """Why the broker accepts no messages at the moment, in its own words."""
+        """Why the broker accepts no messages at the moment, as the broker states it."""
         self._nodes = NodeRotation(nodes)
         self._name = name
         self._owner = owner
@@ -139,11 +139,11 @@ class ConfirmChannel:
         """Raises an error from each attempt that waits for a channel, now or later. An open channel stays usable."""
         if not self._channel.done():
             self._channel.set_exception(error)
-            # Marks the exception as retrieved: perhaps nothing waits for a channel.
+            # Marks the exception as retrieved, because it is possible that nothing waits for a channel.
             self._channel.exception()
 
     def _detach(self, channel: Channel) -> bool:
-        """Makes new attempts wait for the next channel. Returns False if this channel was not in use any more."""
+        """Makes new attempts wait for the next channel. Returns False if this channel was no longer in use."""
         if not self._channel.done() or self._channel.result() is not channel:
             return False
         self._channel = asyncio.get_running_loop().create_future()
@@ -178,7 +178,7 @@ class ConfirmChannel:
                 channel = await asyncio.shield(self._channel)
             cancellation = CancellationGuard()
             fitting = properties(self._frame_max)
-            # In the next turn of the loop: in this one, aiormq takes the message or raises.
+            # It is called in the next turn of the loop: in this one, aiormq takes the message or raises.
             reporting = on_published and asyncio.get_running_loop().call_soon(on_published, fitting)
             try:
                 if len(body) >= compat.LARGE:
@@ -191,7 +191,7 @@ class ConfirmChannel:
                 raise Unrouted("no queue is bound to the exchange", channel) from error
             except aiormq.exceptions.DeliveryError as error:
                 raise Unconfirmed(
-                    "the broker does not take it (nack): a queue that is full, perhaps", channel
+                    "the broker does not accept the message (nack): a queue may be full", channel
                 ) from error
             except asyncio.CancelledError as error:
                 if cancellation.requested:

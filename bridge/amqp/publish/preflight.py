@@ -1,4 +1,4 @@
-"""Checks the broker before a command begins, so that a wrong setting is reported at once instead of tried again.
+"""Checks the broker before a command begins, so that a wrong setting is reported at once instead of retried.
 
 If a connection is lost later, its owner handles this.
 """
@@ -27,6 +27,6 @@ async def check_broker(nodes: Sequence[Node], exchange: str | None) -> None:
             hint = (
                 f"; RabbitMQ reserves names that begin with {topology.RESERVED_PREFIX}"
                 if topology.is_reserved(exchange)
-                else ", or start the bridge, which makes the ones in BRIDGE_EXCHANGES"
+                else ", or start the bridge, which declares those in BRIDGE_EXCHANGES"
             )
             raise ConfigurationError([f"there is no exchange {exchange!r}: name one that exists{hint}"])

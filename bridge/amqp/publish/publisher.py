@@ -1,6 +1,6 @@
-"""Publishes updates for fetchers in Python: each is validated first, and confirmed by the broker.
+"""Publishes updates for fetchers in Python: validates each one, and waits until the broker confirms it.
 
-It needs the broker only. A fetcher and a bridge have nothing in common but the exchange.
+It needs only the broker. A fetcher and a bridge share nothing except the exchange.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ class Publisher:
         if declare and topology.is_reserved(exchange):
             raise ValueError(
                 f"exchange: {exchange!r} can't be declared: RabbitMQ reserves names that begin with "
-                f"{topology.RESERVED_PREFIX}; name another exchange, or leave declare out if it exists"
+                f"{topology.RESERVED_PREFIX}; name another exchange, or omit declare if it exists"
             )
         # Not `<= 0`: that is False for NaN.
         if not timeout_s > 0:
@@ -173,7 +173,7 @@ class Publisher:
             async with asyncio.timeout(self._timeout_s):
                 return await self._publish(body, properties)
         except TimeoutError as error:
-            reason = self._exchange.error or "it is silent (short of memory or disk, perhaps)"
+            reason = self._exchange.error or "it may be short of memory or disk"
             raise NotConfirmed(f"the broker did not confirm within {self._timeout_s:g} s: {reason}") from error
 
     async def close(self) -> None:
@@ -225,7 +225,7 @@ class Publisher:
 
 
 class _Exchange:
-    """The exchange of a Publisher, and what is known of the connection to it. Owns the Publisher's channels."""
+    """The exchange of a Publisher, and the status of the connection to it. Owns the Publisher's channels."""
 
     def __init__(self, name: str, declare: bool) -> None:
         self.name = name

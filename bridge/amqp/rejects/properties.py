@@ -34,7 +34,7 @@ OMITTED_HEADER = "x-reject-headers"
 MAX_NAME_BYTES = 128
 """pamqp truncates the name of a header at this size."""
 
-_OMITTED = "left out, because they can't be published again: "
+_OMITTED = "omitted, because they can't be published again: "
 _MAX_NAMES_BYTES = 400
 """The size of the list of omitted headers."""
 _MORE = " and 12345678 more"
@@ -73,7 +73,7 @@ def reject_properties(
     message_id = values["message_id"] = values["message_id"] or uuid.uuid4().hex
     if values["delivery_mode"] not in (None, 1, 2):
         values["delivery_mode"] = None
-    # The reasons of an earlier rejection, or of a publisher that imitates one, are replaced.
+    # The reasons replace those of an earlier rejection, or of a publisher that imitates one.
     own = {name: value for name, value in (original.headers or {}).items() if not name.startswith(HEADER_PREFIX)}
     limit = frame_max - FRAME_OVERHEAD
     with suppress(Exception):  # pamqp raises anything for a value that it can decode but not encode

@@ -1,8 +1,8 @@
 """Publishes rejected events to an exchange of their own, with the reason in headers, and waits for the confirms.
 
 A rejected event that can't be published is held, unsettled, until it can. The prefetch of the consumer bounds how many
-are held. When the consumer's connection is lost, a named queue delivers its events again, so they are given up here.
-The events of an exclusive queue exist only here by then, so they are held further.
+are held. When the consumer's connection is lost, a named queue delivers its events again, so they are dropped here.
+The events of an exclusive queue then exist only here, so they stay held.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ from bridge.metrics import Metrics
 from bridge.timing import DEFAULT, Timing
 
 MAX_HELD_BYTES = 24 * 1024 * 1024
-"""At this size of the held events, in bytes, the bridge stops reading from the broker. Events of lost sessions may take
-as much again. One more event is always accepted, whatever its size."""
+"""The bridge stops reading from the broker when the held events have this size in bytes. Events of lost sessions may
+take as much in addition. One more event is always accepted, whatever its size."""
 
 QUEUE_ARGUMENTS: FieldTable = {"x-queue-type": "classic", "x-max-length-bytes": 256 * 1024 * 1024}
 """For the queue of rejected events. The oldest are dropped first, so that rejected events don't fill the broker's disk.
 
-Classic, whatever the default of the virtual host is: from RabbitMQ 4 on, a quorum queue drops an event that was read 20
-times without an acknowledgement."""
+It is classic, whatever the virtual host's default is: from RabbitMQ 4 on, a quorum queue drops an event that was read
+20 times without an acknowledgement."""
 
 _LOGGER = "bridge.rejects"
 _log = structlog.get_logger(_LOGGER)
@@ -237,8 +237,8 @@ class RejectPublisher:
             await channel.queue_bind(self._exchange, self._exchange, topology.ROUTING_KEY)
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise BrokerRefusal(
-                f"rejected events can't be published to {self._exchange!r}: {error_text(error)}; grant that "
-                "(configure, write and read on the exchange and the queue of this name), name another exchange in "
+                f"rejected events can't be published to {self._exchange!r}: {error_text(error)}; grant configure, "
+                "write and read on the exchange and the queue of this name, name another exchange in "
                 "BRIDGE_REJECT_EXCHANGE, or set it to off to only count them"
             ) from error
 
@@ -251,7 +251,7 @@ class RejectPublisher:
     def on_blocked(self, reason: str | None) -> None:
         """The status is `lost` while the broker accepts no messages."""
         if reason is not None:
-            self._fail(f"the broker takes nothing to publish: {reason}")
+            self._fail(f"the broker accepts no messages: {reason}")
         elif not self._unconfirmed:
             self._recover("rejected events can be published again")
 

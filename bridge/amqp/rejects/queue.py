@@ -2,7 +2,7 @@
 
 An event that was read stays in the queue until it is removed: at the end of the connection, the broker puts it back in
 its old place. `basic.get` is slow, because it fetches one message at a time. It is used because it reports an empty
-queue; a consumer would have to guess.
+queue. A consumer gets no such report.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class BrokerLost(BridgeError):
 
 
 def broker_lost(error: BaseException, cancellation: CancellationGuard) -> BrokerLost:
-    """Returns what one of CONNECTION_ERRORS means. Raises it again if it is a requested cancellation (Ctrl-C)."""
+    """Returns the BrokerLost for one of CONNECTION_ERRORS. Raises a requested cancellation (Ctrl-C) again."""
     if isinstance(error, asyncio.CancelledError):
         if cancellation.requested:
             raise error
@@ -144,10 +144,12 @@ async def open_reject_queue(nodes: Sequence[Node], name: str) -> AsyncIterator[R
                 declared = await channel.queue_declare(name, passive=True)
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             raise ConfigurationError(
-                [f"there is no queue {name!r}: nothing was ever rejected there, or BRIDGE_REJECT_EXCHANGE is another"]
+                [f"there is no queue {name!r}: no event was rejected yet, or BRIDGE_REJECT_EXCHANGE is another one"]
             ) from error
         except aiormq.exceptions.ChannelLockedResource as error:
-            raise BrokerRefusal(f"the queue {name!r} is somebody else's alone: {error_text(error)}") from error
+            raise BrokerRefusal(
+                f"another connection uses the queue {name!r} exclusively: {error_text(error)}"
+            ) from error
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise BrokerRefusal(f"the queue {name!r} can't be looked at: {error_text(error)}") from error
+            raise BrokerRefusal(f"the queue {name!r} can't be inspected: {error_text(error)}") from error
         yield RejectQueue(amqp, channel, name, declared.message_count or 0)

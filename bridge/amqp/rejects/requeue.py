@@ -47,7 +47,7 @@ class Requeuer:
     async def publish(self, reject: Reject) -> None:
         """Returns when the broker has confirmed the event and a queue has it. Raises NotRequeued and BrokerLost."""
         if HEADER_PREFIX + "exchange" not in reject.headers:
-            raise NotRequeued("no exchange is said that they came from: no bridge has put them there")
+            raise NotRequeued("they have no x-reject-exchange header, so no bridge has published them")
         exchange = reject.header("exchange")
         _check_expiration(reject)
         # The first event of an exchange is published alone. If the broker closes the channel, for example because of a
@@ -73,12 +73,10 @@ class Requeuer:
                         mandatory=True,
                     )
             except aiormq.exceptions.PublishError as error:
-                raise NotRequeued(
-                    f"no queue is bound to the exchange {exchange!r}: start what consumes from it"
-                ) from error
+                raise NotRequeued(f"no queue is bound to the exchange {exchange!r}: start its consumer") from error
             except aiormq.exceptions.DeliveryError as error:
                 raise NotRequeued(
-                    f"the broker does not take them for {exchange!r} (nack): a full queue, perhaps"
+                    f"the broker does not accept them for {exchange!r} (nack): a queue may be full"
                 ) from error
             except TimeoutError as error:
                 raise BrokerLost(
@@ -118,7 +116,7 @@ class Requeuer:
                 # The names are unbounded, but a connection has no more than 2047 channels.
                 await channel.close()
             # aiormq refuses the name. A bridge never writes such a name, but other programs may publish to the queue.
-            return NotRequeued(f"{printable(exchange, 127)!r} is no exchange's name: no bridge has put them there")
+            return NotRequeued(f"{printable(exchange, 127)!r} is not an exchange name, so no bridge has published them")
         except aiormq.exceptions.ChannelAccessRefused as error:
             return _forbidden(exchange, error)
         except CONNECTION_ERRORS as error:
@@ -129,14 +127,12 @@ class Requeuer:
 def _check_expiration(reject: Reject) -> None:
     """Raises NotRequeued for an expiration that makes the broker close the channel.
 
-    Messages that are still sent on the closed channel would close the connection, and so one event would prevent the
-    requeue of all later ones. The header can contain any value. The other properties were accepted by the broker once.
+    Messages that are still sent on the closed channel would close the connection, so that one event would prevent the
+    requeue of all later ones. The header can contain any value. The broker has accepted the other properties before.
     """
     expiration = reject.headers.get(HEADER_PREFIX + "expiration")
     if expiration is not None and not (isinstance(expiration, str) and _EXPIRATION.fullmatch(expiration)):
-        raise NotRequeued(
-            "the expiration that they came with is no number of milliseconds: no bridge has put them there"
-        )
+        raise NotRequeued("their expiration is not a number of milliseconds, so no bridge has published them")
 
 
 def _channel_refusal(exchange: str, channel: Channel) -> NotRequeued | None:
@@ -149,12 +145,12 @@ def _channel_refusal(exchange: str, channel: Channel) -> NotRequeued | None:
         case aiormq.exceptions.ChannelAccessRefused():
             return _forbidden(exchange, error)
         case aiormq.exceptions.ChannelClosed():
-            return NotRequeued(f"the broker does not take them for the exchange {exchange!r}: {error_text(error)}")
+            return NotRequeued(f"the broker does not accept them for the exchange {exchange!r}: {error_text(error)}")
     return None
 
 
 def _missing(exchange: str) -> NotRequeued:
-    return NotRequeued(f"the exchange {exchange!r} is gone: start the bridge that consumes from it, or make it")
+    return NotRequeued(f"the exchange {exchange!r} is gone: start the bridge that consumes from it, or declare it")
 
 
 def _forbidden(exchange: str, error: BaseException) -> NotRequeued:

@@ -1,7 +1,7 @@
-"""Decides when failed attempts are made again: one at a time while all fail, and soon all of them after a success.
+"""Decides when failed attempts are repeated: one at a time while all fail, and all of them soon after a success.
 
-The end of an outage is noticed as soon with one waiting attempt as with thousands, and the broker gets no more attempts
-in the second case. This module does not make the attempts.
+With thousands of waiting attempts, the end of an outage is noticed as soon as with one, and the broker gets no more
+attempts. This module does not make the attempts.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ MAX_PAUSE_S = 1.0
 """The longest pause between two attempts while no attempt succeeds."""
 
 MAX_OWN_PAUSE_S = 0.6
-"""Before a failed attempt joins the queue. Without this pause, an attempt that fails although others succeed would be
-repeated with each success."""
+"""The longest pause before a failed attempt joins the queue. Without it, an attempt that fails although others succeed
+would be repeated with each success."""
 
 
 class RetryQueue:
@@ -23,7 +23,7 @@ class RetryQueue:
     def __init__(self) -> None:
         self._pauses = Backoff(longest_s=MAX_PAUSE_S)
         self._first = asyncio.Lock()
-        """The first attempt in the queue has it."""
+        """Held by the first attempt in the queue."""
         self._waiting = 0
         self._tokens = 0
         """The number of attempts that may be made at once."""

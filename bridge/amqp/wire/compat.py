@@ -39,7 +39,7 @@ def install_lenient_decoders() -> None:
         return
     decoders["shortstr"] = short_string
     decoders["timestamp"] = _lenient(decoders["timestamp"], lambda value: 8)
-    # As a whole: the end of an unreadable entry is unknown.
+    # A table is skipped as a whole, because the end of an unreadable entry is unknown.
     decoders["table"] = _lenient(decoders["table"], lambda value: 4 + int.from_bytes(value[:4], "big"))
 
 
@@ -58,7 +58,7 @@ def _lenient(strict: Decoder, size: Callable[[bytes], int]) -> Decoder:
 
 # The transport of a connection (aio-pika 10.2)
 #
-# aiormq accepts a transport factory, but aio-pika passes only declared parameters on to it, and this is none of them.
+# aiormq accepts a transport factory, but aio-pika passes on only its declared parameters, and this is not one of them.
 # Without a factory of its own, the bridge can't read deliveries before aiormq does, or abort a connection.
 
 
@@ -118,9 +118,9 @@ _ON_BLOCKED, _ON_UNBLOCKED = (f"_Connection__handle_connection_{event}" for even
 
 
 def observe_blocked(connection: aiormq.abc.AbstractConnection, observer: Callable[[str | None], None]) -> None:
-    """Has `observer` called with the broker's reason when it blocks the connection, and with None when it unblocks it.
+    """Calls `observer` with the broker's reason when it blocks the connection, and with None when it unblocks it.
 
-    With a version of aiormq that has other names, it is never called. A missing confirm is noticed nevertheless.
+    With a version of aiormq that has other names, `observer` is never called. A missing confirm is still noticed.
     """
     handle_blocked = getattr(connection, _ON_BLOCKED, None)
     handle_unblocked = getattr(connection, _ON_UNBLOCKED, None)
@@ -225,7 +225,8 @@ async def _publish(
 async def _send_body(channel: aiormq.Channel, body: bytes) -> None:
     # A broker without a frame limit announces 0, from which aiormq subtracts the size of an empty frame.
     content_size = channel.max_content_size if channel.max_content_size > 0 else LARGE
-    # Not in the function that awaits the confirm: the traceback of its failure would keep the last piece in memory.
+    # The function that awaits the confirm must not do this: the traceback of its failure would keep the last piece in
+    # memory.
     for piece in _pieces(channel.number, body, content_size):
         await _send(channel, piece)
 

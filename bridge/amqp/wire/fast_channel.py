@@ -21,7 +21,7 @@ OVERHEAD = FRAME.size + 1
 METHOD, HEADER, BODY = 1, 2, 3
 TYPES = frozenset({METHOD, HEADER, BODY, 8})
 LARGE = 1024 * 1024
-"""A body of at least so many bytes is assembled in one buffer."""
+"""A body of at least this size, in bytes, is assembled in one buffer."""
 EMPTY_HEADER = 14
 """Bytes of a content header without properties: class, weight, body size, flags."""
 DELIVER = b"\x00\x3c\x00\x3c"
@@ -52,7 +52,7 @@ class Receiver(Protocol):
 
 
 class Transport(Protocol):
-    """What a fast channel uses of a connection's transport."""
+    """The part of a connection's transport that a fast channel uses."""
 
     def is_closing(self) -> bool:
         """Whether the connection is closing or closed."""
@@ -95,7 +95,7 @@ class FastChannel:
         self._properties: MessageProperties | None = None
         self._body: list[bytes] = []
         self._large: bytearray | None = None
-        """The received part of a large body. A list of parts, joined at the end, would take the memory twice."""
+        """The received part of a large body. A list of parts that are joined at the end would take the memory twice."""
         self._missing = 0
         """Bytes of the body that are still to be received."""
         self._delivered = False
@@ -196,7 +196,7 @@ class FastChannel:
                 raise ValueError(f"a method of {end - start} bytes")
             return False
         if self._method is not None:
-            raise ValueError("the content of the one before is missing")
+            raise ValueError("the content of the delivery before is missing")
         at = start + 5 + data[start + 4]  # after the consumer tag
         tag, redelivered = TAG.unpack_from(data, at)
         route = data[at + TAG.size : end]

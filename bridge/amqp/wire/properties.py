@@ -66,7 +66,7 @@ class StreamPropertiesReader:
 
     def read(self, header: bytes) -> MessageProperties:
         """Returns the properties with the offset; without it if the broker sent none."""
-        # Before the flags is the body's size, which differs each time.
+        # The comparison begins at the flags: the body's size before them differs each time.
         before, key, after = header[FLAGS_AT:].partition(OFFSET_KEY)
         # A publisher may put these bytes anywhere. The broker adds its own, so a name that occurs once is the broker's.
         if not key or OFFSET_NAME in before or OFFSET_NAME in after or len(after) < OFFSET.size:

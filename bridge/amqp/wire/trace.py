@@ -60,7 +60,7 @@ def delivery_received(
 
 
 class DeliveryChannel(Protocol):
-    """What a session uses of a fast channel."""
+    """The part of a fast channel that a session uses."""
 
     def consume(self, number: int, receiver: Receiver, read_properties: PropertiesReader) -> None:
         """Reads deliveries on the channel with this number."""

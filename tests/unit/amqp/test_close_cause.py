@@ -84,4 +84,4 @@ async def test_missing_heartbeats_are_a_lost_connection() -> None:
     """aiormq cancels its own reader then."""
     amqp, _, closed = await opened()
     amqp.lose(asyncio.CancelledError())
-    assert await closed == CloseCause("nothing more was heard from the broker", broker_stayed_up=False)
+    assert await closed == CloseCause("the broker sent no more heartbeats", broker_stayed_up=False)

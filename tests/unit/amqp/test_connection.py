@@ -180,7 +180,7 @@ async def test_alert_that_comes_after_the_handshake_is_said_as_any_other(
     alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
     error.__cause__ = alert
     Line(monkeypatch, one=error)
-    with pytest.raises(ConnectionError, match="it demands a client certificate"):
+    with pytest.raises(ConnectionError, match="it requires a client certificate"):
         async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
 
@@ -192,7 +192,7 @@ async def test_connection_that_ends_before_the_broker_sends_anything_has_a_hint_
     error = aiormq.exceptions.AMQPConnectionError("Server connection unexpectedly closed")
     error.__cause__ = cause
     Line(monkeypatch, one=error)
-    with pytest.raises(ConnectionError, match=r"the URL begins with amqps://$"):
+    with pytest.raises(ConnectionError, match=r"use amqps:// in the URL$"):
         async with connection.open_connection(nodes("one"), "a bridge"):
             raise AssertionError("there is none")
 
@@ -204,7 +204,12 @@ class Closed(aiormq.exceptions.AMQPError):
 @pytest.mark.parametrize(
     ("code", "words", "kind", "said"),
     [
-        (530, "NOT_ALLOWED - vhost kills not found", BrokerRefusal, "into the virtual host 'kills'; make it, or grant"),
+        (
+            530,
+            "NOT_ALLOWED - vhost kills not found",
+            BrokerRefusal,
+            "access to the virtual host 'kills'; create the virtual host, or grant",
+        ),
         (530, "NOT_ALLOWED - connection limit (9) is reached", ConnectionError, r"limit \(9\) is reached$"),
         (320, "CONNECTION_FORCED - shutdown", ConnectionError, "5672/kills: CONNECTION_FORCED - shutdown$"),
     ],

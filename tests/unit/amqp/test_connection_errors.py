@@ -87,18 +87,18 @@ def failed(reason: str | None) -> ssl.SSLError:
     [
         (
             refused(18, "self-signed certificate"),
-            "not trusted, so nothing is said to it: self-signed certificate; where",
+            "not trusted, so nothing is sent to it: self-signed certificate; if",
         ),
         (
             refused(10, "certificate has expired"),
-            "not trusted, so nothing is said to it: certificate has expired",
+            "not trusted, so nothing is sent to it: certificate has expired",
         ),
         (refused(62, "Hostname mismatch, certificate is not valid for 'mq'."), "for another host"),
         (refused(64, "IP address mismatch, certificate is not valid for '10.0.0.1'."), "for another host"),
         (failed("WRONG_VERSION_NUMBER"), "amqps:// is usually on 5671, amqp:// on 5672"),
         (failed("TLSV1_ALERT_PROTOCOL_VERSION"), "the TLS handshake failed: TLSV1_ALERT_PROTOCOL_VERSION"),
-        (failed("TLSV13_ALERT_CERTIFICATE_REQUIRED"), "it demands a client certificate: add ?certfile="),
-        (failed("SSLV3_ALERT_HANDSHAKE_FAILURE"), "and may demand a client certificate: add ?certfile="),
+        (failed("TLSV13_ALERT_CERTIFICATE_REQUIRED"), "it requires a client certificate: add ?certfile="),
+        (failed("SSLV3_ALERT_HANDSHAKE_FAILURE"), "it may require a client certificate: add ?certfile="),
         (failed("TLSV1_ALERT_UNKNOWN_CA"), "it does not accept the bridge's certificate"),
         (failed(None), "the TLS handshake failed: "),
     ],
@@ -112,8 +112,8 @@ def test_tls_error_text_names_the_fault(error: ssl.SSLError, words: str) -> None
 @pytest.mark.parametrize(
     ("scheme", "has_certificate", "words"),
     [
-        ("amqp", False, "the URL begins with amqps://"),
-        ("amqps", False, "may demand a client certificate: add ?certfile="),
+        ("amqp", False, "use amqps:// in the URL"),
+        ("amqps", False, "may require a client certificate: add ?certfile="),
         ("amqps", True, "may not accept the bridge's certificate"),
     ],
 )

@@ -145,7 +145,9 @@ async def test_exchange_that_can_not_be_known_is_used_all_the_same(answer: Excep
 async def test_exchange_that_vanished_and_can_not_be_known_is_for_its_owner_to_make() -> None:
     made = Made()
     amqp = FakeAmqp().on("exchange kills passive", NO_EXCHANGE)
-    with pytest.raises(ConnectionError, match="'kills' is gone; it is for those to make again who made it"):
+    with pytest.raises(
+        ConnectionError, match="'kills' is gone, and the bridge does not know its type; declare it again"
+    ):
         await made.set_up(amqp, {"kills": Exchange("kills", None)})
     assert made.times == 0
     assert not [request for request in amqp.requests if "durable" in request]

@@ -796,7 +796,7 @@ async def test_stop_that_the_broker_does_not_confirm_is_logged_and_waits_for_not
     before_s = clock.now_s
     with capture_logs() as logged:
         await running.stop()
-    assert events(logged) == [("warning", "the broker did not confirm the end of consuming")]
+    assert events(logged) == [("warning", "the broker did not confirm that the consumer is cancelled")]
     assert clock.now_s - before_s <= DEFAULT.cancel_timeout_s + 0.01
 
 

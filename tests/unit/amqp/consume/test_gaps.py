@@ -23,7 +23,7 @@ def test_own_gap_is_reported_counted_and_kept_and_gap_of_another_bridge_is_only_
         gaps.forward(others)
     assert logged == [
         {"log_level": "warning", "event": "events may have been missed", **own.report()},
-        {"log_level": "warning", "event": "events may have been missed, says the stream", **others.report()},
+        {"log_level": "warning", "event": "events may have been missed, according to the stream", **others.report()},
     ]
     assert recorder.gaps == [own, others]
     assert gaps.last == own

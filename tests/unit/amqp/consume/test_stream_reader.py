@@ -137,8 +137,8 @@ async def test_stream_that_may_not_be_declared_is_used_where_it_exists(stage: Re
     assert logged == []
 
 
-NO_STREAM = "the queue 'kept' exists and is no stream"
-TOO_OLD = r"can't make the stream 'kept', which needs RabbitMQ 3\.9 or newer, with the feature flag stream_queue"
+NO_STREAM = "the queue 'kept' is not a stream"
+TOO_OLD = r"can't declare the stream 'kept', which needs RabbitMQ 3\.9 or newer, with its feature flag stream_queue"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,9 @@ async def test_stream_that_was_made_just_now_has_lost_nothing(stage: Reader) -> 
     assert await stage.begin(FakeAmqp().on(LOOK, ABSENT), created=True) is None
 
 
-@pytest.mark.parametrize(("error", "reason"), [("gone", "gone"), (None, "something had to be made again")])
+@pytest.mark.parametrize(
+    ("error", "reason"), [("gone", "gone"), (None, "an exchange, a queue or a stream was missing")]
+)
 async def test_what_had_to_be_made_again_is_a_gap_with_the_error_for_its_reason(
     stage: Reader, error: str | None, reason: str
 ) -> None:
@@ -323,7 +325,7 @@ async def test_gap_of_marker_of_another_bridge_is_only_forwarded(stage: Reader) 
         stage.reader.on_marker(marker("theirs"))
     assert stage.recorder.gaps == [GAP]
     assert (stage.gaps.last, stage.counted) == (None, 0)
-    assert [line["event"] for line in logged] == ["events may have been missed, says the stream"]
+    assert [line["event"] for line in logged] == ["events may have been missed, according to the stream"]
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -175,7 +175,7 @@ async def test_owner_is_notified_of_a_blocked_connection_until_it_is_unblocked_o
     ("answer", "kind", "words"),
     [
         (returned(), Unrouted, "no queue is bound to the exchange"),
-        (NACK, Unconfirmed, r"the broker does not take it \(nack\)"),
+        (NACK, Unconfirmed, r"the broker does not accept the message \(nack\)"),
         (aiormq.exceptions.ChannelInvalidStateError("<Channel> closed"), Unconfirmed, "^the connection was lost$"),
         (asyncio.CancelledError(), Unconfirmed, "^the connection was lost$"),
         (aiormq.exceptions.ConnectionClosed(320, "CONNECTION_FORCED"), Unconfirmed, "^CONNECTION_FORCED$"),

@@ -64,7 +64,7 @@ def test_properties_that_can_not_be_published_again_become_headers() -> None:
 def test_properties_that_can_not_be_encoded_are_left_out_and_that_is_said() -> None:
     properties = made(priority=-1, message_type="killmail", message_id="m-1")
     assert headers_of(properties)[OMITTED_HEADER] == (
-        "left out, because they can't be published again: the event's own properties"
+        "omitted, because they can't be published again: the event's own properties"
     )
     assert (properties.message_type, properties.message_id, properties.delivery_mode) == ("killmail", "m-1", 2)
     assert headers_of(properties)["x-reject-detail"] == NO.detail
@@ -80,7 +80,7 @@ def test_reasons_that_leave_no_room_are_cut() -> None:
 def test_largest_headers_are_left_out_and_named(frame_max: int) -> None:
     properties = made(frame_max, headers={"small": "kept", "large": "x" * frame_max, "medium": "y" * 5000})
     assert set(own(properties)) == {"small", "medium"}
-    assert headers_of(properties)[OMITTED_HEADER] == "left out, because they can't be published again: large"
+    assert headers_of(properties)[OMITTED_HEADER] == "omitted, because they can't be published again: large"
     assert headers_of(properties)["x-reject-reason"] == "not-json"
 
 

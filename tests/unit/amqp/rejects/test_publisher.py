@@ -166,7 +166,7 @@ async def test_broker_that_takes_nothing_is_said_in_its_own_words_until_it_does_
 # With a broker's answers
 
 PUBLISH = "publish to bridge.rejected"
-WHAT_TO_DO = r"can't be published to 'bridge\.rejected': ACCESS_REFUSED.*; grant that .* or set it to off"
+WHAT_TO_DO = r"can't be published to 'bridge\.rejected': ACCESS_REFUSED.*; grant configure, .* or set it to off"
 NOT_JSON = Rejected(Reason.NOT_JSON, "no")
 
 
@@ -381,7 +381,7 @@ async def test_confirm_that_is_missed_is_not_said_of_a_broker_that_has_said_why(
     running.reject()
     await amqp.block("low on memory")
     await asyncio.sleep(3 * DEFAULT.confirm_warning_s)
-    assert running.rejects.status.error == "the broker takes nothing to publish: low on memory"
+    assert running.rejects.status.error == "the broker accepts no messages: low on memory"
 
 
 async def test_broker_that_takes_messages_again_is_said_by_the_first_confirm(running: RunningRejects) -> None:

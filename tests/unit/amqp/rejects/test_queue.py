@@ -182,13 +182,13 @@ async def test_rejects_that_somebody_else_takes_meanwhile_end_the_reading(monkey
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (NO_QUEUE, ConfigurationError, "there is no queue 'rejects': nothing was ever rejected there"),
+        (NO_QUEUE, ConfigurationError, "there is no queue 'rejects': no event was rejected yet"),
         (
             aiormq.exceptions.ChannelLockedResource("RESOURCE_LOCKED - exclusive"),
             BrokerRefusal,
-            "the queue 'rejects' is somebody else's alone: RESOURCE_LOCKED",
+            "another connection uses the queue 'rejects' exclusively: RESOURCE_LOCKED",
         ),
-        (REFUSED, BrokerRefusal, "the queue 'rejects' can't be looked at: ACCESS_REFUSED"),
+        (REFUSED, BrokerRefusal, "the queue 'rejects' can't be inspected: ACCESS_REFUSED"),
     ],
     ids=["missing", "exclusive", "permission"],
 )

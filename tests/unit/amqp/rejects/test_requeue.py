@@ -64,9 +64,9 @@ async def test_event_of_the_default_exchange_needs_no_exchange() -> None:
 
 async def test_event_that_no_bridge_has_rejected_is_kept_and_nothing_is_asked() -> None:
     amqp = FakeAmqp()
-    assert "no bridge has put them there" in await kept_by(amqp, reject(None))
+    assert "no bridge has published them" in await kept_by(amqp, reject(None))
     for expiration in ("soon", "", "-1", "9" * 11):
-        assert "no number of milliseconds" in await kept_by(amqp, reject(expiration=expiration))
+        assert "not a number of milliseconds" in await kept_by(amqp, reject(expiration=expiration))
     assert amqp.requests == []
     await Requeuer(amqp.amqp, "guest").publish(reject(expiration="60000"))
 
@@ -75,12 +75,12 @@ async def test_event_that_no_bridge_has_rejected_is_kept_and_nothing_is_asked() 
     ("answer", "words"),
     [
         (returned(), "no queue is bound to the exchange 'kills'"),
-        (NACK, r"does not take them for 'kills' (nack)"),
+        (NACK, r"does not accept them for 'kills' (nack)"),
         (REFUSED, "may not write to the exchange 'kills': ACCESS_REFUSED"),
         (NOT_FOUND, "the exchange 'kills' is gone"),
         (
             aiormq.exceptions.ChannelPreconditionFailed("PRECONDITION_FAILED - invalid"),
-            "does not take them for the exchange 'kills': PRECONDITION_FAILED - invalid",
+            "does not accept them for the exchange 'kills': PRECONDITION_FAILED - invalid",
         ),
         (TypeError("no such\nvalue"), r"their properties can't be published again: no such\nvalue"),
     ],
@@ -95,7 +95,7 @@ async def test_event_that_is_not_taken_is_kept_with_the_reason(answer: Exception
     [
         (NOT_FOUND, "the exchange 'kills' is gone"),
         (REFUSED, "may not write to the exchange 'kills': ACCESS_REFUSED"),
-        (ValueError("no name"), "'kills' is no exchange's name"),
+        (ValueError("no name"), "'kills' is not an exchange name"),
     ],
     ids=["gone", "permission", "no name"],
 )
