@@ -5,20 +5,26 @@
 
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 30_000;
-const LASTING_MS = 10_000; // What ends sooner did not work: without this, a bridge that is full is asked every second.
-const NOT_REACHED = 1006; // The browser's own code for an end that nobody announced; a refusal (400, 403) looks alike.
+const LASTING_MS = 10_000; // A shorter connection is a failure. Otherwise, a full bridge would be asked every second.
+const NOT_REACHED = 1006; // The browser's own code for an end without a close frame, and for a refusal (400, 403).
 const FULL = 1013;
+const FAILURES_TO_DIAGNOSE = 3;
+const LOOPBACK = /^(localhost|.*\.localhost|127\.[\d.]+|\[::1\])$/;
+const MIXED = "a page over https can open ws:// only to localhost: use wss:// (mixed content)";
 
-// `onState` is told "connected" and the id after which all follows, or "disconnected" and the close code; `onMissed`
-// what can't be had any more: the data of a `resume` that is not complete, or of a `gap`. `after` is an id to go on
-// from: the `lastId()` of an earlier page, which is that of the last update, or the one that came with "connected".
+// `onState("connected", id)`: all updates after this id follow. `onState("disconnected", code, reason)`: `reason` is a
+// phrase for people, empty if unknown. A second call follows once the reason is found. `onMissed(data)`: some updates
+// can't be had any more; `data` is that of a `gap`, or of a `resume` that is not complete. `after` is the id to resume
+// from: the `lastId()` of an earlier page, which is the id of the last update or of the last "connected".
 export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}, after = "", silenceMs = 60_000 }) {
   let lastId = after; // Empty: from now on.
   let current; // The socket whose messages count.
-  let next; // The one that is to take its place, until the bridge has answered it.
+  let next; // The socket that replaces `current` once the bridge has answered on it.
   let connectedMs = Infinity;
   let failures = 0;
-  let timer; // For the one thing that is due: the end of a pause, or of the patience with a silence.
+  let unopened = 0; // Connections in a row that never opened.
+  let reason = "";
+  let timer; // Only one thing is due at a time: the end of a pause, or of a silence.
 
   function schedule(action, ms) {
     clearTimeout(timer);
@@ -26,14 +32,23 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   }
 
   function discard(socket) {
-    if (socket) socket.onmessage = socket.onclose = null;
+    if (socket) socket.onopen = socket.onmessage = socket.onclose = null;
     socket?.close();
   }
 
   function open() {
-    const socket = new WebSocket(`${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`);
+    const address = `${url}${url.includes("?") ? "&" : "?"}after=${encodeURIComponent(lastId)}`;
+    let socket;
+    try {
+      socket = new WebSocket(address);
+    } catch (error) {
+      if (error.name !== "SecurityError") throw error;
+      // No later attempt can succeed. The caller does not have the result of `connect` yet.
+      return queueMicrotask(() => onState("disconnected", NOT_REACHED, MIXED));
+    }
+    socket.onopen = () => (socket.hasOpened = true);
     socket.onmessage = (event) => receive(socket, JSON.parse(event.data));
-    socket.onclose = (event) => lose(socket, event.code);
+    socket.onclose = (event) => lose(socket, event.code, event.reason);
     next = socket;
     schedule(() => lose(socket, NOT_REACHED), silenceMs);
   }
@@ -41,22 +56,23 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
   function receive(socket, message) {
     const { type, data, id } = message;
     const isBack = !current;
-    // Whichever speaks first is the one: what the old socket says now, the new one would only repeat.
+    // The socket with the first message stays: the other one would only repeat it.
     discard(socket === next ? current : next);
     [current, next] = [socket, undefined];
-    // Is silence no news, or a dead line? A script sees no pings, but to ask on a new socket costs and misses nothing.
+    // A script sees no pings, so a silent connection may be dead. A second connection finds out, and misses nothing.
     schedule(open, silenceMs);
     lastId = type === "resume" ? data.id : (id ?? lastId);
+    unopened = 0;
     if (isBack) connectedMs = performance.now();
     if (isBack) onState("connected", lastId);
     if (id !== undefined) onUpdate(message);
     else if (type === "gap" || (type === "resume" && !data.complete)) onMissed(data);
   }
 
-  function lose(socket, code) {
+  function lose(socket, code, phrase = "") {
     discard(socket);
     if (socket === current) current = undefined;
-    // What the new socket can't reach, the old one has lost too; a bridge that is full or stops has answered it.
+    // If the new socket can't reach the bridge, the old one is dead too. With any other code, the bridge has answered.
     else if (code === NOT_REACHED) current = discard(current);
     if (socket === next) next = undefined;
     if (!current && performance.now() - connectedMs >= LASTING_MS) failures = 0;
@@ -64,16 +80,49 @@ export function connect(url, { onUpdate, onState = () => {}, onMissed = () => {}
     if (code === FULL) failures = Math.max(failures, 3);
     const pauseMs = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** failures) * (0.5 + Math.random() / 2);
     failures += 1;
+    unopened = code === NOT_REACHED && !socket.hasOpened ? unopened + 1 : 0;
+    if (!unopened) reason = phrase;
     if (!next) schedule(open, pauseMs);
-    if (!current) onState("disconnected", code);
+    if (!current) onState("disconnected", code, reason);
+    if (unopened && unopened % FAILURES_TO_DIAGNOSE === 0) causeOf(socket.url).then(explain);
+  }
+
+  function explain(cause) {
+    if (unopened) onState("disconnected", NOT_REACHED, (reason = cause)); // Neither connected nor stopped meanwhile.
   }
 
   function stop() {
     clearTimeout(timer);
+    unopened = 0;
     discard(current);
     discard(next);
   }
 
   open();
   return { lastId: () => lastId, stop };
+}
+
+// Why a connection does not open. A script can't read the response to a handshake, but it can ask the bridge over HTTP.
+async function causeOf(address) {
+  const url = new URL(address.replace(/^ws/, "http"));
+  // To its own origin, a page sends the header Origin, which the bridge may refuse, with OPTIONS but not with GET.
+  const methods = url.origin === location.origin ? ["OPTIONS", "GET"] : ["GET"];
+  for (const method of methods) {
+    const [status = 0, text] = await fetch(url, { method, cache: "no-store", signal: AbortSignal.timeout(10_000) })
+      .then(async (response) => [response.status, await response.text()])
+      .catch(() => []); // Nothing answers, or the browser hides the response from pages of this origin.
+    if (status === 426) return "the bridge answers HTTP but opens no WebSocket: a proxy may not pass the upgrade on";
+    if (status >= 400) return `${status}: ${text.trim().slice(0, 300)}`;
+  }
+  if (location.protocol === "https:" && url.protocol === "http:" && !LOOPBACK.test(url.hostname)) return MIXED;
+  const query = navigator.permissions?.query({ name: "local-network-access" }); // Chromium 142 and newer.
+  const permission = await query?.then(({ state }) => state).catch(() => undefined);
+  if (permission === "denied") return "the browser denies this page the permission Local Network Access";
+  const causes = [`no bridge answers at ${url.origin}${url.pathname}`];
+  if (url.protocol === "https:") causes.push("its certificate is not trusted");
+  if (!methods.includes("OPTIONS") && !LOOPBACK.test(location.hostname)) {
+    causes.push(`it refuses pages of ${location.origin} (BRIDGE_ALLOWED_ORIGINS)`);
+    if (permission === "prompt") causes.push("this page needs https and the permission Local Network Access");
+  }
+  return causes.join(", or ");
 }

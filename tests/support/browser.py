@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -37,13 +38,13 @@ _FLAGS = [
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    """The browser; each of its contexts is a fresh profile."""
+async def chromium(*flags: str) -> AsyncIterator[Browser]:
+    """Runs the browser with additional flags. Each of its contexts is a fresh profile."""
     command = shutil.which(CHROMIUM) or shutil.which(WHOLE_CHROMIUM)
     if command is None:
         unavailable(f"{CHROMIUM} is not installed; `make prepare` installs it")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=command, args=_FLAGS)
+        browser = await playwright.chromium.launch(executable_path=command, args=[*_FLAGS, *flags])
         try:
             yield browser
         finally:
@@ -67,8 +68,9 @@ class ForeignSite:
     A browser thus keeps no connection to a name that moves.
     """
 
-    def __init__(self, files: Mapping[str, File]) -> None:
+    def __init__(self, files: Mapping[str, File], tls: ssl.SSLContext | None = None) -> None:
         self._files = files
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self.port = 0
         self.asked: list[str] = []
@@ -76,7 +78,7 @@ class ForeignSite:
 
     async def open(self) -> None:
         """Listens on a free port of 127.0.0.1."""
-        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -106,9 +108,9 @@ class ForeignSite:
 
 
 @asynccontextmanager
-async def foreign_site(files: Mapping[str, File]) -> AsyncIterator[ForeignSite]:
-    """A small web site of somebody else on loopback, which is open."""
-    site = ForeignSite(files)
+async def foreign_site(files: Mapping[str, File], tls: ssl.SSLContext | None = None) -> AsyncIterator[ForeignSite]:
+    """Runs a small web site on loopback that is not the bridge's."""
+    site = ForeignSite(files, tls)
     await site.open()
     try:
         yield site

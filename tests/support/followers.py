@@ -11,7 +11,7 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Set
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
@@ -95,18 +95,44 @@ class InBrowser:
 async def in_browser(
     browser: Browser, url: str, silence_s: float, pauses_s: Mapping[str, float], *, after: str = ""
 ) -> AsyncIterator[InBrowser]:
-    """A page whose plain script imports the example."""
+    """Follows a bridge in a page of localhost, whose plain script imports the example."""
+    async with (
+        foreign_site(page_files(pauses_s)) as site,
+        in_page(browser, f"http://localhost:{site.port}/", url, silence_s, after=after) as follower,
+    ):
+        yield follower
+
+
+def page_files(pauses_s: Mapping[str, float]) -> dict[str, File]:
+    """The files of a site whose page follows a bridge."""
     script = paused((CLIENTS / "browser.js").read_text(), pauses_s)
-    files = {"/": File("text/html", _PAGE), "/browser.js": File("text/javascript", script)}
-    context = await browser.new_context()
+    return {"/": File("text/html", _PAGE), "/browser.js": File("text/javascript", script)}
+
+
+@asynccontextmanager
+async def in_page(
+    browser: Browser,
+    page_url: str,
+    url: str,
+    silence_s: float,
+    *,
+    after: str = "",
+    permissions: Sequence[str] | None = None,
+) -> AsyncIterator[InBrowser]:
+    """Follows a bridge in the page at `page_url`, which has `page_files`. The browser trusts any certificate.
+
+    With `permissions`, the page has these permissions, and all others are denied. Without, the browser would ask.
+    """
+    context = await browser.new_context(ignore_https_errors=True)
     try:
-        async with foreign_site(files) as site:
-            page = await context.new_page()
-            follower = InBrowser(page)
-            await page.goto(f"http://localhost:{site.port}/")
-            options = {"silenceMs": silence_s * 1000, "after": after}
-            await page.evaluate("([url, options]) => follow(url, options)", [url, options])
-            yield follower
+        if permissions is not None:
+            await context.grant_permissions(permissions)
+        page = await context.new_page()
+        follower = InBrowser(page)
+        await page.goto(page_url)
+        options = {"silenceMs": silence_s * 1000, "after": after}
+        await page.evaluate("([url, options]) => follow(url, options)", [url, options])
+        yield follower
     finally:
         await context.close()
 
