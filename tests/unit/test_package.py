@@ -1,0 +1,88 @@
+"""The metadata of the package: the package index shows README.md, and its links lead to the repository."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.documentation import ROOT, blocks
+
+PICTURE, OTHER = "raw/HEAD/", "blob/HEAD/"
+
+
+def metadata(folder: Path) -> dict[str, Any]:
+    """Returns what hatchling writes into a package of the project in the folder."""
+    command = [sys.executable, "-m", "hatchling", "metadata"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def targets(text: str) -> list[str]:
+    """Returns the targets of links and pictures, also those of reference links and of HTML."""
+    found = re.findall(r'\]\(([^)]+)\)|^\[[^]]+\]: *(\S+)|\b(?:href|src|srcset)="([^"]+)"', text, re.MULTILINE)
+    return ["".join(each) for each in found]
+
+
+@pytest.fixture(scope="module")
+def package() -> dict[str, Any]:
+    return metadata(ROOT)
+
+
+def test_readme_of_the_package_has_no_relative_link(package: dict[str, Any]) -> None:
+    text = package["readme"]["text"]
+    assert package["readme"]["content-type"] == "text/markdown"
+    assert [each for each in targets(text) if not re.match("(https?|mailto|wss?):", each)] == []
+    # The number of links shows that none was cut out.
+    assert len(targets(text)) == len(targets((ROOT / "README.md").read_text()))
+
+
+def test_links_of_the_package_lead_to_the_repository_of_the_project(package: dict[str, Any]) -> None:
+    address = package["urls"]["Repository"]
+    assert all(url.startswith(address) for url in package["urls"].values())
+    relative = [each for each in targets((ROOT / "README.md").read_text()) if "://" not in each]
+    absolute = [each for each in targets(package["readme"]["text"]) if each.startswith(address)]
+    prefixes = (f"{address}#", f"{address}/{PICTURE}", f"{address}/{OTHER}")
+    assert [each for each in absolute if not each.startswith(prefixes)] == []
+    assert [each.removeprefix(f"{address}/{PICTURE}").removeprefix(f"{address}/{OTHER}") for each in absolute] == [
+        f"{address}{each}" if each.startswith("#") else each for each in relative
+    ]
+
+
+def test_code_blocks_of_the_readme_are_not_changed(package: dict[str, Any]) -> None:
+    assert [block.text for block in blocks("README.md") if block.text not in package["readme"]["text"]] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[x](docker/README.md)", "[x]({}/blob/HEAD/docker/README.md)"),
+        ("[x](docker/README.md#compose)", "[x]({}/blob/HEAD/docker/README.md#compose)"),
+        ("[x](#run)", "[x]({}#run)"),
+        ("![x](.github/page.png)", "![x]({}/raw/HEAD/.github/page.png)"),
+        ("[![x](page.png)](LICENSE)", "[![x]({}/raw/HEAD/page.png)]({}/blob/HEAD/LICENSE)"),
+        ('<a href="SECURITY.md">', '<a href="{}/blob/HEAD/SECURITY.md">'),
+        ('<a href="#run">', '<a href="{}#run">'),
+        ('<img alt="x" src=".github/light.png">', '<img alt="x" src="{}/raw/HEAD/.github/light.png">'),
+        (
+            '<source media="(prefers-color-scheme: dark)" srcset=".github/dark.png">',
+            '<source media="(prefers-color-scheme: dark)" srcset="{}/raw/HEAD/.github/dark.png">',
+        ),
+        ("<http://localhost:3000/>", "<http://localhost:3000/>"),
+        ("[x](https://example.org/a)", "[x](https://example.org/a)"),
+        ("![x](https://example.org/a.png)", "![x](https://example.org/a.png)"),
+        ("[x](mailto:a@example.org)", "[x](mailto:a@example.org)"),
+    ],
+)
+def test_links_become_absolute(text: str, expected: str, package: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("LICENSE", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "README.md").write_text(f"{text}\n")
+    assert metadata(tmp_path)["readme"]["text"] == expected.replace("{}", package["urls"]["Repository"]) + "\n"
