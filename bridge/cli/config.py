@@ -1,4 +1,4 @@
-"""`edk-bridge config`: prints the settings in effect, each with its source, and no password."""
+"""`edk-bridge config`: prints the settings in effect with their sources, and no password."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from bridge.app import check as check_bridge
 from bridge.cli.common.errors import exit_on_error
 from bridge.cli.common.options import (
     KUBERNETES_SKIPPED,
+    GroupedCommand,
+    exit_codes,
     setting_options,
     settings_and_sources,
     skipped_variables,
@@ -17,30 +19,36 @@ from bridge.cli.common.options import (
 )
 from bridge.cli.common.output import echo, echo_json
 from bridge.config.amqp_urls import amqp_urls
-from bridge.config.settings import PREFIX, SETTINGS
+from bridge.config.settings import PREFIX, SETTINGS, Group, Settings, value_of
 from bridge.config.sources import Found
 from bridge.contract.text import from_system, printable
 from bridge.errors import redact, redact_url
 
 DEFAULT = "default"
 
+CHANGED = "*"
+"""Marks a setting whose value is not the default."""
+
 
 @click.command(
-    short_help="Says which settings are in effect, and where from.",
-    epilog="Exit codes: 0 the bridge could be started with them, 2 settings or schema files that can't be used, each "
-    "problem a line, as with `serve`.",
+    cls=GroupedCommand,
+    short_help="Prints the settings in effect, and their sources.",
+    epilog=exit_codes(
+        _0="The bridge can be started with these settings.",
+        _2="Settings, schema files or the certificate can't be used.",
+        _130="Ctrl-C.",
+    ),
 )
-@click.option("--json", "in_json", is_flag=True, help="as one JSON object, instead of lines")
+@click.option("--changed", is_flag=True, help="Print only the settings whose values are not the defaults.")
+@click.option("--json", "in_json", is_flag=True, help="Print one JSON object.")
 @setting_options(*SETTINGS)
-def config(in_json: bool, **flags: str | None) -> None:
-    """Says which settings `serve` would run with, and where each comes from; passwords are masked.
+def config(changed: bool, in_json: bool, **flags: str | None) -> None:
+    """Prints the settings with which `serve` would run, and where each comes from. Passwords are masked.
 
-    A line for each: the variable, its value, and its source: a flag, the environment, .env, a file that a variable
-    with _FILE names, or the default.
+    A line has the variable, the source and the value. A * marks a value that is not the default. The source is a flag,
+    the environment, .env, a file that a variable with _FILE names, or the default.
 
-    Each setting may be given as a flag, as a variable of the environment, as a line of the file .env (or of the one
-    that --env-file names), or, with _FILE behind the variable's name, in a file of its own. Brackets show the
-    variable and the default.
+    The flags are those of `serve`. Brackets show the variable and the default.
     """
     with exit_on_error():
         settings, found = settings_and_sources(flags)
@@ -48,52 +56,67 @@ def config(in_json: bool, **flags: str | None) -> None:
             echo(f"edk-bridge: {KUBERNETES_SKIPPED}: {names}", err=True)
         schemas, _ = check_bridge(settings)
     warn_of_schemas(schemas)
+    shown = [row for row in rows(settings, found) if row.changed or not changed]
     if in_json:
-        echo_json(as_json(rows(found)))
+        echo_json(as_json(shown))
+    elif shown:
+        echo(as_text(shown))
     else:
-        echo(as_text(rows(found)))
+        echo("all settings have their defaults", err=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A setting, as it is printed."""
 
+    group: Group
     variable: str
     value: str | None
-    """As it was written, with passwords masked; None: not set."""
+    """As the operator wrote it, with passwords masked. None: not set."""
     source: str
+    changed: bool
+    """Whether the value is not the default. `120` is not a change of `120s`."""
 
 
-def rows(found: Mapping[str, Found]) -> list[Row]:
+def rows(settings: Settings, found: Mapping[str, Found]) -> list[Row]:
     """Returns all settings in the order of `serve --help`. `found` has those that are set."""
-    return [_row(name, found.get(name)) for name in SETTINGS]
+    defaults = Settings()
+    return [
+        _row(name, found.get(name), changed=value_of(settings, name) != value_of(defaults, name)) for name in SETTINGS
+    ]
 
 
-def _row(name: str, found: Found | None) -> Row:
+def _row(name: str, found: Found | None, *, changed: bool) -> Row:
     setting = SETTINGS[name]
     text = (setting.default if found is None else found.text.strip()) or None
     if text is not None:
         text = ",".join(map(redact_url, amqp_urls(text))) if setting.secret else redact(text)
-    return Row(PREFIX + name.upper(), text, DEFAULT if found is None else found.source)
+    return Row(setting.group, PREFIX + name.upper(), text, DEFAULT if found is None else found.source, changed)
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Returns a line for each setting, in columns. The values, which may be long, are last."""
+    """Returns a line for each setting, in columns below the headings of the groups. The values may be long: last."""
     names = max(len(row.variable) for row in rows)
     sources = max(len(row.source) for row in rows)
-    return "\n".join(
-        f"{row.variable:{names}}  {printable(row.source):{sources}}  "
-        f"{'not set' if row.value is None else printable(row.value, 2000)}"
-        for row in rows
-    )
+    lines = []
+    group = None
+    for row in rows:
+        if row.group is not group:
+            group = row.group
+            lines += ["", f"{group}:"]
+        value = "not set" if row.value is None else printable(row.value, 2000)
+        mark = CHANGED if row.changed else ""
+        lines.append(f"{mark:1} {row.variable:{names}}  {printable(row.source):{sources}}  {value}")
+    return "\n".join(lines[1:])
 
 
 def as_json(rows: Sequence[Row]) -> str:
-    """Returns an object with a member for each variable: `{"value": ..., "source": ...}`. Not set is null."""
+    """Returns an object: `{"BRIDGE_PORT": {"value": ..., "source": ..., "changed": ...}}`. Not set is null."""
     document = {
         row.variable: {
             "value": None if row.value is None else from_system(row.value),
             "source": from_system(row.source),
+            "changed": row.changed,
         }
         for row in rows
     }

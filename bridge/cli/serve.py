@@ -7,23 +7,37 @@ import uvloop
 from bridge import logs
 from bridge.app import serve as run_bridge
 from bridge.cli.common.errors import exit_on_error
-from bridge.cli.common.options import KUBERNETES_SKIPPED, effective_settings, setting_options, skipped_variables
+from bridge.cli.common.options import (
+    KUBERNETES_SKIPPED,
+    GroupedCommand,
+    effective_settings,
+    exit_codes,
+    setting_options,
+    skipped_variables,
+)
 from bridge.config.settings import SETTINGS
 from bridge.timing import DEFAULT, Timing
 
 
 @click.command(
-    epilog="Exit codes: 0 stopped as asked, 2 settings or schema files that can't be used, 3 the broker refuses "
-    "(password, virtual host, permission, kind of exchange), 1 anything else."
+    cls=GroupedCommand,
+    epilog=exit_codes(
+        _0="A signal stopped the bridge.",
+        _1="Another error.",
+        _2="Settings, schema files or the certificate can't be used.",
+        _3="The broker refuses: password, virtual host, permission or exchange.",
+        _130="Ctrl-C, before the bridge listens.",
+    ),
 )
 @setting_options(*SETTINGS)
 @click.pass_context
 def serve(context: click.Context, /, **flags: str | None) -> None:
-    """Runs the bridge until SIGTERM or SIGINT.
+    """Runs the bridge until Ctrl-C or SIGTERM.
 
-    Each setting may be given as a flag, as a variable of the environment, as a line of the file .env (or of the one
-    that --env-file names), or, with _FILE behind the variable's name, in a file of its own. Brackets show the
-    variable and the default.
+    A setting is a flag, a variable of the environment, a line of the file .env, or a file of its own, which the
+    variable with _FILE appended names. Brackets show the variable and the default.
+
+    DURATION is a number with a unit: 500ms, 120s, 2m, 3h or 7d. BYTES is 4 MiB, 4 MB or 4194304.
     """
     # A test passes its own constants through the context.
     timing = context.find_object(Timing) or DEFAULT

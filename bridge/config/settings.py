@@ -26,6 +26,7 @@ __all__ = [
     "DOTENV",
     "PREFIX",
     "SETTINGS",
+    "Group",
     "HistoryMode",
     "Setting",
     "Settings",
@@ -33,6 +34,7 @@ __all__ = [
     "load",
     "load_with_sources",
     "shown_default",
+    "value_of",
 ]
 
 DOTENV = Path(".env")
@@ -48,6 +50,19 @@ class HistoryMode(StrEnum):
     STREAM = "stream"
 
 
+class Group(StrEnum):
+    """The headings of the settings in `serve --help`, in `config` and in the documentation, in their order."""
+
+    BROKER = "Broker"
+    EVENTS = "Events"
+    HISTORY = "History"
+    LISTENING = "Listening"
+    ACCESS = "Who may connect"
+    TLS = "TLS"
+    CLIENTS = "Clients"
+    LOGS = "Logs"
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """The declaration of one setting."""
@@ -57,6 +72,10 @@ class Setting:
     parse: Callable[[str], object]
     """Raises ValueError with the expected value."""
     meaning: str
+    """Sentences for the help and the documentation."""
+    metavar: str
+    """Stands for the value in the help."""
+    group: Group
     secret: bool
     """Whether the value may contain a password, and is never printed."""
 
@@ -71,19 +90,26 @@ class Setting:
         return None if self.default is None else self.parse(self.default)
 
 
-@overload
-def _setting(default: str, parse: Callable[[str], _Value], meaning: str, *, secret: bool = False) -> _Value: ...
+_Parse = Callable[[str], _Value]
 
 
 @overload
-def _setting(default: None, parse: Callable[[str], _Value], meaning: str, *, secret: bool = False) -> _Value | None: ...
+def _setting(
+    group: Group, default: str, parse: _Parse[_Value], metavar: str, meaning: str, *, secret: bool = False
+) -> _Value: ...
+
+
+@overload
+def _setting(
+    group: Group, default: None, parse: _Parse[_Value], metavar: str, meaning: str, *, secret: bool = False
+) -> _Value | None: ...
 
 
 def _setting(
-    default: str | None, parse: Callable[[str], _Value], meaning: str, *, secret: bool = False
+    group: Group, default: str | None, parse: _Parse[_Value], metavar: str, meaning: str, *, secret: bool = False
 ) -> _Value | None:
-    """A field of `Settings` with its declaration."""
-    setting = Setting(default, parse, meaning, secret)
+    """Returns a field of `Settings` with its declaration."""
+    setting = Setting(default, parse, meaning, metavar, group, secret)
     return dataclasses.field(
         default_factory=lambda: cast("_Value | None", setting.default_value),
         repr=not secret,
@@ -102,118 +128,237 @@ class Settings:
     does not have.
     """
 
+    # Broker
+
     amqp_url: tuple[str, ...] = _setting(
+        Group.BROKER,
         "amqp://guest:guest@localhost:5672/",
         amqp_urls,
-        "the broker: amqp:// or amqps://; several nodes, separated by commas, are tried in turn",
+        "URL,...",
+        "The broker: amqp:// or amqps://. If there are several nodes, the bridge tries them in turn.",
         secret=True,
     )
     exchanges: Mapping[str, str] = _setting(
+        Group.BROKER,
         "killmails=killmail",
         parsers.exchanges,
-        "exchanges to consume, each with the update type that it carries by default, separated by commas",
+        "NAME=TYPE,...",
+        "The exchanges to consume. TYPE is the update type of events that name none.",
     )
     queue: str | None = _setting(
+        Group.BROKER,
         None,
         parsers.queue_name,
-        "a durable queue to consume instead of an exclusive one, so that nothing is lost while the bridge is away; "
-        "one for each bridge",
-    )
-    history: HistoryMode = _setting(
-        "memory",
-        parsers.member_of(HistoryMode),
-        "where recent updates are kept for clients that come back: memory, or stream, which consumes a stream of "
-        "RabbitMQ's instead of a queue, shared by all bridges, and outlasts a restart",
-    )
-    history_stream: str = _setting("bridge.history", parsers.made_name, "that stream's name")
-    history_max_age_s: float = _setting(
-        "3h", parsers.duration(1, 366 * 86400), "how long the stream keeps an event, where the bridge makes it"
-    )
-    history_max_bytes: int = _setting(
-        "256 MiB", parsers.size(2**20, 2**40), "how much it keeps, where the bridge makes it; the oldest goes first"
+        "NAME",
+        "A durable queue to consume. It keeps events while the bridge is away. Each bridge needs its own. If not set, "
+        "the queue is exclusive, and events are lost meanwhile.",
     )
     prefetch: int = _setting(
-        "200", parsers.whole(1, 65535), "messages that the broker may send before the first is settled"
+        Group.BROKER,
+        "200",
+        parsers.whole(1, 65535),
+        "N",
+        "How many unsettled deliveries the broker may have sent.",
     )
     reject_exchange: str | None = _setting(
+        Group.BROKER,
         "bridge.rejected",
         parsers.unless_off(parsers.made_name),
-        "where events go that can't become an update; off: they are only counted",
+        "NAME",
+        "The exchange for rejected events. off: the bridge only counts them.",
     )
-    schemas: Path | None = _setting(
-        None, parsers.folder, "a folder with schema files of your own, one for each update type"
-    )
-    max_message_bytes: int = _setting("4 MiB", parsers.size(1024, 512 * 2**20), "the largest event that is taken")
-    duplicate_window: int = _setting(
-        "65536",
-        parsers.whole(0, 10_000_000),
-        "identities of sent updates to remember, so that none is sent twice; 0: none",
-    )
-    host: tuple[str, ...] = _setting(
-        "localhost",
-        parsers.hosts,
-        "addresses to listen on, separated by commas; localhost is 127.0.0.1 and ::1, :: is all addresses of this "
-        "machine (IPv6 and IPv4), 0.0.0.0 is those of IPv4",
-    )
-    port: int = _setting("3000", parsers.whole(0, 65535), "the port to listen on; 0 picks one and logs it")
-    path: str = _setting("/updates", parsers.path, "the path of the WebSocket endpoint")
-    allowed_networks: tuple[Network, ...] = _setting(
-        ",".join(map(str, DEFAULT_NETWORKS)),
-        parsers.networks,
-        "networks that clients may connect from, separated by commas",
-    )
-    allowed_hosts: frozenset[str] = _setting(
-        "",
-        parsers.host_names,
-        "names, beside localhost and internal ones, that clients may use for this host, separated by commas",
-    )
-    allowed_origins: frozenset[str] = _setting(
-        "",
-        parsers.origins,
-        "origins of web pages, beside this host's own and localhost's, that may connect, separated by commas, as in "
-        "https://kills.example.org,http://10.0.0.5:8080",
-    )
-    idle_timeout_s: float = _setting(
-        "120s", parsers.duration(0.1, 86400), "a client from which nothing is heard for this long is closed"
-    )
-    ping_interval_s: float = _setting(
-        "30s",
-        parsers.duration(0.05, 86400),
-        "a client that is silent for this long is pinged; less than BRIDGE_IDLE_TIMEOUT",
-    )
-    handshake_timeout_s: float = _setting(
-        "5s", parsers.duration(0.1, 300), "how long a client may take for its request"
-    )
-    max_connections: int = _setting("10000", parsers.whole(1, 1_000_000), "clients at once; more are closed with 1013")
-    max_connections_per_address: int | None = _setting(
-        None,
-        parsers.limit(1_000_000),
-        "clients at once from one address, loopback excepted; more are closed with 1013; unless set, a tenth of "
-        "all, and 16 at least; off: no such limit",
-    )
-    log_bytes: int = _setting(
-        "16 MiB",
-        parsers.size(64 * 1024, 2**40),
-        "memory for the newest updates: how far behind a slow client may be; at least BRIDGE_MAX_MESSAGE_BYTES",
-    )
-    shutdown_timeout_s: float = _setting(
-        "8s", parsers.duration(0.1, 3600), "how long stopping may take before clients that do not close are cut off"
-    )
-    reuse_port: bool = _setting("false", parsers.boolean, "let several bridges listen on the same port")
-    tls_certificate: Path | None = _setting(
-        None, parsers.file, "certificate chain (PEM), for wss://; read again on SIGHUP"
-    )
-    tls_key: Path | None = _setting(None, parsers.file, "the certificate's private key (PEM)")
     wait: bool = _setting(
+        Group.BROKER,
         "false",
         parsers.boolean,
-        "wait at the start also where the broker refuses (password, permissions), instead of ending",
+        "[true|false]",
+        "If the broker refuses at the start (password, permissions), try again instead of ending.",
     )
-    log_level: LogLevel = _setting("info", parsers.member_of(LogLevel), "debug, info, warning or error")
+
+    # Events
+
+    schemas: Path | None = _setting(
+        Group.EVENTS,
+        None,
+        parsers.folder,
+        "FOLDER",
+        "A folder with your own schema files. Each file adds an update type.",
+    )
+    max_message_bytes: int = _setting(
+        Group.EVENTS,
+        "4 MiB",
+        parsers.size(1024, 512 * 2**20),
+        "BYTES",
+        "The size of the largest event. The bridge rejects larger ones.",
+    )
+    duplicate_window: int = _setting(
+        Group.EVENTS,
+        "65536",
+        parsers.whole(0, 10_000_000),
+        "N",
+        "How many identities of sent updates the bridge remembers, to send none twice. 0: it may send duplicates.",
+    )
+
+    # History
+
+    history: HistoryMode = _setting(
+        Group.HISTORY,
+        "memory",
+        parsers.member_of(HistoryMode),
+        "[memory|stream]",
+        "Where recent updates are kept for clients that resume. stream: in a RabbitMQ stream, which all bridges share, "
+        "and which survives a restart. The bridge then consumes the stream instead of a queue.",
+    )
+    history_stream: str = _setting(
+        Group.HISTORY, "bridge.history", parsers.made_name, "NAME", "The name of the stream."
+    )
+    history_max_age_s: float = _setting(
+        Group.HISTORY,
+        "3h",
+        parsers.duration(1, 366 * 86400),
+        "DURATION",
+        "How long a stream that the bridge creates keeps events.",
+    )
+    history_max_bytes: int = _setting(
+        Group.HISTORY,
+        "256 MiB",
+        parsers.size(2**20, 2**40),
+        "BYTES",
+        "The size of a stream that the bridge creates. The oldest events are removed first.",
+    )
+    log_bytes: int = _setting(
+        Group.HISTORY,
+        "16 MiB",
+        parsers.size(64 * 1024, 2**40),
+        "BYTES",
+        "The memory for the newest updates. A slow client may be this far behind. At least BRIDGE_MAX_MESSAGE_BYTES.",
+    )
+
+    # Listening
+
+    host: tuple[str, ...] = _setting(
+        Group.LISTENING,
+        "localhost",
+        parsers.hosts,
+        "ADDRESS,...",
+        "The addresses to listen on. localhost is 127.0.0.1 and ::1. 0.0.0.0 is all IPv4 addresses of this machine. "
+        ":: is all its addresses, IPv6 and IPv4.",
+    )
+    port: int = _setting(
+        Group.LISTENING,
+        "3000",
+        parsers.whole(0, 65535),
+        "PORT",
+        "The port to listen on. 0: a free port, which the log shows.",
+    )
+    path: str = _setting(Group.LISTENING, "/updates", parsers.path, "PATH", "The path of the WebSocket endpoint.")
+    reuse_port: bool = _setting(
+        Group.LISTENING, "false", parsers.boolean, "[true|false]", "Let several bridges listen on the same port."
+    )
+
+    # Who may connect
+
+    allowed_networks: tuple[Network, ...] = _setting(
+        Group.ACCESS,
+        ",".join(map(str, DEFAULT_NETWORKS)),
+        parsers.networks,
+        "NETWORK,...",
+        "The networks that clients may connect from.",
+    )
+    allowed_hosts: frozenset[str] = _setting(
+        Group.ACCESS,
+        "",
+        parsers.host_names,
+        "NAME,...",
+        "Further names of this host that clients may use. localhost and internal names are always allowed.",
+    )
+    allowed_origins: frozenset[str] = _setting(
+        Group.ACCESS,
+        "",
+        parsers.origins,
+        "ORIGIN,...",
+        "Further origins of web pages that may connect, such as https://kills.example.org. Pages of this host and of "
+        "localhost are always allowed.",
+    )
+
+    # TLS
+
+    tls_certificate: Path | None = _setting(
+        Group.TLS,
+        None,
+        parsers.file,
+        "FILE",
+        "The certificate chain for wss:// (PEM). The bridge reads it again on SIGHUP.",
+    )
+    tls_key: Path | None = _setting(
+        Group.TLS, None, parsers.file, "FILE", "The private key of the certificate (PEM, not encrypted)."
+    )
+
+    # Clients
+
+    max_connections: int = _setting(
+        Group.CLIENTS,
+        "10000",
+        parsers.whole(1, 1_000_000),
+        "N",
+        "How many clients may be connected. The bridge closes further ones with 1013.",
+    )
+    max_connections_per_address: int | None = _setting(
+        Group.CLIENTS,
+        None,
+        parsers.limit(1_000_000),
+        "N",
+        "How many clients may be connected from one address, except loopback. The bridge closes further ones with "
+        "1013. off: no limit. If not set: a tenth of all, and at least 16.",
+    )
+    handshake_timeout_s: float = _setting(
+        Group.CLIENTS, "5s", parsers.duration(0.1, 300), "DURATION", "How long a client may take for its request."
+    )
+    ping_interval_s: float = _setting(
+        Group.CLIENTS,
+        "30s",
+        parsers.duration(0.05, 86400),
+        "DURATION",
+        "How long a client may be silent before the bridge pings it. Less than BRIDGE_IDLE_TIMEOUT.",
+    )
+    idle_timeout_s: float = _setting(
+        Group.CLIENTS,
+        "120s",
+        parsers.duration(0.1, 86400),
+        "DURATION",
+        "How long a client may be silent before the bridge closes the connection with 4009.",
+    )
+    shutdown_timeout_s: float = _setting(
+        Group.CLIENTS,
+        "8s",
+        parsers.duration(0.1, 3600),
+        "DURATION",
+        "How long a stop may take. The bridge then aborts connections that are still open.",
+    )
+
+    # Logs
+
+    log_level: LogLevel = _setting(
+        Group.LOGS,
+        "info",
+        parsers.member_of(LogLevel),
+        "LEVEL",
+        "The lowest level of log lines: debug, info, warning or error.",
+    )
     log_format: LogFormat = _setting(
-        "auto", parsers.member_of(LogFormat), "text or json; auto: text on a terminal, json otherwise"
+        Group.LOGS,
+        "auto",
+        parsers.member_of(LogFormat),
+        "[auto|text|json]",
+        "The format of log lines. auto: text on a terminal, otherwise JSON.",
     )
-    instance: str = _setting(socket.gethostname(), parsers.name, "this bridge's name, for logs, headers and the broker")
+    instance: str = _setting(
+        Group.LOGS,
+        socket.gethostname(),
+        parsers.name,
+        "NAME",
+        "The name of this bridge for logs, headers and the broker.",
+    )
     amqp_url_file: Path | None = None
     """The file that `amqp_url` was read from, if BRIDGE_AMQP_URL_FILE names one. Not a setting."""
 
@@ -278,6 +423,11 @@ def load_with_sources(
 def is_set(name: str, environment: Mapping[str, str], dotenv: Path) -> bool:
     """Whether the environment or the file `dotenv` sets this setting, to any value."""
     return name in find(_SECRETS, {}, environment, dotenv)[0]
+
+
+def value_of(settings: Settings, name: str) -> object:
+    """The value of a setting by its name in `SETTINGS`."""
+    return getattr(settings, _FIELDS[name])
 
 
 def shown_default(name: str) -> str:

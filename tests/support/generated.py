@@ -18,7 +18,7 @@ from bridge import __version__
 from bridge.app import Bridge
 from bridge.broadcast.subscriber import TRANSITIONS, Action, ConnectionEvent, State
 from bridge.config import settings
-from bridge.config.settings import PREFIX, SETTINGS, Settings, shown_default
+from bridge.config.settings import PREFIX, SETTINGS, Group, Settings, shown_default
 from bridge.contract import catalog
 from bridge.contract.documents import asyncapi
 from tests.support.prepare import NODE, prepare_node
@@ -40,11 +40,16 @@ class MetricRow(NamedTuple):
 
 
 def settings_table() -> str:
-    """Every setting, with its default and what it means."""
-    rows = [
-        (f"`{PREFIX}{name.upper()}`", _code(shown_default(name)), setting.meaning) for name, setting in SETTINGS.items()
-    ]
-    return _table(("setting", "default", "meaning"), rows)
+    """A table for each group of settings, below a heading: the settings with their defaults and meanings."""
+    parts = []
+    for group in Group:
+        rows = [
+            (f"`{PREFIX}{name.upper()}`", _code(shown_default(name)), setting.meaning)
+            for name, setting in SETTINGS.items()
+            if setting.group is group
+        ]
+        parts.append(f"### {group}\n\n{_table(('setting', 'default', 'meaning'), rows)}")
+    return "\n\n".join(parts)
 
 
 def metrics_table() -> str:

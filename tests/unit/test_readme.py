@@ -9,7 +9,7 @@ import pytest
 
 from bridge.broadcast.close_reasons import CloseReason
 from bridge.broadcast.subscriber import TRANSITIONS
-from bridge.config.settings import SETTINGS
+from bridge.config.settings import SETTINGS, Group
 from bridge.server.access.rules import Rule
 from tests.support.generated import (
     DOCUMENTS,
@@ -31,8 +31,9 @@ def test_generated_parts_are_what_make_readme_writes(path: Path) -> None:
 
 def test_settings_are_all_there_with_default_and_meaning() -> None:
     lines = settings_table().splitlines()
-    assert len(lines) == len(SETTINGS) + 2
-    assert "| `BRIDGE_PORT` | `3000` | the port to listen on; 0 picks one and logs it |" in lines
+    assert sum(line.startswith("| `BRIDGE_") for line in lines) == len(SETTINGS)
+    assert [line for line in lines if line.startswith("#")] == [f"### {group}" for group in Group]
+    assert "| `BRIDGE_PORT` | `3000` | The port to listen on. 0: a free port, which the log shows. |" in lines
     assert any(line.startswith("| `BRIDGE_INSTANCE` | the host name |") for line in lines)
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -12,14 +12,12 @@ from click.shell_completion import CompletionItem
 from bridge.cli.common.output import echo
 from bridge.config import settings
 from bridge.config.kubernetes import service_variables
-from bridge.config.settings import DOTENV, PREFIX, SETTINGS, Settings
+from bridge.config.settings import DOTENV, PREFIX, SETTINGS, Group, Settings
 from bridge.config.sources import Found
 from bridge.contract import catalog
 from bridge.errors import ConfigurationError
 
 Callback = TypeVar("Callback", bound=Callable[..., object])
-
-METAVARS = {"amqp_url": "URL", "max_message_bytes": "SIZE", "schemas": "FOLDER"}
 
 
 def _one_file(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str | None:
@@ -36,11 +34,63 @@ _env_file = click.option(
     metavar="FILE",
     multiple=True,
     callback=_one_file,
-    help="a file of settings, a line NAME=value for each, in place of .env in the working directory",
+    help="Read this file of settings instead of .env in the working directory.",
 )
 
 _NO = "no_"
 """The prefix of the parameter of a flag such as --no-wait."""
+
+
+class SettingOption(click.Option):
+    """The flag of a setting."""
+
+    def __init__(self, *args: Any, group: Group, bracket: str, **options: Any) -> None:
+        """`bracket` is the variable and the default, for the help."""
+        super().__init__(*args, **options)
+        self.group = group
+        self._bracket = bracket
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Returns the flag and its help, which ends with the variable and the default."""
+        return self.flag_record(ctx)[0], f"{self.help}  {self._bracket}".strip()
+
+    def help_rows(self, ctx: click.Context) -> list[tuple[str, str]]:
+        """Returns the flag and its help, then the variable and the default in a line of their own."""
+        return [self.flag_record(ctx), *([("", self._bracket)] if self._bracket else [])]
+
+    def flag_record(self, ctx: click.Context) -> tuple[str, str]:
+        """Returns the flag and its help without the variable and the default."""
+        record = super().get_help_record(ctx)
+        assert record is not None
+        return record
+
+
+class GroupedCommand(click.Command):
+    """A command whose help has a heading for each group of settings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the command's own options first, then the settings by group, all in the same two columns."""
+        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Options", *Group)}
+        for param in self.get_params(ctx):
+            if isinstance(param, SettingOption):
+                sections[param.group] += param.help_rows(ctx)
+            elif (record := param.get_help_record(ctx)) is not None:
+                sections["Options"].append(record)
+        for name, rows in sections.items():
+            if rows:
+                with formatter.section(name):
+                    formatter.write_dl([(f"{first:{FLAG_WIDTH}}", second) for first, second in rows], FLAG_WIDTH)
+
+
+def exit_codes(**meanings: str) -> str:
+    """Returns the epilog of a command: a line for each exit code. `_2="..."` is for 2,."""
+    rows = [(name.strip("_"), meaning) for name, meaning in meanings.items()]
+    # After \b, click keeps the lines.
+    return "\n".join(["\b", "Exit codes:", *(f"  {code:3}  {meaning}" for code, meaning in rows)])
+
+
+FLAG_WIDTH = 29
+"""The width of the column of flags in the help of a grouped command. The help of a longer flag is on the next line."""
 
 
 _NO_DEFAULTS: Mapping[str, str] = MappingProxyType({})
@@ -50,7 +100,7 @@ def setting_options(*names: str, defaults: Mapping[str, str] = _NO_DEFAULTS) -> 
     """Adds a flag for each setting to a command, and `--env-file`.
 
     The values are text, or None if the flag is not given. `effective_settings` parses them. The help shows `defaults`
-    in place of the defaults of the settings.
+    instead of the defaults of the settings.
     """
     options = [option for name in names for option in _options(name, defaults.get(name))]
 
@@ -68,12 +118,23 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
     flag = name.replace("_", "-")
     # Without the space, a long list would be one word, which click breaks at the end of the line.
     default = settings.shown_default(name).replace(",", ", ") if default is None else default
-    text = f"{setting.meaning}  [{PREFIX}{name.upper()}; {default}]"
+    declared = {"cls": SettingOption, "group": setting.group}
+    bracket = f"[{PREFIX}{name.upper()}; {default}]"
     if not setting.is_switch:
-        return [click.option(f"--{flag}", metavar=METAVARS.get(name, "TEXT"), help=text)]
+        return [
+            click.option(f"--{flag}", metavar=setting.metavar, help=setting.meaning, bracket=bracket, **declared),
+        ]
     return [
-        # A switch without a value, as in --wait, is true.
-        click.option(f"--{flag}", is_flag=False, flag_value="true", metavar="[true|false]", help=text),
+        click.option(
+            f"--{flag}",
+            is_flag=False,
+            # A switch without a value, as in --wait, is true.
+            flag_value="true",
+            metavar=setting.metavar,
+            help=setting.meaning,
+            bracket=bracket,
+            **declared,
+        ),
         click.option(
             f"--no-{flag}",
             f"{_NO}{name}",
@@ -81,7 +142,9 @@ def _options(name: str, default: str | None) -> list[Callable[[Callback], Callba
             flag_value="false",
             type=str,
             default=None,
-            help=f"the opposite of --{flag}",
+            help=f"The opposite of --{flag}.",
+            bracket="",
+            **declared,
         ),
     ]
 

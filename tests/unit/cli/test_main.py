@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import platform
+import re
 import runpy
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from bridge import __version__, cli, logs
 from bridge.amqp.publish.publisher import NotConfirmed, Publisher
 from bridge.amqp.rejects import queue
 from bridge.cli import check, publish, serve
-from bridge.config.settings import SETTINGS
+from bridge.config.settings import SETTINGS, Group
 from bridge.demo.broker import start_container
 from bridge.demo.demo import Demo
 from bridge.errors import BrokerRefusal, ConfigurationError
@@ -104,17 +105,30 @@ def test_help_names_the_commands(flag: str) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_help_shows_each_setting_with_its_meaning_variable_and_default(name: str) -> None:
-    # Lines are broken where they have to be.
+    # The help breaks lines at any space.
     text = "".join(invoke("serve", "--help").output.split())
-    default = SETTINGS[name].default
-    shown = "not set" if not default else "the host name" if name == "instance" else default
-    entry = f"{SETTINGS[name].meaning} [BRIDGE_{name.upper()}; {shown}]"
-    assert f"--{name.replace('_', '-')}" in text
+    setting = SETTINGS[name]
+    shown = "not set" if not setting.default else "the host name" if name == "instance" else setting.default
+    entry = f"--{name.replace('_', '-')} {setting.metavar} {setting.meaning} [BRIDGE_{name.upper()}; {shown}]"
     assert "".join(entry.split()) in text
 
 
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_help_has_the_settings_below_the_heading_of_their_group(command: str) -> None:
+    found: dict[str, list[str]] = {}
+    for line in invoke(command, "--help").output.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            found[line.removesuffix(":")] = []
+        elif found and (flag := re.match(r"  --(?!no-)([a-z-]+)", line)):
+            found[[*found][-1]].append(flag[1].replace("-", "_"))
+    assert [*found] == ["Options", *Group]
+    for group in Group:
+        assert found[group] == [name for name, setting in SETTINGS.items() if setting.group is group]
+
+
 def test_help_lists_the_exit_codes() -> None:
-    assert "Exit codes: 0 stopped as asked, 2 settings" in invoke("serve", "--help").output
+    text = " ".join(invoke("serve", "--help").output.split())
+    assert "Exit codes: 0 A signal stopped the bridge. 1 Another error. 2 Settings, " in text
 
 
 def test_serve_runs_with_the_defaults(runs: Runs) -> None:
