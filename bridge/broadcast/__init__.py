@@ -1,1 +1,1 @@
-"""Which subscriber gets which update, and when. One log, many cursors; no handshakes."""
+"""Which subscriber gets which update, and when: one log, and a cursor for each connection. No handshakes."""

@@ -1,4 +1,4 @@
-"""Reading on from a cursor: how slow clients, and clients that resume, get to the head of the log.
+"""Reads the log from a cursor, so that slow clients and resuming clients reach its head.
 
 Each connection has a position in the log, its cursor, and gets one piece after another from there. The pieces of all
 connections in one turn of the loop are bounded, so that they do not delay the live connections. A connection whose
@@ -18,38 +18,38 @@ from bridge.broadcast.socket_writes import try_write
 from bridge.broadcast.subscriber import ConnectionEvent, Dispatch, State, Subscriber
 
 CATCH_UP_BYTES = 16384
-"""The most that a connection is sent at a time."""
+"""The most bytes of one piece."""
 
 MAX_PARTS_PER_TURN = 16
-"""The most parts of one large frame that a connection is sent in a turn. With one part, a fast client would fall off
+"""The most parts of one large frame that a connection gets in a turn. With only one part, a fast client would fall off
 the log during a flood of large updates."""
 
 URGENT, RETURNING, FILTERING = range(3)
 """Ranks, in the order in which a turn serves them: connections that were live, connections that resume, and connections
-that resume with a filter, for which much must be searched."""
+that resume with a filter, which need a longer search."""
 
 TURN_BUDGETS_BYTES = (2**21, 2**18, 2**18)
 """The most work for each rank in one turn of the loop (see `ReplayIndex.work_bytes`): 5 ms for connections that were
 live, and 1 ms for each of the others, or one update, however large."""
 
 MIN_COST_BYTES = 2048
-"""The least work that a piece counts for."""
+"""The least work that is counted for a piece."""
 
 MAX_EVICTIONS_PER_TURN = 64
-"""The most connections that are closed as too slow in one turn of the loop: 3 ms, if thousands stop to read at the same
+"""The most connections that are closed as too slow in one turn of the loop: 3 ms, if thousands stop reading at the same
 time."""
 
 
-# Python 3.11 reads a member of an enum through a property in Python, which takes longer than what is done with it here.
+# In Python 3.11, access to an enum member runs a property in Python, which takes longer than a comparison with it.
 _RESUMING, _CATCHING_UP, _LAGGING, _CLOSING = State.RESUMING, State.CATCHING_UP, State.LAGGING, State.CLOSING
 _CAUGHT_UP = ConnectionEvent.CAUGHT_UP
 
 _READING = frozenset({State.LAGGING, State.CATCHING_UP})
-"""The states in which a connection reads the log. A connection may leave them whenever it is written to."""
+"""The states in which a connection reads the log. Any write to a connection may end such a state."""
 
 
 class CatchUp:
-    """The connections that read on from their cursors: RESUMING, CATCHING_UP, LAGGING and CLOSING ones."""
+    """The connections that read the log from their cursors: RESUMING, CATCHING_UP, LAGGING and CLOSING ones."""
 
     def __init__(
         self,
@@ -72,16 +72,17 @@ class CatchUp:
         """The connections in the state CLOSING that get the rest of a frame first. Read-only for others."""
         self._urgent: OrderedDict[Subscriber, None] = OrderedDict()
         self._due: tuple[OrderedDict[Subscriber, None], ...] = (self._urgent, OrderedDict(), OrderedDict())
-        """The connections to send a piece to, by rank. Each is there once."""
+        """The connections that wait for their next piece, by rank."""
         self._turn_is_scheduled = False
         self._slowest = 0
-        """A lower bound of the cursors. They are searched only when the tail of the log passes it."""
+        """A lower bound of the cursors. The cursors are compared with the tail of the log only when it passes this
+        bound."""
         self._evicting = False
         """True while some connections wait for their eviction in a later turn."""
         self.sent_bytes = 0
         """Bytes written to sockets and handed to transports."""
 
-    # States: the hub calls these as connections enter and leave the states
+    # States: the hub calls these methods when connections enter and leave states
 
     def add_catching_up(self, connection: Subscriber) -> None:
         """Adds a connection that is CATCHING_UP now, at its cursor."""
@@ -94,9 +95,10 @@ class CatchUp:
         self._due[_rank(connection)].pop(connection, None)
 
     def add_lagging(self, connection: Subscriber) -> None:
-        """Adds a connection that is LAGGING now, and reads on from what is flushed next, or from `begin_at_flush`.
+        """Adds a connection that is LAGGING now.
 
-        Neither position is below `_slowest`: this was at most the flushed position when it was set.
+        It reads from the next flush on, or from this one after `begin_at_flush`. Neither position is below `_slowest`,
+        which was at most the flushed position when it was set.
         """
         connection.cursor = self._update_log.flushed
         connection.offset = 0
@@ -120,7 +122,7 @@ class CatchUp:
         self._urgent.pop(connection, None)
 
     def begin_at_flush(self, connection: Subscriber) -> None:
-        """Lets a LAGGING connection read what is flushed now."""
+        """Moves the cursor of a LAGGING connection back to the start of the current flush."""
         connection.cursor = self._update_log.flush_start
 
     def finish_frame(self, connection: Subscriber) -> None:
@@ -135,14 +137,14 @@ class CatchUp:
         self.schedule(connection)
 
     def skip_flushed(self) -> None:
-        """Moves all cursors to the end of what was flushed. For updates that no connection receives."""
+        """Moves all cursors to the flushed position, past updates that no connection receives."""
         for connection in chain(self.catching_up, self.lagging):
             connection.cursor = self._update_log.flushed
 
     # Turns
 
     def schedule(self, connection: Subscriber) -> None:
-        """Sends a connection a piece in a later turn: at once, a client that reads could keep the loop busy."""
+        """Sends a connection a piece in a later turn: otherwise a fast client could keep the loop busy."""
         due = self._urgent if connection.state is _LAGGING else self._due[_rank(connection)]
         due[connection] = None
         if not self._turn_is_scheduled:
@@ -162,7 +164,7 @@ class CatchUp:
     def _consume(self, budget_bytes: int, due: OrderedDict[Subscriber, None]) -> None:
         index = self._index
         limit_bytes = index.work_bytes + budget_bytes
-        # Each connection once, and not those that are added meanwhile: one piece a turn.
+        # Each connection gets one piece. Connections that are added meanwhile get theirs in the next turn.
         for _ in range(len(due)):
             if not due or index.work_bytes >= limit_bytes:
                 return
@@ -181,7 +183,7 @@ class CatchUp:
                 self._send_rest(connection)
             else:
                 self._send_next(connection)
-        except Exception as error:  # of one connection: it must neither affect the others nor be forgotten
+        except Exception as error:  # an error of one connection must not affect the others
             self.fail(connection, error)
 
     def _send_next(self, connection: Subscriber) -> None:
@@ -273,11 +275,11 @@ class CatchUp:
             connection.frame_ended()
 
     def send(self, connection: Subscriber, *frames: bytes | memoryview) -> None:
-        """Sends through its transport. A connection whose transport raises is closed, and does not affect others."""
+        """Sends through the connection's transport. If the transport raises, the connection is closed."""
         try:
             if connection.send(*frames):
                 self.sent_bytes += sum(map(len, frames))
-        except Exception as error:  # whatever a transport may raise
+        except Exception as error:  # a transport may raise anything
             self.fail(connection, error)
 
     def fail(self, connection: Subscriber, error: Exception) -> None:
@@ -289,7 +291,7 @@ class CatchUp:
     # Evictions
 
     def evict_too_slow(self) -> None:
-        """Ends the connections whose cursors the tail of the log has passed."""
+        """Ends the connections with cursors that the tail of the log has passed."""
         if self._update_log.tail > self._slowest and not self._evicting:
             self._evict_some()
 
@@ -297,7 +299,7 @@ class CatchUp:
         tail = self._update_log.tail
         for connection in [connection for connection in self.closing if connection.cursor < tail]:
             self._dispatch(connection, ConnectionEvent.OVERTAKEN)
-        # RESUMING connections are left out: if the tail passes them, they begin again after it.
+        # RESUMING connections are left out: if the tail passes their cursors, they begin again after it.
         reading = (*self.catching_up, *self.lagging)
         overtaken = [connection for connection in reading if connection.cursor < tail]
         for connection in overtaken[:MAX_EVICTIONS_PER_TURN]:

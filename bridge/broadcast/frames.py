@@ -1,6 +1,6 @@
 """Server frames of RFC 6455, section 5, as bytes: unmasked and unfragmented.
 
-A server frame has no mask, and the bridge negotiates no extension. So one byte string serves every client.
+A server frame has no mask, and the bridge negotiates no extension. One byte string therefore serves all clients.
 """
 
 import struct
@@ -9,7 +9,7 @@ _MEDIUM = struct.Struct("!BBH")
 _LONG = struct.Struct("!BBQ")
 
 PING = b"\x89\x00"
-"""A ping without a payload: the bridge need not know which of its pings a pong answers."""
+"""A ping without a payload. The bridge need not know which of its pings a pong answers."""
 
 
 def text_frame(payload: bytes) -> bytes:

@@ -1,6 +1,7 @@
-"""The frames that clients receive for a position of the log: the frame in the log, or the same with its id.
+"""The frames that clients receive for a position of the log: the frame in the log, or the same frame with an id.
 
-A frame with an id is encoded when it is sent, and once for all clients that receive it at about the same time. Pure.
+A frame with an id is encoded when it is sent, and once for all clients that receive it at about the same time. This
+module is pure.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class FrameEncoder:
 
     def ends(self, positions: Sequence[int], *, ids: bool) -> Sequence[int]:
         """Returns the end of each frame, in bytes, if the frames of these positions are joined."""
-        # Many clients stop in the same frames at the same time.
+        # Many sockets become full in the same flush.
         if self._last_ends[0] is not positions or self._last_ends[1] is not ids:
             sizes = (len(self.frame(position, ids=ids)) for position in positions)
             self._last_ends = (positions, ids, list(accumulate(sizes)))

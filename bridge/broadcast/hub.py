@@ -32,15 +32,15 @@ from bridge.metrics import Metrics
 _log = structlog.get_logger(LOGGER)
 
 FLUSH_BYTES = 65536
-"""The most that one write to a connection holds. Larger writes gain nothing: a frame costs the kernel more than the
-call."""
+"""The most bytes in one write to a connection. Larger writes gain nothing: the kernel takes longer for a frame than for
+the call."""
 
 ENCRYPT_BYTES = 2**20
-"""How much of larger updates is encrypted for all clients in the turn of the loop that brings it: 4 ms."""
+"""The most bytes of a larger flush that are encrypted, for all clients together, in its turn of the loop: 4 ms."""
 
 
 class FlushListener(Protocol):
-    """What must be done after each flush."""
+    """Receives a call after each flush."""
 
     def on_flush(self) -> None:
         """Called when all updates published so far are written or left to the cursors."""
@@ -51,23 +51,23 @@ class Source(Protocol):
 
     @property
     def is_live(self) -> bool:
-        """Whether updates arrive as they are published."""
+        """Whether new updates arrive as they are published."""
 
 
 _Call = Callable[[Subscriber], None]
 
 _Calls = tuple[_Call | None, State, tuple[_Call, ...]]
-"""A row of the table as a hub carries it out: a call in the old state, the next state, and the calls in that state."""
+"""A compiled row of the table: a call in the old state, the next state, and the calls in that state."""
 
-# Python 3.11 reads a member of an enum through a property in Python, which takes longer than the transition itself.
+# In Python 3.11, access to an enum member runs a property in Python, which takes longer than the transition itself.
 _CONGESTED, _DRAINED, _PARTIAL_WRITE = ConnectionEvent.CONGESTED, ConnectionEvent.DRAINED, ConnectionEvent.PARTIAL_WRITE
 
 
 class Trace(Protocol):
-    """Follows what a hub does."""
+    """Observes a hub."""
 
     def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
-        """Called after a change of a connection's state. `before` is the state before."""
+        """Called after a change of a connection's state. `before` is the previous state."""
 
     def on_flush(self, flushed: int, live: int) -> None:
         """Called after each flush: all positions below `flushed` are flushed, and `live` connections are live now."""
@@ -97,7 +97,8 @@ class Hub:
         self._update_log = log = index.update_log
         self._metrics = metrics
         self.schedule = schedule
-        """Calls back in the next turn of the loop. Connections use it too, so that they need no loop of their own."""
+        """Calls back in the next turn of the loop. Connections use it too, so that they need no reference to the
+        loop."""
         self._after_flush = flush_listener.on_flush
         if trace is not None:
             self._after_flush = partial(self._trace_flush, trace, flush_listener)
@@ -123,7 +124,7 @@ class Hub:
             State.LAGGING: catch_up.discard_lagging,
             State.CLOSING: catch_up.discard_closing,
         }
-        """Removes a connection from the collection of a state."""
+        """By state, the call that removes a connection from the collection of that state."""
         self._table = self._compile(trace)
         assert log.head == 0
 
@@ -139,7 +140,7 @@ class Hub:
 
     @property
     def pending(self) -> int:
-        """The number of connections whose resume waits for an update."""
+        """The number of connections that wait for an update before they resume."""
         return len(self._resume.pending)
 
     @property
@@ -167,42 +168,42 @@ class Hub:
     def join(
         self, connection: Subscriber, update_filter: UpdateFilter | None = None, after: After | None = None
     ) -> None:
-        """Adds a connection. `after` None is for updates without ids, from now on."""
+        """Adds a connection. If `after` is None, it receives updates without ids, from now on."""
         if connection.state is State.NEW:
             connection.subscription = self._subscriptions.join(update_filter, ids=after is not None)
             if after is not None:
                 self._resume.start(connection, after)
                 return
-        # The table has no row for a connection that has joined before.
+        # A connection that has joined before is reset: the table has no such row.
         self._dispatch(connection, ConnectionEvent.JOIN)
         if connection.congested:
             self._dispatch(connection, _CONGESTED)
 
     def closing(self, connection: Subscriber) -> None:
-        """Ends the updates of a connection whose closing handshake begins.
+        """Stops the updates of a connection, because its closing handshake begins.
 
-        It still gets the rest of a frame that is sent in part, and then `frame_ended`. If the log has dropped this
-        frame, no close frame can follow: the connection is reset.
+        It still gets the rest of a frame that is sent in part, and then a call of `frame_ended`. If the log has dropped
+        this frame, no close frame can follow: the connection is reset.
         """
         self._dispatch(connection, ConnectionEvent.CLOSE)
 
     def leave(self, connection: Subscriber) -> None:
         """Forgets a connection.
 
-        To be called before its descriptor is closed: the next socket to be opened gets the same one.
+        Call it before its descriptor is closed: the next socket may get the same descriptor.
         """
         self._dispatch(connection, ConnectionEvent.LEAVE)
 
     def congested(self, connection: Subscriber) -> None:
-        """To be called when a connection's transport could not take everything: nothing may be written past it."""
+        """Reports that a connection's transport holds bytes: nothing may be written past the transport."""
         self._dispatch(connection, _CONGESTED)
 
     def drained(self, connection: Subscriber) -> None:
-        """To be called when the transport of a congested connection is empty again."""
+        """Reports that the transport of a congested connection is empty again."""
         self._dispatch(connection, _DRAINED)
 
     def drain(self) -> None:
-        """Closes each connection once it has received everything: now, or when it has caught up."""
+        """Closes each connection when it has received everything: now, or after it has caught up."""
         self.flush()
         self._stopping = True
         for connection in tuple(self._connections()):
@@ -220,7 +221,8 @@ class Hub:
     ) -> None:
         """Adds an update (UTF-8 JSON) to the log. The next `flush` sends it.
 
-        `filter_input` is its type and data, if the caller has them. `update_id` is for ids that come with the updates.
+        `filter_input` is its type and data, if the caller has them. `update_id` is its id, if the source assigns the
+        ids.
         """
         frame = text_frame(payload)
         self._make_room(len(frame))
@@ -228,29 +230,29 @@ class Hub:
         self._unflushed_bytes += len(frame)
 
     def record_id(self, update_id: UpdateId) -> None:
-        """Records an id without an update: clients that have it from another instance can resume after it."""
+        """Records an id without an update, so that clients that have it from another instance can resume after it."""
         self._make_room(0)
         self._index.record_id(update_id)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Flushes before the log could drop a frame that is not flushed."""
+        """Flushes if the log could otherwise drop a frame that is not flushed."""
         unflushed = self._update_log.head - self._update_log.flushed
         if self._unflushed_bytes + size_bytes > self._flush_bytes or unflushed >= self._flush_updates:
             self.flush()
 
     def send_own_message(self, payload: bytes) -> None:
-        """Sends an own message to the connections with ids, in its place among the updates."""
+        """Sends an own message to the connections with ids, in order with the updates."""
         self.flush()
         self._index.append_own_message(payload)
         self.flush()
 
     def end_replay(self) -> None:
-        """Ends the replay of updates that are older than the bridge's start: all connections get what follows."""
+        """Ends the replay of updates that are older than the bridge's start. All connections get the later updates."""
         self.flush()
         self._resume.end_replay()
 
     def tick(self) -> None:
-        """Gives up waiting for updates that have not arrived between two ticks. To be called every few seconds."""
+        """Ends the wait for updates that have not arrived between two ticks. Call it every few seconds."""
         self._resume.tick(self._source.is_live)
 
     # The flush
@@ -306,7 +308,7 @@ class Hub:
         room_bytes = ENCRYPT_BYTES
         for connection in tuple(live.via_transport):
             self._dispatch(connection, ConnectionEvent.POSTPONED)
-            # The others get the frames in later turns: encryption for hundreds of clients takes long.
+            # The others get the frames in later turns, because encryption for hundreds of clients takes long.
             if len(frames) <= room_bytes:
                 room_bytes -= len(frames)
                 catch_up.send_next(connection)
@@ -368,7 +370,7 @@ class Hub:
             call(connection)
 
     def _reset_illegal(self, connection: Subscriber, event: ConnectionEvent) -> None:
-        """Ends a connection after a fault of the bridge. All other connections go on."""
+        """Resets a connection after a fault of the bridge. Other connections are not affected."""
         state = connection.state
         _log.error(
             "connection reset after an event that is illegal in its state",
@@ -397,7 +399,7 @@ class Hub:
         connection.close(CloseReason.TOO_SLOW, updates_behind=self._update_log.flushed - connection.cursor)
 
     def _count_dropped(self, connection: Subscriber) -> None:
-        # With a filter, it is not known which updates the connection would have received.
+        # With a filter, the bridge does not know which updates the connection would have received.
         if connection.subscription.filter is None:
             self._metrics.dropped += self._index.count(None, connection.cursor, self._update_log.flushed)[0]
 

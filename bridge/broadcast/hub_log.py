@@ -19,9 +19,9 @@ class HubLog:
         self._flushed = 0
         """The position up to which flushes are logged."""
         self._short_writes = 0
-        """The sockets that took only a part of the frames, since the last flush."""
+        """The number of sockets that took only a part of the frames, since the last flush."""
         self._postponed = 0
-        """The connections that get the frames in later turns of the loop, since the last flush."""
+        """The number of connections that get the frames in later turns of the loop, since the last flush."""
 
     def on_transition(self, connection: Subscriber, *, before: State, event: ConnectionEvent) -> None:
         """Logs a change of a connection's state. The cursor is left out while the connection does not use it."""

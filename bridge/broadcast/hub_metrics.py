@@ -17,7 +17,7 @@ def register_hub_metrics(metrics: Metrics, hub: Hub, update_log: UpdateLog) -> N
     )
     metrics.gauge(
         "bridge_resumes_pending",
-        "Connections whose resume waits until the bridge has the update that the client received last.",
+        "Connections that wait to resume until the bridge has the update that the client received last.",
         lambda: hub.pending,
     )
     metrics.gauge(

@@ -1,12 +1,13 @@
 """The live connections of a subscription, as an array of the descriptors of their sockets.
 
-A flush reads this array and nothing else of a connection. With 1000 clients, their transports and protocols are no
-longer in the processor's caches when the kernel returns from the client before: reading them costs more than the system
-call (`make bench`, paced: 1.4 times a bare loop in C with them, 1.1 to 1.2 times without).
+A flush reads this array and nothing else of a connection. With 1000 clients, the transport and the protocol of the next
+client are not in the processor's caches: reading them takes longer than the system call (`make bench`, paced: 1.4 times
+a bare loop in C with them, 1.1 to 1.2 times without).
 
-A flush writes past the transport. This is right only while the transport holds no bytes, and while the descriptor is
-its own: a congested or closing connection must not be in the set. For a connection with TLS, the set holds the method
-of its transport that encrypts and sends. It holds no descriptor: a write to it would send bytes unencrypted.
+A flush writes past the transport. This is correct only while the transport holds no bytes and owns the descriptor: a
+congested or closing connection must not be in the set. For a connection with TLS, the set holds the method of its
+transport that encrypts and sends. The set does not hold its descriptor, because a write to the descriptor would not be
+encrypted.
 """
 
 from array import array
@@ -20,7 +21,7 @@ from bridge.broadcast.socket_writes import IoSubmitWriter, try_write_all
 _log = structlog.get_logger("bridge.broadcast")
 
 MIN_BATCHED_SOCKETS = 64
-"""The number of sockets from which on one system call for many writes is faster than a call for each."""
+"""From this number of sockets on, one system call for many writes is faster than one call for each socket."""
 
 
 class Slot(Protocol):
@@ -32,7 +33,7 @@ class Slot(Protocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """With TLS: encrypts frames and sends them. Holds what the socket does not take, and reports it."""
+        """With TLS: encrypts frames and sends them. The transport holds the bytes that the socket does not take."""
 
     slot: int
     """The index of the connection in the set; -1 if it is in none. Set by `LiveSet` alone."""
@@ -48,8 +49,8 @@ class LiveSet(Generic[P]):
 
     def __init__(self) -> None:
         self.connections: list[P] = []
-        """The connections with a descriptor. Read-only for others, as all attributes."""
-        # Not a list: its numbers would be objects among those of the connections, and each one a cache miss (2 % of the
+        """The connections with a descriptor. Read-only for others, like all attributes."""
+        # Not a list: it would refer to an object for each number, and each object would be a cache miss (2 % of the
         # paced fan-out).
         self.descriptors = array("i")
         self.via_transport: list[P] = []
@@ -101,13 +102,13 @@ class LiveSet(Generic[P]):
     def encrypt(self, frames: bytes) -> list[tuple[P, Exception]]:
         """Sends frames to the connections with TLS. Returns those whose transport raised.
 
-        A connection whose transport holds a part of the frames leaves the set meanwhile.
+        If a transport can't send all frames at once, its connection leaves the set during this call.
         """
         failed: list[tuple[P, Exception]] = []
         for connection, write in zip(tuple(self.via_transport), tuple(self.writes), strict=True):
             try:
                 write(frames)
-            except Exception as error:  # of one connection: it must not affect the others
+            except Exception as error:  # an error of one connection must not affect the others
                 failed.append((connection, error))
         return failed
 
@@ -119,7 +120,10 @@ class BroadcastWriter:
         self._write_batched: Callable[[array[int], bytes], list[tuple[int, int]]] | None = None
 
     def write(self, lives: Sequence[LiveSet[P]], frames: bytes) -> list[tuple[P, int]]:
-        """Writes to every socket. Returns the connections whose sockets took only a part, each with its bytes."""
+        """Writes to every socket.
+
+        Returns each connection with a socket that took only a part, and the size of this part.
+        """
         descriptors = lives[0].descriptors if len(lives) == 1 else array("i")
         if len(lives) > 1:
             for live in lives:
@@ -132,7 +136,8 @@ class BroadcastWriter:
             short = self._write_batched(descriptors, frames)
         if not short:
             return []
-        # The connections are looked up here alone. To count along would cost time for each connection and update.
+        # Connections are looked up only here. A lookup during the writes would take time for each connection and
+        # update.
         connections = [connection for live in lives for connection in live.connections]
         slots = {descriptor: slot for slot, descriptor in enumerate(descriptors)}
         return [(connections[slots[descriptor]], taken) for descriptor, taken in short]
@@ -143,5 +148,5 @@ def _batched_writes() -> "Callable[[array[int], bytes], list[tuple[int, int]]]":
     try:
         return IoSubmitWriter().write
     except OSError as error:
-        _log.info("this system does not take many writes at once: each is a call of its own", error=str(error))
+        _log.info("io_submit is not available; each write is a system call", error=str(error))
         return try_write_all

@@ -1,8 +1,8 @@
-"""What is known of the positions of the log beside their frames: ids, own messages, and which updates a filter matches.
+"""The index of the log, by position: the ids, the own messages, and which updates a filter matches.
 
-The positions are in segments of some hundreds. A segment is dropped when the log has dropped all of its positions. The
-matches of a filter are kept for each segment, so that the filter is asked once, however many clients resume with it.
-Some positions hold no update, but an own message for clients with ids, or only an id that clients can resume after.
+The positions are in segments of some hundreds. A segment is dropped when the log has dropped all of its positions. Each
+segment caches the matches of a filter, so that the filter is applied once, even if many clients resume with it. Some
+positions hold no update: they hold an own message for clients with ids, or only an id to resume after.
 
 Pure: no connections, no clock.
 """
@@ -20,25 +20,26 @@ from bridge.contract.envelope import unwrap
 from bridge.contract.update_id import UpdateId
 
 SEGMENT_UPDATES = 256
-"""The most positions of a segment. A filter is asked about all of them at once, which takes half a millisecond."""
+"""The most positions of a segment. A filter is applied to all of them at once, which takes half a millisecond."""
 
 SEGMENT_BYTES = 65536
-"""The bytes of frames after which a segment ends, if it holds fewer positions."""
+"""A segment also ends when its frames have this many bytes."""
 
 REPLAY_MARGIN = 8
 """A full replay starts after the oldest eighth of the log, which the next updates would evict."""
 
 MAX_CACHED_FILTERS = 32
-"""The most filters whose matches are kept for a segment: with the default log, 2 MB in all. Others are asked again."""
+"""The most filters with cached matches in a segment: 2 MB in all with the default log. Other filters are applied
+again."""
 
 MATCH_COST_BYTES = 128
 """The work of one call of a filter (see `ReplayIndex.work_bytes`): 0.4 us, the time to parse this much JSON."""
 
 CACHED_COST_BYTES = 1024
-"""The work of a look at the kept matches of a segment."""
+"""The work of a lookup in the cached matches of a segment."""
 
 CACHE_BYTES = 2**19
-"""The bound of the cache for inputs of filters, and of the cache for frames with ids."""
+"""The size of the cache for filter inputs, and of the cache for frames with ids."""
 
 FilterInput = tuple[str, object]
 """The type and the data of an update."""
@@ -54,7 +55,7 @@ class UpdateFilter(Protocol):
 
 
 class Segment:
-    """What is known of a run of positions: from `start` to the start of the next segment."""
+    """The index of a run of positions: from `start` to the start of the next segment."""
 
     __slots__ = (
         "match_cache",
@@ -74,32 +75,32 @@ class Segment:
         self.non_updates_before = 0
         """The number of positions before it that hold no update."""
         self.sequences = array("Q")
-        """By position, if the ids come with the updates; so are the tags."""
+        """The sequence of each position. Empty if the index counts the ids, like `tags`."""
         self.tags = array("I")
         self.non_updates: set[int] = set()
         """The positions that hold no update."""
         self.own_messages: dict[int, bytes] = {}
         """The frames of own messages, by position."""
         self.match_cache: dict[UpdateFilter, bytearray] = {}
-        """By filter and position, 1 for an update that matches, as far as the filter was asked."""
+        """By filter: for each position to which the filter was applied, 1 if its update matches."""
 
 
 class BoundedCache(Generic[V]):
-    """The newest values by position. Bounded in bytes; the newest value stays, however large it is."""
+    """The newest values by position, bounded in bytes. The newest value always stays, even if it exceeds the bound."""
 
     __slots__ = ("_max_bytes", "_size_bytes", "_values")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._size_bytes = 0
-        # Not a dict: a dict that is always emptied from the front gets slower with each key that was there before.
+        # Not a dict: each removal of the first key makes the next removal slower.
         self._values: OrderedDict[int, tuple[V, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._values)
 
     def get(self, position: int) -> V | None:
-        """Returns a value; None if it is not there, or no longer."""
+        """Returns a value, or None if it was not added or was evicted."""
         found = self._values.get(position)
         return None if found is None else found[0]
 
@@ -116,7 +117,7 @@ class ReplayIndex:
     """The log with its ids, own messages and matches."""
 
     def __init__(self, log: UpdateLog, tag: int | None = None) -> None:
-        """With a `tag`, the index counts the ids itself, from 1. None: each entry comes with its id."""
+        """With a `tag`, the index counts the ids itself, from 1. Without one, each entry comes with its id."""
         self.update_log = log
         self._tag = tag
         self._segments = [Segment(0)]
@@ -131,7 +132,8 @@ class ReplayIndex:
         """The last position that holds no update."""
         self._filter_inputs: BoundedCache[FilterInput] = BoundedCache(CACHE_BYTES)
         self.work_bytes = 0
-        """The work for connections that are not live, and for filters: read, searched and written. It only grows."""
+        """The work for connections that are not live, and for filters: bytes read, searched and written. It only
+        grows."""
 
     def append(
         self,
@@ -142,12 +144,12 @@ class ReplayIndex:
     ) -> None:
         """Adds the frame of an update; an empty frame is no update. `update_id` is its id, if ids are not counted here.
 
-        `filter_input` is its type and data, if filters may ask for them. `extra_bytes` is as in `UpdateLog.append`.
+        `filter_input` is its type and data, if a filter may need them. `extra_bytes` is as in `UpdateLog.append`.
         """
         log = self.update_log
         if filter_input is not None:
             self._filter_inputs.put(log.head, filter_input, len(frame))
-        # Sequences grow within a segment. An own message has the id of the entry before it.
+        # Within a segment, sequences never decrease. An own message has the id of the entry before it.
         restarts = update_id is not None and update_id.sequence <= self._newest.sequence and update_id != self._newest
         if log.head >= self._full_at or self._room_bytes <= 0 or restarts:
             self._begin(log.head)
@@ -202,12 +204,13 @@ class ReplayIndex:
 
     def _find(self, sought: UpdateId) -> int | None:
         if self._tag is not None:
-            # The id before the first update is known, too: nothing was missed before it.
+            # The id before the first update is known too: a client with this id has missed nothing.
             return sought.sequence - 1 if sought.tag == self._tag and sought.sequence <= self.update_log.head else None
         for segment in reversed(self._segments):
             if not segment.sequences or segment.sequences[0] > sought.sequence:
                 continue
-            # The first of equal ids: own messages after it have it, too, and may be all that this segment has of it.
+            # The first of equal ids. The own messages after an update have its id too, and may be in another segment
+            # than it.
             at = bisect_left(segment.sequences, sought.sequence)
             known = at < len(segment.sequences) and (segment.sequences[at], segment.tags[at]) == sought
             if known and segment.start + at not in segment.own_messages:
@@ -221,7 +224,7 @@ class ReplayIndex:
 
     @property
     def oldest(self) -> int:
-        """The oldest position that stays for a while: the tail if there is room left in the log."""
+        """The oldest position that stays for a while. It is the tail if the log has room left."""
         log = self.update_log
         needed = log.max_bytes // REPLAY_MARGIN - (log.max_bytes - log.size_bytes)
         position = log.tail
@@ -235,7 +238,7 @@ class ReplayIndex:
         return position
 
     def before(self, position: int) -> UpdateId:
-        """Returns the last id of a client whose next position is this one. It may be the head of the log."""
+        """Returns the id of the entry before a position. The position may be the head of the log."""
         return self.id_of(position - 1) if position or self._tag is not None else UpdateId(0, 0)
 
     def id_of(self, position: int) -> UpdateId:
@@ -260,7 +263,7 @@ class ReplayIndex:
         return filter_input
 
     def updates(self, start: int, end: int) -> Sequence[int]:
-        """Returns those of the positions that hold updates."""
+        """Returns the positions from `start` to before `end` that hold updates."""
         if start > self._last_non_update:
             return range(start, end)
         segments = self._segments[self._index(start) :]
@@ -268,7 +271,7 @@ class ReplayIndex:
         return [position for position in range(start, end) if position not in non_updates]
 
     def has_own_message(self, start: int, end: int) -> bool:
-        """Whether any of the positions holds an own message."""
+        """Whether a position from `start` to before `end` holds an own message."""
         if start > self._last_non_update:
             return False
         segments = self._segments[self._index(start) :]
@@ -294,7 +297,7 @@ class ReplayIndex:
     def count(self, update_filter: UpdateFilter | None, start: int, end: int) -> tuple[int, int]:
         """Returns how many updates from `start` on match, and where the count ended: at `end` or before it.
 
-        The count goes on as long as the matches are known, and asks the filter about one more segment.
+        The count uses the cached matches, and applies the filter to at most one segment.
         """
         if update_filter is None:
             return end - start - self._non_updates_before(end) + self._non_updates_before(start), end
@@ -317,7 +320,7 @@ class ReplayIndex:
         return segment.non_updates_before + sum(each < position for each in segment.non_updates)
 
     def forget(self, update_filter: UpdateFilter) -> None:
-        """Drops the kept matches of a filter. To be called when its last client is gone."""
+        """Drops the cached matches of a filter. Call it when the last client with this filter is gone."""
         for segment in self._segments:
             segment.match_cache.pop(update_filter, None)
 

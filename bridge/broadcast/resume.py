@@ -1,12 +1,12 @@
-"""How a client that asks for ids begins: its position, its `resume` message, and the way from there to live.
+"""How a connection with ids begins: its position, its `resume` message, and its way to the state LIVE.
 
 1. `Resume.start` decides if the client must wait. A client that has an update of another instance waits until this
    update arrives here (`PendingResumes`). While the bridge replays the stream itself, all clients wait.
-2. `Resume._begin` finds the position: after the client's update; the head, if it asks for no earlier updates; or the
-   oldest update that stays, if its id is unknown.
-3. `Resume.next_message` counts the updates to replay, in many turns of the loop if a filter must be asked for each of
-   them. Then it returns the `resume` message.
-4. `CatchUp` sends this message, and then the log from there to the head. Then the connection is live.
+2. `Resume._begin` finds the position: after the client's update; the head, if the client asks for no earlier updates;
+   or the oldest update that stays, if the id is unknown.
+3. `Resume.next_message` counts the updates to replay. This takes many turns of the loop if a filter must be applied to
+   each update. Then it returns the `resume` message.
+4. `CatchUp` sends this message, and then the log from the position to the head. Then the connection is live.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ MAX_RELEASES_PER_TURN = 64
 
 @dataclass(slots=True)
 class _Count:
-    """The updates to replay to one connection, as far as they are counted."""
+    """The count of the updates to replay to one connection."""
 
     complete: bool
     """False if the client misses updates."""
@@ -75,7 +75,7 @@ class Resume:
         return iter(tuple(self._resuming))
 
     def start(self, connection: Subscriber, after: After) -> None:
-        """Takes a new connection."""
+        """Lets a new connection wait, or finds its position."""
         if self.pending.defer(connection, after):
             self._dispatch(connection, ConnectionEvent.DEFER)
         else:
@@ -98,7 +98,7 @@ class Resume:
         self.release()
 
     def release(self) -> None:
-        """Begins with connections whose wait is over: some of them now, the others in later turns."""
+        """Begins with the connections that need not wait any more: some of them now, the others in later turns."""
         if self.pending.waits and not self._releasing:
             self._release_some()
 
@@ -122,22 +122,22 @@ class Resume:
             position: int | None = log.flushed
         else:
             position = None if after.id is None else self._index.after(after.id)
-        # Never beyond the flushed position: the client would miss the next updates.
+        # Not after the flushed position: the client would miss the next updates.
         connection.cursor = self._oldest() if position is None else min(position, log.flushed)
         connection.offset = 0
         self._resuming[connection] = _Count(position is not None, connection.cursor)
         self._dispatch(connection, ConnectionEvent.START if after == FROM_NOW_ON else ConnectionEvent.RESUME)
 
     def _oldest(self) -> int:
-        # Beyond the flushed position, the number of replayed updates would be negative.
+        # After the flushed position, the number of replayed updates would be negative.
         return min(self._index.oldest, self._update_log.flushed)
 
     # The resume message
 
     def next_message(self, connection: Subscriber) -> bytes | None:
-        """Counts on; returns the frame of the `resume` message if all updates are counted.
+        """Continues the count. Returns the frame of the `resume` message when all updates are counted.
 
-        One call counts the updates of one segment at most, if a filter must be asked for them.
+        If a filter must be applied, one call counts the updates of at most one segment.
         """
         count, index, flushed = self._resuming[connection], self._index, self._update_log.flushed
         if connection.cursor < self._update_log.tail:
@@ -171,7 +171,7 @@ class _Wait:
 class PendingResumes:
     """The connections that wait for an update that another instance has already sent: those in the state PENDING.
 
-    No connection waits for ever. An update that does not arrive while other updates do is an unknown one.
+    No connection waits forever. If the update does not arrive while the source is live, its id counts as unknown.
     """
 
     def __init__(self, index: ReplayIndex, replaying: bool) -> None:
@@ -210,7 +210,7 @@ class PendingResumes:
         self.waits.pop(connection, None)
 
     def ready(self) -> list[tuple[Subscriber, After]]:
-        """Removes and returns some of the connections whose wait is over, each with the position that it asked for."""
+        """Removes and returns some connections that need not wait any more, each with the position it asked for."""
         if not self.waits or self.replaying or self._index.newest_sequence < self._next_sequence:
             return []
         ready: list[tuple[Subscriber, After]] = []

@@ -1,9 +1,9 @@
-"""Writes of the same bytes to many sockets, past their transports.
+"""Writes the same bytes to many sockets, past their transports.
 
-`IoSubmitWriter` needs two system calls for hundreds of sockets. Linux takes a list of writes in one call, which was
-made for files: `io_submit(2)`. It carries out writes to sockets at once, one after the other, and does not wait if a
-socket is full. A second call returns the results. A delivery takes a seventh less time than with `os.write`, and less
-than in a loop in C that calls `send` (`make bench`, paced). Containers usually allow these calls, unlike io_uring.
+`IoSubmitWriter` needs two system calls for hundreds of sockets. `io_submit(2)`, which was made for files, takes a list
+of writes in one call. It carries out writes to sockets at once, one after the other, and does not wait if a socket is
+full. A second call returns the results. A write takes a seventh less time than with `os.write`, and less than in a loop
+in C that calls `send` (`make bench`, paced). Containers usually allow these calls, unlike io_uring.
 
 The layouts and numbers are from the kernel's `fs/aio.c` and `include/uapi/linux/aio_abi.h`.
 """
@@ -32,7 +32,7 @@ IOCB = struct.Struct("=QIiHhIQQqQII")
 three fields that stay 0."""
 
 DESCRIPTOR_OFFSET = 20
-"""Of the descriptor in a control block, in bytes."""
+"""The offset of the descriptor in a control block, in bytes."""
 
 IOCB_CMD_PWRITEV = 8
 """The operation. The address in the control block is that of a vector. All control blocks share one vector, so that
@@ -71,7 +71,7 @@ class _Vector(ctypes.Structure):
 
 
 class IoSubmitWriter:
-    """Writes to many sockets at once. The kernel's context for this ends with the object."""
+    """Writes to many sockets at once. The kernel's context for these writes is freed with the object."""
 
     def __init__(self) -> None:
         """Raises OSError if the system has no such calls, does not allow them, or supports them for files only."""
@@ -102,7 +102,7 @@ class IoSubmitWriter:
         self._complete = memoryview(array("q", [0] * BATCH_SOCKETS))
         """The results if every socket takes all bytes."""
         self._broken = False
-        """True after the results of a call were lost: they could be taken for the results of later writes."""
+        """True after the results of a call were lost: they could be mistaken for the results of later writes."""
         self._probe()
 
     def write(self, descriptors: "array[int]", frames: bytes) -> list[tuple[int, int]]:
@@ -133,7 +133,7 @@ class IoSubmitWriter:
         self._descriptors[:count] = memoryview(batch)
         done = max(0, self._call(self._submit, self._context, ctypes.c_long(count), self._iocbs))
         if done < count:
-            # The list ends before the first socket that the kernel does not accept.
+            # The kernel stopped before the first socket that it does not accept.
             short += try_write_all(batch[done:], frames)
         submitted, known = batch[:done], len(short)
         while done:
@@ -150,7 +150,7 @@ class IoSubmitWriter:
             done -= ended
 
     def _abort(self, descriptors: "array[int]") -> list[tuple[int, int]]:
-        """Shuts down sockets if it is unknown how much they took. Their clients reconnect, and miss no bytes."""
+        """Shuts down sockets that took an unknown number of bytes. Their clients reconnect, and miss no bytes."""
         self._broken = True
         for descriptor in descriptors:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as duplicate:

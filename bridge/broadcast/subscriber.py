@@ -16,7 +16,7 @@ from bridge.broadcast.replay import UpdateFilter
 
 
 class _Choice(Enum):
-    # The hash of an Enum is Python code, and each transition would call it twice.
+    # `Enum.__hash__` is Python code, and each transition would call it twice.
     __hash__ = object.__hash__
 
 
@@ -25,10 +25,10 @@ class State(_Choice):
 
     NEW = "not in the hub yet"
     PENDING = "waits for an update that another instance has already sent, or for the end of the bridge's own replay"
-    RESUMING = "has its position in the log; the bridge counts the updates to replay, and has sent no `resume` yet"
+    RESUMING = "has its position in the log; the bridge counts the updates to replay, and has not sent `resume` yet"
     CATCHING_UP = "has received `resume`, and reads the log from there; it was never live"
     LIVE = "at the head of the log, with an empty socket; each flush writes to it"
-    LAGGING = "was live; its socket was full, or a flush left it the updates to read from the log"
+    LAGGING = "was live, until its socket was full or a flush was postponed; reads the log from there"
     CLOSING = "its close frame is sent, or due after the rest of a frame"
     CLOSED = "its socket is closed, or about to be"
 
@@ -36,20 +36,20 @@ class State(_Choice):
 class ConnectionEvent(_Choice):
     """What happens to a connection. The value is the description."""
 
-    JOIN = "joins without ids"
-    START = "joins with ids, from now on; or the wait for that is over"
-    RESUME = "joins after an id; or the wait for its update is over"
-    DEFER = "joins, and must wait"
-    RESUME_SENT = "its updates are counted, and `resume` is about to be sent"
-    CAUGHT_UP = "has everything that was flushed, and its socket is empty"
-    PARTIAL_WRITE = "its socket did not take all of a flush"
-    POSTPONED = "a flush leaves its updates to be read from the log: they are large, or many filters are due"
+    JOIN = "the connection joins without ids"
+    START = "the connection joins with ids from now on, at once or after its wait"
+    RESUME = "the connection joins after an id, at once or after its wait"
+    DEFER = "the connection joins with ids, and must wait"
+    RESUME_SENT = "the updates to replay are counted; the hub sends `resume` next"
+    CAUGHT_UP = "the connection was sent everything that is flushed, and its socket is empty"
+    PARTIAL_WRITE = "its socket took only a part of a flush"
+    POSTPONED = "the connection must read the updates of a flush from the log: they are large, or many filters are due"
     CONGESTED = "its transport holds bytes that the socket did not take"
     DRAINED = "its transport is empty again"
     OVERTAKEN = "the log has dropped the update at its cursor"
     STOP = "the bridge stops"
     CLOSE = "its closing handshake begins"
-    LEAVE = "its socket is closed, or it has failed"
+    LEAVE = "its socket is closed, or the connection has failed"
 
 
 class Action(_Choice):
@@ -99,7 +99,7 @@ TRANSITIONS: Mapping[State, Mapping[ConnectionEvent, Transition]] = {
         ConnectionEvent.RESUME_SENT: Transition(State.CATCHING_UP),
         ConnectionEvent.CONGESTED: Transition(State.RESUMING),
         ConnectionEvent.DRAINED: Transition(State.RESUMING, (Action.SCHEDULE,)),
-        # It has received nothing yet, and so it misses nothing.
+        # The client has received nothing yet, so it misses nothing.
         ConnectionEvent.STOP: Transition(State.RESUMING, (Action.CLOSE_STOPPING,)),
         ConnectionEvent.CLOSE: Transition(State.CLOSING, (Action.UNSUBSCRIBE,)),
         ConnectionEvent.LEAVE: Transition(State.CLOSED, (Action.UNSUBSCRIBE,)),
@@ -166,7 +166,7 @@ class Piece(NamedTuple):
 
 
 class Subscription(Protocol):
-    """A filter, with or without ids, as the connections that share it use it."""
+    """A filter, with ids or without. All connections that ask for the same share one subscription."""
 
     @property
     def filter(self) -> UpdateFilter | None:
@@ -189,7 +189,7 @@ class Subscription(Protocol):
         """Returns frames from byte `offset` of the frame at `position` on, in at most `max_bytes`."""
 
     def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
-        """Returns the position and the offset at which a client stopped that took only `taken` bytes."""
+        """Returns the position and the offset at which a write of only `taken` bytes stopped."""
 
 
 class Subscriber(Slot, Protocol):
@@ -198,7 +198,7 @@ class Subscriber(Slot, Protocol):
     state: State
     """Set by the hub alone."""
     cursor: int
-    """The position of the next frame to send. Not kept while the connection is live."""
+    """The position of the next frame to send. Not updated while the connection is live."""
     offset: int
     """The number of bytes of the frame at the cursor that are sent. It is 0 unless the frame is sent in parts."""
     congested: bool

@@ -1,7 +1,7 @@
 """What clients have asked for: one subscription for each filter, with ids or without.
 
 Connections with the same filter and the same choice of ids share a subscription. Subscriptions with equal bytes share a
-write. So each filter is asked about an update once, however many clients have it.
+write. Each filter is therefore applied to an update once, even if many clients use it.
 
 This module has no sockets.
 """
@@ -16,8 +16,8 @@ from bridge.broadcast.replay import ReplayIndex, UpdateFilter
 from bridge.broadcast.subscriber import Piece, Subscriber, Subscription
 
 MAX_MATCHES_PER_FLUSH = 8192
-"""The most calls of filters in a flush: 4 ms. Connections with other filters read the updates from the log, in the next
-turns of the loop, as lagging ones do."""
+"""The most calls of filters in a flush: 4 ms. Connections with the remaining filters read the updates from the log in
+the next turns of the loop, like lagging ones."""
 
 
 class SharedSubscription:
@@ -28,7 +28,7 @@ class SharedSubscription:
     def __init__(
         self, index: ReplayIndex, encoder: FrameEncoder, update_filter: UpdateFilter | None, ids: bool
     ) -> None:
-        """`encoder` is of the index; `update_filter` None selects all updates."""
+        """`encoder` encodes the frames of `index`. If `update_filter` is None, the subscription has all updates."""
         self._index = index
         self._encoder = encoder
         self.filter = update_filter
@@ -40,8 +40,8 @@ class SharedSubscription:
     def read(self, position: int, offset: int, end: int, max_bytes: int) -> Piece:
         """Returns frames from byte `offset` of the frame at `position` on, in at most `max_bytes`.
 
-        A larger frame is returned in parts. The piece stops before `end`. It also stops when enough positions were
-        searched, so it may be empty. `position` must be in the log, and below `end`.
+        A larger frame is returned in parts. The piece stops before `end`. It also stops after the search of one
+        segment, so it may be empty. `position` must be in the log, and below `end`.
         """
         if offset:
             return self._part(position, offset, max_bytes)
@@ -69,10 +69,10 @@ class SharedSubscription:
         return Piece(part, (position,), end, reached)
 
     def split(self, positions: Sequence[int], offset: int, taken: int) -> tuple[int, int]:
-        """Returns where a client stopped that took only `taken` bytes of the frames at these positions.
+        """Returns where a write stopped, if the socket took only `taken` bytes of the frames at these positions.
 
-        This is the position of the first incomplete frame, and the number of its bytes that the client has. `taken`
-        must be less than all bytes. The client had `offset` bytes of the first frame before.
+        The result is the position of the first incomplete frame, and the number of its bytes that are sent. `taken`
+        must be less than all bytes. `offset` bytes of the first frame were sent before.
         """
         taken += offset
         if len(positions) == 1:
@@ -112,7 +112,7 @@ class Subscriptions:
         return iter((self.unfiltered, *self._others.values()))
 
     def join(self, update_filter: UpdateFilter | None, *, ids: bool) -> SharedSubscription:
-        """Returns the subscription for a new connection. To be left once."""
+        """Returns the subscription for a new connection, which must leave it once."""
         subscription = self._find(update_filter, ids)
         subscription.connections += 1
         return subscription
@@ -131,7 +131,7 @@ class Subscriptions:
             return self.unfiltered
         subscription = self._others.get((update_filter, ids))
         if subscription is None:
-            # The same filter object with and without ids: `_grouped` asks each filter object once.
+            # With and without ids, the filter must be the same object: `_grouped` applies each filter object once.
             twin = self._others.get((update_filter, not ids))
             shared = twin.filter if twin else update_filter
             subscription = SharedSubscription(self._index, self._encoder, shared, ids)
@@ -139,9 +139,9 @@ class Subscriptions:
         return subscription
 
     def batches(self, start: int, end: int, frames: bytes) -> tuple[Sequence[Batch], Sequence[SharedSubscription]]:
-        """Returns what to write for the positions of a flush, and the subscriptions to be served in later turns.
+        """Returns what to write for the positions of a flush, and the subscriptions to serve in later turns.
 
-        `frames` are the frames of these positions as they are in the log.
+        `frames` holds the frames of these positions, joined, without ids.
         """
         positions = self._index.updates(start, end)
         if not self._others:

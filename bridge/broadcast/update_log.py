@@ -6,7 +6,7 @@ holds an own message, or an id without an update (see `replay`).
 
 ENTRY_BYTES = 174
 """The memory of an entry without its frame (CPython 3.11, 64 bit): 33 for the bytes object, 32 for the position, about
-95 for a slot of the dict, and 14 in the `ReplayIndex`. It counts for the bound of the log, which is there to bound
+95 for a slot of the dict, and 14 in the `ReplayIndex`. It counts towards the bound of the log, because the bound is for
 memory."""
 
 
@@ -72,7 +72,7 @@ class UpdateLog:
         return b"".join(run), position
 
     def flush(self, max_bytes: int) -> bytes:
-        """Returns the next frames for the live connections, and counts them as flushed. Some must not be flushed yet.
+        """Returns the next frames for the live connections, and counts them as flushed. There must be some.
 
         The piece stops as in `read`.
         """

@@ -27,7 +27,7 @@ SHUTDOWN_TIMEOUT_S = 8
 HEALTH_LIMIT_S = 60.0
 """An engine asks by starting a process in the container, which takes long on a busy machine."""
 
-NO_BATCHED_WRITES = "this system does not take many writes at once"
+NO_BATCHED_WRITES = "io_submit is not available"
 READ_ONLY = "30"  # EROFS
 
 
