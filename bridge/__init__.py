@@ -23,10 +23,10 @@ _FOR_PUBLISHERS = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        # Imported on first use: every module of the bridge imports this one first, and most need no broker.
+        # Imported on first use: every module of the bridge imports this package first, and most need no broker.
         if name not in _FOR_PUBLISHERS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module  # noqa: PLC0415 - only publishing programs need it

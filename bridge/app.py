@@ -52,10 +52,10 @@ _log = structlog.get_logger("bridge")
 
 
 class Bridge:
-    """The whole program in one process. Made inside a running event loop.
+    """The whole program in one process. Construct it inside a running event loop.
 
-    A delivery goes source -> relay -> hub -> update log -> sockets; if it can't become an update, relay -> rejects.
-    A handshake goes listener -> server -> router -> hub. Each path is built from its end.
+    A delivery goes source -> relay -> hub -> update log -> sockets; if it can't become an update, relay -> rejects. A
+    handshake goes listener -> server -> router -> hub. The constructor builds each path from its end.
     """
 
     def __init__(self, settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
@@ -66,7 +66,7 @@ class Bridge:
         self.metrics = metrics = Metrics()
         _init_labels(metrics, self._schemas)
         _log_warnings(settings, self._schemas)
-        # The ids of updates are offsets of the stream, and the first updates come from before the bridge's start.
+        # With a stream, an update's id is its offset, and the first updates are older than the bridge's start.
         reads_stream = settings.history is HistoryMode.STREAM
 
         # The path of a delivery
@@ -94,7 +94,7 @@ class Bridge:
             flow_control,
             metrics,
             settings.wait,
-            # An exclusive queue and a stream don't deliver an unsettled event again: it is kept here.
+            # An exclusive queue and a stream don't redeliver an unsettled event, so the bridge keeps it.
             max_kept=None if settings.queue else settings.prefetch,
             timing=timing,
         )
@@ -128,7 +128,7 @@ class Bridge:
 
         metrics.gauge("bridge_tasks", "Tasks in the event loop.", lambda: len(asyncio.all_tasks()))
         self.addresses: list[tuple[str, int]] = []
-        """Where clients may connect; empty until `start`."""
+        """The addresses and ports on which the bridge listens. Empty until `start`."""
         self._source_task: asyncio.Task[None] | None = None
         self._rejects_task: asyncio.Task[None] | None = None
         """None until `start`."""
@@ -179,7 +179,7 @@ class Bridge:
         )
 
     async def wait_for_refusal(self) -> None:
-        """Waits until the broker refuses in a way that ends the program. Raises that BrokerRefusal."""
+        """Waits for a refusal of the broker that ends the program, and raises that BrokerRefusal."""
         assert self._source_task is not None
         assert self._rejects_task is not None
         both = (self._source_task, self._rejects_task)
@@ -189,13 +189,13 @@ class Bridge:
         await asyncio.Event().wait()
 
     async def stop(self) -> None:
-        """Stops in order, within the shutdown timeout. A client that reads gets each update that was acknowledged."""
+        """Stops in order, within the shutdown timeout. A client that keeps reading gets every acknowledged update."""
         deadline_s = asyncio.get_running_loop().time() + self._settings.shutdown_timeout_s
         self.readiness.stop()
         _log.info("stopping", connections=len(self._hub))
         self._server.stop_listening()
         self._source.stop()
-        # The rejects' connection outlives the source's: the last deliveries may have to be rejected.
+        # The rejects stop after the source: the last deliveries may have to be rejected.
         await self._end(self._source_task, self._source.status)
         self._rejects.stop()
         await self._rejects.close()
@@ -204,31 +204,31 @@ class Bridge:
         _log.info("stopped")
 
     async def _end(self, task: asyncio.Task[None] | None, status: Status) -> None:
-        """Waits for the end of a connection to the broker, if it works, for at most BROKER_SHARE. Then cancels it."""
+        """Waits for the end of a task, for at most BROKER_SHARE if its connection works. Then cancels the task."""
         if task is None:
             return
         share_s = BROKER_SHARE * self._settings.shutdown_timeout_s if status.state is State.WORKING else 0.0
         await asyncio.wait((task,), timeout=share_s)
         task.cancel()
-        # A second bound: a cancelled task may still wait until the library has closed its connection.
+        # This wait is bounded too: a cancelled task may still wait until the library has closed its connection.
         await asyncio.wait((task,), timeout=self._timing.end_timeout_s)
 
     def reload(self) -> None:
         """Reads the certificate and its key again (SIGHUP)."""
         if self._tls is None:
-            _log.info("there is no certificate to read again (BRIDGE_TLS_CERTIFICATE is not set)")
+            _log.info("no certificate to reload (BRIDGE_TLS_CERTIFICATE is not set)")
             return
         try:
             self._tls.reload()
-            _log.info("certificate read again")
+            _log.info("certificate reloaded")
         except OSError as error:
-            _log.error("the certificate can't be read; the old one stays", error=str(error))
+            _log.error("certificate not reloaded; the old one stays in use", error=str(error))
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MIN_PER_ADDRESS = 16
-"""The lowest limit of connections for one address, unless a setting sets it."""
+"""The smallest default limit of connections for one address."""
 
 BROKER_SHARE = 0.5
 """The share of the shutdown timeout for the connections to the broker. The rest is for the clients."""
@@ -291,7 +291,7 @@ def _tls(settings: Settings) -> Tls | None:
 
 
 def load_schemas(settings: Settings) -> catalog.Catalog:
-    """The packaged schema files and the operator's own. Raises ConfigurationError where one can't be used."""
+    """Loads the packaged schema files and the operator's own. Raises ConfigurationError if one can't be used."""
     try:
         return catalog.load([catalog.PACKAGED, *((settings.schemas,) if settings.schemas else ())])
     except catalog.SchemaError as error:
@@ -301,7 +301,7 @@ def load_schemas(settings: Settings) -> catalog.Catalog:
 async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: SourceFactory = Consumer) -> None:
     """Runs the bridge until SIGTERM or SIGINT; a second signal ends it at once.
 
-    Raises ConfigurationError and BrokerRefusal (see Bridge).
+    Raises ConfigurationError, AddressUnavailable and BrokerRefusal (see Bridge).
     """
     loop = asyncio.get_running_loop()
     descriptors.raise_nofile_limit()
@@ -311,13 +311,13 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
 
     def on_signal(number: int) -> None:
         if stopping.is_set():
-            # Not left to the default action, which the first process of a container does not have.
+            # Not the default action of the signal: the kernel skips it for the first process of a container.
             os._exit(128 + number)
         stopping.set()
 
     def on_hangup() -> None:
         if settings.tls_certificate is None and sys.stderr.isatty():
-            # Its terminal is gone.
+            # Its terminal was closed.
             on_signal(signal.SIGHUP)
         else:
             manager.reloading()
@@ -329,8 +329,8 @@ async def serve(settings: Settings, timing: Timing = DEFAULT, make_source: Sourc
     bridge = Bridge(settings, timing, make_source)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     await bridge.start()
-    # The objects of the start stay. A full collection would visit all of them, and block the loop for 10 ms.
-    # Reference counts free the objects of an update. Cycles are rare: the collector can wait for some thousands.
+    # The objects made until here live until the end. A full collection would visit all of them, and block the loop for
+    # 10 ms. Reference counting frees the objects of an update. Cycles are rare, so the collector can run less often.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

@@ -16,18 +16,18 @@ import idna
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_HOST_CHARACTERS = 255
-"""Limits a name with its dots (RFC 1035, section 2.3.4)."""
+"""The longest host name, with its dots (RFC 1035, section 2.3.4)."""
 
 MAX_ORIGIN_CHARACTERS = MAX_HOST_CHARACTERS + 64
-"""Limits an origin: a host with a scheme and a port. A longer text is not parsed."""
+"""The longest origin: a host with a scheme and a port. A longer text is not parsed."""
 
 IPV6 = r"[0-9a-f.]*:[0-9a-f:.]*"
-"""Matches a superset of IPv6 addresses. A header has no zone (RFC 7239 section 6, RFC 3986 section 3.2.2)."""
+"""Matches a superset of IPv6 addresses. A header contains no zone (RFC 7239 section 6, RFC 3986 section 3.2.2)."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _WEBSOCKET_SCHEMES = {"ws": "http", "wss": "https"}
-"""The schemes of origins from WebSocket libraries that send the scheme of the URL (ws4py). Browsers never do so."""
+"""Some WebSocket libraries (ws4py) send an origin with the scheme of the URL. Browsers never do so."""
 
 _WITHOUT_ORIGIN = frozenset({"about", "blob", "data", "ftp", "javascript"})
 
@@ -73,7 +73,7 @@ def parse_address(text: str) -> Address | None:
     try:
         if ":" not in text:
             return ipaddress.IPv4Address(inet_pton(AF_INET, text))
-        # The parser of the C library knows no zones. It takes a fifth of the time of `ipaddress`.
+        # The parser of the C library does not support zones. It takes a fifth of the time of `ipaddress`.
         address = ipaddress.IPv6Address(text if "%" in text else inet_pton(AF_INET6, text))
     except (OSError, ValueError):
         return None
@@ -97,7 +97,7 @@ def parse_authority(text: str) -> Authority | None:
 
 
 def format_authority(host: str, port: int) -> str:
-    """A host and a port for a URL (RFC 3986, section 3.2.2; RFC 6874 for the zone)."""
+    """Formats a host and a port for a URL (RFC 3986, section 3.2.2; RFC 6874 for the zone)."""
     return f"[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"
 
 

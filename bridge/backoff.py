@@ -1,4 +1,4 @@
-"""Pauses between attempts."""
+"""The pauses between attempts, with exponential backoff and jitter."""
 
 import random
 
@@ -16,7 +16,7 @@ class Backoff:
         self._next_s = self._first_s
 
     def pause_s(self, least_s: float = 0.0) -> float:
-        """Returns the next pause, shortened by up to half, so that many clients don't reconnect at the same time.
+        """Returns the next pause, shortened by up to half, so that many programs don't reconnect at the same time.
 
         Before the jitter, the pause is at least `least_s`. The next ones grow from there.
         """

@@ -1,4 +1,4 @@
-"""Errors that end the program, each with an exit code, and values in errors without passwords.
+"""Errors that end the program, each with an exit code, and functions that hide passwords in errors.
 
 Other errors are defined where they occur: rejected events in `contract`, refused clients in `server`, lost connections
 to the broker in `amqp`.
@@ -20,7 +20,7 @@ class BridgeError(Exception):
 
 
 class ConfigurationError(BridgeError):
-    """The settings or the schema files can't be used. Has all problems, not only the first one."""
+    """The settings or the schema files can't be used. Lists all problems, not only the first one."""
 
     exit_code = 2
 
@@ -30,7 +30,7 @@ class ConfigurationError(BridgeError):
 
 
 def redact(text: str) -> str:
-    """Removes everything before the last @, because a text may contain a URL, and its password any character."""
+    """Hides everything before the last @: the text may contain a URL, and a password may contain any character."""
     return re.sub(r".*@", "***@", text, flags=re.DOTALL)
 
 
@@ -40,20 +40,20 @@ def may_be_key(text: str) -> bool:
 
 
 def shown_value(text: str) -> str:
-    """An invalid value for an error: quoted, redacted, printable and short. A private key is not shown."""
+    """Formats an invalid value for an error: quoted, redacted, printable and short. A private key is not shown."""
     if may_be_key(text):
         return "its value"
     return repr(printable(redact(text), SHOWN_CHARACTERS))
 
 
 def redact_url(url: str) -> str:
-    """A broker's URL without its password, and without the values of options that may be secret."""
+    """Returns a broker's URL without its password, and without the values of options that may be secret."""
     before, separator, behind = url.partition("?")
     scheme, _, address = before.partition("://")
     user, at, host = address.rpartition("@")
     name, colon, _ = user.partition(":")
     options = [option.partition("=") for option in behind.split("&") if option]
-    # cadata is a certificate, and an unknown option may have any value.
+    # `cadata` is a certificate, and an unknown option may be a secret.
     shown = "&".join(f"{key}{equals}{value if key in _PRINTABLE_OPTIONS else '***'}" for key, equals, value in options)
     return f"{scheme}://{name}{colon}{'***' if colon else ''}{at}{host}{separator}{shown}"
 
@@ -69,6 +69,6 @@ class AddressUnavailable(BridgeError):
 
 
 class BrokerRefusal(BridgeError):
-    """The broker refuses permanently: a password, a virtual host, a permission, or a mismatch of kind."""
+    """The broker refuses permanently: a password, a virtual host, a permission, or an exchange of another kind."""
 
     exit_code = 3

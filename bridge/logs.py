@@ -6,8 +6,8 @@ debug lines of libraries contain whole message bodies, and are never written.
 The loggers of the AMQP libraries are silent at all other levels. The bridge logs each lost connection itself, once and
 with a hint.
 
-Every character that is not printable is escaped, in all fields of all loggers. Otherwise a value could contain commands
-for a terminal, or look like another line.
+Every character that is not printable is escaped, in all fields of all loggers. Otherwise a value could contain terminal
+commands, or look like another log line.
 """
 
 import asyncio
@@ -47,10 +47,10 @@ _OWN_LOGGER = "bridge"
 """The parent of the bridge's own loggers."""
 
 _DEBUG_LOGGERS = ("aio_pika", "aiormq")
-"""The libraries whose lines, from the level info on, are written only at the level debug."""
+"""Loggers of libraries. Only the level debug shows their lines, except those below the level info."""
 
 _SILENT_LOGGER = "websockets"
-"""Its lines contain the headers of clients, with cookies and up to 8 KiB of any text."""
+"""This logger is always silent: its lines contain clients' headers, with cookies and up to 8 KiB of any text."""
 
 
 def configure(level: LogLevel, log_format: LogFormat) -> None:
@@ -85,7 +85,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
     output = logging.NullHandler() if sys.stderr is None else logging.StreamHandler(sys.stderr)
     output.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            # The parts that a Publisher runs in other programs log by `logging`, with their fields in `extra`.
+            # The modules of `Publisher` also run in other programs. They log with `logging`, with fields in `extra`.
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -106,7 +106,7 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
 
 
 def traces(logger: str) -> bool:
-    """Whether a logger writes debug lines. To be asked once, at construction, so that a trace costs nothing if off."""
+    """Whether a logger writes debug lines. Call it only at construction, so that a disabled trace takes no time."""
     return logging.getLogger(logger).isEnabledFor(logging.DEBUG)
 
 
@@ -126,7 +126,7 @@ async def written(timeout_s: float) -> None:
 
 
 def lines_dropped() -> int:
-    """Returns how many lines were dropped since the start of the process."""
+    """Returns the number of lines dropped since the start of the process."""
     output = queued_output.queue_of(sys.stderr)
     return 0 if output is None else output.lines_dropped
 

@@ -3,8 +3,8 @@
 Names and labels do not change after 0.1.0, because dashboards and alerts depend on them. Each bridge has an instance
 with its own registry, so that two bridges in one process (in a test) have separate metrics.
 
-The metrics that each update changes are plain numbers, which become metrics at a scrape. Counters of the library took 8
-of the 30 microseconds that an update cost (`make bench`, saturated with one client).
+The metrics that each update changes are plain numbers, which become metrics at a scrape. The library's counters took 8
+of the 30 microseconds of an update (`make bench`, saturated with one client).
 """
 
 import collections
@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from bridge import __version__, logs
 
-# A creation time for each counter would double the exposition, and equals the start time of the process.
+# A creation time for each counter would double the exposition, and would equal the start time of the process.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types for it
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,7 +57,7 @@ class Durations:
         self._sum_s += seconds
 
     def family(self, name: str, text: str) -> Metric:
-        """The histogram for the registry. Its buckets are cumulative."""
+        """Returns the histogram for the registry. Its buckets are cumulative."""
         family = HistogramMetricFamily(name, text)
         bounds = [*map(str, map(float, self._bounds_s)), "+Inf"]
         so_far = 0
@@ -82,11 +82,11 @@ class ByType(Collector):
         """The line of each type at the last scrape."""
 
     def collect(self) -> Iterable[Metric]:
-        """The counter for the registry."""
+        """Returns the counter for the registry."""
         yield _counter(self._name, self._text, self.counts, "type")
 
     def lines(self) -> str:
-        """The counter in the text format."""
+        """Returns the counter in the text format."""
         for name, count in self.counts.items() - self._shown.items():
             # The escapes of the text format.
             value = name.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
@@ -103,19 +103,19 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         """All metrics."""
         self._registry_without_types = CollectorRegistry()
-        """All metrics but the counters by type, whose text `ByType.lines` makes."""
+        """All metrics except the counters by type: `ByType.lines` returns their text."""
         self._add(ProcessCollector(registry=None))
         self._add(GCCollector(registry=CollectorRegistry()))
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, tuple[str, list[tuple[dict[str, str], Callable[[], int]]]]] = {}
-        """The help text of each counter that `counter` added, and its values with their labels."""
+        """By name, each counter that `counter` added: its help text, and its values with their labels."""
         self.deliveries = 0
         self.redeliveries = 0
         self.last_update_ms = 0
         """Unix milliseconds: the `timestamp` of the newest broadcast update."""
         self._updates = ByType("bridge_updates", "Updates broadcast, by type.")
         self._duplicates = ByType(
-            "bridge_duplicates", "Events not broadcast because an update with the same identity was, by type."
+            "bridge_duplicates", "Duplicate events, by type: an update with the same identity was already broadcast."
         )
         self.updates, self.duplicates = self._updates.counts, self._duplicates.counts
         self.written = 0
@@ -145,7 +145,7 @@ class Metrics(Collector):
             ["complete"],
         )
         self.refused = self._counter(
-            "bridge_clients_refused", "Clients refused before they had a connection, by rule.", ["rule"]
+            "bridge_clients_refused", "Clients refused before they were connected, by rule.", ["rule"]
         )
         self.abandoned = self._counter(
             "bridge_handshakes_abandoned", "Handshakes that the client ended before its request was complete."
@@ -175,7 +175,7 @@ class Metrics(Collector):
         )
 
     def collect(self) -> Iterable[Metric]:
-        """The plain numbers as metrics, for the registry."""
+        """Returns the plain numbers as metrics, for the registry."""
         yield _counter("bridge_deliveries", "Deliveries from RabbitMQ.", {"": self.deliveries})
         yield _counter("bridge_redeliveries", "Deliveries that RabbitMQ had delivered before.", {"": self.redeliveries})
         yield _counter(
@@ -225,7 +225,7 @@ class Metrics(Collector):
             self.resumes.labels(complete)
 
     def gauge(self, name: str, text: str, value: Callable[[], float], **labels: str) -> None:
-        """Adds a gauge whose value is read at each scrape. It may be added again with other label values."""
+        """Adds a gauge with a function that returns its value at a scrape. Call it again for other label values."""
         gauge = self._gauges.get(name)
         if gauge is None:
             gauge = self._gauges[name] = Gauge(name, text, tuple(labels), registry=None)
@@ -233,11 +233,11 @@ class Metrics(Collector):
         (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def counter(self, name: str, text: str, value: Callable[[], int], **labels: str) -> None:
-        """Adds a counter whose value is read at each scrape. `name` is without `_total`."""
+        """Adds a counter with a function that returns its value at a scrape. `name` is without `_total`."""
         self._counters.setdefault(name, (text, []))[1].append((labels, value))
 
     def exposition(self) -> bytes:
-        """All metrics in the text format that `CONTENT_TYPE` names."""
+        """Returns all metrics in the text format that `CONTENT_TYPE` names."""
         by_type = self._updates.lines() + self._duplicates.lines()
         return generate_latest(self._registry_without_types) + by_type.encode()
 

@@ -10,7 +10,7 @@ from bridge.source import EventSource
 
 
 class Readiness:
-    """Collects the states of the consumer and of the publisher of rejected events."""
+    """Derives the readiness from the states of the source and of the publisher of rejected events."""
 
     def __init__(
         self, settings: Settings, source: EventSource, rejects: RejectPublisher, connection_count: Callable[[], int]
@@ -23,7 +23,7 @@ class Readiness:
         self._stopping = False
 
     def stop(self) -> None:
-        """Reports from now on that the bridge is not ready, because it stops."""
+        """Makes all later reports say that the bridge is not ready, because it is stopping."""
         self._stopping = True
 
     def report(self) -> tuple[bool, dict[str, object]]:
@@ -56,13 +56,14 @@ class Readiness:
         elif not status.is_fresh:
             missing.append(f"the broker has not answered for {status.answer_valid_s:g} s")
         elif history is not None and not history.position.at_end:
-            # Also after each lost connection: a load balancer would send clients whose ids are not read yet.
+            # Also after each lost connection: otherwise a load balancer would send clients with ids that are not read
+            # yet.
             missing.append("the history is being read")
         if self._settings.reject_exchange and self._rejects.status.state is not State.WORKING:
             if self._rejects.waiting:
                 missing.append("rejected events can't be published, and are held")
             elif status.state is State.WORKING:
-                # If nothing is consumed, nothing is rejected: the broker is away for both connections.
+                # Without a working source, nothing is rejected, and the broker is probably away for both connections.
                 if self._rejects.unpublishable:
                     missing.append("rejected events can't be published; none is held")
                 elif self._rejects.status.state is State.CONNECTING:
@@ -74,8 +75,7 @@ class Readiness:
         warnings = []
         if others := self._source.other_consumers:
             warnings.append(
-                f"consumers of the queue {self._settings.queue!r} beside this bridge: "
-                f"{others}; each event goes to one of them only: give every bridge a "
-                "BRIDGE_QUEUE of its own"
+                f"other consumers of the queue {self._settings.queue!r}: {others}; each event goes to only one "
+                "consumer: give each bridge its own BRIDGE_QUEUE"
             )
         return [*warnings, *self._source.warnings]

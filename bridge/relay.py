@@ -28,7 +28,7 @@ _LOGGER = "bridge.relay"
 _log = structlog.get_logger(_LOGGER)
 
 _UPDATE = "update"
-"""What was done with a delivery that has become an update."""
+"""The outcome of a delivery that has become an update."""
 
 
 class UnflushedDeliveries:
@@ -42,7 +42,7 @@ class UnflushedDeliveries:
         self._deliveries: list[Delivery] = []
 
     def add(self, delivery: Delivery) -> None:
-        """Adds a delivery. To be called after its update is published: publishing may flush."""
+        """Adds a delivery. Call it after its update is published, because publishing may flush."""
         self._deliveries.append(delivery)
 
     def on_flush(self) -> None:
@@ -76,7 +76,7 @@ class Relay:
         published before the bridge's start.
         """
         self._exchanges = exchanges
-        # A message may come through another exchange. Its type is clear if all exchanges carry the same type.
+        # A delivery may name another exchange. Its type is still known if all exchanges carry the same type.
         types = set(exchanges.values())
         self._only_type = types.pop() if len(types) == 1 else None
         self._pipeline = pipeline
@@ -89,15 +89,15 @@ class Relay:
         self._replaying = replaying
         self._traces = logs.traces(_LOGGER)
         self._flush_due = False
-        """True if the hub has something that is not flushed yet."""
+        """True if the hub has an update or an id that is not flushed yet."""
         self._invalid_before = 0
         """The number of events from before the bridge's start that can't become an update."""
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
         """Relays the deliveries of one read, and broadcasts their updates in one flush.
 
-        If the bridge fails on an event, the event is rejected. If it can't even reject the event, the delivery stays
-        unsettled, so that a queue delivers it again. All other deliveries of the read are relayed in any case.
+        If the bridge fails on an event, the event is rejected. If that fails too, the delivery stays unsettled, so that
+        a queue delivers it again. All other deliveries of the read are relayed in any case.
         """
         relay = self._relay_traced if self._traces else self._relay
         for delivery in deliveries:
@@ -118,7 +118,7 @@ class Relay:
     def _relay(self, delivery: Delivery) -> str:
         """Sends a new update to the hub and a rejected event to the rejects. Drops a duplicate.
 
-        Returns what was done: `update`, `duplicate`, or the reason of the rejection.
+        Returns the outcome: `update`, `duplicate`, or the reason of the rejection.
         """
         self._metrics.deliveries += 1
         if delivery.redelivered:
@@ -144,14 +144,14 @@ class Relay:
                     self._flush_due = True
         except Exception:
             _log.exception("an event could not be processed")
-            outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log says how")
+            outcome = Rejected(Reason.INTERNAL_ERROR, "the bridge failed on this event; its log has the error")
             if identity is not None and not duplicate:
-                # Its update was not broadcast. When the event is delivered again, it is no duplicate.
+                # Its update was not broadcast. If the event is delivered again, it must not count as a duplicate.
                 self._window.remove_newest()
         if isinstance(outcome, Rejected):
             self._record_id(delivery)
             if self._replaying:
-                # Other bridges rejected the event when it was new. It would fill the log at each start.
+                # Another bridge rejected the event when it was new. Logging it again at each start would fill the log.
                 self._invalid_before += 1
                 delivery.settle()
             else:
@@ -171,7 +171,8 @@ class Relay:
         return _UPDATE
 
     def _record_id(self, delivery: Delivery) -> None:
-        # A bridge with another start or other schemas may have broadcast this event. Clients may resume after it.
+        # Another bridge, with other schemas or an earlier start, may have broadcast this event. Its clients may resume
+        # here.
         if delivery.id is not None:
             self._hub.record_id(delivery.id)
             self._flush_due = True
@@ -187,7 +188,7 @@ class Relay:
         self._hub.end_replay()
         if self._invalid_before:
             _log.warning(
-                "events of before this bridge's start can't become updates; who consumed them then has rejected them",
+                "events from before this bridge's start can't become updates; an earlier consumer rejected them",
                 events=self._invalid_before,
             )
 
@@ -197,11 +198,11 @@ class Relay:
         self._hub.send_own_message(envelope.gap(str(report["since"]), str(report["until"]), gap.slug, now_ms()))
 
     def on_session_end(self) -> None:
-        """Reports to the rejects that unsettled deliveries belong to the broker again."""
+        """Passes the end of a session on to the rejects: the broker takes its unsettled deliveries back."""
         self._rejects.on_session_end()
 
     def _log_rejected(self, delivery: Delivery, rejected: Rejected) -> None:
-        """Logs the first event of each reason, and then the second, the fourth, the eighth: a flood stays short."""
+        """Logs the first, second, fourth, eighth ... event of each reason, so that a flood does not fill the log."""
         self._rejected[rejected.reason] += 1
         count = self._rejected[rejected.reason]
         if count & (count - 1) == 0:
@@ -215,5 +216,5 @@ class Relay:
 
 
 def now_ms() -> int:
-    """The time, in Unix milliseconds."""
+    """Returns the time in Unix milliseconds."""
     return time.time_ns() // 1_000_000

@@ -22,7 +22,7 @@ class EventSource(Protocol):
 
     @property
     def gaps(self) -> GapReporter:
-        """Reports gaps, and has the last one."""
+        """Reports gaps, and keeps the last one."""
 
     @property
     def stream_reader(self) -> StreamReader | None:
@@ -34,11 +34,11 @@ class EventSource(Protocol):
 
     @property
     def warnings(self) -> list[str]:
-        """What may keep events from being delivered, for `/readyz`."""
+        """Problems that may prevent the delivery of events, for `/readyz`."""
 
     @property
     def is_live(self) -> bool:
-        """True while new events are delivered as they come."""
+        """True while new events are delivered as they are published."""
 
     async def run(self) -> None:
         """Delivers events until `stop`."""

@@ -1,7 +1,7 @@
 """Notifications to systemd: `sd_notify(3)`, for units of `Type=notify`.
 
-Without `NOTIFY_SOCKET` in the environment, no notification is sent. A notification that can't be sent is logged, and
-the bridge goes on.
+Without `NOTIFY_SOCKET` in the environment, no notification is sent. If a notification can't be sent, the bridge logs
+this and continues.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ class SdNotifier:
         """Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID from the environment."""
         self._address = _address(environment.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(environment) if self._address else None
-        """The service manager kills the bridge if no notification comes for this long. None: it does not."""
+        """The service manager kills the bridge after this time without a notification. None without a watchdog."""
 
     def ready(self) -> None:
         """Notifies that the bridge listens. It may not have a broker yet."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Notifies that the certificate is read again. Call `ready` afterwards."""
+        """Notifies that the bridge reads its certificate again. Call `ready` afterwards."""
         # Type=notify-reload requires the time of this notification on the monotonic clock.
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
@@ -48,22 +48,22 @@ class SdNotifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as unix_socket:
-                # If the queue of the service manager is full, this notification is lost, and the loop does not wait.
+                # If the queue of the service manager is full, this notification is lost. The event loop must not wait.
                 unix_socket.setblocking(False)
                 unix_socket.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            _log.warning("the service manager can't be told", what=lines[0], error=error.strerror or str(error))
+            _log.warning("service manager not notified", what=lines[0], error=error.strerror or str(error))
 
 
 def _address(text: str) -> str | None:
-    """The address of a Unix socket: a path, or an abstract name after @. None for other kinds of addresses."""
+    """Returns the address of a Unix socket: a path, or an abstract name after @. None for other kinds of addresses."""
     if text.startswith("@"):
         return f"\0{text[1:]}"
     return text if text.startswith("/") else None
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float | None:
-    """None if the watchdog is off, or if it watches another process."""
+    """Returns None if the watchdog is off, or if it watches another process."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     try:

@@ -17,47 +17,49 @@ class Timing:
     detection takes 183 s."""
 
     connect_timeout_s: float = 5.0
-    """From the TCP connect to one node until its virtual host is open. The limit matters for a broker that accepts the
-    connection and sends nothing."""
+    """Time from the TCP connect to one node until its virtual host is open. A broker may accept the connection and send
+    nothing."""
 
     give_up_s: float = 0.2
-    """For aio-pika to release a connection that was not established, or not closed, in time."""
+    """Time for aio-pika to release a connection that was not established or closed in time."""
 
     setup_timeout_s: float = 20.0
-    """For all requests between an open connection and the first delivery."""
+    """Time for all requests between the open connection and the first delivery."""
 
     amqp_close_timeout_s: float = 2.0
-    """For closing an AMQP connection. A broker that is stopped never answers, and aio-pika waits for it."""
+    """Time to close an AMQP connection. A broker that is stopped never answers, and aio-pika waits for its answer."""
 
     check_interval_s: float = 1.5
-    """Between the answer to a request of the topology check and the next such request. The requests are few and
-    small, and find an exchange that was deleted and declared again. The answers also show aio-pika that the
-    connection is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
+    """Interval between the answer to a request of the topology check and the next request. The requests are few and
+    small, and find an exchange that was deleted and declared again. The answers also show aio-pika that the connection
+    is alive: under load the broker sends no heartbeats, and deliveries bypass aio-pika."""
 
     check_timeout_s: float = 20.0
-    """If no request of the topology check is answered for this long, the connection is given up. If only one isn't, the
-    bridge warns. A busy broker may be slow, and giving up on it loses the events of an exclusive queue."""
+    """The bridge closes a connection on which no request of the topology check is answered for this long. If only one
+    request is not answered, the bridge logs a warning. The timeout is long because a busy broker may be slow, and
+    because closing the connection loses the events of an exclusive queue."""
 
     refused_interval_s: float = 60.0
-    """Between a refused request of the topology check and the next attempt, because the broker logs each refusal.
+    """Interval between a refused request of the topology check and the next attempt. The broker logs each refusal.
 
     Also the age at which the check replaces a channel: on an open one, the broker caches the user's permissions."""
 
     unbind_timeout_s: float = 1.0
-    """For the broker to unbind an exclusive queue before the connection is closed. A node of a cluster without its
-    majority never does."""
+    """Time for the broker to unbind an exclusive queue before the connection is closed. A cluster node without a
+    majority never does it."""
 
     cancel_timeout_s: float = 2.0
-    """For the broker to confirm `basic.cancel`. A broker that is stopped never does."""
+    """Time for the broker to confirm `basic.cancel`. A broker that is stopped never confirms it."""
 
     settle_timeout_s: float = 3.0
-    """For deliveries that are still unsettled when the bridge stops. A named queue keeps those that stay unsettled."""
+    """Time to settle the last deliveries when the bridge stops. A named queue keeps those that stay unsettled."""
 
     end_timeout_s: float = 1.0
-    """For the consumer or rejects task to end after its cancellation. aio-pika may still be closing the connection."""
+    """Time for the consumer task or the rejects task to end after its cancellation. aio-pika may still be closing the
+    connection."""
 
     answer_valid_s: float = 10.0
-    """How long the bridge stays ready after the broker's last answer. A broker can disappear without closing the
+    """Time for which the bridge stays ready after the broker's last answer. A broker can disappear without closing the
     connection."""
 
     stable_s: float = 5.0
@@ -71,32 +73,32 @@ class Timing:
     confirm the marker and drop it, or return it as unroutable."""
 
     stall_check_s: float = 10.0
-    """A stream that delivers nothing for this long is probed for newer messages, and the end of one that delivers is
-    looked for as often. A probe waits this long for its answer."""
+    """If a stream delivers nothing for this long, the bridge probes it for newer messages. While a stream delivers, the
+    bridge looks for its end at this interval. A probe waits this long for its answer."""
 
     close_timeout_s: float = 10.0
-    """For a client to answer a close frame, or to read what was sent before it."""
+    """Time for a client to read what the bridge has sent, and to answer its close frame."""
 
     keepalive_tick_s: float = 5.0
     """Longest time between two keepalive passes over all connections. One pass a second costs 1 % of the bridge's
     processor time with 8000 clients (`make bench`, paced)."""
 
     tls_shutdown_s: float = 2.0
-    """For the TLS shutdown of a refused client. What it still sends is read and discarded."""
+    """Time for the TLS shutdown of a refused client. The bridge reads and discards what the client still sends."""
 
     last_lines_s: float = 0.2
-    """Minimum time for the last lines of the log, even if the clients have used the entire shutdown timeout."""
+    """Minimum time to write the last log lines, even if the clients have used the entire shutdown timeout."""
 
     descriptor_check_s: float = 1.0
-    """Between two checks whether file descriptors are available again."""
+    """Interval between two checks whether file descriptors are available again."""
 
     accept_grace_s: float = 0.2
-    """When the bridge stops and shares its port: time for TCP handshakes that have begun. A handshake takes one round
+    """Time for TCP handshakes that have begun, if the bridge stops and shares its port. A handshake takes one round
     trip."""
 
     request_grace_s: float = 1.0
-    """When the bridge stops: time for clients to send their request and to read the answer. It is limited because
-    browsers keep connections open on which they never send a request."""
+    """Time for clients to send their request and to read the answer when the bridge stops. Browsers keep connections
+    open on which they never send a request."""
 
     trim_delay_s: float = 1.0
     """Delay of `malloc_trim` after many connections have closed. Connections usually close in groups, and one trim is

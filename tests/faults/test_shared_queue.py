@@ -52,7 +52,7 @@ async def test_two_bridges_on_one_named_queue_say_so_until_one_is_gone(
                 # An orchestrator that starts the new one before it stops the old one waits for this.
                 assert status == 200
                 [warning] = body["warnings"]
-                assert warning.startswith(f"consumers of the queue {queue!r} beside this bridge: 1;")
+                assert warning.startswith(f"other consumers of the queue {queue!r}: 1;")
                 assert await others(process) == 1
         await eventually("it is alone", lambda: said(first, ALONE))
         assert len(said(first, SHARED)) == 1

@@ -222,7 +222,7 @@ async def test_dropped_lines_are_counted_and_reported_where_they_are_missing(pip
     # The report follows the lines that were queued before it.
     assert set(found[1:at]) == {
         "broker not available; trying again",
-        "there is no certificate to read again (BRIDGE_TLS_CERTIFICATE is not set)",
+        "no certificate to reload (BRIDGE_TLS_CERTIFICATE is not set)",
     }
     assert found[-1] == "stopped"
 

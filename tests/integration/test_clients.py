@@ -233,7 +233,7 @@ async def test_wss_delivers_and_reads_a_new_certificate_on_sighup(
         assert orjson.loads(await client.recv())["data"]["killmailId"] == 1
         certificate(tmp_path, "second")
         process.process.send_signal(signal.SIGHUP)
-        await eventually("the certificate is read again", lambda: process.logged("certificate read again"))
+        await eventually("the certificate is read again", lambda: process.logged("certificate reloaded"))
         async with connect(url, ssl=ssl.create_default_context(cafile=chain)) as second:
             await publish(amqp, exchange, killmail(2))
             for each in (client, second):
@@ -250,7 +250,7 @@ async def test_certificate_that_can_not_be_read_on_sighup_leaves_the_old_one_in_
     async with secure_bridge(broker, exchange, chain, key) as (process, url), connect(url, ssl=trusted) as client:
         chain.write_text("not a certificate")
         process.process.send_signal(signal.SIGHUP)
-        unread = "the certificate can't be read; the old one stays"
+        unread = "certificate not reloaded; the old one stays in use"
         await eventually("it is said", lambda: process.logged(unread))
         line = process.logged(unread)
         assert line is not None

@@ -184,7 +184,7 @@ async def test_sighup_without_a_certificate_changes_nothing(broker: Broker, exch
         await process.consuming()
         client = await RawClient.open(await process.port())
         process.process.send_signal(signal.SIGHUP)
-        said = "there is no certificate to read again (BRIDGE_TLS_CERTIFICATE is not set)"
+        said = "no certificate to reload (BRIDGE_TLS_CERTIFICATE is not set)"
         await eventually("it is said", lambda: process.logged(said))
         client.send(client_frame(PING, b""))
         assert (await client.frame())[0] == PONG

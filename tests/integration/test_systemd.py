@@ -30,7 +30,7 @@ from tests.support.waiting import eventually
 UNIT = Path(__file__).parents[2] / "docker/systemd/edk-bridge.service"
 SANDBOX = Path(__file__).parent / "sandbox.py"
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
-NO_BATCHED_WRITES = "this system does not take many writes at once"
+NO_BATCHED_WRITES = "io_submit is not available"
 MOST_EXPOSED = 15
 """Of systemd's own scale, to 100: what is left is mostly that a bridge has a network."""
 
@@ -115,7 +115,7 @@ async def test_manager_that_is_not_there_keeps_no_bridge_from_its_work(address: 
         assert (await get(await process.port(), "/healthz"))[0] == 200
         process.process.terminate()
         assert await process.ended() == 0
-        warnings = [line for line in process.lines if line["event"] == "the service manager can't be told"]
+        warnings = [line for line in process.lines if line["event"] == "service manager not notified"]
         assert all(line["error"] for line in warnings)
         said = [line["what"] for line in warnings]
         assert said == (["READY=1", "STOPPING=1"] if address.startswith("/") else [])

@@ -667,9 +667,9 @@ async def test_certificate_is_read_again_or_stays(build: Callable[..., Bridge]) 
         bridge.reload()
     assert certificate.read == 1
     assert [(line["log_level"], line["event"].partition(" (")[0]) for line in logged] == [
-        ("info", "there is no certificate to read again"),
-        ("info", "certificate read again"),
-        ("error", "the certificate can't be read; the old one stays"),
+        ("info", "no certificate to reload"),
+        ("info", "certificate reloaded"),
+        ("error", "certificate not reloaded; the old one stays in use"),
     ]
 
 

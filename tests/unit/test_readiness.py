@@ -76,6 +76,6 @@ async def test_other_consumers_of_the_queue_are_a_warning_and_the_bridge_is_read
     ready, body = bridge.readiness.report()
     assert ready
     assert body["warnings"] == [
-        "consumers of the queue 'kept' beside this bridge: 2; each event goes to one of them only: give every bridge a "
-        "BRIDGE_QUEUE of its own"
+        "other consumers of the queue 'kept': 2; each event goes to only one consumer: give each bridge its own "
+        "BRIDGE_QUEUE"
     ]
