@@ -306,3 +306,21 @@ async def test_page_of_an_allowed_origin_has_the_socket_and_the_documents_and_no
         assert await attack(page, "fetch", METRICS.format(port=port)) == "TypeError"
         assert await attack(page, "script", f"http://localhost:{port}/page.js") == "error"
         assert (watch.refused, watch.opened) == ({}, 1)
+
+
+@pytest.mark.parametrize("place", ["sandboxedFrame", "dataFrame"])
+async def test_allowed_null_origin_admits_frames_of_any_site(
+    place: str, broker: Broker, exchange: str, site: ForeignSite, page: Page
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", allowed_origins="null") as bridge:
+        await page.goto(f"http://{ATTACKER}:{site.port}/")
+        assert await attack(page, "socket", SOCKET.format(port=port_of(bridge)), place) == "open"
+
+
+async def test_local_file_has_the_origin_null(broker: Broker, exchange: str, tmp_path: Path, page: Page) -> None:
+    (tmp_path / "page.html").write_text('<!doctype html><script src="attacks.js"></script>')
+    (tmp_path / "attacks.js").write_text(FILES["/attacks.js"].body)
+    async with running(broker.url, exchanges=f"{exchange}=killmail", allowed_origins="null") as bridge:
+        await page.goto((tmp_path / "page.html").as_uri())
+        assert await page.evaluate("self.origin") == "null"
+        assert await attack(page, "socket", SOCKET.format(port=port_of(bridge))) == "open"
