@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import click
 
+from bridge.cli.common.counts import counted
 from bridge.cli.common.documents import documents
 from bridge.cli.common.errors import exit_on_error
 from bridge.cli.common.events import (
@@ -17,29 +18,29 @@ from bridge.cli.common.events import (
     read_lines,
     type_option,
 )
-from bridge.cli.common.options import effective_settings, setting_options
+from bridge.cli.common.options import effective_settings, exit_codes, setting_options
 from bridge.cli.common.output import echo, echo_json
 from bridge.contract.pipeline import Pipeline
 
 
 @click.command(
-    short_help="Says what is wrong with events, without a broker.",
-    epilog="Exit codes: 0 all are valid, 1 some are not, 2 options or files that can't be used, 130 Ctrl-C.",
+    short_help="Validates events without a broker.",
+    epilog=exit_codes(
+        _0="All events are valid.",
+        _1="Some events are invalid.",
+        _2="Options, settings or files can't be used.",
+        _130="Ctrl-C.",
+    ),
 )
 @type_option
-@click.option(
-    "--json",
-    "in_json",
-    is_flag=True,
-    help="NDJSON: for each violation an object with file, line, column, pointer, reason, detail and schema",
-)
+@click.option("--json", "in_json", is_flag=True, help="Print a JSON object for each violation (NDJSON).")
 @setting_options("schemas", "max_message_bytes")
 @files_argument
 def check(files: tuple[str, ...], update_type: str | None, in_json: bool, **flags: str | None) -> None:
-    """Says what is wrong with events, without a broker: a line for each violation. The numbers of events, and
-    warnings of schema files, are on standard error.
+    """Validates events as a bridge does, without a broker. Prints a line for each violation: file, line, JSON Pointer,
+    problem and reason. Standard error has the number of events, and warnings about schema files.
 
-    FILE (standard input unless given) holds JSON, or one event a line (NDJSON), as a bridge would get them.
+    FILE has one event a line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
     """
     events = invalid = 0
 
@@ -57,12 +58,12 @@ def check(files: tuple[str, ...], update_type: str | None, in_json: bool, **flag
             file = EventFile(name, read_lines(name), update_type, default_type)
             found = check_events(file, pipeline, print_problem)
             events, invalid = events + found[0], invalid + found[1]
-    echo(f"{events:,} {'event' if events == 1 else 'events'}, {invalid:,} invalid", err=True)
+    echo(f"{counted(events, 'event')}, {invalid:,} invalid", err=True)
     sys.exit(1 if invalid else 0)
 
 
 def check_events(file: EventFile, pipeline: Pipeline, report: Callable[[Problem], None]) -> tuple[int, int]:
-    """Reports all problems of the events in a file. Returns the number of events, and how many of them are invalid."""
+    """Reports all problems of the events in a file. Returns the number of events and of the invalid ones."""
     events = invalid = 0
     for document in documents(file.lines):
         events += 1

@@ -14,6 +14,7 @@ from bridge.amqp.nodes import Node
 from bridge.amqp.publish.preflight import check_broker
 from bridge.amqp.publish.publisher import Publisher
 from bridge.amqp.topology import is_reserved as is_reserved_exchange
+from bridge.cli.common.counts import counted
 from bridge.cli.common.documents import Document, documents
 from bridge.cli.common.errors import INTERRUPTED, broker_setting_named, exit_on_error, fail
 from bridge.cli.common.events import (
@@ -25,7 +26,7 @@ from bridge.cli.common.events import (
     read_lines,
     type_option,
 )
-from bridge.cli.common.options import effective_settings, setting_options
+from bridge.cli.common.options import effective_settings, exit_codes, setting_options
 from bridge.cli.common.progress import Progress
 from bridge.config.settings import Settings
 from bridge.contract.catalog import Identity
@@ -38,47 +39,52 @@ MAX_UNCONFIRMED = 500
 """The number of unconfirmed events at once. It is high enough to keep the connection to the broker busy."""
 
 LARGE_BYTES = 16 * 1024
-"""Finding the problems of a larger event may take seconds, in which confirms of the broker are not read."""
+"""To find the problems of a larger event may take seconds. Meanwhile, the command reads no confirms."""
 
 READ_AHEAD = 50
 """The number of events that are read in advance."""
 
 
 @click.command(
-    short_help="Publishes events from a file or a pipe.",
-    epilog="Exit codes: 0 all are published, 1 some are invalid, were not confirmed or reached no queue, or no broker "
-    "can be reached, 2 options or files that can't be used, or no such exchange, 3 the broker refuses, 130 Ctrl-C.",
+    short_help="Publishes events from files or a pipe.",
+    epilog=exit_codes(
+        _0="All events are published.",
+        _1="Some events are invalid, were not confirmed or reached no queue,\nor the broker can't be reached.",
+        _2="Options, settings or files can't be used, or there is no such exchange.",
+        _3="The broker refuses: password, virtual host or permission.",
+        _130="Ctrl-C.",
+    ),
 )
 @type_option
 @click.option(
     "--exchange",
     metavar="NAME",
-    help="where to, one that exists; without it, the exchange that BRIDGE_EXCHANGES has for the type, or its "
-    "first one, which is made where there is none",
+    help="An existing exchange to publish to. Without it: the exchange of BRIDGE_EXCHANGES for the type, or else its "
+    "first one. The command creates this exchange if it is missing.",
 )
 @setting_options("amqp_url", "schemas", "max_message_bytes")
 @files_argument
 def publish(files: tuple[str, ...], update_type: str | None, exchange: str | None, **flags: str | None) -> None:
-    """Publishes events to RabbitMQ, each validated before and confirmed after; says what is wrong with those
-    that are invalid, and goes on.
+    """Publishes events to RabbitMQ in order. Validates each event before, and waits for the broker's confirms. Prints
+    the violations of invalid events, and continues with the next event.
 
-    FILE (standard input unless given) holds JSON, or one event a line (NDJSON), as a bridge would get them.
+    FILE has one event a line (NDJSON), or one JSON document. Without FILE, the command reads standard input.
     """
     with exit_on_error(), broker_setting_named():
         settings = effective_settings(flags)
-        # For a person, whatever the settings are: a lost broker is logged, the tracebacks of libraries are not.
+        # A person reads this log. It has the loss of the broker, and no tracebacks of libraries.
         logs.configure(logs.LogLevel.INFO, logs.LogFormat.TEXT)
         pipeline = load_pipeline(settings, update_type)
         usual, default_type = exchange_for(settings, update_type)
         exchange = usual if exchange is None else exchange
         default_type = settings.exchanges.get(exchange, default_type)
-        # A fetcher may start before the bridge, so an exchange of the settings may be declared. Another name may be
-        # misspelled, and no bridge would read from that exchange.
+        # A fetcher may start before the bridge, so the command may declare an exchange of the settings. Another name
+        # may be misspelled, and no bridge would consume from that exchange.
         may_declare = exchange in settings.exchanges and not is_reserved_exchange(exchange)
         publisher = _publisher(settings, exchange, declare=may_declare)
         uvloop.run(check_broker(tuple(map(Node, settings.amqp_url)), None if may_declare else exchange))
     count = Count(DuplicateWindow(Settings().duplicate_window))
-    progress = Progress(sys.stderr, lambda: f"{count.published:,} published, {count.invalid:,} invalid")
+    progress = Progress(sys.stderr, lambda: _totals(count))
 
     async def run() -> None:
         async with publisher:
@@ -111,18 +117,18 @@ def _publisher(settings: Settings, exchange: str, *, declare: bool) -> Publisher
         raise ConfigurationError([str(error)]) from error
 
 
+def _totals(count: "Count") -> str:
+    return f"{counted(count.published, 'event')} published, {count.invalid:,} invalid"
+
+
 def _summary(count: "Count", exchange: str) -> str:
-    unrouted = (
-        f"; of the published, {count.unrouted:,} reached no queue: no bridge consumes from the exchange {exchange}"
-        if count.unrouted
-        else ""
-    )
-    repeated = (
-        f"; of the published, {count.repeated:,} have the identity of an earlier one, so a bridge does not send them"
-        if count.repeated
-        else ""
-    )
-    return f"{count.published:,} published, {count.invalid:,} invalid{unrouted}{repeated}"
+    text = _totals(count)
+    if count.unrouted:
+        text += f"; {count.unrouted:,} reached no queue: no bridge consumes from the exchange {exchange}"
+    if count.repeated:
+        has, them = ("has", "it") if count.repeated == 1 else ("have", "them")
+        text += f"; {count.repeated:,} {has} the identity of an earlier event, so a bridge does not send {them}"
+    return text
 
 
 class PublishInterrupted(BridgeError):
@@ -141,17 +147,17 @@ class Count:
     window: DuplicateWindow
     """The identities that a bridge remembers."""
     published: int = 0
-    """Confirmed by the broker."""
+    """How many events the broker has confirmed."""
     unrouted: int = 0
-    """Of these, those for which no queue is bound to the exchange."""
+    """How many of the published events have reached no queue."""
     repeated: int = 0
-    """Of the published, those with the identity of an earlier one."""
+    """How many of the published events have the identity of an earlier one."""
     invalid: int = 0
     line: int = 0
     """The first line of the newest event that was read."""
 
     def add_published(self, identity: Identity | None, *, routed: bool) -> None:
-        """Counts an event that the broker has confirmed. `routed` is False if no queue has got it."""
+        """Counts an event that the broker has confirmed. `routed` is False if it has reached no queue."""
         self.published += 1
         self.unrouted += not routed
         self.repeated += identity is not None and not self.window.add(identity)
@@ -165,12 +171,12 @@ async def publish_events(
     say: Callable[[str], None],
     progress: Callable[[], None],
 ) -> None:
-    """Publishes the valid events of a file, and prints the problems of the others with `say`.
+    """Publishes the valid events of a file, and prints the problems of the invalid ones with `say`.
 
-    Counts both, and calls `progress` after each. Raises PublishInterrupted if the broker stops confirming.
+    Counts all events, and calls `progress` after each. Raises PublishInterrupted if the broker stops confirming.
     """
     free = asyncio.Semaphore(MAX_UNCONFIRMED)
-    # The first lines of the unconfirmed events by the number of the event, the oldest first.
+    # The number of each unconfirmed event, and its first line. The oldest event is first.
     unconfirmed: dict[int, int] = {}
 
     tasks: set[asyncio.Task[None]] = set()
@@ -214,12 +220,12 @@ async def publish_events(
     if failed is not None:
         first = next(iter(unconfirmed.values()), count.line)
         raise PublishInterrupted(
-            f"{failed}\n{printable(file.name)}:{first}: not confirmed; what follows may not be published either", failed
+            f"{failed}\n{printable(file.name)}:{first}: not confirmed; later events may not be published either", failed
         )
 
 
 async def _read(lines: Iterable[bytes]) -> AsyncIterator[Document]:
-    """Yields the events. A daemon thread reads them: a pipe may stay silent, and Ctrl-C must end the command."""
+    """Yields the events. A daemon thread reads them, so that Ctrl-C ends the command while a pipe is silent."""
     loop = asyncio.get_running_loop()
     found: asyncio.Queue[Document | Exception | None] = asyncio.Queue()
     room = threading.Semaphore(READ_AHEAD)

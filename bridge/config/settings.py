@@ -135,7 +135,7 @@ class Settings:
         "amqp://guest:guest@localhost:5672/",
         amqp_urls,
         "URL,...",
-        "The broker: amqp:// or amqps://. If there are several nodes, the bridge tries them in turn.",
+        "The broker: amqp:// or amqps://. If there are several nodes, they are tried in turn.",
         secret=True,
     )
     exchanges: Mapping[str, str] = _setting(

@@ -136,8 +136,8 @@ async def test_events_of_a_file_and_of_a_pipe_arrive_in_order_with_their_types(
         stdin=ndjson(*in_pipe),
         BRIDGE_EXCHANGES=f"{exchange}=killmail",
     )
-    repeated = "of the published, 2 have the identity of an earlier one, so a bridge does not send them"
-    assert (ended.code, ended.said) == (0, [f"1,004 published, 0 invalid; {repeated}"])
+    repeated = "2 have the identity of an earlier event, so a bridge does not send them"
+    assert (ended.code, ended.said) == (0, [f"1,004 events published, 0 invalid; {repeated}"])
     messages = await take(amqp, queue, 1004)
     assert contents(messages) == [*in_file, killmail(7), *in_pipe]
     assert {(message.type, message.delivery_mode) for message in messages} == {("killmail", 2)}
@@ -155,7 +155,7 @@ async def test_invalid_events_are_said_with_their_line_and_passed_over(
     assert ended.said == [
         'events.ndjson:3: /systemId: "Jita" is not of type "integer" [schema-violation]',
         "events.ndjson:4:1: unexpected character, expected a JSON value [not-json]",
-        "2 published, 2 invalid",
+        "2 events published, 2 invalid",
     ]
     assert contents(await take(amqp, queue, 2)) == [killmail(1), killmail(5)]
 
@@ -166,7 +166,7 @@ async def test_summary_says_what_has_reached_no_queue(broker: Broker, exchange: 
     )
     assert ended.code == 1
     nobody = f"no bridge consumes from the exchange {exchange}"
-    assert ended.said == [f"2 published, 0 invalid; of the published, 2 reached no queue: {nobody}"]
+    assert ended.said == [f"2 events published, 0 invalid; 2 reached no queue: {nobody}"]
 
 
 async def test_exchange_that_is_missing_is_made_where_the_settings_name_it_and_else_an_error(
@@ -180,7 +180,7 @@ async def test_exchange_that_is_missing_is_made_where_the_settings_name_it_and_e
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
         await channel.get_exchange(missing)
     ended = await published(tmp_path, broker.url, stdin=ndjson(EXAMPLE), BRIDGE_EXCHANGES=f"{missing}=killmail")
-    assert (ended.code, ended.said[0].partition(";")[0]) == (1, "1 published, 0 invalid")
+    assert (ended.code, ended.said[0].partition(";")[0]) == (1, "1 event published, 0 invalid")
     channel = await amqp.channel()
     await channel.get_exchange(missing)
     await channel.exchange_delete(missing)
@@ -200,7 +200,7 @@ async def test_exchange_is_that_of_the_type_with_a_schema_of_ones_own(
         BRIDGE_EXCHANGES=f"amq.fanout=killmail,{exchange}=duel",
         BRIDGE_SCHEMAS="own",
     )
-    assert (ended.code, ended.said) == (0, ["2 published, 0 invalid"])
+    assert (ended.code, ended.said) == (0, ["2 events published, 0 invalid"])
     messages = await take(amqp, queue, 2)
     assert contents(messages) == [{"winner": 1}, {"winner": 2}]
     assert {message.type for message in messages} == {"duel"}
@@ -252,7 +252,7 @@ async def test_interrupt_while_the_pipe_is_silent_ends_with_130(
     # The confirm may still be on its way when the queue has the event.
     assert (ended.code, ended.said[0].partition(" ")[0], len(ended.said)) == (130, "interrupted:", 1)
     assert ended.said[0].split()[1] in "01"
-    assert ended.said[0].endswith(" published, 0 invalid")
+    assert ended.said[0] == "interrupted: 1 event published, 0 invalid"
 
 
 @asynccontextmanager
@@ -295,9 +295,9 @@ async def test_broker_that_is_lost_names_the_first_event_that_is_not_confirmed(
     # What follows the last confirm; the last confirms may have been lost with the connection.
     summary, [reason], where = ended.said[-3], [ended.said[-2]], ended.said[-1]
     count = int(summary.split()[0])
-    assert summary == f"{count} published, 0 invalid"
+    assert summary == f"{count} events published, 0 invalid"
     assert reason.startswith("edk-bridge: the broker did not confirm within 1 s: amqp://")
-    assert where == f"edk-bridge: -:{count + 2}: not confirmed; what follows may not be published either"
+    assert where == f"edk-bridge: -:{count + 2}: not confirmed; later events may not be published either"
     assert count <= 10
 
 
@@ -337,7 +337,7 @@ async def test_long_input_has_no_line_of_its_progress_in_a_pipe(broker: Broker, 
         ended = await running.ended()
     assert ended.code == 1
     [line] = ended.said
-    assert line.startswith("50 published, 0 invalid; of the published, 50 reached no queue")
+    assert line.startswith("50 events published, 0 invalid; 50 reached no queue")
 
 
 async def test_long_input_has_one_line_on_a_terminal(broker: Broker, exchange: str, tmp_path: Path) -> None:
@@ -360,10 +360,9 @@ async def test_long_input_has_one_line_on_a_terminal(broker: Broker, exchange: s
     # Each line as it is left behind, and what stood there before.
     assert [line.split("\r\x1b[K")[-1] for line in shown] == [
         'events.ndjson:51: /systemId: "Jita" is not of type "integer" [schema-violation]',
-        "50 published, 1 invalid; of the published, 50 reached no queue: no bridge consumes from the exchange "
-        f"{exchange}",
+        f"50 events published, 1 invalid; 50 reached no queue: no bridge consumes from the exchange {exchange}",
     ]
-    assert [text for line in shown for text in line.split("\r\x1b[K")[:-1]][-1] == "50 published, 1 invalid"
+    assert [text for line in shown for text in line.split("\r\x1b[K")[:-1]][-1] == "50 events published, 1 invalid"
 
 
 def all_of(descriptor: int) -> str:

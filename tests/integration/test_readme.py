@@ -56,7 +56,7 @@ async def test_type_of_ones_own_is_a_file(broker: Broker, exchange: str, tmp_pat
         await process.consuming()
         client = await RawClient.open(await process.port())
         said = await run(publish, tmp_path, BRIDGE_AMQP_URL=broker.url, BRIDGE_EXCHANGES=exchanges)
-        assert said == b"1 published, 0 invalid\n"
+        assert said == b"1 event published, 0 invalid\n"
         update = orjson.loads(await client.text())
         assert (update["type"], update["data"]) == ("sighting", {"pilot": "Chribba"})
         await client.close()

@@ -28,7 +28,9 @@ def type_option(command: Callback) -> Callback:
         "--type",
         "update_type",
         shell_complete=complete_type,
-        help="the update type of all events; without it, each may say its own, or is what its exchange carries",
+        metavar="TYPE",
+        help="The update type of all events. Without it, an event has the type that it names, or else that of its "
+        "exchange.",
     )(command)
 
 

@@ -83,10 +83,13 @@ class GroupedCommand(click.Command):
 
 
 def exit_codes(**meanings: str) -> str:
-    """Returns the epilog of a command: a line for each exit code. `_2="..."` is for 2,."""
-    rows = [(name.strip("_"), meaning) for name, meaning in meanings.items()]
+    """Returns the epilog of a command, with the meanings of its exit codes. `_2="..."` is for 2.
+
+    Lines of more than 71 characters do not fit into the help.
+    """
+    rows = [f"  {name.removeprefix('_'):3}  {meaning}" for name, meaning in meanings.items()]
     # After \b, click keeps the lines.
-    return "\n".join(["\b", "Exit codes:", *(f"  {code:3}  {meaning}" for code, meaning in rows)])
+    return "\n".join(["\b", "Exit codes:", *(row.replace("\n", f"\n{'':7}") for row in rows)])
 
 
 FLAG_WIDTH = 29

@@ -447,12 +447,12 @@ def test_value_that_begins_with_a_dash_reaches_the_settings(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("check", ["without a broker", "[FILE|-]...", "--type", "BRIDGE_SCHEMAS", "0 all are valid, 1 some are not"]),
+        ("check", ["without a broker", "[FILE|-]...", "--type", "BRIDGE_SCHEMAS", "0 All events are valid. 1 Some"]),
         (
             "tail",
             ["[URL]", "--type", "--where", "--after", "--cafile", "may be repeated", "2 options that can't be used"],
         ),
-        ("publish", ["to RabbitMQ", "[FILE|-]...", "--type", "--exchange", "BRIDGE_AMQP_URL", "3 the broker refuses"]),
+        ("publish", ["to RabbitMQ", "[FILE|-]...", "--type", "--exchange", "BRIDGE_AMQP_URL", "3 The broker refuses"]),
     ],
 )
 def test_help_of_a_command_says_what_it_takes_and_how_it_ends(command: str, words: list[str]) -> None:
@@ -676,7 +676,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Published:
 def test_publish_publishes_all_events_and_says_how_many(published: Published, tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(EXAMPLE, indent=2))
     result = invoke("publish", "one.json", "-", stdin=ndjson(*map(killmail, range(1200))))
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "1,201 published, 0 invalid\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "1,201 events published, 0 invalid\n")
     assert [json.loads(body) for body in published.bodies] == [EXAMPLE, *map(killmail, range(1200))]
 
 
@@ -684,8 +684,13 @@ def test_publish_says_how_many_have_the_identity_of_an_earlier_one(published: Pu
     result = invoke("publish", stdin=ndjson(killmail(1), killmail(2), killmail(1), ESI, ESI))
     assert result.exit_code == 0
     assert result.stderr == (
-        "5 published, 0 invalid; of the published, 2 have the identity of an earlier one, so a bridge does not send "
-        "them\n"
+        "5 events published, 0 invalid; 2 have the identity of an earlier event, so a bridge does not send them\n"
+    )
+
+
+def test_publish_counts_one_repeated_event_in_the_singular(published: Published) -> None:
+    assert invoke("publish", stdin=ndjson(killmail(1), killmail(1))).stderr == (
+        "2 events published, 0 invalid; 1 has the identity of an earlier event, so a bridge does not send it\n"
     )
 
 
@@ -699,7 +704,7 @@ def test_publish_says_every_violation(published: Published) -> None:
         "/systemId",
         "/timestamp",
     ]
-    assert (result.exit_code, summary) == (1, "1 published, 1 invalid")
+    assert (result.exit_code, summary) == (1, "1 event published, 1 invalid")
 
 
 @pytest.mark.parametrize("command", ["requeue", "purge"])
@@ -772,7 +777,7 @@ def test_publish_says_what_nobody_has_got(published: Published) -> None:
     result = invoke("publish", stdin=ndjson(EXAMPLE))
     assert result.exit_code == 1
     assert result.stderr == (
-        "1 published, 0 invalid; of the published, 1 reached no queue: no bridge consumes from the exchange killmails\n"
+        "1 event published, 0 invalid; 1 reached no queue: no bridge consumes from the exchange killmails\n"
     )
 
 
@@ -824,9 +829,9 @@ def test_publish_that_fails_names_the_first_line_that_is_not_confirmed(
     assert logging_as == [("info", "text")]
     assert result.exit_code == exit_code
     assert result.stderr.splitlines() == [
-        "0 published, 0 invalid",
+        "0 events published, 0 invalid",
         f"edk-bridge: {error}",
-        "edk-bridge: -:2: not confirmed; what follows may not be published either",
+        "edk-bridge: -:2: not confirmed; later events may not be published either",
     ]
 
 
@@ -834,7 +839,7 @@ def test_publish_that_is_interrupted_says_how_far_it_was(published: Published) -
     published.error = KeyboardInterrupt()
     result = invoke("publish", stdin=ndjson(EXAMPLE))
     assert result.exit_code == 130
-    assert result.stderr == "interrupted: 0 published, 0 invalid\n"
+    assert result.stderr == "interrupted: 0 events published, 0 invalid\n"
 
 
 def test_package_offers_publishers_what_they_need() -> None:

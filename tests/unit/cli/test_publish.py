@@ -143,7 +143,7 @@ async def test_first_event_without_a_confirm_is_named_and_not_one_that_was_confi
         await command.run(iter(lines))
     assert str(raised.value).splitlines() == [
         "no broker",
-        "f\\n:4: not confirmed; what follows may not be published either",
+        "f\\n:4: not confirmed; later events may not be published either",
     ]
     assert command.publisher.published[:2] == [0, 2]
     assert command.count.invalid == 1

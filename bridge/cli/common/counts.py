@@ -1,0 +1,6 @@
+"""Numbers with their nouns: `1 event`, `1,204 events`."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
