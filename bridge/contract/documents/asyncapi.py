@@ -1,7 +1,7 @@
-"""Makes the AsyncAPI document: for tools, what a client may expect and a fetcher may publish.
+"""Creates the AsyncAPI document. It tells tools which messages clients receive and fetchers can publish.
 
-The document has the bridge's point of view: it receives events from the broker's exchanges, and sends updates to
-WebSocket clients. The schemas of both are the schema files.
+The document has the bridge's point of view: the bridge receives events from the broker's exchanges, and sends updates
+to WebSocket clients. Both use the schema files.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from bridge.contract.documents.messages import AMQP_BINDING, Object, at, key
 MEDIA_TYPE = "application/vnd.aai.asyncapi+json;version=3.0.0"
 
 _WEBSOCKETS_BINDING = "0.1.0"
-"""Version of AsyncAPI's binding."""
+"""The version of AsyncAPI's WebSockets binding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,20 +24,20 @@ class Deployment:
 
     version: str
     host: str
-    """Where clients connect to, with the port: `localhost:3000`."""
+    """The address for clients, with the port: `localhost:3000`."""
     secure: bool
-    """Whether that is wss:// instead of ws://."""
+    """Whether clients use wss:// instead of ws://."""
     path: str
     exchanges: Mapping[str, str]
-    """Each exchange with the update type that its events have by default."""
+    """Each exchange with the default update type of its events."""
     reject_exchange: str | None
 
 
 def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[str]], deployment: Deployment) -> bytes:
-    """The AsyncAPI 3.0.0 document, indented, with a newline at its end.
+    """Returns the AsyncAPI 3.0.0 document, indented, with a newline at its end.
 
-    `documents` are the schema files (name to content), `filterable` the members that clients may filter by, each with
-    its types. It never contains the address of the broker: publishers have it, and others do not need it.
+    `documents` are the schema files (name to content). `filterable` are the members that clients can filter by, each
+    with its types. The document never contains the broker's address: publishers know it, and others do not need it.
     """
     files = messages.read(documents)
     envelopes = {file.name: file.schema for file in files if file.schema.get("x-role") == "envelope"}
@@ -58,31 +58,33 @@ def document(documents: Mapping[str, bytes], filterable: Mapping[str, frozenset[
 
     channels = {"updates": _updates_channel(deployment.path, sent, _query([file.name for file in types], filterable))}
     operations = {
-        "sendUpdates": _operation("send", "updates", sent, "Sends each update to every client that wants it.")
+        "sendUpdates": _operation("send", "updates", sent, "Sends each update to every client whose filter matches it.")
     }
     for exchange, default in deployment.exchanges.items():
         channel = f"exchange.{key(exchange)}"
         description = (
-            f"Events. Where neither the message's property `type` nor its body names a type, it is `{default}`. "
-            "An exchange of this name that is a topic exchange is used as it is, with any routing key."
+            f"Events. The default type is `{default}`: it applies if neither the message's `type` property nor its "
+            "body names a type. The exchange may be a topic exchange: the bridge then accepts every routing key."
         )
         channels[channel] = _exchange_channel(exchange, description, events)
-        summary = "Takes each event, and makes an update of it."
+        summary = "Receives each event, and turns it into an update."
         operations[f"receive.{key(exchange)}"] = _operation("receive", channel, events, summary)
     rejected = {"rejected": at("components", "messages", "rejected")}
     if deployment.reject_exchange is not None:
         channels["rejected"] = _exchange_channel(
-            deployment.reject_exchange, "Events that can't become an update, as they came.", rejected
+            deployment.reject_exchange, "Events that can't become an update, unchanged.", rejected
         )
-        operations["sendRejected"] = _operation("send", "rejected", rejected, "Gives back what it can't use, with why.")
+        operations["sendRejected"] = _operation(
+            "send", "rejected", rejected, "Publishes each rejected event, with a reason."
+        )
     return orjson.dumps(
         {
             "asyncapi": "3.0.0",
             "info": {
                 "title": "edk-bridge",
                 "version": deployment.version,
-                "description": "Takes events of a killboard from RabbitMQ, and broadcasts them as updates to WebSocket "
-                "clients.",
+                "description": "Receives events of a killboard from RabbitMQ, and broadcasts them as updates to "
+                "WebSocket clients.",
             },
             "defaultContentType": "application/json",
             "servers": _servers(deployment),
@@ -112,7 +114,7 @@ def _servers(deployment: Deployment) -> Object:
             "host": "{broker}",
             "protocol": "amqp",
             "protocolVersion": "0-9-1",
-            "description": "The broker that the bridge consumes from, and fetchers publish to.",
+            "description": "The broker. Fetchers publish events to it, and the bridge consumes them.",
             "variables": {"broker": {"default": "localhost:5672", "description": "The broker's host and port."}},
         },
     }
@@ -122,8 +124,8 @@ def _updates_channel(path: str, sent: Mapping[str, str], query: Object) -> Objec
     return {
         "address": path,
         "title": "Updates",
-        "description": "Each text message is one update, or what the bridge itself has to say to a client that asked "
-        "for ids. What a client sends is ignored: it asks in the query of its handshake.",
+        "description": "Each text message is one update. Clients that asked for ids also receive the bridge's own "
+        "messages. The bridge ignores messages from clients: a client sets its filter in the query of its handshake.",
         "servers": [at("servers", "websocket")],
         "messages": {name: at("components", "messages", message) for name, message in sent.items()},
         "bindings": {"ws": {"method": "GET", "query": query, "bindingVersion": _WEBSOCKETS_BINDING}},
@@ -131,11 +133,12 @@ def _updates_channel(path: str, sent: Mapping[str, str], query: Object) -> Objec
 
 
 def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object:
-    """What a client may ask for. An array is a parameter that may be there several times."""
+    """Returns the schema of the query. An array is a parameter that can occur several times."""
     return {
         "type": "object",
-        "description": "Without a query everything comes, as {type, data, timestamp}. Of a parameter that is there "
-        "several times, one of the values must fit: ?systemId=30000142&systemId=30002187; of several parameters all.",
+        "description": "Without a query, a client receives every update as {type, data, timestamp}. If a parameter "
+        "occurs several times, one of its values must match: ?systemId=30000142&systemId=30002187. Different "
+        "parameters must all match.",
         "properties": {
             "type": {
                 "description": "Only updates of these types.",
@@ -143,8 +146,8 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
                 "items": {"type": "string", "enum": types},
             },
             "after": {
-                "description": "Asks for ids. Empty: updates from now on; an id: those after it. The first message is "
-                "a resume then, and there may be a gap.",
+                "description": "Asks for ids. If the value is empty, updates start now. If it is an id, they start "
+                "after this id. The first message is then a resume, and a gap may follow.",
                 "type": "string",
             },
             **{
@@ -154,7 +157,7 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
                     "items": {"type": min(kinds) if len(kinds) == 1 else sorted(kinds)},
                 }
                 for name, kinds in filterable.items()
-                # Tools would follow it.
+                # Tools would resolve it as a reference.
                 if name != "$ref"
             },
         },
@@ -164,7 +167,7 @@ def _query(types: list[str], filterable: Mapping[str, frozenset[str]]) -> Object
 
 def _exchange_channel(exchange: str, description: str, names: Iterable[str]) -> Object:
     return {
-        # The routing key, which a fanout exchange does not look at.
+        # The routing key. A fanout exchange ignores it.
         "address": "",
         "title": exchange,
         "description": description,

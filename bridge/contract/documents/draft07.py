@@ -1,7 +1,8 @@
-"""Schemas of draft 2020-12 as AsyncAPI takes them: as a superset of draft 7, all in one document.
+"""Converts schemas of draft 2020-12 for AsyncAPI, which uses a superset of draft 7, all in one document.
 
-In draft 2020-12 a reference names the `$id` and anchor of its target, here the target's place in the document. Only
-keywords of draft 2020-12 and extensions (`x-...`) come along: what others mean, a reader of draft 7 may know otherwise.
+In draft 2020-12, a reference names the `$id` and the anchor of its target. Here, it names the target's place in the
+document. Only keywords of draft 2020-12 and extensions (`x-...`) are kept, because other keywords may have a meaning in
+draft 7.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,9 @@ from bridge.contract.keywords import ANCHORS, BY_NAME, PLAIN, REFERENCES, Steps,
 
 
 def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, dict[str, object]]:
-    """Converts schemas to draft 7. Each needs its `$id`. `place` is their common place: `#/components/schemas`.
+    """Converts schemas to draft 7. Each needs an `$id`. `place` is their common place: `#/components/schemas`.
 
-    A reference to another schema becomes a schema that accepts everything.
+    A reference to a schema that is not among them becomes a schema that accepts everything.
     """
     places: dict[str, str] = {}
     for name, schema in schemas.items():
@@ -23,7 +24,7 @@ def convert(schemas: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, d
 
 
 def _find(schema: object, base: str, uris: tuple[str, ...], place: str, places: dict[str, str]) -> None:
-    """Records the place of each schema within this one, by every URI that a reference may use for it."""
+    """Records the place of each schema within this one, for every URI that a reference may use."""
     if isinstance(schema, dict):
         if "$id" in schema:
             base = _base(schema, base)
@@ -58,17 +59,17 @@ def _converted_object(schema: Mapping[str, Any], base: str, places: Mapping[str,
     if len(references) == 1 and not result:
         return {**references[0]}
     if references:
-        # Draft 7 ignores whatever stands beside a reference.
+        # Draft 7 ignores all keywords next to a reference.
         result.setdefault("allOf", []).extend(references)
     return result
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, str, Steps, object]]:
-    """The schemas right within this one: the steps to each in draft 2020-12, and in draft 7, keyword first."""
+    """Yields each direct subschema: its steps in draft 2020-12, its keyword and other steps in draft 7, and itself."""
     for steps, part in subschemas(schema):
         keyword, *within = steps
         if keyword in BY_NAME and within == ["$ref"]:
-            # A member with the name $ref is no reference, but tools fall over it.
+            # A member with the name $ref is not a reference, but tools fail because of it.
             continue
         new = str(keyword)
         if keyword == "$defs":
@@ -83,7 +84,7 @@ def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, str, Steps, objec
 def _reference(reference: str, base: str, places: Mapping[str, str]) -> dict[str, str]:
     uri, fragment = urldefrag(reference)
     target = f"{urljoin(base, uri) if uri else base}#{unquote(fragment)}"
-    return {"$ref": places[target]} if target in places else {"$comment": f"as {reference} says"}
+    return {"$ref": places[target]} if target in places else {"$comment": f"see {reference}"}
 
 
 def _base(schema: Mapping[str, Any], base: str) -> str:
@@ -92,7 +93,7 @@ def _base(schema: Mapping[str, Any], base: str) -> str:
 
 
 def _seems_reference(value: object) -> bool:
-    """Whether a value, such as an example, contains a member that tools follow as a reference, wherever it stands."""
+    """Whether a value, such as an example, contains a member at any depth that tools would resolve as a reference."""
     if isinstance(value, dict):
         return isinstance(value.get("$ref"), str) or any(map(_seems_reference, value.values()))
     return isinstance(value, list) and any(map(_seems_reference, value))
@@ -103,5 +104,5 @@ def _escaped(step: str | int) -> str:
 
 
 def _step(step: str | int) -> str:
-    """A step of a JSON Pointer in a URI's fragment."""
+    """Returns a step of a JSON Pointer in a URI fragment."""
     return quote(_escaped(step), safe="~$")

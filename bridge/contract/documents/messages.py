@@ -1,6 +1,6 @@
-"""The messages of the AsyncAPI document: those that clients receive, and those that fetchers may publish.
+"""The messages of the AsyncAPI document: those that clients receive, and those that fetchers can publish.
 
-Messages are made from the schema files alone, without their channels.
+Messages are created from the schema files alone, without channels.
 """
 
 import re
@@ -16,24 +16,24 @@ from bridge.contract.killmail_formats import SourceFormat
 from bridge.contract.pipeline import Reason
 
 AMQP_BINDING = "0.3.0"
-"""The version of the AMQP binding of AsyncAPI."""
+"""The version of AsyncAPI's AMQP binding."""
 
 _SENT_MS = 1697962000000
-"""The timestamp of examples, from the example of the specification."""
+"""The timestamp of examples. It is that of the specification's example."""
 
-_TYPE = "The message's property `type` must say so, unless that is the exchange's default."
+_TYPE = "The message's `type` property must name this type, unless it is the exchange's default."
 
 _REJECT_HEADERS = {
-    "x-reject-detail": "One sentence that says what is wrong.",
-    "x-reject-pointer": "JSON Pointer to the member that is wrong; empty for the event as a whole.",
-    "x-reject-schema": "The $id of the schema that the event breaks; empty where it is none.",
+    "x-reject-detail": "One sentence that describes the problem.",
+    "x-reject-pointer": "JSON Pointer to the wrong member; empty for the event as a whole.",
+    "x-reject-schema": "The $id of the violated schema; empty if the reason is another one.",
     "x-reject-exchange": "The exchange that the event came from.",
     "x-reject-instance": "The name of the bridge that rejected it.",
-    "x-reject-time": "When that was: an RFC 3339 date-time.",
-    "x-reject-user-id": "The event's user_id, where it had one: the broker takes it from nobody else.",
-    "x-reject-cluster-id": "The event's cluster_id, where it had one: no library sends it.",
-    "x-reject-expiration": "The event's expiration in milliseconds, where it had one: a reject does not expire.",
-    "x-reject-headers": "There where headers of the event's own, or all its properties, can't be published again.",
+    "x-reject-time": "The time of the rejection: an RFC 3339 date-time.",
+    "x-reject-user-id": "The event's user_id, if it had one. The broker accepts this property only from that user.",
+    "x-reject-cluster-id": "The event's cluster_id, if it had one. AMQP libraries can't send this property.",
+    "x-reject-expiration": "The event's expiration in milliseconds, if it had one. A rejected event does not expire.",
+    "x-reject-headers": "Names the headers that can't be published again, or all properties. Present only if there are any.",
 }
 
 Object = dict[str, object]
@@ -45,7 +45,7 @@ class File:
 
     name: str
     key: str
-    """The name with only the characters that AsyncAPI allows in a key."""
+    """The name, with only characters that AsyncAPI allows in a key."""
     schema: Mapping[str, Any]
 
     @property
@@ -67,7 +67,7 @@ class File:
 
 
 def read(documents: Mapping[str, bytes]) -> list[File]:
-    """The schema files (name to content), converted for AsyncAPI."""
+    """Returns the schema files (name to content), converted for AsyncAPI."""
     names = {key(name): name for name in (file.removesuffix(".json") for file in documents)}
     schemas = {
         each: {"$id": schema_id(name), **orjson.loads(documents[f"{name}.json"])} for each, name in names.items()
@@ -77,7 +77,7 @@ def read(documents: Mapping[str, bytes]) -> list[File]:
 
 
 def update(file: File, envelope: Mapping[str, Any], with_id: Mapping[str, Any]) -> Object:
-    """An update as clients receive it. `with_id` is the schema of the envelope for clients that asked for ids."""
+    """Returns an update as clients receive it. `with_id` is the envelope's schema for clients that asked for ids."""
     members = envelope.get("properties", {})
     ids = {"id": member} if (member := with_id.get("properties", {}).get("id")) is not None else {}
     payload = _enveloped(file, members, ids)
@@ -86,10 +86,10 @@ def update(file: File, envelope: Mapping[str, Any], with_id: Mapping[str, Any]) 
 
 
 def own_message(file: File, envelope: Mapping[str, Any]) -> Object:
-    """An own message, which clients that asked for ids receive."""
+    """Returns an own message, which clients that asked for ids receive."""
     payload = _enveloped(file, envelope.get("properties", {}), {})
     examples = [_example(file, example) for example in file.examples]
-    summary = f"A message of the type {file.name}, to clients that asked for ids. It has none itself."
+    summary = f"A message of the type {file.name}, for clients that asked for ids. The message itself has no id."
     return _message(f"message.{file.name}", file.title, summary, payload, examples)
 
 
@@ -112,31 +112,31 @@ def _example(file: File, data: object) -> Object:
 
 
 def event(file: File) -> Object:
-    """An event whose body is the update's data."""
+    """Returns an event whose body is the update's data."""
     title, summary = f"{file.title} (event)", f"The data of an update of the type {file.name}. {_TYPE}"
     return _message(f"event.{file.name}", title, summary, file.reference, file.examples) | _typed(file)
 
 
 def wrapped(file: File, sources: Sequence[File]) -> Object:
-    """An event in an envelope, which names its type."""
+    """Returns an event in an envelope, which names its type."""
     payload = {
         "type": "object",
         "required": ["type", "data"],
         "properties": {
             "type": {"type": "string", "const": file.name},
             "data": {"anyOf": [file.reference, *map(_source_schema, sources)]} if sources else file.reference,
-            "timestamp": {"description": "Replaced by the bridge's own."},
+            "timestamp": {"description": "The bridge replaces this timestamp."},
         },
         "additionalProperties": False,
     }
     title = f"{file.title} (wrapped event)"
-    summary = f"The data of an update of the type {file.name}, and the type: the property `type` may be left out."
+    summary = f"The data of an update of the type {file.name}, with its type: the `type` property is not necessary."
     examples = [{"type": file.name, "data": example} for example in file.examples]
     return _message(f"wrapped.{file.name}", title, summary, payload, examples) | _typed(file)
 
 
 def source_event(source: File, file: File) -> Object:
-    """An event in a source format, which the bridge converts."""
+    """Returns an event in a source format, which the bridge converts."""
     title, summary = f"{source.title} (event)", f"Becomes an update of the type {file.name}. {_TYPE}"
     return _message(f"form.{source.name}", title, summary, _source_schema(source), source.examples) | _typed(file)
 
@@ -149,11 +149,11 @@ def _source_schema(source: File) -> Object:
 
 
 def rejected() -> Object:
-    """A rejected event."""
+    """Returns a rejected event."""
     return {
         "name": "rejected",
         "title": "Rejected event",
-        "summary": "The event's own body, properties and headers, and why it can't become an update.",
+        "summary": "The event's body, properties and headers, and the reason why it can't become an update.",
         "headers": {
             "type": "object",
             "properties": {
@@ -161,7 +161,7 @@ def rejected() -> Object:
                 **{name: {"type": "string", "description": text} for name, text in _REJECT_HEADERS.items()},
             },
         },
-        "payload": {"description": "Whatever was published."},
+        "payload": {"description": "The published body."},
         "bindings": {"amqp": {"bindingVersion": AMQP_BINDING}},
     }
 
@@ -172,12 +172,12 @@ def _message(name: str, title: str, summary: str, payload: Object, examples: Seq
 
 
 def _typed(file: File) -> Object:
-    """The binding with the message's property `type`."""
+    """Returns the binding with the message's `type` property."""
     return {"bindings": {"amqp": {"messageType": file.name, "bindingVersion": AMQP_BINDING}}}
 
 
 def at(*steps: str) -> Object:
-    """A reference to another part of the document."""
+    """Returns a reference to another part of the document."""
     return {"$ref": "/".join(("#", *steps))}
 
 
