@@ -1,4 +1,4 @@
-"""What an update is: schemas, validation, the envelope.
+"""The definition of an update: schemas, validation and the envelope.
 
-Pure: nothing in here opens a socket, reads a clock, logs, or imports anything else of the bridge.
+Pure: no module here opens a socket, reads a clock, logs, or imports other packages of the bridge.
 """

@@ -1,7 +1,7 @@
 """Recognizes the format of a body that is not JSON, so that its publisher learns what to change.
 
-Looks at the first bytes, and at the place that the JSON parser names: the work does not grow with the body, but for
-checking that it is UTF-8. This file must never know what an event is.
+Examines the first bytes, and the place that the JSON parser names. Only the check for UTF-8 takes longer for a longer
+body. This module must not know what an event is.
 """
 
 import binascii
@@ -15,43 +15,43 @@ from dataclasses import dataclass
 import orjson
 
 HEAD_BYTES = 1024
-"""The bytes of a body that are examined. The first few bytes identify a compressed or a text format."""
+"""The number of bytes that are examined at the start of a body. A format is identified by its first bytes."""
 
 PARSED_BYTES = 64 * 1024
-"""A body of up to this size is parsed to make sure that it is JSON in another encoding."""
+"""A body of up to this size is parsed to verify that it is JSON in another encoding."""
 
 PLAIN = "publish plain JSON in UTF-8"
 
 
 @dataclass(frozen=True, slots=True)
 class NotJson:
-    """What is wrong with a body that is not JSON, and where."""
+    """The problem of a body that is not JSON, and its place."""
 
     text: str
-    """Printable, without the place."""
+    """The problem, without the place. Printable."""
     lead: str = ""
-    """What goes between `the body` and the text."""
+    """The words between `the body` and `text`."""
     place: str = ""
-    """The place, to append to the text; empty if the whole body is wrong."""
+    """The place, to append to `text`. Empty if the problem is the whole body."""
     line: int = 1
     column: int = 1
-    """In the body, both counted from 1; the column in characters."""
+    """`line` and `column` count from 1. The column is in characters."""
 
     def __str__(self) -> str:
         return f"the body {self.lead}{self.text}{self.place}"
 
 
 def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
-    """Returns the likely format of a body that orjson does not accept, or the parser's text if none is recognized."""
+    """Returns the likely format of a body that orjson does not accept, or the parser's text for an unknown format."""
     if not body.strip():
-        return NotJson("is empty, but for white space" if body else "is empty")
+        return NotJson("has only white space" if body else "is empty")
     if found := _of_binary(body):
         return NotJson(found)
     try:
         body.decode()
     except UnicodeDecodeError as broken:
         return _undecodable(body, broken)
-    # The error has the whole text, and a place in characters.
+    # The error contains the decoded body, and a position in characters.
     text, at = error.doc, error.pos
     place = f": line {error.lineno} column {error.colno} (char {at})"
     if found := _of_text(text):
@@ -62,7 +62,7 @@ def diagnose(body: bytes, error: orjson.JSONDecodeError) -> NotJson:
 
 
 def is_json(body: bytes) -> bool:
-    """Whether a body is JSON or, if it is larger than `PARSED_BYTES`, whether it begins like an event."""
+    """Whether a body is JSON. A body larger than `PARSED_BYTES` is JSON if it begins with an object or an array."""
     if len(body) > PARSED_BYTES:
         return body[:HEAD_BYTES].lstrip()[:1] in (b"{", b"[")
     try:
@@ -73,14 +73,14 @@ def is_json(body: bytes) -> bool:
 
 
 def is_binary(body: bytes) -> bool:
-    """Whether a body that is not JSON begins as a binary format does: line ends mean nothing in one."""
+    """Whether a body that is not JSON begins like a binary format, in which line ends have no meaning."""
     head = body[:HEAD_BYTES]
     if _of_binary(head) or _BSON.match(head):
         return True
     if head.lstrip()[:1] in (b"{", b"[", b'"'):
         return False
     try:
-        # A character may be cut off where the head ends.
+        # The head may end within a character.
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return True
@@ -88,9 +88,9 @@ def is_binary(body: bytes) -> bool:
 
 
 _BSON = re.compile(rb"..\x00\x00[\x01-\x13\x7f\xff][^\x00]", re.DOTALL)
-"""The length of a document of less than 64 KiB, the type of its first member, and the name."""
+"""The length of a document of less than 64 KiB, the type of its first member, and the start of the member's name."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c\x1d\x1f]")
-"""Control characters, but for white space, escape sequences of terminals and record separators."""
+"""Control characters except white space, ESC (terminal sequences) and the record separator."""
 
 
 def _looks_like(name: str, advice: str = PLAIN) -> str:
@@ -120,12 +120,12 @@ _MAGIC = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-"""What a format begins with, the longer one of two first."""
+"""The first bytes of each format. If one is a prefix of another, the longer one comes first."""
 
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 
 _OPENING = frozenset('{["')
-"""What the JSON of an event begins with, nearly always."""
+"""The usual first characters of an event."""
 
 
 def _of_binary(body: bytes) -> str:
@@ -140,7 +140,7 @@ def _of_binary(body: bytes) -> str:
 
 
 def _is_zlib(body: bytes, head: bytes) -> bool:
-    # RFC 1950: deflate, a window of up to 32 KiB, and a checksum over both bytes.
+    # RFC 1950, section 2.2: deflate, a window of up to 32 KiB, and a checksum over both bytes.
     if len(body) < 2 or head[0] & 0x8F != 0x08 or int.from_bytes(head[:2]) % 31:
         return False
     return bool(_inflated(head, zlib.MAX_WBITS))
@@ -158,7 +158,7 @@ def _inflated(head: bytes, window: int) -> bytes:
 
 
 def _is_pickle(body: bytes, head: bytes) -> bool:
-    # Protocols 2 to 5 begin with PROTO and their number; the others are text, more or less. All end with STOP.
+    # Protocols 2 to 5 begin with PROTO and their number. Protocols 0 and 1 have no header. All end with STOP.
     is_binary = len(body) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5
     return body.endswith(b".") and (is_binary or _PICKLE.match(head) is not None)
 
@@ -171,7 +171,7 @@ def _is_bson(body: bytes, head: bytes) -> bool:
 
 
 def _is_utf(codec: str) -> Callable[[bytes, bytes], bool]:
-    """Whether JSON begins so in an encoding without a byte order mark: two characters of ASCII, with zero bytes."""
+    """Returns a test for JSON in an encoding without a byte order mark: two ASCII characters with zero bytes."""
     width = len("x".encode(codec))
 
     def matches(_: bytes, head: bytes) -> bool:
@@ -185,11 +185,11 @@ def _is_utf(codec: str) -> Callable[[bytes, bytes], bool]:
 
 
 _FIRST = frozenset('{["-0123456789tfn \t\r\n')
-"""What JSON may begin with."""
+"""The possible first characters of JSON."""
 
 _SelfDescribed = tuple[range, dict[int, int], range, dict[int, int], range, dict[int, int]]
-"""What a value's first byte says, of maps, arrays and strings each: which are short, and for a longer one, in how many
-bytes its length follows."""
+"""The first bytes of maps, arrays and strings. Of each kind, the range for short values, which includes the length.
+Then the first bytes of longer values, each with the number of bytes in which the length follows."""
 
 _MSGPACK: _SelfDescribed = (
     range(0x80, 0x90),
@@ -210,7 +210,7 @@ _CBOR: _SelfDescribed = (
 
 
 def _has_key(head: bytes, form: _SelfDescribed) -> bool:
-    """Whether a map begins here, or an array of maps, and its first key is text."""
+    """Whether the head begins with a map, or an array of maps, whose first key is text."""
     maps, long_maps, arrays, long_arrays, strings, long_strings = form
     at = 0
     while at < len(head) and (head[at] in arrays or head[at] in long_arrays):
@@ -253,12 +253,12 @@ def _undecodable(body: bytes, broken: UnicodeDecodeError) -> NotJson:
     if _is_latin_1(body, at):
         words = _looks_like("JSON in Latin-1 or Windows-1252", "publish it in UTF-8")
         return NotJson(words, "", f" (byte {at} is not UTF-8)", line, column)
-    return NotJson("not UTF-8", "is ", f": byte {at} can't be read", line, column)
+    return NotJson("not UTF-8", "is ", f": byte {at} can't be decoded", line, column)
 
 
 def _is_latin_1(body: bytes, at: int) -> bool:
     byte, following = body[at], body[at + 1 : at + 2]
-    # A broken sequence of UTF-8 rather than a letter; and what stands for no letter that anybody writes.
+    # A truncated UTF-8 sequence is more likely than a Latin-1 letter. Texts do not contain \xfe and \xff.
     if byte >= 0xFE or (byte >= 0xC0 and following and following[0] & 0xC0 == 0x80):
         return False
     if len(body) > PARSED_BYTES:
@@ -280,8 +280,11 @@ _DUMPS = "publish what json.dumps() writes"
 _STRINGIFY = "publish what JSON.stringify() writes"
 
 _TEXTS = (
-    (re.compile(r"\ufeff"), "begins with a UTF-8 byte order mark: leave it out"),
-    (re.compile(r"\x1e"), "begins with a record separator (0x1E): leave it out, and publish each document by itself"),
+    (re.compile(r"\ufeff"), "begins with a UTF-8 byte order mark: remove it"),
+    (
+        re.compile(r"\x1e"),
+        "begins with a record separator (0x1E): remove it, and publish each document as a separate event",
+    ),
     (re.compile(r"<[\w.]+ object at 0x|b['\"]|(?:OrderedDict|defaultdict)\("), _looks_like("Python's repr()", _DUMPS)),
     (re.compile(r"<(?:!doctype )?html", re.IGNORECASE), _looks_like("HTML", "publish JSON")),
     (re.compile(r"<[?!A-Za-z]"), _looks_like("XML", "publish JSON")),
@@ -290,19 +293,22 @@ _TEXTS = (
         _looks_like("PHP's serialize()", "publish what json_encode() writes"),
     ),
     (re.compile(r"[Aa]rray\s*\("), _looks_like("PHP's print_r() or var_export()", "publish what json_encode() writes")),
-    (re.compile(r"\[object \w+\]"), _looks_like("JavaScript's text for an object", _STRINGIFY)),
-    (re.compile(r"['`]\s*[\[{]"), "is JSON within quotes: leave them out"),
+    (re.compile(r"\[object \w+\]"), _looks_like("JavaScript's toString()", _STRINGIFY)),
+    (re.compile(r"['`]\s*[\[{]"), "is JSON in quotes: remove the quotes"),
     (re.compile(r"[\[\s]*\{\s*(?::\w+|\"\w*\")\s*=>"), _looks_like("Ruby's inspect", "publish what to_json writes")),
     (re.compile(r"[\[\s]*\{\w+="), _looks_like("Java's toString()", "publish JSON")),
-    (re.compile(r"eyJ[\w-]+\.eyJ"), _looks_like("a JSON Web Token", "publish the JSON that is in it")),
-    (re.compile(r"%(?:7B|5B|22)", re.IGNORECASE), _looks_like("JSON that is percent-encoded", "publish plain JSON")),
+    (re.compile(r"eyJ[\w-]+\.eyJ"), _looks_like("a JSON Web Token", "publish the JSON that it contains")),
+    (re.compile(r"%(?:7B|5B|22)", re.IGNORECASE), _looks_like("percent-encoded JSON", "publish plain JSON")),
     (re.compile(r"(?:7b|5b)(?:0a|0d|20|22|7b)[0-9a-f]*", re.IGNORECASE), _looks_like("JSON in hexadecimal")),
-    (re.compile(r"(?:data|event|id|retry):"), _looks_like("a Server-Sent Event", "publish what its data holds")),
-    (re.compile(r"[\w.$]+\(\s*\{"), _looks_like("JSONP", "publish what is between the parentheses")),
+    (
+        re.compile(r"(?:data|event|id|retry):"),
+        _looks_like("a Server-Sent Event", "publish the value of its data field"),
+    ),
+    (re.compile(r"[\w.$]+\(\s*\{"), _looks_like("JSONP", "publish the JSON between the parentheses")),
     (re.compile(r"[\w.+%\[\]-]+=[^=\s]"), _looks_like("a form (x-www-form-urlencoded)", "publish JSON")),
     (re.compile(r"---\s|[A-Za-z_][\w-]*:\s"), _looks_like("YAML", "publish JSON")),
 )
-"""What a text begins with, after white space."""
+"""Patterns for the start of a text, after white space, each with the words for the format."""
 
 
 def _of_text(text: str) -> str:
@@ -314,7 +320,7 @@ def _of_text(text: str) -> str:
 
 
 def of_base64(head: str) -> str:
-    """What is in a text if it is base64: `JSON`, the name of a binary format, or the empty string."""
+    """Returns the format of base64-encoded content: `JSON`, the name of a binary format, or "" for any other text."""
     found = _BASE64.match(head.replace("\r", "").replace("\n", ""))
     if found is None:
         return ""
@@ -333,20 +339,20 @@ _UNQUOTED = re.compile(r"[A-Za-z_$0-9]")
 
 
 def _of_place(text: str, at: int, message: str) -> str:
-    """What the whole text looks like, by what the parser stumbled over."""
+    """Returns the likely format of the text, detected at the parser's error position. Empty if unknown."""
     rest = text[at : at + HEAD_BYTES].lstrip()
     is_complete = message == "unexpected content after document"
     if is_complete and rest.lstrip(" \r\n,;\x1e")[:1] in _OPENING and text.lstrip()[:1] in _OPENING:
-        return "holds several JSON documents: publish each as an event of its own"
+        return "contains several JSON documents: publish each as a separate event"
     if is_complete and not rest.strip("\x00"):
-        return "ends with a zero byte: leave it out"
+        return "ends with a zero byte: remove it"
     if not is_complete and text.lstrip()[:1] in ("{", "[", "(") and _PYTHON.match(rest):
         return _looks_like("Python's repr()", _DUMPS)
     return ""
 
 
 def _at(text: str, at: int, message: str) -> str:
-    """The parser's message, or a better one."""
+    """Returns a better message than the parser's if the cause is known."""
     rest = text[at : at + 16]
     if _NUMBERS.match(rest):
         return "JSON has no NaN or Infinity; publish null"

@@ -1,9 +1,9 @@
 """The schema files, which define the update types and the data of each type.
 
 A type is a file: `statistics.json` describes the data of updates of the type `statistics`. A file for another purpose
-names it as its `x-role`: `form` is a source format that updates are converted from, `envelope` is the envelope of
-updates, `message` is an own message, and `definitions` has definitions for other files. Validators are compiled once,
-when the catalog is loaded.
+has an `x-role`: `form` is a source format that updates are converted from, `envelope` is the envelope of updates,
+`message` is an own message, and `definitions` has definitions for other files. Validators are compiled once, when the
+catalog is loaded.
 """
 
 import hashlib
@@ -35,14 +35,13 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 ROLES = (None, "definitions")
 PACKAGED_ROLES = (*ROLES, "form", "envelope", "message")
-"""An operator's file can't have the other roles, because code converts source formats, wraps updates and sends own
-messages."""
+"""An operator's file can't have the other roles: code converts source formats, wraps updates and sends own messages."""
 
 LONGEST_IDENTITY = 200
-"""Characters of an identity that is remembered as it is. A longer identity is replaced by its digest."""
+"""The maximum length of an identity in characters. A longer identity is replaced by its digest."""
 
 EXACT = 2**53
-"""Below this bound, a floating point number is exactly the published integer."""
+"""A floating point number below this bound exactly represents the published integer."""
 
 Identity = tuple[str, str | float]
 """The update type, and the value of the member that identifies an update of that type."""
@@ -57,23 +56,22 @@ class SchemaViolation:
     """Where and how data violates its schema."""
 
     pointer: str
-    """JSON Pointer into the data. A missing member is named where it should be. Printable and bounded, because it may
-    contain names from a publisher."""
+    """JSON Pointer into the data; for a missing member, to the place where it should be. Printable and bounded, because
+    it may contain names from a publisher."""
     detail: str
     """The actual and the expected value, in one printable and bounded sentence."""
 
 
 NO_TYPES = frozenset({None, "", "binary"})
-"""Values of a message's `type` property that name no type. RabbitMQ 3.10 sets `binary` on messages that were sent as
-bytes by AMQP 1.0."""
+"""Values of a message's `type` property that name no type. RabbitMQ 3.10 sets `binary` on bytes sent by AMQP 1.0."""
 
 _RESERVED = frozenset({"resume", "gap", "heartbeat", "close", "error"})
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a type is reserved for own messages: no event and no schema file of an operator may have it.
+    """Whether a type is reserved for own messages. Events and an operator's schema files can't have a reserved type.
 
-    Names that differ only in case or in spaces around them are reserved too, because people take them for the same.
+    Names that differ only in case or in surrounding spaces are reserved too, because people confuse them.
     """
     name = name.strip().lower()
     return name in _RESERVED or name.startswith("bridge.")
@@ -89,10 +87,10 @@ class Schema:
     identity: str | None
     """The top-level member that identifies an update (the schema's `x-identity`), or None."""
     names: frozenset[str] = frozenset()
-    """The names of all members that the schema and its references name, at any depth."""
+    """The names of all members in the schema and its references, at any depth."""
 
     def violation(self, data: object) -> SchemaViolation | None:
-        """The first violation in the data, or None. Fast for valid data."""
+        """Returns the first violation in the data, or None. Fast for valid data."""
         if self.validator.is_valid(data):
             return None
         try:
@@ -103,7 +101,7 @@ class Schema:
         raise AssertionError("the validator contradicts itself")
 
     def violations(self, data: object) -> Iterator[SchemaViolation]:
-        """All violations in the data. Slow if there are many: for a command, not for a stream of events."""
+        """Yields all violations in the data. Slow if there are many: for commands, not for a stream of events."""
         seen: set[SchemaViolation] = set()
         for error in self.validator.iter_errors(data):
             violation = _violation(error, self.names)
@@ -113,13 +111,13 @@ class Schema:
                 yield violation
 
     def identity_of(self, data: object) -> Identity | None:
-        """The identity of an update. None if the schema names no member for it, or if the data has none."""
+        """Returns the identity of an update. None if the schema names no member for it, or if the data has none."""
         if self.identity is None or not isinstance(data, dict):
             return None
         value = data.get(self.identity)
         if isinstance(value, str):
             return self.name, value if len(value) <= LONGEST_IDENTITY else hashlib.sha256(value.encode()).hexdigest()
-        # `True` equals 1, and a float above EXACT equals other published numbers.
+        # `True` equals 1. A float above EXACT may equal a different published number.
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         return (self.name, value) if isinstance(value, int) or abs(value) < EXACT else None
@@ -127,7 +125,7 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All update types and source formats by name, and the schema files as they are served to clients."""
+    """All update types and source formats by name, and the schema files that clients can download."""
 
     types: Mapping[str, Schema]
     source_formats: Mapping[str, Schema]
@@ -136,18 +134,18 @@ class Catalog:
     messages: Mapping[str, Schema] = field(default_factory=dict)
     """The own messages by name. They can't be published."""
     filterable: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """The members of any type's data that a client may filter by, each with its scalar types (`integer`, `null`)."""
+    """The members of any type's data that a client can filter by, each with its scalar types (`integer`, `null`)."""
     declared: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """By the `$id` of a schema, the top-level members that it declares."""
+    """The top-level members that each schema declares, by the schema's `$id`."""
     warnings: tuple[SchemaWarning, ...] = ()
-    """Probable mistakes in the folders. The files can be used all the same."""
+    """Probable mistakes in the folders. The files are still usable."""
 
 
 def load(folders: Sequence[Path]) -> Catalog:
     """Reads every `*.json` of the folders (later folders add to earlier ones) and compiles the update types.
 
-    Raises SchemaError for the first file that can't be read, is no valid schema of draft 2020-12, or has a name that is
-    reserved or taken.
+    Raises SchemaError for the first file that can't be read, is not a valid schema of draft 2020-12, or has a reserved
+    or duplicate name.
     """
     documents: dict[str, bytes] = {}
     schemas: dict[str, dict[str, Any]] = {}
@@ -159,24 +157,25 @@ def load(folders: Sequence[Path]) -> Catalog:
         if not files:
             skipped = skipped or _alone(folder)
             found = "".join(f"; {warning}" for warning in skipped[:3])
-            raise SchemaError(f"{_shown(folder)}: there are no schema files (*.json) in this folder{found}")
+            raise SchemaError(f"{_shown(folder)}: the folder has no schema files (*.json){found}")
         for file in files:
             if file.stem in NO_TYPES:
                 raise SchemaError(
-                    f"{_shown(file)}: {file.stem!r} can't be a type: RabbitMQ 3.10 gives this one to what is sent as "
-                    "bytes by AMQP 1.0; give it another name"
+                    f"{_shown(file)}: {file.stem!r} can't be a type: RabbitMQ 3.10 sets it on bytes sent by AMQP 1.0; "
+                    "rename the file"
                 )
             if is_reserved(file.stem) and folder != PACKAGED:
                 raise SchemaError(
-                    f"{_shown(file)}: the type {file.stem!r} is reserved for messages of the bridge itself; give the "
-                    "file another name"
+                    f"{_shown(file)}: the type {file.stem!r} is reserved for the bridge's own messages; rename the file"
                 )
             if file.name in documents:
                 packaged = shown[file.stem] == _shown(PACKAGED / file.name)
                 taken = (
-                    f"{file.stem} is one of the bridge's own schemas" if packaged else f"{shown[file.stem]} is there"
+                    f"{file.stem} is one of the bridge's own schemas"
+                    if packaged
+                    else f"{shown[file.stem]} has the same name"
                 )
-                raise SchemaError(f"{_shown(file)}: {taken}; give the type another name")
+                raise SchemaError(f"{_shown(file)}: {taken}; rename the file")
             documents[file.name], schemas[file.stem] = _read(file)
             shown[file.stem] = _shown(file)
     registry = _registry(schemas, shown)
@@ -205,7 +204,7 @@ def load(folders: Sequence[Path]) -> Catalog:
 
 
 def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
-    """The schema files of a folder, and what looks like schema files there and is not read."""
+    """Returns the schema files of a folder, and warnings about similar files that are not read."""
     files: list[Path] = []
     skipped: list[SchemaWarning] = []
     try:
@@ -224,7 +223,7 @@ def _files(folder: Path) -> tuple[list[Path], list[SchemaWarning]]:
 
 
 def _alone(folder: Path) -> list[SchemaWarning]:
-    """What may have been meant for a schema file, in a folder without any."""
+    """Warnings about the files of a folder without schema files that are perhaps meant to be schema files."""
     reasons = {entry: schema_lint.not_read(entry.name, alone=True) for entry in sorted(folder.iterdir())}
     return [SchemaWarning(_shown(entry), "", reason) for entry, reason in reasons.items() if reason is not None]
 
@@ -234,7 +233,7 @@ def _shown(path: Path) -> str:
 
 
 def schema_id(name: str) -> str:
-    """The `$id` of a schema file that does not say it."""
+    """The default `$id` of a schema file."""
     return f"urn:edk-bridge:schema:{quote(name, safe='', errors='surrogateescape')}"
 
 
@@ -252,18 +251,18 @@ def _read(file: Path) -> tuple[bytes, dict[str, Any]]:
     except (OSError, orjson.JSONDecodeError) as error:
         raise SchemaError(f"{_shown(file)}: can't be read as JSON: {error}") from error
     if not isinstance(schema, dict):
-        raise SchemaError(f"{_shown(file)}: a schema file must hold a JSON object")
+        raise SchemaError(f"{_shown(file)}: a schema file must contain a JSON object")
     if str(schema.get("$schema", DRAFT)).removesuffix("#") != DRAFT:
-        raise SchemaError(f"{_shown(file)}: $schema must be {DRAFT}, or left out; got {schema['$schema']!r}")
+        raise SchemaError(f"{_shown(file)}: $schema must be {DRAFT} or absent; got {schema['$schema']!r}")
     roles = PACKAGED_ROLES if file.parent == PACKAGED else ROLES
     if schema.get(ROLE) not in roles:
-        raise SchemaError(f"{_shown(file)}: x-role must be definitions, or left out; got {schema[ROLE]!r}")
+        raise SchemaError(f"{_shown(file)}: x-role must be definitions or absent; got {schema[ROLE]!r}")
     schema.setdefault("$id", schema_id(file.stem))
     return content, schema
 
 
 def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -> jsonschema_rs.Registry:
-    """All schemas by their `$id`, so that one file can refer to another."""
+    """A registry of all schemas by their `$id`, so that a file can refer to another."""
     owners: dict[str, str] = {}
     for name, schema in schemas.items():
         identifier = schema["$id"]
@@ -271,7 +270,7 @@ def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -
             raise SchemaError(f"{shown[name]}: $id must be a URI; got {identifier!r}")
         for each in {identifier, *_strings(schema, "$id")}:
             if owners.setdefault(each, name) != name:
-                raise SchemaError(f"{shown[name]}: its $id {each!r} is that of {shown[owners[each]]}")
+                raise SchemaError(f"{shown[name]}: {shown[owners[each]]} has the same $id {each!r}; change one of them")
     try:
         return _register(schemas)
     except (ValueError, TypeError) as error:
@@ -282,9 +281,9 @@ def _registry(schemas: Mapping[str, dict[str, Any]], shown: Mapping[str, str]) -
 
 
 def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str | None:
-    """Which schema the library can't use, and does not name; None if there are several.
+    """Returns the name of the schema that the library can't use, because its error does not name it. None if several.
 
-    It is one that refers to the absent `$id`, or else the one without which the library can use the others.
+    This is a schema that refers to the absent `$id`. Otherwise, it is the schema without which the others are usable.
     """
     for name, schema in schemas.items():
         references = (each.partition("#")[0] for each in _strings(schema, *REFERENCES))
@@ -297,13 +296,13 @@ def _unusable(schemas: Mapping[str, dict[str, Any]], absent: str | None) -> str 
 
 
 def _strings(value: object, *keywords: str) -> Iterator[str]:
-    """Every text that a keyword has in a schema, or within it."""
+    """Yields every string value of the keywords, at any depth."""
     return (part[each] for part in _objects(value) for each in keywords if isinstance(part.get(each), str))
 
 
 def _objects(value: object) -> Iterator[dict[str, Any]]:
-    """Every object in a schema."""
-    # Not recursive: a schema may be nested more deeply than Python calls.
+    """Yields every object in a schema."""
+    # Not recursive: the nesting of a schema may exceed Python's recursion limit.
     rest = [value]
     while rest:
         part = rest.pop()
@@ -315,7 +314,7 @@ def _objects(value: object) -> Iterator[dict[str, Any]]:
 
 
 def _names(schema: dict[str, Any], schemas: Mapping[str, dict[str, Any]]) -> frozenset[str]:
-    """The members that a schema names, and those of the files that it refers to by their `$id`."""
+    """The names of members in a schema, and in the files that it refers to by their `$id`."""
     files = {other["$id"]: other for other in schemas.values()}
     names: set[str] = set()
     rest = [schema]
@@ -361,5 +360,5 @@ def _compile(
     if identity is not None and not (
         isinstance(identity, str) and identity.startswith("/") and "/" not in identity[1:] and len(identity) > 1
     ):
-        raise SchemaError(f"{shown}: x-identity must name a top-level member, as in /killmailId; got {identity!r}")
+        raise SchemaError(f"{shown}: x-identity must name a top-level member, such as /killmailId; got {identity!r}")
     return Schema(name, schema["$id"], validator, None if identity is None else unescape(identity[1:]), names)

@@ -13,7 +13,7 @@ class DuplicateWindow:
 
     def __init__(self, size: int) -> None:
         """`size` is in identities; 0 remembers nothing."""
-        # Not a dict: removing its first key gets slower with every key that was removed before.
+        # Not a dict: removing the first key of a dict gets slower with each removal.
         self._order: deque[Identity] = deque()
         self._known: set[Identity] = set()
         self._size = size
@@ -25,7 +25,7 @@ class DuplicateWindow:
         return identity in self._known
 
     def add(self, identity: Identity) -> bool:
-        """Adds an identity. Returns False if it is in the window already."""
+        """Adds an identity. Returns False if the window already contains it."""
         if identity in self._known:
             return False
         if self._size == 0:
@@ -37,6 +37,6 @@ class DuplicateWindow:
         return True
 
     def remove_newest(self) -> None:
-        """Undoes the last successful `add`: its update was not broadcast."""
+        """Undoes the last successful `add`, because its update was not broadcast."""
         if self._order:
             self._known.remove(self._order.pop())

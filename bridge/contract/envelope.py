@@ -6,42 +6,43 @@ import orjson
 
 
 def wrap(update_type: str, data: object, timestamp_ms: int) -> bytes:
-    """An envelope as compact UTF-8 JSON.
+    """Returns an envelope as compact UTF-8 JSON.
 
     `timestamp_ms` is when the update is sent, in Unix milliseconds. Raises orjson.JSONEncodeError (a TypeError) if the
-    data is nested more than about 250 levels deep. orjson reads deeper documents than it writes.
+    data has more than about 250 levels: orjson reads deeper documents than it writes.
     """
     return orjson.dumps({"type": update_type, "data": data, "timestamp": timestamp_ms})
 
 
 def unwrap(payload: bytes | memoryview) -> tuple[str, object]:
-    """The type and the data of an envelope from `wrap`."""
+    """Returns the type and the data of an envelope from `wrap`."""
     update = orjson.loads(payload)
     return update["type"], update["data"]
 
 
 def ending(id: str) -> bytes:  # noqa: A002 - the member's own name
-    """The end of an envelope with an id. It replaces the closing brace."""
+    """Returns the end of an envelope with an id. It replaces the closing brace."""
     return b',"id":%b}' % orjson.dumps(id)
 
 
 def resume(complete: bool, replayed: int, id: str, timestamp_ms: int) -> bytes:  # noqa: A002 - the member's own name
-    """The first message to a client that asked for ids. The updates after `id` follow, `replayed` of them at once.
+    """Returns the first message to a client that asked for ids.
 
-    `complete` is False if the id in the client's request is unknown, or older than the oldest update in the log.
+    The updates after `id` follow, `replayed` of them at once. `complete` is False if the id in the client's request is
+    unknown, or older than the oldest update in the log.
     """
     return wrap("resume", {"complete": complete, "replayed": replayed, "id": id}, timestamp_ms)
 
 
 def gap(since: str, until: str, reason: str, timestamp_ms: int) -> bytes:
-    """The message about a period in which the bridge may have missed events, for clients that asked for ids.
+    """Returns the message about a period in which the bridge may have missed events, for clients that asked for ids.
 
-    `reason` is a slug. Clients receive no text of the broker.
+    `reason` is a slug, because clients must not receive text from the broker.
     """
     return wrap("gap", {"since": since, "until": until, "reason": reason}, timestamp_ms)
 
 
 def date_time(timestamp_ms: int) -> str:
-    """A moment in the format of `data.timestamp`: `2024-10-22T10:30:00.000Z`."""
+    """Formats a time like `data.timestamp`: `2024-10-22T10:30:00.000Z`."""
     seconds, milliseconds = divmod(timestamp_ms, 1000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"

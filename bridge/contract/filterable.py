@@ -1,6 +1,7 @@
-"""The members of an update's data by which clients may filter: top-level members that a schema declares as scalars.
+"""Finds the members of an update's data by which clients can filter.
 
-A schema may declare a member directly, in a branch such as `anyOf`, or in a schema that it refers to.
+These are the top-level members that a schema declares as scalars. A schema may declare a member directly, in a branch
+such as `anyOf`, or in a schema that it refers to.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,12 +10,12 @@ from typing import Any
 import jsonschema_rs
 
 RESERVED = frozenset({"type", "after"})
-"""The names of parameters of a query. Clients can't filter by members with these names."""
+"""The parameters of a query. Clients can't filter by members with these names."""
 
 SCALARS = frozenset({"integer", "number", "string", "boolean", "null"})
 
 _ANY = SCALARS | {"array", "object"}
-"""All types of JSON, which a schema without types allows. `number` means a number that is not an integer."""
+"""All JSON types. A schema without types allows all of them. `number` is a number that is not an integer."""
 
 _BRANCHES = ("allOf", "anyOf", "oneOf")
 _CONDITIONAL = ("then", "else")
@@ -25,9 +26,9 @@ _ReferencePath = tuple[tuple[str, str], ...]
 
 
 def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> dict[str, frozenset[str]]:
-    """The sorted members that any of the schemas (by `$id`) declares, each with its scalar types.
+    """Returns the sorted members that any of the schemas (by `$id`) declares, each with its scalar types.
 
-    With `number`, the types do not contain `integer`.
+    Types with `number` do not contain `integer`.
     """
     found: dict[str, set[str]] = {}
     for schema_id, schema in schemas.items():
@@ -42,7 +43,7 @@ def filterable(schemas: Mapping[str, Any], registry: jsonschema_rs.Registry) -> 
 
 
 def declared(schema: object, resolver: jsonschema_rs.Resolver) -> dict[str, frozenset[str]]:
-    """Every top-level member that a schema declares, with all its types. `resolver` is that of the schema's `$id`."""
+    """Returns every top-level member that a schema declares, with all its types. `resolver` resolves from its `$id`."""
     found: dict[str, frozenset[str]] = {}
     for name, types in _members(schema, resolver, set()):
         found[name] = found.get(name, frozenset()) | types
@@ -52,7 +53,7 @@ def declared(schema: object, resolver: jsonschema_rs.Resolver) -> dict[str, froz
 def _members(
     schema: object, resolver: jsonschema_rs.Resolver, seen: set[tuple[str, str]]
 ) -> Iterator[tuple[str, frozenset[str]]]:
-    """Every declaration of a member, with its types. Several declarations of a member are alternatives."""
+    """Yields each declaration of a member, with its types. Several declarations of a member are alternatives."""
     if not isinstance(schema, dict):
         return
     resolver = _within(schema, resolver)
@@ -95,20 +96,20 @@ def _types(schema: object, resolver: jsonschema_rs.Resolver, path: _ReferencePat
 def _targets(
     schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver
 ) -> Iterator[tuple[tuple[str, str], object, jsonschema_rs.Resolver]]:
-    """The targets of the schema's references."""
+    """Yields the targets of the schema's references, each with the step to it and the resolver there."""
     for keyword in _REFERENCES:
         if keyword in schema and (found := _looked_up(schema[keyword], resolver)) is not None:
             yield (resolver.base_uri, schema[keyword]), found.contents, found.resolver
 
 
 def _within(schema: Mapping[str, Any], resolver: jsonschema_rs.Resolver) -> jsonschema_rs.Resolver:
-    """The resolver for references within the schema. Its own `$id` changes their base URI."""
+    """Returns the resolver for references within the schema. The schema's `$id` changes their base URI."""
     found = _looked_up(schema["$id"], resolver) if "$id" in schema else None
     return resolver if found is None else found.resolver
 
 
 def _looked_up(reference: str, resolver: jsonschema_rs.Resolver) -> jsonschema_rs.Resolved | None:
-    """The target of a reference. None if the registry does not find it, although the validator does: an `$id` `#`."""
+    """Returns the target of a reference. None if only the validator finds it, such as for the `$id` `#`."""
     try:
         return resolver.lookup(reference)
     except jsonschema_rs.ReferencingError:
@@ -116,7 +117,7 @@ def _looked_up(reference: str, resolver: jsonschema_rs.Resolver) -> jsonschema_r
 
 
 def _type_of(value: object) -> str:
-    """The type of a JSON value. In JSON Schema, 1.0 is an integer."""
+    """Returns the type of a JSON value. In JSON Schema, 1.0 is an integer."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):

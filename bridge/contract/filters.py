@@ -2,9 +2,9 @@
 
 A filter has types, and members with values. It matches an update if the update's type is one of the types, and its data
 has one of the values for every member. The schemas declare the type of each member. A value is parsed as each type that
-its member may have: `5` is an integer, and also a string if some schema declares one.
+its member can have: `5` is an integer, and also a string if a schema declares one.
 
-Filters are kept as long as a client has them. A query therefore has at most `MAX_VALUES` values. The request line has
+Filters stay in memory while a client uses them. A query therefore has at most `MAX_VALUES` values. The request line has
 at most 8190 bytes.
 """
 
@@ -27,9 +27,9 @@ from bridge.contract.update_id import UpdateId
 Scalar = str | int | float | None
 
 MAX_VALUES = 256
-"""Limits the types and values of members in a query. A filter of one integer takes 0.8 KB, and one of so many integers
-16 KB. No filter takes more than 72 KB: that of the longest request line with strings of one four-byte character. Every
-query is parsed in half a millisecond."""
+"""Limits the types and values of members in a query. A filter of one integer takes 0.8 KB, and a filter of 256 integers
+16 KB. The largest filter takes 72 KB: the longest request line with strings of one four-byte character. Every query is
+parsed within half a millisecond."""
 
 MAX_FIELDS = 2 * MAX_VALUES
 """Limits the fields of a query, which are separated by `&`. Empty fields count too."""
@@ -38,7 +38,7 @@ MAX_ESCAPES = 1024
 """Limits the percent-encoded bytes of a query. Decoding one byte takes a third of a microsecond."""
 
 _ABSENT = object()
-"""No filter has this value. None stands for null, which a filter may have."""
+"""Stands for an absent member. No filter has this value. None is null, which a filter can have."""
 
 _NUMBER_PATTERN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 """RFC 8259, section 6."""
@@ -53,7 +53,7 @@ _AFTER = (
     "since from cursor id ids offset start resume sinceid fromid startfrom resumefrom lastid lasteventid lastmessageid"
 )
 _ALIASES = {**dict.fromkeys(_TYPE.split(), "type"), **dict.fromkeys(_AFTER.split(), "after")}
-"""Names of these parameters in other feeds: in lower case, letters and digits only."""
+"""Names of these parameters in other feeds, in lower case and with letters and digits only."""
 
 _SOURCES = {"solarsystemid": "systemId", "solarsystem": "systemId", "characterid": "victimId"}
 """Names of members of a killmail in ESI and EDK."""
@@ -61,10 +61,10 @@ _SOURCES = {"solarsystemid": "systemId", "solarsystem": "systemId", "characterid
 _CONDITIONS = frozenset({"filter", "filters", "where", "q", "query"})
 
 _BRACKETS = re.compile(r"\[[^\[\]]*\]$")
-"""How PHP, jQuery and axios write a repeated parameter."""
+"""The brackets that PHP, jQuery and axios append to a repeated parameter."""
 
 _SEPARATORS = re.compile(r"""[][,;|"' ]+""")
-"""Separators between and around the values of a list that a person wrote."""
+"""Separators between and around the values of a list."""
 
 _EXAMPLES = {
     "integer": "an integer (30000142)",
@@ -85,10 +85,10 @@ class UpdateFilter:
     types: frozenset[str] | None
     """None: every type."""
     members: tuple[tuple[str, frozenset[Scalar], frozenset[bool]], ...]
-    """Each member once, in order, with its values. Booleans are apart, because `True == 1` in Python."""
+    """Each member once, in order, with its values. Booleans are separate, because `True == 1` in Python."""
 
     def matches(self, update_type: str, data: object) -> bool:
-        """Whether an update passes the filter. Never raises.
+        """Whether the filter matches an update. Never raises.
 
         Called for every update and distinct filter. Takes 0.2 microseconds with a type and a member.
         """
@@ -104,7 +104,7 @@ class UpdateFilter:
                 if value not in (booleans if value is True or value is False else scalars):
                     return False
         except TypeError:
-            # An array or an object, which is not hashable.
+            # The value is an array or an object, which is not hashable.
             return False
         return True
 
@@ -115,7 +115,7 @@ class After(NamedTuple):
     text: str
     """The value of `after` as the client sent it, decoded. Empty: from now on."""
     id: UpdateId | None
-    """None if the text is empty or not an id. Text that is not an id is treated as an unknown id."""
+    """None if the text is empty or not an id. A text that is not an id counts as an unknown id."""
 
     @classmethod
     def parse(cls, text: str) -> "After":
@@ -124,7 +124,7 @@ class After(NamedTuple):
 
 
 FROM_NOW_ON = After("", None)
-"""The client gets no earlier updates."""
+"""The client receives no earlier updates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +151,12 @@ class QueryParser:
         """Parses the percent-encoded part of a request target after the `?`. Raises BadQuery."""
         # Limits are checked first, because decoding takes most of the time.
         if query.count("&") > MAX_FIELDS:
-            raise BadQuery(f"the query has more than {MAX_FIELDS} fields; give {MAX_VALUES} values at most")
+            raise BadQuery(f"the query has more than {MAX_FIELDS} fields; give at most {MAX_VALUES} values")
         if query.count("%") > MAX_ESCAPES:
-            raise BadQuery(f"the query has more than {MAX_ESCAPES} percent-encoded bytes")
+            raise BadQuery(f"the query has more than {MAX_ESCAPES} percent-encoded bytes; give fewer values")
         fields = [field.partition("=") for field in query.split("&") if field]
         if len(fields) > MAX_VALUES and (count := sum(name != "after" for name, _, _ in fields)) > MAX_VALUES:
-            raise BadQuery(f"the query has {count} values of types and members; give {MAX_VALUES} at most")
+            raise BadQuery(f"the query has {count} values of types and members; give at most {MAX_VALUES}")
         names, values = [name for name, _, _ in fields], [value for _, _, value in fields]
         if "%" in query or "+" in query:
             names, values = _decoded(names), _decoded(values)
@@ -165,7 +165,7 @@ class QueryParser:
             given[name].append(value)
         ids = given.pop("after", [])
         if len(ids) > 1:
-            raise BadQuery("after is there twice; give it once, with the id of the last update")
+            raise BadQuery("after is given more than once; give it once, with the id of the last update")
         after = After.parse(ids[0]) if ids else None
         types = frozenset(map(self._type, given.pop("type", ())))
         if not types and not given:
@@ -181,16 +181,16 @@ class QueryParser:
             else:
                 close = self._similar_types.find(value)
                 hint = f" (did you mean {printable(close, 40)}?)" if close else ""
-            raise BadQuery(f"there is no update type {printable(value, 40)!r}{hint}; there are {self._known_types}")
+            raise BadQuery(f"there is no update type {printable(value, 40)!r}{hint}; the types are {self._known_types}")
         return value
 
     def _parsed(self, name: str, values: Sequence[str]) -> tuple[frozenset[Scalar], frozenset[bool]]:
-        """Parses values as each type that the member may have. Returns the booleans apart."""
+        """Parses values as each type that the member can have. Returns the booleans separately."""
         types = self._members.get(name)
         if types is None:
             raise BadQuery(self._unknown(name))
         any_number = "number" in types
-        # The most frequent case: all numbers at once take a fifth of the time.
+        # The most frequent case. Parsing all numbers at once takes a fifth of the time.
         found = _numbers(values) if types <= {"integer", "number", "null"} else None
         if found is not None and (any_number or ("integer" in types and all(float(n).is_integer() for n in found))):
             return frozenset(found), frozenset()
@@ -206,7 +206,7 @@ class QueryParser:
             for value in values:
                 if not (value in numbers or value in booleans or (nulls and value == "null")):
                     raise BadQuery(self._misfit(name, value, types))
-        # Built from a list, because a set that is made of a set is twice as large.
+        # Built from a list, because a set built from a set is twice as large.
         texts = values if "string" in types else ()
         return frozenset([*texts, *nulls, *numbers.values()]), frozenset(booleans.values())
 
@@ -234,12 +234,12 @@ class QueryParser:
 
 
 _TYPED = 80
-"""A hint uses at most this many characters of a query. A text that is much longer than any name has no close match,
-but its start may have one."""
+"""A hint uses at most this many characters of a query. A text that is much longer than any name has no close match, but
+its start may have one."""
 
 
 class SimilarNames:
-    """Finds the known name that is most similar to a misspelled one, in at most 0.3 ms for any number of names."""
+    """Finds the known name that is most similar to a misspelled one. Takes at most 0.3 ms for any number of names."""
 
     _NEIGHBOURS = 128
     """The search looks at this many names on each side of the text, in alphabetical order."""
@@ -263,12 +263,12 @@ class SimilarNames:
 
 
 def _parts(value: str) -> list[str]:
-    """The values of a list; the last one may be incomplete."""
+    """Returns the values of a list. The last one may be cut off."""
     return [part for part in _SEPARATORS.split(value[:_TYPED]) if part]
 
 
 def _repeat(name: str, values: Sequence[str]) -> str:
-    """A hint that shows how to give several values."""
+    """Returns a hint that shows how to give several values."""
     pairs = "&".join(f"{name}={value}" for value in values[:2])
     return f"for several values, repeat the parameter: {printable(pairs, 80)}"
 
@@ -278,14 +278,14 @@ _BETWEEN = b"\xff"
 
 
 def _decoded(texts: Sequence[str]) -> list[str]:
-    """Decodes names or values, all at once: one by one takes three times as long. Raises BadQuery."""
+    """Decodes all names or values at once, because one by one takes three times as long. Raises BadQuery."""
     try:
         joined = _BETWEEN.join(text.encode() for text in texts).replace(b"+", b" ")
         decoded = [part.decode() for part in unquote_to_bytes(joined).split(_BETWEEN)]
     except UnicodeError:
         decoded = []
     if len(decoded) != len(texts):
-        raise BadQuery("the query's percent-encoding must be of UTF-8 (%C3%A9, not %E9)")
+        raise BadQuery("the query's percent-encoding must be UTF-8 (%C3%A9, not %E9)")
     return decoded
 
 
@@ -302,7 +302,7 @@ def _numbers(texts: Sequence[str]) -> list[float] | None:
 
 
 def _number(text: str) -> float | None:
-    """Parses a number as JSON in an event is parsed. None if the text is not a number."""
+    """Parses a number in the same way as in events. None if the text is not a number."""
     if _NUMBER.fullmatch(text) is None:
         return None
     try:

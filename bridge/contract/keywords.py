@@ -1,4 +1,4 @@
-"""The keywords of JSON Schema draft 2020-12, and where subschemas stand in a schema."""
+"""The keywords of JSON Schema draft 2020-12, and the places of subschemas in a schema."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ Steps = tuple[str | int, ...]
 REFERENCES = ("$ref", "$dynamicRef")
 ANCHORS = ("$anchor", "$dynamicAnchor")
 BY_NAME = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
-"""Keywords whose value has a subschema for each name. `dependencies` is of older drafts, and has no effect."""
+"""Keywords whose value has a subschema for each name. `dependencies` belongs to older drafts, and has no effect."""
 
 PLAIN = frozenset[str]().union(
     ("$comment", "title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples"),
@@ -18,7 +18,7 @@ PLAIN = frozenset[str]().union(
     ("maxItems", "minItems", "uniqueItems", "maxContains", "minContains"),
     ("maxProperties", "minProperties", "required", "dependentRequired"),
 )
-"""Keywords without subschemas that mean the same in draft 7 and in draft 2020-12."""
+"""Keywords without subschemas that have the same meaning in draft 7 and in draft 2020-12."""
 
 _SINGLE = frozenset[str]().union(
     ("items", "contains", "additionalProperties", "propertyNames", "unevaluatedItems", "unevaluatedProperties"),
@@ -29,11 +29,11 @@ _LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 KEYWORDS = (PLAIN | _SINGLE | BY_NAME | _LISTS).union(REFERENCES, ANCHORS, ("$schema", "$id", "$vocabulary")) - {
     "dependencies"
 }
-"""Every keyword that has a meaning in draft 2020-12."""
+"""All keywords with a meaning in draft 2020-12."""
 
 
 def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[Steps, object]]:
-    """The subschemas directly within a schema that the meta-schema allows, each with the steps to it."""
+    """Yields the direct subschemas of a schema, each with the steps to it. The schema must match the meta-schema."""
     for keyword, value in schema.items():
         if keyword in _SINGLE:
             yield (keyword,), value

@@ -1,8 +1,9 @@
-"""The source formats of a killmail: how they are detected, and how they become an update's data.
+"""Detects the source formats of a killmail, and converts them to an update's data.
 
-ESI has raw killmails. zKillboard's RedisQ and R2Z2 have documents that contain a raw killmail. A killmail is converted
-whatever other members stand beside it. Only a document without a killmail is a placeholder, because placeholders are
-not looked at again. Each format has a schema file, and a document is validated before it is converted.
+ESI has raw killmails. zKillboard's RedisQ and R2Z2 have documents that contain a raw killmail. Other members never hide
+a killmail: only a document without a killmail is a placeholder, because rejected placeholders are usually ignored. Each
+format has
+a schema file, and a document is validated before it is converted.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ UPDATE_TYPE = "killmail"
 
 
 class SourceFormat(StrEnum):
-    """A format in which sources have killmails. The value is the name of its schema."""
+    """A format in which sources provide killmails. The value is the name of its schema."""
 
     ESI = "esi-killmail"
     REDISQ = "redisq-package"
@@ -36,23 +37,23 @@ _TITLES = {
 }
 
 _R2Z2_OR_REDISQ_MEMBERS = frozenset({"esi", "sequence_id", "killID", "killmail"})
-"""A document with one of these is of R2Z2 or RedisQ, even if it has no killmail."""
+"""A document with one of these members is from R2Z2 or RedisQ, even if it has no killmail."""
 
 _REFERENCE_MEMBERS = frozenset({"killmail_hash", "hash", "zkb"})
-"""Stand beside `killmail_id` in the lists of ESI and zKillboard, which refer to killmails and do not contain them."""
+"""Members of an entry, next to `killmail_id`, in lists of ESI and zKillboard that only refer to killmails."""
 
 _KILLMAIL_MEMBERS = frozenset({"victim", "attackers", "solar_system_id", "system_id", "ship_type_id", "attacker_count"})
-"""A document with one of these is a killmail, though an incomplete or misspelled one."""
+"""A document with one of these members is a killmail, perhaps an incomplete or misspelled one."""
 
 _EMPTY: tuple[object, ...] = (None, [], {})
 
 _VICTIM = {"victimId": "character_id", "victimCorporationId": "corporation_id", "victimAllianceId": "alliance_id"}
-"""The members of an update's data, each with the member of `victim` that it is copied from."""
+"""The members of an update's data that are copied from members of `victim`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceDocument:
-    """A document in a source format. It is detected, but not validated yet."""
+    """A document in a source format. It is not validated yet."""
 
     format: SourceFormat
     document: object
@@ -60,11 +61,11 @@ class SourceDocument:
     pointer: str
     """JSON Pointer from the event's data to the document."""
     killmail: str | None
-    """The member of the document that has the raw killmail. None if the document is the raw killmail."""
+    """The member of the document that contains the raw killmail. None if the document is the raw killmail."""
 
     @property
-    def judged_as(self) -> str:
-        """The format and the members by which it was detected, for the end of a violation's sentence."""
+    def validated_as(self) -> str:
+        """The format and the members by which it was detected, for the end of an error sentence."""
         members = self.document if isinstance(self.document, dict) else {}
         if self.killmail is not None:
             because = f"'{self.killmail}'" if members else "'package'"
@@ -74,12 +75,12 @@ class SourceDocument:
             because = "'killmail_id'"
         else:
             because = "'killmail_id'; the bridge's own member is 'killmailId'"
-        return f"judged as {self.format.words} because of {because}"
+        return f"validated as {self.format.words} because of {because}"
 
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """A document that a source sends if it has no killmail. It is not wrong, but no update can be made from it."""
+    """A document that a source sends if it has no killmail. It is not an error, but it can't become an update."""
 
     format: SourceFormat
     pointer: str
@@ -88,10 +89,10 @@ class Placeholder:
 
 
 def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
-    """The document in a source format that an event's data is or contains. None if the data is an update's own."""
+    """Returns the document in a source format that an event's data is or contains. None if it is an update's data."""
     if "killmailId" in data:
         return None
-    # Before `package`: in a document that has its killmail, `package` is a member that the schema does not name.
+    # Checked before `package`: in a document that has its killmail, the bridge ignores a member `package`.
     source = _with_killmail(data, "")
     if source is not None:
         return source
@@ -104,17 +105,18 @@ def detect(data: Mapping[str, object]) -> SourceDocument | Placeholder | None:
             return Placeholder(
                 SourceFormat.ESI,
                 "",
-                "a reference to a killmail, without the killmail: fetch it from ESI, and publish that",
+                "only a reference to a killmail: fetch the killmail from ESI and publish it",
             )
-        # Its schema reports what is missing.
+        # The schema reports the missing members.
         return SourceDocument(SourceFormat.ESI, data, "", None)
     return None
 
 
 def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, object]:
-    """The data of an update of the type `killmail`, from a document that is valid by its format's schema.
+    """Returns the data of an update of the type `killmail`, from a document that matches its format's schema.
 
-    The ids of the victim are copied as they are: absent, null or 0. `timestamp_ms` is now, in Unix milliseconds.
+    The ids of the victim are copied unchanged: they may be absent, null or 0. `timestamp_ms` is now, in Unix
+    milliseconds.
     """
     document: Any = source.document
     killmail = document if source.killmail is None else document[source.killmail]
@@ -130,7 +132,7 @@ def convert(source: SourceDocument, timestamp_ms: int) -> dict[str, object]:
 
 
 def _with_killmail(document: Mapping[str, object], pointer: str) -> SourceDocument | None:
-    """A document that has a value where the killmail should be, or None."""
+    """Returns a document that has a value in the place of the killmail, or None."""
     if "victim" in document and "attackers" in document:
         return SourceDocument(SourceFormat.ESI, document, pointer, None)
     if not _is_empty(document.get("killmail")):
@@ -141,7 +143,7 @@ def _with_killmail(document: Mapping[str, object], pointer: str) -> SourceDocume
 
 
 def _package(package: object) -> SourceDocument | Placeholder:
-    """The content of `package`: RedisQ's own document, or another one that a fetcher put there."""
+    """Returns the content of `package`: a document of RedisQ, or another document that a fetcher put there."""
     if _is_empty(package):
         return Placeholder(SourceFormat.REDISQ, "/package", "an empty RedisQ package: there was no new killmail")
     if not isinstance(package, dict):
@@ -157,12 +159,12 @@ def _without_killmail(document: Mapping[str, object], pointer: str) -> Placehold
     return Placeholder(
         SourceFormat.REDISQ,
         f"{pointer}/killmail",
-        "a RedisQ package without its killmail: fetch it from ESI, and publish that",
+        "a RedisQ package without its killmail: fetch the killmail from ESI and publish it",
     )
 
 
 def _is_empty(value: object) -> bool:
-    """True for null, [] and {}, and for an object with only such members, as PHP fills its placeholders."""
+    """True for null, [] and {}, and for an object with only such members: PHP writes its placeholders like this."""
     if value in _EMPTY:
         return True
     return isinstance(value, dict) and all(inner in _EMPTY for inner in value.values())

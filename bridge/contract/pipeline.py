@@ -1,6 +1,6 @@
-"""From an event to an update: bytes and properties in, Accepted or Rejected out. No input raises an exception.
+"""Turns an event into an update: bytes and properties in, Accepted or Rejected out. No input raises an exception.
 
-Pure: the pipeline knows no deliveries and no clients, and reads no clock.
+Pure: the pipeline knows neither deliveries nor clients, and reads no clock.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from bridge.contract.violations import BYTES
 from bridge.contract.wrappers import ENVELOPE_MEMBERS, Wrapped, broken_envelope, is_node_bytes, wrapped
 
 MAX_PROBLEMS = 1000
-"""Violations of one event that `Pipeline.problems` lists."""
+"""The maximum number of violations that `Pipeline.problems` lists for an event."""
 ENVELOPE_BYTES = 1024
-"""How much larger than its event an update may be: the members of the envelope."""
+"""An update can exceed its event by this size, because of the members of the envelope."""
 AMQP_1_0 = "amqp-1.0"
-"""The `type` that RabbitMQ sets on a message that was sent by AMQP 1.0, but not as bytes in a data section."""
+"""The `type` that RabbitMQ sets on a message sent by AMQP 1.0 that is not bytes in a data section."""
 
 PLAIN_ENCODINGS = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "8bit", "7bit"})
-"""The values of `content_encoding` that change no byte. kombu sets `binary` for every body of bytes."""
+"""The values of `content_encoding` that leave the bytes unchanged. kombu sets `binary` for every body of bytes."""
 
 
 class Reason(StrEnum):
-    """Why an event can't become an update: the value of `x-reject-reason`, and a metric's label."""
+    """The reason why an event can't become an update: the value of `x-reject-reason`, and a metric's label."""
 
     NOT_JSON = "not-json"
     TOO_LARGE = "too-large"
@@ -42,9 +42,9 @@ class Reason(StrEnum):
 
 
 class Event(NamedTuple):
-    """An event as it was published: the body of a message, and the properties that the pipeline reads.
+    """A published event: the body of a message, and the properties that the pipeline reads.
 
-    A tuple, like Accepted: one is made for each event, and a frozen dataclass takes three times as long.
+    A tuple, like Accepted: creating a frozen dataclass for each event takes three times as long.
     """
 
     body: bytes
@@ -60,7 +60,7 @@ class Accepted(NamedTuple):
 
     type: str
     payload: bytes
-    """The envelope as JSON, which every client receives."""
+    """The update as JSON, as clients receive it."""
     identity: Identity | None
     data: object
     """The update's data as Python values, for filters."""
@@ -68,7 +68,7 @@ class Accepted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Why an event can't become an update, for its publisher."""
+    """The reason why an event can't become an update, for its publisher."""
 
     reason: Reason
     detail: str
@@ -84,9 +84,9 @@ class _Reading:
     """A decoded event, before validation."""
 
     type: Schema
-    """Of the update that the event becomes."""
+    """The schema of the update's type."""
     schema: Schema
-    """The schema that the document must be valid by: of the type, or of a source format."""
+    """The schema that validates the document: of the update's type, or of a source format."""
     document: object
     pointer: str
     """JSON Pointer from the event to the document."""
@@ -106,16 +106,16 @@ class Pipeline:
         self._format_members = frozenset[str]().union(
             *(self._declared(schema.schema_id) for schema in self._formats.values())
         )
-        """The members by which an object is recognized as a document in a source format."""
+        """The members that identify an object as a document in a source format."""
         self._enveloping = frozenset(
             name for name, schema in catalog.types.items() if self._declared(schema.schema_id) >= {"type", "data"}
         )
-        """Types whose data may look like an envelope."""
+        """The types whose data can look like an envelope."""
         self._max_message_bytes = max_message_bytes
         self._max_update_bytes = max_message_bytes + ENVELOPE_BYTES
 
     def process(self, event: Event, now_ms: int) -> Accepted | Rejected:
-        """Makes an update of an event. `now_ms` (Unix milliseconds) becomes its timestamp."""
+        """Turns an event into an update. `now_ms` (Unix milliseconds) becomes its timestamp."""
         reading = self._read(event)
         if isinstance(reading, Rejected):
             return reading
@@ -135,7 +135,7 @@ class Pipeline:
         return Accepted(name, wrap(name, data, now_ms), update_type.identity_of(data), data)
 
     def problems(self, event: Event) -> list[Rejected]:
-        """Everything that is wrong with the event, of which `process` returns the first. Empty for a valid event.
+        """Returns all problems of an event; `process` returns only the first one. Empty for a valid event.
 
         If there are more than `MAX_PROBLEMS` violations, the last item reports that others are not listed.
         """
@@ -156,9 +156,9 @@ class Pipeline:
         return violations if explained is None else [explained]
 
     def _written(self, reading: _Reading, now_ms: int) -> bytes | Rejected:
-        """The document in an envelope. Without a source format, this is the update.
+        """Wraps the document in an envelope. Without a source format, this is the update.
 
-        Always called before validation, because it bounds the depth of the document for the validator.
+        Called before each validation, because this bounds the depth of the document for the validator.
         """
         try:
             payload = wrap(reading.type.name, reading.document, now_ms)
@@ -166,7 +166,11 @@ class Pipeline:
             return _TOO_DEEP
         if len(payload) > self._max_update_bytes:
             # For example, 1e15 has 4 bytes in the event and 18 bytes in the update.
-            return Rejected(Reason.TOO_LARGE, f"written out in full, the event has {len(payload)} bytes")
+            return Rejected(
+                Reason.TOO_LARGE,
+                f"the event has {len(payload)} bytes with its numbers written in full; BRIDGE_MAX_MESSAGE_BYTES allows "
+                f"{self._max_message_bytes}",
+            )
         return payload
 
     def _read(self, event: Event) -> _Reading | Rejected:
@@ -198,7 +202,7 @@ class Pipeline:
             and document.keys() <= ENVELOPE_MEMBERS
         ):
             wrapped_type: str = document["type"]
-            # The data of some types may have the members of an envelope. Then an unknown "type" is a value of the data.
+            # The data of some types can have the members of an envelope. Then an unknown "type" is part of the data.
             if wrapped_type in self._types or (default_type if name is None else name) not in self._enveloping:
                 if wrapped_type not in self._types and is_node_bytes(document):
                     return _rejected(Wrapped("", BYTES), Reason.SCHEMA_VIOLATION)
@@ -226,7 +230,7 @@ class Pipeline:
         return _Reading(update_type, update_type, data, pointer, None, document)
 
     def _explained(self, event: Event, reading: _Reading) -> Rejected | None:
-        """What is wrong with the event as a whole, if that helps more than the violation of the schema."""
+        """Returns a problem of the event as a whole, if it explains more than the violation of the schema."""
         document, pointer = reading.event, ""
         if reading.pointer.startswith("/data") and isinstance(document, dict):
             document, pointer = document["data"], "/data"
@@ -234,14 +238,14 @@ class Pipeline:
 
         def is_event(value: object) -> bool:
             inner = self._identified(value, event.type, reading.type.name)
-            # JSON in a string may be nested too deeply.
+            # `_written` fails for JSON in a string that is nested too deeply.
             return isinstance(inner, _Reading) and _is_valid(inner) and isinstance(self._written(inner, 0), bytes)
 
         if reading.source is None:
             members = self._format_members if reading.type.name == killmail_formats.UPDATE_TYPE else frozenset[str]()
             found = wrapped(document, pointer, declared, is_event, members)
         elif isinstance(document, dict) and is_event(document.get("data")):
-            # Beside a wrapped event, the member of a source format is a member of a broken envelope.
+            # Next to a wrapped event, a member of a source format is an extra member of an envelope.
             found = broken_envelope(document, pointer)
         else:
             return None
@@ -263,14 +267,12 @@ class Pipeline:
     def _unknown_words(self, name: str | None) -> str:
         known = ", ".join(sorted(self._types))
         if name is None:
-            return f"the message has no type property and its exchange no default type; known types: {known}"
+            return f"the message has no type property, and its exchange has no default type; known types: {known}"
         if name in self._formats:
             expected = killmail_formats.UPDATE_TYPE
-            return f"{name} is a form of a killmail, not an update type: publish it with the type {expected}"
+            return f"{name} is a source format of killmails, not an update type: publish it with the type {expected}"
         if is_reserved(name):
-            return (
-                f"the type {printable(name, 80)!r} is reserved for messages of the bridge itself; known types: {known}"
-            )
+            return f"the type {printable(name, 80)!r} is reserved for the bridge's own messages; known types: {known}"
         hint = f"; {_MEDIA_TYPE_HINT}" if name.strip().lower().startswith(_MEDIA_TYPES) else ""
         return f"there is no schema for the type {printable(name, 80)!r}{hint}; known types: {known}"
 
@@ -278,15 +280,15 @@ class Pipeline:
 def _encoding_words(encoding: str, body: bytes) -> str:
     words = f"content_encoding is {printable(encoding, 40)!r}"
     if is_json(body):
-        words = f"leave content_encoding out: the body is plain JSON already, but {words}"
+        words += ", but the body is plain JSON: do not set content_encoding"
     else:
-        words = f"{PLAIN}: {words}"
+        words += f": {PLAIN}"
     return f"{words}; {_MEDIA_TYPE_HINT}" if "/" in encoding else words
 
 
 _MEDIA_TYPE_HINT = "a media type belongs in content_type"
 _MEDIA_TYPES = ("application/", "text/", "multipart/", "message/", "image/", "audio/", "video/", "model/")
-"""How media types begin. An unknown update type may contain a slash for other reasons."""
+"""Prefixes of media types. An unknown update type can contain a slash for other reasons."""
 
 
 def _is_valid(reading: _Reading) -> bool:
@@ -312,5 +314,5 @@ def _violated(reading: _Reading, violation: SchemaViolation) -> Rejected:
     pointer = reading.pointer + violation.pointer
     words = f"{pointer}: {violation.detail}" if pointer else violation.detail
     if isinstance(reading.source, killmail_formats.SourceDocument):
-        words += f" ({reading.source.judged_as})"
+        words += f" ({reading.source.validated_as})"
     return Rejected(Reason.SCHEMA_VIOLATION, words, pointer, reading.schema.schema_id)

@@ -1,4 +1,4 @@
-"""Explains to its author why a schema file can't be used. The library's own texts are about the meta-schema."""
+"""Explains to the author of a schema file why it can't be used. The library's own texts are about the meta-schema."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ FORMATS = (
     *("uri", "uri-reference", "uri-template", "iri", "iri-reference", "uuid"),
     *("json-pointer", "relative-json-pointer", "regex"),
 )
-"""What the library validates, which is what draft 2020-12 defines."""
+"""The formats of draft 2020-12. The library validates all of them."""
 
 _ELSEWHERE = {
     "bool": "boolean",
@@ -32,16 +32,16 @@ _ELSEWHERE = {
     "str": "string",
     "text": "string",
 }
-"""What programming languages call these types."""
+"""Names of these types in programming languages."""
 
 _OF_A_TYPE = ["properties", "type", "anyOf"]
-"""Where the meta-schema says what `type` may be."""
+"""The place in the meta-schema that defines the values of `type`."""
 
 _ABSENT = re.compile(r"^Resource '(.*?)' is not present in a registry|^Failed to resolve '(.*?)' against '", re.DOTALL)
 
 
 def describe_error(error: Exception, ids: Mapping[str, str]) -> str:
-    """What is wrong, and where in the file. `ids` are the `$id` of all schema files, by their names without .json."""
+    """Returns the problem and its place in the file. `ids` has the `$id` of each schema file, by name without .json."""
     message = str(getattr(error, "message", error))
     if (absent := absent_id(message)) is not None:
         return f"no schema file has the $id {printable(absent)!r}; {_which_id(absent, ids)}"
@@ -57,18 +57,18 @@ def describe_error(error: Exception, ids: Mapping[str, str]) -> str:
 
 
 def absent_id(message: str) -> str | None:
-    """The `$id` that a `$ref` names and no schema has, if this is what the library complains of; else None."""
+    """Returns the `$id` in a `$ref` that no schema has, if the library's message is about this. Otherwise None."""
     found = _ABSENT.match(message)
     return None if found is None else found[1] or found[2]
 
 
 def _which_id(absent: str, ids: Mapping[str, str]) -> str:
-    """Returns what to write instead. Authors sometimes write the name of the file instead of its `$id`."""
+    """Returns a hint: authors sometimes write the name of the file instead of its `$id`."""
     by_name = {f"{name}.json": schema_id for name, schema_id in ids.items()} | dict(ids)
     by_name |= {schema_id: schema_id for schema_id in ids.values()}
     close = similar(absent, by_name) or similar(absent.rpartition("/")[2], by_name)
     if close is None:
-        return "$ref takes the $id of another file, as in urn:edk-bridge:schema:killmail"
+        return "$ref takes the $id of another file, such as urn:edk-bridge:schema:killmail"
     return f"did you mean {printable(by_name[close])}?"
 
 
@@ -84,13 +84,13 @@ def _type_problem(value: object) -> str:
 def _unknown_type(value: object) -> str:
     known = f"the types are {', '.join(TYPES)}"
     if not isinstance(value, str):
-        return f"a type must be one of the names of types, or a list of them; {known}"
+        return f"type must be the name of a type or a list of names; {known}"
     close = _ELSEWHERE.get(value.lower()) or similar(value, TYPES)
     hint = f"did you mean {close}? " if close else ""
-    return f"{printable(value, 80)!r} is no type; {hint}{known}"
+    return f"{printable(value, 80)!r} is not a type; {hint}{known}"
 
 
 def _format_problem(value: str) -> str:
     close = similar(value, FORMATS)
     hint = f"did you mean {close}?" if close else f"the formats are {', '.join(FORMATS)}"
-    return f"{printable(value, 80)!r} is no format; {hint}"
+    return f"{printable(value, 80)!r} is not a format; {hint}"

@@ -1,6 +1,6 @@
-"""What is probably a mistake in a folder of schema files, although a validator accepts the files.
+"""Finds probable mistakes in a folder of schema files, although a validator accepts the files.
 
-Takes names of files, and schemas that are compiled already. Reads no files.
+Takes names of files, and schemas that compile. Reads no files.
 """
 
 import re
@@ -14,10 +14,10 @@ from bridge.contract.similar import similar
 from bridge.contract.text import json_pointer, printable, unescape
 
 MOST_PER_FILE = 20
-"""Warnings of one file. A file that has more is probably no JSON Schema, and the first ones show that."""
+"""The maximum number of warnings for a file. A file with more is probably not a JSON Schema."""
 
 LONGEST_TYPE_BYTES = 255
-"""The length of AMQP's `type` property (a short string)."""
+"""The maximum length of AMQP's `type` property, a short string."""
 
 IDENTITY, ROLE = "x-identity", "x-role"
 
@@ -27,7 +27,7 @@ _EXTENSIONS = frozenset((*_OWN, "x-form-of"))
 _REPLACED = {
     "$recursiveAnchor": "$dynamicAnchor",
     "$recursiveRef": "$dynamicRef",
-    "additionalItems": "items, beside prefixItems",
+    "additionalItems": "items, with prefixItems",
     "dependencies": "dependentRequired or dependentSchemas",
     "disallow": "not",
     "discriminator": "oneOf, with a const in each branch",
@@ -38,7 +38,7 @@ _REPLACED = {
     "nullable": '"null" in a list of types, as in "type": ["string", "null"]',
     "optional": "required, a list of names",
 }
-"""Keywords of older drafts and of OpenAPI, and what has their effect in draft 2020-12."""
+"""Keywords of older drafts and of OpenAPI, each with its replacement in draft 2020-12."""
 
 _LIKE_A_SCHEMA = re.compile(r"\.(?:json[5c]?|jsonschema|schema|ya?ml|jsn|josn|jso|jason|json\.txt)\s*\Z", re.IGNORECASE)
 _COPY = re.compile(r"(?: \(\d+\)| - Copy| copy(?: \d+)?)$|^Copy of ", re.IGNORECASE)
@@ -48,7 +48,7 @@ _IDENTIFYING = frozenset(("string", "integer", "number"))
 
 @dataclass(frozen=True, slots=True)
 class SchemaWarning:
-    """Something in a folder of schema files that has no effect, or probably not the one that was meant."""
+    """Something in a folder of schema files that has no effect, or probably not the intended one."""
 
     file: str
     """The file or folder: printable."""
@@ -62,16 +62,16 @@ class SchemaWarning:
 
 
 def not_read(name: str, *, alone: bool = False) -> str | None:
-    """Returns why a file that is named like a schema file is not read; None for every other name.
+    """Returns why a file with a name similar to a schema file's is not read. None for other names.
 
-    `alone`: no schema file is in its folder, so that a backup (`event.json.bak`) may be what was meant.
+    `alone`: the folder has no schema file, so a backup (`event.json.bak`) may be the intended one.
     """
     if _LIKE_A_SCHEMA.search(name) is None and not (alone and ".json" in name.lower() and not name.endswith(".json")):
         return None
     if name.startswith("."):
-        return "not read: its name begins with a dot, as those of hidden and temporary files do"
+        return "not read: its name begins with a dot, like those of hidden and temporary files; rename it"
     if not name.endswith(".json"):
-        return "not read: schema files hold JSON, and their names end with .json"
+        return "not read: a schema file contains JSON, and its name ends with .json"
     stem = name.removesuffix(".json")
     try:
         length_bytes = len(stem.encode())
@@ -87,30 +87,31 @@ def not_read(name: str, *, alone: bool = False) -> str | None:
 
 
 def unusual_name(stem: str) -> str | None:
-    """Why the name of an update type is probably a mistake; None for every other name."""
+    """Returns why the name of an update type is probably a mistake. None for other names."""
     bare = re.sub(r"\.(?:schema|json|jsonschema)$", "", stem.strip(), flags=re.IGNORECASE)
     bare = (_COPY.sub("", bare) or bare).strip()
     if bare == stem:
         return None
-    meant = f"; if the type is {bare!r}, rename the file to {bare}.json" if bare else "; rename the file"
-    return printable(f"the update type is {stem!r}, from the file's name{meant}")
+    meant = f"; if you mean {bare!r}, rename the file to {bare}.json" if bare else "; rename the file"
+    return printable(f"the file's name gives the update type {stem!r}{meant}")
 
 
 def lint(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> list[tuple[str, str]]:
-    """What has no effect in a schema: a JSON Pointer and a sentence for each, at most `MOST_PER_FILE`.
+    """Returns up to `MOST_PER_FILE` parts of a schema without effect, each as a JSON Pointer and a sentence.
 
-    `declared` has the members of an update type's data, each with its JSON types; None: the schema is no update type.
+    `declared` has the members of an update type's data, each with its JSON types. None: the schema is not an update
+    type.
     """
     found = list(islice(_found(schema, declared), MOST_PER_FILE + 1))
     if len(found) > MOST_PER_FILE:
-        found[MOST_PER_FILE - 1 :] = [("", "there are more problems of this kind in the file")]
+        found[MOST_PER_FILE - 1 :] = [("", "the file has more problems of this kind")]
     return [(printable(pointer), printable(detail)) for pointer, detail in found]
 
 
 def _found(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> Iterator[tuple[str, str]]:
     if schema.get(IDENTITY) is not None and (detail := _identity(schema, declared)) is not None:
         yield json_pointer([IDENTITY]), detail
-    # Not recursive: a schema may be nested more deeply than Python calls.
+    # Not recursive: the nesting of a schema may exceed Python's recursion limit.
     rest: list[tuple[Steps, Any]] = [((), schema)]
     while rest:
         steps, part = rest.pop()
@@ -127,7 +128,7 @@ def _keyword(keyword: str, *, is_top: bool) -> str | None:
     if keyword in KEYWORDS:
         return None
     if keyword in _EXTENSIONS:
-        return None if is_top else f"{keyword} has an effect only at the top of a schema file"
+        return None if is_top else f"{keyword} has an effect only at the top level of a schema file"
     if keyword in _REPLACED:
         return f"the keyword {keyword!r} has no effect in draft 2020-12; use {_REPLACED[keyword]}"
     if keyword.startswith("x-"):
@@ -139,7 +140,7 @@ def _keyword(keyword: str, *, is_top: bool) -> str | None:
 
 
 def _required(schema: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    """Names that are required and not declared, beside a declared one that is not required and nearly the same."""
+    """Yields required names that are not declared, if a declared name that is not required is similar."""
     required = schema.get("required", [])
     declared = [name for name in schema.get("properties", {}) if name not in required]
     for at, name in enumerate(required):
@@ -147,7 +148,7 @@ def _required(schema: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
             continue
         close = similar(name, declared, 0.85)
         if close is not None:
-            yield at, f"no property {name!r} is declared; did you mean {close!r}?"
+            yield at, f"the property {name!r} is not declared; did you mean {close!r}?"
 
 
 def _identity(schema: Mapping[str, Any], declared: Mapping[str, Collection[str]] | None) -> str | None:

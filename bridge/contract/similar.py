@@ -1,17 +1,17 @@
-"""Which known name is probably meant by an unknown one."""
+"""Finds the known name that a misspelled name probably means."""
 
 import difflib
 from collections.abc import Collection
 
 COMPARED_NAMES = 1000
-"""Names that one name is compared with. To compare it with 30,000 takes more than a second."""
+"""The maximum number of known names. Comparing a name with 30,000 names takes more than a second."""
 
 
 def similar(name: str, names: Collection[str], cutoff: float = 0.75) -> str | None:
-    """Returns the most similar name, in any case of letters; None if none is similar, or there are too many.
+    """Returns the most similar name, ignoring case. None if no name is similar, or if there are too many names.
 
-    `cutoff` is the ratio of difflib from which a name is similar. Of a short name, two letters in the wrong order cost
-    more than that, so a name with the same letters is similar, too.
+    `cutoff` is difflib's minimum ratio for a similar name. In a short name, two swapped letters give a lower ratio. A
+    name with the same letters in another order is therefore similar too.
     """
     if len(names) > COMPARED_NAMES:
         return None

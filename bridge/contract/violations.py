@@ -1,6 +1,6 @@
-"""Describes what breaks a schema in one sentence: what was expected and what the event has, with long values shortened.
+"""Describes a violation of a schema in one sentence: the expected and the actual value, with long values shortened.
 
-The library's own messages begin with the value in full. This file must never know what a schema describes.
+The library's own messages begin with the complete value. This module must not know what a schema describes.
 """
 
 import json
@@ -16,39 +16,39 @@ from jsonschema_rs import ValidationErrorKind as Kind
 from bridge.contract.text import printable
 
 VALUE = 60
-"""Characters of a value within a sentence."""
+"""The maximum length of a value in a sentence, in characters."""
 
 NAMES = 8
-"""How many names or options a sentence lists."""
+"""The maximum number of names or options in a sentence."""
 
 PARSED_BYTES = 64 * 1024
-"""Of a longer string, only the start and the end are examined, so that many such strings cost no more time."""
+"""Only the start and the end of a longer string are examined, so that many long strings take no more time."""
 
 SAMPLED_BYTES = 64
-"""How many items of an array are looked at, to tell whether they are bytes."""
+"""The number of items of an array that are examined to detect bytes."""
 
 BYTES = "looks like the bytes of a Buffer: publish the JSON itself"
-_LISTED = "an array of {}: publish each by itself (jq -c '.[]' writes one a line)"
+_LISTED = "an array of {}: publish each item as a separate event (jq -c '.[]' writes one item on each line)"
 
 
 COMPARED_MEMBERS = 32
 COMPARED_CHARACTERS = 100
-"""How many members of an object are compared with a missing one, and how long their names may be."""
+"""The maximum number of members that are compared with a missing member, and the maximum length of their names."""
 CLOSE = 0.75
-"""How much of two names must be the same, for one to be a misspelling of the other: `shipId` of `shipTypeId`."""
+"""difflib's minimum ratio for a misspelling, such as `shipId` for `shipTypeId`."""
 
 _DATE_TIME = "2024-10-22T10:30:00Z"
 _NO_DATE_TIMES = ("", "2024-10-22", "x", "1729593000")
 
 
 def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()) -> str:
-    """Returns the value and what was expected: printable and bounded.
+    """Returns the actual and the expected value: printable and bounded.
 
-    `declared` are the names of members in the schema: they are no misspellings of others.
+    `declared` are the names of members in the schema. They are not misspellings of other names.
     """
     kind, value = error.kind, error.instance
     if isinstance(kind, Kind.FalseSchema) and error.schema_path[-1:] == ["additionalProperties"]:
-        # If a schema names no members, the library does not name the additional one.
+        # For a schema without named members, the library does not name the additional member.
         return f"no other members are allowed; got one with the value {shown(value)}"
     words = printable(_words(kind, value, is_whole=not error.instance_path))
     if isinstance(kind, Kind.Required) and isinstance(value, dict):
@@ -59,7 +59,7 @@ def describe(error: jsonschema_rs.ValidationError, declared: Container[str] = ()
 
 
 def _misspelled(missing: str, value: Mapping[str, object], declared: Container[str]) -> str | None:
-    """The member of an object that was probably meant to be the missing one."""
+    """Returns the member of an object that is probably a misspelling of the missing one."""
     if len(missing) > COMPARED_CHARACTERS:
         return None
     members: dict[str, str] = {}
@@ -76,7 +76,7 @@ def _spelling(name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Returns a short text for a value: a scalar as JSON without its middle, an array or object by its kind."""
+    """Returns a short text for a value: a scalar as shortened JSON, an array or object by its kind."""
     match value:
         case dict():
             return "an object" if value else "an empty object"
@@ -92,17 +92,17 @@ def _counted(items: int) -> str:
 
 
 def listed(names: Iterable[str], count: int) -> str:
-    """`'a', 'b' and 'c'`, printable; of many names the first ones, and how many of the count there are beside them."""
+    """Returns printable names as `'a', 'b' and 'c'`, or the first ones of many names and the number of others."""
     return _joined([f"'{printable(name, VALUE)}'" for name in islice(names, NAMES + 1)], "and", count)
 
 
 def holds_bytes(value: Sequence[object]) -> bool:
-    """Whether an array is one of bytes, as Node writes a Buffer; of a long one, whether it begins as one does."""
+    """Whether an array contains bytes, as Node writes a Buffer. Examines only the start of a long array."""
     return len(value) > 1 and all(type(item) is int and 0 <= item <= 255 for item in value[:SAMPLED_BYTES])
 
 
 def holds_json(text: str) -> bool:
-    """Whether a string is an object or an array that was encoded as JSON; if it is long, whether it looks like it."""
+    """Whether a string is an object or an array encoded as JSON. A long string only has to look like it."""
     text = text.strip()
     if text[:1] + text[-1:] not in ("{}", "[]", '""'):
         return False
@@ -126,7 +126,7 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
                 return f"the member {listed(names, 1)} is not allowed"
             return f"the members {listed(names, len(names))} are not allowed"
         case Kind.PropertyNames(error):
-            # The name itself is nowhere but in the message.
+            # Only the message contains the name.
             return f"a member's name is not allowed: {printable(error.message, 2 * VALUE)}"
         case Kind.Constant(expected):
             return f"expected {_json(expected, 2 * VALUE)}; got {shown(value)}"
@@ -142,7 +142,7 @@ def _words(kind: Kind, value: object, *, is_whole: bool = False) -> str:
 
 @lru_cache(64)
 def _is_of_date_times(pattern: str) -> bool:
-    """Whether a schema's pattern accepts date-times and nothing else, as far as samples tell."""
+    """Whether a schema's pattern accepts only date-times, judged by samples."""
     takes = jsonschema_rs.Draft202012Validator({"pattern": pattern}).is_valid
     return takes(_DATE_TIME) and not any(map(takes, _NO_DATE_TIMES))
 
@@ -165,18 +165,18 @@ _PREDICATES: dict[type[Kind], str] = {
     Kind.FalseSchema: "is not allowed here",
     Kind.AdditionalItems: "has more items than are allowed",
     Kind.UnevaluatedItems: "has more items than are allowed",
-    Kind.AnyOf: "fits none of the schemas in 'anyOf'",
-    Kind.OneOfNotValid: "fits none of the schemas in 'oneOf'",
-    Kind.OneOfMultipleValid: "fits more than one of the schemas in 'oneOf'",
+    Kind.AnyOf: "matches none of the schemas in 'anyOf'",
+    Kind.OneOfNotValid: "matches none of the schemas in 'oneOf'",
+    Kind.OneOfMultipleValid: "matches more than one of the schemas in 'oneOf'",
 }
-"""What is wrong with a value, to append to it, with what the schema has."""
+"""The end of a sentence that begins with the value. `{}` is the value in the schema."""
 
 
 def _predicate(kind: Kind) -> str:
-    predicate = _PREDICATES.get(type(kind), f"breaks {kind.name!r} in the schema")
+    predicate = _PREDICATES.get(type(kind), f"violates {kind.name!r} in the schema")
     if "{}" not in predicate:
         return predicate
-    # The stubs have it of each kind only.
+    # The stubs declare the attribute for each kind, but not for `Kind`.
     [name] = getattr(kind, "__match_args__")  # noqa: B009 - the type has no such attribute for mypy
     expected = getattr(kind, name)
     return (predicate.removesuffix("s") if expected == 1 else predicate).format(_json(expected, 3 * VALUE))
@@ -184,22 +184,22 @@ def _predicate(kind: Kind) -> str:
 
 def _mistyped(value: object, types: Sequence[str], *, is_whole: bool) -> str:
     if isinstance(value, str) and not {"object", "array"}.isdisjoint(types) and holds_json(value):
-        return "JSON within a JSON string: encode once"
+        return "JSON in a JSON string: encode it only once"
     if not is_whole:
         return f"{shown(value)} is not of type {_joined([_json(name, VALUE) for name in types], 'or', len(types))}"
     if isinstance(value, list) and value and "object" in types:
         return BYTES if holds_bytes(value) else _LISTED.format(_counted(len(value)))
-    came = shown(value)
+    actual = shown(value)
     match value:
         case "":
-            came = "an empty string"
+            actual = "an empty string"
         case str():
-            came = f"the string {came}"
+            actual = f"the string {actual}"
         case bool():
-            came = f"the boolean {came}"
+            actual = f"the boolean {actual}"
         case int() | float():
-            came = f"the number {came}"
-    return f"expected {_joined([_ARTICLES[name] for name in types], 'or', len(types))}; got {came}"
+            actual = f"the number {actual}"
+    return f"expected {_joined([_ARTICLES[name] for name in types], 'or', len(types))}; got {actual}"
 
 
 _ARTICLES = {
@@ -218,7 +218,7 @@ def _json(value: object, limit: int) -> str:
 
 
 def _joined(words: Sequence[str], conjunction: str, total: int) -> str:
-    """The words as a list, of which there may be more than these."""
+    """Returns the words as a list in a sentence. `total` may be larger than the number of words."""
     if total > NAMES:
         return f"{', '.join(words[:NAMES])} {conjunction} {total - NAMES} more"
     return f" {conjunction} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

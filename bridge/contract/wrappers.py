@@ -1,7 +1,7 @@
 """Finds events that are wrapped in something other than the bridge's envelope, and names the wrapper.
 
-Called only for events that no schema accepts. The caller decides whether a part of one is an event. This file
-must never know which update types there are.
+Called only for events that no schema accepts. The caller decides whether a part of a document is an event. This module
+must not know the update types.
 """
 
 from collections import deque
@@ -16,23 +16,23 @@ from bridge.contract.text import json_pointer
 from bridge.contract.violations import BYTES, NAMES, SAMPLED_BYTES, holds_bytes, holds_json, listed, shown
 
 ENVELOPE_MEMBERS = frozenset({"type", "data", "timestamp", "id"})
-"""What an envelope may have; it must have the first two."""
+"""The members of an envelope. `type` and `data` are required."""
 
 SEARCHED_MEMBERS = 64
-"""Members of an object, and items of an array, that are searched for an event."""
+"""The maximum number of members of an object, or items of an array, that are searched for an event."""
 SEARCHED_LEVELS = 4
 SEARCHED_VALUES = 1000
-"""Members and items that are visited in all: what a rejected event costs must not grow with it."""
+"""The total of members and items that are searched, so that a larger rejected event takes no more time."""
 SEARCHED_OBJECTS = 64
-"""How many objects are held against a schema."""
+"""The maximum number of objects that are validated."""
 SEARCHED_CHARACTERS = 1024
-"""Characters of base64 that are looked at."""
+"""The number of base64 characters that are examined."""
 PARSED_STRINGS = 16
-"""How many strings are parsed as JSON."""
+"""The maximum number of strings that are parsed as JSON."""
 SEARCHED_SPACE = 64
-"""Characters of white space before the JSON in a string."""
+"""The maximum length of white space before the JSON in a string, in characters."""
 PARSED_CHARACTERS = 256 * 1024
-"""How much JSON within strings is parsed, together."""
+"""The maximum total length of JSON in strings that is parsed, in characters."""
 
 _KNOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("CloudEvents", ("specversion",)),
@@ -50,13 +50,13 @@ _KNOWN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("NestJS", ("pattern", "data")),
     ("Kafka Connect", ("schema", "payload")),
 )
-"""Members that identify the envelopes of other software. The first match counts."""
+"""The members that identify the envelopes of other software. The first match counts."""
 
 _CONTENTS = (
     *("data", "payload", "body", "message", "Message", "content", "detail", "params", "kwargs", "arguments", "args"),
     *("value", "result", "record", "records", "Records", "item", "items", "msg", "event", "job", "task", "data_base64"),
 )
-"""Common names of the member that holds the content, the likeliest first."""
+"""Common names of the member with the content, the most likely first."""
 
 _LABELS = frozenset(
     {
@@ -71,12 +71,12 @@ _LABELS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Wrapped:
-    """What is around an event and should not be."""
+    """A wrapper around an event, which the publisher must remove."""
 
     pointer: str
-    """JSON Pointer to what is wrong, or to the event within."""
+    """JSON Pointer to the problem, or to the event in the wrapper."""
     text: str
-    """What to do about it, to be said after the pointer; printable."""
+    """The problem and what to do about it, to append to the pointer. Printable."""
 
 
 def wrapped(
@@ -86,20 +86,20 @@ def wrapped(
     is_event: Callable[[object], bool],
     members: frozenset[str] = frozenset(),
 ) -> Wrapped | None:
-    """Returns what is around the event in a document that is not an event itself; None if nothing is recognized.
+    """Returns the wrapper of the event in a document that is not an event itself. None if no wrapper is recognized.
 
-    `pointer` leads to the document. `declared` are the members that its schema names: they are what the publisher
-    means, wherever they stand. `members` are those that an event may have in other forms.
+    `pointer` is the document's place. `declared` are the members that its schema names: they are never part of a
+    wrapper. `members` are the members of an event in other formats.
     """
     if isinstance(document, list):
         inner = _find(document, frozenset(), is_event)
-        # Otherwise the document is an array of events, and the violation of its schema shows that.
-        return _holding(inner, pointer) if inner is not None and inner.path != (0,) else None
+        # Otherwise, the document is an array of events, and the violation of the schema reports that.
+        return _contained(inner, pointer) if inner is not None and inner.path != (0,) else None
     if not isinstance(document, dict):
         return None
     if is_node_bytes(document):
         return Wrapped(pointer, BYTES)
-    # One declared member may be in any envelope by chance.
+    # An envelope may have one of the declared members by chance.
     is_foreign = sum(name in document for name in declared - ENVELOPE_MEMBERS) <= 1
     known = _known(document, declared) if is_foreign else None
     if known is None and is_foreign and not declared >= {"type", "data"}:
@@ -110,28 +110,28 @@ def wrapped(
     if known is not None:
         name, markers = known
         place = json_pointer(list(inner.path)) if inner is not None else _first_content(document, declared | members)
-        advice = f"publish what {pointer}{place} holds" if place else "publish the event as plain JSON"
+        advice = f"publish the value of {pointer}{place}" if place else "publish the event as plain JSON"
         if inner is None and place == "/data_base64":
             advice += ", decoded from base64"
         return Wrapped(pointer, f"has the {_members(markers, len(markers))} of {name}: {advice}")
     if inner is not None:
-        return _holding(inner, pointer)
+        return _contained(inner, pointer)
     content = _content(document, declared) if is_foreign else None
     if content is not None:
         names = _members(document, len(document))
-        return Wrapped(pointer, f"has the {names} of an envelope: publish what {pointer}/{content} holds")
+        return Wrapped(pointer, f"has the {names} of an envelope: publish the value of {pointer}/{content}")
     return None
 
 
 def broken_envelope(document: Mapping[str, object], pointer: str) -> Wrapped | None:
-    """Returns why an object that has `type` and `data` is no envelope; None if it is one, or lacks a member."""
+    """Returns why an object with `type` and `data` is not an envelope. None if it is one, or if a member is missing."""
     if "type" not in document or "data" not in document:
         return None
-    if more := list(islice((name for name in document if name not in ENVELOPE_MEMBERS), NAMES + 1)):
+    if extra := list(islice((name for name in document if name not in ENVELOPE_MEMBERS), NAMES + 1)):
         count = len(document) - sum(name in document for name in ENVELOPE_MEMBERS)
         return Wrapped(
-            pointer + json_pointer([more[0]]),
-            f"leave out the {_members(more, count)}: an envelope has only 'type', 'data', 'timestamp' and 'id'",
+            pointer + json_pointer([extra[0]]),
+            f"remove the {_members(extra, count)}: an envelope has only 'type', 'data', 'timestamp' and 'id'",
         )
     if isinstance(document["type"], str):
         return None
@@ -139,7 +139,7 @@ def broken_envelope(document: Mapping[str, object], pointer: str) -> Wrapped | N
 
 
 def is_node_bytes(document: Mapping[str, object]) -> bool:
-    """Whether an object is what JSON.stringify() writes for a Buffer or a Uint8Array."""
+    """Whether an object is the JSON.stringify() output for a Buffer or a Uint8Array."""
     if document.get("type") == "Buffer" and isinstance(data := document.get("data"), list):
         return len(document) == 2 and holds_bytes(data)
     first = dict(islice(document.items(), SAMPLED_BYTES))
@@ -160,7 +160,7 @@ class _Inner:
 def _find(
     document: dict[str, object] | list[object], declared: frozenset[str], is_event: Callable[[object], bool]
 ) -> _Inner | None:
-    """The first event within a document, the topmost before those that are deeper."""
+    """Returns the first event in a document. Searches breadth-first."""
     queue = deque([(_Inner((), in_string=False), document, SEARCHED_LEVELS)])
     values, objects, strings, characters = SEARCHED_VALUES, SEARCHED_OBJECTS, PARSED_STRINGS, PARSED_CHARACTERS
     while queue:
@@ -177,7 +177,7 @@ def _find(
                 if not strings:
                     return None
                 characters -= len(inner)
-                inner = _parsed(inner)  # noqa: PLW2901 - the string stands for what is in it
+                inner = _parsed(inner)  # noqa: PLW2901 - replaces the string by its content
             if not isinstance(inner, (dict, list)) or not inner:
                 continue
             found = outer if outer.in_string else _Inner((*outer.path, step), in_string)
@@ -193,7 +193,7 @@ def _find(
 
 
 def _steps(value: dict[str, object] | list[object]) -> Iterator[tuple[str | int, object]]:
-    """The first members of an object with their names, or the first items of an array with their indexes."""
+    """Yields the first members of an object with their names, or the first items of an array with their indexes."""
     return islice(value.items() if isinstance(value, dict) else enumerate(value), SEARCHED_MEMBERS)
 
 
@@ -212,7 +212,7 @@ def _known(document: Mapping[str, object], declared: frozenset[str]) -> tuple[st
 
 
 def _first_content(document: Mapping[str, object], members: frozenset[str]) -> str:
-    """JSON Pointer to where an envelope holds what may be meant for an event; empty where there is no such place."""
+    """Returns a JSON Pointer to the part of an envelope that may be an event. Empty if there is no such part."""
     return next(
         (f"/{name}" for name in _CONTENTS if name in document and _is_content(name, document[name], members)), ""
     )
@@ -226,7 +226,7 @@ def _is_content(name: str, value: object, members: frozenset[str]) -> bool:
 
 
 def _content(document: Mapping[str, object], declared: frozenset[str]) -> str | None:
-    """The member that may hold an event, of a document that has what envelopes have."""
+    """Returns the member that may contain an event, if the document has typical members of an envelope."""
     for name in _CONTENTS:
         if name in document and name not in declared and _may_hold_event(document[name]):
             others = (_LABELS | set(_CONTENTS)) - declared - {name}
@@ -238,12 +238,12 @@ def _may_hold_event(value: object) -> bool:
     return holds_json(value) if isinstance(value, str) else isinstance(value, (dict, list)) and bool(value)
 
 
-def _holding(inner: _Inner, pointer: str) -> Wrapped:
-    held = "a valid event as a JSON string" if inner.in_string else "a valid event"
-    each = "publish each item of the array" if inner.path[-1] == 0 else "publish it"
-    return Wrapped(pointer + json_pointer(list(inner.path)), f"holds {held}: {each} by itself")
+def _contained(inner: _Inner, pointer: str) -> Wrapped:
+    content = "a valid event as a JSON string" if inner.in_string else "a valid event"
+    advice = "publish each item of the array as a separate event" if inner.path[-1] == 0 else "publish only that event"
+    return Wrapped(pointer + json_pointer(list(inner.path)), f"contains {content}: {advice}")
 
 
 def _members(names: Iterable[str], count: int) -> str:
-    """The first of so many members."""
+    """Returns words for the first names of `count` members."""
     return f"{'member' if count == 1 else 'members'} {listed(names, count)}"

@@ -128,7 +128,7 @@ async def test_page_says_that_where_to_go_on_is_no_member(live: Live, watched: B
     await live.open(port_of(watched), query=f"?systemId={HEK}")
     await live.page.get_by_label("Member").fill("after")
     await live.page.get_by_role("button", name="Add").click()
-    await expect(live.page.locator("#refusal")).to_contain_text("after is there twice", timeout=LIMIT_MS)
+    await expect(live.page.locator("#refusal")).to_contain_text("after is given more than once", timeout=LIMIT_MS)
     await live.says("Not connected: the filter is refused")
     # The one that is refused, and not the other.
     await expect(live.page.locator("#conditions .wrong")).to_have_text("after = Remove this is refused")

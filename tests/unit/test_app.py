@@ -70,7 +70,7 @@ async def test_schema_file_that_is_probably_mistaken_is_logged_once_with_its_pla
             "log_level": "warning",
             "file": str(own / "sighting.JSON"),
             "pointer": "",
-            "detail": "not read: schema files hold JSON, and their names end with .json",
+            "detail": "not read: a schema file contains JSON, and its name ends with .json",
         },
         {
             "event": "schema file is probably wrong",
@@ -371,7 +371,7 @@ async def test_schemas_and_certificates_that_can_not_be_used_are_faults_of_the_s
     build: Callable[..., Bridge], tmp_path: Path
 ) -> None:
     (tmp_path / "schemas").mkdir()
-    with pytest.raises(ConfigurationError, match="there are no schema files"):
+    with pytest.raises(ConfigurationError, match="the folder has no schema files"):
         build(schemas=tmp_path / "schemas")
     (tmp_path / "no.pem").write_text("none")
     with pytest.raises(ConfigurationError, match="BRIDGE_TLS_CERTIFICATE, BRIDGE_TLS_KEY: "):

@@ -83,7 +83,7 @@ def load_pipeline(settings: Settings, update_type: str | None) -> Pipeline:
     warn_of_schemas(schemas)
     if update_type is not None and is_reserved(update_type):
         raise ConfigurationError(
-            [f"--type {printable(update_type)}: this type is reserved for messages of the bridge itself"]
+            [f"--type {printable(update_type)}: this type is reserved for the bridge's own messages"]
         )
     if update_type is not None and update_type not in schemas.types:
         known = ", ".join(sorted(schemas.types))

@@ -115,7 +115,8 @@ def test_pointer_leads_into_a_foreign_form() -> None:
         (
             "[{}, 1]",
             None,
-            "f:1: an array of 2 items: publish each by itself (jq -c '.[]' writes one a line) [schema-violation]",
+            "f:1: an array of 2 items: publish each item as a separate event (jq -c '.[]' writes one item on each "
+            "line) [schema-violation]",
         ),
         (
             "[" * 300 + "]" * 300,
@@ -152,7 +153,7 @@ def test_what_is_no_json_is_said_with_line_and_column(text: bytes, place: str) -
     ("text", "line"),
     [
         (gzip.compress(GOOD, mtime=0)[:9], "f:1:1: looks like gzip: publish plain JSON in UTF-8 [not-json]"),
-        (b"\n\xef\xbb\xbf" + GOOD, "f:2:1: begins with a UTF-8 byte order mark: leave it out [not-json]"),
+        (b"\n\xef\xbb\xbf" + GOOD, "f:2:1: begins with a UTF-8 byte order mark: remove it [not-json]"),
         (
             b"\n" + repr(EXAMPLE).encode(),
             "f:2:2: looks like Python's repr(): publish what json.dumps() writes [not-json]",
@@ -162,9 +163,12 @@ def test_what_is_no_json_is_said_with_line_and_column(text: bytes, place: str) -
         (b'\n{"a": 1', "f:2:8: unexpected end of data [not-json]"),
         (
             b'\n{"jsonrpc": "2.0",\n "params": {"systemId": 1}\n}',
-            "f:2: the event has the member 'jsonrpc' of JSON-RPC: publish what /params holds [schema-violation]",
+            "f:2: the event has the member 'jsonrpc' of JSON-RPC: publish the value of /params [schema-violation]",
         ),
-        (b'{\n "kill":\n' + GOOD + b"\n}", "f:3: /kill: holds a valid event: publish it by itself [schema-violation]"),
+        (
+            b'{\n "kill":\n' + GOOD + b"\n}",
+            "f:3: /kill: contains a valid event: publish only that event [schema-violation]",
+        ),
     ],
     ids=lambda value: repr(value)[:30],
 )

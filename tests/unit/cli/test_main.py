@@ -568,7 +568,7 @@ def slips(tmp_path: Path) -> str:
 
 
 WARNINGS = [
-    "edk-bridge: warning: own/sighting.JSON: not read: schema files hold JSON, and their names end with .json",
+    "edk-bridge: warning: own/sighting.JSON: not read: a schema file contains JSON, and its name ends with .json",
     "edk-bridge: warning: own/duel.json: /requierd: the keyword 'requierd' is unknown and has no effect; did you mean "
     "required?",
 ]
@@ -587,7 +587,7 @@ def test_schema_file_that_is_probably_mistaken_causes_a_warning(published: Publi
 def test_reserved_type_is_said_to_be_reserved(published: Published, command: str, name: str) -> None:
     result = invoke(command, "--type", name, stdin=ndjson({}))
     assert result.exit_code == 2
-    assert result.stderr == f"edk-bridge: --type {name}: this type is reserved for messages of the bridge itself\n"
+    assert result.stderr == f"edk-bridge: --type {name}: this type is reserved for the bridge's own messages\n"
 
 
 def test_check_prints_json_lines_on_demand_and_the_summary_beside_them() -> None:

@@ -128,7 +128,7 @@ def test_truncated_compressed_body_is_recognised() -> None:
     ids=lambda value: repr(value)[:30],
 )
 def test_bytes_of_no_known_format_are_said_with_the_first_that_cannot_be_read(body: bytes, at: int) -> None:
-    assert str(diagnosed(body)) == f"the body is not UTF-8: byte {at} can't be read"
+    assert str(diagnosed(body)) == f"the body is not UTF-8: byte {at} can't be decoded"
 
 
 @pytest.mark.parametrize("codec", ["latin-1", "cp1252", "iso8859-15"])
@@ -166,8 +166,8 @@ def test_place_of_what_is_not_utf_8_is_in_lines_and_characters() -> None:
 
 
 TEXTS: dict[str, list[bytes]] = {
-    "begins with a UTF-8 byte order mark: leave it out": [codecs.BOM_UTF8 + BODY, codecs.BOM_UTF8 + b"x"],
-    "begins with a record separator (0x1E): leave it out, and publish each document by itself": [
+    "begins with a UTF-8 byte order mark: remove it": [codecs.BOM_UTF8 + BODY, codecs.BOM_UTF8 + b"x"],
+    "begins with a record separator (0x1E): remove it, and publish each document as a separate event": [
         b"\x1e" + BODY + b"\n"
     ],
     "looks like base64 of JSON: publish plain JSON": [
@@ -179,7 +179,7 @@ TEXTS: dict[str, list[bytes]] = {
     ],
     "looks like base64 of gzip: publish plain JSON": [base64.b64encode(gzip.compress(BODY, mtime=0))],
     "looks like JSON in hexadecimal: publish plain JSON in UTF-8": [BODY.hex().encode(), BODY.hex().upper().encode()],
-    "looks like a JSON Web Token: publish the JSON that is in it": [b"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"],
+    "looks like a JSON Web Token: publish the JSON that it contains": [b"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"],
     "looks like PHP's serialize(): publish what json_encode() writes": [
         *(
             b'a:1:{s:10:"killmailId";i:1;}',
@@ -210,22 +210,25 @@ TEXTS: dict[str, list[bytes]] = {
     ],
     "looks like XML: publish JSON": [b'<?xml version="1.0"?><a/>', b"<killmail/>", b" \n<!-- x --><a></a>"],
     "looks like HTML: publish JSON": [b"<!DOCTYPE html><title>502", b"<html>"],
-    "looks like JavaScript's text for an object: publish what JSON.stringify() writes": [b"[object Object]"],
+    "looks like JavaScript's toString(): publish what JSON.stringify() writes": [b"[object Object]"],
     "looks like Ruby's inspect: publish what to_json writes": [b"{:a=>1}", b'{"killmailId"=>1}', b'[{"a" => 1}]'],
     "looks like Java's toString(): publish JSON": [b"{killmailId=1, systemId=2}", b"[{a=1}]"],
     "looks like a form (x-www-form-urlencoded): publish JSON": [
         *(b"killmailId=1&systemId=2", b"payload=%7B%22a%22%3A1%7D", b'data={"a": 1}', b"a%5Bb%5D=1", b"a[b]=x"),
     ],
-    "looks like JSON that is percent-encoded: publish plain JSON": [b"%7B%22a%22%3A1%7D", b"%5b1%5d"],
-    "looks like JSONP: publish what is between the parentheses": [b'callback({"a": 1});', b"a.b( {})"],
-    "looks like a Server-Sent Event: publish what its data holds": [b"data: {}\n\n", b"event: kill\ndata: {}\n\n"],
+    "looks like percent-encoded JSON: publish plain JSON": [b"%7B%22a%22%3A1%7D", b"%5b1%5d"],
+    "looks like JSONP: publish the JSON between the parentheses": [b'callback({"a": 1});', b"a.b( {})"],
+    "looks like a Server-Sent Event: publish the value of its data field": [
+        b"data: {}\n\n",
+        b"event: kill\ndata: {}\n\n",
+    ],
     "looks like YAML: publish JSON": [b"---\nkillmailId: 1\n", b"killmailId: 1\nsystemId: 2\n"],
-    "is JSON within quotes: leave them out": [b"'{\"a\": 1}'", b"`[1]`"],
-    "holds several JSON documents: publish each as an event of its own": [
+    "is JSON in quotes: remove the quotes": [b"'{\"a\": 1}'", b"`[1]`"],
+    "contains several JSON documents: publish each as a separate event": [
         *(BODY + between + BODY for between in (b"", b"\n", b"\r\n", b",", b",\n", b" ", b";", b"\n\x1e")),
         *(b"[1][2]", b'"a"\n"b"'),
     ],
-    "ends with a zero byte: leave it out": [BODY + b"\x00", BODY + b"\x00\x00\x00"],
+    "ends with a zero byte: remove it": [BODY + b"\x00", BODY + b"\x00\x00\x00"],
 }
 
 
@@ -268,7 +271,7 @@ def test_broken_json_is_said_with_the_place(body: bytes, words: str, column: int
     assert str(found) == f"the body is not JSON: {words}: line 1 column {column} (char {column - 1})"
 
 
-@pytest.mark.parametrize(("body", "words"), [(b"", "is empty"), (b" \r\n\t", "is empty, but for white space")])
+@pytest.mark.parametrize(("body", "words"), [(b"", "is empty"), (b" \r\n\t", "has only white space")])
 def test_body_without_anything_is_empty(body: bytes, words: str) -> None:
     assert str(diagnosed(body)) == f"the body {words}"
 

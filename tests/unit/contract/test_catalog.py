@@ -201,8 +201,8 @@ def test_schema_may_refer_to_another_file(tmp_path: Path) -> None:
         (b"{", "can't be read as JSON"),
         (b'{"type": NaN}', "can't be read as JSON"),
         (b"\xff", "can't be read as JSON"),
-        ([], "must hold a JSON object"),
-        (True, "must hold a JSON object"),
+        ([], "must contain a JSON object"),
+        (True, "must contain a JSON object"),
         ({"type": "killmail"}, "not a usable JSON Schema"),
         ({"type": "string", "format": "killtime"}, "killtime"),
         ({"pattern": "("}, "not a usable JSON Schema"),
@@ -231,16 +231,14 @@ def test_name_of_a_packaged_schema_is_an_error(tmp_path: Path, name: str) -> Non
     own = folder_of(tmp_path, **{name: {}})
     with pytest.raises(SchemaError) as raised:
         catalog.load([catalog.PACKAGED, own])
-    assert str(raised.value) == (
-        f"{own}/{name}.json: {name} is one of the bridge's own schemas; give the type another name"
-    )
+    assert str(raised.value) == (f"{own}/{name}.json: {name} is one of the bridge's own schemas; rename the file")
 
 
 def test_name_of_a_schema_in_another_folder_is_an_error(tmp_path: Path) -> None:
     one, other = folder_of(tmp_path / "one", duel={}), folder_of(tmp_path / "other", duel={})
     with pytest.raises(SchemaError) as raised:
         catalog.load([one, other])
-    assert str(raised.value) == f"{other}/duel.json: {one}/duel.json is there; give the type another name"
+    assert str(raised.value) == f"{other}/duel.json: {one}/duel.json has the same name; rename the file"
 
 
 def test_folder_without_schema_files_is_an_error(tmp_path: Path) -> None:
@@ -310,7 +308,7 @@ def test_unusable_reference_or_id_names_its_file(tmp_path: Path, content: dict[s
 
 
 def test_id_that_is_there_already_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match=r"/b\.json: its \$id 'urn:x' is that of /.*/a\.json"):
+    with pytest.raises(SchemaError, match=r"/b\.json: /.*/a\.json has the same \$id 'urn:x'; change one of them"):
         load(tmp_path, a={"$id": "urn:x", "type": "string"}, b={"$id": "urn:x", "type": "integer"})
 
 
@@ -345,7 +343,7 @@ def test_file_of_definitions_is_no_type_and_can_be_referred_to(tmp_path: Path) -
 
 @pytest.mark.parametrize("role", ["form", "envelope", "message", "Form", "types", "", 5])
 def test_role_that_an_own_file_can_not_have_is_refused(tmp_path: Path, role: object) -> None:
-    with pytest.raises(SchemaError, match=r"own.json: x-role must be definitions, or left out; got "):
+    with pytest.raises(SchemaError, match=r"own.json: x-role must be definitions or absent; got "):
         load(tmp_path, own={"x-role": role})
 
 
@@ -362,14 +360,14 @@ def test_other_draft_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        ({"type": "objekt"}, "/type: 'objekt' is no type; did you mean object?"),
+        ({"type": "objekt"}, "/type: 'objekt' is not a type; did you mean object?"),
         ({"properties": {"a": {"minimum": "x"}}}, '/properties/a/minimum: "x" is not'),
         ({"$ref": "urn:edk-bridge:schema:owm"}, "no schema file has the $id 'urn:edk-bridge:schema:owm'; did you"),
         ({"$ref": "own.json"}, "no schema file has the $id 'own.json'; did you mean urn:edk-bridge:schema:own?"),
-        ({"$dynamicRef": "urn:x#y"}, "no schema file has the $id 'urn:x'; $ref takes the $id of another file, as in"),
+        ({"$dynamicRef": "urn:x#y"}, "no schema file has the $id 'urn:x'; $ref takes the $id of another file, such as"),
         (
             {"properties": {"at": {"format": "datetime"}}},
-            "/properties/at/format: 'datetime' is no format; did you mean",
+            "/properties/at/format: 'datetime' is not a format; did you mean",
         ),
     ],
 )
@@ -388,13 +386,13 @@ def test_id_of_another_file_is_refused_within_a_schema_too(tmp_path: Path) -> No
     theirs = {"$defs": {"k": {"$id": "urn:edk-bridge:schema:esi-killmail"}}, "anyOf": [{}]}
     (tmp_path / "own.json").write_bytes(orjson.dumps(theirs))
     with pytest.raises(
-        SchemaError, match=r"own.json: its \$id 'urn:edk-bridge:schema:esi-killmail' is that of /.*/esi-"
+        SchemaError, match=r"own.json: /.*/esi-killmail\.json has the same \$id 'urn:edk-bridge:schema:esi-killmail'"
     ):
         catalog.load([catalog.PACKAGED, tmp_path])
 
 
 def test_type_that_the_broker_gives_to_others_is_no_name_for_one(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match=r"binary\.json: 'binary' can't be a type: RabbitMQ 3\.10 gives this one to"):
+    with pytest.raises(SchemaError, match=r"binary\.json: 'binary' can't be a type: RabbitMQ 3\.10 sets it on"):
         load(tmp_path / "own", binary={"type": "object"})
 
 
@@ -411,7 +409,7 @@ def test_schema_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
 def test_reserved_type_is_refused(tmp_path: Path, name: str, schema: dict[str, Any]) -> None:
     own = folder_of(tmp_path, **{name: schema, "aaa": {}})
     with pytest.raises(
-        SchemaError, match=f"the type '{name}' is reserved for messages of the bridge itself; give the"
+        SchemaError, match=f"the type '{name}' is reserved for the bridge's own messages; rename the"
     ) as raised:
         catalog.load([catalog.PACKAGED, own])
     assert str(own / f"{name}.json") in str(raised.value)
@@ -443,7 +441,7 @@ def test_warnings_name_the_file_and_the_place(tmp_path: Path) -> None:
         "duel.json: /requierd: the keyword 'requierd' is unknown and has no effect; did you mean required?",
         "duel.json: /properties/at/id: the keyword 'id' has no effect in draft 2020-12; use $id",
         "shared.json: /tpye: the keyword 'tpye' is unknown and has no effect; did you mean type?",
-        "sighting.schema.json: the update type is 'sighting.schema', from the file's name; if the type is 'sighting', "
+        "sighting.schema.json: the file's name gives the update type 'sighting.schema'; if you mean 'sighting', "
         "rename the file to sighting.json",
     ]
 
@@ -484,14 +482,14 @@ def test_file_that_looks_like_a_schema_file_is_not_read_and_said(tmp_path: Path)
 
 def test_folder_with_nothing_but_files_that_are_not_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "event.JSON").write_text("{}")
-    with pytest.raises(SchemaError, match=r"no schema files \(\*\.json\) in this folder; .*event\.JSON: not read: "):
+    with pytest.raises(SchemaError, match=r"no schema files \(\*\.json\); .*event\.JSON: not read: "):
         catalog.load([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["event.json.bak", "event.json~"])
 def test_folder_with_nothing_but_a_backup_says_that_it_is_not_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(SchemaError, match=rf"in this folder; {tmp_path / name}: not read: schema files hold JSON"):
+    with pytest.raises(SchemaError, match=rf"\); {tmp_path / name}: not read: a schema file contains JSON"):
         catalog.load([tmp_path])
 
 

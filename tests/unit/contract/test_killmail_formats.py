@@ -386,7 +386,7 @@ def test_member_that_is_missing_is_pointed_at(form: Form, member: str) -> None:
     outcome = rejected(form.made_of(without(ESI, member)))
     pointer = f"{form.pointer}/{member}"
     assert outcome.pointer == pointer
-    assert outcome.detail.startswith(f"{pointer}: the member '{member}' is missing (judged as a")
+    assert outcome.detail.startswith(f"{pointer}: the member '{member}' is missing (validated as a")
     assert outcome.schema == f"urn:edk-bridge:schema:{form.schema}"
 
 
@@ -400,28 +400,28 @@ def test_member_that_is_missing_is_pointed_at(form: Form, member: str) -> None:
     ],
     ids=str,
 )
-def test_violation_of_a_form_ends_with_what_the_event_is_judged_as_and_why(
+def test_violation_of_a_form_ends_with_what_the_event_is_validated_as_and_why(
     document: object, words: str, around: Callable[[Any], Any], prefix: str
 ) -> None:
     for body in (around(document), wrapped(around(document))):
         for problem in PIPELINE.problems(Event(orjson.dumps(body), None, "killmail", None)):
-            assert problem.detail.endswith(f" (judged as {words})")
+            assert problem.detail.endswith(f" (validated as {words})")
             assert problem.pointer.removeprefix("/data").startswith(prefix)
 
 
 @pytest.mark.parametrize("package", [1, "x", [0]], ids=repr)
 def test_violation_of_a_package_that_is_no_object_names_the_package(package: object) -> None:
-    assert rejected(packaged(package)).detail.endswith(" (judged as a RedisQ package because of 'package')")
+    assert rejected(packaged(package)).detail.endswith(" (validated as a RedisQ package because of 'package')")
 
 
 def test_violation_of_what_only_has_a_killmail_id_names_the_bridges_own_member() -> None:
-    raw = "judged as a raw ESI killmail because of 'killmail_id'"
+    raw = "validated as a raw ESI killmail because of 'killmail_id'"
     own = {"killmail_id": 1, "system_id": 1, "ship_type_id": 1, "attacker_count": 1}
     assert rejected(own).detail.endswith(f"({raw}; the bridge's own member is 'killmailId')")
     assert rejected(without(ESI, "victim")).detail.endswith(f"({raw})")
 
 
-def test_violation_of_the_updates_own_schema_is_judged_as_nothing_else() -> None:
+def test_violation_of_the_updates_own_schema_is_validated_as_nothing_else() -> None:
     assert "judged" not in rejected(without(EXAMPLE, "systemId")).detail
 
 
@@ -516,7 +516,7 @@ def test_placeholder_is_rejected_as_one_and_points_to_where_the_killmail_should_
         (packaged({"killID": 1, "zkb": {}}), "a RedisQ package without its killmail: "),
         ({"killID": 1, "killmail": None}, "a RedisQ package without its killmail: "),
         *(
-            (reference, "a reference to a killmail, without the killmail: fetch it from ESI, and publish that")
+            (reference, "only a reference to a killmail: fetch the killmail from ESI and publish it")
             for reference in REFERENCES
         ),
         (dict.fromkeys(r2z2(ESI)), "an R2Z2 document without its killmail: esi is empty or missing"),

@@ -27,17 +27,17 @@ def error_of(schema: dict[str, object]) -> str:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("int", f"'int' is no type; did you mean integer? {KNOWN}"),
-        ("Str", f"'Str' is no type; did you mean string? {KNOWN}"),
-        ("float", f"'float' is no type; did you mean number? {KNOWN}"),
-        ("interger", f"'interger' is no type; did you mean integer? {KNOWN}"),
-        ("Object", f"'Object' is no type; did you mean object? {KNOWN}"),
-        ("any", f"'any' is no type; {KNOWN}"),
-        (["string", "nul"], f"'nul' is no type; did you mean null? {KNOWN}"),
-        (["string", 5], f"a type must be one of the names of types, or a list of them; {KNOWN}"),
-        (["string", None], f"a type must be one of the names of types, or a list of them; {KNOWN}"),
-        (5, f"a type must be one of the names of types, or a list of them; {KNOWN}"),
-        ({"type": "string"}, f"a type must be one of the names of types, or a list of them; {KNOWN}"),
+        ("int", f"'int' is not a type; did you mean integer? {KNOWN}"),
+        ("Str", f"'Str' is not a type; did you mean string? {KNOWN}"),
+        ("float", f"'float' is not a type; did you mean number? {KNOWN}"),
+        ("interger", f"'interger' is not a type; did you mean integer? {KNOWN}"),
+        ("Object", f"'Object' is not a type; did you mean object? {KNOWN}"),
+        ("any", f"'any' is not a type; {KNOWN}"),
+        (["string", "nul"], f"'nul' is not a type; did you mean null? {KNOWN}"),
+        (["string", 5], f"type must be the name of a type or a list of names; {KNOWN}"),
+        (["string", None], f"type must be the name of a type or a list of names; {KNOWN}"),
+        (5, f"type must be the name of a type or a list of names; {KNOWN}"),
+        ({"type": "string"}, f"type must be the name of a type or a list of names; {KNOWN}"),
         ([], "a list of types must not be empty"),
         (["string", "string"], "a list of types must name each type once"),
     ],
@@ -60,7 +60,7 @@ def test_type_that_is_none_is_said_with_the_one_that_is_meant(value: object, pro
     ],
 )
 def test_format_that_is_none_is_said_with_the_one_that_is_meant(value: str, hint: str) -> None:
-    assert error_of({"format": value}).startswith(f"/format: {value!r} is no format; {hint}")
+    assert error_of({"format": value}).startswith(f"/format: {value!r} is not a format; {hint}")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -82,7 +82,7 @@ def test_each_type_is_known_to_the_library(name: str) -> None:
         ("duel", "duel", "did you mean https://example.org/duel?"),
         ("https://example.org/deul", "https://example.org/deul", "did you mean https://example.org/duel?"),
         ("https://example.com/x/duel.json", "https://example.com/x/duel.json", "did you mean https://example.org/duel"),
-        ("urn:x", "urn:x", "$ref takes the $id of another file, as in urn:edk-bridge:schema:killmail"),
+        ("urn:x", "urn:x", "$ref takes the $id of another file, such as urn:edk-bridge:schema:killmail"),
         ("http://127.0.0.1:1/x", "http://127.0.0.1:1/x", "$ref takes the $id of another file"),
     ],
 )

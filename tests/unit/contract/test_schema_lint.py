@@ -22,17 +22,17 @@ def details(schema: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("event.JSON", "names end with .json"),
-        ("event.Json", "names end with .json"),
-        ("event.json ", "names end with .json"),
-        ("event.json.txt", "names end with .json"),
-        ("event.json5", "names end with .json"),
-        ("event.jsonc", "names end with .json"),
-        ("event.jsn", "names end with .json"),
-        ("event.schema", "names end with .json"),
-        ("event.jsonschema", "names end with .json"),
-        ("event.yaml", "names end with .json"),
-        ("event.YML", "names end with .json"),
+        ("event.JSON", "name ends with .json"),
+        ("event.Json", "name ends with .json"),
+        ("event.json ", "name ends with .json"),
+        ("event.json.txt", "name ends with .json"),
+        ("event.json5", "name ends with .json"),
+        ("event.jsonc", "name ends with .json"),
+        ("event.jsn", "name ends with .json"),
+        ("event.schema", "name ends with .json"),
+        ("event.jsonschema", "name ends with .json"),
+        ("event.yaml", "name ends with .json"),
+        ("event.YML", "name ends with .json"),
         ("._event.json", "begins with a dot"),
         (".#event.json", "begins with a dot"),
         (".json", "begins with a dot"),
@@ -66,7 +66,7 @@ def test_name_of_a_schema_file_or_of_something_else_has_none(name: str) -> None:
     "name", ["event.json.bak", "event.json~", "event.json.orig", "Event.JSON.2", "event.json.disabled", "event.jsonl"]
 )
 def test_backup_of_a_schema_file_has_a_reason_in_a_folder_without_schema_files(name: str) -> None:
-    assert not_read(name, alone=True) == "not read: schema files hold JSON, and their names end with .json"
+    assert not_read(name, alone=True) == "not read: a schema file contains JSON, and its name ends with .json"
     assert not_read(name) is None
 
 
@@ -91,12 +91,12 @@ def test_name_of_something_else_has_none_in_a_folder_without_schema_files(name: 
 )
 def test_name_that_is_probably_a_slip_is_said_with_the_one_that_is_meant(stem: str, meant: str) -> None:
     assert unusual_name(stem) == (
-        f"the update type is {stem!r}, from the file's name; if the type is {meant!r}, rename the file to {meant}.json"
+        f"the file's name gives the update type {stem!r}; if you mean {meant!r}, rename the file to {meant}.json"
     )
 
 
 def test_name_of_blanks_only_is_said_without_another_one() -> None:
-    assert unusual_name("  ") == "the update type is '  ', from the file's name; rename the file"
+    assert unusual_name("  ") == "the file's name gives the update type '  '; rename the file"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_unknown_keyword_that_is_like_no_other_is_said_too(keyword: str) -> None
     ("keyword", "instead"),
     [
         ("dependencies", "dependentRequired or dependentSchemas"),
-        ("additionalItems", "items, beside prefixItems"),
+        ("additionalItems", "items, with prefixItems"),
         ("id", "$id"),
         ("nullable", '"null" in a list of types'),
         ("example", "examples, a list"),
@@ -200,7 +200,7 @@ def test_names_values_and_extensions_are_no_keywords(schema: dict[str, Any]) -> 
 @pytest.mark.parametrize("keyword", ["x-identity", "x-role"])
 def test_own_keyword_within_a_schema_has_no_effect(keyword: str) -> None:
     assert details({"properties": {"a": {keyword: "/b"}}}) == [
-        f"/properties/a/{keyword}: {keyword} has an effect only at the top of a schema file"
+        f"/properties/a/{keyword}: {keyword} has an effect only at the top level of a schema file"
     ]
 
 
@@ -216,7 +216,7 @@ def test_schema_that_is_nested_deeply_is_walked_to_its_end() -> None:
 def test_no_more_warnings_are_said_of_a_file_than_may_be(count: int, said: int) -> None:
     found = lint({f"wrong{number}": 1 for number in range(count)}, DECLARED)
     assert len(found) == said
-    assert (("", "there are more problems of this kind in the file") in found) == (count > MOST_PER_FILE)
+    assert (("", "the file has more problems of this kind") in found) == (count > MOST_PER_FILE)
 
 
 # Members
@@ -283,7 +283,7 @@ def test_identity_with_escapes_is_compared_as_the_name_that_it_stands_for() -> N
 )
 def test_required_name_that_is_nearly_a_declared_one_is_said(required: str, declared: str) -> None:
     assert details({"properties": {declared: {}, "at": {}}, "required": ["at", required]}) == [
-        f"/required/1: no property {required!r} is declared; did you mean {declared!r}?"
+        f"/required/1: the property {required!r} is not declared; did you mean {declared!r}?"
     ]
 
 

@@ -45,47 +45,47 @@ def place(document: object) -> str | None:
     [
         (
             {"specversion": "1.0", "id": "1", "source": "/x", "type": "kill", "data": EVENT},
-            "has the member 'specversion' of CloudEvents: publish what /data holds",
+            "has the member 'specversion' of CloudEvents: publish the value of /data",
         ),
         (
             {"pattern": "kill", "data": EVENT},
-            "has the members 'pattern' and 'data' of NestJS: publish what /data holds",
+            "has the members 'pattern' and 'data' of NestJS: publish the value of /data",
         ),
         (
             {"messageType": ["urn:x"], "message": EVENT},
-            "has the members 'message' and 'messageType' of MassTransit: publish what /message holds",
+            "has the members 'message' and 'messageType' of MassTransit: publish the value of /message",
         ),
         (
             {"jsonrpc": "2.0", "method": "kill", "params": {"kill": EVENT}},
-            "has the member 'jsonrpc' of JSON-RPC: publish what /params/kill holds",
+            "has the member 'jsonrpc' of JSON-RPC: publish the value of /params/kill",
         ),
         (
             {"TopicArn": "arn", "Message": TEXT, "Timestamp": "now"},
-            "has the members 'TopicArn' and 'Message' of Amazon SNS: publish what /Message holds",
+            "has the members 'TopicArn' and 'Message' of Amazon SNS: publish the value of /Message",
         ),
         (
             {"task": "kill", "args": [EVENT], "kwargs": {}},
-            "has the members 'task' and 'args' of Celery: publish what /args/0 holds",
+            "has the members 'task' and 'args' of Celery: publish the value of /args/0",
         ),
         (
             {"specversion": "1.0", "type": "kill", "data_base64": base64.b64encode(TEXT.encode()).decode()},
-            "has the member 'specversion' of CloudEvents: publish what /data_base64 holds, decoded from base64",
+            "has the member 'specversion' of CloudEvents: publish the value of /data_base64, decoded from base64",
         ),
         (
             {"job": "kill", "data": {"ship": 1}},
-            "has the members 'job' and 'data' of Laravel: publish what /data holds",
+            "has the members 'job' and 'data' of Laravel: publish the value of /data",
         ),
         (
             {"job": "kill", "data": json.dumps({"ship": 1})},
-            "has the members 'job' and 'data' of Laravel: publish what /data holds",
+            "has the members 'job' and 'data' of Laravel: publish the value of /data",
         ),
         (
             {"class": "kill", "args": [{"ship": 1}]},
-            "has the members 'class' and 'args' of Sidekiq: publish what /args holds",
+            "has the members 'class' and 'args' of Sidekiq: publish the value of /args",
         ),
         (
             {"task": "kill", "kwargs": {}, "args": [1, {"ship": 1}]},
-            "has the members 'task' and 'args' of Celery: publish what /args holds",
+            "has the members 'task' and 'args' of Celery: publish the value of /args",
         ),
     ],
     ids=str,
@@ -131,9 +131,9 @@ def test_envelope_without_an_event_asks_for_the_event_as_plain_json(document: ob
     ids=str,
 )
 def test_envelope_of_any_kind_is_told_by_its_members(document: object, members: str, at: str) -> None:
-    assert found(document) == Wrapped("", f"has the {members} of an envelope: publish what {at} holds")
+    assert found(document) == Wrapped("", f"has the {members} of an envelope: publish the value of {at}")
     inside = found(document, "/data")
-    assert inside == Wrapped("/data", f"has the {members} of an envelope: publish what /data{at} holds")
+    assert inside == Wrapped("/data", f"has the {members} of an envelope: publish the value of /data{at}")
 
 
 @pytest.mark.parametrize(
@@ -206,15 +206,15 @@ def test_what_only_resembles_the_bytes_of_node_is_none(document: dict[str, Any])
 @pytest.mark.parametrize(
     ("document", "pointer", "text"),
     [
-        ({"type": "kill", "data": EVENT, "by": 1}, "/by", "leave out the member 'by'"),
-        ({"by": 1, "type": "kill", "id": 1, "data": 1, "a/b": 1}, "/by", "leave out the members 'by' and 'a/b'"),
-        ({"type": "kill", "data": 1, "a/b": 1}, "/a~1b", "leave out the member 'a/b'"),
+        ({"type": "kill", "data": EVENT, "by": 1}, "/by", "remove the member 'by'"),
+        ({"by": 1, "type": "kill", "id": 1, "data": 1, "a/b": 1}, "/by", "remove the members 'by' and 'a/b'"),
+        ({"type": "kill", "data": 1, "a/b": 1}, "/a~1b", "remove the member 'a/b'"),
         ({"type": 1, "data": EVENT}, "/type", "the type of an envelope must be a string; got 1"),
         ({"type": None, "data": EVENT, "timestamp": 1}, "/type", "the type of an envelope must be a string; got null"),
         (
             {"type": "kill", "data": 1, **dict.fromkeys(map(str, range(5000)))},
             "/0",
-            "leave out the members '0', '1', '2', '3', '4', '5', '6', '7' and 4992 more",
+            "remove the members '0', '1', '2', '3', '4', '5', '6', '7' and 4992 more",
         ),
     ],
     ids=lambda value: str(value)[:40],
@@ -241,18 +241,22 @@ def test_envelope_and_half_of_one_are_not_broken(document: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("document", "pointer", "text"),
     [
-        ({"a": EVENT}, "/a", "holds a valid event: publish it by itself"),
-        ({"a": TEXT}, "/a", "holds a valid event as a JSON string: publish it by itself"),
-        ({"a": json.dumps({"b": {"c": EVENT}})}, "/a", "holds a valid event as a JSON string: publish it by itself"),
-        ({"a": 1, "b/c": {"d": EVENT}}, "/b~1c/d", "holds a valid event: publish it by itself"),
-        ({"a": [EVENT, EVENT]}, "/a/0", "holds a valid event: publish each item of the array by itself"),
-        ({"pilot": 1, "ship": 2, "b": EVENT}, "/b", "holds a valid event: publish it by itself"),
-        (["kill", EVENT], "/1", "holds a valid event: publish it by itself"),
-        ([[EVENT], {}, {}], "/0/0", "holds a valid event: publish each item of the array by itself"),
+        ({"a": EVENT}, "/a", "contains a valid event: publish only that event"),
+        ({"a": TEXT}, "/a", "contains a valid event as a JSON string: publish only that event"),
+        (
+            {"a": json.dumps({"b": {"c": EVENT}})},
+            "/a",
+            "contains a valid event as a JSON string: publish only that event",
+        ),
+        ({"a": 1, "b/c": {"d": EVENT}}, "/b~1c/d", "contains a valid event: publish only that event"),
+        ({"a": [EVENT, EVENT]}, "/a/0", "contains a valid event: publish each item of the array as a separate event"),
+        ({"pilot": 1, "ship": 2, "b": EVENT}, "/b", "contains a valid event: publish only that event"),
+        (["kill", EVENT], "/1", "contains a valid event: publish only that event"),
+        ([[EVENT], {}, {}], "/0/0", "contains a valid event: publish each item of the array as a separate event"),
         (
             {"data": {"type": "x", "data": 1}, "b": {"a": {"a": EVENT}}},
             "/b/a/a",
-            "holds a valid event: publish it by itself",
+            "contains a valid event: publish only that event",
         ),
     ],
     ids=str,

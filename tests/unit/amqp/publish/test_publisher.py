@@ -113,7 +113,7 @@ def test_what_can_be_no_address_is_refused_at_once(arguments: list[str], words: 
 
 
 def test_folder_without_schemas_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are no schema files"):
+    with pytest.raises(ValueError, match="the folder has no schema files"):
         Publisher(schemas=tmp_path)
 
 
