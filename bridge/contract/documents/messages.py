@@ -33,7 +33,7 @@ _REJECT_HEADERS = {
     "x-reject-user-id": "The event's user_id, if it had one. The broker accepts this property only from that user.",
     "x-reject-cluster-id": "The event's cluster_id, if it had one. AMQP libraries can't send this property.",
     "x-reject-expiration": "The event's expiration in milliseconds, if it had one. A rejected event does not expire.",
-    "x-reject-headers": "Names the headers that can't be published again, or all properties. Present only if there are any.",
+    "x-reject-headers": "Names the headers that can't be published again. Absent if there are none.",
 }
 
 Object = dict[str, object]
