@@ -1,4 +1,4 @@
-"""Waits until a broker that was just started answers AMQP."""
+"""Waits until a new broker answers AMQP."""
 
 import contextlib
 import socket
@@ -28,7 +28,7 @@ def await_amqp(host: str, port: int, timeout_s: float, runs: Callable[[], bool])
     deadline_s = time.monotonic() + timeout_s
     while not answers_amqp(host, port):
         if not runs():
-            raise ChildProcessError(f"the broker for {host}:{port} ended before it answered AMQP")
+            raise ChildProcessError(f"the broker at {host}:{port} ended before it answered AMQP")
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"no broker answered AMQP on {host}:{port} within {timeout_s:.0f} s")
+            raise TimeoutError(f"no broker answered AMQP at {host}:{port} within {timeout_s:.0f} s")
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The RabbitMQ that the demo starts if no other is set: a container, removed when the demo ends."""
+"""The RabbitMQ that the demo starts if none is configured: a container that is removed when the demo ends."""
 
 import socket
 from collections.abc import Callable
@@ -13,7 +13,7 @@ class Broker(Protocol):
 
     url: str
     origin: str
-    """What it is, for a person: `container rabbitmq:4-management`."""
+    """A description for people: `container rabbitmq:4-management`."""
 
     @property
     def runs(self) -> bool:
@@ -24,12 +24,12 @@ class Broker(Protocol):
 
 
 class NoBroker(BridgeError):
-    """No RabbitMQ can be started. The text gives the reason and what can be done about it."""
+    """No RabbitMQ can be started. The text gives the reason and the possible solutions."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"the demo can't start RabbitMQ: {reason}; pass --without-broker, or set BRIDGE_AMQP_URL to use a broker "
-            "that runs, or start a container engine such as Docker and install the extra `demo` "
+            f"the demo can't start RabbitMQ: {reason}; pass --without-broker, or set BRIDGE_AMQP_URL to use a "
+            "running broker, or start a container engine such as Docker and install the extra `demo` "
             "(`pip install 'edk-bridge[demo]'`, or `pip install 'PATH[demo]'` with the path of a clone)"
         )
 

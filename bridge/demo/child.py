@@ -33,9 +33,10 @@ exit $status
 
 
 def die_with_parent(*command: str) -> list[str]:
-    """Returns the arguments that run a command so that it, and all its children, end with this process.
+    """Returns the arguments that run a command so that it and all its children end with this process.
 
-    Start them with `stdin=PIPE` and `start_new_session=True`, and keep the pipe open while the command must live. The
+    Start the arguments with `stdin=PIPE` and `start_new_session=True`, and keep the pipe open while the command must
+    live. The
     kernel closes the pipe also when this process is killed. The exit status is the command's.
 
     PR_SET_PDEATHSIG is no alternative: it fires when the *thread* that started the child ends, and it does not reach
@@ -101,7 +102,7 @@ class Child:
         status = await self._process.wait()
         await self._reading
         words = "" if self._ready else self._ending()
-        raise ChildError(f"the bridge ended by itself with status {status}{words}")
+        raise ChildError(f"the bridge ended unexpectedly with status {status}{words}")
 
     async def stop(self, timeout_s: float) -> None:
         """Sends SIGTERM, and SIGKILL after `timeout_s` to the processes that are left."""
@@ -135,7 +136,9 @@ class Child:
                 self._show(text)
 
     def _ending(self) -> str:
-        return "".join(f"\n  {line}" for line in ("; its last words:", *self._last_lines)).removeprefix("\n  ")
+        return "".join(f"\n  {line}" for line in ("; the last lines of its log:", *self._last_lines)).removeprefix(
+            "\n  "
+        )
 
 
 def is_ready(host: str, port: int, tls: bool) -> bool:

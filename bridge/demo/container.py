@@ -59,7 +59,7 @@ def fetch_image(image: str, say: Callable[[str], None]) -> None:
             say(f"pulling the container image {image}")
             docker.images.pull(image)
     except (DockerException, OSError) as error:
-        raise RuntimeError(f"the container image {image} can't be had: {_one_line(error)}") from error
+        raise RuntimeError(f"the container image {image} can't be pulled: {_one_line(error)}") from error
     finally:
         docker.close()
 

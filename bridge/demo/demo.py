@@ -1,6 +1,6 @@
 """`edk-bridge demo`: the bridge with invented killmails, from RabbitMQ or from a feed in the same process.
 
-The demo removes all that it has started or declared, however it ends.
+However the demo ends, it removes everything that it has started or declared.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from bridge.errors import BridgeError, ConfigurationError
 from bridge.server.listeners.sockets import listen_hint, open_listeners, source_address
 
 StartBroker = Callable[[str, Callable[[str], None]], Broker]
-"""Starts a broker of an image. Calls the function with each line to print. Raises BridgeError."""
+"""Starts a broker from an image. Calls the function with each line to print. Raises BridgeError."""
 
 READY_TIMEOUT_S = 30.0
 REPORT_INTERVAL_S = 10.0
@@ -43,18 +43,18 @@ CHECK_INTERVAL_S = 1.0
 IMAGE = "rabbitmq:4-management"
 
 OWN_EXCHANGE = "killmails"
-"""The exchange at a broker that belongs to the demo: the default of BRIDGE_EXCHANGES, and of the command `publish`."""
+"""The exchange at the demo's own broker: the default of BRIDGE_EXCHANGES, and of the command `publish`."""
 
 SEPARATE_EXCHANGE = "bridge.demo"
-"""The exchange at a broker that other programs use. No client of theirs must get invented killmails."""
+"""The exchange at a broker that other programs use. Their clients must not receive invented killmails."""
 
 SEPARATE = {"exchanges": f"{SEPARATE_EXCHANGE}=killmail", "queue": "", "history": "memory", "reject_exchange": "off"}
-"""The settings with which the bridge of the demo declares nothing that outlasts it."""
+"""With these settings, the demo's bridge declares nothing that outlasts it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What a demo is started with."""
+    """The options of a demo."""
 
     rate: float
     """Killmails a second."""
@@ -62,7 +62,7 @@ class Demo:
     """The values of `setting_options`: `port`, `amqp_url`, `schemas` and `env_file`. None: not given."""
 
     def settings(self, **decided: str) -> Settings:
-        """Returns the settings in effect with those that the demo decides. Raises ConfigurationError."""
+        """Returns the effective settings, including those that the demo decides. Raises ConfigurationError."""
         given = {name: text for name, text in self.flags.items() if name in SETTINGS and text is not None}
         must_exist = self.flags.get("env_file") is not None
         return load({**given, **decided}, os.environ, self._dotenv, must_exist=must_exist)
@@ -83,21 +83,21 @@ class Demo:
 
 
 class _Stopped(BaseException):
-    """A signal came while no event loop ran."""
+    """A signal arrived while no event loop ran."""
 
 
 class Signals:
     """The first SIGINT, SIGTERM or SIGHUP ends the demo. Later ones are ignored, so that it can clean up."""
 
     def __init__(self) -> None:
-        self._came = False
+        self._received = False
         self._task: asyncio.Task[int] | None = None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle)
 
     def ignore(self) -> None:
-        """From now on, no signal interrupts anything."""
-        self._came = True
+        """Ignores all later signals."""
+        self._received = True
 
     async def interrupt(self, work: Coroutine[object, object, int]) -> int:
         """Runs the work and returns its result. A signal cancels the work; the result is then 0."""
@@ -108,9 +108,9 @@ class Signals:
             return 0
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        if self._came:
+        if self._received:
             return
-        self._came = True
+        self._received = True
         if self._task is None:
             raise _Stopped
         with suppress(RuntimeError):  # the loop has just been closed
@@ -118,7 +118,7 @@ class Signals:
 
 
 def run(demo: Demo, start_broker: StartBroker) -> int:
-    """Runs the demo until a signal, with the broker that is set or one from `start_broker`. Returns the exit code."""
+    """Runs the demo until a signal, with the configured broker or one from `start_broker`. Returns the exit code."""
     signals = Signals()
     never_block()
     try:
@@ -135,7 +135,7 @@ def run(demo: Demo, start_broker: StartBroker) -> int:
 
 @contextmanager
 def _own_broker(demo: Demo, start_broker: StartBroker, signals: Signals) -> Iterator[Broker | None]:
-    """Starts a broker if the operator has set none, and stops it at the end."""
+    """Starts a broker if the operator has configured none, and stops it at the end."""
     broker = None if demo.has_broker else start_broker(_image(), say)
     try:
         yield broker
@@ -163,16 +163,18 @@ def run_without_broker(demo: Demo) -> int:
 
 
 def publish_only(demo: Demo) -> int:
-    """Publishes until a signal, to the exchange for killmails of the broker that is set. Returns the exit code."""
+    """Publishes to the configured broker's exchange for killmails until a signal. Returns the exit code."""
     signals = Signals()
     never_block()
     try:
         settings = demo.settings()
         exchange = next((name for name, carried in settings.exchanges.items() if carried == "killmail"), None)
         if not demo.has_broker:
-            raise ConfigurationError(["--publish-only publishes to a broker that is there: name it in BRIDGE_AMQP_URL"])
+            raise ConfigurationError(["--publish-only needs a running broker; set BRIDGE_AMQP_URL"])
         if exchange is None:
-            raise ConfigurationError(["BRIDGE_EXCHANGES: no exchange carries killmails, to which they could go"])
+            raise ConfigurationError(
+                ["BRIDGE_EXCHANGES: no exchange has the type killmail; add one, such as killmails=killmail"]
+            )
         publisher = DemoPublisher([Node(url) for url in settings.amqp_url], exchange, durable=True, say=say)
         say(f"publishing invented killmails, {demo.rate:g} a second, to the exchange {exchange}")
         return asyncio.run(signals.interrupt(_publish(publisher, demo.rate)))
@@ -201,7 +203,7 @@ def show(error: BridgeError) -> int:
 
 
 def say(line: str, err: bool = False) -> None:
-    """Prints a line. Ignores a terminal that is gone: after SIGHUP, the demo must still clean up."""
+    """Prints a line. Ignores a closed terminal: after SIGHUP, the demo must still clean up."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:
         with suppress(OSError):
@@ -210,7 +212,7 @@ def say(line: str, err: bool = False) -> None:
 
 
 def free_host(settings: Settings) -> str:
-    """Returns the host by which clients will reach the bridge. Raises ConfigurationError if its port is taken."""
+    """Returns the host for clients' URLs. Raises ConfigurationError if the bridge can't listen there."""
     try:
         listeners = open_listeners(settings.host, settings.port, settings.reuse_port)
     except OSError as error:
@@ -271,7 +273,7 @@ def _log_format(settings: Settings) -> logs.LogFormat:
 
 
 def _environment(demo: Demo, broker: Broker | None) -> dict[str, str]:
-    """Returns the environment of the bridge, with the broker's URL unless the bridge finds it by itself."""
+    """Returns the environment of the bridge, with the broker's URL if the bridge can't find it in its settings."""
     url = demo.flags.get("amqp_url") if broker is None else broker.url
     if url is None:
         return {**os.environ}
@@ -290,7 +292,7 @@ async def _declare(publisher: DemoPublisher) -> None:
 
 
 async def _first_end(*works: Coroutine[object, object, None]) -> None:
-    """Runs all until the first ends. Raises the error of that one."""
+    """Runs all until the first one ends. Raises that one's error."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -313,4 +315,4 @@ async def _ended(broker: Broker | None) -> NoReturn:
     while True:
         await asyncio.sleep(CHECK_INTERVAL_S)
         if broker is not None and not await asyncio.to_thread(lambda: broker.runs):
-            raise BridgeError(f"the broker that the demo had started ({broker.origin}) has ended by itself")
+            raise BridgeError(f"the demo's broker ({broker.origin}) ended unexpectedly")

@@ -1,4 +1,4 @@
-"""A feed of invented killmails in place of RabbitMQ: it calls the relay as the consumer does."""
+"""A feed of invented killmails instead of RabbitMQ. It calls the relay like the consumer."""
 
 import asyncio
 import random
@@ -21,10 +21,10 @@ from bridge.metrics import Metrics
 from bridge.timing import Timing
 
 REJECT_INTERVAL = 20
-"""Each event whose number is a multiple of this is invalid."""
+"""One of this many events is invalid."""
 
 GAP_INTERVAL = 30
-"""After each run of this many events, the feed drops LOST_EVENTS, and reports a gap."""
+"""After this many events, the feed drops LOST_EVENTS events and reports a gap."""
 
 LOST_EVENTS = 3
 
@@ -32,9 +32,9 @@ PROPERTIES = MessageProperties(b"", ("killmail", None))
 
 
 class Feed:
-    """Delivers invented killmails to the bridge, some invalid ones, and now and then a gap.
+    """Delivers invented killmails to the bridge, with some invalid events and gaps.
 
-    It is the session of its deliveries. No delivery is sent again, so it has nothing to do when one is settled.
+    The feed is also the session of its deliveries. It never redelivers, so it ignores that a delivery is settled.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Feed:
         timing: Timing,
     ) -> None:
         """`rate` is in killmails a second. `on_start` is called before the first one. The rest is as for a consumer."""
-        # No broker has to answer, so the feed is always fresh.
+        # The feed waits for no broker, so its status is always fresh.
         self.status = Status(answer_valid_s=inf)
         self.gaps = GapReporter(handler, metrics)
         self.stream_reader = None
@@ -93,7 +93,7 @@ class Feed:
         self.status.enter(State.STOPPED)
 
     async def _pause(self, pause_s: float) -> bool:
-        """Waits, and returns whether the feed has to stop."""
+        """Waits. Returns whether the feed must stop."""
         try:
             async with asyncio.timeout(pause_s):
                 await self._stopping.wait()

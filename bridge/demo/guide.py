@@ -1,4 +1,4 @@
-"""The text that the demo prints when the bridge runs: addresses, and commands to copy."""
+"""The text that the demo prints when the bridge is ready: addresses, and commands to copy."""
 
 import shlex
 import sys
@@ -13,23 +13,23 @@ from bridge.demo.feed import GAP_INTERVAL, LOST_EVENTS, REJECT_INTERVAL
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """What a guide needs of the running demo."""
+    """Formats the text for each kind of demo."""
 
     settings: Settings
     host: str
-    """The host by which clients reach the bridge."""
+    """The host for clients' URLs."""
     rate: float
     """Killmails a second."""
 
     def with_broker(self, where: str, exchange: str) -> str:
-        """The guide of a demo with a broker that other programs use too; `where` names it without its password."""
+        """Returns the text for a broker that other programs use too. `where` names the broker without its password."""
         only = ", which only this demo uses; rejected events are only counted"
         return self._text(self._broker(where), f"published to the exchange {exchange}{only}", self._watch())
 
     def with_own_broker(self, url: str, origin: str, exchange: str) -> str:
-        """The guide of a demo that has started its broker."""
+        """Returns the text for a demo that has started its broker."""
         publish = f"""
-There, publish and rejects find the broker after:
+With this setting, publish and rejects use the demo's broker:
 
   export BRIDGE_AMQP_URL={url}
 """
@@ -38,18 +38,19 @@ There, publish and rejects find the broker after:
         )
 
     def without_broker(self) -> str:
-        """The guide of a demo with a feed."""
+        """Returns the text for a demo with a feed."""
         tail = f"{command()} tail {self._updates}"
         # The id is the last member of an update.
         last_id = 'sed -n \'1s/.*"id":"\\([^"]*\\)".*/\\1/p;1q\''
         more = f"""
-To see how a client resumes, take the id of an update, and ask 10 s later for all that came after it:
+To see how a client resumes, take the id of an update. 10 s later, ask for all updates after it:
 
   id=$({tail} | {last_id}); sleep 10; {tail} --after "$id"
 
 One of {REJECT_INTERVAL} events is invalid and is counted in bridge_rejects_total.
-The log has the first, the second, the fourth, the eighth and so on.
-After every {GAP_INTERVAL} events, {LOST_EVENTS} are dropped: clients that connect with ?after= get the message `gap`.
+The log shows number 1, 2, 4, 8 and so on of them.
+After every {GAP_INTERVAL} events, {LOST_EVENTS} are dropped: clients that connect with ?after= receive the message
+`gap`.
 """
         return self._text("", "without a broker", self._watch() + more)
 
@@ -58,7 +59,7 @@ After every {GAP_INTERVAL} events, {LOST_EVENTS} are dropped: clients that conne
 
     def _watch(self) -> str:
         return f"""
-Watch them arrive on the live page, or in another terminal:
+Watch them on the live page, or in another terminal:
 
   {command()} tail {self._updates}
 """
@@ -79,12 +80,12 @@ Watch them arrive on the live page, or in another terminal:
   state      {pages}/readyz and {pages}/metrics{broker}
   killmails  invented, {self.rate:g} a second, {source}
 {more}
-Ctrl-C stops it all.
+Ctrl-C stops the demo.
 """
 
 
 def command() -> str:
-    """Returns what starts `edk-bridge` in a shell, in the working directory."""
+    """Returns the shell command that runs `edk-bridge` from the working directory."""
     beside = Path(sys.executable).with_name("edk-bridge")
     started = Path(sys.argv[0]).absolute()
     found = next((path for path in (started, beside) if path.name == beside.name and path.is_file()), None)

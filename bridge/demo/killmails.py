@@ -1,4 +1,4 @@
-"""Plausible killmails, as a fetcher would publish them, for a demo that has no fetcher.
+"""Plausible killmails, for a demo without a fetcher.
 
 Pure: the caller passes the random numbers and the clock.
 """
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 _FIRST_KILLMAIL_ID = 130_000_000
 
-# Where much happens: trade hubs, the roads between them, places known for their fights. System id to weight.
+# Busy systems: trade hubs, the routes between them, and systems known for their fights. System id to weight.
 _BUSY_SYSTEMS = {
     30000142: 12,  # Jita
     30000144: 6,  # Perimeter
@@ -29,7 +29,7 @@ _K_SPACE = (30_000_001, 30_005_201)
 _J_SPACE = (31_000_001, 31_002_604)
 _J_SPACE_SHARE = 0.2
 
-# What is lost: type id to weight.
+# Lost ships and structures. Type id to weight.
 _SHIPS = {
     670: 30,  # Capsule
     587: 8,  # Rifter
@@ -96,7 +96,7 @@ def killmails(rng: random.Random, now: Callable[[], datetime]) -> Iterator[dict[
 def pace(rng: random.Random, rate: float) -> Iterator[float]:
     """Yields the pauses (seconds) between independent events without end. `rate` is their mean number a second."""
     if not rate > 0:
-        raise ValueError(f"a rate must be above 0, not {rate}")
+        raise ValueError(f"a rate must be above 0; got {rate}")
     while True:
         yield rng.expovariate(rate)
 

@@ -1,4 +1,4 @@
-"""Publishes invented killmails, as a fetcher does with real ones."""
+"""Publishes invented killmails like a fetcher."""
 
 import asyncio
 import random
@@ -26,10 +26,10 @@ _LONGEST_LAG_S = 1.0
 
 
 class DemoPublisher:
-    """Publishes invented killmails to an exchange that it declares, with confirms. It reconnects to a lost broker."""
+    """Declares an exchange and publishes invented killmails to it, with confirms. Reconnects to a lost broker."""
 
     def __init__(self, nodes: Sequence[Node], exchange: str, durable: bool, say: Callable[[str], None]) -> None:
-        """`durable`: whether the exchange outlasts the demo, as that of a fetcher does. `say` prints a line."""
+        """`durable`: whether the exchange outlasts the demo, like a fetcher's. `say` prints a line."""
         self.published = 0
         self._nodes = nodes
         self._exchange = exchange
@@ -43,7 +43,7 @@ class DemoPublisher:
             await self._declare(amqp)
 
     async def publish(self, rate: float) -> None:
-        """Publishes `rate` killmails a second until cancelled. Raises BrokerRefusal if the broker refuses at first."""
+        """Publishes `rate` killmails a second until cancelled. Raises BrokerRefusal if the broker refuses at start."""
         rng = random.Random()  # noqa: S311 - invented killmails are no secret
         bodies = (orjson.dumps(data) for data in killmails(rng, lambda: datetime.now(UTC)))
         pauses = pace(rng, rate)
@@ -59,7 +59,7 @@ class DemoPublisher:
                     unconfirmed[:] = [body]
                     await self._send(channel, body)
                     unconfirmed.clear()
-                    # The publisher makes up for slow confirms, but not for an outage.
+                    # The publisher catches up after slow confirms, but not after an outage.
                     due_s = max(due_s + next(pauses), time.monotonic() - _LONGEST_LAG_S)
                     await asyncio.sleep(due_s - time.monotonic())
             return "no more killmails"
@@ -99,4 +99,4 @@ class DemoPublisher:
 
     def _lost(self, state: State, reason: str) -> None:
         if self._status.state is not state:
-            self._say(reason if state is State.REFUSED else "the broker is away; trying to reach it again")
+            self._say(reason if state is State.REFUSED else "the broker is away; reconnecting")

@@ -102,7 +102,7 @@ async def guided(process: asyncio.subprocess.Process, output: Path) -> None:
 
     def guide_is_shown() -> bool:
         assert process.returncode is None, output.read_text()
-        return "Ctrl-C stops it all" in output.read_text()
+        return "Ctrl-C stops the demo" in output.read_text()
 
     await eventually("the demo says how to watch it", guide_is_shown, START_LIMIT_S)
 
@@ -154,7 +154,7 @@ async def test_make_demo_starts_a_node_prints_its_url_and_ends_with_it(tmp_path:
         async with asyncio.timeout(END_LIMIT_S):
             assert await process.wait() == 1, output.read_text()
         assert re.search(
-            r"^edk-bridge: the broker that the demo had started \(private node of .*\) has ended by itself$",
+            r"^edk-bridge: the demo's broker \(private node of .*\) ended unexpectedly$",
             output.read_text(),
             re.MULTILINE,
         )
