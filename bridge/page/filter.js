@@ -1,11 +1,11 @@
-// Which updates are asked for: a form, and the page's own address, so that a filtered page can be kept and shared.
+// The filter: a form, and the query of the page's own address, so that a filtered page can be bookmarked and shared.
 //
-// Whether a filter is right is the bridge's to judge. What it describes of that is suggested, and what does not fit that
-// description is named before it is asked for.
+// The bridge decides whether a filter is valid. The form suggests what the bridge describes, and reports mistakes
+// before it sends the filter.
 
 const DESCRIPTION = "asyncapi.json";
 
-// What a value looks like in the query, by the JSON types that its member may have.
+// Whether a value in the query is valid, by the JSON types of its member.
 const NUMBER = /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$/;
 const KINDS = {
   string: ["a text", () => true],
@@ -15,7 +15,7 @@ const KINDS = {
   null: ["null", (text) => text === "null"],
 };
 
-// `onChange` is called whenever something else is asked for than before.
+// Calls `onChange` after each change of the filter.
 export function filterOf(page, onChange) {
   const details = page.getElementById("filter");
   const words = page.getElementById("filter-words");
@@ -27,13 +27,13 @@ export function filterOf(page, onChange) {
   const mistake = page.getElementById("mistake");
   const refusal = page.getElementById("refusal");
 
-  let known = []; // Update types.
-  let kinds; // Of each member's values: a map, once the bridge has described them.
+  let known = []; // The update types of the bridge.
+  let kinds; // A map from each member to the JSON types of its values. Undefined until the bridge has described them.
   let asked = read();
 
   function read() {
     const found = new URLSearchParams(location.search);
-    // Where to go on is the page's own business.
+    // `connect` adds its own `after`.
     found.delete("after");
     return found;
   }
@@ -56,10 +56,10 @@ export function filterOf(page, onChange) {
   }
 
   function showTypes(chosen) {
-    // Those that the bridge does not know too: they must be there to be taken away.
+    // Includes types that the bridge does not know, so that the user can remove them.
     const names = [...new Set([...known, ...chosen])];
     const shown = [...types.querySelectorAll("input")].map((box) => box.value);
-    // Not made anew where nothing has come or gone: the focus would be lost.
+    // Only if the names have changed: new elements lose the focus.
     if (shown.join("\n") !== names.join("\n")) types.replaceChildren(...names.map(choice));
     for (const box of types.querySelectorAll("input")) {
       box.checked = chosen.includes(box.value);
@@ -67,7 +67,7 @@ export function filterOf(page, onChange) {
     }
   }
 
-  // What is wrong with a condition, and in which of the two fields; undefined where nothing is, as far as is known.
+  // Returns the mistake in a condition, and the field with the mistake. Undefined if no mistake is known.
   function wrongWith(name, wanted) {
     if (!kinds) return undefined;
     if (name === "type") {
@@ -83,7 +83,7 @@ export function filterOf(page, onChange) {
     return { field: value, words: `${name} must be ${words}; got '${wanted}'` };
   }
 
-  function tell(wrong) {
+  function showMistake(wrong) {
     for (const field of [member, value]) field.ariaInvalid = String(field === wrong?.field);
     mistake.textContent = wrong?.words ?? "";
   }
@@ -109,7 +109,7 @@ export function filterOf(page, onChange) {
     remove.setAttribute("aria-label", `Remove ${name} = ${wanted}`);
     remove.addEventListener("click", () => {
       change(new URLSearchParams([...asked].filter(([key, text]) => key !== name || text !== wanted)));
-      // The button is gone, and the focus with it.
+      // The button is gone, and has lost the focus.
       member.focus();
     });
     const item = document.createElement("li");
@@ -136,7 +136,7 @@ export function filterOf(page, onChange) {
         }),
       );
     } catch {
-      // It is a help, and no more: what is asked for can be written without it.
+      // The form works without suggestions.
     }
     show();
   }
@@ -145,7 +145,7 @@ export function filterOf(page, onChange) {
     event.preventDefault();
     const [name, text] = [member.value.trim(), value.value.trim()];
     const wrong = wrongWith(name, text);
-    tell(wrong);
+    showMistake(wrong);
     if (wrong) {
       wrong.field.focus();
       return;
@@ -156,7 +156,7 @@ export function filterOf(page, onChange) {
     change(wanted);
     member.focus();
   });
-  form.addEventListener("input", () => tell());
+  form.addEventListener("input", () => showMistake());
   addEventListener("popstate", () => {
     asked = read();
     show();
@@ -169,14 +169,14 @@ export function filterOf(page, onChange) {
   return {
     query: () => asked.toString(),
 
-    // Says why the bridge does not answer it; nothing where it does.
+    // Shows the bridge's reason for refusing the filter, or no reason if `sentence` is empty.
     refuse(sentence) {
       if (refusal.textContent !== sentence) refusal.textContent = sentence;
       if (!sentence) return;
       details.open = true;
       show();
       if (details.querySelector(".wrong")) return;
-      // Nothing is known to be wrong here, so that the bridge's word is all there is.
+      // The form has found no mistake, so it marks the conditions that the bridge's sentence names.
       for (const item of conditions.children) {
         const [name] = item.firstElementChild.textContent.split(" = ");
         if (sentence.includes(name)) mark(item, "this is refused");
@@ -185,7 +185,7 @@ export function filterOf(page, onChange) {
   };
 }
 
-// Beside what is wrong, and not by its color alone.
+// Shows a mistake next to an element, in words: color alone is not accessible.
 function mark(element, words) {
   element.querySelector(".mistake")?.remove();
   element.classList.toggle("wrong", words !== undefined);
@@ -201,7 +201,7 @@ function like(name, names) {
   return close === undefined ? "" : `; did you mean ${close}?`;
 }
 
-// How many letters must be put in, taken away or replaced to make one word the other.
+// Returns how many letters must be inserted, deleted or replaced to change one word into the other.
 function distance(one, other) {
   if (Math.abs(one.length - other.length) > 2) return Infinity;
   let row = [...other, ""].map((_, index) => index);

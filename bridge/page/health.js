@@ -1,4 +1,4 @@
-// The bridge's own state: what `/readyz` and `/metrics` say, asked for every few seconds while somebody looks.
+// The bridge's own state, from `/readyz` and `/metrics`. Requests them every few seconds while the page is visible.
 
 const BETWEEN_MS = 3000;
 const LONGEST_BETWEEN_MS = 30000;
@@ -14,19 +14,19 @@ const STATES = {
 
 const number = new Intl.NumberFormat("en");
 
-// What each of the two fills; a proxy may keep either for the operator.
+// A proxy may withhold either of them from other people than the operator.
 const SOURCES = ["readyz", "metrics"];
 
-// `onHealth` is told what `/readyz` says; undefined where that can't be had. Returns what asks at once: to be called
-// when the connection is there, or lost, so that the figures are those with it.
+// Calls `onHealth` with the body of `/readyz`, or with undefined if it is unavailable. Returns a function that requests
+// both at once. Call this function when the connection opens or is lost, so that the figures include the change.
 export function watchHealth(page, onHealth) {
   const panel = page.getElementById("bridge");
   const note = page.getElementById("figures-note");
-  const withheld = new Set(); // The sources that somebody on the way answers with 404: the bridge never does.
+  const withheld = new Set(); // The sources for which a proxy answers 404. The bridge itself never does.
   let timer;
   let failures = 0;
   let isAsking = false;
-  let isStale = false; // Whether what is being answered was asked too early.
+  let isStale = false; // Whether the current request began before the last change of the connection.
   let knownAt = "";
 
   async function ask() {
@@ -56,7 +56,7 @@ export function watchHealth(page, onHealth) {
   }
 
   function askAnew() {
-    // Once for each connection: whoever answered 404 may have done so because the bridge was away.
+    // Once for each connection: the 404 may come from a proxy that could not reach the bridge.
     withheld.clear();
     isStale = isAsking;
     ask();
@@ -66,10 +66,10 @@ export function watchHealth(page, onHealth) {
     if (withheld.has(path)) return undefined;
     try {
       const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
-      // In any case: what is not read to its end is broken off, of which the browser has a line.
+      // Reads each response completely. Otherwise the browser aborts the request, and logs an error.
       const text = await answer.text();
       if (answer.status === 404) withheld.add(path);
-      // That it is not ready is an answer too.
+      // `/readyz` answers 503 while the bridge is not ready.
       return answer.ok || answer.status === 503 ? parse(text) : undefined;
     } catch {
       return undefined;
@@ -84,19 +84,19 @@ export function watchHealth(page, onHealth) {
   }
 
   function unknown() {
-    return `The bridge does not say how it is${knownAt && `; these are its figures of ${knownAt} UTC`}.`;
+    return `The state of the bridge is unavailable${knownAt && `; these figures are from ${knownAt} UTC`}.`;
   }
 
   page.addEventListener("visibilitychange", ask);
-  // Where it takes long to connect.
+  // In case the connection takes longer to open.
   timer = setTimeout(ask, BETWEEN_MS);
   return askAnew;
 }
 
-// What is wrong, for a person, of a bridge that is not ready: `words`, and `ago` to be put in after the first of them,
-// which changes each time, with whatever else is known as `why`.
+// Describes why a bridge is not ready. `words` has a text before and a text after `ago`, a duration that changes each
+// time. `why` has further details.
 export function troubleOf({ broker, rejects, missing }) {
-  // An error is kept after recovery: it says something only while that is not working.
+  // `last_error` remains after a recovery, so it counts only while its part does not work.
   const why = [[broker, rejects].find((status) => status && status.state !== "working")?.last_error];
   switch (broker.state) {
     case "lost":
@@ -134,7 +134,7 @@ function showMetrics(page, metrics) {
   }
 }
 
-// A line may break between two details, not within one: each is an element.
+// Each detail is an element, so that a line breaks between details and not within one.
 function fill(element, figure, details = []) {
   const small = document.createElement("small");
   const parts = details.map((words, index) => {
@@ -143,7 +143,7 @@ function fill(element, figure, details = []) {
     return part;
   });
   small.append(...parts.flatMap((part) => [part, " "]).slice(0, -1));
-  // A space between them, where they are copied or read out.
+  // The space separates figure and details in a copy and for a screen reader.
   element.replaceChildren(figure, " ", small);
 }
 
@@ -153,7 +153,8 @@ function duration(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
 }
 
-// Prometheus' text format, as far as it is needed here: names to label values (one label, or none) to numbers.
+// Parses the part of the Prometheus text format that this page needs: metrics with one label or none. Returns a map
+// from each name to a map from label values to numbers.
 function read(text) {
   const found = new Map();
   for (const line of text.split("\n")) {

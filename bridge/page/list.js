@@ -1,11 +1,11 @@
-// The newest updates, newest first. It holds still while somebody reads: paused, scrolled down, or with the keyboard
-// in it. What comes meanwhile is counted, and the newest of it kept.
+// The list of the newest updates, newest first. It does not change while it is paused, scrolled down, or has the
+// keyboard focus. Meanwhile, it counts new updates and keeps the newest ones.
 import { row } from "./row.js";
 
 const MOST_ROWS = 100;
 
-// Between two changes of what is seen, however many updates come: a few a second are as many as anybody can follow. On
-// a slow machine it is some times what a change takes, so that the page answers in between.
+// The minimum time between two changes of the list: people can't follow more than a few changes a second. On a slow
+// machine, it is a multiple of the time that a change takes, so that the page stays responsive.
 const CALM_MS = 300;
 const LONGEST_CALM_MS = 2000;
 const CALM_TIMES = 5;
@@ -22,8 +22,8 @@ export function listOf(page) {
   const word = page.getElementById("pause-word");
   const rows = table.tBodies[0];
 
-  let pending = []; // Rows, oldest first: of an update that has megabytes, no more is kept than a row shows.
-  let fresh = 0; // Updates that came since the list was changed; not all of them may be pending any more.
+  let pending = []; // Rows, oldest first. A row keeps only the shown part of an update, which may have megabytes.
+  let fresh = 0; // The number of updates since the last change of the list. `pending` may have fewer.
   let isPaused = false;
   let isDue = false;
   let changedMs = -Infinity;
@@ -32,7 +32,7 @@ export function listOf(page) {
   function holding() {
     if (isPaused) return "Paused";
     const focused = page.activeElement;
-    // A link that was clicked keeps the focus, but whoever clicked it is not in the list with the keyboard.
+    // A clicked link keeps the focus too, but only `:focus-visible` means keyboard focus.
     if (rows.contains(focused) && focused.matches(":focus-visible")) return "Held: keyboard in list";
     if (!table.hidden && table.getBoundingClientRect().top < bar.getBoundingClientRect().bottom - 1) {
       return "Held: scrolled down";
@@ -43,7 +43,7 @@ export function listOf(page) {
   function schedule() {
     if (isDue) return;
     isDue = true;
-    // With a picture that is drawn anyway; in a tab that nobody sees, once it is seen.
+    // Together with the next frame. In a hidden tab, as soon as the tab is visible.
     setTimeout(() => requestAnimationFrame(refresh), Math.max(0, changedMs + calmMs - performance.now()));
   }
 
@@ -53,18 +53,18 @@ export function listOf(page) {
     const why = holding();
     if (!why && pending.length > 0) draw();
     if (held.textContent !== why) held.textContent = why;
-    tellFresh();
-    // Once it is laid out and drawn, which takes most of the time.
+    showFresh();
+    // After layout and paint, which take most of the time.
     setTimeout(() => {
       changedMs = performance.now();
       calmMs = Math.min(LONGEST_CALM_MS, Math.max(CALM_MS, CALM_TIMES * (changedMs - beganMs)));
     });
   }
 
-  function tellFresh() {
+  function showFresh() {
     const words = `${number.format(fresh)} new: show${fresh > MOST_ROWS ? ` ${MOST_ROWS}` : ""}`;
     if (more.textContent !== words) more.textContent = words;
-    // The focus would be lost with it.
+    // A hidden button loses the focus.
     if (fresh === 0 && page.activeElement === more) pause.focus();
     more.hidden = fresh === 0;
   }
@@ -78,9 +78,9 @@ export function listOf(page) {
     table.hidden = false;
   }
 
-  function told(isFiltered, since) {
+  function showEmpty(isFiltered, since) {
     const time = new Date().toISOString().slice(11, 16);
-    empty.textContent = `Nothing ${isFiltered ? "that fits " : ""}has come since ${since} (${time} UTC).`;
+    empty.textContent = `No ${isFiltered ? "matching " : ""}updates since ${since} (${time} UTC).`;
   }
 
   function toggle() {
@@ -91,7 +91,7 @@ export function listOf(page) {
 
   more.addEventListener("click", () => {
     draw();
-    // To where the new ones are, if they are out of sight.
+    // Scrolls to the new rows if they are out of sight.
     if (table.getBoundingClientRect().top < bar.getBoundingClientRect().bottom - 1) bar.parentElement.scrollIntoView();
     refresh();
   });
@@ -112,13 +112,13 @@ export function listOf(page) {
       schedule();
     },
 
-    // Says what is missing in it where nothing has come. `isFiltered` is whether only some of the updates may.
+    // Sets the text of the empty list. `isFiltered` says whether a filter is set.
     expect(isFiltered) {
-      told(isFiltered, "this page was opened");
+      showEmpty(isFiltered, "this page was opened");
     },
 
     clear(isFiltered) {
-      told(isFiltered, "the filter was changed");
+      showEmpty(isFiltered, "the filter was changed");
       pending = [];
       fresh = 0;
       rows.replaceChildren();

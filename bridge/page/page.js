@@ -1,6 +1,6 @@
-// The live page: what the bridge that served it sends, and whether all is well with that. This file joins its parts.
+// The live page: the updates of the bridge that serves it, and the state of this bridge. This file connects the parts.
 //
-// Whatever comes from an update is written as text, never as markup: a publisher may put anything into it.
+// The page writes all content of an update as text, never as markup: publishers control this content.
 import { filterOf } from "./filter.js";
 import { troubleOf, watchHealth } from "./health.js";
 import { listOf } from "./list.js";
@@ -15,20 +15,20 @@ const REASONS = {
   1011: "the bridge had an error",
   1013: "the bridge is full",
   4008: "this page was too slow",
-  4009: "the bridge did not hear from this page",
+  4009: "the bridge received nothing from this page",
 };
 
-// An error in the broker's own words has no bound of its own.
+// The text of a broker's error may have any length.
 const LONGEST_WHY = 300;
 
 const state = document.getElementById("state");
 const why = document.getElementById("why");
 
 let connection;
-let line = ["connecting", "Connecting"]; // Of the connection: its state, and the words for it.
-let spoken; // What the state says, but for how long ago that was.
+let connectionState = ["connecting", "Connecting"]; // Its name and its text.
+let spoken; // The text of the state, without the duration in it.
 let health;
-let mayNotConnect = false; // The bridge refuses pages of this address.
+let mayNotConnect = false; // Whether the bridge refuses pages of this address.
 
 const list = listOf(document);
 const countUpdate = showRate(document);
@@ -47,8 +47,8 @@ function open() {
   filter.refuse("");
   say("connecting", "Connecting");
   const query = filter.query();
-  // Beside the page, which a proxy may have moved into a folder. Put together, not resolved: a path that begins with //
-  // would name another host.
+  // In the folder of the page, which a proxy may have moved. Concatenated instead of resolved, because a path that
+  // begins with // would name another host.
   const folder = location.pathname.slice(0, location.pathname.lastIndexOf("/"));
   const place = `${location.host}${folder}${document.body.dataset.updatesPath}${query && `?${query}`}`;
   const opened = connect(`${location.protocol === "https:" ? "wss:" : "ws:"}//${place}`, {
@@ -65,7 +65,7 @@ function open() {
         return;
       }
       askHealth();
-      // No seconds counted down: they would be read out one by one.
+      // No countdown: a screen reader would read out each second.
       sayLost(detail);
       if (detail === NOT_REACHED) askWhy();
     },
@@ -80,7 +80,7 @@ function open() {
     const refusal = preflight?.status === 403 ? await textOf(preflight) : "";
     if (opened !== connection) return;
     mayNotConnect = refusal.includes("BRIDGE_ALLOWED_ORIGINS");
-    if (line[0] === "disconnected") sayLost(NOT_REACHED);
+    if (connectionState[0] === "disconnected") sayLost(NOT_REACHED);
     if (mayNotConnect || !query) return;
     const answer = await fetch(`${url}&after=`).catch(() => undefined);
     if (answer?.status !== 400) return;
@@ -102,22 +102,22 @@ function textOf(answer) {
 }
 
 function say(name, text) {
-  line = [name, text];
+  connectionState = [name, text];
   show();
 }
 
-// The connection may be well while the bridge has nothing to send.
+// The connection may be open while the bridge has no broker.
 function show() {
-  const [name, text] = line;
+  const [name, text] = connectionState;
   const trouble = name === "connected" && health?.ready === false ? troubleOf(health) : undefined;
   state.dataset.state = trouble ? "doubtful" : name;
   showState(trouble ? trouble.words : [text, ""], trouble?.ago ?? "");
-  // Not in the status: at each attempt the words may differ, and a screen reader says whatever is written there.
+  // Outside the status element: a screen reader reads out each change there, and this text may change at each attempt.
   write(why, trouble ? trouble.why.filter(Boolean).join("; ").slice(0, LONGEST_WHY) : "");
   why.hidden = why.textContent === "";
 }
 
-// How long ago it was is for the eyes only, for the same reason.
+// Hides the duration from screen readers, for the same reason.
 function showState([begin, end], ago) {
   if (spoken !== begin + end) {
     const since = document.createElement("span");
@@ -132,7 +132,7 @@ function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// The rate and the bridge's figures: beside each other where there is room, and folded up where they would push the
+// The rate and the bridge's figures: open on a wide screen, and closed on a narrow one, where they would push the
 // updates off the screen.
 const overview = document.getElementById("overview");
 const wide = matchMedia("(min-width: 48rem)");

@@ -1,4 +1,4 @@
-// How many updates came over the last five minutes: a small chart, and the same in words.
+// The rate of updates over the last five minutes, as a small chart and in words.
 
 const BAR_S = 5;
 const BARS = 60;
@@ -7,7 +7,7 @@ const BETWEEN_MS = 1000;
 const precise = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
-// Begins to show it; returns what is to be called for each update.
+// Shows the rate from now on. Returns a function to call for each update.
 export function showRate(page) {
   const words = page.getElementById("rate-words");
   const bars = page.getElementById("rate-bars");
@@ -16,7 +16,7 @@ export function showRate(page) {
   const unseen = page.getElementById("unseen");
   const startS = performance.now() / 1000;
   const opened = new Date().toISOString().slice(11, 16);
-  const counts = new Array(BARS).fill(0); // A ring: a bar's place is its number modulo the ring's length.
+  const counts = new Array(BARS).fill(0); // A ring: the index of a bar is its number modulo the length of the ring.
   let last = 0;
 
   function barAt(nowS) {
@@ -34,11 +34,11 @@ export function showRate(page) {
     const nowS = performance.now() / 1000;
     turnTo(nowS);
     const inOrder = counts.map((_, index) => counts[(last + 1 + index) % BARS]);
-    // Of five seconds at least: what comes in the first one says little of a second.
+    // At least five seconds: the first second alone says little about the rate.
     const since = (bar) => Math.max(BAR_S, nowS - startS - Math.max(0, bar) * BAR_S);
     const now = (inOrder[BARS - 1] + inOrder[BARS - 2]) / since(last - 1);
     const average = inOrder.reduce((sum, count) => sum + count, 0) / since(last - BARS + 1);
-    // Of two bars a part of each may be more than either is.
+    // `now` covers parts of two bars, so it may exceed the rate of each bar.
     const peak = Math.max(now, average, ...inOrder.map((count) => count / BAR_S));
     write(words, `Now ${figure(now)} a second, average ${figure(average)}, peak ${figure(peak)}`);
     write(short, `${figure(now)} a second`);
@@ -48,11 +48,11 @@ export function showRate(page) {
     showUnseen(Math.max(0, BARS - 1 - last));
   }
 
-  // No bars where nobody has counted: that is no outage.
+  // Marks the time before the page was opened. Empty bars there would look like an outage.
   function showUnseen(before) {
     unseen.hidden = before === 0;
     unseen.style.width = `${(100 * before) / BARS}%`;
-    // Cut off, they would be read as something else.
+    // Hides the words if they do not fit: a part of them could mislead.
     unseen.classList.toggle("narrow", before < BARS / 2);
     write(unseen.firstElementChild, before > 0 ? `Unknown before this page was opened (${opened} UTC)` : "");
   }
@@ -71,7 +71,7 @@ function outline(index, part) {
   return `M${index * 5} 60v${-height}h4v${height}z`;
 }
 
-// To 1, 2 or 5 times a power of ten: a scale that changes seldom, and can be said.
+// Rounds up to 1, 2 or 5 times a power of ten: a scale that changes rarely and has a short name.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value || 1));
   return power * [1, 2, 5, 10].find((step) => value <= step * power);

@@ -1,19 +1,19 @@
-// An update as a row of the table. What it holds is a publisher's: it becomes text, and a number may become a link.
+// An update as a row of the table. Its content comes from a publisher: it becomes text, and ids become links.
 
-// Of an update that may have megabytes, as much as a person reads.
+// An update may have megabytes. A row shows as many characters as a person reads.
 const LONGEST_TEXT = 600;
 
 const ZKILLBOARD = "https://zkillboard.com";
 const VICTIM = { corporation: "victimCorporationId", alliance: "victimAllianceId" };
 
-// What a gap's reasons mean. Another one, of a newer bridge, is shown as it is.
+// The meanings of a gap's reasons. A reason of a newer bridge is shown as its slug.
 const GAPS = {
   "broker-away": "the bridge had no broker",
   "stream-truncated": "the stream dropped events before the bridge read them",
-  "stream-recreated": "the stream was deleted and made again",
+  "stream-recreated": "the stream was deleted and declared again",
 };
 
-// An update, or what may be missing: `missed` is the data of a `gap`, or of a `resume` that is not complete.
+// Makes the row of an update, or of missing updates: `missed` is the data of a `gap`, or of an incomplete `resume`.
 export function row({ type, data, timestamp, missed }) {
   const sent = new Date(timestamp).toISOString();
   const time = element("time", sent.slice(11, 19));
@@ -35,8 +35,8 @@ function content(type, data, sent, missed) {
 
 function whatIsMissing(data) {
   if ("complete" in data) {
-    const following = data.replayed === 1 ? "1 update that is kept follows" : `${data.replayed} that are kept follow`;
-    return `Updates may be missing here: the bridge does not know or keep all that came after the last one; ${following}.`;
+    const known = `the bridge does not have all updates since the last one; it has ${data.replayed}`;
+    return `Updates may be missing here: ${known}.`;
   }
   return `Updates may be missing from ${moment(data.since)} to ${moment(data.until)} UTC: ${GAPS[data.reason] ?? data.reason}.`;
 }
@@ -46,7 +46,7 @@ function killmail(data, sent) {
     link("kill", data.killmailId),
     link("system", data.systemId),
     link("ship", data.shipTypeId),
-    // Many victims are in no alliance, some in no corporation: left out, null or 0.
+    // Many victims have no alliance, and some no corporation: the member is left out, null or 0.
     ...["corporation", "alliance"].filter((kind) => data[VICTIM[kind]]).map((kind) => link(kind, data[VICTIM[kind]])),
     fact(data.attackerCount === 1 ? "1 attacker" : `${data.attackerCount} attackers`),
   ];
@@ -69,17 +69,17 @@ function moment(text) {
 
 function link(kind, id) {
   const text = `${kind} ${id}`;
-  // 0 is no id, and anything but a number has no place in an address.
+  // 0 is not an id, and a value that is not a number must not become a part of a URL.
   if (!Number.isSafeInteger(id) || id <= 0) return element("span", text);
   const made = element("a", text);
   made.href = `${ZKILLBOARD}/${kind}/${id}/`;
-  // In a tab of its own: this page would lose what it has, and whoever comes back to it would find it empty.
+  // Opens in a new tab. In this tab, the page would lose its list.
   made.target = "_blank";
   made.rel = "noreferrer noopener";
   return made;
 }
 
-// Any type that there may be: name and value of each member.
+// Shows the name and the value of each member, for types that this page does not know.
 function members(data) {
   if (data === null || typeof data !== "object" || Array.isArray(data)) return [element("code", text(data))];
   const shown = [];
@@ -87,7 +87,7 @@ function members(data) {
   const names = Object.keys(data);
   for (const [index, name] of names.entries()) {
     if (left <= 0) {
-      shown.push(element("span", `(${names.length - index} members more)`));
+      shown.push(element("span", `(${names.length - index} more members)`));
       break;
     }
     const member = document.createElement("span");
@@ -102,14 +102,14 @@ function members(data) {
 function text(value, longest = LONGEST_TEXT) {
   const whole = typeof value === "string" ? value : JSON.stringify(value);
   const more = whole.length - longest;
-  return more > 0 ? `${whole.slice(0, longest)}… (${more} characters more)` : whole;
+  return more > 0 ? `${whole.slice(0, longest)}… (${more} more characters)` : whole;
 }
 
-// With roles, though they are a table's own: where the style makes no table of it, it would be none to a screen reader.
+// Sets the roles that table elements have by default: if CSS changes their `display`, screen readers ignore the table.
 function cell(...parts) {
   const made = document.createElement("td");
   made.role = "cell";
-  // With a space between them: where a line may break, and where one ends for whoever listens or copies.
+  // The spaces allow line breaks, and separate the parts in a copy and for a screen reader.
   made.append(...parts.flatMap((part) => [part, " "]));
   return made;
 }

@@ -40,7 +40,7 @@ async def test_page_shows_a_killmail_with_links(
     if host == "[::1]" and "::1" not in dict(watched.addresses):
         pytest.skip("this machine has no IPv6")
     await live.open(port_of(watched), host)
-    nothing = live.page.get_by_text("Nothing has come")
+    nothing = live.page.get_by_text("No updates since")
     await expect(nothing).to_be_visible()
     await publish(amqp, exchange, killmail(number, systemId=30000142, shipTypeId=587, attackerCount=15))
     await live.has(1)
@@ -61,15 +61,15 @@ async def test_page_says_since_when_nothing_has_come(live: Live, watched: Bridge
     page, nothing = live.page, live.page.locator("#empty")
     await page.clock.install(time="2026-01-02T12:30:10Z")
     await live.open(port_of(watched))
-    await expect(nothing).to_have_text("Nothing has come since this page was opened (12:30 UTC).")
+    await expect(nothing).to_have_text("No updates since this page was opened (12:30 UTC).")
     await page.clock.run_for(120_000)
     await page.locator("#filter-words").click()
     await page.get_by_label("event").check()
-    await expect(nothing).to_have_text("Nothing that fits has come since the filter was changed (12:32 UTC).")
+    await expect(nothing).to_have_text("No matching updates since the filter was changed (12:32 UTC).")
     await page.get_by_label("event").uncheck()
-    await expect(nothing).to_have_text("Nothing has come since the filter was changed (12:32 UTC).")
+    await expect(nothing).to_have_text("No updates since the filter was changed (12:32 UTC).")
     await live.open(port_of(watched), query="?type=event")
-    await expect(nothing).to_have_text("Nothing that fits has come since this page was opened (12:32 UTC).")
+    await expect(nothing).to_have_text("No matching updates since this page was opened (12:32 UTC).")
 
 
 @pytest.mark.parametrize("path", ["/kills/live", "/updates.example/kills/"])
@@ -229,7 +229,7 @@ async def test_page_shows_no_more_of_a_large_update_than_a_person_reads(
     await live.has(1)
     text = await live.rows.inner_text()
     assert len(text) < 1000
-    assert text.endswith(" characters more)")
+    assert text.endswith(" more characters)")
 
 
 async def test_page_says_the_day_of_a_kill_that_was_on_another(

@@ -145,7 +145,7 @@ async def test_page_says_calmly_that_the_figures_can_not_be_had(live: Live, watc
     await live.page.route("**/readyz", lambda route: route.fulfill(body="no JSON"))
     await live.open(port_of(watched))
     await expect(live.page.locator("#figures-note")).to_have_text(
-        "The bridge does not say how it is.", timeout=LIMIT_MS
+        "The state of the bridge is unavailable.", timeout=LIMIT_MS
     )
     await expect(live.page.locator("#rejects")).to_have_text("unknown")
 

@@ -64,7 +64,7 @@ async def test_page_says_what_may_be_missing_after_a_restart_without_a_history(
         await live.shows(1)
     async with running(broker.url, exchanges=f"{exchange}=killmail", port=port_of(bridge)):
         await live.has(2)
-        words = "the bridge does not know or keep all that came after the last one; 0 that are kept follow."
+        words = "the bridge does not have all updates since the last one; it has 0."
         await expect(live.rows.first).to_contain_text(words)
         assert await live.kills() == [1]
 
