@@ -38,7 +38,8 @@ function whatIsMissing(data) {
     const known = `the bridge does not have all updates since the last one; it has ${data.replayed}`;
     return `Updates may be missing here: ${known}.`;
   }
-  return `Updates may be missing from ${moment(data.since)} to ${moment(data.until)} UTC: ${GAPS[data.reason] ?? data.reason}.`;
+  const why = GAPS[data.reason] ?? data.reason;
+  return `Updates may be missing from ${moment(data.since)} to ${moment(data.until)} UTC: ${why}.`;
 }
 
 function killmail(data, sent) {

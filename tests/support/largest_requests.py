@@ -51,7 +51,7 @@ _EMOJI = "%F0%9F%9A%80"
 
 REQUESTS: Mapping[str, bytes] = {
     "a handshake as it usually is": _handshake(),
-    "headers: as many and as large as there may be": _filled(),
+    "headers: the maximum number and size": _filled(),
     "cookies": _handshake(_header("Cookie", "c=1")),
     "forwarded: as many addresses as are parsed": _handshake(_header("X-Forwarded-For", _NODE, 48 * MAX_FORWARDED - 1)),
     "forwarded: pairs": _handshake("Forwarded: for=10.0.0.1" + ";a=bbbbbbbbbbbb" * MAX_FORWARDED_PAIRS),

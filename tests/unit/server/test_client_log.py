@@ -41,7 +41,7 @@ def make_log() -> ClientLog:
 
 
 class StubConnection:
-    """What the log reads of a connection."""
+    """The part of a connection that the log reads."""
 
     peer = "10.0.0.7 port 54321"
     opened_at = 990.0

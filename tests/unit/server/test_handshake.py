@@ -1,4 +1,4 @@
-"""One handshake over a fake transport and a manual clock: how each request is answered, and when the client is cut."""
+"""One handshake over a fake transport and a manual clock: each answer, and when the client is aborted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class RecordingServer:
-    """The server and its log, as a handshake needs them: records what it gets."""
+    """The server and its log for a handshake. Records their calls."""
 
     def __init__(self) -> None:
         self.access = Access(DEFAULT_NETWORKS, frozenset(), frozenset())
@@ -54,9 +54,9 @@ class RecordingServer:
         self.tracing = False
         self.upgrades: list[tuple[Handshake, asyncio.Transport, SubscribeRequest, bytes]] = []
         self.requests: list[Request] = []
-        """Those of the upgrades."""
+        """The requests of the upgrades."""
         self.refusals: list[tuple[str, str, str]] = []
-        """Rule, address and detail of each."""
+        """Rule, address and detail of each refusal."""
         self.left: list[str] = []
         """The address of each client that ended its connection before its request was complete."""
         self.ended: list[Handshake] = []
@@ -91,7 +91,7 @@ class RecordingServer:
 
 
 class PeerSocket(socket.socket):
-    """A socket that is connected, as far as its peer's name goes."""
+    """A socket that has only the name of its peer."""
 
     def getpeername(self) -> tuple[str, int]:
         return "127.0.0.1", 54321
@@ -101,7 +101,7 @@ class Client:
     """A client's handshake, and the bridge's end of its socket."""
 
     def __init__(self, server: RecordingServer, connector: FakeConnector, number: int = 0) -> None:
-        """`number` is how many were connected before."""
+        """`number` is the number of clients before this one."""
         self.server = server
         self._connector = connector
         self._number = number
@@ -149,7 +149,7 @@ class Harness:
         return self.clients[-1]
 
     async def ask(self, *pieces: bytes) -> Client:
-        """A client that connects and sends a request."""
+        """Connects a client that sends a request."""
         client = await self.connect()
         client.send(*pieces)
         return client
@@ -187,7 +187,7 @@ async def test_handshake_is_answered_with_101_and_the_accept_of_its_key(harness:
     assert harness.server.refusals == []
 
 
-async def test_upgraded_client_is_not_cut_at_the_timeout(harness: Harness) -> None:
+async def test_upgraded_client_is_not_aborted_at_the_timeout(harness: Harness) -> None:
     client = await harness.ask(UPDATES)
     await harness.clock.advance(3 * TIMEOUT_S)
     assert client.transport.ended == []
@@ -359,7 +359,7 @@ async def test_probe_in_http_1_0_needs_no_host(harness: Harness, path: str, meth
 
 
 async def test_options_of_a_probe_have_the_status_of_a_get(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HAProxy's check sends OPTIONS unless it is told otherwise."""
+    """HAProxy's check sends OPTIONS by default."""
     monkeypatch.setattr(PAGES, "get", lambda path: text_response(HTTPStatus.SERVICE_UNAVAILABLE, "no"))
     client = await harness.ask(b"OPTIONS /readyz HTTP/1.0\r\n\r\n")
     assert (client.status, client.text) == (503, "")
@@ -397,7 +397,7 @@ OTHER = "Origin: http://localhost:8080"
 async def test_page_is_served_whatever_the_origin_and_only_an_allowed_one_may_read_it(
     harness: Harness, target: str, header: str
 ) -> None:
-    """Behind a proxy that rewrites Host, the live page's own scripts are asked for with an origin."""
+    """Behind a proxy that rewrites Host, the browser requests the live page's own scripts with an Origin."""
     client = await harness.ask(get(target, header))
     assert client.status == (404 if target == "/nothing" else 200)
     assert "Access-Control-Allow-Origin" not in client.headers
@@ -430,7 +430,7 @@ async def test_origin_is_echoed_with_the_upgrade_too(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("target", ["/", "/healthz", "/metrics", "/page.js"])
-async def test_what_no_page_of_another_origin_reads_is_not_shared(harness: Harness, target: str) -> None:
+async def test_response_for_no_other_origin_is_not_shared(harness: Harness, target: str) -> None:
     client = await harness.ask(get(target, OTHER))
     assert client.headers.keys().isdisjoint({"Access-Control-Allow-Origin", "Vary"})
 
@@ -470,7 +470,7 @@ async def test_refusal_by_access_has_a_text_for_the_client_and_a_value_for_the_o
     assert client.transport.ended == ["eof"]
 
 
-async def test_access_is_asked_before_the_method_and_the_path(harness: Harness) -> None:
+async def test_access_is_checked_before_the_method_and_the_path(harness: Harness) -> None:
     client = await harness.ask(b"HEAD /nothing HTTP/1.1\r\nHost: evil.example\r\n\r\n")
     assert client.status == 403
 
@@ -586,7 +586,7 @@ async def test_client_without_a_request_is_answered_408_at_the_timeout_and_not_b
 
 
 @pytest.mark.parametrize("request_", [b"", HEALTH], ids=["408", "page"])
-async def test_client_that_does_not_end_the_connection_after_its_answer_is_cut(
+async def test_client_that_does_not_end_the_connection_after_its_answer_is_aborted(
     harness: Harness, request_: bytes
 ) -> None:
     client = await harness.ask(request_)
@@ -602,7 +602,7 @@ async def test_client_that_does_not_end_the_connection_after_its_answer_is_cut(
 
 
 class Reader:
-    """What a client's kernel acknowledges, as the bridge's own sees it."""
+    """The bytes that a client's kernel has acknowledged, as the bridge's kernel reports them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.acknowledged: int | None = 0
@@ -611,7 +611,7 @@ class Reader:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each page is so large that a kernel does not take it at once."""
+    """Makes each page so large that a kernel does not take it at once."""
     monkeypatch.setattr(PAGES, "get", lambda path: text_response(HTTPStatus.OK, "x" * SEND_BUFFER_BYTES))
 
 
@@ -642,7 +642,7 @@ async def test_client_that_reads_its_answer_slowly_has_as_long_as_it_takes(
     for _ in range(5):
         await read(LEAST)
         assert client.transport.ended == ["eof"]
-    # What is left may be little.
+    # The rest may be smaller than the minimum.
     await read(len(client.answer) - 5 * LEAST)
     assert client.transport.ended == ["eof"]
     await read(0)
@@ -651,7 +651,9 @@ async def test_client_that_reads_its_answer_slowly_has_as_long_as_it_takes(
 
 
 @pytest.mark.usefixtures("large")
-async def test_client_that_reads_less_than_the_least_is_cut(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_reads_less_than_the_minimum_is_aborted(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reader = Reader(monkeypatch)
     client = await harness.ask(HEALTH)
     reader.acknowledged = LEAST - 1
@@ -659,7 +661,7 @@ async def test_client_that_reads_less_than_the_least_is_cut(harness: Harness, mo
     assert client.transport.ended == ["eof", "abort"]
 
 
-async def test_answer_has_the_whole_timeout_however_late_the_request_came(harness: Harness) -> None:
+async def test_answer_has_the_whole_timeout_after_a_late_request(harness: Harness) -> None:
     client = await harness.connect()
     await harness.clock.advance(TIMEOUT_S - 0.1)
     client.send(HEALTH)
@@ -673,7 +675,7 @@ async def test_aborted_handshake_is_not_answered_at_its_timeout(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await harness.connect()
-    monkeypatch.setattr(client.transport, "abort", lambda: None)  # it takes its time
+    monkeypatch.setattr(client.transport, "abort", lambda: None)  # the transport is not closed yet
     client.handshake.abort()
     await harness.clock.advance(2 * TIMEOUT_S)
     assert (client.answer, harness.server.refusals) == (b"", [])
@@ -740,7 +742,7 @@ async def test_client_that_leaves_after_its_request_is_not_reported_as_one_that_
     assert harness.server.left == []
 
 
-async def test_client_that_is_cut_by_the_bridge_is_not_reported_as_one_that_left(harness: Harness) -> None:
+async def test_client_aborted_by_the_bridge_is_not_reported_as_one_that_left(harness: Harness) -> None:
     client = await harness.connect()
     client.handshake.abort()
     await harness.clock.settle()
@@ -767,12 +769,12 @@ async def test_client_that_leaves_before_it_has_a_transport_is_reported_as_such(
 
 async def test_client_that_ends_its_side_ends_the_connection(harness: Harness) -> None:
     protocol: asyncio.BufferedProtocol = (await harness.connect()).handshake
-    # None, by which a transport closes itself.
+    # None makes a transport close itself.
     assert protocol.eof_received() is None
 
 
 @pytest.mark.parametrize("excess", [0, 1])
-async def test_bytes_after_an_answer_are_thrown_away_and_too_many_cut_the_client(harness: Harness, excess: int) -> None:
+async def test_bytes_after_an_answer_are_discarded_and_too_many_abort_the_client(harness: Harness, excess: int) -> None:
     client = await harness.ask(HEALTH)
     answer = client.answer
     client.send(UPDATES, b"x" * (MAX_DISCARDED_BYTES - len(UPDATES)))
@@ -788,7 +790,7 @@ async def test_abort_ends_the_connection_with_a_reset_and_answers_nothing_any_mo
     client = await harness.ask(UPDATES[:-1])
     client.handshake.abort()
     assert client.transport.ended == ["abort"]
-    # The kernel drops what it holds for the client, too.
+    # The kernel also drops the data that it holds for the client.
     lingers = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     assert struct.unpack("ii", lingers) == (1, 0)
     client.send(UPDATES[-1:])
@@ -801,7 +803,7 @@ async def test_abort_ends_the_connection_with_a_reset_and_answers_nothing_any_mo
 
 
 @pytest.mark.parametrize("gone", ["closed", "missing"])
-async def test_abort_of_a_connection_whose_socket_is_gone_ends_it_all_the_same(
+async def test_abort_ends_a_connection_whose_socket_is_gone(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     client = await harness.connect()
@@ -825,7 +827,7 @@ async def connect_over_tls(harness: Harness, tmp_path: Path) -> tuple[Handshake,
     return handshake, near, far
 
 
-async def test_tls_handshake_that_is_never_complete_is_cut_at_the_timeout(harness: Harness, tmp_path: Path) -> None:
+async def test_tls_handshake_that_is_never_complete_is_aborted_at_the_timeout(harness: Harness, tmp_path: Path) -> None:
     handshake, _, far = await connect_over_tls(harness, tmp_path)
     with far:
         await harness.clock.advance(TIMEOUT_S - 0.1)
@@ -882,7 +884,7 @@ async def test_client_of_tls_that_is_gone_already_is_not_refused(harness: Harnes
     harness.server.tls = Tls(*certificate(tmp_path, "localhost"))
     near = socket.socket()  # not connected, as if it was reset
     handshake = Handshake(harness.server.context(), near, ADDRESS)
-    assert harness.server.ended == [], "the server does not know of it yet"
+    assert harness.server.ended == [], "the server does not know the handshake yet"
     await harness.clock.settle()
     assert (harness.server.left, harness.server.refusals) == ([ADDRESS], [])
     assert harness.server.ended == [handshake]
@@ -914,7 +916,7 @@ async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(
     assert harness.server.ended == [client.handshake]
 
 
-async def test_client_that_never_gets_a_transport_is_cut_at_the_timeout(harness: Harness) -> None:
+async def test_client_that_never_gets_a_transport_is_aborted_at_the_timeout(harness: Harness) -> None:
     harness.connector.completes = False
     client = await harness.connect()
     await harness.clock.advance(TIMEOUT_S)
@@ -933,7 +935,7 @@ async def test_abort_of_a_client_without_a_transport_closes_the_socket_and_refus
     assert harness.server.refusals == []
 
 
-async def test_transport_that_is_made_after_the_client_was_given_up_is_ended(harness: Harness) -> None:
+async def test_transport_made_after_the_abort_is_aborted(harness: Harness) -> None:
     harness.connector.completes = False
     client = await harness.connect()
     client.handshake.abort()
@@ -942,7 +944,7 @@ async def test_transport_that_is_made_after_the_client_was_given_up_is_ended(har
     client.handshake.connection_made(late)
     await harness.clock.settle()
     assert late.ended == ["abort"]
-    # A server removes it once, however often it is told.
+    # A server removes it once, even if it is called more often.
     assert set(harness.server.ended) == {client.handshake}
     assert harness.server.refusals == []
 

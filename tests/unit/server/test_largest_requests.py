@@ -1,4 +1,4 @@
-"""What the largest requests of each kind cost: the loop belongs to all clients."""
+"""The cost of the largest requests of each kind. All clients share the event loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGES = Pages(lambda: (True, {}), Metrics(), CATALOG.documents, "/updates")
 ROUTER = Router(Access(DEFAULT_NETWORKS, frozenset(), frozenset()), QueryParser(CATALOG), PAGES, "/updates")
 
 LIMIT_S = 0.001
-"""Of processor time. What each of these takes was between 0.04 and 0.5 ms when this was written."""
+"""Processor time. Each of these requests took between 0.04 and 0.5 ms when this test was written."""
 
 ATTEMPTS = 50
 """A test takes the best of this many runs, so that other load on the machine does not count."""
@@ -35,7 +35,7 @@ ATTEMPTS = 50
 
 @pytest.fixture(autouse=True)
 def without_coverage() -> Iterator[None]:
-    """Stops the measurement of coverage, which takes longer than what is measured here."""
+    """Stops the measurement of coverage, which takes longer than these requests."""
     tracing = sys.gettrace()
     sys.settrace(None)
     yield
@@ -43,7 +43,7 @@ def without_coverage() -> Iterator[None]:
 
 
 def work(head: bytes) -> None:
-    """All that the bridge does with a request, without the socket."""
+    """Does everything that the bridge does with a request, without the socket."""
     read = RequestReader().feed(head)
     assert read is not None
     request, _ = read
@@ -79,7 +79,7 @@ def test_metrics_of_thousands_of_types_take_less_than_five_milliseconds() -> Non
     assert min(scrape_s() for _ in range(ATTEMPTS)) < 5 * LIMIT_S
 
 
-def test_requests_are_as_large_as_may_be() -> None:
-    assert len(REQUESTS["headers: as many and as large as there may be"]) > MAX_HEAD_BYTES - 128
+def test_requests_have_the_largest_size() -> None:
+    assert len(REQUESTS["headers: the maximum number and size"]) > MAX_HEAD_BYTES - 128
     assert max(len(line) for line in REQUESTS["cookies"].split(b"\r\n")) > MAX_HEADER_BYTES
     assert max(request.index(b"\r\n") for request in REQUESTS.values()) > MAX_REQUEST_LINE_BYTES - 16

@@ -1,4 +1,4 @@
-"""How much memory this process may use: the machine's, or what its control group has."""
+"""The memory that this process may use: that of the machine, or the limit of its control group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the answer to a request is: an upgrade, a page or a refusal. `test_handshake.py` has what a client gets."""
+"""The answer to a request: an upgrade, a page or a refusal. `test_handshake.py` tests what a client gets."""
 
 from __future__ import annotations
 

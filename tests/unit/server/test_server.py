@@ -102,7 +102,7 @@ class Client:
 
 
 class Harness:
-    """A server with a hub of its own, whose ids are a stream's, and the clients that come to it."""
+    """A server with its own hub, which has the ids of a stream, and its clients."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Harness:
         self.metrics.init_labels([], [], [reason.slug for reason in CloseReason], Rule)
         loop = asyncio.get_running_loop()
         self.errors: list[dict[str, Any]] = []
-        """What callbacks of the loop raised."""
+        """The exceptions of the loop's callbacks."""
         loop.set_exception_handler(lambda _, context: self.errors.append(context))
         log = UpdateLog(LOG_BYTES)
         index = ReplayIndex(log, None)
@@ -140,14 +140,14 @@ class Harness:
         self.sockets: list[socket.socket] = []
 
     async def connect(self, address: str = A) -> Client:
-        """A client connects, and sends nothing yet."""
+        """Connects a client, which sends nothing yet."""
         self.sockets.append(socket.socket())
         self.server.on_accept(self.sockets[-1], address)
         await self.clock.settle()
         return Client(self, self.sockets[-1])
 
     async def upgrade(self, address: str = A, query: str = "", *, rest: bytes = b"") -> Client:
-        """A client connects, and becomes a WebSocket client; `rest` follows its request in the same read."""
+        """Connects a WebSocket client. `rest` follows its request in the same read."""
         client = await self.connect(address)
         client.send(request(3000, "/updates" + query) + rest)
         assert client.status == 101
@@ -186,7 +186,7 @@ class Harness:
 
 @pytest.fixture
 async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Harness]]:
-    """Makes the harness of a test, with the limits that the test wants."""
+    """Makes the harness of a test, with the limits that the test passes."""
     made: list[Harness] = []
 
     def make(**limits: Any) -> Harness:
@@ -200,7 +200,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., 
 
 @pytest.fixture
 def released(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """An entry for each time that memory is released."""
+    """Has an entry for each release of memory."""
     times: list[float] = []
     monkeypatch.setattr(memory, "malloc_trim", lambda: times.append(asyncio.get_running_loop().time()))
     return times
@@ -211,11 +211,11 @@ def events(logged: list[Any], event: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "event"} for line in logged if line["event"] == event]
 
 
-# Who may connect
+# Access
 
 
 @pytest.mark.parametrize("gone", [False, True])
-async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[..., Harness], *, gone: bool) -> None:
+async def test_external_peer_is_refused_and_uses_no_capacity(serve: Callable[..., Harness], *, gone: bool) -> None:
     harness = serve()
     ours, theirs = socket.socketpair()
     if gone:
@@ -235,7 +235,7 @@ async def test_foreign_peer_is_refused_and_uses_no_capacity(serve: Callable[...,
     assert harness.gauges() == (0, 0)
 
 
-async def test_foreign_peer_is_closed_before_any_tls_and_without_an_answer(serve: Callable[..., Harness]) -> None:
+async def test_external_peer_is_closed_before_tls_and_without_an_answer(serve: Callable[..., Harness]) -> None:
     harness = serve(tls=cast("Tls", SimpleNamespace(context=object())))
     ours, theirs = socket.socketpair()
     with theirs:
@@ -302,13 +302,13 @@ async def test_refusals_of_a_rule_are_logged_ten_times_a_minute_and_all_counted(
 
 
 async def connected_with(harness: Harness, *headers: str, target: str = "/updates") -> None:
-    """A client that is served, with these headers in its handshake."""
+    """Connects a client with these headers in its handshake."""
     client = await harness.connect()
     client.send(request(3000, target, headers=headers))
     assert client.status == 101
 
 
-async def test_client_that_asks_for_a_subprotocol_is_served_and_logged_once(serve: Callable[..., Harness]) -> None:
+async def test_client_that_requests_a_subprotocol_is_served_and_logged_once(serve: Callable[..., Harness]) -> None:
     harness = serve()
     with capture_logs() as logged:
         await connected_with(harness, "Sec-WebSocket-Protocol:")
@@ -321,7 +321,7 @@ async def test_client_that_asks_for_a_subprotocol_is_served_and_logged_once(serv
     assert len(line["subprotocols"]) < 120
 
 
-async def test_value_that_is_no_id_is_logged_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
+async def test_malformed_id_is_logged_ten_times_a_minute(serve: Callable[..., Harness]) -> None:
     harness = serve()
     with capture_logs() as logged:
         for after in ("", "1-0000000a"):
@@ -338,7 +338,7 @@ async def test_value_that_is_no_id_is_logged_ten_times_a_minute(serve: Callable[
     assert all(len(line["after"]) < 60 for line in logged)
 
 
-# Places
+# Capacity
 
 
 async def test_client_becomes_a_connection_that_gets_updates(serve: Callable[..., Harness]) -> None:
@@ -429,7 +429,7 @@ async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_befo
         }
     ]
     assert harness.metric("bridge_evictions_total", reason="full") == 1
-    # It takes a descriptor until it is gone.
+    # It uses a descriptor until its socket is closed.
     await served[0].leave()
     other = await harness.upgrade()
     assert other.close_code == 1013
@@ -449,7 +449,7 @@ async def test_clients_beyond_the_overflow_are_dropped_and_logged_once(
     assert len(harness.connector.transports) == 3
     assert harness.metric("bridge_clients_refused_total", rule="full") == 2
     assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
-    # They have no place that they could give back.
+    # They do not count, so nothing is released for them.
     assert len(harness.server._address_limit) == 1
 
 
@@ -468,7 +468,7 @@ async def test_capacity_is_logged_with_the_number_of_dropped_clients_when_a_clie
         await clients[2].leave()
         await harness.upgrade()
         assert events(logged, "accepting new connections again") == [{"log_level": "info", "dropped": 2}]
-        # And the next shortage is one of its own.
+        # The next shortage is counted separately.
         await harness.upgrade()
         await harness.connect()
     assert [line["log_level"] for line in logged if "max_connections" not in line] == ["info", "warning"]
@@ -520,7 +520,7 @@ async def test_oldest_handshake_is_evicted_for_a_client_beyond_the_limit_of_hand
     assert not newest.ended
     assert harness.gauges() == (0, 2)
     assert [(line["rule"], line["peer"]) for line in events(logged, "client refused")] == [("pending", A)]
-    # A client that has become a connection is none of them.
+    # A client that has become a connection is not a handshake.
     younger.send(request(3000))
     await harness.connect(B)
     assert not newest.ended
@@ -533,7 +533,7 @@ async def test_evicted_handshake_is_released_once(
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 1)
     harness = serve(max_per_address=1)
     await harness.connect()
-    # The first one is lost only now, while the second has the place.
+    # The first one is lost only now. The second has already replaced it.
     second = await harness.connect()
     assert len(harness.server._address_limit) == 1
     second.send(request(3000))
@@ -560,7 +560,7 @@ async def test_clients_accepted_in_one_turn_of_the_loop_each_evict_another_hands
 
 @pytest.fixture
 def reserve_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One client of an address beyond its limit is told so."""
+    """One client of an address beyond its limit gets a close code."""
     monkeypatch.setattr("bridge.server.access.address_limit.MAX_ADDRESS_OVERFLOW", 1)
 
 
@@ -640,7 +640,7 @@ async def test_closings_for_one_reason_leave_the_lines_of_another(serve: Callabl
 async def test_line_contains_how_long_a_client_was_connected(serve: Callable[..., Harness]) -> None:
     harness = serve()
     await harness.upgrade()
-    # Nothing has ticked since: a client that comes much later has a time of its own.
+    # No tick since then: a client that connects much later still has its own time.
     await harness.clock.advance(100 + CLOCK_RESOLUTION_S)
     await harness.upgrade()
     await harness.clock.advance(CLOCK_RESOLUTION_S)
@@ -650,7 +650,7 @@ async def test_line_contains_how_long_a_client_was_connected(serve: Callable[...
             connection.close(CloseReason.INTERNAL)
     assert [line["connected_s"] for line in logged] == [102, 1, 1]
     opened_at = [connection.opened_at for connection in harness.server._connections]
-    # Those that come within CLOCK_RESOLUTION_S share one number.
+    # Clients that connect within CLOCK_RESOLUTION_S share one number.
     assert opened_at[1] is opened_at[2]
 
 
@@ -664,7 +664,7 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
     assert events(logged, "client throttled") == [{"log_level": "info", "peer": "127.0.0.1 port 54321"}]
     with capture_logs() as logged:
         for _ in range(MAX_LINES):
-            # Its debt is paid in less.
+            # It pays its debt in less time.
             for _ in range(4):
                 await harness.clock.advance(PERIOD_S)
             flood(client)
@@ -673,12 +673,12 @@ async def test_client_that_sends_too_much_is_throttled_counted_and_logged(serve:
 
 
 def flood(client: Client) -> None:
-    """One read of tiny frames, for which the client waits for some periods."""
+    """Sends one read of tiny frames, for which the client is throttled for some periods."""
     frame = Frame(Opcode.PONG, b"").serialize(mask=True)
     client.send(frame * (MAX_READ_BYTES // len(frame)))
 
 
-# What the clock does
+# Time
 
 
 async def test_silent_client_is_pinged_and_then_evicted(serve: Callable[..., Harness]) -> None:
@@ -694,7 +694,7 @@ async def test_silent_client_is_pinged_and_then_evicted(serve: Callable[..., Har
     assert (line["reason"], line["connected_s"], line["silent_s"]) == ("idle", 9, 9.0)
 
 
-async def test_client_whose_id_never_comes_gets_an_incomplete_resume_by_the_ticks(
+async def test_client_with_an_id_that_never_arrives_gets_an_incomplete_resume(
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve()
@@ -712,7 +712,7 @@ async def test_client_whose_id_never_comes_gets_an_incomplete_resume_by_the_tick
     assert harness.metric("bridge_resumes_pending") == 0
 
 
-async def test_client_whose_id_did_not_come_while_the_bridge_did_not_run_waits_on(
+async def test_pending_client_waits_on_after_the_bridge_did_not_run(
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve()
@@ -753,7 +753,7 @@ async def test_throttled_client_that_is_gone_is_ended_by_the_tick(serve: Callabl
     harness = serve(idle_timeout_s=2.0, ping_interval_s=0.4)
     harness.listen()
     throttled, other = await harness.upgrade(), await harness.upgrade()
-    # The kernel says of its socket that it is closed.
+    # The kernel reports that the connection is closed.
     flood(throttled)
     await harness.tick()
     assert throttled.ended == ["abort"]
@@ -820,7 +820,9 @@ async def test_listener_is_made_as_the_settings_say(
     assert asked == [(("localhost", "10.0.0.1"), 3000, reuse_port)]
 
 
-async def test_stop_listening_keeps_connections_and_gives_handshakes_a_moment(serve: Callable[..., Harness]) -> None:
+async def test_stop_listening_keeps_connections_and_gives_handshakes_a_grace_period(
+    serve: Callable[..., Harness],
+) -> None:
     harness = serve()
     name = harness.listen()
     client, pending = await harness.upgrade(), [await harness.connect() for _ in range(2)]
@@ -873,7 +875,7 @@ async def test_client_whose_request_is_complete_while_the_server_drains_is_close
     assert harness.metric("bridge_evictions_total", reason="stopping") == 0
 
 
-async def test_drain_waits_no_longer_for_clients_without_a_request_than_for_a_moment(
+async def test_drain_waits_only_briefly_for_clients_without_a_request(
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve()
@@ -980,12 +982,12 @@ async def test_memory_is_released_a_moment_after_half_of_many_clients_have_gone(
     assert released == []
     await harness.clock.advance(DEFAULT.trim_delay_s / 2)
     assert released == [harness.clock.now_s]
-    # What is left is not many.
+    # The remaining clients are few.
     for client in clients:
         await client.leave()
     await harness.clock.advance(2 * DEFAULT.trim_delay_s)
     assert len(released) == 1
-    # The next crowd is one of its own.
+    # The next clients are counted separately.
     clients = [await harness.upgrade() for _ in range(4)]
     for client in clients:
         await client.leave()

@@ -1,4 +1,4 @@
-"""Certificates, made by the openssl command: what a client is shown, before and after they are exchanged."""
+"""Certificates from the openssl command: which one a client gets, before and after a reload."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(OPENSSL is None, reason="the openssl command, wh
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with certificates and their keys: a.pem, a.key, b.pem, b.key, and rsa.pem, rsa.key of another kind."""
+    """A folder with certificates and their keys: a.pem, a.key, b.pem, b.key, and rsa.pem, rsa.key for RSA."""
     folder = tmp_path_factory.mktemp("certificates")
     elliptic = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
     for name, new_key in {"a": elliptic, "b": elliptic, "rsa": ["rsa:2048"]}.items():
@@ -36,7 +36,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Files:
-    """The certificate and key that the settings name, with contents that change."""
+    """The files of the certificate and key, with contents that change."""
 
     def __init__(self, folder: Path, certificates: Path) -> None:
         self.certificate, self.key = folder / "tls.pem", folder / "tls.key"
@@ -53,13 +53,13 @@ def files(tmp_path: Path, certificates: Path) -> Files:
 
 
 def shake(context: ssl.SSLContext, line: socket.socket) -> None:
-    """The server's part of a handshake, which may fail: the client says so too."""
+    """Runs the server's side of a handshake. It may fail: the client's side then fails too."""
     with suppress(OSError):
         context.wrap_socket(line, server_side=True).close()
 
 
 def shown(context: ssl.SSLContext, ciphers: str | None = None) -> bytes:
-    """The certificate that a client is shown, as PEM; `ciphers` are what it insists on, and so on a kind of key."""
+    """Returns the certificate that a client gets, as PEM. The client's `ciphers` select the key type."""
     client_context = ssl.create_default_context()
     if ciphers is not None:
         client_context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -81,12 +81,12 @@ def shown(context: ssl.SSLContext, ciphers: str | None = None) -> bytes:
     return ssl.DER_cert_to_PEM_cert(certificate).encode()
 
 
-def test_client_is_shown_the_certificate(files: Files) -> None:
+def test_client_gets_the_certificate(files: Files) -> None:
     files.hold("a", "a")
     assert shown(Tls(files.certificate, files.key).context) == files.certificate.read_bytes()
 
 
-def test_new_client_is_shown_what_the_files_hold_after_a_reload(files: Files) -> None:
+def test_new_client_gets_the_new_certificate_after_a_reload(files: Files) -> None:
     files.hold("a", "a")
     tls = Tls(files.certificate, files.key)
     files.hold("b", "b")
@@ -98,7 +98,7 @@ def test_new_client_is_shown_what_the_files_hold_after_a_reload(files: Files) ->
 def test_old_certificate_is_not_used_after_a_reload_whatever_type_of_key_it_had(
     files: Files, old: str, new: str
 ) -> None:
-    """A context holds a certificate for each kind of key, and shows the kind that the client prefers."""
+    """A context holds a certificate for each key type, and sends the one that the client prefers."""
     files.hold(old, old)
     tls = Tls(files.certificate, files.key)
     files.hold(new, new)
@@ -136,7 +136,7 @@ def test_reload_of_files_that_are_gone_raises_and_changes_nothing(files: Files) 
 @pytest.mark.parametrize(
     ("name", "words"), [("tls.pem", r"tls\.pem holds no certificate"), ("tls.key", r"tls\.key holds no private key")]
 )
-def test_file_without_what_belongs_into_it_raises(files: Files, name: str, words: str, content: bytes) -> None:
+def test_file_without_its_certificate_or_key_raises(files: Files, name: str, words: str, content: bytes) -> None:
     files.hold("a", "a")
     files.certificate.with_name(name).write_bytes(content)
     with pytest.raises(OSError, match=words):
@@ -165,7 +165,7 @@ def test_old_protocols_are_off_and_clients_need_no_certificate(files: Files) -> 
     assert context.options & ssl.OP_NO_COMPRESSION
 
 
-def test_encrypted_key_is_an_error_and_not_a_question_at_the_terminal(files: Files) -> None:
+def test_encrypted_key_is_an_error_and_not_a_prompt(files: Files) -> None:
     files.hold("a", "a")
     encrypted = ["ec", "-in", str(files.key), "-aes256", "-passout", "pass:secret", "-out", str(files.key)]
     subprocess.run([str(OPENSSL), *encrypted], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Who is listened to, and who waits: for what one used, and for what all did."""
+"""Which clients are throttled: those beyond their own budget, and all while the common budget is used up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ignore(client: Throttleable) -> None:
 
 
 MAX_FREE_READ_BYTES = CLIENT_BUDGET_BYTES - FRAME_COST_BYTES
-"""What one read of a client may bring, without it having used too much."""
+"""The largest read that fits into the budget of a client."""
 
 
 class Client:
@@ -68,7 +68,7 @@ def test_no_timer_runs_while_no_client_is_throttled(limiter: ReadLimiter, hours:
     assert hours.pending == 0
 
 
-def test_frames_count_beside_their_bytes(limiter: ReadLimiter) -> None:
+def test_frames_count_in_addition_to_their_bytes(limiter: ReadLimiter) -> None:
     client = Client()
     most = CLIENT_BUDGET_BYTES // (PONG_BYTES + 2 * FRAME_COST_BYTES)
     for _ in range(most):
@@ -76,7 +76,7 @@ def test_frames_count_beside_their_bytes(limiter: ReadLimiter) -> None:
     assert not limiter.consume(client, PONG_BYTES, 1)
 
 
-def test_period_that_is_over_counts_for_nothing(limiter: ReadLimiter, hours: Hours) -> None:
+def test_budget_of_an_earlier_period_does_not_count(limiter: ReadLimiter, hours: Hours) -> None:
     client = Client()
     for _ in range(10):
         assert limiter.consume(client, MAX_FREE_READ_BYTES, 0)
@@ -152,7 +152,7 @@ def test_client_throttled_longest_is_read_first_within_the_total_limit(limiter: 
     limiter.consume(Client(), TOTAL_BUDGET_BYTES, 0)
     for each in clients:
         assert not limiter.consume(each, THROTTLED_READ_BYTES, 5)
-    # The one that used it all up pays its debt first.
+    # The client that used up the budget pays its debt first.
     for resumed in (RESUMED_PER_PERIOD, 2 * RESUMED_PER_PERIOD, len(clients)):
         hours.pass_by(PERIOD_S)
         assert [each.resumed for each in clients] == [1] * resumed + [0] * (len(clients) - resumed)
@@ -184,7 +184,7 @@ def test_all_clients_together_are_bounded_however_many_they_are(limiter: ReadLim
                     used += THROTTLED_READ_BYTES + 6 * FRAME_COST_BYTES
                 used += THROTTLED_READ_BYTES + 6 * FRAME_COST_BYTES
     assert used <= 2 * periods * TOTAL_BUDGET_BYTES
-    # And everybody who had to wait has been resumed.
+    # All throttled clients have been resumed.
     assert all(each.resumed for each in wait)
 
 
@@ -207,7 +207,7 @@ def test_client_that_is_throttled_and_read_again_is_throttled_and_read_again_the
         hours.pass_by(PERIOD_S)
         assert client.resumed == resumed
         assert hours.pending == 0
-        # Another period goes by, so that the client owes nothing.
+        # After another period, the client has no debt.
         hours.pass_by(PERIOD_S)
 
 
@@ -215,7 +215,7 @@ def test_client_that_is_throttled_again_after_another_began_the_period_is_read_a
     hours, client = Hours(), Client()
     limiter = ReadLimiter(hours.time, hours.call_at, ignore)
     assert not limiter.consume(client, MAX_FREE_READ_BYTES + 1, 0)
-    # The loop was busy: the timer is late, and what another client sends begins the period.
+    # The loop was busy: the timer is late, and data from another client begins the period.
     hours.now_s += 2 * PERIOD_S
     assert limiter.consume(Client(), PONG_BYTES, 1)
     assert client.resumed == 1
@@ -227,7 +227,7 @@ def test_client_that_is_throttled_again_after_another_began_the_period_is_read_a
 def test_client_is_read_again_in_the_period_after_the_one_that_pays_its_whole_debt() -> None:
     hours, client = Hours(), Client()
     limiter = ReadLimiter(hours.time, hours.call_at, ignore)
-    # After one period it owes what a client may send in one, and still may send nothing.
+    # After one period, its debt equals a whole budget, so it is still throttled.
     assert not limiter.consume(client, 2 * CLIENT_BUDGET_BYTES - FRAME_COST_BYTES, 0)
     hours.pass_by(PERIOD_S)
     assert client.resumed == 0

@@ -1,4 +1,4 @@
-"""Who may connect, rule by rule; then, whatever the headers say, nobody external gets in and nothing is raised."""
+"""The rules of access one by one. Then, for any headers: no external client is admitted, and nothing is raised."""
 
 from __future__ import annotations
 
@@ -483,7 +483,7 @@ def test_foreign_or_unreadable_origin_is_refused(host: str, origin: str) -> None
 
 
 @pytest.mark.parametrize("origin", ["null", "file://", "app://.", "chrome-extension://abc", "https://xn--bcher-kva.de"])
-def test_origin_is_admitted_where_the_operator_lists_it(origin: str) -> None:
+def test_origin_is_admitted_if_it_is_listed(origin: str) -> None:
     access = Access(DEFAULT_NETWORKS, frozenset(), frozenset({origin}))
     assert verdict(LOCAL, ("Origin", origin), access=access) is None
     assert rule(verdict(LOCAL, ("Origin", origin))) == (403, "origin")
@@ -509,7 +509,7 @@ def test_page_of_the_same_site_and_a_link_that_was_typed_are_admitted(site: str)
     assert verdict(LOCAL, ("Sec-Fetch-Site", site)) is None
 
 
-def test_page_of_another_site_is_admitted_by_its_origin() -> None:
+def test_page_of_another_site_is_admitted_if_its_origin_is_listed() -> None:
     assert verdict(LOCAL, ("Sec-Fetch-Site", "cross-site"), ("Origin", "https://kills.example.org")) is None
 
 
@@ -518,29 +518,29 @@ def test_page_of_another_site_is_admitted_by_its_origin() -> None:
     [
         ([], None),
         (["https://kills.example.org"], "https://kills.example.org"),
-        # As it came: a browser compares it with what it sent.
+        # Unchanged: a browser compares it with the origin that it sent.
         (["HTTPS://kills.example.org:443 "], "HTTPS://kills.example.org:443"),
         (["https://evil.example"], None),
         (["https://kills.example.org", "https://kills.example.org"], None),
     ],
 )
-def test_origin_to_echo_is_the_one_that_may_connect_as_it_came(origins: list[str], allowed: str | None) -> None:
+def test_allowed_origin_is_echoed_unchanged(origins: list[str], allowed: str | None) -> None:
     assert ACCESS.allowed_origin({"host": ["localhost"], "origin": origins}) == allowed
 
 
-def test_host_may_be_missing_where_it_is_not_required() -> None:
+def test_host_may_be_missing_if_it_is_not_required() -> None:
     assert ACCESS.check_request({}, "/healthz", requires_host=False) is None
     assert rule(ACCESS.check_request({}, "/healthz")) == (400, "host")
-    # What there is counts all the same.
+    # A header that is present is checked even if it is optional.
     assert rule(ACCESS.check_request({"host": ["evil.com"]}, "/healthz", requires_host=False)) == (403, "host")
     assert rule(ACCESS.check_request({}, "http://evil.com/healthz", requires_host=False)) == (400, "host")
     external = {"x-forwarded-for": ["8.8.8.8"]}
     assert rule(ACCESS.check_request(external, "/healthz", requires_host=False)) == (403, "forwarded")
-    # A host that has not passed its rule says nothing of origins.
+    # A host that has not passed its rule makes no origin the same.
     own = {"host": ["bridge:3000"], "origin": ["http://bridge:3000"]}
     assert ACCESS.allowed_origin(own) == "http://bridge:3000"
     assert ACCESS.allowed_origin(own, trusts_host=False) is None
-    # The origin of a page is no origin of ours where we have no host.
+    # Without a host, no origin is the same as the host's.
     assert ACCESS.allowed_origin({"origin": ["http://bridge"]}) is None
 
 
@@ -593,7 +593,7 @@ def test_several_origins_are_refused_even_when_each_would_pass() -> None:
     assert rule(verdict(LOCAL, origin, origin)) == (403, "origin")
 
 
-def test_unrelated_headers_count_for_nothing() -> None:
+def test_unrelated_headers_have_no_effect() -> None:
     assert verdict(LOCAL, ("X-Forwarded-Host", "evil.com"), ("Referer", "http://evil.com"), ("Via", "8.8.8.8")) is None
 
 
@@ -616,9 +616,9 @@ def test_control_characters_and_non_ascii_are_escaped_for_the_log() -> None:
     assert refusal.detail == 'a"\\r\\n\\x1b[31m\\x7f\\xe9\\\\'
 
 
-# Whatever the headers say
+# Any headers
 
-# Without a limit on time a busy machine fails nothing.
+# Without a time limit, so that the test does not fail on a busy machine.
 FAST = settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
 NAMES = st.sampled_from(["Host", "Origin", "Forwarded", "X-Forwarded-For", "X-Real-IP", "Cookie"])
 FORWARDING = ("forwarded", "x-forwarded-for", "x-real-ip")
@@ -691,7 +691,7 @@ def test_there_are_eleven_sentences_and_each_is_one_line() -> None:
 
 @st.composite
 def external_spellings(draw: st.DrawFn) -> str:
-    """An address outside the default networks, in one of the ways in which it may be written."""
+    """An address outside the default networks, in one of its spellings."""
     address = draw(st.ip_addresses().filter(lambda drawn: not is_internal(drawn)))
     port = draw(st.sampled_from(["", ":80", ":65535"]))
     if isinstance(address, ipaddress.IPv6Address):
@@ -718,7 +718,7 @@ def headers_that_name(draw: st.DrawFn, node: str) -> tuple[str, str]:
 
 @FAST
 @given(data=st.data(), node=external_spellings())
-def test_external_address_gets_in_through_no_forwarding_header(data: st.DataObject, node: str) -> None:
+def test_external_address_is_admitted_through_no_forwarding_header(data: st.DataObject, node: str) -> None:
     header = data.draw(headers_that_name(node))
     others = data.draw(st.lists(st.sampled_from([LOCAL, *INTERNAL_HOPS]), max_size=3))
     refusal = verdict(*data.draw(st.permutations([header, *others])))
@@ -736,7 +736,7 @@ def test_peer_and_literal_host_are_admitted_exactly_when_internal(address: Addre
 
 @FAST
 @given(forged=TEXTS, node=external_spellings(), name=st.sampled_from(FORWARDING))
-def test_nothing_that_a_peer_forges_hides_what_a_proxy_appends(forged: str, node: str, name: str) -> None:
+def test_forged_header_does_not_hide_what_a_proxy_appends(forged: str, node: str, name: str) -> None:
     appended = f'for="{node}"' if name == "forwarded" else node
     assert rule(verdict(LOCAL, (name, f"{forged}, {appended}"))) == (403, "forwarded")
     assert rule(verdict(LOCAL, (name, forged), (name, appended))) == (403, "forwarded")

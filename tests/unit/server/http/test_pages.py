@@ -1,4 +1,4 @@
-"""Every page by its path."""
+"""The page for each path."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_part_of_the_live_page_is_served_byte_for_byte(path: str, content_type: 
     assert page.body == (FOLDER / path[1:]).read_bytes()
 
 
-def test_example_for_browsers_is_served_as_it_is_there_to_be_copied() -> None:
+def test_example_for_browsers_is_served_byte_for_byte() -> None:
     page = pages().get("/schemas/clients/browser.js")
     assert (page.status, page.content_type) == (HTTPStatus.OK, "text/javascript; charset=utf-8")
     assert page.body == (PACKAGED / "clients" / "browser.js").read_bytes()
@@ -118,9 +118,9 @@ def test_live_page_loads_nothing_but_its_own_parts() -> None:
     assert sorted(f"/{name.decode()}" for name in loaded) == sorted(set(PARTS) - {"/"})
 
 
-def test_live_page_leads_to_the_pages_that_are_for_people() -> None:
+def test_live_page_links_to_the_pages_for_people() -> None:
     links = re.findall(rb'<a href="([^"]*)" target="_blank" rel="noopener">', pages().get("/").body)
-    # Relative: a proxy may have them all in a folder.
+    # Relative, because a proxy may move all pages into a folder.
     assert {f"/{link.decode()}" for link in links} == {*NAMED} - {"/healthz"}
 
 
@@ -139,7 +139,7 @@ def test_path_of_a_page_is_the_bridges_own(path: str) -> None:
     assert is_reserved(path)
 
 
-def test_pages_that_are_named_are_all_that_there_are() -> None:
+def test_all_pages_are_named() -> None:
     all_pages = pages()
     all_pages.describe(b"{}")
     assert {path for path in (*NAMED, *PARTS) if all_pages.get(path).status != HTTPStatus.OK} == set()
@@ -156,7 +156,7 @@ def test_document_has_a_tag_and_may_be_read_by_other_pages(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [*PROBED, "/", "/page.js", "/kills"])
-def test_what_changes_and_what_is_the_live_pages_own_has_no_tag_and_is_not_shared(path: str) -> None:
+def test_changing_response_and_live_page_have_no_tag_and_are_not_shared(path: str) -> None:
     assert pages().get(path).etag is None
     assert not allows_cross_origin(path)
 
@@ -168,7 +168,7 @@ def test_any_other_path_is_free(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/schemas/", "/schemas/update.json", "/nothing"])
-def test_what_is_no_page_for_people_is_shown_in_no_frame(path: str) -> None:
+def test_response_that_is_not_a_page_for_people_is_shown_in_no_frame(path: str) -> None:
     assert pages().get(path).policy == "frame-ancestors 'none'"
 
 
@@ -193,7 +193,7 @@ def test_what_is_no_page_for_people_is_shown_in_no_frame(path: str) -> None:
         "/page/page.js",
     ],
 )
-def test_anything_else_is_not_found_and_says_what_there_is(path: str) -> None:
+def test_other_path_is_not_found_and_lists_the_pages(path: str) -> None:
     page = pages().get(path)
     assert page.status == HTTPStatus.NOT_FOUND
     assert b"/kills is the WebSocket endpoint; the pages are / (live), /healthz," in page.body

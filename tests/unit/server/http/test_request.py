@@ -1,4 +1,4 @@
-"""The head of a request: what is parsed and what is refused, however it is split, and what another parser reads."""
+"""The head of a request: what is parsed and refused, in any split, and compared with another parser."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def get(*lines: bytes, target: bytes = b"/updates", version: bytes = b"1.1", met
 
 
 def feed(*pieces: bytes) -> tuple[Request, bytes] | None:
-    """What the last piece brings; the ones before it bring nothing."""
+    """Returns the result of the last piece. The pieces before it have none."""
     reader = RequestReader()
     for piece in pieces[:-1]:
         assert reader.feed(piece) is None
@@ -47,7 +47,7 @@ def refusal(head: bytes) -> tuple[str, HTTPStatus, str]:
     return refusal.rule, refusal.status, refusal.text
 
 
-# What is parsed
+# Parsed requests
 
 
 def test_request_has_its_parts() -> None:
@@ -55,7 +55,7 @@ def test_request_has_its_parts() -> None:
     request = parse(get(*lines, target=b"/p?q=1?2"))
     assert (request.method, request.target, request.version) == ("GET", "/p?q=1?2", "1.1")
     assert (request.path, request.query) == ("/p", "q=1?2")
-    # Those that mean something here.
+    # The headers that the bridge interprets.
     assert request.headers == {"host": ["localhost:3000"], "upgrade": ["a,b", "c"], "origin": ["\xe9"]}
 
 
@@ -107,12 +107,12 @@ def test_lists_are_divided_at_commas_over_all_headers() -> None:
     assert request.lists("connection") == []
 
 
-def test_members_of_a_list_beyond_the_limit_count_for_nothing() -> None:
+def test_members_of_a_list_beyond_the_limit_are_ignored() -> None:
     request = parse(get(b"Upgrade: " + b"a," * (MAX_MEMBERS - 1) + b"b,c"))
     assert request.lists("upgrade") == ["a"] * (MAX_MEMBERS - 1) + ["b"]
 
 
-# However it comes
+# Requests in pieces
 
 WHOLE = get(b"Host: localhost", b"Upgrade: websocket", b"Connection: Upgrade", b"Cookie: " + b"c" * 100)
 
@@ -122,7 +122,7 @@ def test_request_in_two_pieces_is_the_same_wherever_it_is_split(at: int) -> None
     assert feed(WHOLE[:at], WHOLE[at:] + b"frame") == (parse(WHOLE), b"frame")
 
 
-def test_request_that_comes_byte_by_byte_is_the_same() -> None:
+def test_request_that_arrives_byte_by_byte_is_the_same() -> None:
     assert feed(*(bytes([byte]) for byte in WHOLE)) == (parse(WHOLE), b"")
 
 
@@ -132,11 +132,11 @@ def test_empty_lines_before_a_request_are_ignored(empty: bytes) -> None:
     assert feed(*(bytes([byte]) for byte in empty + WHOLE)) == (parse(WHOLE), b"")
 
 
-def test_second_request_is_left_as_it_came() -> None:
+def test_second_request_is_returned_unchanged() -> None:
     assert feed(WHOLE + WHOLE) == (parse(WHOLE), WHOLE)
 
 
-# What is refused
+# Refused requests
 
 UNREADABLE = "This is not a valid HTTP request"
 
@@ -301,7 +301,7 @@ def test_more_empty_lines_than_are_ignored_are_refused(*, singly: bool) -> None:
         reader.feed(b"\r\n")
 
 
-# Whatever comes
+# Any bytes
 
 
 def read_by_h11(data: bytes) -> tuple[str, str, str, list[tuple[str, str]]] | None:
@@ -354,7 +354,7 @@ PIECES = st.sampled_from([*PARTS, *MORE, *(line + b"\r\n" for line in LINES)])
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A request in which pieces were put in, taken out and repeated."""
+    """A request with inserted, deleted and repeated pieces."""
     data = draw(st.sampled_from(SEEDS))
     for _ in range(draw(st.integers(0, 4))):
         at, size = draw(st.integers(0, len(data))), draw(st.integers(0, 12))
@@ -367,7 +367,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @settings(deadline=None, max_examples=examples(500))
 @given(data=mutated(), pieces=st.lists(st.integers(1, 40), max_size=5))
 def test_mutated_request_is_read_as_another_parser_reads_it_or_refused(data: bytes, pieces: list[int]) -> None:
-    """A request that is smuggled past one parser into another has two readings. h11 never reads more strictly."""
+    """A smuggled request is one that two parsers read differently. h11 is never stricter than the bridge."""
     reader, rest = RequestReader(), data
     found: tuple[Request, bytes] | None = None
     refused: BadRequest | None = None

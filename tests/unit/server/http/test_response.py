@@ -14,7 +14,7 @@ DOCUMENT = document_response(b"{}", "application/json")
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A time that stands still."""
+    """A clock that does not move."""
     monkeypatch.setattr(time, "time", lambda: 784_111_777.5)
 
 
@@ -76,7 +76,7 @@ def test_document_that_the_client_has_is_not_sent_again(given: list[str]) -> Non
 
 
 @pytest.mark.parametrize("given", [[], [""], ['"a"'], ['"*"'], ["a*"]])
-def test_document_that_the_client_has_not_is_sent(given: list[str]) -> None:
+def test_document_that_the_client_does_not_have_is_sent(given: list[str]) -> None:
     assert revalidated(DOCUMENT, [each.format(DOCUMENT.etag) for each in given]) == DOCUMENT
 
 
@@ -85,7 +85,7 @@ def test_response_that_is_no_document_is_sent_whatever_the_client_has() -> None:
     assert revalidated(alive, ["*"]) == alive
 
 
-def test_headers_are_added_behind_those_that_are_there() -> None:
+def test_headers_are_added_after_the_existing_ones() -> None:
     response = text_response(HTTPStatus.OK, "alive", ("A", "1"))
     assert response.with_headers(("B", "2")).headers == (("A", "1"), ("B", "2"))
     assert response.with_headers() is response

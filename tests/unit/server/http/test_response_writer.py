@@ -16,7 +16,7 @@ RESPONSE = b"x" * (10 * LEAST)
 
 
 class Response:
-    """A response, the bytes that the client's kernel has acknowledged, and how often the client was cut."""
+    """A response, the bytes that the client's kernel has acknowledged, and how often the client was aborted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = ManualClock(monkeypatch)
@@ -35,7 +35,7 @@ async def response(monkeypatch: pytest.MonkeyPatch) -> Response:
     return Response(monkeypatch)
 
 
-async def test_check_that_comes_late_cuts_no_client_and_gives_it_the_whole_timeout(response: Response) -> None:
+async def test_late_check_aborts_no_client_and_restarts_the_timeout(response: Response) -> None:
     # The client read all that the kernel had. This is less than the minimum, and the bridge added nothing.
     response.acknowledged = LEAST - 1
     await response.clock.stall(3600.0)
@@ -55,7 +55,7 @@ async def test_client_that_reads_on_after_a_late_check_gets_its_response(respons
     response.writer.stop()
 
 
-async def test_check_that_comes_a_little_late_cuts(response: Response) -> None:
+async def test_check_that_is_a_little_late_aborts(response: Response) -> None:
     await response.clock.stall((1 + LATE) * TIMEOUT_S)
     assert response.cut == 1
 
@@ -69,7 +69,7 @@ async def test_checks_continue_although_each_is_a_little_late(response: Response
     assert response.cut == 1
 
 
-async def test_client_that_has_read_everything_and_stays_is_cut_after_a_late_check_too(response: Response) -> None:
+async def test_client_that_has_read_everything_and_stays_is_aborted_after_a_late_check_too(response: Response) -> None:
     response.acknowledged = len(RESPONSE)
     await response.clock.stall(3600.0)
     await response.clock.advance(TIMEOUT_S)

@@ -30,7 +30,7 @@ TIMING = Timing(descriptor_check_s=0.01)
 
 
 class RecordingAcceptor(Acceptor):
-    """Accepts clients at one listening socket, and keeps them."""
+    """Accepts the clients of one listening socket, and keeps them."""
 
     def __init__(self, *, reuse_port: bool = False) -> None:
         self.metrics = Metrics()
@@ -44,11 +44,11 @@ class RecordingAcceptor(Acceptor):
         self.clients: list[socket.socket] = []
 
     def connect(self, count: int = 1) -> None:
-        """Clients connect: the kernel has completed their TCP handshakes."""
+        """Connects clients. The kernel has completed their TCP handshakes."""
         self.clients += [socket.create_connection(self.name) for _ in range(count)]
 
     async def turns(self) -> None:
-        """The loop has looked at all of its sockets, and more than once."""
+        """Waits until the loop has polled all of its sockets more than once."""
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -69,7 +69,7 @@ async def acceptor() -> AsyncIterator[RecordingAcceptor]:
 
 @contextmanager
 def left(count: int) -> Iterator[None]:
-    """So many descriptors are left for this process, as long as it closes none."""
+    """Leaves this number of descriptors to the process, as long as it closes none."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0) for _ in range(100)]
     limit = taken[-1] + 1
@@ -86,7 +86,7 @@ def left(count: int) -> Iterator[None]:
 
 async def test_client_is_accepted_with_its_address(acceptor: RecordingAcceptor) -> None:
     acceptor.connect()
-    await eventually("it is in", lambda: acceptor.accepted)
+    await eventually("the client is accepted", lambda: acceptor.accepted)
     [(client, address)] = acceptor.accepted
     assert address == "127.0.0.1"
     assert client.getpeername() == acceptor.clients[0].getsockname()
@@ -122,7 +122,7 @@ async def test_stop_accepts_no_more_clients_than_can_wait(monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can filter what a listener gets")
-async def test_listener_that_shares_its_port_gets_no_new_clients_but_those_whose_tcp_handshake_has_begun(
+async def test_listener_that_shares_its_port_gets_only_clients_in_their_tcp_handshake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     acceptor = RecordingAcceptor(reuse_port=True)
@@ -154,7 +154,7 @@ async def test_listener_that_shares_its_port_gets_no_new_clients_but_those_whose
         each.close()
 
 
-async def test_listener_that_shares_its_port_is_closed_at_once_where_new_clients_can_not_be_kept_away(
+async def test_listener_that_shares_its_port_is_closed_at_once_if_requests_cannot_be_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "drop_connection_requests", lambda _: False)
@@ -193,7 +193,7 @@ async def test_many_clients_are_accepted_a_few_in_each_turn(acceptor: RecordingA
 async def test_clients_are_accepted_while_there_are_descriptors_to_spare(acceptor: RecordingAcceptor) -> None:
     acceptor.connect()
     with left(SPARE_DESCRIPTORS + 1), capture_logs() as logged:
-        await eventually("it is in", lambda: acceptor.accepted)
+        await eventually("the client is accepted", lambda: acceptor.accepted)
     assert acceptor.exhaustions == 0
     assert logged == []
 
@@ -204,11 +204,11 @@ async def test_exhausted_descriptors_pause_and_available_ones_resume_each_logged
     acceptor.connect(3)
     with capture_logs() as logged:
         with left(SPARE_DESCRIPTORS):
-            await eventually("it is said", lambda: logged)
+            await eventually("the exhaustion is logged", lambda: logged)
             await acceptor.turns()
             assert acceptor.accepted == []
-        # Who came meanwhile has waited.
-        await eventually("all are in", lambda: len(acceptor.accepted) == 3)
+        # The clients that connected meanwhile have waited.
+        await eventually("all clients are accepted", lambda: len(acceptor.accepted) == 3)
     assert acceptor.exhaustions == 1
     assert [line["log_level"] for line in logged] == ["error", "info"]
 
@@ -217,16 +217,16 @@ async def test_exhaustion_of_all_descriptors_is_logged_in_the_same_way(acceptor:
     acceptor.connect()
     with capture_logs() as logged:
         with left(0):
-            await eventually("it is said", lambda: logged)
+            await eventually("the exhaustion is logged", lambda: logged)
             await acceptor.turns()
-        await eventually("it is in", lambda: acceptor.accepted)
+        await eventually("the client is accepted", lambda: acceptor.accepted)
     assert [line["log_level"] for line in logged] == ["error", "info"]
 
 
-async def test_last_descriptors_are_not_for_clients(acceptor: RecordingAcceptor) -> None:
+async def test_clients_get_no_spare_descriptor(acceptor: RecordingAcceptor) -> None:
     acceptor.connect(10)
     with left(SPARE_DESCRIPTORS + 4), capture_logs() as logged:
-        await eventually("it is said", lambda: logged)
+        await eventually("the exhaustion is logged", lambda: logged)
         assert len(acceptor.accepted) == 4
 
 
@@ -236,7 +236,7 @@ async def test_client_that_is_gone_before_it_is_accepted_harms_nothing(acceptor:
     acceptor.clients[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     acceptor.clients[0].close()
     acceptor.connect()
-    await eventually("the next one is in", lambda: len(acceptor.accepted) >= 1)
+    await eventually("the next client is accepted", lambda: len(acceptor.accepted) >= 1)
 
 
 @pytest.mark.parametrize("count", [0, SPARE_DESCRIPTORS])
@@ -245,9 +245,9 @@ async def test_close_while_descriptors_are_exhausted_leaves_no_timer_and_no_wait
     acceptor.open()
     acceptor.connect()
     with capture_logs() as logged, left(count):
-        await eventually("it is said", lambda: logged)
+        await eventually("the exhaustion is logged", lambda: logged)
         acceptor.close()
-    # Reset, or ended: it was never let in.
+    # Reset or ended: it was never accepted.
     with suppress(ConnectionResetError):
         assert acceptor.clients[0].recv(1) == b""
     assert acceptor.accepted == []
@@ -259,7 +259,7 @@ async def test_close_while_descriptors_are_exhausted_leaves_no_timer_and_no_wait
 
 
 class ScriptedListener(socket.socket):
-    """A listening socket that accepts what a test says: a client with its name, or an error."""
+    """A listening socket with scripted results of `accept`: a client with its name, or an error."""
 
     def __init__(self, *outcomes: tuple[socket.socket, tuple[object, ...]] | OSError) -> None:
         super().__init__()
@@ -289,8 +289,8 @@ class Accepting:
 
     @property
     def reading(self) -> list[bool]:
-        """Whether each listener is accepted from."""
-        # It tells, and stops the reading.
+        """Whether the loop reads each listener."""
+        # `remove_reader` tells, and also stops the reading.
         found = [asyncio.get_running_loop().remove_reader(listener) for listener in self.listeners]
         for listener, reads in zip(self.listeners, found, strict=True):
             if reads:
@@ -303,7 +303,7 @@ class Accepting:
 
 
 @pytest.mark.parametrize("name", [("10.0.0.7", 54321), ("fd00::7", 54321, 0, 0)], ids=["IPv4", "IPv6"])
-async def test_client_that_is_held_while_descriptors_are_short_comes_in_with_its_address(
+async def test_client_held_while_descriptors_are_exhausted_is_accepted_with_its_address(
     monkeypatch: pytest.MonkeyPatch, name: tuple[object, ...]
 ) -> None:
     with socket.socket() as client, ScriptedListener((client, name)) as listener:
@@ -314,7 +314,7 @@ async def test_client_that_is_held_while_descriptors_are_short_comes_in_with_its
         accepting.floor = math.inf
         await accepting.clock.advance(DEFAULT.descriptor_check_s)
         assert accepting.accepted == [(client, name[0])]
-        # It comes in once.
+        # It is accepted once.
         accepting.floor = 0
         accepting.listeners[0].outcomes.append(OSError(errno.EMFILE, "too many open files"))
         accepting.acceptor._accept(listener)
@@ -324,7 +324,7 @@ async def test_client_that_is_held_while_descriptors_are_short_comes_in_with_its
         accepting.acceptor.close()
 
 
-async def test_client_with_the_last_descriptor_that_is_not_spare_comes_in_at_once(
+async def test_client_with_the_last_descriptor_that_is_not_spare_is_accepted_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.socket() as client, ScriptedListener((client, ("10.0.0.7", 54321))) as listener:
@@ -371,7 +371,7 @@ async def test_client_that_is_gone_exhausts_nothing(monkeypatch: pytest.MonkeyPa
         accepting.acceptor.close()
 
 
-async def test_close_while_descriptors_are_short_closes_the_held_client_and_looks_no_more(
+async def test_close_while_descriptors_are_exhausted_closes_the_held_client_and_stops_the_checks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.socket() as client, ScriptedListener((client, ("10.0.0.7", 54321))) as listener:
@@ -383,7 +383,7 @@ async def test_close_while_descriptors_are_short_closes_the_held_client_and_look
         accepting.floor = math.inf
         await accepting.clock.advance(2 * DEFAULT.descriptor_check_s)
         assert accepting.accepted == []
-        # It may be closed once more.
+        # A second close has no effect.
         accepting.acceptor.close()
 
 
@@ -406,7 +406,7 @@ async def test_descriptors_are_available_when_the_lowest_free_one_is_not_spare(m
         assert not accepting.acceptor._descriptor_available()
         accepting.floor = lowest + 1
         assert accepting.acceptor._descriptor_available()
-        # Looking takes no descriptor.
+        # The check takes no descriptor.
         assert os.dup(listener.fileno()) == lowest
         os.close(lowest)
         accepting.acceptor.close()

@@ -49,7 +49,7 @@ def test_few_descriptors_reduce_the_overflow_first(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("limit", [1, 70, 128, 400, 1024, 10_000])
-def test_clients_alone_cannot_use_up_the_descriptors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_clients_alone_cannot_exhaust_the_descriptors(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr("bridge.server.listeners.descriptors.resource.getrlimit", lambda _: (limit, limit))
     with capture_logs() as logged:
         found = descriptors.connection_capacity(10_000)

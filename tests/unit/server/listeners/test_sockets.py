@@ -1,4 +1,4 @@
-"""Listening sockets: which addresses, which port, and what is said where one can't be had."""
+"""Listening sockets: addresses, ports, and the errors if one is unavailable."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_single_address_is_one_listener_that_does_not_block() -> None:
 
 @needs_ipv6
 def test_ipv6_listener_takes_no_ipv4_clients() -> None:
-    # Bound to a single address, it would take none in any case.
+    # A listener on a single address would take none in any case.
     with opened("::") as [listener, _]:
         assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
@@ -143,7 +143,7 @@ def test_every_address_without_ipv6_is_an_error_that_names_the_other_wildcard(
 
 
 @needs_ipv6
-def test_every_address_is_those_of_ipv6_where_the_machine_has_no_ipv4(machine: Machine) -> None:
+def test_every_address_is_those_of_ipv6_if_the_machine_has_no_ipv4(machine: Machine) -> None:
     machine.refuse(socket.AF_INET, errno.EAFNOSUPPORT, when="made")
     with opened("::") as one:
         assert addresses(one) == ["::"]
@@ -151,7 +151,7 @@ def test_every_address_is_those_of_ipv6_where_the_machine_has_no_ipv4(machine: M
         open_listeners(["::", "0.0.0.0"], 0, reuse_port=False)
 
 
-def test_address_that_localhost_may_be_without_is_needed_where_it_is_asked_for(machine: Machine) -> None:
+def test_optional_address_of_localhost_is_required_if_it_is_named(machine: Machine) -> None:
     machine.refuse(socket.AF_INET6, errno.EADDRNOTAVAIL, when="bound")
     with pytest.raises(OSError, match=r"::1 port \d+: refused in this test"):
         open_listeners(["localhost", "::1"], 0, reuse_port=False)
@@ -224,7 +224,7 @@ def test_localhost_without_ipv4_is_an_error(machine: Machine) -> None:
 
 
 @needs_ipv6
-def test_another_port_is_tried_where_the_second_address_has_the_first_one_taken(machine: Machine) -> None:
+def test_another_port_is_tried_if_the_first_is_taken_on_the_second_address(machine: Machine) -> None:
     machine.refuse(socket.AF_INET6, errno.EADDRINUSE, when="bound", times=3)
     with opened("localhost") as both:
         assert addresses(both) == ["127.0.0.1", "::1"]
@@ -262,7 +262,7 @@ def test_link_local_address_without_its_interface_has_a_hint_to_it(host: str, nu
 
 
 @needs_ipv6
-def test_link_local_address_on_an_interface_that_is_not_there_is_an_error_that_names_it() -> None:
+def test_link_local_address_on_a_missing_interface_is_an_error_that_names_it() -> None:
     with pytest.raises(OSError, match="fe80::1%none0 port 3000: ") as raised:
         open_listeners(["fe80::1%none0"], 3000, reuse_port=False)
     assert "'none0' must be a network interface of this machine" in listen_hint(raised.value)
@@ -289,7 +289,7 @@ def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
     ("number", "words"),
     [(errno.EADDRINUSE, "BRIDGE_PORT"), (errno.EACCES, "1024"), (errno.EIO, "BRIDGE_HOST and BRIDGE_PORT name others")],
 )
-def test_address_that_cannot_be_had_has_a_hint(number: int, words: str) -> None:
+def test_unavailable_address_has_a_hint(number: int, words: str) -> None:
     assert words in listen_hint(OSError(number, "why"))
 
 
@@ -331,7 +331,7 @@ def test_any_port_is_not_tried_again_after_another_error(machine: Machine) -> No
 
 
 @pytest.mark.parametrize("reuse_port", [False, True])
-def test_port_is_shared_only_where_that_is_asked_for(*, reuse_port: bool) -> None:
+def test_port_is_shared_only_if_that_is_set(*, reuse_port: bool) -> None:
     with opened("127.0.0.1", reuse_port=reuse_port) as [listener]:
         assert bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)) is reuse_port
 

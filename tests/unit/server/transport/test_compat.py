@@ -1,4 +1,4 @@
-"""The workarounds for websockets and uvloop, and the faults of these libraries that make each of them necessary."""
+"""The workarounds for websockets and uvloop, and the defects that make each of them necessary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel says of real connections over loopback."""
+"""What the kernel reports about real connections over loopback."""
 
 from __future__ import annotations
 

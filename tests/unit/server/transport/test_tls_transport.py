@@ -131,13 +131,13 @@ class Pair:
         self.transport.begin()
 
     async def connect(self) -> None:
-        await eventually("TLS is there", self.client.shakes_hands)
-        await eventually("the protocol knows", lambda: self.protocol.told == ["made"])
+        await eventually("the TLS handshake is complete", self.client.shakes_hands)
+        await eventually("the protocol is connected", lambda: self.protocol.told == ["made"])
         self.protocol.told.clear()
         self.client.read()  # the session tickets
 
     async def lost(self) -> None:
-        await eventually("the protocol is told of the end", lambda: "lost" in self.protocol.told)
+        await eventually("the protocol's connection_lost is called", lambda: "lost" in self.protocol.told)
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +160,12 @@ async def connected(pair: Pair) -> Pair:
     return pair
 
 
-# Both ways
+# Data in both directions
 
 
 async def test_bytes_go_both_ways(connected: Pair) -> None:
     connected.client.send(b"from the client")
-    await eventually("it is read", lambda: connected.protocol.received == b"from the client")
+    await eventually("the data is read", lambda: connected.protocol.received == b"from the client")
     connected.transport.write(b"from the bridge")
     assert connected.client.read() == b"from the bridge"
     assert connected.protocol.told == []
@@ -198,7 +198,7 @@ async def test_request_that_comes_with_the_end_of_the_handshake_is_read(pair: Pa
         return True
 
     await eventually("it asks", shakes_hands_and_asks)
-    await eventually("it is read", lambda: pair.protocol.received == b"request")
+    await eventually("the data is read", lambda: pair.protocol.received == b"request")
 
 
 async def test_all_that_openssl_has_decrypted_is_read(connected: Pair) -> None:
@@ -238,7 +238,7 @@ async def test_reading_that_is_paused_again_at_once_stays_paused(connected: Pair
 # Clients that read slowly
 
 
-async def test_what_the_socket_does_not_take_is_held_and_comes_whole(connected: Pair) -> None:
+async def test_data_that_the_socket_does_not_take_is_held_and_arrives_complete(connected: Pair) -> None:
     transport, protocol = connected.transport, connected.protocol
     transport.write(MUCH)
     transport.write(b"end")
@@ -252,7 +252,7 @@ async def test_what_the_socket_does_not_take_is_held_and_comes_whole(connected: 
         return read == MUCH + b"end"
 
     await eventually("all came", all_came)
-    await eventually("there is room again", lambda: protocol.told == ["pause", "resume"])
+    await eventually("the transport resumes writing", lambda: protocol.told == ["pause", "resume"])
     assert transport.get_write_buffer_size() == 0
 
 
@@ -260,7 +260,7 @@ async def test_both_ends_write_at_once(connected: Pair) -> None:
     """Writable events do not stop reading, and readable events do not stop writing."""
     connected.transport.write(MUCH)
     connected.client.send(b"1")
-    await eventually("it is read", lambda: connected.protocol.received == b"1")
+    await eventually("the data is read", lambda: connected.protocol.received == b"1")
     read = bytearray()
 
     def all_came() -> bool:
@@ -270,7 +270,7 @@ async def test_both_ends_write_at_once(connected: Pair) -> None:
 
     await eventually("all came", all_came)
     connected.client.send(b"2")
-    await eventually("it is read", lambda: connected.protocol.received == b"12")
+    await eventually("the data is read", lambda: connected.protocol.received == b"12")
 
 
 async def test_write_detects_a_client_that_is_gone(connected: Pair) -> None:
@@ -302,7 +302,7 @@ async def test_end_of_this_side_is_seen_by_the_client_and_what_it_sends_then_is_
     assert protocol.error is None
 
 
-async def test_end_of_this_side_comes_behind_what_is_held(connected: Pair) -> None:
+async def test_end_of_this_side_follows_the_held_data(connected: Pair) -> None:
     connected.transport.write(MUCH)
     connected.transport.write_eof()
     read = bytearray()
@@ -312,7 +312,7 @@ async def test_end_of_this_side_comes_behind_what_is_held(connected: Pair) -> No
         read += connected.client.read()
         return connected.client.ended
 
-    await eventually("the end came", ended)
+    await eventually("the client has seen the end", ended)
     assert read == MUCH
 
 
@@ -322,7 +322,7 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
     with suppress(ssl.SSLError):
         connected.client.tls.unwrap()  # sends close_notify; without it, OpenSSL ends both sides
     connected.client.pump()
-    await eventually("its end is seen", lambda: "eof" in connected.protocol.told)
+    await eventually("the protocol has seen the end", lambda: "eof" in connected.protocol.told)
     read = bytearray()
 
     def all_came() -> bool:
@@ -348,7 +348,9 @@ async def test_end_of_the_client_side_ends_the_connection(connected: Pair, *, no
 
 
 @pytest.mark.parametrize("data", [b"", b"\x17\x03\x03"], ids=["nothing", "a part of a record"])
-async def test_reset_of_the_client_is_the_end_whatever_came_with_it(context: ssl.SSLContext, data: bytes) -> None:
+async def test_reset_by_the_client_ends_the_connection_whatever_arrived_with_it(
+    context: ssl.SSLContext, data: bytes
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as far:
         pair = Pair(context, listener.accept()[0], far)
         await pair.connect()
@@ -358,7 +360,7 @@ async def test_reset_of_the_client_is_the_end_whatever_came_with_it(context: ssl
         await pair.lost()
 
 
-async def test_client_that_sends_too_much_after_the_end_of_this_side_is_cut(connected: Pair) -> None:
+async def test_client_that_sends_too_much_after_the_end_of_this_side_is_disconnected(connected: Pair) -> None:
     connected.transport.write_eof()
 
     def is_cut() -> bool:
@@ -366,7 +368,7 @@ async def test_client_that_sends_too_much_after_the_end_of_this_side_is_cut(conn
             connected.client.socket.send(b"x" * 2**16)
         return "lost" in connected.protocol.told
 
-    await eventually("it is cut", is_cut)
+    await eventually("the client is disconnected", is_cut)
     assert connected.transport._discarded_bytes > MAX_DISCARDED_BYTES
 
 
@@ -385,7 +387,7 @@ async def test_close_waits_for_the_end_of_the_client_for_a_limited_time(connecte
     assert (loop.time() - began_s < SHUTDOWN_S) is answers
 
 
-async def test_abort_is_the_end_at_once_whatever_is_held(connected: Pair) -> None:
+async def test_abort_ends_the_connection_at_once_whatever_is_held(connected: Pair) -> None:
     connected.transport.write(MUCH)
     connected.transport.abort()
     connected.transport.abort()
@@ -428,7 +430,7 @@ async def test_failed_handshake_is_reported_once_and_not_to_the_protocol(pair: P
     assert pair.protocol.told == []
 
 
-async def test_handshake_that_is_given_up_fails(pair: Pair) -> None:
+async def test_aborted_handshake_fails(pair: Pair) -> None:
     pair.transport.abort()
     await eventually("it fails", lambda: pair.failures)
     assert isinstance(pair.failures[0], ConnectionAbortedError)
@@ -471,7 +473,7 @@ async def test_client_that_sends_key_updates_without_end_is_disconnected_and_blo
     send_key_updates(connected.client, MAX_SURPLUS_BYTES // 20, requested=False)
     connected.client.socket.settimeout(5)
     sending = asyncio.create_task(asyncio.to_thread(connected.client.pump))
-    await eventually("it is cut", lambda: "lost" in connected.protocol.told)
+    await eventually("the client is disconnected", lambda: "lost" in connected.protocol.told)
     await sending
     assert isinstance(connected.protocol.error, ConnectionAbortedError)
 
@@ -482,7 +484,7 @@ async def test_key_updates_while_data_is_held_are_answered_and_nothing_is_lost(c
     assert connected.protocol.told == ["pause"]
     send_key_updates(connected.client, 3, requested=True)
     connected.client.send(b"between")
-    await eventually("it is read", lambda: connected.protocol.received == b"between")
+    await eventually("the data is read", lambda: connected.protocol.received == b"between")
     connected.transport.write(b"end")
     read = bytearray()
 
@@ -493,7 +495,7 @@ async def test_key_updates_while_data_is_held_are_answered_and_nothing_is_lost(c
 
     await eventually("all came", all_came)
     connected.client.send(b" and after")
-    await eventually("it is read", lambda: connected.protocol.received == b"between and after")
+    await eventually("the data is read", lambda: connected.protocol.received == b"between and after")
 
 
 async def test_data_in_records_of_any_size_is_no_surplus(connected: Pair) -> None:

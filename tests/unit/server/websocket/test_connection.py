@@ -1,4 +1,4 @@
-"""One connection over a transport that a test fills, drains and ends: what is written, and in which state."""
+"""One connection over a transport that a test fills, drains and ends: its writes in each state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HALF_A_TEXT = Frame(Opcode.TEXT, b"x" * 100).serialize(mask=True)[:50]
 
 
 class OneClient(Scene):
-    """A hub with one client: a connection over a transport in the test's hands."""
+    """A hub with one client: a connection over a transport that the test controls."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ def scene() -> OneClient:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Ours and the client's."""
+    """The connection's socket and the client's."""
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
@@ -108,32 +108,32 @@ def test_connection_takes_over_its_transport_and_leaves_it_no_buffer(scene: OneC
     assert scene.transport.high == 0
 
 
-def test_send_answers_with_the_bytes_written(scene: OneClient) -> None:
+def test_send_returns_the_bytes_written(scene: OneClient) -> None:
     assert scene.connection.send(UPDATE) == len(UPDATE)
     assert scene.transport.written == [UPDATE]
 
 
-def test_send_answers_minus_one_where_not_all_of_it_fits(scene: OneClient) -> None:
+def test_send_returns_minus_one_if_not_all_of_it_fits(scene: OneClient) -> None:
     scene.transport.full = True
     assert scene.connection.send(UPDATE) == -1
     assert scene.transport.written == [UPDATE]
     assert scene.connection.congested
 
 
-def test_send_answers_minus_one_behind_what_still_waits(scene: OneClient) -> None:
+def test_send_returns_minus_one_behind_enqueued_data(scene: OneClient) -> None:
     scene.congest()
     assert scene.connection.send(UPDATE) == -1
     assert scene.transport.written == [UPDATE]
 
 
-def test_send_answers_zero_after_closing(scene: OneClient) -> None:
+def test_send_returns_zero_after_closing(scene: OneClient) -> None:
     scene.connection.close(CloseReason.STOPPING)
     scene.transport.written.clear()
     assert scene.connection.send(UPDATE) == 0
     assert scene.transport.written == []
 
 
-def test_send_answers_zero_when_the_connection_is_lost(scene: OneClient) -> None:
+def test_send_returns_zero_when_the_connection_is_lost(scene: OneClient) -> None:
     scene.connection.connection_lost(None)
     assert scene.connection.send(UPDATE) == 0
     assert scene.transport.written == []
@@ -371,18 +371,18 @@ def test_own_ping_is_written_and_noted(scene: OneClient) -> None:
     assert scene.connection.pinged_at == 1030.0
 
 
-def test_congested_client_is_pinged_all_the_same(scene: OneClient) -> None:
+def test_congested_client_is_pinged_too(scene: OneClient) -> None:
     scene.congest()
     scene.connection.ping()
     assert scene.transport.written == [PING]
 
 
-# What a client says
+# Data from the client
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 60_000])
 @pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY, Opcode.PONG])
-def test_whatever_a_client_sends_is_ignored(scene: OneClient, opcode: Opcode, size: int) -> None:
+def test_message_of_a_client_is_ignored(scene: OneClient, opcode: Opcode, size: int) -> None:
     scene.says(opcode, b"x" * (min(size, 125) if opcode is Opcode.PONG else size))
     assert scene.transport.written == []
     assert scene.transport.ended == []
@@ -398,7 +398,7 @@ def test_message_larger_than_the_buffer_is_ignored_piece_by_piece(scene: OneClie
     assert scene.transport.written == [pong_frame(b"after")]
 
 
-# Pongs, and what they count for
+# The charge for pongs
 
 
 def spent(scene: OneClient) -> int:
@@ -408,7 +408,7 @@ def spent(scene: OneClient) -> int:
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"x" * 125])
-def test_pong_that_a_ping_asked_for_counts_for_nothing_and_the_next_one_does(scene: OneClient, payload: bytes) -> None:
+def test_pong_that_answers_a_ping_is_not_charged_and_the_next_one_is(scene: OneClient, payload: bytes) -> None:
     pong = Frame(Opcode.PONG, payload).serialize(mask=True)
     cost = len(pong) + 2 * FRAME_COST_BYTES
     for asked in range(1, 4):
@@ -443,14 +443,14 @@ def test_unanswered_pings_allow_only_a_few_pongs_without_a_charge(scene: OneClie
 
 
 @pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.TEXT])
-def test_what_comes_with_the_pong_counts(scene: OneClient, opcode: Opcode) -> None:
+def test_data_that_arrives_with_the_pong_is_charged(scene: OneClient, opcode: Opcode) -> None:
     other = Frame(opcode, b"hello").serialize(mask=True)
     scene.connection.ping()
     scene.receives(other + Frame(Opcode.PONG, b"x" * 40).serialize(mask=True))
     assert spent(scene) == len(other) + 2 * FRAME_COST_BYTES
 
 
-def test_frame_that_is_no_pong_counts_after_a_ping(scene: OneClient) -> None:
+def test_frame_that_is_not_a_pong_is_charged_after_a_ping(scene: OneClient) -> None:
     scene.connection.ping()
     scene.says(Opcode.TEXT, b"hello")
     assert spent(scene) == 11 + 2 * FRAME_COST_BYTES
@@ -511,7 +511,7 @@ def test_throttled_client_is_not_read_until_it_may_send_more(scene: OneClient) -
     assert scene.transport.reading
     scene.receives(ping)
     assert not scene.transport.reading
-    # What was read is answered all the same.
+    # The data that was already read is answered.
     assert b"".join(scene.transport.written) == pong_frame(b"") * (most + 1)
     scene.hours.pass_by(PERIOD_S)
     assert scene.transport.reading
@@ -526,7 +526,7 @@ def test_throttled_client_that_fills_the_buffer_is_read_again_once_its_debt_is_p
     while not scene.transport.reading:
         scene.hours.pass_by(PERIOD_S)
         passed += 1
-    # Its debt is paid, a period at a time.
+    # It pays its debt, one period after another.
     assert passed == (len(READ_BUFFER) * (6 + FRAME_COST_BYTES) // 6 + FRAME_COST_BYTES) // CLIENT_BUDGET_BYTES
 
 
@@ -559,15 +559,15 @@ def test_throttled_client_that_is_gone_is_not_read_again(scene: OneClient, *, lo
 def test_connection_whose_tls_is_over_has_no_socket_and_needs_none() -> None:
     scene = OneClient(encrypted=True)
     scene.congest()
-    scene.transport._extra["socket"] = None  # type: ignore[attr-defined]  # as get_extra_info finds it then
+    scene.transport._extra["socket"] = None  # type: ignore[attr-defined]  # the result of get_extra_info after the end
     scene.connection.close_if_eof()
     scene.connection.close(CloseReason.TOO_SLOW)
     assert [reason for reason, _ in scene.closed] == [CloseReason.TOO_SLOW]
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux tells the state of a connection")
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux reports the state of a connection")
 @pytest.mark.parametrize("how", ["stays", "ends", "resets"])
-def test_client_that_is_not_read_from_is_looked_at(how: str) -> None:
+def test_throttled_client_is_polled(how: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as far:
         near, _ = listener.accept()
         with near:
@@ -586,7 +586,7 @@ def test_pings_that_come_together_are_answered_in_one_write(scene: OneClient) ->
     assert scene.transport.written == [pong_frame(b"a") + pong_frame(b"b") + pong_frame(b"c")]
 
 
-def test_bytes_that_came_with_the_handshake_are_dealt_with(scene: OneClient) -> None:
+def test_bytes_that_arrived_with_the_handshake_are_handled(scene: OneClient) -> None:
     scene.connection.received(Frame(Opcode.PING, b"early").serialize(mask=True))
     assert scene.transport.written == [pong_frame(b"early")]
 
@@ -607,7 +607,7 @@ def test_any_bytes_are_a_sign_of_life(scene: OneClient) -> None:
     assert scene.connection.last_received_at == 1042.0
 
 
-def test_what_is_sent_is_no_sign_of_life(scene: OneClient) -> None:
+def test_sent_data_is_not_a_sign_of_life(scene: OneClient) -> None:
     scene.clock.now_s = 1042.0
     scene.connection.send(UPDATE)
     scene.connection.ping()
@@ -713,7 +713,7 @@ def test_violation_is_answered_with_a_close_and_the_end_of_our_side(
     assert len(scene.hub) == 0
 
 
-def test_what_follows_a_violation_is_not_read(scene: OneClient) -> None:
+def test_data_after_a_violation_is_not_read(scene: OneClient) -> None:
     scene.receives(Frame(Opcode.TEXT, b"").serialize(mask=False))
     scene.transport.written.clear()
     scene.says(Opcode.PING)
@@ -760,7 +760,7 @@ def test_abort_ends_the_transport_at_once(scene: OneClient) -> None:
 
 def test_end_of_a_client_leaves_the_end_to_the_transport(scene: OneClient) -> None:
     eof_received: Callable[[], object] = scene.connection.eof_received
-    # A protocol that answers with anything true keeps the transport open.
+    # A transport stays open if `eof_received` returns a true value.
     assert not eof_received()
     assert scene.transport.written == []
 
@@ -785,7 +785,7 @@ def test_lost_connection_is_reported_and_forgets_its_transport(scene: OneClient)
     ],
     ids=["ping", "close", "violation"],
 )
-def test_lost_connection_takes_everything_without_a_word(scene: OneClient, late: bytes) -> None:
+def test_lost_connection_ignores_all_calls(scene: OneClient, late: bytes) -> None:
     scene.connection.connection_lost(ConnectionResetError())
     scene.connection.ping()
     scene.connection.close(CloseReason.STOPPING)

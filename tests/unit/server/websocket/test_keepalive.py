@@ -1,4 +1,4 @@
-"""Signs of life, by a clock that a test turns."""
+"""Pings, idle timeouts and close timeouts, with a manual clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ignore(late: bool) -> None:
 
 
 class Client:
-    """A connection, as seen by who watches over it."""
+    """A connection with the interface that the keepalive uses."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -93,7 +93,7 @@ def test_client_that_stays_silent_is_pinged_at_each_interval_and_then_evicted(
 ) -> None:
     tick_until(keepalive, clock, 124)
     assert client.said == [(30, "ping"), (60, "ping"), (90, "ping"), (120, "ping")]
-    # What it sent last may have come up to a tick later than it is put down.
+    # The last data may have arrived up to a tick later than its recorded time.
     tick_until(keepalive, clock, 125)
     assert client.said[4:] == [(125, "idle")]
     assert client.details == {"silent_s": 125.0}
@@ -107,7 +107,7 @@ def test_client_that_answers_its_pings_stays(keepalive: Keepalive, client: Clien
     assert {what for _, what in client.said} == {"ping"}
 
 
-def test_client_that_talks_is_not_pinged(keepalive: Keepalive, client: Client) -> None:
+def test_client_that_sends_data_is_not_pinged(keepalive: Keepalive, client: Client) -> None:
     for now_s in range(1000):
         client.last_received_at = now_s - now_s % 20
         look(keepalive, now_s)
@@ -143,7 +143,7 @@ def test_client_that_is_removed_during_a_pass_does_not_affect_the_others(clock: 
     watched = {Client(clock) for _ in range(5)}
     for client in watched:
         client.closed_at = -CLOSE_TIMEOUT_S
-        client.abort = watched.clear  # type: ignore[method-assign]  # the first end ends them all
+        client.abort = watched.clear  # type: ignore[method-assign]  # the first abort removes all connections
     Keepalive(watched, clock, IDLE_S, PING_S, ignore).tick(1)
     assert not watched
 
@@ -155,9 +155,7 @@ def test_tick_is_five_seconds_or_less_if_the_timeouts_are_short(idle_s: float, p
     assert Keepalive([], Clock(0.0), idle_s, ping_s, ignore).tick_s == tick_s
 
 
-def test_client_that_is_closing_is_waited_for_as_long_as_it_reads(
-    keepalive: Keepalive, client: Client, clock: Clock
-) -> None:
+def test_closing_client_is_not_aborted_while_it_reads(keepalive: Keepalive, client: Client, clock: Clock) -> None:
     """The close frame follows all data that was sent before."""
     client.acknowledged_bytes = 5_000_000
     client.close(CloseReason.TOO_SLOW)
@@ -172,7 +170,7 @@ def test_client_that_is_closing_is_waited_for_as_long_as_it_reads(
     assert client.said[1:] == [(4 * CLOSE_TIMEOUT_S, "abort")]
 
 
-def test_client_that_is_closing_is_aborted_in_time_if_the_kernel_reports_nothing(
+def test_closing_client_is_aborted_in_time_if_the_kernel_reports_nothing(
     keepalive: Keepalive, client: Client, clock: Clock
 ) -> None:
     client.acknowledged_bytes = None
@@ -203,7 +201,7 @@ def test_client_is_never_closed_before_its_time(heard_s: float) -> None:
     now_s = 0.0
     while (now_s, "idle") not in client.said:
         if now_s < heard_s <= now_s + keepalive.tick_s:
-            client.last_received_at = clock.now_s  # as a connection puts it down
+            client.last_received_at = clock.now_s  # as a connection records it
         now_s += keepalive.tick_s
         look(keepalive, now_s)
     assert IDLE_S <= now_s - heard_s < IDLE_S + 2 * keepalive.tick_s
@@ -215,7 +213,7 @@ async def test_run_ticks_with_the_time_of_the_loop_until_it_is_cancelled() -> No
     client = Client(clock)
     client.last_received_at = loop.time()
     closed = asyncio.Event()
-    client.close = lambda *_, **__: closed.set()  # type: ignore[method-assign]  # the moment that is waited for
+    client.close = lambda *_, **__: closed.set()  # type: ignore[method-assign]  # the test waits for this call
     running = asyncio.create_task(Keepalive([client], clock, 0.2, 0.1, ignore).run())
     async with asyncio.timeout(5):
         await closed.wait()
@@ -230,7 +228,7 @@ def fail(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize(("fails", "at_s"), [("ping", 30), ("close", 125)])
-def test_connection_that_raises_is_aborted_and_the_others_are_looked_after(
+def test_connection_that_raises_is_aborted_and_the_others_are_checked(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, fails: str, at_s: int
 ) -> None:
     clients = [Client(clock) for _ in range(3)]
@@ -276,9 +274,7 @@ def test_pings_of_a_pass_are_spread_evenly_until_the_next(clock: Clock, count: i
     assert max(groups) <= -(-count // round(keepalive.tick_s / PING_PAUSE_S))
 
 
-def test_pings_that_had_no_turn_until_the_next_pass_are_sent_with_it_and_once(
-    keepalive: Keepalive, client: Client
-) -> None:
+def test_pings_not_sent_until_the_next_pass_are_sent_with_it_once(keepalive: Keepalive, client: Client) -> None:
     for now_s in range(5, 45, 5):
         keepalive.tick(now_s)
     assert client.said == [(30, "ping")]
@@ -349,13 +345,13 @@ def test_late_pass_pings_and_the_client_that_answers_stays(
     assert {what for _, what in client.said} == {"ping"}
 
 
-def test_pass_that_is_two_ticks_late_judges(keepalive: Keepalive, client: Client, clock: Clock) -> None:
+def test_pass_that_is_two_ticks_late_evicts(keepalive: Keepalive, client: Client, clock: Clock) -> None:
     tick_until(keepalive, clock, 119)
     look(keepalive, 119 + (1 + LATE_TICKS) * keepalive.tick_s)
     assert client.said[-1] == (134, "idle")
 
 
-def test_client_is_not_evicted_while_every_pass_is_late_and_is_once_they_are_not() -> None:
+def test_client_is_evicted_only_once_passes_are_no_longer_late() -> None:
     """Each turn of the loop takes 5 s, with an idle timeout of 4 s."""
     clock = Clock(0.0)
     client = Client(clock)
@@ -371,7 +367,7 @@ def test_client_is_not_evicted_while_every_pass_is_late_and_is_once_they_are_not
 
 @pytest.mark.parametrize("turn_s", [1.0, 2.9, 5.0, 14.0, 40.0])
 @pytest.mark.parametrize(("idle_s", "ping_s"), [(120.0, 30.0), (30.0, 28.0), (4.0, 1.0)])
-def test_client_whose_pongs_are_read_in_the_next_turn_stays_however_long_a_turn_takes(
+def test_client_with_pongs_read_in_the_next_turn_stays_in_turns_of_any_length(
     turn_s: float, idle_s: float, ping_s: float
 ) -> None:
     clock = Clock(0.0)
@@ -402,7 +398,7 @@ def test_client_that_is_closing_has_the_whole_close_timeout_after_a_late_pass(
 def test_clock_that_stands_still_with_the_bridge_counts_nothing(
     keepalive: Keepalive, client: Client, clock: Clock
 ) -> None:
-    """By the clock of a suspended machine, the next pass is in time, and the timeout continues."""
+    """On a suspended machine the clock stops too: the next pass is in time, and the timeout continues."""
     tick_until(keepalive, clock, 29)
     look(keepalive, 34.0)
     assert client.said == [(34.0, "ping")]
@@ -425,7 +421,7 @@ def test_late_passes_are_logged_ten_times_a_minute(clock: Clock) -> None:
     assert (logged[0]["log_level"], logged[0]["late_s"]) == ("warning", 0.9)
 
 
-def test_pings_that_wait_when_the_bridge_stops_running_are_asked_for_anew(clock: Clock) -> None:
+def test_pings_that_wait_when_the_bridge_stops_running_are_scheduled_again(clock: Clock) -> None:
     clients = [Client(clock) for _ in range(100)]
     keepalive = Keepalive(clients, clock, IDLE_S, PING_S, ignore)
     tick_until(keepalive, clock, 29)

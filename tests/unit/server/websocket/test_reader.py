@@ -1,4 +1,4 @@
-"""What a client may send, byte by byte: answers to what needs one, the right code for a breach, nothing kept."""
+"""Data from a client: pings and closes are returned, violations have the right code, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def frame(  # every part of a frame may be wrong
     length_bytes: int | None = None,
     length: int | None = None,
 ) -> bytes:
-    """A client's frame; ``length_bytes`` 0, 2 or 8 and ``length`` overrule what the payload asks for."""
+    """Returns a client's frame. `length_bytes` (0, 2 or 8) and `length` replace the values that fit the payload."""
     length = len(payload) if length is None else length
     if length_bytes is None:
         length_bytes = 0 if length < 126 else 2 if length < 65536 else 8
@@ -69,7 +69,7 @@ def fed_in_bytes(data: bytes) -> list[Incoming]:
 
 
 def outcome(events: Iterable[Incoming]) -> list[Incoming | int]:
-    """What was found, each violation as its code: the detail is for people."""
+    """Returns the results, with only the code of each violation."""
     return [event.code if isinstance(event, ProtocolViolation) else event for event in events]
 
 
@@ -161,7 +161,7 @@ def cases(table: list[tuple[str, bytes, list[Incoming]]]) -> pytest.MarkDecorato
 
 
 @cases([(name, data, list(events)) for name, data, events in KEPT])
-def test_what_keeps_the_protocol_is_answered_or_dropped(data: bytes, expected: list[Incoming]) -> None:
+def test_valid_frame_is_returned_or_dropped(data: bytes, expected: list[Incoming]) -> None:
     connection = FrameReader()
     assert connection.feed(data) == expected
     assert connection.idle
@@ -177,7 +177,7 @@ def test_close_is_reported_once_and_nothing_after_it(data: bytes, expected: Clos
 
 
 @pytest.mark.parametrize(("data", "code"), [pytest.param(*rest, id=name) for name, *rest in BROKEN])
-def test_breach_is_reported_once_and_nothing_after_it(data: bytes, code: int) -> None:
+def test_violation_is_reported_once_and_nothing_after_it(data: bytes, code: int) -> None:
     connection = FrameReader()
     events = [event for event in connection.feed(data) if not isinstance(event, Ping)]
     assert outcome(events) == [code]
@@ -190,10 +190,10 @@ def test_breach_is_reported_once_and_nothing_after_it(data: bytes, code: int) ->
 
 
 @pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data, _ in BROKEN])
-def test_sentence_of_a_breach_fits_into_a_close_frame(data: bytes) -> None:
-    breach = fed(data)[-1]
-    assert isinstance(breach, ProtocolViolation)
-    assert 0 < len(breach.detail.encode()) <= CONTROL_PAYLOAD_BYTES - 2
+def test_detail_of_a_violation_fits_into_a_close_frame(data: bytes) -> None:
+    violation = fed(data)[-1]
+    assert isinstance(violation, ProtocolViolation)
+    assert 0 < len(violation.detail.encode()) <= CONTROL_PAYLOAD_BYTES - 2
 
 
 @pytest.mark.parametrize(
@@ -210,13 +210,13 @@ def test_sentence_of_a_breach_fits_into_a_close_frame(data: bytes) -> None:
         pytest.param(frame(TEXT, b"\xed\xbf", fin=False), 1007, id="surrogate, before the next fragment"),
     ],
 )
-def test_breach_is_reported_as_soon_as_it_is_certain(data: bytes, code: int) -> None:
+def test_violation_is_reported_as_soon_as_it_is_certain(data: bytes, code: int) -> None:
     assert outcome(fed(data)) == [code]
     assert outcome(fed_in_bytes(data)) == [code]
 
 
 @pytest.mark.parametrize("start", [b"\xed", b"\xed\x9f", b"\xee\x80", b"\xf4\x8f", b"\xf0\x9f\x9a"])
-def test_beginning_of_a_valid_character_is_waited_for(start: bytes) -> None:
+def test_incomplete_valid_character_is_not_a_violation(start: bytes) -> None:
     assert fed(frame(TEXT, start, fin=False)) == []
     assert fed(frame(TEXT, start, length=1000)) == []
 
@@ -233,10 +233,10 @@ def test_beginning_of_a_valid_character_is_waited_for(start: bytes) -> None:
         pytest.param(frame(BINARY, b"abc", fin=False) + frame(CONT), True, id="after the last fragment"),
         pytest.param(frame(PING, b"abc"), True, id="after a ping"),
         pytest.param(close(1000), False, id="after a close"),
-        pytest.param(b"\x70\x00", False, id="after a breach"),
+        pytest.param(b"\x70\x00", False, id="after a violation"),
     ],
 )
-def test_idle_exactly_where_a_new_one_would_do_as_well(data: bytes, idle: bool) -> None:
+def test_reader_is_idle_exactly_if_a_new_one_can_replace_it(data: bytes, idle: bool) -> None:
     connection = FrameReader()
     connection.feed(data)
     assert connection.idle is idle
@@ -275,9 +275,9 @@ def test_a_gibibyte_of_data_costs_no_memory(opcode: int) -> None:
     assert peak - before < 4 * TEXT_PIECE_BYTES
 
 
-# Whatever the bytes, and however they are split
+# Any bytes, in any split
 
-# Without a limit on time a busy machine fails nothing.
+# Without a time limit, so that the test does not fail on a busy machine.
 FAST = settings(deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow])
 MASKS = st.binary(min_size=4, max_size=4)
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 124, 125, 126, 127, 300])
@@ -320,7 +320,7 @@ CUTS = st.lists(st.integers(0, 5000), max_size=12)
 
 @FAST
 @given(messages=st.lists(valid_messages(), max_size=4), cuts=CUTS, ending=st.sampled_from([None, 1000, 4999]))
-def test_valid_messages_bring_the_same_events_in_every_split(
+def test_valid_messages_have_the_same_result_in_every_split(
     messages: list[tuple[bytes, list[Incoming]]], cuts: list[int], ending: int | None
 ) -> None:
     data = b"".join(piece for piece, _ in messages)
@@ -334,7 +334,7 @@ def test_valid_messages_bring_the_same_events_in_every_split(
         assert fed(*split(data + close(ending), cuts)) == [*expected, Close(ending)]
 
 
-# Characters whole, cut short, and none at all
+# Complete characters, incomplete ones, and bytes that are none
 TEXTS = [
     b"a",
     "\u20ac".encode(),
@@ -388,7 +388,7 @@ PIECES = st.lists(KNOWN | VALID | texts_of_any_kind() | frames_of_any_kind(), ma
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """Frames with garbage anywhere among them, in place of some of their bytes or not, and cut off anywhere."""
+    """Frames with garbage anywhere among them, which may replace some of their bytes. The end may be cut off."""
     data = draw(PIECES)
     for _ in range(draw(st.integers(0, 3))):
         at, gone = draw(st.integers(0, len(data))), draw(st.integers(0, 4))
@@ -396,7 +396,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data
 
 
-# What may follow the beginning of a payload: it makes a character whole, wherever one can be, or a close code valid.
+# Possible continuations of a payload: they complete a character, wherever this is possible, or a close code.
 ENDINGS = [b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xbf", b"\xbf\xbf", b"\xbf\xbf\xbf", b"\x03\xe8"]
 
 
@@ -413,9 +413,9 @@ def is_utf8(text: bytes) -> bool:
 
 
 def oracle(data: bytes) -> list[Incoming | int]:
-    """What websockets' own protocol makes of the whole frames in these bytes, in our words.
+    """Returns the result of websockets' own protocol for the whole frames in these bytes.
 
-    It leaves the text of messages to the layer above. That is Python's own decoding here, of all of a message so far.
+    The library does not check the text of messages. Here, Python's decoder checks all received text of a message.
     """
     protocol = ServerProtocol(state=State.OPEN, max_size=None)
     protocol.receive_data(data)
@@ -438,7 +438,7 @@ def oracle(data: bytes) -> list[Incoming | int]:
     if isinstance(protocol.parser_exc, UnicodeDecodeError):
         events.append(1007)
     elif protocol.close_rcvd is not None:
-        # Also where it stood between fragments: that is a violation there, and none here.
+        # Also between fragments: that is a violation for the library, but not for the bridge.
         code = protocol.close_rcvd.code
         events.append(Close(None if code == CloseCode.NO_STATUS_RCVD else int(code)))
     elif isinstance(protocol.parser_exc, ProtocolError):
@@ -449,9 +449,9 @@ def oracle(data: bytes) -> list[Incoming | int]:
 
 
 def completions(data: bytes) -> list[bytes] | None:
-    """Ways in which the last frame may become whole; None where it can't, because of the highest bit of its length.
+    """Returns bytes that can complete the last frame, or None if the highest bit of its length is set.
 
-    All frames before it must be valid. A length that is too long to be tried becomes a shorter one of the same form.
+    All frames before it must be valid. A length that is too long for a test becomes a shorter one of the same form.
     """
     at = 0
     while at < len(data):
@@ -459,7 +459,7 @@ def completions(data: bytes) -> list[bytes] | None:
         extended = {126: 2, 127: 8}.get(second & 127, 0)
         size = 2 + extended + 4
         head = data[at : at + size]
-        # What is missing of it: a mask, a length of nothing.
+        # The missing bytes: a mask, and a length of zero.
         head = head[:1] + bytes([second]) + head[2:].ljust(size - 2, b"\0")
         length = int.from_bytes(head[2 : 2 + extended], "big") if extended else second & 127
         payload = data[at + size : at + size + length]
@@ -480,12 +480,12 @@ def completions(data: bytes) -> list[bytes] | None:
 
 
 def check(data: bytes, cuts: list[int]) -> None:
-    """These bytes come to the same as in the library, however they are split, and next to nothing of them is kept."""
+    """Checks that these bytes have the library's result in any split, and that almost none of them are kept."""
     events = fed(data)
     ours, theirs = outcome(events), oracle(data)
     assert not any(isinstance(event, Close | ProtocolViolation) for event in events[:-1])
     if ours != theirs:
-        # It judges whole frames, but for their first two bytes. What is known sooner here must be true of every end.
+        # The library checks whole frames, except their first two bytes. An earlier result must hold for any rest.
         assert isinstance(events[-1], ProtocolViolation)
         assert ours[:-1] == theirs
         ends = completions(data)
@@ -498,7 +498,7 @@ def check(data: bytes, cuts: list[int]) -> None:
     at = 0
     for read in split(data, cuts):
         new = connection.feed(read)
-        # One that was begun before, those of six bytes, and a violation.
+        # An earlier frame, the frames of six bytes, and a violation.
         assert len(new) <= 1 + len(read) // 6 + 1
         so_far += new
         at += len(read)
@@ -512,20 +512,20 @@ def check(data: bytes, cuts: list[int]) -> None:
 
 @settings(FAST, max_examples=examples(200))
 @given(frames=st.lists(frames_of_any_kind(), max_size=5).map(b"".join), cuts=CUTS)
-def test_frames_of_any_kind_come_to_the_same_as_in_the_library(frames: bytes, cuts: list[int]) -> None:
+def test_frames_of_any_kind_have_the_result_of_the_library(frames: bytes, cuts: list[int]) -> None:
     assert outcome(fed(frames)) == oracle(frames)
     check(frames, cuts)
 
 
 @settings(FAST, max_examples=examples(400))
 @given(data=damaged(), cuts=CUTS)
-def test_garbage_anywhere_comes_to_the_same_as_in_the_library(data: bytes, cuts: list[int]) -> None:
+def test_garbage_anywhere_has_the_result_of_the_library(data: bytes, cuts: list[int]) -> None:
     check(data, cuts)
 
 
 @FAST
 @given(data=st.binary(max_size=40), cuts=CUTS)
-def test_any_bytes_come_to_the_same_as_in_the_library(data: bytes, cuts: list[int]) -> None:
+def test_any_bytes_have_the_result_of_the_library(data: bytes, cuts: list[int]) -> None:
     check(data, cuts)
 
 
@@ -534,11 +534,11 @@ BROKEN_THERE = [pytest.param(data, id=name) for name, data, _ in BROKEN if "leng
 
 
 @pytest.mark.parametrize("data", BROKEN_THERE)
-def test_breach_of_the_protocol_is_one_for_the_library_too(data: bytes) -> None:
+def test_violation_is_one_for_the_library_too(data: bytes) -> None:
     assert outcome(fed(data)) == oracle(data)
 
 
-# What counts for less
+# Frames with a lower charge
 
 
 def test_pongs_that_end_with_the_last_bytes_are_counted_with_their_size() -> None:

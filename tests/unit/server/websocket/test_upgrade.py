@@ -27,7 +27,7 @@ def refused(request_: Request) -> Refusal:
     return found
 
 
-def test_answer_has_the_accept_of_the_key_and_no_extension_and_no_subprotocol() -> None:
+def test_answer_has_the_accept_of_the_key_but_no_extension_or_subprotocol() -> None:
     offers = b"Sec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Protocol: a, b\r\nHost"
     found = accept(changed(b"Host", offers), "/updates", [("Vary", "Origin")])
     assert isinstance(found, bytes)
@@ -126,7 +126,7 @@ def test_invalid_handshake_is_refused_with_the_wrong_header(old: bytes, new: byt
     assert "secret" not in found.text
 
 
-def test_upgrade_is_upgrade_by_nothing_but_a_handshake() -> None:
+def test_only_a_handshake_is_an_upgrade() -> None:
     assert is_upgrade(parse(HANDSHAKE))
     for old, new in [
         (b"GET", b"HEAD"),
