@@ -488,7 +488,7 @@ def deliver(transport: FakeTransport, data: bytes) -> None:
         protocol.buffer_updated(len(piece))
 
 
-CHECK, NOW_MS = 0xABCD, 1_700_000_000_000
+TAG, NOW_MS = 0xABCD, 1_700_000_000_000
 
 
 def update(number: int, kind: str = "a", size: int = 0) -> bytes:
@@ -530,7 +530,7 @@ class Scene:
         """With `shared`, each update comes with its id, as from a stream."""
         self.turns = Turns()
         self.log = UpdateLog(log_bytes)
-        self.index = ReplayIndex(self.log, None if shared else CHECK)
+        self.index = ReplayIndex(self.log, None if shared else TAG)
         self.metrics = Metrics() if metrics is None else metrics
         self.flushes = FakeFlushListener()
         self.source = FakeSource()
@@ -564,8 +564,8 @@ class Scene:
         self.hub.flush()
         return b"".join(map(text_frame, payloads))
 
-    def give(self, *ids: UpdateId) -> None:
-        """Publishes updates that have ids of their own, and flushes."""
+    def publish_with_ids(self, *ids: UpdateId) -> None:
+        """Publishes updates with these ids, and flushes."""
         for each in ids:
             self.hub.publish(update(each.sequence), ("a", {}), each)
         self.hub.flush()

@@ -1,4 +1,4 @@
-"""Frames, to the byte, and as the websockets library would write them."""
+"""Frames: each byte, also compared with the frames of the websockets library."""
 
 from __future__ import annotations
 

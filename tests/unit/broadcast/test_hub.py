@@ -1,4 +1,4 @@
-"""The hub, rule by rule; then in any order of events: each client gets all updates in order, or is closed."""
+"""The hub: each rule, and any order of events. Each client gets all updates in order, or is closed."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ SMALL = b"x" * 58
 
 
 FILLER = b"\x8a\x7f" + (100_000).to_bytes(8, "big") + bytes(100_000)
-"""Something that is no update (an endless pong), and more than a socket with little room takes."""
+"""A pong that is larger than a socket with little room takes. It stands for bytes that are not updates."""
 
 ONE_PIECE = CATCH_UP_BYTES - 4
 """The size of a payload whose frame fits exactly one piece."""
 
 LITTLE_ROOM = 1
-"""Of a socket: the kernel makes 4608 bytes of it, and each write costs some of them beside what is written."""
+"""The buffer size of a socket. The kernel uses 4608 bytes instead, and each write takes some more bytes than its
+data."""
 
 
 def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:
-    """What a client has read: the texts in one piece, the other frames, and the start of a frame at the end."""
+    """Splits the bytes that a client has read: all text frames, the other frames, and a last incomplete frame."""
     texts, others, at, closed = bytearray(), [], 0, False
     while at + 2 <= len(stream):
         start, length = at + 2, stream[at + 1]
@@ -51,7 +52,7 @@ def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:
         end = start + length
         if end > len(stream):
             break
-        assert not closed, "nothing comes behind a close frame"
+        assert not closed, "a close frame is the last frame"
         if stream[at] == 0x81:
             texts += stream[at:end]
         else:
@@ -62,7 +63,7 @@ def apart(stream: bytes) -> tuple[bytes, list[bytes], bytes]:
 
 
 def read_on(scene: Scene, subscriber: SocketSubscriber) -> None:
-    """The client reads until nothing comes any more."""
+    """Reads as the client until no bytes are left."""
     while subscriber.read() or subscriber.held:
         subscriber.drain()
         scene.turns.settle()
@@ -82,7 +83,7 @@ class RecordingListener:
 
 @pytest.fixture(params=["each", "many at once"])
 def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    """Whichever way sockets are written to, the same must come of it."""
+    """A scene for each way of writing, because all ways must have the same results."""
     monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 1000 if request.param == "each" else 1)
     with closing(Scene()) as scene:
         yield scene
@@ -107,13 +108,13 @@ def test_nothing_is_written_or_scheduled_before_the_flush(scene: Scene) -> None:
     assert (subscriber.writes, with_socket.read()) == ([], b"")
 
 
-def test_updates_of_one_flush_travel_in_one_write(scene: Scene) -> None:
+def test_updates_of_one_flush_are_sent_in_one_write(scene: Scene) -> None:
     subscriber = scene.join()
     frames = scene.publish(b"a", b"b", b"c")
     assert subscriber.writes == [frames]
 
 
-def test_each_flush_writes_what_came_since_the_one_before(scene: Scene) -> None:
+def test_each_flush_writes_the_updates_since_the_last_flush(scene: Scene) -> None:
     subscriber, with_socket = scene.join(), scene.join_with_socket()
     frames = [scene.publish(b"a"), scene.publish(b"b")]
     assert subscriber.writes == frames
@@ -153,7 +154,7 @@ def test_update_that_no_longer_fits_flushes_the_ones_before_it(scene: Scene) -> 
     assert len(subscriber.read()) == 2
 
 
-def test_flush_is_given_piece_by_piece_to_a_connection_without_a_descriptor(scene: Scene) -> None:
+def test_flush_is_sent_in_pieces_to_a_connection_without_a_descriptor(scene: Scene) -> None:
     subscriber = scene.join()
     frames = scene.publish(*[b"x" * (CATCH_UP_BYTES // 2 - 4)] * 5)
     assert [len(write) for write in subscriber.writes] == [CATCH_UP_BYTES]
@@ -172,7 +173,7 @@ def test_bound_of_a_write_follows_a_small_log() -> None:
     assert [len(write) for write in subscriber.writes] == [11 * 60, 9 * 60]
 
 
-def test_update_larger_than_the_log_is_sent_all_the_same() -> None:
+def test_update_larger_than_the_log_is_sent() -> None:
     with closing(Scene(log_bytes=1000)) as scene:
         subscriber, with_socket = scene.join(), scene.join_with_socket()
         frames = scene.publish(SMALL, b"y" * 5000, SMALL)
@@ -204,7 +205,7 @@ def test_connection_that_left_gets_nothing_more(scene: Scene) -> None:
     assert other.received == other_with_socket.read() == frames
 
 
-def test_connection_that_is_congested_when_it_joins_gets_everything_since_once_it_drains(scene: Scene) -> None:
+def test_connection_that_is_congested_when_it_joins_gets_all_updates_after_the_drain(scene: Scene) -> None:
     scene.publish(b"before")
     subscriber = FakeSubscriber(scene.hub)
     subscriber.congested = True
@@ -217,7 +218,7 @@ def test_connection_that_is_congested_when_it_joins_gets_everything_since_once_i
     assert subscriber.writes == [frames]
 
 
-def test_hub_knows_how_many_are_connected_and_how_many_lag(scene: Scene) -> None:
+def test_hub_counts_its_connections_and_the_lagging_ones(scene: Scene) -> None:
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
     ready, slow = scene.join(), scene.join(full=True)
     assert (len(scene.hub), scene.hub.lagging) == (2, 0)
@@ -229,7 +230,7 @@ def test_hub_knows_how_many_are_connected_and_how_many_lag(scene: Scene) -> None
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
 
 
-def test_flush_is_announced_after_its_frames_were_handed_out() -> None:
+def test_listener_is_called_after_the_frames_of_a_flush_are_sent() -> None:
     listener = RecordingListener()
     scene = Scene(flush_listener=listener)
     listener.subscriber = scene.join()
@@ -238,7 +239,7 @@ def test_flush_is_announced_after_its_frames_were_handed_out() -> None:
     assert seen == [frames]
 
 
-def test_flush_of_its_own_accord_is_announced_before_the_next_update_is_taken() -> None:
+def test_listener_is_called_for_a_flush_by_the_hub_before_the_next_update_is_logged() -> None:
     listener = RecordingListener()
     scene = Scene(log_bytes=4000, flush_listener=listener)
     listener.subscriber = scene.join()
@@ -290,7 +291,7 @@ def test_connection_that_lags_far_is_sent_one_piece_a_turn(scene: Scene) -> None
 
 
 @pytest.mark.parametrize("after", [None, ""], ids=["plain", "with ids"])
-def test_update_larger_than_a_piece_is_given_in_pieces(scene: Scene, after: str | None) -> None:
+def test_update_larger_than_a_piece_is_sent_in_pieces(scene: Scene, after: str | None) -> None:
     subscriber = scene.join(after=after)
     scene.turns.settle()
     subscriber.full = True
@@ -313,7 +314,7 @@ def test_update_larger_than_a_piece_is_given_in_pieces(scene: Scene, after: str 
 
 
 @pytest.mark.parametrize("after", [None, ""], ids=["plain", "with ids"])
-def test_only_a_piece_of_a_large_update_is_kept_beside_the_log(after: str | None) -> None:
+def test_only_a_piece_of_a_large_update_is_kept_outside_the_log(after: str | None) -> None:
     with closing(Scene()) as scene:
         subscriber = scene.join_with_socket(LITTLE_ROOM, after=after)
         scene.turns.settle()
@@ -343,7 +344,7 @@ def test_large_update_is_encrypted_for_many_clients_in_later_turns(scene: Scene)
 
 
 @pytest.mark.parametrize("size", [10, 30_000])
-def test_connection_with_tls_that_raises_is_closed_and_the_others_get_theirs(scene: Scene, size: int) -> None:
+def test_connection_with_tls_that_raises_is_closed_and_others_get_their_updates(scene: Scene, size: int) -> None:
     subscribers = [scene.join() for _ in range(5)]
     subscribers[1].fault = RuntimeError("a bug")
     frames = scene.publish(b"x" * size)
@@ -352,7 +353,7 @@ def test_connection_with_tls_that_raises_is_closed_and_the_others_get_theirs(sce
     assert all(each.received == frames for each in subscribers if each is not subscribers[1])
 
 
-def test_clients_that_stop_in_the_same_frames_go_on_where_each_has_stopped(scene: Scene) -> None:
+def test_clients_that_stop_in_the_same_frames_each_continue_where_they_stopped(scene: Scene) -> None:
     slow = [scene.join_with_socket(LITTLE_ROOM) for _ in range(3)]
     frames = scene.publish(*[b"x" * 3000] * 5)
     for subscriber in slow:
@@ -435,7 +436,7 @@ def test_closing_client_whose_transport_raises_in_the_middle_of_a_frame_is_forgo
     assert not scene.turns.scheduled
 
 
-def test_client_that_is_closing_in_the_middle_of_a_frame_and_is_gone_gets_nothing_more(scene: Scene) -> None:
+def test_client_that_leaves_while_closing_in_the_middle_of_a_frame_gets_nothing_more(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     scene.publish(b"x" * 100_000)
     subscriber.close(CloseReason.IDLE)
@@ -472,7 +473,7 @@ def test_connection_congested_by_something_else_before_its_turn_waits(scene: Sce
     assert len(subscriber.writes) == 3
 
 
-def test_update_published_while_a_connection_catches_up_comes_in_its_place(scene: Scene) -> None:
+def test_update_published_while_a_connection_catches_up_is_sent_in_order(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     subscriber.drain()
     scene.turns.turn()
@@ -494,7 +495,7 @@ def test_update_not_flushed_yet_is_left_to_the_flush_when_a_connection_catches_u
     assert subscriber.received == b"".join(map(text_frame, [b"first", b"second", b"third"]))
 
 
-def test_drained_connection_that_never_lagged_or_left_is_given_nothing(scene: Scene) -> None:
+def test_drained_connection_that_never_lagged_or_left_gets_nothing(scene: Scene) -> None:
     ready, gone = scene.join(), scene.lagging(b"second")
     scene.hub.leave(gone)
     before = list(ready.writes)
@@ -506,7 +507,7 @@ def test_drained_connection_that_never_lagged_or_left_is_given_nothing(scene: Sc
     assert len(gone.writes) == 1
 
 
-def test_connection_that_left_before_its_turn_is_given_nothing(scene: Scene) -> None:
+def test_connection_that_left_before_its_turn_gets_nothing(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     subscriber.drain()
     scene.turns.turn()
@@ -515,7 +516,7 @@ def test_connection_that_left_before_its_turn_is_given_nothing(scene: Scene) -> 
     assert len(subscriber.writes) == 2
 
 
-def test_connection_that_leaves_while_it_is_written_to_is_live_no_more(scene: Scene) -> None:
+def test_connection_that_leaves_during_a_write_is_not_live_any_more(scene: Scene) -> None:
     subscriber = scene.join()
     subscriber.leaves = True
     scene.publish(b"dropped")
@@ -526,7 +527,7 @@ def test_connection_that_leaves_while_it_is_written_to_is_live_no_more(scene: Sc
     assert len(scene.hub) == 0
 
 
-def test_connection_that_leaves_while_it_catches_up_is_given_nothing_more(scene: Scene) -> None:
+def test_connection_that_leaves_while_it_catches_up_gets_nothing_more(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     subscriber.leaves = True
     subscriber.drain()
@@ -537,7 +538,7 @@ def test_connection_that_leaves_while_it_catches_up_is_given_nothing_more(scene:
     assert (len(scene.hub), scene.hub.lagging) == (0, 0)
 
 
-def test_connection_that_raises_is_closed_and_the_others_get_theirs(scene: Scene) -> None:
+def test_connection_that_raises_is_closed_and_others_get_their_updates(scene: Scene) -> None:
     subscribers = [scene.join() for _ in range(5)]
     broken = subscribers[2]
     broken.fault = RuntimeError("the transport is gone")
@@ -598,7 +599,7 @@ def test_only_connections_that_the_tail_has_passed_are_closed() -> None:
     assert less_slow.closed is CloseReason.TOO_SLOW
 
 
-def test_many_that_fall_off_together_are_closed_a_few_in_a_turn() -> None:
+def test_many_connections_that_fall_off_together_are_closed_a_few_in_a_turn() -> None:
     scene = Scene(log_bytes=ROOM)
     subscribers = [scene.join(full=True) for _ in range(2 * MAX_EVICTIONS_PER_TURN + 1)]
 
@@ -609,7 +610,7 @@ def test_many_that_fall_off_together_are_closed_a_few_in_a_turn() -> None:
         scene.publish(SMALL)
     assert closed() == MAX_EVICTIONS_PER_TURN
     scene.publish(SMALL)
-    assert closed() == MAX_EVICTIONS_PER_TURN, "an update does not hurry it"
+    assert closed() == MAX_EVICTIONS_PER_TURN, "an update does not close more of them"
     scene.turns.turn()
     assert closed() == 2 * MAX_EVICTIONS_PER_TURN
     scene.turns.turn()
@@ -618,7 +619,7 @@ def test_many_that_fall_off_together_are_closed_a_few_in_a_turn() -> None:
     late = scene.join(full=True)
     for _ in range(6):
         scene.publish(SMALL)
-    assert late.closed is CloseReason.TOO_SLOW, "and those that come after are looked at again"
+    assert late.closed is CloseReason.TOO_SLOW, "a connection that joins later can be closed too"
 
 
 def test_connection_that_drains_between_the_append_and_the_flush_is_closed() -> None:
@@ -666,7 +667,7 @@ def test_update_is_counted_as_dropped_when_a_connection_falls_off_the_tail() -> 
     assert scene.sends() == (0, 6, 5)
 
 
-def test_update_taken_in_part_is_counted_as_enqueued_and_those_after_it_as_dropped(scene: Scene) -> None:
+def test_partly_written_update_is_counted_as_enqueued_and_later_ones_as_dropped(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     scene.publish(b"x" * 100_000)
     assert scene.sends() == (0, 1, 0)
@@ -679,7 +680,7 @@ def test_update_taken_in_part_is_counted_as_enqueued_and_those_after_it_as_dropp
 # The end
 
 
-def test_draining_closes_live_connections_after_what_was_published(scene: Scene) -> None:
+def test_drain_closes_live_connections_after_the_published_updates(scene: Scene) -> None:
     subscriber = scene.join()
     scene.hub.publish(b"last")
     scene.hub.drain()
@@ -687,7 +688,7 @@ def test_draining_closes_live_connections_after_what_was_published(scene: Scene)
     assert subscriber.closed is CloseReason.STOPPING
 
 
-def test_draining_lets_a_lagging_connection_catch_up_before_it_is_closed(scene: Scene) -> None:
+def test_drain_closes_a_lagging_connection_after_it_caught_up(scene: Scene) -> None:
     subscriber = scene.lagging(b"x" * ONE_PIECE, b"y" * ONE_PIECE)
     scene.hub.drain()
     assert subscriber.closed is None
@@ -700,7 +701,7 @@ def test_draining_lets_a_lagging_connection_catch_up_before_it_is_closed(scene: 
     assert subscriber.received == b"".join(map(text_frame, frames))
 
 
-def test_draining_closes_a_connection_whose_last_write_still_waits_once_that_is_out(scene: Scene) -> None:
+def test_drain_closes_a_connection_after_its_transport_sent_the_last_write(scene: Scene) -> None:
     subscriber = scene.lagging()
     scene.hub.drain()
     assert subscriber.closed is None
@@ -709,7 +710,7 @@ def test_draining_closes_a_connection_whose_last_write_still_waits_once_that_is_
     assert subscriber.closed is CloseReason.STOPPING
 
 
-def test_draining_closes_connections_with_a_descriptor_after_what_they_had_missed(scene: Scene) -> None:
+def test_drain_closes_connections_with_a_descriptor_after_the_missed_updates(scene: Scene) -> None:
     ready, slow = scene.join_with_socket(), scene.join_with_socket(LITTLE_ROOM)
     frames = scene.publish(b"x" * 50_000)
     frames += scene.publish(b"last")
@@ -729,7 +730,7 @@ def test_connection_with_a_descriptor_is_written_to_past_its_transport(scene: Sc
     assert subscriber.writes == []
 
 
-def test_transport_is_given_only_the_rest_of_the_frame_that_the_socket_stopped_in(scene: Scene) -> None:
+def test_transport_gets_only_the_rest_of_the_frame_in_which_the_socket_stopped(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     frames = scene.publish(b"a" * 10, b"b" * 20_000, b"c" * 20_000)
     [rest] = subscriber.writes
@@ -742,7 +743,7 @@ def test_transport_is_given_only_the_rest_of_the_frame_that_the_socket_stopped_i
     assert scene.hub.lagging == 0
 
 
-def test_transport_is_given_the_first_frame_where_the_socket_takes_nothing(scene: Scene) -> None:
+def test_transport_gets_the_first_frame_if_the_socket_takes_nothing(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     filler = b"z" * 100_000
     subscriber._near.send(filler)
@@ -753,7 +754,7 @@ def test_transport_is_given_the_first_frame_where_the_socket_takes_nothing(scene
     assert subscriber.received.lstrip(b"z") == frames
 
 
-def test_connection_whose_transport_took_the_rest_goes_on_in_the_next_turn_and_not_at_once(
+def test_connection_continues_in_the_next_turn_after_its_transport_took_the_rest(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
@@ -768,19 +769,19 @@ def test_connection_whose_transport_took_the_rest_goes_on_in_the_next_turn_and_n
     assert scene.hub.lagging == 0
 
 
-def test_nothing_is_written_past_a_transport_that_holds_something(scene: Scene) -> None:
+def test_nothing_is_written_past_a_transport_that_holds_bytes(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     frames = scene.publish(b"a" * 20_000)
     read = subscriber.read()
     frames += scene.publish(b"b")
     scene.turns.settle()
-    assert subscriber.read() == b"", "there is room in the socket, and it is the transport's turn"
+    assert subscriber.read() == b"", "the socket has room, but the transport must write first"
     read_on(scene, subscriber)
     assert subscriber.received == frames
     assert read
 
 
-def test_nothing_is_written_past_a_transport_that_something_else_has_filled(scene: Scene) -> None:
+def test_nothing_is_written_past_a_transport_that_holds_other_bytes(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     frames = scene.publish(b"before")
     subscriber.write(FILLER)
@@ -792,7 +793,7 @@ def test_nothing_is_written_past_a_transport_that_something_else_has_filled(scen
     assert scene.hub.lagging == 0
 
 
-def test_connection_that_says_again_that_it_is_congested_loses_nothing(scene: Scene) -> None:
+def test_connection_that_reports_congestion_twice_loses_nothing(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     frames = scene.publish(b"a" * 20_000)
     frames += scene.publish(b"b")
@@ -802,7 +803,7 @@ def test_connection_that_says_again_that_it_is_congested_loses_nothing(scene: Sc
     assert subscriber.received == frames
 
 
-def test_connection_that_left_can_be_congested_without_coming_back(scene: Scene) -> None:
+def test_connection_that_left_stays_closed_when_it_is_congested(scene: Scene) -> None:
     for subscriber in (scene.join(), scene.join_with_socket()):
         scene.hub.leave(subscriber)
         scene.hub.congested(subscriber)
@@ -831,7 +832,7 @@ def test_connection_with_a_descriptor_that_lags_far_is_sent_one_piece_a_turn(sce
     assert subscriber.writes == []
 
 
-def test_connection_that_stops_while_it_catches_up_hands_over_the_rest_of_one_frame(scene: Scene) -> None:
+def test_connection_that_stops_while_it_catches_up_passes_the_rest_of_one_frame_to_its_transport(scene: Scene) -> None:
     subscriber = scene.join_with_socket(LITTLE_ROOM)
     frames = scene.publish(*[b"x" * 3000] * 30)
     read_on(scene, subscriber)
@@ -840,7 +841,7 @@ def test_connection_that_stops_while_it_catches_up_hands_over_the_rest_of_one_fr
     assert max(map(len, subscriber.writes)) <= len(text_frame(b"x" * 3000))
 
 
-def test_client_that_is_gone_is_left_to_its_transport_and_the_others_get_theirs(scene: Scene) -> None:
+def test_transport_ends_a_client_that_is_gone_and_others_get_their_updates(scene: Scene) -> None:
     subscribers = [scene.join_with_socket() for _ in range(5)]
     subscribers[2].vanish()
     frames = scene.publish(b"update")
@@ -850,7 +851,7 @@ def test_client_that_is_gone_is_left_to_its_transport_and_the_others_get_theirs(
     assert (len(scene.hub), scene.hub.lagging) == (4, 0)
 
 
-def test_connection_with_a_descriptor_whose_transport_raises_is_closed_and_the_others_get_theirs(scene: Scene) -> None:
+def test_connection_with_a_descriptor_is_closed_if_its_transport_raises(scene: Scene) -> None:
     subscribers = [scene.join_with_socket(LITTLE_ROOM) for _ in range(5)]
     broken = subscribers[2]
     broken.fault = RuntimeError("the transport is gone")
@@ -880,7 +881,7 @@ def test_connection_with_a_descriptor_that_falls_off_the_tail_is_closed_after_th
         assert (texts, close[:1], rest) == (first, b"\x88", b"")
 
 
-def test_descriptor_of_a_connection_that_left_may_be_the_next_ones(scene: Scene) -> None:
+def test_next_connection_may_get_the_descriptor_of_one_that_left(scene: Scene) -> None:
     left, other = scene.join_with_socket(), scene.join_with_socket()
     scene.hub.leave(left)
     left.end()
@@ -890,12 +891,12 @@ def test_descriptor_of_a_connection_that_left_may_be_the_next_ones(scene: Scene)
     assert subscriber.read() == other.read() == frames
 
 
-def test_updates_in_the_log_are_counted_without_its_other_entries_and_without_those_it_dropped() -> None:
+def test_logged_updates_are_counted_without_other_entries_and_without_dropped_ones() -> None:
     with closing(Scene(log_bytes=100_000, shared=True)) as scene:
         assert scene.hub.logged_updates == 0
         for number in range(1, 601, 2):
             scene.hub.record_id(UpdateId(number, 1))
-            scene.give(UpdateId(number + 1, 1))
+            scene.publish_with_ids(UpdateId(number + 1, 1))
             scene.hub.send_own_message(b"gap")
         kept = range(scene.log.tail, scene.log.head)
         assert kept.start > 0
@@ -926,7 +927,7 @@ def test_bytes_written_to_live_connections_are_counted_once_for_each(scene: Scen
     assert scene.hub.sent_bytes == 6 * len(frames)
 
 
-def test_bytes_for_a_filter_are_counted_as_they_are_sent(scene: Scene) -> None:
+def test_bytes_for_a_filter_are_counted_when_they_are_sent(scene: Scene) -> None:
     everything = scene.join_with_socket()
     some = scene.join_with_socket(wanted=OneType("b"))
     none = scene.join_with_socket(wanted=OneType("c"))
@@ -980,7 +981,7 @@ def test_bytes_that_a_transport_refuses_and_control_frames_are_not_counted(scene
     congested.drain()
     scene.turns.settle()
     ready.close(CloseReason.IDLE)
-    # The live transport took over the update before it reported its end.
+    # The transport of the live connection took the update before it reported its end.
     assert scene.hub.sent_bytes == 5 * len(frames)
 
 
@@ -992,18 +993,18 @@ LOG_BYTES = 40_000
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """Publishes, congestion and drains at random: what was sent is what was published, from the first to the last."""
+    """Updates, congestion and drains in any order. Each client receives the published updates in order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scene = Scene(log_bytes=LOG_BYTES)
         self.frames: list[bytes] = []
-        """Everything ever published."""
+        """All published frames."""
         self.subscribers: list[tuple[FakeSubscriber, int]] = []
-        """With the number of frames that had been flushed when it joined."""
+        """Each client, with the number of frames that were flushed when it joined."""
         self._many = live_set.MIN_BATCHED_SOCKETS
         self.counted = True
-        """False once it is not known any more how many bytes each client was sent."""
+        """False if the number of bytes sent to each client is not known any more."""
 
     @initialize(many=st.sampled_from([1, 3, 1000]))
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int) -> None:
@@ -1082,7 +1083,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.counted = False
 
     @invariant()
-    def what_was_sent_is_a_run_of_what_was_published(self) -> None:
+    def clients_receive_published_frames_in_order(self) -> None:
         for subscriber, first in self.subscribers:
             texts, others, rest = apart(subscriber.received)
             assert b"".join(self.frames[first:]).startswith(texts + (rest if rest[:1] == b"\x81" else b""))
@@ -1110,7 +1111,7 @@ class AnyOrder(RuleBasedStateMachine):
     def teardown(self) -> None:
         live_set.MIN_BATCHED_SOCKETS = self._many
         with closing(self.scene):
-            self.come_to_rest()
+            self.settle()
             assert self.scene.hub.lagging == 0
             received_bytes = 0
             for subscriber, first in self.subscribers:
@@ -1130,7 +1131,7 @@ class AnyOrder(RuleBasedStateMachine):
                         assert (others[-1][:1], rest) == (b"\x88", b"")
             assert not self.counted or self.scene.hub.sent_bytes == received_bytes
 
-    def come_to_rest(self) -> None:
+    def settle(self) -> None:
         self.scene.turns.settle()
         self.scene.hub.flush()
         self.scene.turns.settle()
@@ -1145,10 +1146,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.scene.turns.settle()
 
 
-test_every_connection_gets_everything_since_it_joined_or_is_too_slow = AnyOrder.TestCase
+test_every_connection_gets_all_updates_since_it_joined_or_is_too_slow = AnyOrder.TestCase
 
 
-def test_many_tiny_updates_of_one_flush_reach_everyone() -> None:
+def test_many_tiny_updates_of_one_flush_reach_all_clients() -> None:
     with closing(Scene(log_bytes=65536)) as scene:
         subscriber, with_socket = scene.join(), scene.join_with_socket()
         frames = scene.publish(*[b'{"type":"a","data":1,"timestamp":1700000000000}'] * 400)

@@ -13,7 +13,7 @@ from bridge.broadcast.hub_log import HubLog
 from tests.support.fakes import Scene
 
 
-def test_each_change_of_a_state_is_logged_with_the_cursor_where_one_is_used() -> None:
+def test_each_change_of_a_state_is_logged_with_the_cursor_if_one_is_used() -> None:
     scene = Scene(trace=HubLog())
     with capture_logs() as logged:
         client = scene.join(full=True)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FRAMES = bytes(range(256)) * 1000
-"""More than a socket with little room takes."""
+"""More bytes than a socket with little room takes."""
 
 
 class Peer:
-    """A connection's place, without a connection."""
+    """A slot without a connection."""
 
     def __init__(self, descriptor: int | None, live: LiveSet[Peer] | None = None) -> None:
         self.descriptor = descriptor
@@ -42,7 +42,7 @@ class Peer:
 
 
 class Client(Peer):
-    """A place with a real socket, and its other end."""
+    """A slot with a real socket, and the other end of this socket."""
 
     def __init__(self, *, little_room: bool = False) -> None:
         self.near, self.far = socket.socketpair()
@@ -61,7 +61,7 @@ class Client(Peer):
                 return bytes(read)
 
     def fill(self) -> None:
-        """Until it takes nothing any more."""
+        """Writes to the socket until it is full."""
         while True:
             try:
                 self.near.send(FRAMES)
@@ -93,7 +93,7 @@ class LiveSockets(LiveSet[Peer]):
 
 @pytest.fixture(params=["each", "many at once", "two at once"])
 def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveSockets]:
-    """Whichever way they are written to, the same must come of it."""
+    """Live sets for each way of writing, because all ways must have the same results."""
     monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 1000 if request.param == "each" else 1)
     if request.param == "two at once":
         monkeypatch.setattr(socket_writes, "BATCH_SOCKETS", 2)
@@ -104,7 +104,7 @@ def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 # Writing
 
 
-def test_every_socket_gets_everything_and_none_is_returned(sockets: LiveSockets) -> None:
+def test_every_socket_gets_all_bytes_and_none_is_returned(sockets: LiveSockets) -> None:
     clients = [sockets.client() for _ in range(10)]
     assert sockets.write(b"first") == []
     assert sockets.write(b"second") == []
@@ -116,7 +116,7 @@ def test_empty_set_is_written_to() -> None:
     assert BroadcastWriter().write([live], b"frames") == []
 
 
-def test_one_that_takes_a_part_is_returned_with_how_much_and_the_others_get_everything(sockets: LiveSockets) -> None:
+def test_socket_that_takes_a_part_is_returned_with_the_size_of_the_part(sockets: LiveSockets) -> None:
     before, slow, after = sockets.client(), sockets.client(little_room=True), sockets.client()
     frames = FRAMES[:50_000]
     [(returned, taken)] = sockets.write(frames)
@@ -126,7 +126,7 @@ def test_one_that_takes_a_part_is_returned_with_how_much_and_the_others_get_ever
     assert before.read() == after.read() == frames
 
 
-def test_one_that_is_full_is_returned_with_nothing_taken_and_the_others_get_everything(sockets: LiveSockets) -> None:
+def test_full_socket_is_returned_with_0_bytes(sockets: LiveSockets) -> None:
     before, full, after = sockets.client(), sockets.client(little_room=True), sockets.client()
     full.fill()
     assert sockets.write(b"frames") == [(full, 0)]
@@ -134,7 +134,7 @@ def test_one_that_is_full_is_returned_with_nothing_taken_and_the_others_get_ever
     assert before.read() == after.read() == b"frames"
 
 
-def test_one_whose_peer_has_closed_is_returned_with_nothing_taken_and_the_others_get_everything(
+def test_socket_closed_by_its_peer_is_returned_with_0_bytes(
     sockets: LiveSockets,
 ) -> None:
     before, gone, after = sockets.client(), sockets.client(), sockets.client()
@@ -145,7 +145,7 @@ def test_one_whose_peer_has_closed_is_returned_with_nothing_taken_and_the_others
     assert before.read() == after.read() == b"frames"
 
 
-def test_all_that_did_not_take_everything_are_returned_each_with_its_own_bytes(sockets: LiveSockets) -> None:
+def test_several_short_writes_are_returned_each_with_its_own_size(sockets: LiveSockets) -> None:
     clients = [sockets.client(little_room=number % 2 == 0) for number in range(6)]
     clients[1].far.close()
     clients[2].fill()
@@ -160,7 +160,7 @@ def test_all_that_did_not_take_everything_are_returned_each_with_its_own_bytes(s
     assert clients[3].read() == clients[5].read() == frames
 
 
-def test_returned_connections_are_in_the_set_until_they_are_discarded(sockets: LiveSockets) -> None:
+def test_returned_connection_stays_in_the_set_until_it_is_discarded(sockets: LiveSockets) -> None:
     clients = [sockets.client() for _ in range(5)]
     for client in clients[:4]:
         client.far.close()
@@ -171,14 +171,14 @@ def test_returned_connections_are_in_the_set_until_they_are_discarded(sockets: L
     assert sockets.write(b"frames") == []
 
 
-def test_what_is_written_next_may_be_longer_or_shorter(sockets: LiveSockets) -> None:
+def test_next_frames_may_be_longer_or_shorter(sockets: LiveSockets) -> None:
     clients = [sockets.client() for _ in range(3)]
     for frames in (b"a", b"three", b"", b"ab"):
         assert sockets.write(frames) == []
     assert [client.read() for client in clients] == [b"athreeab"] * 3
 
 
-def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
+def test_without_io_submit_each_socket_is_written_to(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(live_set, "MIN_BATCHED_SOCKETS", 2)
@@ -197,7 +197,7 @@ def test_where_the_system_does_not_take_many_at_once_each_is_written_to(
     assert "Function not implemented" in said
 
 
-def test_one_that_was_discarded_is_not_written_to(sockets: LiveSockets) -> None:
+def test_discarded_connection_is_not_written_to(sockets: LiveSockets) -> None:
     clients = [sockets.client() for _ in range(3)]
     sockets.discard(clients[0])
     sockets.write(b"frames")
@@ -217,7 +217,7 @@ def test_connection_with_tls_is_in_the_set_and_its_descriptor_is_not_written_to(
     assert encrypted not in sockets
 
 
-def test_all_with_tls_are_written_to_although_some_fail_and_some_leave() -> None:
+def test_all_connections_with_tls_are_written_to_although_some_fail_and_some_leave() -> None:
     live: LiveSet[Peer] = LiveSet()
     leaving, failing, *others = peers = [Peer(None, live) for _ in range(5)]
     leaving.leaves = True
@@ -229,7 +229,7 @@ def test_all_with_tls_are_written_to_although_some_fail_and_some_leave() -> None
     assert set(live) == {failing, *others}
 
 
-def test_one_socket_is_written_to_as_all_are(sockets: LiveSockets) -> None:
+def test_single_socket_is_written_to(sockets: LiveSockets) -> None:
     client, slow, full, gone = [sockets.client(little_room=True) for _ in range(4)]
     full.fill()
     gone.far.close()
@@ -264,8 +264,8 @@ def test_connections_may_be_discarded_during_an_iteration() -> None:
 
 
 @given(st.lists(st.integers(0, 11), max_size=60))
-def test_live_agrees_with_a_set_whatever_is_added_and_discarded(numbers: list[int]) -> None:
-    """Each number adds the peer that has it, or discards it where it is there; twice, as closing and losing do."""
+def test_live_set_agrees_with_a_set_after_any_adds_and_discards(numbers: list[int]) -> None:
+    """Each number adds a peer, or discards it twice if it is in the set: a connection is closed and then lost."""
     live: LiveSet[Peer] = LiveSet()
     peers = [Peer(None if number % 4 == 3 else 100 + number) for number in range(12)]
     model: set[Peer] = set()

@@ -21,13 +21,13 @@ from bridge.broadcast.update_log import ENTRY_BYTES, UpdateLog
 from bridge.contract import envelope
 from bridge.contract.update_id import UpdateId
 
-CHECK = 7
+TAG = 7
 FRAME = b"x"
 
 
 @dataclass(slots=True)
 class Odd:
-    """A filter for odd numbers that keeps what it was asked."""
+    """A filter for odd numbers. Records the numbers that it was applied to."""
 
     asked: list[int] = field(default_factory=list)
 
@@ -40,20 +40,20 @@ class Odd:
         return id(self)
 
 
-def number(position: int) -> UpdateId:
-    """The id of a position where ids come with their positions."""
-    return UpdateId(position + 1, CHECK)
+def id_at(position: int) -> UpdateId:
+    """Returns the id of a position."""
+    return UpdateId(position + 1, TAG)
 
 
 def holding(updates: int) -> UpdateLog:
-    """A log in which so many of the shortest frames have room."""
+    """Returns a log with room for this number of the shortest frames."""
     return UpdateLog(updates * (ENTRY_BYTES + len(FRAME)))
 
 
 def shared(log: UpdateLog, updates: int = 0) -> ReplayIndex:
     index = ReplayIndex(log)
     for position in range(updates):
-        index.append(FRAME, number(position))
+        index.append(FRAME, id_at(position))
     return index
 
 
@@ -63,11 +63,11 @@ def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
     positions = []
     for position in range(updates):
         if position % 10 == 3:
-            index.record_id(number(position))
+            index.record_id(id_at(position))
         elif position % 10 == 7:
-            index.append_own_message(b"notice")
+            index.append_own_message(b"own message")
         else:
-            index.append(text_frame(envelope.wrap("a", position, 0)), number(position))
+            index.append(text_frame(envelope.wrap("a", position, 0)), id_at(position))
             positions.append(position)
     return index, positions
 
@@ -75,7 +75,7 @@ def mixed(updates: int) -> tuple[ReplayIndex, list[int]]:
 # Counts
 
 
-def test_what_is_no_update_is_not_counted_in_whichever_segment_it_is() -> None:
+def test_positions_without_updates_are_not_counted_in_any_segment() -> None:
     index, positions = mixed(4 * SEGMENT_UPDATES)
     end = index.update_log.head
     for start in (0, 3, 4, 7, 8, SEGMENT_UPDATES - 1, SEGMENT_UPDATES, 2 * SEGMENT_UPDATES + 5, end - 1):
@@ -85,7 +85,7 @@ def test_what_is_no_update_is_not_counted_in_whichever_segment_it_is() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 5, SEGMENT_UPDATES, SEGMENT_UPDATES + 99, 2 * SEGMENT_UPDATES - 1])
-def test_filter_is_counted_a_segment_at_a_time_and_all_at_once_when_it_was_asked(first: int) -> None:
+def test_filter_is_counted_one_segment_at_a_time_and_all_at_once_if_cached(first: int) -> None:
     index, positions = mixed(4 * SEGMENT_UPDATES)
     end, wanted = index.update_log.head, Odd()
     expected = sum(position % 2 for position in positions if position >= first)
@@ -101,7 +101,7 @@ def test_filter_is_counted_a_segment_at_a_time_and_all_at_once_when_it_was_asked
     assert len(wanted.asked) == asked
 
 
-def test_filter_is_asked_for_one_segment_beside_those_that_are_known() -> None:
+def test_count_applies_the_filter_to_one_segment_after_the_cached_ones() -> None:
     index, _ = mixed(4 * SEGMENT_UPDATES)
     end, wanted = index.update_log.head, Odd()
     assert index.count(wanted, 0, end)[1] == SEGMENT_UPDATES
@@ -130,9 +130,9 @@ def test_updates_match_and_own_messages_on_request_but_never_ids_alone(
 
 def test_last_position_that_holds_no_update_is_left_out() -> None:
     index = shared(holding(100), 5)
-    index.record_id(number(5))
+    index.record_id(id_at(5))
     assert [*index.updates(5, 6)] == []
-    index.append_own_message(b"notice")
+    index.append_own_message(b"own message")
     assert [*index.updates(4, 7)] == [4]
     assert index.has_own_message(6, 7)
     assert not index.has_own_message(4, 6)
@@ -146,46 +146,46 @@ def test_id_before_the_tail_is_known_and_the_one_before_that_is_not() -> None:
     kept = 300
     index = shared(holding(kept))
     for position in range(3 * SEGMENT_UPDATES):
-        index.append(FRAME, number(position))
+        index.append(FRAME, id_at(position))
         tail = index.update_log.tail
         assert tail == max(0, position + 1 - kept)
-        assert index.after(number(tail)) == tail + 1
+        assert index.after(id_at(tail)) == tail + 1
         if tail:
-            assert index.before(tail) == number(tail - 1)
-            assert index.after(number(tail - 1)) == tail
+            assert index.before(tail) == id_at(tail - 1)
+            assert index.after(id_at(tail - 1)) == tail
         if tail > 1:
-            assert index.after(number(tail - 2)) is None
+            assert index.after(id_at(tail - 2)) is None
 
 
 @pytest.mark.parametrize("before", [0, 1, SEGMENT_UPDATES, 2 * SEGMENT_UPDATES, 2 * SEGMENT_UPDATES + 1])
 def test_update_that_evicts_everything_leaves_the_id_before_it(before: int) -> None:
     index = shared(holding(3 * SEGMENT_UPDATES), before)
-    index.append(bytes(index.update_log.max_bytes), number(before))
+    index.append(bytes(index.update_log.max_bytes), id_at(before))
     assert len(index.update_log) == 1
-    assert index.after(number(before)) == before + 1
-    assert index.before(before) == (number(before - 1) if before else UpdateId(0, 0))
-    index.append(FRAME, number(before + 1))
-    assert index.before(index.update_log.head) == number(before + 1)
+    assert index.after(id_at(before)) == before + 1
+    assert index.before(before) == (id_at(before - 1) if before else UpdateId(0, 0))
+    index.append(FRAME, id_at(before + 1))
+    assert index.before(index.update_log.head) == id_at(before + 1)
 
 
 def test_stream_without_an_update_yet_begins_before_the_first_id() -> None:
     assert shared(holding(1)).before(0) == UpdateId(0, 0)
 
 
-def test_other_id_with_the_number_of_the_newest_is_not_ahead() -> None:
+def test_other_id_with_the_newest_sequence_is_not_ahead() -> None:
     index = shared(holding(10), 3)
-    assert not index.is_ahead(UpdateId(3, CHECK + 1))
-    assert index.is_ahead(UpdateId(4, CHECK + 1))
+    assert not index.is_ahead(UpdateId(3, TAG + 1))
+    assert index.is_ahead(UpdateId(4, TAG + 1))
 
 
 # Bounds
 
 
 @pytest.mark.parametrize("size", [1, 1000, SEGMENT_BYTES])
-def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
+def test_segments_are_few_and_are_dropped_with_their_positions(size: int) -> None:
     index = ReplayIndex(UpdateLog(20 * SEGMENT_BYTES))
     for position in range(5 * SEGMENT_UPDATES):
-        index.append(bytes(size), number(position))
+        index.append(bytes(size), id_at(position))
         if position % 7 == 0:
             index.append_own_message(b"")
         segments, log = index._segments, index.update_log
@@ -195,8 +195,8 @@ def test_segments_are_few_and_go_with_what_they_tell_of(size: int) -> None:
 
 
 @pytest.mark.parametrize("own_messages", [False, True])
-def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, own_messages: bool) -> None:
-    index, frame = ReplayIndex(UpdateLog(2**24), CHECK), text_frame(bytes(1000))
+def test_segment_of_large_frames_ends_at_its_byte_limit(*, own_messages: bool) -> None:
+    index, frame = ReplayIndex(UpdateLog(2**24), TAG), text_frame(bytes(1000))
     for _ in range(200):
         if own_messages:
             index.append_own_message(bytes(1000))
@@ -210,8 +210,8 @@ def test_segment_of_large_frames_ends_where_its_bytes_are_enough(*, own_messages
 # Cost
 
 
-def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:
-    index, wanted = ReplayIndex(UpdateLog(2**20), CHECK), Odd()
+def test_work_of_a_filter_counts_reads_calls_and_cache_lookups() -> None:
+    index, wanted = ReplayIndex(UpdateLog(2**20), TAG), Odd()
     frames = [text_frame(envelope.wrap("a", position, 0)) for position in range(10)]
     for frame in frames:
         index.append(frame)
@@ -220,20 +220,20 @@ def test_work_of_a_filter_is_what_it_reads_asks_and_looks_at() -> None:
     asked = sum(map(len, frames)) + 10 * MATCH_COST_BYTES
     assert index.work_bytes == asked + CACHED_COST_BYTES
     index.count(wanted, 0, 10)
-    assert index.work_bytes == asked + 2 * CACHED_COST_BYTES, "what is known is looked at only"
+    assert index.work_bytes == asked + 2 * CACHED_COST_BYTES, "a cached match counts as one lookup"
     index.count(Odd(), 0, 10)
-    assert index.work_bytes == asked + 3 * CACHED_COST_BYTES + 10 * MATCH_COST_BYTES, "and is read once"
+    assert index.work_bytes == asked + 3 * CACHED_COST_BYTES + 10 * MATCH_COST_BYTES, "each update is read once"
 
 
-def test_input_of_a_filter_that_came_with_its_update_costs_nothing() -> None:
-    index, filter_input = ReplayIndex(UpdateLog(2**20), CHECK), ("a", object())
+def test_filter_input_passed_with_its_update_counts_as_no_work() -> None:
+    index, filter_input = ReplayIndex(UpdateLog(2**20), TAG), ("a", object())
     index.append(b"no JSON", filter_input=filter_input)
     assert index.filter_input(0) is filter_input
     assert index.work_bytes == 0
 
 
-def test_frame_with_an_id_costs_what_it_holds_the_first_time() -> None:
-    index = ReplayIndex(UpdateLog(2**20), CHECK)
+def test_frame_with_an_id_counts_as_work_the_first_time() -> None:
+    index = ReplayIndex(UpdateLog(2**20), TAG)
     index.append(text_frame(envelope.wrap("a", 1, 0)))
     framing = FrameEncoder(index)
     framing.frame(0, ids=False)
@@ -242,7 +242,7 @@ def test_frame_with_an_id_costs_what_it_holds_the_first_time() -> None:
         assert len(framing.frame(0, ids=True)) == index.work_bytes > 0
 
 
-def test_recent_ones_are_bounded_and_the_newest_stays() -> None:
+def test_cache_is_bounded_and_keeps_the_newest_value() -> None:
     recent: BoundedCache[str] = BoundedCache(100)
     for position in range(5):
         recent.put(position, str(position), 30)

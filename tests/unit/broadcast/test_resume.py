@@ -1,4 +1,7 @@
-"""Resumes: where a client begins, its `resume` message, and the updates after it; at last, in any order of events."""
+"""Resumes: where a client begins, its `resume` message, and the updates after it.
+
+The last tests use any order of events.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from bridge.contract.filters import After
 from bridge.contract.update_id import UpdateId
 from tests.support.clients import CLOSE, server_frames
 from tests.support.examples import examples
-from tests.support.fakes import CHECK, NOW_MS, FakeSubscriber, Scene, SocketSubscriber, update
+from tests.support.fakes import NOW_MS, TAG, FakeSubscriber, Scene, SocketSubscriber, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +55,7 @@ class Raising:
 
 @dataclass(slots=True)
 class Counting:
-    """A filter that counts how often it is asked. Equal to itself alone."""
+    """A filter that counts its calls. It is equal only to itself."""
 
     asked: int = 0
 
@@ -82,9 +85,9 @@ def resumed(complete: bool, replayed: int, after: str) -> dict[str, Any]:
     }
 
 
-def with_id(number: int, kind: str = "a", check: int = CHECK, own_messages: int = 0) -> dict[str, Any]:
-    """Returns an update after a number of own messages, each of which has a position too."""
-    return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, check))}
+def with_id(number: int, kind: str = "a", tag: int = TAG, own_messages: int = 0) -> dict[str, Any]:
+    """Returns an update that follows `own_messages` own messages, which also take positions."""
+    return {**orjson.loads(update(number, kind)), "id": str(UpdateId(number + own_messages, tag))}
 
 
 # From now on
@@ -99,7 +102,7 @@ def test_client_that_asks_for_ids_gets_a_resume_message_and_updates_with_ids(sce
     assert client.writes[-1][2:].endswith(b',"timestamp":1700000000000,"id":"2-0000abcd"}')
 
 
-def test_client_that_comes_before_anything_else_can_resume_from_there(scene: Scene) -> None:
+def test_client_that_joins_before_the_first_update_can_resume_from_there(scene: Scene) -> None:
     first = scene.join("")
     assert messages(first.received) == [resumed(True, 0, "0-0000abcd")]
     scene.publish("a", "a")
@@ -120,7 +123,7 @@ def test_plain_clients_see_no_difference(scene: Scene) -> None:
 # After an id
 
 
-def test_client_gets_what_it_missed_and_then_what_is_new(scene: Scene) -> None:
+def test_client_gets_the_missed_updates_and_then_the_new_ones(scene: Scene) -> None:
     scene.publish("a", "b", "a")
     client = scene.join("1-0000abcd")
     scene.publish("b")
@@ -146,7 +149,7 @@ def test_client_with_an_unknown_id_gets_an_incomplete_resume_and_a_full_replay(s
     assert messages(client.received) == [resumed(False, 2, "0-0000abcd"), with_id(1), with_id(2)]
 
 
-def test_client_whose_id_is_too_old_gets_an_incomplete_resume_and_a_full_replay() -> None:
+def test_client_with_an_evicted_id_gets_an_incomplete_resume_and_a_full_replay() -> None:
     scene = Scene(log_bytes=1000)
     scene.publish(*"a" * 10)
     assert scene.index.update_log.tail > 2
@@ -154,14 +157,14 @@ def test_client_whose_id_is_too_old_gets_an_incomplete_resume_and_a_full_replay(
     kept = [with_id(number) for number in range(tail + 1, 11)]
     client = scene.join("1-0000abcd")
     scene.turns.settle()
-    assert messages(client.received) == [resumed(False, len(kept), str(UpdateId(tail, CHECK))), *kept]
-    # The newest of those that are gone: whoever has had it misses nothing.
-    client = scene.join(str(UpdateId(tail, CHECK)))
+    assert messages(client.received) == [resumed(False, len(kept), str(UpdateId(tail, TAG))), *kept]
+    # The id of the newest evicted update: a client that has this update misses nothing.
+    client = scene.join(str(UpdateId(tail, TAG)))
     scene.turns.settle()
-    assert messages(client.received) == [resumed(True, len(kept), str(UpdateId(tail, CHECK))), *kept]
+    assert messages(client.received) == [resumed(True, len(kept), str(UpdateId(tail, TAG))), *kept]
 
 
-def test_id_of_a_segment_that_is_gone_is_unknown() -> None:
+def test_id_of_a_dropped_segment_is_unknown() -> None:
     scene = Scene(log_bytes=40_000)
     scene.publish(*"a" * (3 * SEGMENT_UPDATES))
     assert scene.index.update_log.tail > 2 * SEGMENT_UPDATES
@@ -177,13 +180,13 @@ def test_updates_dropped_before_the_resume_message_make_it_incomplete() -> None:
         scene.publish(*"a" * 100)
         scene.turns.settle()
         first, *rest = messages(client.received)
-        assert first == resumed(False, len(rest), str(UpdateId(scene.index.update_log.tail, CHECK)))
+        assert first == resumed(False, len(rest), str(UpdateId(scene.index.update_log.tail, TAG)))
         assert [each["data"]["n"] for each in rest] == list(range(scene.index.update_log.tail + 1, 103))
         assert client.closed is None
 
 
-def test_client_that_gets_all_that_is_kept_begins_where_it_stays_for_a_while() -> None:
-    """Else the next update would drop what it is to get first."""
+def test_full_replay_starts_after_a_margin_of_the_oldest_updates() -> None:
+    """Without the margin, the next update would evict the first update of the replay."""
     log_bytes = 400_000
     scene = Scene(log_bytes)
     scene.publish(*"a" * 3000, size=50)
@@ -203,7 +206,7 @@ def test_client_that_gets_all_that_is_kept_begins_where_it_stays_for_a_while() -
     assert client.closed is None
 
 
-def test_all_that_is_kept_is_given_where_there_is_room_left_in_the_log() -> None:
+def test_full_replay_starts_at_the_tail_if_the_log_has_room_left() -> None:
     scene = Scene(2**20)
     scene.publish(*"a" * 2000)
     assert scene.index.oldest == scene.index.update_log.tail == 0
@@ -219,7 +222,7 @@ def test_client_that_falls_off_the_log_after_its_resume_message_is_too_slow() ->
     assert client.closed is CloseReason.TOO_SLOW
 
 
-def test_client_that_was_congested_when_it_joined_gets_its_resume_message_once_it_drains(scene: Scene) -> None:
+def test_client_that_was_congested_when_it_joined_gets_its_resume_message_after_the_drain(scene: Scene) -> None:
     scene.publish("a", "a")
     client = FakeSubscriber(scene.hub)
     client.congested = True
@@ -252,7 +255,7 @@ def test_client_that_fails_at_its_resume_message_is_closed(scene: Scene) -> None
 # Filters
 
 
-def test_client_gets_what_its_filter_matches(scene: Scene) -> None:
+def test_client_gets_the_updates_that_its_filter_matches(scene: Scene) -> None:
     client, with_socket = scene.join(None, Only("b")), scene.join_with_socket(wanted=Only("b"))
     scene.publish("a", "b", "a", "b")
     scene.publish("a")
@@ -272,7 +275,7 @@ def test_filter_and_ids_go_together(scene: Scene) -> None:
     assert messages(client.received) == [resumed(True, 2, "1-0000abcd"), *expected]
 
 
-def test_update_is_asked_about_once_for_all_clients_of_a_filter(scene: Scene) -> None:
+def test_filter_is_applied_once_to_an_update_for_all_its_clients(scene: Scene) -> None:
     wanted = Counting()
     clients = [scene.join(after, wanted) for after in (None, "") for _ in range(10)]
     scene.publish("a", "b")
@@ -280,7 +283,7 @@ def test_update_is_asked_about_once_for_all_clients_of_a_filter(scene: Scene) ->
     assert all(len(messages(client.received)) >= 2 for client in clients)
 
 
-def test_what_is_kept_is_asked_about_once_for_all_that_resume_with_a_filter(scene: Scene) -> None:
+def test_filter_is_applied_once_to_the_log_for_all_clients_that_resume_with_it(scene: Scene) -> None:
     scene.publish(*"a" * 600)
     wanted = Counting()
     clients = [scene.join("1-0000abcd", wanted) for _ in range(20)]
@@ -289,7 +292,7 @@ def test_what_is_kept_is_asked_about_once_for_all_that_resume_with_a_filter(scen
     assert wanted.asked == 600
 
 
-def test_answers_of_few_filters_are_kept_and_all_are_right(scene: Scene) -> None:
+def test_matches_of_few_filters_are_cached_and_all_are_right(scene: Scene) -> None:
     scene.publish(*"ab" * 20)
     wanted = [Counting() for _ in range(40)]
     clients = [scene.join("1-0000abcd", each) for each in wanted]
@@ -298,7 +301,7 @@ def test_answers_of_few_filters_are_kept_and_all_are_right(scene: Scene) -> None
     assert len(scene.index._segments[0].match_cache) <= 32
 
 
-def test_filter_that_has_much_to_look_at_does_so_in_many_turns(scene: Scene) -> None:
+def test_filter_with_many_updates_to_search_takes_many_turns(scene: Scene) -> None:
     scene.publish(*"a" * 2000)
     wanted = Counting()
     scene.join("1-0000abcd", wanted)
@@ -308,7 +311,7 @@ def test_filter_that_has_much_to_look_at_does_so_in_many_turns(scene: Scene) -> 
     assert 0 < most <= SEGMENT_UPDATES
 
 
-def test_large_updates_are_looked_at_few_at_a_time(scene: Scene) -> None:
+def test_large_updates_are_searched_few_at_a_time(scene: Scene) -> None:
     scene.publish(*"a" * 20, size=30_000)
     wanted = Counting()
     scene.join("1-0000abcd", wanted)
@@ -318,14 +321,14 @@ def test_large_updates_are_looked_at_few_at_a_time(scene: Scene) -> None:
     assert 0 < most <= 3
 
 
-def test_so_much_is_looked_at_in_a_turn_for_all_filters_together(scene: Scene) -> None:
+def test_search_of_all_filters_together_in_a_turn_is_bounded(scene: Scene) -> None:
     scene.publish(*"a" * 100, size=10_000)
     for number in range(50):
         scene.join("1-0000abcd", Only(f"x{number}"))
     most = before = 0
     while scene.turns.turn():
         most, before = max(most, scene.index.work_bytes - before), scene.index.work_bytes
-    # A segment is looked at in one go: 7 of these are one.
+    # A whole segment is searched at once: 7 of these updates are one segment.
     assert most < sum(TURN_BUDGETS_BYTES[RETURNING:]) + 8 * 10_200
 
 
@@ -341,8 +344,8 @@ def test_lagging_clients_are_served_before_resuming_ones_and_filters_last(scene:
     assert all(client.writes for client in returning)
 
 
-def test_filters_that_take_long_are_asked_in_later_turns(scene: Scene) -> None:
-    """A burst of updates, and thousands of filters: all get theirs, and nobody waits for all of them."""
+def test_many_filters_are_applied_in_later_turns(scene: Scene) -> None:
+    """After a burst of updates with thousands of filters, all clients get their updates, some in later turns."""
     updates = 200
     wanted = [Counting() for _ in range(2 * MAX_MATCHES_PER_FLUSH // updates)]
     clients = [scene.join(None, each) for each in wanted]
@@ -356,7 +359,7 @@ def test_filters_that_take_long_are_asked_in_later_turns(scene: Scene) -> None:
     assert scene.hub.lagging == 0
 
 
-def test_answers_go_with_the_last_client_of_a_filter(scene: Scene) -> None:
+def test_cached_matches_are_dropped_with_the_last_client_of_a_filter(scene: Scene) -> None:
     scene.publish(*"a" * 600)
     clients = [scene.join(after, Only("a")) for after in (None, "1-0000abcd", "unknown")]
     scene.turns.settle()
@@ -367,7 +370,7 @@ def test_answers_go_with_the_last_client_of_a_filter(scene: Scene) -> None:
     assert not any(segment.match_cache for segment in scene.index._segments)
 
 
-def test_filter_is_not_asked_again_when_a_client_stops_within_a_flush(scene: Scene) -> None:
+def test_filter_is_not_applied_again_when_a_socket_stops_within_a_flush(scene: Scene) -> None:
     wanted = Counting()
     scene.publish(*"a" * 200)
     scene.join_with_socket(1, wanted=wanted)
@@ -375,7 +378,7 @@ def test_filter_is_not_asked_again_when_a_client_stops_within_a_flush(scene: Sce
     assert wanted.asked == 1
 
 
-def test_client_for_which_there_was_nothing_has_less_to_ask_for_when_it_comes_back(scene: Scene) -> None:
+def test_client_without_matches_gets_a_newer_id_and_a_shorter_search_later(scene: Scene) -> None:
     scene.publish(*"a" * 9)
     client = scene.join("1-0000abcd", Only("b"))
     scene.turns.settle()
@@ -390,7 +393,7 @@ def test_client_gets_its_resume_message_even_if_the_whole_log_is_replaced_meanwh
     with closing(Scene(2**20)) as scene:
         scene.publish(*"a" * 4000)
         clients = [scene.join("5-00000000", Only(f"x{number}")) for number in range(100)]
-        # The log holds some 4300: it is turned over three times.
+        # The log holds about 4300 updates, so all its content is replaced three times.
         for _ in range(80):
             scene.publish(*"a" * 200)
             scene.turns.turn()
@@ -407,7 +410,7 @@ def test_subscription_ends_with_its_last_connection(scene: Scene) -> None:
     assert len(scene.hub) == 0
 
 
-def test_update_of_which_only_the_payload_is_at_hand_is_filtered_too(scene: Scene) -> None:
+def test_update_without_a_filter_input_is_filtered_by_its_payload(scene: Scene) -> None:
     client = scene.join(None, Only("b"))
     scene.hub.publish(update(1, "a"))
     scene.hub.publish(update(2, "b"))
@@ -425,12 +428,12 @@ def test_bytes_for_resuming_clients_in_one_turn_are_bounded(scene: Scene) -> Non
     while scene.turns.turn():
         written = sum(len(client.received) for client in clients)
         most_bytes, before = max(most_bytes, written - before), written
-    # With TLS, which these clients have, each byte counts twice.
+    # These clients use TLS, so each byte counts twice.
     assert TURN_BUDGETS_BYTES[RETURNING] / 4 < most_bytes <= TURN_BUDGETS_BYTES[RETURNING] / 2 + CATCH_UP_BYTES
     assert all(len(messages(client.received)) == 100 for client in clients)
 
 
-def test_client_that_resumes_is_given_a_piece_in_a_turn(scene: Scene) -> None:
+def test_resuming_client_gets_one_piece_in_a_turn(scene: Scene) -> None:
     scene.publish(*"a" * 200, size=1000)
     client = scene.join("1-0000abcd")
     scene.turns.settle()
@@ -453,7 +456,7 @@ def test_client_with_little_room_gets_each_frame_whole_and_once() -> None:
 
 
 @pytest.mark.parametrize("room_bytes", [10_000, 20_000, 30_000])
-def test_client_that_stops_in_a_later_segment_of_what_it_is_given_goes_on_there(room_bytes: int) -> None:
+def test_client_that_stops_in_a_later_segment_continues_there(room_bytes: int) -> None:
     with closing(Scene()) as scene:
         client = scene.join_with_socket(room_bytes, after="")
         scene.publish(*"a" * 900)
@@ -466,7 +469,7 @@ def test_client_that_stops_in_a_later_segment_of_what_it_is_given_goes_on_there(
 # Own messages
 
 
-def test_gap_comes_in_its_place_to_those_with_ids_whatever_they_filter(scene: Scene) -> None:
+def test_gap_is_sent_in_order_to_all_clients_with_ids_and_no_filter_hides_it(scene: Scene) -> None:
     gap = envelope.gap("then", "now", "so it is", NOW_MS)
     filtered, everything = scene.join("", Only("b")), scene.join("")
     with_socket = scene.join_with_socket(after="", wanted=Only("x"))
@@ -505,7 +508,7 @@ def test_gap_after_the_last_update_is_sent_again_to_a_client_that_resumes_there(
     assert messages(second.received) == [resumed(True, 0, "2-0000abcd"), orjson.loads(gap)]
 
 
-def test_resumes_are_counted_by_what_came_of_them(scene: Scene) -> None:
+def test_resumes_are_counted_by_completeness(scene: Scene) -> None:
     scene.publish("a")
     for after in ("", "1-0000abcd", "unknown"):
         scene.join(after)
@@ -515,7 +518,7 @@ def test_resumes_are_counted_by_what_came_of_them(scene: Scene) -> None:
     assert value("bridge_resumes_total", {"complete": "false"}) == 1
 
 
-def test_gap_finds_its_place_also_for_a_slow_client() -> None:
+def test_gap_is_sent_in_order_to_a_slow_client_too() -> None:
     gap = envelope.gap("then", "now", "so it is", NOW_MS)
     with closing(Scene()) as scene:
         slow = scene.join_with_socket(1, after="")
@@ -539,48 +542,48 @@ def test_replayed_updates_are_sent_only_to_clients_that_resume_before_them() -> 
     scene = Scene(shared=True, replaying=True)
     plain, new = scene.join(), scene.join("")
     old, unknown = scene.join(str(ids(3)[0])), scene.join("5-00000005")
-    scene.give(*ids(3, 5, 6))
+    scene.publish_with_ids(*ids(3, 5, 6))
     assert plain.writes == new.writes == old.writes == []
     scene.hub.end_replay()
     scene.turns.settle()
-    scene.give(*ids(9))
+    scene.publish_with_ids(*ids(9))
     assert [message["data"]["n"] for message in messages(plain.received)] == [9]
-    last = [with_id(number, check=1000 + number) for number in (5, 6, 9)]
+    last = [with_id(number, tag=1000 + number) for number in (5, 6, 9)]
     assert messages(new.received) == [resumed(True, 0, str(ids(6)[0])), last[-1]]
     assert messages(old.received) == [resumed(True, 2, str(ids(3)[0])), *last]
     assert messages(unknown.received)[0]["data"]["complete"] is False
     assert len(messages(unknown.received)) == 5
 
 
-def test_plain_client_that_is_congested_meanwhile_gets_nothing_of_before() -> None:
+def test_plain_client_that_is_congested_during_the_replay_gets_no_replayed_update() -> None:
     scene = Scene(shared=True, replaying=True)
     client = FakeSubscriber(scene.hub)
     client.congested = True
     scene.hub.join(client)
-    scene.give(*ids(1, 2))
+    scene.publish_with_ids(*ids(1, 2))
     scene.hub.end_replay()
     client.drain()
     scene.turns.settle()
-    scene.give(*ids(3))
+    scene.publish_with_ids(*ids(3))
     assert [message["data"]["n"] for message in messages(client.received)] == [3]
 
 
-def test_client_that_is_ahead_waits_until_its_update_has_come() -> None:
+def test_client_that_is_ahead_waits_until_its_update_arrives() -> None:
     scene = Scene(shared=True)
-    scene.give(*ids(1))
+    scene.publish_with_ids(*ids(1))
     client = scene.join(str(ids(3)[0]))
-    scene.give(*ids(2))
+    scene.publish_with_ids(*ids(2))
     scene.turns.settle()
     assert client.writes == []
     assert len(scene.hub) == 1
-    scene.give(*ids(3, 4))
+    scene.publish_with_ids(*ids(3, 4))
     scene.turns.settle()
-    assert messages(client.received) == [resumed(True, 1, str(ids(3)[0])), with_id(4, check=1004)]
+    assert messages(client.received) == [resumed(True, 1, str(ids(3)[0])), with_id(4, tag=1004)]
 
 
 def test_client_that_is_ahead_of_everything_gets_an_incomplete_resume_at_the_second_tick() -> None:
     scene = Scene(shared=True)
-    scene.give(*ids(1))
+    scene.publish_with_ids(*ids(1))
     client = scene.join("99-00000001")
     assert scene.hub.pending == 1
     scene.hub.tick()
@@ -632,7 +635,7 @@ def test_client_that_resumes_when_the_bridge_stops_gets_everything_before_it_is_
     late = scene.join("1-0000abcd", Only("a"))
     scene.hub.drain()
     assert live_one.closed is CloseReason.STOPPING
-    assert late.closed is CloseReason.STOPPING, "it was told nothing yet, and misses nothing"
+    assert late.closed is CloseReason.STOPPING, "it has received nothing yet, so it misses nothing"
     scene.turns.settle()
     assert len(messages(client.received)) == 50
     assert client.closed is CloseReason.STOPPING
@@ -644,10 +647,10 @@ def test_id_without_an_update_is_not_sent_and_clients_can_resume_after_it() -> N
     scene.hub.record_id(UpdateId(7, 77))
     new = scene.join("")
     assert messages(new.received) == [resumed(True, 0, "7-0000004d")]
-    scene.give(*ids(8))
+    scene.publish_with_ids(*ids(8))
     back = scene.join("7-0000004d")
     scene.turns.settle()
-    assert messages(back.received) == [resumed(True, 1, "7-0000004d"), with_id(8, check=1008)]
+    assert messages(back.received) == [resumed(True, 1, "7-0000004d"), with_id(8, tag=1008)]
     assert len(messages(plain.received)) == 1
     assert len(messages(with_ids.received)) == 2
     assert scene.metrics.written == 3
@@ -659,26 +662,26 @@ def test_gap_that_begins_a_segment_is_sent_to_a_client_that_resumes_before_it(be
         for number in range(before):
             scene.hub.publish(update(number, size=size), ("a", {}), ids(number)[0])
         scene.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
-        scene.give(*ids(before))
+        scene.publish_with_ids(*ids(before))
         client = scene.join(str(ids(before - 1)[0]))
         scene.turns.settle()
         assert [message["type"] for message in messages(client.received)] == ["resume", "gap", "a"]
 
 
-def test_stream_that_is_made_again_may_begin_with_the_number_that_was_last() -> None:
+def test_recreated_stream_may_begin_with_the_last_sequence() -> None:
     scene = Scene(shared=True)
-    scene.give(UpdateId(0, 1))
-    scene.give(UpdateId(0, 2), UpdateId(1, 3))
+    scene.publish_with_ids(UpdateId(0, 1))
+    scene.publish_with_ids(UpdateId(0, 2), UpdateId(1, 3))
     for after, behind in (("0-00000001", 2), ("0-00000002", 1)):
         client = scene.join(after)
         scene.turns.settle()
         assert messages(client.received)[0] == resumed(True, behind, after)
 
 
-def test_known_id_of_the_stream_before_is_answered_at_once() -> None:
+def test_known_id_of_the_previous_stream_is_answered_at_once() -> None:
     scene = Scene(shared=True)
-    scene.give(*ids(1000, 1001))
-    scene.give(UpdateId(0, 2))
+    scene.publish_with_ids(*ids(1000, 1001))
+    scene.publish_with_ids(UpdateId(0, 2))
     client = scene.join(str(ids(1000)[0]))
     scene.turns.settle()
     assert [message["type"] for message in messages(client.received)] == ["resume", "a", "a"]
@@ -697,16 +700,16 @@ def test_many_pending_clients_begin_a_few_in_a_turn() -> None:
 def test_each_waits_for_its_own_update() -> None:
     scene = Scene(shared=True)
     clients = [scene.join(str(each)) for each in ids(9, 3, 6)]
-    scene.give(*ids(1, 3, 4))
+    scene.publish_with_ids(*ids(1, 3, 4))
     scene.turns.settle()
     assert [bool(client.writes) for client in clients] == [False, True, False]
-    scene.give(*ids(6, 9))
+    scene.publish_with_ids(*ids(6, 9))
     scene.turns.settle()
     assert [len(messages(client.received)) for client in clients] == [1, 4, 2]
     assert scene.hub.pending == 0
 
 
-def test_many_clients_that_wait_in_vain_begin_a_few_in_a_turn() -> None:
+def test_many_clients_with_unknown_ids_begin_a_few_in_a_turn() -> None:
     scene = Scene(shared=True)
     clients = [scene.join(f"{10**9 + number}-00000001") for number in range(3 * MAX_RELEASES_PER_TURN)]
     scene.hub.tick()
@@ -738,7 +741,7 @@ def test_own_messages_count_for_the_bound_of_the_log() -> None:
     assert scene.index.update_log._extra_bytes == {}
 
 
-def test_one_that_drains_again_and_again_has_one_piece_in_a_turn(scene: Scene) -> None:
+def test_client_that_drains_repeatedly_gets_one_piece_in_a_turn(scene: Scene) -> None:
     slow = scene.join(full=True)
     scene.publish(*"a" * 300, size=2000)
     for _ in range(5):
@@ -781,10 +784,10 @@ def test_connection_that_raises_unexpectedly_does_not_delay_those_after_it(scene
     assert len(scene.hub) == 1
 
 
-def test_ids_of_a_stream_that_was_made_again_are_distinguished() -> None:
+def test_ids_of_a_recreated_stream_are_distinguished() -> None:
     scene = Scene(shared=True)
-    scene.give(*ids(1, 2, 3))
-    scene.give(UpdateId(0, 500), UpdateId(1, 501), UpdateId(2, 502))
+    scene.publish_with_ids(*ids(1, 2, 3))
+    scene.publish_with_ids(UpdateId(0, 500), UpdateId(1, 501), UpdateId(2, 502))
     new, old = scene.join("1-000001f5"), scene.join(str(ids(2)[0]))
     scene.turns.settle()
     assert [each["id"] for each in messages(new.received)[1:]] == ["2-000001f6"]
@@ -804,17 +807,17 @@ PAYLOAD = envelope.wrap("a", 1, NOW_MS)
 
 @dataclass(frozen=True, slots=True)
 class Everything:
-    """A filter that matches, once it was asked."""
+    """A filter that matches every update."""
 
     def matches(self, update_type: str, data: object) -> bool:
         return True
 
 
 class ResumeScene:
-    """A hub with a loop that is turned by hand, and beside it a `Resume` on the same log that a test calls itself."""
+    """A hub whose loop the test turns, and a `Resume` on the same log that the test calls directly."""
 
-    def __init__(self, room: int = 10_000, *, tag: int | None = CHECK, replaying: bool = False) -> None:
-        """`room` is how many updates the log holds."""
+    def __init__(self, room: int = 10_000, *, tag: int | None = TAG, replaying: bool = False) -> None:
+        """`room` is the number of updates that the log holds."""
         self.scene = Scene(room * (ENTRY_BYTES + len(PAYLOAD) + 2), shared=tag is None, replaying=replaying)
         self.turns, self.index, self.hub = self.scene.turns, self.scene.index, self.scene.hub
         self.resumed: list[tuple[bool, int]] = []
@@ -823,7 +826,7 @@ class ResumeScene:
             lambda: NOW_MS,
             self.turns.call_soon,
             lambda client, event: None,
-            # The hub would flush. No cursor may be set beyond what is flushed even so.
+            # The hub would flush here. Without this flush too, no cursor may be after the flushed position.
             lambda: None,
             lambda *resumed: self.resumed.append(resumed),
         )
@@ -838,12 +841,12 @@ class ResumeScene:
 
     def publish(self, count: int) -> None:
         for _ in range(count):
-            update_id = None if self.index._tag is not None else UpdateId(self.index.update_log.head + 1, CHECK)
+            update_id = None if self.index._tag is not None else UpdateId(self.index.update_log.head + 1, TAG)
             self.hub.publish(PAYLOAD, update_id=update_id)
         self.hub.flush()
 
     def message(self, client: FakeSubscriber) -> dict[str, object] | None:
-        """The data of a client's `resume`; None if more must be counted in another turn."""
+        """The data of a client's `resume`; None if the count continues in another turn."""
         frame = self.resume.next_message(client)
         if frame is None:
             return None
@@ -857,38 +860,38 @@ def test_resume_message_follows_when_all_segments_are_counted() -> None:
     bridge = ResumeScene()
     bridge.publish(3 * SEGMENT_UPDATES)
     client = FakeSubscriber(bridge.hub)
-    bridge.begin(client, Everything(), str(UpdateId(10, CHECK)))
+    bridge.begin(client, Everything(), str(UpdateId(10, TAG)))
     assert [bridge.message(client) for _ in range(2)] == [None, None]
     assert client in bridge.resume
     count = 3 * SEGMENT_UPDATES - 10
-    assert bridge.message(client) == {"complete": True, "replayed": count, "id": str(UpdateId(10, CHECK))}
+    assert bridge.message(client) == {"complete": True, "replayed": count, "id": str(UpdateId(10, TAG))}
     assert bridge.resumed == [(True, count)]
     assert client not in bridge.resume
 
 
-def test_client_that_is_overtaken_while_it_is_counted_begins_again_once_and_then_at_the_end() -> None:
+def test_client_overtaken_during_its_count_begins_again_once_and_then_at_the_head() -> None:
     room = 3 * SEGMENT_UPDATES
     bridge = ResumeScene(room)
     bridge.publish(room)
     client = FakeSubscriber(bridge.hub)
-    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
+    bridge.begin(client, Everything(), str(UpdateId(1, TAG)))
     assert bridge.message(client) is None
     bridge.publish(room)
     assert bridge.message(client) is None
     log = bridge.index.update_log
-    assert log.tail <= client.cursor < log.head, "it begins again at what is kept"
+    assert log.tail <= client.cursor < log.head, "it begins again at the oldest update"
     bridge.publish(room)
-    assert bridge.message(client) == {"complete": False, "replayed": 0, "id": str(UpdateId(log.head, CHECK))}
+    assert bridge.message(client) == {"complete": False, "replayed": 0, "id": str(UpdateId(log.head, TAG))}
     assert client.cursor == log.head
     assert bridge.resumed == [(False, 0)]
 
 
-def test_resume_message_of_an_overtaken_client_counts_only_what_it_still_gets() -> None:
+def test_resume_message_of_an_overtaken_client_counts_only_the_updates_that_it_gets() -> None:
     room = 3 * SEGMENT_UPDATES
     bridge = ResumeScene(room)
     bridge.publish(room)
     client = FakeSubscriber(bridge.hub)
-    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
+    bridge.begin(client, Everything(), str(UpdateId(1, TAG)))
     assert bridge.message(client) is None
     bridge.publish(100)
     data = None
@@ -897,7 +900,7 @@ def test_resume_message_of_an_overtaken_client_counts_only_what_it_still_gets() 
     assert data == {
         "complete": False,
         "replayed": bridge.index.update_log.head - client.cursor,
-        "id": str(UpdateId(client.cursor, CHECK)),
+        "id": str(UpdateId(client.cursor, TAG)),
     }
 
 
@@ -910,12 +913,12 @@ def test_client_that_is_forgotten_is_counted_no_more() -> None:
     assert list(bridge.resume) == []
 
 
-def test_clients_that_come_back_to_nothing_new_count_too_in_a_turn() -> None:
+def test_clients_that_resume_without_new_updates_count_as_work_too() -> None:
     bridge = ResumeScene()
     bridge.publish(1)
     clients = [FakeSubscriber(bridge.hub) for _ in range(2 * TURN_BUDGETS_BYTES[RETURNING] // MIN_COST_BYTES)]
     for client in clients:
-        bridge.hub.join(client, None, After.parse(str(UpdateId(1, CHECK))))
+        bridge.hub.join(client, None, After.parse(str(UpdateId(1, TAG))))
     bridge.turns.turn()
     assert sum(bool(client.writes) for client in clients) == TURN_BUDGETS_BYTES[RETURNING] // MIN_COST_BYTES
     bridge.turns.settle()
@@ -930,7 +933,7 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
     client = FakeSubscriber(bridge.hub)
     client.congested = state == "congested"
     client.full = state == "lagging"
-    old, ahead = str(UpdateId(1, CHECK)), str(UpdateId(10**6, CHECK))
+    old, ahead = str(UpdateId(1, TAG)), str(UpdateId(10**6, TAG))
     after = {"live with ids": "", "counting": old, "due": old, "pending": ahead}.get(state)
     bridge.hub.join(client, Everything() if filtered else None, None if after is None else After.parse(after))
     bridge.publish(1)
@@ -947,14 +950,12 @@ def test_client_that_left_is_garbage_collected(state: str, *, filtered: bool) ->
     assert gone() is None
 
 
-@pytest.mark.parametrize(
-    "after", ["", str(UpdateId(2, CHECK)), str(UpdateId(99, CHECK))], ids=["new", "ahead", "unknown"]
-)
-def test_cursor_is_never_beyond_what_was_flushed(after: str) -> None:
+@pytest.mark.parametrize("after", ["", str(UpdateId(2, TAG)), str(UpdateId(99, TAG))], ids=["new", "ahead", "unknown"])
+def test_cursor_is_never_after_the_flushed_position(after: str) -> None:
     bridge = ResumeScene(tag=None)
     bridge.publish(1)
-    bridge.hub.publish(PAYLOAD, update_id=UpdateId(2, CHECK))
-    bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, CHECK))
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(2, TAG))
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, TAG))
     client = FakeSubscriber(bridge.hub)
     bridge.begin(client, None, after)
     assert client.cursor <= bridge.flushed
@@ -963,27 +964,27 @@ def test_cursor_is_never_beyond_what_was_flushed(after: str) -> None:
     assert data["replayed"] == bridge.flushed - client.cursor
 
 
-def test_client_that_is_overtaken_while_updates_are_not_flushed_begins_no_later_than_these() -> None:
+def test_client_overtaken_before_a_flush_begins_no_later_than_the_unflushed_updates() -> None:
     bridge = ResumeScene(8, tag=None)
     bridge.publish(8)
     client = FakeSubscriber(bridge.hub)
-    bridge.begin(client, Everything(), str(UpdateId(1, CHECK)))
+    bridge.begin(client, Everything(), str(UpdateId(1, TAG)))
     bridge.hub.flush()
     # Each sequence is lower than the one before, so each update begins a new segment.
     for number in range(4):
-        bridge.hub.publish(PAYLOAD, update_id=UpdateId(100 - number, CHECK))
+        bridge.hub.publish(PAYLOAD, update_id=UpdateId(100 - number, TAG))
     assert client.cursor < bridge.index.update_log.tail <= bridge.flushed
     assert bridge.message(client) is not None
     assert bridge.resumed[0][1] == bridge.flushed - client.cursor
 
 
-def test_new_clients_that_begin_in_a_later_turn_get_what_is_not_flushed_as_new() -> None:
+def test_clients_that_begin_in_a_later_turn_get_unflushed_updates_as_new() -> None:
     bridge = ResumeScene(tag=None, replaying=True)
     clients = [FakeSubscriber(bridge.hub) for _ in range(3 * resume_module.MAX_RELEASES_PER_TURN)]
     for client in clients:
         bridge.hub.join(client, None, After.parse(""))
     bridge.hub.end_replay()
-    bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, CHECK))
+    bridge.hub.publish(PAYLOAD, update_id=UpdateId(1, TAG))
     bridge.turns.settle()
     bridge.hub.flush()
     for client in clients:
@@ -992,18 +993,18 @@ def test_new_clients_that_begin_in_a_later_turn_get_what_is_not_flushed_as_new()
         assert len(updates) == (resume["data"]["id"] == str(UpdateId(0, 0)))
 
 
-def test_client_whose_update_has_come_but_is_not_flushed_does_not_get_it_again() -> None:
+def test_client_with_an_unflushed_update_does_not_get_it_again() -> None:
     bridge = ResumeScene(tag=None)
     client = FakeSubscriber(bridge.hub)
-    bridge.hub.join(client, None, After.parse(str(UpdateId(2, CHECK))))
+    bridge.hub.join(client, None, After.parse(str(UpdateId(2, TAG))))
     for number in (1, 2, 3):
-        bridge.hub.publish(PAYLOAD, update_id=UpdateId(number, CHECK))
+        bridge.hub.publish(PAYLOAD, update_id=UpdateId(number, TAG))
     bridge.hub.tick()
     bridge.turns.settle()
     bridge.hub.flush()
     resume, *updates = messages(client.received)
-    assert resume["data"] == {"complete": True, "replayed": 1, "id": str(UpdateId(2, CHECK))}
-    assert [update["id"] for update in updates] == [str(UpdateId(3, CHECK))]
+    assert resume["data"] == {"complete": True, "replayed": 1, "id": str(UpdateId(2, TAG))}
+    assert [update["id"] for update in updates] == [str(UpdateId(3, TAG))]
 
 
 # The wait for an update that arrives later
@@ -1013,12 +1014,12 @@ AHEAD = After.parse("99-00000001")
 
 
 def client() -> Subscriber:
-    """Only its identity matters here."""
+    """Returns a new object: these tests use only its identity."""
     return cast("Subscriber", object())
 
 
-class CountingHistory(ReplayIndex):
-    """A shared history that counts how often it is asked whether an id is ahead."""
+class CountingIndex(ReplayIndex):
+    """An index that counts the calls of `is_ahead`."""
 
     def __init__(self) -> None:
         super().__init__(UpdateLog(2**20))
@@ -1028,18 +1029,18 @@ class CountingHistory(ReplayIndex):
         self.asked += 1
         return super().is_ahead(sought)
 
-    def give(self, *numbers: int) -> None:
+    def append_sequences(self, *numbers: int) -> None:
         for number in numbers:
             self.append(b"frame", UpdateId(number, 1))
 
 
 @pytest.fixture
-def index() -> CountingHistory:
-    return CountingHistory()
+def index() -> CountingIndex:
+    return CountingIndex()
 
 
 @pytest.fixture
-def pending(index: CountingHistory) -> PendingResumes:
+def pending(index: CountingIndex) -> PendingResumes:
     return PendingResumes(index, replaying=False)
 
 
@@ -1056,7 +1057,7 @@ def test_client_stays_pending_when_the_source_goes_away_between_two_ticks(pendin
     assert len(pending) == 0
 
 
-def test_ticks_do_not_count_while_older_updates_are_read_back(index: CountingHistory) -> None:
+def test_ticks_do_not_count_while_older_updates_are_read_back(index: CountingIndex) -> None:
     pending = PendingResumes(index, replaying=True)
     one = client()
     assert pending.defer(one, AHEAD)
@@ -1082,38 +1083,36 @@ def test_client_that_is_forgotten_is_never_ready(pending: PendingResumes) -> Non
 
 
 @pytest.mark.parametrize("after", ["nonsense", ""])
-def test_client_with_an_id_that_is_none_does_not_wait(pending: PendingResumes, after: str) -> None:
+def test_client_with_a_malformed_or_empty_id_does_not_wait(pending: PendingResumes, after: str) -> None:
     assert not pending.defer(client(), After.parse(after))
 
 
-def test_each_client_is_ready_as_soon_as_its_own_update_has_come(
-    pending: PendingResumes, index: CountingHistory
-) -> None:
-    index.give(1)
+def test_each_client_is_ready_as_soon_as_its_own_update_arrives(pending: PendingResumes, index: CountingIndex) -> None:
+    index.append_sequences(1)
     clients = {number: client() for number in (9, 3, 6)}
     for number, each in clients.items():
         assert pending.defer(each, After.parse(f"{number}-00000001"))
     for number in (3, 6, 9):
-        index.give(number - 1)
+        index.append_sequences(number - 1)
         assert pending.ready() == []
-        index.give(number)
+        index.append_sequences(number)
         assert pending.ready() == [(clients[number], After.parse(f"{number}-00000001"))]
 
 
-def test_clients_are_not_looked_through_before_an_update_of_theirs_may_have_come(
-    pending: PendingResumes, index: CountingHistory
+def test_clients_are_not_searched_before_an_awaited_update_may_have_arrived(
+    pending: PendingResumes, index: CountingIndex
 ) -> None:
     for number in (50, 60):
         assert pending.defer(client(), After.parse(f"{number}-00000001"))
     index.asked = 0
     for number in range(1, 50):
-        index.give(number)
+        index.append_sequences(number)
         assert pending.ready() == []
     assert index.asked == 0
-    index.give(50)
+    index.append_sequences(50)
     assert len(pending.ready()) == 1
     asked = index.asked
-    index.give(*range(51, 60))
+    index.append_sequences(*range(51, 60))
     assert pending.ready() == []
     assert index.asked == asked
 
@@ -1123,31 +1122,31 @@ def test_clients_are_not_looked_through_before_an_update_of_theirs_may_have_come
 
 LOG_BYTES = 60_000
 
-WISHES = (None, Only("a"), Only("b"))
+FILTERS = (None, Only("a"), Only("b"))
 
 
-class Person:
-    """Somebody who wants everything, on whichever bridge, and comes back with the last id that they have."""
+class ModelClient:
+    """A client that wants all updates. It resumes with its last id, on any of the bridges."""
 
     def __init__(self, wanted: Only | None) -> None:
         self.wanted = wanted
         self.last = ""
         self.numbers: list[int] = []
-        """What it has since it was told last that something is missing."""
+        """The updates that it received since it last received an incomplete resume."""
         self.begin: int | None = None
-        """The place in the stream from which on it must have everything; None where that is not said by an id."""
+        """It must receive all updates after this place in the stream. None if no id gives this place."""
         self.connection: FakeSubscriber | SocketSubscriber | None = None
         self.bridge = 0
         self.seen = 0
         self.place: int | None = None
-        """Where it is in the stream, on this connection."""
+        """Its place in the stream, on this connection."""
         self.gaps: list[str] = []
-        """Those that it was told of since then."""
+        """The gaps that it received since this place."""
         self.before = 0
-        """How many gaps there were when it came for the first time: these are not its business."""
+        """The number of gaps before it joined for the first time. It does not receive these."""
 
     def look(self, bridge: Bridge, index: dict[str, int], stream: list[tuple[UpdateId, str]]) -> None:
-        """Takes what has come from a bridge."""
+        """Reads the messages from a bridge."""
         if self.connection is None:
             return
         received = messages(self.connection.received)
@@ -1161,7 +1160,7 @@ class Person:
                 elif asked == "":
                     self.numbers, self.begin = [], self.place
                 else:
-                    # It may be a newer one, where nothing was missed.
+                    # The id may be newer than the client's, if no update between them matches.
                     assert self.place is not None
                     assert self.wants(stream[index[asked] + 1 : self.place + 1]) == []
             elif message["type"] == "gap":
@@ -1172,8 +1171,8 @@ class Person:
                 number = message["data"]["n"]
                 self.numbers.append(number)
                 if self.place is not None:
-                    told = [reason for after, reason in bridge.gaps[self.before :] if self.place <= after < number]
-                    assert self.gaps == told, "a gap is told between the updates where it belongs"
+                    expected = [reason for after, reason in bridge.gaps[self.before :] if self.place <= after < number]
+                    assert self.gaps == expected, "a gap is sent in order with the updates"
                 self.place, self.gaps = number, []
             self.seen += 1
 
@@ -1181,7 +1180,7 @@ class Person:
         return [each for each, kind in part if kind in "ab" and self.wanted in (None, Only(kind))]
 
     def check(self, stream: list[tuple[UpdateId, str]]) -> list[int]:
-        """What it has is all that it wants from where it began; returns what it must still get."""
+        """Checks that it received all updates since its begin, in order. Returns those that it must still receive."""
         wanted = [place for place, (_, kind) in enumerate(stream) if kind in "ab" and self.wanted in (None, Only(kind))]
         begin = self.begin
         if begin is None:
@@ -1189,32 +1188,32 @@ class Person:
                 return []
             begin = self.numbers[0] - 1
         wanted = [place for place in wanted if place > begin]
-        assert self.numbers == wanted[: len(self.numbers)], "once, in order, and without a hole"
+        assert self.numbers == wanted[: len(self.numbers)], "each update is received once and in order"
         return wanted[len(self.numbers) :]
 
 
 @dataclass(slots=True)
 class Bridge:
-    """One that reads the stream."""
+    """A bridge that reads the stream."""
 
     scene: Scene
     fed: int
-    """The place in the stream up to which it has had everything."""
+    """The place in the stream up to which it has read."""
     gaps: list[tuple[int, str]] = field(default_factory=list)
-    """Each with the place behind which it was told."""
+    """Each gap: its place in the stream, and its reason."""
 
 
 @settings(max_examples=examples(100), stateful_step_count=50)
 class AnyOrder(RuleBasedStateMachine):
-    """Two bridges on one stream that start anew now and then, and people who change between them."""
+    """Two bridges on one stream, which restart now and then, and clients that change between them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stream: list[tuple[UpdateId, str]] = [(UpdateId(0, 0), "mark")]
+        self.stream: list[tuple[UpdateId, str]] = [(UpdateId(0, 0), "marker")]
         self.index = {"0-00000000": 0}
         self.payloads: dict[int, bytes] = {}
         self.bridges = [self.started(), self.started()]
-        self.people: list[Person] = []
+        self.clients: list[ModelClient] = []
         self._limits = live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES
 
     def started(self) -> Bridge:
@@ -1226,7 +1225,7 @@ class AnyOrder(RuleBasedStateMachine):
     def feed_to(self, bridge: Bridge, end: int) -> None:
         for place in range(bridge.fed, end):
             each, kind = self.stream[place]
-            if kind == "mark":
+            if kind == "marker":
                 bridge.scene.hub.record_id(each)
             elif kind in "ab":
                 bridge.scene.hub.publish(self.payloads[place], (kind, {}), each)
@@ -1236,7 +1235,7 @@ class AnyOrder(RuleBasedStateMachine):
     def sockets_are_written_to_one_by_one_or_many_at_once(self, many: int, segment: int) -> None:
         live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES = many, segment
 
-    @rule(kind=st.sampled_from(["a", "b", "mark", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
+    @rule(kind=st.sampled_from(["a", "b", "marker", "rejected"]), times=st.integers(1, 12), size=st.integers(0, 5000))
     def publish(self, kind: str, times: int, size: int) -> None:
         for _ in range(times):
             place = len(self.stream)
@@ -1254,59 +1253,59 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1))
     def restart(self, which: int) -> None:
-        for person in self.people:
-            if person.bridge == which:
-                self.part(person)
+        for client in self.clients:
+            if client.bridge == which:
+                self.part(client)
         self.bridges[which].scene.close()
         self.bridges[which] = self.started()
 
-    @rule(wish=st.sampled_from(WISHES))
-    def arrive(self, wish: Only | None) -> None:
-        if len(self.people) < 6:
-            self.people.append(Person(wish))
+    @rule(update_filter=st.sampled_from(FILTERS))
+    def arrive(self, update_filter: Only | None) -> None:
+        if len(self.clients) < 6:
+            self.clients.append(ModelClient(update_filter))
 
     @rule(
-        who=st.integers(0, 5),
+        number=st.integers(0, 5),
         which=st.integers(0, 1),
         room_bytes=st.sampled_from([0, 1, 10_000, None]),
         full=st.booleans(),
     )
-    def connect(self, who: int, which: int, room_bytes: int | None, *, full: bool) -> None:
-        for person in self.people[who : who + 1]:
-            self.part(person)
+    def connect(self, number: int, which: int, room_bytes: int | None, *, full: bool) -> None:
+        for client in self.clients[number : number + 1]:
+            self.part(client)
             scene = self.bridges[which].scene
-            person.bridge, person.seen = which, 0
-            person.before = 0 if person.last else len(self.bridges[which].gaps)
+            client.bridge, client.seen = which, 0
+            client.before = 0 if client.last else len(self.bridges[which].gaps)
             if room_bytes == 0:
-                person.connection = scene.join(person.last, person.wanted, full=full)
+                client.connection = scene.join(client.last, client.wanted, full=full)
             else:
-                person.connection = scene.join_with_socket(room_bytes, after=person.last, wanted=person.wanted)
+                client.connection = scene.join_with_socket(room_bytes, after=client.last, wanted=client.wanted)
 
-    def look(self, person: Person) -> None:
-        person.look(self.bridges[person.bridge], self.index, self.stream)
+    def look(self, client: ModelClient) -> None:
+        client.look(self.bridges[client.bridge], self.index, self.stream)
 
-    def part(self, person: Person) -> None:
-        self.look(person)
-        if person.connection is not None:
-            person.connection.hub.leave(person.connection)
-        person.connection = None
+    def part(self, client: ModelClient) -> None:
+        self.look(client)
+        if client.connection is not None:
+            client.connection.hub.leave(client.connection)
+        client.connection = None
 
-    @rule(who=st.integers(0, 5))
-    def disconnect(self, who: int) -> None:
-        for person in self.people[who : who + 1]:
-            self.part(person)
+    @rule(number=st.integers(0, 5))
+    def disconnect(self, number: int) -> None:
+        for client in self.clients[number : number + 1]:
+            self.part(client)
 
-    @rule(who=st.integers(0, 5), max_bytes=st.sampled_from([1, 100, 5000, 1_000_000]))
-    def read(self, who: int, max_bytes: int) -> None:
-        for person in self.people[who : who + 1]:
-            if isinstance(person.connection, SocketSubscriber):
-                person.connection.read(max_bytes)
+    @rule(number=st.integers(0, 5), max_bytes=st.sampled_from([1, 100, 5000, 1_000_000]))
+    def read(self, number: int, max_bytes: int) -> None:
+        for client in self.clients[number : number + 1]:
+            if isinstance(client.connection, SocketSubscriber):
+                client.connection.read(max_bytes)
 
-    @rule(who=st.integers(0, 5), full=st.booleans())
-    def drain(self, who: int, *, full: bool) -> None:
-        for person in self.people[who : who + 1]:
-            if person.connection is not None and person.connection.congested:
-                person.connection.drain(full=full)
+    @rule(number=st.integers(0, 5), full=st.booleans())
+    def drain(self, number: int, *, full: bool) -> None:
+        for client in self.clients[number : number + 1]:
+            if client.connection is not None and client.connection.congested:
+                client.connection.drain(full=full)
 
     @rule(which=st.integers(0, 1))
     def turn(self, which: int) -> None:
@@ -1321,43 +1320,43 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def no_client_misses_an_update(self) -> None:
-        for person in self.people:
-            self.look(person)
-            person.check(self.stream)
+        for client in self.clients:
+            self.look(client)
+            client.check(self.stream)
 
     def teardown(self) -> None:
         live_set.MIN_BATCHED_SOCKETS, replay.SEGMENT_UPDATES = self._limits
         for bridge in self.bridges:
             self.feed_to(bridge, len(self.stream))
             bridge.scene.hub.flush()
-        for person in self.people:
-            if person.connection is None or person.connection.closed is not None:
-                self.part(person)
-                person.seen = 0
-                person.before = 0 if person.last else len(self.bridges[0].gaps)
-                person.connection = self.bridges[0].scene.join(person.last, person.wanted)
-                person.bridge = 0
+        for client in self.clients:
+            if client.connection is None or client.connection.closed is not None:
+                self.part(client)
+                client.seen = 0
+                client.before = 0 if client.last else len(self.bridges[0].gaps)
+                client.connection = self.bridges[0].scene.join(client.last, client.wanted)
+                client.bridge = 0
         for _ in range(300):
             for bridge in self.bridges:
                 bridge.scene.turns.settle()
-            for person in self.people:
-                connection = person.connection
+            for client in self.clients:
+                connection = client.connection
                 assert connection is not None
                 if isinstance(connection, SocketSubscriber):
                     connection.read()
                 if connection.congested:
                     connection.drain()
-        for person in self.people:
-            self.look(person)
-            assert person.seen > 0
-            if person.connection is not None and person.connection.closed is None:
-                assert person.check(self.stream) == []
+        for client in self.clients:
+            self.look(client)
+            assert client.seen > 0
+            if client.connection is not None and client.connection.closed is None:
+                assert client.check(self.stream) == []
         for bridge in self.bridges:
             assert bridge.scene.hub.lagging == 0
             bridge.scene.close()
 
 
-test_everybody_has_everything_once_and_in_order_or_was_told_otherwise = AnyOrder.TestCase
+test_each_client_receives_each_update_once_and_in_order_or_an_incomplete_resume = AnyOrder.TestCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -1371,7 +1370,7 @@ class Even:
 
 @settings(max_examples=examples(60), stateful_step_count=40)
 class AnyTurn(RuleBasedStateMachine):
-    """Updates, marks, gaps and clients in any order, with and without a flush between them.
+    """Updates, markers, gaps and clients in any order, with and without a flush between them.
 
     The data of an update is its position in the log. The time of each `resume` is the position up to which updates were
     flushed at that moment. The `resume` counts the updates before this position.
@@ -1396,14 +1395,14 @@ class AnyTurn(RuleBasedStateMachine):
         self._limits = resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES
         resume_module.MAX_RELEASES_PER_TURN, replay.SEGMENT_UPDATES = at_once, segment
 
-    @rule(kinds=st.lists(st.sampled_from(["update", "update", "mark", "gap"]), min_size=1, max_size=6))
+    @rule(kinds=st.lists(st.sampled_from(["update", "update", "marker", "gap"]), min_size=1, max_size=6))
     def publish(self, kinds: list[str]) -> None:
         for kind in kinds:
             position = self.log.head
             if kind == "update":
-                self.hub.publish(envelope.wrap("a", position, NOW_MS), ("a", position), UpdateId(position + 1, CHECK))
-            elif kind == "mark":
-                self.hub.record_id(UpdateId(position + 1, CHECK))
+                self.hub.publish(envelope.wrap("a", position, NOW_MS), ("a", position), UpdateId(position + 1, TAG))
+            elif kind == "marker":
+                self.hub.record_id(UpdateId(position + 1, TAG))
             else:
                 self.hub.send_own_message(envelope.gap("then", "now", "so it is", NOW_MS))
 
@@ -1437,7 +1436,7 @@ class AnyTurn(RuleBasedStateMachine):
             client = FakeSubscriber(self.hub)
             client.congested = full
             self.clients.append((client, position))
-            self.hub.join(client, wanted, After.parse("" if back is None else str(UpdateId(position, CHECK))))
+            self.hub.join(client, wanted, After.parse("" if back is None else str(UpdateId(position, TAG))))
 
     @rule(which=st.integers(0, 7))
     def leave(self, which: int) -> None:
@@ -1459,9 +1458,9 @@ class AnyTurn(RuleBasedStateMachine):
         resume = received[0]
         assert resume["type"] == "resume"
         positions = [each["data"] for each in received[1:] if each["type"] == "a"]
-        assert positions == sorted(set(positions)), "once, and in order"
+        assert positions == sorted(set(positions)), "each update is received once, and in order"
         if resume["data"]["complete"]:
-            assert all(position >= after for position in positions), "nothing that it had"
+            assert all(position >= after for position in positions), "no update is received twice"
         return sum(position < resume["timestamp"] for position in positions), resume["data"]["replayed"]
 
     @invariant()
@@ -1485,4 +1484,4 @@ class AnyTurn(RuleBasedStateMachine):
             assert got == replayed or client.closed is CloseReason.TOO_SLOW
 
 
-test_resume_says_exactly_how_many_updates_come_before_the_new_ones = AnyTurn.TestCase
+test_resume_has_the_exact_number_of_replayed_updates = AnyTurn.TestCase

@@ -1,4 +1,4 @@
-"""Writes to many sockets at once: what the kernel may refuse. `test_live_set` tests what all ways to write share."""
+"""Writes to many sockets at once, and their errors. `test_live_set` has the tests that apply to each way of writing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNT = 2 * BATCH_SOCKETS + 3
 
 
 class Pairs:
-    """Sockets with their other ends."""
+    """Socket pairs."""
 
     def __init__(self, stack: ExitStack, count: int) -> None:
         self.near, self.far = zip(*(socket.socketpair() for _ in range(count)), strict=True)
@@ -39,7 +39,7 @@ class Pairs:
 
 
 def fill(end: socket.socket) -> None:
-    """Until it takes nothing any more."""
+    """Writes to the socket until it is full."""
     with suppress(BlockingIOError):
         while True:
             end.send(bytes(100_000))
@@ -66,7 +66,7 @@ def test_invalid_descriptor_does_not_keep_other_sockets_from_getting_everything(
     assert [end.recv(1000) for number, end in enumerate(pairs.far) if number != bad] == [b"frames"] * (COUNT - 1)
 
 
-def test_full_sockets_are_not_waited_for_wherever_they_are(pairs: Pairs) -> None:
+def test_full_sockets_do_not_block_the_others(pairs: Pairs) -> None:
     full = [0, BATCH_SOCKETS - 1, BATCH_SOCKETS, COUNT - 1]
     for number in full:
         fill(pairs.near[number])
@@ -81,9 +81,9 @@ def test_descriptors_may_change_from_one_write_to_the_next(pairs: Pairs) -> None
     assert some.write(array("i"), b"nobody") == []
 
 
-def test_context_of_the_kernel_ends_with_the_object() -> None:
+def test_context_of_the_kernel_is_freed_with_the_object() -> None:
     def contexts() -> int:
-        """Of this process: each has its results mapped into its memory."""
+        """Counts the contexts of this process: the results of each are mapped into its memory."""
         return Path("/proc/self/maps").read_text().count("/[aio]")
 
     gc.collect()
@@ -95,21 +95,21 @@ def test_context_of_the_kernel_ends_with_the_object() -> None:
     assert contexts() == before
 
 
-def test_machine_whose_calls_are_not_known_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_with_unknown_system_call_numbers_is_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "pdp11")
     with pytest.raises(OSError, match="not implemented") as refusal:
         IoSubmitWriter()
     assert refusal.value.errno == errno.ENOSYS
 
 
-def test_kernel_that_has_no_room_for_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_without_room_for_the_context_raises_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket_writes, "BATCH_SOCKETS", 2**22)
     with pytest.raises(OSError, match=os.strerror(errno.EAGAIN)):
         IoSubmitWriter()
 
 
 class Faulty:
-    """The kernel's calls, of which one that asks for results fails."""
+    """The kernel's calls. One call of io_getevents fails."""
 
     def __init__(self, some: IoSubmitWriter, at: int, number: int) -> None:
         self._call = some._call
@@ -127,16 +127,16 @@ class Faulty:
         return done
 
 
-def test_results_that_can_not_be_had_end_those_sockets_and_no_other_has_a_hole(pairs: Pairs) -> None:
+def test_lost_results_shut_down_their_sockets_and_no_client_misses_bytes(pairs: Pairs) -> None:
     some = IoSubmitWriter()
-    some._call = Faulty(some, 2, errno.EFAULT)  # type: ignore[assignment]  # a fault that Linux has no way to show
-    forsaken = list(pairs.descriptors[BATCH_SOCKETS : 2 * BATCH_SOCKETS])
+    some._call = Faulty(some, 2, errno.EFAULT)  # type: ignore[assignment]  # an error that can't be caused on Linux
+    aborted = list(pairs.descriptors[BATCH_SOCKETS : 2 * BATCH_SOCKETS])
     fill(pairs.near[2 * BATCH_SOCKETS])
     assert some.write(pairs.descriptors, b"first") == [
-        *((descriptor, 0) for descriptor in forsaken),
+        *((descriptor, 0) for descriptor in aborted),
         (pairs.descriptors[2 * BATCH_SOCKETS], 0),
     ]
-    # From then on one by one: what the context has to tell is of another time.
+    # From then on, each socket gets its own call: the context may still return old results.
     assert [taken for _, taken in some.write(pairs.descriptors, b"second")] == [0] * (BATCH_SOCKETS + 1)
     for far in (*pairs.far[:BATCH_SOCKETS], *pairs.far[2 * BATCH_SOCKETS + 1 :]):
         assert far.recv(1000) == b"firstsecond"
@@ -145,15 +145,15 @@ def test_results_that_can_not_be_had_end_those_sockets_and_no_other_has_a_hole(p
         assert far.recv(1000) == b""
 
 
-def test_call_that_a_signal_interrupts_is_made_again(pairs: Pairs) -> None:
+def test_call_interrupted_by_a_signal_is_repeated(pairs: Pairs) -> None:
     some = IoSubmitWriter()
-    some._call = Faulty(some, 1, errno.EINTR)  # type: ignore[assignment]  # a signal at that very moment
+    some._call = Faulty(some, 1, errno.EINTR)  # type: ignore[assignment]  # a signal at this exact moment
     assert some.write(pairs.descriptors, b"frames") == []
     assert pairs.received() == [b"frames"] * COUNT
 
 
 def test_kernel_that_refuses_to_write_to_sockets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As gVisor does, with ESPIPE: here because of an offset, which a socket has none of."""
+    """gVisor refuses with ESPIPE. Here an offset causes the same error, because a socket has none."""
     layout = socket_writes.IOCB
 
     class Displaced:

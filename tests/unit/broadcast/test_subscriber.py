@@ -1,4 +1,4 @@
-"""The states of a connection: each row of the table by what really triggers it, and any order of events."""
+"""The states of a connection: the real trigger of each row of the table, and any order of events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 LITTLE_ROOM = 1
-"""Of a socket: the kernel makes 4608 bytes of it."""
+"""The buffer size of a socket. The kernel uses 4608 bytes instead."""
 
 TAG = 7
 
@@ -61,7 +61,7 @@ def record(scene: Scene) -> list[tuple[State, ConnectionEvent]]:
 
 
 class Stage(Scene):
-    """A scene with one client, which a test brings into a state."""
+    """A scene with one client, which a test puts into a state."""
 
     def __init__(self) -> None:
         super().__init__(200_000, shared=True, replaying=True)
@@ -121,7 +121,7 @@ class Stage(Scene):
                 return client
 
     def trigger(self, client: FakeSubscriber, event: ConnectionEvent) -> None:
-        """Does what leads to the event."""
+        """Causes the event."""
         known, ahead = str(UpdateId(1, TAG)), str(UpdateId(self.next + 1, TAG))
         triggers: dict[ConnectionEvent, Callable[[], object]] = {
             ConnectionEvent.JOIN: lambda: self.hub.join(client),
@@ -288,7 +288,7 @@ def numbers(client: FakeSubscriber) -> list[int]:
 
 
 class Client:
-    """A client, and what the model knows of it."""
+    """A client, and its state in the model."""
 
     def __init__(self, connection: FakeSubscriber, first: int | None) -> None:
         self.connection = connection
@@ -309,7 +309,7 @@ class Client:
 
 @settings(max_examples=examples(80), stateful_step_count=40)
 class AnyOrder(RuleBasedStateMachine):
-    """Clients with and without ids, and all that can happen to them.
+    """Clients with and without ids, and all events of their connections.
 
     The model follows the table from the events that the hub traces. The update with the number n has the sequence n.
     """
@@ -333,7 +333,7 @@ class AnyOrder(RuleBasedStateMachine):
         client.state = TRANSITIONS[before][event].to
 
     def on_flush(self, flushed: int, live: int) -> None:
-        """No part of the model."""
+        """Not used by the model."""
 
     @property
     def flushed(self) -> int:
@@ -436,7 +436,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert all(connection.state in reading for connection in due)
 
     @invariant()
-    def live_connections_have_everything_and_others_a_part_of_it(self) -> None:
+    def live_connections_have_all_updates_and_others_a_part_of_them(self) -> None:
         for connection, client in self.clients.items():
             expected, received = client.expected(self.flushed), numbers(connection)
             assert received == expected[: len(received)]
@@ -465,4 +465,4 @@ class AnyOrder(RuleBasedStateMachine):
                     assert numbers(connection) == client.expected(self.flushed)
 
 
-test_connection_is_always_in_one_state_and_receives_what_follows_from_it = AnyOrder.TestCase
+test_connection_is_always_in_one_state_and_receives_the_updates_of_this_state = AnyOrder.TestCase

@@ -1,4 +1,4 @@
-"""Subscriptions: the pieces that clients are sent, and where a client stopped that took only a part of one."""
+"""Subscriptions: the pieces that clients get, and the position after a partial write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def filled(*sizes: int, max_bytes: int = 1_000_000) -> ReplayIndex:
     return index
 
 
-def view_of(index: ReplayIndex, *, ids: bool) -> tuple[SharedSubscription, Callable[[int], bytes]]:
+def subscription_of(index: ReplayIndex, *, ids: bool) -> tuple[SharedSubscription, Callable[[int], bytes]]:
     """Returns a subscription, and a function that returns its frame at a position."""
     framing = FrameEncoder(index)
     return SharedSubscription(index, framing, None, ids), lambda position: framing.frame(position, ids=ids)
@@ -37,15 +37,15 @@ SIZES = st.lists(st.integers(0, 200) | st.integers(65_000, 66_000), min_size=1, 
 
 @pytest.mark.parametrize("ids", [True, False])
 @given(sizes=SIZES, first=st.integers(0, 7), share=st.floats(0, 1, exclude_max=True))
-def test_run_is_split_where_its_bytes_were_counted_off(ids: bool, sizes: list[int], first: int, share: float) -> None:
+def test_split_returns_where_the_write_stopped(ids: bool, sizes: list[int], first: int, share: float) -> None:
     index = filled(*sizes)
-    view, frame = view_of(index, ids=ids)
+    subscription, frame = subscription_of(index, ids=ids)
     position = min(first, len(sizes) - 1)
-    run, positions, end, offset = view.read(position, 0, len(sizes), 10_000_000)
+    run, positions, end, offset = subscription.read(position, 0, len(sizes), 10_000_000)
     assert offset == 0
     taken = int(share * len(run))
-    stopped, offset = view.split(positions, 0, taken)
-    # What is left of its frame, and all frames behind it, is what was not taken; and there is something left of it.
+    stopped, offset = subscription.split(positions, 0, taken)
+    # The rest of this frame and all later frames were not taken. The rest is not empty.
     rest = frame(stopped)[offset:]
     assert rest + b"".join(map(frame, range(stopped + 1, end))) == run[taken:]
     assert rest
@@ -53,23 +53,23 @@ def test_run_is_split_where_its_bytes_were_counted_off(ids: bool, sizes: list[in
 
 @pytest.mark.parametrize("ids", [True, False])
 @given(sizes=SIZES, max_bytes=st.integers(1, 70_000), taken=st.lists(st.integers(1, 70_000), max_size=5))
-def test_pieces_are_bounded_and_make_up_the_frames_wherever_a_client_stops(
+def test_pieces_are_bounded_and_add_up_to_the_frames_after_any_partial_write(
     ids: bool, sizes: list[int], max_bytes: int, taken: list[int]
 ) -> None:
     index = filled(*sizes)
-    view, frame = view_of(index, ids=ids)
+    subscription, frame = subscription_of(index, ids=ids)
     position = offset = 0
     read = bytearray()
-    # Some hundred pieces: pieces of one byte of a large frame would take a second, and are no other case.
+    # Some hundred pieces: one-byte pieces of a large frame would take a second, and test nothing else.
     max_bytes = max(max_bytes, sum(sizes) // 200)
     while position < len(sizes):
-        piece = view.read(position, offset, len(sizes), max_bytes)
+        piece = subscription.read(position, offset, len(sizes), max_bytes)
         # The limit applies to the frame in the log. A frame with an id is a little larger.
         assert len(piece.frames) <= max_bytes + 100
         stops_at = taken.pop() if taken else len(piece.frames)
         if stops_at < len(piece.frames):
             read += piece.frames[:stops_at]
-            position, offset = view.split(piece.positions, offset, stops_at)
+            position, offset = subscription.split(piece.positions, offset, stops_at)
         else:
             read += piece.frames
             position, offset = piece.end, piece.offset
@@ -78,9 +78,9 @@ def test_pieces_are_bounded_and_make_up_the_frames_wherever_a_client_stops(
 
 
 @pytest.mark.parametrize("ids", [True, False])
-def test_part_of_a_large_update_keeps_nothing_else_of_it_in_memory(ids: bool) -> None:
-    view, frame = view_of(filled(100_000), ids=ids)
-    piece = view.read(0, 50_000, 1, 1000)
+def test_part_of_a_large_update_does_not_keep_the_rest_in_memory(ids: bool) -> None:
+    subscription, frame = subscription_of(filled(100_000), ids=ids)
+    piece = subscription.read(0, 50_000, 1, 1000)
     assert type(piece.frames) is bytes
     assert piece.frames == frame(0)[50_000:51_000]
     assert (piece.end, piece.offset) == (0, 51_000)

@@ -1,4 +1,4 @@
-"""The shared log: bounded in bytes, never empty once it was written to, read in pieces from any position."""
+"""The shared log: it is bounded in bytes, keeps the newest frame, and is read in pieces from any position."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def test_new_log_is_empty() -> None:
     assert (len(log), log.head, log.tail, log.size_bytes) == (0, 0, 0, 0)
 
 
-def test_size_counts_frames_and_what_an_entry_costs() -> None:
+def test_size_counts_frames_and_the_memory_of_entries() -> None:
     assert filled(b"abc", b"").size_bytes == 3 + 2 * ENTRY_BYTES
 
 
-def test_bound_does_not_bite_while_everything_fits_exactly() -> None:
+def test_frames_that_fit_exactly_are_kept() -> None:
     log = filled(b"a" * 10, b"b" * 10, max_bytes=2 * (10 + ENTRY_BYTES))
     assert (log.tail, log.head, len(log)) == (0, 2, 2)
 
 
-def test_bound_bites_at_one_byte_less() -> None:
+def test_oldest_frame_is_dropped_if_the_bound_is_one_byte_less() -> None:
     log = filled(b"a" * 10, b"b" * 10, max_bytes=2 * (10 + ENTRY_BYTES) - 1)
     assert (log.tail, log.head, len(log)) == (1, 2, 1)
     assert log.size_bytes == 10 + ENTRY_BYTES
 
 
-def test_cost_of_entries_alone_makes_the_bound_bite() -> None:
+def test_memory_of_entries_alone_can_exceed_the_bound() -> None:
     log = filled(*[b""] * 5, max_bytes=3 * ENTRY_BYTES)
     assert (log.tail, log.head) == (2, 5)
 
 
-def test_large_frame_pushes_out_as_many_as_it_takes() -> None:
+def test_large_frame_drops_as_many_old_frames_as_necessary() -> None:
     log = filled(*[b"x"] * 10, b"y" * 5 * (1 + ENTRY_BYTES), max_bytes=10 * (1 + ENTRY_BYTES))
     assert (log.tail, log.head) == (6, 11)
     assert log.size_bytes <= 10 * (1 + ENTRY_BYTES)
 
 
-def test_newest_frame_stays_although_it_is_larger_than_the_bound() -> None:
+def test_newest_frame_stays_even_if_it_is_larger_than_the_bound() -> None:
     log = filled(b"a", b"b" * 5000, max_bytes=1000)
     assert (log.tail, log.head, len(log)) == (1, 2, 1)
     assert log.read(1, 2, 100) == (b"b" * 5000, 2)
@@ -87,9 +87,7 @@ def test_position_that_fell_off_the_tail_can_not_be_read() -> None:
     max_bytes=st.integers(1, 8000),
     piece_bytes=st.integers(1, 1000),
 )
-def test_log_agrees_with_a_list_of_everything_whatever_is_appended(
-    frames: list[bytes], max_bytes: int, piece_bytes: int
-) -> None:
+def test_log_agrees_with_a_list_of_all_frames(frames: list[bytes], max_bytes: int, piece_bytes: int) -> None:
     log = UpdateLog(max_bytes)
     for number, frame in enumerate(frames, start=1):
         log.append(frame)
@@ -98,7 +96,7 @@ def test_log_agrees_with_a_list_of_everything_whatever_is_appended(
         assert len(log) == len(kept) >= 1
         assert log.size_bytes == sum(map(len, kept)) + len(kept) * ENTRY_BYTES
         assert log.size_bytes <= max_bytes or len(log) == 1
-        # Nothing was dropped that would have fitted.
+        # The log drops no frame that would still fit.
         if log.tail > 0:
             with_one_more = frames[log.tail - 1 : number]
             assert sum(map(len, with_one_more)) + len(with_one_more) * ENTRY_BYTES > max_bytes
