@@ -1,4 +1,4 @@
-"""What each setting leads to, in which order a bridge stops, and what signals do: without a broker, and on no port."""
+"""The effects of settings, the order in which a bridge starts and stops, and signals. No broker and no port is used."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 
 def configured(folder: Path, **flags: object) -> Settings:
-    """Settings that come from nowhere else."""
+    """Returns settings with these values, without an environment."""
     return settings.load({name: str(value) for name, value in flags.items()}, {}, folder / "none.env")
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Bridge]:
-    """Makes a bridge that was not started, from settings by name."""
+    """Builds a bridge from settings by name, and does not start it."""
     return lambda **flags: Bridge(configured(tmp_path, **flags))
 
 
@@ -55,7 +55,7 @@ def sample(bridge: Bridge, name: str) -> float | None:
 # Schema files
 
 
-async def test_schema_file_that_is_probably_mistaken_is_logged_once_with_its_place(
+async def test_schema_file_that_is_probably_wrong_is_logged_once_with_its_place(
     build: Callable[..., Bridge], tmp_path: Path
 ) -> None:
     own = tmp_path / "own"
@@ -92,7 +92,7 @@ async def test_packaged_schema_files_cause_no_warning(build: Callable[..., Bridg
 
 
 async def hold(bridge: Bridge, count: int) -> list[FakeDelivery]:
-    """So many rejected events that can't be published, and whose connection is lost."""
+    """Adds `count` rejected events that can't be published, and ends the session."""
     deliveries = [FakeDelivery(b"[]") for _ in range(count)]
     for delivery in deliveries:
         bridge._rejects.reject(delivery, Rejected(Reason.NOT_JSON, "no"))
@@ -102,10 +102,10 @@ async def hold(bridge: Bridge, count: int) -> list[FakeDelivery]:
 
 
 @pytest.mark.parametrize("history", ["memory", "stream"])
-async def test_rejects_that_no_broker_gives_again_are_held_up_to_the_prefetch_and_their_loss_is_counted(
+async def test_rejects_that_are_not_redelivered_are_held_up_to_the_prefetch_and_losses_are_counted(
     build: Callable[..., Bridge], history: str
 ) -> None:
-    """Neither an exclusive queue nor a stream gives anything twice: what is dropped here is lost."""
+    """Neither an exclusive queue nor a stream redelivers an event: an event that is dropped here is lost."""
     bridge = build(prefetch=3, history=history)
     await hold(bridge, 3)
     consumer_of(bridge)._handler.on_session_end()
@@ -114,24 +114,26 @@ async def test_rejects_that_no_broker_gives_again_are_held_up_to_the_prefetch_an
     await hold(bridge, 2)
     with capture_logs() as logged:
         consumer_of(bridge)._handler.on_session_end()
-    await eventually("the oldest are given up", lambda: bridge._rejects.waiting == 3)
+    await eventually("the oldest are dropped", lambda: bridge._rejects.waiting == 3)
     assert sample(bridge, "bridge_rejects_lost_total") == 2
     assert [(line["log_level"], line["events"]) for line in logged] == [("error", 2)]
     await bridge._rejects.close()
     assert sample(bridge, "bridge_rejects_lost_total") == 5
 
 
-async def test_rejects_of_a_named_queue_are_given_up_with_the_connection_and_are_no_loss(
+async def test_rejects_of_a_named_queue_are_dropped_with_the_connection_and_not_counted_as_lost(
     build: Callable[..., Bridge],
 ) -> None:
     bridge = build(queue="kept", prefetch=3)
     await hold(bridge, 2)
     consumer_of(bridge)._handler.on_session_end()
-    await eventually("all are given up", lambda: bridge._rejects.waiting == 0)
+    await eventually("all are dropped", lambda: bridge._rejects.waiting == 0)
     assert sample(bridge, "bridge_rejects_lost_total") == 0
 
 
-async def test_rejects_go_to_the_exchange_of_the_settings_under_the_bridges_name(build: Callable[..., Bridge]) -> None:
+async def test_rejects_are_published_to_the_configured_exchange_with_the_instance_name(
+    build: Callable[..., Bridge],
+) -> None:
     bridge = build(reject_exchange="elsewhere", instance="north")
     [delivery] = await hold(bridge, 1)
     assert (bridge._rejects._exchange, bridge._rejects._instance) == ("elsewhere", "north")
@@ -139,14 +141,14 @@ async def test_rejects_go_to_the_exchange_of_the_settings_under_the_bridges_name
     await bridge._rejects.close()
 
 
-async def test_rejects_that_are_off_are_counted_and_settled(build: Callable[..., Bridge]) -> None:
+async def test_rejected_event_is_counted_and_settled_if_rejects_are_off(build: Callable[..., Bridge]) -> None:
     bridge = build(reject_exchange="off")
     [delivery] = await hold(bridge, 1)
     assert (delivery.settled, bridge._rejects.waiting) == (1, 0)
     assert bridge.metrics.registry.get_sample_value("bridge_rejects_total", {"reason": "not-json"}) == 1
 
 
-async def test_event_that_can_not_become_an_update_gets_to_the_rejects(build: Callable[..., Bridge]) -> None:
+async def test_event_that_can_not_become_an_update_is_passed_to_the_rejects(build: Callable[..., Bridge]) -> None:
     bridge = build()
     consumer_of(bridge)._handler.deliver([FakeDelivery(b"no JSON")])
     assert bridge._rejects.waiting == 1
@@ -156,7 +158,7 @@ async def test_event_that_can_not_become_an_update_gets_to_the_rejects(build: Ca
 # Consuming
 
 
-async def test_source_is_what_the_settings_say(build: Callable[..., Bridge]) -> None:
+async def test_source_is_configured_by_the_settings(build: Callable[..., Bridge]) -> None:
     urls = "amqp://one/", "amqp://two/"
     bridge = build(
         amqp_url=",".join(urls), exchanges="a=killmail,b=killmail", queue="kept", prefetch=7, instance="north"
@@ -170,7 +172,7 @@ async def test_source_is_what_the_settings_say(build: Callable[..., Bridge]) -> 
     assert consumer_of(bridge).stream_reader is None
 
 
-async def test_stream_is_what_the_settings_say(build: Callable[..., Bridge]) -> None:
+async def test_stream_is_configured_by_the_settings(build: Callable[..., Bridge]) -> None:
     bridge = build(history="stream", history_stream="past", history_max_age="2h", history_max_bytes="64 MiB")
     history = consumer_of(bridge).stream_reader
     assert history is not None
@@ -180,7 +182,7 @@ async def test_stream_is_what_the_settings_say(build: Callable[..., Bridge]) -> 
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_refusal_at_the_start_is_waited_out_where_the_settings_say_so(
+async def test_bridge_waits_after_a_refusal_at_start_if_the_settings_say_so(
     build: Callable[..., Bridge], *, waits: bool
 ) -> None:
     bridge = build(wait=str(waits).lower())
@@ -194,7 +196,7 @@ async def test_event_larger_than_the_settings_allow_is_rejected(build: Callable[
 
 
 @pytest.mark.parametrize(("window", "duplicates"), [(0, 0), (10, 1)])
-async def test_duplicates_are_known_within_the_window_of_the_settings(
+async def test_duplicates_are_detected_within_the_configured_window(
     build: Callable[..., Bridge], window: int, duplicates: int
 ) -> None:
     bridge = build(duplicate_window=window)
@@ -230,10 +232,10 @@ async def test_source_of_the_hub_is_live_while_the_consumer_is_at_the_end(
 
 
 @pytest.mark.parametrize(("history", "replaying"), [("memory", False), ("stream", True)])
-async def test_hub_and_relay_read_the_past_of_a_stream_first(
+async def test_hub_and_relay_replay_a_stream_first(
     build: Callable[..., Bridge], history: str, *, replaying: bool
 ) -> None:
-    """Of the past, nothing is rejected once more: who consumed it when it was new has done so."""
+    """No replayed event is rejected: the bridge that consumed it when it was new has rejected it."""
     bridge = build(history=history)
     assert bridge._hub._resume.pending.replaying is replaying
     delivery = FakeDelivery(b"no JSON")
@@ -244,7 +246,7 @@ async def test_hub_and_relay_read_the_past_of_a_stream_first(
 
 
 @pytest.mark.parametrize(("level", "traced"), [(logging.DEBUG, True), (logging.INFO, False)])
-async def test_changes_of_state_are_logged_at_the_level_debug_alone(
+async def test_changes_of_state_are_logged_only_at_the_level_debug(
     build: Callable[..., Bridge], level: int, *, traced: bool
 ) -> None:
     logger = logging.getLogger("bridge.broadcast")
@@ -259,7 +261,7 @@ async def test_changes_of_state_are_logged_at_the_level_debug_alone(
     assert [line["event"] for line in logged] == (["connection state"] if traced else [])
 
 
-async def test_ids_of_two_bridges_without_a_stream_are_told_apart(
+async def test_ids_of_two_bridges_without_a_stream_differ(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "randbits", lambda bits: 70 + bits)
@@ -279,7 +281,7 @@ async def test_ids_of_two_bridges_without_a_stream_are_told_apart(
         (1000, {"max_connections_per_address": "off"}, 1000),
     ],
 )
-async def test_limits_of_clients_are_what_the_settings_and_the_descriptors_leave(
+async def test_limits_of_clients_follow_the_settings_and_the_descriptors(
     build: Callable[..., Bridge],
     monkeypatch: pytest.MonkeyPatch,
     connections: int,
@@ -304,7 +306,7 @@ async def test_limits_of_clients_are_what_the_settings_and_the_descriptors_leave
     assert (limits.handshake_timeout_s, limits.idle_timeout_s, limits.ping_interval_s) == (2, 40, 11)
 
 
-async def test_public_addresses_that_may_connect_are_said(build: Callable[..., Bridge]) -> None:
+async def test_public_networks_that_may_connect_are_logged(build: Callable[..., Bridge]) -> None:
     with capture_logs() as logged:
         build(allowed_networks="10.0.0.0/8,8.8.0.0/16")
     [line] = logged
@@ -314,7 +316,7 @@ async def test_public_addresses_that_may_connect_are_said(build: Callable[..., B
     assert logged == []
 
 
-async def test_close_reasons_have_counters_but_for_the_stop_which_evicts_nobody(build: Callable[..., Bridge]) -> None:
+async def test_close_reasons_have_counters_except_the_stop_which_is_no_eviction(build: Callable[..., Bridge]) -> None:
     bridge = build()
     counted = {
         sample.labels["reason"]
@@ -325,7 +327,7 @@ async def test_close_reasons_have_counters_but_for_the_stop_which_evicts_nobody(
     assert counted == {reason.slug for reason in CloseReason if reason is not CloseReason.STOPPING}
 
 
-async def test_every_label_value_that_can_occur_has_a_series_before_anything_is_counted(
+async def test_every_label_value_has_a_series_from_the_start(
     build: Callable[..., Bridge],
 ) -> None:
     bridge = build()
@@ -362,12 +364,12 @@ async def test_update_log_counts_updates_and_not_its_other_entries(build: Callab
 # Settings that are in other files
 
 
-async def test_exchange_of_a_type_without_a_schema_is_a_fault_of_the_settings(build: Callable[..., Bridge]) -> None:
+async def test_exchange_of_a_type_without_a_schema_is_a_configuration_error(build: Callable[..., Bridge]) -> None:
     with pytest.raises(ConfigurationError, match=r"kills=weather: there is no schema for this type; known: .*killmail"):
         build(exchanges="kills=weather")
 
 
-async def test_schemas_and_certificates_that_can_not_be_used_are_faults_of_the_settings(
+async def test_unusable_schemas_and_certificates_are_configuration_errors(
     build: Callable[..., Bridge], tmp_path: Path
 ) -> None:
     (tmp_path / "schemas").mkdir()
@@ -387,18 +389,18 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
 
 
 class Lifecycle:
-    """A bridge whose parts do nothing but write down, in order, what they are asked for."""
+    """A bridge with parts that only record the order of their calls."""
 
     def __init__(self, bridge: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bridge = bridge
         self.steps: list[str] = []
         self.drained_s = -1.0
-        """Seconds that were left to close the clients."""
-        self.held_by: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
+        """The seconds that were left to close the clients."""
+        self.may_end: dict[str, asyncio.Event] = {"consumer": asyncio.Event(), "rejects": asyncio.Event()}
         """Each task ends when its event is set."""
         self.failures: dict[str, BaseException] = {}
-        self.clings = False
-        """Whether the tasks ignore their cancellation."""
+        self.ignores_cancellation = False
+        """True if the tasks ignore their cancellation."""
         note = self.steps.append
         monkeypatch.setattr(bridge._server, "listen", self._listen)
         monkeypatch.setattr(bridge._server, "stop_listening", lambda: note("listens no more"))
@@ -410,9 +412,9 @@ class Lifecycle:
         monkeypatch.setattr(bridge._rejects, "close", self._close)
         self.addresses = [("127.0.0.1", 4321), ("::1", 4321)]
         self.error: OSError | None = None
-        """What listening raises."""
+        """The error that `listen` raises."""
         self.hung: set[str] = set()
-        """Names of the tasks that ignore `stop`."""
+        """The names of the tasks that ignore `stop`."""
 
     def _listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
         self.steps.append(f"listens on {','.join(hosts)} {port} {reuse_port}")
@@ -427,19 +429,19 @@ class Lifecycle:
     def _stop(self, name: str) -> None:
         self.steps.append(f"{name} asked to stop")
         if name not in self.hung:
-            self.held_by[name].set()
+            self.may_end[name].set()
 
     async def _run(self, name: str) -> None:
         self.steps.append(f"{name} begun")
         if name in self.failures:
             raise self.failures[name]
         try:
-            await self.held_by[name].wait()
+            await self.may_end[name].wait()
             self.steps.append(f"{name} ended")
         except asyncio.CancelledError:
             self.steps.append(f"{name} cancelled")
-            if self.clings:
-                await self.held_by[name].wait()
+            if self.ignores_cancellation:
+                await self.may_end[name].wait()
             raise
 
     async def _close(self) -> None:
@@ -453,7 +455,7 @@ class Lifecycle:
         self.steps.clear()
 
 
-async def test_bridge_listens_before_it_consumes_and_can_publish_rejects_before_it_gets_any(
+async def test_bridge_listens_before_it_consumes_and_connects_the_rejects_first(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     bridge = build(host="localhost", port=4321, reuse_port="true", path="/live", instance="north")
@@ -500,7 +502,7 @@ async def test_wildcard_without_an_address_that_clients_can_use_is_logged_withou
     await bridge.stop()
 
 
-async def test_address_that_no_client_can_reach_is_warned_of(
+async def test_address_that_no_client_can_reach_is_logged_as_a_warning(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bridge = build(host="localhost", port=4321, allowed_networks="127.0.0.0/8")
@@ -513,7 +515,7 @@ async def test_address_that_no_client_can_reach_is_warned_of(
     await bridge.stop()
 
 
-async def test_address_that_can_not_be_listened_on_is_said_and_nothing_is_consumed(
+async def test_address_that_is_in_use_raises_and_nothing_is_consumed(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lifecycle = Lifecycle(bridge := build(), monkeypatch)
@@ -525,7 +527,7 @@ async def test_address_that_can_not_be_listened_on_is_said_and_nothing_is_consum
 
 
 @pytest.mark.parametrize("which", ["consumer", "rejects"])
-async def test_refusal_of_either_connection_is_the_failure_of_the_bridge(
+async def test_refusal_of_either_connection_is_raised(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, which: str
 ) -> None:
     lifecycle = Lifecycle(bridge := build(), monkeypatch)
@@ -536,12 +538,12 @@ async def test_refusal_of_either_connection_is_the_failure_of_the_bridge(
     await bridge.stop()
 
 
-async def test_connection_that_ends_in_order_is_no_failure(
+async def test_end_of_a_task_without_an_error_is_not_raised(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     lifecycle = Lifecycle(bridge := build(), monkeypatch)
     await bridge.start()
-    for each in lifecycle.held_by.values():
+    for each in lifecycle.may_end.values():
         each.set()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(600):
@@ -552,7 +554,7 @@ async def test_connection_that_ends_in_order_is_no_failure(
 # Stop
 
 
-async def test_stop_goes_from_the_broker_to_the_clients_and_leaves_the_rejects_their_connection(
+async def test_stop_ends_the_consumer_before_the_rejects_and_the_clients(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
@@ -582,20 +584,20 @@ async def test_consumer_that_does_not_end_uses_only_its_share_of_the_shutdown_ti
     assert lifecycle.drained_s == pytest.approx(8.0 * (1 - BROKER_SHARE), abs=0.01)
 
 
-async def test_consumer_may_use_its_share_for_what_is_in_hand(
+async def test_consumer_may_use_its_share_to_settle_the_last_deliveries(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
     await lifecycle.start()
     lifecycle.hung.add("consumer")
-    asyncio.get_running_loop().call_later(3.9, lifecycle.held_by["consumer"].set)
+    asyncio.get_running_loop().call_later(3.9, lifecycle.may_end["consumer"].set)
     await bridge.stop()
     assert lifecycle.steps[1:4] == ["consumer asked to stop", "consumer ended", "rejects asked to stop"]
     assert lifecycle.drained_s == pytest.approx(4.1, abs=0.01)
 
 
 @pytest.mark.parametrize("state", [State.CONNECTING, State.LOST, State.REFUSED])
-async def test_connection_that_does_not_work_is_not_waited_for(
+async def test_stop_does_not_wait_for_a_connection_that_does_not_work(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime, state: State
 ) -> None:
     lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
@@ -611,7 +613,7 @@ async def test_connection_that_does_not_work_is_not_waited_for(
     assert clock.now_s - before_s < 0.01
 
 
-async def test_rejects_that_do_not_end_are_given_their_share_and_cancelled(
+async def test_rejects_that_do_not_end_are_cancelled_after_their_share(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
@@ -623,16 +625,16 @@ async def test_rejects_that_do_not_end_are_given_their_share_and_cancelled(
     assert clock.now_s - before_s == pytest.approx(8.0 * BROKER_SHARE, abs=0.01)
 
 
-async def test_task_that_ignores_its_cancellation_delays_the_stop_by_the_end_timeout_only(
+async def test_task_that_ignores_its_cancellation_delays_the_stop_only_by_the_end_timeout(
     build: Callable[..., Bridge], monkeypatch: pytest.MonkeyPatch, clock: VirtualTime
 ) -> None:
     lifecycle = Lifecycle(bridge := build(shutdown_timeout="8s"), monkeypatch)
     await lifecycle.start()
     lifecycle.hung.add("consumer")
-    lifecycle.clings = True
+    lifecycle.ignores_cancellation = True
     await bridge.stop()
     assert lifecycle.drained_s == pytest.approx(8.0 * (1 - BROKER_SHARE) - DEFAULT.end_timeout_s, abs=0.01)
-    lifecycle.held_by["consumer"].set()
+    lifecycle.may_end["consumer"].set()
     assert bridge._source_task is not None
     await asyncio.wait((bridge._source_task,))
 
@@ -648,7 +650,7 @@ async def test_bridge_that_was_not_started_stops(
 # The certificate
 
 
-async def test_certificate_is_read_again_or_stays(build: Callable[..., Bridge]) -> None:
+async def test_reload_reads_the_certificate_or_keeps_the_old_one(build: Callable[..., Bridge]) -> None:
     class Certificate:
         error: OSError | None = None
         read = 0
@@ -681,7 +683,7 @@ class Exited(BaseException):
 
 
 class Served:
-    """`serve`, with a bridge, a service manager and a process that only write down what happens to them."""
+    """`serve`, with a bridge, a service manager and a process that only record their calls."""
 
     log: list[str]
     handlers: dict[int, tuple[Callable[..., object], tuple[object, ...]]]
@@ -696,7 +698,7 @@ class Served:
         self.stopped.set()
 
         class Recorder:
-            """The bridge, and the manager."""
+            """The bridge, or the service manager."""
 
             def __init__(self, *_: object) -> None:
                 pass
@@ -750,7 +752,7 @@ def stop_signal(request: pytest.FixtureRequest) -> Iterator[int]:
     return request.param  # type: ignore[no-any-return]  # one of the two above
 
 
-async def test_signal_stops_the_bridge_and_the_manager_is_told(
+async def test_signal_stops_the_bridge_and_notifies_the_service_manager(
     served: Served, tmp_path: Path, stop_signal: int
 ) -> None:
     serving = asyncio.create_task(serve(configured(tmp_path)))
@@ -789,11 +791,11 @@ async def test_refusal_stops_the_bridge_in_order_and_is_raised(served: Served, t
     ("encrypted", "terminal", "stops"),
     [(False, False, False), (False, True, True), (True, False, False), (True, True, False)],
 )
-async def test_hangup_reads_the_certificate_again_or_is_the_end_of_a_bridge_whose_terminal_is_gone(
+async def test_hangup_reloads_the_certificate_or_stops_a_bridge_whose_terminal_was_closed(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, encrypted: bool, terminal: bool, stops: bool
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    (tmp_path / "a.pem").write_text("looked at by nobody")
+    (tmp_path / "a.pem").write_text("not read")
     flags = {"tls_certificate": tmp_path / "a.pem", "tls_key": tmp_path / "a.pem"} if encrypted else {}
     serving = asyncio.create_task(serve(configured(tmp_path, **flags)))
     await eventually("it is ready", lambda: "ready" in served.log)

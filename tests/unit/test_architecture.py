@@ -1,4 +1,4 @@
-"""Which folder may import which, that there are no cycles, and that each module says what it is for."""
+"""Which folder may import which. There are no cycles, and each module has a docstring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAIL = "bridge.cli.tail"
 
 
 class Import(NamedTuple):
-    """A name that a module imports, and whether that happens as soon as the module is loaded."""
+    """A name that a module imports. `at_once` is true if the import runs when the module is loaded."""
 
     name: str
     at_once: bool
@@ -39,7 +39,7 @@ def name_of(path: Path) -> str:
 
 
 def imports_of(source: str, package: str) -> list[Import]:
-    """Everything that the source of a module in `package` imports, wherever it stands in it."""
+    """Returns all imports in the source of a module in `package`, including those inside functions."""
     tree = ast.parse(source)
     later = {
         inner
@@ -54,7 +54,7 @@ def imports_of(source: str, package: str) -> list[Import]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
-            # What is imported from a package may be a module of it.
+            # A name that is imported from a package may be a module.
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -69,7 +69,7 @@ def imports(path: Path) -> list[Import]:
 
 
 def under(*packages: str) -> list[Path]:
-    """The modules of some packages; each has some, lest a rule hold because nothing is looked at."""
+    """Returns the modules of some packages. Fails if there are none, because a rule for no module always holds."""
     found = [path for path in MODULES if any(name_of(path) == p or name_of(path).startswith(p + ".") for p in packages)]
     assert len(found) > 1
     return found
@@ -85,7 +85,7 @@ def breaches(paths: list[Path], *forbidden: str, but: tuple[str, ...] = ()) -> l
 
 
 def clocks_of(source: str) -> list[str]:
-    """The names in a source by which it would read the clock; `datetime` itself may be imported, to format."""
+    """Returns the names in a source that read the clock. `datetime` itself may be imported, for formatting."""
     names = [
         node.attr if isinstance(node, ast.Attribute) else node.id
         for node in ast.walk(ast.parse(source))
@@ -112,11 +112,11 @@ def without(*packages: str) -> list[Path]:
         ("async def f():\n if x:\n  import a", "bridge", [Import("a", False)]),
     ],
 )
-def test_imports_are_found_wherever_they_stand(source: str, package: str, names: list[Import]) -> None:
+def test_imports_are_found_anywhere_in_a_module(source: str, package: str, names: list[Import]) -> None:
     assert imports_of(source, package) == names
 
 
-def test_contract_knows_no_sockets_and_no_clock() -> None:
+def test_contract_imports_no_sockets_and_no_clock() -> None:
     contract = under("bridge.contract")
     assert breaches(contract, "asyncio", "socket", "time", "structlog", "logging") == []
     assert [f"{name_of(path)} {clock}" for path in contract for clock in clocks_of(path.read_text())] == []
@@ -132,12 +132,12 @@ def test_contract_knows_no_sockets_and_no_clock() -> None:
         ("datetime.fromtimestamp(now_ms, UTC)", []),
     ],
 )
-def test_clocks_are_found_wherever_they_stand(source: str, clocks: list[str]) -> None:
+def test_clocks_are_found_anywhere_in_a_module(source: str, clocks: list[str]) -> None:
     assert clocks_of(source) == clocks
 
 
 ANY = ("authority", "errors", "metrics", "logs", "backoff", "timing")
-"""What every folder but `contract` may import."""
+"""The modules that every folder except `contract` may import."""
 
 ALLOWED = {
     "contract": (),
@@ -172,11 +172,11 @@ ALLOWED = {
     "amqp.publish": ("amqp", "amqp.wire", "config", "contract"),
     "amqp.rejects": ("amqp", "amqp.consume", "amqp.publish", "amqp.wire", "config", "contract"),
 }
-"""By folder, the folders that its modules may import. `cli` may import all, and `demo` all but `cli`."""
+"""By folder, the folders that its modules may import. `cli` may import all, and `demo` all except `cli`."""
 
 
 def folder_of(name: str) -> str:
-    """The folder of a module, without `bridge`: `amqp.wire` for `bridge.amqp.wire.settlement`."""
+    """Returns the folder of a module, without `bridge`: `amqp.wire` for `bridge.amqp.wire.settlement`."""
     return name.removeprefix("bridge").removeprefix(".").rpartition(".")[0]
 
 
@@ -185,7 +185,7 @@ NAMES = frozenset(map(name_of, MODULES))
 
 @cache
 def modules_imported(path: Path) -> frozenset[str]:
-    """The modules of the bridge that a module imports, wherever the import stands."""
+    """Returns the modules of the bridge that a module imports, including imports inside functions."""
     found = set()
     for imported in imports(path):
         name = imported.name
@@ -216,7 +216,7 @@ def test_rules_name_every_folder_of_serving() -> None:
 
 
 def cycle_of(edges: Mapping[str, AbstractSet[str]]) -> list[str]:
-    """A cycle in a graph, from a node back to itself; empty if there is none."""
+    """Returns a cycle in a graph, from a node back to itself. Empty if there is none."""
     try:
         list(TopologicalSorter(edges).static_order())
     except CycleError as error:
@@ -232,7 +232,7 @@ def test_modules_have_no_cycle() -> None:
 def test_folders_have_no_cycle() -> None:
     edges: dict[str, set[str]] = {}
     for path in MODULES:
-        # The modules beside the folders (`app`, `errors` ...) are nodes of their own: some are above all, some below.
+        # Each module outside the folders (`app`, `errors` ...) is its own node: some are above all folders, some below.
         node = folder_of(name_of(path)) or name_of(path)
         edges.setdefault(node, set()).update(folder_of(name) or name for name in modules_imported(path))
         edges[node].discard(node)
@@ -260,7 +260,7 @@ def test_only_the_server_imports_websockets_and_tail_which_is_a_client() -> None
 
 
 def loaded_with(name: str) -> set[str]:
-    """Everything that is imported when the module is loaded, also by the modules of the bridge that it imports."""
+    """Returns all names that are imported when a module is loaded, also by modules of the bridge that it imports."""
     paths = {name_of(path): path for path in MODULES}
     found: set[str] = set()
     waiting = [name]
@@ -279,8 +279,8 @@ def loaded_with(name: str) -> set[str]:
     return found
 
 
-def test_tail_is_loaded_only_when_it_is_asked_for() -> None:
-    """Nor any other command: `serve` keeps no memory for what only another one needs."""
+def test_command_is_loaded_only_when_it_is_run() -> None:
+    """`serve` uses no memory for modules that only another command needs."""
     assert breaches(MODULES, *COMMANDS) == []
     loaded = loaded_with("bridge.cli.serve")
     assert {"bridge.app", "bridge.amqp.consume.consumer", "websockets.frames"} & loaded
@@ -293,7 +293,7 @@ def test_only_the_demo_imports_testcontainers() -> None:
     assert breaches(without("bridge.demo"), "testcontainers", "docker") == []
 
 
-def test_demo_is_imported_by_the_command_alone_and_testcontainers_only_when_it_is_asked_for() -> None:
+def test_only_the_demo_command_imports_the_demo_and_testcontainers_is_imported_on_demand() -> None:
     found = {
         name_of(path) for path in without("bridge.demo") for imported in imports(path) if imported.is_of("bridge.demo")
     }
@@ -304,12 +304,12 @@ def test_demo_is_imported_by_the_command_alone_and_testcontainers_only_when_it_i
 @pytest.mark.parametrize(
     "name", ["bridge.amqp.wire.settlement", "bridge.broadcast.update_log", "bridge.broadcast.frames"]
 )
-def test_pure_module_imports_nothing_that_is_not(name: str) -> None:
+def test_pure_module_imports_no_impure_module(name: str) -> None:
     [path] = [path for path in MODULES if name_of(path) == name]
     assert breaches([path], "asyncio", "socket", "time", "structlog", "bridge", *AMQP) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_module_that_holds_anything_says_what_it_is_for(path: Path) -> None:
+def test_module_with_any_code_has_a_docstring(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree)

@@ -1,4 +1,4 @@
-"""Hosts and origins: what is parsed, and the one form in which a setting and a header are compared."""
+"""Hosts and origins: how they are parsed, and the canonical form in which a setting and a header are compared."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_origin_has_one_form(given_: str, canonical: str) -> None:
         ("https://" + "a" * MAX_ORIGIN_CHARACTERS, f"more than {MAX_ORIGIN_CHARACTERS} characters"),
     ],
 )
-def test_text_that_no_browser_sends_as_an_origin_is_refused_with_the_reason(text: str, reason: str) -> None:
+def test_text_that_is_no_possible_origin_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         canonical_origin(text)
 
@@ -99,7 +99,7 @@ def test_text_that_no_browser_sends_as_an_origin_is_refused_with_the_reason(text
         ("::ffff:203.0.113.9", "203.0.113.9"),
     ],
 )
-def test_host_has_one_form_which_a_header_comes_to(given_: str, canonical: str) -> None:
+def test_host_has_one_form_which_equals_that_of_a_header(given_: str, canonical: str) -> None:
     assert canonical_host(given_) == canonical
     header = parse_authority(f"[{canonical}]:3000" if ":" in canonical else f"{canonical.upper()}:3000")
     assert header is not None
@@ -129,13 +129,13 @@ def test_host_has_one_form_which_a_header_comes_to(given_: str, canonical: str) 
         ("a." * MAX_HOST_CHARACTERS + "org", "not a host name"),
     ],
 )
-def test_text_that_no_header_names_as_a_host_is_refused_with_the_reason(text: str, reason: str) -> None:
+def test_text_that_is_no_possible_host_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         canonical_host(text)
 
 
 @given(st.text(alphabet="aZ0.:/-_[]*@#üß\u2024 null", max_size=30))
-def test_any_text_has_a_form_that_stays_or_is_refused(text: str) -> None:
+def test_canonical_form_of_any_text_is_stable_or_the_text_is_refused(text: str) -> None:
     for canonical in (canonical_host, canonical_origin):
         with contextlib.suppress(ValueError):
             form = canonical(text)

@@ -20,7 +20,7 @@ def test_pauses_of_several_bridges_differ() -> None:
     assert len({Backoff().pause_s() for _ in range(20)}) > 1
 
 
-def test_reset_begins_with_the_first_pause_again() -> None:
+def test_first_pause_follows_a_reset() -> None:
     backoff = Backoff(0.1, 60)
     for _ in range(10):
         backoff.pause_s()

@@ -1,4 +1,4 @@
-"""The benchmark: figures that would look right if they were wrong."""
+"""The benchmark: errors in its figures that a reader would not notice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOCK = ROOT / "requirements.lock"
 
 
 def canonical(distribution: str) -> str:
-    """The name of a distribution as lock files write it (PEP 503)."""
+    """Returns the name of a distribution as lock files contain it (PEP 503)."""
     return re.sub("[-_.]+", "-", distribution).lower()
 
 
@@ -41,7 +41,7 @@ ROWS = {
 }
 
 
-def test_peers_in_python_need_nothing_that_the_bridge_is_not_shipped_with() -> None:
+def test_peers_in_python_need_only_packages_of_the_bridge() -> None:
     peers = ", ".join(f"tests.bench.peers.{file.stem}" for file in PEERS.glob("[!_]*.py"))
     shipped = {line.partition("==")[0] for line in LOCK.read_text().splitlines() if "==" in line} | {"edk-bridge"}
     others = [name for name, owners in packages_distributions().items() if shipped.isdisjoint(map(canonical, owners))]
@@ -58,13 +58,13 @@ def test_lines_show_medians_and_ratios_of_the_same_round() -> None:
     ]
 
 
-def test_what_the_bridge_lost_is_a_fault_and_what_another_lost_is_none() -> None:
+def test_updates_lost_by_the_bridge_are_errors_and_those_lost_by_a_peer_are_not() -> None:
     rows = {OURS: [{LOST: 0, CUT: 0}, {LOST: 3, CUT: 1}], "naive": [{LOST: 7}]}
     assert faults(CASE, rows) == ["paced, round 2: 3 updates lost", "paced, round 2: 1 clients that read cut off"]
 
 
 @pytest.mark.parametrize("kind", [filters.ALL, filters.FEW])
-def test_filters_of_the_benchmark_are_all_different_and_match_as_often_as_they_say(kind: filters.Kind) -> None:
+def test_filters_of_the_benchmark_are_all_different_and_match_their_stated_share(kind: filters.Kind) -> None:
     asked = [set(parse_qs(urlsplit(path).query)["systemId"]) for path in kind.paths]
     published = [{str(SYSTEM + number)} for number in range(kind.systems)]
     assert len(set(map(frozenset, asked))) == filters.FILTERS
@@ -72,7 +72,7 @@ def test_filters_of_the_benchmark_are_all_different_and_match_as_often_as_they_s
 
 
 @pytest.mark.parametrize("size", [1, 131_064, 131_065, 3_900_000])
-def test_large_event_of_the_benchmark_is_published_in_frames_that_the_broker_takes(size: int) -> None:
+def test_large_event_of_the_benchmark_is_published_in_frames_that_the_broker_accepts(size: int) -> None:
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     rest, parts = Publication("killmails").of(body), []
     while rest:
@@ -84,7 +84,7 @@ def test_large_event_of_the_benchmark_is_published_in_frames_that_the_broker_tak
     assert b"".join(filter(None, pieces)) == body
 
 
-def test_stalled_clients_are_measured_for_the_bridge_alone_and_one_update_only_where_it_stalls_them() -> None:
+def test_stalled_clients_are_measured_only_for_the_bridge_and_with_one_update_only_if_it_stalls_them() -> None:
     cases = stalled.cases(quick=False)
     assert len({case.title for case in cases}) == len(cases) == 2 * len(stalled.SIZES) * len(stalled.CLIENTS)
     for case in cases:

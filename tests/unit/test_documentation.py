@@ -19,7 +19,7 @@ DOCUMENTS = sorted(
 )
 
 SHOWN = {"text", "mermaid", "json"}
-"""Languages of blocks that nobody runs: output, a diagram, or a message."""
+"""Languages of blocks that are not run: output, a diagram, or a message."""
 
 NOT_RUN: dict[tuple[str, str, int], str] = {}
 """The examples that no test can run, each with the reason."""

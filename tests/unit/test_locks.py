@@ -1,4 +1,4 @@
-"""The lock files: each package pinned and hashed, from nowhere in particular; and what the bridge is shipped with."""
+"""The lock files: each package has a pinned version and hashes, and each package of the bridge has a reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PINNED = re.compile(
 
 SHIPPED = {
     "aio-pika": "AMQP: the broker's side",
-    "aiormq": "beneath aio-pika, whose errors are its",
+    "aiormq": "the library under aio-pika, which raises its errors",
     "click": "the command line",
     "httptools": "the headers of HTTP requests",
     "idna": "host names that are not ASCII, as browsers write them",
@@ -38,14 +38,14 @@ SHIPPED = {
     "websockets": "WebSocket: the handshake, and unmasking",
     "yarl": "the broker's URL, as aio-pika takes it",
 }
-"""Everything that is installed beside the bridge, and what for: one more must be somebody's decision."""
+"""All packages that are installed with the bridge, each with its purpose. A new one must be a deliberate decision."""
 
 DEMO = {"testcontainers", "docker"}
-"""What only the demo imports: an extra, and what comes with it."""
+"""The packages that only the demo imports: an extra and its dependencies."""
 
 
 def entries(lock: Path) -> str:
-    """The lock file without its comments."""
+    """Returns the entries of a lock file without its comments."""
     return "".join(line for line in lock.read_text().splitlines(keepends=True) if not line.startswith("#"))
 
 
@@ -59,10 +59,10 @@ def declared() -> set[str]:
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_each_package_is_pinned_with_hashes_and_names_no_place(lock: Path) -> None:
+def test_each_package_is_pinned_with_hashes_and_names_no_location(lock: Path) -> None:
     text = entries(lock)
     found = PINNED.findall(text)
-    # Nothing between and beside them: no option of pip's, no address, no path.
+    # The file contains nothing else: no option of pip, no URL and no path.
     assert "".join(found) == text
     assert len(found) == len(pins(lock))
 
@@ -74,33 +74,33 @@ def test_each_package_is_pinned_with_hashes_and_names_no_place(lock: Path) -> No
         "--index-url https://example.org/simple\n",
     ],
 )
-def test_line_that_names_a_place_is_found(line: str) -> None:
-    """pip itself accepts both. It refuses a line without a version or without a hash."""
+def test_line_that_names_a_location_is_found(line: str) -> None:
+    """pip accepts both lines. It refuses only a line without a version or without a hash."""
     assert not PINNED.fullmatch(line)
 
 
 @pytest.mark.parametrize("lock", [SHIPPED_LOCK, BUILD], ids=lambda lock: lock.name)
-def test_tests_run_with_the_versions_that_are_shipped(lock: Path) -> None:
+def test_tests_use_the_same_versions_as_the_bridge(lock: Path) -> None:
     assert pins(lock).items() <= pins(DEV).items()
 
 
 @pytest.mark.parametrize("lock", [BUILD, DEV, AUDIT, MUTANTS], ids=lambda lock: lock.name)
 def test_no_package_is_locked_in_two_versions(lock: Path) -> None:
-    """`make audit` asks about one version of each."""
+    """`make audit` looks up one version of each package."""
     assert all(pins(lock).get(name, version) == version for other in LOCKS for name, version in pins(other).items())
 
 
-def test_what_only_the_audit_needs_is_not_beside_the_bridge() -> None:
+def test_packages_of_the_audit_are_not_installed_with_the_bridge() -> None:
     assert "pip-audit" in pins(AUDIT)
-    # structlog loads it wherever it is: 5 MB of memory, which the benchmark would take for the bridge's.
+    # structlog loads `rich` if it is installed. Its 5 MB of memory would count as the bridge's in the benchmark.
     assert "rich" not in pins(DEV)
 
 
-def test_what_is_shipped_is_known_and_has_a_reason() -> None:
+def test_each_package_of_the_bridge_has_a_reason() -> None:
     assert set(pins(SHIPPED_LOCK)) == set(SHIPPED)
 
 
-def test_what_is_declared_is_what_is_imported() -> None:
+def test_declared_packages_are_the_imported_ones() -> None:
     sources = packages_distributions()
     imported = {
         canonicalize_name(source)

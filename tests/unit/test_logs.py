@@ -1,4 +1,4 @@
-"""What reaches standard error, in both styles, from the bridge and from its libraries."""
+"""The lines on standard error, in both formats, from the bridge and from its libraries."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _logging_as_it_was() -> Iterator[None]:
 
 
 class Output:
-    """Standard error, as it was written."""
+    """The text on standard error."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -90,7 +90,7 @@ ESCAPED = r"a\n\x1b[31m\x00\x7f\x9b\u202e\u2028b"
 
 
 @pytest.mark.parametrize("style", ["json", "text"])
-def test_nothing_that_is_not_printable_gets_out(output: Output, style: str) -> None:
+def test_characters_that_are_not_printable_are_escaped(output: Output, style: str) -> None:
     logs.configure(LogLevel.INFO, LogFormat(style))
     structlog.get_logger("bridge").info("client refused", detail=HOSTILE)
     logging.getLogger("asyncio").error("in task %s", HOSTILE)
@@ -102,7 +102,7 @@ def test_nothing_that_is_not_printable_gets_out(output: Output, style: str) -> N
 
 
 @pytest.mark.parametrize("style", ["json", "text"])
-def test_traceback_has_lines_and_nothing_else_that_is_not_printable(output: Output, style: str) -> None:
+def test_traceback_keeps_its_line_breaks_and_escapes_the_rest(output: Output, style: str) -> None:
     logs.configure(LogLevel.INFO, LogFormat(style))
     try:
         fail(HOSTILE)
@@ -117,7 +117,7 @@ def test_traceback_has_lines_and_nothing_else_that_is_not_printable(output: Outp
 
 
 def test_traceback_shows_no_local_variable() -> None:
-    """Not even where the package rich is installed, whose tracebacks structlog takes unless it is told otherwise."""
+    """This holds even if the package rich is installed. By default, structlog then uses its tracebacks."""
     logs.configure(LogLevel.INFO, LogFormat.TEXT)
     formatter = logging.getLogger().handlers[0].formatter
     assert isinstance(formatter, structlog.stdlib.ProcessorFormatter)
@@ -126,13 +126,13 @@ def test_traceback_shows_no_local_variable() -> None:
     assert renderer.exception_formatter is structlog.dev.plain_traceback
 
 
-def test_text_line_holds_the_same_for_people(output: Output) -> None:
+def test_text_line_holds_the_same_fields_as_a_json_line(output: Output) -> None:
     logs.configure(LogLevel.INFO, LogFormat.TEXT)
     structlog.get_logger("bridge.test").info("client evicted", reason="idle", silent_s=120.5)
     [line] = output.lines()
     for part in ("client evicted", "reason=idle", "silent_s=120.5", "info", "bridge.test"):
         assert part in line
-    assert "\x1b" not in line, "there are no colours where there is no terminal"
+    assert "\x1b" not in line, "there are no colors without a terminal"
 
 
 def test_exception_is_one_json_line_with_its_traceback(output: Output) -> None:
@@ -185,7 +185,7 @@ def test_extra_fields_of_a_standard_record_are_fields_of_the_line(output: Output
         ("error", ["error"]),
     ],
 )
-def test_only_what_is_at_the_level_or_above_is_written(output: Output, level: str, shown: list[str]) -> None:
+def test_only_lines_at_the_level_or_above_are_written(output: Output, level: str, shown: list[str]) -> None:
     logs.configure(LogLevel(level), LogFormat.JSON)
     log = structlog.get_logger("bridge")
     for name in LogLevel:
@@ -195,7 +195,9 @@ def test_only_what_is_at_the_level_or_above_is_written(output: Output, level: st
 
 @pytest.mark.parametrize("name", [*logs._DEBUG_LOGGERS, "aio_pika.robust_connection", "aiormq.connection"])
 @pytest.mark.parametrize(("level", "count"), [("info", 0), ("error", 0), ("debug", 1)])
-def test_noisy_library_is_heard_from_debug_on_only(output: Output, name: str, level: str, count: int) -> None:
+def test_lines_of_a_noisy_library_are_written_only_at_the_level_debug(
+    output: Output, name: str, level: str, count: int
+) -> None:
     logs.configure(LogLevel(level), LogFormat.JSON)
     logging.getLogger(name).critical("connection lost")
     assert len(output.lines()) == count
@@ -217,7 +219,7 @@ def test_bridge_traces_only_at_the_level_debug(level: str, *, expected: bool) ->
 
 
 @pytest.mark.parametrize("level", LogLevel)
-def test_what_websockets_says_of_clients_headers_is_never_written(output: Output, level: str) -> None:
+def test_lines_of_websockets_with_headers_of_clients_are_never_written(output: Output, level: str) -> None:
     logs.configure(LogLevel(level), LogFormat.JSON)
     logging.getLogger("websockets.server").debug("< %s: %s", "Cookie", "session=secret")
     assert output.lines() == []
@@ -238,7 +240,7 @@ def test_automatic_style_is_text_on_a_terminal_and_json_otherwise(
     ("variable", "value", "colored"),
     [("NO_COLOR", "1", False), ("NO_COLOR", "", True), ("TERM", "dumb", False), ("TERM", "xterm", True)],
 )
-def test_text_on_a_terminal_is_colored_unless_the_environment_asks_for_none(
+def test_text_on_a_terminal_is_colored_unless_the_environment_disables_color(
     output: Output, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, *, colored: bool
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -279,7 +281,7 @@ def test_log_without_a_standard_error_writes_nothing(monkeypatch: pytest.MonkeyP
     assert isinstance(logging.getLogger().handlers[0], logging.NullHandler)
 
 
-async def test_log_that_is_no_queue_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_written_does_not_wait_without_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     logs.never_block()
     assert isinstance(sys.stderr, io.StringIO)

@@ -1,4 +1,4 @@
-"""What is counted, as Prometheus reads it."""
+"""The metrics as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TYPES = {
     "bridge_sends_total": "counter",
     "bridge_updates_total": "counter",
 }
-"""What dashboards and alerts ask for."""
+"""The metrics that dashboards and alerts use, with their types."""
 
 MEANINGS = {
     "bridge_deliveries_total": "Deliveries from RabbitMQ.",
@@ -55,7 +55,7 @@ MEANINGS = {
         "Time from the receipt of a delivery until its update was written to all live connections."
     ),
 }
-"""Of those that are plain numbers."""
+"""The help texts of the metrics that are plain numbers."""
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -66,7 +66,7 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
     }
 
 
-def test_exposition_is_of_the_type_that_it_is_served_as() -> None:
+def test_exposition_has_its_content_type() -> None:
     assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
     assert Metrics().exposition().startswith(b"# HELP ")
 
@@ -91,13 +91,13 @@ def test_each_outcome_of_a_send_begins_at_zero(outcome: str) -> None:
     assert samples(Metrics())["bridge_sends_total", (("outcome", outcome),)] == 0
 
 
-def test_what_may_be_counted_begins_at_zero() -> None:
+def test_each_label_value_begins_at_zero() -> None:
     metrics = Metrics()
     assert "bridge_rejects_total" not in {name for name, _ in samples(metrics)}
     metrics.updates["killmail"] = 2
     metrics.init_labels(["killmail", "event"], ["not-json"], ["too-slow"], ["origin"])
     shown = samples(metrics)
-    # What was counted before stays.
+    # Earlier counts stay.
     assert shown["bridge_updates_total", (("type", "killmail"),)] == 2
     assert shown["bridge_updates_total", (("type", "event"),)] == 0
     assert shown["bridge_duplicates_total", (("type", "event"),)] == 0
@@ -108,7 +108,7 @@ def test_what_may_be_counted_begins_at_zero() -> None:
     assert [shown["bridge_resumes_total", (("complete", word),)] for word in ("true", "false")] == [0, 0]
 
 
-def test_what_is_counted_is_shown_with_its_label() -> None:
+def test_count_is_shown_with_its_label() -> None:
     metrics = Metrics()
     metrics.updates["killmail"] += 1
     metrics.rejects.labels("not-json").inc(2)
@@ -163,11 +163,11 @@ def test_two_bridges_in_one_process_do_not_mix() -> None:
     assert samples(other)["bridge_deliveries_total", ()] == 0
 
 
-def test_there_is_no_time_of_making_for_each_counter() -> None:
+def test_counters_have_no_creation_time() -> None:
     assert "_created" not in Metrics().exposition().decode()
 
 
-def test_every_metric_of_the_bridge_says_what_it_means() -> None:
+def test_every_metric_of_the_bridge_has_a_help_text() -> None:
     lines = Metrics().exposition().decode().splitlines()
     assert all(re.fullmatch(r"# HELP \w+ [A-Z].*\.", line) for line in lines if line.startswith("# HELP bridge_"))
 
@@ -178,13 +178,13 @@ def test_every_metric_has_its_name_and_type() -> None:
     assert shown == TYPES
 
 
-def test_plain_number_has_its_meaning() -> None:
+def test_plain_number_has_its_help_text() -> None:
     lines = Metrics().exposition().decode().splitlines()
     shown = dict(line.removeprefix("# HELP ").split(" ", 1) for line in lines if line.startswith("# HELP bridge_"))
     assert MEANINGS.items() <= shown.items()
 
 
-def test_plain_number_is_shown_as_what_it_counts() -> None:
+def test_plain_number_is_shown_as_its_metric() -> None:
     metrics = Metrics()
     metrics.deliveries, metrics.redeliveries, metrics.written, metrics.enqueued, metrics.dropped = 1, 2, 3, 4, 5
     metrics.updates["a"] += 6
@@ -215,7 +215,7 @@ def test_counts_by_type_are_written_as_the_library_reads_them(counts: dict[str, 
         counts["another"] = by_type.counts["another"]
 
 
-def test_programs_see_the_same_in_the_registry_as_is_shown() -> None:
+def test_registry_has_the_same_values_as_the_exposition() -> None:
     metrics = Metrics()
     metrics.init_labels(["killmail"], ["not-json"], ["too-slow"], ["origin"])
     metrics.gauge("bridge_connections", "Open.", lambda: 3.0)
@@ -225,7 +225,7 @@ def test_programs_see_the_same_in_the_registry_as_is_shown() -> None:
 
 
 class Alone(Collector):
-    """Durations in a registry of their own."""
+    """A collector with only these durations."""
 
     def __init__(self, durations: Durations) -> None:
         self._durations = durations

@@ -1,4 +1,4 @@
-"""What `make mutants` decides by itself: the modules, their tests, and its summary of mutmut's results."""
+"""The parts of `make mutants` that are ours: the choice of modules and tests, and the summary of mutmut's results."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_without_a_commit_to_compare_with_modules_must_be_named(tree: Path) -> N
 
 
 @with_git
-def test_changed_are_modules_of_commits_of_the_working_tree_and_new_ones(tree: Path) -> None:
+def test_changed_modules_are_those_of_commits_of_the_working_tree_and_new_ones(tree: Path) -> None:
     git(tree, "init")
     git(tree, "add", ".")
     git(tree, "commit", "-m", "first")
@@ -129,7 +129,7 @@ def test_changed_are_modules_of_commits_of_the_working_tree_and_new_ones(tree: P
     assert changed(tree) == ("origin/main", ["bridge/four.py", "bridge/two.py"])
 
 
-def test_tests_are_unit_tests_that_import_the_module_also_through_others(tree: Path) -> None:
+def test_tests_are_the_unit_tests_that_import_the_module_directly_or_indirectly(tree: Path) -> None:
     assert unit_tests_of(["bridge/one.py"], tree) == ["tests/unit/test_two.py"]
     assert unit_tests_of(["bridge/one.py", "bridge/three.py"], tree) == [
         "tests/unit/test_three.py",

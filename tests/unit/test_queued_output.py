@@ -201,7 +201,7 @@ def test_pipe_without_a_reader_takes_nothing(pipe: Pipe) -> None:
     assert (output.lines_dropped, pipe.reported) == (3, [])
 
 
-async def test_flush_waits_once_for_a_reader_and_again_once_something_is_read(
+async def test_flush_waits_once_for_a_reader_and_again_after_a_read(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = pipe.output(patience_s=0.01)
@@ -267,10 +267,10 @@ async def test_end_waits_for_a_reader_within_its_limit(pipe: Pipe, monkeypatch: 
 
 
 @pytest.mark.parametrize("flushed", [False, True])
-def test_end_waits_also_after_a_flush_that_was_in_vain(
+def test_end_waits_even_after_a_flush_that_timed_out(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch, *, flushed: bool
 ) -> None:
-    """The patience of `flush` is short. A slow reader still gets the last lines."""
+    """`flush` waits only a short time. A slow reader still gets the last lines."""
     output = pipe.output(patience_s=0.01)
     pipe.fill()
     output.write(b"first\n")

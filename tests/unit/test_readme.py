@@ -26,10 +26,10 @@ from tests.support.generated import (
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_generated_parts_are_what_make_readme_writes(path: Path) -> None:
     text = path.read_text()
-    assert text == filled(text, DOCUMENTS[path]), "`make readme` writes the generated parts anew"
+    assert text == filled(text, DOCUMENTS[path]), "run `make readme`"
 
 
-def test_settings_are_all_there_with_default_and_meaning() -> None:
+def test_table_has_all_settings_with_default_and_meaning() -> None:
     lines = settings_table().splitlines()
     assert sum(line.startswith("| `BRIDGE_") for line in lines) == len(SETTINGS)
     assert [line for line in lines if line.startswith("#")] == [f"### {group}" for group in Group]
@@ -37,7 +37,7 @@ def test_settings_are_all_there_with_default_and_meaning() -> None:
     assert any(line.startswith("| `BRIDGE_INSTANCE` | the host name |") for line in lines)
 
 
-def test_metrics_are_of_every_kind_and_have_their_labels() -> None:
+def test_table_has_metrics_of_every_kind_with_their_labels() -> None:
     rows = {row.name: (row.kind, row.labels) for row in metric_rows()}
     assert rows["bridge_rejects_total"] == ("counter", ("reason",))
     assert rows["bridge_updates_total"] == ("counter", ("type",))
@@ -50,7 +50,7 @@ def test_metrics_are_of_every_kind_and_have_their_labels() -> None:
     assert len(metrics_table().splitlines()) == len(rows) + 2
 
 
-def test_metrics_follow_the_naming_rules_of_prometheus_and_say_what_they_mean() -> None:
+def test_metrics_follow_the_naming_rules_of_prometheus_and_have_a_meaning() -> None:
     for row in metric_rows():
         assert re.fullmatch(r"bridge(_[a-z]+)+", row.name)
         assert row.name.endswith("_total") == (row.kind == "counter"), row.name

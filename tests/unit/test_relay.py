@@ -1,4 +1,4 @@
-"""A delivery's way through the relay: when it is settled, and by whom."""
+"""The path of a delivery through the relay: when and where it is settled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class RelayScene(Scene):
-    """A relay, in front of a hub with one client."""
+    """A relay, and a hub with one client."""
 
     def __init__(self, folder: Path, exchanges: Mapping[str, str], *, replaying: bool = False) -> None:
         metrics = Metrics()
@@ -49,22 +49,22 @@ class RelayScene(Scene):
         self.client = self.join()
         self.deliveries: list[FakeDelivery] = []
         self.settled_before_flushes: list[list[int]] = []
-        """For each flush, how often each delivery was settled before it."""
+        """For each flush, how often each delivery had been settled before it."""
         flush = self.hub.flush
 
         def recorded_flush() -> None:
             self.settled_before_flushes.append([delivery.settled for delivery in self.deliveries])
             flush()
 
-        self.hub.flush = recorded_flush  # type: ignore[method-assign]  # the test looks at what is settled before it
+        self.hub.flush = recorded_flush  # type: ignore[method-assign]  # the test records earlier settlements
 
     def deliver(self, body: object, **options: Any) -> FakeDelivery:
-        """Delivers an event that comes alone."""
+        """Delivers one event in its own read."""
         [delivery] = self.deliver_read(body, **options)
         return delivery
 
     def deliver_read(self, *bodies: object, **options: Any) -> list[FakeDelivery]:
-        """Delivers events that come in one read."""
+        """Delivers several events in one read."""
         deliveries = [
             FakeDelivery(body if isinstance(body, bytes) else orjson.dumps(body), **options) for body in bodies
         ]
@@ -77,12 +77,12 @@ class RelayScene(Scene):
 
     @property
     def sent(self) -> list[dict[str, Any]]:
-        """The updates that the client has."""
+        """The updates that the client has received."""
         return messages(self.client.received)
 
 
 def messages(frames: bytes) -> list[dict[str, Any]]:
-    """What frames hold, of less than 126 bytes or of less than 65536 each."""
+    """Returns the payloads of frames with less than 65536 bytes each."""
     found = []
     while frames:
         start, length = (4, int.from_bytes(frames[2:4], "big")) if frames[1] == 126 else (2, frames[1])
@@ -155,7 +155,7 @@ def test_update_that_is_read_back_at_start_is_not_the_newest_broadcast_one(tmp_p
     assert scene.count("bridge_last_update_timestamp_seconds") == update["timestamp"] / 1000
 
 
-def test_rejected_delivery_is_handed_over_unsettled(scene: RelayScene) -> None:
+def test_rejected_delivery_is_passed_on_unsettled(scene: RelayScene) -> None:
     delivery = scene.deliver(b"not JSON")
     [(taken, rejected)] = scene.rejects.taken
     assert taken is delivery
@@ -205,13 +205,13 @@ def test_update_without_an_identity_is_sent_each_time(scene: RelayScene) -> None
     assert scene.count("bridge_updates_total", type="weather") == 2
 
 
-def test_redelivery_is_counted_and_sent_where_it_was_not_sent_before(scene: RelayScene) -> None:
+def test_redelivery_is_counted_and_sent_if_it_was_not_sent_before(scene: RelayScene) -> None:
     scene.deliver(killmail(1), redelivered=True)
     assert scene.count("bridge_redeliveries_total") == 1
     assert len(scene.sent) == 1
 
 
-def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: RelayScene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_of_the_bridge_is_a_rejection_and_a_traceback(scene: RelayScene, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -227,7 +227,7 @@ def test_fault_of_ours_is_a_rejection_and_a_traceback(scene: RelayScene, monkeyp
     assert len(scene.sent) == 1
 
 
-def test_update_that_does_not_get_into_the_log_is_rejected_and_no_duplicate_when_it_comes_again(
+def test_event_that_fails_at_publish_is_rejected_and_is_no_duplicate_when_redelivered(
     scene: RelayScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(payload: bytes) -> None:
@@ -243,7 +243,7 @@ def test_update_that_does_not_get_into_the_log_is_rejected_and_no_duplicate_when
     assert scene.count("bridge_updates_total", type="killmail") == 1
 
 
-def test_delivery_that_can_not_even_be_rejected_stays_unsettled_and_keeps_back_no_other(
+def test_delivery_that_can_not_be_rejected_stays_unsettled_and_does_not_delay_others(
     scene: RelayScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -257,7 +257,7 @@ def test_delivery_that_can_not_even_be_rejected_stays_unsettled_and_keeps_back_n
     assert "a delivery could not be relayed; it stays unsettled" in [line["event"] for line in logged]
 
 
-def test_encoding_of_the_message_is_looked_at(scene: RelayScene) -> None:
+def test_encoding_of_the_delivery_is_checked(scene: RelayScene) -> None:
     scene.deliver(killmail(1), content_encoding="gzip")
     assert scene.rejects.taken[0][1].reason is Reason.UNSUPPORTED_ENCODING
 
@@ -278,7 +278,7 @@ BOTH = {"killmails": "killmail", "events": "weather"}
         ({"killmails": "killmail", "more": "killmail"}, "elsewhere", None, "killmail"),
     ],
 )
-def test_type_is_the_messages_own_or_the_default_of_its_exchange(
+def test_type_is_that_of_the_delivery_or_the_default_of_its_exchange(
     tmp_path: Path, exchanges: Mapping[str, str], exchange: str, message_type: str | None, update_type: str
 ) -> None:
     scene = RelayScene(tmp_path, exchanges)
@@ -286,7 +286,7 @@ def test_type_is_the_messages_own_or_the_default_of_its_exchange(
     assert [update["type"] for update in scene.sent] == [update_type]
 
 
-def test_exchange_that_is_not_known_has_no_default_where_the_known_ones_differ(tmp_path: Path) -> None:
+def test_unknown_exchange_has_no_default_if_the_known_ones_differ(tmp_path: Path) -> None:
     scene = RelayScene(tmp_path, BOTH)
     scene.deliver(killmail(1), exchange="elsewhere")
     assert scene.rejects.taken[0][1].reason is Reason.UNKNOWN_TYPE
@@ -298,7 +298,7 @@ def test_large_delivery_is_settled_after_its_own_flush(scene: RelayScene) -> Non
     assert delivery.settled == 1
 
 
-def test_early_flush_settles_only_what_it_handed_out(scene: RelayScene) -> None:
+def test_early_flush_settles_only_the_deliveries_of_its_updates(scene: RelayScene) -> None:
     found = scene.deliver_read(*(killmail(number, more="x" * 20_000) for number in range(4)))
     assert scene.settled_before_flushes == [[0, 0, 0, 0], [1, 1, 1, 0]]
     assert [delivery.settled for delivery in found] == [1, 1, 1, 1]
@@ -325,7 +325,7 @@ def test_gap_names_nothing_of_the_broker_to_clients(tmp_path: Path) -> None:
     assert b"5672" not in with_ids.received
 
 
-def test_debug_level_shows_what_was_done_with_each_delivery(tmp_path: Path) -> None:
+def test_debug_level_shows_the_outcome_of_each_delivery(tmp_path: Path) -> None:
     logging.getLogger("bridge.relay").setLevel(logging.DEBUG)
     try:
         scene = RelayScene(tmp_path, {"killmails": "killmail"})

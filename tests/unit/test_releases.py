@@ -1,4 +1,4 @@
-"""Runs on several releases: which tests run where, the counts, the table, and releases that can't be made."""
+"""Runs on several releases: the tests of each run, the counts, the table, and releases that are not available."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_table_has_a_line_for_each_run_and_the_reason_of_one_that_cannot_be_made
         (Row("4.3", "", None, "can't be made: no"), False),
     ],
 )
-def test_row_is_bad_if_a_test_or_pytest_failed_and_not_if_there_is_no_such_release(row: Row, is_bad: bool) -> None:
+def test_row_is_bad_if_a_test_or_pytest_failed_and_not_if_the_release_does_not_exist(row: Row, is_bad: bool) -> None:
     assert row.is_bad is is_bad
 
 
@@ -146,7 +146,7 @@ def test_release_that_the_script_cannot_make_is_a_row_with_its_reason(
     assert row.reason.endswith(reason)
 
 
-def test_release_is_a_container_where_there_is_no_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_release_is_a_container_if_there_is_no_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(releases, "RABBITMQ_RELEASE", tmp_path / "none")
     monkeypatch.setattr(releases, "container_possible", lambda _image, _say: True)
     monkeypatch.setenv("TEST_AMQP_URL", "amqp://localhost/")
@@ -158,7 +158,7 @@ def test_release_is_a_container_where_there_is_no_script(tmp_path: Path, monkeyp
         releases.place_of("4.0")
 
 
-def test_own_release_has_the_environment_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_release_keeps_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_AMQP_URL", "amqp://localhost/")
     place = releases.place_of("own")
     assert place.command == (sys.executable,)
@@ -214,7 +214,7 @@ def test_row_of_a_run_with_several_processes_is_their_sum(tmp_path: Path, monkey
     assert releases.run("own", part=False, rest=[]).counts == Counts(4, 8, 2, 2, 123.0, "4.3.6")
 
 
-def test_exit_status_and_table_are_of_the_runs_that_were_asked_for(
+def test_exit_status_and_table_are_of_the_selected_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []

@@ -1,4 +1,4 @@
-"""The mark of tests that fail on a release: which tests it makes expected failures, and how a version is found."""
+"""The marker of tests that fail on a release: the tests that become expected failures, and the version of a broker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_passes(broker):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """The URL of a broker that sends its version and nothing else."""
+    """The URL of a broker that sends its version and closes the connection."""
     start = commands.Connection.Start(server_properties={"product": "RabbitMQ", "version": "4.3.6"})
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -53,14 +53,14 @@ def server() -> Iterator[str]:
         thread.join(5)
 
 
-def test_version_is_what_the_first_broker_says(server: str) -> None:
+def test_version_is_that_of_the_first_broker(server: str) -> None:
     assert version_of(server) == "4.3.6"
     assert release_of(version_of(server)) == "4.3"
 
 
 @pytest.fixture
 def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Runs pytest on a folder of its own, in this process, with the plugin but without asyncio's."""
+    """Runs pytest in this process on a separate folder, with this plugin and without pytest-asyncio."""
     monkeypatch.setattr(releases_marker, "_recorded", set())
     pytester.makeini("[pytest]\naddopts = --strict-markers -p no:asyncio -p no:cacheprovider\njunit_family = xunit1")
     return pytester
@@ -74,7 +74,7 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
         ("4.0.5", {"failed": 1, "passed": 1}),
     ],
 )
-def test_mark_is_a_strict_expected_failure_on_its_releases_only(
+def test_marker_is_a_strict_expected_failure_only_on_its_releases(
     inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, version: str, outcomes: dict[str, int]
 ) -> None:
     monkeypatch.setattr(releases_marker, "version_of", lambda _urls: version)
@@ -84,14 +84,16 @@ def test_mark_is_a_strict_expected_failure_on_its_releases_only(
     assert f'name="rabbitmq" value="{version}"' in (inner.path / "junit.xml").read_text()
 
 
-def test_mark_of_a_test_without_a_broker_is_an_error(inner: pytest.Pytester) -> None:
+def test_marker_of_a_test_without_a_broker_is_an_error(inner: pytest.Pytester) -> None:
     inner.makepyfile('import pytest\n@pytest.mark.fails_on("4.3", reason="x")\ndef test_x(): pass')
     found = inner.runpytest_inprocess(plugins=[releases_marker])
     assert found.parseoutcomes() == {"errors": 1}
     found.stdout.fnmatch_lines("*fails_on is for tests that use one of the fixtures *broker*")
 
 
-def test_only_tests_that_use_a_broker_run_if_told_so(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_tests_that_use_a_broker_run_if_the_option_is_set(
+    inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(releases_marker, "version_of", lambda _urls: "3.10.8")
     inner.makepyfile(TESTS.replace("def test_passes(broker)", "def test_passes()").replace("pytestmark", "unused"))
     found = inner.runpytest_inprocess("--uses-broker", plugins=[releases_marker])

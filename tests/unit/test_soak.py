@@ -1,4 +1,4 @@
-"""The soak's verdict: each thing that may not happen, and that it is said; and what a run must have shown at all."""
+"""The soak's verdict: each fault is reported, and a run without enough evidence is no success."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def with_counts(*counts: int) -> Evidence:
     return replace(GOOD, received=[Received("a client", bytes(counts))])
 
 
-def test_nothing_is_wrong_where_what_was_confirmed_has_come_once_and_what_was_unsure_once_or_never() -> None:
+def test_run_is_right_if_confirmed_updates_arrived_once_and_unconfirmed_ones_at_most_once() -> None:
     assert wrong(GOOD) == []
 
 
@@ -59,22 +59,22 @@ def test_nothing_is_wrong_where_what_was_confirmed_has_come_once_and_what_was_un
         (replace(GOOD, expected={"poison": 0}), "this run shows nothing of it: poison"),
     ],
 )
-def test_what_may_not_happen_is_said_in_a_line(evidence: Evidence, line: str) -> None:
+def test_each_fault_is_reported_in_a_line(evidence: Evidence, line: str) -> None:
     assert wrong(evidence) == [line]
 
 
 @pytest.mark.parametrize(("more_kb", "lines"), [(GROWTH_KB, 0), (GROWTH_KB + 1, 1)])
-def test_memory_may_grow_by_so_much_between_the_second_tenth_and_the_last(more_kb: int, lines: int) -> None:
+def test_memory_may_grow_within_a_limit_between_the_second_tenth_and_the_last(more_kb: int, lines: int) -> None:
     samples = [*SAMPLES[:90], *(Sample(float(at_s), 1000 + more_kb) for at_s in range(90, 100))]
     assert len(wrong(replace(GOOD, samples=samples))) == lines
 
 
-def test_memory_is_compared_by_medians_and_not_by_what_the_start_or_a_burst_takes() -> None:
+def test_memory_is_compared_by_medians_without_the_start_and_the_bursts() -> None:
     spikes = [Sample(5.0, 900_000), Sample(15.5, 900_000), Sample(50.0, 900_000), Sample(95.5, 900_000)]
     assert memory_kb(replace(GOOD, samples=[*SAMPLES, *spikes])) == (1000, 2000)
 
 
-# What a run consists of
+# The parts of a run
 
 
 @pytest.mark.parametrize("seconds", [SHORTEST_S, 60.0, 600.0])
@@ -91,25 +91,25 @@ def test_cut_comes_late_enough_behind_a_forsaken_line() -> None:
         assert Fault.CUT not in faults[at + 1 : at + 2]
 
 
-# Whether what a client got is a stretch of what a healthy client got
+# Whether the updates of a client are a stretch of the updates of a healthy client
 
 
 class Reference:
-    """A healthy client, as far as `Stretches` looks at it."""
+    """The part of a healthy client that `Stretches` uses."""
 
     def __init__(self, *numbers: int) -> None:
         self.client = SimpleNamespace(numbers=array.array("I", numbers))
         self.stretches = Stretches(cast("Healthy", self.client))
 
     def judge(self, *numbers: int) -> list[str]:
-        """What is wrong with a client that got these."""
+        """Returns the errors of a client that received these updates."""
         self.stretches.add("a client", array.array("I", numbers))
         self.stretches.rest()
         return self.stretches.wrong
 
 
 @pytest.mark.parametrize("numbers", [(3, 1, 2), (1,), (3, 1, 2, 5, 4), (2, 5), ()])
-def test_stretch_of_what_a_healthy_client_got_is_right_also_where_that_is_out_of_order(
+def test_stretch_of_the_updates_of_a_healthy_client_is_right_even_if_they_are_out_of_order(
     numbers: tuple[int, ...],
 ) -> None:
     assert Reference(3, 1, 2, 5, 4).judge(*numbers) == []
@@ -125,11 +125,11 @@ def test_stretch_of_what_a_healthy_client_got_is_right_also_where_that_is_out_of
         ((9,), "a client: only 0 of its 1 updates came to a healthy client"),
     ],
 )
-def test_gap_a_double_and_another_order_are_no_stretch(numbers: tuple[int, ...], words: str) -> None:
+def test_gap_duplicate_and_another_order_are_no_stretch(numbers: tuple[int, ...], words: str) -> None:
     assert Reference(3, 1, 2, 5, 4).judge(*numbers) == [words]
 
 
-def test_stretch_is_judged_only_when_the_healthy_client_has_had_its_last_update() -> None:
+def test_stretch_is_judged_only_after_the_healthy_client_received_its_last_update() -> None:
     reference = Reference(1, 2)
     reference.stretches.add("a client", array.array("I", (2, 3)))
     reference.stretches.look()

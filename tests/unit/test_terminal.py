@@ -27,12 +27,12 @@ class Terminal(io.StringIO):
         ({"TERM": "dumb", "NO_COLOR": ""}, False, False),
     ],
 )
-def test_terminal_has_color_unless_the_environment_asks_for_none(
+def test_terminal_has_color_unless_the_environment_disables_it(
     environment: dict[str, str], *, color: bool, moves: bool
 ) -> None:
     assert (takes_color(Terminal(), environment), moves_cursor(Terminal(), environment)) == (color, moves)
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), None])
-def test_what_is_no_terminal_has_none(stream: io.StringIO | None) -> None:
+def test_stream_that_is_no_terminal_has_no_color(stream: io.StringIO | None) -> None:
     assert (takes_color(stream, {}), moves_cursor(stream, {})) == (False, False)
