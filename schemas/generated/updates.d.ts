@@ -29,7 +29,7 @@ export type Message = { [Type in keyof MessageData]: MessageOf<Type> }[keyof Mes
 export type Received = UpdateWithId | Message;
 
 /**
- * The envelope: what every WebSocket text message of the bridge holds, but for updates to clients that asked for ids: see update-with-id.
+ * The envelope of every WebSocket text message. Updates to clients that asked for ids have another envelope: update-with-id.
  */
 export interface UpdateOf<Type extends UpdateType> {
   /**
@@ -37,7 +37,7 @@ export interface UpdateOf<Type extends UpdateType> {
    */
   type: Type;
   /**
-   * The update itself, as the schema of its type says.
+   * The update itself. The schema of its type describes it.
    */
   data: UpdateData[Type];
   /**
@@ -47,17 +47,17 @@ export interface UpdateOf<Type extends UpdateType> {
 }
 
 /**
- * The envelope of an update as clients get it that asked for ids (?after=): the id is its fourth member, and the last.
+ * The envelope of updates to clients that asked for ids (?after=). The id is the fourth and last member.
  */
 export interface UpdateWithIdOf<Type extends UpdateType> extends UpdateOf<Type> {
   /**
-   * What the update is known by, to be given back in after. Of no meaning to a client: neither its order nor its parts say anything.
+   * The id of the update, for after. It is opaque: its order and its parts have no meaning for clients.
    */
   id: string;
 }
 
 /**
- * The envelope: what every WebSocket text message of the bridge holds, but for updates to clients that asked for ids: see update-with-id.
+ * The envelope of every WebSocket text message. Updates to clients that asked for ids have another envelope: update-with-id.
  */
 export interface MessageOf<Type extends keyof MessageData> {
   /**
@@ -65,7 +65,7 @@ export interface MessageOf<Type extends keyof MessageData> {
    */
   type: Type;
   /**
-   * The update itself, as the schema of its type says.
+   * The update itself. The schema of its type describes it.
    */
   data: MessageData[Type];
   /**
@@ -75,101 +75,101 @@ export interface MessageOf<Type extends keyof MessageData> {
 }
 
 /**
- * The data of an update of the type entity-activity: what one character, corporation, alliance or place did or suffered in a period. Each update replaces the one before it for the same entity and period.
+ * The data of an update of the type entity-activity: the kills and losses of one character, corporation, alliance or place in a period. An update replaces the previous one for the same entity and period.
  */
 export interface EntityActivity {
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of what it tells of.
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time that the data is about.
    */
   timestamp: string;
   /**
-   * What kind of entity entityId names.
+   * The kind of entity that entityId identifies.
    */
   entityType: "character" | "corporation" | "alliance" | "faction" | "shipType" | "system" | "constellation" | "region";
   /**
-   * The entity's id, as ESI knows it for its kind.
+   * The entity's id in ESI.
    */
   entityId: number;
   /**
-   * The first moment of the period, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The start of the period, which includes this moment, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   periodStart: string;
   /**
-   * The end of the period, which is no part of it: an RFC 3339 date-time with upper-case T and Z. A running period ends in the future.
+   * The end of the period, which excludes this moment: an RFC 3339 date-time with upper-case T and Z. A period that is not over ends in the future.
    */
   periodEnd: string;
   /**
-   * How many killmails of the period name the entity among the attackers (for a place: how many happened there).
+   * The number of killmails in the period that name the entity among the attackers. For a place: the number of killmails there.
    */
   killCount: number;
   /**
-   * How many killmails of the period name the entity as the victim; 0 for a place.
+   * The number of killmails in the period that name the entity as the victim. 0 for a place.
    */
   lossCount: number;
   /**
-   * The value of what was lost on the kills, in ISK.
+   * The value destroyed in the kills, in ISK.
    */
   iskDestroyed?: number;
   /**
-   * The value of what was lost on the losses, in ISK.
+   * The value destroyed in the losses, in ISK.
    */
   iskLost?: number;
   /**
-   * The id of the newest killmail that was counted; left out, null or 0 where there is none.
+   * The id of the newest counted killmail. Absent, null or 0 if there is none.
    */
   lastKillmailId?: number | null;
   /**
-   * The id of the solar system of that killmail; left out, null or 0 where there is none.
+   * The id of the solar system of that killmail. Absent, null or 0 if there is none.
    */
   lastSystemId?: number | null;
   /**
-   * The time of that kill, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The time of that killmail, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   lastActivityTime?: string;
 }
 
 /**
- * A raw killmail, as EVE's ESI gives it (GET /killmails/{killmail_id}/{killmail_hash}/). The bridge makes an update of the type killmail of it, and requires what it needs for that; everything else may be missing.
+ * A raw killmail from EVE's ESI (GET /killmails/{killmail_id}/{killmail_hash}/). The bridge converts it to an update of the type killmail. Members that the update does not need are optional.
  */
 export interface EsiKillmail {
   /**
-   * The killmail's id; becomes killmailId.
+   * The killmail's id. It becomes killmailId.
    */
   killmail_id: number;
   /**
-   * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z; becomes killmailTime. ESI always gives it.
+   * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. It becomes killmailTime. ESI always includes it.
    */
   killmail_time?: string;
   /**
-   * The killmail's hash. ESI does not repeat it; some fetchers add it.
+   * The killmail's hash. ESI does not include it, but some fetchers add it.
    */
   killmail_hash?: string | null;
   /**
-   * The id of the solar system; becomes systemId.
+   * The id of the solar system. It becomes systemId.
    */
   solar_system_id: number;
   /**
-   * The id of the moon, where it happened at one.
+   * The id of the moon, if the ship was lost at one.
    */
   moon_id?: number | null;
   /**
-   * The id of the war, where it is part of one.
+   * The id of the war, if the kill belongs to one.
    */
   war_id?: number | null;
   /**
-   * Who lost what.
+   * The victim and the lost ship.
    */
   victim: {
     /**
-     * The victim's character id; a structure has none. Becomes victimId, as it is.
+     * The victim's character id. A structure has none. It becomes victimId, unchanged.
      */
     character_id?: number | null;
     /**
-     * The victim's corporation id; becomes victimCorporationId, as it is.
+     * The victim's corporation id. It becomes victimCorporationId, unchanged.
      */
     corporation_id?: number | null;
     /**
-     * The victim's alliance id; becomes victimAllianceId, as it is.
+     * The victim's alliance id. It becomes victimAllianceId, unchanged.
      */
     alliance_id?: number | null;
     /**
@@ -177,30 +177,30 @@ export interface EsiKillmail {
      */
     faction_id?: number | null;
     /**
-     * The type id of the ship that was lost; becomes shipTypeId.
+     * The type id of the lost ship. It becomes shipTypeId.
      */
     ship_type_id: number;
     /**
-     * The damage that was done to the victim, in hit points.
+     * The damage that the victim took, in hit points.
      */
     damage_taken?: number | null;
     /**
-     * What the ship carried, as ESI lists it; not read by the bridge.
+     * The items in the ship. The bridge ignores them.
      */
     items?: unknown;
     /**
-     * Where in the solar system, in metres from its star; not read by the bridge.
+     * The position in the solar system, in metres from its star. The bridge ignores it.
      */
     position?: unknown;
   };
   /**
-   * Everybody who took part; their number becomes attackerCount.
+   * All attackers. Their number becomes attackerCount.
    *
    * Items: One attacker: a character, or an NPC.
    */
   attackers: {
     /**
-     * The attacker's character id; none for an NPC.
+     * The attacker's character id. An NPC has none.
      */
     character_id?: number | null;
     /**
@@ -220,7 +220,7 @@ export interface EsiKillmail {
      */
     damage_done?: number | null;
     /**
-     * Whether this attacker did the last of it.
+     * Whether this attacker did the final damage.
      */
     final_blow?: boolean | null;
     /**
@@ -237,53 +237,53 @@ export interface EsiKillmail {
     weapon_type_id?: number | null;
   }[];
   /**
-   * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
+   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores them, so they may have any shape.
    */
   zkb?: unknown;
 }
 
 /**
- * The data of an update of the type event: something that the killboard has to say and that is no killmail: a battle that it found, a campaign that began, maintenance.
+ * The data of an update of the type event: news from the killboard other than a killmail, such as a battle, a campaign or maintenance.
  */
 export interface KillboardEvent {
   /**
-   * What identifies the event, in its publisher's own way. A later update with the same id is a correction: it replaces the earlier one. News of the same matter are an event of their own, with relatedEventId.
+   * The id of the event, in any form that the publisher chooses. A later update with the same id is a correction: it replaces the earlier one. A later development is a separate event, with relatedEventId.
    */
   eventId: string;
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of what it tells of.
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time that the data is about.
    */
   timestamp: string;
   /**
-   * What kind of event it is, as a slug: battle, campaign or maintenance, say. New kinds may come at any time: ignore those that you do not know.
+   * The kind of event, as a slug, such as battle, campaign or maintenance. New kinds may be added at any time: ignore unknown kinds.
    */
   kind: string;
   /**
-   * What happened, in one line of plain text, for people.
+   * The headline, as one line of plain text.
    */
   title: string;
   /**
-   * The same at length, in plain text.
+   * The complete text, as plain text.
    */
   message?: string;
   /**
-   * Where there is more about it: an absolute http or https URL, in ASCII.
+   * A page about the event: an absolute http or https URL, in ASCII.
    */
   url?: string;
   /**
-   * When it began or will begin, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * When the event began or will begin, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   startTime?: string;
   /**
-   * When it ended or will end, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * When the event ended or will end, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   endTime?: string;
   /**
-   * The id of the solar system where it happens; left out, null or 0 where it is no one place.
+   * The id of the solar system of the event. Absent, null or 0 if it has no single place.
    */
   systemId?: number | null;
   /**
-   * The killmails that belong to it.
+   * The ids of the killmails that belong to the event.
    *
    * @maxItems 10000
    *
@@ -291,35 +291,35 @@ export interface KillboardEvent {
    */
   killmailIds?: number[];
   /**
-   * The eventId of the event that this one continues.
+   * The eventId of the event that this event continues.
    */
   relatedEventId?: string;
 }
 
 /**
- * The data of a message to clients that asked for ids (?after=): the bridge itself may have missed events in this time, and no resuming brings them back.
+ * The data of a message to clients that asked for ids (?after=): the bridge itself may have missed events in this period. Clients can't get these events by resuming.
  */
 export interface Gap {
   /**
-   * The last moment at which nothing was missed: an RFC 3339 date-time with upper-case T and Z.
+   * The start of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event before it.
    */
   since: string;
   /**
-   * Since when nothing is missed again: an RFC 3339 date-time with upper-case T and Z.
+   * The end of the gap: an RFC 3339 date-time with upper-case T and Z. The bridge missed no event after it.
    */
   until: string;
   /**
-   * What happened: broker-away (the bridge had no broker), stream-truncated (RabbitMQ dropped events before the bridge read them) or stream-recreated (the stream was deleted and made again). There may be more later.
+   * The reason: broker-away (the bridge had no broker), stream-truncated (RabbitMQ dropped events before the bridge read them) or stream-recreated (the stream was deleted and declared again). More reasons may be added.
    */
   reason: string;
 }
 
 /**
- * The data of an update of the type killmail: sent when a new killmail has been fetched and processed.
+ * The data of an update of the type killmail. It is sent when a new killmail has been fetched and processed.
  */
 export interface Killmail {
   /**
-   * The killmail's id, as ESI and zKillboard know it. It identifies the update: a second one with the same id is not sent again.
+   * The killmail's id in ESI and zKillboard. It identifies the update: the bridge does not send a second update with the same id.
    */
   killmailId: number;
   /**
@@ -327,41 +327,41 @@ export interface Killmail {
    */
   timestamp: string;
   /**
-   * The victim's character id. A structure has none: left out, null or 0.
+   * The victim's character id. Absent, null or 0 for a structure.
    */
   victimId?: number | null;
   /**
-   * The victim's corporation id; left out, null or 0 where there is none.
+   * The victim's corporation id. Absent, null or 0 if there is none.
    */
   victimCorporationId?: number | null;
   /**
-   * The victim's alliance id; left out, null or 0 where the corporation is in no alliance.
+   * The victim's alliance id. Absent, null or 0 if the corporation is in no alliance.
    */
   victimAllianceId?: number | null;
   /**
-   * The id of the solar system in which the ship was lost.
+   * The id of the solar system where the ship was lost.
    */
   systemId: number;
   /**
-   * The type id of the ship (or structure, deployable, ...) that was lost.
+   * The type id of the lost ship, structure or deployable.
    */
   shipTypeId: number;
   /**
-   * How many attackers the killmail names, NPCs included.
+   * The number of attackers in the killmail, including NPCs.
    */
   attackerCount: number;
   /**
-   * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. An extension: updates made from a raw killmail have it, others may.
+   * When the ship was lost, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z. An extension: updates from a raw killmail have it, others may have it.
    */
   killmailTime?: string;
 }
 
 /**
- * The data of an update of the type price-update: a new price of one type of item, as the killboard values killmails with.
+ * The data of an update of the type price-update: a new price of one type of item. The killboard uses it to value killmails.
  */
 export interface PriceUpdate {
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of what it tells of.
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time that the data is about.
    */
   timestamp: string;
   /**
@@ -373,29 +373,29 @@ export interface PriceUpdate {
    */
   price: number;
   /**
-   * The price of one unit that held before, in ISK; left out or null where none was known.
+   * The previous price of one unit, in ISK. Absent or null if it is unknown.
    */
   previousPrice?: number | null;
   /**
-   * The id of the region whose market the price is of; left out, null or 0 for a price of the whole of New Eden.
+   * The id of the market's region. Absent, null or 0 for a price of all New Eden.
    */
   regionId?: number | null;
   /**
-   * Since when the price holds, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * When the price became valid, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   priceTime?: string;
   /**
-   * Where the price comes from, in a word: esi-average, say, or jita-sell.
+   * The source of the price, such as esi-average or jita-sell.
    */
   source?: string;
 }
 
 /**
- * A document of zKillboard's R2Z2 (ephemeral/<sequence>.json). The bridge makes an update of the type killmail of it. Where esi is null or empty, it is rejected as a placeholder.
+ * A document of zKillboard's R2Z2 (ephemeral/<sequence>.json). The bridge converts it to an update of the type killmail. A document with a null or empty esi is rejected as a placeholder.
  */
 export interface R2Z2Document {
   /**
-   * The killmail's id as R2Z2 says it; the one in esi counts.
+   * The killmail's id from R2Z2. The bridge uses the id in esi instead.
    */
   killmail_id?: unknown;
   /**
@@ -404,82 +404,82 @@ export interface R2Z2Document {
   hash?: unknown;
   esi: EsiKillmail;
   /**
-   * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
+   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores them, so they may have any shape.
    */
   zkb?: unknown;
   /**
-   * When zKillboard made the document, in Unix seconds.
+   * When zKillboard created the document, in Unix seconds.
    */
   uploaded_at?: unknown;
   /**
-   * The document's place in the sequence of all documents.
+   * The document's position in the sequence of all documents.
    */
   sequence_id?: unknown;
 }
 
 /**
- * A package of zKillboard's RedisQ: the content of {"package": ...}, which the bridge takes with or without that around it, and makes an update of the type killmail of. A package without its killmail can't become an update: it is rejected as a placeholder.
+ * A package of zKillboard's RedisQ: the content of {"package": ...}. The bridge accepts it with or without this wrapper, and converts it to an update of the type killmail. A package without its killmail is rejected as a placeholder.
  */
 export interface RedisqPackage {
   /**
-   * The killmail's id as RedisQ says it; the one in killmail counts.
+   * The killmail's id from RedisQ. The bridge uses the id in killmail instead.
    */
   killID?: unknown;
   killmail: EsiKillmail;
   /**
-   * What zKillboard adds: the hash, values in ISK, points, labels and more. Not read by the bridge, and of any shape.
+   * zKillboard's additions: the hash, values in ISK, points, labels and more. The bridge ignores them, so they may have any shape.
    */
   zkb?: unknown;
 }
 
 /**
- * The data of the first message to a client that asked for ids (?after=): where in the stream of updates it is. What comes after data.id follows.
+ * The data of the first message to a client that asked for ids (?after=). It says where the updates start: those after data.id follow.
  */
 export interface Resume {
   /**
-   * Whether everything after the id that the client gave follows. False where that id is unknown or older than what is kept: what is kept follows then (but for the oldest of it, which may be gone by then), and what was before that is lost to the client.
+   * Whether all updates after the client's id follow. False if that id is unknown, or older than the update log. The update log then follows, except a margin of the oldest updates. The client misses the earlier updates.
    */
   complete: boolean;
   /**
-   * How many of the updates that follow were sent before the client came.
+   * The number of following updates that are older than this connection.
    */
   replayed: number;
   /**
-   * From now on the id to give in after, until an update brings the next one.
+   * The id for after, until an update has the next one.
    */
   id: string;
 }
 
 /**
- * The data of an update of the type statistics: what happened on the whole killboard in a period, as its front page shows it. Each update replaces the one before it for the same period.
+ * The data of an update of the type statistics: the statistics of the whole killboard in a period, for its front page. An update replaces the previous one for the same period.
  */
 export interface Statistics {
   /**
-   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time of what it tells of.
+   * When the update was sent: an RFC 3339 date-time with upper-case T and Z. Not the time that the data is about.
    */
   timestamp: string;
   /**
-   * The first moment of the period, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
+   * The start of the period, which includes this moment, in EVE time (UTC): an RFC 3339 date-time with upper-case T and Z.
    */
   periodStart: string;
   /**
-   * The end of the period, which is no part of it: an RFC 3339 date-time with upper-case T and Z. A running period ends in the future.
+   * The end of the period, which excludes this moment: an RFC 3339 date-time with upper-case T and Z. A period that is not over ends in the future.
    */
   periodEnd: string;
   /**
-   * How many killmails there are of the period: those whose kill is in it.
+   * The number of killmails whose kill is in the period.
    */
   killmailCount: number;
   /**
-   * Of these, killmails with a single attacker that is a player.
+   * The number of these killmails with a single attacker, who is a player.
    */
   soloKillmailCount?: number;
   /**
-   * Of these, killmails whose attackers are all NPCs.
+   * The number of these killmails whose attackers are all NPCs.
    */
   npcKillmailCount?: number;
   /**
-   * The value of all ships and cargo that were destroyed, in ISK.
+   * The value of all destroyed ships and cargo, in ISK.
    */
   iskDestroyed?: number;
   /**
@@ -487,11 +487,11 @@ export interface Statistics {
    */
   iskDropped?: number;
   /**
-   * How many different characters were a victim or an attacker.
+   * The number of different characters that were a victim or an attacker.
    */
   activePilotCount?: number;
   /**
-   * The characters with the most killmails in the period, most first.
+   * The characters with the most killmails in the period, in descending order.
    *
    * @maxItems 100
    *
@@ -503,16 +503,16 @@ export interface Statistics {
      */
     id: number;
     /**
-     * How many killmails of the period it has a part in.
+     * The number of killmails in the period that involve it.
      */
     killmailCount: number;
     /**
-     * The value of what was lost on them, in ISK.
+     * The value destroyed in these killmails, in ISK.
      */
     iskDestroyed?: number;
   }[];
   /**
-   * The corporations with the most killmails in the period, most first.
+   * The corporations with the most killmails in the period, in descending order.
    *
    * @maxItems 100
    *
@@ -524,16 +524,16 @@ export interface Statistics {
      */
     id: number;
     /**
-     * How many killmails of the period it has a part in.
+     * The number of killmails in the period that involve it.
      */
     killmailCount: number;
     /**
-     * The value of what was lost on them, in ISK.
+     * The value destroyed in these killmails, in ISK.
      */
     iskDestroyed?: number;
   }[];
   /**
-   * The alliances with the most killmails in the period, most first.
+   * The alliances with the most killmails in the period, in descending order.
    *
    * @maxItems 100
    *
@@ -545,16 +545,16 @@ export interface Statistics {
      */
     id: number;
     /**
-     * How many killmails of the period it has a part in.
+     * The number of killmails in the period that involve it.
      */
     killmailCount: number;
     /**
-     * The value of what was lost on them, in ISK.
+     * The value destroyed in these killmails, in ISK.
      */
     iskDestroyed?: number;
   }[];
   /**
-   * The types of ship lost with the most killmails in the period, most first.
+   * The lost ship types with the most killmails in the period, in descending order.
    *
    * @maxItems 100
    *
@@ -566,16 +566,16 @@ export interface Statistics {
      */
     id: number;
     /**
-     * How many killmails of the period it has a part in.
+     * The number of killmails in the period that involve it.
      */
     killmailCount: number;
     /**
-     * The value of what was lost on them, in ISK.
+     * The value destroyed in these killmails, in ISK.
      */
     iskDestroyed?: number;
   }[];
   /**
-   * The solar systems with the most killmails in the period, most first.
+   * The solar systems with the most killmails in the period, in descending order.
    *
    * @maxItems 100
    *
@@ -587,11 +587,11 @@ export interface Statistics {
      */
     id: number;
     /**
-     * How many killmails of the period it has a part in.
+     * The number of killmails in the period that involve it.
      */
     killmailCount: number;
     /**
-     * The value of what was lost on them, in ISK.
+     * The value destroyed in these killmails, in ISK.
      */
     iskDestroyed?: number;
   }[];
