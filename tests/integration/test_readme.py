@@ -12,11 +12,9 @@ from aio_pika.abc import AbstractConnection
 
 from tests.support.broker.find import Broker
 from tests.support.clients import RawClient
-from tests.support.killmail import killmail
 from tests.support.publishing import bind, take
-from tests.support.publishing import publish as publish_events
-from tests.support.running import bridge_process, port_of, running, sample
-from tests.support.waiting import LIMIT_S, eventually
+from tests.support.running import bridge_process
+from tests.support.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -60,32 +58,6 @@ async def test_type_of_ones_own_is_a_file(broker: Broker, exchange: str, tmp_pat
         update = orjson.loads(await client.text())
         assert (update["type"], update["data"]) == ("sighting", {"pilot": "Chribba"})
         await client.close()
-
-
-async def test_client_in_python_prints_updates(
-    broker: Broker, amqp: AbstractConnection, exchange: str, tmp_path: Path
-) -> None:
-    found = re.search(
-        r"```python\n(import asyncio\nimport json\nfrom websockets.*?)```",
-        (ROOT / "schemas/clients/README.md").read_text(),
-        re.DOTALL,
-    )
-    assert found is not None
-    async with running(broker.url, exchanges=f"{exchange}=killmail") as bridge:
-        (tmp_path / "client.py").write_text(found[1].replace("localhost:3000", f"127.0.0.1:{port_of(bridge)}"))
-        command = [sys.executable, "-u", str(tmp_path / "client.py")]
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        try:
-            assert process.stdout is not None
-            await eventually(
-                "it is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
-            )
-            await publish_events(amqp, exchange, killmail(1))
-            async with asyncio.timeout(LIMIT_S):
-                assert b"'killmailId': 1" in await process.stdout.readline()
-        finally:
-            process.kill()
-            await process.wait()
 
 
 @pytest.mark.parametrize(

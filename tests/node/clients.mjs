@@ -2,8 +2,7 @@
 const [library, url, ...protocols] = process.argv.slice(2);
 
 const print = (message) => {
-  console.log(String(message));
-  process.exit(0);
+  process.stdout.write(`${message}\n`, () => process.exit(0));
 };
 const fail = (error) => {
   console.error(String(error?.message ?? error));
@@ -11,8 +10,8 @@ const fail = (error) => {
 };
 
 // The interface of browsers.
-const follow = (WebSocket) => {
-  const socket = new WebSocket(url, protocols);
+const follow = (WebSocket, ...options) => {
+  const socket = new WebSocket(url, protocols, ...options);
   socket.onmessage = (event) => print(event.data);
   socket.onerror = (event) => fail(event.message ?? "error");
   socket.onclose = (event) => fail(`closed ${event.code}`);
@@ -22,7 +21,10 @@ const libraries = {
   ws: async () => follow((await import("ws")).WebSocket),
   undici: async () => follow((await import("undici")).WebSocket),
   "faye-websocket": async () => follow((await import("faye-websocket")).default.Client),
-  websocket: async () => follow((await import("websocket")).default.w3cwebsocket),
+  websocket: async () => {
+    const { w3cwebsocket } = (await import("websocket")).default;
+    follow(w3cwebsocket, undefined, undefined, undefined, { maxReceivedFrameSize: 2 ** 23 });
+  },
   // Bun's, Deno's or Node's own.
   builtin: async () => follow(globalThis.WebSocket),
 };

@@ -9,9 +9,15 @@ public class HttpClient {
         CompletableFuture<String> found = new CompletableFuture<>();
         java.net.http.HttpClient.newHttpClient().newWebSocketBuilder().buildAsync(URI.create(arguments[0]),
             new WebSocket.Listener() {
+                final StringBuilder text = new StringBuilder();
+
                 @Override
                 public CompletionStage<?> onText(WebSocket socket, CharSequence data, boolean last) {
-                    found.complete(data.toString());
+                    text.append(data);
+                    if (last) {
+                        found.complete(text.toString());
+                    }
+                    socket.request(1);
                     return null;
                 }
             }).join();

@@ -9,7 +9,7 @@ def websockets_asyncio(url: str) -> str:
     import websockets
 
     async def read() -> str:
-        async with websockets.connect(url, proxy=None) as socket:
+        async with websockets.connect(url, proxy=None, max_size=None) as socket:
             return str(await socket.recv())
 
     return asyncio.run(read())
@@ -18,7 +18,7 @@ def websockets_asyncio(url: str) -> str:
 def websockets_sync(url: str) -> str:
     from websockets.sync.client import connect
 
-    with connect(url, proxy=None) as socket:
+    with connect(url, proxy=None, max_size=None) as socket:
         return str(socket.recv())
 
 
@@ -26,7 +26,7 @@ def aiohttp(url: str) -> str:
     import aiohttp
 
     async def read() -> str:
-        async with aiohttp.ClientSession() as session, session.ws_connect(url) as socket:
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
             return str(await socket.receive_str())
 
     return asyncio.run(read())
@@ -129,6 +129,7 @@ def soup(url: str) -> str:
 
     def connected(session, result):
         socket = session.websocket_connect_finish(result)
+        socket.set_max_incoming_payload_size(0)
         socket.connect("message", message)
         found.append(socket)
 

@@ -1,0 +1,176 @@
+"""The examples in the README of the clients, run as they stand against a real bridge."""
+
+import asyncio
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aio_pika.abc import AbstractConnection
+from playwright.async_api import ConsoleMessage
+
+from bridge.app import Bridge
+from tests.support.broker.find import Broker
+from tests.support.browser import File, chromium, foreign_site
+from tests.support.documentation import BIN, adapted, code_block, shell
+from tests.support.followers import CLIENTS, page_files
+from tests.support.killmail import killmail
+from tests.support.prepare import NODE, ROOT
+from tests.support.publishing import publish
+from tests.support.running import port_of, running, sample
+from tests.support.waiting import LIMIT_S, eventually
+
+JITA, AMARR = 30000142, 30002187
+WS_VERSION = 8, 11
+"""The first version of curl in which WebSocket is not an experiment."""
+
+
+@pytest.fixture
+async def bridge(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
+    async with running(broker.url, exchanges=f"{exchange}=killmail") as running_bridge:
+        yield running_bridge
+
+
+def local(text: str, bridge: Bridge) -> str:
+    """An example with the address of the bridge."""
+    return adapted(text, ("localhost:3000", f"127.0.0.1:{port_of(bridge)}"))
+
+
+async def connected(bridge: Bridge) -> None:
+    await eventually("it is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1)
+
+
+@asynccontextmanager
+async def program(*command: str | Path, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
+    """Runs a program that never ends by itself; yields its output."""
+    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield process.stdout
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def prints(output: asyncio.StreamReader, pattern: str) -> None:
+    """Returns when a line of the output matches."""
+    async with asyncio.timeout(LIMIT_S):
+        while line := await output.readline():
+            if re.search(pattern, line.decode()):
+                return
+    raise AssertionError(f"the program has ended without {pattern!r}")
+
+
+async def test_example_in_javascript_prints_updates(
+    node: str, bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    (tmp_path / "main.js").write_text(local(code_block("schemas/clients/README.md", "Connect", 1), bridge))
+    # Node 20 has WebSocket behind this flag. Later versions accept the flag too.
+    async with program(node, "--experimental-websocket", "main.js", folder=tmp_path) as output:
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1))
+        await prints(output, "killmailId: 1,")
+
+
+async def test_example_in_python_prints_updates(
+    bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    (tmp_path / "main.py").write_text(local(code_block("schemas/clients/README.md", "Connect", 2), bridge))
+    async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1))
+        await prints(output, "'killmailId': 1,")
+
+
+async def test_example_with_the_copied_browser_client_prints_updates(
+    bridge: Bridge, amqp: AbstractConnection, exchange: str
+) -> None:
+    script = local(code_block("schemas/clients/README.md", "Examples to copy", 0), bridge)
+    page_html = '<!doctype html><link rel="icon" href="data:,"><script type="module" src="/main.js"></script>'
+    files = page_files({}) | {"/": File("text/html", page_html), "/main.js": File("text/javascript", script)}
+    lines: list[str] = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        lines.append(message.text)
+
+    async with chromium() as browser, foreign_site(files) as site:
+        page = await browser.new_page()
+        page.on("console", on_console)
+        await page.goto(f"http://localhost:{site.port}/")
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1))
+        await eventually("it prints the update", lambda: any("killmailId: 1," in line for line in lines))
+    assert lines[0].startswith("connected ")
+
+
+async def test_example_with_the_copied_client_for_node_prints_updates(
+    node: str, bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
+    shutil.copy(CLIENTS / "node.mjs", tmp_path)
+    (tmp_path / "main.mjs").write_text(local(code_block("schemas/clients/README.md", "Examples to copy", 1), bridge))
+    async with program(node, "main.mjs", folder=tmp_path) as output:
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1))
+        await prints(output, "killmailId: 1,")
+
+
+async def test_example_with_the_copied_client_for_python_prints_updates(
+    bridge: Bridge, amqp: AbstractConnection, exchange: str, tmp_path: Path
+) -> None:
+    shutil.copy(CLIENTS / "python_client.py", tmp_path)
+    (tmp_path / "main.py").write_text(local(code_block("schemas/clients/README.md", "Examples to copy", 2), bridge))
+    async with program(sys.executable, "-u", "main.py", folder=tmp_path) as output:
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1))
+        await prints(output, "'killmailId': 1,")
+
+
+async def print_filtered(command: str, bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
+    """A shell command prints the update that it asks for."""
+    async with program("bash", "-c", f"PATH={BIN}:$PATH; exec {command}", folder=ROOT) as output:
+        await connected(bridge)
+        await publish(amqp, exchange, killmail(1, systemId=AMARR), killmail(2, systemId=JITA))
+        # Curl ends no line.
+        async with asyncio.timeout(LIMIT_S):
+            await output.readuntil(b'"killmailId":2,')
+
+
+async def test_tail_prints_updates(bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
+    command = code_block("schemas/clients/README.md", "Command line", 0)
+    await print_filtered(local(command, bridge), bridge, amqp, exchange)
+
+
+def curl_has_websocket() -> bool:
+    version = subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.match(r"curl (\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= WS_VERSION and " ws " in version
+
+
+@pytest.mark.skipif(not curl_has_websocket(), reason="this curl has no WebSocket")
+async def test_curl_with_websocket_prints_updates(bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
+    command = code_block("schemas/clients/README.md", "Command line", 1)
+    await print_filtered(local(command, bridge), bridge, amqp, exchange)
+
+
+async def test_older_curl_prints_updates(bridge: Bridge, amqp: AbstractConnection, exchange: str) -> None:
+    command = code_block("schemas/clients/README.md", "Command line", 2)
+    await print_filtered(local(command, bridge), bridge, amqp, exchange)
+
+
+def refused_queries() -> Sequence[str]:
+    """What the section about filters calls errors."""
+    return "type=killmail,event", "type[]=killmail", "type=nothing", "systemId=Jita"
+
+
+async def test_curl_shows_why_a_filter_is_refused(bridge: Bridge, tmp_path: Path) -> None:
+    command = code_block("schemas/clients/README.md", "Filters", 1)
+    output = await shell(adapted(local(command, bridge), ("curl", "curl -s")), tmp_path)
+    assert output.decode() == code_block("schemas/clients/README.md", "Filters", 2)
+    for query in refused_queries():
+        refused = await shell(f"curl -sgi 'http://127.0.0.1:{port_of(bridge)}/updates?{query}'", tmp_path)
+        assert refused.startswith(b"HTTP/1.1 400 "), query
