@@ -1,8 +1,9 @@
-"""The image: built as its users build it, run as restricted as they can run it, with a broker beside it."""
+"""The image: built as in `docker/README.md`, run with all restrictions, next to a container with a broker."""
 
 import asyncio
 import ipaddress
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -12,9 +13,11 @@ import orjson
 import pytest
 
 from bridge.broadcast.live_set import MIN_BATCHED_SOCKETS
+from tests.support.broker.ports import free_port
 from tests.support.certificates import certificate
-from tests.support.clients import RawClient
-from tests.support.image import PORT, ROOT, Contained, Site, site
+from tests.support.clients import RawClient, get
+from tests.support.documentation import adapted, code_block, shell
+from tests.support.image import BASE, BROKER, PORT, ROOT, Contained, Site, site
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish
 from tests.support.waiting import eventually
@@ -22,10 +25,10 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.slow
 
 SHUTDOWN_TIMEOUT_S = 8
-"""The setting's default, which is below the 10 s that an engine gives."""
+"""The default of BRIDGE_SHUTDOWN_TIMEOUT. By default, an engine waits for 10 s."""
 
 HEALTH_LIMIT_S = 60.0
-"""An engine asks by starting a process in the container, which takes long on a busy machine."""
+"""The health check starts a process in the container, which takes long on a busy machine."""
 
 NO_BATCHED_WRITES = "io_submit is not available"
 READ_ONLY = "30"  # EROFS
@@ -47,11 +50,52 @@ async def _connect(bridge: Contained) -> RawClient:
     return await RawClient.open(PORT, host=bridge.address)
 
 
-async def finds(bridge: Contained, state: str) -> None:
-    await eventually(f"the engine finds it {state}", lambda: bridge.health == state, HEALTH_LIMIT_S)
+async def _wait_for_health(bridge: Contained, state: str) -> None:
+    await eventually(f"the engine reports {state}", lambda: bridge.health == state, HEALTH_LIMIT_S)
 
 
-async def test_update_reaches_many_clients_at_the_containers_own_address(place: Site, bridge: Contained) -> None:
+async def test_commands_of_the_readme_build_and_start_a_bridge(place: Site, tmp_path: Path) -> None:
+    name = f"edk-bridge-test-{secrets.token_hex(4)}"
+    port = free_port()
+    base = f"--build-arg PYTHON_IMAGE={BASE}" if BASE else ""
+    # Without translated addresses, a build reaches the package index only through the host's network.
+    build = adapted(
+        code_block("docker/README.md", "Container", 0),
+        ("docker build", f"docker build --network=host {base}"),
+        ("-t edk-bridge", f"-t {name}"),
+    )
+    write = adapted(
+        code_block("docker/README.md", "Container", 1),
+        ("install", f"echo amqp://guest:guest@{BROKER}:5672/ | install"),
+    )
+    run = adapted(
+        code_block("docker/README.md", "Container", 2),
+        ("--name edk-bridge", f"--name {name}"),
+        ("my-network", place._network.name),
+        ("127.0.0.1:3000:", f"127.0.0.1:{port}:"),
+        (" edk-bridge\n", f" {name}\n"),
+    )
+    check = adapted(code_block("docker/README.md", "Container", 3), ("edk-bridge", name), (":3000/", f":{port}/"))
+    await shell(build, ROOT)
+    await shell(write, tmp_path)
+
+    async def is_ready() -> bool:
+        try:
+            return (await get(port, "/readyz"))[0] == 200
+        except (OSError, IndexError):
+            return False
+
+    try:
+        await shell(run, tmp_path)
+        await eventually("the bridge is ready", is_ready)
+        output = await shell(check, tmp_path)
+        for expected in (b'"event":"listening"', b'"event":"consuming"', b'"ready": true'):
+            assert expected in output
+    finally:
+        await shell(f"docker rm --force --volumes {name}; docker rmi --force {name}", tmp_path)
+
+
+async def test_update_reaches_many_clients_at_the_address_of_the_container(place: Site, bridge: Contained) -> None:
     await bridge.ready()
     assert ipaddress.ip_address(bridge.address).is_private
     clients = [await _connect(bridge) for _ in range(MIN_BATCHED_SOCKETS + 1)]
@@ -59,7 +103,7 @@ async def test_update_reaches_many_clients_at_the_containers_own_address(place: 
         await publish(amqp, "killmails", killmail(1))
     updates = [orjson.loads(await client.text()) for client in clients]
     assert [update["data"] for update in updates] == [killmail(1)] * len(clients)
-    # Either way of writing to many will do: which one it is depends on the engine's seccomp profile.
+    # The engine's seccomp profile decides whether the bridge can write to many sockets in one call.
     code, _ = bridge.python("from bridge.broadcast.socket_writes import IoSubmitWriter; IoSubmitWriter()")
     assert any(NO_BATCHED_WRITES in line for line in bridge.log()) == bool(code)
     for client in clients:
@@ -75,14 +119,14 @@ async def test_update_reaches_a_client_of_the_published_port(place: Site, bridge
     await client.close()
 
 
-async def test_only_process_is_the_bridge_without_root_and_without_a_capability(bridge: Contained) -> None:
+async def test_bridge_is_the_only_process_and_has_no_root_and_no_capability(bridge: Contained) -> None:
     await bridge.ready()
 
     def alone() -> bool:
         top = bridge.container.top(ps_args="-o pid,args")["Processes"]
         return [command for _, command in top] == ["/opt/edk-bridge/bin/python3 /opt/edk-bridge/bin/edk-bridge serve"]
 
-    # A health check may be running, for a moment.
+    # A health check may run for a moment.
     await eventually("the bridge is the only process", alone)
     _, text = bridge.python("print(open('/proc/1/status').read())")
     status = dict(re.findall(r"(\w+):\t(.*)", text))
@@ -100,7 +144,7 @@ async def test_nothing_can_be_written(bridge: Contained, folder: str) -> None:
     assert bridge.python(program) == (0, READ_ONLY)
 
 
-async def test_nothing_can_be_written_to_but_the_memory_that_an_engine_gives_each_container(bridge: Contained) -> None:
+async def test_only_the_shared_memory_of_the_engine_can_be_written(bridge: Contained) -> None:
     await bridge.ready()
     program = (
         "import tempfile\n"
@@ -112,9 +156,9 @@ async def test_nothing_can_be_written_to_but_the_memory_that_an_engine_gives_eac
     assert {*written.split()} <= {"/dev/shm", "/dev/mqueue"}
 
 
-async def test_what_is_installed_is_what_is_locked(bridge: Contained) -> None:
+async def test_installed_packages_are_the_locked_ones(bridge: Contained) -> None:
     locked = re.findall(r"^([\w-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    # Without site-packages of the base, which are not ours.
+    # Without the site-packages of the base image.
     _, text = bridge.python(
         "import importlib.metadata as m, site\n"
         "print(*sorted(d.name.lower().replace('_', '-') for d in m.distributions(path=site.getsitepackages())))"
@@ -123,39 +167,39 @@ async def test_what_is_installed_is_what_is_locked(bridge: Contained) -> None:
 
 
 async def test_healthy_and_labelled(place: Site, bridge: Contained) -> None:
-    await finds(bridge, "healthy")
+    await _wait_for_health(bridge, "healthy")
     found = place.docker.images.get(place.image)
     assert found.labels["org.opencontainers.image.version"] == version("edk-bridge")
     assert found.attrs["Config"]["User"] == "10001:10001"
 
 
 async def test_without_its_broker_it_is_healthy_and_not_ready(place: Site) -> None:
-    with place.bridge(BRIDGE_AMQP_URL="amqp://guest:guest@127.0.0.1:1/") as lonely:
-        await finds(lonely, "healthy")
-        assert not any('"consuming"' in line for line in lonely.log())
+    with place.bridge(BRIDGE_AMQP_URL="amqp://guest:guest@127.0.0.1:1/") as unconnected:
+        await _wait_for_health(unconnected, "healthy")
+        assert not any('"consuming"' in line for line in unconnected.log())
 
 
-async def test_health_is_asked_over_tls_where_that_is_on(place: Site, tmp_path: Path) -> None:
+async def test_health_check_uses_tls_if_the_bridge_does(place: Site, tmp_path: Path) -> None:
     chain, key = certificate(tmp_path, "contained")
-    # The bridge in the container is another user than the one who made the key.
+    # The bridge in the container runs as another user than the owner of the key.
     key.chmod(0o644)
     variables = {"BRIDGE_TLS_CERTIFICATE": "/tls/chain.pem", "BRIDGE_TLS_KEY": "/tls/key.pem", "BRIDGE_PORT": "3443"}
     with place.bridge({chain: "/tls/chain.pem", key: "/tls/key.pem"}, **variables) as secure:
-        await finds(secure, "healthy")
+        await _wait_for_health(secure, "healthy")
         assert any("wss://127.0.0.1:3443/updates" in line for line in secure.log())
 
 
-async def test_bridge_that_does_not_turn_becomes_unhealthy_and_healthy_again_when_it_does(place: Site) -> None:
-    with place.bridge() as stuck:
-        await finds(stuck, "healthy")
-        # From outside: the first process of a container can't be stopped from within.
-        stuck.container.kill(signal="STOP")
-        await finds(stuck, "unhealthy")
-        stuck.container.kill(signal="CONT")
-        await finds(stuck, "healthy")
+async def test_stopped_process_is_unhealthy_until_it_continues(place: Site) -> None:
+    with place.bridge() as frozen:
+        await _wait_for_health(frozen, "healthy")
+        # The engine sends the signal: a process in the container can't stop the first process.
+        frozen.container.kill(signal="STOP")
+        await _wait_for_health(frozen, "unhealthy")
+        frozen.container.kill(signal="CONT")
+        await _wait_for_health(frozen, "healthy")
 
 
-async def test_stop_ends_it_with_0_in_time_and_tells_its_clients(place: Site) -> None:
+async def test_stopped_container_closes_its_clients_and_exits_with_0_in_time(place: Site) -> None:
     with place.bridge() as stopped:
         await stopped.ready()
         client = await _connect(stopped)
