@@ -1,10 +1,11 @@
-"""The compose files: taken by docker-compose, safe as they are, and, where an engine has the images, started."""
+"""The compose files: docker-compose accepts them, they are restricted, and they start if an engine has the images."""
 
 import asyncio
 import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.broker.session import IMAGE
 from tests.support.clients import RawClient, get
+from tests.support.documentation import adapted, code_block, shell
 from tests.support.prepare import program
 from tests.support.running import NOWHERE, port_of, running
 from tests.support.waiting import eventually
@@ -35,7 +37,7 @@ SECRETS = {"BROKER_PASSWORD": "secret", "ERLANG_COOKIE": "cookie"}
 
 
 def compose(file: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """What docker-compose says of a file, with nothing set but what is given here."""
+    """Runs docker-compose with a file, without secrets except for the given variables."""
     environment = {name: text for name, text in os.environ.items() if name not in SECRETS}
     profiles = [word for profile in PROFILES for word in ("--profile", profile)]
     command = [program("docker-compose"), *profiles, "-f", str(FOLDER / file), *arguments]
@@ -43,8 +45,8 @@ def compose(file: str, *arguments: str, **variables: str) -> subprocess.Complete
 
 
 def read(file: str, **variables: str) -> dict[str, Any]:
-    """The whole file, with everything put in that it refers to. Fails where docker-compose does not take it."""
-    # The one in Python, which writes YAML, comes with what Debian's own Python reads that with.
+    """Returns the file with all references resolved. Fails if docker-compose does not accept the file."""
+    # Version 1 writes YAML only. It is written in Python, so Debian's Python has a YAML parser.
     first = compose(file, "version", "--short").stdout.strip("v").startswith("1.")
     done = compose(file, "config", *([] if first else ["--format", "json"]), **variables)
     assert done.returncode == 0, done.stderr
@@ -63,22 +65,22 @@ START_LIMIT_S = 180.0
 
 @pytest.fixture(scope="module", params=FILES)
 def services(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Of each file in turn."""
+    """The services of each file."""
     found: dict[str, Any] = read(request.param, **SECRETS)["services"]
     return found
 
 
 def ours(services: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Those that run the image of this project."""
+    """The services that run the image of this project."""
     return ((name, each) for name, each in services.items() if "build" in each)
 
 
 def seconds(text: str) -> int:
-    minutes, rest = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", text).groups()  # type: ignore[union-attr]  # fails as it should
+    minutes, rest = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", text).groups()  # type: ignore[union-attr]  # another text fails the test
     return int(minutes or 0) * 60 + int(rest or 0)
 
 
-def test_everything_that_is_published_is_published_on_loopback(services: dict[str, Any]) -> None:
+def test_all_ports_are_published_on_loopback_only(services: dict[str, Any]) -> None:
     ports = [port for each in services.values() for port in each.get("ports", [])]
     assert ports
     for port in ports:
@@ -86,7 +88,7 @@ def test_everything_that_is_published_is_published_on_loopback(services: dict[st
         assert address == "127.0.0.1", port
 
 
-def test_bridges_settings_are_settings(services: dict[str, Any]) -> None:
+def test_variables_of_bridges_are_valid_settings(services: dict[str, Any]) -> None:
     found = [each["environment"] for _, each in ours(services)]
     assert found
     for environment in found:
@@ -94,7 +96,7 @@ def test_bridges_settings_are_settings(services: dict[str, Any]) -> None:
         settings.load({}, environment, NOWHERE)
 
 
-def test_bridges_are_as_restricted_as_they_can_be(services: dict[str, Any]) -> None:
+def test_bridges_are_restricted(services: dict[str, Any]) -> None:
     defaults = settings.Settings()
     for name, each in ours(services):
         assert each["read_only"] is True, name
@@ -107,20 +109,20 @@ def test_bridges_are_as_restricted_as_they_can_be(services: dict[str, Any]) -> N
             assert each["ulimits"]["nofile"]["hard"] >= defaults.max_connections + MAX_OVERFLOW + OWN_DESCRIPTORS
 
 
-def test_what_each_service_needs_is_there(services: dict[str, Any]) -> None:
+def test_each_service_has_log_limits_an_image_and_its_dependencies(services: dict[str, Any]) -> None:
     for name, each in services.items():
         assert {"max-size", "max-file"} <= each["logging"]["options"].keys(), name
         if "build" in each:
             dockerfile = each["build"]["dockerfile"]
             assert (Path(each["build"]["context"]) / dockerfile).is_file()
         else:
-            # Neither the newest of the day nor whatever an engine happens to have.
+            # A version: without one, an engine takes the newest image, or any that it has.
             assert re.search(r":v?\d", each["image"]), name
         assert {*each.get("depends_on", ())} <= services.keys()
 
 
-def test_each_file_is_started_as_a_project_of_its_own() -> None:
-    """The folder's name would be one for both, and for whatever else is in a folder called docker."""
+def test_each_file_has_its_own_project_name() -> None:
+    """Without it, both files, and other projects in a folder called docker, would have the same name."""
     names = [re.findall(rf"docker compose -p (\S+) -f docker/{file} up", (FOLDER / file).read_text()) for file in FILES]
     assert names == [["edk-bridge"], ["edk-bridge-cluster"]]
 
@@ -133,26 +135,26 @@ def test_files_that_are_mounted_exist() -> None:
             assert (FOLDER / source).is_file(), source
 
 
-def test_password_and_cookie_of_a_cluster_are_the_operators_own() -> None:
+def test_cluster_has_no_default_password_or_cookie() -> None:
     for name in SECRETS:
         done = compose("compose.cluster.yaml", "config", **{each: SECRETS[each] for each in SECRETS if each != name})
         assert done.returncode != 0
         assert "the first lines of compose.cluster.yaml say how" in done.stderr
 
 
-def test_nodes_of_a_cluster_look_for_one_another_by_the_names_that_they_have() -> None:
+def test_nodes_of_a_cluster_find_each_other_by_their_host_names() -> None:
     services = read("compose.cluster.yaml", **SECRETS)["services"]
     conf = (FOLDER / "rabbitmq/cluster.conf").read_text()
-    looked_for = {*re.findall(r"= rabbit@(\S+)", conf)}
+    configured = {*re.findall(r"= rabbit@(\S+)", conf)}
     nodes = {name for name in services if name.startswith("rabbitmq")}
-    assert looked_for == nodes == {services[name]["hostname"] for name in nodes}
+    assert configured == nodes == {services[name]["hostname"] for name in nodes}
     for _, each in ours(services):
         assert {*re.findall(r"@([\w-]+):", each["environment"]["BRIDGE_AMQP_URL"])} == nodes
     cookies = {services[name]["environment"]["RABBITMQ_ERLANG_COOKIE"] for name in nodes}
     assert cookies == {SECRETS["ERLANG_COOKIE"]}
 
 
-async def test_demo_that_only_publishes_does_so_to_the_bridges_exchange(
+async def test_demo_that_only_publishes_uses_the_exchange_of_the_bridge(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange="off") as bridge:
@@ -171,13 +173,13 @@ async def test_demo_that_only_publishes_does_so_to_the_bridges_exchange(
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "hint"),
     [
         ({}, "name it in BRIDGE_AMQP_URL"),
         ({"BRIDGE_AMQP_URL": "amqp://x/", "BRIDGE_EXCHANGES": "e=event"}, "carries killmails"),
     ],
 )
-async def test_demo_that_only_publishes_says_what_it_lacks(variables: dict[str, str], said: str) -> None:
+async def test_demo_that_only_publishes_names_the_setting_to_change(variables: dict[str, str], hint: str) -> None:
     environment = {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)} | variables
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bridge", "demo", "--publish-only"),
@@ -185,27 +187,43 @@ async def test_demo_that_only_publishes_says_what_it_lacks(variables: dict[str, 
         cwd=Path(__file__).parent,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, words = await process.communicate()
+    _, errors = await process.communicate()
     assert process.returncode == 2
-    assert said in words.decode()
+    assert hint in errors.decode()
 
 
-async def test_file_starts_what_works(image: str, tmp_path: Path) -> None:
-    """The broker, the bridge and the demo's publisher, by the command that is in the file's first line."""
-    text = (FOLDER / "compose.yaml").read_text()
+async def test_commands_of_the_readme_set_the_secrets_of_both_files(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "docker")
+    changes = [("docker compose", program("docker-compose")), ("up --detach", "config")]
+    single = await shell(adapted(code_block("docker/README.md", "Compose", 0), *changes), tmp_path)
+    cluster = await shell(adapted(code_block("docker/README.md", "Compose", 1), *changes), tmp_path)
+    secrets_found = dict(line.split("=") for line in (tmp_path / "docker/.env").read_text().splitlines())
+    assert secrets_found.keys() == SECRETS.keys()
+    assert secrets_found["BROKER_PASSWORD"].encode() in single
+    for secret in secrets_found.values():
+        assert re.fullmatch("[0-9a-f]{32}", secret)
+        assert secret.encode() in cluster
+
+
+async def test_command_of_the_readme_starts_a_broker_a_bridge_and_the_demo(image: str, tmp_path: Path) -> None:
     port = free_port()
-    for before, after in (("127.0.0.1:3000:", f"127.0.0.1:{port}:"), ("127.0.0.1:15672:", f"127.0.0.1:{free_port()}:")):
-        assert before in text
-        text = text.replace(before, after)
-    (tmp_path / "compose.yaml").write_text(text)
+    file = adapted(
+        (FOLDER / "compose.yaml").read_text(),
+        ("127.0.0.1:3000:", f"127.0.0.1:{port}:"),
+        ("127.0.0.1:15672:", f"127.0.0.1:{free_port()}:"),
+    )
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker/compose.yaml").write_text(file)
     variables = {"RABBITMQ_IMAGE": IMAGE, "BRIDGE_IMAGE": image}
-    project = ("--project-name", f"edk-bridge-test-{secrets.token_hex(4)}")
-    services = ("rabbitmq", "bridge", "demo")
+    project = f"-p edk-bridge-test-{secrets.token_hex(4)}"
+    start = adapted(
+        code_block("docker/README.md", "Compose"),
+        ("docker compose", f"{program('docker-compose')} --profile demo"),
+        ("-p edk-bridge", project),
+        ("up --detach", "up --detach --no-build"),
+    )
     try:
-        done = await asyncio.to_thread(
-            compose, str(tmp_path / "compose.yaml"), *project, "up", "--no-build", "-d", *services, **variables
-        )
-        assert done.returncode == 0, done.stderr
+        await shell(start, tmp_path, limit_s=START_LIMIT_S, **variables)
 
         async def ready() -> bool:
             try:
@@ -218,6 +236,5 @@ async def test_file_starts_what_works(image: str, tmp_path: Path) -> None:
         assert orjson.loads(await client.text())["type"] == "killmail"
         await client.close()
     finally:
-        await asyncio.to_thread(
-            compose, str(tmp_path / "compose.yaml"), *project, "down", "--volumes", "--timeout", "20", **variables
-        )
+        stop = f"{program('docker-compose')} {project} -f compose.yaml down --volumes --timeout 20"
+        await shell(stop, tmp_path / "docker", limit_s=START_LIMIT_S, **variables)

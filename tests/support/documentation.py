@@ -74,7 +74,7 @@ def adapted(text: str, *changes: tuple[str, str]) -> str:
     return text
 
 
-async def shell(command: str, folder: Path, **variables: str) -> bytes:
+async def shell(command: str, folder: Path, *, limit_s: float = LIMIT_S, **variables: str) -> bytes:
     """Runs a shell command as a user does who has the command `edk-bridge`. Returns its output, also of errors.
 
     The command inherits no settings of the bridge. Raises AssertionError with the output if the exit code is not 0.
@@ -84,7 +84,7 @@ async def shell(command: str, folder: Path, **variables: str) -> bytes:
     process = await asyncio.create_subprocess_shell(
         command, cwd=folder, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    async with asyncio.timeout(LIMIT_S):
+    async with asyncio.timeout(limit_s):
         output, _ = await process.communicate()
     assert process.returncode == 0, output
     return output
