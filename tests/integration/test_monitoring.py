@@ -1,4 +1,4 @@
-"""What `docker/monitoring` asks of a bridge is what a bridge says, and each alert is raised when it should be."""
+"""A bridge has the metrics that `docker/monitoring` uses, and each alert fires under its condition only."""
 
 import asyncio
 import json
@@ -19,6 +19,7 @@ from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.clients import RawClient, get
+from tests.support.documentation import ROOT, adapted, code_block, shell
 from tests.support.killmail import killmail
 from tests.support.prepare import program
 from tests.support.publishing import publish
@@ -27,15 +28,15 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
-MONITORING = Path(__file__).parents[2] / "docker/monitoring"
+MONITORING = ROOT / "docker/monitoring"
 DASHBOARD = MONITORING / "grafana-dashboard.json"
 NAME = re.compile(r"\b((?:bridge|process|python)_\w+|up)\b(?:\{([^}]*)\})?")
 TARGETS = {"job", "instance"}
-"""Labels that Prometheus gives to what it scrapes."""
+"""Labels that Prometheus adds to each sample."""
 
 
 def promtool(*arguments: str, text: str = "") -> str:
-    """Gives promtool a text on its standard input; returns what it writes."""
+    """Runs promtool with this standard input. Returns its output."""
     done = subprocess.run(
         [program("promtool"), *arguments], cwd=MONITORING, capture_output=True, input=text, text=True, check=False
     )
@@ -44,14 +45,14 @@ def promtool(*arguments: str, text: str = "") -> str:
 
 
 def panels() -> Iterator[tuple[str, str, str]]:
-    """Each expression of the dashboard: its panel, itself, and its legend."""
+    """The panel, the text and the legend of each expression of the dashboard."""
     for panel in orjson.loads(DASHBOARD.read_bytes())["panels"]:
         for target in panel["targets"]:
             yield panel["title"], target["expr"], target["legendFormat"]
 
 
 def rules() -> list[str]:
-    """The expressions of the alerts, in one line each."""
+    """The expressions of the alerts, each as one line."""
     text = (MONITORING / "alerts.yml").read_text()
     found = re.findall(r"expr: (?:>-\n)?(.*?)\n +(?:for|labels):", text, re.DOTALL)
     assert len(found) == text.count("- alert:")
@@ -59,12 +60,12 @@ def rules() -> list[str]:
 
 
 async def exposed(broker: Broker, amqp: AbstractConnection, exchange: str) -> dict[str, set[str]]:
-    """Every sample that a bridge has at `/metrics` once everything has happened to it, and its labels."""
+    """Returns the samples at `/metrics`, each with its labels, after an event of each kind."""
     flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": "off", "max_connections": 1}
     async with running(broker.url, **flags) as bridge:
         port = port_of(bridge)
         client = await RawClient.open(port, path="/updates?after=")
-        await publish(amqp, exchange, killmail(1), killmail(1), b"poison")
+        await publish(amqp, exchange, killmail(1), killmail(1), b"not JSON")
         await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json"))
         late = await RawClient.open(port)
         assert await late.closed() == 1013
@@ -80,26 +81,48 @@ async def exposed(broker: Broker, amqp: AbstractConnection, exchange: str) -> di
     }
 
 
-async def test_every_metric_and_label_that_is_asked_for_exists(
+async def test_each_metric_and_label_in_alerts_and_dashboard_exists(
     broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
-    there = await exposed(broker, amqp, exchange) | {"up": set()}
-    asked = [(f"alert {number}", expression, "") for number, expression in enumerate(rules())] + list(panels())
-    for where, expression, legend in asked:
+    existing = await exposed(broker, amqp, exchange) | {"up": set()}
+    used = [(f"alert {number}", expression, "") for number, expression in enumerate(rules())] + list(panels())
+    for where, expression, legend in used:
         names = NAME.findall(expression)
         assert names, (where, expression)
         labels = set(TARGETS)
         for name, selectors in names:
-            assert name in there, (where, name)
-            labels |= there[name]
-            assert set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", selectors)) <= there[name] | TARGETS, where
+            assert name in existing, (where, name)
+            labels |= existing[name]
+            assert set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", selectors)) <= existing[name] | TARGETS, where
         for listed in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
             assert {label.strip() for label in listed.split(",")} <= labels, (where, listed)
         assert set(re.findall(r"\{\{(\w+)\}\}", legend)) <= labels, (where, legend)
 
 
-async def test_what_an_alert_counts_is_there_before_anything_has_happened(broker: Broker, exchange: str) -> None:
-    """In a count that comes with its first event Prometheus sees no increase, and what is not there is never quiet."""
+async def test_commands_of_the_readme_show_the_state_and_the_counters_of_a_bridge(
+    broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange="off") as bridge:
+        client = await RawClient.open(port_of(bridge))
+        await publish(amqp, exchange, killmail(1), killmail(1), b"not JSON")
+        await eventually("it is rejected", lambda: sample(bridge, "bridge_rejects_total", reason="not-json"))
+        commands = code_block("docker/monitoring/README.md", "If no update arrives")
+        output = await shell(adapted(commands, (":3000/", f":{port_of(bridge)}/")), ROOT)
+        await client.close()
+    state, _, counters = output.decode().partition("\n}\n")
+    assert '"ready": true' in state
+    assert set(counters.splitlines()) == {
+        'bridge_connections{transport="websocket"} 1.0',
+        'bridge_connections_opened_total{transport="websocket"} 1.0',
+        "bridge_deliveries_total 3.0",
+        'bridge_duplicates_total{type="killmail"} 1.0',
+        'bridge_rejects_total{reason="not-json"} 1.0',
+        'bridge_updates_total{type="killmail"} 1.0',
+    }
+
+
+async def test_counters_of_alerts_exist_before_the_first_event(broker: Broker, exchange: str) -> None:
+    """Prometheus sees no increase in a counter that appears with its first event."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", reject_exchange="off") as bridge:
         _, body = await get(port_of(bridge), "/metrics")
     samples = {sample.name for family in text_string_to_metric_families(body.decode()) for sample in family.samples}
@@ -115,7 +138,7 @@ async def test_promtool_finds_nothing_wrong_with_names_and_help_texts(broker: Br
     assert promtool("check", "metrics", text=body.decode()) == ""
 
 
-def test_memory_is_told_of_before_the_engine_ends_the_bridge() -> None:
+def test_memory_alert_is_below_the_limit_of_the_container() -> None:
     [limit] = [rule for rule in rules() if "process_resident_memory_bytes" in rule]
     services = (MONITORING.parent / "compose.yaml").read_text()
     given = re.search(r"^  bridge:.*?mem_limit: (\d+)m$", services, re.MULTILINE | re.DOTALL)
@@ -123,19 +146,20 @@ def test_memory_is_told_of_before_the_engine_ends_the_bridge() -> None:
     assert float(limit.rpartition(" ")[2]) < 0.9 * int(given[1]) * 2**20
 
 
-def test_prometheus_takes_the_configuration_and_each_alert_is_raised_for_whom_it_should() -> None:
-    promtool("check", "config", "prometheus.yml")
-    promtool("test", "rules", "alerts.test.yml")
+async def test_commands_of_the_readme_accept_the_configuration_and_test_each_alert() -> None:
+    program("promtool")
+    output = await shell(code_block("docker/monitoring/README.md", "Alerts and dashboard"), ROOT)
+    assert output.count(b"SUCCESS") == 4
     tested = (MONITORING / "alerts.test.yml").read_text()
     for alert in re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yml").read_text()):
         assert f'alertname="{alert}"' in tested, alert
 
 
 def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
-    """As rules, which is how promtool takes an expression."""
+    """Each expression becomes a rule, because promtool checks only rules."""
     lines = ["groups:", "- name: panels", "  rules:"]
     for number, (_, expression, _) in enumerate(panels()):
-        # What Grafana puts in.
+        # Grafana replaces these variables.
         plain = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
         lines += [f"  - record: panel:{number}", f"    expr: {json.dumps(plain)}"]
     file = tmp_path / "panels.yml"
@@ -143,8 +167,8 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
     promtool("check", "rules", str(file))
 
 
-def test_each_single_figure_says_what_is_good_and_has_no_fractions() -> None:
-    """Else Grafana takes 80 for bad, be it of clients, and an increase has fractions, since Prometheus extrapolates."""
+def test_each_single_figure_has_its_own_thresholds_and_no_decimals() -> None:
+    """By default, Grafana shows values from 80 on as bad. Prometheus extrapolates, so increases have decimals."""
     found = [panel for panel in orjson.loads(DASHBOARD.read_bytes())["panels"] if panel["type"] == "stat"]
     assert found
     for panel in found:
@@ -164,7 +188,7 @@ def test_panels_are_laid_out_without_overlap() -> None:
 
 
 def answer_of(url: str) -> Any:
-    """Of Prometheus; None while it is not up yet."""
+    """The data in an answer of Prometheus, or None before it listens."""
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return json.load(answer)["data"]
@@ -172,8 +196,7 @@ def answer_of(url: str) -> Any:
         return None
 
 
-async def test_prometheus_scrapes_a_bridge(broker: Broker, exchange: str, tmp_path: Path) -> None:
-    """And raises no alert for one that is well."""
+async def test_prometheus_scrapes_a_bridge_and_raises_no_alert(broker: Broker, exchange: str, tmp_path: Path) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "reject_exchange": "off"}
     async with running(broker.url, **flags) as bridge:
         text = (MONITORING / "prometheus.yml").read_text().replace("15s", "200ms")
@@ -198,12 +221,12 @@ async def test_prometheus_scrapes_a_bridge(broker: Broker, exchange: str, tmp_pa
                 found = await api("query?query=bridge_consuming==1")
                 return bool(found and found["result"])
 
-            async def judged() -> bool:
+            async def evaluated() -> bool:
                 [group] = (await api("rules"))["groups"]
                 return {rule["health"] for rule in group["rules"]} == {"ok"}
 
-            await eventually("it has the bridge's word", scraped)
-            await eventually("it has looked at each rule", judged)
+            await eventually("it has scraped the bridge", scraped)
+            await eventually("it has evaluated each rule", evaluated)
             assert (await api("alerts"))["alerts"] == []
         finally:
             assert process.stdin is not None

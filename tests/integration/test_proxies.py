@@ -1,4 +1,4 @@
-"""What `docker/proxies` says keeps the access rules true: each proxy, with real clients from real addresses."""
+"""The access rules hold behind each proxy of `docker/proxies`, for real clients with real addresses."""
 
 import asyncio
 import os
@@ -13,20 +13,22 @@ import pytest
 
 from bridge.demo.child import die_with_parent, signal_group
 from tests.support.broker.find import Broker
+from tests.support.broker.ports import LOOPBACK, free_port
 from tests.support.certificates import certificate
-from tests.support.clients import RawClient, request
+from tests.support.clients import RawClient, get, request
+from tests.support.documentation import adapted, code_block, shell
 from tests.support.killmail import killmail
-from tests.support.namespaces import Island, island
+from tests.support.namespaces import NEAR, Island, island
 from tests.support.prepare import program
 from tests.support.publishing import observer, publish
-from tests.support.running import bridge_process
+from tests.support.running import bridge_process, port_of, running, sample, unique
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
 CONFIGURATIONS = Path(__file__).parents[2] / "docker/proxies"
 NAME = "kills.example.org"
-"""What the configurations call this host."""
+"""The name of the host in the configurations."""
 
 PORT, BRIDGE_PORT = 443, 3000
 NGINX = """
@@ -61,18 +63,25 @@ FILES = {"nginx": "nginx.conf", "caddy": "Caddyfile", "haproxy": "haproxy.cfg"}
 
 @asynccontextmanager
 async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIterator[None]:
-    """The proxy on port 443, to be started inside an island; `changes` are made to its configuration before."""
+    """Runs the proxy on port 443 of an island. `changes` are replacements in its configuration."""
     chain, key = certificate(folder, NAME)
     (folder / "certificate-and-key.pem").write_text(chain.read_text() + key.read_text())
     text = (CONFIGURATIONS / FILES[kind]).read_text().replace("/etc/ssl/kills", str(folder))
     for before, after in changes:
         assert before in text, before
         text = text.replace(before, after)
-    # Not every machine lets a process have so many descriptors.
+    # Not every machine allows a process so many file descriptors.
     (folder / FILES[kind]).write_text(text.replace("maxconn 10000", "maxconn 400"))
-    with (folder / "words.log").open("wb") as log:
+    async with program_running(_command(kind, folder), folder, PORT):
+        yield
+
+
+@asynccontextmanager
+async def program_running(command: list[str], folder: Path, port: int) -> AsyncIterator[None]:
+    """Runs a proxy, once it listens on this port."""
+    with (folder / "output.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *die_with_parent(*_command(kind, folder)),
+            *die_with_parent(*command),
             stdin=asyncio.subprocess.PIPE,
             stdout=log,
             stderr=log,
@@ -84,15 +93,15 @@ async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIt
 
         async def listens() -> bool:
             if process.returncode is not None:
-                raise RuntimeError(f"{kind} ended with {process.returncode}: {output_of(folder)}")
+                raise RuntimeError(f"{command[0]} ended with {process.returncode}: {output_of(folder)}")
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", PORT)
+                _, writer = await asyncio.open_connection(LOOPBACK, port)
             except OSError:
                 return False
             writer.close()
             return True
 
-        await eventually(f"{kind} listens", listens)
+        await eventually(f"{command[0]} listens", listens)
         yield
     finally:
         assert process.stdin is not None
@@ -103,13 +112,13 @@ async def proxied(kind: str, folder: Path, *changes: tuple[str, str]) -> AsyncIt
 
 
 def output_of(folder: Path) -> str:
-    """What the proxy has written."""
-    return (folder / "words.log").read_text()
+    """The output of the proxy."""
+    return (folder / "output.log").read_text()
 
 
-FRIEND, STRANGER = "10.1.2.3", "203.0.113.7"
+INTERNAL, EXTERNAL = "10.1.2.3", "203.0.113.7"
 SPELLINGS = ("/metrics?", "/%6detrics", "//readyz", "/./readyz", "/x/../metrics", "/METRICS")
-"""Of what is for the operator alone."""
+"""Other spellings of the paths that only the operator may request."""
 
 FORGED = ("X-Forwarded-For: 127.0.0.1", "Forwarded: for=10.0.0.1", "X-Real-IP: ::1")
 
@@ -118,38 +127,38 @@ FORGED = ("X-Forwarded-For: 127.0.0.1", "Forwarded: for=10.0.0.1", "X-Real-IP: :
 async def proxied_bridge(
     kind: str, broker: Broker, exchange: str, folder: Path, *changes: tuple[str, str]
 ) -> AsyncIterator[Island]:
-    """A proxy before a bridge that listens on loopback alone, and a machine beyond a cable."""
+    """A proxy in front of a bridge that listens on loopback only, and a second machine at the other end of a cable."""
     program(kind)
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PORT": str(BRIDGE_PORT)}
     variables |= {"BRIDGE_ALLOWED_HOSTS": NAME}
     async with island(broker.url) as net, bridge_process(net.broker_url, **variables) as process:
         await process.consuming()
         async with proxied(kind, folder, *changes):
-            for address in (FRIEND, STRANGER):
+            for address in (INTERNAL, EXTERNAL):
                 await net.settle(address)
             yield net
 
 
 async def connect(net: Island, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    line = await net.connect_from_afar(PORT, address)
-    line.settimeout(0)
-    anything = ssl.create_default_context()
-    anything.check_hostname, anything.verify_mode = False, ssl.CERT_NONE
-    return await asyncio.open_connection(sock=line, ssl=anything, server_hostname=NAME)
+    client_socket = await net.connect_from_afar(PORT, address)
+    client_socket.settimeout(0)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return await asyncio.open_connection(sock=client_socket, ssl=context, server_hostname=NAME)
 
 
 def handshake(*headers: str, host: str = NAME) -> bytes:
-    """As a browser sends it, which leaves a default port out."""
+    """A handshake without the default port in Host, as browsers send it."""
     return request(PORT, host=host, headers=headers).replace(b":443\r\n", b"\r\n", 1)
 
 
-async def told(net: Island, address: str, asked: bytes) -> int:
-    """The status of the answer."""
-    _, writer = found = await connect(net, address)
+async def status_of(net: Island, address: str, request_bytes: bytes) -> int:
+    """Returns the status of the response to a client with this address."""
+    reader, writer = await connect(net, address)
     try:
-        writer.write(asked)
+        writer.write(request_bytes)
         async with asyncio.timeout(10):
-            return int((await found[0].readline()).split()[1])
+            return int((await reader.readline()).split()[1])
     finally:
         writer.transport.abort()
 
@@ -159,12 +168,12 @@ def page(path: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", FILES)
-async def test_client_of_an_internal_network_gets_updates_through(
+async def test_client_of_an_internal_network_gets_updates_through_a_proxy(
     kind: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """From a page of the proxy's own host too."""
+    """Its page has the origin of the proxy's host."""
     async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
-        reader, writer = await connect(net, FRIEND)
+        reader, writer = await connect(net, INTERNAL)
         writer.write(handshake(f"Origin: https://{NAME}"))
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         async with observer(net.broker_url) as amqp:
@@ -174,16 +183,16 @@ async def test_client_of_an_internal_network_gets_updates_through(
 
 
 @pytest.mark.parametrize("kind", FILES)
-async def test_client_of_another_network_is_refused_behind_a_proxy_whatever_its_headers_say(
+async def test_client_of_another_network_is_refused_behind_a_proxy_with_any_headers(
     kind: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
-        for said in ((), *((header,) for header in FORGED), FORGED):
-            assert await told(net, STRANGER, handshake(*said)) == 403, said
-        assert await told(net, STRANGER, page("/")) == 403
-        # Nor does it help to call the header that the proxy adds one that a proxy takes off (RFC 9110, section 7.6.1).
-        hop = handshake().replace(b"Connection: Upgrade", b"Connection: Upgrade, X-Forwarded-For")
-        assert await told(net, STRANGER, hop) == 403
+        for headers in ((), *((header,) for header in FORGED), FORGED):
+            assert await status_of(net, EXTERNAL, handshake(*headers)) == 403, headers
+        assert await status_of(net, EXTERNAL, page("/")) == 403
+        # A proxy removes headers that Connection names (RFC 9110, section 7.6.1), but not the one that it adds.
+        hop_by_hop = handshake().replace(b"Connection: Upgrade", b"Connection: Upgrade, X-Forwarded-For")
+        assert await status_of(net, EXTERNAL, hop_by_hop) == 403
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -193,19 +202,19 @@ async def test_page_of_another_origin_or_host_is_refused_behind_a_proxy(
     async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
         # Another port of this host is another origin.
         for origin in ("https://evil.example", f"https://{NAME}:8443", "null"):
-            assert await told(net, FRIEND, handshake(f"Origin: {origin}")) == 403, origin
-        # A name that was pointed here. Caddy answers for no site that it does not know, with 200 and nothing.
-        assert await answered(net, handshake(host="evil.example")) != 101
+            assert await status_of(net, INTERNAL, handshake(f"Origin: {origin}")) == 403, origin
+        # DNS rebinding: a foreign name with the address of this host. Caddy answers it with an empty 200.
+        assert await status_or_zero(net, INTERNAL, handshake(host="evil.example")) != 101
 
 
 @pytest.mark.parametrize("kind", FILES)
-async def test_pages_of_the_operator_are_not_there_behind_a_proxy(
+async def test_pages_of_the_operator_are_not_found_behind_a_proxy(
     kind: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
     async with proxied_bridge(kind, broker, exchange, tmp_path) as net:
-        assert await told(net, FRIEND, page("/healthz")) == 200
+        assert await status_of(net, INTERNAL, page("/healthz")) == 200
         for path in ("/metrics", "/readyz", *SPELLINGS):
-            assert await told(net, FRIEND, page(path)) in {301, 308, 400, 404}, path
+            assert await status_of(net, INTERNAL, page(path)) in {301, 308, 400, 404}, path
 
 
 @pytest.mark.parametrize(
@@ -219,12 +228,12 @@ async def test_pages_of_the_operator_are_not_there_behind_a_proxy(
     ],
     ids=["HTTP/1.0", "no upgrade"],
 )
-async def test_handshake_that_nginx_changes_is_told_what_to_set(
+async def test_refusal_of_a_handshake_that_nginx_changed_has_a_hint(
     change: tuple[str, str], hint: str, broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """What nginx does unless it is told otherwise."""
+    """These are the defaults of nginx."""
     async with proxied_bridge("nginx", broker, exchange, tmp_path, change) as net:
-        reader, writer = await connect(net, FRIEND)
+        reader, writer = await connect(net, INTERNAL)
         writer.write(handshake())
         async with asyncio.timeout(10):
             answer = await reader.readuntil(b"Content-Length: ") + await reader.readuntil(b".\n")
@@ -233,32 +242,32 @@ async def test_handshake_that_nginx_changes_is_told_what_to_set(
         writer.transport.abort()
 
 
-async def answered(net: Island, asked: bytes) -> int:
-    """The status of the answer to a friend; 0 where there is none."""
+async def status_or_zero(net: Island, address: str, request_bytes: bytes) -> int:
+    """Returns the status of the response to a client with this address, or 0 without a response."""
     try:
-        return await told(net, FRIEND, asked)
+        return await status_of(net, address, request_bytes)
     except (IndexError, OSError):
         return 0
 
 
-LETS_IN: Sequence[tuple[str, tuple[str, str], str, bytes, int]] = [
-    ("nginx", ("proxy_set_header X-Forwarded-For", "#"), STRANGER, handshake(), 101),
-    ("nginx", ("proxy_set_header Host $http_host;", ""), FRIEND, handshake(host="evil.example"), 101),
-    ("nginx", ("proxy_set_header Host $http_host;", ""), FRIEND, handshake(f"Origin: https://{NAME}"), 403),
-    ("caddy", ("flush_interval -1", "header_up -X-Forwarded-For"), STRANGER, handshake(), 101),
-    ("haproxy", ("mode http", "mode tcp"), STRANGER, handshake(), 101),
-    ("haproxy", ("option forwardfor", "#"), STRANGER, handshake(), 101),
-    ("haproxy", ("option forwardfor", "option forwardfor if-none"), STRANGER, handshake(FORGED[0]), 101),
+CHANGED: Sequence[tuple[str, tuple[str, str], str, bytes, int]] = [
+    ("nginx", ("proxy_set_header X-Forwarded-For", "#"), EXTERNAL, handshake(), 101),
+    ("nginx", ("proxy_set_header Host $http_host;", ""), INTERNAL, handshake(host="evil.example"), 101),
+    ("nginx", ("proxy_set_header Host $http_host;", ""), INTERNAL, handshake(f"Origin: https://{NAME}"), 403),
+    ("caddy", ("flush_interval -1", "header_up -X-Forwarded-For"), EXTERNAL, handshake(), 101),
+    ("haproxy", ("mode http", "mode tcp"), EXTERNAL, handshake(), 101),
+    ("haproxy", ("option forwardfor", "#"), EXTERNAL, handshake(), 101),
+    ("haproxy", ("option forwardfor", "option forwardfor if-none"), EXTERNAL, handshake(FORGED[0]), 101),
 ]
-"""What the comments warn of: a change, and what comes of it."""
+"""The warnings in the comments of the configurations: a change, a request, and the status of its response."""
 
 
-@pytest.mark.parametrize(("kind", "change", "address", "asked", "status"), LETS_IN)
-async def test_what_the_comments_warn_of_is_so(
+@pytest.mark.parametrize(("kind", "change", "address", "request_bytes", "status"), CHANGED)
+async def test_warnings_in_the_configurations_are_true(
     kind: str,
     change: tuple[str, str],
     address: str,
-    asked: bytes,
+    request_bytes: bytes,
     status: int,
     broker: Broker,
     exchange: str,
@@ -266,8 +275,67 @@ async def test_what_the_comments_warn_of_is_so(
 ) -> None:
     changes = [change]
     if change[1] == "mode tcp":
-        # What HTTP alone knows.
+        # These lines need HTTP.
         changes.append(("http-request return status 404 if { path /metrics /readyz }", ""))
         changes.append(("option forwardfor", ""))
     async with proxied_bridge(kind, broker, exchange, tmp_path, *changes) as net:
-        assert await told(net, address, asked) == status
+        assert await status_of(net, address, request_bytes) == status
+
+
+async def test_command_of_the_readme_checks_a_proxy(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    async with proxied_bridge("nginx", broker, exchange, tmp_path):
+        check = adapted(
+            code_block("docker/README.md", "Proxies"), ("curl", f"curl --insecure --resolve {NAME}:443:{LOOPBACK}")
+        )
+        assert await shell(check, tmp_path) == b"alive\n"
+        check = adapted(check, ("curl", "curl --header 'X-Forwarded-For: 8.8.8.8'"))
+        assert b"alive" not in await shell(check, tmp_path)
+
+
+async def test_settings_of_the_readme_serve_one_network(broker: Broker, exchange: str, tmp_path: Path) -> None:
+    certificate(tmp_path, NAME)
+    settings = adapted(
+        code_block("docker/README.md", "Serve a network"),
+        ("10.0.0.5", NEAR),
+        ("10.0.0.0/24", "10.1.2.0/24"),
+        ("/etc/ssl/kills", str(tmp_path)),
+    )
+    variables = dict(line.split("=") for line in settings.splitlines())
+    variables |= {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "BRIDGE_PORT": str(PORT)}
+    async with island(broker.url) as net, bridge_process(net.broker_url, **variables) as process:
+        await process.consuming()
+        # The bridge resets a connection from another network before the TLS handshake.
+        for address, status in ((INTERNAL, 101), ("10.2.2.3", 0), (EXTERNAL, 0)):
+            await net.settle(address)
+            assert await status_or_zero(net, address, handshake(host=f"{NAME}:{PORT}")) == status, address
+
+
+async def test_load_balancer_of_the_readme_selects_the_bridges_that_are_ready(
+    broker: Broker, exchange: str, tmp_path: Path
+) -> None:
+    stream = {"exchanges": f"{exchange}=killmail", "history": "stream", "history_stream": unique("stream")}
+    port = free_port()
+    async with running(broker.url, **stream) as first, running(broker.url, **stream) as second:
+        configuration = adapted(
+            code_block("docker/README.md", "Several bridges"),
+            ("bind 10.0.0.5:3000", f"bind {LOOPBACK}:{port}"),
+            ("127.0.0.1:3001 check", f"127.0.0.1:{port_of(first)} check inter 100ms"),
+            ("127.0.0.1:3002 check", f"127.0.0.1:{port_of(second)} check inter 100ms"),
+        )
+        (tmp_path / "haproxy.cfg").write_text(configuration)
+        async with program_running([program("haproxy"), "-db", "-f", "haproxy.cfg"], tmp_path, port):
+            clients = [await RawClient.open(port) for _ in range(2)]
+            for bridge in (first, second):
+                assert sample(bridge, "bridge_connections", transport="websocket") == 1
+            async with observer(broker.url) as amqp:
+                await publish(amqp, exchange, killmail(1))
+            for client in clients:
+                assert orjson.loads(await client.text())["data"] == killmail(1)
+                await client.close()
+            first.readiness.stop()
+
+            async def reaches_the_second() -> bool:
+                instances = {(await get(port, "/readyz"))[0] for _ in range(4)}
+                return instances == {200}
+
+            await eventually("every request reaches the bridge that is ready", reaches_the_second)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -62,19 +64,59 @@ def test_metrics_follow_the_naming_rules_of_prometheus_and_have_a_meaning() -> N
         assert all(len(sentence.split()) <= 25 for sentence in sentences), row.name
 
 
-@pytest.mark.parametrize("rule", Rule)
-def test_each_rule_of_a_refusal_is_explained(rule: Rule) -> None:
-    [about] = re.findall(r"^- A `rule` is (.*?)\n-", MONITORING_README.read_text(), re.MULTILINE | re.DOTALL)
-    assert f"`{rule.value}`" in about
+def rows(heading: str, column: str) -> list[list[str]]:
+    """The rows of the table in the monitoring README that has this first column, below this heading."""
+    section = MONITORING_README.read_text().partition(f"# {heading}\n")[2]
+    head, _, table = section.partition(f"\n| {column} |")
+    assert "\n## " not in head, "the table is in this section"
+    lines = list(itertools.takewhile(lambda line: line.startswith("|"), table.splitlines()[1:]))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
 
 
-@pytest.mark.parametrize("reason", [each for each in CloseReason if each is not CloseReason.STOPPING])
-def test_each_reason_of_an_eviction_is_listed_with_its_close_code(reason: CloseReason) -> None:
-    [about] = re.findall(
-        r"^- A `reason` of an evicted client is(.*?)\n-", MONITORING_README.read_text(), re.MULTILINE | re.DOTALL
-    )
-    codes = dict.fromkeys(re.findall(r"`([a-z0-9-]+)`(?=[^()]*\((\d+)\))", about))
-    assert (reason.slug, str(reason.code)) in codes
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_each_rule_of_a_refusal_is_explained() -> None:
+    assert {rule for cells in rows("Rules and reasons", "`rule`") for rule in quoted(cells[0])} == {*Rule}
+
+
+def test_each_reason_of_an_eviction_is_listed_with_its_close_code() -> None:
+    listed = {slug: code for slugs, code in rows("Rules and reasons", "`reason`") for slug in quoted(slugs)}
+    assert listed == {each.slug: str(each.code) for each in CloseReason if each is not CloseReason.STOPPING}
+
+
+def texts_of_the_bridge() -> str:
+    """All text constants of the code. `*` stands for a value that the code inserts."""
+    found = []
+    for path in sorted((ROOT / "bridge").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (each.value if isinstance(each, ast.Constant) else "*" for each in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("heading", "column"),
+    [("Logs", "`event`"), ("If no update arrives", "`missing` in `/readyz`")],
+    ids=["log", "readyz"],
+)
+def test_each_phrase_that_an_operator_looks_for_is_in_the_code(heading: str, column: str) -> None:
+    code = texts_of_the_bridge()
+    phrases = [phrase for cells in rows(heading, column) for phrase in quoted(cells[0])]
+    assert len(phrases) > 5
+    for phrase in phrases:
+        # `...` stands for a value, or for the rest of a phrase.
+        pattern = ".*".join(re.escape(part) for part in phrase.split("..."))
+        assert re.search(f"^{pattern}$", code, re.MULTILINE), phrase
+
+
+def test_each_alert_is_listed() -> None:
+    alerts = re.findall(r"- alert: (\w+)", (MONITORING_README.parent / "alerts.yml").read_text())
+    assert [alert for cells in rows("Alerts and dashboard", "alert") for alert in quoted(cells[0])] == alerts
 
 
 @pytest.mark.parametrize(
