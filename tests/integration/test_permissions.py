@@ -1,4 +1,4 @@
-"""The least rights at RabbitMQ: a bridge runs with what `docker/rabbitmq/permissions.sh` grants, and not with less."""
+"""A bridge runs with the permissions that `docker/rabbitmq/permissions.sh` grants, and not with fewer."""
 
 import asyncio
 import json
@@ -22,6 +22,7 @@ from bridge.errors import BrokerRefusal
 from bridge.timing import Timing
 from tests.support.broker.node import PrivateNode
 from tests.support.clients import RawClient, get
+from tests.support.documentation import adapted, code_block
 from tests.support.killmail import killmail
 from tests.support.publishing import observer, publish, take
 from tests.support.running import bridge_process, consumer_of, port_of, running, started, unique
@@ -37,10 +38,10 @@ A_STREAM: FieldTable = {"x-queue-type": "stream"}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How a bridge of this row is set up, and what the operator has made for it: a queue's name and arguments."""
+    """The settings of a bridge of this row, and the queue that the operator creates for it: name and arguments."""
 
     flags: dict[str, str]
-    made: tuple[str, FieldTable] | None = None
+    existing: tuple[str, FieldTable] | None = None
 
 
 BY_QUEUE, BY_STREAM = {"queue": QUEUE}, {"history": "stream", "history_stream": STREAM}
@@ -55,30 +56,30 @@ ROWS = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A user: a row's rights, or all of them but one."""
+    """A user with all permissions of a row, or with all except one."""
 
     row: str
     rejects: bool
     rights: tuple[str, str, str]
     lacks: tuple[str, str] | None = None
-    """The right, and the regular expression of the name."""
+    """The missing permission: its kind, and the regular expression of the name."""
 
     @property
     def user(self) -> str:
-        """Its name, which says what it lacks, by the kind of what it is."""
+        """The name of the user, which says what is missing."""
         lacks = [self.lacks[0], kind_of(self.lacks[1])] if self.lacks else []
         return "-".join([self.row, *(["rejects"] if self.rejects else []), *(["without", *lacks] if lacks else [])])
 
 
 def kind_of(name: str) -> str:
-    """What a regular expression in a right stands for."""
+    """Returns the kind of name that a regular expression in a permission matches."""
     kinds = {EXCHANGE: "exchange", QUEUE: "queue", STREAM: "stream", REJECTS: "rejects"}
     plain = name.replace("\\", "")
     return kinds.get(plain, plain.removesuffix("-.*"))
 
 
 def granted(row: str, *, rejects: bool) -> tuple[str, str, str]:
-    """The regular expressions that the script would set."""
+    """Returns the regular expressions that the script passes to rabbitmqctl."""
     variables = {**os.environ, **NAMES, "RABBITMQCTL": "echo", "REJECTS": REJECTS if rejects else ""}
     done = subprocess.run([SCRIPT, row, "user"], env=variables, capture_output=True, text=True, check=True)
     command, option, vhost, user, *rights = done.stdout.split()
@@ -88,7 +89,7 @@ def granted(row: str, *, rejects: bool) -> tuple[str, str, str]:
 
 
 def alternatives(right: str) -> list[str]:
-    """The names in a regular expression, each still one."""
+    """Returns the alternatives of a regular expression."""
     return [] if right == "^$" else right.removeprefix("^(").removesuffix(")$").split("|")
 
 
@@ -101,7 +102,7 @@ def without(rights: tuple[str, str, str], right: str, name: str) -> tuple[str, s
 
 def cases() -> Iterator[Case]:
     for row in ROWS:
-        # What rejects need does not depend on the row: one is enough.
+        # The permissions for rejected events are the same in each row, so one row is enough.
         for rejects in (False, True) if row == "own-queue" else (False,):
             rights = granted(row, rejects=rejects)
             yield Case(row, rejects, rights)
@@ -114,7 +115,9 @@ def cases() -> Iterator[Case]:
 CASES = list(cases())
 COMPLETE = [case for case in CASES if case.lacks is None]
 SCRIPTED = "scripted"
-"""A user who may do nothing at first."""
+"""A user without permissions at first."""
+
+[EXCLUSIVE] = [case for case in COMPLETE if case.row == "exclusive"]
 
 LACKING = [case for case in CASES if case.lacks is not None]
 
@@ -123,20 +126,20 @@ def user_of(case: Case) -> str:
     return case.user
 
 
-SEES = "sees"
-"""A user who may do what `read-queue` grants, and read the exchange: from RabbitMQ 4.3 on, a look at an exchange takes
-some permission on it."""
+READS_EXCHANGE = "reads-exchange"
+"""A user with the permissions of `read-queue`, and read on the exchange. From RabbitMQ 4.3 on, a user needs some
+permission on an exchange to see it."""
 
 
 @pytest.fixture(scope="module")
 def users(node_broker: PrivateNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
-    """The node, with a user for each case: all at once, since a command takes a second or two."""
-    names = [SCRIPTED, SEES, *(case.user for case in CASES)]
+    """The node, with a user for each case. One command creates all users, because a command takes 1 to 2 s."""
+    names = [SCRIPTED, READS_EXCHANGE, *(case.user for case in CASES)]
     definitions = {
         "users": [{"name": name, "password": PASSWORD, "tags": ""} for name in names],
         "permissions": [
             *({"user": case.user, "vhost": "/", **dict(zip(RIGHTS, case.rights, strict=True))} for case in CASES),
-            {"user": SEES, "vhost": "/", "configure": "^$", "write": "^$", "read": f"^({QUEUE}|{EXCHANGE})$"},
+            {"user": READS_EXCHANGE, "vhost": "/", "configure": "^$", "write": "^$", "read": f"^({QUEUE}|{EXCHANGE})$"},
         ],
     }
     file = tmp_path_factory.mktemp("users") / "definitions.json"
@@ -153,13 +156,13 @@ def url_of(node: PrivateNode, user: str) -> str:
 
 
 @asynccontextmanager
-async def place(node: PrivateNode, row: Row, *, bound: bool = True) -> AsyncIterator[AbstractConnection]:
-    """The exchange, and what the row's operator makes; an operator's connection. All is gone afterwards."""
+async def topology(node: PrivateNode, row: Row, *, bound: bool = True) -> AsyncIterator[AbstractConnection]:
+    """Declares the exchange and the queue of the row, and deletes them at the end. Yields the operator's connection."""
     async with observer(node.url) as amqp:
         channel = await amqp.channel()
         exchange = await channel.declare_exchange(EXCHANGE, "fanout", durable=True)
-        if row.made is not None:
-            name, arguments = row.made
+        if row.existing is not None:
+            name, arguments = row.existing
             queue = await channel.declare_queue(name, durable=True, arguments=arguments)
             if bound:
                 await queue.bind(exchange, "#")
@@ -183,28 +186,28 @@ def flags(case: Case) -> dict[str, str]:
 @pytest.mark.parametrize("case", COMPLETE, ids=user_of)
 async def test_bridge_runs_with_what_the_script_grants(users: PrivateNode, case: Case) -> None:
     row = ROWS[case.row]
-    async with place(users, row) as amqp, running(url_of(users, case.user), **flags(case)) as bridge:
+    async with topology(users, row) as amqp, running(url_of(users, case.user), **flags(case)) as bridge:
         client = await RawClient.open(port_of(bridge))
-        await publish(amqp, EXCHANGE, killmail(1), b"poison")
+        await publish(amqp, EXCHANGE, killmail(1), b"not JSON")
         assert orjson.loads(await client.text())["data"] == killmail(1)
         await client.close()
         warnings = bridge.readiness.report()[1]["warnings"]
         assert isinstance(warnings, list)
-        # From RabbitMQ 4.3 on, a second one says that the exchange can't be seen.
-        assert bool(warnings) is bool(row.made)
+        # From RabbitMQ 4.3 on, a second warning says that the user can't see the exchange.
+        assert bool(warnings) is bool(row.existing)
         assert all(EXCHANGE in text for text in warnings)
         if case.rejects:
             [message] = await take(amqp, REJECTS, 1)
-            assert message.body == b"poison"
+            assert message.body == b"not JSON"
 
 
 @pytest.mark.parametrize("case", LACKING, ids=user_of)
-async def test_bridge_that_has_any_less_says_what_it_lacks(users: PrivateNode, case: Case) -> None:
+async def test_bridge_with_a_missing_permission_names_it(users: PrivateNode, case: Case) -> None:
     assert case.lacks is not None
     right, name = case.lacks
     plain = "amq.gen-" if "gen" in name else name.replace("\\", "")
-    async with place(users, ROWS[case.row]):
-        # Twice: what the first one may have made must not let the second one pass.
+    async with topology(users, ROWS[case.row]):
+        # Twice: the first bridge may create a queue or an exchange, which must not help the second one.
         for _ in range(2):
             async with started(url_of(users, case.user), **flags(case)) as bridge:
                 with pytest.raises(BrokerRefusal) as refusal:
@@ -212,18 +215,18 @@ async def test_bridge_that_has_any_less_says_what_it_lacks(users: PrivateNode, c
                         await bridge.wait_for_refusal()
             text = str(refusal.value)
             assert "ACCESS_REFUSED" in text
-            assert plain in text, "the name is in it"
+            assert plain in text
             assert right in text or re.search(r"(queue|exchange) '", text), text
             assert "\n" not in text
             assert PASSWORD not in text
 
 
-async def test_who_may_only_read_a_queue_is_told_that_the_binding_is_not_seen(users: PrivateNode) -> None:
-    """And takes it as it is: what the operator binds later arrives, on the connection that is there."""
+async def test_bridge_that_can_only_read_a_queue_warns_that_it_cant_check_the_binding(users: PrivateNode) -> None:
+    """If the operator binds the queue later, updates arrive without a new connection."""
     [case] = [case for case in COMPLETE if case.row == "read-queue"]
     variables = {f"BRIDGE_{name.upper()}": text for name, text in flags(case).items()}
     async with (
-        place(users, ROWS[case.row], bound=False) as amqp,
+        topology(users, ROWS[case.row], bound=False) as amqp,
         bridge_process(url_of(users, case.user), **variables) as process,
     ):
         await process.consuming()
@@ -242,9 +245,9 @@ async def test_who_may_only_read_a_queue_is_told_that_the_binding_is_not_seen(us
         await client.close()
 
 
-async def test_exchange_that_is_gone_is_said_where_the_bridge_may_not_make_it(users: PrivateNode) -> None:
+async def test_missing_exchange_is_reported_if_the_bridge_cant_declare_it(users: PrivateNode) -> None:
     [case] = [case for case in COMPLETE if case.row == "read-queue"]
-    async with place(users, ROWS[case.row]) as amqp, running(url_of(users, SEES), **flags(case)) as bridge:
+    async with topology(users, ROWS[case.row]) as amqp, running(url_of(users, READS_EXCHANGE), **flags(case)) as bridge:
         channel = await amqp.channel()
         await channel.exchange_delete(EXCHANGE)
         await eventually("it is not ready", lambda: not bridge.readiness.report()[0])
@@ -255,10 +258,10 @@ async def test_exchange_that_is_gone_is_said_where_the_bridge_may_not_make_it(us
         await eventually("it is ready", lambda: bridge.readiness.report()[0])
 
 
-async def test_script_grants_it(users: PrivateNode) -> None:
+async def test_bridge_runs_after_the_script_and_not_before(users: PrivateNode) -> None:
     [case] = [case for case in COMPLETE if case.row == "own-queue" and not case.rejects]
     url = url_of(users, SCRIPTED)
-    async with place(users, ROWS[case.row]):
+    async with topology(users, ROWS[case.row]):
         async with started(url, **flags(case)) as bridge:
             with pytest.raises(BrokerRefusal, match=r"refused for user|virtual host"):
                 async with asyncio.timeout(LIMIT_S):
@@ -268,7 +271,21 @@ async def test_script_grants_it(users: PrivateNode) -> None:
             pass
 
 
-def test_script_takes_names_for_names_and_not_for_patterns() -> None:
+async def test_commands_of_the_readme_create_a_user(users: PrivateNode) -> None:
+    user = f"bridge-{secrets.token_hex(4)}"
+    commands = adapted(
+        code_block("docker/README.md", "RabbitMQ permissions"),
+        ("rabbitmqctl add_user", f"echo {PASSWORD} | $RABBITMQCTL add_user"),
+        ("docker/rabbitmq/permissions.sh", str(SCRIPT)),
+        (" bridge\n", f" {user}\n"),
+    )
+    await users.script(Path("/bin/sh"), "-e", "-c", commands, **NAMES)
+    async with topology(users, ROWS["exclusive"]), running(url_of(users, user), **flags(EXCLUSIVE)):
+        pass
+    await users.ctl("delete_user", user)
+
+
+def test_script_escapes_names() -> None:
     variables = {**os.environ, "RABBITMQCTL": "echo", "QUEUE": "a.b*c"}
     done = subprocess.run([SCRIPT, "read-queue", "user"], env=variables, capture_output=True, text=True, check=True)
     [*_, read] = done.stdout.split()
@@ -277,25 +294,23 @@ def test_script_takes_names_for_names_and_not_for_patterns() -> None:
     assert not re.search(read, "a.bbc")
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["no-row", "user"], "there is no row 'no-row'"), ([], "ROW USER")])
-def test_script_says_what_it_wants(arguments: list[str], said: str) -> None:
+@pytest.mark.parametrize(("arguments", "hint"), [(["no-row", "user"], "there is no row 'no-row'"), ([], "ROW USER")])
+def test_script_explains_its_arguments(arguments: list[str], hint: str) -> None:
     done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert hint in done.stderr
 
 
 @pytest.mark.parametrize("taken", ["exchange", "queue"])
-async def test_permission_that_a_running_bridge_loses_on_what_it_only_looks_at_is_a_warning(
-    users: PrivateNode, taken: str
-) -> None:
-    """It consumes on: the broker asks for a permission only when consuming begins."""
+async def test_lost_permission_of_a_periodic_check_is_a_warning(users: PrivateNode, taken: str) -> None:
+    """The bridge keeps consuming: the broker checks the permission to read only when the consumer starts."""
     [case] = [case for case in COMPLETE if case.row == "own-queue" and not case.rejects]
     configure, write, read = case.rights
     url = await users.user(configure, write, read)
     user = str(urlsplit(url).username)
     less = {"exchange": (configure, write, f"^{QUEUE}$"), "queue": ("^$", "^$", f"^{EXCHANGE}$")}[taken]
     timing = Timing(check_interval_s=0.2, refused_interval_s=0.5)
-    async with place(users, ROWS[case.row]) as amqp, running(url, timing, **flags(case)) as bridge:
+    async with topology(users, ROWS[case.row]) as amqp, running(url, timing, **flags(case)) as bridge:
         client = await RawClient.open(port_of(bridge))
 
         def warnings() -> list[str]:
@@ -305,12 +320,12 @@ async def test_permission_that_a_running_bridge_loses_on_what_it_only_looks_at_i
 
         assert warnings() == []
         await users.ctl("set_permissions", "-p", "/", user, *less)
-        # The broker keeps the answers of a channel for a while, and each question has a channel of its own.
+        # The broker caches permissions for each channel, and each check has its own channel.
         await eventually("it warns", lambda: any("may no longer" in text for text in warnings()))
-        assert bridge.readiness.report()[0], "and is ready all the same"
+        assert bridge.readiness.report()[0], "a warning does not change readiness"
         await publish(amqp, EXCHANGE, killmail(1))
         assert orjson.loads(await client.text())["data"] == killmail(1)
         await users.ctl("set_permissions", "-p", "/", user, configure, write, read)
-        await eventually("it warns no more", lambda: not warnings())
+        await eventually("the warning is gone", lambda: not warnings())
         await client.close()
         assert consumer_of(bridge)._metrics.registry.get_sample_value("bridge_broker_losses_total") == 0

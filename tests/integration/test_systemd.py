@@ -1,4 +1,4 @@
-"""The bridge as a service: what it tells systemd, and whether it runs in the sandbox of its unit."""
+"""The bridge as a service: its notifications to systemd, and the sandbox of its unit."""
 
 import asyncio
 import os
@@ -21,6 +21,7 @@ from bridge.server.listeners.descriptors import MAX_OVERFLOW, OWN_DESCRIPTORS
 from tests.support.broker.find import Broker
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient, get
+from tests.support.documentation import adapted, code_block, shell
 from tests.support.killmail import killmail
 from tests.support.prepare import program
 from tests.support.publishing import observer, publish
@@ -32,11 +33,11 @@ SANDBOX = Path(__file__).parent / "sandbox.py"
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 NO_BATCHED_WRITES = "io_submit is not available"
 MOST_EXPOSED = 15
-"""Of systemd's own scale, to 100: what is left is mostly that a bridge has a network."""
+"""The highest exposure that `systemd-analyze security` may report, of 100. Most of it is the access to the network."""
 
 
 def directives(name: str) -> list[str]:
-    """All values of a directive of the unit."""
+    """Returns all values of a directive of the unit."""
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
 
 
@@ -46,35 +47,35 @@ def seconds(name: str) -> int:
 
 
 class Manager:
-    """Where a service manager listens."""
+    """A socket for notifications, as a service manager has it."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.said: list[str] = []
+        self.received: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(address.replace("@", "\0"))
 
     def close(self) -> None:
         self._socket.close()
 
-    async def hears(self, *said: str) -> None:
-        """Returns when this is what it has been told so far, in this order."""
+    async def receives(self, *expected: str) -> None:
+        """Returns once these notifications have arrived, in this order, and no others before them."""
 
-        def same() -> bool:
+        def complete() -> bool:
             try:
-                while len(self.said) < len(said):
-                    self.said.append(self._socket.recv(4096).decode())
+                while len(self.received) < len(expected):
+                    self.received.append(self._socket.recv(4096).decode())
             except BlockingIOError:
                 return False
             return True
 
-        await eventually(f"the manager hears {said}", same)
-        assert [text.split("\n")[0] for text in self.said] == [*said]
+        await eventually(f"the manager receives {expected}", complete)
+        assert [text.split("\n")[0] for text in self.received] == [*expected]
 
 
 @contextmanager
 def manager(address: Path | str) -> Iterator[Manager]:
-    """A manager who listens at a path, or at an abstract name behind @."""
+    """Opens a manager's socket at a path, or at an abstract name after `@`."""
     listening = Manager(str(address))
     try:
         yield listening
@@ -83,49 +84,62 @@ def manager(address: Path | str) -> Iterator[Manager]:
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-async def test_manager_is_told_what_the_bridge_is_about(tmp_path: Path, abstract: bool) -> None:
-    """Ready when clients can connect, though the broker is away."""
+async def test_bridge_notifies_the_manager_of_start_reload_and_stop(tmp_path: Path, abstract: bool) -> None:
+    """The bridge is ready when clients can connect, also without its broker."""
     address = f"@edk-bridge-test-{os.getpid()}" if abstract else tmp_path / "notify"
     chain, key = certificate(tmp_path, "served")
     tls = {"BRIDGE_TLS_CERTIFICATE": str(chain), "BRIDGE_TLS_KEY": str(key)}
-    with manager(address) as told:
-        async with bridge_process(NO_BROKER, NOTIFY_SOCKET=told.address, **tls) as process:
-            await told.hears("READY=1")
+    with manager(address) as systemd:
+        async with bridge_process(NO_BROKER, NOTIFY_SOCKET=systemd.address, **tls) as process:
+            await systemd.receives("READY=1")
             _, writer = await asyncio.open_connection("127.0.0.1", await process.port())
             writer.close()
             process.process.send_signal(signal.SIGHUP)
-            await told.hears("READY=1", "RELOADING=1", "READY=1")
-            assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", told.said[1])
+            await systemd.receives("READY=1", "RELOADING=1", "READY=1")
+            assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", systemd.received[1])
             process.process.terminate()
             assert await process.ended() == 0
-            await told.hears("READY=1", "RELOADING=1", "READY=1", "STOPPING=1")
+            await systemd.receives("READY=1", "RELOADING=1", "READY=1", "STOPPING=1")
 
 
-async def test_watchdog_is_told_again_and_again_that_the_loop_turns(tmp_path: Path) -> None:
-    """Without WATCHDOG_USEC nothing is said of it, as the test before this one shows."""
-    with manager(tmp_path / "notify") as told:
-        async with bridge_process(NO_BROKER, NOTIFY_SOCKET=told.address, WATCHDOG_USEC="100000") as process:
-            await told.hears("READY=1", *["WATCHDOG=1"] * 5)
+async def test_bridge_notifies_the_watchdog_repeatedly(tmp_path: Path) -> None:
+    """Without WATCHDOG_USEC, the bridge sends no such notification, as the test above shows."""
+    with manager(tmp_path / "notify") as systemd:
+        async with bridge_process(NO_BROKER, NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="100000") as process:
+            await systemd.receives("READY=1", *["WATCHDOG=1"] * 5)
             assert process.texts == []
 
 
 @pytest.mark.parametrize("address", ["/nonexistent/notify", "/" + "n" * 200, "vsock:2:1234"])
-async def test_manager_that_is_not_there_keeps_no_bridge_from_its_work(address: str) -> None:
+async def test_bridge_runs_without_the_manager_that_it_should_notify(address: str) -> None:
     async with bridge_process(NO_BROKER, NOTIFY_SOCKET=address) as process:
         assert (await get(await process.port(), "/healthz"))[0] == 200
         process.process.terminate()
         assert await process.ended() == 0
         warnings = [line for line in process.lines if line["event"] == "service manager not notified"]
         assert all(line["error"] for line in warnings)
-        said = [line["what"] for line in warnings]
-        assert said == (["READY=1", "STOPPING=1"] if address.startswith("/") else [])
+        notifications = [line["what"] for line in warnings]
+        assert notifications == (["READY=1", "STOPPING=1"] if address.startswith("/") else [])
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
-    """Its own program checks what there is, and how much of the machine is within the service's reach."""
+async def test_commands_of_the_readme_write_the_credential(tmp_path: Path) -> None:
+    url = "amqp://user:password@rabbitmq:5672/"
+    commands = adapted(
+        code_block("docker/README.md", "systemd", 1),
+        ("/etc/edk-bridge", f"{tmp_path}/edk-bridge"),
+        ("install -m", f"echo {url} | install -m"),
+    )
+    await shell(commands, tmp_path)
+    [credential] = directives("LoadCredential")
+    file = tmp_path / "edk-bridge" / Path(credential.partition(":")[2]).name
+    assert file.read_text() == f"{url}\n"
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_systemd_accepts_the_unit_and_its_exposure(tmp_path: Path) -> None:
     analyze = program("systemd-analyze")
     unit = tmp_path / UNIT.name
-    # It looks for the command as well.
+    # The check needs an existing command.
     unit.write_text(UNIT.read_text().replace("/opt/edk-bridge/bin/edk-bridge", sys.executable))
     checks = [["verify", "--man=no"], ["security", "--offline=yes", f"--threshold={MOST_EXPOSED}"]]
     for check in checks:
@@ -133,7 +147,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
-def test_unit_says_what_the_bridge_does() -> None:
+def test_unit_matches_limits_and_exit_codes_of_the_bridge() -> None:
     defaults = Settings()
     assert seconds("TimeoutStopSec") > defaults.shutdown_timeout_s
     [descriptors] = directives("LimitNOFILE")
@@ -144,10 +158,10 @@ def test_unit_says_what_the_bridge_does() -> None:
         assert line.partition("=")[0].removeprefix(PREFIX).removesuffix("_FILE").lower() in SETTINGS
 
 
-async def test_bridge_works_with_the_system_calls_that_its_unit_leaves_it(
+async def test_bridge_works_with_the_system_calls_that_its_unit_allows(
     broker: Broker, exchange: str, tmp_path: Path
 ) -> None:
-    """Clients, and more of them at once than are served one by one; and nothing is written that could be run."""
+    """It serves so many clients that it uses io_submit, and its memory is never both writable and executable."""
     allowed = calls_of_unit()
     assert {"io_setup", "io_submit", "prlimit64"} <= allowed
     assert not {"setpriority", "chroot", "mount", "ptrace"} & allowed
@@ -155,9 +169,9 @@ async def test_bridge_works_with_the_system_calls_that_its_unit_leaves_it(
     file.write_text("\n".join(sorted(allowed)))
     variables = {"BRIDGE_EXCHANGES": f"{exchange}=killmail", "NOTIFY_SOCKET": str(tmp_path / "notify")}
     sandbox = [sys.executable, str(SANDBOX), str(file), *COMMAND]
-    with manager(tmp_path / "notify") as told:
+    with manager(tmp_path / "notify") as systemd:
         async with bridge_process(broker.url, command=sandbox, **variables) as process, observer(broker.url) as amqp:
-            await told.hears("READY=1")
+            await systemd.receives("READY=1")
             await process.consuming()
             port = await process.port()
             clients = [await RawClient.open(port) for _ in range(MIN_BATCHED_SOCKETS + 1)]
@@ -165,7 +179,7 @@ async def test_bridge_works_with_the_system_calls_that_its_unit_leaves_it(
             for client in clients:
                 assert orjson.loads(await client.text())["data"] == killmail(1)
                 await client.close()
-            assert "Seccomp:\t2" in status_of(process.process.pid), "the filter is in force"
+            assert "Seccomp:\t2" in status_of(process.process.pid), "the filter is not active"
             assert b"process_open_fds" in (await get(port, "/metrics"))[1]
             process.process.terminate()
             assert await process.ended() == 0
@@ -178,7 +192,7 @@ def status_of(pid: int) -> list[str]:
 
 
 def calls_of_unit() -> set[str]:
-    """The unit's SystemCallFilter, as systemd would read it."""
+    """Returns the system calls that the unit's SystemCallFilter allows."""
     analyze = program("systemd-analyze")
 
     def of(group: str) -> set[str]:
@@ -186,7 +200,7 @@ def calls_of_unit() -> set[str]:
         names = [line.strip() for line in done.stdout.splitlines()[1:] if line.strip() and "#" not in line]
         return {call for name in names for call in (of(name) if name.startswith("@") else {name})}
 
-    # What systemd always leaves a process, be it to start the command.
+    # systemd always allows these calls, because it needs some of them to start the command.
     calls = of("@default")
     for line in directives("SystemCallFilter"):
         groups = {call for group in line.removeprefix("~").split() for call in of(group)}
