@@ -113,7 +113,7 @@ class Server:
         )
 
     def listen(self, hosts: tuple[str, ...], port: int, reuse_port: bool) -> list[tuple[str, int]]:
-        """Starts to accept clients. Returns the addresses and ports. Raises OSError, whose text names the address."""
+        """Starts to accept clients. Returns the addresses and ports. Raises OSError, with the address in its text."""
         listeners = open_listeners(hosts, port, reuse_port)
         names: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
         self._acceptor = Acceptor(listeners, self.on_accept, self._metrics, self._timing)

@@ -10,7 +10,7 @@ class Tls:
     """A context for TLS servers that can read its certificate again. Open connections stay."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        """Raises OSError, whose text names the file and its fault."""
+        """Raises OSError, with the file and its fault in the text."""
         self._files = (certificate, key)
         self.context = _context(certificate, key)
         """For new connections."""

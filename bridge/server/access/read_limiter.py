@@ -114,7 +114,7 @@ class ReadLimiter:
         self._throttled.pop(client, None)
 
     def _begin_period(self) -> None:
-        """Reduces each debt by one budget, and resumes clients whose debt is less than one."""
+        """Reduces each debt by one budget, and resumes clients with a debt of less than one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -44,7 +44,7 @@ class Response:
 
 
 def text_response(status: HTTPStatus, text: str, *headers: Header) -> Response:
-    """Returns a response whose body is one line of text."""
+    """Returns a response with one line of text as its body."""
     return Response(status, text.encode() + b"\n", TEXT, headers)
 
 

@@ -1,4 +1,4 @@
-"""Writes a response, and ends a connection whose client reads the response too slowly, or has read all of it."""
+"""Writes a response, and ends the connection if the client reads it too slowly, or has read all of it."""
 
 import asyncio
 from collections.abc import Callable

@@ -64,8 +64,8 @@ class Acceptor:
     async def stop(self) -> None:
         """Accepts the clients that wait in the kernel's queue, and then closes the listeners.
 
-        A listener that shares its port stays open for a moment. In this time, it still accepts clients whose TCP
-        handshake has begun. The kernel drops the requests of other clients.
+        A listener that shares its port stays open for a moment. In this time, it still accepts clients that have begun
+        their TCP handshake. The kernel drops the requests of other clients.
         """
         shared = filter(_shares_port, self._listeners)
         filtered = [drop_connection_requests(listener) for listener in shared]

@@ -79,8 +79,8 @@ def open_listeners(hosts: Sequence[str], port: int, reuse_port: bool) -> list[so
 
     With `port` 0, the port is one that is free on all addresses. `localhost` is 127.0.0.1 and, if the machine has it,
     ::1. `::` is all addresses, with a second socket for IPv4: a single socket would give IPv4 clients IPv6 addresses.
-    An address is bound only once, and not at all beside the wildcard of its family. Raises OSError, whose text names
-    the address.
+    An address is bound only once, and not at all if its family's wildcard is bound. Raises OSError with the address in
+    its text.
     """
     targets = _targets(hosts, port)
     for _ in range(PORT_ATTEMPTS):
@@ -202,8 +202,8 @@ def drop_connection_requests(listener: socket.socket) -> bool:
     """Makes the kernel drop each new connection request (SYN). Returns False if the kernel can't, as outside Linux.
 
     The client repeats its request after a second, and then reaches another listener on the port. The kernel still
-    establishes connections whose TCP handshake has begun. Without the filter, the kernel would choose this listener for
-    new clients until it is closed, and would then reset these clients.
+    establishes connections that have begun their TCP handshake. Without the filter, the kernel would choose this
+    listener for new clients until it is closed, and would then reset these clients.
     """
     if sys.platform != "linux":
         return False

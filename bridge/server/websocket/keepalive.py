@@ -58,7 +58,7 @@ class Pingable(Protocol):
 
 
 class Keepalive:
-    """Pings silent clients, evicts idle ones, and aborts connections whose close is not answered."""
+    """Pings silent clients, evicts idle ones, and aborts connections with an unanswered close."""
 
     def __init__(
         self,

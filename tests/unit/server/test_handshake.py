@@ -903,7 +903,7 @@ async def test_abort_during_the_tls_handshake_closes_the_socket_and_refuses_noth
     assert harness.server.refusals == []
 
 
-# Accepted sockets whose transport is not made yet
+# Accepted sockets without a transport yet
 
 
 async def test_client_that_is_lost_before_it_has_a_transport_is_refused_as_lost(harness: Harness) -> None:

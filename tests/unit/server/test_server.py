@@ -414,10 +414,10 @@ async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_befo
     harness = serve(max_connections=2)
     served = [await harness.upgrade() for _ in range(2)]
     with capture_logs() as logged:
-        told = await harness.upgrade()
+        refused = await harness.upgrade()
     assert [each.close_code for each in served] == [None, None]
-    assert told.close_code == 1013
-    assert b"the bridge is full" in told.frames[-1][1]
+    assert refused.close_code == 1013
+    assert b"the bridge is full" in refused.frames[-1][1]
     assert events(logged, "connection limit exceeded") == [
         {
             "log_level": "info",
@@ -433,7 +433,7 @@ async def test_connection_beyond_the_limit_is_closed_with_1013_and_the_ones_befo
     await served[0].leave()
     other = await harness.upgrade()
     assert other.close_code == 1013
-    for each in (told, other):
+    for each in (refused, other):
         await each.leave()
     assert (await harness.upgrade()).close_code is None
 
@@ -442,10 +442,10 @@ async def test_clients_beyond_the_overflow_are_dropped_and_logged_once(
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve(max_connections=1, overflow=2)
-    told = [await harness.upgrade() for _ in range(3)]
+    refused = [await harness.upgrade() for _ in range(3)]
     with capture_logs() as logged:
         dropped = [await harness.connect(B) for _ in range(2)]
-    assert [each.dropped for each in (*told, *dropped)] == [False] * 3 + [True] * 2
+    assert [each.dropped for each in (*refused, *dropped)] == [False] * 3 + [True] * 2
     assert len(harness.connector.transports) == 3
     assert harness.metric("bridge_clients_refused_total", rule="full") == 2
     assert [(line["log_level"], line["clients"]) for line in logged] == [("warning", 3)]
@@ -492,18 +492,18 @@ async def test_oldest_handshake_is_evicted_for_a_new_client_of_a_full_bridge(
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve(max_connections=1, overflow=2)
-    served, eldest, younger = await harness.upgrade(), await harness.connect(), await harness.connect(B)
+    served, oldest, newer = await harness.upgrade(), await harness.connect(), await harness.connect(B)
     newest = await harness.connect()
-    assert eldest.ended == ["abort"]
-    assert not younger.ended
+    assert oldest.ended == ["abort"]
+    assert not newer.ended
     assert not newest.ended
     assert not newest.dropped
     assert harness.gauges() == (1, 2)
     assert harness.metric("bridge_clients_refused_total", rule="full") == 1
     await served.leave()
-    younger.send(request(3000))
+    newer.send(request(3000))
     newest.send(request(3000))
-    assert [each.status for each in (younger, newest)] == [101, 101]
+    assert [each.status for each in (newer, newest)] == [101, 101]
 
 
 async def test_oldest_handshake_is_evicted_for_a_client_beyond_the_limit_of_handshakes(
@@ -511,17 +511,17 @@ async def test_oldest_handshake_is_evicted_for_a_client_beyond_the_limit_of_hand
 ) -> None:
     monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 2)
     harness = serve()
-    eldest, younger = await harness.connect(A), await harness.connect(B)
+    oldest, newer = await harness.connect(A), await harness.connect(B)
     with capture_logs() as logged:
-        assert not eldest.ended
+        assert not oldest.ended
         newest = await harness.connect(B)
-    assert eldest.ended == ["abort"]
-    assert not younger.ended
+    assert oldest.ended == ["abort"]
+    assert not newer.ended
     assert not newest.ended
     assert harness.gauges() == (0, 2)
     assert [(line["rule"], line["peer"]) for line in events(logged, "client refused")] == [("pending", A)]
     # A client that has become a connection is not a handshake.
-    younger.send(request(3000))
+    newer.send(request(3000))
     await harness.connect(B)
     assert not newest.ended
     assert harness.metric("bridge_clients_refused_total", rule="pending") == 1
@@ -569,12 +569,12 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
     serve: Callable[..., Harness],
 ) -> None:
     harness = serve(max_per_address=1)
-    served, told = await harness.upgrade(), await harness.upgrade()
+    served, refused = await harness.upgrade(), await harness.upgrade()
     with capture_logs() as logged:
         dropped = await harness.connect()
     assert served.close_code is None
-    assert told.close_code == 1013
-    assert b"too many connections from your address" in told.frames[-1][1]
+    assert refused.close_code == 1013
+    assert b"too many connections from your address" in refused.frames[-1][1]
     assert dropped.dropped
     assert events(logged, "client refused") == [
         {
@@ -588,7 +588,7 @@ async def test_clients_beyond_those_of_their_address_are_closed_with_1013_and_mo
     assert harness.metric("bridge_clients_refused_total", rule="address-limit") == 1
     # Another address has its own limit, and a connection that ends frees its slot.
     assert (await harness.upgrade(B)).close_code is None
-    for each in (served, told):
+    for each in (served, refused):
         await each.leave()
     assert (await harness.upgrade()).close_code is None
 
@@ -614,10 +614,10 @@ async def test_closings_for_a_reason_are_logged_ten_times_a_minute_and_all_count
     evicted = tuple(harness.server._connections)
     with capture_logs() as logged:
         for connection in evicted[:-1]:
-            connection.close(reason, behind=7)
+            connection.close(reason, missed=7)
         await harness.clock.advance(MINUTE_S)
-        evicted[-1].close(reason, behind=7)
-    assert {(line["reason"], line["code"], line["behind"]) for line in logged} == {(reason.slug, reason.code, 7)}
+        evicted[-1].close(reason, missed=7)
+    assert {(line["reason"], line["code"], line["missed"]) for line in logged} == {(reason.slug, reason.code, 7)}
     assert [line.get("suppressed") for line in logged] == [None] * MAX_LINES + [2]
     assert harness.metric("bridge_evictions_total", reason=reason.slug) == MAX_LINES + 3
 

@@ -386,7 +386,7 @@ def test_mutated_request_is_read_as_another_parser_reads_it_or_refused(data: byt
     if found is None:
         assert b"\n\r\n" not in data.lstrip(b"\r\n")
         return
-    request, behind = found
+    request, following = found
     other = read_by_h11(data[len(data) - len(data.lstrip(b"\r\n")) :])
     if other is None:
         # h11 also judges Host, and the encodings of a body.
@@ -399,4 +399,4 @@ def test_mutated_request_is_read_as_another_parser_reads_it_or_refused(data: byt
     for name, value in headers:
         flat.setdefault(name, []).append(value)
     assert request.headers == {name: values for name, values in flat.items() if name.encode() in INTERPRETED}
-    assert (behind + rest) == data[len(data) - len(behind + rest) :]
+    assert (following + rest) == data[len(data) - len(following + rest) :]

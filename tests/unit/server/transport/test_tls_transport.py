@@ -36,12 +36,12 @@ class Recorder(asyncio.BufferedProtocol):
         self.buffer = memoryview(bytearray(buffer_bytes))
         self.received = bytearray()
         self.reads = 0
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.on_data: Callable[[], None] = lambda: None
         self.error: Exception | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.told.append("made")
+        self.calls.append("made")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.buffer
@@ -52,17 +52,17 @@ class Recorder(asyncio.BufferedProtocol):
         self.on_data()
 
     def eof_received(self) -> None:
-        self.told.append("eof")
+        self.calls.append("eof")
 
     def pause_writing(self) -> None:
-        self.told.append("pause")
+        self.calls.append("pause")
 
     def resume_writing(self) -> None:
-        self.told.append("resume")
+        self.calls.append("resume")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.error = exc
-        self.told.append("lost")
+        self.calls.append("lost")
 
 
 class Client:
@@ -132,12 +132,12 @@ class Pair:
 
     async def connect(self) -> None:
         await eventually("the TLS handshake is complete", self.client.shakes_hands)
-        await eventually("the protocol is connected", lambda: self.protocol.told == ["made"])
-        self.protocol.told.clear()
+        await eventually("the protocol is connected", lambda: self.protocol.calls == ["made"])
+        self.protocol.calls.clear()
         self.client.read()  # the session tickets
 
     async def lost(self) -> None:
-        await eventually("the protocol's connection_lost is called", lambda: "lost" in self.protocol.told)
+        await eventually("the protocol's connection_lost is called", lambda: "lost" in self.protocol.calls)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ async def test_bytes_go_both_ways(connected: Pair) -> None:
     await eventually("the data is read", lambda: connected.protocol.received == b"from the client")
     connected.transport.write(b"from the bridge")
     assert connected.client.read() == b"from the bridge"
-    assert connected.protocol.told == []
+    assert connected.protocol.calls == []
 
 
 async def test_transport_answers_what_a_connection_asks_of_it(connected: Pair) -> None:
@@ -243,7 +243,7 @@ async def test_data_that_the_socket_does_not_take_is_held_and_arrives_complete(c
     transport.write(MUCH)
     transport.write(b"end")
     assert 0 < transport.get_write_buffer_size() <= len(MUCH) + 3
-    assert protocol.told == ["pause"]
+    assert protocol.calls == ["pause"]
     read = bytearray()
 
     def all_came() -> bool:
@@ -252,7 +252,7 @@ async def test_data_that_the_socket_does_not_take_is_held_and_arrives_complete(c
         return read == MUCH + b"end"
 
     await eventually("all came", all_came)
-    await eventually("the transport resumes writing", lambda: protocol.told == ["pause", "resume"])
+    await eventually("the transport resumes writing", lambda: protocol.calls == ["pause", "resume"])
     assert transport.get_write_buffer_size() == 0
 
 
@@ -281,7 +281,7 @@ async def test_write_detects_a_client_that_is_gone(connected: Pair) -> None:
     connected.transport.write(b"x")
     connected.transport.resume_reading()
     assert isinstance(connected.protocol.error, OSError)
-    assert connected.protocol.told == ["lost"]
+    assert connected.protocol.calls == ["lost"]
 
 
 # The end
@@ -295,7 +295,7 @@ async def test_end_of_this_side_is_seen_by_the_client_and_what_it_sends_then_is_
     transport.write(b"late")
     assert client.read() == b"answer"
     assert client.ended
-    client.send(b"a body that nobody wants")
+    client.send(b"a body that is not read")
     client.socket.shutdown(socket.SHUT_WR)
     await connected.lost()
     assert protocol.received == b""
@@ -322,7 +322,7 @@ async def test_client_that_ends_its_side_first_still_reads_its_answer(connected:
     with suppress(ssl.SSLError):
         connected.client.tls.unwrap()  # sends close_notify; without it, OpenSSL ends both sides
     connected.client.pump()
-    await eventually("the protocol has seen the end", lambda: "eof" in connected.protocol.told)
+    await eventually("the protocol has seen the end", lambda: "eof" in connected.protocol.calls)
     read = bytearray()
 
     def all_came() -> bool:
@@ -343,7 +343,7 @@ async def test_end_of_the_client_side_ends_the_connection(connected: Pair, *, no
     else:
         connected.client.socket.shutdown(socket.SHUT_WR)
     await connected.lost()
-    assert connected.protocol.told == ["eof", "lost"]
+    assert connected.protocol.calls == ["eof", "lost"]
     assert connected.protocol.error is None
 
 
@@ -366,7 +366,7 @@ async def test_client_that_sends_too_much_after_the_end_of_this_side_is_disconne
     def is_cut() -> bool:
         with suppress(OSError):
             connected.client.socket.send(b"x" * 2**16)
-        return "lost" in connected.protocol.told
+        return "lost" in connected.protocol.calls
 
     await eventually("the client is disconnected", is_cut)
     assert connected.transport._discarded_bytes > MAX_DISCARDED_BYTES
@@ -393,7 +393,7 @@ async def test_abort_ends_the_connection_at_once_whatever_is_held(connected: Pai
     connected.transport.abort()
     assert connected.transport.get_write_buffer_size() == 0
     await connected.lost()
-    assert connected.protocol.told == ["pause", "lost"]
+    assert connected.protocol.calls == ["pause", "lost"]
 
 
 async def test_garbage_ends_the_connection(connected: Pair) -> None:
@@ -427,7 +427,7 @@ async def test_failed_handshake_is_reported_once_and_not_to_the_protocol(pair: P
     await asyncio.sleep(0)
     assert len(pair.failures) == 1
     assert isinstance(pair.failures[0], ssl.SSLError if said else ConnectionAbortedError)
-    assert pair.protocol.told == []
+    assert pair.protocol.calls == []
 
 
 async def test_aborted_handshake_fails(pair: Pair) -> None:
@@ -456,7 +456,7 @@ def libssl() -> str | None:
 def send_key_updates(client: Client, count: int, *, requested: bool) -> None:
     """Sends TLS 1.3 key updates, which Python has no function for."""
     library = ctypes.CDLL(libssl())
-    # The SSL object is the second field of CPython's, behind its header.
+    # The SSL object is the second field of CPython's, after its header.
     openssl = ctypes.c_void_p(ctypes.c_void_p.from_address(id(client.tls._sslobj) + 24).value)  # type: ignore[attr-defined]  # private, and there is no public way
     for _ in range(count):
         assert library.SSL_key_update(openssl, int(requested)) == 1
@@ -473,7 +473,7 @@ async def test_client_that_sends_key_updates_without_end_is_disconnected_and_blo
     send_key_updates(connected.client, MAX_SURPLUS_BYTES // 20, requested=False)
     connected.client.socket.settimeout(5)
     sending = asyncio.create_task(asyncio.to_thread(connected.client.pump))
-    await eventually("the client is disconnected", lambda: "lost" in connected.protocol.told)
+    await eventually("the client is disconnected", lambda: "lost" in connected.protocol.calls)
     await sending
     assert isinstance(connected.protocol.error, ConnectionAbortedError)
 
@@ -481,7 +481,7 @@ async def test_client_that_sends_key_updates_without_end_is_disconnected_and_blo
 @key_updates
 async def test_key_updates_while_data_is_held_are_answered_and_nothing_is_lost(connected: Pair) -> None:
     connected.transport.write(MUCH)
-    assert connected.protocol.told == ["pause"]
+    assert connected.protocol.calls == ["pause"]
     send_key_updates(connected.client, 3, requested=True)
     connected.client.send(b"between")
     await eventually("the data is read", lambda: connected.protocol.received == b"between")

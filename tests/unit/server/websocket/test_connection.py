@@ -708,7 +708,7 @@ def test_violation_is_answered_with_a_close_and_the_end_of_our_side(
     scene.receives(violation)
     assert scene.transport.written == [close_frame(reason.code, reason.phrase)]
     assert scene.transport.ended == ["eof"]
-    assert [told for told, _ in scene.closed] == [reason]
+    assert [reason_ for reason_, _ in scene.closed] == [reason]
     assert scene.closed[0][1]["violation"]
     assert len(scene.hub) == 0
 

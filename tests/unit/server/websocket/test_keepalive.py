@@ -405,11 +405,11 @@ def test_clock_that_stands_still_with_the_bridge_counts_nothing(
 
 
 def test_on_tick_is_called_with_true_after_a_late_pass(clock: Clock) -> None:
-    told: list[bool] = []
-    keepalive = Keepalive([], clock, IDLE_S, PING_S, told.append)
+    late_passes: list[bool] = []
+    keepalive = Keepalive([], clock, IDLE_S, PING_S, late_passes.append)
     for now_s in (5, 20, 36, 41):
         keepalive.tick(now_s)
-    assert told == [False, False, True, False]
+    assert late_passes == [False, False, True, False]
 
 
 def test_late_passes_are_logged_ten_times_a_minute(clock: Clock) -> None:
