@@ -1,5 +1,5 @@
-// What a page can try with the bridge of whoever looks at it, and what it sees of it. Each attack takes a URL of the
-// bridge's and resolves to what was seen, in a few words; each place runs an attack somewhere, and passes that on.
+// Attacks by which a page could reach a bridge on the user's machine. Each attack takes a URL of the bridge and
+// resolves to a short result. Each place runs an attack somewhere in or below the page, and resolves to its result.
 "use strict";
 
 const attacks = {
@@ -55,12 +55,12 @@ const attacks = {
     }
   },
 
-  // The frame itself is looked at from outside: a page can't tell what it shows.
+  // Reads the frame from outside, because a page can't see whether a frame loaded.
   iframe: (url) => framed("iframe", "src", url),
   object: (url) => framed("object", "data", url),
   embed: (url) => framed("embed", "src", url),
 
-  // Likewise the window.
+  // The test reads the window from outside too.
   popup: async (url) => {
     window.opened = open(url);
     return window.opened === null ? "no window" : "a window";
@@ -102,7 +102,7 @@ function send(url, ...fields) {
   const form = Object.assign(document.createElement("form"), { method: "POST", action: url });
   form.append(...fields);
   document.body.append(form);
-  // When this has been told: afterwards there is nobody here to tell it.
+  // After this function has returned: the navigation ends this page.
   setTimeout(() => form.submit());
   return "sent";
 }
@@ -160,7 +160,7 @@ function answer(port, attack, url) {
   });
 }
 
-// In a worker, which is told what to run.
+// In a worker: runs the attack that the page sends.
 function answerOn(port) {
   port.onmessage = async ({ data: [attack, url] }) => port.postMessage(await attacks[attack](url));
 }

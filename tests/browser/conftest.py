@@ -1,6 +1,7 @@
-"""Fixtures for tests in a browser, which lives as long as all of them, and no longer.
+"""Fixtures for tests in a browser. One browser serves all of these tests.
 
-All run in one event loop, the session's: it stands still while other tests run, so nothing of it may outlive these.
+All of them run in the session's event loop. This loop does not run during other tests, so no fixture may outlive the
+browser tests.
 """
 
 from collections.abc import AsyncIterator
@@ -27,7 +28,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def page(browser: Browser) -> AsyncIterator[Page]:
-    """An empty page in a profile of its own."""
+    """An empty page in a new profile."""
     context = await browser.new_context()
     yield await context.new_page()
     await context.close()
@@ -35,7 +36,7 @@ async def page(browser: Browser) -> AsyncIterator[Page]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def tab(browser: Browser) -> AsyncIterator[Page]:
-    """A tab in which one test's page follows the other's: a new one takes longer than most of what is tried in it."""
+    """A tab that several tests use one after another: opening a tab takes longer than most of these tests."""
     context = await browser.new_context()
     yield await context.new_page()
     await context.close()
@@ -50,7 +51,7 @@ async def amqp(broker: Broker) -> AsyncIterator[AbstractConnection]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
-    """An exchange's name; the bridge makes it."""
+    """The name of an exchange, which the bridge declares."""
     name = unique("exchange")
     yield name
     channel = await amqp.channel()
@@ -60,12 +61,12 @@ async def exchange(amqp: AbstractConnection) -> AsyncIterator[str]:
 
 @pytest.fixture
 def live(page: Page) -> Live:
-    """The live page, to be opened."""
+    """The live page. The test opens it."""
     return Live(page)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def watched(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
-    """A bridge as it is unless it is told otherwise."""
+    """A bridge with default settings."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
         yield bridge

@@ -1,9 +1,8 @@
-"""What pages of somebody else's get of the bridge beside the browser that shows them: nothing.
+"""Pages of other sites get nothing from a bridge on the same machine as their browser.
 
-Each attack is a function in `attacks.js`, which runs in a page as any page's script does. What it saw is held against
-the table here, and so is what the bridge did: which rule refused it, and that nobody ever got a connection. Where no
-rule refuses, because a browser does not say where such a request comes from, what is served forbids the browser to hand
-it on.
+Each attack is a function in `attacks.js`, which runs in a page like any script. The table below has its result, and the
+rule by which the bridge refused it. No attack gets a connection. For some requests, a browser does not send where they
+come from, so no rule refuses them. The headers of the response then forbid the browser to give it to the page.
 """
 
 import asyncio
@@ -37,7 +36,7 @@ SOCKET = "ws://localhost:{port}/updates"
 
 
 class Case(NamedTuple):
-    """An attack: what it does, from where, what the attacker sees of it, and which rule of the bridge refused it."""
+    """An attack, the place that it runs in, its result, and the rule of the bridge that refused it."""
 
     attack: str
     url: str
@@ -52,17 +51,17 @@ class Case(NamedTuple):
 
 
 def sockets(rule: str, *hosts: str) -> list[Case]:
-    """The same socket by other names."""
+    """The same WebSocket under other host names."""
     return [Case("socket", f"ws://{host}:{{port}}/updates", "closed 1006", rule) for host in hosts]
 
 
 CASES = [
-    # A socket, by each name that this machine has.
+    # A WebSocket, under each name of this machine.
     *sockets("origin", "localhost", "127.0.0.1", "[::1]", "127.1", "2130706433", "[::ffff:127.0.0.1]"),
     *sockets("origin", "kills.localhost", "LOCALHOST."),
-    # By a name of the attacker's that now leads to the bridge, and by the address that means any.
+    # Under a name of the attacker that now resolves to the bridge, and under the unspecified address.
     *sockets("host", ATTACKER, f"localhost.{ATTACKER}", f"127.0.0.1.{ATTACKER}", "0.0.0.0"),
-    # From places whose origin is null, or somebody else's to tell.
+    # From places with the origin null, or with the origin of the page that created them.
     *(
         Case(attack, url, saw, rule, place)
         for place in (
@@ -79,7 +78,7 @@ CASES = [
             ("fetch", METRICS, "TypeError", None),
         )
     ),
-    # A script that reads.
+    # A script that reads responses.
     *(
         Case("fetch", f"http://localhost:{{port}}{path}", "TypeError", rule)
         for path, rule in (
@@ -96,10 +95,10 @@ CASES = [
     Case("fetch", f"{REDIRECT}http://localhost:{{port}}/updates", "TypeError"),
     Case("fetchWithCredentials", METRICS, "TypeError", None),
     Case("fetchWithCredentials", "http://localhost:{port}/updates", "TypeError"),
-    # The browser asks for leave, with OPTIONS.
+    # The browser sends a preflight request (OPTIONS).
     Case("fetchWithWords", METRICS, "TypeError", None),
     Case("fetchWithWords", "http://localhost:{port}/updates", "TypeError"),
-    # A body: 405, whoever it is from.
+    # A POST gets 405, from any origin.
     Case("fetchPost", METRICS, "TypeError", None),
     *(
         Case("fetchOpaque", f"http://localhost:{{port}}{path}", "TypeError", rule)
@@ -107,7 +106,7 @@ CASES = [
             ("/metrics", None),
             ("/readyz", None),
             ("/schemas/killmail.json", None),
-            # Without Origin: the browser says that it is of another site.
+            # Without Origin: the browser sends Sec-Fetch-Site: cross-site.
             ("/updates", "origin"),
             ("/nothing", None),
         )
@@ -115,7 +114,7 @@ CASES = [
     Case("request", METRICS, "error 0", None),
     Case("events", METRICS, "error 2", None),
     Case("events", "http://localhost:{port}/updates", "error 2"),
-    # A page that has it as a part of its own.
+    # A page that embeds a file of the bridge.
     Case("script", "http://localhost:{port}/page.js", "error", None),
     Case("script", f"{REDIRECT}http://localhost:{{port}}/page.js", "error", None),
     Case("scriptWithCors", "http://localhost:{port}/page.js", "error", None),
@@ -124,7 +123,7 @@ CASES = [
     Case("importScripts", "http://localhost:{port}/page.js", "NetworkError", None, "worker"),
     Case("image", "http://localhost:{port}/icon.svg", "error", None),
     Case("style", "http://localhost:{port}/page.css", "error", None),
-    # A frame in which the browser shows that it shows nothing. An object has an empty page instead.
+    # In a frame, the browser shows an error page. An object contains an empty page instead.
     *(
         Case("iframe", f"http://localhost:{{port}}{path}", "SecurityError", rule)
         for path, rule in (
@@ -141,12 +140,12 @@ CASES = [
 
 
 def refusals(bridge: Bridge) -> dict[str, float]:
-    """How many clients each rule of access has refused."""
+    """Returns the number of clients that each rule of access has refused."""
     return {rule: sample(bridge, "bridge_clients_refused_total", rule=rule) for rule in RULES}
 
 
 class Watch:
-    """What the bridge has counted since this was made."""
+    """What the bridge has counted since this object was created."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
@@ -166,7 +165,7 @@ class Watch:
 
 
 async def attack(page: Page, name: str, url: str, place: str = "page") -> str:
-    """What the attacker saw. Raises TimeoutError where it never knew."""
+    """Runs an attack, and returns its result. Raises TimeoutError if the attack never ends."""
     async with asyncio.timeout(LIMIT_S):
         saw = await page.evaluate("([place, attack, url]) => places[place](attack, url)", [place, name, url])
     assert isinstance(saw, str)
@@ -175,7 +174,7 @@ async def attack(page: Page, name: str, url: str, place: str = "page") -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def attacked(broker: Broker, exchange: str) -> AsyncIterator[Bridge]:
-    """A bridge as it is unless it is told otherwise."""
+    """A bridge with default settings."""
     async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
         yield bridge
 
@@ -192,13 +191,13 @@ async def test_page_of_another_origin_gets_nothing(case: Case, attacked: Bridge,
     if "[::1]" in case.url and "::1" not in dict(attacked.addresses):
         pytest.skip("this machine has no IPv6")
     port = port_of(attacked)
-    # A name for each place, and so a process: Chromium makes one wait in which a dozen sockets have failed.
+    # Each place has its own name, and so its own process: Chromium delays sockets in a process after a dozen failures.
     await tab.goto(f"http://{case.place}-{ATTACKER}:{site.port}/")
     watch = Watch(attacked)
     saw = await attack(tab, case.attack, case.url.format(port=port), case.place)
     assert (saw, watch.refused) == (case.saw, {case.rule: 1} if case.rule else {})
     assert (watch.opened, sample(attacked, "bridge_connections", transport="websocket")) == (0, 0)
-    # Nor does it show anything of the bridge's as if it were its own.
+    # It also shows no page of the bridge in a frame.
     assert [frame.url for frame in tab.frames if f":{port}" in frame.url and not frame.url.startswith("data:")] == []
 
 
@@ -213,7 +212,7 @@ async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
     async with page.expect_popup() as opening:
         assert await attack(page, "popup", f"http://localhost:{port_of(attacked)}{path}") == "a window"
     popup = await opening.value
-    # There is something to be read, but for the person only; the live page has its own connection.
+    # The window shows the page to the user, and the live page has its own connection.
     await popup.get_by_text(words).first.wait_for(timeout=LIMIT_S * 1000)
     assert await page.evaluate("inside(window.opened)") == "SecurityError"
     assert (watch.opened, watch.refused) == (connections, {})
@@ -228,7 +227,7 @@ async def test_window_that_a_page_opens_of_the_bridge_is_not_readable(
     ("path", "status", "words", "refused"),
     [("/updates", 403, "BRIDGE_ALLOWED_ORIGINS", {"origin": 1}), ("/metrics", 405, "Only GET", {})],
 )
-async def test_form_of_another_origin_is_not_taken(
+async def test_form_of_another_origin_is_refused(
     path: str,
     form: str,
     status: int,
@@ -249,14 +248,14 @@ async def test_form_of_another_origin_is_not_taken(
 
 
 @pytest.mark.parametrize("name", [ATTACKER, f"localhost.{ATTACKER}", f"127.0.0.1.{ATTACKER}"])
-async def test_name_of_the_attackers_that_leads_to_the_bridge_shows_a_refusal(
+async def test_attackers_name_that_resolves_to_the_bridge_shows_a_refusal(
     name: str, attacked: Bridge, page: Page
 ) -> None:
     watch = Watch(attacked)
     answer = await page.goto(f"http://{name}:{port_of(attacked)}/")
     assert answer is not None
     assert (answer.status, "BRIDGE_ALLOWED_HOSTS" in await answer.text()) == (403, True)
-    # Some browsers ask for an icon too.
+    # Some browsers also request an icon.
     assert set(watch.refused) == {"host"}
     assert watch.opened == 0
 
@@ -268,18 +267,18 @@ HOSTS = "403 The Host header must name localhost"
     ("allowed", "saw"),
     [
         ("", {"socket": "closed 1006", "fetch": f"basic {HOSTS}", "request": HOSTS, "events": "error 2"}),
-        # The same attack, were it none: without this, nothing would say that the one above ever got anywhere.
+        # The same requests with an allowed name: this proves that the attack above reaches the bridge.
         (ATTACKER, {"socket": "open", "fetch": "basic 200 # HELP", "request": "200 # HELP", "events": "error 2"}),
     ],
-    ids=["a stranger's", "the operator's own"],
+    ids=["attacker", "allowed"],
 )
-async def test_name_that_moves_to_the_bridge_under_a_page_gets_nothing_unless_it_is_allowed(
+async def test_page_gets_nothing_if_its_name_moves_to_the_bridge_unless_the_name_is_allowed(
     allowed: str, saw: dict[str, str], broker: Broker, exchange: str, page: Page
 ) -> None:
     async with foreign_site(FILES) as moving:
         here = f"{ATTACKER}:{moving.port}"
         await page.goto(f"http://{here}/")
-    # The page stays. Its name and its port, all that an origin is, are the bridge's from now on.
+    # The page stays open. From now on, its name and port, and so its origin, are those of the bridge.
     flags = {"exchanges": f"{exchange}=killmail", "port": moving.port, "allowed_hosts": allowed}
     async with running(broker.url, **flags) as bridge:
         watch = Watch(bridge)
@@ -291,7 +290,7 @@ async def test_name_that_moves_to_the_bridge_under_a_page_gets_nothing_unless_it
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "board.localhost", "board.example"])
-async def test_page_of_an_allowed_origin_has_the_socket_and_the_documents_and_nothing_else(
+async def test_page_of_an_allowed_origin_gets_only_the_socket_and_the_documents(
     host: str, broker: Broker, exchange: str, site: ForeignSite, page: Page
 ) -> None:
     flags = {"exchanges": f"{exchange}=killmail", "allowed_origins": f"http://board.example:{site.port}"}

@@ -1,4 +1,4 @@
-"""The live page in a real browser: it connects, shows what comes, comes back, and does no harm with what it shows."""
+"""The live page in a real browser: it connects, shows updates, reconnects, and shows hostile content safely."""
 
 import asyncio
 import re
@@ -25,10 +25,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MARKUP = '</code><img src=x onerror="harmed = 1"><script>harmed = 2</script>\u202e{{7*7}}'
 
-STRANGER = "stranger"
-"""Stands for a URL of somebody else's site."""
+FOREIGN_URL = "foreign"
+"""Stands for a URL of a foreign site."""
 
-# The first violation of the page's policy, once there is one.
+# Resolves to the first violation of the page's policy.
 VIOLATED = """() => { window.violated = new Promise((resolve) =>
     addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective))) }"""
 
@@ -54,10 +54,10 @@ async def test_page_shows_a_killmail_with_links(
         ["alliance 99999999", "https://zkillboard.com/alliance/99999999/", "noreferrer noopener"],
     ]
     await expect(nothing).to_be_hidden()
-    assert (live.said, live.asked) == ([], {f"{host}:{port_of(watched)}"})
+    assert (live.messages, live.requested_hosts) == ([], {f"{host}:{port_of(watched)}"})
 
 
-async def test_page_says_since_when_nothing_has_come(live: Live, watched: Bridge) -> None:
+async def test_page_shows_since_when_there_are_no_updates(live: Live, watched: Bridge) -> None:
     page, nothing = live.page, live.page.locator("#empty")
     await page.clock.install(time="2026-01-02T12:30:10Z")
     await live.open(port_of(watched))
@@ -73,15 +73,15 @@ async def test_page_says_since_when_nothing_has_come(live: Live, watched: Bridge
 
 
 @pytest.mark.parametrize("path", ["/kills/live", "/updates.example/kills/"])
-async def test_page_connects_wherever_the_endpoint_is(path: str, live: Live, broker: Broker, exchange: str) -> None:
+async def test_page_connects_to_an_endpoint_at_any_path(path: str, live: Live, broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", path=path) as bridge:
         await live.open(port_of(bridge))
-        assert (sample(bridge, "bridge_connections", transport="websocket"), live.said) == (1, [])
+        assert (sample(bridge, "bridge_connections", transport="websocket"), live.messages) == (1, [])
 
 
 @asynccontextmanager
 async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
-    """Forwards requests to `port` of loopback, without their prefix; yields its own port. Drops requests without it."""
+    """Forwards requests to `port` of loopback without their prefix, and drops others. Yields its own port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
@@ -101,7 +101,7 @@ async def prefix_proxy(prefix: str, port: int) -> AsyncIterator[int]:
 async def tcp_server(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[object, object, None]],
 ) -> AsyncIterator[int]:
-    """Serves each connection on loopback; yields the port. At the end, it breaks off what is still served."""
+    """Serves each connection on loopback. Yields the port. At the end, aborts the open connections."""
     serving: set[asyncio.Task[None]] = set()
 
     def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -120,7 +120,7 @@ async def tcp_server(
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Writes what is read until there is no more, and then closes the connection."""
+    """Copies data until the end of the reader, and then closes the writer."""
     try:
         while data := await reader.read(2**16):
             writer.write(data)
@@ -135,8 +135,8 @@ async def test_page_works_in_a_folder_of_a_proxy(live: Live, watched: Bridge) ->
         await expect(live.page.locator("#broker")).to_contain_text("consuming", timeout=LIMIT_MS)
         await live.page.get_by_label("event").uncheck()
         await expect(live.page).to_have_url(f"http://localhost:{port}/intern/kills/")
-        await live.says(CONNECTED)
-        assert live.said == []
+        await live.shows_state(CONNECTED)
+        assert live.messages == []
 
 
 HOST_LINE = re.compile(rb"\r\nHost: [^\r]*\r\n", re.IGNORECASE)
@@ -144,7 +144,7 @@ HOST_LINE = re.compile(rb"\r\nHost: [^\r]*\r\n", re.IGNORECASE)
 
 @asynccontextmanager
 async def renaming_proxy(port: int) -> AsyncIterator[int]:
-    """Forwards requests with the Host of their target, as nginx does unless it is told otherwise; yields its port."""
+    """Forwards requests with the Host of their target, as nginx does by default. Yields its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
@@ -158,21 +158,21 @@ async def renaming_proxy(port: int) -> AsyncIterator[int]:
         yield proxy_port
 
 
-async def test_page_behind_a_proxy_that_renames_its_host_loads_and_says_what_to_set(
+async def test_page_behind_a_proxy_that_rewrites_host_loads_and_shows_which_origin_to_allow(
     live: Live, broker: Broker, exchange: str
 ) -> None:
-    """Its scripts come with an origin, which is not that of the host that the bridge is asked by."""
+    """The browser requests its scripts with an Origin that differs from the Host that the bridge sees."""
     flags: dict[str, object] = {"exchanges": f"{exchange}=killmail", "port": free_port()}
     await live.hurry()
     async with renaming_proxy(int(str(flags["port"]))) as port:
         origin = f"http://board.example:{port}"
         async with running(broker.url, **flags) as bridge:
             await live.page.goto(f"{origin}/")
-            await live.says(f"This address may not connect. Add {origin} to BRIDGE_ALLOWED_ORIGINS.")
+            await live.shows_state(f"This address may not connect. Add {origin} to BRIDGE_ALLOWED_ORIGINS.")
             assert sample(bridge, "bridge_connections_opened_total", transport="websocket") == 0
         async with running(broker.url, **flags, allowed_origins=origin):
-            # It goes on trying.
-            await live.says(CONNECTED)
+            # The page has kept trying.
+            await live.shows_state(CONNECTED)
 
 
 async def test_page_keeps_the_newest_hundred_updates_newest_first(
@@ -182,10 +182,10 @@ async def test_page_keeps_the_newest_hundred_updates_newest_first(
     await publish(amqp, exchange, *(killmail(number) for number in range(1001, 1131)))
     await live.rows.first.get_by_role("link", name="kill 1130", exact=True).wait_for(timeout=LIMIT_MS)
     assert await live.kills() == list(range(1130, 1030, -1))
-    assert live.said == []
+    assert live.messages == []
 
 
-async def test_page_shows_markup_in_updates_as_the_text_that_it_is(
+async def test_page_shows_markup_in_updates_as_text(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     event = {
@@ -203,7 +203,7 @@ async def test_page_shows_markup_in_updates_as_the_text_that_it_is(
     nobody = {"victimCorporationId": 0, "victimAllianceId": None}
     await publish(amqp, exchange, killmail(4, systemId=0, **nobody, victimName=MARKUP, innerHTML=MARKUP))
     await live.has(2)
-    # What was published, to the letter.
+    # Exactly the published content.
     shown = zip(
         await live.rows.locator("b").all_text_contents(),
         await live.rows.locator("code").all_text_contents(),
@@ -217,10 +217,10 @@ async def test_page_shows_markup_in_updates_as_the_text_that_it_is(
     elements = await live.page.evaluate("[...document.querySelectorAll('tbody *')].map(element => element.localName)")
     assert set(elements) == {"tr", "td", "time", "b", "code", "a", "span"}
     assert await live.page.evaluate("typeof harmed") == "undefined"
-    assert (live.said, live.asked) == ([], {f"localhost:{port_of(watched)}"})
+    assert (live.messages, live.requested_hosts) == ([], {f"localhost:{port_of(watched)}"})
 
 
-async def test_page_shows_no_more_of_a_large_update_than_a_person_reads(
+async def test_page_shows_only_the_beginning_of_a_large_update(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     event = {"eventId": "large", "timestamp": "2024-10-22T10:30:00Z", "kind": "battle", "title": "x"}
@@ -232,7 +232,7 @@ async def test_page_shows_no_more_of_a_large_update_than_a_person_reads(
     assert text.endswith(" more characters)")
 
 
-async def test_page_says_the_day_of_a_kill_that_was_on_another(
+async def test_page_shows_the_day_of_a_kill_on_another_day(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.open(port_of(watched))
@@ -243,25 +243,25 @@ async def test_page_says_the_day_of_a_kill_that_was_on_another(
     await publish(amqp, exchange, killmail(7, killmailTime=sent))
     await live.has(2)
     assert sent is not None
-    # Unless midnight was between the two.
+    # They differ if midnight was between the two updates.
     day = await live.page.locator("time").first.get_attribute("datetime")
     before = "" if str(day).startswith(sent[:10]) else f"{sent[:10]} "
     await expect(live.rows.first).to_contain_text(f"15 attackers at {before}{sent[11:19]}")
 
 
-async def test_page_whose_script_is_missing_says_so(live: Live, watched: Bridge) -> None:
+async def test_page_without_a_script_reports_it(live: Live, watched: Bridge) -> None:
     await live.page.route("**/row.js", lambda route: route.abort())
     await live.page.goto(f"http://localhost:{port_of(watched)}/")
     late = live.page.get_by_text("A part of this page could not be loaded. Reload it.")
     visibility = "element => getComputedStyle(element).visibility"
     assert await late.evaluate(visibility) == "hidden"
-    # As if ten seconds had gone by.
+    # Moves the animation to ten seconds.
     await late.evaluate("element => element.getAnimations().forEach((animation) => { animation.currentTime = 10_000 })")
     assert await late.evaluate(visibility) == "visible"
     assert (await late.bounding_box() or {"height": 0})["height"] > 0
 
 
-async def test_page_that_is_loaded_does_not_say_that_it_could_not_be(live: Live, watched: Bridge) -> None:
+async def test_loaded_page_reports_no_missing_script(live: Live, watched: Bridge) -> None:
     await live.open(port_of(watched))
     await expect(live.page.locator("#late")).to_be_hidden()
 
@@ -272,38 +272,36 @@ async def test_page_connects_again_when_the_bridge_is_back(
     exchanges = f"{exchange}=killmail"
     async with running(broker.url, exchanges=exchanges) as bridge:
         await live.open(port_of(bridge))
-        # The first one lasts for half a second.
+        # The first state lasts for half a second.
         await live.page.evaluate("""() => {
             window.states = []
             const state = document.querySelector("#state")
             const keep = () => states.push(state.textContent.trim())
             new MutationObserver(keep).observe(state, { childList: true, characterData: true, subtree: true })
         }""")
-    # It has tried in vain.
-    await live.says("Disconnected: the bridge can't be reached. Retrying")
+    # The page has tried to reconnect.
+    await live.shows_state("Disconnected: the bridge can't be reached. Retrying")
     assert "Disconnected: the bridge is stopping. Retrying" in await live.page.evaluate("states")
     async with running(broker.url, exchanges=exchanges, port=port_of(bridge)):
-        await live.says(CONNECTED)
+        await live.shows_state(CONNECTED)
         await publish(amqp, exchange, killmail(5))
         await live.shows(5)
-        assert live.said_beside(NOT_REACHED) == []
+        assert live.messages_except(NOT_REACHED) == []
 
 
-async def test_page_says_that_the_bridge_is_full_and_waits_for_its_turn(
-    live: Live, broker: Broker, exchange: str
-) -> None:
+async def test_page_shows_that_the_bridge_is_full_and_reconnects(live: Live, broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", max_connections=1) as bridge:
         other = await RawClient.open(port_of(bridge))
         await live.hurry()
         await live.page.goto(f"http://localhost:{port_of(bridge)}/")
-        await live.says("Disconnected: the bridge is full. Retrying")
+        await live.shows_state("Disconnected: the bridge is full. Retrying")
         await other.close()
-        await live.says(CONNECTED)
-        assert live.said == []
+        await live.shows_state(CONNECTED)
+        assert live.messages == []
 
 
 async def without_trusted_types(route: Route) -> None:
-    """Answers with what the bridge answers, but for a part of its policy."""
+    """Fulfills a request with the bridge's response, without a part of its policy."""
     answer = await route.fetch()
     policy = answer.headers["content-security-policy"]
     without = policy.replace("require-trusted-types-for 'script'; ", "")
@@ -312,7 +310,7 @@ async def without_trusted_types(route: Route) -> None:
 
 
 def append(element: str, **properties: str) -> str:
-    """A script that puts an element into the page."""
+    """Returns a script that adds an element to the page."""
     made = f"document.createElement('{element}')"
     return f"document.body.append(Object.assign({made}, {orjson.dumps(properties).decode()}))"
 
@@ -322,34 +320,34 @@ def append(element: str, **properties: str) -> str:
     [
         pytest.param(append("p", innerHTML="<img src=icon.svg onload='harmed = 1'>"), "script-src-attr", id="handler"),
         pytest.param(append("script", text="harmed = 1"), "script-src-elem", id="script"),
-        pytest.param(append("script", src=STRANGER), "script-src-elem", id="strangers-script"),
+        pytest.param(append("script", src=FOREIGN_URL), "script-src-elem", id="foreign-script"),
         pytest.param("open('javascript:harmed = 1', '_self')", "script-src-elem", id="address"),
         pytest.param("setTimeout('harmed = 1')", "script-src", id="text"),
         pytest.param(append("p", innerHTML="<style>p { color: red }</style>"), "style-src-elem", id="style"),
         pytest.param(append("p", innerHTML="<i style='color: red'>"), "style-src-attr", id="style-of-an-element"),
-        pytest.param(append("img", src=STRANGER), "img-src", id="image"),
-        pytest.param(append("iframe", src=STRANGER), "frame-src", id="frame"),
-        pytest.param(append("object", data=STRANGER), "object-src", id="object"),
-        pytest.param(append("base", href=STRANGER), "base-uri", id="base"),
-        pytest.param(append("form", action=STRANGER) + ", document.forms[0].submit()", "form-action", id="form"),
-        pytest.param(f"fetch('{STRANGER}').catch(() => 0)", "connect-src", id="fetch"),
-        pytest.param(f"navigator.sendBeacon('{STRANGER}')", "connect-src", id="beacon"),
-        pytest.param(f"new WebSocket('{STRANGER}')", "connect-src", id="socket"),
+        pytest.param(append("img", src=FOREIGN_URL), "img-src", id="image"),
+        pytest.param(append("iframe", src=FOREIGN_URL), "frame-src", id="frame"),
+        pytest.param(append("object", data=FOREIGN_URL), "object-src", id="object"),
+        pytest.param(append("base", href=FOREIGN_URL), "base-uri", id="base"),
+        pytest.param(append("form", action=FOREIGN_URL) + ", document.forms[0].submit()", "form-action", id="form"),
+        pytest.param(f"fetch('{FOREIGN_URL}').catch(() => 0)", "connect-src", id="fetch"),
+        pytest.param(f"navigator.sendBeacon('{FOREIGN_URL}')", "connect-src", id="beacon"),
+        pytest.param(f"new WebSocket('{FOREIGN_URL}')", "connect-src", id="socket"),
     ],
 )
-async def test_markup_that_slipped_in_neither_runs_nor_leaves(
+async def test_injected_markup_neither_runs_nor_sends_data(
     script: str, directive: str, tab: Page, watched: Bridge
 ) -> None:
-    # What a browser without Trusted Types, or a way around them, would leave to the rest of the policy.
+    # Tests the rest of the policy, for browsers without Trusted Types.
     await tab.route(f"http://localhost:{port_of(watched)}/", without_trusted_types)
-    async with foreign_site({"/x": File("text/javascript", "harmed = 2")}) as stranger:
+    async with foreign_site({"/x": File("text/javascript", "harmed = 2")}) as foreign:
         await tab.goto(f"http://localhost:{port_of(watched)}/")
         await tab.evaluate(VIOLATED)
-        await tab.evaluate(f"() => {{ {script.replace(STRANGER, f'http://stranger.example:{stranger.port}/x')} }}")
+        await tab.evaluate(f"() => {{ {script.replace(FOREIGN_URL, f'http://foreign.example:{foreign.port}/x')} }}")
         async with asyncio.timeout(LIMIT_S):
             assert await tab.evaluate("violated") == directive
         assert await tab.evaluate("typeof harmed") == "undefined"
-        assert stranger.asked == []
+        assert foreign.asked == []
 
 
 @pytest.mark.parametrize(
@@ -363,7 +361,7 @@ async def test_markup_that_slipped_in_neither_runs_nor_leaves(
         "trustedTypes.createPolicy('own', {})",
     ],
 )
-async def test_script_makes_no_markup_and_no_code_of_a_text(script: str, tab: Page, watched: Bridge) -> None:
+async def test_script_turns_no_text_into_markup_or_code(script: str, tab: Page, watched: Bridge) -> None:
     await tab.unroute_all()
     await tab.goto(f"http://localhost:{port_of(watched)}/")
     await tab.evaluate(VIOLATED)

@@ -1,4 +1,4 @@
-"""What the live page shows of the bridge itself, as far as the bridge and whoever stands before it let it know."""
+"""What the live page shows about the bridge itself, also if a proxy withholds a part of it."""
 
 import re
 
@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 WITHHELD = r"the server responded with a status of 404"
-"""What Chromium writes of what a proxy keeps for the operator."""
+"""Chromium's console message about a path that a proxy withholds."""
 
 
 async def test_page_shows_the_bridges_figures(
@@ -38,7 +38,7 @@ async def test_page_shows_the_bridges_figures(
         }
         for figure, words in shown.items():
             await expect(figures.locator(figure)).to_have_text(words, timeout=LIMIT_MS)
-        assert live.said == []
+        assert live.messages == []
 
 
 async def test_page_counts_itself_among_the_connections_from_the_first(live: Live, watched: Bridge) -> None:
@@ -60,16 +60,16 @@ async def test_page_counts_itself_among_the_connections_from_the_first(live: Liv
         (("metrics",), ["Broker", "Connections"]),
     ],
 )
-async def test_page_shows_what_a_proxy_lets_it_have_and_asks_no_more_for_the_rest(
+async def test_page_shows_what_a_proxy_passes_and_stops_requesting_the_rest(
     withheld: tuple[str, ...], shown: list[str], live: Live, watched: Bridge
 ) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
     await live.page.clock.install()
     for path in withheld:
         await live.page.route(f"**/{path}", lambda route: route.fulfill(status=404))
-    live.page.on("response", lambda response: asked.append(response.url.rpartition("/")[2]))
+    live.page.on("response", lambda response: requests.append(response.url.rpartition("/")[2]))
     await live.open(port_of(watched))
-    await eventually("it has asked", lambda: {"readyz", "metrics"} <= set(asked))
+    await eventually("it has requests", lambda: {"readyz", "metrics"} <= set(requests))
     panel = live.page.get_by_role("region", name="Bridge")
     await expect(panel).to_be_visible(visible=bool(shown))
     terms = live.page.locator("#figures dt:visible")
@@ -78,20 +78,18 @@ async def test_page_shows_what_a_proxy_lets_it_have_and_asks_no_more_for_the_res
     await expect(live.page.locator("footer a:visible")).to_have_text([link for link in links if link not in withheld])
     for times in range(2, 6):
         await live.page.clock.run_for(3_500)
-        # What is let through is asked for as ever.
+        # The page still requests the other path.
         for path in {"readyz", "metrics"} - set(withheld):
-            await eventually("it asks again", lambda path=path, times=times: asked.count(path) >= times)  # type: ignore[misc]  # a lambda's default has no type
+            await eventually("it asks again", lambda path=path, times=times: requests.count(path) >= times)  # type: ignore[misc]  # a lambda's default has no type
     await live.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
-    assert {path: asked.count(path) for path in withheld} == dict.fromkeys(withheld, 1)
+    assert {path: requests.count(path) for path in withheld} == dict.fromkeys(withheld, 1)
     await expect(live.page.locator("#figures-note")).to_be_hidden()
-    await live.says(CONNECTED)
-    assert live.said_beside(WITHHELD) == []
+    await live.shows_state(CONNECTED)
+    assert live.messages_except(WITHHELD) == []
 
 
-async def test_page_asks_again_for_what_was_withheld_once_it_is_connected_anew(
-    live: Live, broker: Broker, exchange: str
-) -> None:
+async def test_page_requests_withheld_paths_again_after_a_reconnect(live: Live, broker: Broker, exchange: str) -> None:
     await live.hurry()
     await live.page.route("**/readyz", lambda route: route.fulfill(status=404))
     await live.page.route("**/metrics", lambda route: route.fulfill(status=404))
@@ -101,11 +99,11 @@ async def test_page_asks_again_for_what_was_withheld_once_it_is_connected_anew(
         await expect(panel).to_be_hidden()
         await live.page.unroute_all()
     async with running(broker.url, exchanges=f"{exchange}=killmail", port=port_of(bridge)):
-        await live.says(CONNECTED)
+        await live.shows_state(CONNECTED)
         await expect(panel).to_be_visible()
 
 
-async def test_page_says_which_bridge_it_is_and_leads_to_its_pages(live: Live, broker: Broker, exchange: str) -> None:
+async def test_page_names_the_bridge_and_links_to_its_pages(live: Live, broker: Broker, exchange: str) -> None:
     async with running(broker.url, exchanges=f"{exchange}=killmail", instance="kills-2") as bridge:
         await live.open(port_of(bridge))
         footer = live.page.get_by_role("contentinfo")
@@ -115,7 +113,7 @@ async def test_page_says_which_bridge_it_is_and_leads_to_its_pages(live: Live, b
             assert (await live.page.request.get(link)).ok
 
 
-async def test_reason_is_broken_over_no_two_lines(live: Live, watched: Bridge) -> None:
+async def test_reason_that_fits_into_a_line_is_not_broken(live: Live, watched: Bridge) -> None:
     reasons = ("not-json", "schema-violation", "unsupported-encoding", "internal-error")
     figures = "".join(f'bridge_rejects_total{{reason="{reason}"}} 8\n' for reason in reasons)
     await live.page.route("**/metrics", lambda route: route.fulfill(body=figures))
@@ -125,7 +123,7 @@ async def test_reason_is_broken_over_no_two_lines(live: Live, watched: Bridge) -
     for width in (320, 360, 800, 1280):
         await live.page.set_viewport_size({"width": width, "height": 640})
         await live.page.evaluate("document.getElementById('overview').open = true")
-        # Those that fit into a line, in more than one.
+        # Returns the parts that fit into one line but take several.
         broken = """parts => parts.filter((part) => {
             const range = document.createRange()
             range.selectNodeContents(part)
@@ -140,7 +138,7 @@ async def test_reason_is_broken_over_no_two_lines(live: Live, watched: Bridge) -
         assert await live.page.evaluate("document.documentElement.scrollWidth") == width
 
 
-async def test_page_says_calmly_that_the_figures_can_not_be_had(live: Live, watched: Bridge) -> None:
+async def test_page_shows_that_the_figures_are_unavailable(live: Live, watched: Bridge) -> None:
     await live.page.route("**/metrics", lambda route: route.abort())
     await live.page.route("**/readyz", lambda route: route.fulfill(body="no JSON"))
     await live.open(port_of(watched))
@@ -150,10 +148,10 @@ async def test_page_says_calmly_that_the_figures_can_not_be_had(live: Live, watc
     await expect(live.page.locator("#rejects")).to_have_text("unknown")
 
 
-async def test_page_asks_less_and_less_of_a_bridge_that_does_not_answer(live: Live, watched: Bridge) -> None:
+async def test_page_requests_less_often_while_the_bridge_does_not_answer(live: Live, watched: Bridge) -> None:
     failed: list[str] = []
     answered: list[str] = []
-    # Time goes on in `run_for` only.
+    # Time advances only in `run_for`.
     await live.page.clock.install(time=0)
     await live.page.clock.pause_at(1000)
     await live.page.route("**/metrics", lambda route: route.abort())
@@ -165,27 +163,27 @@ async def test_page_asks_less_and_less_of_a_bridge_that_does_not_answer(live: Li
             "both have ended",
             lambda times=times: len(failed) >= times and answered.count("readyz") >= times,  # type: ignore[misc]  # a lambda's default has no type
         )
-        # By its answer, the page's script has seen those.
+        # The page's script has handled earlier responses before this one.
         await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
         await live.page.clock.run_for(pause_s * 1000 - 500)
         assert len(failed) == times
         await live.page.clock.run_for(1000)
 
 
-async def test_page_asks_nothing_while_nobody_sees_it(live: Live, watched: Bridge) -> None:
-    asked: list[str] = []
+async def test_hidden_page_requests_nothing(live: Live, watched: Bridge) -> None:
+    requests: list[str] = []
     await live.page.clock.install()
     await live.open(port_of(watched))
     await expect(live.page.locator("#connections")).to_have_text(re.compile("[0-9]"), timeout=LIMIT_MS)
     await live.page.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
     await live.page.clock.run_for(4_000)
-    live.page.on("request", lambda request: asked.append(request.url))
+    live.page.on("request", lambda request: requests.append(request.url))
     await live.page.clock.run_for(60_000)
-    # Whatever it asked would have been answered before this.
+    # Other requests would have been answered before this one.
     await live.page.evaluate("fetch('healthz').then((answer) => answer.text())")
-    assert [url for url in asked if not url.endswith("/healthz") and "/updates" not in url] == []
+    assert [url for url in requests if not url.endswith("/healthz") and "/updates" not in url] == []
     await live.page.evaluate("""() => {
         Object.defineProperty(document, 'hidden', { value: false })
         document.dispatchEvent(new Event('visibilitychange'))
     }""")
-    await eventually("it asks at once", lambda: any(url.endswith("/readyz") for url in asked))
+    await eventually("it asks at once", lambda: any(url.endswith("/readyz") for url in requests))

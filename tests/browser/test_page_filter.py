@@ -1,4 +1,4 @@
-"""The live page shows only what is asked for, in its form or in its own address."""
+"""The live page shows only the updates that its filter selects, in the form or in the page's address."""
 
 import re
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ def event(event_id: str) -> dict[str, object]:
     return {"eventId": event_id, "timestamp": "2024-10-22T10:30:00Z", "kind": "battle", "title": "x"}
 
 
-async def test_page_asks_for_what_its_address_says(
+async def test_page_applies_the_filter_in_its_address(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.open(port_of(watched), query=f"?type=killmail&systemId={JITA}&systemId={AMARR}&after=1-2")
@@ -33,7 +33,7 @@ async def test_page_asks_for_what_its_address_says(
     await publish(amqp, exchange, event("a"), type="event")
     await publish(amqp, exchange, *(killmail(n, systemId=s) for n, s in enumerate((HEK, JITA, HEK, AMARR), 1)))
     await live.shows(4, 2)
-    assert live.said == []
+    assert live.messages == []
 
 
 async def test_page_is_filtered_by_its_form_and_goes_back(
@@ -45,9 +45,9 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     await live.has(1)
     await page.locator("#filter-words").click()
     await page.get_by_label("event").check()
-    # What does not fit is not shown any more.
+    # Updates that do not match disappear.
     await live.has(0)
-    await live.says(CONNECTED)
+    await live.shows_state(CONNECTED)
     await publish(amqp, exchange, killmail(11))
     await publish(amqp, exchange, event("b"), type="event")
     await live.has(1)
@@ -58,7 +58,7 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     await page.get_by_label("Value", exact=True).fill(str(HEK))
     await page.keyboard.press("Enter")
     assert urlsplit(page.url).query == f"systemId={HEK}"
-    await live.says(CONNECTED)
+    await live.shows_state(CONNECTED)
     await publish(amqp, exchange, killmail(12), killmail(13, systemId=HEK))
     await live.shows(13)
     await page.go_back()
@@ -69,14 +69,14 @@ async def test_page_is_filtered_by_its_form_and_goes_back(
     await page.get_by_role("button", name=f"Remove systemId = {HEK}").click()
     await expect(page.locator("#filter-words")).to_have_text("Filter: everything")
     assert urlsplit(page.url).query == ""
-    await live.says(CONNECTED)
+    await live.shows_state(CONNECTED)
     await publish(amqp, exchange, killmail(14))
     await live.shows(14)
-    # Who goes back twice ends a connection that is not there yet, of which the browser itself has a line.
-    assert live.said_beside("closed before the connection is established") == []
+    # Going back twice ends a connection that is not open yet, which the browser logs.
+    assert live.messages_except("closed before the connection is established") == []
 
 
-async def test_page_suggests_the_types_and_members_that_there_are(live: Live, watched: Bridge) -> None:
+async def test_page_suggests_the_existing_types_and_members(live: Live, watched: Bridge) -> None:
     await live.open(port_of(watched))
     types = live.page.locator("#types label")
     await expect(types).to_have_text(["entity-activity", "event", "killmail", "price-update", "statistics"])
@@ -94,48 +94,48 @@ async def test_page_suggests_the_types_and_members_that_there_are(live: Live, wa
         ("?type=kilmail", "there is no update type 'kilmail'"),
     ],
 )
-async def test_page_says_why_a_filter_is_refused_until_it_is_mended(
+async def test_page_shows_why_a_filter_is_refused_until_it_is_fixed(
     query: str, sentence: str, live: Live, watched: Bridge
 ) -> None:
     await live.page.goto(f"http://localhost:{port_of(watched)}/{query}")
-    await live.says("Not connected: the filter is refused")
+    await live.shows_state("Not connected: the filter is refused")
     refusal = live.page.locator("#refusal")
     await expect(refusal).to_contain_text(f"This query can't be answered: {sentence}")
-    # Mended in the form, which is open.
+    # The form is open, and is used to fix the filter.
     mend = live.page.locator(".wrong input") if "type" in query else live.page.get_by_role("button", name="Remove")
     await mend.click()
-    await live.says(CONNECTED)
+    await live.shows_state(CONNECTED)
     await expect(refusal).to_be_empty()
-    assert live.said_beside(REFUSED) == []
-    # It has stopped to ask once it knew.
-    assert len([line for line in live.said if re.search("WebSocket", line)]) == 1
+    assert live.messages_except(REFUSED) == []
+    # The page stopped reconnecting when it knew the reason.
+    assert len([line for line in live.messages if re.search("WebSocket", line)]) == 1
 
 
-async def test_page_can_be_filtered_where_the_bridge_describes_nothing(live: Live, watched: Bridge) -> None:
+async def test_page_can_be_filtered_without_a_description(live: Live, watched: Bridge) -> None:
     await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
     await live.open(port_of(watched), query="?type=event")
     await live.page.get_by_label("Member").fill("title")
     await live.page.get_by_label("Value", exact=True).fill("a & b")
     await live.page.get_by_role("button", name="Add").click()
-    await live.says(CONNECTED)
+    await live.shows_state(CONNECTED)
     assert urlsplit(live.page.url).query == "type=event&title=a+%26+b"
     await expect(live.page.locator("#types label")).to_have_text(["event"])
 
 
-async def test_page_says_that_where_to_go_on_is_no_member(live: Live, watched: Bridge) -> None:
-    """The page itself asks for that, so that the bridge finds it twice where nothing is described."""
+async def test_page_shows_that_after_is_not_a_member(live: Live, watched: Bridge) -> None:
+    """The page itself adds `after`. Without a description of the members, the bridge gets it twice."""
     await live.page.route("**/asyncapi.json", lambda route: route.fulfill(status=404))
     await live.open(port_of(watched), query=f"?systemId={HEK}")
     await live.page.get_by_label("Member").fill("after")
     await live.page.get_by_role("button", name="Add").click()
     await expect(live.page.locator("#refusal")).to_contain_text("after is given more than once", timeout=LIMIT_MS)
-    await live.says("Not connected: the filter is refused")
-    # The one that is refused, and not the other.
+    await live.shows_state("Not connected: the filter is refused")
+    # The refused condition, and not the other one.
     await expect(live.page.locator("#conditions .wrong")).to_have_text("after = Remove this is refused")
     await live.page.get_by_role("button", name="Remove after").click()
-    await live.says(CONNECTED)
+    await live.shows_state(CONNECTED)
     await expect(live.page.locator(".wrong")).to_have_count(0)
-    assert live.said_beside(REFUSED + "|404") == []
+    assert live.messages_except(REFUSED + "|404") == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ async def test_page_says_that_where_to_go_on_is_no_member(live: Live, watched: B
         ("type", "kilmail", "Value", "there is no update type 'kilmail'; did you mean killmail?"),
     ],
 )
-async def test_condition_that_can_not_be_is_not_added(
+async def test_invalid_condition_is_not_added(
     member: str, value: str, wrong: str, words: str, tab: Page, watched: Bridge
 ) -> None:
     live = Live(tab)
@@ -168,7 +168,7 @@ async def test_condition_that_can_not_be_is_not_added(
     await expect(field).to_have_accessible_description(words)
     await expect(tab.locator("[aria-invalid=true]")).to_have_count(1)
     assert urlsplit(tab.url).query == "type=killmail"
-    # Gone with the next letter, and so is the red.
+    # The next letter clears the message and the mark.
     await field.press("1")
     await expect(tab.locator("#mistake")).to_be_empty()
     await expect(tab.locator("[aria-invalid=true]")).to_have_count(0)
@@ -185,9 +185,7 @@ async def test_condition_that_can_not_be_is_not_added(
         ("type", "event"),
     ],
 )
-async def test_condition_that_the_bridge_would_take_is_added(
-    member: str, value: str, tab: Page, watched: Bridge
-) -> None:
+async def test_valid_condition_is_added(member: str, value: str, tab: Page, watched: Bridge) -> None:
     live = Live(tab)
     await live.open(port_of(watched), query="?type=killmail")
     await expect(tab.locator("#types label")).to_have_count(5, timeout=LIMIT_MS)
@@ -195,14 +193,14 @@ async def test_condition_that_the_bridge_would_take_is_added(
     await tab.get_by_label("Value", exact=True).fill(value)
     await tab.get_by_role("button", name="Add").click()
     assert urlsplit(tab.url).query == f"type=killmail&{member}={value}"
-    await live.says(CONNECTED)
+    await live.shows_state(CONNECTED)
     await expect(tab.locator("#refusal")).to_be_empty()
 
 
-async def test_page_marks_all_that_is_wrong_with_a_filter(live: Live, watched: Bridge) -> None:
+async def test_page_marks_all_mistakes_of_a_filter(live: Live, watched: Bridge) -> None:
     query = f"?sytemId=5&attackerCount=many&type=kilmail&systemId={HEK}&type=event"
     await live.page.goto(f"http://localhost:{port_of(watched)}/{query}")
-    await live.says("Not connected: the filter is refused")
+    await live.shows_state("Not connected: the filter is refused")
     await expect(live.page.locator(".wrong")).to_have_text(
         [
             "kilmail there is no update type 'kilmail'; did you mean killmail?",

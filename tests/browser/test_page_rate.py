@@ -1,4 +1,4 @@
-"""The rate on the live page: a chart, and words that do not contradict it or each other."""
+"""The rate on the live page: a chart, and words that agree with it."""
 
 import re
 
@@ -25,17 +25,17 @@ async def test_page_shows_the_rate_in_words_and_as_a_chart(
     unknown = "Unknown before this page was opened (12:30 UTC)"
     await expect(chart).to_have_accessible_name(f"Now 0 a second, average 0, peak 0 {unknown}")
     await publish(amqp, exchange, *map(killmail, range(4001, 4051)))
-    await eventually("all have come", lambda: _came(live, 50))
+    await eventually("all have come", lambda: _received(live, 50))
     await live.page.clock.run_for(1_000)
     bars = live.page.locator("#rate-bars")
-    # At the full height, 10 or 20 a second, whether they came in one bar or two.
+    # The full height is 10 or 20 a second, because the updates may be in one bar or in two.
     assert re.search("v-[0-9.]+h4v[0-9.]+z", str(await bars.get_attribute("d")))
     await live.page.clock.run_for(60_000)
     await expect(chart).to_have_accessible_name(
         re.compile(rf"Now 0 a second, average 0\.[678][0-9]?, peak [0-9.]+ {re.escape(unknown)}$")
     )
     await live.page.clock.run_for(300_000)
-    # All is known, and nothing has come.
+    # The whole period is known, and has no updates.
     await expect(chart).to_have_accessible_name("Now 0 a second, average 0, peak 0")
     await expect(live.page.locator("#unseen")).to_be_hidden()
     assert not re.search("v-[1-9]", str(await bars.get_attribute("d")))
@@ -48,7 +48,7 @@ async def test_peak_is_never_below_average_or_now(
     await live.open(port_of(watched))
     for second in range(14):
         await publish(amqp, exchange, killmail(4100 + second))
-        await eventually("it has come", lambda second=second: _came(live, second + 1))  # type: ignore[misc]  # a lambda's default has no type
+        await eventually("it has come", lambda second=second: _received(live, second + 1))  # type: ignore[misc]  # a lambda's default has no type
         await live.page.clock.run_for(1_000)
         words = await live.page.locator("#rate-words").inner_text()
         now, average, peak = (float(figure) for figure in re.findall(r"[0-9.]+", words))
@@ -56,7 +56,7 @@ async def test_peak_is_never_below_average_or_now(
         assert await live.page.locator("#rate-short").text_content() == f"{now:g} a second"
 
 
-async def test_time_before_the_page_was_opened_has_no_bars_but_a_ground_of_its_own(live: Live, watched: Bridge) -> None:
+async def test_time_before_the_page_was_opened_is_marked_and_has_no_bars(live: Live, watched: Bridge) -> None:
     await live.page.clock.install()
     await live.open(port_of(watched))
     unseen = live.page.locator("#unseen")
@@ -74,11 +74,11 @@ async def test_time_before_the_page_was_opened_has_no_bars_but_a_ground_of_its_o
 
 
 async def _stopped_clock(live: Live) -> None:
-    """The page's time goes on in `run_for` only."""
+    """Stops the page's clock. It advances only in `run_for`."""
     await live.page.clock.install(time="2026-01-02T12:30:09Z")
     await live.page.clock.pause_at("2026-01-02T12:30:10Z")
 
 
-async def _came(live: Live, rows: int) -> bool:
+async def _received(live: Live, rows: int) -> bool:
     await live.page.clock.run_for(20)
     return await live.rows.count() == rows

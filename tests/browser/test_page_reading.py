@@ -1,4 +1,4 @@
-"""The live page for whoever reads it: it holds still, stays calm, and can be used by everybody, everywhere."""
+"""The live page for its readers: it holds still, stays responsive and is accessible on every screen."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 EVENT = {"eventId": "e", "timestamp": "2024-10-22T10:30:00Z", "kind": "battle", "title": "x" * 200}
 
-# Tasks that kept the page from answering for longer than 50 ms, and how often the list was changed.
+# Collects the tasks that blocked the page for more than 50 ms, and counts the changes of the list.
 OBSERVED = """() => {
     window.longMs = []
     window.changes = 0
@@ -26,7 +26,7 @@ OBSERVED = """() => {
     new MutationObserver(() => { changes += 1 }).observe(document.querySelector("tbody"), { childList: true })
 }"""
 
-# Of every text that is seen, its contrast against what is behind it (WCAG 2.2, relative luminance), least first.
+# Returns the contrast of each visible text with its background (WCAG 2.2, relative luminance), the lowest first.
 CONTRASTS = """() => {
     const channels = (color) => color.match(/[0-9.]+/g).map(Number)
     const luminance = (color) => {
@@ -53,7 +53,7 @@ CONTRASTS = """() => {
 }"""
 
 
-async def test_page_that_is_paused_counts_what_comes_and_shows_it_when_asked(
+async def test_paused_page_counts_updates_and_shows_them_on_request(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.open(port_of(watched))
@@ -66,7 +66,7 @@ async def test_page_that_is_paused_counts_what_comes_and_shows_it_when_asked(
     assert await live.kills() == [1]
     await live.more.click()
     await live.shows(*range(38, 0, -1))
-    # Still paused, and the keyboard is not lost with the button.
+    # The page is still paused, and the focus has moved to another button.
     await expect(live.more).to_be_hidden()
     await expect(live.page.get_by_role("button", name="Resume")).to_be_focused()
     await publish(amqp, exchange, killmail(39))
@@ -74,10 +74,10 @@ async def test_page_that_is_paused_counts_what_comes_and_shows_it_when_asked(
     await live.page.keyboard.press("p")
     await live.shows(*range(39, 0, -1))
     await expect(live.page.locator("#held")).to_be_empty()
-    assert live.said == []
+    assert live.messages == []
 
 
-async def test_page_that_is_paused_keeps_the_newest_hundred_and_counts_them_all(
+async def test_paused_page_keeps_the_newest_hundred_and_counts_all(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.open(port_of(watched))
@@ -117,7 +117,7 @@ async def test_page_holds_still_while_it_is_scrolled_down(
     assert (await live.kills())[60] == first + 39
     await live.more.click()
     await live.shows(*range(first + 129, first + 29, -1))
-    # At the top again, so that it goes on.
+    # The page is at the top again, so the list changes again.
     await publish(amqp, exchange, killmail(first + 130))
     await live.shows(*range(first + 130, first + 30, -1))
 
@@ -136,7 +136,7 @@ async def test_page_can_be_used_with_the_keyboard_alone(
         assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     links = ["kill 41", "system 30000142", "ship 587", "corporation 98765432", "alliance 99999999"]
     assert stops == ["Filter: everything", "Pause p", *links]
-    # Nothing moves under whoever is in the list.
+    # The list does not change while it has the keyboard focus.
     await publish(amqp, exchange, killmail(42))
     await expect(live.more).to_have_text("1 new: show", timeout=LIMIT_MS)
     assert await live.kills() == [41]
@@ -155,7 +155,7 @@ async def test_page_can_be_used_with_the_keyboard_alone(
 async def test_page_keeps_no_more_of_a_large_update_than_it_shows(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
-    """While it is paused or hidden: two hundred of these would be more than a browser gives to a page."""
+    """While the page is paused or hidden, 200 of these updates would exceed the memory of a page."""
     await live.open(port_of(watched))
     await live.page.locator("#pause").click()
     large = [{**EVENT, "eventId": f"large{number}", "much": [[]] * 300_000} for number in range(10)]
@@ -191,7 +191,7 @@ async def test_first_updates_are_seen_on_a_phone_without_scrolling(
     await live.page.get_by_text("Rate and bridge").click()
     await expect(chart).to_be_visible()
     await expect(live.page.locator("#connections")).to_be_visible()
-    # Turned on its side, and back.
+    # Rotated, and back.
     await live.page.get_by_text("Rate and bridge").click()
     await live.page.set_viewport_size({"width": 800, "height": 360})
     await expect(chart).to_be_visible()
@@ -214,7 +214,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     await live.has(2)
     await live.page.keyboard.press("Escape")
     await expect(live.page.locator("#connections")).not_to_have_text("unknown", timeout=LIMIT_MS)
-    # What is there only in trouble.
+    # Elements that appear only if there is a problem.
     await live.page.evaluate("""() => {
         for (const id of ["why", "figures-note", "more"]) document.getElementById(id).hidden = false
         for (const id of ["why", "figures-note", "refusal", "mistake"])
@@ -229,7 +229,7 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
         await live.page.set_viewport_size({"width": width, "height": 640})
         assert await live.page.evaluate("document.documentElement.scrollWidth") == width
         if width < 576:
-            # As high as ever, whatever stands in it: the list is below it.
+            # The height is constant, because the list is below it.
             assert await live.page.evaluate("document.getElementById('bar').offsetHeight") == 72
     contrasts = await live.page.evaluate(CONTRASTS)
     assert len(contrasts) > 30
@@ -239,28 +239,28 @@ async def test_page_fits_and_can_be_read_in_every_color_scheme(
     await context.close()
 
 
-async def test_page_stays_calm_while_much_comes(
+async def test_page_changes_rarely_at_a_high_rate(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.open(port_of(watched))
-    await _much_comes(live, amqp, exchange, first=5001, a_second=50, updates=150)
+    await _publish_at_rate(live, amqp, exchange, first=5001, a_second=50, updates=150)
 
 
-@pytest.mark.alone  # how long the browser is busy is measured
-async def test_page_stays_calm_and_is_seldom_busy_while_a_thousand_a_second_come(
+@pytest.mark.alone  # it measures how long the browser is busy
+async def test_page_changes_rarely_and_is_rarely_busy_at_a_thousand_updates_a_second(
     live: Live, watched: Bridge, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.open(port_of(watched))
-    # The first ones cost a browser that has just started several times as much.
+    # The first updates take a browser several times as long.
     await publish(amqp, exchange, *map(killmail, range(5501, 5801)))
     await live.page.locator("tbody tr:first-child a[href$='/kill/5800/']").wait_for(timeout=LIMIT_MS)
-    took_s = await _much_comes(live, amqp, exchange, first=6001, a_second=1000, updates=600)
+    took_s = await _publish_at_rate(live, amqp, exchange, first=6001, a_second=1000, updates=600)
     long_ms = await live.page.evaluate("longMs")
-    # Less than a fifth of the time is the list's, on however slow a machine.
+    # The list takes less than a fifth of the time, even on a slow machine.
     assert sum(long_ms) / 1000 < took_s / 4, long_ms
 
 
-async def _much_comes(
+async def _publish_at_rate(
     live: Live, amqp: AbstractConnection, exchange: str, *, first: int, a_second: int, updates: int
 ) -> float:
     """Publishes updates at this pace. Checks how often the list has changed, and returns how long it took."""
@@ -270,16 +270,16 @@ async def _much_comes(
     piece = max(1, a_second // 4)
     for start in range(first, first + updates, piece):
         await publish(amqp, exchange, *map(killmail, range(start, min(start + piece, first + updates))))
-        # The pace, not a wait for something.
+        # This sleep makes the pace. It does not wait for a condition.
         await asyncio.sleep(max(0.0, began + (start + piece - first) / a_second - loop.time()))
     newest = live.page.locator(f"tbody tr:first-child a[href$='/kill/{first + updates - 1}/']")
     await newest.wait_for(timeout=LIMIT_MS)
     took_s = loop.time() - began
     changes = await live.page.evaluate("changes")
-    # Every 300 ms at most; one at once, and one for what came last.
+    # At most one change every 300 ms, plus the first one and the last one.
     assert 1 <= changes <= took_s / 0.3 + 2
     await eventually("a hundred are shown", lambda: _is_full(live))
-    assert live.said == []
+    assert live.messages == []
     return took_s
 
 

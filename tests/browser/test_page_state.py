@@ -1,4 +1,4 @@
-"""What the live page says of its connection and of the bridge, and that it misses nothing while either is away."""
+"""What the live page shows about its connection and the bridge. It misses nothing while either is away."""
 
 import re
 
@@ -17,7 +17,7 @@ from tests.support.running import port_of, running, unique
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# How often what a screen reader says of the state has changed: whatever is there but for what is hidden from it.
+# Counts the changes of the state that a screen reader reads out, without hidden parts.
 SPOKEN = """() => {
     window.spoken = 0
     const state = document.getElementById("state")
@@ -28,7 +28,7 @@ SPOKEN = """() => {
 }"""
 
 
-async def test_page_misses_nothing_and_doubles_nothing_while_the_bridge_is_restarted(
+async def test_page_misses_and_repeats_nothing_during_a_restart_of_the_bridge(
     live: Live, broker: Broker, amqp: AbstractConnection
 ) -> None:
     exchange, stream = unique("exchange"), unique("stream")
@@ -39,14 +39,14 @@ async def test_page_misses_nothing_and_doubles_nothing_while_the_bridge_is_resta
             await live.open(port_of(bridge))
             await publish(amqp, exchange, *map(killmail, range(1, 4)))
             await live.shows(3, 2, 1)
-        await live.says(re.compile("Disconnected: the bridge .*. Retrying"))
+        await live.shows_state(re.compile("Disconnected: the bridge .*. Retrying"))
         await publish(amqp, exchange, *map(killmail, range(4, 7)))
         async with running(broker.url, **flags, port=port_of(bridge)):
-            await live.says(CONNECTED)
+            await live.shows_state(CONNECTED)
             await publish(amqp, exchange, killmail(7))
             await live.shows(7, 6, 5, 4, 3, 2, 1)
             await live.has(7)
-        assert live.said_beside(NOT_REACHED) == []
+        assert live.messages_except(NOT_REACHED) == []
     finally:
         channel = await amqp.channel()
         await channel.queue_delete(stream)
@@ -54,7 +54,7 @@ async def test_page_misses_nothing_and_doubles_nothing_while_the_bridge_is_resta
         await channel.close()
 
 
-async def test_page_says_what_may_be_missing_after_a_restart_without_a_history(
+async def test_page_shows_what_may_be_missing_after_a_restart_without_a_history(
     live: Live, broker: Broker, amqp: AbstractConnection, exchange: str
 ) -> None:
     await live.hurry()
@@ -69,7 +69,7 @@ async def test_page_says_what_may_be_missing_after_a_restart_without_a_history(
         assert await live.kills() == [1]
 
 
-async def test_page_says_that_the_bridge_does_not_consume_and_what_may_be_missing_then(
+async def test_page_shows_that_the_bridge_does_not_consume_and_what_may_be_missing(
     live: Live, broker: Broker, exchange: str, amqp: AbstractConnection
 ) -> None:
     async with proxy(broker.url) as line:
@@ -77,27 +77,27 @@ async def test_page_says_that_the_bridge_does_not_consume_and_what_may_be_missin
         async with running(line.url, exchanges=f"{exchange}=killmail", reject_exchange="off") as bridge:
             await live.open(port_of(bridge))
             await line.close()
-            await live.says(re.compile("^Broker lost [0-9]+ s ago; trying again. No updates come.$"))
-            # How long ago is not read out each time that it is another.
+            await live.shows_state(re.compile("^Broker lost [0-9]+ s ago; trying again. No updates come.$"))
+            # A screen reader does not read out each change of the duration.
             spoken = live.page.locator("header").get_by_role("status")
             await expect(spoken).to_match_aria_snapshot("- status: Broker lost; trying again. No updates come.")
             await live.page.evaluate(SPOKEN)
-            await live.says(re.compile("^Broker lost ([3-9]|[1-9][0-9]+) s ago;"))
+            await live.shows_state(re.compile("^Broker lost ([3-9]|[1-9][0-9]+) s ago;"))
             assert await live.page.evaluate("spoken") == 0
-            # What the broker, or the line to it, says of that changes from one attempt to the next.
+            # The error text may change at each attempt.
             await expect(live.page.locator("#why")).not_to_be_empty()
             await expect(live.page.locator("#broker")).to_contain_text("lost for", timeout=LIMIT_MS)
             await line.open()
-            await live.says(CONNECTED)
+            await live.shows_state(CONNECTED)
             await expect(live.page.locator("#why")).to_be_hidden()
             await expect(live.rows.first).to_contain_text("Updates may be missing from")
-            # There is one row for it, among what comes.
+            # The gap has one row among the updates.
             await publish(amqp, exchange, killmail(21))
             await live.has(2)
-            assert live.said_beside(NOT_REACHED) == []
+            assert live.messages_except(NOT_REACHED) == []
 
 
-async def test_page_says_that_the_broker_refuses_the_bridge_and_why(live: Live, watched: Bridge) -> None:
+async def test_page_shows_that_and_why_the_broker_refuses_the_bridge(live: Live, watched: Bridge) -> None:
     words = "NOT_ALLOWED - access to vhost 'kills' refused"
 
     async def refused(route: Route) -> None:
@@ -108,5 +108,5 @@ async def test_page_says_that_the_broker_refuses_the_bridge_and_why(live: Live, 
 
     await live.page.route("**/readyz", refused)
     await live.page.goto(f"http://localhost:{port_of(watched)}/")
-    await live.says("The broker refuses the bridge; trying again. No updates come.")
+    await live.shows_state("The broker refuses the bridge; trying again. No updates come.")
     await expect(live.page.locator("#why")).to_have_text(words)

@@ -1,4 +1,4 @@
-"""A real browser: Debian's Chromium, driven by Playwright, cut off from all but loopback; and a foreign web site."""
+"""A real browser, and a foreign web site. Playwright drives Debian's Chromium, which reaches only loopback."""
 
 import asyncio
 import shutil
@@ -12,12 +12,12 @@ from playwright.async_api import Browser, async_playwright
 from tests.support.broker.session import unavailable
 from tests.support.prepare import CHROMIUM, WHOLE_CHROMIUM
 
-STRANGERS = ".example"
-"""Names that end so are this machine to the browser, and nothing that it knows to be local."""
+FOREIGN_SUFFIX = ".example"
+"""The browser resolves names with this ending to this machine, but does not know that they are local."""
 
 # Literal addresses go through these rules too.
 _RULES = [
-    f"MAP *{STRANGERS} 127.0.0.1",
+    f"MAP *{FOREIGN_SUFFIX} 127.0.0.1",
     "MAP * ~NOTFOUND",
     *(
         f"EXCLUDE {host}"
@@ -56,7 +56,7 @@ REDIRECT = "/redirect?"
 
 
 class File(NamedTuple):
-    """What a path of a foreign site answers."""
+    """The response for a path of a foreign site."""
 
     content_type: str
     body: str
@@ -65,7 +65,7 @@ class File(NamedTuple):
 class ForeignSite:
     """A web site that is not the bridge's. Answers each request with a file and ends the connection.
 
-    A browser thus keeps no connection to a name that moves.
+    The browser therefore keeps no connection when a name moves to another server.
     """
 
     def __init__(self, files: Mapping[str, File], tls: ssl.SSLContext | None = None) -> None:
@@ -74,7 +74,7 @@ class ForeignSite:
         self._server: asyncio.Server | None = None
         self.port = 0
         self.asked: list[str] = []
-        """What was asked for, as it came."""
+        """The targets of all requests."""
 
     async def open(self) -> None:
         """Listens on a free port of 127.0.0.1."""
@@ -102,7 +102,7 @@ class ForeignSite:
             writer.write("\r\n".join([f"HTTP/1.1 {lines[0]}", *lines[1:], "", ""]).encode() + body)
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # A browser connects ahead of need, and goes again.
+            pass  # a browser may connect in advance, and disconnect without a request
         finally:
             writer.close()
 

@@ -1,4 +1,4 @@
-"""The live page in a real browser, and whatever the browser had to say of it meanwhile."""
+"""The live page in a real browser, with the browser's messages about it."""
 
 import re
 from urllib.parse import urlsplit
@@ -12,63 +12,63 @@ LIMIT_MS = LIMIT_S * 1000
 expect.set_options(timeout=LIMIT_MS)
 
 CONNECTED = "Connected"
-"""What the page says of its state."""
+"""The state that the page shows while it is connected."""
 
 NOT_REACHED = r"net::ERR_CONNECTION_|the server responded with a status of 503"
-"""What Chromium itself writes of requests while the bridge is away, or is not ready. A page can't keep it from that."""
+"""Chromium's own console messages while the bridge is away or not ready. A page can't suppress them."""
 
 REFUSED = r"(Unexpected response code:|responded with a status of) 400"
-"""Likewise of a filter that the bridge refuses."""
+"""Chromium's own console messages about a filter that the bridge refuses."""
 
 
 class Live:
-    """The page, to be opened."""
+    """The live page. `open` opens it."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.said: list[str] = []
-        """Lines in the console (violations of its policy are some), errors of its script, requests that failed."""
-        self.asked: set[str] = set()
-        """Host and port of everything that was asked for, sockets too."""
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-        page.on("requestfailed", lambda request: self.said.append(f"{request.url}: {request.failure}"))
-        page.on("request", lambda request: self.asked.add(urlsplit(request.url).netloc))
-        page.on("websocket", lambda socket: self.asked.add(urlsplit(socket.url).netloc))
+        self.messages: list[str] = []
+        """Lines in the console, including policy violations; errors of the page's script; failed requests."""
+        self.requested_hosts: set[str] = set()
+        """Host and port of all requests and WebSockets."""
+        page.on("console", lambda message: self.messages.append(message.text))
+        page.on("pageerror", lambda error: self.messages.append(str(error)))
+        page.on("requestfailed", lambda request: self.messages.append(f"{request.url}: {request.failure}"))
+        page.on("request", lambda request: self.requested_hosts.add(urlsplit(request.url).netloc))
+        page.on("websocket", lambda socket: self.requested_hosts.add(urlsplit(socket.url).netloc))
         self.state = page.locator("#state")
         self.rows = page.locator("tbody tr")
         self.more = page.locator("#more")
 
-    def said_beside(self, pattern: str) -> list[str]:
-        """What was said but for what matches."""
-        return [line for line in self.said if not re.search(pattern, line)]
+    def messages_except(self, pattern: str) -> list[str]:
+        """Returns the messages that do not match."""
+        return [line for line in self.messages if not re.search(pattern, line)]
 
     async def hurry(self) -> None:
-        """Has it connect again without long pauses."""
+        """Makes the page reconnect without long pauses."""
         script = paused((CLIENTS / "browser.js").read_text(), {})
         await self.page.route(
             "**/schemas/clients/browser.js", lambda route: route.fulfill(body=script, content_type="text/javascript")
         )
 
     async def open(self, port: int, host: str = "localhost", query: str = "") -> None:
-        """Loads it, and returns when it is connected."""
+        """Loads the page, and returns when it is connected."""
         await self.page.goto(f"http://{host}:{port}/{query}")
-        await self.says(CONNECTED)
+        await self.shows_state(CONNECTED)
 
-    async def says(self, state: str | re.Pattern[str]) -> None:
-        """Returns when that is the state."""
+    async def shows_state(self, state: str | re.Pattern[str]) -> None:
+        """Waits until the page shows this state."""
         await expect(self.state).to_have_text(state, timeout=LIMIT_MS)
 
     async def has(self, rows: int) -> None:
-        """Returns when it shows that many updates."""
+        """Waits until the page shows this number of updates."""
         await expect(self.rows).to_have_count(rows, timeout=LIMIT_MS)
 
     async def kills(self) -> list[int]:
-        """The killmails that it shows, in order."""
+        """Returns the killmails that the page shows, in order."""
         links = await self.page.locator("tbody a[href*='/kill/']").all_inner_texts()
         return [int(link.removeprefix("kill ")) for link in links]
 
     async def shows(self, *kills: int) -> None:
-        """Returns when these are the killmails that it shows."""
+        """Waits until the page shows exactly these killmails."""
         links = self.page.locator("tbody a[href*='/kill/']")
         await expect(links).to_have_text([f"kill {kill}" for kill in kills], timeout=LIMIT_MS)
