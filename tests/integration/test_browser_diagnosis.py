@@ -12,7 +12,7 @@ from playwright.async_api import Browser
 
 from bridge.app import Bridge
 from tests.support.broker.ports import free_port
-from tests.support.browser import STRANGERS, ForeignSite, chromium, foreign_site
+from tests.support.browser import FOREIGN_SUFFIX, ForeignSite, chromium, foreign_site
 from tests.support.certificates import certificate
 from tests.support.clients import RawClient
 from tests.support.followers import Follower, in_page, page_files
@@ -105,7 +105,7 @@ async def test_wrong_path_is_reported(browser: Browser, site: ForeignSite, bridg
 async def test_origin_that_is_not_allowed_is_reported_as_a_possible_cause(
     browser: Browser, site: ForeignSite, bridge: Bridge
 ) -> None:
-    page = f"http://board{STRANGERS}:{site.port}"
+    page = f"http://board{FOREIGN_SUFFIX}:{site.port}"
     async with in_page(browser, f"{page}/", url_of(bridge), LONG_S, permissions=[PERMISSION]) as follower:
         reason = await diagnosis(follower)
     nothing = f"no bridge answers at http://localhost:{port_of(bridge)}/updates"
@@ -147,7 +147,7 @@ async def test_origin_that_is_refused_behind_a_proxy_is_reported_with_the_senten
     browser: Browser, bridge: Bridge
 ) -> None:
     async with proxy(port_of(bridge), "localhost", passes_upgrades=True) as port:
-        place = f"board{STRANGERS}:{port}"
+        place = f"board{FOREIGN_SUFFIX}:{port}"
         async with in_page(browser, f"http://{place}/", f"ws://{place}/updates", LONG_S) as follower:
             assert await diagnosis(follower) == "403: Pages of this origin may not connect (BRIDGE_ALLOWED_ORIGINS)."
 
@@ -162,10 +162,10 @@ async def test_proxy_that_does_not_pass_upgrades_on_is_reported(browser: Browser
 async def test_ws_from_an_https_page_is_reported_as_mixed_content(
     browser: Browser, bridge: Bridge, tls: ssl.SSLContext
 ) -> None:
-    url = f"ws://bridge{STRANGERS}:{port_of(bridge)}/updates"
+    url = f"ws://bridge{FOREIGN_SUFFIX}:{port_of(bridge)}/updates"
     async with (
         foreign_site(page_files({}), tls) as secure_site,
-        in_page(browser, f"https://board{STRANGERS}:{secure_site.port}/", url, LONG_S) as follower,
+        in_page(browser, f"https://board{FOREIGN_SUFFIX}:{secure_site.port}/", url, LONG_S) as follower,
     ):
         assert "mixed content" in await diagnosis(follower)
         assert [words[:2] for words in await follower.reports()] == [["disconnected", 1006]]
@@ -193,7 +193,7 @@ async def test_missing_permission_for_the_local_network_is_reported(
         foreign_site(page_files({}), tls if scheme == "https" else None) as site,
         public(site) as browser,
     ):
-        page = f"{scheme}://board{STRANGERS}:{site.port}/"
+        page = f"{scheme}://board{FOREIGN_SUFFIX}:{site.port}/"
         async with in_page(browser, page, url_of(bridge), LONG_S, permissions=[]) as follower:
             assert await diagnosis(follower) == "the browser denies this page the permission Local Network Access"
         async with in_page(browser, page, url_of(bridge), LONG_S) as follower:
@@ -202,7 +202,7 @@ async def test_missing_permission_for_the_local_network_is_reported(
 
 async def test_permission_for_the_local_network_lets_a_public_page_connect(tls: ssl.SSLContext) -> None:
     async with foreign_site(page_files({}), tls) as site, public(site) as browser:
-        page = f"https://board{STRANGERS}:{site.port}"
+        page = f"https://board{FOREIGN_SUFFIX}:{site.port}"
         async with (
             started(NO_BROKER, host="localhost", allowed_origins=page) as bridge,
             in_page(browser, f"{page}/", url_of(bridge), LONG_S, permissions=[PERMISSION]) as follower,
