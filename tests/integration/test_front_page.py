@@ -1,0 +1,141 @@
+"""The examples of the README run as they stand."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+from aio_pika.abc import AbstractConnection
+
+from tests.support.broker.find import Broker
+from tests.support.broker.ports import free_port
+from tests.support.clients import get
+from tests.support.documentation import BIN, ROOT, adapted, code_block, shell
+from tests.support.killmail import killmail
+from tests.support.publishing import bind, publish, take
+from tests.support.running import port_of, running, sample
+from tests.support.waiting import LIMIT_S, eventually
+
+URL = "ws://localhost:3000/updates"
+
+
+@asynccontextmanager
+async def started(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program whose output is read, with an input that stays open. Ends the program and its children."""
+    pipe = asyncio.subprocess.PIPE
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()
+
+
+def websocket_flags(node: str) -> list[str]:
+    """Returns what makes Node 20 behave as Node 22, which the example needs."""
+    version = subprocess.run([node, "--version"], stdout=subprocess.PIPE, check=True, text=True).stdout
+    return ["--experimental-websocket"] if version.startswith("v20.") else []
+
+
+async def prints_an_update(
+    amqp: AbstractConnection, exchange: str, broker: Broker, *command: str, last: bytes = b""
+) -> bytes:
+    """Runs a client until it prints an update. `PORT` in its command is the port of the bridge. Returns the output.
+
+    When the bridge has stopped, the output must contain `last`.
+    """
+    async with running(broker.url, exchanges=f"{exchange}=killmail", host="localhost") as bridge:
+        command = tuple(argument.replace("PORT", str(port_of(bridge))) for argument in command)
+        async with started(*command) as process:
+            await eventually(
+                "the client is connected", lambda: sample(bridge, "bridge_connections", transport="websocket") == 1
+            )
+            await publish(amqp, exchange, killmail(123456789))
+            assert process.stdout is not None
+            output = b""
+            async with asyncio.timeout(LIMIT_S):
+                while b"123456789" not in output:
+                    output += await process.stdout.readline()
+            await bridge.stop()
+            async with asyncio.timeout(LIMIT_S):
+                while last not in output:
+                    output += await process.stdout.readline()
+            return output
+
+
+async def test_demo_shows_the_live_page(broker: Broker) -> None:
+    port = free_port()
+    command = adapted(code_block("README.md", "edk-bridge", 0), ("make demo", f'make demo FLAGS="--port={port}"'))
+    environment = os.environ | {"BRIDGE_AMQP_URL": broker.url}
+    process = await asyncio.create_subprocess_shell(
+        command, cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        output = b""
+        async with asyncio.timeout(LIMIT_S):
+            while b"Ctrl-C" not in output:
+                output += await process.stdout.readline()
+        status, page = await get(port, "/")
+        assert status == 200
+        assert b"<html" in page
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        await process.communicate()
+
+
+async def test_client_in_javascript_prints_updates_and_the_close_code(
+    node: str, broker: Broker, amqp: AbstractConnection, exchange: str
+) -> None:
+    script = adapted(code_block("README.md", "edk-bridge", 1), ("localhost:3000", "localhost:PORT"))
+    output = await prints_an_update(
+        amqp, exchange, broker, node, *websocket_flags(node), "--eval", script, last=b"1001"
+    )
+    assert b"type: 'killmail'" in output
+
+
+def test_message_is_an_update() -> None:
+    message = orjson.loads(code_block("README.md", "Connect", 0))
+    assert message["data"] == orjson.loads(orjson.dumps(message["data"]))
+    assert list(message) == ["type", "timestamp", "data"]
+
+
+async def test_client_in_python_prints_updates(broker: Broker, amqp: AbstractConnection, exchange: str) -> None:
+    script = adapted(code_block("README.md", "Connect", 1), ("localhost:3000", "localhost:PORT"))
+    await prints_an_update(amqp, exchange, broker, sys.executable, "-u", "-c", script)
+
+
+@pytest.mark.parametrize("line", [0, 1])
+async def test_commands_print_updates(broker: Broker, amqp: AbstractConnection, exchange: str, line: int) -> None:
+    command = code_block("README.md", "Connect", 2).splitlines()[line]
+    if line == 0:
+        command = adapted(command, ("localhost:3000", "localhost:PORT"))
+    else:
+        command = adapted(
+            command, ("tail", "tail ws://localhost:PORT/updates"), ("30000142", str(killmail(1)["systemId"]))
+        )
+    await prints_an_update(amqp, exchange, broker, "sh", "-c", command)
+
+
+async def test_publisher_publishes(
+    broker: Broker, amqp: AbstractConnection, exchange: str, queue: str, tmp_path: Path
+) -> None:
+    script = adapted(
+        code_block("README.md", "Publish"),
+        ("amqp://guest:guest@localhost:5672/", broker.url),
+        ('"killmails"', f'"{exchange}"'),
+    )
+    (tmp_path / "example.py").write_text(script)
+    await bind(amqp, exchange, queue)
+    assert await shell("python example.py", tmp_path) == b""
+    [message] = await take(amqp, queue, 1)
+    assert orjson.loads(message.body)["killmailId"] == 1
