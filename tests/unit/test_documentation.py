@@ -2,6 +2,7 @@
 
 import ast
 import re
+import struct
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ SHOWN = {"text", "mermaid", "json"}
 NOT_RUN: dict[tuple[str, str, int], str] = {
     ("docker/README.md", "systemd", 0): "downloads from the package index; the build of the image runs the same steps",
     ("docker/README.md", "systemd", 2): "needs a running systemd and the root user",
+    ("README.md", "Tests", 0): "runs all tests, and so this one",
 }
 """The examples that no test can run, each with the reason."""
 
@@ -124,3 +126,16 @@ def test_each_document_can_be_reached_from_the_readme() -> None:
                 if name in DOCUMENTS and name not in reached:
                     waiting.append(name)
     assert not set(DOCUMENTS) - reached - {".github/pull_request_template.md"}
+
+
+def test_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size < 8000
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_pictures_of_the_live_page_are_small(scheme: str) -> None:
+    picture = (ROOT / f".github/live-page-{scheme}.png").read_bytes()
+    # The header of the first chunk, IHDR, has the width and the height (PNG specification, section 11.2.1).
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
+    assert struct.unpack(">II", picture[16:24]) == (1280, 640)
+    assert len(picture) < 150_000
