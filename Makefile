@@ -23,7 +23,7 @@ COMPILE = env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_
   $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(FLAGS)
 
-.PHONY: help setup prepare demo test test-quick test-all test-rest test-releases soak bench lint style types unit unit-first unit-second format contract readme lock audit mutants clean
+.PHONY: help setup prepare demo test test-quick test-all test-rest test-releases soak bench lint style types unit unit-first unit-second format contract readme picture lock audit mutants clean
 
 help:
 	@echo 'make setup       prepare .venv, with the command edk-bridge in it'
@@ -40,6 +40,7 @@ help:
 	@echo 'make format      put the code into shape'
 	@echo 'make contract    write schemas/generated anew, from the schema files'
 	@echo 'make readme      write the generated parts of the README files anew'
+	@echo 'make picture     take the pictures of the live page in README.md anew, which takes 5 minutes'
 	@echo 'make lock        write the lock files anew (FLAGS=--upgrade takes the newest of everything)'
 	@echo 'make audit       ask whether anything in the lock files has a known vulnerability (FLAGS="-s osv" asks OSV)'
 	@echo 'make clean       remove whatever was made here'
@@ -170,6 +171,9 @@ contract: $(READY)
 
 readme: $(READY)
 	$(BIN)/python -m tests.support.generated readme
+
+picture: $(READY)
+	$(BIN)/python -m tests.support.picture
 
 lock: $(READY)
 	$(COMPILE) pyproject.toml --output-file requirements.lock
