@@ -15,14 +15,13 @@ from aio_pika.abc import AbstractConnection
 
 from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
-from tests.support.clients import get
+from tests.support.clients import RawClient, get
 from tests.support.documentation import BIN, ROOT, adapted, code_block, shell
+from tests.support.image import BASE, site
 from tests.support.killmail import killmail
-from tests.support.publishing import bind, publish, take
-from tests.support.running import port_of, running, sample
+from tests.support.publishing import bind, observer, publish, take
+from tests.support.running import port_of, running, sample, unique
 from tests.support.waiting import LIMIT_S, eventually
-
-URL = "ws://localhost:3000/updates"
 
 
 @asynccontextmanager
@@ -139,3 +138,47 @@ async def test_publisher_publishes(
     assert await shell("python example.py", tmp_path) == b""
     [message] = await take(amqp, queue, 1)
     assert orjson.loads(message.body)["killmailId"] == 1
+
+
+@pytest.mark.slow
+async def test_container_sends_updates(image: str) -> None:
+    build, run = code_block("README.md", "Run").split("\n", 1)
+    base = f"--build-arg PYTHON_IMAGE={BASE} " if BASE else ""
+    name, port = unique("image"), free_port()
+    try:
+        # The layers of `image` are used again.
+        await shell(
+            adapted(build, ("docker build", f"docker build --network=host {base}"), ("-t edk-bridge", f"-t {name}")),
+            ROOT,
+        )
+        with site(name) as place:
+            container = await shell(
+                adapted(
+                    run,
+                    ("docker run", "docker run --detach"),
+                    ("my-network", place.network),
+                    ("127.0.0.1:3000", f"127.0.0.1:{port}"),
+                    ("user:password", "guest:guest"),
+                    (" edk-bridge\n", f" {name}\n"),
+                ),
+                ROOT,
+            )
+            try:
+                await eventually("the bridge is ready", lambda: is_ready(port))
+                client = await RawClient.open(port)
+                async with observer(place.broker_url) as amqp:
+                    await publish(amqp, "killmails", killmail(1))
+                assert orjson.loads(await client.text())["data"] == killmail(1)
+                await client.close()
+            finally:
+                await shell(f"docker rm --force --volumes {container.decode().strip()}", ROOT)
+    finally:
+        await shell(f"docker rmi --force {name}", ROOT)
+
+
+async def is_ready(port: int) -> bool:
+    try:
+        return (await get(port, "/readyz"))[0] == 200
+    except (OSError, IndexError):
+        # The engine's proxy accepts connections before the bridge listens, and then closes them.
+        return False

@@ -125,6 +125,11 @@ class Site:
         """For whoever is not in the network."""
         self._network = network
 
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return str(self._network.name)
+
     @contextmanager
     def bridge(self, files: Mapping[Path, str] | None = None, **variables: str) -> Iterator[Contained]:
         """A bridge, as restricted as its operator can make it; removed at the end. `files` are mounted, read-only."""
