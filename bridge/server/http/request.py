@@ -1,8 +1,8 @@
 """The head of an HTTP request: request line and headers, parsed and bounded (RFC 9112).
 
-llhttp reads the headers, through httptools, as strictly as it can: no folded lines, no space before a colon, no
-control characters, no contradiction between Content-Length and Transfer-Encoding. This module parses the
-request line, because llhttp refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
+llhttp reads the headers, through httptools, in its strictest mode. It refuses folded lines, a space before a colon,
+control characters, and Content-Length with Transfer-Encoding. This module parses the request line, because llhttp
+refuses methods that RFC 9112 allows, and accepts other protocols (HTTP/0.9, RTSP).
 
 Pure. `access` and `router` decide which requests are allowed.
 """

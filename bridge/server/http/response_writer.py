@@ -20,8 +20,8 @@ class ResponseWriter:
     def __init__(self, transport: asyncio.Transport, data: bytes, timeout_s: float, abort: Callable[[], None]) -> None:
         """Writes `data`, and ends this side of the connection.
 
-        `abort` is called after a period of `timeout_s` in which the client has read too little, or has read everything
-        and has not ended its side.
+        `abort` is called after a period of `timeout_s` in which the client has read too little. It is also called if
+        the client has read everything, but has not ended its side in this time.
         """
         self._transport = transport
         self._timeout_s = timeout_s

@@ -20,8 +20,8 @@ from bridge.server.transport import tcp
 from bridge.server.websocket.reader import Close, FrameReader, Ping, ProtocolViolation
 
 CLOSING_BUFFER_BYTES = 4 * SEND_BUFFER_BYTES
-"""The size of the kernel's send buffer for a closing client that does not read: room for the rest of an update of up to
-80 KB, and for the close frame. After the rest of a larger update, the client may not get the close frame."""
+"""The size of the kernel's send buffer for a closing client that does not read. It has room for the rest of an update
+of up to 80 KB, and for the close frame. After a larger update, the client may not get the close frame."""
 
 MAX_PONGS_DUE = 4
 """The most pongs that a client may send without a charge, one for each unanswered ping. Without this limit, a client
