@@ -250,9 +250,8 @@ async def test_interrupt_while_the_pipe_is_silent_ends_with_130(
         running.process.send_signal(signal.SIGINT)
         ended = await running.ended()
     # The confirm may still be on its way when the queue has the event.
-    assert (ended.code, ended.said[0].partition(" ")[0], len(ended.said)) == (130, "interrupted:", 1)
-    assert ended.said[0].split()[1] in "01"
-    assert ended.said[0] == "interrupted: 1 event published, 0 invalid"
+    assert ended.code == 130
+    assert ended.said in [[f"interrupted: {count} published, 0 invalid"] for count in ("0 events", "1 event")]
 
 
 @asynccontextmanager
