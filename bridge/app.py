@@ -32,7 +32,7 @@ from bridge.contract.deduplication import DuplicateWindow
 from bridge.contract.documents import asyncapi
 from bridge.contract.filters import QueryParser
 from bridge.contract.pipeline import Pipeline, Reason
-from bridge.errors import AddressUnavailable, ConfigurationError, redact
+from bridge.errors import ConfigurationError, redact
 from bridge.metrics import Metrics
 from bridge.readiness import Readiness
 from bridge.relay import Relay, UnflushedDeliveries, now_ms
@@ -40,7 +40,7 @@ from bridge.server import memory
 from bridge.server.access.rules import Access, Rule
 from bridge.server.http.pages import Pages
 from bridge.server.listeners import descriptors
-from bridge.server.listeners.sockets import listen_hint, source_address
+from bridge.server.listeners.sockets import address_unavailable, source_address
 from bridge.server.router import Router
 from bridge.server.server import Limits, Server
 from bridge.server.tls import Tls
@@ -144,15 +144,22 @@ class Bridge:
         try:
             self.addresses = self._server.listen(settings.host, settings.port, settings.reuse_port)
         except OSError as error:
-            raise AddressUnavailable(f"can't listen on {redact(str(error.strerror))}; {listen_hint(error)}") from error
+            raise address_unavailable(error) from error
         networks = settings.allowed_networks
         hosts = [address for address, _ in self.addresses]
-        self._pages.describe(self._described(announced_host(hosts, networks, source_address), self.addresses[0][1]))
-        scheme = "wss" if self._tls else "ws"
-        for address, port in self.addresses:
-            host = client_host(address, networks, source_address)
-            url = {} if host is None else {"url": f"{scheme}://{format_authority(host, port)}{settings.path}"}
-            _log.info("listening", **url, address=address, port=port)
+        port = self.addresses[0][1]
+        host = announced_host(hosts, networks, source_address)
+        self._pages.describe(self._described(host, port))
+        has_clients = any(client_host(each, networks, source_address) is not None for each in hosts)
+        # One line for all addresses: a person looks for the page, and any of the addresses leads there.
+        _log.info(
+            "listening",
+            **(self._urls(host, port) if has_clients else {}),
+            addresses=", ".join(hosts),
+            port=port,
+            version=__version__,
+        )
+        for address in hosts:
             if (lack := out_of_reach(address, networks)) is not None:
                 _log.warning(
                     "no client can reach this address",
@@ -162,6 +169,12 @@ class Bridge:
                 )
         self._rejects_task = asyncio.create_task(self._rejects.run(), name="rejects")
         self._source_task = asyncio.create_task(self._source.run(), name="consumer")
+
+    def _urls(self, host: str, port: int) -> dict[str, str]:
+        """Returns the URLs of the live page and of the endpoint, as log fields."""
+        authority = format_authority(host, port)
+        secure = "s" if self._tls else ""
+        return {"page": f"http{secure}://{authority}/", "url": f"ws{secure}://{authority}{self._settings.path}"}
 
     def _described(self, host: str, port: int) -> bytes:
         settings = self._settings

@@ -62,10 +62,9 @@ _PRINTABLE_OPTIONS = frozenset({"auth", "cafile", "capath", "certfile", "heartbe
 
 
 class AddressUnavailable(BridgeError):
-    """The bridge can't listen on an address now: another program uses it, or this machine does not have it yet.
+    """The bridge can't listen on an address: BRIDGE_HOST or BRIDGE_PORT can't be used as they are."""
 
-    Not a ConfigurationError, because a later start may succeed with the same settings.
-    """
+    exit_code = 2
 
 
 class BrokerRefusal(BridgeError):

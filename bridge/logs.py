@@ -67,6 +67,8 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
         renderer = structlog.dev.ConsoleRenderer(
             colors=terminal.takes_color(sys.stderr),
             pad_event_to=0,
+            # The order of the call: the most important field is first.
+            sort_keys=False,
             # If the package rich is installed, the default shows the local variables of each frame, with passwords.
             exception_formatter=structlog.dev.plain_traceback,
         )

@@ -4,7 +4,6 @@ However the demo ends, it removes everything that it has started or declared.
 """
 
 import asyncio
-import errno
 import os
 import signal
 import sys
@@ -31,7 +30,7 @@ from bridge.demo.feed import Feed
 from bridge.demo.guide import Guide
 from bridge.demo.publisher import DemoPublisher
 from bridge.errors import BridgeError, ConfigurationError
-from bridge.server.listeners.sockets import listen_hint, open_listeners, source_address
+from bridge.server.listeners.sockets import address_unavailable, open_listeners, source_address
 
 StartBroker = Callable[[str, Callable[[str], None]], Broker]
 """Starts a broker from an image. Calls the function with each line to print. Raises BridgeError."""
@@ -212,12 +211,11 @@ def say(line: str, err: bool = False) -> None:
 
 
 def free_host(settings: Settings) -> str:
-    """Returns the host for clients' URLs. Raises ConfigurationError if the bridge can't listen there."""
+    """Returns the host for clients' URLs. Raises AddressUnavailable if the bridge can't listen there."""
     try:
         listeners = open_listeners(settings.host, settings.port, settings.reuse_port)
     except OSError as error:
-        hint = "--port takes another" if error.errno == errno.EADDRINUSE else listen_hint(error)
-        raise ConfigurationError([f"the bridge can't listen on {error.strerror}; {hint}"]) from error
+        raise address_unavailable(error) from error
     hosts = [str(listener.getsockname()[0]) for listener in listeners]
     for listener in listeners:
         listener.close()

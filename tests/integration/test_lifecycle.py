@@ -18,6 +18,7 @@ from tests.support.broker.find import Broker
 from tests.support.broker.ports import free_port
 from tests.support.certificates import certificate
 from tests.support.clients import CLOSE, PING, PONG, RawClient, client_frame, close_code, get, request, server_frames
+from tests.support.commands import ran
 from tests.support.running import bridge_process, timed_command
 from tests.support.waiting import LIMIT_S, eventually
 
@@ -110,23 +111,43 @@ async def test_type_without_a_schema_ends_with_2_and_the_known_types() -> None:
         ]
 
 
-async def test_port_that_is_taken_ends_with_1_the_address_and_what_to_do() -> None:
-    """Not with 2, after which a service manager would not try again."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+TAKEN = (
+    "edk-bridge: can't listen on {} port {}: Address already in use; another program uses the port (`ss -ltnp` shows "
+    "which): end it, or set BRIDGE_PORT (--port) to another port"
+)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("command", [["serve"], ["demo", "--without-broker"], ["demo"]], ids=" ".join)
+async def test_port_that_is_taken_ends_with_2_the_address_and_what_to_do(command: list[str], address: str) -> None:
+    family = socket.AF_INET6 if address == "::1" else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as taken:
         port = taken.getsockname()[1]
-        async with bridge_process(UNREACHABLE, BRIDGE_PORT=str(port)) as process:
-            assert await process.ended() == 1
-            assert process.texts == [
-                f"edk-bridge: can't listen on 127.0.0.1 port {port}: Address already in use; "
-                "end the program that has it, or name another port in BRIDGE_PORT"
-            ]
+        ended = await ran(*command, "--port", str(port), BRIDGE_AMQP_URL=UNREACHABLE)
+    assert (ended.code, ended.printed) == (2, ["stopped"] if command == ["demo"] and ended.printed else [])
+    assert ended.said == [TAKEN.format(address, port)]
 
 
-async def test_address_that_this_machine_has_not_got_ends_with_1() -> None:
-    async with bridge_process(UNREACHABLE, BRIDGE_HOST="192.0.2.1") as process:
-        assert await process.ended() == 1
-        [line] = process.texts
-        assert "192.0.2.1 port 0: Cannot assign requested address; this machine has no such address" in line
+async def test_address_that_this_machine_does_not_have_ends_with_2() -> None:
+    for command in (["serve"], ["demo", "--without-broker"]):
+        ended = await ran(*command, "--port", "3999", BRIDGE_AMQP_URL=UNREACHABLE, BRIDGE_HOST="192.0.2.1")
+        assert ended.code == 2
+        [line] = ended.said
+        assert line == (
+            "edk-bridge: can't listen on 192.0.2.1 port 3999: Cannot assign requested address; this machine does not "
+            "have this address: set BRIDGE_HOST to its own addresses"
+        )
+
+
+async def test_log_has_one_line_about_all_addresses_with_the_page_and_the_endpoint() -> None:
+    async with bridge_process(UNREACHABLE, BRIDGE_HOST="localhost", BRIDGE_PORT="0") as process:
+        port = await process.port()
+        await eventually("the broker is missed", lambda: process.logged("broker not available; trying again"))
+        [line] = [each for each in process.lines if each["event"] == "listening"]
+        assert line["page"] == f"http://localhost:{port}/"
+        assert line["url"] == f"ws://localhost:{port}/updates"
+        assert line["addresses"] in ("127.0.0.1, ::1", "127.0.0.1")
+        assert (await get(port, "/"))[0] == 200
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SO_REUSEPORT is not known there")

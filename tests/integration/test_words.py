@@ -79,7 +79,7 @@ async def test_refusals_are_one_sentence_for_the_refused_and_a_reason_for_the_op
         else:
             await eventually("it listens", lambda: [line for line in process.texts if "listening" in line])
             [listening] = [line for line in process.texts if "listening" in line]
-            port = int(listening.partition("127.0.0.1:")[2].partition("/")[0])
+            port = int(listening.partition(" port=")[2].partition(" ")[0])
         for what, (request, status) in REFUSED.items():
             head, _, body = (await response(port, request)).partition(b"\r\n\r\n")
             assert head.startswith(f"HTTP/1.1 {status} ".encode()), (what, head)

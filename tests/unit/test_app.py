@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from bridge import app
+from bridge import __version__, app
 from bridge.amqp.status import State
 from bridge.app import BROKER_SHARE, MIN_PER_ADDRESS, Bridge, serve
 from bridge.broadcast.close_reasons import CloseReason
@@ -465,9 +465,16 @@ async def test_bridge_listens_before_it_consumes_and_connects_the_rejects_first(
     await asyncio.sleep(0)
     assert lifecycle.steps == ["listens on localhost 4321 True", "rejects begun", "consumer begun"]
     assert bridge.addresses == [("127.0.0.1", 4321), ("::1", 4321)]
-    assert [(line["url"], line["address"], line["port"]) for line in logged] == [
-        ("ws://127.0.0.1:4321/live", "127.0.0.1", 4321),
-        ("ws://[::1]:4321/live", "::1", 4321),
+    assert logged == [
+        {
+            "event": "listening",
+            "log_level": "info",
+            "page": "http://localhost:4321/",
+            "url": "ws://localhost:4321/live",
+            "addresses": "127.0.0.1, ::1",
+            "port": 4321,
+            "version": __version__,
+        }
     ]
     assert b"localhost:4321" in bridge._pages.get("/asyncapi.json").body
     await bridge.stop()
@@ -481,9 +488,8 @@ async def test_wildcard_is_logged_as_an_address_that_clients_can_use(
     lifecycle.addresses = [("::", 4321), ("0.0.0.0", 4321)]
     with capture_logs() as logged:
         await bridge.start()
-    assert [(line["url"], line["address"]) for line in logged] == [
-        ("ws://[::1]:4321/updates", "::"),
-        ("ws://127.0.0.1:4321/updates", "0.0.0.0"),
+    assert [(line["page"], line["url"], line["addresses"]) for line in logged] == [
+        ("http://localhost:4321/", "ws://localhost:4321/updates", "::, 0.0.0.0")
     ]
     await bridge.stop()
 
@@ -497,7 +503,9 @@ async def test_wildcard_without_an_address_that_clients_can_use_is_logged_withou
     lifecycle.addresses = [("0.0.0.0", 4321)]
     with capture_logs() as logged:
         await bridge.start()
-    assert logged == [{"event": "listening", "log_level": "info", "address": "0.0.0.0", "port": 4321}]
+    [line] = logged
+    assert (line["event"], line["addresses"], line["port"]) == ("listening", "0.0.0.0", 4321)
+    assert not {"page", "url"} & line.keys()
     assert b"localhost:4321" in bridge._pages.get("/asyncapi.json").body
     await bridge.stop()
 

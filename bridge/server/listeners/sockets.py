@@ -12,6 +12,7 @@ from typing import Any
 
 from bridge.config.listen_addresses import EVERY, EVERY_IPV4, LOCALHOST
 from bridge.config.networks import Network
+from bridge.errors import AddressUnavailable, redact
 
 BACKLOG = 4096
 """The length of the kernel's queue of connections. After a restart, all clients connect at the same time."""
@@ -36,10 +37,11 @@ PORT_ATTEMPTS = 20
 """How many ports are tried to find one that is free on all addresses."""
 
 _HINTS = {
-    errno.EADDRINUSE: "end the program that has it, or name another port in BRIDGE_PORT",
-    errno.EADDRNOTAVAIL: "this machine has no such address, or not yet: BRIDGE_HOST names it",
-    errno.EACCES: "a port below 1024 is root's: name another one in BRIDGE_PORT",
-    errno.EAFNOSUPPORT: "this machine has no addresses of this kind; give others in BRIDGE_HOST",
+    errno.EADDRINUSE: "another program uses the port (`ss -ltnp` shows which): end it, or set BRIDGE_PORT (--port) to "
+    "another port",
+    errno.EADDRNOTAVAIL: "this machine does not have this address: set BRIDGE_HOST to its own addresses",
+    errno.EACCES: "a port below 1024 needs privileges: set BRIDGE_PORT (--port) to a higher port",
+    errno.EAFNOSUPPORT: "this machine does not have this kind of address: set BRIDGE_HOST to its own addresses",
 }
 
 SO_ATTACH_FILTER = 26
@@ -131,6 +133,12 @@ def _bind_all(targets: Sequence[_Target], port: int, reuse_port: bool) -> list[s
     return listeners
 
 
+def address_unavailable(error: OSError) -> AddressUnavailable:
+    """Converts an error of `open_listeners` to the error of a command. It names the address and what to do."""
+    # The host may be a URL with a password, by mistake.
+    return AddressUnavailable(f"can't listen on {redact(str(error.strerror))}; {listen_hint(error)}")
+
+
 def listen_hint(error: OSError) -> str:
     """Returns what an operator can do about an error of `open_listeners`."""
     if error.filename == EVERY and error.errno in NO_SUCH_ADDRESS:
@@ -142,7 +150,7 @@ def listen_hint(error: OSError) -> str:
         return "BRIDGE_HOST must hold addresses or names of this machine"
     if error.errno == errno.EINVAL and not zone and _is_link_local(address):
         return f"a link-local address needs its network interface, as in BRIDGE_HOST={address}%eth0"
-    return _HINTS.get(error.errno or 0, "BRIDGE_HOST and BRIDGE_PORT name others")
+    return _HINTS.get(error.errno or 0, "set BRIDGE_HOST and BRIDGE_PORT to others")
 
 
 def _is_link_local(host: str) -> bool:

@@ -15,6 +15,7 @@ from bridge.server.listeners.sockets import (
     PORT_ATTEMPTS,
     RECEIVE_BUFFER_BYTES,
     SEND_BUFFER_BYTES,
+    address_unavailable,
     drop_connection_requests,
     listen_hint,
     open_listeners,
@@ -252,9 +253,9 @@ def test_unknown_name_is_an_error_that_contains_it(monkeypatch: pytest.MonkeyPat
     ("host", "number", "hint"),
     [
         ("fe80::1", errno.EINVAL, "a link-local address needs its network interface, as in BRIDGE_HOST=fe80::1%eth0"),
-        ("fe80::1%eth0", errno.EINVAL, "BRIDGE_HOST and BRIDGE_PORT name others"),
-        ("fd00::1", errno.EINVAL, "BRIDGE_HOST and BRIDGE_PORT name others"),
-        ("kills", errno.EINVAL, "BRIDGE_HOST and BRIDGE_PORT name others"),
+        ("fe80::1%eth0", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to others"),
+        ("fd00::1", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to others"),
+        ("kills", errno.EINVAL, "set BRIDGE_HOST and BRIDGE_PORT to others"),
     ],
 )
 def test_link_local_address_without_its_interface_has_a_hint_to_it(host: str, number: int, hint: str) -> None:
@@ -287,10 +288,20 @@ def test_kernel_holds_little_for_a_client_that_is_accepted() -> None:
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(errno.EADDRINUSE, "BRIDGE_PORT"), (errno.EACCES, "1024"), (errno.EIO, "BRIDGE_HOST and BRIDGE_PORT name others")],
+    [
+        (errno.EADDRINUSE, "BRIDGE_PORT"),
+        (errno.EACCES, "1024"),
+        (errno.EIO, "set BRIDGE_HOST and BRIDGE_PORT to others"),
+    ],
 )
 def test_unavailable_address_has_a_hint(number: int, words: str) -> None:
     assert words in listen_hint(OSError(number, "why"))
+
+
+def test_error_of_a_listener_exits_with_2_and_shows_no_password() -> None:
+    error = address_unavailable(OSError(errno.EADDRNOTAVAIL, "'amqp://user:secret@host' port 3000: no such address"))
+    assert error.exit_code == 2
+    assert str(error).startswith("can't listen on ***@host' port 3000: no such address; ")
 
 
 @pytest.mark.parametrize(("error", "when"), [(errno.EAFNOSUPPORT, "made"), (errno.EADDRNOTAVAIL, "bound")])
